@@ -1,0 +1,44 @@
+# make demo and make test install what they need into .venv first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+export TOKENIZERS_PARALLELISM = false
+
+.PHONY: help demo test nightly lint bench base gpu-check clean
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "selfcorrect needs Python 3.11 or newer; name one with: make PYTHON=python3.11"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: $(VENV)/.installed  ## train a small model to correct itself and write runs/demo/report.html
+	$(BIN)/selfcorrect demo
+
+test: $(VENV)/.installed  ## the whole test suite
+	$(BIN)/python -m pytest
+
+nightly: $(VENV)/.installed  ## the test suite and the heavier checks
+	$(BIN)/python -m pytest -m "nightly or not nightly" -o addopts="-q --strict-markers -p no:cacheprovider"
+
+lint: $(VENV)/.installed  ## ruff and mypy
+	$(BIN)/ruff check src tests benchmarks examples
+	$(BIN)/ruff format --check src tests benchmarks examples
+	$(BIN)/mypy
+
+bench: $(VENV)/.installed  ## one whole training step against TRL, side by side
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev,bench]'
+	$(BIN)/python benchmarks/train_step.py
+
+base: $(VENV)/.installed  ## rebuild the lab's base model from its recipe
+	$(BIN)/selfcorrect train recipes/lab_base.yaml
+
+gpu-check: $(VENV)/.installed  ## the tests marked gpu and a larger lab run, under 10 minutes on one GPU
+	$(BIN)/python benchmarks/gpu_check.py
+
+clean:  ## remove the virtual environment and caches (runs/ stays)
+	rm -rf $(VENV) .mypy_cache .ruff_cache build dist src/*.egg-info

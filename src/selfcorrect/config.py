@@ -1,0 +1,388 @@
+"""Recipes: frozen models of every setting, YAML loading, `key=value` overrides (floor 1).
+
+A recipe is refused before any model is loaded: unknown keys with the nearest known name, wrong types and
+contradicting values, each with file and line.
+"""
+
+import difflib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+
+from selfcorrect.errors import ConfigError
+
+LAB_MODEL = "lab"  # the name under which the shipped base model of the lab goes
+
+Positive = Annotated[int, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Strict(BaseModel):
+    """Frozen; unknown keys refused; no silent conversion of strings to numbers."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class ModelConfig(Strict):
+    """path: a local folder of Hugging Face layout, a hub name, or "lab" for the shipped base model.
+
+    precision is that of the forward pass (autocast); weights and optimiser state stay float32.
+    """
+
+    path: str = LAB_MODEL
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] = "auto"
+
+
+class CountdownConfig(Strict):
+    """Three numbers and a target. Templates may use {numbers} and {target}.
+
+    max_number bounds numbers and targets that the generator draws; limit bounds every result of the answers
+    it builds problems from. data: a JSONL file of {"input": "3,7,12", "output": "22"} or
+    {"nums": [3, 7, 12], "target": 22} rows in place of the generator (evaluation only).
+    """
+
+    name: Literal["countdown"] = "countdown"
+    max_number: Annotated[int, Field(ge=5, le=10_000)] = 100
+    limit: Annotated[int, Field(ge=5, le=1_000_000)] = 200
+    data: str | None = None
+    prompt: str = (
+        "Reach the target {target} from the numbers {numbers}. Use each number exactly once, with +, -, * and /, "
+        "whole numbers only. Write one step a line in the form `a op b = c` and nothing else."
+    )
+    correction_prompt: str = (
+        "Go over your steps again: they may hold a mistake. If they do, mend it. Write the whole solution once "
+        "more, one step a line in the form `a op b = c` and nothing else."
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        for field in ("prompt", "correction_prompt"):
+            try:
+                getattr(self, field).format(numbers="1 2 3", target=6)
+            except (KeyError, IndexError, ValueError) as error:
+                raise ValueError(
+                    f"{field} may use only {{numbers}} and {{target}} (double other braces); cannot fill {error}"
+                ) from None
+        if "{numbers}" not in self.prompt or "{target}" not in self.prompt:
+            raise ValueError("prompt must hold {numbers} and {target}, or the model cannot see the problem")
+        if self.limit < self.max_number:
+            raise ValueError(f"limit ({self.limit}) must not be under max_number ({self.max_number})")
+        return self
+
+
+TaskConfig = CountdownConfig
+
+
+class RolloutConfig(Strict):
+    """problems_per_step x rollouts_per_problem rollouts a step, each of `attempts` attempts."""
+
+    problems_per_step: Positive = 48
+    rollouts_per_problem: Positive = 8
+    attempts: Annotated[int, Field(ge=2)] = 2
+    temperature: Rate = 1.0
+    max_new_tokens: Positive = 256
+
+
+class StageBase(Strict):
+    """What every stage has. beta1: KL to the reference on every attempt, inside each attempt's return."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,40}$")]
+    steps: Positive
+    learning_rate: Rate
+    beta1: NonNegative = 0.01
+
+
+class StageOne(StageBase):
+    """Eq. 3: only later attempts are rewarded; beta2 (on top of beta1) holds attempt 1 at the reference."""
+
+    objective: Literal["stage1"]
+    beta2: NonNegative = 0.1
+
+
+class StageTwo(StageBase):
+    """Eq. 4 with the bonus alpha * (r_a - r_{a-1}) on attempts 2 and later. gamma: App. A.2's ablation."""
+
+    objective: Literal["stage2"]
+    alpha: NonNegative = 10.0
+    gamma: Share = 0.0
+
+
+class SingleTurn(StageBase):
+    """Eq. 2 on attempt 1 alone: one attempt is played."""
+
+    objective: Literal["single_turn"]
+
+
+class MultiTurn(StageBase):
+    """Eq. 1 without stages or bonus, on the last attempt alone (Sec. 5) or on all of them."""
+
+    objective: Literal["multi_turn"]
+    rewarded: Literal["last", "all"] = "last"
+    gamma: Share = 0.0
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.gamma > 0 and self.rewarded == "last":
+            raise ValueError("gamma > 0 would pass the last reward to attempt 1, against rewarded: last")
+        return self
+
+
+Stage = Annotated[StageOne | StageTwo | SingleTurn | MultiTurn, Field(discriminator="objective")]
+
+
+class OptimizerConfig(Strict):
+    """AdamW. micro_batch: rollouts in one forward; the gradient does not depend on it."""
+
+    betas: tuple[Share, Share] = (0.9, 0.95)
+    weight_decay: NonNegative = 0.0
+    warmup_steps: Annotated[int, Field(ge=0)] = 10
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    max_grad_norm: Rate = 1.0
+    micro_batch: Positive = 128
+
+
+class AlgorithmConfig(Strict):
+    """Choices the paper leaves open; docs/method.md defends each default.
+
+    reference: which weights the KL of a later stage is measured to.
+    """
+
+    baseline: Literal["leave_one_out", "none"] = "leave_one_out"
+    normalize_std: bool = False
+    kl_estimator: Literal["analytic", "k1"] = "analytic"
+    reference: Literal["base", "previous_stage"] = "base"
+
+
+class EvaluationConfig(Strict):
+    """Greedy evaluation before, between and after the stages. external: JSONL files of the task's shape."""
+
+    problems: Positive = 2000
+    rows_at_once: Positive = 512
+    controls: bool = True
+    external: tuple[str, ...] = ()
+
+
+class CheckpointConfig(Strict):
+    """every: steps between checkpoints; keep: how many of them stay; smoothing: of the reward that picks `best`."""
+
+    every: Positive = 50
+    keep: Annotated[int, Field(ge=2)] = 2
+    smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.9
+
+
+class LogConfig(Strict):
+    """trackers: tensorboard is used by default where it is installed; trackio and wandb when named."""
+
+    trackers: tuple[Literal["tensorboard", "trackio", "wandb"], ...] | None = None
+    rollouts_every: Positive = 25
+    rollouts_kept: Annotated[int, Field(ge=0)] = 16
+
+
+class TrainConfig(Strict):
+    """A whole run: a model, a task, and the stages one after the other."""
+
+    kind: Literal["train"] = "train"
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,80}$")] = "score"
+    seed: Annotated[int, Field(ge=0)] = 0
+    threads: Positive | None = None
+    output: str = "runs"
+    model: ModelConfig = ModelConfig()
+    task: TaskConfig = TaskConfig()
+    rollouts: RolloutConfig = RolloutConfig()
+    stages: Annotated[tuple[Stage, ...], Field(min_length=1)]
+    optimizer: OptimizerConfig = OptimizerConfig()
+    algorithm: AlgorithmConfig = AlgorithmConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    log: LogConfig = LogConfig()
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        names = [stage.name for stage in self.stages]
+        if len(set(names)) < len(names):
+            raise ValueError(f"stages: names must differ, got {', '.join(names)}")
+        if self.algorithm.baseline == "leave_one_out" and self.rollouts.rollouts_per_problem < 2:
+            raise ValueError(
+                "rollouts.rollouts_per_problem is 1, but algorithm.baseline leave_one_out compares rollouts of the "
+                "same problem; set it to 2 or more, or the baseline to none"
+            )
+        if self.algorithm.normalize_std and self.algorithm.baseline == "none":
+            raise ValueError("algorithm.normalize_std needs algorithm.baseline leave_one_out")
+        if self.task.data is not None:
+            raise ValueError("task.data is for evaluation; training draws its problems from the generator")
+        return self
+
+    @property
+    def total_steps(self) -> int:
+        return sum(stage.steps for stage in self.stages)
+
+
+class LabBaseConfig(Strict):
+    """The lab's base model: a small Llama, and the corpus it learns from (lab/corpus.py)."""
+
+    kind: Literal["lab_base"]
+    seed: Annotated[int, Field(ge=0)] = 0
+    threads: Positive | None = None
+    output: str = "runs/lab_base"
+    task: CountdownConfig = CountdownConfig()
+    hidden_size: Positive = 160
+    layers: Positive = 4
+    heads: Positive = 5
+    steps: Positive = 6000
+    batch: Positive = 256
+    learning_rate: Rate = 1.5e-3
+    first_solved: Share = 0.6
+    second_copied: Share = 0.25
+    second_solved: Share = 0.5
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.hidden_size % self.heads:
+            raise ValueError(f"hidden_size ({self.hidden_size}) must be a multiple of heads ({self.heads})")
+        return self
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2 floats: PyYAML alone reads 4e-5 as text."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
+
+Config = TrainConfig | LabBaseConfig
+_ADAPTER: TypeAdapter[Config] = TypeAdapter(Annotated[Config, Field(discriminator="kind")])
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a YAML recipe, apply `key=value` overrides (dotted keys, YAML values), validate.
+
+    Raises ConfigError, naming file, line, field, value, why and what to do.
+    """
+    file = Path(path)
+    try:
+        text = file.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(f"recipe {file}: no such file; the shipped ones are under recipes/") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"recipe {file}: cannot be read: {error}") from None
+    try:
+        data = yaml.load(text, Loader=_Loader)
+        lines = _line_numbers(yaml.compose(text, Loader=_Loader))
+    except yaml.YAMLError as error:
+        raise ConfigError(f"recipe {file} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(data, dict):
+        raise ConfigError(f"recipe {file} must be a mapping of settings, not {type(data).__name__}")
+    for override in overrides:
+        _apply_override(data, override)
+    return validate(data, str(file), lines)
+
+
+def validate(data: Mapping[str, Any], source: str = "config", lines: Mapping[str, int] | None = None) -> Config:
+    """A plain mapping -> the frozen config. Raises ConfigError as load_recipe does."""
+    try:
+        # Through JSON: strict on types, yet a YAML list may fill a tuple.
+        return _ADAPTER.validate_json(json.dumps({"kind": "train", **data}, default=str))
+    except ValidationError as error:
+        raise ConfigError("\n".join(_explain(dict(item), source, lines or {}) for item in error.errors())) from None
+
+
+def dump(config: Config) -> str:
+    """The resolved recipe as YAML; loading it gives the same config."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=100)
+
+
+def _apply_override(data: dict[str, Any], override: str) -> None:
+    key, equals, value = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"override {override!r} must have the form key=value, for example seed=1")
+    try:
+        parsed = yaml.load(value, Loader=_Loader)
+    except yaml.YAMLError:
+        raise ConfigError(f"override {override!r}: the value is not valid YAML") from None
+    target: Any = data
+    *parents, last = key.split(".")
+    for part in parents:
+        target = target[_index(target, part, override)] if isinstance(target, list) else target.setdefault(part, {})
+        if not isinstance(target, dict | list):
+            raise ConfigError(f"override {override!r}: {part} is a single value and has no settings inside")
+    target[_index(target, last, override) if isinstance(target, list) else last] = parsed
+
+
+def _index(items: list[Any], part: str, override: str) -> int:
+    """Stages are addressed by name or by position: stages.stage1.steps=10, stages.0.steps=10."""
+    names = [item.get("name") if isinstance(item, dict) else None for item in items]
+    if part in names:
+        return names.index(part)
+    if part.isdigit() and int(part) < len(items):
+        return int(part)
+    raise ConfigError(f"override {override!r}: no entry {part!r}; there are {', '.join(map(str, names))}")
+
+
+def _line_numbers(node: Any, path: str = "") -> dict[str, int]:
+    lines = {path: node.start_mark.line + 1} if node is not None and path else {}
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            child = f"{path}.{key.value}".lstrip(".")
+            lines |= _line_numbers(value, child) | {child: key.start_mark.line + 1}
+    elif isinstance(node, yaml.SequenceNode):
+        for index, value in enumerate(node.value):
+            lines |= _line_numbers(value, f"{path}.{index}")
+    return lines
+
+
+_TAGS = {"train", "lab_base", "stage1", "stage2", "single_turn", "multi_turn"}
+
+
+def _explain(error: dict[str, Any], source: str, lines: Mapping[str, int]) -> str:
+    """One pydantic error as one line a user can act on."""
+    location = [str(part) for part in error["loc"]]
+    # A discriminated union puts its tag into the location right after the field or index it stands for.
+    parts = [part for i, part in enumerate(location) if not (part in _TAGS and (i == 0 or location[i - 1].isdigit()))]
+    field = ".".join(parts) or "recipe"
+    line = next((lines[key] for key in _prefixes(parts) if key in lines), None)
+    where = f"{source}:{line}" if line else source
+    value = error.get("input")
+    shown = "" if isinstance(value, dict | list | BaseModel) else f" = {value!r}"
+    match error["type"]:
+        case "extra_forbidden":
+            near = difflib.get_close_matches(parts[-1], _all_fields(), n=1)
+            hint = f"did you mean {near[0]!r}?" if near else "`selfcorrect check` prints every setting"
+            return f"{where}: unknown key {field!r}; {hint}"
+        case "missing":
+            return f"{where}: {field} is missing; add it"
+        case "union_tag_invalid" | "union_tag_not_found":
+            context = error["ctx"]
+            return f"{where}: {field}: {context['discriminator']} must be one of {context.get('expected_tags', _TAGS)}"
+        case "value_error":
+            return f"{where}: {field if parts else 'the recipe'}: {error['ctx']['error']}"
+        case _:
+            return f"{where}: {field}{shown}: {error['msg'][0].lower()}{error['msg'][1:]}"
+
+
+def _prefixes(parts: Sequence[str]) -> list[str]:
+    return [".".join(parts[:end]) for end in range(len(parts), 0, -1)]
+
+
+def _all_fields() -> list[str]:
+    seen: set[str] = set()
+    todo: list[Any] = [TrainConfig, LabBaseConfig, StageOne, StageTwo, SingleTurn, MultiTurn]
+    while todo:
+        model = todo.pop()
+        for name, info in model.model_fields.items():
+            seen.add(name)
+            todo += [kind for kind in (info.annotation, *get_args(info.annotation)) if _is_model(kind)]
+    return sorted(seen)
+
+
+def _is_model(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, BaseModel)

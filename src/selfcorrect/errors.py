@@ -1,0 +1,32 @@
+"""Errors meant for the user (floor 0): one clear line each, shown without a traceback.
+
+Each inherits the standard type it refines, so callers may catch either.
+"""
+
+
+class UserError(Exception):
+    """Something the user can put right. The message names the field, the value, why, and what to do."""
+
+
+class ConfigError(UserError, ValueError):
+    """A recipe or an override that cannot be used."""
+
+
+class ModelError(UserError, ValueError):
+    """A model folder, tokenizer or chat template that cannot be used."""
+
+
+class DataError(UserError, ValueError):
+    """A data file that cannot be used; the message names file, line, field and reason."""
+
+
+class CheckpointError(UserError, OSError):
+    """A checkpoint that cannot be written or read."""
+
+
+class NumericalError(UserError, ArithmeticError):
+    """Training produced values that are not finite, too often to go on."""
+
+
+class TrainingInterrupted(UserError, KeyboardInterrupt):
+    """Ctrl-C: a checkpoint was kept; the message holds the command that resumes."""

@@ -1,0 +1,87 @@
+"""The one token loss (floor 5): REINFORCE with the KL to the reference inside each attempt's return (Eq. 2-4).
+
+Axes: B rollouts, T tokens of a sequence, N trained tokens in row-major order of `attempt_BT > 0`, V vocabulary.
+
+For attempt a with return R_a, baseline folded into the advantage, and KL weight beta_a, the gradient estimated is
+    grad E_{y_a ~ pi(.|x_a)} [ R_a - beta_a * sum_t log pi(y_t|s_t) / pi_ref(y_t|s_t) ]     for contexts x_a as sampled
+Two estimators of the KL part, both exact in expectation (tests/test_oracle_enumeration.py):
+  k1        the log-ratio of each sampled token, summed to go, is subtracted from the advantage
+  analytic  KL(pi(.|s_t) || pi_ref(.|s_t)) over the vocabulary: its gradient at s_t directly, and its value at later
+            tokens of the attempt, to go, subtracted from the advantage. Lower variance; needs both full softmaxes.
+Differentiating k1, k2 or k3 as a loss, or leaving out the to-go part, is not the gradient of the KL.
+
+Both distributions are taken at the sampling temperature: that is the policy that acted.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from selfcorrect.batching import Batch
+
+KLEstimator = Literal["analytic", "k1"]
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLoss:
+    """loss_B: each rollout's summed token loss, differentiable. Detached: kl_BT, logprobs_BT (0 where untrained)."""
+
+    loss_B: Tensor
+    kl_BT: Tensor
+    logprobs_BT: Tensor
+
+
+def token_loss(
+    logits_NV: Tensor,
+    ref_logits_NV: Tensor | None,
+    batch: Batch,
+    temperature: float,
+    estimator: KLEstimator = "analytic",
+) -> TokenLoss:
+    """Loss of every rollout; the caller sums and divides by the whole step's count of rollouts.
+
+    logits_NV predict the trained tokens (from the position before each); ref_logits_NV the same of the
+    reference, or None where every KL weight is 0.
+    """
+    trained_BT = batch.attempt_BT > 0
+    logprobs_NV = (logits_NV / temperature).log_softmax(-1)
+    logprobs_N = logprobs_NV.gather(1, batch.token_ids_BT[trained_BT][:, None]).squeeze(1)
+    weights_N = batch.advantages_BT[trained_BT].to(logprobs_N.dtype)
+    kl_N = torch.zeros_like(logprobs_N)
+    coef_N = batch.kl_coef_BT[trained_BT].to(logprobs_N.dtype)
+    if ref_logits_NV is not None:
+        ref_logprobs_NV = (ref_logits_NV / temperature).log_softmax(-1)
+        if estimator == "analytic":
+            kl_N = (logprobs_NV.exp() * (logprobs_NV - ref_logprobs_NV)).sum(-1)
+        else:
+            ref_logprobs_N = ref_logprobs_NV.gather(1, batch.token_ids_BT[trained_BT][:, None]).squeeze(1)
+            kl_N = (logprobs_N - ref_logprobs_N).detach()
+        kl_BT = _scatter(kl_N.detach(), trained_BT)
+        to_go_N = to_go(kl_BT, batch.attempt_BT)[trained_BT]
+        # k1's own term depends on the sampled token; the analytic one does not and has its own gradient.
+        later_N = to_go_N - kl_N.detach() if estimator == "analytic" else to_go_N
+        weights_N = weights_N - coef_N * later_N
+    loss_N = -logprobs_N * weights_N
+    if estimator == "analytic":
+        loss_N = loss_N + coef_N * kl_N
+    return TokenLoss(
+        loss_B=_scatter(loss_N, trained_BT).sum(1),
+        kl_BT=_scatter(kl_N.detach(), trained_BT),
+        logprobs_BT=_scatter(logprobs_N.detach(), trained_BT),
+    )
+
+
+def to_go(values_BT: Tensor, attempt_BT: Tensor) -> Tensor:
+    """Sum of each token's value and those after it within the same attempt [B, T]; 0 where attempt is 0."""
+    result_BT = torch.zeros_like(values_BT)
+    for attempt in range(1, int(attempt_BT.max()) + 1):
+        mine_BT = attempt_BT == attempt
+        summed_BT = (values_BT * mine_BT).flip(1).cumsum(1).flip(1)
+        result_BT = torch.where(mine_BT, summed_BT, result_BT)
+    return result_BT
+
+
+def _scatter(values_N: Tensor, where_BT: Tensor) -> Tensor:
+    return torch.zeros(where_BT.shape, dtype=values_N.dtype, device=values_N.device).masked_scatter(where_BT, values_N)

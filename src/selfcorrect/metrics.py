@@ -1,0 +1,89 @@
+"""The paper's metrics with 95 % intervals (floor 1; pure, stdlib only).
+
+Shares of problems carry Wilson's interval; differences between attempts the paired normal interval, since
+both attempts answer the same problem. Rollouts the grader failed on, and problems the model cannot read,
+are counted and left out.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+
+from selfcorrect.types import Outcome, Rollout
+
+_Z = NormalDist().inv_cdf(0.975)
+LEFT_OUT = frozenset({Outcome.GRADER_FAILED, Outcome.UNREADABLE})
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A share or a difference of shares, with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """What an evaluation says. n counts graded problems; outcomes[a] counts attempt a+1's outcomes over all.
+
+    delta is Accuracy@last - Accuracy@t1; fixed (i->c) and broken (c->i) are shares of all problems between
+    attempt 1 and the last; fix_rate is fixed / (1 - Accuracy@t1); unchanged: the last attempt repeats the
+    first word for word.
+    """
+
+    n: int
+    accuracy: tuple[Estimate, ...]
+    delta: Estimate
+    fixed: Estimate
+    broken: Estimate
+    fix_rate: Estimate
+    unchanged: Estimate
+    outcomes: tuple[dict[str, int], ...]
+
+
+def share(hits: int, n: int) -> Estimate:
+    """hits / n with Wilson's 95 % interval; all zero where n is 0."""
+    if n == 0:
+        return Estimate(0.0, 0.0, 0.0)
+    p = hits / n
+    centre = (p + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
+    half = _Z / (1 + _Z**2 / n) * math.sqrt(p * (1 - p) / n + _Z**2 / (4 * n**2))
+    return Estimate(p, max(0.0, centre - half), min(1.0, centre + half))
+
+
+def paired_difference(first: Sequence[bool], second: Sequence[bool]) -> Estimate:
+    """mean(second) - mean(first) over the same problems, with the paired normal 95 % interval."""
+    n = len(first)
+    differences = [int(b) - int(a) for a, b in zip(first, second, strict=True)]
+    if n == 0:
+        return Estimate(0.0, 0.0, 0.0)
+    mean = sum(differences) / n
+    variance = sum((d - mean) ** 2 for d in differences) / max(1, n - 1)
+    half = _Z * math.sqrt(variance / n)
+    return Estimate(mean, mean - half, mean + half)
+
+
+def summarize(rollouts: Sequence[Rollout]) -> Summary:
+    """Rollouts, all with the same number of attempts -> Summary."""
+    attempts = len(rollouts[0].attempts) if rollouts else 0
+    graded = [r for r in rollouts if not any(a.grade.outcome in LEFT_OUT for a in r.attempts)]
+    right = [[r.attempts[a].grade.correct for r in graded] for a in range(attempts)]
+    n = len(graded)
+    first, last = (right[0], right[-1]) if right else ([], [])
+    fixed = sum(b and not a for a, b in zip(first, last, strict=True))
+    broken = sum(a and not b for a, b in zip(first, last, strict=True))
+    same = sum(r.attempts[0].completion.text == r.attempts[-1].completion.text for r in graded)
+    return Summary(
+        n=n,
+        accuracy=tuple(share(sum(column), n) for column in right),
+        delta=paired_difference(first, last),
+        fixed=share(fixed, n),
+        broken=share(broken, n),
+        fix_rate=share(fixed, n - sum(first)),
+        unchanged=share(same, n),
+        outcomes=tuple(dict(Counter(str(r.attempts[a].grade.outcome) for r in rollouts)) for a in range(attempts)),
+    )

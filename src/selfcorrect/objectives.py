@@ -1,0 +1,87 @@
+"""Rewards -> Credit -> advantages: every objective as a pure function (floor 3).
+
+Axes: B rollouts (a problem's G rollouts stand together), A attempts. The KL terms are not in the returns:
+they depend on tokens, and losses.py adds them inside each attempt's return with the coefficients given here.
+
+Every attempt is credited with its own reward only (App. A.2, gamma = 0), so attempt 1's gradient depends
+neither on later rewards nor on alpha. With gamma > 0 an attempt is also paid for what follows it.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Credit:
+    """returns_BA: what each attempt is paid before KL; kl_coef_A: weight of each attempt's KL to the reference."""
+
+    returns_BA: Tensor
+    kl_coef_A: tuple[float, ...]
+
+
+def stage_one(rewards_BA: Tensor, beta1: float, beta2: float) -> Credit:
+    """Eq. 3: attempt 1 earns nothing and is held by beta1 + beta2; later attempts earn their reward.
+
+    The paper has two attempts; with more, each later one earns its own reward.
+    """
+    returns_BA = rewards_BA.clone()
+    returns_BA[:, 0] = 0
+    return Credit(returns_BA, (beta1 + beta2, *[beta1] * (rewards_BA.shape[1] - 1)))
+
+
+def stage_two(rewards_BA: Tensor, beta1: float, alpha: float, gamma: float = 0.0) -> Credit:
+    """Eq. 4 with the bonus: attempt a >= 2 earns r_a + alpha * (r_a - r_{a-1}); attempt 1 earns r_1."""
+    shaped_BA = rewards_BA.clone()
+    shaped_BA[:, 1:] += alpha * (rewards_BA[:, 1:] - rewards_BA[:, :-1])
+    return Credit(discount(shaped_BA, gamma), (beta1,) * rewards_BA.shape[1])
+
+
+def single_turn(rewards_BA: Tensor, beta1: float) -> Credit:
+    """Eq. 2 on attempt 1 alone; later attempts, where played, earn nothing and carry no KL."""
+    returns_BA = torch.zeros_like(rewards_BA)
+    returns_BA[:, 0] = rewards_BA[:, 0]
+    return Credit(returns_BA, (beta1, *[0.0] * (rewards_BA.shape[1] - 1)))
+
+
+def multi_turn(rewards_BA: Tensor, beta1: float, *, last_only: bool, gamma: float = 0.0) -> Credit:
+    """Eq. 1 without shaping: the last attempt alone earns its reward (Sec. 5), or every attempt its own."""
+    returns_BA = rewards_BA.clone()
+    if last_only:
+        returns_BA[:, :-1] = 0
+    return Credit(discount(returns_BA, gamma), (beta1,) * rewards_BA.shape[1])
+
+
+def discount(returns_BA: Tensor, gamma: float) -> Tensor:
+    """R_a = sum over k >= a of gamma^(k-a) * r_k; gamma = 0 leaves every attempt its own."""
+    discounted_BA = returns_BA.clone()
+    for attempt in range(returns_BA.shape[1] - 2, -1, -1):
+        discounted_BA[:, attempt] += gamma * discounted_BA[:, attempt + 1]
+    return discounted_BA
+
+
+def advantages(
+    returns_BA: Tensor, included_B: Tensor, group: int, *, leave_one_out: bool, normalize_std: bool = False
+) -> Tensor:
+    """returns - baseline, per attempt [B, A]; 0 for rollouts that are not included.
+
+    leave_one_out: the baseline of a rollout is the mean return of the other included rollouts of its problem
+    (unbiased: it does not depend on the rollout itself). A rollout left alone in its group gets advantage 0.
+    normalize_std: divide by the group's standard deviation per attempt; cancels most of alpha, so off by default.
+    """
+    if len(returns_BA) % group:
+        raise ValueError(f"{len(returns_BA)} rollouts do not divide into groups of {group}")
+    returns_NGA = returns_BA.reshape(-1, group, returns_BA.shape[1])
+    weight_NG1 = included_B.reshape(-1, group, 1).to(returns_BA.dtype)
+    if not leave_one_out:
+        return (returns_NGA * weight_NG1).reshape_as(returns_BA)
+    count_N11 = weight_NG1.sum(1, keepdim=True)
+    total_N1A = (returns_NGA * weight_NG1).sum(1, keepdim=True)
+    others_NGA = (total_N1A - returns_NGA) / (count_N11 - 1).clamp(min=1)
+    advantages_NGA = (returns_NGA - others_NGA) * weight_NG1 * (count_N11 > 1)
+    if normalize_std:
+        mean_N1A = total_N1A / count_N11.clamp(min=1)
+        variance_N1A = ((returns_NGA - mean_N1A) ** 2 * weight_NG1).sum(1, keepdim=True) / (count_N11 - 1).clamp(min=1)
+        advantages_NGA = advantages_NGA / (variance_N1A.sqrt() + 1e-6)
+    return advantages_NGA.reshape_as(returns_BA)

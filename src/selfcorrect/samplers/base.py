@@ -1,0 +1,27 @@
+"""What a sampler is (floor 2). Engines differ in speed only; nothing above this file knows which one runs."""
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from selfcorrect.types import Completion, SamplingParams
+
+
+class Sampler(Protocol):
+    """Token ids in, token ids out.
+
+    Keeping the KV cache from attempt to attempt, prefilling a prompt shared by a group once, and dropping
+    finished rows happen inside, unseen.
+    """
+
+    @property
+    def eos_ids(self) -> frozenset[int]:
+        """Every id that ends a completion."""
+        ...
+
+    def sample(self, prompts: Sequence[tuple[int, ...]], params: SamplingParams) -> list[Completion]:
+        """One completion per prompt, in order. Prompts may repeat (a group) and may extend earlier ones."""
+        ...
+
+    def load_weights(self, model: Any) -> None:
+        """From now on sample from this model's present weights; whatever was cached is dropped."""
+        ...

@@ -1,0 +1,16 @@
+"""Tasks by name. One file a task."""
+
+from selfcorrect.config import TaskConfig
+from selfcorrect.tasks.base import Split, Task
+from selfcorrect.tasks.countdown import Countdown
+
+__all__ = ["DESCRIPTIONS", "Split", "Task", "make_task"]
+
+DESCRIPTIONS = {
+    "countdown": "three numbers and a target: reach it using each number once (generated, or JSONL files)",
+}
+
+
+def make_task(config: TaskConfig) -> Task:
+    """The task a recipe names."""
+    return Countdown(config)

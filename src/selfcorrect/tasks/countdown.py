@@ -1,0 +1,94 @@
+"""Countdown: three numbers and a target (floor 2). Generated, split by hash; or read from JSONL files.
+
+A problem's split depends on nothing but its numbers and target, so no seed can leak test into train.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from selfcorrect.config import CountdownConfig
+from selfcorrect.errors import DataError
+from selfcorrect.grading.countdown import grade_countdown
+from selfcorrect.lab.corpus import draw_problems
+from selfcorrect.seeds import derive_seed
+from selfcorrect.tasks.base import Split
+from selfcorrect.types import Grade, Problem
+
+TEST_ONE_IN = 10  # a tenth of all problems is held out
+_CHUNK = 256
+
+
+def split_of(numbers: tuple[int, ...], target: int) -> Split:
+    """The split a problem belongs to, from a hash of its sorted numbers and target."""
+    return "test" if derive_seed("countdown", *sorted(numbers), target) % TEST_ONE_IN == 0 else "train"
+
+
+class Countdown:
+    """The task `countdown`. Numbers are written largest first; their order carries no meaning."""
+
+    name = "countdown"
+
+    def __init__(self, config: CountdownConfig | None = None) -> None:
+        self._config = config or CountdownConfig()
+
+    def problems(self, split: Split, seed: int) -> Iterator[Problem]:
+        """Solvable problems without end, none twice in one stream."""
+        rng = np.random.default_rng(derive_seed("countdown", split, seed))
+        seen: set[str] = set()
+        while True:
+            draws = draw_problems(rng, _CHUNK, self._config.max_number, self._config.limit)
+            for numbers, target in zip(draws.numbers_B3.tolist(), draws.target_B.tolist(), strict=True):
+                if split_of(tuple(numbers), target) == split:
+                    problem = self._problem(numbers, target)
+                    if problem.id not in seen:
+                        seen.add(problem.id)
+                        yield problem
+
+    def load(self, path: str) -> list[Problem]:
+        """Rows {"input": "3,7,12", "output": "22"} or {"nums": [3, 7, 12], "target": 22}, one a line."""
+        try:
+            lines = Path(path).read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(f"{path}: cannot be read as UTF-8 text: {error}") from None
+        problems = [self._parse(line, f"{path}:{number}") for number, line in enumerate(lines, 1) if line.strip()]
+        if not problems:
+            raise DataError(f"{path}: holds no problems; expected one JSON object a line")
+        return problems
+
+    def correction_prompt(self, problem: Problem) -> str:
+        return self._fill(self._config.correction_prompt, problem.reference)
+
+    def grade(self, problem: Problem, text: str) -> Grade:
+        return grade_countdown(text, problem.reference["numbers"], problem.reference["target"])
+
+    def _parse(self, line: str, where: str) -> Problem:
+        try:
+            row = json.loads(line)
+        except (json.JSONDecodeError, RecursionError) as error:
+            raise DataError(f"{where}: not valid JSON: {error}") from None
+        if not isinstance(row, dict):
+            raise DataError(f"{where}: expected a JSON object, got {type(row).__name__}")
+        try:
+            if "input" in row:
+                numbers, target = [int(part) for part in str(row["input"]).split(",")], int(row["output"])
+            else:
+                numbers, target = [int(number) for number in row["nums"]], int(row["target"])
+        except KeyError as error:
+            raise DataError(f"{where}: field {error} is missing; rows need input and output, or nums and target") from None
+        except (TypeError, ValueError) as error:
+            raise DataError(f"{where}: numbers and target must be whole numbers: {error}") from None
+        if len(numbers) < 2 or min([*numbers, target]) < 0:
+            raise DataError(f"{where}: needs at least two numbers, none negative; got {numbers} and target {target}")
+        return self._problem(sorted(numbers, reverse=True), target)
+
+    def _problem(self, numbers: list[int], target: int) -> Problem:
+        reference = {"numbers": numbers, "target": target}
+        name = "countdown-" + "-".join(map(str, numbers)) + f"-to-{target}"
+        return Problem(name, self.name, self._fill(self._config.prompt, reference), reference)
+
+    def _fill(self, template: str, reference: Mapping[str, Any]) -> str:
+        return template.format(numbers=" ".join(map(str, reference["numbers"])), target=reference["target"])

@@ -1,0 +1,98 @@
+"""The records that travel through one training step (floor 0: stdlib only).
+
+    problems -> play -> grade -> credit -> baseline -> batch -> loss -> update -> record
+
+Axes used in names: B rollouts, A attempts, L tokens of a completion, P tokens of a prompt.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Literal
+
+FinishReason = Literal["stop", "length"]
+
+
+class Outcome(StrEnum):
+    """What a grader can say of one attempt; a closed set."""
+
+    CORRECT = "correct"
+    WRONG = "wrong"
+    NO_ANSWER = "no_answer"  # nothing in the text that could be graded
+    TRUNCATED = "truncated"  # ran into the token limit before it ended
+    TIMEOUT = "timeout"  # the answer used up the grader's time
+    UNREADABLE = "unreadable"  # the model's tokenizer cannot read the problem; not attempted
+    GRADER_FAILED = "grader_failed"  # the grader's own trouble: left out of loss and metrics
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One problem `x` with what its task needs to grade an answer.
+
+    Example: ``Problem("countdown-3-7-12-t22", "countdown", "3 7 12 : 22",
+    {"numbers": [3, 7, 12], "target": 22})``
+    """
+
+    id: str
+    task: str
+    prompt: str
+    reference: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How to sample. No top-k and no top-p: the loss differentiates the distribution sampled from.
+
+    temperature: 0 means greedy. seed: one number fixes every draw of the call.
+    """
+
+    temperature: float
+    max_new_tokens: int
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """Sampled tokens, the end-of-sequence token included when the model wrote one.
+
+    token_ids [L]; logprobs [L]: log-probability of each token at the sampling temperature, in nats
+    (at temperature 0: of the untempered distribution).
+    """
+
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    text: str
+    finish_reason: FinishReason
+
+
+@dataclass(frozen=True, slots=True)
+class Grade:
+    """A grader's verdict: outcome, reward `r(y, y*)` in {0, 1}, the answer it read, and why."""
+
+    outcome: Outcome
+    reward: float
+    answer: str = ""
+    detail: str = ""
+
+    @property
+    def correct(self) -> bool:
+        return self.outcome is Outcome.CORRECT
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One attempt: its whole context `x_a` as token ids [P], what was sampled, and its grade."""
+
+    prompt_ids: tuple[int, ...]
+    completion: Completion
+    grade: Grade
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """All attempts at one problem. Attempt a+1's prompt_ids extend attempt a's ids token for token."""
+
+    problem: Problem
+    attempts: tuple[Attempt, ...]
+    seed: int
+    policy_step: int

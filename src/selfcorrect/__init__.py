@@ -1,0 +1,25 @@
+"""selfcorrect: SCoRe, self-correction of language models by reinforcement learning (arXiv 2409.12917).
+
+    import selfcorrect
+    run = selfcorrect.train("recipes/demo.yaml", "seed=1")       # a recipe, or a mapping of the same shape
+    evaluation = selfcorrect.evaluate(run / "final")             # accuracy@t1, accuracy@t2, flows, intervals
+    rollout = selfcorrect.play("countdown-30-7-2-to-39", model=run / "final")
+
+Nothing heavy is imported until one of these is called.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from selfcorrect.api import evaluate, play, train, write_report
+
+__version__ = "0.1.0"
+__all__ = ["__version__", "evaluate", "play", "train", "write_report"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        from selfcorrect import api
+
+        return getattr(api, name)
+    raise AttributeError(f"module 'selfcorrect' has no attribute {name!r}")

@@ -172,11 +172,16 @@ class EvaluationConfig(Strict):
 
 
 class CheckpointConfig(Strict):
-    """every: steps between checkpoints; keep: how many of them stay; smoothing: of the reward that picks `best`."""
+    """every: steps between checkpoints; keep: how many of them stay.
+
+    `best` is the checkpoint of a stage with the highest training reward of the last attempt, smoothed over steps
+    with weight `smoothing` on the past. select: which one a stage ends with.
+    """
 
     every: Positive = 50
     keep: Annotated[int, Field(ge=2)] = 2
-    smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.95
+    select: Literal["best", "last"] = "best"
 
 
 class LogConfig(Strict):

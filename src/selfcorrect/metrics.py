@@ -46,7 +46,7 @@ class Summary:
 
 
 def share(hits: int, n: int) -> Estimate:
-    """hits / n with Wilson's 95 % interval; all zero where n is 0."""
+    """Hits / n with Wilson's 95 % interval; all zero where n is 0."""
     if n == 0:
         return Estimate(0.0, 0.0, 0.0)
     p = hits / n

@@ -64,7 +64,7 @@ def discount(returns_BA: Tensor, gamma: float) -> Tensor:
 def advantages(
     returns_BA: Tensor, included_B: Tensor, group: int, *, leave_one_out: bool, normalize_std: bool = False
 ) -> Tensor:
-    """returns - baseline, per attempt [B, A]; 0 for rollouts that are not included.
+    """Returns - baseline, per attempt [B, A]; 0 for rollouts that are not included.
 
     leave_one_out: the baseline of a rollout is the mean return of the other included rollouts of its problem
     (unbiased: it does not depend on the rollout itself). A rollout left alone in its group gets advantage 0.

@@ -21,6 +21,10 @@ class Task(Protocol):
         """Problems from a user's file. Raises DataError with file, line, field and reason."""
         ...
 
+    def parse(self, text: str) -> Problem:
+        """A problem typed by hand on the command line. Raises DataError where it cannot be read."""
+        ...
+
     def correction_prompt(self, problem: Problem) -> str:
         """The instruction that asks for the next attempt. It never sees the grade: no oracle can leak."""
         ...

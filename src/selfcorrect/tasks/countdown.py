@@ -4,6 +4,7 @@ A problem's split depends on nothing but its numbers and target, so no seed can 
 """
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,9 @@ import numpy as np
 from selfcorrect.config import CountdownConfig
 from selfcorrect.errors import DataError
 from selfcorrect.grading.countdown import grade_countdown
-from selfcorrect.lab.corpus import draw_problems
 from selfcorrect.seeds import derive_seed
 from selfcorrect.tasks.base import Split
+from selfcorrect.tasks.countdown_generator import draw_problems
 from selfcorrect.types import Grade, Problem
 
 TEST_ONE_IN = 10  # a tenth of all problems is held out
@@ -59,6 +60,13 @@ class Countdown:
             raise DataError(f"{path}: holds no problems; expected one JSON object a line")
         return problems
 
+    def parse(self, text: str) -> Problem:
+        """A problem typed by hand: "30 7 2 = 39", or an id like countdown-30-7-2-to-39; the target comes last."""
+        found = [int(part) for part in re.findall(r"\d{1,9}", text)]
+        if len(found) < 3:
+            raise DataError(f"problem {text!r}: needs at least two numbers and a target, for example '30 7 2 = 39'")
+        return self._problem(sorted(found[:-1], reverse=True), found[-1])
+
     def correction_prompt(self, problem: Problem) -> str:
         return self._fill(self._config.correction_prompt, problem.reference)
 
@@ -78,7 +86,9 @@ class Countdown:
             else:
                 numbers, target = [int(number) for number in row["nums"]], int(row["target"])
         except KeyError as error:
-            raise DataError(f"{where}: field {error} is missing; rows need input and output, or nums and target") from None
+            raise DataError(
+                f"{where}: field {error} is missing; rows need input and output, or nums and target"
+            ) from None
         except (TypeError, ValueError) as error:
             raise DataError(f"{where}: numbers and target must be whole numbers: {error}") from None
         if len(numbers) < 2 or min([*numbers, target]) < 0:

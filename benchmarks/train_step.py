@@ -1,0 +1,184 @@
+"""One whole SCoRe training step, selfcorrect against TRL's GRPOTrainer, side by side on this machine's CPU.
+
+    python benchmarks/train_step.py [--pairs 4] [--threads 2]
+
+A step samples two attempts of 16 problems x 8 rollouts (up to 96 tokens each), grades them and updates the policy
+once, with a KL to a frozen reference. Both sides start from the same folder (workload.py) and take turns: after
+one step each to warm up, TRL steps, then selfcorrect, and so on, in one process. A step's score is the tokens it
+sampled over its seconds, so that longer or shorter samples cancel out.
+
+What is not the same work:
+- TRL pays both attempts of a rollout with one scalar; selfcorrect credits each attempt on its own, with the bonus.
+- TRL's KL is the k3 estimate from the sampled tokens, differentiated as a loss; selfcorrect's is the KL over the
+  whole vocabulary, within each attempt's return.
+- TRL computes the entropy of each token for its metrics; selfcorrect keeps the sampler's log-probabilities, and
+  compares them with the trainer's.
+- The prompts are short (about 30 tokens). With longer ones selfcorrect would gain: it prefills a prompt once for
+  its eight rollouts, and attempt 1 not again for attempt 2.
+What TRL is given is listed in trl_side.py.
+"""
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from our_side import MICRO_BATCH, OurSide
+from trl_side import TrlSettings, TrlSide
+from workload import (
+    CORRECTION,
+    MAX_NEW_TOKENS,
+    PROBLEMS,
+    ROLLOUTS_PER_PROBLEM,
+    SEED,
+    Side,
+    StepTiming,
+    cpu_model,
+    make_model_folder,
+    median,
+    prompts,
+    versions,
+)
+
+RESULT = Path(__file__).parent / "results" / "train_step.json"
+PARTS = ("sampling", "grading", "reference", "policy", "other")
+Pair = tuple[StepTiming, StepTiming]
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the pairs, print the table, write results/train_step.json."""
+    options = _options(arguments)
+    torch.set_num_threads(options.threads)
+    settings = _trl_settings(options.trl)
+    steps = options.pairs + 1
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = make_model_folder(Path(scratch) / "model")
+        ours = OurSide(folder, steps, options.micro_batch)
+        trl = TrlSide(folder, Path(scratch) / "trl", settings, steps, options.threads)
+        _check_same_tokens(ours, trl)
+        print(
+            f"{PROBLEMS} problems x {ROLLOUTS_PER_PROBLEM} rollouts x 2 attempts, {options.threads} threads, {cpu_model()}"
+        )
+        warm_up, *pairs = _interleave(trl, ours)
+    _print_parts(pairs)
+    summary = _summary(pairs)
+    print(
+        f"sampled tokens a second, {ours.name} / {trl.name}: median {summary['ratio_median']:.2f} "
+        f"(range {summary['ratio_range'][0]:.2f} to {summary['ratio_range'][1]:.2f}, {len(pairs)} pairs)"
+    )
+    _write(options, settings, warm_up, pairs, summary)
+
+
+def _options(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="One whole training step, selfcorrect against TRL, on CPU.")
+    parser.add_argument("--pairs", type=int, default=4, help="measured pairs of steps, after one pair to warm up")
+    parser.add_argument("--threads", type=int, default=2, help="threads that torch may use")
+    parser.add_argument("--micro-batch", type=int, default=MICRO_BATCH, help="selfcorrect's rows in one forward")
+    parser.add_argument(
+        "--trl",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="another choice for TRL: attention=eager|sdpa, cache=dynamic|static, micro_batch=N",
+    )
+    parser.add_argument("--output", type=Path, default=RESULT, help="where the JSON goes")
+    options = parser.parse_args(arguments)
+    if options.pairs < 1 or options.threads < 1:
+        parser.error("--pairs and --threads must be 1 or more")
+    return options
+
+
+def _trl_settings(choices: list[str]) -> TrlSettings:
+    given: dict[str, Any] = dict(choice.split("=", 1) for choice in choices)
+    if "micro_batch" in given:
+        given["micro_batch"] = int(given["micro_batch"])
+    return TrlSettings(**given)
+
+
+def _check_same_tokens(ours: OurSide, trl: TrlSide) -> None:
+    """Both sides must see the same prompts, whether attempt 1 was ended by the model or cut off."""
+    for text in prompts():
+        first = ours.chat.first_prompt(text)
+        assert list(first) == trl.first_prompt(text)
+        for attempt in ([9, 8, 1], [9, 8, 7]):
+            assert list(ours.chat.next_prompt(first, attempt, CORRECTION)) == [*first, *trl.close(attempt)]
+
+
+def _interleave(trl: TrlSide, ours: Side) -> list[Pair]:
+    """TRL's trainer owns its loop, so it leads; our step is taken between two of its steps."""
+    pairs: list[Pair] = []
+
+    def between(theirs: StepTiming) -> None:
+        pair = (theirs, ours.step())
+        label = f"pair {len(pairs)}" if pairs else "warm-up"
+        columns = [
+            f"{name} {timing.sampled_tokens} tokens in {timing.seconds:.1f} s = {timing.tokens_per_second:.0f}/s"
+            for name, timing in zip((trl.name, ours.name), pair, strict=True)
+        ]
+        print(f"{label:7}  {'   '.join(columns)}   ratio {_ratio(pair):.2f}", flush=True)
+        pairs.append(pair)
+
+    trl.run(between)
+    return pairs
+
+
+def _ratio(pair: Pair) -> float:
+    theirs, ours = pair
+    return ours.tokens_per_second / theirs.tokens_per_second
+
+
+def _print_parts(pairs: list[Pair]) -> None:
+    """Median seconds of every part of a step."""
+    print("\nmedian seconds of a step" + "".join(f"{part:>11}" for part in (*PARTS, "whole")))
+    for i, name in enumerate((TrlSide.name, OurSide.name)):
+        row = [median([pair[i].parts[part] for pair in pairs]) for part in PARTS]
+        row.append(median([pair[i].seconds for pair in pairs]))
+        print(f"{name:24}" + "".join(f"{seconds:11.2f}" for seconds in row))
+    print()
+
+
+def _summary(pairs: list[Pair]) -> dict[str, Any]:
+    ratios = [_ratio(pair) for pair in pairs]
+    return {
+        "ratio_median": median(ratios),
+        "ratio_range": [min(ratios), max(ratios)],
+        "trl_tokens_per_second": median([pair[0].tokens_per_second for pair in pairs]),
+        "selfcorrect_tokens_per_second": median([pair[1].tokens_per_second for pair in pairs]),
+    }
+
+
+def _write(
+    options: argparse.Namespace, settings: TrlSettings, warm_up: Pair, pairs: list[Pair], summary: dict[str, Any]
+) -> None:
+    def row(pair: Pair) -> dict[str, Any]:
+        return {"trl": asdict(pair[0]), "selfcorrect": asdict(pair[1]), "ratio": _ratio(pair)}
+
+    record = {
+        "command": " ".join(["python benchmarks/train_step.py", *sys.argv[1:]]),
+        "seed": SEED,
+        "versions": {"python": sys.version.split()[0]}
+        | versions(["selfcorrect", "torch", "transformers", "trl", "accelerate"]),
+        "machine": {"cpu": cpu_model(), "cores": os.cpu_count(), "threads": options.threads},
+        "work": {
+            "problems": PROBLEMS,
+            "rollouts_per_problem": ROLLOUTS_PER_PROBLEM,
+            "attempts": 2,
+            "max_new_tokens": MAX_NEW_TOKENS,
+            "trl": asdict(settings),
+            "selfcorrect": {"micro_batch": options.micro_batch},
+        },
+        "summary": summary,
+        "warm_up": row(warm_up),
+        "pairs": [row(pair) for pair in pairs],
+    }
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    options.output.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

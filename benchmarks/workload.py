@@ -1,0 +1,160 @@
+"""What both sides of the benchmark share: one model, one tokenizer, the same problems, grades and clocks.
+
+The model is a Llama of 4.85 M random float32 weights whose output head is nearly flat over its 64 tokens. So it
+ends an attempt with a chance of about 1/64 a token: attempts are random in length (about 50 tokens in the mean,
+a fifth of them run into the limit of 96), and any sampler of the model sees the same distribution.
+"""
+
+import string
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+SEED = 0
+PROBLEMS = 16
+ROLLOUTS_PER_PROBLEM = 8
+ROWS = PROBLEMS * ROLLOUTS_PER_PROBLEM
+MAX_NEW_TOKENS = 96
+TEMPERATURE = 1.0
+LEARNING_RATE = 1e-6  # small: the lengths of the attempts should not drift while the clock runs
+KL_WEIGHT = 0.01
+MAX_GRAD_NORM = 1.0
+ADAM_BETAS = (0.9, 0.95)
+
+CORRECTION = "check it and write it again"
+_SPECIAL = ["<pad>", "<end>", "<user>", "<assistant>"]
+_CHARACTERS = string.ascii_lowercase + string.digits + " \n+-*/=:.,()?!'\"<>[]{}#%"
+_TEMPLATE = (
+    "{% for turn in messages %}{% if turn.role == 'user' %}<user>{{ turn.content }}"
+    "{% else %}<assistant>{{ turn.content }}<end>{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+
+def prompts() -> list[str]:
+    """The problems' texts; what they ask does not matter to a random model."""
+    return [f"use {30 + 3 * i} {10 + i} and {2 + i % 7} to make {20 + 5 * (i % 15)}" for i in range(PROBLEMS)]
+
+
+def solved(text: str) -> bool:
+    """The grade of an attempt: cheap, the same on both sides, and true for about half of them."""
+    return len(text) % 2 == 0
+
+
+def make_model_folder(folder: Path) -> Path:
+    """Write model, tokenizer and chat template in Hugging Face layout; both sides load them from there."""
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    words = [*_SPECIAL, *_CHARACTERS]
+    assert len(words) == 64
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token=None))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        eos_token="<end>",
+        additional_special_tokens=_SPECIAL[2:],
+        clean_up_tokenization_spaces=False,
+    )
+    fast.chat_template = _TEMPLATE
+    config = LlamaConfig(
+        vocab_size=len(words),
+        hidden_size=256,
+        intermediate_size=704,
+        num_hidden_layers=6,
+        num_attention_heads=8,
+        num_key_value_heads=8,
+        max_position_embeddings=512,
+        tie_word_embeddings=False,
+        pad_token_id=0,
+        bos_token_id=None,
+        eos_token_id=1,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(SEED)
+        model = LlamaForCausalLM(config)
+    with torch.no_grad():
+        model.lm_head.weight.mul_(0.25)  # flat, see above
+    model.save_pretrained(folder)
+    fast.save_pretrained(folder)
+    return folder
+
+
+@dataclass(frozen=True, slots=True)
+class StepTiming:
+    """One training step: tokens that were sampled in it, its wall-clock seconds, and where they went."""
+
+    sampled_tokens: int
+    seconds: float
+    parts: dict[str, float]
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.sampled_tokens / self.seconds
+
+
+class Side(Protocol):
+    """A library that is ready to take training steps one at a time."""
+
+    name: str
+
+    def step(self) -> StepTiming:
+        """Sample, grade and update once."""
+        ...
+
+
+@dataclass(slots=True)
+class Clock:
+    """Adds up the seconds spent in named parts; a part opened inside another counts for itself alone."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    _open: list[tuple[str, float]] = field(default_factory=list)
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        self._open.append((name, time.perf_counter()))
+        try:
+            yield
+        finally:
+            _, start = self._open.pop()
+            spent = time.perf_counter() - start
+            self.seconds[name] = self.seconds.get(name, 0.0) + spent
+            if self._open:
+                outer = self._open[-1][0]
+                self.seconds[outer] = self.seconds.get(outer, 0.0) - spent
+
+    def read(self, total: float) -> dict[str, float]:
+        """The parts and, under "other", what is left of `total`; starts over."""
+        parts, self.seconds = self.seconds, {}
+        return {**parts, "other": total - sum(parts.values())}
+
+
+def median(values: Sequence[float]) -> float:
+    return float(torch.tensor(sorted(values), dtype=torch.float64).quantile(0.5))
+
+
+def versions(names: Sequence[str]) -> dict[str, Any]:
+    from importlib.metadata import version
+
+    return {name: version(name) for name in names}
+
+
+def cpu_model() -> str:
+    """The processor's name as the system gives it."""
+    import platform
+
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    named = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return named[0] if named else platform.processor() or platform.machine()

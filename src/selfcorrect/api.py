@@ -1,0 +1,104 @@
+"""The public functions (floor 7): the commands of the same names, callable."""
+
+from collections.abc import Mapping
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from selfcorrect.config import LabBaseConfig, TrainConfig, load_recipe, validate
+from selfcorrect.display import Observer
+from selfcorrect.errors import ConfigError
+from selfcorrect.evaluation import Evaluation, Evaluator, load_external
+from selfcorrect.models import LanguageModel, load_model
+from selfcorrect.report import write_report
+from selfcorrect.rollout import play as play_problems
+from selfcorrect.run import resume, start
+from selfcorrect.samplers.transformers import TransformersSampler
+from selfcorrect.seeds import derive_seed
+from selfcorrect.tasks import make_task
+from selfcorrect.types import Rollout, SamplingParams
+
+__all__ = ["evaluate", "play", "read_config", "train", "write_report"]
+
+Recipe = str | Path | Mapping[str, Any] | TrainConfig | LabBaseConfig
+
+
+def train(recipe: Recipe, *overrides: str, observer: Observer | None = None, resume_run: bool = False) -> Path:
+    """Run a recipe (a YAML file, a mapping of the same shape, or a config); returns the run's folder.
+
+    overrides: `key=value` as on the command line, for YAML files. resume_run: `recipe` is a run folder to go on
+    with. Raises UserError kinds (selfcorrect.errors) for everything the caller can mend.
+    """
+    watcher = observer or Observer()
+    if resume_run:
+        return resume(Path(str(recipe)), watcher)
+    config = read_config(recipe, *overrides)
+    if isinstance(config, LabBaseConfig):
+        from selfcorrect.lab.base import train_base
+
+        return train_base(config, watcher.message)
+    return start(config, watcher)
+
+
+def evaluate(model: str | Path, recipe: Recipe | None = None, *overrides: str) -> Evaluation:
+    """Greedy two-attempt evaluation of a model folder, hub name or "lab", with intervals.
+
+    recipe: where task, limits and number of problems come from; by default the recipe of the run that `model`
+    lies in, else that of the lab.
+    """
+    config = _train_config(recipe if recipe is not None else _recipe_beside(model), *overrides)
+    lm = load_model(config.model.model_copy(update={"path": str(model)}))
+    task = make_task(config.task)
+    problems = task.load(config.task.data) if config.task.data else list(
+        islice(task.problems("test", 0), config.evaluation.problems)
+    )  # fmt: skip
+    evaluator = Evaluator(
+        task=task, problems=problems, attempts=config.rollouts.attempts,
+        max_new_tokens=config.rollouts.max_new_tokens, seed=config.seed, controls=config.evaluation.controls,
+        external=load_external(task, config.evaluation.external),
+    )  # fmt: skip
+    sampler = TransformersSampler(lm, max_rows=config.evaluation.rows_at_once)
+    return evaluator.run(Path(str(model)).name, 0, sampler, lm.chat)
+
+
+def play(
+    problem: str, model: str | Path = "lab", recipe: Recipe | None = None, *, temperature: float = 0.0, seed: int = 0
+) -> Rollout:
+    """One problem, all attempts. problem: "30 7 2 = 39" or an id like "countdown-30-7-2-to-39"."""
+    config = _train_config(recipe if recipe is not None else _recipe_beside(model))
+    lm: LanguageModel = load_model(config.model.model_copy(update={"path": str(model)}))
+    task = make_task(config.task)
+    params = SamplingParams(temperature, config.rollouts.max_new_tokens, derive_seed(seed, "play"))
+    sampler = TransformersSampler(lm)
+    return play_problems([task.parse(problem)], task, sampler, lm.chat, params, config.rollouts.attempts)[0]
+
+
+def read_config(recipe: Recipe, *overrides: str) -> TrainConfig | LabBaseConfig:
+    """Anything that stands for a recipe -> the validated config."""
+    if isinstance(recipe, TrainConfig | LabBaseConfig):
+        return recipe
+    if isinstance(recipe, Mapping):
+        return validate(recipe)
+    return load_recipe(recipe, overrides)
+
+
+def _train_config(recipe: Recipe, *overrides: str) -> TrainConfig:
+    config = read_config(recipe, *overrides)
+    if not isinstance(config, TrainConfig):
+        raise ConfigError("this recipe builds the lab's base model; name a recipe of kind train")
+    return config
+
+
+def _recipe_beside(model: str | Path) -> Recipe:
+    """The recipe of the run that a model folder lies in; else the lab's own, for the lab model."""
+    for parent in Path(str(model)).absolute().parents:
+        if (parent / "config.yaml").is_file():
+            return parent / "config.yaml"
+    return lab_recipe()
+
+
+def lab_recipe() -> Path:
+    """The recipe of the demo, as shipped in the package (recipes/ at the root of the repository leads there)."""
+    from importlib import resources
+
+    return Path(str(resources.files("selfcorrect") / "recipes" / "demo.yaml"))

@@ -1,0 +1,138 @@
+"""Checkpoints: written atomically, verified on load, the newest damaged one passed over (floor 4).
+
+A folder appears under its final name only when every byte of it is on disk. It holds tensors.safetensors,
+state.json and manifest.json with the SHA-256 of the other two; nothing in it is unpickled.
+"""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from selfcorrect.errors import CheckpointError
+
+_DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """tensors: weights and optimiser moments by name; state: plain JSON values."""
+
+    step: int
+    tensors: dict[str, Tensor]
+    state: dict[str, Any]
+
+
+@contextmanager
+def atomic_folder(target: Path) -> Iterator[Path]:
+    """A temporary folder beside `target` that takes its name once the block has ended and all is on disk."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    try:
+        temporary.chmod(0o755)
+        yield temporary
+        for file in (path for path in temporary.rglob("*") if path.is_file()):
+            _sync(file)
+        old = target.with_name(f".{target.name}-old")
+        shutil.rmtree(old, ignore_errors=True)
+        if target.exists():
+            target.rename(old)
+        temporary.rename(target)
+        _sync(target.parent)
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def save(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
+    """Write folder/step-NNNNNN and remove all but the newest `keep`. Raises OSError as the disk does."""
+    from safetensors.torch import save_file
+
+    target = folder / f"step-{checkpoint.step:06d}"
+    with atomic_folder(target) as temporary:
+        contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.tensors.items()}
+        save_file(contiguous, temporary / "tensors.safetensors")
+        (temporary / "state.json").write_text(json.dumps(checkpoint.state))
+        digests = {file.name: _digest(file) for file in sorted(temporary.iterdir())}
+        (temporary / "manifest.json").write_text(json.dumps({"step": checkpoint.step, "sha256": digests}))
+    for old in saved(folder)[:-keep]:
+        shutil.rmtree(old, ignore_errors=True)
+    return target
+
+
+def saved(folder: Path) -> list[Path]:
+    """Checkpoints under `folder`, oldest first."""
+    return sorted(path for path in folder.glob("step-*") if path.is_dir())
+
+
+def load_newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
+    """The newest checkpoint whose bytes are as they were written, and a warning for each damaged one passed over.
+
+    Raises CheckpointError where there are checkpoints and none is whole.
+    """
+    warnings: list[str] = []
+    for path in reversed(saved(folder)):
+        try:
+            return _load(path), warnings
+        except (OSError, ValueError, KeyError) as error:
+            warnings.append(f"checkpoint {path.name} is damaged ({error}); falling back to the one before")
+    if warnings:
+        raise CheckpointError(f"no checkpoint under {folder} is whole: {'; '.join(warnings)}; start the run afresh")
+    return None, []
+
+
+def is_disk_full(error: OSError) -> bool:
+    return error.errno in _DISK_FULL
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimiser's moments by parameter index and name."""
+    state: Mapping[int, Mapping[str, Any]] = optimizer.state_dict()["state"]
+    return {f"{i}.{key}": torch.as_tensor(value) for i, entry in state.items() for key, value in entry.items()}
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Put moments saved by `optimizer_tensors` back."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        index, _, key = name.partition(".")
+        state.setdefault(int(index), {})[key] = tensor
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _load(path: Path) -> Checkpoint:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    manifest = json.loads((path / "manifest.json").read_text())
+    for name, digest in manifest["sha256"].items():
+        if _digest(path / name) != digest:
+            raise ValueError(f"{name} does not match its checksum")
+    try:
+        tensors = load_file(path / "tensors.safetensors")
+    except SafetensorError as error:
+        raise ValueError(str(error)) from error
+    return Checkpoint(manifest["step"], tensors, json.loads((path / "state.json").read_text()))
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

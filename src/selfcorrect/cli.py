@@ -1,0 +1,184 @@
+"""The command line (floor 7). Heavy libraries are imported inside the commands, so `--help` is quick."""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from selfcorrect.errors import ConfigError, TrainingInterrupted, UserError
+
+if TYPE_CHECKING:
+    from selfcorrect.types import Rollout
+
+app = typer.Typer(
+    name="selfcorrect",
+    help="SCoRe: train language models to correct themselves by reinforcement learning (arXiv 2409.12917).",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+RecipeArgument = Annotated[Path, typer.Argument(help="A YAML recipe.", metavar="RECIPE")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(help="Settings that replace the recipe's, like seed=1 stages.stage1.steps=50.", metavar="KEY=VALUE"),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
+
+EXTERNAL_SET = "countdown/d1_cd3_test.jsonl"
+
+
+@app.command()
+def demo(
+    overrides: Overrides = None,
+    name: Annotated[str, typer.Option(help="The run's name; its folder is runs/NAME.")] = "demo",
+) -> None:
+    """Train the shipped lab model by both stages and write a report: about ten minutes on two CPU cores."""
+    from selfcorrect.api import lab_recipe, read_config
+    from selfcorrect.config import TrainConfig
+
+    external = data_folder() / EXTERNAL_SET
+    extra = [f"evaluation.external={json.dumps([str(external)])}"] if external.is_file() else []
+    if not extra:
+        typer.echo(f"note: {external} is not there, so the report will have no external test set")
+    config = read_config(lab_recipe(), f"name={name}", *extra, *(overrides or []))
+    assert isinstance(config, TrainConfig)
+    run = Path(config.output) / config.name
+    if (run / "final").is_dir():
+        raise ConfigError(f"{run} is complete; open {run / 'report.html'}, or train again with --name NAME")
+    _train_and_report(run if (run / "config.yaml").is_file() else config)
+
+
+@app.command()
+def train(
+    recipe: Annotated[Path | None, typer.Argument(help="A YAML recipe.", metavar="RECIPE")] = None,
+    overrides: Overrides = None,
+    resume: Annotated[Path | None, typer.Option(help="Go on with this run folder.", metavar="RUN")] = None,
+) -> None:
+    """Run a recipe, or go on with a run that was stopped; writes report.html at the end."""
+    from selfcorrect.api import read_config
+
+    if (recipe is None) == (resume is None):
+        raise ConfigError("name either a recipe, or a run folder with --resume RUN")
+    if resume is not None:
+        _train_and_report(resume)
+    else:
+        assert recipe is not None
+        _train_and_report(read_config(recipe, *(overrides or [])))
+
+
+@app.command()
+def evaluate(
+    model: Annotated[str, typer.Argument(help="A model folder, a hub name, or lab.", metavar="MODEL")],
+    overrides: Overrides = None,
+    recipe: Annotated[Path | None, typer.Option(help="Where the task and its limits come from.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Two greedy attempts on held-out problems: accuracy at each, delta, i->c, c->i, with 95 % intervals."""
+    from selfcorrect import api
+    from selfcorrect.display import evaluation_line, summary_line
+    from selfcorrect.run import evaluation_row
+
+    evaluation = api.evaluate(model, recipe, *(overrides or []))
+    if as_json:
+        typer.echo(json.dumps(evaluation_row(evaluation)))
+        return
+    typer.echo(evaluation_line(evaluation))
+    for name, summary in [*evaluation.controls, *evaluation.external]:
+        typer.echo(f"  {name}: {summary_line(summary)}  {summary.outcomes[0]}")
+
+
+@app.command()
+def play(
+    problem: Annotated[str, typer.Argument(help="For countdown: numbers and target, like '30 7 2 = 39'.")],
+    model: Annotated[str, typer.Option(help="A model folder, a hub name, or lab.")] = "lab",
+    recipe: Annotated[Path | None, typer.Option(help="Where the task and its prompts come from.")] = None,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 0.0,
+    seed: int = 0,
+) -> None:
+    """One problem, all attempts, coloured by their grades."""
+    from selfcorrect import api
+
+    _print_rollout(api.play(problem, model, recipe, temperature=temperature, seed=seed))
+
+
+@app.command()
+def report(run: Annotated[Path, typer.Argument(help="A run folder.", metavar="RUN")]) -> None:
+    """Write RUN/report.html from what the run folder holds; works while a run goes on."""
+    from selfcorrect.report import write_report
+
+    typer.echo(f"report: {write_report(run)}")
+
+
+@app.command()
+def check(recipe: RecipeArgument, overrides: Overrides = None) -> None:
+    """Validate a recipe and print it with every setting resolved; nothing is loaded or run."""
+    from selfcorrect.config import dump, load_recipe
+
+    typer.echo(dump(load_recipe(recipe, overrides or [])), nl=False)
+
+
+@app.command()
+def tasks() -> None:
+    """List the tasks a recipe can name."""
+    from selfcorrect.tasks import DESCRIPTIONS
+
+    for name, description in DESCRIPTIONS.items():
+        typer.echo(f"{name:<12} {description}")
+
+
+def data_folder() -> Path:
+    """Where the public data files are looked for: SELFCORRECT_DATA, else ../shared/data."""
+    return Path(os.environ.get("SELFCORRECT_DATA", "../shared/data"))
+
+
+def main() -> None:
+    """Entry point: user errors become one line on stderr and exit status 2, Ctrl-C status 130."""
+    try:
+        app(standalone_mode=True)
+    except TrainingInterrupted as error:
+        typer.echo(str(error), err=True)
+        sys.exit(130)
+    except UserError as error:
+        for line in str(error).splitlines():
+            typer.echo(f"error: {line}", err=True)
+        sys.exit(2)
+
+
+def _train_and_report(what: "Path | object") -> None:
+    """what: a run folder to go on with, or a config to start."""
+    from selfcorrect.config import LabBaseConfig, TrainConfig
+    from selfcorrect.display import make_observer
+    from selfcorrect.report import write_report
+    from selfcorrect.run import resume, start
+
+    if isinstance(what, LabBaseConfig):
+        from selfcorrect.lab.base import train_base
+
+        typer.echo(f"model: {train_base(what, typer.echo)}")
+        return
+    run = start(what, make_observer()) if isinstance(what, TrainConfig) else resume(Path(str(what)), make_observer())
+    typer.echo(f"report: {write_report(run)}")
+
+
+def _print_rollout(rollout: "Rollout") -> None:
+    from rich.console import Console
+    from rich.panel import Panel
+    from rich.text import Text
+
+    console = Console(highlight=False)
+    console.print(Text(rollout.problem.prompt, style="bold"))
+    for number, attempt in enumerate(rollout.attempts, 1):
+        grade = attempt.grade
+        colour = "green" if grade.correct else "red"
+        title = f"attempt {number}: {grade.outcome}" + (f" ({grade.detail})" if grade.detail else "")
+        text = Text("\n".join(line.strip() for line in attempt.completion.text.strip().splitlines()))
+        console.print(Panel(text, title=Text(title, style=colour), title_align="left", border_style=colour, width=76))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,204 @@
+"""What a person sees while a run goes on (floor 6): a live panel in a terminal, plain lines elsewhere."""
+
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.panel import Panel
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from selfcorrect.evaluation import Evaluation
+from selfcorrect.metrics import Estimate, Summary
+from selfcorrect.training import StepResult
+
+
+class Observer:
+    """Told what happens in a run; this one says nothing."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Leave the terminal as it was found."""
+
+    def message(self, text: str) -> None:
+        """A line for the user: a warning, a resume."""
+
+    def stage_started(self, name: str, steps: int, done: int) -> None:
+        """A stage of `steps` steps begins, `done` of them already done."""
+
+    def step_done(self, result: StepResult) -> None:
+        """A training step has ended."""
+
+    def evaluating(self, name: str) -> None:
+        """An evaluation begins."""
+
+    def evaluated(self, evaluation: Evaluation) -> None:
+        """An evaluation has ended."""
+
+    def finished(self, path: Path) -> None:
+        """The run is complete."""
+
+
+class PlainObserver(Observer):
+    """One line every few steps; for logs and pipes."""
+
+    def __init__(self, console: Console | None = None, seconds_between: float = 10.0) -> None:
+        self.console = console or Console(highlight=False, soft_wrap=True)
+        self._between = seconds_between
+        self._last = 0.0
+        self._pace = _Pace()
+
+    def message(self, text: str) -> None:
+        self.console.print(text, style="yellow", markup=False)
+
+    def stage_started(self, name: str, steps: int, done: int) -> None:
+        self._pace = _Pace(steps, done)
+        self._last = 0.0
+        self.console.print(f"stage {name}: {steps} steps" + (f", {done} done" if done else ""))
+
+    def step_done(self, result: StepResult) -> None:
+        self._pace.step(result.stage_step)
+        if result.skipped:
+            self.message(f"step {result.step} skipped: {result.skip_reason}")
+        if time.monotonic() - self._last >= self._between or result.stage_step == self._pace.steps:
+            self._last = time.monotonic()
+            self.console.print(step_line(result, self._pace))
+
+    def evaluating(self, name: str) -> None:
+        self.console.print(f"evaluating {name} ...")
+
+    def evaluated(self, evaluation: Evaluation) -> None:
+        self.console.print(evaluation_line(evaluation))
+
+    def finished(self, path: Path) -> None:
+        self.console.print(f"done: {path}")
+
+
+class LiveObserver(PlainObserver):
+    """A panel that stays in place: stage, step, time left, and how both attempts fare."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(console)
+        self._live = Live(console=console, refresh_per_second=4, transient=False)
+        self._stage = ""
+
+    def __enter__(self) -> Self:
+        self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._live.stop()
+
+    def stage_started(self, name: str, steps: int, done: int) -> None:
+        self._pace = _Pace(steps, done)
+        self._stage = name
+
+    def step_done(self, result: StepResult) -> None:
+        self._pace.step(result.stage_step)
+        if result.skipped:
+            self.message(f"step {result.step} skipped: {result.skip_reason}")
+        self._live.update(self._panel(result))
+
+    def evaluating(self, name: str) -> None:
+        self._live.update(Panel(Text(f"evaluating {name} on held-out problems ...", style="dim"), border_style="dim"))
+
+    def finished(self, path: Path) -> None:
+        self._live.update(Panel(Text(f"done: {path}", style="bold green"), border_style="green"))
+
+    def _panel(self, result: StepResult) -> Panel:
+        title = Text.assemble(
+            (f"{result.stage} ", "bold cyan"),
+            f"step {result.stage_step}/{self._pace.steps}",
+            (f"   {clock(self._pace.left())} left in this stage", "dim"),
+        )
+        table = Table.grid(padding=(0, 2))
+        table.add_column(style="dim", min_width=22)
+        table.add_column(min_width=10)
+        table.add_column()
+        for number, reward in enumerate(result.rewards, 1):
+            bar = ProgressBar(total=1.0, completed=reward, width=30)
+            table.add_row(f"reward, attempt {number}", f"{reward:.3f}", bar)
+        if len(result.rewards) > 1:
+            colour = "green" if result.delta >= 0 else "red"
+            table.add_row("delta", Text(f"{result.delta:+.3f}", style=colour), _flow(result))
+            table.add_row("unchanged answers", f"{result.unchanged:.1%}")
+        table.add_row("KL of attempt 1", f"{result.kl[0]:.3f}", Text("nats to the reference", style="dim"))
+        table.add_row("sampled tokens/s", f"{result.tokens_per_second:,.0f}", Text(_parts(result), style="dim"))
+        whole = ProgressBar(total=self._pace.steps, completed=result.stage_step, width=66)
+        return Panel(Group(table, Text(""), whole), title=title, title_align="left", border_style="cyan", width=76)
+
+
+class _Pace:
+    """Time left in a stage, from the mean of the steps done since it (re)started."""
+
+    def __init__(self, steps: int = 0, done: int = 0) -> None:
+        self.steps, self._first, self._done, self._began = steps, done, done, time.monotonic()
+
+    def step(self, done: int) -> None:
+        self._done = done
+
+    def left(self) -> float:
+        spent = time.monotonic() - self._began
+        return spent / max(1, self._done - self._first) * (self.steps - self._done)
+
+
+def make_observer() -> Observer:
+    """Live in a terminal, plain lines when the output goes to a file or a pipe."""
+    console = Console(highlight=False)
+    return LiveObserver(console) if console.is_terminal else PlainObserver()
+
+
+def step_line(result: StepResult, pace: _Pace) -> str:
+    """One training step as a line of text."""
+    rewards = " ".join(f"r{number}={reward:.3f}" for number, reward in enumerate(result.rewards, 1))
+    return (
+        f"{result.stage} {result.stage_step}/{pace.steps}  {clock(pace.left())} left  {rewards} "
+        f"delta={result.delta:+.3f} kl1={result.kl[0]:.3f} unchanged={result.unchanged:.0%} "
+        f"{result.tokens_per_second:,.0f} tokens/s"
+    )
+
+
+def evaluation_line(evaluation: Evaluation) -> str:
+    """One evaluation as a line of text: percent with 95 % intervals."""
+    return f"{evaluation.name}: {summary_line(evaluation.summary)} ({evaluation.seconds:.0f} s)"
+
+
+def summary_line(summary: Summary) -> str:
+    """Accuracy at each attempt, delta, and the flows i->c and c->i in percent of all problems."""
+    accuracy = "  ".join(f"t{number} {_percent(value)}" for number, value in enumerate(summary.accuracy, 1))
+    return (
+        f"{accuracy}  delta {_percent(summary.delta, signed=True)}  i->c {summary.fixed.value:.1%}  "
+        f"c->i {summary.broken.value:.1%}  n={summary.n}"
+    )
+
+
+def clock(seconds: float) -> str:
+    """Seconds as 1:23 or 1:02:03."""
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def _percent(estimate: Estimate, signed: bool = False) -> str:
+    sign = "+" if signed else ""
+    return f"{100 * estimate.value:{sign}.1f}% [{100 * estimate.low:{sign}.1f}, {100 * estimate.high:{sign}.1f}]"
+
+
+def _flow(result: StepResult) -> Text:
+    return Text.assemble(
+        ("fixed ", "dim"), (f"{result.fixed:.1%}", "green"), ("  broken ", "dim"), (f"{result.broken:.1%}", "red")
+    )
+
+
+def _parts(result: StepResult) -> str:
+    return ", ".join(f"{name} {seconds:.2f} s" for name, seconds in result.seconds_by_part.items() if seconds > 0.005)

@@ -1,0 +1,82 @@
+"""Evaluation (floor 5): problems -> play (greedy) -> grade -> summarize. Imports no training code.
+
+Two controls ask whether attempt 2 reads attempt 1: before attempt 2 is written, attempt 1 is replaced by the
+attempt of another problem (`swapped`), or by another attempt, sampled at temperature 1, at the same problem (`independent`).
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from selfcorrect.chat import Chat
+from selfcorrect.metrics import Summary, summarize
+from selfcorrect.rollout import play
+from selfcorrect.samplers.base import Sampler
+from selfcorrect.seeds import derive_seed
+from selfcorrect.tasks.base import Task
+from selfcorrect.types import Problem, Rollout, SamplingParams
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """One evaluation of one model. rollouts: the greedy ones; external: (file name, summary) pairs."""
+
+    name: str
+    step: int
+    task: str
+    seconds: float
+    summary: Summary
+    rollouts: tuple[Rollout, ...]
+    sampled: Summary | None = None
+    controls: tuple[tuple[str, Summary], ...] = ()
+    external: tuple[tuple[str, Summary], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluator:
+    """What stays the same from evaluation to evaluation: the task, the held-out problems, the limits."""
+
+    task: Task
+    problems: Sequence[Problem]
+    attempts: int
+    max_new_tokens: int
+    seed: int
+    controls: bool = True
+    external: Sequence[tuple[str, Sequence[Problem]]] = ()
+
+    def run(self, name: str, step: int, sampler: Sampler, chat: Chat) -> Evaluation:
+        """Evaluate what `sampler` now samples from. The problems and draws are the same at every call."""
+        began = time.monotonic()
+
+        def rollouts(
+            problems: Sequence[Problem], temperature: float, given: Sequence[Rollout] | None = None
+        ) -> list[Rollout]:
+            params = SamplingParams(temperature, self.max_new_tokens, derive_seed(self.seed, "evaluate"))
+            first = [rollout.attempts[0].completion for rollout in given] if given else None
+            return play(problems, self.task, sampler, chat, params, self.attempts, given=first)
+
+        greedy = rollouts(self.problems, 0.0)
+        sampled = rollouts(self.problems, 1.0) if self.controls else []
+        controls = []
+        if self.controls:
+            shifted = [*greedy[1:], *greedy[:1]]
+            controls.append(("swapped", summarize(rollouts(self.problems, 0.0, shifted))))
+            controls.append(("independent", summarize(rollouts(self.problems, 0.0, sampled))))
+        external = [(label, summarize(rollouts(problems, 0.0))) for label, problems in self.external]
+        return Evaluation(
+            name=name,
+            step=step,
+            task=self.task.name,
+            seconds=time.monotonic() - began,
+            summary=summarize(greedy),
+            rollouts=tuple(greedy),
+            sampled=summarize(sampled) if sampled else None,
+            controls=tuple(controls),
+            external=tuple(external),
+        )
+
+
+def load_external(task: Task, paths: Sequence[str]) -> list[tuple[str, list[Problem]]]:
+    """Each file's name and problems. Raises DataError with file and line."""
+    return [(Path(path).name, task.load(path)) for path in paths]

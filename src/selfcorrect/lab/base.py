@@ -1,0 +1,141 @@
+"""Building and training the lab's base model (recipes/lab_base.yaml).
+
+A Llama of a million parameters with a tokenizer that has one token for each number, so an attempt is a
+dozen tokens. The result is an ordinary folder of Hugging Face layout. Axes: B problems, T tokens.
+"""
+
+import json
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from selfcorrect.config import LabBaseConfig
+from selfcorrect.lab.corpus import AttemptMix, draw_attempts
+from selfcorrect.models import native_bfloat16, wrap
+from selfcorrect.seeds import derive_seed
+from selfcorrect.tasks.countdown import split_of
+from selfcorrect.tasks.countdown_generator import OPERATORS, Candidates, Draws, IntArray, draw_problems
+
+PAD, USER, ASSISTANT, END, UNKNOWN = "<|pad|>", "<|user|>", "<|assistant|>", "<|end|>", "<|unk|>"
+PROMPT, CORRECTION = "{numbers} : {target}", "?"  # the task's templates when this model reads it
+_WORDS = [*OPERATORS, "=", "\n", ":", CORRECTION, PAD, USER, ASSISTANT, END, UNKNOWN]
+_TEMPLATE = (
+    "{% for message in messages %}"
+    "{{ '<|user|>' if message.role == 'user' else '<|assistant|>' }}{{ message.content }}<|end|>"
+    "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+# Periods of the sine and cosine features the number embeddings start from: arithmetic is found several times sooner.
+_PERIODS = (2, 3, 4, 5, 7, 8, 10, 13, 16, 20, 25, 32, 40, 50, 64, 80, 100, 128, 160, 200, 256, 400)
+
+
+def build_tokenizer(limit: int) -> Any:
+    """A word-level tokenizer with one token for each of 0..limit and the signs of an answer."""
+    from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary = {word: i for i, word in enumerate([*map(str, range(limit + 1)), *_WORDS])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(r"\n"), "isolated"),
+            pre_tokenizers.Split(Regex(r"[^\S\n]+"), "removed"),
+        ]
+    )
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token=PAD, eos_token=END, unk_token=UNKNOWN,
+        additional_special_tokens=[USER, ASSISTANT], clean_up_tokenization_spaces=False,
+    )  # fmt: skip
+    fast.chat_template = _TEMPLATE
+    return fast
+
+
+def build_model(config: LabBaseConfig, tokenizer: Any) -> Any:
+    """A Llama with tied embeddings, from the recipe's sizes and seed."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(derive_seed(config.seed, "lab_base", "init"))
+    llama = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=config.hidden_size, num_hidden_layers=config.layers,
+        num_attention_heads=config.heads, num_key_value_heads=config.heads,
+        intermediate_size=config.hidden_size * 11 // 4 // 16 * 16, max_position_embeddings=512,
+        tie_word_embeddings=True, attn_implementation="eager", bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+    )  # fmt: skip
+    model = LlamaForCausalLM(llama)
+    with torch.no_grad():
+        numbers = model.get_input_embeddings().weight[: config.task.limit + 1]
+        angles = 2 * math.pi * torch.arange(len(numbers))[:, None] / torch.tensor(_PERIODS, dtype=torch.float32)
+        features = 0.04 * torch.cat([angles.sin(), angles.cos()], dim=1)[:, : config.hidden_size]
+        numbers[:, : features.shape[1]] = features
+    return model
+
+
+def draw_corpus(rng: np.random.Generator, config: LabBaseConfig, tokenizer: Any) -> tuple[Tensor, Tensor]:
+    """About `batch` training conversations: token ids [B, T] and which of them the model learns to write [B, T].
+
+    Problems of the test split never enter. Every conversation has the same length.
+    """
+    draws = _training_split(draw_problems(rng, config.batch * 10 // 9, config.task.max_number, config.task.limit))
+    mix = AttemptMix(config.first_solved, config.second_copied, config.second_solved)
+    first_B, second_B = draw_attempts(rng, draws, mix)
+    rows = np.arange(len(first_B))
+    word = {text: tokenizer.convert_tokens_to_ids(text) for text in _WORDS}
+
+    def column(text: str) -> IntArray:
+        return np.full((len(rows), 1), word[text])
+
+    def attempt(index_B: IntArray) -> IntArray:
+        x, op1, y, r, u, op2, v, s = (part[:, None] for part in draws.candidates.steps_BC8[rows, index_B].T)
+        signs = np.array([word[sign] for sign in OPERATORS])
+        equals = column("=")
+        return np.hstack([x, signs[op1], y, equals, r, column("\n"), u, signs[op2], v, equals, s, column(END)])
+
+    opening = np.hstack([column(USER), draws.numbers_B3, column(":"), draws.target_B[:, None], column(END)])
+    between = np.hstack([column(USER), column(CORRECTION), column(END), column(ASSISTANT)])
+    pieces = [np.hstack([opening, column(ASSISTANT)]), attempt(first_B), between, attempt(second_B)]
+    learned = np.hstack([np.full(piece.shape, number % 2 == 1) for number, piece in enumerate(pieces)])
+    return torch.from_numpy(np.hstack(pieces)), torch.from_numpy(learned)
+
+
+def train_base(config: LabBaseConfig, say: Callable[[str], None] = print) -> Path:
+    """Train the base model of a recipe and save it as a folder; returns the folder. Same recipe, same model."""
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    tokenizer = build_tokenizer(config.task.limit)
+    model = build_model(config, tokenizer)
+    lm = wrap(model, tokenizer, torch.bfloat16 if native_bfloat16(torch.device("cpu")) else torch.float32)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, weight_decay=0.01, betas=(0.9, 0.98), fused=True)
+    rng = np.random.default_rng(derive_seed(config.seed, "lab_base", "corpus"))
+    began = time.monotonic()
+    for step in range(config.steps):
+        warm = min(1.0, (step + 1) / 200)
+        rate = config.learning_rate * warm * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * step / config.steps)))
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        ids_BT, learned_BT = draw_corpus(rng, config, tokenizer)
+        logits_NV = lm.logits(ids_BT[:, :-1], learned_BT[:, 1:], use_cache=False)
+        loss = torch.nn.functional.cross_entropy(logits_NV, ids_BT[:, 1:][learned_BT[:, 1:]])
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        if (step + 1) % 250 == 0:
+            say(f"step {step + 1}/{config.steps}  loss {loss.item():.4f}  {time.monotonic() - began:.0f} s")
+    folder = Path(config.output)
+    model.to(torch.bfloat16)  # half the bytes; training casts it back to float32
+    lm.save(folder)
+    (folder / "recipe.json").write_text(json.dumps(config.model_dump(mode="json"), indent=1) + "\n")
+    return folder
+
+
+def _training_split(draws: Draws) -> Draws:
+    rows = zip(draws.numbers_B3.tolist(), draws.target_B.tolist(), strict=True)
+    keep = np.array([split_of(tuple(numbers), target) == "train" for numbers, target in rows])
+    kept = Candidates(draws.candidates.steps_BC8[keep], draws.candidates.valid_BC[keep])
+    return Draws(draws.numbers_B3[keep], draws.target_B[keep], kept)

@@ -1,0 +1,160 @@
+"""A causal language model of Hugging Face layout, with its tokenizer and chat template (floor 1).
+
+Shared by the policy, the reference and the transformers sampler, so that all three compute a token's
+log-probability the same way. Weights are float32; the forward pass runs under autocast where that is good.
+The model always stays in eval mode: dropout would make the policy differ from the one that sampled.
+"""
+
+import copy
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from selfcorrect.chat import Chat
+from selfcorrect.config import LAB_MODEL, ModelConfig
+from selfcorrect.errors import ModelError
+
+
+@dataclass(slots=True)
+class LanguageModel:
+    """model: a transformers causal LM; compute_dtype: that of the forward pass; eos_ids: every id that ends a turn."""
+
+    model: Any
+    tokenizer: Any
+    chat: Chat
+    eos_ids: frozenset[int]
+    device: torch.device
+    compute_dtype: torch.dtype
+    head_is_plain: bool
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The precision of every forward pass, at sampling and at training."""
+        enabled = self.compute_dtype != torch.float32
+        return torch.autocast(self.device.type, self.compute_dtype if enabled else torch.bfloat16, enabled=enabled)
+
+    def logits(self, token_ids: Tensor, select: Tensor, **kwargs: Any) -> Tensor:
+        """Next-token logits, float32 [N, V], at the positions where `select` [B, T] is true, in row-major order.
+
+        The vocabulary projection runs on those positions alone, where the model's head is a plain projection.
+        """
+        with self.autocast():
+            if self.head_is_plain:
+                hidden = self.model.get_decoder()(input_ids=token_ids, **kwargs).last_hidden_state
+                logits = self.model.get_output_embeddings()(hidden[select])
+            else:
+                logits = self.model(input_ids=token_ids, **kwargs).logits[select]
+        return torch.as_tensor(logits).float()
+
+    def parameters(self) -> list[Tensor]:
+        return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+
+    def frozen_copy(self) -> "LanguageModel":
+        """The same weights in memory of their own, without gradients: a reference model."""
+        model = copy.deepcopy(self.model).requires_grad_(False)
+        return LanguageModel(
+            model, self.tokenizer, self.chat, self.eos_ids, self.device, self.compute_dtype, self.head_is_plain
+        )
+
+    def save(self, folder: Path) -> None:
+        """An ordinary folder of Hugging Face layout: weights, config, tokenizer, chat template."""
+        self.model.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+
+
+def resolve_path(path: str) -> str:
+    """The folder or hub name a recipe's model.path stands for. Raises ModelError where a folder is missing."""
+    if path == LAB_MODEL:
+        return str(resources.files("selfcorrect") / "assets" / "lab_base")
+    looks_local = path.startswith((".", "/", "~")) or path.count("/") != 1
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise ModelError(
+                f"model.path = {path!r}: the folder holds no config.json; name a folder of Hugging Face layout"
+            )
+        return str(folder)
+    if (looks_local and "/" in path) or folder.is_file():
+        raise ModelError(
+            f"model.path = {path!r}: no such folder; name a folder of Hugging Face layout, a hub name, or lab"
+        )
+    return path
+
+
+def load_model(config: ModelConfig) -> LanguageModel:
+    """Load model, tokenizer and chat template. Raises ModelError, naming what is missing."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    path = resolve_path(config.path)
+    device = _device(config.device)
+    attention = config.attention if config.attention != "auto" else ("eager" if device.type == "cpu" else "sdpa")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path)
+    except Exception as error:  # transformers raises many kinds here; all mean the folder is not usable
+        raise ModelError(f"model.path = {config.path!r}: no tokenizer can be loaded: {_first_line(error)}") from error
+    try:
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation=attention)
+    except Exception as error:
+        raise ModelError(f"model.path = {config.path!r}: cannot be loaded: {_first_line(error)}") from error
+    return wrap(model.to(device), tokenizer, _compute_dtype(config.precision, device))
+
+
+def wrap(model: Any, tokenizer: Any, compute_dtype: torch.dtype = torch.float32) -> LanguageModel:
+    """A model and tokenizer already in memory -> LanguageModel."""
+    model.eval()
+    generation = getattr(model, "generation_config", None)
+    eos_ids = _ids(getattr(generation, "eos_token_id", None)) | _ids(tokenizer.eos_token_id)
+    if not eos_ids:
+        raise ModelError("neither the tokenizer nor generation_config.json names an end-of-sequence token")
+    chat = Chat(tokenizer, eos_ids)
+    device = next(model.parameters()).device
+    return LanguageModel(model, tokenizer, chat, eos_ids, device, compute_dtype, _head_is_plain(model))
+
+
+def _ids(value: int | list[int] | None) -> frozenset[int]:
+    return frozenset() if value is None else frozenset([value] if isinstance(value, int) else value)
+
+
+@torch.no_grad()
+def _head_is_plain(model: Any) -> bool:
+    """Whether logits are head(hidden) and nothing more (some models cap or scale them): tried, not guessed."""
+    try:
+        probe = torch.arange(1, 5, device=next(model.parameters()).device)[None] % model.config.vocab_size
+        hidden = model.get_decoder()(input_ids=probe).last_hidden_state
+        return torch.equal(model.get_output_embeddings()(hidden), model(input_ids=probe).logits)
+    except (AttributeError, TypeError):
+        return False
+
+
+def _device(name: str) -> torch.device:
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name == "auto":
+        name = next(kind for kind in ("cuda", "mps", "cpu") if available[kind])
+    if not available[name]:
+        raise ModelError(f"model.device = {name!r}: this machine has none that torch can use; set auto or cpu")
+    return torch.device(name)
+
+
+def _compute_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """auto: bfloat16 where the hardware multiplies it natively, float32 elsewhere."""
+    if precision != "auto":
+        return torch.bfloat16 if precision == "bfloat16" else torch.float32
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
+    return torch.bfloat16 if native_bfloat16(device) else torch.float32
+
+
+def native_bfloat16(device: torch.device) -> bool:
+    """Whether this CPU multiplies bfloat16 in hardware (AVX-512 BF16 or AMX)."""
+    cpu: Any = torch.cpu
+    return device.type == "cpu" and (cpu._is_avx512_bf16_supported() or cpu._is_amx_tile_supported())
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

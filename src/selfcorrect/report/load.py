@@ -1,0 +1,269 @@
+"""Run folder -> frozen records (floor 5; stdlib and yaml only).
+
+A run is read while it is being written, so what a running process leaves half done (a torn last line, a section
+that is not there yet) is no error. What contradicts the documented shape is: a page with wrong numbers is worse
+than no page.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from selfcorrect.errors import DataError
+from selfcorrect.metrics import Estimate, Summary
+from selfcorrect.report.rollouts import RolloutSource, read_sources
+
+BASE = "base"
+_MARKS = ("metrics.jsonl", "environment.json", "evaluations", "config.yaml")
+
+
+@dataclass(frozen=True, slots=True)
+class External:
+    """The summary over one external test file; name is the file's name without its folder."""
+
+    name: str
+    summary: Summary
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """One file of evaluations/. controls: by what stood in for attempt 1."""
+
+    name: str
+    step: int
+    task: str
+    split: str
+    decoding: str
+    seconds: float | None
+    summary: Summary
+    sampled: Summary | None
+    controls: Mapping[str, Summary]
+    external: tuple[External, ...]
+
+    @property
+    def is_base(self) -> bool:
+        return self.name == BASE
+
+    @property
+    def label(self) -> str:
+        return "before training" if self.is_base else f"after {self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One line of metrics.jsonl. series holds every numeric field, NaN where a value is missing.
+
+    In it a plain number has length 1, a list one entry an attempt.
+    """
+
+    step: int
+    stage: str
+    series: Mapping[str, tuple[float, ...]]
+    skipped: bool
+    skip_reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """All that the page shows. notes: what was found damaged, in words for the reader."""
+
+    name: str
+    config: Mapping[str, Any]
+    config_text: str
+    environment: Mapping[str, Any]
+    steps: tuple[Step, ...]
+    evaluations: tuple[Evaluation, ...]
+    sources: tuple[RolloutSource, ...]
+    notes: tuple[str, ...] = field(default=())
+
+    @property
+    def base(self) -> Evaluation | None:
+        return next((e for e in self.evaluations if e.is_base), None)
+
+    @property
+    def final(self) -> Evaluation | None:
+        """The evaluation that training has reached so far; None while there is only the base."""
+        return next((e for e in reversed(self.evaluations) if not e.is_base), None)
+
+    @property
+    def total_steps(self) -> int | None:
+        """Steps the recipe asks for; None where it does not say."""
+        stages = self.config.get("stages")
+        steps = [s.get("steps") if isinstance(s, dict) else None for s in stages] if isinstance(stages, list) else []
+        known = [n for n in steps if isinstance(n, int)]
+        return sum(known) if known and len(known) == len(steps) else None
+
+
+def load_run(folder: Path) -> Run:
+    """Read a run folder, finished or not. Raises DataError where it is none, or holds what cannot be shown."""
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder; give the folder that `selfcorrect train` wrote")
+    if not any((folder / mark).exists() for mark in _MARKS):
+        raise DataError(f"{folder} is not a run: it holds none of {', '.join(_MARKS)}; give a folder of `train`")
+    notes: list[str] = []
+    config_text, config = _read_config(folder / "config.yaml", notes)
+    evaluations = _read_evaluations(folder / "evaluations", notes)
+    return Run(
+        name=folder.resolve().name,
+        config=config,
+        config_text=config_text,
+        environment=_read_object(folder / "environment.json", notes),
+        steps=_read_steps(folder / "metrics.jsonl", notes),
+        evaluations=evaluations,
+        sources=_read_sources(folder, evaluations, notes),
+        notes=tuple(notes),
+    )
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        return ""
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def _read_config(path: Path, notes: list[str]) -> tuple[str, Mapping[str, Any]]:
+    text = _text(path)
+    try:
+        data = yaml.safe_load(text)
+    except (yaml.YAMLError, RecursionError):
+        notes.append(f"{path.name} is not valid YAML; the recipe is shown as it stands.")
+        data = None
+    return text, data if isinstance(data, dict) else {}
+
+
+def _read_object(path: Path, notes: list[str]) -> Mapping[str, Any]:
+    """A JSON object; empty where the file is missing or half written."""
+    text = _text(path)
+    try:
+        data = json.loads(text) if text else {}
+    except (ValueError, RecursionError):
+        notes.append(f"{path.name} is not valid JSON and was left out.")
+        return {}
+    return data if isinstance(data, dict) else {}
+
+
+def _read_steps(path: Path, notes: list[str]) -> tuple[Step, ...]:
+    """Every line that can be read, one a step: a resumed run may have written a step twice, the later one counts."""
+    lines = [line for line in _text(path).splitlines() if line.strip()]
+    steps: dict[int, Step] = {}
+    damaged = 0
+    for position, line in enumerate(lines):
+        try:
+            row = json.loads(line)
+            step = int(row["step"])
+        except (ValueError, KeyError, TypeError, RecursionError):
+            damaged += position < len(lines) - 1  # the last one may still be in the writing
+            continue
+        steps[step] = Step(
+            step=step,
+            stage=str(row.get("stage", "")),
+            series={key: values for key, value in row.items() if (values := _numbers(value))},
+            skipped=bool(row.get("skipped", False)),
+            skip_reason=str(row.get("skip_reason") or ""),
+        )
+    if damaged:
+        notes.append(f"{damaged} damaged {'line' if damaged == 1 else 'lines'} of {path.name} left out.")
+    return tuple(steps[key] for key in sorted(steps))
+
+
+def _numbers(value: Any) -> tuple[float, ...]:
+    """A number or a list of numbers (null: NaN) as a tuple; empty for anything else."""
+    if isinstance(value, list):
+        return tuple(_number(entry) for entry in value) if all(_numeric(v) or v is None for v in value) else ()
+    return (_number(value),) if _numeric(value) else ()
+
+
+def _numeric(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _number(value: Any) -> float:
+    return float(value) if _numeric(value) and math.isfinite(value) else math.nan
+
+
+def _read_evaluations(folder: Path, notes: list[str]) -> tuple[Evaluation, ...]:
+    """In the order of training: base first, then by step."""
+    found: list[Evaluation] = []
+    for path in sorted(folder.glob("*.json")):
+        try:
+            data = json.loads(_text(path))
+        except (ValueError, RecursionError):
+            notes.append(f"evaluations/{path.name} is not valid JSON, perhaps still in the writing; left out.")
+            continue
+        found.append(_evaluation(data, path))
+    return tuple(sorted(found, key=lambda e: (not e.is_base, e.step, e.name)))
+
+
+def _evaluation(data: Any, path: Path) -> Evaluation:
+    if not isinstance(data, dict):
+        raise DataError(f"{path}: expected a JSON object, got {type(data).__name__}")
+    sampled, controls, external = data.get("sampled"), data.get("controls") or {}, data.get("external") or []
+    if not isinstance(controls, dict) or not isinstance(external, list):
+        raise DataError(f"{path}: controls must be an object and external a list")
+    return Evaluation(
+        name=path.stem,  # by the documented layout the same as data["name"], and surely a file name
+        step=int(_required(data, "step", path)) if "step" in data else 0,
+        task=str(data.get("task", "")),
+        split=str(data.get("split", "")),
+        decoding=str(data.get("decoding", "")),
+        seconds=float(data["seconds"]) if _numeric(data.get("seconds")) else None,
+        summary=_summary(data.get("summary"), path, "summary"),
+        sampled=_summary(sampled, path, "sampled") if sampled else None,
+        controls={str(k): _summary(v, path, f"controls.{k}") for k, v in controls.items() if v},
+        external=tuple(_external(entry, path, i) for i, entry in enumerate(external)),
+    )
+
+
+def _external(entry: Any, path: Path, index: int) -> External:
+    if not isinstance(entry, dict):
+        raise DataError(f"{path}: external.{index} must be an object, got {type(entry).__name__}")
+    name = str(entry.get("path", f"set {index + 1}")).replace("\\", "/").rsplit("/", 1)[-1]
+    return External(name, _summary(entry.get("summary"), path, f"external.{index}.summary"))
+
+
+def _summary(data: Any, path: Path, where: str) -> Summary:
+    if not isinstance(data, dict):
+        raise DataError(f"{path}: {where} is missing or not an object")
+    accuracy, outcomes = data.get("accuracy"), data.get("outcomes") or []
+    if not isinstance(accuracy, list):
+        raise DataError(f"{path}: {where}.accuracy must be a list, one estimate an attempt")
+    if not isinstance(outcomes, list) or not all(isinstance(o, dict) for o in outcomes):
+        raise DataError(f"{path}: {where}.outcomes must be a list of counts, one object an attempt")
+    return Summary(
+        n=int(_required(data, "n", path, where)),
+        accuracy=tuple(_estimate(e, path, f"{where}.accuracy.{i}") for i, e in enumerate(accuracy)),
+        delta=_estimate(data.get("delta"), path, f"{where}.delta"),
+        fixed=_estimate(data.get("fixed"), path, f"{where}.fixed"),
+        broken=_estimate(data.get("broken"), path, f"{where}.broken"),
+        fix_rate=_estimate(data.get("fix_rate"), path, f"{where}.fix_rate"),
+        unchanged=_estimate(data.get("unchanged"), path, f"{where}.unchanged"),
+        outcomes=tuple({str(k): int(v) for k, v in counts.items() if _numeric(v)} for counts in outcomes),
+    )
+
+
+def _estimate(data: Any, path: Path, where: str) -> Estimate:
+    if not isinstance(data, dict):
+        raise DataError(f"{path}: {where} must be an object with value, low and high")
+    return Estimate(*(_required(data, key, path, where) for key in ("value", "low", "high")))
+
+
+def _required(data: Mapping[str, Any], key: str, path: Path, where: str = "") -> float:
+    value = data.get(key)
+    if not _numeric(value) or not math.isfinite(value):  # type: ignore[arg-type]
+        raise DataError(f"{path}: {f'{where}.{key}'.lstrip('.')} must be a finite number, got {value!r}")
+    return float(value)  # type: ignore[arg-type]
+
+
+def _read_sources(folder: Path, evaluations: tuple[Evaluation, ...], notes: list[str]) -> tuple[RolloutSource, ...]:
+    """The latest evaluation first, as it is what a reader wants to see; training rollouts last."""
+    files = [(e.label, folder / "evaluations" / f"{e.name}.rollouts.jsonl") for e in reversed(evaluations)]
+    files.append(("while training", folder / "rollouts.jsonl"))
+    return read_sources([(label, path) for label, path in files if path.is_file()], notes)

@@ -1,0 +1,197 @@
+"""The page's tables as plain cells (floor 5; pure): what is shown, already rounded and worded."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from selfcorrect.metrics import Estimate, Summary
+from selfcorrect.report.load import Evaluation
+from selfcorrect.report.wording import capital, interval, percent, points, sign
+
+NONE = "\N{EM DASH}"
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """A number and, in smaller type, its interval. tone: good, even or bad where the number is a verdict."""
+
+    main: str
+    small: str = ""
+    tone: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    label: str
+    note: str
+    cells: tuple[Cell, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """columns without the first, which holds the row labels. groups: (heading, rows); an empty heading is not shown."""
+
+    caption: str
+    first: str
+    columns: tuple[str, ...]
+    groups: tuple[tuple[str, tuple[Row, ...]], ...]
+
+
+# Tables 1 and 2 and the text of Sec. 6 of arXiv 2409.12917, in percent: t1, t2, delta, i->c, c->i, fix rate.
+_PAPER = (
+    ("Base model", ("52.6", "41.4", "\N{MINUS SIGN}11.2", "4.6", "15.8", "9.5")),
+    ("SCoRe", ("60.0", "64.4", "+4.4", "5.8", "1.4", "14.5")),
+)
+
+
+def share_cell(estimate: Estimate) -> Cell:
+    return Cell(percent(estimate.value), f"{percent(estimate.low)}\N{EN DASH}{percent(estimate.high)}")
+
+
+def delta_cell(estimate: Estimate) -> Cell:
+    tone = {1: "good", 0: "even", -1: "bad"}[sign(estimate)]
+    return Cell(points(estimate.value), interval(estimate), tone)
+
+
+def summary_cells(summary: Summary, attempts: int) -> tuple[Cell, ...]:
+    """Accuracy of every attempt, delta, i->c, c->i, fix rate, unchanged, n."""
+    missing = Cell(NONE)
+    if summary.n == 0:
+        return (*(missing for _ in range(attempts + 5)), Cell("0"))
+    accuracy = [share_cell(e) for e in summary.accuracy]
+    accuracy += [missing] * (attempts - len(accuracy))
+    changes: tuple[Cell, ...] = (missing,) * 5
+    if len(summary.accuracy) > 1:
+        shares = (summary.fixed, summary.broken, summary.fix_rate, summary.unchanged)
+        changes = (delta_cell(summary.delta), *(share_cell(e) for e in shares))
+    return (*accuracy, *changes, Cell(f"{summary.n:,}"))
+
+
+def summary_columns(attempts: int) -> tuple[str, ...]:
+    names = tuple(f"Accuracy@t{a}" for a in range(1, attempts + 1))
+    changes = (f"Δ(t1,t{attempts})", "i→c", "c→i", "fix rate", "unchanged", "n")
+    return (*names, *changes)
+
+
+def most_attempts(summaries: Sequence[Summary]) -> int:
+    return max([2, *(len(s.accuracy) for s in summaries)])
+
+
+def results_table(evaluations: Sequence[Evaluation]) -> Table:
+    """Every evaluation, and the paper's two rows beneath, marked as the paper's."""
+    attempts = most_attempts([e.summary for e in evaluations])
+    rows = tuple(Row(capital(e.label), _where(e), summary_cells(e.summary, attempts)) for e in evaluations)
+    paper = []
+    for name, values in _PAPER:
+        first, *rest = (Cell(value) for value in values)
+        gap = (Cell(NONE),) * (attempts - 2)
+        paper.append(Row(name, "", (first, rest[0], *gap, *rest[1:], Cell(NONE), Cell("500"))))
+    heading = "The paper's own numbers: another model (Gemini 1.5 Flash) and another task (MATH)"
+    return Table(
+        "Percent of problems; beneath each number its 95 % interval, where it is known.",
+        "Evaluation",
+        summary_columns(attempts),
+        (("", rows), (heading, tuple(paper))),
+    )
+
+
+def sampled_table(evaluations: Sequence[Evaluation]) -> Table | None:
+    found = [(e, e.sampled) for e in evaluations if e.sampled]
+    if not found:
+        return None
+    attempts = most_attempts([s for _, s in found])
+    rows = tuple(Row(capital(e.label), "", summary_cells(s, attempts)) for e, s in found)
+    return Table(
+        "The same problems with every attempt sampled at temperature 1, as in training; percent.",
+        "Evaluation",
+        summary_columns(attempts),
+        (("", rows),),
+    )
+
+
+def outcome_table(evaluations: Sequence[Evaluation]) -> Table | None:
+    """How often each attempt ended in which outcome, as counts."""
+    return _outcomes("Outcomes of every attempt on the test split, in problems.", [(e, e.summary) for e in evaluations])
+
+
+def _outcomes(caption: str, found: Sequence[tuple[Evaluation, Summary]]) -> Table | None:
+    names = list(dict.fromkeys(name for _, s in found for counts in s.outcomes for name in counts))
+    if not names:
+        return None
+    groups = []
+    for evaluation, summary in found:
+        rows = tuple(
+            Row(f"Attempt {a}", "", tuple(Cell(f"{counts.get(name, 0):,}") for name in names))
+            for a, counts in enumerate(summary.outcomes, 1)
+        )
+        groups.append((capital(evaluation.label), rows))
+    return Table(caption, "Attempt", tuple(name.replace("_", " ") for name in names), tuple(groups))
+
+
+def control_table(evaluations: Sequence[Evaluation]) -> Table | None:
+    """The final evaluation first; per evaluation, what attempt 2 was shown as attempt 1."""
+    found = [e for e in reversed(evaluations) if e.controls and e.summary.n]
+    if not found:
+        return None
+    known = {"independent": "An independent attempt", "swapped": "An attempt at another problem"}
+    notes = {"independent": "same problem, sampled anew", "swapped": "swapped in"}
+    groups = []
+    for evaluation in found:
+        rows = [Row("Its own attempt 1", "as evaluated", _control_cells(evaluation.summary))]
+        order = [*(name for name in known if name in evaluation.controls)]
+        order += [name for name in evaluation.controls if name not in known]
+        for name in order:
+            rows.append(Row(known.get(name, name), notes.get(name, ""), _control_cells(evaluation.controls[name])))
+        groups.append((capital(evaluation.label), tuple(rows)))
+    last = max(len(e.summary.accuracy) for e in found)
+    return Table(
+        "Percent of problems with 95 % intervals. Fixed and broken count from the attempt shown to the last one.",
+        "Attempt shown",
+        ("Accuracy of it", f"Accuracy@t{last}", "fixed", "broken", "repeated", "n"),
+        tuple(groups),
+    )
+
+
+def _control_cells(summary: Summary) -> tuple[Cell, ...]:
+    if not summary.n or not summary.accuracy:
+        return (*(Cell(NONE) for _ in range(5)), Cell("0"))
+    shares = (summary.accuracy[0], summary.accuracy[-1], summary.fixed, summary.broken, summary.unchanged)
+    return (*(share_cell(e) for e in shares), Cell(f"{summary.n:,}"))
+
+
+@dataclass(frozen=True, slots=True)
+class ExternalSet:
+    """One external test file over all evaluations."""
+
+    name: str
+    results: Table
+    outcomes: Table | None
+
+
+def external_sets(evaluations: Sequence[Evaluation]) -> tuple[ExternalSet, ...]:
+    """A set for every external file, in the order they first appear."""
+    names = list(dict.fromkeys(x.name for e in evaluations for x in e.external))
+    sets = []
+    for name in names:
+        found = [(e, x.summary) for e in evaluations for x in e.external if x.name == name]
+        attempts = most_attempts([s for _, s in found])
+        rows = tuple(
+            Row(capital(e.label), "", (*summary_cells(s, attempts), Cell(f"{_count(s, 'unreadable'):,}")))
+            for e, s in found
+        )
+        columns = (*summary_columns(attempts), "unreadable")
+        caption = (
+            "Percent of the graded problems (n) with 95 % intervals. Unreadable: problems that the model's tokenizer "
+            "cannot read; they were not attempted and are left out of n."
+        )
+        results = Table(caption, "Evaluation", columns, (("", rows),))
+        sets.append(ExternalSet(name, results, _outcomes("Outcomes of every attempt, in problems.", found)))
+    return tuple(sets)
+
+
+def _count(summary: Summary, outcome: str) -> int:
+    return summary.outcomes[0].get(outcome, 0) if summary.outcomes else 0
+
+
+def _where(evaluation: Evaluation) -> str:
+    """Base stands at step 0 already by its name; the others say where in training they were made."""
+    return "" if evaluation.is_base else f"step {evaluation.step:,}"

@@ -1,0 +1,262 @@
+"""A whole run (floor 6): stages one after the other, evaluations between them, checkpoints, resume.
+
+Everything random comes from seeds derived from the recipe's seed and the step, so a run that was stopped,
+even by `kill -9`, goes on exactly as if it had not been.
+"""
+
+import dataclasses
+import signal
+import types
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from selfcorrect.checkpoint import (
+    Checkpoint,
+    atomic_folder,
+    is_disk_full,
+    load_newest,
+    load_optimizer,
+    optimizer_tensors,
+    save,
+)
+from selfcorrect.config import TrainConfig, load_recipe
+from selfcorrect.display import Observer
+from selfcorrect.errors import CheckpointError, ConfigError, TrainingInterrupted
+from selfcorrect.evaluation import Evaluation, Evaluator, load_external
+from selfcorrect.models import LanguageModel, load_model
+from selfcorrect.policy import load_weights, weights
+from selfcorrect.runlog import RunFolder
+from selfcorrect.samplers.transformers import TransformersSampler
+from selfcorrect.tasks import make_task
+from selfcorrect.training import Progress, StepResult, Trainer
+
+
+def start(config: TrainConfig, observer: Observer) -> Path:
+    """Train from the beginning; returns the run folder. Raises UserError kinds for all a user can mend."""
+    path = Path(config.output) / config.name
+    if (path / "config.yaml").exists():
+        raise ConfigError(
+            f"{path} already holds a run; resume it with `{resume_command(path)}`, or choose another name=..."
+        )
+    return _run(config, path, observer)
+
+
+def resume(path: Path, observer: Observer) -> Path:
+    """Go on with a run from its newest whole checkpoint. Raises ConfigError where `path` holds no run."""
+    if not (path / "config.yaml").is_file():
+        raise ConfigError(f"{path} holds no run to resume (no config.yaml in it); start one with `selfcorrect train`")
+    config = load_recipe(path / "config.yaml")
+    if not isinstance(config, TrainConfig):
+        raise ConfigError(f"{path}/config.yaml is not the recipe of a training run")
+    return _run(config, path, observer)
+
+
+def resume_command(path: Path) -> str:
+    return f"selfcorrect train --resume {path}"
+
+
+def _run(config: TrainConfig, path: Path, observer: Observer) -> Path:
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    task = make_task(config.task)
+    external = load_external(task, config.evaluation.external)
+    lm = load_model(config.model)
+    checkpoint, warnings = load_newest(path / "checkpoints")
+    for warning in warnings:
+        observer.message(f"warning: {warning}")
+    if (path / "config.yaml").exists():
+        folder = RunFolder.reopen(path, config, checkpoint.step if checkpoint else 0)
+    else:
+        folder = RunFolder.create(path, config)
+    evaluator = Evaluator(
+        task=task,
+        problems=list(islice(task.problems("test", 0), config.evaluation.problems)),
+        attempts=config.rollouts.attempts,
+        max_new_tokens=config.rollouts.max_new_tokens,
+        seed=config.seed,
+        controls=config.evaluation.controls,
+        external=external,
+    )
+    sampler = TransformersSampler(lm, max_rows=config.evaluation.rows_at_once)
+    trainer = Trainer(config, lm, lm.frozen_copy(), sampler, task)
+    loop = _Loop(config, folder, trainer, evaluator, observer)
+    try:
+        with observer, _interruptible() as stop:
+            loop.run(checkpoint, stop)
+    except OSError as error:
+        if not is_disk_full(error):
+            raise
+        raise CheckpointError(
+            f"the disk is full ({error.strerror}: {error.filename or path}); {loop.last_saved()}. Free some space, "
+            f"then resume with: {resume_command(path)}"
+        ) from error
+    except KeyboardInterrupt:
+        raise TrainingInterrupted(f"stopped; {loop.last_saved()}. Resume with: {resume_command(path)}") from None
+    finally:
+        folder.close()
+    return path
+
+
+@dataclasses.dataclass
+class _Stop:
+    """Set by the first Ctrl-C; `now` says that a second one, or one outside a step, need not wait."""
+
+    asked: bool = False
+    now: bool = False
+
+
+@contextmanager
+def _interruptible() -> Iterator[_Stop]:
+    """The first Ctrl-C lets the step under way end; outside a step, and the second time, it stops at once."""
+    stop = _Stop(now=True)
+
+    def handle(signum: int, frame: types.FrameType | None) -> None:
+        if stop.now or stop.asked:
+            raise KeyboardInterrupt
+        stop.asked = True
+
+    try:
+        before = signal.signal(signal.SIGINT, handle)
+    except ValueError:  # not in the main thread: the caller handles its own interrupts
+        yield stop
+        return
+    try:
+        yield stop
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+class _Loop:
+    """Walks a trainer through its stages, keeping what it earned."""
+
+    def __init__(
+        self, config: TrainConfig, folder: RunFolder, trainer: Trainer, evaluator: Evaluator, observer: Observer
+    ) -> None:
+        self.config, self.folder, self.trainer = config, folder, trainer
+        self.evaluator, self.observer = evaluator, observer
+
+    def run(self, checkpoint: Checkpoint | None, stop: _Stop) -> None:
+        trainer, stages = self.trainer, self.config.stages
+        if checkpoint:
+            self._restore(checkpoint)
+        else:
+            self._evaluate("base", 0)
+        for index in range(trainer.progress.stage, len(stages)):
+            if index > trainer.progress.stage:
+                trainer.start_stage(index)
+            self._set_reference(index)
+            self.observer.stage_started(stages[index].name, stages[index].steps, trainer.progress.stage_step)
+            while trainer.progress.stage_step < stages[index].steps:
+                stop.now = False
+                self._step()
+                stop.now = True
+                if stop.asked:
+                    self._checkpoint()
+                    raise KeyboardInterrupt
+            self._finish_stage(index)
+        final = self.folder.path / "final"
+        if not final.exists():
+            self._save_model(final)
+        self.observer.finished(self.folder.path)
+
+    def last_saved(self) -> str:
+        checkpoint = max(self.folder.checkpoints.glob("step-*"), default=None)
+        return f"checkpoint {checkpoint.name} is whole" if checkpoint else "no checkpoint had been written yet"
+
+    def _step(self) -> None:
+        trainer, log = self.trainer, self.config.log
+        result = trainer.train_step()
+        self.folder.log_step(result.row())
+        if log.rollouts_kept and result.stage_step % log.rollouts_every in (0, 1):
+            group = self.config.rollouts.rollouts_per_problem
+            spread = result.rollouts[:: max(1, min(group, len(result.rollouts) // log.rollouts_kept))]
+            self.folder.log_rollouts(spread[: log.rollouts_kept], step=result.step, stage=result.stage)
+        self.observer.step_done(result)
+        done, total = trainer.progress.stage_step, trainer.stage.steps
+        if done % self.config.checkpoint.every == 0 or done == total:
+            self._keep_if_best(result)
+            self._checkpoint()
+
+    def _keep_if_best(self, result: StepResult) -> None:
+        """`best/` holds the weights at the checkpoint with the stage's highest smoothed training reward."""
+        progress = self.trainer.progress
+        if progress.best_reward is None or result.smoothed_reward > progress.best_reward:
+            progress.best_reward = result.smoothed_reward
+            self._save_model(self.folder.path / "best")
+
+    def _finish_stage(self, index: int) -> None:
+        stage, models = self.config.stages[index], self.folder.path / "models"
+        if self.config.checkpoint.select == "best" and self.trainer.progress.best_reward is not None:
+            best = load_model(self.config.model.model_copy(update={"path": str(self.folder.path / "best")}))
+            load_weights(self.trainer.lm, weights(best))
+        if not (models / stage.name).exists():
+            self._save_model(models / stage.name)
+        if not self.folder.has_evaluation(stage.name):
+            self._evaluate(stage.name, self.trainer.progress.step)
+
+    def _evaluate(self, name: str, step: int) -> None:
+        if self.folder.has_evaluation(name):
+            return
+        self.observer.evaluating(name)
+        trainer = self.trainer
+        trainer.sampler.load_weights(trainer.lm.model)
+        evaluation = self.evaluator.run(name, step, trainer.sampler, trainer.lm.chat)
+        self.folder.write_evaluation(name, evaluation_row(evaluation), evaluation.rollouts)
+        self.observer.evaluated(evaluation)
+
+    def _set_reference(self, index: int) -> None:
+        """Stage 1's reference is the base model; later ones measure KL to what the recipe names."""
+        if self.config.algorithm.reference == "previous_stage" and index > 0:
+            path = self.folder.path / "models" / self.config.stages[index - 1].name
+            previous = load_model(self.config.model.model_copy(update={"path": str(path)}))
+            load_weights(self.trainer.reference, weights(previous))
+
+    def _checkpoint(self) -> None:
+        trainer = self.trainer
+        tensors = {f"model/{name}": tensor for name, tensor in weights(trainer.lm).items()}
+        tensors |= {f"optimizer/{name}": tensor for name, tensor in optimizer_tensors(trainer.optimizer).items()}
+        checkpoint = Checkpoint(trainer.progress.step, tensors, asdict(trainer.progress))
+        save(self.folder.checkpoints, checkpoint, self.config.checkpoint.keep)
+
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        trainer = self.trainer
+        trainer.start_stage(checkpoint.state["stage"])
+        trainer.progress = Progress(**checkpoint.state)
+        parts: dict[str, dict[str, Any]] = {"model": {}, "optimizer": {}}
+        for name, tensor in checkpoint.tensors.items():
+            kind, _, rest = name.partition("/")
+            parts[kind][rest] = tensor
+        load_weights(trainer.lm, parts["model"])
+        load_optimizer(trainer.optimizer, parts["optimizer"])
+        self.observer.message(f"resuming after step {checkpoint.step}")
+
+    def _save_model(self, target: Path) -> None:
+        with atomic_folder(target) as temporary:
+            self.trainer.lm.save(temporary)
+
+
+def evaluation_row(evaluation: Evaluation) -> dict[str, Any]:
+    """An evaluation as docs/run_folder.md has it, without its rollouts."""
+    return {
+        "name": evaluation.name,
+        "step": evaluation.step,
+        "task": evaluation.task,
+        "split": "test",
+        "decoding": "greedy",
+        "seconds": evaluation.seconds,
+        "summary": asdict(evaluation.summary),
+        "sampled": asdict(evaluation.sampled) if evaluation.sampled else None,
+        "controls": {name: asdict(summary) for name, summary in evaluation.controls},
+        "external": [{"path": name, "summary": asdict(summary)} for name, summary in evaluation.external],
+    }
+
+
+def load_language_model(config: TrainConfig, path: str | None = None) -> LanguageModel:
+    """The model a recipe names, or the same settings with another folder."""
+    return load_model(config.model.model_copy(update={"path": path}) if path else config.model)

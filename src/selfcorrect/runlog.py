@@ -1,0 +1,207 @@
+"""The run folder (floor 4): everything that can be shown later is written here. docs/run_folder.md has the schema."""
+
+import dataclasses
+import importlib.metadata
+import importlib.util
+import json
+import os
+import platform
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from selfcorrect.config import TrainConfig, dump
+from selfcorrect.errors import ConfigError
+from selfcorrect.types import Rollout
+
+_VERSIONS = ("selfcorrect", "torch", "transformers", "tokenizers", "numpy")
+
+
+class RunFolder:
+    """Paths and writers of one run. Lines are appended whole; on resume, those past the checkpoint are cut off."""
+
+    def __init__(self, path: Path, trackers: Sequence["Tracker"] = ()) -> None:
+        self.path = path
+        self.checkpoints = path / "checkpoints"
+        self._trackers = list(trackers)
+
+    @classmethod
+    def create(cls, path: Path, config: TrainConfig) -> "RunFolder":
+        """A new run folder. Raises ConfigError where one with progress already stands there."""
+        if (path / "config.yaml").exists():
+            raise ConfigError(
+                f"{path} already holds a run; resume it with `selfcorrect train --resume {path}`, "
+                "or choose another name=..."
+            )
+        (path / "evaluations").mkdir(parents=True, exist_ok=True)
+        (path / "config.yaml").write_text(dump(config), encoding="utf-8")
+        (path / "environment.json").write_text(json.dumps(environment(config.seed), indent=1) + "\n")
+        return cls(path, make_trackers(path, config))
+
+    @classmethod
+    def reopen(cls, path: Path, config: TrainConfig, step: int) -> "RunFolder":
+        """An existing run that goes on after `step`: later lines of the logs are dropped."""
+        for name in ("metrics.jsonl", "rollouts.jsonl"):
+            _cut(path / name, step)
+        return cls(path, make_trackers(path, config))
+
+    def log_step(self, row: Mapping[str, Any]) -> None:
+        """One line of metrics.jsonl, and the same to every tracker."""
+        _append(self.path / "metrics.jsonl", [row])
+        for tracker in self._trackers:
+            tracker.log(flatten(row), int(row["step"]))
+
+    def log_rollouts(self, rollouts: Iterable[Rollout], **extra: Any) -> None:
+        _append(self.path / "rollouts.jsonl", [{**rollout_row(rollout), **extra} for rollout in rollouts])
+
+    def write_evaluation(self, name: str, evaluation: Mapping[str, Any], rollouts: Iterable[Rollout]) -> None:
+        """The evaluation's JSON last, so that its presence says that all of it is there."""
+        folder = self.path / "evaluations"
+        folder.mkdir(exist_ok=True)
+        lines = "".join(json.dumps(rollout_row(rollout)) + "\n" for rollout in rollouts)
+        _write_atomically(folder / f"{name}.rollouts.jsonl", lines)
+        _write_atomically(folder / f"{name}.json", json.dumps(evaluation, indent=1) + "\n")
+        for tracker in self._trackers:
+            tracker.log(flatten({"evaluation": evaluation["summary"]}), int(evaluation["step"]))
+
+    def has_evaluation(self, name: str) -> bool:
+        return (self.path / "evaluations" / f"{name}.json").exists()
+
+    def close(self) -> None:
+        for tracker in self._trackers:
+            tracker.close()
+
+
+class Tracker:
+    """A sink for flat metrics; subclasses wrap one library each."""
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        raise AssertionError("abstract")
+
+    def close(self) -> None:
+        """Flush what is buffered."""
+
+
+class TensorBoard(Tracker):
+    def __init__(self, path: Path) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer: Any = SummaryWriter(str(path))  # type: ignore[no-untyped-call]
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class WandbLike(Tracker):
+    """wandb, and trackio, which has the same interface."""
+
+    def __init__(self, library: str, project: str, name: str, config: Mapping[str, Any]) -> None:
+        self._library: Any = importlib.import_module(library)
+        self._run = self._library.init(project=project, name=name, config=dict(config))
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        self._library.log(dict(values), step=step)
+
+    def close(self) -> None:
+        self._library.finish()
+
+
+def make_trackers(path: Path, config: TrainConfig) -> list[Tracker]:
+    """The recipe's trackers; tensorboard by default where it is installed. Raises ConfigError for a missing one."""
+    wanted = config.log.trackers
+    if wanted is None:
+        wanted = ("tensorboard",) if importlib.util.find_spec("tensorboard") else ()
+    trackers: list[Tracker] = []
+    for name in wanted:
+        if importlib.util.find_spec(name) is None:
+            raise ConfigError(f"log.trackers names {name}, which is not installed; pip install 'selfcorrect[{name}]'")
+        if name == "tensorboard":
+            trackers.append(TensorBoard(path / "tensorboard"))
+        else:
+            trackers.append(WandbLike(name, "selfcorrect", path.name, config.model_dump(mode="json")))
+    return trackers
+
+
+def rollout_row(rollout: Rollout) -> dict[str, Any]:
+    """A rollout as a plain row: texts and grades, no token ids."""
+    return {
+        "id": rollout.problem.id,
+        "prompt": rollout.problem.prompt,
+        "reference": dict(rollout.problem.reference),
+        "attempts": [
+            {"text": attempt.completion.text, **dataclasses.asdict(attempt.grade)} for attempt in rollout.attempts
+        ],
+    }
+
+
+def environment(seed: int) -> dict[str, Any]:
+    """What a reader needs to repeat a measurement: command, seed, versions, machine."""
+    versions = {name: importlib.metadata.version(name) for name in _VERSIONS}
+    return {
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "seed": seed,
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": {"python": platform.python_version(), **versions},
+        "machine": {
+            "processor": _processor(),
+            "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "accelerator": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
+        },
+    }
+
+
+def flatten(row: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
+    """Nested numbers -> {"rewards/t1": 0.4, ...}; texts and nulls are left out."""
+    flat: dict[str, float] = {}
+    for key, value in row.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{name}/")
+        elif isinstance(value, list | tuple):
+            flat |= flatten({f"t{i}": item for i, item in enumerate(value, 1)}, f"{name}/")
+        elif isinstance(value, int | float):
+            flat[name] = float(value)
+    return flat
+
+
+def _append(file: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    with file.open("a", encoding="utf-8") as stream:
+        stream.write(text)
+
+
+def _cut(file: Path, step: int) -> None:
+    """Keep the whole lines of steps up to `step`; a line torn by a crash goes too."""
+    if not file.exists():
+        return
+    kept = []
+    for line in file.read_text(encoding="utf-8").splitlines(keepends=True):
+        try:
+            if line.endswith("\n") and json.loads(line)["step"] <= step:
+                kept.append(line)
+        except (json.JSONDecodeError, KeyError):
+            continue
+    _write_atomically(file, "".join(kept))
+
+
+def _write_atomically(file: Path, text: str) -> None:
+    temporary = file.with_name(f".{file.name}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(file)
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()

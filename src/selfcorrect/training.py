@@ -1,0 +1,287 @@
+"""Training (floor 6): `train_step` is the straight line of the design; `Trainer` holds what lasts from step to step.
+
+    problems -> play -> grade -> credit -> advantages -> batch -> loss -> update -> record
+
+Axes: B rollouts, A attempts, T tokens.
+"""
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from selfcorrect import objectives
+from selfcorrect.batching import Batch, make_batch, micro_batches
+from selfcorrect.config import MultiTurn, SingleTurn, StageBase, StageOne, StageTwo, TrainConfig
+from selfcorrect.errors import NumericalError
+from selfcorrect.losses import token_loss
+from selfcorrect.models import LanguageModel
+from selfcorrect.objectives import Credit
+from selfcorrect.policy import learning_rate, make_optimizer, trained_logits
+from selfcorrect.rollout import play
+from selfcorrect.samplers.base import Sampler
+from selfcorrect.seeds import derive_seed
+from selfcorrect.tasks.base import Task
+from selfcorrect.types import Outcome, Rollout, SamplingParams
+
+BAD_STEPS_ALLOWED = 10
+
+
+@dataclass(slots=True)
+class Progress:
+    """Where a run stands: all that a checkpoint needs beside weights and optimiser."""
+
+    stage: int = 0  # index into config.stages
+    stage_step: int = 0  # steps done in this stage
+    step: int = 0  # steps done in the run
+    smoothed_reward: float | None = None
+    best_reward: float | None = None  # highest smoothed reward at a checkpoint of this stage
+    bad_in_a_row: int = 0
+    skipped: int = 0
+
+
+@dataclass(slots=True)
+class StepResult:
+    """What one step did; a row of metrics.jsonl. Lists have one entry an attempt; kl in nats an attempt."""
+
+    step: int
+    stage: str
+    stage_step: int
+    rewards: list[float]
+    smoothed_reward: float
+    delta: float
+    fixed: float
+    broken: float
+    unchanged: float
+    kl: list[float]
+    entropy: list[float]
+    loss: float
+    grad_norm: float
+    learning_rate: float
+    sampler_gap: float
+    sampled_tokens: int
+    tokens_per_second: float
+    seconds: float
+    seconds_by_part: dict[str, float]
+    grader_failed: int
+    truncated: list[float]
+    skipped: bool
+    skip_reason: str
+    rollouts: list[Rollout] = field(default_factory=list, repr=False)
+
+    def row(self) -> dict[str, Any]:
+        return {key: value for key, value in asdict_shallow(self).items() if key != "rollouts"}
+
+
+@dataclass(slots=True)
+class Update:
+    """What the gradient step saw. Sums over the included rollouts, by attempt."""
+
+    loss: float
+    grad_norm: float
+    kl_A: Tensor
+    neg_logprob_A: Tensor
+    gap_A: Tensor
+    tokens_A: Tensor
+    skip_reason: str
+
+
+class Trainer:
+    """A policy under training: model, frozen reference, sampler, optimiser, task and progress."""
+
+    def __init__(
+        self, config: TrainConfig, lm: LanguageModel, reference: LanguageModel, sampler: Sampler, task: Task
+    ) -> None:
+        self.config, self.lm, self.reference, self.sampler, self.task = config, lm, reference, sampler, task
+        self.optimizer = make_optimizer(lm, config.optimizer)
+        self.progress = Progress()
+
+    @property
+    def stage(self) -> StageBase:
+        return self.config.stages[self.progress.stage]
+
+    def start_stage(self, index: int) -> None:
+        """Fresh optimiser and best-reward record; weights go on."""
+        done = self.progress
+        self.progress = Progress(stage=index, step=done.step, skipped=done.skipped)
+        self.optimizer = make_optimizer(self.lm, self.config.optimizer)
+
+    def train_step(self) -> StepResult:
+        """One step: sample, grade, credit, update. Raises NumericalError after ten bad updates in a row."""
+        config, stage, progress, clock = self.config, self.stage, self.progress, Clock()
+        step = progress.step + 1
+        rate = learning_rate(stage.learning_rate, progress.stage_step + 1, stage.steps, config.optimizer)
+        attempts = 1 if isinstance(stage, SingleTurn) else config.rollouts.attempts
+        group = config.rollouts.rollouts_per_problem
+
+        stream = self.task.problems("train", derive_seed(config.seed, "problems", step))
+        problems = [p for p in islice(stream, config.rollouts.problems_per_step) for _ in range(group)]
+        params = SamplingParams(
+            config.rollouts.temperature, config.rollouts.max_new_tokens, derive_seed(config.seed, "rollouts", step)
+        )
+        clock.lap("problems")
+        self.sampler.load_weights(self.lm.model)
+        rollouts = play(problems, self.task, self.sampler, self.lm.chat, params, attempts, policy_step=step)
+        clock.lap("rollouts")
+
+        rewards_BA = torch.tensor([[attempt.grade.reward for attempt in rollout.attempts] for rollout in rollouts])
+        included_B = torch.tensor([is_included(rollout) for rollout in rollouts])
+        credit = credit_of(stage, rewards_BA)
+        advantages_BA = objectives.advantages(
+            credit.returns_BA, included_B, group,
+            leave_one_out=config.algorithm.baseline == "leave_one_out",
+            normalize_std=config.algorithm.normalize_std,
+        )  # fmt: skip
+        batch = make_batch(rollouts, advantages_BA, credit.kl_coef_A, included_B)
+        update = self.update(batch, int(included_B.sum()), rate)
+        clock.lap("update")
+
+        self._advance(update, rewards_BA[included_B])
+        return self._record(update, rollouts, rewards_BA, included_B, rate, clock)
+
+    def update(self, batch: Batch, rollouts: int, rate: float) -> Update:
+        """One AdamW step on the mean loss over the step's rollouts, whatever the micro-batches.
+
+        A loss or gradient that is not finite leaves weights and optimiser as they were.
+        """
+        attempts = max(1, int(batch.attempt_BT.max()))
+        sums_4A = torch.zeros(4, attempts, dtype=torch.float64)
+        loss_sum, uses_kl = 0.0, bool((batch.kl_coef_BT > 0).any())
+        self.optimizer.zero_grad(set_to_none=True)
+        for piece in micro_batches(batch, self.config.optimizer.micro_batch):
+            micro = piece.to(self.lm.device)
+            with torch.no_grad():
+                ref_logits_NV = trained_logits(self.reference, micro) if uses_kl else None
+            logits_NV = trained_logits(self.lm, micro)
+            result = token_loss(
+                logits_NV, ref_logits_NV, micro, self.config.rollouts.temperature, self.config.algorithm.kl_estimator
+            )
+            loss = result.loss_B.sum() / max(1, rollouts)
+            loss.backward()  # type: ignore[no-untyped-call]
+            loss_sum += float(loss.detach())
+            gap_BT = (result.logprobs_BT - micro.sampler_logprobs_BT).abs()
+            for attempt in range(1, attempts + 1):
+                mine_BT = micro.attempt_BT == attempt
+                columns = (result.kl_BT, -result.logprobs_BT, gap_BT, torch.ones_like(gap_BT))
+                sums_4A[:, attempt - 1] += torch.stack([(c * mine_BT).sum() for c in columns]).double().cpu()
+        grad_norm = float(torch.nn.utils.clip_grad_norm_(self.lm.parameters(), self.config.optimizer.max_grad_norm))
+        reason = _not_finite(loss_sum, grad_norm)
+        if not reason:
+            for parameters in self.optimizer.param_groups:
+                parameters["lr"] = rate
+            self.optimizer.step()
+        return Update(loss_sum, grad_norm, *sums_4A, skip_reason=reason)
+
+    def _advance(self, update: Update, rewards_BA: Tensor) -> None:
+        progress, smoothing = self.progress, self.config.checkpoint.smoothing
+        progress.step += 1
+        progress.stage_step += 1
+        if len(rewards_BA):
+            reward = float(rewards_BA[:, -1].mean())
+            before = progress.smoothed_reward
+            progress.smoothed_reward = reward if before is None else smoothing * before + (1 - smoothing) * reward
+        progress.bad_in_a_row = progress.bad_in_a_row + 1 if update.skip_reason else 0
+        progress.skipped += bool(update.skip_reason)
+        if progress.bad_in_a_row >= BAD_STEPS_ALLOWED:
+            raise NumericalError(
+                f"{BAD_STEPS_ALLOWED} updates in a row were skipped, the last at step {progress.step} because "
+                f"{update.skip_reason}; lower learning_rate of stage {self.stage.name}, or set model.precision=float32"
+            )
+
+    def _record(
+        self, update: Update, rollouts: list[Rollout], rewards_BA: Tensor, included_B: Tensor, rate: float,
+        clock: "Clock",
+    ) -> StepResult:  # fmt: skip
+        kept_BA = rewards_BA[included_B]
+        count = max(1, len(kept_BA))
+        right_BA = kept_BA > 0.5
+        first_B, last_B = right_BA[:, 0], right_BA[:, -1]
+        texts = [[attempt.completion.text for attempt in rollout.attempts] for rollout in rollouts]
+        cut = [[attempt.completion.finish_reason == "length" for attempt in rollout.attempts] for rollout in rollouts]
+        tokens = sum(len(attempt.completion.token_ids) for rollout in rollouts for attempt in rollout.attempts)
+        means = [sum(column) / count for column in zip(*kept_BA.tolist(), strict=True)] or [0.0] * rewards_BA.shape[1]
+        progress, total_tokens = self.progress, float(update.tokens_A.sum())
+        return StepResult(
+            step=progress.step,
+            stage=self.stage.name,
+            stage_step=progress.stage_step,
+            rewards=means,
+            smoothed_reward=progress.smoothed_reward or 0.0,
+            delta=means[-1] - means[0],
+            fixed=float((~first_B & last_B).sum()) / count,
+            broken=float((first_B & ~last_B).sum()) / count,
+            unchanged=sum(row[0] == row[-1] for row in texts) / len(texts),
+            kl=(update.kl_A / count).tolist(),
+            entropy=(update.neg_logprob_A / update.tokens_A.clamp(min=1)).tolist(),
+            loss=update.loss,
+            grad_norm=update.grad_norm,
+            learning_rate=rate,
+            sampler_gap=float(update.gap_A.sum()) / max(1.0, total_tokens),
+            sampled_tokens=tokens,
+            tokens_per_second=tokens / max(1e-9, clock.total),
+            seconds=clock.total,
+            seconds_by_part=clock.parts,
+            grader_failed=int((~included_B).sum()),
+            truncated=[sum(column) / len(cut) for column in zip(*cut, strict=True)],
+            skipped=bool(update.skip_reason),
+            skip_reason=update.skip_reason,
+            rollouts=rollouts,
+        )
+
+
+class Clock:
+    """Seconds by part of a step."""
+
+    def __init__(self) -> None:
+        self._began = self._last = time.perf_counter()
+        self.parts: dict[str, float] = {}
+
+    def lap(self, part: str) -> None:
+        now = time.perf_counter()
+        self.parts[part] = self.parts.get(part, 0.0) + now - self._last
+        self._last = now
+
+    @property
+    def total(self) -> float:
+        return self._last - self._began
+
+
+def credit_of(stage: StageBase, rewards_BA: Tensor) -> Credit:
+    """The objective a recipe's stage names, applied to rewards."""
+    match stage:
+        case StageOne():
+            return objectives.stage_one(rewards_BA, stage.beta1, stage.beta2)
+        case StageTwo():
+            return objectives.stage_two(rewards_BA, stage.beta1, stage.alpha, stage.gamma)
+        case SingleTurn():
+            return objectives.single_turn(rewards_BA, stage.beta1)
+        case MultiTurn():
+            last_only = stage.rewarded == "last"
+            return objectives.multi_turn(rewards_BA, stage.beta1, last_only=last_only, gamma=stage.gamma)
+        case _:
+            raise AssertionError(f"no objective for {type(stage).__name__}")
+
+
+def is_included(rollout: Rollout) -> bool:
+    """False where the grader failed or nothing could be sampled: such rollouts teach nothing."""
+    left_out = {Outcome.GRADER_FAILED, Outcome.UNREADABLE}
+    return not any(attempt.grade.outcome in left_out for attempt in rollout.attempts)
+
+
+def asdict_shallow(record: StepResult) -> dict[str, Any]:
+    """The record's fields by name, values as they are."""
+    return {name: getattr(record, name) for name in record.__dataclass_fields__}
+
+
+def _not_finite(loss: float, grad_norm: float) -> str:
+    if not math.isfinite(loss):
+        return f"the loss is {loss}"
+    return "" if math.isfinite(grad_norm) else f"the gradient norm is {grad_norm}"
+
+
+__all__: Sequence[str] = ("Progress", "StepResult", "Trainer", "credit_of", "is_included")

@@ -1,0 +1,326 @@
+"""Oracle: the expected gradient of the estimator, over every rollout there is, is the exact gradient of the objective.
+
+The real code path (objectives -> advantages -> Batch -> token_loss) runs over all pairs of rollouts (a group of two),
+each weighted by its probability, and is held to toy.exact_gradient at 1e-12. Each bug planted at the end must break it.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cache
+from unittest.mock import patch
+
+import pytest
+import torch
+from torch import Tensor
+
+from selfcorrect import losses
+from selfcorrect.batching import Batch, make_batch, micro_batches
+from selfcorrect.losses import KLEstimator, TokenLoss, token_loss
+from selfcorrect.objectives import Credit, advantages, multi_turn
+from tests.oracles.toy import ALPHA, OBJECTIVES, Objective, Toy, exact_gradient, make_toy
+
+TOLERANCE = 1e-12
+PLANTED = 1e-3  # a planted bug must miss by at least this: nine orders of magnitude above the tolerance
+TOYS: dict[str, Callable[[], Toy]] = {
+    "tempered": lambda: make_toy(3, 2, 2, temperature=0.7),
+    "real_rewards": lambda: make_toy(3, 2, 2, real_rewards=True),
+    "3attempts": lambda: make_toy(2, 1, 3, temperature=0.7),
+    "ends_early_pad_is_eos": lambda: make_toy(3, 2, 2, temperature=1.3, eos=0),
+    "3attempts_end_early": lambda: make_toy(2, 2, 3, eos=1),
+}
+toy_named = cache(lambda name: TOYS[name]())
+exact = cache(lambda toy, objective: exact_gradient(toy_named(toy), OBJECTIVES[objective]))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """The code under test, with a place to plant a bug at each joint."""
+
+    credit: Callable[[Credit], Credit] = lambda credit: credit
+    advantages: Callable[..., Tensor] = advantages
+    batch: Callable[[Batch], Batch] = lambda batch: batch
+    loss: Callable[..., TokenLoss] = token_loss
+    loss_temperature: float | None = None
+
+
+@cache
+def context_rows(name: str) -> tuple[Batch, Tensor]:
+    """make_batch over every rollout once, nothing credited, and the context row before each of its tokens [B, T]."""
+    toy = toy_named(name)
+    rollouts, included_B = toy.rollouts(), torch.ones(len(toy.paths_B), dtype=torch.bool)
+    base = make_batch(rollouts, torch.zeros_like(toy.rewards_BA), [0.0] * toy.rewards_BA.shape[1], included_B)
+    foreign = len(toy.contexts)
+    rows = [[toy.contexts.get(tuple(row[:t]), foreign) for t in range(len(row))] for row in base.token_ids_BT.tolist()]
+    return base, torch.tensor(rows)
+
+
+def all_pairs(count: int) -> Tensor:
+    """Row indices of every ordered pair, the two of a pair next to each other [2 * count^2]."""
+    return torch.cartesian_prod(torch.arange(count), torch.arange(count)).flatten()
+
+
+def gradient_of(
+    toy: Toy,
+    batch: Batch,
+    context_BT: Tensor,
+    weight_B: Tensor,
+    estimator: KLEstimator,
+    *,
+    pipeline: Pipeline = Pipeline(),
+) -> Tensor:
+    """-d/d logits of the weighted loss: the direction in which the update moves the policy [C, V]."""
+    logits_CV = toy.logits_CV.clone().requires_grad_()
+    context_N = context_BT[batch.attempt_BT > 0]
+    temperature = pipeline.loss_temperature or toy.temperature
+    result = pipeline.loss(logits_CV[context_N], toy.ref_logits_CV[context_N], batch, temperature, estimator)
+    (gradient_CV,) = torch.autograd.grad((result.loss_B * weight_B).sum(), logits_CV)
+    return -gradient_CV
+
+
+def expected_gradient(
+    name: str,
+    objective: Objective,
+    estimator: KLEstimator = "analytic",
+    *,
+    leave_one_out: bool = True,
+    pipeline: Pipeline | None = None,
+) -> Tensor:
+    """The estimator's expectation over all groups of two rollouts."""
+    pipeline, toy = pipeline or Pipeline(), toy_named(name)
+    base, context_BT = context_rows(name)
+    rows, probability_B = all_pairs(len(toy.paths_B)), toy.probabilities_B()
+    credit = pipeline.credit(objective.credit(toy.rewards_BA[rows]))
+    included_B = torch.ones(len(rows), dtype=torch.bool)
+    advantages_BA = pipeline.advantages(credit.returns_BA, included_B, 2, leave_one_out=leave_one_out)
+    # Written out here rather than by make_batch: column 0 of each table stands for "not sampled".
+    attempt_BT = base.attempt_BT[rows]
+    coef_A = torch.tensor([0.0, *credit.kl_coef_A], dtype=torch.float64)
+    paid_BA = torch.cat([torch.zeros(len(rows), 1, dtype=torch.float64), advantages_BA], dim=1)
+    batch = Batch(
+        token_ids_BT=base.token_ids_BT[rows],
+        length_B=base.length_B[rows],
+        attempt_BT=attempt_BT,
+        advantages_BT=torch.take_along_dim(paid_BA, attempt_BT, 1),
+        kl_coef_BT=coef_A[attempt_BT],
+        sampler_logprobs_BT=base.sampler_logprobs_BT[rows],
+    )
+    of_pair = probability_B[rows].reshape(-1, 2).prod(1).repeat_interleave(2) / 2
+    return gradient_of(toy, pipeline.batch(batch), context_BT[rows], of_pair, estimator, pipeline=pipeline)
+
+
+def gap(name: str, objective: str, estimator: KLEstimator, pipeline: Pipeline) -> float:
+    found = expected_gradient(name, OBJECTIVES[objective], estimator, pipeline=pipeline)
+    return (found - exact(name, objective)).abs().max().item()
+
+
+def step_batch(name: str, objective: str) -> tuple[Batch, Tensor]:
+    """A make_batch step of every rollout once, no baseline, and each rollout's probability [B]."""
+    toy = toy_named(name)
+    credit = OBJECTIVES[objective].credit(toy.rewards_BA)
+    included_B = torch.ones(len(toy.paths_B), dtype=torch.bool)
+    advantages_BA = advantages(credit.returns_BA, included_B, 1, leave_one_out=False)
+    return make_batch(toy.rollouts(), advantages_BA, credit.kl_coef_A, included_B), toy.probabilities_B()
+
+
+@pytest.mark.parametrize("leave_one_out", [True, False], ids=["leave_one_out", "none"])
+@pytest.mark.parametrize("estimator", ["analytic", "k1"])
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("name", TOYS)
+def test_expected_gradient_is_exact(name: str, objective: str, estimator: KLEstimator, leave_one_out: bool) -> None:
+    found = expected_gradient(name, OBJECTIVES[objective], estimator, leave_one_out=leave_one_out)
+    torch.testing.assert_close(found, exact(name, objective), rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("estimator", ["analytic", "k1"])
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("name", ["tempered", "ends_early_pad_is_eos", "3attempts_end_early"])
+def test_make_batch_and_micro_batches_enumerate_too(name: str, objective: str, estimator: KLEstimator) -> None:
+    """The loss is linear in (advantage, KL weight) together, so a rollout's probability can ride on both."""
+    toy, (batch, probability_B) = toy_named(name), step_batch(name, objective)
+    weighted = replace(
+        batch,
+        advantages_BT=batch.advantages_BT * probability_B[:, None],
+        kl_coef_BT=batch.kl_coef_BT * probability_B[:, None],
+    )
+    pieces = list(micro_batches(weighted, 10))
+    found = sum((piece_gradient(toy, piece, estimator) for piece in pieces), start=torch.zeros_like(toy.logits_CV))
+    assert len(pieces) == -(-len(toy.paths_B) // 10)
+    torch.testing.assert_close(found, exact(name, objective), rtol=0, atol=TOLERANCE)
+
+
+def piece_gradient(toy: Toy, piece: Batch, estimator: KLEstimator, divide: bool = False) -> Tensor:
+    foreign = len(toy.contexts)
+    rows = [[toy.contexts.get(tuple(row[:t]), foreign) for t in range(len(row))] for row in piece.token_ids_BT.tolist()]
+    weight_B = torch.ones(len(rows), dtype=torch.float64) / (len(rows) if divide else 1)
+    return gradient_of(toy, piece, torch.tensor(rows), weight_B, estimator)
+
+
+def test_make_batch_over_all_pairs() -> None:
+    """make_batch builds the very rows that the vectorised batch above stands for."""
+    name, toy = "ends_early_pad_is_eos", toy_named("ends_early_pad_is_eos")
+    rows, probability_B, rollouts = all_pairs(len(toy.paths_B)), toy.probabilities_B(), toy.rollouts()
+    credit = OBJECTIVES["stage_two"].credit(toy.rewards_BA[rows])
+    included_B = torch.ones(len(rows), dtype=torch.bool)
+    advantages_BA = advantages(credit.returns_BA, included_B, 2, leave_one_out=True)
+    batch = make_batch([rollouts[i] for i in rows], advantages_BA, credit.kl_coef_A, included_B)
+    of_pair = probability_B[rows].reshape(-1, 2).prod(1).repeat_interleave(2) / 2
+    found = gradient_of(toy, batch, context_rows(name)[1][rows], of_pair, "analytic")
+    torch.testing.assert_close(found, exact(name, "stage_two"), rtol=0, atol=TOLERANCE)
+
+
+def test_full_return_is_the_gradient_of_eq_1_without_any_held_distribution() -> None:
+    """Checks the oracle itself: gamma = 1 and no KL is plain REINFORCE, so autograd through E[r_1 + r_2] must agree."""
+    toy = toy_named("tempered")
+    logits_CV = toy.logits_CV.clone().requires_grad_()
+    value = (replace(toy, logits_CV=logits_CV).probabilities_B() * toy.rewards_BA.sum(1)).sum()
+    (plain_CV,) = torch.autograd.grad(value, logits_CV)
+    whole = Objective(lambda r: multi_turn(r, 0.0, last_only=False, gamma=1.0), list, lambda a: [0.0] * a, gamma=1.0)
+    torch.testing.assert_close(exact_gradient(toy, whole), plain_CV, rtol=0, atol=TOLERANCE)
+    torch.testing.assert_close(expected_gradient("tempered", whole), plain_CV, rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("leave_one_out", [True, False], ids=["leave_one_out", "none"])
+def test_a_rollout_the_grader_failed_on_leaves_no_trace(leave_one_out: bool) -> None:
+    """Groups of three whose last is not included, with an absurd reward: same expectation as the pair alone."""
+    name = "tempered"
+
+    def of_three(returns_BA: Tensor, included_B: Tensor, group: int, *, leave_one_out: bool) -> Tensor:
+        pairs_NGA = returns_BA.reshape(-1, group, returns_BA.shape[1])
+        triples_NGA = torch.cat([pairs_NGA, torch.full_like(pairs_NGA[:, :1], 1e3)], dim=1)
+        kept_NG = torch.tensor([[True, True, False]]).expand(len(triples_NGA), -1)
+        found_BA = advantages(triples_NGA.flatten(0, 1), kept_NG.flatten(), group + 1, leave_one_out=leave_one_out)
+        found_NGA = found_BA.reshape_as(triples_NGA)
+        assert not found_NGA[:, 2].any()
+        return found_NGA[:, :2].flatten(0, 1)
+
+    pipeline = Pipeline(advantages=of_three)
+    found = expected_gradient(name, OBJECTIVES["stage_two"], leave_one_out=leave_one_out, pipeline=pipeline)
+    torch.testing.assert_close(found, exact(name, "stage_two"), rtol=0, atol=TOLERANCE)
+
+
+# Planted bugs. Each is a variant of one joint of the pipeline; the oracle must turn red.
+
+
+def one_scalar(credit: Credit) -> Credit:
+    return replace(credit, returns_BA=credit.returns_BA.sum(1, keepdim=True).expand_as(credit.returns_BA))
+
+
+def bonus_on_attempt_1(credit: Credit, gamma: float) -> Credit:
+    """Stage II alone: r_1 and r_2 read back from the returns, then alpha * (r_2 - r_1) paid to attempt 1 as well."""
+    first_B, second_B = credit.returns_BA.unbind(1)
+    r1_B = first_B - gamma * second_B
+    r2_B = (second_B + ALPHA * r1_B) / (1 + ALPHA)
+    return replace(credit, returns_BA=torch.stack([first_B + ALPHA * (r2_B - r1_B), second_B], dim=1))
+
+
+def no_kl_on_attempt_1(credit: Credit) -> Credit:
+    return replace(credit, kl_coef_A=(0.0, *credit.kl_coef_A[1:]))
+
+
+def own_reward_in_the_baseline(returns_BA: Tensor, included_B: Tensor, group: int, *, leave_one_out: bool) -> Tensor:
+    returns_NGA = returns_BA.reshape(-1, group, returns_BA.shape[1])
+    return (returns_NGA - returns_NGA.mean(1, keepdim=True)).reshape_as(returns_BA)
+
+
+def trains_padding(batch: Batch) -> Batch:
+    column_T = torch.arange(batch.token_ids_BT.shape[1])
+    padding_BT = column_T >= batch.length_B[:, None]
+    last_B1 = batch.length_B[:, None] - 1
+    filled = {
+        field: torch.where(padding_BT, getattr(batch, field).gather(1, last_B1), getattr(batch, field))
+        for field in ("attempt_BT", "advantages_BT", "kl_coef_BT")
+    }
+    return replace(batch, **filled)
+
+
+def mask_from_pad_id(batch: Batch) -> Batch:
+    return replace(batch, attempt_BT=batch.attempt_BT * (batch.token_ids_BT != 0))
+
+
+def no_to_go(*arguments: Tensor) -> TokenLoss:
+    with patch.object(losses, "to_go", lambda values_BT, attempt_BT: values_BT):
+        return token_loss(*arguments)  # type: ignore[arg-type]
+
+
+def kl_passed_back(*arguments: Tensor) -> TokenLoss:
+    """To-go sums that do not stop at the end of the attempt."""
+    with patch.object(losses, "to_go", lambda values_BT, attempt_BT: values_BT.flip(1).cumsum(1).flip(1)):
+        return token_loss(*arguments)  # type: ignore[arg-type]
+
+
+def k1_as_a_loss(
+    logits_NV: Tensor, ref_logits_NV: Tensor, batch: Batch, temperature: float, _: KLEstimator
+) -> TokenLoss:
+    plain = token_loss(logits_NV, None, batch, temperature)
+    trained_BT = batch.attempt_BT > 0
+    token_N1 = batch.token_ids_BT[trained_BT][:, None]
+    both = [(logits / temperature).log_softmax(-1).gather(1, token_N1)[:, 0] for logits in (logits_NV, ref_logits_NV)]
+    penalty_N = batch.kl_coef_BT[trained_BT] * (both[0] - both[1])
+    penalty_BT = torch.zeros(trained_BT.shape, dtype=torch.float64).masked_scatter(trained_BT, penalty_N)
+    return replace(plain, loss_B=plain.loss_B + penalty_BT.sum(1))
+
+
+EVERY = tuple(OBJECTIVES)
+# single_turn is left out where nothing changes: r_1 is a constant to attempt 2, whose padding weighs nothing either.
+PAYS_LATER = tuple(name for name in OBJECTIVES if name != "single_turn")
+BOTH: tuple[KLEstimator, ...] = ("analytic", "k1")
+Plant = tuple[Pipeline, str, tuple[KLEstimator, ...], tuple[str, ...]]
+PLANTS: dict[str, Plant] = {
+    "one scalar for both attempts": (Pipeline(credit=one_scalar), "tempered", BOTH, PAYS_LATER),
+    "alpha's bonus on attempt 1": (
+        Pipeline(credit=lambda credit: bonus_on_attempt_1(credit, 0.0)),
+        "tempered",
+        BOTH,
+        ("stage_two",),
+    ),
+    "alpha's bonus on attempt 1, gamma": (
+        Pipeline(credit=lambda credit: bonus_on_attempt_1(credit, 0.8)),
+        "tempered",
+        BOTH,
+        ("stage_two_gamma",),
+    ),
+    "no KL on attempt 1": (Pipeline(credit=no_kl_on_attempt_1), "tempered", BOTH, EVERY),
+    "own reward in the baseline": (Pipeline(advantages=own_reward_in_the_baseline), "tempered", ("analytic",), EVERY),
+    "padding trained": (Pipeline(batch=trains_padding), "ends_early_pad_is_eos", BOTH, PAYS_LATER),
+    "mask from the pad id": (Pipeline(batch=mask_from_pad_id), "ends_early_pad_is_eos", BOTH, EVERY),
+    "temperature not in the loss": (Pipeline(loss_temperature=1.0), "tempered", BOTH, EVERY),
+    "KL without its to-go part": (Pipeline(loss=no_to_go), "tempered", BOTH, EVERY),
+    "KL passed back to attempt 1": (Pipeline(loss=kl_passed_back), "tempered", BOTH, EVERY),
+    "k1 differentiated as a loss": (Pipeline(loss=k1_as_a_loss), "tempered", ("k1",), EVERY),
+}
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "name", "estimator", "objective"),
+    [
+        pytest.param(pipeline, name, estimator, objective, id=f"{bug}-{estimator}-{objective}")
+        for bug, (pipeline, name, estimators, objectives) in PLANTS.items()
+        for estimator in estimators
+        for objective in objectives
+    ],
+)
+def test_planted_bug_is_seen(pipeline: Pipeline, name: str, estimator: KLEstimator, objective: str) -> None:
+    assert gap(name, objective, estimator, pipeline) > PLANTED
+
+
+@pytest.mark.parametrize("estimator", ["analytic", "k1"])
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_planted_division_by_the_micro_batch_is_seen(objective: str, estimator: KLEstimator) -> None:
+    """81 rollouts in pieces of 10 leave one alone in the last piece: its weight must not grow tenfold."""
+    toy, (batch, _) = toy_named("tempered"), step_batch("tempered", objective)
+    rows = len(batch.token_ids_BT)
+    whole_CV = piece_gradient(toy, batch, estimator) / rows
+
+    def accumulated(size: int, divide: bool) -> Tensor:
+        pieces = list(micro_batches(batch, size))
+        total_CV = torch.stack([piece_gradient(toy, piece, estimator, divide) for piece in pieces]).sum(0)
+        return total_CV / (len(pieces) if divide else rows)
+
+    torch.testing.assert_close(accumulated(10, divide=False), whole_CV, rtol=0, atol=TOLERANCE)
+    assert (accumulated(10, divide=True) - whole_CV).abs().max() > PLANTED
+    torch.testing.assert_close(accumulated(27, divide=True), whole_CV, rtol=0, atol=TOLERANCE)  # even pieces hide it

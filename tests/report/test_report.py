@@ -1,0 +1,227 @@
+"""Run folder -> page: the numbers arrive, the words follow them, hostile text stays text."""
+
+import json
+import math
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+
+from selfcorrect.errors import UserError
+from selfcorrect.report import write_report
+from selfcorrect.report.curves import smooth
+from selfcorrect.report.load import load_run
+from selfcorrect.report.wording import control_sentence, headline
+
+from .helpers import COUNTS, HOSTILE, make_run, rollout, step_row, summary, write_evaluation, write_lines
+
+
+class Page(HTMLParser):
+    """What a browser would make of the page: its tags, the rows of its tables, its scripts and its words."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(convert_charrefs=True)
+        self.source = path.read_text(encoding="utf-8")
+        self.tags: list[str] = []
+        self.attributes: list[str] = []
+        self.rows: list[list[str]] = []
+        self.scripts: list[str] = []
+        self.words = ""
+        self._inside = ""
+        self.feed(self.source)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += [name for name, _ in attrs]
+        self._inside = tag
+        if tag == "tr":
+            self.rows.append([])
+        elif tag in ("th", "td") and self.rows:
+            self.rows[-1].append("")
+        elif tag == "script":
+            self.scripts.append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        self._inside = "" if tag in ("small", "script", "style", "td", "th") else self._inside
+
+    def handle_data(self, data: str) -> None:
+        if self._inside == "script":
+            self.scripts[-1] += data
+        elif self._inside != "style":
+            self.words += data
+        if self._inside in ("td", "th") and self.rows and self.rows[-1]:
+            self.rows[-1][-1] += data.strip()
+
+    def row(self, label: str) -> list[str]:
+        return next(row for row in self.rows if row and row[0] == label)
+
+    def rollouts(self) -> Any:
+        return json.loads(self.scripts[-1])
+
+
+def says(run: Path) -> str:
+    return headline(load_run(run)).sentence.replace("\N{NO-BREAK SPACE}", " ")
+
+
+def test_the_tables_hold_the_numbers(tmp_path: Path) -> None:
+    page = Page(write_report(make_run(tmp_path)))
+    order = [row[0] for row in page.rows if row and row[0].startswith(("Before", "After"))]
+    assert order[:3] == ["Before training", "After stage1", "After stage2"]
+    # t1, t2, delta, i->c, c->i, fix rate, unchanged, n
+    assert page.row("After stage2")[1:] == ["60.0", "65.0", "+5.0", "15.0", "10.0", "37.5", "25.0", "20"]
+    assert page.row("Before training")[3] == "\N{MINUS SIGN}10.0"
+    assert page.row("SCoRe")[1:6] == ["60.0", "64.4", "+4.4", "5.8", "1.4"]
+    assert page.row("An attempt at another problem")[1:3] == ["1.0", "20.0"]
+    assert page.row("Evaluation")[-1] == "n"
+    assert ["After stage2", "30.0", "35.0", "+5.0", "15.0", "10.0", "37.5", "25.0", "20", "37"] in page.rows
+    assert "+3.0 to +7.0" in page.source  # the interval of delta stands beneath it
+    assert "elsewhere.jsonl" in page.source
+    assert "sets/far" not in page.source
+    assert "/home/someone" not in page.source
+    assert "gradient not finite: 1 step (7)" in page.words
+
+
+def test_hostile_text_never_becomes_markup(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    clean = Page(write_report(run))
+    name = "<img src=x onerror=alert(1)>"
+    write_evaluation(
+        run, name, summary(0.6, 0.7), step=20, task=HOSTILE, split=HOSTILE, controls={HOSTILE: summary(0.1, 0.2)}
+    )
+    bad = rollout(0, "fixed", text=HOSTILE, id=HOSTILE, prompt=HOSTILE, reference={HOSTILE: HOSTILE})
+    bad["attempts"][0] |= {"answer": HOSTILE, "detail": HOSTILE}
+    write_lines(run / "evaluations" / f"{name}.rollouts.jsonl", [bad])
+    write_lines(
+        run / "metrics.jsonl", [step_row(s, stage=HOSTILE, skipped=True, skip_reason=HOSTILE) for s in range(1, 9)]
+    )
+    (run / "environment.json").write_text(json.dumps({"command": HOSTILE, "versions": {HOSTILE: HOSTILE}}))
+    (run / "config.yaml").write_text(f"# {HOSTILE[:-1]}\nalgorithm: {{baseline: '{HOSTILE[:-2]}'}}\n", encoding="utf-8")
+    page = Page(write_report(run))
+    assert not {"img", "b"} & (set(page.tags) - set(clean.tags))
+    assert "img" not in page.tags
+    assert not any(attribute.startswith("on") for attribute in page.attributes)
+    assert len(page.scripts) == 2  # our script and the data
+    assert page.scripts[0] == clean.scripts[0]
+    assert not set("<>&\u2028") & set(page.scripts[1])
+    item = page.rollouts()["sources"][0]["items"][0]
+    assert item["attempts"][0]["text"] == item["prompt"] == HOSTILE  # and yet it arrives unchanged
+
+
+def test_a_run_in_progress(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.yaml").write_text("stages: [{name: stage1, steps: 400}]\n")
+    assert "Nothing to show yet" in Page(write_report(run)).words
+    (run / "metrics.jsonl").write_text(f"{json.dumps(step_row(1))}\n" + '{"step": 2, "rewar')  # killed while writing
+    assert says(run) == "No evaluation yet: training stands at step 1."
+    write_evaluation(run, "base", summary(0.5, 0.4), step=0)
+    (run / "evaluations" / "stage1.json").write_text('{"name": "sta')
+    page = Page(write_report(run))
+    assert says(run).startswith("Before training, a second attempt does harm")
+    assert "training stands at step 1 of 400" in page.words
+    assert "evaluations/stage1.json is not valid JSON" in page.words
+    assert len(page.scripts) == 1  # no rollouts yet
+
+
+@pytest.mark.parametrize("name", ["empty", "missing", "file"])
+def test_what_is_no_run_is_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UserError, match=name):
+        write_report(tmp_path / name)
+    assert not list(tmp_path.rglob("report.html"))
+
+
+def test_a_wrong_evaluation_is_named(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    write_evaluation(run, "stage2", summary(0.6, 0.7) | {"fixed": {"value": 0.1, "low": 0.0}})
+    with pytest.raises(UserError, match=r"stage2\.json: summary\.fixed\.high"):
+        write_report(run)
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "half", "expected"),
+    [
+        ((0.6, 0.65), 0.02, "a second attempt lifts accuracy from 60.0 % to 65.0 %: +5.0 points"),
+        ((0.6, 0.61), 0.02, "not measurably better or worse"),
+        ((0.6, 0.59), 0.02, "the interval of the difference includes zero"),
+        ((0.6, 0.5), 0.02, "does harm: accuracy falls from 60.0 % to 50.0 %, by 10.0 points"),
+        ((0.4, 0.7), 0.02, "but attempt 1 fell under the base model's (sandbagging)"),
+        ((0.6, 0.5, 0.7), 0.02, "2 further attempts lift accuracy from 60.0 % to 70.0 %"),
+    ],
+)
+def test_the_headline_claims_what_the_interval_allows(
+    tmp_path: Path, accuracy: tuple[float, ...], half: float, expected: str
+) -> None:
+    run = make_run(tmp_path)
+    write_evaluation(run, "stage2", summary(*accuracy, half=half))
+    assert expected in says(run)
+    assert ("sandbagging" in says(run)) == (accuracy[0] < 0.5)
+
+
+def test_no_sandbagging_inside_the_interval(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    write_evaluation(run, "stage2", summary(0.48, 0.6))  # base 50 -/+ 2: the difference is -2 -/+ 2.8
+    assert "sandbagging" not in Page(write_report(run)).words.lower()
+
+
+@pytest.mark.parametrize(
+    ("last", "expected"), [(0.2, "so it depends"), (0.64, "hardly uses"), (0.8, "its own attempt misleads it")]
+)
+def test_the_control_sentence_follows_the_numbers(tmp_path: Path, last: float, expected: str) -> None:
+    run = make_run(tmp_path)
+    write_evaluation(run, "stage2", summary(0.6, 0.65), controls={"swapped": summary(0.0, last)})
+    final = load_run(run).final
+    assert final is not None
+    assert expected in control_sentence(final)
+
+
+def test_every_attempt_has_its_column(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    write_evaluation(run, "stage2", summary(0.6, 0.5, 0.7))
+    page = Page(write_report(run))
+    assert page.row("After stage2")[1:5] == ["60.0", "50.0", "70.0", "+10.0"]
+    assert page.row("Before training")[1:5] == ["50.0", "40.0", "—", "\N{MINUS SIGN}10.0"]
+    assert page.row("Evaluation")[1:5] == ["Accuracy@t1", "Accuracy@t2", "Accuracy@t3", "Δ(t1,t3)"]
+
+
+def test_many_long_rollouts_stay_small_and_are_counted(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    rows = [rollout(i, "fixed" if i % 2 else "kept_wrong", text=f"{i} {'<&é' * 1500}") for i in range(1400)]
+    write_lines(run / "evaluations" / "stage2.rollouts.jsonl", [*rows, rollout(1400, "left_out")])
+    page = Page(path := write_report(run))
+    source = page.rollouts()["sources"][0]
+    assert path.stat().st_size < 2_000_000
+    assert source["totals"] == {"fixed": 700, "broken": 0, "kept_right": 0, "kept_wrong": 700, "left_out": 1}
+    shown = [int(item["id"][1:]) for item in source["items"]]
+    assert 20 < len(shown) < 600
+    assert shown == sorted(shown)
+    assert sum(number < 700 for number in shown) == pytest.approx(len(shown) / 2, rel=0.1)  # spread, not the first
+
+
+def test_small_rollout_files_are_embedded_whole(tmp_path: Path) -> None:
+    sources = Page(write_report(make_run(tmp_path))).rollouts()["sources"]
+    assert [source["label"] for source in sources] == ["after stage2", "while training"]
+    assert len(sources[0]["items"]) == sum(COUNTS.values())
+    assert {c: n for c, n in sources[0]["totals"].items() if n} == COUNTS
+
+
+def test_drawings_are_well_formed_and_finite(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    write_lines(
+        run / "metrics.jsonl", [step_row(1), step_row(2, kl=[None, 0.2], grad_norm=math.inf), step_row(3, kl=None)]
+    )
+    drawings = re.findall(r"<svg.*?</svg>", write_report(run).read_text(encoding="utf-8"), re.DOTALL)
+    assert len(drawings) >= 9
+    for drawing in drawings:
+        root = ElementTree.fromstring(drawing)
+        assert not re.search(r"\b(nan|inf)\b", drawing)
+        assert root.get("aria-label")
+
+
+def test_smoothing_keeps_to_its_stage_and_skips_gaps() -> None:
+    values = [0.0, 2.0, math.nan, 10.0, 10.0]
+    assert smooth(values, ["a", "a", "a", "b", "b"], 3) == [1.0, 1.0, 2.0, 10.0, 10.0]

@@ -1,0 +1,191 @@
+"""Which tokens train, drawn row by row; and that the step's gradient does not depend on how it is cut up."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from selfcorrect.batching import Batch, make_batch, micro_batches
+from selfcorrect.losses import KLEstimator, token_loss
+from selfcorrect.types import Rollout
+from tests.support.rollouts import rollout_of_ids
+
+EOS = 2
+GIVEN = torch.float64
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def batch_of(*rollouts: Rollout, included: list[bool] | None = None) -> Batch:
+    """Rollout i pays 10 i + a for attempt a; KL weights 0.1, 0.2, ... of each attempt."""
+    count, attempts = len(rollouts), len(rollouts[0].attempts)
+    advantages_BA = torch.tensor([[10.0 * i + a for a in range(1, attempts + 1)] for i in range(count)])
+    coef = [a / 10 for a in range(1, attempts + 1)]
+    return make_batch(rollouts, advantages_BA, coef, torch.tensor(included or [True] * count))
+
+
+def drawn(table_BT: Tensor) -> list[str]:
+    return [" ".join(str(value) for value in row) for row in table_BT.tolist()]
+
+
+def test_masks_of_two_rollouts() -> None:
+    batch = batch_of(
+        #               prompt  attempt 1   correction  attempt 2
+        rollout_of_ids(((5, 6), (3, 4, EOS)), ((7, 7), (4, EOS))),
+        rollout_of_ids(((5,), (EOS,)), ((7,), (3, 3, EOS))),  # ends at its first token
+    )
+    #                             p p a a e c c b e
+    assert drawn(batch.token_ids_BT)[0] == "5 6 3 4 2 7 7 4 2"
+    assert drawn(batch.attempt_BT)[0] == "0 0 1 1 1 0 0 2 2"
+    #                             p e c b b e . . .
+    assert drawn(batch.token_ids_BT)[1] == "5 2 7 3 3 2 0 0 0"
+    assert drawn(batch.attempt_BT)[1] == "0 1 0 2 2 2 0 0 0"
+    assert batch.length_B.tolist() == [9, 6]
+    assert drawn(batch.advantages_BT[1].long()[None]) == ["0 11 0 12 12 12 0 0 0"]
+    assert drawn((batch.kl_coef_BT[0] * 10).round().long()[None]) == ["0 0 1 1 1 0 0 2 2"]
+    assert drawn((batch.sampler_logprobs_BT * -10).round().long()) == ["0 0 1 2 3 0 0 1 2", "0 1 0 1 2 3 0 0 0"]
+
+
+@pytest.mark.parametrize("eos", [0, 2])
+def test_the_end_token_trains_and_padding_does_not(eos: int) -> None:
+    """Padding is written as 0: with eos 0 only lengths can tell them apart."""
+    batch = batch_of(
+        rollout_of_ids(((5,), (eos,)), ((7,), (eos,))),
+        rollout_of_ids(((5,), (3, 3, eos)), ((7,), (3, 3, eos))),
+    )
+    #                                p e c e . . . .
+    assert drawn(batch.attempt_BT) == ["0 1 0 2 0 0 0 0", "0 1 1 1 0 2 2 2"]
+    assert batch.token_ids_BT[0, :4].tolist() == [5, eos, 7, eos]
+
+
+def test_truncated_attempts_train_every_token_they_have() -> None:
+    batch = batch_of(rollout_of_ids(((5,), (3, 4)), ((EOS, 7), (3, 3)), finish="length"))
+    # The end of turn that the chat template adds after a cut-off attempt was not sampled.
+    #                                 p a a e c b b
+    assert drawn(batch.token_ids_BT) == ["5 3 4 2 7 3 3"]
+    assert drawn(batch.attempt_BT) == ["0 1 1 0 0 2 2"]
+
+
+def test_an_attempt_without_tokens() -> None:
+    batch = batch_of(
+        rollout_of_ids(((5,), ()), ((7,), (3, EOS))),
+        rollout_of_ids(((5,), (3, EOS)), ((7,), ())),
+        rollout_of_ids(((5,), ()), ((7,), ())),
+    )
+    #                                 p c b e    p a e c    p c
+    assert drawn(batch.attempt_BT) == ["0 0 2 2", "0 1 1 0", "0 0 0 0"]
+    assert sum(len(piece.length_B) for piece in micro_batches(batch, 2)) == 2
+
+
+def test_three_attempts() -> None:
+    batch = batch_of(rollout_of_ids(((5,), (3, EOS)), ((7,), (4, EOS)), ((7, 7), (EOS,))))
+    #                                 p a e c b e c c d
+    assert drawn(batch.attempt_BT) == ["0 1 1 0 2 2 0 0 3"]
+
+
+def test_contexts_that_do_not_extend_each_other_are_refused() -> None:
+    good = rollout_of_ids(((5,), (3,)), ((7,), (4,)))
+    attempt = good.attempts[1]
+    torn = replace(good, attempts=(good.attempts[0], replace(attempt, prompt_ids=(5, 9, 7))))
+    with pytest.raises(AssertionError):
+        batch_of(torn)
+
+
+def test_rows_not_included_train_nothing() -> None:
+    rollouts = [rollout_of_ids(((5,), (3, EOS)), ((7,), (4, EOS))) for _ in range(3)]
+    batch = batch_of(*rollouts, included=[True, False, True])
+    assert drawn(batch.attempt_BT) == ["0 1 1 0 2 2", "0 0 0 0 0 0", "0 1 1 0 2 2"]
+    assert not batch.advantages_BT[1].any()
+    assert not batch.kl_coef_BT[1].any()
+    kept = list(micro_batches(batch, 8))
+    assert [piece.advantages_BT[:, 1].tolist() for piece in kept] == [[1.0, 21.0]]
+    assert list(micro_batches(batch_of(*rollouts, included=[False] * 3), 2)) == []
+
+
+def test_micro_batches_hold_every_row_once_and_no_more_columns_than_they_need() -> None:
+    lengths = [5, 1, 4, 2, 3, 1, 6]
+    batch = batch_of(*[rollout_of_ids(((5,), (3,) * length), ((7,), (4,))) for length in lengths])
+    pieces = list(micro_batches(batch, 3))
+    assert [len(piece.length_B) for piece in pieces] == [3, 3, 1]
+    assert all(piece.token_ids_BT.shape[1] == piece.length_B.max() for piece in pieces)
+    # attempt 1 of rollout i is paid 10 i + 1
+    assert sorted(v for piece in pieces for v in piece.advantages_BT[:, 1].tolist()) == [10 * i + 1 for i in range(7)]
+
+
+class TinyCausal(nn.Module):
+    """Token ids -> logits over 8 ids, causal because it is recurrent, with a frozen reference beside it."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.embed = nn.Embedding(8, 6, dtype=GIVEN)
+        self.recur = nn.GRU(6, 5, batch_first=True, dtype=GIVEN)
+        self.head = nn.Linear(5, 8, dtype=GIVEN)
+
+    def forward(self, token_ids_BT: Tensor, trained_BT: Tensor) -> Tensor:
+        """Logits of each trained token, from the position before it [N, 8]."""
+        hidden_BTH, _ = self.recur(self.embed(token_ids_BT))
+        logits: Tensor = self.head(hidden_BTH[:, :-1][trained_BT[:, 1:]])
+        return logits
+
+
+def step_rollouts() -> list[Rollout]:
+    generator = torch.Generator().manual_seed(11)
+
+    def ids(most: int) -> list[int]:
+        length = int(torch.randint(1, most + 1, (1,), generator=generator))
+        return torch.randint(0, 8, (length,), generator=generator).tolist()
+
+    return [rollout_of_ids((ids(4), ids(5)), (ids(3), ids(5))) for _ in range(8)]
+
+
+def step_batch(order: list[int]) -> Batch:
+    """Eight rollouts, one of them not included, in this order."""
+    rollouts, generator = step_rollouts(), torch.Generator().manual_seed(12)
+    advantages_BA = torch.randn(8, 2, generator=generator, dtype=GIVEN)
+    included_B = torch.tensor([index != 5 for index in order])
+    return make_batch([rollouts[index] for index in order], advantages_BA[order], (0.3, 0.2), included_B)
+
+
+def summed_gradient(pieces: list[Batch], estimator: KLEstimator) -> Tensor:
+    policy, reference = TinyCausal(1), TinyCausal(2)
+    for piece in pieces:
+        trained_BT = piece.attempt_BT > 0
+        with torch.no_grad():
+            ref_logits_NV = reference(piece.token_ids_BT, trained_BT)
+        logits_NV = policy(piece.token_ids_BT, trained_BT)
+        (token_loss(logits_NV, ref_logits_NV, piece, 0.9, estimator).loss_B.sum() / 8).backward()  # type: ignore[no-untyped-call]
+    return torch.cat([parameter.grad.flatten() for parameter in policy.parameters() if parameter.grad is not None])
+
+
+@pytest.mark.parametrize("estimator", ["analytic", "k1"])
+def test_the_gradient_does_not_depend_on_how_the_step_is_cut_up(estimator: KLEstimator) -> None:
+    batch = step_batch(list(range(8)))
+    whole = summed_gradient([batch], estimator)
+    assert whole.abs().max() > 0.1
+    for size in (8, 4, 3, 2, 1):
+        found = summed_gradient(list(micro_batches(batch, size)), estimator)
+        torch.testing.assert_close(found, whole, rtol=0, atol=1e-13)
+    shuffled = step_batch([3, 5, 0, 7, 6, 1, 4, 2])
+    torch.testing.assert_close(summed_gradient(list(micro_batches(shuffled, 4)), estimator), whole, rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("filler", [0, 7])
+def test_more_padding_changes_nothing(filler: int) -> None:
+    batch = step_batch(list(range(8)))
+    padded = Batch(
+        nn.functional.pad(batch.token_ids_BT, (0, 5), value=filler),
+        batch.length_B,
+        *[
+            nn.functional.pad(column, (0, 5))
+            for column in (batch.attempt_BT, batch.advantages_BT, batch.kl_coef_BT, batch.sampler_logprobs_BT)
+        ],
+    )
+    whole = summed_gradient([batch], "analytic")
+    torch.testing.assert_close(summed_gradient([padded], "analytic"), whole, rtol=0, atol=1e-13)
+    trimmed = list(micro_batches(padded, 8))
+    assert trimmed[0].token_ids_BT.shape[1] == max(batch.length_B[i] for i in range(8) if i != 5)

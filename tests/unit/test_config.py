@@ -1,0 +1,293 @@
+"""Recipes: what is refused, and that the message says where, what, which value and why."""
+
+import re
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from selfcorrect.config import (
+    Config,
+    LabBaseConfig,
+    MultiTurn,
+    OptimizerConfig,
+    RolloutConfig,
+    SingleTurn,
+    StageOne,
+    StageTwo,
+    TrainConfig,
+    dump,
+    load_recipe,
+    validate,
+)
+from selfcorrect.errors import ConfigError
+
+RECIPE = """\
+name: demo
+seed: 3
+rollouts:
+  rollouts_per_problem: 4
+  temperature: 0.7
+stages:
+  - name: hold
+    objective: stage1
+    steps: 5
+    learning_rate: 4e-5
+  - name: correct
+    objective: stage2
+    steps: 7
+    learning_rate: 1.5E-4
+    alpha: 10
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    file = tmp_path / "recipe.yaml"
+    file.write_text(RECIPE, encoding="utf-8")
+    return file
+
+
+def refusal(file: Path, text: str, *overrides: str) -> str:
+    """The message with which this recipe is refused, the folder left out."""
+    file.write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigError) as caught:
+        load_recipe(file, overrides)
+    return str(caught.value).replace(str(file), "recipe.yaml")
+
+
+def test_a_recipe_is_read_as_written(recipe: Path) -> None:
+    config = load_recipe(recipe)
+    assert isinstance(config, TrainConfig)
+    assert (config.name, config.seed, config.rollouts.rollouts_per_problem) == ("demo", 3, 4)
+    first, second = config.stages
+    assert isinstance(first, StageOne)
+    assert isinstance(second, StageTwo)
+    assert (first.learning_rate, second.learning_rate, second.alpha) == (4e-5, 1.5e-4, 10.0)  # 4e-5 is text in YAML 1.1
+    assert (first.beta1, first.beta2, second.beta1, second.gamma) == (0.01, 0.1, 0.01, 0.0)
+    assert config.total_steps == 12
+    with pytest.raises(ValueError, match="frozen"):
+        config.seed = 4
+
+
+@pytest.mark.parametrize("text", ["4e-5", "4E-5", "4.e-5", "+4e-05", "0.4e-4", ".4e-4", "40.0e-6", "0.00004"])
+def test_every_spelling_of_a_float(recipe: Path, text: str) -> None:
+    config = load_recipe(recipe, [f"stages.hold.learning_rate={text}"])
+    assert isinstance(config, TrainConfig)
+    assert config.stages[0].learning_rate == 4e-5
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "where", "parts"),
+    [
+        ("seed: 3", "sede: 3", "recipe.yaml:2", ["unknown key 'sede'", "did you mean 'seed'?"]),
+        ("  temperature: 0.7", "  temprature: 0.7", "recipe.yaml:5", ["rollouts.temprature", "'temperature'"]),
+        ("    alpha: 10", "    alhpa: 10", "recipe.yaml:15", ["stages.1.alhpa", "'alpha'"]),
+        ("seed: 3", "qqqqqq: 3", "recipe.yaml:2", ["unknown key 'qqqqqq'"]),
+        ("seed: 3", "seed: three", "recipe.yaml:2", ["seed = 'three'", "valid integer"]),
+        ("seed: 3", "seed: '3'", "recipe.yaml:2", ["seed = '3'", "valid integer"]),
+        ("seed: 3", "seed: true", "recipe.yaml:2", ["seed = True", "valid integer"]),
+        ("seed: 3", "seed: -1", "recipe.yaml:2", ["seed = -1", "greater than or equal to 0"]),
+        ("  temperature: 0.7", "  temperature: 0", "recipe.yaml:5", ["rollouts.temperature = 0", "greater than 0"]),
+        ("  temperature: 0.7", "  temperature: .inf", "recipe.yaml:5", ["rollouts.temperature = inf", "finite"]),
+        ("    steps: 7", "    steps: 7.5", "recipe.yaml:13", ["stages.1.steps = 7.5", "integer"]),
+        ("    steps: 7\n", "", "recipe.yaml:11", ["stages.1.steps is missing"]),
+        ("    learning_rate: 4e-5", "    learning_rate: fast", "recipe.yaml:10", ["stages.0.learning_rate = 'fast'"]),
+        ("name: demo", "name: a/b", "recipe.yaml:1", ["name = 'a/b'"]),
+        ("    name: hold", "    name: a b", "recipe.yaml:7", ["stages.0.name = 'a b'"]),
+        ("seed: 3", "optimizer: {betas: [0.9]}", "recipe.yaml:2", ["optimizer.betas"]),
+        ("seed: 3", "task: {prompt: solve it}", "recipe.yaml:2", ["task", "{numbers} and {target}"]),
+        ("seed: 3", "task: {correction_prompt: '{grade}'}", "recipe.yaml:2", ["correction_prompt", "'grade'"]),
+        ("seed: 3", "task: {max_number: 100, limit: 50}", "recipe.yaml:2", ["limit (50)", "max_number (100)"]),
+        ("objective: stage2", "objective: stage3", "recipe.yaml:11", ["stages.1", "'stage2'", "stage3"]),
+    ],
+)
+def test_refusals_name_line_field_value_and_reason(
+    recipe: Path, old: str, new: str, where: str, parts: list[str]
+) -> None:
+    text = (
+        RECIPE.replace(f"- {old.strip()}", f"- {new.strip()}")
+        if f"- {old.strip()}" in RECIPE
+        else RECIPE.replace(old, new)
+    )
+    assert text != RECIPE
+    message = refusal(recipe, text)
+    assert message.startswith(f"{where}: ")
+    for part in parts:
+        assert part in message
+
+
+def test_each_mistake_is_told_once(recipe: Path) -> None:
+    """A wrong value in the only stage is one line: the stages are not also called too few."""
+    message = refusal(recipe, RECIPE[: RECIPE.index("  - name: correct")].replace("steps: 5", "steps: x"))
+    assert message == "recipe.yaml:9: stages.0.steps = 'x': input should be a valid integer"
+
+
+def test_a_key_in_the_wrong_place_is_sent_to_the_right_one(recipe: Path) -> None:
+    message = refusal(recipe, RECIPE.replace("    objective: stage1", "    objective: stage1\n    alpha: 3"))
+    assert "recipe.yaml:9: unknown key 'stages.0.alpha'" in message
+    assert "did you mean 'alpha'?" not in message  # that is what was written
+
+
+def test_a_missing_objective_names_the_objectives_there_are(recipe: Path) -> None:
+    message = refusal(recipe, RECIPE.replace("    objective: stage1\n", ""))
+    assert "recipe.yaml:7: stages.0" in message
+    assert "'stage1', 'stage2', 'single_turn', 'multi_turn'" in message
+    assert "lab_base" not in message
+
+
+def test_an_unknown_kind_has_its_line_and_value(recipe: Path) -> None:
+    message = refusal(recipe, "kind: trian\n" + RECIPE)
+    assert message.startswith("recipe.yaml:1: ")
+    assert "trian" in message
+    assert "'train'" in message
+
+
+@pytest.mark.parametrize(
+    ("extra", "part"),
+    [
+        ("rollouts: {rollouts_per_problem: 1}", "rollouts.rollouts_per_problem is 1"),
+        ("algorithm: {normalize_std: true, baseline: none}", "normalize_std needs"),
+        ("task: {data: problems.jsonl}", "task.data is for evaluation"),
+    ],
+)
+def test_contradictions_have_a_line(tmp_path: Path, extra: str, part: str) -> None:
+    stages = RECIPE[RECIPE.index("stages:") :]
+    message = refusal(tmp_path / "recipe.yaml", f"{extra}\n{stages}")
+    assert part in message
+    assert message.startswith("recipe.yaml:1: ")
+
+
+def test_contradictions_are_refused(recipe: Path) -> None:
+    assert "names must differ, got hold, hold" in refusal(recipe, RECIPE.replace("name: correct", "name: hold"))
+    last = RECIPE.replace("objective: stage2", "objective: multi_turn").replace("alpha: 10", "gamma: 0.8")
+    assert "stages.1: gamma > 0" in refusal(recipe, last)
+    assert isinstance(validate_text(recipe, last + "    rewarded: all\n"), TrainConfig)
+    assert "multiple of heads" in refusal(recipe, "kind: lab_base\nhidden_size: 160\nheads: 7\n")
+    assert "stages" in refusal(recipe, "seed: 1\n")
+    assert "stages" in refusal(recipe, "stages: []\n")
+
+
+def validate_text(file: Path, text: str) -> Config:
+    file.write_text(text, encoding="utf-8")
+    return load_recipe(file)
+
+
+def test_a_key_given_twice_is_refused(recipe: Path) -> None:
+    assert "seed" in refusal(recipe, RECIPE + "seed: 4\n")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "- 1\n",
+        "just text\n",
+        "a: [1\n",
+        "a: 1\n---\nb: 2\n",
+        "\tname: x\n",
+        "name: \x00\n",
+        "name: !!python/object:os.system x\n",
+        "? [a, b]\n: 1\n",
+        "2024-01-01: x\n",
+        "a: &x [*x]\n",
+        "task: {prompt: '{numbers.foo} {numbers} {target}'}\n",
+        "task: {prompt: '{target[0]} {numbers} {target}'}\n",
+    ],
+)
+def test_no_recipe_ends_in_a_traceback(recipe: Path, text: str) -> None:
+    assert "recipe.yaml" in refusal(recipe, text)
+
+
+def test_unreadable_files(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"absent\.yaml: no such file"):
+        load_recipe(tmp_path / "absent.yaml")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_recipe(tmp_path)
+    (tmp_path / "latin.yaml").write_bytes("name: ä".encode("latin-1"))
+    with pytest.raises(ConfigError, match=r"latin\.yaml: cannot be read"):
+        load_recipe(tmp_path / "latin.yaml")
+
+
+def test_overrides(recipe: Path) -> None:
+    config = load_recipe(
+        recipe,
+        [
+            "seed=9",
+            "stages.correct.alpha=0",
+            "stages.0.steps=2",
+            "optimizer.betas=[0.8, 0.9]",
+            "model.path=a=b",
+            "name=x",
+        ],
+    )
+    assert isinstance(config, TrainConfig)
+    assert (config.seed, config.name, config.model.path, config.optimizer.betas) == (9, "x", "a=b", (0.8, 0.9))
+    assert config.stages[0].steps == 2
+    assert isinstance(config.stages[1], StageTwo)
+    assert config.stages[1].alpha == 0.0
+
+
+@pytest.mark.parametrize(
+    ("override", "pattern"),
+    [
+        ("seed", r"'seed' must have the form key=value"),
+        ("=3", r"'=3' must have the form key=value"),
+        ("sede=3", r"unknown key 'sede'; did you mean 'seed'"),
+        ("seed=three", r"seed = 'three': input should be a valid integer"),
+        ("seed=[1", r"'seed=\[1': the value is not valid YAML"),
+        ("seed.x=3", r"seed is a single value"),
+        ("stages.nope.steps=3", r"no entry 'nope'; there are hold, correct"),
+        ("stages.2.steps=3", r"no entry '2'; there are hold, correct"),
+        ("stages.².steps=3", r"no entry '²'; there are hold, correct"),
+        ("rollouts.rollouts_per_problem=1", r"rollouts_per_problem is 1"),
+    ],
+)
+def test_wrong_overrides(recipe: Path, override: str, pattern: str) -> None:
+    assert re.search(pattern, refusal(recipe, RECIPE, override))
+
+
+def test_a_wrong_override_is_not_blamed_on_a_line_of_the_file(recipe: Path) -> None:
+    assert not refusal(recipe, RECIPE, "seed=three").startswith("recipe.yaml:2")
+
+
+NAMES = st.from_regex(r"[A-Za-z0-9_-]{1,12}", fullmatch=True)
+RATES = st.floats(min_value=1e-12, max_value=1e3)
+COMMON = {"steps": st.integers(1, 10**6), "learning_rate": RATES, "beta1": st.floats(0, 1)}
+STAGES = (
+    st.builds(StageOne, objective=st.just("stage1"), name=NAMES, beta2=st.floats(0, 1), **COMMON)
+    | st.builds(StageTwo, objective=st.just("stage2"), name=NAMES, alpha=st.floats(0, 20), **COMMON)
+    | st.builds(SingleTurn, objective=st.just("single_turn"), name=NAMES, **COMMON)
+    | st.builds(MultiTurn, objective=st.just("multi_turn"), name=NAMES, rewarded=st.just("all"), **COMMON)
+)
+CONFIGS = st.builds(
+    TrainConfig,
+    name=NAMES,
+    seed=st.integers(0, 2**70),
+    stages=st.lists(STAGES, min_size=1, max_size=3, unique_by=lambda stage: stage.name).map(tuple),
+    rollouts=st.builds(RolloutConfig, temperature=RATES),
+    optimizer=st.builds(OptimizerConfig, betas=st.tuples(st.floats(0, 1), st.floats(0, 1))),
+) | st.builds(LabBaseConfig, kind=st.just("lab_base"), learning_rate=RATES)
+
+
+@given(CONFIGS)
+def test_dump_and_load_give_the_same_config(tmp_path_factory: pytest.TempPathFactory, config: Config) -> None:
+    file = tmp_path_factory.getbasetemp() / "dumped.yaml"
+    file.write_text(dump(config), encoding="utf-8")
+    assert load_recipe(file) == config
+
+
+@pytest.mark.parametrize("name", ["12e7", "1e-5", "on", "null", "007", "2024-01-01"])
+def test_names_that_look_like_something_else_survive_a_dump(recipe: Path, name: str) -> None:
+    stage = StageOne(name=name, objective="stage1", steps=1, learning_rate=4e-5)
+    config = TrainConfig(name=name, stages=(stage,))
+    recipe.write_text(dump(config), encoding="utf-8")
+    assert load_recipe(recipe) == config
+
+
+def test_validate_takes_a_plain_mapping() -> None:
+    stage = {"name": "a", "objective": "single_turn", "steps": 1, "learning_rate": 1e-3}
+    assert isinstance(validate({"stages": [stage]}), TrainConfig)
+    with pytest.raises(ConfigError, match=r"^config: stages\.0\.steps = 'x'"):
+        validate({"stages": [{**stage, "steps": "x"}]})

@@ -1,0 +1,94 @@
+"""Metrics against scipy and against hand-made rollouts."""
+
+import math
+import statistics
+
+import pytest
+from scipy.stats import binomtest
+
+from selfcorrect.metrics import Estimate, paired_difference, share, summarize
+from selfcorrect.types import Outcome, Rollout
+from tests.support.rollouts import graded
+
+CORRECT, WRONG, TRUNCATED = Outcome.CORRECT, Outcome.WRONG, Outcome.TRUNCATED
+Z = 1.959963984540054
+
+
+@pytest.mark.parametrize(("hits", "n"), [(0, 1), (1, 1), (0, 7), (7, 7), (3, 10), (1, 2000), (1999, 2000), (617, 1319)])
+def test_share_is_wilson(hits: int, n: int) -> None:
+    reference = binomtest(hits, n).proportion_ci(confidence_level=0.95, method="wilson")
+    found = share(hits, n)
+    assert found.value == hits / n
+    assert (found.low, found.high) == pytest.approx((reference.low, reference.high), abs=1e-12)
+
+
+def test_paired_difference_by_hand() -> None:
+    # differences 1, 0, -1, 1, 0: mean 1/5, sample variance (0.64 + 0.04 + 1.44 + 0.64 + 0.04) / 4 = 0.7
+    found = paired_difference([False, True, True, False, False], [True, True, False, True, False])
+    half = Z * math.sqrt(0.7 / 5)
+    assert (found.value, found.low, found.high) == pytest.approx((0.2, 0.2 - half, 0.2 + half))
+    assert statistics.variance([1, 0, -1, 1, 0]) == pytest.approx(0.7)
+
+
+def test_paired_difference_needs_pairs() -> None:
+    with pytest.raises(ValueError, match="shorter"):
+        paired_difference([True, False], [True])
+
+
+def test_summary_leaves_out_what_was_not_graded_and_counts_it() -> None:
+    rollouts = [
+        graded(WRONG, CORRECT),  # fixed
+        graded(CORRECT, WRONG),  # broken
+        graded(CORRECT, CORRECT, texts=["same", "same"]),
+        graded(WRONG, TRUNCATED),
+        graded(Outcome.NO_ANSWER, WRONG, texts=["?", "?"]),
+        graded(CORRECT, Outcome.GRADER_FAILED),  # left out, though attempt 1 was graded
+        graded(Outcome.GRADER_FAILED, CORRECT),
+        graded(Outcome.UNREADABLE, Outcome.UNREADABLE, texts=["", ""]),
+    ]
+    found = summarize(rollouts)
+    assert found.n == 5
+    assert [accuracy.value for accuracy in found.accuracy] == [2 / 5, 2 / 5]
+    assert (found.delta.value, found.fixed.value, found.broken.value) == (0, 1 / 5, 1 / 5)
+    assert found.fix_rate == share(1, 3)  # of the three wrong at attempt 1
+    assert found.unchanged.value == 2 / 5
+    assert found.outcomes == (
+        {"wrong": 2, "correct": 3, "no_answer": 1, "grader_failed": 1, "unreadable": 1},
+        {"correct": 3, "wrong": 2, "truncated": 1, "grader_failed": 1, "unreadable": 1},
+    )
+
+
+def test_three_attempts_compare_the_first_with_the_last() -> None:
+    rollouts = [
+        graded(WRONG, CORRECT, WRONG, texts=["a", "b", "a"]),
+        graded(WRONG, WRONG, CORRECT),
+        graded(CORRECT, WRONG, CORRECT),
+        graded(CORRECT, CORRECT, WRONG),
+        graded(WRONG, WRONG, CORRECT),
+    ]
+    found = summarize(rollouts)
+    assert [accuracy.value for accuracy in found.accuracy] == [2 / 5, 2 / 5, 3 / 5]
+    assert found.delta.value == pytest.approx(1 / 5)
+    assert (found.fixed.value, found.broken.value, found.fix_rate.value) == (2 / 5, 1 / 5, 2 / 3)
+    assert found.unchanged.value == 1 / 5
+
+
+@pytest.mark.parametrize("rollouts", [[], [graded(Outcome.GRADER_FAILED, CORRECT)]])
+def test_nothing_graded_gives_zeros(rollouts: list[Rollout]) -> None:
+    found = summarize(rollouts)
+    nothing = Estimate(0.0, 0.0, 0.0)
+    assert found.n == 0
+    assert set(found.accuracy) <= {nothing}
+    assert [found.delta, found.fixed, found.broken, found.fix_rate, found.unchanged] == [nothing] * 5
+
+
+def test_everything_right_has_no_fix_rate() -> None:
+    found = summarize([graded(CORRECT, CORRECT)] * 3)
+    assert found.fix_rate == Estimate(0.0, 0.0, 0.0)
+    assert found.accuracy[1].value == 1.0
+
+
+def test_one_attempt() -> None:
+    found = summarize([graded(CORRECT), graded(WRONG)])
+    assert [accuracy.value for accuracy in found.accuracy] == [0.5]
+    assert (found.delta.value, found.fixed.value, found.unchanged.value) == (0, 0, 1)

@@ -61,15 +61,14 @@ def main(arguments: list[str] | None = None) -> None:
         ours = OurSide(folder, steps, options.micro_batch)
         trl = TrlSide(folder, Path(scratch) / "trl", settings, steps, options.threads)
         _check_same_tokens(ours, trl)
-        print(
-            f"{PROBLEMS} problems x {ROLLOUTS_PER_PROBLEM} rollouts x 2 attempts, {options.threads} threads, {cpu_model()}"
-        )
+        work = f"{PROBLEMS} problems x {ROLLOUTS_PER_PROBLEM} rollouts x 2 attempts"
+        print(f"{work}, {options.threads} threads, {cpu_model()}")
         warm_up, *pairs = _interleave(trl, ours)
     _print_parts(pairs)
     summary = _summary(pairs)
     print(
         f"sampled tokens a second, {ours.name} / {trl.name}: median {summary['ratio_median']:.2f} "
-        f"(range {summary['ratio_range'][0]:.2f} to {summary['ratio_range'][1]:.2f}, {len(pairs)} pairs)"
+        f"(range {summary['ratio_range'][0]:.2f} to {summary['ratio_range'][1]:.2f}, pairs: {len(pairs)})"
     )
     _write(options, settings, warm_up, pairs, summary)
 

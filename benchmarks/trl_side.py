@@ -196,7 +196,7 @@ class TwoAttempts:
 
 
 class _TimedTrainer(GRPOTrainer):
-    """GRPOTrainer with a clock around four of its parts; nothing else is changed."""
+    """GRPOTrainer with a clock around its parts; nothing else is changed."""
 
     _name = "GRPO"
 
@@ -215,7 +215,7 @@ class _TimedTrainer(GRPOTrainer):
             return super()._get_per_token_logps_and_entropies(model, *args, **kwargs)
 
     def _generate_and_score_completions(self, *args: Any, **kwargs: Any) -> Any:
-        with self._clock.part("preparation"):
+        with self._clock.part("other"):
             return super()._generate_and_score_completions(*args, **kwargs)
 
     def training_step(self, *args: Any, **kwargs: Any) -> Any:

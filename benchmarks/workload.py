@@ -133,9 +133,9 @@ class Clock:
                 self.seconds[outer] = self.seconds.get(outer, 0.0) - spent
 
     def read(self, total: float) -> dict[str, float]:
-        """The parts and, under "other", what is left of `total`; starts over."""
+        """The parts, with what is left of `total` added to "other"; starts over."""
         parts, self.seconds = self.seconds, {}
-        return {**parts, "other": total - sum(parts.values())}
+        return {**parts, "other": parts.get("other", 0.0) + total - sum(parts.values())}
 
 
 def median(values: Sequence[float]) -> float:

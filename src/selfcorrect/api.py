@@ -5,7 +5,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from selfcorrect.config import LabBaseConfig, TrainConfig, load_recipe, validate
+from selfcorrect.config import LabBaseConfig, TrainConfig
+from selfcorrect.recipe import load_recipe, validate
 from selfcorrect.display import Observer
 from selfcorrect.errors import ConfigError
 from selfcorrect.evaluation import Evaluation, Evaluator, load_external

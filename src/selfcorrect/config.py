@@ -1,20 +1,9 @@
-"""Recipes: frozen models of every setting, YAML loading, `key=value` overrides (floor 1).
+"""Every setting of a recipe, as frozen models (floor 1). recipe.py reads them from YAML."""
 
-A recipe is refused before any model is loaded: unknown keys with the nearest known name, wrong types and
-contradicting values, each with file and line.
-"""
+import string
+from typing import Annotated, Literal, Self
 
-import difflib
-import json
-import re
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
-
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
-
-from selfcorrect.errors import ConfigError
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 LAB_MODEL = "lab"  # the name under which the shipped base model of the lab goes
 
@@ -66,17 +55,24 @@ class CountdownConfig(Strict):
     @model_validator(mode="after")
     def _check(self) -> Self:
         for field in ("prompt", "correction_prompt"):
-            try:
-                getattr(self, field).format(numbers="1 2 3", target=6)
-            except (KeyError, IndexError, ValueError) as error:
+            unknown = _template_fields(field, getattr(self, field)) - {"numbers", "target"}
+            if unknown:
                 raise ValueError(
-                    f"{field} may use only {{numbers}} and {{target}} (double other braces); cannot fill {error}"
-                ) from None
-        if "{numbers}" not in self.prompt or "{target}" not in self.prompt:
+                    f"{field} may use only {{numbers}} and {{target}} (double other braces), not {sorted(unknown)}"
+                )
+        if _template_fields("prompt", self.prompt) != {"numbers", "target"}:
             raise ValueError("prompt must hold {numbers} and {target}, or the model cannot see the problem")
         if self.limit < self.max_number:
             raise ValueError(f"limit ({self.limit}) must not be under max_number ({self.max_number})")
         return self
+
+
+def _template_fields(field: str, template: str) -> set[str]:
+    """The names a template fills in."""
+    try:
+        return {name for _, name, _, _ in string.Formatter().parse(template) if name is not None}
+    except ValueError as error:
+        raise ValueError(f"{field} is not a template: {error} (double braces that are meant as text)") from None
 
 
 TaskConfig = CountdownConfig
@@ -156,7 +152,7 @@ class AlgorithmConfig(Strict):
     reference: which weights the KL of a later stage is measured to.
     """
 
-    baseline: Literal["leave_one_out", "none"] = "leave_one_out"
+    baseline: Literal["leave_one_out_given_history", "leave_one_out", "none"] = "leave_one_out_given_history"
     normalize_std: bool = False
     kl_estimator: Literal["analytic", "k1"] = "analytic"
     reference: Literal["base", "previous_stage"] = "base"
@@ -196,7 +192,7 @@ class TrainConfig(Strict):
     """A whole run: a model, a task, and the stages one after the other."""
 
     kind: Literal["train"] = "train"
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,80}$")] = "score"
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9_.-]{0,79}$")] = "score"
     seed: Annotated[int, Field(ge=0)] = 0
     threads: Positive | None = None
     output: str = "runs"
@@ -215,12 +211,12 @@ class TrainConfig(Strict):
         names = [stage.name for stage in self.stages]
         if len(set(names)) < len(names):
             raise ValueError(f"stages: names must differ, got {', '.join(names)}")
-        if self.algorithm.baseline == "leave_one_out" and self.rollouts.rollouts_per_problem < 2:
+        if self.algorithm.baseline != "none" and self.rollouts.rollouts_per_problem < 2:
             raise ValueError(
-                "rollouts.rollouts_per_problem is 1, but algorithm.baseline leave_one_out compares rollouts of the "
+                "rollouts.rollouts_per_problem is 1, but algorithm.baseline compares rollouts of the "
                 "same problem; set it to 2 or more, or the baseline to none"
             )
-        if self.algorithm.normalize_std and self.algorithm.baseline == "none":
+        if self.algorithm.normalize_std and self.algorithm.baseline != "leave_one_out":
             raise ValueError("algorithm.normalize_std needs algorithm.baseline leave_one_out")
         if self.task.data is not None:
             raise ValueError("task.data is for evaluation; training draws its problems from the generator")
@@ -256,138 +252,4 @@ class LabBaseConfig(Strict):
         return self
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML 1.2 floats: PyYAML alone reads 4e-5 as text."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
-)
-
 Config = TrainConfig | LabBaseConfig
-_ADAPTER: TypeAdapter[Config] = TypeAdapter(Annotated[Config, Field(discriminator="kind")])
-
-
-def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """Read a YAML recipe, apply `key=value` overrides (dotted keys, YAML values), validate.
-
-    Raises ConfigError, naming file, line, field, value, why and what to do.
-    """
-    file = Path(path)
-    try:
-        text = file.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise ConfigError(f"recipe {file}: no such file; the shipped ones are under recipes/") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"recipe {file}: cannot be read: {error}") from None
-    try:
-        data = yaml.load(text, Loader=_Loader)
-        lines = _line_numbers(yaml.compose(text, Loader=_Loader))
-    except yaml.YAMLError as error:
-        raise ConfigError(f"recipe {file} is not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(data, dict):
-        raise ConfigError(f"recipe {file} must be a mapping of settings, not {type(data).__name__}")
-    for override in overrides:
-        _apply_override(data, override)
-    return validate(data, str(file), lines)
-
-
-def validate(data: Mapping[str, Any], source: str = "config", lines: Mapping[str, int] | None = None) -> Config:
-    """A plain mapping -> the frozen config. Raises ConfigError as load_recipe does."""
-    try:
-        # Through JSON: strict on types, yet a YAML list may fill a tuple.
-        return _ADAPTER.validate_json(json.dumps({"kind": "train", **data}, default=str))
-    except ValidationError as error:
-        raise ConfigError("\n".join(_explain(dict(item), source, lines or {}) for item in error.errors())) from None
-
-
-def dump(config: Config) -> str:
-    """The resolved recipe as YAML; loading it gives the same config."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=100)
-
-
-def _apply_override(data: dict[str, Any], override: str) -> None:
-    key, equals, value = override.partition("=")
-    if not equals or not key:
-        raise ConfigError(f"override {override!r} must have the form key=value, for example seed=1")
-    try:
-        parsed = yaml.load(value, Loader=_Loader)
-    except yaml.YAMLError:
-        raise ConfigError(f"override {override!r}: the value is not valid YAML") from None
-    target: Any = data
-    *parents, last = key.split(".")
-    for part in parents:
-        target = target[_index(target, part, override)] if isinstance(target, list) else target.setdefault(part, {})
-        if not isinstance(target, dict | list):
-            raise ConfigError(f"override {override!r}: {part} is a single value and has no settings inside")
-    target[_index(target, last, override) if isinstance(target, list) else last] = parsed
-
-
-def _index(items: list[Any], part: str, override: str) -> int:
-    """Stages are addressed by name or by position: stages.stage1.steps=10, stages.0.steps=10."""
-    names = [item.get("name") if isinstance(item, dict) else None for item in items]
-    if part in names:
-        return names.index(part)
-    if part.isdigit() and int(part) < len(items):
-        return int(part)
-    raise ConfigError(f"override {override!r}: no entry {part!r}; there are {', '.join(map(str, names))}")
-
-
-def _line_numbers(node: Any, path: str = "") -> dict[str, int]:
-    lines = {path: node.start_mark.line + 1} if node is not None and path else {}
-    if isinstance(node, yaml.MappingNode):
-        for key, value in node.value:
-            child = f"{path}.{key.value}".lstrip(".")
-            lines |= _line_numbers(value, child) | {child: key.start_mark.line + 1}
-    elif isinstance(node, yaml.SequenceNode):
-        for index, value in enumerate(node.value):
-            lines |= _line_numbers(value, f"{path}.{index}")
-    return lines
-
-
-_TAGS = {"train", "lab_base", "stage1", "stage2", "single_turn", "multi_turn"}
-
-
-def _explain(error: dict[str, Any], source: str, lines: Mapping[str, int]) -> str:
-    """One pydantic error as one line a user can act on."""
-    location = [str(part) for part in error["loc"]]
-    # A discriminated union puts its tag into the location right after the field or index it stands for.
-    parts = [part for i, part in enumerate(location) if not (part in _TAGS and (i == 0 or location[i - 1].isdigit()))]
-    field = ".".join(parts) or "recipe"
-    line = next((lines[key] for key in _prefixes(parts) if key in lines), None)
-    where = f"{source}:{line}" if line else source
-    value = error.get("input")
-    shown = "" if isinstance(value, dict | list | BaseModel) else f" = {value!r}"
-    match error["type"]:
-        case "extra_forbidden":
-            near = difflib.get_close_matches(parts[-1], _all_fields(), n=1)
-            hint = f"did you mean {near[0]!r}?" if near else "`selfcorrect check` prints every setting"
-            return f"{where}: unknown key {field!r}; {hint}"
-        case "missing":
-            return f"{where}: {field} is missing; add it"
-        case "union_tag_invalid" | "union_tag_not_found":
-            context = error["ctx"]
-            return f"{where}: {field}: {context['discriminator']} must be one of {context.get('expected_tags', _TAGS)}"
-        case "value_error":
-            return f"{where}: {field if parts else 'the recipe'}: {error['ctx']['error']}"
-        case _:
-            return f"{where}: {field}{shown}: {error['msg'][0].lower()}{error['msg'][1:]}"
-
-
-def _prefixes(parts: Sequence[str]) -> list[str]:
-    return [".".join(parts[:end]) for end in range(len(parts), 0, -1)]
-
-
-def _all_fields() -> list[str]:
-    seen: set[str] = set()
-    todo: list[Any] = [TrainConfig, LabBaseConfig, StageOne, StageTwo, SingleTurn, MultiTurn]
-    while todo:
-        model = todo.pop()
-        for name, info in model.model_fields.items():
-            seen.add(name)
-            todo += [kind for kind in (info.annotation, *get_args(info.annotation)) if _is_model(kind)]
-    return sorted(seen)
-
-
-def _is_model(kind: Any) -> bool:
-    return isinstance(kind, type) and issubclass(kind, BaseModel)

@@ -4,7 +4,7 @@ Axes: B rollouts, T tokens of a sequence, N trained tokens in row-major order of
 
 For attempt a with return R_a, baseline folded into the advantage, and KL weight beta_a, the gradient estimated is
     grad E_{y_a ~ pi(.|x_a)} [ R_a - beta_a * sum_t log pi(y_t|s_t) / pi_ref(y_t|s_t) ]     for contexts x_a as sampled
-Two estimators of the KL part, both exact in expectation (tests/test_oracle_enumeration.py):
+Two estimators of the KL part, both exact in expectation (tests/oracles/test_enumeration.py):
   k1        the log-ratio of each sampled token, summed to go, is subtracted from the advantage
   analytic  KL(pi(.|s_t) || pi_ref(.|s_t)) over the vocabulary: its gradient at s_t directly, and its value at later
             tokens of the attempt, to go, subtracted from the advantage. Lower variance; needs both full softmaxes.
@@ -51,7 +51,9 @@ def token_loss(
     weights_N = batch.advantages_BT[trained_BT].to(logprobs_N.dtype)
     kl_N = torch.zeros_like(logprobs_N)
     coef_N = batch.kl_coef_BT[trained_BT].to(logprobs_N.dtype)
-    if ref_logits_NV is not None:
+    if ref_logits_NV is None:
+        assert not coef_N.any(), "a KL weight without reference logits would be dropped in silence"
+    else:
         ref_logprobs_NV = (ref_logits_NV / temperature).log_softmax(-1)
         if estimator == "analytic":
             kl_N = (logprobs_NV.exp() * (logprobs_NV - ref_logprobs_NV)).sum(-1)

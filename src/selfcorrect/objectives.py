@@ -15,10 +15,15 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class Credit:
-    """returns_BA: what each attempt is paid before KL; kl_coef_A: weight of each attempt's KL to the reference."""
+    """What each attempt is paid, before KL, and what its KL to the reference costs.
+
+    returns_BA: the payments; kl_coef_A: weight of each attempt's KL; known_BA: the part of each return that was
+    fixed before the attempt began (the bonus's -alpha * r_{a-1}): no credit to the attempt, only noise.
+    """
 
     returns_BA: Tensor
     kl_coef_A: tuple[float, ...]
+    known_BA: Tensor | None = None
 
 
 def stage_one(rewards_BA: Tensor, beta1: float, beta2: float) -> Credit:
@@ -35,7 +40,8 @@ def stage_two(rewards_BA: Tensor, beta1: float, alpha: float, gamma: float = 0.0
     """Eq. 4 with the bonus: attempt a >= 2 earns r_a + alpha * (r_a - r_{a-1}); attempt 1 earns r_1."""
     shaped_BA = rewards_BA.clone()
     shaped_BA[:, 1:] += alpha * (rewards_BA[:, 1:] - rewards_BA[:, :-1])
-    return Credit(discount(shaped_BA, gamma), (beta1,) * rewards_BA.shape[1])
+    known_BA = torch.nn.functional.pad(-alpha * rewards_BA[:, :-1], (1, 0))
+    return Credit(discount(shaped_BA, gamma), (beta1,) * rewards_BA.shape[1], known_BA)
 
 
 def single_turn(rewards_BA: Tensor, beta1: float) -> Credit:
@@ -72,10 +78,11 @@ def advantages(
     """
     if len(returns_BA) % group:
         raise ValueError(f"{len(returns_BA)} rollouts do not divide into groups of {group}")
-    returns_NGA = returns_BA.reshape(-1, group, returns_BA.shape[1])
-    weight_NG1 = included_B.reshape(-1, group, 1).to(returns_BA.dtype)
+    # float64: in float32 a group of equal returns may leave rounding, which normalising would blow up.
+    returns_NGA = returns_BA.double().reshape(-1, group, returns_BA.shape[1])
+    weight_NG1 = included_B.reshape(-1, group, 1).double()
     if not leave_one_out:
-        return (returns_NGA * weight_NG1).reshape_as(returns_BA)
+        return (returns_NGA * weight_NG1).reshape_as(returns_BA).to(returns_BA.dtype)
     count_N11 = weight_NG1.sum(1, keepdim=True)
     total_N1A = (returns_NGA * weight_NG1).sum(1, keepdim=True)
     others_NGA = (total_N1A - returns_NGA) / (count_N11 - 1).clamp(min=1)
@@ -84,4 +91,40 @@ def advantages(
         mean_N1A = total_N1A / count_N11.clamp(min=1)
         variance_N1A = ((returns_NGA - mean_N1A) ** 2 * weight_NG1).sum(1, keepdim=True) / (count_N11 - 1).clamp(min=1)
         advantages_NGA = advantages_NGA / (variance_N1A.sqrt() + 1e-6)
-    return advantages_NGA.reshape_as(returns_BA)
+    return advantages_NGA.reshape_as(returns_BA).to(returns_BA.dtype)
+
+
+def advantages_given_history(credit: Credit, rewards_BA: Tensor, included_B: Tensor, group: int) -> Tensor:
+    """returns - baseline [B, A], the baseline of attempt a taken from rollouts with the same earlier rewards.
+
+    Attempts 2 of a group answer different contexts: after a right first attempt the question is whether to keep
+    it, after a wrong one whether it can be mended. So attempt a of a rollout is compared with the other included
+    rollouts of its problem whose attempts 1..a-1 earned the same; where there is none, with all others, each without
+    the part of its return that was known beforehand. Both depend only on the context and on other rollouts, so the
+    gradient stays exact in expectation, and the bonus adds none of its alpha-fold noise.
+    """
+    known_BA = torch.zeros_like(credit.returns_BA) if credit.known_BA is None else credit.known_BA
+    shape_NGA = (-1, group, rewards_BA.shape[1])
+    returns_NGA = credit.returns_BA.double().reshape(shape_NGA)
+    fresh_NGA = returns_NGA - known_BA.double().reshape(shape_NGA)
+    rewards_NGA = rewards_BA.reshape(shape_NGA)
+    included_NG = included_B.reshape(-1, group)
+    # peer_NGG[n, i, j]: rollout j may stand in the baseline of rollout i.
+    peer_NGG = included_NG[:, None, :] & ~torch.eye(group, dtype=torch.bool)
+    alike_NGG = peer_NGG.clone()
+    columns = []
+    for attempt in range(rewards_BA.shape[1]):
+        if attempt:
+            earlier_NG = rewards_NGA[:, :, attempt - 1]
+            alike_NGG &= earlier_NG[:, :, None] == earlier_NG[:, None, :]
+        returns_NG, fresh_NG = returns_NGA[:, :, attempt], fresh_NGA[:, :, attempt]
+        compared_NG = torch.where(
+            alike_NGG.any(2), returns_NG - _mean_over(alike_NGG, returns_NG), fresh_NG - _mean_over(peer_NGG, fresh_NG)
+        )
+        columns.append(compared_NG * included_NG * peer_NGG.any(2))
+    return torch.stack(columns, dim=2).reshape_as(rewards_BA).to(rewards_BA.dtype)
+
+
+def _mean_over(peer_NGG: Tensor, values_NG: Tensor) -> Tensor:
+    """For each rollout the mean value of its peers; 0 where it has none."""
+    return (peer_NGG * values_NG[:, None, :]).sum(2) / peer_NGG.sum(2).clamp(min=1)

@@ -25,7 +25,8 @@ from selfcorrect.checkpoint import (
     optimizer_tensors,
     save,
 )
-from selfcorrect.config import TrainConfig, load_recipe
+from selfcorrect.config import TrainConfig
+from selfcorrect.recipe import load_recipe
 from selfcorrect.display import Observer
 from selfcorrect.errors import CheckpointError, ConfigError, TrainingInterrupted
 from selfcorrect.evaluation import Evaluation, Evaluator, load_external

@@ -14,7 +14,8 @@ from typing import Any
 
 import torch
 
-from selfcorrect.config import TrainConfig, dump
+from selfcorrect.config import TrainConfig
+from selfcorrect.recipe import dump
 from selfcorrect.errors import ConfigError
 from selfcorrect.types import Rollout
 

@@ -9,5 +9,6 @@ def derive_seed(*path: int | str) -> int:
     >>> derive_seed(0, "train", 1) != derive_seed(0, "train", "1") != derive_seed(1, "train", 0)
     True
     """
-    text = "/".join(f"{type(part).__name__}:{part}" for part in path)
+    # A slash inside a name must not read like the separator.
+    text = "/".join(f"{type(part).__name__}:{str(part).replace('~', '~0').replace('/', '~1')}" for part in path)
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1

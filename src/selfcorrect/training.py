@@ -17,7 +17,7 @@ from torch import Tensor
 
 from selfcorrect import objectives
 from selfcorrect.batching import Batch, make_batch, micro_batches
-from selfcorrect.config import MultiTurn, SingleTurn, StageBase, StageOne, StageTwo, TrainConfig
+from selfcorrect.config import AlgorithmConfig, MultiTurn, SingleTurn, StageBase, StageOne, StageTwo, TrainConfig
 from selfcorrect.errors import NumericalError
 from selfcorrect.losses import token_loss
 from selfcorrect.models import LanguageModel
@@ -132,11 +132,7 @@ class Trainer:
         rewards_BA = torch.tensor([[attempt.grade.reward for attempt in rollout.attempts] for rollout in rollouts])
         included_B = torch.tensor([is_included(rollout) for rollout in rollouts])
         credit = credit_of(stage, rewards_BA)
-        advantages_BA = objectives.advantages(
-            credit.returns_BA, included_B, group,
-            leave_one_out=config.algorithm.baseline == "leave_one_out",
-            normalize_std=config.algorithm.normalize_std,
-        )  # fmt: skip
+        advantages_BA = advantages_of(config.algorithm, credit, rewards_BA, included_B, group)
         batch = make_batch(rollouts, advantages_BA, credit.kl_coef_A, included_B)
         update = self.update(batch, int(included_B.sum()), rate)
         clock.lap("update")
@@ -265,6 +261,18 @@ def credit_of(stage: StageBase, rewards_BA: Tensor) -> Credit:
             return objectives.multi_turn(rewards_BA, stage.beta1, last_only=last_only, gamma=stage.gamma)
         case _:
             raise AssertionError(f"no objective for {type(stage).__name__}")
+
+
+def advantages_of(
+    algorithm: AlgorithmConfig, credit: Credit, rewards_BA: Tensor, included_B: Tensor, group: int
+) -> Tensor:
+    """The baseline a recipe names, applied to credit."""
+    if algorithm.baseline == "leave_one_out_given_history":
+        return objectives.advantages_given_history(credit, rewards_BA, included_B, group)
+    leave_one_out = algorithm.baseline == "leave_one_out"
+    return objectives.advantages(
+        credit.returns_BA, included_B, group, leave_one_out=leave_one_out, normalize_std=algorithm.normalize_std
+    )
 
 
 def is_included(rollout: Rollout) -> bool:

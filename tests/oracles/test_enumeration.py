@@ -16,7 +16,7 @@ from torch import Tensor
 from selfcorrect import losses
 from selfcorrect.batching import Batch, make_batch, micro_batches
 from selfcorrect.losses import KLEstimator, TokenLoss, token_loss
-from selfcorrect.objectives import Credit, advantages, multi_turn
+from selfcorrect.objectives import Credit, advantages, advantages_given_history, multi_turn
 from tests.oracles.toy import ALPHA, OBJECTIVES, Objective, Toy, exact_gradient, make_toy
 
 TOLERANCE = 1e-12
@@ -43,6 +43,7 @@ class Pipeline:
 
     credit: Callable[[Credit], Credit] = lambda credit: credit
     advantages: Callable[..., Tensor] = advantages
+    given_history: Callable[..., Tensor] = advantages_given_history
     batch: Callable[[Batch], Batch] = lambda batch: batch
     loss: Callable[..., TokenLoss] = token_loss
     loss_temperature: float | None = None
@@ -87,7 +88,7 @@ def expected_gradient(
     objective: Objective,
     estimator: KLEstimator = "analytic",
     *,
-    leave_one_out: bool = True,
+    baseline: str = "leave_one_out",
     pipeline: Pipeline | None = None,
 ) -> Tensor:
     """The estimator's expectation over all groups of two rollouts."""
@@ -96,7 +97,11 @@ def expected_gradient(
     rows, probability_B = all_pairs(len(toy.paths_B)), toy.probabilities_B()
     credit = pipeline.credit(objective.credit(toy.rewards_BA[rows]))
     included_B = torch.ones(len(rows), dtype=torch.bool)
-    advantages_BA = pipeline.advantages(credit.returns_BA, included_B, 2, leave_one_out=leave_one_out)
+    if baseline == "given_history":
+        advantages_BA = pipeline.given_history(credit, toy.rewards_BA[rows], included_B, 2)
+    else:
+        leave_one_out = baseline == "leave_one_out"
+        advantages_BA = pipeline.advantages(credit.returns_BA, included_B, 2, leave_one_out=leave_one_out)
     # Written out here rather than by make_batch: column 0 of each table stands for "not sampled".
     attempt_BT = base.attempt_BT[rows]
     coef_A = torch.tensor([0.0, *credit.kl_coef_A], dtype=torch.float64)
@@ -127,12 +132,12 @@ def step_batch(name: str, objective: str) -> tuple[Batch, Tensor]:
     return make_batch(toy.rollouts(), advantages_BA, credit.kl_coef_A, included_B), toy.probabilities_B()
 
 
-@pytest.mark.parametrize("leave_one_out", [True, False], ids=["leave_one_out", "none"])
+@pytest.mark.parametrize("baseline", ["leave_one_out", "given_history", "none"])
 @pytest.mark.parametrize("estimator", ["analytic", "k1"])
 @pytest.mark.parametrize("objective", OBJECTIVES)
 @pytest.mark.parametrize("name", TOYS)
-def test_expected_gradient_is_exact(name: str, objective: str, estimator: KLEstimator, leave_one_out: bool) -> None:
-    found = expected_gradient(name, OBJECTIVES[objective], estimator, leave_one_out=leave_one_out)
+def test_expected_gradient_is_exact(name: str, objective: str, estimator: KLEstimator, baseline: str) -> None:
+    found = expected_gradient(name, OBJECTIVES[objective], estimator, baseline=baseline)
     torch.testing.assert_close(found, exact(name, objective), rtol=0, atol=TOLERANCE)
 
 
@@ -199,7 +204,8 @@ def test_a_rollout_the_grader_failed_on_leaves_no_trace(leave_one_out: bool) -> 
         return found_NGA[:, :2].flatten(0, 1)
 
     pipeline = Pipeline(advantages=of_three)
-    found = expected_gradient(name, OBJECTIVES["stage_two"], leave_one_out=leave_one_out, pipeline=pipeline)
+    baseline = "leave_one_out" if leave_one_out else "none"
+    found = expected_gradient(name, OBJECTIVES["stage_two"], baseline=baseline, pipeline=pipeline)
     torch.testing.assert_close(found, exact(name, "stage_two"), rtol=0, atol=TOLERANCE)
 
 
@@ -225,6 +231,17 @@ def no_kl_on_attempt_1(credit: Credit) -> Credit:
 def own_reward_in_the_baseline(returns_BA: Tensor, included_B: Tensor, group: int, *, leave_one_out: bool) -> Tensor:
     returns_NGA = returns_BA.reshape(-1, group, returns_BA.shape[1])
     return (returns_NGA - returns_NGA.mean(1, keepdim=True)).reshape_as(returns_BA)
+
+
+def history_with_own_reward(credit: Credit, rewards_BA: Tensor, included_B: Tensor, group: int) -> Tensor:
+    """Peers chosen by the attempt's own reward too: the baseline then depends on what it judges."""
+    return advantages_given_history(credit, rewards_BA.roll(-1, dims=1), included_B, group)
+
+
+def test_own_reward_in_the_history_is_seen() -> None:
+    pipeline, objective = Pipeline(given_history=history_with_own_reward), OBJECTIVES["stage_two"]
+    found = expected_gradient("tempered", objective, baseline="given_history", pipeline=pipeline)
+    assert (found - exact("tempered", "stage_two")).abs().max() > 1e-3
 
 
 def trains_padding(batch: Batch) -> Batch:
@@ -256,7 +273,7 @@ def kl_passed_back(*arguments: Tensor) -> TokenLoss:
 def k1_as_a_loss(
     logits_NV: Tensor, ref_logits_NV: Tensor, batch: Batch, temperature: float, _: KLEstimator
 ) -> TokenLoss:
-    plain = token_loss(logits_NV, None, batch, temperature)
+    plain = token_loss(logits_NV, None, replace(batch, kl_coef_BT=torch.zeros_like(batch.kl_coef_BT)), temperature)
     trained_BT = batch.attempt_BT > 0
     token_N1 = batch.token_ids_BT[trained_BT][:, None]
     both = [(logits / temperature).log_softmax(-1).gather(1, token_N1)[:, 0] for logits in (logits_NV, ref_logits_NV)]

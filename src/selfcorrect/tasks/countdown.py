@@ -21,6 +21,7 @@ from selfcorrect.types import Grade, Problem
 
 TEST_ONE_IN = 10  # a tenth of all problems is held out
 _CHUNK = 256
+_GIVE_UP = 200  # chunks in a row without a new problem: there are no more
 
 
 def split_of(numbers: tuple[int, ...], target: int) -> Split:
@@ -40,7 +41,9 @@ class Countdown:
         """Solvable problems without end, none twice in one stream."""
         rng = np.random.default_rng(derive_seed("countdown", split, seed))
         seen: set[str] = set()
-        while True:
+        idle = 0
+        while idle < _GIVE_UP:
+            before = len(seen)
             draws = draw_problems(rng, _CHUNK, self._config.max_number, self._config.limit)
             for numbers, target in zip(draws.numbers_B3.tolist(), draws.target_B.tolist(), strict=True):
                 if split_of(tuple(numbers), target) == split:
@@ -48,11 +51,16 @@ class Countdown:
                     if problem.id not in seen:
                         seen.add(problem.id)
                         yield problem
+            idle = idle + 1 if len(seen) == before else 0
+        raise DataError(
+            f"task.max_number = {self._config.max_number}: there are only {len(seen)} {split} problems with numbers "
+            "that small; raise task.max_number, or ask for fewer problems"
+        )
 
     def load(self, path: str) -> list[Problem]:
         """Rows {"input": "3,7,12", "output": "22"} or {"nums": [3, 7, 12], "target": 22}, one a line."""
         try:
-            lines = Path(path).read_text(encoding="utf-8").splitlines()
+            lines = Path(path).read_text(encoding="utf-8").split("\n")
         except (OSError, UnicodeDecodeError) as error:
             raise DataError(f"{path}: cannot be read as UTF-8 text: {error}") from None
         problems = [self._parse(line, f"{path}:{number}") for number, line in enumerate(lines, 1) if line.strip()]
@@ -76,21 +84,19 @@ class Countdown:
     def _parse(self, line: str, where: str) -> Problem:
         try:
             row = json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(f"{where}: not valid JSON: {error}") from None
         if not isinstance(row, dict):
             raise DataError(f"{where}: expected a JSON object, got {type(row).__name__}")
-        try:
-            if "input" in row:
-                numbers, target = [int(part) for part in str(row["input"]).split(",")], int(row["output"])
-            else:
-                numbers, target = [int(number) for number in row["nums"]], int(row["target"])
-        except KeyError as error:
-            raise DataError(
-                f"{where}: field {error} is missing; rows need input and output, or nums and target"
-            ) from None
-        except (TypeError, ValueError) as error:
-            raise DataError(f"{where}: numbers and target must be whole numbers: {error}") from None
+        first, last = ("input", "output") if "input" in row else ("nums", "target")
+        for field in (first, last):
+            if field not in row:
+                raise DataError(f"{where}: field {field!r} is missing; rows need input and output, or nums and target")
+        listed = row[first].split(",") if first == "input" and isinstance(row[first], str) else row[first]
+        if not isinstance(listed, list):
+            raise DataError(f"{where}: field {first!r} must be a list of whole numbers, got {row[first]!r}")
+        numbers = [_whole_number(number, where, first) for number in listed]
+        target = _whole_number(row[last], where, last)
         if len(numbers) < 2 or min([*numbers, target]) < 0:
             raise DataError(f"{where}: needs at least two numbers, none negative; got {numbers} and target {target}")
         return self._problem(sorted(numbers, reverse=True), target)
@@ -102,3 +108,13 @@ class Countdown:
 
     def _fill(self, template: str, reference: Mapping[str, Any]) -> str:
         return template.format(numbers=" ".join(map(str, reference["numbers"])), target=reference["target"])
+
+
+def _whole_number(value: object, where: str, field: str) -> int:
+    """An integer from a JSON number or a string of digits. Raises DataError for anything else."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    text = value.strip() if isinstance(value, str) else ""
+    if text.isascii() and text.isdigit() and len(text) <= 18:
+        return int(text)
+    raise DataError(f"{where}: field {field!r} must hold whole numbers, got {value!r}")

@@ -1,0 +1,199 @@
+"""Recipes: YAML and `key=value` overrides -> a validated config (floor 1).
+
+A recipe is refused before any model is loaded: unknown keys with the nearest known name, wrong types and
+contradicting values, each with the file and line, or the override, it came from.
+"""
+
+import difflib
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, get_args
+
+import yaml
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError
+
+from selfcorrect.config import Config, LabBaseConfig, MultiTurn, SingleTurn, StageOne, StageTwo, TrainConfig
+from selfcorrect.errors import ConfigError
+
+_ADAPTER: TypeAdapter[Config] = TypeAdapter(Annotated[Config, Field(discriminator="kind")])
+_STAGES = {"stage1": StageOne, "stage2": StageTwo, "single_turn": SingleTurn, "multi_turn": MultiTurn}
+_TAGS = {"train", "lab_base", *_STAGES}
+_FLOAT = ("tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789"))
+
+Places = Mapping[str, str]  # dotted path of a setting -> "file:line", or the override it came from
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2 floats (PyYAML alone reads 4e-5 as text), and no key twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        for key, node_of_key in zip(keys, (key for key, _ in node.value), strict=False):
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} stands twice", node_of_key.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes what _Loader would read as a number."""
+
+
+_Loader.add_implicit_resolver(*_FLOAT)
+_Dumper.add_implicit_resolver(*_FLOAT)
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a YAML recipe, apply `key=value` overrides (dotted keys, YAML values), validate.
+
+    Raises ConfigError, naming file and line (or the override), field, value, why and what to do.
+    """
+    file = Path(path)
+    try:
+        text = file.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(f"recipe {file}: no such file; the shipped ones are under recipes/") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"recipe {file}: cannot be read: {error}") from None
+    try:
+        data = yaml.load(text, Loader=_Loader)
+        places = dict(_places(yaml.compose(text, Loader=_Loader), str(file)))
+    except (yaml.YAMLError, ValueError) as error:
+        raise ConfigError(f"recipe {file} is not valid YAML: {' '.join(str(error).split())}") from None
+    except RecursionError:
+        raise ConfigError(f"recipe {file}: a value contains itself, or is nested too deeply") from None
+    if not isinstance(data, dict):
+        raise ConfigError(f"recipe {file} must be a mapping of settings, not {type(data).__name__}")
+    for override in overrides:
+        places[_apply_override(data, override)] = f"override {override!r}"
+    return validate(data, str(file), places)
+
+
+def validate(data: Mapping[str, Any], source: str = "config", places: Places | None = None) -> Config:
+    """A plain mapping -> the frozen config. Raises ConfigError as load_recipe does."""
+    try:
+        # Through JSON: strict on types, yet a YAML list may fill a tuple.
+        text = json.dumps({"kind": "train", **data}, default=str)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{source}: keys must be text and values plain YAML: {error}") from None
+    try:
+        return _ADAPTER.validate_json(text)
+    except ValidationError as error:
+        found = [dict(item) for item in error.errors()]
+    # A list whose only entry is wrong is also called too short: tell the mistake, not its shadow.
+    inner = [item for item in found if item["type"] != "too_short"]
+    told = [item for item in found if item in inner or not any(_within(other, item) for other in inner)]
+    raise ConfigError("\n".join(_explain(item, source, places or {}) for item in told))
+
+
+def dump(config: Config) -> str:
+    """The resolved recipe as YAML; loading it gives the same config."""
+    plain = config.model_dump(mode="json")
+    return yaml.dump(plain, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
+
+
+def _apply_override(data: dict[str, Any], override: str) -> str:
+    """Set the value; returns the dotted path it went to."""
+    key, equals, value = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"override {override!r} must have the form key=value, for example seed=1")
+    try:
+        parsed = yaml.load(value, Loader=_Loader)
+    except (yaml.YAMLError, ValueError, RecursionError):
+        raise ConfigError(f"override {override!r}: the value is not valid YAML") from None
+    target: Any = data
+    *parents, last = key.split(".")
+    path: list[str] = []
+    for part in parents:
+        step: Any = _index(target, part, override) if isinstance(target, list) else part
+        path.append(str(step))
+        target = target[step] if isinstance(target, list) else target.setdefault(step, {})
+        if not isinstance(target, dict | list):
+            raise ConfigError(f"override {override!r}: {part} is a single value and has no settings inside")
+    step = _index(target, last, override) if isinstance(target, list) else last
+    target[step] = parsed
+    return ".".join([*path, str(step)])
+
+
+def _index(items: list[Any], part: str, override: str) -> int:
+    """Stages are addressed by name or by position: stages.stage1.steps=10, stages.0.steps=10."""
+    names = [item.get("name") if isinstance(item, dict) else None for item in items]
+    if part in names:
+        return names.index(part)
+    if part.isascii() and part.isdigit() and int(part) < len(items):
+        return int(part)
+    raise ConfigError(f"override {override!r}: no entry {part!r}; there are {', '.join(map(str, names))}")
+
+
+def _places(node: Any, file: str, path: str = "") -> Iterator[tuple[str, str]]:
+    if node is not None and path:
+        yield path, f"{file}:{node.start_mark.line + 1}"
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            child = f"{path}.{key.value}".lstrip(".")
+            yield from _places(value, file, child)
+            yield child, f"{file}:{key.start_mark.line + 1}"
+    elif isinstance(node, yaml.SequenceNode):
+        for index, value in enumerate(node.value):
+            yield from _places(value, file, f"{path}.{index}")
+
+
+def _within(inner: dict[str, Any], outer: dict[str, Any]) -> bool:
+    return bool(inner["loc"][: len(outer["loc"])] == outer["loc"])
+
+
+def _explain(error: dict[str, Any], source: str, places: Places) -> str:
+    """One pydantic error as one line a user can act on."""
+    location = [str(part) for part in error["loc"]]
+    # A discriminated union puts its tag into the location right after the field or index it stands for.
+    parts = [part for i, part in enumerate(location) if not (part in _TAGS and (i == 0 or location[i - 1].isdigit()))]
+    field = ".".join(parts) or "the recipe"
+    where = next((places[key] for key in _prefixes(parts) if key in places), source)
+    value = error.get("input")
+    shown = "" if isinstance(value, dict | list | BaseModel) else f" = {value!r}"
+    match error["type"]:
+        case "extra_forbidden":
+            return f"{where}: unknown key {field!r}; {_hint(parts[-1])}"
+        case "missing":
+            return f"{where}: {field} is missing; add it"
+        case "union_tag_invalid":
+            context = error["ctx"]
+            tag = str(context["discriminator"]).strip("'")
+            where = places.get(".".join([*parts, tag]), where) if not parts else where
+            return f"{where}: {field}: {tag} = {context['tag']!r} must be one of {context['expected_tags']}"
+        case "union_tag_not_found":
+            names = ", ".join(map(repr, _STAGES))
+            return f"{where}: {field}: objective is missing; it must be one of {names}"
+        case "value_error":
+            text = str(error["ctx"]["error"])
+            if not parts:  # a contradiction between sections: the message starts with the field it is about
+                about = text.split()[0].rstrip(":")
+                where = next((places[key] for key in _prefixes(about.split(".")) if key in places), source)
+            return f"{where}: {field}: {text}"
+        case _:
+            return f"{where}: {field}{shown}: {error['msg'][0].lower()}{error['msg'][1:]}"
+
+
+def _prefixes(parts: Sequence[str]) -> list[str]:
+    return [".".join(parts[:end]) for end in range(len(parts), 0, -1)]
+
+
+def _hint(key: str) -> str:
+    owners = sorted({owner for name, owner in _fields() if name == key})
+    if owners:
+        return f"{key} is a setting of {' and of '.join(owners)}"
+    near = difflib.get_close_matches(key, sorted({name for name, _ in _fields()}), n=1)
+    return f"did you mean {near[0]!r}?" if near else "`selfcorrect check` prints every setting"
+
+
+def _fields() -> Iterator[tuple[str, str]]:
+    """Every setting and the section it belongs to."""
+    todo: list[tuple[Any, str]] = [(TrainConfig, "the recipe's top level"), (LabBaseConfig, "recipes of kind lab_base")]
+    todo += [(model, f"stages with objective {name}") for name, model in _STAGES.items()]
+    while todo:
+        model, owner = todo.pop()
+        for name, info in model.model_fields.items():
+            yield name, owner
+            kinds = (info.annotation, *get_args(info.annotation))
+            todo += [(kind, name) for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]

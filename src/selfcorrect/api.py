@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from selfcorrect.config import LabBaseConfig, TrainConfig
-from selfcorrect.recipe import load_recipe, validate
 from selfcorrect.display import Observer
 from selfcorrect.errors import ConfigError
 from selfcorrect.evaluation import Evaluation, Evaluator, load_external
 from selfcorrect.models import LanguageModel, load_model
+from selfcorrect.recipe import load_recipe, validate
 from selfcorrect.report import write_report
 from selfcorrect.rollout import play as play_problems
 from selfcorrect.run import resume, start

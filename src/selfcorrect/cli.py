@@ -117,7 +117,7 @@ def report(run: Annotated[Path, typer.Argument(help="A run folder.", metavar="RU
 @app.command()
 def check(recipe: RecipeArgument, overrides: Overrides = None) -> None:
     """Validate a recipe and print it with every setting resolved; nothing is loaded or run."""
-        from selfcorrect.recipe import dump, load_recipe
+    from selfcorrect.recipe import dump, load_recipe
 
     typer.echo(dump(load_recipe(recipe, overrides or [])), nl=False)
 

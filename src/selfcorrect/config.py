@@ -11,6 +11,7 @@ Positive = Annotated[int, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
+Device = Literal["auto", "cpu", "cuda", "mps"]
 
 
 class Strict(BaseModel):
@@ -26,7 +27,7 @@ class ModelConfig(Strict):
     """
 
     path: str = LAB_MODEL
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    device: Device = "auto"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] = "auto"
 
@@ -234,6 +235,7 @@ class LabBaseConfig(Strict):
     seed: Annotated[int, Field(ge=0)] = 0
     threads: Positive | None = None
     output: str = "runs/lab_base"
+    device: Device = "auto"
     task: CountdownConfig = CountdownConfig()
     hidden_size: Positive = 160
     layers: Positive = 4

@@ -28,5 +28,5 @@ class NumericalError(UserError, ArithmeticError):
     """Training produced values that are not finite, too often to go on."""
 
 
-class TrainingInterrupted(UserError, KeyboardInterrupt):
+class TrainingInterrupted(UserError, KeyboardInterrupt):  # noqa: N818 - named like the exception it refines
     """Ctrl-C: a checkpoint was kept; the message holds the command that resumes."""

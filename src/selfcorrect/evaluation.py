@@ -1,7 +1,8 @@
 """Evaluation (floor 5): problems -> play (greedy) -> grade -> summarize. Imports no training code.
 
 Two controls ask whether attempt 2 reads attempt 1: before attempt 2 is written, attempt 1 is replaced by the
-attempt of another problem (`swapped`), or by another attempt, sampled at temperature 1, at the same problem (`independent`).
+attempt of another problem (`swapped`), or by another one at the same problem, sampled at temperature 1
+(`independent`).
 """
 
 import time

@@ -92,7 +92,7 @@ def load_model(config: ModelConfig) -> LanguageModel:
 
     logging.disable_progress_bar()
     path = resolve_path(config.path)
-    device = _device(config.device)
+    device = pick_device(config.device)
     attention = config.attention if config.attention != "auto" else ("eager" if device.type == "cpu" else "sdpa")
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)
@@ -102,7 +102,7 @@ def load_model(config: ModelConfig) -> LanguageModel:
         model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation=attention)
     except Exception as error:
         raise ModelError(f"model.path = {config.path!r}: cannot be loaded: {_first_line(error)}") from error
-    return wrap(model.to(device), tokenizer, _compute_dtype(config.precision, device))
+    return wrap(model.to(device), tokenizer, pick_dtype(config.precision, device))
 
 
 def wrap(model: Any, tokenizer: Any, compute_dtype: torch.dtype = torch.float32) -> LanguageModel:
@@ -132,7 +132,7 @@ def _head_is_plain(model: Any) -> bool:
         return False
 
 
-def _device(name: str) -> torch.device:
+def pick_device(name: str) -> torch.device:
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if name == "auto":
         name = next(kind for kind in ("cuda", "mps", "cpu") if available[kind])
@@ -141,7 +141,7 @@ def _device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def _compute_dtype(precision: str, device: torch.device) -> torch.dtype:
+def pick_dtype(precision: str, device: torch.device) -> torch.dtype:
     """auto: bfloat16 where the hardware multiplies it natively, float32 elsewhere."""
     if precision != "auto":
         return torch.bfloat16 if precision == "bfloat16" else torch.float32

@@ -95,7 +95,7 @@ def advantages(
 
 
 def advantages_given_history(credit: Credit, rewards_BA: Tensor, included_B: Tensor, group: int) -> Tensor:
-    """returns - baseline [B, A], the baseline of attempt a taken from rollouts with the same earlier rewards.
+    """Returns - baseline [B, A], the baseline of attempt a taken from rollouts with the same earlier rewards.
 
     Attempts 2 of a group answer different contexts: after a right first attempt the question is whether to keep
     it, after a wrong one whether it can be mended. So attempt a of a rollout is compared with the other included

@@ -60,4 +60,4 @@ def load_weights(lm: LanguageModel, state: Mapping[str, Tensor]) -> None:
     """Put weights saved by `weights` back in place."""
     missing, unexpected = lm.model.load_state_dict(dict(state), strict=False)
     untied = [name for name in missing if name not in (getattr(lm.model, "_tied_weights_keys", None) or ())]
-    assert not unexpected and not untied, f"weights do not fit the model: {untied} {unexpected}"
+    assert not [*unexpected, *untied], f"weights do not fit the model: {unexpected} {untied}"

@@ -168,7 +168,7 @@ def _explain(error: dict[str, Any], source: str, places: Places) -> str:
         case "value_error":
             text = str(error["ctx"]["error"])
             if not parts:  # a contradiction between sections: the message starts with the field it is about
-                about = text.split()[0].rstrip(":")
+                about = text.split(maxsplit=1)[0].rstrip(":")
                 where = next((places[key] for key in _prefixes(about.split(".")) if key in places), source)
             return f"{where}: {field}: {text}"
         case _:

@@ -26,12 +26,12 @@ from selfcorrect.checkpoint import (
     save,
 )
 from selfcorrect.config import TrainConfig
-from selfcorrect.recipe import load_recipe
 from selfcorrect.display import Observer
 from selfcorrect.errors import CheckpointError, ConfigError, TrainingInterrupted
 from selfcorrect.evaluation import Evaluation, Evaluator, load_external
 from selfcorrect.models import LanguageModel, load_model
 from selfcorrect.policy import load_weights, weights
+from selfcorrect.recipe import load_recipe
 from selfcorrect.runlog import RunFolder
 from selfcorrect.samplers.transformers import TransformersSampler
 from selfcorrect.tasks import make_task

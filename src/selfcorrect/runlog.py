@@ -15,8 +15,8 @@ from typing import Any
 import torch
 
 from selfcorrect.config import TrainConfig
-from selfcorrect.recipe import dump
 from selfcorrect.errors import ConfigError
+from selfcorrect.recipe import dump
 from selfcorrect.types import Rollout
 
 _VERSIONS = ("selfcorrect", "torch", "transformers", "tokenizers", "numpy")

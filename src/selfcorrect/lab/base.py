@@ -17,7 +17,7 @@ from torch import Tensor
 
 from selfcorrect.config import LabBaseConfig
 from selfcorrect.lab.corpus import AttemptMix, draw_attempts
-from selfcorrect.models import native_bfloat16, wrap
+from selfcorrect.models import pick_device, pick_dtype, wrap
 from selfcorrect.seeds import derive_seed
 from selfcorrect.tasks.countdown import split_of
 from selfcorrect.tasks.countdown_generator import OPERATORS, Candidates, Draws, IntArray, draw_problems
@@ -108,8 +108,9 @@ def train_base(config: LabBaseConfig, say: Callable[[str], None] = print) -> Pat
     if config.threads:
         torch.set_num_threads(config.threads)
     tokenizer = build_tokenizer(config.task.limit)
-    model = build_model(config, tokenizer)
-    lm = wrap(model, tokenizer, torch.bfloat16 if native_bfloat16(torch.device("cpu")) else torch.float32)
+    device = pick_device(config.device)
+    model = build_model(config, tokenizer).to(device)
+    lm = wrap(model, tokenizer, pick_dtype("auto", device))
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, weight_decay=0.01, betas=(0.9, 0.98), fused=True)
     rng = np.random.default_rng(derive_seed(config.seed, "lab_base", "corpus"))
     began = time.monotonic()
@@ -118,7 +119,7 @@ def train_base(config: LabBaseConfig, say: Callable[[str], None] = print) -> Pat
         rate = config.learning_rate * warm * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * step / config.steps)))
         for group in optimizer.param_groups:
             group["lr"] = rate
-        ids_BT, learned_BT = draw_corpus(rng, config, tokenizer)
+        ids_BT, learned_BT = (table.to(device) for table in draw_corpus(rng, config, tokenizer))
         logits_NV = lm.logits(ids_BT[:, :-1], learned_BT[:, 1:], use_cache=False)
         loss = torch.nn.functional.cross_entropy(logits_NV, ids_BT[:, 1:][learned_BT[:, 1:]])
         optimizer.zero_grad(set_to_none=True)
@@ -128,7 +129,7 @@ def train_base(config: LabBaseConfig, say: Callable[[str], None] = print) -> Pat
         if (step + 1) % 250 == 0:
             say(f"step {step + 1}/{config.steps}  loss {loss.item():.4f}  {time.monotonic() - began:.0f} s")
     folder = Path(config.output)
-    model.to(torch.bfloat16)  # half the bytes; training casts it back to float32
+    model.to("cpu", torch.bfloat16)  # half the bytes; training casts it back to float32
     lm.save(folder)
     (folder / "recipe.json").write_text(json.dumps(config.model_dump(mode="json"), indent=1) + "\n")
     return folder

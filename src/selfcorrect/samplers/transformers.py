@@ -5,8 +5,8 @@ Three things keep the work down, all inside one call or between two:
 - the cache is kept from attempt to attempt, so attempt 2 prefills the correction turn only;
 - rows that have ended leave the batch, and come back when the next attempt starts.
 
-Axes: R rows of a call, U distinct prompts, S cache slots, T new tokens, V vocabulary. Every row writes to the same slot at
-the same time; a slot that holds nothing of a row is masked for it, and positions are counted per row.
+Axes: R rows of a call, U distinct prompts, S cache slots, T new tokens, V vocabulary. Every row writes to the same
+slot at the same time; a slot that holds nothing of a row is masked for it, and positions are counted per row.
 """
 
 from collections.abc import Sequence
@@ -24,7 +24,10 @@ _NARROW_AT = 0.25
 
 
 class TransformersSampler:
-    """Works with any causal LM whose layers all attend to the whole context; others go through `generate`."""
+    """Works with any causal LM whose layers all attend to the whole context; others go through `generate`.
+
+    max_rows: prompts beyond that are sampled one batch after the other.
+    """
 
     def __init__(self, language_model: LanguageModel, max_rows: int = 512) -> None:
         self._lm = language_model
@@ -43,15 +46,16 @@ class TransformersSampler:
     @torch.no_grad()
     def sample(self, prompts: Sequence[tuple[int, ...]], params: SamplingParams) -> list[Completion]:
         generator = torch.Generator(self._lm.device).manual_seed(params.seed)
-        if not _attends_to_all(self._lm.model.config):
-            return generate(self._lm, prompts, params, generator)
+        batches = [prompts[start : start + self._max_rows] for start in range(0, len(prompts), self._max_rows)]
+        if not _slots_fit(self._lm.model.config):
+            return [done for rows in batches for done in generate(self._lm, rows, params, generator)]
         kept, self._sessions = self._sessions, []
         completions: list[Completion] = []
-        for number, start in enumerate(range(0, len(prompts), self._max_rows)):
-            rows = prompts[start : start + self._max_rows]
+        for number, rows in enumerate(batches):
             session = kept[number] if number < len(kept) and kept[number].continues(rows) else None
             session = session or _Session(self._lm)
-            completions += session.sample(rows, params, generator)
+            with self._lm.autocast():  # one context for the whole call: weights are cast once, not at every token
+                completions += session.sample(rows, params, generator)
             self._sessions.append(session)
         return completions
 
@@ -202,7 +206,10 @@ def generate(
     return completions(lm, torch.stack(tokens, 1), torch.stack(logprobs, 1), length_R)
 
 
-def _attends_to_all(config: Any) -> bool:
+def _slots_fit(config: Any) -> bool:
+    """Whether every layer attends to the whole context, through attention code that takes a mask per slot."""
+    if config._attn_implementation not in ("eager", "sdpa"):
+        return False
     kinds = getattr(config, "layer_types", None)
     if kinds is not None:
         return set(kinds) == {"full_attention"}

@@ -1,0 +1,87 @@
+"""The same promises on an accelerator; run by `make gpu-check`."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import selfcorrect
+from selfcorrect.batching import make_batch
+from selfcorrect.config import CountdownConfig, LabBaseConfig, ModelConfig
+from selfcorrect.lab.base import CORRECTION, PROMPT, build_model, build_tokenizer
+from selfcorrect.losses import token_loss
+from selfcorrect.models import LanguageModel, load_model, wrap
+from selfcorrect.policy import trained_logits
+from selfcorrect.rollout import play
+from selfcorrect.samplers.transformers import TransformersSampler
+from selfcorrect.tasks.countdown import Countdown
+from selfcorrect.types import Rollout, SamplingParams
+from tests.oracles import test_enumeration as oracle
+
+ACCELERATOR = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else ""
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not ACCELERATOR, reason="no accelerator on this machine")]
+
+
+@pytest.fixture
+def small() -> LanguageModel:
+    config = LabBaseConfig(kind="lab_base", hidden_size=64, heads=2, layers=2)
+    tokenizer = build_tokenizer(config.task.limit)
+    return wrap(build_model(config, tokenizer).to(ACCELERATOR), tokenizer)
+
+
+def played(lm: LanguageModel, temperature: float) -> list[Rollout]:
+    task = Countdown(CountdownConfig(prompt=PROMPT, correction_prompt=CORRECTION))
+    problems = [task.parse(text) for text in ("30 7 2 = 39", "9 8 7 = 10", "50 4 3 = 38")]
+    params = SamplingParams(temperature, 24, 5)
+    return play([p for p in problems for _ in range(4)], task, TransformersSampler(lm), lm.chat, params, 3)
+
+
+@pytest.mark.skipif(ACCELERATOR == "mps", reason="no float64 there")
+@pytest.mark.parametrize("objective", oracle.OBJECTIVES)
+def test_enumeration_on_the_accelerator(objective: str) -> None:
+    """Oracle 1's gradient on the device, against the one whose expectation is proved exact on the CPU."""
+    batch, probability_B = oracle.step_batch("tempered", objective)
+    toy = oracle.toy_named("tempered")
+    _, context_BT = oracle.context_rows("tempered")
+    on_cpu = oracle.gradient_of(toy, batch, context_BT, probability_B, "analytic")
+    moved = batch.to(ACCELERATOR)
+    logits_CV = toy.logits_CV.to(ACCELERATOR).requires_grad_()
+    rows_N = context_BT.to(ACCELERATOR)[moved.attempt_BT > 0]
+    result = token_loss(logits_CV[rows_N], toy.ref_logits_CV.to(ACCELERATOR)[rows_N], moved, toy.temperature)
+    (gradient_CV,) = torch.autograd.grad((result.loss_B * probability_B.to(ACCELERATOR)).sum(), logits_CV)
+    torch.testing.assert_close(-gradient_CV.cpu(), on_cpu, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_sampler_and_policy_agree(small: LanguageModel, temperature: float) -> None:
+    rollouts = played(small, temperature)
+    included_B = torch.ones(len(rollouts), dtype=torch.bool)
+    batch = make_batch(rollouts, torch.zeros(len(rollouts), 3), (0.0, 0.0, 0.0), included_B).to(ACCELERATOR)
+    with torch.no_grad():
+        result = token_loss(trained_logits(small, batch), None, batch, temperature)
+    gap = (result.logprobs_BT - batch.sampler_logprobs_BT).abs().max()
+    assert gap < 1e-4  # float32, different order of summation in prefill and decode
+
+
+def test_fifty_steps_of_the_lab(tmp_path: Path) -> None:
+    """The shipped base model on the accelerator: attempt 2 gains at least 5 points within fifty steps of Stage I."""
+    lab = load_model(ModelConfig(device=ACCELERATOR))
+    assert lab.device.type == ACCELERATOR
+    run = selfcorrect.train(
+        {
+            "name": "lab",
+            "output": str(tmp_path),
+            "model": {"device": ACCELERATOR},
+            "task": {"prompt": PROMPT, "correction_prompt": CORRECTION},
+            "rollouts": {"problems_per_step": 64, "max_new_tokens": 16},
+            "optimizer": {"micro_batch": 512},
+            "stages": [
+                {"name": "one", "objective": "stage1", "steps": 50, "learning_rate": 2e-4, "beta1": 0.003, "beta2": 0.3}
+            ],
+            "evaluation": {"problems": 500, "controls": False},
+        }
+    )
+    files = [run / "evaluations" / f"{name}.json" for name in ("base", "one")]
+    before, after = (json.loads(file.read_text())["summary"]["accuracy"][1]["value"] for file in files)
+    assert after - before > 0.05

@@ -1,0 +1,51 @@
+"""Tiny models of several architectures, with the lab's tokenizer and chat template."""
+
+from typing import Any
+
+import torch
+
+from selfcorrect.lab.base import build_tokenizer
+from selfcorrect.models import LanguageModel, wrap
+
+ARCHITECTURES = ("llama", "qwen2", "gpt2", "gemma3")
+LIMIT = 12  # the tokenizer knows the numbers 0..LIMIT
+
+
+def tiny_lm(architecture: str = "llama", attention: str = "eager", end_ids: tuple[int, ...] = (), seed: int = 0) -> Any:
+    """A random model with sharp preferences. end_ids: ends of turn beside the tokenizer's own."""
+    tokenizer = build_tokenizer(LIMIT)
+    torch.manual_seed(seed)
+    model = _model(architecture, len(tokenizer), attention)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.dim() >= 2:  # the usual 0.02 would make every next token about as likely as any other
+                parameter.normal_(0.0, 0.6 if "embed" in name or "wte" in name else 0.25)
+    model.generation_config.eos_token_id = [tokenizer.eos_token_id, *end_ids]
+    language_model: LanguageModel = wrap(model, tokenizer)
+    return language_model
+
+
+def _model(architecture: str, vocabulary: int, attention: str) -> Any:
+    import transformers
+
+    sizes: dict[str, Any] = {
+        "vocab_size": vocabulary, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "intermediate_size": 48, "max_position_embeddings": 256, "bos_token_id": None,
+        "attn_implementation": attention, "tie_word_embeddings": architecture == "llama",
+    }  # fmt: skip
+    match architecture:
+        case "llama":  # grouped-query attention, tied embeddings
+            return transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes))
+        case "qwen2":  # biases
+            return transformers.Qwen2ForCausalLM(transformers.Qwen2Config(**sizes))
+        case "gpt2":  # learned positions, no rotary embedding
+            config = transformers.GPT2Config(
+                vocab_size=vocabulary, n_embd=32, n_layer=2, n_head=4, n_positions=256, bos_token_id=None,
+                attn_implementation=attention, tie_word_embeddings=False,
+            )  # fmt: skip
+            return transformers.GPT2LMHeadModel(config)
+        case "gemma3":  # every other layer sees only the last 6 tokens, so the sampler takes its plain path
+            kinds = ["sliding_attention", "full_attention"]
+            config = transformers.Gemma3TextConfig(**sizes, head_dim=8, sliding_window=6, layer_types=kinds)
+            return transformers.Gemma3ForCausalLM(config)
+    raise AssertionError(architecture)

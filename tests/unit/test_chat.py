@@ -1,0 +1,95 @@
+"""Contexts as token ids: later ones extend earlier ones token for token, whatever the model wrote."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from selfcorrect.chat import Chat
+from selfcorrect.errors import ModelError
+from selfcorrect.lab.base import build_tokenizer
+
+TOKENIZER = build_tokenizer(12)
+END = TOKENIZER.eos_token_id
+USER, ASSISTANT, QUESTION = TOKENIZER.convert_tokens_to_ids(["<|user|>", "<|assistant|>", "?"])
+STRIPS = TOKENIZER.chat_template.replace("{{ message.content }}", "{{ message.content | trim }}")
+HIDES_EARLIER = TOKENIZER.chat_template.replace(
+    "{{ message.content }}", "{{ message.content if message.role == 'user' or loop.last else '' }}"
+)
+SYSTEM_LATER = "{% if messages | length > 1 %}<|user|>1<|end|>{% endif %}" + TOKENIZER.chat_template
+
+
+def chat_of(template: str | None) -> Chat:
+    tokenizer: Any = build_tokenizer(12)
+    tokenizer.chat_template = template
+    return Chat(tokenizer, frozenset({tokenizer.eos_token_id}))
+
+
+def test_first_prompt_is_the_template() -> None:
+    five, colon = TOKENIZER.convert_tokens_to_ids(["5", ":"])
+    assert chat_of(TOKENIZER.chat_template).first_prompt("5 : 5") == (USER, five, colon, five, END, ASSISTANT)
+
+
+def test_a_finished_attempt_is_closed_once() -> None:
+    chat = chat_of(TOKENIZER.chat_template)
+    assert chat.next_prompt((USER, 1, END, ASSISTANT), (5, 6, END), "?") == (
+        *(USER, 1, END, ASSISTANT), *(5, 6, END), *(USER, QUESTION, END, ASSISTANT),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("completion", [(), (5, 6), (5, END, 6)])
+def test_a_truncated_attempt_is_closed_by_the_template(completion: tuple[int, ...]) -> None:
+    chat = chat_of(TOKENIZER.chat_template)
+    assert chat.next_prompt((USER, 1, END, ASSISTANT), completion, "?") == (
+        *(USER, 1, END, ASSISTANT), *completion, END, *(USER, QUESTION, END, ASSISTANT),
+    )  # fmt: skip
+
+
+def test_an_end_token_that_the_template_does_not_write_still_ends_the_turn_by_the_template() -> None:
+    """The model may end with any of several ids; the template's own end is skipped only where it would double."""
+    chat = Chat(TOKENIZER, frozenset({END, 7}))
+    assert chat.next_prompt((1,), (5, 7), "?") == (1, 5, 7, USER, QUESTION, END, ASSISTANT)
+
+
+@given(st.lists(st.integers(0, len(TOKENIZER) - 1), max_size=12), st.lists(st.integers(0, len(TOKENIZER) - 1)))
+def test_any_ids_are_extended_token_for_token(prompt: list[int], completion: list[int]) -> None:
+    extended = chat_of(TOKENIZER.chat_template).next_prompt(prompt, completion, "1 ?")
+    assert extended[: len(prompt) + len(completion)] == (*prompt, *completion)
+    assert extended[-1] == ASSISTANT
+
+
+def test_every_correction_prompt_has_its_own_turn() -> None:
+    chat = chat_of(TOKENIZER.chat_template)
+    ends = [chat.next_prompt((), (END,), user)[-3:] for user in ("1", "2", "1")]
+    assert ends == [(1, END, ASSISTANT), (2, END, ASSISTANT), (1, END, ASSISTANT)]
+
+
+@pytest.mark.parametrize("template", [HIDES_EARLIER, SYSTEM_LATER], ids=["hides_earlier", "changes_the_opening"])
+def test_a_template_that_rewrites_earlier_turns_is_refused(template: str) -> None:
+    chat = chat_of(template)
+    chat.first_prompt("1")  # one turn alone is fine
+    with pytest.raises(ModelError, match="rewrites earlier turns"):
+        chat.next_prompt((1,), (2, END), "?")
+
+
+def test_a_template_that_strips_white_space_is_not_refused() -> None:
+    assert chat_of(STRIPS).next_prompt((1,), (2, END), "?")[-1] == ASSISTANT
+
+
+@pytest.mark.parametrize("template", [None, ""])
+def test_no_template(template: str | None) -> None:
+    with pytest.raises(ModelError, match="has no chat template"):
+        chat_of(template)
+
+
+def test_a_template_that_fails() -> None:
+    with pytest.raises(ModelError, match="fails on a plain conversation: only questions"):
+        chat_of("{{ raise_exception('only questions') }}").first_prompt("1")
+
+
+def test_reading() -> None:
+    chat = chat_of(TOKENIZER.chat_template)
+    assert chat.readable(chat.first_prompt("12 : 1"))
+    assert not chat.readable(chat.first_prompt("13 : 1"))
+    assert chat.decode([5, END, 6]) == "5 6"

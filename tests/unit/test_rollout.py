@@ -1,0 +1,151 @@
+"""`play`: which contexts are sampled from, what is graded, what is not."""
+
+import inspect
+from collections.abc import Iterator, Sequence
+
+import pytest
+
+from selfcorrect.chat import Chat
+from selfcorrect.grading.countdown import grade_countdown
+from selfcorrect.lab.base import build_tokenizer
+from selfcorrect.rollout import play
+from selfcorrect.samplers.scripted import ScriptedSampler
+from selfcorrect.seeds import derive_seed
+from selfcorrect.tasks import make_task
+from selfcorrect.tasks.base import Split, Task
+from selfcorrect.config import CountdownConfig
+from selfcorrect.types import Completion, Grade, Outcome, Problem, Rollout, SamplingParams
+
+TOKENIZER = build_tokenizer(12)
+END = TOKENIZER.eos_token_id
+CHAT = Chat(TOKENIZER, frozenset({END}))
+PARAMS = SamplingParams(1.0, 6, seed=5)
+
+
+class Echo:
+    """A task whose right answer is "3". Writes down what it is asked."""
+
+    name = "echo"
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+
+    def problems(self, split: Split, seed: int) -> Iterator[Problem]:
+        return iter(())
+
+    def load(self, path: str) -> list[Problem]:
+        return []
+
+    def parse(self, text: str) -> Problem:
+        return problem(text)
+
+    def correction_prompt(self, problem: Problem) -> str:
+        self.asked.append(problem.id)
+        return "? " + problem.id
+
+    def grade(self, problem: Problem, text: str) -> Grade:
+        right = text == "3"
+        return Grade(Outcome.CORRECT if right else Outcome.WRONG, float(right), text)
+
+
+def problem(prompt: str, name: str = "1") -> Problem:
+    return Problem(name, "echo", prompt, {})
+
+
+def sampler_of(*completions: Sequence[int]) -> ScriptedSampler:
+    """Plays these one after the other."""
+    queue = iter(completions)
+    return ScriptedSampler(lambda ids, params: next(queue), CHAT.decode, frozenset({END}))
+
+
+def run(
+    sampler: ScriptedSampler, problems: Sequence[Problem], attempts: int = 2, given: list[Completion] | None = None
+) -> list[Rollout]:
+    return play(problems, Echo(), sampler, CHAT, PARAMS, attempts, policy_step=7, given=given)
+
+
+def test_each_attempt_extends_the_one_before_token_for_token() -> None:
+    sampler = sampler_of((4, END), (3, END), (5, 5, END), (6, END), (7, END), (8, END))
+    rollouts = run(sampler, [problem("1 : 1", "1"), problem("2 : 2", "2")], attempts=3)
+    for rollout, number in zip(rollouts, ("1", "2"), strict=True):
+        first, second, third = rollout.attempts
+        assert first.prompt_ids == CHAT.first_prompt(f"{number} : {number}")
+        turn = CHAT.first_prompt(f"? {number}")  # this template writes every user turn alike
+        assert second.prompt_ids == (*first.prompt_ids, *first.completion.token_ids, *turn)
+        assert third.prompt_ids == (*second.prompt_ids, *second.completion.token_ids, *turn)
+    assert sampler.calls == [[r.attempts[a].prompt_ids for r in rollouts] for a in range(3)]
+    assert [a.completion.token_ids for a in rollouts[1].attempts] == [(3, END), (6, END), (8, END)]
+    assert [a.grade.outcome for a in rollouts[1].attempts] == ["correct", "wrong", "wrong"]
+    assert {(r.seed, r.policy_step) for r in rollouts} == {(PARAMS.seed, 7)}
+
+
+def test_each_attempt_draws_from_a_seed_of_its_own() -> None:
+    seen: list[int] = []
+
+    def script(ids: tuple[int, ...], params: SamplingParams) -> list[int]:
+        seen.append(params.seed)
+        return [3, END]
+
+    run(ScriptedSampler(script, CHAT.decode, frozenset({END})), [problem("1 : 1")], attempts=3)
+    assert seen == [derive_seed(PARAMS.seed, "attempt", number) for number in (1, 2, 3)]
+    assert len(set(seen)) == 3
+
+
+def test_truncation_is_an_outcome_whatever_the_text() -> None:
+    """"3" would be right; cut off it earns nothing, and the template closes the turn."""
+    sampler = ScriptedSampler(lambda ids, params: [3], CHAT.decode, frozenset({END}))
+    (rollout,) = run(sampler, [problem("1 : 1")])
+    assert [attempt.completion.text for attempt in rollout.attempts] == ["3", "3"]
+    assert [attempt.grade.outcome for attempt in rollout.attempts] == [Outcome.TRUNCATED] * 2
+    assert [attempt.grade.reward for attempt in rollout.attempts] == [0.0, 0.0]
+    first, second = rollout.attempts
+    assert second.prompt_ids == (*first.prompt_ids, 3, END, *CHAT.first_prompt("? 1"))
+
+
+def test_unreadable_problems_are_not_sampled() -> None:
+    sampler = sampler_of((3, END), (3, END))
+    rollouts = run(sampler, [problem("99 : 1"), problem("1 : 1"), problem("1 : 99")])
+    assert [len(call) for call in sampler.calls] == [1, 1]
+    assert [[a.grade.outcome for a in r.attempts] for r in rollouts] == [
+        ["unreadable"] * 2, ["correct"] * 2, ["unreadable"] * 2,
+    ]  # fmt: skip
+    assert [a.completion.token_ids for r in (rollouts[0], rollouts[2]) for a in r.attempts] == [()] * 4
+    nothing = sampler_of()
+    assert [r.attempts[1].grade.outcome for r in run(nothing, [problem("99 : 1")])] == ["unreadable"]
+
+
+def test_given_attempts_take_the_place_of_the_first_and_are_graded() -> None:
+    completions = [Completion((3, END), (-0.5, -0.5), "3", "stop"), Completion((4,), (-1.0,), "4", "length")]
+    sampler = sampler_of((3, END), (5, END))
+    rollouts = run(sampler, [problem("1 : 1"), problem("2 : 2", "2")], given=completions)
+    assert [rollout.attempts[0].completion for rollout in rollouts] == completions
+    assert [rollout.attempts[0].grade.outcome for rollout in rollouts] == ["correct", "truncated"]
+    assert sampler.calls == [[rollout.attempts[1].prompt_ids for rollout in rollouts]]
+    assert rollouts[0].attempts[1].prompt_ids == (*CHAT.first_prompt("1 : 1"), 3, END, *CHAT.first_prompt("? 1"))
+
+
+def test_given_attempts_stay_with_their_problems_past_unreadable_ones() -> None:
+    completions = [Completion((n, END), (-0.5, -0.5), str(n), "stop") for n in (1, 2, 3)]
+    rollouts = run(sampler_of((3, END), (5, END)), [problem("1"), problem("99"), problem("2")], given=completions)
+    assert [r.attempts[0].completion.text for r in rollouts] == ["1", "", "3"]
+
+
+@pytest.mark.parametrize("first", [3, 4])
+def test_the_correction_prompt_is_the_same_whether_attempt_1_was_right(first: int) -> None:
+    (rollout,) = run(sampler_of((first, END), (5, END)), [problem("1 : 1")])
+    context = rollout.attempts[1].prompt_ids
+    assert context[len(rollout.attempts[0].prompt_ids) + 2 :] == CHAT.first_prompt("? 1")
+
+
+def test_a_correction_prompt_has_no_way_to_learn_the_grade() -> None:
+    """The protocol and the shipped tasks take the problem alone, and play asks before it knows more than that."""
+    for holder in (Task, type(make_task(CountdownConfig()))):
+        assert list(inspect.signature(holder.correction_prompt).parameters) == ["self", "problem"]
+    assert "grade" not in inspect.signature(grade_countdown).parameters
+
+
+def test_groups_are_repeated_problems() -> None:
+    sampler = sampler_of((3, END), (4, END), (5, END), (6, END))
+    rollouts = run(sampler, [problem("1 : 1")] * 2)
+    assert len(set(sampler.calls[0])) == 1
+    assert [r.attempts[0].completion.text for r in rollouts] == ["3", "4"]

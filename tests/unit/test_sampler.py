@@ -1,0 +1,242 @@
+"""Oracle 6: what TransformersSampler records is what the policy says of the same ids, whatever happens inside.
+
+The other side of every comparison is one plain forward pass over the whole sequence, without cache or mask.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from scipy.stats import chi2
+from torch import Tensor
+
+from selfcorrect.batching import make_batch
+from selfcorrect.losses import token_loss
+from selfcorrect.models import LanguageModel
+from selfcorrect.policy import trained_logits
+from selfcorrect.samplers.slots import SlotCache
+from selfcorrect.samplers.transformers import TransformersSampler
+from selfcorrect.types import Attempt, Completion, Grade, Outcome, Problem, Rollout, SamplingParams
+from tests.support.tiny import ARCHITECTURES, tiny_lm
+
+ENDS = (3, 5, 7, 9)  # these numbers end a turn beside the tokenizer's own end token: attempts of every length
+PROMPTS = ("5 2 1 : 8", "5 2 1 : 8", "12 11 10 9 8 7 : 2", "4 : 4", "4 : 4", "4 : 4", "9 6 : 3", "1 1 1 : 1")
+ATTEMPTS, LIMIT = 3, 12
+Played = list[tuple[tuple[int, ...], Completion]]  # context and completion, one a row
+
+
+def play(
+    lm: LanguageModel, sampler: TransformersSampler, temperature: float, seed: int = 1, attempts: int = ATTEMPTS
+) -> list[Played]:
+    """All rows, attempt after attempt; the correction turns differ in length."""
+    contexts = [lm.chat.first_prompt(prompt) for prompt in PROMPTS]
+    played = []
+    for attempt in range(attempts):
+        params = SamplingParams(temperature, LIMIT, seed + 100 * attempt)
+        played.append(list(zip(contexts, sampler.sample(contexts, params), strict=True)))
+        contexts = [
+            lm.chat.next_prompt(context, completion.token_ids, "?" if row % 2 else "? 1 2 ?")
+            for row, (context, completion) in enumerate(played[-1])
+        ]
+    return played
+
+
+def plain_logits(lm: LanguageModel, context: Sequence[int], completion: Completion) -> Tensor:
+    """Logits that predict each token of the completion [L, V]."""
+    ids = torch.tensor([[*context, *completion.token_ids]])
+    with torch.no_grad():
+        logits: Tensor = lm.model(input_ids=ids, use_cache=False).logits[0, len(context) - 1 : -1]
+    return logits
+
+
+def rollouts_of(played: list[Played]) -> list[Rollout]:
+    problem, grade = Problem("p", "toy", "", {}), Grade(Outcome.WRONG, 0.0)
+    return [
+        Rollout(problem, tuple(Attempt(context, completion, grade) for context, completion in row), 0, 0)
+        for row in zip(*played, strict=True)
+    ]
+
+
+@contextmanager
+def fed(lm: LanguageModel) -> Iterator[list[tuple[int, int]]]:
+    """The shapes of the token ids fed to the model meanwhile."""
+    shapes: list[tuple[int, int]] = []
+
+    def note(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
+        shapes.append(tuple(kwargs["input_ids"].shape))
+
+    handle = lm.model.get_decoder().register_forward_pre_hook(note, with_kwargs=True)
+    yield shapes
+    handle.remove()
+
+
+@pytest.fixture
+def narrowed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many rows stayed, each time some left the batch."""
+    stayed: list[int] = []
+    narrow = SlotCache.narrow
+
+    def note(cache: SlotCache, keep_R: Tensor) -> None:
+        stayed.append(int(keep_R.sum()))
+        narrow(cache, keep_R)
+
+    monkeypatch.setattr(SlotCache, "narrow", note)
+    return stayed
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7, 0.0])
+@pytest.mark.parametrize(("attention", "max_rows"), [("eager", 3), ("sdpa", 512)])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_recorded_logprobs_are_the_policys(
+    architecture: str, attention: str, temperature: float, max_rows: int, narrowed: list[int]
+) -> None:
+    lm = tiny_lm(architecture, attention, ENDS)
+    played = play(lm, TransformersSampler(lm, max_rows), temperature)
+    for context, completion in (pair for attempt in played for pair in attempt):
+        logits = plain_logits(lm, context, completion)
+        recorded, ids = torch.tensor(completion.logprobs), torch.tensor(completion.token_ids)
+        expected = (logits / (temperature or 1.0)).log_softmax(-1).gather(1, ids[:, None]).squeeze(1)
+        torch.testing.assert_close(recorded, expected, rtol=0, atol=2e-5)
+        if temperature == 0:
+            assert ids.tolist() == logits.argmax(-1).tolist()
+        ended = [token in lm.eos_ids for token in completion.token_ids]
+        assert not any(ended[:-1])
+        assert ended[-1] == (completion.finish_reason == "stop")
+        assert ended[-1] or len(ended) == LIMIT
+    assert bool(narrowed) == (architecture != "gemma3")
+    if temperature:
+        lengths = {len(completion.token_ids) for attempt in played for _, completion in attempt}
+        assert len(lengths) > 2  # ragged, or the above says little
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_training_path_sees_the_same_logprobs(architecture: str) -> None:
+    lm = tiny_lm(architecture, "eager", ENDS)
+    rollouts = rollouts_of(play(lm, TransformersSampler(lm), 0.7))
+    batch = make_batch(rollouts, torch.ones(len(rollouts), ATTEMPTS), (0.0,) * ATTEMPTS, torch.ones(len(rollouts)) > 0)
+    with torch.no_grad():
+        result = token_loss(trained_logits(lm, batch), None, batch, 0.7)
+    torch.testing.assert_close(result.logprobs_BT, batch.sampler_logprobs_BT, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("max_rows", [512, 3])
+def test_the_cache_is_kept_from_attempt_to_attempt(max_rows: int) -> None:
+    lm = tiny_lm("llama", "eager", ENDS)
+    sampler = TransformersSampler(lm, max_rows)
+    with fed(lm) as shapes:
+        first = play(lm, sampler, 1.0, attempts=1)[0]
+    prompts = [context for context, _ in first]
+    batches = [prompts[start : start + max_rows] for start in range(0, len(prompts), max_rows)]
+    prefills = [shape for shape in shapes if shape[1] > 1]
+    # A prompt that a group shares is fed once.
+    assert prefills == [(len(set(batch)), max(map(len, batch))) for batch in batches]
+
+    nexts = [lm.chat.next_prompt(context, completion.token_ids, "?") for context, completion in first]
+    params = SamplingParams(1.0, LIMIT, seed=9)
+    with fed(lm) as shapes:
+        reused = sampler.sample(nexts, params)
+    # The last token of attempt 1, its end where it was cut off, and <|user|> ? <|end|> <|assistant|>.
+    prefills = [shape for shape in shapes if shape[1] > 1]
+    assert [rows for rows, _ in prefills] == [len(batch) for batch in batches]
+    assert {width for _, width in prefills} <= {5, 6}
+    fresh = TransformersSampler(lm, max_rows).sample(nexts, params)
+    assert [c.token_ids for c in reused] == [c.token_ids for c in fresh]
+    for mine, theirs in zip(reused, fresh, strict=True):
+        assert mine.logprobs == pytest.approx(theirs.logprobs, abs=2e-5)
+
+
+def test_rows_that_have_ended_leave_the_batch(narrowed: list[int]) -> None:
+    lm = tiny_lm("llama", "eager", ENDS)
+    prompts = [lm.chat.first_prompt(prompt) for prompt in PROMPTS] * 4
+    with fed(lm) as shapes:
+        completions = TransformersSampler(lm).sample(prompts, SamplingParams(1.0, LIMIT, 1))
+    needed = sum(len(completion.token_ids) - 1 for completion in completions)
+    decoded = sum(rows for rows, width in shapes if width == 1)
+    assert needed <= decoded <= needed / 0.75  # never more than a quarter of a batch is idle
+    assert len(narrowed) > 1
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma3"])
+def test_the_seed_fixes_everything(architecture: str) -> None:
+    lm = tiny_lm(architecture, "eager", ENDS)
+    first, again, other = (play(lm, TransformersSampler(lm, 3), 1.0, seed) for seed in (1, 1, 2))
+    assert first == again
+    assert first != other
+
+
+def test_new_weights_drop_the_cache() -> None:
+    lm = tiny_lm("llama", "eager", ENDS)
+    sampler = TransformersSampler(lm)
+    first = play(lm, sampler, 1.0, attempts=1)[0]
+    nexts = [lm.chat.next_prompt(context, completion.token_ids, "?") for context, completion in first]
+    with torch.no_grad():
+        for parameter in lm.parameters():
+            parameter.mul_(1.1)
+    sampler.load_weights(lm.model)
+    for context, completion in zip(nexts, sampler.sample(nexts, SamplingParams(1.0, LIMIT, 5)), strict=True):
+        logprobs = plain_logits(lm, context, completion).log_softmax(-1)
+        expected = logprobs.gather(1, torch.tensor(completion.token_ids)[:, None]).squeeze(1)
+        assert completion.logprobs == pytest.approx(expected.tolist(), abs=2e-5)
+
+
+def test_contexts_that_do_not_continue_start_afresh() -> None:
+    """Rows swapped between attempts (the `swapped` control): the cache must not be mistaken for theirs."""
+    lm = tiny_lm("llama", "eager", ENDS)
+    sampler = TransformersSampler(lm)
+    first = play(lm, sampler, 1.0, attempts=1)[0]
+    shifted = [*first[1:], *first[:1]]
+    nexts = [
+        lm.chat.next_prompt(context, completion.token_ids, "?")
+        for (context, _), (_, completion) in zip(first, shifted, strict=True)
+    ]
+    params = SamplingParams(1.0, LIMIT, 5)
+    assert sampler.sample(nexts, params) == TransformersSampler(lm).sample(nexts, params)
+    fewer = nexts[:-1]
+    assert sampler.sample(fewer, params) == TransformersSampler(lm).sample(fewer, params)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma3"])
+def test_draws_follow_the_tempered_softmax(architecture: str) -> None:
+    lm = tiny_lm(architecture, "eager", ENDS)
+    context, draws, temperature = lm.chat.first_prompt("5 2 1 : 8"), 20_000, 1.3
+    sampler = TransformersSampler(lm, max_rows=draws)
+    drawn = sampler.sample([context] * draws, SamplingParams(temperature, 1, seed=3))
+    shares = (plain_logits(lm, context, drawn[0])[0].double() / temperature).softmax(-1)
+    counts = torch.tensor([c.token_ids[0] for c in drawn]).bincount(minlength=len(shares)).double()
+    common = shares * draws >= 5  # the chi-square law asks for that much; the rare ones go into one cell
+    expected = torch.cat([shares[common], shares[~common].sum()[None]]) * draws
+    found = torch.cat([counts[common], counts[~common].sum()[None]])
+    assert common.sum() > 8
+    statistic = float(((found - expected) ** 2 / expected.clamp(min=1)).sum())
+    assert chi2.sf(statistic, df=len(found) - 1) > 0.001
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma3"])
+def test_no_more_rows_at_once_than_asked(architecture: str) -> None:
+    lm = tiny_lm(architecture, "eager", ENDS)
+    with fed(lm) as shapes:
+        play(lm, TransformersSampler(lm, max_rows=3), 1.0)
+    assert max(rows for rows, _ in shapes) == 3
+
+
+def test_no_prompts_no_completions() -> None:
+    for architecture in ("llama", "gemma3"):
+        assert TransformersSampler(tiny_lm(architecture)).sample([], SamplingParams(1.0, LIMIT, 0)) == []
+
+
+@pytest.mark.parametrize("always_ends", [True, False])
+def test_attempts_of_one_token_are_continued(always_ends: bool) -> None:
+    """Nothing of such an attempt was ever fed to the model, whether it ended there or was cut off."""
+    lm = tiny_lm("llama")
+    ends = frozenset(range(lm.model.config.vocab_size)) if always_ends else frozenset({-1})
+    sampler = TransformersSampler(replace(lm, eos_ids=ends))
+    params = SamplingParams(1.0, LIMIT if always_ends else 1, 0)
+    first = sampler.sample([lm.chat.first_prompt(prompt) for prompt in PROMPTS], params)
+    assert {(len(c.token_ids), c.finish_reason) for c in first} == {(1, "stop" if always_ends else "length")}
+    nexts = [(*lm.chat.first_prompt(p), *c.token_ids, 4, 5) for p, c in zip(PROMPTS, first, strict=True)]
+    for context, completion in zip(nexts, sampler.sample(nexts, params), strict=True):
+        logprob = plain_logits(lm, context, completion).log_softmax(-1)[0, completion.token_ids[0]]
+        assert completion.logprobs == pytest.approx([float(logprob)], abs=2e-5)

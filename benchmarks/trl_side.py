@@ -7,7 +7,7 @@ Each choice in TRL's favour:
 - `logprobs` is None: without vLLM this trainer reads them nowhere, and having `generate` return them costs time;
 - one generation serves exactly one optimiser step, so the old log-probabilities need no pass of their own;
 - gradient checkpointing (on by default) and bfloat16 (on by default, slower on most CPUs) are off;
-- attention, KV cache and micro-batch are the fastest of those tried; `--trl attention=sdpa` and the like try others.
+- attention, KV cache and micro-batch are the fastest of those tried; `--trl attention=eager` and the like try others.
 """
 
 import os
@@ -47,7 +47,7 @@ from workload import (
 class TrlSettings:
     """attention: of both models; cache: of `generate`; micro_batch: rows in one forward and backward."""
 
-    attention: Literal["eager", "sdpa"] = "eager"
+    attention: Literal["eager", "sdpa"] = "sdpa"
     cache: Literal["dynamic", "static"] = "static"
     micro_batch: int = 16
 

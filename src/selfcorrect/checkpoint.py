@@ -8,6 +8,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -17,11 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from selfcorrect.errors import CheckpointError
 
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_PARTIAL = ".partial-"  # begins the names of folders that are being written, or being replaced
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,21 +40,34 @@ class Checkpoint:
 def atomic_folder(target: Path) -> Iterator[Path]:
     """A temporary folder beside `target` that takes its name once the block has ended and all is on disk."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    temporary = Path(tempfile.mkdtemp(prefix=f"{_PARTIAL}{target.name}-", dir=target.parent))
     try:
         temporary.chmod(0o755)
         yield temporary
         for file in (path for path in temporary.rglob("*") if path.is_file()):
             _sync(file)
-        old = target.with_name(f".{target.name}-old")
+        old = target.with_name(f"{_PARTIAL}{target.name}-old")
         shutil.rmtree(old, ignore_errors=True)
         if target.exists():
             target.rename(old)
         temporary.rename(target)
         _sync(target.parent)
         shutil.rmtree(old, ignore_errors=True)
+    except SafetensorError as error:  # what the disk says reaches Python as text
+        code = re.search(r"\(os error (\d+)\)", str(error))
+        raise OSError(int(code[1]), os.strerror(int(code[1])), str(target)) if code else error from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def sweep(folder: Path) -> None:
+    """Remove what a killed process left half written in `folder`; a folder it was just replacing comes back."""
+    for old in folder.glob(f"{_PARTIAL}*-old"):
+        target = old.with_name(old.name.removeprefix(_PARTIAL).removesuffix("-old"))
+        if not target.exists():
+            old.rename(target)
+    for partial in folder.glob(f"{_PARTIAL}*"):
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def save(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
@@ -84,7 +100,7 @@ def load_newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     for path in reversed(saved(folder)):
         try:
             return _load(path), warnings
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             warnings.append(f"checkpoint {path.name} is damaged ({error}); falling back to the one before")
     if warnings:
         raise CheckpointError(f"no checkpoint under {folder} is whole: {'; '.join(warnings)}; start the run afresh")
@@ -111,7 +127,6 @@ def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tenso
 
 
 def _load(path: Path) -> Checkpoint:
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     manifest = json.loads((path / "manifest.json").read_text())

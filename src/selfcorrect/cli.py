@@ -1,5 +1,6 @@
 """The command line (floor 7). Heavy libraries are imported inside the commands, so `--help` is quick."""
 
+import errno
 import json
 import os
 import sys
@@ -140,12 +141,14 @@ def main() -> None:
     """Entry point: user errors become one line on stderr and exit status 2, Ctrl-C status 130."""
     try:
         app(standalone_mode=True)
-    except TrainingInterrupted as error:
-        typer.echo(str(error), err=True)
-        sys.exit(130)
     except UserError as error:
         for line in str(error).splitlines():
             typer.echo(f"error: {line}", err=True)
+        sys.exit(2)
+    except OSError as error:
+        if error.filename is None and error.errno != errno.ENOSPC:  # not about a file of the user's
+            raise
+        typer.echo(f"error: {error.filename or 'writing'}: {error.strerror}", err=True)
         sys.exit(2)
 
 
@@ -161,7 +164,12 @@ def _train_and_report(what: "Path | object") -> None:
 
         typer.echo(f"model: {train_base(what, typer.echo)}")
         return
-    run = start(what, make_observer()) if isinstance(what, TrainConfig) else resume(Path(str(what)), make_observer())
+    observer = make_observer()
+    try:
+        run = start(what, observer) if isinstance(what, TrainConfig) else resume(Path(str(what)), observer)
+    except TrainingInterrupted as error:  # told here: typer ends on a KeyboardInterrupt without a word
+        typer.echo(str(error), err=True)
+        raise typer.Exit(130) from None
     typer.echo(f"report: {write_report(run)}")
 
 

@@ -8,7 +8,7 @@ import dataclasses
 import signal
 import types
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
@@ -24,6 +24,8 @@ from selfcorrect.checkpoint import (
     load_optimizer,
     optimizer_tensors,
     save,
+    saved,
+    sweep,
 )
 from selfcorrect.config import TrainConfig
 from selfcorrect.display import Observer
@@ -32,7 +34,7 @@ from selfcorrect.evaluation import Evaluation, Evaluator, load_external
 from selfcorrect.models import LanguageModel, load_model
 from selfcorrect.policy import load_weights, weights
 from selfcorrect.recipe import load_recipe
-from selfcorrect.runlog import RunFolder
+from selfcorrect.runlog import RunFolder, tracker_names
 from selfcorrect.samplers.transformers import TransformersSampler
 from selfcorrect.tasks import make_task
 from selfcorrect.training import Progress, StepResult, Trainer
@@ -65,16 +67,10 @@ def resume_command(path: Path) -> str:
 def _run(config: TrainConfig, path: Path, observer: Observer) -> Path:
     if config.threads:
         torch.set_num_threads(config.threads)
+    tracker_names(config)  # refused before anything is written, as are task, data and model
     task = make_task(config.task)
     external = load_external(task, config.evaluation.external)
     lm = load_model(config.model)
-    checkpoint, warnings = load_newest(path / "checkpoints")
-    for warning in warnings:
-        observer.message(f"warning: {warning}")
-    if (path / "config.yaml").exists():
-        folder = RunFolder.reopen(path, config, checkpoint.step if checkpoint else 0)
-    else:
-        folder = RunFolder.create(path, config)
     evaluator = Evaluator(
         task=task,
         problems=list(islice(task.problems("test", 0), config.evaluation.problems)),
@@ -86,22 +82,42 @@ def _run(config: TrainConfig, path: Path, observer: Observer) -> Path:
     )
     sampler = TransformersSampler(lm, max_rows=config.evaluation.rows_at_once)
     trainer = Trainer(config, lm, lm.frozen_copy(), sampler, task)
-    loop = _Loop(config, folder, trainer, evaluator, observer)
     try:
-        with observer, _interruptible() as stop:
+        checkpoint, folder = _open(path, config, observer)
+        loop = _Loop(config, folder, trainer, evaluator, observer)
+        with closing(folder), observer, _interruptible() as stop:
             loop.run(checkpoint, stop)
     except OSError as error:
         if not is_disk_full(error):
             raise
         raise CheckpointError(
-            f"the disk is full ({error.strerror}: {error.filename or path}); {loop.last_saved()}. Free some space, "
-            f"then resume with: {resume_command(path)}"
+            f"the disk is full ({error.strerror}: {error.filename or path}); {_last_saved(path)}. "
+            f"Free some space, then {_how_to_go_on(path)}"
         ) from error
     except KeyboardInterrupt:
-        raise TrainingInterrupted(f"stopped; {loop.last_saved()}. Resume with: {resume_command(path)}") from None
-    finally:
-        folder.close()
+        raise TrainingInterrupted(f"stopped; {_last_saved(path)}. To go on, {_how_to_go_on(path)}") from None
     return path
+
+
+def _open(path: Path, config: TrainConfig, observer: Observer) -> tuple[Checkpoint | None, RunFolder]:
+    """The newest whole checkpoint, if any, and the run folder with its logs cut back to it."""
+    for folder in (path, path / "checkpoints", path / "models"):
+        sweep(folder)
+    checkpoint, warnings = load_newest(path / "checkpoints")
+    for warning in warnings:
+        observer.message(f"warning: {warning}")
+    if (path / "config.yaml").exists():
+        return checkpoint, RunFolder.reopen(path, config, checkpoint.step if checkpoint else 0)
+    return checkpoint, RunFolder.create(path, config)
+
+
+def _last_saved(path: Path) -> str:
+    checkpoints = saved(path / "checkpoints")
+    return f"checkpoint {checkpoints[-1].name} is whole" if checkpoints else "no checkpoint had been written yet"
+
+
+def _how_to_go_on(path: Path) -> str:
+    return f"resume with: {resume_command(path)}" if (path / "config.yaml").exists() else "start the run again"
 
 
 @dataclasses.dataclass
@@ -166,10 +182,6 @@ class _Loop:
             self._save_model(final)
         self.observer.finished(self.folder.path)
 
-    def last_saved(self) -> str:
-        checkpoint = max(self.folder.checkpoints.glob("step-*"), default=None)
-        return f"checkpoint {checkpoint.name} is whole" if checkpoint else "no checkpoint had been written yet"
-
     def _step(self) -> None:
         trainer, log = self.trainer, self.config.log
         result = trainer.train_step()
@@ -192,12 +204,18 @@ class _Loop:
             self._save_model(self.folder.path / "best")
 
     def _finish_stage(self, index: int) -> None:
-        stage, models = self.config.stages[index], self.folder.path / "models"
-        if self.config.checkpoint.select == "best" and self.trainer.progress.best_reward is not None:
-            best = load_model(self.config.model.model_copy(update={"path": str(self.folder.path / "best")}))
-            load_weights(self.trainer.lm, weights(best))
-        if not (models / stage.name).exists():
-            self._save_model(models / stage.name)
+        """The stage's selected weights go on, are kept under models/ and evaluated.
+
+        Once they are there, they are the ones that count: `best` may already be a later stage's.
+        """
+        stage, best = self.config.stages[index], self.folder.path / "best"
+        target = self.folder.path / "models" / stage.name
+        if target.exists():
+            self._load_weights(target)
+        else:
+            if self.config.checkpoint.select == "best" and self.trainer.progress.best_reward is not None:
+                self._load_weights(best)
+            self._save_model(target)
         if not self.folder.has_evaluation(stage.name):
             self._evaluate(stage.name, self.trainer.progress.step)
 
@@ -215,8 +233,7 @@ class _Loop:
         """Stage 1's reference is the base model; later ones measure KL to what the recipe names."""
         if self.config.algorithm.reference == "previous_stage" and index > 0:
             path = self.folder.path / "models" / self.config.stages[index - 1].name
-            previous = load_model(self.config.model.model_copy(update={"path": str(path)}))
-            load_weights(self.trainer.reference, weights(previous))
+            load_weights(self.trainer.reference, weights(load_language_model(self.config, str(path))))
 
     def _checkpoint(self) -> None:
         trainer = self.trainer
@@ -236,6 +253,9 @@ class _Loop:
         load_weights(trainer.lm, parts["model"])
         load_optimizer(trainer.optimizer, parts["optimizer"])
         self.observer.message(f"resuming after step {checkpoint.step}")
+
+    def _load_weights(self, source: Path) -> None:
+        load_weights(self.trainer.lm, weights(load_language_model(self.config, str(source))))
 
     def _save_model(self, target: Path) -> None:
         with atomic_folder(target) as temporary:

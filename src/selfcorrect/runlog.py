@@ -1,5 +1,6 @@
 """The run folder (floor 4): everything that can be shown later is written here. docs/run_folder.md has the schema."""
 
+import contextlib
 import dataclasses
 import importlib.metadata
 import importlib.util
@@ -32,15 +33,10 @@ class RunFolder:
 
     @classmethod
     def create(cls, path: Path, config: TrainConfig) -> "RunFolder":
-        """A new run folder. Raises ConfigError where one with progress already stands there."""
-        if (path / "config.yaml").exists():
-            raise ConfigError(
-                f"{path} already holds a run; resume it with `selfcorrect train --resume {path}`, "
-                "or choose another name=..."
-            )
+        """A new run folder; config.yaml last, so that its presence says that there is a run to resume."""
         (path / "evaluations").mkdir(parents=True, exist_ok=True)
-        (path / "config.yaml").write_text(dump(config), encoding="utf-8")
-        (path / "environment.json").write_text(json.dumps(environment(config.seed), indent=1) + "\n")
+        _write_atomically(path / "environment.json", json.dumps(environment(config.seed), indent=1) + "\n")
+        _write_atomically(path / "config.yaml", dump(config))
         return cls(path, make_trackers(path, config))
 
     @classmethod
@@ -74,7 +70,8 @@ class RunFolder:
 
     def close(self) -> None:
         for tracker in self._trackers:
-            tracker.close()
+            with contextlib.suppress(OSError):  # a disk that is full was told of before
+                tracker.close()
 
 
 class Tracker:
@@ -115,15 +112,21 @@ class WandbLike(Tracker):
         self._library.finish()
 
 
-def make_trackers(path: Path, config: TrainConfig) -> list[Tracker]:
+def tracker_names(config: TrainConfig) -> tuple[str, ...]:
     """The recipe's trackers; tensorboard by default where it is installed. Raises ConfigError for a missing one."""
     wanted = config.log.trackers
     if wanted is None:
-        wanted = ("tensorboard",) if importlib.util.find_spec("tensorboard") else ()
-    trackers: list[Tracker] = []
+        return ("tensorboard",) if importlib.util.find_spec("tensorboard") else ()
     for name in wanted:
         if importlib.util.find_spec(name) is None:
             raise ConfigError(f"log.trackers names {name}, which is not installed; pip install 'selfcorrect[{name}]'")
+    return wanted
+
+
+def make_trackers(path: Path, config: TrainConfig) -> list[Tracker]:
+    """Raises ConfigError as tracker_names does."""
+    trackers: list[Tracker] = []
+    for name in tracker_names(config):
         if name == "tensorboard":
             trackers.append(TensorBoard(path / "tensorboard"))
         else:
@@ -196,7 +199,10 @@ def _cut(file: Path, step: int) -> None:
 
 def _write_atomically(file: Path, text: str) -> None:
     temporary = file.with_name(f".{file.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
+    with temporary.open("w", encoding="utf-8") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
     temporary.replace(file)
 
 

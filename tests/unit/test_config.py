@@ -7,9 +7,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from selfcorrect.config import Config, LabBaseConfig, MultiTurn, OptimizerConfig, RolloutConfig, SingleTurn, StageOne, StageTwo, TrainConfig
-from selfcorrect.recipe import dump, load_recipe, validate
+from selfcorrect.config import (
+    Config,
+    LabBaseConfig,
+    MultiTurn,
+    OptimizerConfig,
+    RolloutConfig,
+    SingleTurn,
+    StageOne,
+    StageTwo,
+    TrainConfig,
+)
 from selfcorrect.errors import ConfigError
+from selfcorrect.recipe import dump, load_recipe, validate
 
 RECIPE = """\
 name: demo

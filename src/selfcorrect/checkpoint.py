@@ -81,9 +81,14 @@ def save(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
         (temporary / "state.json").write_text(json.dumps(checkpoint.state))
         digests = {file.name: _digest(file) for file in sorted(temporary.iterdir())}
         (temporary / "manifest.json").write_text(json.dumps({"step": checkpoint.step, "sha256": digests}))
+    prune(folder, keep)
+    return target
+
+
+def prune(folder: Path, keep: int) -> None:
+    """Remove all checkpoints but the newest `keep`."""
     for old in saved(folder)[:-keep]:
         shutil.rmtree(old, ignore_errors=True)
-    return target
 
 
 def saved(folder: Path) -> list[Path]:
@@ -94,14 +99,23 @@ def saved(folder: Path) -> list[Path]:
 def load_newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     """The newest checkpoint whose bytes are as they were written, and a warning for each damaged one passed over.
 
+    Those take the name damaged-step-NNNNNN, so that they do not count among the ones to keep.
     Raises CheckpointError where there are checkpoints and none is whole.
     """
     warnings: list[str] = []
+    damaged: list[Path] = []
     for path in reversed(saved(folder)):
         try:
-            return _load(path), warnings
+            checkpoint = _load(path)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             warnings.append(f"checkpoint {path.name} is damaged ({error}); falling back to the one before")
+            damaged.append(path)
+        else:
+            for bad in damaged:
+                aside = bad.with_name(f"damaged-{bad.name}")
+                shutil.rmtree(aside, ignore_errors=True)
+                bad.rename(aside)
+            return checkpoint, warnings
     if warnings:
         raise CheckpointError(f"no checkpoint under {folder} is whole: {'; '.join(warnings)}; start the run afresh")
     return None, []

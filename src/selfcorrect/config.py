@@ -246,7 +246,6 @@ class LabBaseConfig(Strict):
     first_solved: Share = 0.6
     second_copied: Share = 0.25
     second_solved: Share = 0.5
-    judged: Share = 0.0
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -32,7 +32,7 @@ class Summary:
 
     delta is Accuracy@last - Accuracy@t1; fixed (i->c) and broken (c->i) are shares of all problems between
     attempt 1 and the last; fix_rate is fixed / (1 - Accuracy@t1); unchanged: the last attempt repeats the
-    first word for word.
+    first one's answer.
     """
 
     n: int
@@ -67,6 +67,14 @@ def paired_difference(first: Sequence[bool], second: Sequence[bool]) -> Estimate
     return Estimate(mean, mean - half, mean + half)
 
 
+def is_unchanged(rollout: Rollout) -> bool:
+    """Whether the last attempt gives the first one's answer again (its text, where no answer could be read)."""
+    first, last = rollout.attempts[0], rollout.attempts[-1]
+    if first.grade.answer or last.grade.answer:
+        return first.grade.answer == last.grade.answer
+    return first.completion.text == last.completion.text
+
+
 def summarize(rollouts: Sequence[Rollout]) -> Summary:
     """Rollouts, all with the same number of attempts -> Summary."""
     attempts = len(rollouts[0].attempts) if rollouts else 0
@@ -76,7 +84,7 @@ def summarize(rollouts: Sequence[Rollout]) -> Summary:
     first, last = (right[0], right[-1]) if right else ([], [])
     fixed = sum(b and not a for a, b in zip(first, last, strict=True))
     broken = sum(a and not b for a, b in zip(first, last, strict=True))
-    same = sum(r.attempts[0].completion.text == r.attempts[-1].completion.text for r in graded)
+    same = sum(map(is_unchanged, graded))
     return Summary(
         n=n,
         accuracy=tuple(share(sum(column), n) for column in right),

@@ -62,6 +62,9 @@ class LanguageModel:
 
     def save(self, folder: Path) -> None:
         """An ordinary folder of Hugging Face layout: weights, config, tokenizer, chat template."""
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()
         self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
 
@@ -99,9 +102,17 @@ def load_model(config: ModelConfig) -> LanguageModel:
     except Exception as error:  # transformers raises many kinds here; all mean the folder is not usable
         raise ModelError(f"model.path = {config.path!r}: no tokenizer can be loaded: {_first_line(error)}") from error
     try:
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation=attention)
+        model, found = AutoModelForCausalLM.from_pretrained(
+            path, dtype=torch.float32, attn_implementation=attention, output_loading_info=True
+        )
     except Exception as error:
         raise ModelError(f"model.path = {config.path!r}: cannot be loaded: {_first_line(error)}") from error
+    if found["missing_keys"]:
+        first, *more = sorted(found["missing_keys"])
+        raise ModelError(
+            f"model.path = {config.path!r}: its weights lack {first}" + (f" and {len(more)} more" if more else "")
+            + ", which would be left random; the files are not complete, or not of a causal language model"
+        )  # fmt: skip
     return wrap(model.to(device), tokenizer, pick_dtype(config.precision, device))
 
 

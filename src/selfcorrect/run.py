@@ -23,6 +23,7 @@ from selfcorrect.checkpoint import (
     load_newest,
     load_optimizer,
     optimizer_tensors,
+    prune,
     save,
     saved,
     sweep,
@@ -106,6 +107,7 @@ def _open(path: Path, config: TrainConfig, observer: Observer) -> tuple[Checkpoi
     checkpoint, warnings = load_newest(path / "checkpoints")
     for warning in warnings:
         observer.message(f"warning: {warning}")
+    prune(path / "checkpoints", config.checkpoint.keep)  # one may be half removed
     if (path / "config.yaml").exists():
         return checkpoint, RunFolder.reopen(path, config, checkpoint.step if checkpoint else 0)
     return checkpoint, RunFolder.create(path, config)

@@ -20,6 +20,7 @@ from selfcorrect.batching import Batch, make_batch, micro_batches
 from selfcorrect.config import AlgorithmConfig, MultiTurn, SingleTurn, StageBase, StageOne, StageTwo, TrainConfig
 from selfcorrect.errors import NumericalError
 from selfcorrect.losses import token_loss
+from selfcorrect.metrics import is_unchanged
 from selfcorrect.models import LanguageModel
 from selfcorrect.objectives import Credit
 from selfcorrect.policy import learning_rate, make_optimizer, trained_logits
@@ -197,7 +198,6 @@ class Trainer:
         count = max(1, len(kept_BA))
         right_BA = kept_BA > 0.5
         first_B, last_B = right_BA[:, 0], right_BA[:, -1]
-        texts = [[attempt.completion.text for attempt in rollout.attempts] for rollout in rollouts]
         cut = [[attempt.completion.finish_reason == "length" for attempt in rollout.attempts] for rollout in rollouts]
         tokens = sum(len(attempt.completion.token_ids) for rollout in rollouts for attempt in rollout.attempts)
         means = [sum(column) / count for column in zip(*kept_BA.tolist(), strict=True)] or [0.0] * rewards_BA.shape[1]
@@ -211,7 +211,7 @@ class Trainer:
             delta=means[-1] - means[0],
             fixed=float((~first_B & last_B).sum()) / count,
             broken=float((first_B & ~last_B).sum()) / count,
-            unchanged=sum(row[0] == row[-1] for row in texts) / len(texts),
+            unchanged=sum(map(is_unchanged, rollouts)) / len(rollouts),
             kl=(update.kl_A / count).tolist(),
             entropy=(update.neg_logprob_A / update.tokens_A.clamp(min=1)).tolist(),
             loss=update.loss,

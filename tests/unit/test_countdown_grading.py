@@ -38,7 +38,8 @@ RIGHT, WRONG, NONE = Outcome.CORRECT, Outcome.WRONG, Outcome.NO_ANSWER
         ("12 / 7 = 1\n1 * 3 = 3", WRONG),  # does not divide
         ("3 - 12 = -9\n-9 * 7 = -63", NONE),  # negative numbers are not written
         ("12 - 3 = 9\n9 * 7 = 63 so done", WRONG),  # trailing junk
-        ("Answer:\n12 - 3 = 9\n9 * 7 = 63", WRONG),
+        ("Answer:\n12 - 3 = 9\n9 * 7 = 63", RIGHT),
+        ("Answer = 63\n12 - 3 = 9\n9 * 7 = 63", WRONG),
         ("12 - 3 = 9 = 9\n9 * 7 = 63", WRONG),
         ("(12 - 3) * 7 = 63", NONE),
         ("63", NONE),

@@ -1,7 +1,7 @@
 """Grading of countdown answers by parsing (floor 1): exact integers, never `eval`.
 
-An answer is the text of its steps, one a line, each ``a op b = c`` with op one of + - * /. It is right if
-every step is true in exact arithmetic, every given number and every result but the last is used exactly
+An answer is the text of its steps, one a line, each ``a op b = c`` with op one of + - * /. Lines without an equals
+sign are remarks and pass unread; every line with one must be a step. It is right if every step is true in exact arithmetic, every given number and every result but the last is used exactly
 once, and the last result is the target. A step may use only what is still on the table.
 """
 
@@ -33,28 +33,33 @@ def evaluate_step(left: int, operator: str, right: int) -> int | None:
 
 
 def grade_countdown(text: str, numbers: Sequence[int], target: int) -> Grade:
-    """Grade the steps in `text`; reward 1.0 for a right answer, else 0.0. Never raises on any text."""
+    """Grade the steps in `text`; reward 1.0 for a right answer, else 0.0. Never raises on any text.
+
+    The grade's answer is the steps themselves, white space folded, so that two attempts can be compared.
+    """
     if len(text) > MAX_CHARS:
         return Grade(Outcome.WRONG, 0.0, "", f"longer than {MAX_CHARS} characters")
-    lines = [line for line in text.splitlines() if line.strip()]
+    lines = [line for line in text.splitlines() if "=" in line]
     steps = [_STEP.fullmatch(line) for line in lines]
     if not lines or not any(steps):
         return Grade(Outcome.NO_ANSWER, 0.0, "", "no step of the form a op b = c")
+    written = "; ".join(" ".join(line.split()) for line in lines)
     table = Counter(numbers)
-    answer = 0
+    result = 0
     for line, step in zip(lines, steps, strict=True):
         if step is None:
-            return Grade(Outcome.WRONG, 0.0, "", f"not a step: {line.strip()[:60]!r}")
-        left, operator, right, answer = int(step[1]), step[2], int(step[3]), int(step[4])
+            return Grade(Outcome.WRONG, 0.0, written, f"not a step: {line.strip()[:60]!r}")
+        left, operator, right, result = int(step[1]), step[2], int(step[3]), int(step[4])
         for operand in (left, right):
             if table[operand] == 0:
-                return Grade(Outcome.WRONG, 0.0, str(answer), f"{operand} is not available in {step[0].strip()!r}")
+                detail = f"{operand} is not available in {step[0].strip()!r}"
+                return Grade(Outcome.WRONG, 0.0, written, detail)
             table[operand] -= 1
-        if evaluate_step(left, operator, right) != answer:
-            return Grade(Outcome.WRONG, 0.0, str(answer), f"{step[0].strip()!r} is false")
-        table[answer] += 1
-    if answer != target:
-        return Grade(Outcome.WRONG, 0.0, str(answer), f"ends in {answer}, not in {target}")
+        if evaluate_step(left, operator, right) != result:
+            return Grade(Outcome.WRONG, 0.0, written, f"{step[0].strip()!r} is false")
+        table[result] += 1
+    if result != target:
+        return Grade(Outcome.WRONG, 0.0, written, f"ends in {result}, not in {target}")
     if table.total() > 1:
-        return Grade(Outcome.WRONG, 0.0, str(answer), "a number was not used")
-    return Grade(Outcome.CORRECT, 1.0, str(answer))
+        return Grade(Outcome.WRONG, 0.0, written, "a number was not used")
+    return Grade(Outcome.CORRECT, 1.0, written)

@@ -24,8 +24,7 @@ from selfcorrect.tasks.countdown_generator import OPERATORS, Candidates, Draws, 
 
 PAD, USER, ASSISTANT, END, UNKNOWN = "<|pad|>", "<|user|>", "<|assistant|>", "<|end|>", "<|unk|>"
 PROMPT, CORRECTION = "{numbers} : {target}", "?"  # the task's templates when this model reads it
-JUDGE, RIGHT, WRONG = "!", "right", "wrong"  # asked "!" after an answer, the base model says whether it is right
-_WORDS = [*OPERATORS, "=", "\n", ":", CORRECTION, PAD, USER, ASSISTANT, END, UNKNOWN, JUDGE, RIGHT, WRONG]
+_WORDS = [*OPERATORS, "=", "\n", ":", CORRECTION, PAD, USER, ASSISTANT, END, UNKNOWN]
 _TEMPLATE = (
     "{% for message in messages %}"
     "{{ '<|user|>' if message.role == 'user' else '<|assistant|>' }}{{ message.content }}<|end|>"
@@ -80,9 +79,7 @@ def build_model(config: LabBaseConfig, tokenizer: Any) -> Any:
 def draw_corpus(rng: np.random.Generator, config: LabBaseConfig, tokenizer: Any) -> tuple[Tensor, Tensor]:
     """About `batch` training conversations: token ids [B, T] and which of them the model learns to write [B, T].
 
-    Problems of the test split never enter. A share `judged` of the conversations asks for a verdict on attempt 1
-    in place of a second attempt, so that the model can tell right from wrong, as larger base models can, without
-    having been shown to act on it.
+    Problems of the test split never enter. Every conversation has the same length.
     """
     draws = _training_split(draw_problems(rng, config.batch * 10 // 9, config.task.max_number, config.task.limit))
     mix = AttemptMix(config.first_solved, config.second_copied, config.second_solved)
@@ -101,18 +98,9 @@ def draw_corpus(rng: np.random.Generator, config: LabBaseConfig, tokenizer: Any)
 
     opening = np.hstack([column(USER), draws.numbers_B3, column(":"), draws.target_B[:, None], column(END)])
     between = np.hstack([column(USER), column(CORRECTION), column(END), column(ASSISTANT)])
-    second = attempt(second_B)
-    learned_second = np.ones_like(second, dtype=bool)
-    judged_B = rng.random(len(rows)) < config.judged
-    solved_B = draws.solved_BC[rows, first_B]
-    second[judged_B] = word[PAD]
-    second[judged_B, 0] = np.where(solved_B, word[RIGHT], word[WRONG])[judged_B]
-    second[judged_B, 1] = word[END]
-    learned_second[judged_B, 2:] = False
-    between[judged_B, 1] = word[JUDGE]
-    pieces = [np.hstack([opening, column(ASSISTANT)]), attempt(first_B), between, second]
-    learned = [np.full(piece.shape, number == 1) for number, piece in enumerate(pieces[:3])]
-    return torch.from_numpy(np.hstack(pieces)), torch.from_numpy(np.hstack([*learned, learned_second]))
+    pieces = [np.hstack([opening, column(ASSISTANT)]), attempt(first_B), between, attempt(second_B)]
+    learned = np.hstack([np.full(piece.shape, number % 2 == 1) for number, piece in enumerate(pieces)])
+    return torch.from_numpy(np.hstack(pieces)), torch.from_numpy(learned)
 
 
 def train_base(config: LabBaseConfig, say: Callable[[str], None] = print) -> Path:

@@ -1,0 +1,207 @@
+"""What a user gets wrong: one clear line on stderr for each mistake, exit status 2, no traceback, nothing written."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from safetensors.torch import load_file, save_file
+
+from selfcorrect import cli
+from tests.support.runs import recipe
+
+Arguments = list[str]
+
+
+@pytest.fixture
+def command(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, list[str], list[str]]]:
+    """command(arguments): exit status, lines of stdout, lines of stderr."""
+
+    def run(*arguments: str) -> tuple[int, list[str], list[str]]:
+        monkeypatch.setattr(sys, "argv", ["selfcorrect", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        out, err = capfd.readouterr()
+        code = ended.value.code
+        return int(code or 0), out.splitlines(), err.splitlines()
+
+    return run
+
+
+class Room:
+    """A folder with a good model and a good recipe, to be spoiled."""
+
+    def __init__(self, folder: Path, model: Path) -> None:
+        self.folder, self.runs = folder, folder / "runs"
+        self.model = Path(shutil.copytree(model, folder / "model"))
+
+    def train(self, *overrides: str, **changes: Any) -> Arguments:
+        file = self.folder / "recipe.yaml"
+        file.write_text(yaml.dump({**recipe(self.runs, self.model), **changes}))
+        return ["train", str(file), *overrides]
+
+
+def garbled_weights(room: Room) -> Arguments:
+    (room.model / "model.safetensors").write_bytes(b"\xff" * 999)
+    return room.train()
+
+
+def weights_cut_short(room: Room) -> Arguments:
+    file = room.model / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    return room.train()
+
+
+def weights_that_lack_some(room: Room) -> Arguments:
+    file = room.model / "model.safetensors"
+    kept = {name: tensor for name, tensor in load_file(file).items() if "layers.1.mlp" not in name}
+    save_file(kept, file, metadata={"format": "pt"})
+    return room.train()
+
+
+def weights_of_another_size(room: Room) -> Arguments:
+    file = room.model / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"intermediate_size": 64}))
+    return room.train()
+
+
+def no_config_json(room: Room) -> Arguments:
+    (room.model / "config.json").unlink()
+    return room.train()
+
+
+def no_tokenizer(room: Room) -> Arguments:
+    for file in room.model.glob("tokenizer*"):
+        file.unlink()
+    return room.train()
+
+
+def no_chat_template(room: Room) -> Arguments:
+    (room.model / "chat_template.jinja").unlink()
+    return room.train()
+
+
+def chat_template_that_fails(room: Room) -> Arguments:
+    (room.model / "chat_template.jinja").write_text("{{ nothing.there }}")
+    return room.train()
+
+
+def existing_run(room: Room) -> Arguments:
+    (room.runs / "run").mkdir(parents=True)
+    (room.runs / "run" / "config.yaml").write_text("kind: train\n")
+    return room.train()
+
+
+def spoiled_run(room: Room) -> Arguments:
+    (room.runs / "run").mkdir(parents=True)
+    (room.runs / "run" / "config.yaml").write_text("")
+    return ["train", "--resume", str(room.runs / "run")]
+
+
+def external_row(room: Room, row: str) -> Arguments:
+    (room.folder / "rows.jsonl").write_text('{"input": "3,7,12", "output": "22"}\n' + row + "\n")
+    return room.train(f"evaluation.external=[{room.folder}/rows.jsonl]")
+
+
+def output_is_a_file(room: Room) -> Arguments:
+    room.runs.write_text("")
+    return room.train()
+
+
+MISTAKES: dict[str, tuple[Callable[[Room], Arguments], str]] = {
+    "unknown key": (lambda room: room.train(sed=1), r"recipe.yaml:\d+: unknown key 'sed'; did you mean 'seed'\?"),
+    "unknown override": (lambda room: room.train("rollouts.temprature=1"), r"override .*did you mean 'temperature'\?"),
+    "wrong type": (lambda room: room.train("seed=one"), r"override 'seed=one': seed = 'one': input should be a valid int"),
+    "contradiction": (
+        lambda room: room.train("rollouts.rollouts_per_problem=1"),
+        r"rollouts.rollouts_per_problem is 1, but algorithm.baseline compares .* set it to 2 or more",
+    ),
+    "no such recipe": (lambda room: ["train", f"{room.folder}/no.yaml"], r"recipe .*/no.yaml: no such file; the shipped"),
+    "neither recipe nor run": (lambda room: ["train"], r"name either a recipe, or a run folder with --resume RUN"),
+    "missing model folder": (
+        lambda room: room.train("model.path=./not/there"),
+        r"model.path = './not/there': no such folder; name a folder of Hugging Face layout, a hub name, or lab",
+    ),
+    "no config.json": (no_config_json, r"model.path = '.*': the folder holds no config.json; name a folder"),
+    "no tokenizer": (no_tokenizer, r"model.path = '.*': no tokenizer can be loaded: \w+"),
+    "no chat template": (no_chat_template, r"has no chat template, so prompts cannot be built; use an instruction"),
+    "failing chat template": (chat_template_that_fails, r"the chat template fails on a plain conversation: 'nothing'"),
+    "garbled weights": (garbled_weights, r"model.path = '.*': cannot be loaded: \w+"),
+    "weights cut short": (weights_cut_short, r"model.path = '.*': cannot be loaded: \w+"),
+    "weights that lack some": (weights_that_lack_some, r"its weights lack model.layers.1.mlp.\w+.weight and 2 more, which"),
+    "weights of another size": (weights_of_another_size, r"model.path = '.*': cannot be loaded: \w+"),
+    "no such device": (lambda room: room.train("model.device=mps"), r"model.device = 'mps': this machine has none"),
+    "existing run": (existing_run, r"runs/run already holds a run; resume it with `selfcorrect train --resume .*/run`, or"),
+    "resume of a non-run": (
+        lambda room: ["train", "--resume", str(room.folder)], r"holds no run to resume \(no config.yaml in it\); start"
+    ),
+    "resume of a spoiled run": (spoiled_run, r"config.yaml must be a mapping of settings"),
+    "missing external file": (
+        lambda room: room.train("evaluation.external=[no.jsonl]"), r"no.jsonl: cannot be read as UTF-8 text: .*No such file"
+    ),
+    "external row without target": (
+        lambda room: external_row(room, '{"input": "3,7,12"}'), r"rows.jsonl:2: field 'output' is missing; rows need input"
+    ),
+    "external row that is no JSON": (lambda room: external_row(room, "3,7,12 22"), r"rows.jsonl:2: not valid JSON: "),
+    "too few problems": (
+        lambda room: room.train("task.max_number=5", "task.limit=5", "evaluation.problems=5000"),
+        r"task.max_number = 5: there are only \d+ test problems with numbers that small; raise task.max_number, or ask",
+    ),
+    "tracker not installed": (
+        lambda room: room.train("log.trackers=[wandb]"),
+        r"log.trackers names wandb, which is not installed; pip install 'selfcorrect\[wandb\]'",
+    ),
+    "output is a file": (output_is_a_file, r"runs.*: (Not a directory|File exists)"),
+    "report of a non-run": (lambda room: ["report", str(room.folder)], r"."),
+    "evaluate: no such model": (lambda room: ["evaluate", "./not/there"], r"model.path = './not/there': no such folder"),
+    "play: not a problem": (lambda room: ["play", "hello", "--model", str(room.model)], r"problem 'hello': needs at least"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_one_clear_line(
+    mistake: str,
+    model: Path,
+    tmp_path: Path,
+    command: Callable[..., tuple[int, list[str], list[str]]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    room = Room(tmp_path, model)
+    spoil, message = MISTAKES[mistake]
+    monkeypatch.chdir(tmp_path)
+    arguments = spoil(room)
+    before = sorted(tmp_path.rglob("*"))
+    code, out, err = command(*arguments)
+    assert len(err) == 1, err
+    assert err[0].startswith("error: ")
+    assert re.search(message, err[0]), err[0]
+    assert len(err[0]) < 600
+    assert (code, out) == (2, [])
+    assert sorted(tmp_path.rglob("*")) == before  # what is mended can be run again under the same name
+
+
+def test_several_mistakes_are_told_at_once(
+    model: Path, tmp_path: Path, command: Callable[..., tuple[int, list[str], list[str]]]
+) -> None:
+    code, _, err = command(*Room(tmp_path, model).train("seed=-1", "stages.one.steps=0"))
+    assert code == 2
+    assert [line.startswith("error: override ") for line in err] == [True, True]
+
+
+def test_the_entry_point() -> None:
+    (script,) = entry_points(group="console_scripts", name="selfcorrect")
+    assert script.value == "selfcorrect.cli:main"
+    done = subprocess.run(
+        [sys.executable, "-m", "selfcorrect.cli", "check", "no.yaml"], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "error: recipe no.yaml: no such file; the shipped ones are under recipes/\n"

@@ -1,0 +1,60 @@
+"""Runs that the tests of this folder share, made once."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from selfcorrect.errors import TrainingInterrupted
+from selfcorrect.tasks.countdown import Countdown
+from tests.support.runs import Process, StopAt, end_state, go, lucky_grade, recipe
+from tests.support.tiny import tiny_lm
+
+ENDS = (3, 5, 7, 9)
+
+
+class Whole(NamedTuple):
+    """A run that was never stopped: its folder, its end state and the processor time it took."""
+
+    path: Path
+    state: dict[str, object]
+    seconds: float
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    tiny_lm("llama", "eager", ENDS).save(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Whole:
+    output = tmp_path_factory.mktemp("whole")
+    seconds = Process(recipe(output, model)).seconds()
+    return Whole(output / "run", end_state(output / "run"), seconds)
+
+
+@pytest.fixture
+def lucky(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lucky grades in the test's own process too."""
+    monkeypatch.setattr(Countdown, "grade", lucky_grade)
+
+
+@pytest.fixture(scope="session")
+def stopped(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Callable[[int, Path], Path]:
+    """stopped(step, target): a copy at `target` of the run as Ctrl-C during that step leaves it."""
+    kept: dict[int, Path] = {}
+
+    def copy(step: int, target: Path) -> Path:
+        if step not in kept:
+            settings = recipe(tmp_path_factory.mktemp(f"stopped-{step}"), model)
+            with pytest.MonkeyPatch.context() as patch, pytest.raises(TrainingInterrupted):
+                patch.setattr(Countdown, "grade", lucky_grade)
+                go(settings, StopAt(step))
+            kept[step] = Path(settings["output"]) / "run"
+        return Path(shutil.copytree(kept[step], target))
+
+    return copy

@@ -1,0 +1,137 @@
+"""A disk that runs full: one clear line, the last checkpoint whole, and the run goes on once there is space."""
+
+import errno
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from selfcorrect import checkpoint, cli
+from selfcorrect.checkpoint import load_newest
+from selfcorrect.display import Observer
+from selfcorrect.errors import CheckpointError
+from selfcorrect.run import resume
+from selfcorrect.training import StepResult
+from tests.run.conftest import Whole
+from tests.support.runs import check_same, go, recipe
+
+pytestmark = pytest.mark.usefixtures("lucky")
+MESSAGE = r"^the disk is full \(No space left on device: .*\); {saved}\. Free some space, then {go_on}$"
+
+
+class After(Observer):
+    """Does something when a step has ended."""
+
+    def __init__(self, step: int, deed: Callable[[], object]) -> None:
+        self._step, self._deed = step, deed
+
+    def step_done(self, result: StepResult) -> None:
+        if result.step == self._step:
+            self._deed()
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 4 MB. Skips where mounting is not permitted."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(folder)], capture_output=True, check=False
+    )
+    if sys.platform != "linux" or done.returncode:
+        pytest.skip("mounting a small file system is not permitted here")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def fill(disk: Path) -> None:
+    with (disk / "ballast").open("wb", buffering=0) as stream:
+        try:
+            while True:
+                stream.write(bytes(4096))
+        except OSError as error:
+            assert error.errno == errno.ENOSPC
+
+
+def expected(run: Path, saved: str, go_on: str = "resume with: selfcorrect train --resume {run}") -> str:
+    return MESSAGE.format(saved=saved, go_on=go_on.format(run=re.escape(str(run))))
+
+
+@pytest.mark.parametrize(
+    ("step", "saved"),
+    [(1, "no checkpoint had been written yet"), (3, "checkpoint step-000002 is whole"),
+     (5, "checkpoint step-000004 is whole"), (8, "checkpoint step-000006 is whole")],
+)  # fmt: skip
+def test_a_real_full_disk(small_disk: Path, model: Path, whole: Whole, step: int, saved: str) -> None:
+    run = small_disk / "run"
+    with pytest.raises(CheckpointError, match=expected(run, saved)):
+        go(recipe(small_disk, model), After(step, lambda: fill(small_disk)))
+    before = sorted(run.rglob("*"))
+    assert not [path for path in before if ".partial" in path.name]
+    with pytest.raises(CheckpointError, match="the disk is full"):  # still full: nothing gets worse
+        resume(run, Observer())
+    found, warnings = load_newest(run / "checkpoints")
+    assert warnings == []
+    assert (found.step if found else 0) == {1: 0, 3: 2, 5: 4, 8: 6}[step]
+    (small_disk / "ballast").unlink()
+    resume(run, Observer())
+    check_same(run, whole.state)
+
+
+def test_a_disk_that_is_full_from_the_start(small_disk: Path, model: Path, whole: Whole) -> None:
+    fill(small_disk)
+    settings = recipe(small_disk, model)
+    with pytest.raises(CheckpointError, match=expected(small_disk / "run", "no checkpoint.*", "start the run again")):
+        go(settings)
+    (small_disk / "ballast").unlink()
+    go(settings)
+    check_same(small_disk / "run", whole.state)
+
+
+def test_full_while_a_line_of_metrics_is_written(model: Path, whole: Whole, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    metrics, aside = run / "metrics.jsonl", tmp_path / "aside"
+
+    def break_off() -> None:
+        metrics.rename(aside)
+        metrics.symlink_to("/dev/full")
+
+    with pytest.raises(CheckpointError, match=expected(run, "checkpoint step-000002 is whole")):
+        go(recipe(tmp_path, model), After(2, break_off))
+    metrics.unlink()
+    aside.rename(metrics)
+    with metrics.open("a") as stream:
+        stream.write('{"step": 3, "stage": "on')  # what a disk that fills up within a line leaves
+    resume(run, Observer())
+    check_same(run, whole.state)
+
+
+def test_the_command_line_tells_it_in_one_line(
+    model: Path, whole: Whole, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Where nothing can be mounted, fsync fails: the fifth checkpoint file is one of step 4."""
+    (tmp_path / "recipe.yaml").write_text(yaml.dump(recipe(tmp_path, model)))
+    sync, calls = checkpoint._sync, 0
+
+    def full(path: Path) -> None:
+        nonlocal calls
+        calls += "step-000004" in str(path)
+        if calls:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        sync(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "_sync", full)
+        patch.setattr(sys, "argv", ["selfcorrect", "train", str(tmp_path / "recipe.yaml")])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+    assert ended.value.code == 2
+    (line,) = capfd.readouterr().err.splitlines()
+    assert re.match(r"^error: " + expected(tmp_path / "run", "checkpoint step-000002 is whole")[1:], line)
+    resume(tmp_path / "run", Observer())
+    check_same(tmp_path / "run", whole.state)

@@ -1,0 +1,100 @@
+"""Losses and gradients that are not finite: the step is left out and told of; ten in a row end the run."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from selfcorrect import losses, training
+from selfcorrect.errors import NumericalError
+from selfcorrect.losses import TokenLoss
+from selfcorrect.run import _Loop
+from selfcorrect.training import StepResult, Trainer
+from tests.support.runs import go, read_rows, recipe
+
+pytestmark = pytest.mark.usefixtures("lucky")
+Spoil = Callable[[TokenLoss, Tensor], Tensor]
+SPOILS: dict[str, tuple[Spoil, str]] = {
+    "loss": (lambda result, logits: result.loss_B * float("nan"), "the loss is nan"),
+    "infinite": (lambda result, logits: result.loss_B + float("inf"), "the loss is inf"),
+    # A finite loss: the square root of 0 has a slope without end.
+    "gradient": (lambda result, logits: result.loss_B + (logits.sum() * 0).abs().sqrt(), "the gradient norm is nan"),
+}
+
+
+class Watch:
+    """Spoils the loss of chosen steps, in their first micro-batch only, and notes each step's weights and moments."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, steps: set[int], spoil: Spoil) -> None:
+        self.before: dict[int, list[Tensor]] = {}
+        self.after: dict[int, list[Tensor]] = {}
+        train_step, fresh = Trainer.train_step, False
+        step = 0
+
+        def watched(trainer: Trainer) -> StepResult:
+            nonlocal fresh, step
+            step, fresh = trainer.progress.step + 1, True
+            self.before[step] = self._copy(trainer)
+            try:
+                return train_step(trainer)
+            finally:
+                self.after[step] = self._copy(trainer)
+
+        def spoiled(logits_NV: Tensor, *args: Any) -> TokenLoss:
+            nonlocal fresh
+            result = losses.token_loss(logits_NV, *args)
+            hit, fresh = step in steps and fresh, False
+            return replace(result, loss_B=spoil(result, logits_NV)) if hit else result
+
+        monkeypatch.setattr(Trainer, "train_step", watched)
+        monkeypatch.setattr(training, "token_loss", spoiled)
+
+    @staticmethod
+    def _copy(trainer: Trainer) -> list[Tensor]:
+        moments = [value for entry in trainer.optimizer.state.values() for value in entry.values()]
+        return [torch.as_tensor(tensor).detach().clone() for tensor in [*trainer.lm.parameters(), *moments]]
+
+    def changed(self, step: int) -> bool:
+        before, after = self.before[step], self.after[step]
+        return len(before) != len(after) or not all(map(torch.equal, before, after))
+
+
+def long_recipe(output: Path, model: Path, steps: int) -> dict[str, Any]:
+    stage = {"name": "only", "objective": "stage2", "steps": steps, "learning_rate": 0.0003}
+    return recipe(output, model, stages=[stage], checkpoint={"every": 50})
+
+
+@pytest.mark.parametrize("kind", SPOILS)
+def test_the_step_is_skipped_counted_and_named(
+    kind: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spoil, reason = SPOILS[kind]
+    watch = Watch(monkeypatch, {1, 3}, spoil)
+    run = go(long_recipe(tmp_path, model, 4))
+    rows = read_rows(run / "metrics.jsonl")
+    assert [(row["skipped"], row["skip_reason"]) for row in rows] == [(True, reason), (False, "")] * 2
+    assert [watch.changed(step) for step in range(1, 5)] == [False, True, False, True]
+    assert all(torch.isfinite(tensor).all() for tensor in watch.after[4])
+
+
+def test_ten_in_a_row_end_the_run(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    watch = Watch(monkeypatch, set(range(2, 12)), SPOILS["loss"][0])
+    with pytest.raises(
+        NumericalError, match=r"^10 updates in a row were skipped, the last at step 11 because the loss is nan; lower "
+    ):
+        go(long_recipe(tmp_path, model, 14))
+    assert [watch.changed(step) for step in (1, 2, 11)] == [True, False, False]
+
+
+def test_nine_in_a_row_and_a_good_one_go_on(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Watch(monkeypatch, {*range(2, 11), *range(12, 21)}, SPOILS["loss"][0])
+    kept: list[Trainer] = []
+    step = _Loop._step
+    monkeypatch.setattr(_Loop, "_step", lambda loop: (kept.append(loop.trainer), step(loop))[1])
+    rows = read_rows(go(long_recipe(tmp_path, model, 21)) / "metrics.jsonl")
+    assert [row["step"] for row in rows if not row["skipped"]] == [1, 11, 21]
+    assert (kept[-1].progress.skipped, kept[-1].progress.bad_in_a_row) == (18, 0)

@@ -1,0 +1,189 @@
+"""Oracle 7: a run that was stopped, however it was stopped, ends bit for bit as one that never was."""
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+from selfcorrect.checkpoint import load_newest, saved
+from selfcorrect.display import Observer
+from selfcorrect.errors import CheckpointError, TrainingInterrupted
+from selfcorrect.run import resume
+from selfcorrect.training import StepResult, Trainer
+from tests.run.conftest import Whole
+from tests.support.runs import KillPoint, Process, StopAt, check_same, go, read_rows, recipe
+
+KILLS = 20
+
+
+class Listener(Observer):
+    def __init__(self) -> None:
+        self.messages: list[str] = []
+
+    def message(self, text: str) -> None:
+        self.messages.append(text)
+
+
+def test_the_run_is_worth_comparing(whole: Whole) -> None:
+    """Rewards vary, every weight moves, and evaluations differ."""
+    rows = read_rows(whole.path / "metrics.jsonl")
+    assert [(row["step"], row["stage"], row["stage_step"]) for row in rows] == [
+        *((step, "one", step) for step in range(1, 5)), *((step, "two", step - 4) for step in range(5, 9)),
+    ]  # fmt: skip
+    assert len({tuple(row["rewards"]) for row in rows}) > 2
+    assert all(row["grad_norm"] > 0.01 and not row["skipped"] for row in rows)
+    models = [load_file(whole.path / name / "model.safetensors") for name in ("models/one", "models/two")]
+    assert all(not models[0][name].equal(models[1][name]) for name in models[0])
+    assert len({(whole.path / "evaluations" / f"{n}.rollouts.jsonl").read_text() for n in ("base", "one", "two")}) == 3
+    assert {path.name for path in saved(whole.path / "checkpoints")} == {"step-000006", "step-000008"}
+
+
+@pytest.mark.usefixtures("lucky")
+@pytest.mark.parametrize("step", [1, 3, 4, 5, 8])
+def test_n_and_n_steps_are_2n(step: int, whole: Whole, stopped: Callable[[int, Path], Path], tmp_path: Path) -> None:
+    """Ctrl-C lets step N end and keeps it; with N = 4 the stages lie on either side."""
+    run = stopped(step, tmp_path / "run")
+    assert [row["step"] for row in read_rows(run / "metrics.jsonl")] == list(range(1, step + 1))
+    newest, warnings = load_newest(run / "checkpoints")
+    assert (newest and newest.step, warnings) == (step, [])
+    resume(run, Observer())
+    check_same(run, whole.state)
+    resume(run, Observer())  # a complete run has nothing left to do
+    check_same(run, whole.state)
+
+
+@pytest.mark.usefixtures("lucky")
+def test_a_second_interrupt_does_not_wait(model: Path, whole: Whole, tmp_path: Path) -> None:
+    settings = recipe(tmp_path, model)
+    with pytest.raises(TrainingInterrupted, match=r"stopped; checkpoint step-000002 is whole.*train --resume .*/run$"):
+        go(settings, StopAt(3, times=2))
+    go(settings)
+    check_same(tmp_path / "run", whole.state)
+
+
+def test_killed_at_random_moments(model: Path, whole: Whole, tmp_path: Path) -> None:
+    """SIGKILL at moments spread over the whole run, and over what is left of it after each kill."""
+    rng, kills, runs = random.Random(0), 0, 0
+    while kills < KILLS:
+        runs += 1
+        settings = recipe(tmp_path, model, name=f"run{runs}")
+        moment = (runs % 8 + rng.random()) / 8  # each eighth of a run in turn, so that no part of it is left out
+        while Process(settings).kill_after(moment * whole.seconds):
+            kills += 1
+            moment = rng.random()
+        check_same(tmp_path / f"run{runs}", whole.state)
+    assert runs > KILLS / 4
+
+
+def points_of(model: Path, tmp_path: Path) -> list[str]:
+    """Every file operation of a whole run, in order."""
+    notes = tmp_path / "notes"
+    Process(recipe(tmp_path, model, name="noted"), KillPoint(tmp_path / "noted", notes=notes)).seconds()
+    return list(dict.fromkeys(notes.read_text().splitlines()))
+
+
+def is_telling(point: str) -> bool:
+    """One that commits something, or begins what another commit belongs to."""
+    return "os.rename" in point or "os.mkdir" in point or ("within" in point and ".partial" not in point)
+
+
+@pytest.mark.parametrize("every", ["telling", pytest.param("all", marks=pytest.mark.nightly)])
+def test_killed_at_file_operations(every: str, model: Path, whole: Whole, tmp_path: Path) -> None:
+    """One run killed again and again: before each file is written, when half of it is, before it is renamed, ..."""
+    points = [point for point in points_of(model, tmp_path) if every == "all" or is_telling(point)]
+    assert len(points) > 50
+    settings, met = recipe(tmp_path, model), []
+    for point in points:
+        process = Process(settings, KillPoint(tmp_path / "run", at=point))
+        if not process.killed():
+            break
+        met.append(point)
+    else:
+        Process(settings).seconds()
+    check_same(tmp_path / "run", whole.state)
+    assert met == points
+
+
+def flip_a_bit(checkpoint: Path) -> None:
+    file = checkpoint / "tensors.safetensors"
+    contents = bytearray(file.read_bytes())
+    contents[-9] ^= 1
+    file.write_bytes(contents)
+
+
+def truncate_the_state(checkpoint: Path) -> None:
+    file = checkpoint / "state.json"
+    file.write_text(file.read_text()[:-8])
+
+
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "bit flip": flip_a_bit,
+    "tensors cut short": lambda c: (c / "tensors.safetensors").write_bytes((c / "state.json").read_bytes()),
+    "state truncated": truncate_the_state,
+    "state missing": lambda c: (c / "state.json").unlink(),
+    "no manifest": lambda c: (c / "manifest.json").unlink(),
+    "empty manifest": lambda c: (c / "manifest.json").write_text(""),
+    "strange manifest": lambda c: (c / "manifest.json").write_text("[]"),
+    "no files": lambda c: [file.unlink() for file in c.iterdir()],
+}
+
+
+@pytest.mark.usefixtures("lucky")
+@pytest.mark.parametrize(
+    ("damage", "step", "before"),
+    [(name, 6, 4) for name in DAMAGES] + [("bit flip", 5, 4), ("bit flip", 4, 2), ("bit flip", 7, 6)],
+)
+def test_a_damaged_checkpoint_is_passed_over(
+    damage: str, step: int, before: int, whole: Whole, stopped: Callable[[int, Path], Path], tmp_path: Path
+) -> None:
+    """At step 6 `best` is the second stage's already, while the checkpoint before is the end of the first."""
+    run, listener = stopped(step, tmp_path / "run"), Listener()
+    DAMAGES[damage](run / "checkpoints" / f"step-{step:06d}")
+    resume(run, listener)
+    assert listener.messages[0].startswith(f"warning: checkpoint step-{step:06d} is damaged")
+    assert listener.messages[1] == f"resuming after step {before}"
+    check_same(run, whole.state)
+
+
+@pytest.mark.usefixtures("lucky")
+def test_no_whole_checkpoint(stopped: Callable[[int, Path], Path], tmp_path: Path) -> None:
+    run = stopped(5, tmp_path / "run")
+    for checkpoint in saved(run / "checkpoints"):
+        flip_a_bit(checkpoint)
+    with pytest.raises(CheckpointError, match=r"no checkpoint under .* is whole: .*step-000005.*step-000004.*afresh"):
+        resume(run, Observer())
+
+
+@pytest.mark.usefixtures("lucky")
+@pytest.mark.parametrize("select", ["best", "last"])
+def test_best_is_kept_beside_the_last(
+    select: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The smoothed rewards are made up: the best steps are 2 and 7. Step 5 starts a record of its own."""
+    smoothed = {1: 0.3, 2: 0.6, 3: 0.5, 4: 0.4, 5: 0.1, 6: 0.2, 7: 0.5, 8: 0.4}
+    train_step = Trainer.train_step
+
+    def step(trainer: Trainer) -> StepResult:
+        result = train_step(trainer)
+        result.smoothed_reward = trainer.progress.smoothed_reward = smoothed[result.step]
+        return result
+
+    monkeypatch.setattr(Trainer, "train_step", step)
+    run = go(recipe(tmp_path, model, checkpoint={"every": 1, "keep": 9, "select": select}))
+    assert weights_of(run / "models" / "one") == weights_at(run, 2 if select == "best" else 4)
+    assert weights_of(run / "models" / "two") == weights_at(run, 7 if select == "best" else 8)
+    assert weights_of(run / "final") == weights_of(run / "models" / "two")
+    assert weights_of(run / "best") == weights_at(run, 7)
+    assert weights_at(run, 7) != weights_at(run, 8)
+
+
+def weights_of(folder: Path) -> dict[str, Any]:
+    return {name: tensor.tolist() for name, tensor in load_file(folder / "model.safetensors").items()}
+
+
+def weights_at(run: Path, step: int) -> dict[str, Any]:
+    tensors = load_file(run / "checkpoints" / f"step-{step:06d}" / "tensors.safetensors")
+    return {n.removeprefix("model/"): tensor.tolist() for n, tensor in tensors.items() if n.startswith("model/")}

@@ -1,0 +1,97 @@
+"""Trainer.update: one gradient step, whatever the micro-batches it is computed in."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from selfcorrect.batching import Batch, make_batch
+from selfcorrect.models import LanguageModel
+from selfcorrect.rollout import play
+from selfcorrect.samplers.transformers import TransformersSampler
+from selfcorrect.tasks import make_task
+from selfcorrect.training import Trainer, Update
+from selfcorrect.types import SamplingParams
+from tests.run.conftest import ENDS
+from tests.support.runs import config
+from tests.support.tiny import tiny_lm
+
+EPSILON = 2.0**-24  # half the distance from 1 to the next float32
+
+
+def trainer_of(lm: LanguageModel, reference: LanguageModel, micro_batch: int, estimator: str) -> Trainer:
+    settings = config(
+        Path("unused"), Path("unused"), algorithm={"kl_estimator": estimator},
+        optimizer={"micro_batch": micro_batch, "max_grad_norm": 1e9, "warmup_steps": 0},
+    )  # fmt: skip
+    return Trainer(settings, lm, reference, TransformersSampler(lm), make_task(settings.task))
+
+
+@pytest.fixture(scope="module")
+def lms() -> tuple[LanguageModel, LanguageModel]:
+    return tiny_lm("llama", "eager", ENDS, seed=0), tiny_lm("llama", "eager", ENDS, seed=1)
+
+
+@pytest.fixture(scope="module")
+def batch(lms: tuple[LanguageModel, LanguageModel]) -> Batch:
+    """Eight ragged rollouts of two attempts, the sixth of them not included."""
+    trainer = trainer_of(*lms, 8, "analytic")
+    problems = [trainer.task.parse(text) for text in ("5 2 1 = 8", "12 9 3 = 4", "7 7 1 = 6", "4 4 2 = 2") * 2]
+    rollouts = play(problems, trainer.task, trainer.sampler, trainer.lm.chat, SamplingParams(1.0, 9, 4), 2)
+    generator = torch.Generator().manual_seed(0)
+    included_B = torch.arange(8) != 5
+    made = make_batch(rollouts, torch.randn(8, 2, generator=generator), (0.3, 0.2), included_B)
+    assert len(made.length_B.unique()) > 4
+    return made
+
+
+def updated(
+    lms: tuple[LanguageModel, LanguageModel], batch: Batch, micro_batch: int, estimator: str
+) -> tuple[Update, list[Tensor]]:
+    trainer = trainer_of(*lms, micro_batch, estimator)
+    update = trainer.update(batch, rollouts=7, rate=0.0)  # at rate 0 the weights stay, the gradients can be read
+    return update, [torch.as_tensor(parameter.grad).clone() for parameter in trainer.lm.parameters()]
+
+
+@pytest.mark.parametrize("estimator", ["analytic", "k1"])
+def test_the_gradient_does_not_depend_on_the_micro_batches(
+    lms: tuple[LanguageModel, LanguageModel], batch: Batch, estimator: str
+) -> None:
+    whole, gradients = updated(lms, batch, 8, estimator)
+    assert whole.grad_norm > 0.1
+    # Each entry sums one float32 term a token. In another order, the sum differs by at most (terms - 1) roundings of
+    # partial sums, which are no larger than the sum of the terms' sizes; that is taken to be within 10 x the largest
+    # entry of the gradient. A wrong denominator would show at 1 / 7.
+    tokens = int((batch.attempt_BT > 0).sum())
+    allowed = tokens * EPSILON * 10 * max(float(gradient.abs().max()) for gradient in gradients)
+    assert allowed < whole.grad_norm / 1000
+    for micro_batch in (4, 3, 2, 1):
+        update, found = updated(lms, batch, micro_batch, estimator)
+        assert update.loss == pytest.approx(whole.loss, abs=allowed)
+        assert update.grad_norm == pytest.approx(whole.grad_norm, abs=allowed * 100)
+        for name in ("kl_A", "neg_logprob_A", "tokens_A"):
+            torch.testing.assert_close(getattr(update, name), getattr(whole, name), rtol=1e-5, atol=0)
+        for mine, theirs in zip(found, gradients, strict=True):
+            torch.testing.assert_close(mine, theirs, rtol=0, atol=allowed)
+
+
+def test_the_update_moves_every_weight(lms: tuple[LanguageModel, LanguageModel], batch: Batch) -> None:
+    """AdamW's first step is the rate times the sign of the gradient, wherever that is not tiny."""
+    lm, reference = lms[0].frozen_copy(), lms[1]
+    lm.model.requires_grad_(True)
+    trainer = trainer_of(lm, reference, 3, "analytic")
+    before = [parameter.detach().clone() for parameter in lm.parameters()]
+    update = trainer.update(batch, rollouts=7, rate=1e-3)
+    assert not update.skip_reason
+    for old, new in zip(before, lm.parameters(), strict=True):
+        gradient = torch.as_tensor(new.grad)
+        clear = gradient.abs() > 1e-4
+        assert clear.any()
+        moved = (new.detach() - old)[clear]
+        torch.testing.assert_close(moved, -1e-3 * gradient[clear].sign(), rtol=1e-3, atol=1e-6)
+
+
+def test_the_gap_to_the_sampler_is_measured(lms: tuple[LanguageModel, LanguageModel], batch: Batch) -> None:
+    update, _ = updated(lms, batch, 3, "analytic")
+    assert float((update.gap_A / update.tokens_A).max()) < 2e-5

@@ -1,0 +1,115 @@
+"""The house keeps its floors (docs/design): a file imports only from lower floors, and light floors stay light."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import selfcorrect
+
+SOURCE = Path(selfcorrect.__file__).parent
+FLOORS: dict[str, int] = {
+    "types": 0, "errors": 0, "seeds": 0,
+    "config": 1, "chat": 1, "metrics": 1, "grading": 1, "models": 1,
+    "recipe": 2, "tasks": 2, "samplers": 2,
+    "rollout": 3, "objectives": 3, "policy": 4,
+    "batching": 3, "checkpoint": 4, "runlog": 4,
+    "losses": 5, "evaluation": 5, "report": 5, "lab": 5,
+    "training": 6, "display": 7, "run": 8,
+    "api": 9, "cli": 10, "__init__": 11,
+}  # fmt: skip
+NEVER = {  # room -> what it must not import; "torch" stands for every heavy library
+    "types": {"torch"}, "errors": {"torch"}, "seeds": {"torch"}, "config": {"torch"}, "recipe": {"torch"},
+    "chat": {"torch"}, "metrics": {"torch"}, "grading": {"torch", "tasks"}, "tasks": {"torch", "samplers"},
+    "samplers": {"tasks", "objectives"}, "rollout": {"torch", "objectives"}, "objectives": {"policy", "config"},
+    "policy": {"tasks", "rollout"}, "models": {"tasks"}, "batching": {"objectives", "samplers"},
+    "checkpoint": {"objectives", "samplers"}, "runlog": {"objectives", "samplers"},
+    "losses": {"training"}, "evaluation": {"training", "torch"}, "report": {"training", "torch"},
+    "training": {"cli", "report"}, "run": {"cli", "report"},
+}  # fmt: skip
+HEAVY = {"torch", "transformers", "safetensors", "accelerate"}
+FILES = sorted(SOURCE.rglob("*.py"))
+
+
+def room_of(file: Path) -> str:
+    return file.relative_to(SOURCE).parts[0].removesuffix(".py")
+
+
+def imports(file: Path, *, lazy: bool = True) -> Iterator[str]:
+    """Modules a file imports; with lazy=False only those that importing it brings in."""
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    inside = set()
+    for node in ast.walk(tree):
+        skipped = isinstance(node, ast.FunctionDef) or (
+            isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        )
+        if skipped and not lazy:
+            inside |= set(ast.walk(node)) - {node}
+    for node in ast.walk(tree):
+        if node in inside:
+            continue
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}: imports are absolute"
+            for alias in node.names:  # `from selfcorrect import objectives` names a room
+                yield f"{node.module}.{alias.name}" if node.module == "selfcorrect" else str(node.module)
+
+
+def rooms(file: Path, *, lazy: bool = True) -> set[str]:
+    """Rooms of the package that a file imports, without its own; heavy libraries as "torch"."""
+    named = {module.split(".") for module in ()} if False else [m.split(".") for m in imports(file, lazy=lazy)]
+    found = {parts[1] for parts in named if parts[0] == "selfcorrect" and len(parts) > 1}
+    return (found | ({"torch"} if any(parts[0] in HEAVY for parts in named) else set())) - {room_of(file)}
+
+
+def test_every_file_has_a_floor() -> None:
+    assert {room_of(file) for file in FILES} <= set(FLOORS)
+    assert len(FILES) > 30
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(SOURCE)))
+def test_a_file_imports_from_lower_floors_only(file: Path) -> None:
+    floor = FLOORS[room_of(file)]
+    upward = {room for room in rooms(file, lazy=room_of(file) != "__init__") - {"torch"} if FLOORS.get(room, 0) >= floor}
+    assert not upward, f"{file.name} (floor {floor}) imports {upward}"
+    assert not rooms(file) & NEVER.get(room_of(file), set())
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(SOURCE)))
+def test_files_are_short(file: Path) -> None:
+    text = file.read_text(encoding="utf-8")
+    assert text.count("\n") <= 500
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef):
+            assert (node.end_lineno or 0) - node.lineno < 60, node.name
+
+
+LIGHT = [
+    "selfcorrect", "selfcorrect.config", "selfcorrect.recipe", "selfcorrect.metrics", "selfcorrect.grading.countdown",
+    "selfcorrect.tasks", "selfcorrect.chat", "selfcorrect.rollout", "selfcorrect.evaluation", "selfcorrect.cli",
+]  # fmt: skip
+
+
+def test_light_modules_bring_in_nothing_heavy() -> None:
+    """In a process of its own: one import after the other, in this order."""
+    code = f"""
+import importlib, sys
+for name in {LIGHT!r}:
+    importlib.import_module(name)
+    heavy = sorted({HEAVY!r} & set(sys.modules))
+    assert not heavy, f"{{name}} imports {{heavy}}"
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_public_names_are_there_and_lazy() -> None:
+    assert {"train", "evaluate", "play", "write_report", "__version__"} <= set(selfcorrect.__all__)
+    for name in selfcorrect.__all__:
+        assert getattr(selfcorrect, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'trian'"):
+        _ = selfcorrect.trian

@@ -2,9 +2,9 @@
 
     python benchmarks/demo_seeds.py --seeds 0 1 2 3 [--output runs/seeds] [--external FILE.jsonl] [KEY=VALUE ...]
 
-Runs that are complete are read, not repeated; one that was stopped goes on. The bar (greedy, 2,000 held-out problems, after the
-last stage): delta(t1,t2) at least +4.4 points with its 95 % interval above zero, i->c at least 5.8, c->i at most 1.4,
-Accuracy@t2 at least 10 points over the base model's, Accuracy@t1 not below the base model's.
+Runs that are complete are read, not repeated; one that was stopped goes on. The bar (greedy, 2,000 held-out problems,
+after the last stage): delta(t1,t2) at least +4.4 points with its 95 % interval above zero, i->c at least 5.8, c->i at
+most 1.4, Accuracy@t2 at least 10 points over the base model's, Accuracy@t1 not below the base model's.
 """
 
 import argparse

@@ -88,7 +88,7 @@ class TensorBoard(Tracker):
     def __init__(self, path: Path) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer: Any = SummaryWriter(str(path))  # type: ignore[no-untyped-call]
+        self._writer: Any = SummaryWriter(str(path))
 
     def log(self, values: Mapping[str, float], step: int) -> None:
         for name, value in values.items():

@@ -172,7 +172,8 @@ class Trainer:
             for parameters in self.optimizer.param_groups:
                 parameters["lr"] = rate
             self.optimizer.step()
-        return Update(loss_sum, grad_norm, *sums_4A, skip_reason=reason)
+        kl_A, neg_logprob_A, gap_A, tokens_A = sums_4A
+        return Update(loss_sum, grad_norm, kl_A, neg_logprob_A, gap_A, tokens_A, reason)
 
     def _advance(self, update: Update, rewards_BA: Tensor) -> None:
         progress, smoothing = self.progress, self.config.checkpoint.smoothing

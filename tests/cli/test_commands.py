@@ -73,7 +73,9 @@ def test_tensorboard_has_the_metrics(recipe_file: Path, tmp_path: Path, command:
     command("train", str(recipe_file))
     events = event_accumulator.EventAccumulator(str(tmp_path / "run" / "tensorboard"))
     events.Reload()
-    assert {"rewards/t1", "rewards/t2", "kl/t1", "loss", "evaluation/accuracy/t2/value"} <= set(events.Tags()["scalars"])
+    assert {"rewards/t1", "rewards/t2", "kl/t1", "loss", "evaluation/accuracy/t2/value"} <= set(
+        events.Tags()["scalars"]
+    )
     row = json.loads((tmp_path / "run" / "metrics.jsonl").read_text())
     (point,) = events.Scalars("grad_norm")
     assert (point.step, point.value) == (1, pytest.approx(row["grad_norm"], rel=1e-6))
@@ -83,7 +85,9 @@ def test_tensorboard_has_the_metrics(recipe_file: Path, tmp_path: Path, command:
 def test_a_tracker_that_is_not_installed(library: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     settings = config(tmp_path, tmp_path, log={"trackers": [library]})
-    with pytest.raises(ConfigError, match=rf"names {library}, which is not installed; pip install 'selfcorrect\[{library}"):
+    with pytest.raises(
+        ConfigError, match=rf"names {library}, which is not installed; pip install 'selfcorrect\[{library}"
+    ):
         make_trackers(tmp_path, settings)
     assert list(tmp_path.iterdir()) == []
 
@@ -128,9 +132,7 @@ heavy = {"torch", "transformers", "safetensors", "tensorboard"} & set(sys.module
 assert not heavy, heavy
 """
     for arguments in (["--help"], ["train", "--help"], ["check", str(recipe_file)], ["tasks"]):
-        done = subprocess.run(
-            [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False
-        )
+        done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         assert done.stdout
 

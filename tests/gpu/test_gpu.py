@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -18,8 +19,12 @@ from selfcorrect.samplers.transformers import TransformersSampler
 from selfcorrect.tasks.countdown import Countdown
 from selfcorrect.types import Rollout, SamplingParams
 from tests.oracles import test_enumeration as oracle
+from tests.oracles.toy import OBJECTIVES
 
-ACCELERATOR = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else ""
+Accelerator = Literal["cuda", "mps"]
+ACCELERATOR: Accelerator | None = (
+    "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else None
+)
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not ACCELERATOR, reason="no accelerator on this machine")]
 
 
@@ -27,7 +32,7 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not ACCELERATOR, reason="no ac
 def small() -> LanguageModel:
     config = LabBaseConfig(kind="lab_base", hidden_size=64, heads=2, layers=2)
     tokenizer = build_tokenizer(config.task.limit)
-    return wrap(build_model(config, tokenizer).to(ACCELERATOR), tokenizer)
+    return wrap(build_model(config, tokenizer).to(ACCELERATOR or "cpu"), tokenizer)
 
 
 def played(lm: LanguageModel, temperature: float) -> list[Rollout]:
@@ -38,18 +43,18 @@ def played(lm: LanguageModel, temperature: float) -> list[Rollout]:
 
 
 @pytest.mark.skipif(ACCELERATOR == "mps", reason="no float64 there")
-@pytest.mark.parametrize("objective", oracle.OBJECTIVES)
+@pytest.mark.parametrize("objective", OBJECTIVES)
 def test_enumeration_on_the_accelerator(objective: str) -> None:
     """Oracle 1's gradient on the device, against the one whose expectation is proved exact on the CPU."""
     batch, probability_B = oracle.step_batch("tempered", objective)
     toy = oracle.toy_named("tempered")
     _, context_BT = oracle.context_rows("tempered")
     on_cpu = oracle.gradient_of(toy, batch, context_BT, probability_B, "analytic")
-    moved = batch.to(ACCELERATOR)
-    logits_CV = toy.logits_CV.to(ACCELERATOR).requires_grad_()
-    rows_N = context_BT.to(ACCELERATOR)[moved.attempt_BT > 0]
-    result = token_loss(logits_CV[rows_N], toy.ref_logits_CV.to(ACCELERATOR)[rows_N], moved, toy.temperature)
-    (gradient_CV,) = torch.autograd.grad((result.loss_B * probability_B.to(ACCELERATOR)).sum(), logits_CV)
+    moved = batch.to(ACCELERATOR or "cpu")
+    logits_CV = toy.logits_CV.to(ACCELERATOR or "cpu").requires_grad_()
+    rows_N = context_BT.to(ACCELERATOR or "cpu")[moved.attempt_BT > 0]
+    result = token_loss(logits_CV[rows_N], toy.ref_logits_CV.to(ACCELERATOR or "cpu")[rows_N], moved, toy.temperature)
+    (gradient_CV,) = torch.autograd.grad((result.loss_B * probability_B.to(ACCELERATOR or "cpu")).sum(), logits_CV)
     torch.testing.assert_close(-gradient_CV.cpu(), on_cpu, rtol=0, atol=1e-12)
 
 
@@ -57,7 +62,7 @@ def test_enumeration_on_the_accelerator(objective: str) -> None:
 def test_sampler_and_policy_agree(small: LanguageModel, temperature: float) -> None:
     rollouts = played(small, temperature)
     included_B = torch.ones(len(rollouts), dtype=torch.bool)
-    batch = make_batch(rollouts, torch.zeros(len(rollouts), 3), (0.0, 0.0, 0.0), included_B).to(ACCELERATOR)
+    batch = make_batch(rollouts, torch.zeros(len(rollouts), 3), (0.0, 0.0, 0.0), included_B).to(ACCELERATOR or "cpu")
     with torch.no_grad():
         result = token_loss(trained_logits(small, batch), None, batch, temperature)
     gap = (result.logprobs_BT - batch.sampler_logprobs_BT).abs().max()
@@ -66,7 +71,7 @@ def test_sampler_and_policy_agree(small: LanguageModel, temperature: float) -> N
 
 def test_fifty_steps_of_the_lab(tmp_path: Path) -> None:
     """The shipped base model on the accelerator: attempt 2 gains at least 5 points within fifty steps of Stage I."""
-    lab = load_model(ModelConfig(device=ACCELERATOR))
+    lab = load_model(ModelConfig(device=ACCELERATOR or "auto"))
     assert lab.device.type == ACCELERATOR
     run = selfcorrect.train(
         {

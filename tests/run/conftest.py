@@ -51,9 +51,10 @@ def stopped(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Callable[[
     def copy(step: int, target: Path) -> Path:
         if step not in kept:
             settings = recipe(tmp_path_factory.mktemp(f"stopped-{step}"), model)
-            with pytest.MonkeyPatch.context() as patch, pytest.raises(TrainingInterrupted):
+            with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(Countdown, "grade", lucky_grade)
-                go(settings, StopAt(step))
+                with pytest.raises(TrainingInterrupted):
+                    go(settings, StopAt(step))
             kept[step] = Path(settings["output"]) / "run"
         return Path(shutil.copytree(kept[step], target))
 

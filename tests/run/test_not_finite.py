@@ -94,7 +94,12 @@ def test_nine_in_a_row_and_a_good_one_go_on(model: Path, tmp_path: Path, monkeyp
     Watch(monkeypatch, {*range(2, 11), *range(12, 21)}, SPOILS["loss"][0])
     kept: list[Trainer] = []
     step = _Loop._step
-    monkeypatch.setattr(_Loop, "_step", lambda loop: (kept.append(loop.trainer), step(loop))[1])
+
+    def watched(loop: _Loop) -> None:
+        kept.append(loop.trainer)
+        step(loop)
+
+    monkeypatch.setattr(_Loop, "_step", watched)
     rows = read_rows(go(long_recipe(tmp_path, model, 21)) / "metrics.jsonl")
     assert [row["step"] for row in rows if not row["skipped"]] == [1, 11, 21]
     assert (kept[-1].progress.skipped, kept[-1].progress.bad_in_a_row) == (18, 0)

@@ -119,6 +119,11 @@ def truncate_the_state(checkpoint: Path) -> None:
     file.write_text(file.read_text()[:-8])
 
 
+def empty(checkpoint: Path) -> None:
+    for file in checkpoint.iterdir():
+        file.unlink()
+
+
 DAMAGES: dict[str, Callable[[Path], object]] = {
     "bit flip": flip_a_bit,
     "tensors cut short": lambda c: (c / "tensors.safetensors").write_bytes((c / "state.json").read_bytes()),
@@ -127,7 +132,7 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
     "no manifest": lambda c: (c / "manifest.json").unlink(),
     "empty manifest": lambda c: (c / "manifest.json").write_text(""),
     "strange manifest": lambda c: (c / "manifest.json").write_text("[]"),
-    "no files": lambda c: [file.unlink() for file in c.iterdir()],
+    "no files": empty,
 }
 
 

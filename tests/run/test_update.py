@@ -42,7 +42,7 @@ def batch(lms: tuple[LanguageModel, LanguageModel]) -> Batch:
     generator = torch.Generator().manual_seed(0)
     included_B = torch.arange(8) != 5
     made = make_batch(rollouts, torch.randn(8, 2, generator=generator), (0.3, 0.2), included_B)
-    assert len(made.length_B.unique()) > 4
+    assert len(set(made.length_B.tolist())) > 3
     return made
 
 

@@ -84,7 +84,7 @@ def command_line(*arguments: str) -> None:
             time.sleep(2)
         return train_step(trainer)
 
-    Trainer.train_step, Countdown.grade = slow_step, lucky_grade  # type: ignore[method-assign]
+    Trainer.train_step, Countdown.grade = slow_step, lucky_grade  # type: ignore[method-assign,assignment]
     sys.argv = ["selfcorrect", *arguments]
     cli.main()
 

@@ -13,10 +13,10 @@ import selfcorrect
 SOURCE = Path(selfcorrect.__file__).parent
 FLOORS: dict[str, int] = {
     "types": 0, "errors": 0, "seeds": 0,
-    "config": 1, "chat": 1, "metrics": 1, "grading": 1, "models": 1,
-    "recipe": 2, "tasks": 2, "samplers": 2,
-    "rollout": 3, "objectives": 3, "policy": 4,
-    "batching": 3, "checkpoint": 4, "runlog": 4,
+    "config": 1, "chat": 1, "metrics": 1, "grading": 1,
+    "recipe": 2, "models": 2, "tasks": 2,
+    "samplers": 3, "batching": 3, "objectives": 3,
+    "rollout": 4, "policy": 4, "checkpoint": 4, "runlog": 4,
     "losses": 5, "evaluation": 5, "report": 5, "lab": 5,
     "training": 6, "display": 7, "run": 8,
     "api": 9, "cli": 10, "__init__": 11,
@@ -61,7 +61,7 @@ def imports(file: Path, *, lazy: bool = True) -> Iterator[str]:
 
 def rooms(file: Path, *, lazy: bool = True) -> set[str]:
     """Rooms of the package that a file imports, without its own; heavy libraries as "torch"."""
-    named = {module.split(".") for module in ()} if False else [m.split(".") for m in imports(file, lazy=lazy)]
+    named = [module.split(".") for module in imports(file, lazy=lazy)]
     found = {parts[1] for parts in named if parts[0] == "selfcorrect" and len(parts) > 1}
     return (found | ({"torch"} if any(parts[0] in HEAVY for parts in named) else set())) - {room_of(file)}
 
@@ -74,7 +74,9 @@ def test_every_file_has_a_floor() -> None:
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(SOURCE)))
 def test_a_file_imports_from_lower_floors_only(file: Path) -> None:
     floor = FLOORS[room_of(file)]
-    upward = {room for room in rooms(file, lazy=room_of(file) != "__init__") - {"torch"} if FLOORS.get(room, 0) >= floor}
+    upward = {
+        room for room in rooms(file, lazy=room_of(file) != "__init__") - {"torch"} if FLOORS.get(room, 0) >= floor
+    }
     assert not upward, f"{file.name} (floor {floor}) imports {upward}"
     assert not rooms(file) & NEVER.get(room_of(file), set())
 

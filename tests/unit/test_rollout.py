@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 import pytest
 
 from selfcorrect.chat import Chat
+from selfcorrect.config import CountdownConfig
 from selfcorrect.grading.countdown import grade_countdown
 from selfcorrect.lab.base import build_tokenizer
 from selfcorrect.rollout import play
@@ -13,7 +14,6 @@ from selfcorrect.samplers.scripted import ScriptedSampler
 from selfcorrect.seeds import derive_seed
 from selfcorrect.tasks import make_task
 from selfcorrect.tasks.base import Split, Task
-from selfcorrect.config import CountdownConfig
 from selfcorrect.types import Completion, Grade, Outcome, Problem, Rollout, SamplingParams
 
 TOKENIZER = build_tokenizer(12)
@@ -92,7 +92,7 @@ def test_each_attempt_draws_from_a_seed_of_its_own() -> None:
 
 
 def test_truncation_is_an_outcome_whatever_the_text() -> None:
-    """"3" would be right; cut off it earns nothing, and the template closes the turn."""
+    """ "3" would be right; cut off it earns nothing, and the template closes the turn."""
     sampler = ScriptedSampler(lambda ids, params: [3], CHAT.decode, frozenset({END}))
     (rollout,) = run(sampler, [problem("1 : 1")])
     assert [attempt.completion.text for attempt in rollout.attempts] == ["3", "3"]

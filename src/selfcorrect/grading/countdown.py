@@ -1,8 +1,9 @@
 """Grading of countdown answers by parsing (floor 1): exact integers, never `eval`.
 
-An answer is the text of its steps, one a line, each ``a op b = c`` with op one of + - * /. Lines without an equals
-sign are remarks and pass unread; every line with one must be a step. It is right if every step is true in exact arithmetic, every given number and every result but the last is used exactly
-once, and the last result is the target. A step may use only what is still on the table.
+An answer is the text of its steps, one a line, each ``a op b = c`` with op one of + - * /. Lines without an
+equals sign are remarks and pass unread; every line with one must be a step. The answer is right if every step
+is true in exact arithmetic, every given number and every result but the last is used exactly once, and the
+last result is the target. A step may use only what is still on the table.
 """
 
 import re

@@ -123,7 +123,7 @@ def train_base(config: LabBaseConfig, say: Callable[[str], None] = print) -> Pat
         logits_NV = lm.logits(ids_BT[:, :-1], learned_BT[:, 1:], use_cache=False)
         loss = torch.nn.functional.cross_entropy(logits_NV, ids_BT[:, 1:][learned_BT[:, 1:]])
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         if (step + 1) % 250 == 0:

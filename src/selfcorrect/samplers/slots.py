@@ -13,7 +13,7 @@ from transformers.cache_utils import Cache
 _MASKED = float(torch.finfo(torch.float32).min) / 2
 
 
-class SlotCache(Cache):
+class SlotCache(Cache):  # type: ignore[misc]
     """The part of transformers' Cache that attention layers use (`update`), over preallocated slots."""
 
     def __init__(self, device: torch.device) -> None:

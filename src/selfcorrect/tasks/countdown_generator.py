@@ -69,7 +69,8 @@ class Draws:
 
     @property
     def solved_BC(self) -> BoolArray:
-        return self.candidates.valid_BC & (self.candidates.results_BC == self.target_B[:, None])
+        hits_BC: BoolArray = self.candidates.results_BC == self.target_B[:, None]
+        return self.candidates.valid_BC & hits_BC
 
 
 def draw_problems(rng: np.random.Generator, count: int, max_number: int, limit: int) -> Draws:

@@ -30,6 +30,7 @@ class Chat:
         self._tokenizer = tokenizer
         self._eos_ids = eos_ids
         self._between: dict[str, tuple[int, ...]] = {}
+        self._between_turns("a question")  # a template that cannot serve is refused before anything is sampled
 
     def first_prompt(self, user: str) -> tuple[int, ...]:
         """The context `x_1` of attempt 1 as ids [P]."""

@@ -139,7 +139,7 @@ def _repairs(summary: Summary) -> str:
     return (
         f"Of the first attempts that were wrong, {percent(summary.fix_rate.value)} % end right; "
         f"{percent(summary.broken.value)} % of all {summary.n:,} problems went from right to wrong. The last attempt "
-        f"gives the first one’s answer again on {percent(summary.unchanged.value)} %."
+        f"repeats the first one's answer on {percent(summary.unchanged.value)} %."
     )
 
 

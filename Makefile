@@ -23,7 +23,7 @@ test: $(VENV)/.installed  ## the whole test suite
 	$(BIN)/python -m pytest
 
 nightly: $(VENV)/.installed  ## the test suite and the heavier checks
-	$(BIN)/python -m pytest -m "nightly or not nightly" -o addopts="-q --strict-markers -p no:cacheprovider"
+	$(BIN)/python -m pytest -m "nightly or not nightly"
 
 lint: $(VENV)/.installed  ## ruff and mypy
 	$(BIN)/ruff check src tests benchmarks examples

@@ -101,12 +101,16 @@ def load_model(config: ModelConfig) -> LanguageModel:
         tokenizer = AutoTokenizer.from_pretrained(path)
     except Exception as error:  # transformers raises many kinds here; all mean the folder is not usable
         raise ModelError(f"model.path = {config.path!r}: no tokenizer can be loaded: {_first_line(error)}") from error
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.CRITICAL)  # what it reports at length becomes one line here
     try:
         model, found = AutoModelForCausalLM.from_pretrained(
             path, dtype=torch.float32, attn_implementation=attention, output_loading_info=True
         )
     except Exception as error:
         raise ModelError(f"model.path = {config.path!r}: cannot be loaded: {_first_line(error)}") from error
+    finally:
+        logging.set_verbosity(verbosity)
     if found["missing_keys"]:
         first, *more = sorted(found["missing_keys"])
         raise ModelError(

@@ -31,7 +31,7 @@ from selfcorrect.tasks.base import Split
 from selfcorrect.training import Trainer
 from selfcorrect.types import Completion, Grade, Outcome, Problem, SamplingParams
 
-MICRO_BATCH = 16  # rows in one forward, as on TRL's side
+MICRO_BATCH = 8  # rows in one forward: the fastest of 4, 8, 16 and 32 here
 
 
 class OurSide:

@@ -183,15 +183,12 @@ def test_new_weights_drop_the_cache() -> None:
 
 
 def test_contexts_that_do_not_continue_start_afresh() -> None:
-    """Rows swapped between attempts (the `swapped` control): the cache must not be mistaken for theirs."""
-    lm = tiny_lm("llama", "eager", ENDS)
-    sampler = TransformersSampler(lm)
-    first = play(lm, sampler, 1.0, attempts=1)[0]
-    shifted = [*first[1:], *first[:1]]
-    nexts = [
-        lm.chat.next_prompt(context, completion.token_ids, "?")
-        for (context, _), (_, completion) in zip(first, shifted, strict=True)
-    ]
+    """Attempts swapped between rows (the `swapped` control), all of one length: the cache must not be taken for theirs."""
+    lm = replace(tiny_lm("llama"), eos_ids=frozenset({-1}))
+    sampler, prompt = TransformersSampler(lm), tiny_lm("llama").chat.first_prompt("5 2 1 : 8")
+    first = sampler.sample([prompt] * 4, SamplingParams(1.0, LIMIT, 1))
+    assert len({completion.token_ids for completion in first}) == 4
+    nexts = [(*prompt, *completion.token_ids, 4, 5) for completion in [*first[1:], first[0]]]
     params = SamplingParams(1.0, LIMIT, 5)
     assert sampler.sample(nexts, params) == TransformersSampler(lm).sample(nexts, params)
     fewer = nexts[:-1]

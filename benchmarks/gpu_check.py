@@ -63,9 +63,7 @@ def make_base(folder: Path, options: argparse.Namespace) -> tuple[Path, float]:
         heads=options.hidden // 64,
         steps=options.base_steps,
         learning_rate=4e-4,
-        first_solved=0.7,
-        second_copied=0.2,
-        second_solved=0.5,
+        matrix_learning_rate=2e-3,
     )
     return train_base(config), time.monotonic() - began
 

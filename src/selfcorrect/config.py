@@ -237,15 +237,17 @@ class LabBaseConfig(Strict):
     output: str = "runs/lab_base"
     device: Device = "auto"
     task: CountdownConfig = CountdownConfig()
-    hidden_size: Positive = 160
-    layers: Positive = 4
-    heads: Positive = 5
-    steps: Positive = 6000
-    batch: Positive = 256
+    hidden_size: Positive = 128
+    layers: Positive = 5
+    heads: Positive = 4
+    steps: Positive = 2000
+    batch: Positive = 128
     learning_rate: Rate = 1.5e-3
+    matrix_learning_rate: Rate = 7.0e-3
     first_solved: Share = 0.6
-    second_copied: Share = 0.25
-    second_solved: Share = 0.5
+    right_copied: Share = 0.35
+    wrong_copied: Share = 0.2
+    second_solved: Share = 0.45
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -1,6 +1,6 @@
 """The paper's metrics with 95 % intervals (floor 1; pure, stdlib only).
 
-Shares of problems carry Wilson's interval; differences between attempts the paired normal interval, since
+Shares of problems carry Wilson's interval; differences between attempts an interval for matched pairs, since
 both attempts answer the same problem. Rollouts the grader failed on, and problems the model cannot read,
 are counted and left out.
 """
@@ -56,15 +56,20 @@ def share(hits: int, n: int) -> Estimate:
 
 
 def paired_difference(first: Sequence[bool], second: Sequence[bool]) -> Estimate:
-    """mean(second) - mean(first) over the same problems, with the paired normal 95 % interval."""
-    n = len(first)
-    differences = [int(b) - int(a) for a, b in zip(first, second, strict=True)]
+    """mean(second) - mean(first) over the same problems, with Agresti and Min's 95 % interval for matched pairs.
+
+    Half a problem is added to each of the four cells, so that the interval has a width even where no pair differs.
+    """
+    pairs = list(zip(first, second, strict=True))
+    n = len(pairs)
     if n == 0:
         return Estimate(0.0, 0.0, 0.0)
-    mean = sum(differences) / n
-    variance = sum((d - mean) ** 2 for d in differences) / max(1, n - 1)
-    half = _Z * math.sqrt(variance / n)
-    return Estimate(mean, mean - half, mean + half)
+    up = sum(b and not a for a, b in pairs)
+    down = sum(a and not b for a, b in pairs)
+    m = n + 2
+    centre = (up - down) / m
+    half = _Z * math.sqrt(((up + down + 1) / m - centre**2) / m)
+    return Estimate((up - down) / n, max(-1.0, centre - half), min(1.0, centre + half))
 
 
 def is_unchanged(rollout: Rollout) -> bool:

@@ -10,5 +10,8 @@ def derive_seed(*path: int | str) -> int:
     True
     """
     # A slash inside a name must not read like the separator.
-    text = "/".join(f"{type(part).__name__}:{str(part).replace('~', '~0').replace('/', '~1')}" for part in path)
+    text = "/".join(
+        f"{'str' if isinstance(part, str) else 'int'}:{str(part).replace('~', '~0').replace('/', '~1')}"
+        for part in path
+    )
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1

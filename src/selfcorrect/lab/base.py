@@ -20,11 +20,12 @@ from selfcorrect.lab.corpus import AttemptMix, draw_attempts
 from selfcorrect.models import pick_device, pick_dtype, wrap
 from selfcorrect.seeds import derive_seed
 from selfcorrect.tasks.countdown import split_of
-from selfcorrect.tasks.countdown_generator import OPERATORS, Candidates, Draws, IntArray, draw_problems
+from selfcorrect.tasks.countdown_generator import OPERATORS, BoolArray, Candidates, Draws, IntArray, draw_problems
 
 PAD, USER, ASSISTANT, END, UNKNOWN = "<|pad|>", "<|user|>", "<|assistant|>", "<|end|>", "<|unk|>"
 PROMPT, CORRECTION = "{numbers} : {target}", "?"  # the task's templates when this model reads it
-_WORDS = [*OPERATORS, "=", "\n", ":", CORRECTION, PAD, USER, ASSISTANT, END, UNKNOWN]
+_REMARKS = ("keep", "change", "right", "wrong")
+_WORDS = [*OPERATORS, "=", "\n", ":", CORRECTION, *_REMARKS, PAD, USER, ASSISTANT, END, UNKNOWN]
 _TEMPLATE = (
     "{% for message in messages %}"
     "{{ '<|user|>' if message.role == 'user' else '<|assistant|>' }}{{ message.content }}<|end|>"
@@ -76,13 +77,23 @@ def build_model(config: LabBaseConfig, tokenizer: Any) -> Any:
     return model
 
 
+def make_optimizers(model: Any, config: LabBaseConfig) -> list[tuple[torch.optim.Optimizer, float]]:
+    """Optimisers and their peak rates: Muon for the layers' matrices (half the steps AdamW needs), AdamW for the rest."""
+    matrices = [p for p in model.model.layers.parameters() if p.dim() == 2]
+    taken = {id(p) for p in matrices}
+    rest = [p for p in model.parameters() if id(p) not in taken]
+    muon = torch.optim.Muon(matrices, lr=0.0, weight_decay=0.01, adjust_lr_fn="match_rms_adamw")
+    adamw = torch.optim.AdamW(rest, lr=0.0, weight_decay=0.01, betas=(0.9, 0.98), fused=True)
+    return [(muon, config.matrix_learning_rate), (adamw, config.learning_rate)]
+
+
 def draw_corpus(rng: np.random.Generator, config: LabBaseConfig, tokenizer: Any) -> tuple[Tensor, Tensor]:
     """About `batch` training conversations: token ids [B, T] and which of them the model learns to write [B, T].
 
     Problems of the test split never enter. Every conversation has the same length.
     """
     draws = _training_split(draw_problems(rng, config.batch * 10 // 9, config.task.max_number, config.task.limit))
-    mix = AttemptMix(config.first_solved, config.second_copied, config.second_solved)
+    mix = AttemptMix(config.first_solved, config.right_copied, config.wrong_copied, config.second_solved)
     first_B, second_B = draw_attempts(rng, draws, mix)
     rows = np.arange(len(first_B))
     word = {text: tokenizer.convert_tokens_to_ids(text) for text in _WORDS}
@@ -96,9 +107,15 @@ def draw_corpus(rng: np.random.Generator, config: LabBaseConfig, tokenizer: Any)
         equals = column("=")
         return np.hstack([x, signs[op1], y, equals, r, column("\n"), u, signs[op2], v, equals, s, column(END)])
 
-    opening = np.hstack([column(USER), draws.numbers_B3, column(":"), draws.target_B[:, None], column(END)])
-    between = np.hstack([column(USER), column(CORRECTION), column(END), column(ASSISTANT)])
-    pieces = [np.hstack([opening, column(ASSISTANT)]), attempt(first_B), between, attempt(second_B)]
+    def either(yes_B: BoolArray, yes: str, no: str) -> IntArray:
+        return np.where(yes_B[:, None], word[yes], word[no])
+
+    opening = [column(USER), draws.numbers_B3, column(":"), draws.target_B[:, None], column(END), column(ASSISTANT)]
+    question = [column(USER), column(CORRECTION), column(END), column(ASSISTANT)]
+    verdict = either(draws.solved_BC[rows, first_B], "right", "wrong")
+    decision = either(second_B == first_B, "keep", "change")
+    second = [verdict, decision, column("\n"), attempt(second_B)]
+    pieces = [np.hstack(opening), attempt(first_B), np.hstack(question), np.hstack(second)]
     learned = np.hstack([np.full(piece.shape, number % 2 == 1) for number, piece in enumerate(pieces)])
     return torch.from_numpy(np.hstack(pieces)), torch.from_numpy(learned)
 
@@ -111,21 +128,21 @@ def train_base(config: LabBaseConfig, say: Callable[[str], None] = print) -> Pat
     device = pick_device(config.device)
     model = build_model(config, tokenizer).to(device)
     lm = wrap(model, tokenizer, pick_dtype("auto", device))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, weight_decay=0.01, betas=(0.9, 0.98), fused=True)
+    optimizers = make_optimizers(model, config)
     rng = np.random.default_rng(derive_seed(config.seed, "lab_base", "corpus"))
     began = time.monotonic()
     for step in range(config.steps):
         warm = min(1.0, (step + 1) / 200)
-        rate = config.learning_rate * warm * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * step / config.steps)))
-        for group in optimizer.param_groups:
-            group["lr"] = rate
+        share = warm * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * step / config.steps)))
         ids_BT, learned_BT = (table.to(device) for table in draw_corpus(rng, config, tokenizer))
         logits_NV = lm.logits(ids_BT[:, :-1], learned_BT[:, 1:], use_cache=False)
         loss = torch.nn.functional.cross_entropy(logits_NV, ids_BT[:, 1:][learned_BT[:, 1:]])
-        optimizer.zero_grad(set_to_none=True)
+        model.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
+        for optimizer, peak in optimizers:
+            optimizer.param_groups[0]["lr"] = peak * share
+            optimizer.step()
         if (step + 1) % 250 == 0:
             say(f"step {step + 1}/{config.steps}  loss {loss.item():.4f}  {time.monotonic() - began:.0f} s")
     folder = Path(config.output)

@@ -1,8 +1,11 @@
 """The text the lab's base model learns from: countdown problems with two attempts each (numpy only).
 
-Attempts are honest (their arithmetic is true) but may miss the target. The second attempt revises without
-regard to whether the first was right: that is what makes the model behave like the paper's base models,
-decent at attempt 1 and worse at attempt 2.
+Attempts are honest (their arithmetic is true) but may miss the target. The second attempt opens with a remark,
+for example `right change`: what attempt 1 was worth, then what the writer does about it. The verdict is true, and
+the writer hardly heeds it: right answers are changed almost as often as wrong ones. That is what makes the model
+behave like the paper's base models: decent at attempt 1, worse at attempt 2. (It must be hardly, not never: from a
+corpus of decisions independent of the verdict the model learns to erase the verdict before it decides, and RL finds
+nothing to amplify. docs/log.md has the measurement.)
 
 Axes: B problems, C = 48 candidates.
 """
@@ -19,15 +22,16 @@ class AttemptMix:
     """How often the corpus' attempts are solved, and how often attempt 2 copies attempt 1."""
 
     first_solved: float
-    second_copied: float
+    right_copied: float  # of the first attempts that are right
+    wrong_copied: float  # of those that are wrong
     second_solved: float  # among second attempts that are not copies
 
 
 def draw_attempts(rng: np.random.Generator, draws: Draws, mix: AttemptMix) -> tuple[IntArray, IntArray]:
     """Candidate indices of attempt 1 and attempt 2 for each problem.
 
-    Attempt 2 copies with probability `second_copied`, whatever attempt 1 was worth; otherwise it differs from
-    attempt 1 wherever the problem leaves another candidate.
+    Attempt 2 copies a right attempt 1 with probability `right_copied`, a wrong one with `wrong_copied`; otherwise it
+    differs from attempt 1 wherever the problem leaves another candidate.
     """
     solved_BC = draws.solved_BC
     missed_BC = draws.candidates.valid_BC & ~solved_BC
@@ -43,5 +47,6 @@ def draw_attempts(rng: np.random.Generator, draws: Draws, mix: AttemptMix) -> tu
 
     first_B = attempt(rng.random(len(rows)) < mix.first_solved, None)
     revised_B = attempt(rng.random(len(rows)) < mix.second_solved, first_B)
-    copied_B = (rng.random(len(rows)) < mix.second_copied) | (revised_B < 0)
+    copy_share_B = np.where(solved_BC[rows, first_B], mix.right_copied, mix.wrong_copied)
+    copied_B = (rng.random(len(rows)) < copy_share_B) | (revised_B < 0)
     return first_B, np.where(copied_B, first_B, revised_B)

@@ -78,7 +78,7 @@ def build_model(config: LabBaseConfig, tokenizer: Any) -> Any:
 
 
 def make_optimizers(model: Any, config: LabBaseConfig) -> list[tuple[torch.optim.Optimizer, float]]:
-    """Optimisers and their peak rates: Muon for the layers' matrices (half the steps AdamW needs), AdamW for the rest."""
+    """Optimisers and their peak rates: Muon for the layers' matrices (half of AdamW's steps), AdamW for the rest."""
     matrices = [p for p in model.model.layers.parameters() if p.dim() == 2]
     taken = {id(p) for p in matrices}
     rest = [p for p in model.parameters() if id(p) not in taken]

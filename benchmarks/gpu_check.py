@@ -76,9 +76,9 @@ def recipe(base: Path, folder: Path, options: argparse.Namespace) -> dict[str, A
         "output": str(folder),
         "model": {"path": str(base), "device": options.device},
         "task": {"prompt": PROMPT, "correction_prompt": CORRECTION},
-        "rollouts": {"problems_per_step": 128, "rollouts_per_problem": 8, "max_new_tokens": 16},
+        "rollouts": {"problems_per_step": 128, "rollouts_per_problem": 8, "max_new_tokens": 16, "rows_at_once": 2048},
         "optimizer": {"micro_batch": 1024},
-        "evaluation": {"problems": 2000, "rows_at_once": 2048},
+        "evaluation": {"problems": 2000},
         "stages": [
             {"name": "stage1", "objective": "stage1", "beta2": 0.3, **stage},
             {"name": "stage2", "objective": "stage2", "alpha": 10.0, **stage},

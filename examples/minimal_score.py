@@ -1,6 +1,6 @@
 """SCoRe in one readable file: the loop of selfcorrect.training without checkpoints, logs or recipes.
 
-    python examples/minimal_score.py [--steps1 40] [--steps2 40] [--seed 0]
+    python examples/minimal_score.py [--steps1 40] [--steps2 40] [--seed 0] [--problems 500]
 
 Each line of a step is one arrow of the design:
     problems -> play -> grade -> credit -> advantages -> batch -> loss -> update
@@ -42,6 +42,7 @@ def main() -> None:
     parser.add_argument("--steps1", type=int, default=40)
     parser.add_argument("--steps2", type=int, default=40)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--problems", type=int, default=500, help="held-out problems to evaluate on")
     options = parser.parse_args()
 
     policy = load_model(ModelConfig(path="lab"))
@@ -50,7 +51,7 @@ def main() -> None:
     task = Countdown(CountdownConfig(prompt=PROMPT, correction_prompt=CORRECTION))
     optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.0)
 
-    evaluate(policy, sampler, task)
+    evaluate(policy, sampler, task, options.problems)
     for step in range(1, options.steps1 + options.steps2 + 1):
         stage = 1 if step <= options.steps1 else 2
         stream = task.problems("train", derive_seed(options.seed, "problems", step))
@@ -73,17 +74,17 @@ def main() -> None:
         torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
         optimizer.step()
         print(f"stage {stage} step {step}: rewards {[round(r, 3) for r in rewards_BA.mean(0).tolist()]}", flush=True)
-    evaluate(policy, sampler, task)
+    evaluate(policy, sampler, task, options.problems)
 
 
-def evaluate(policy: LanguageModel, sampler: TransformersSampler, task: Countdown) -> None:
-    """Two greedy attempts on 500 held-out problems."""
+def evaluate(policy: LanguageModel, sampler: TransformersSampler, task: Countdown, count: int) -> None:
+    """Two greedy attempts on held-out problems."""
     sampler.load_weights(policy.model)
-    problems = list(islice(task.problems("test", 0), 500))
+    problems = list(islice(task.problems("test", 0), count))
     greedy = SamplingParams(0.0, MAX_NEW_TOKENS, 0)
     summary = summarize(play(problems, task, sampler, policy.chat, greedy, attempts=2))
     accuracy = [f"{estimate.value:.1%}" for estimate in summary.accuracy]
-    print(f"greedy accuracy {accuracy}, i->c {summary.fixed.value:.1%}, c->i {summary.broken.value:.1%}")
+    print(f"greedy: accuracy {accuracy}, i->c {summary.fixed.value:.1%}, c->i {summary.broken.value:.1%}")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
 """The public functions (floor 7): the commands of the same names, callable."""
 
 from collections.abc import Mapping
+from importlib import resources
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from selfcorrect.config import LabBaseConfig, TrainConfig
+from selfcorrect.config import LAB_MODEL, LabBaseConfig, TrainConfig
 from selfcorrect.display import Observer
 from selfcorrect.errors import ConfigError
 from selfcorrect.evaluation import Evaluation, Evaluator, load_external
@@ -27,11 +28,13 @@ Recipe = str | Path | Mapping[str, Any] | TrainConfig | LabBaseConfig
 def train(recipe: Recipe, *overrides: str, observer: Observer | None = None, resume_run: bool = False) -> Path:
     """Run a recipe (a YAML file, a mapping of the same shape, or a config); returns the run's folder.
 
-    overrides: `key=value` as on the command line, for YAML files. resume_run: `recipe` is a run folder to go on
-    with. Raises UserError kinds (selfcorrect.errors) for everything the caller can mend.
+    overrides: `key=value` as on the command line. resume_run: `recipe` is a run folder to go on with, as it was
+    begun. Raises UserError kinds (selfcorrect.errors) for everything the caller can mend.
     """
     watcher = observer or Observer()
     if resume_run:
+        if overrides:
+            raise ConfigError(f"a run goes on with the settings it was begun with; {overrides[0]!r} cannot be applied")
         return resume(Path(str(recipe)), watcher)
     config = read_config(recipe, *overrides)
     if isinstance(config, LabBaseConfig):
@@ -44,8 +47,8 @@ def train(recipe: Recipe, *overrides: str, observer: Observer | None = None, res
 def evaluate(model: str | Path, recipe: Recipe | None = None, *overrides: str) -> Evaluation:
     """Greedy two-attempt evaluation of a model folder, hub name or "lab", with intervals.
 
-    recipe: where task, limits and number of problems come from; by default the recipe of the run that `model`
-    lies in, else that of the lab.
+    recipe: where task, prompts, limits and number of problems come from; by default the recipe of the run that
+    `model` lies in, that of the lab for the lab's models, and recipes/countdown.yaml for every other.
     """
     config = _train_config(recipe if recipe is not None else _recipe_beside(model), *overrides)
     lm = load_model(config.model.model_copy(update={"path": str(model)}))
@@ -58,7 +61,7 @@ def evaluate(model: str | Path, recipe: Recipe | None = None, *overrides: str) -
         max_new_tokens=config.rollouts.max_new_tokens, seed=config.seed, controls=config.evaluation.controls,
         external=load_external(task, config.evaluation.external),
     )  # fmt: skip
-    sampler = TransformersSampler(lm, max_rows=config.evaluation.rows_at_once)
+    sampler = TransformersSampler(lm, max_rows=config.rollouts.rows_at_once)
     return evaluator.run(Path(str(model)).name, 0, sampler, lm.chat)
 
 
@@ -77,9 +80,9 @@ def play(
 def read_config(recipe: Recipe, *overrides: str) -> TrainConfig | LabBaseConfig:
     """Anything that stands for a recipe -> the validated config."""
     if isinstance(recipe, TrainConfig | LabBaseConfig):
-        return recipe
+        return validate(recipe.model_dump(mode="json"), overrides=overrides) if overrides else recipe
     if isinstance(recipe, Mapping):
-        return validate(recipe)
+        return validate(recipe, overrides=overrides)
     return load_recipe(recipe, overrides)
 
 
@@ -91,15 +94,24 @@ def _train_config(recipe: Recipe, *overrides: str) -> TrainConfig:
 
 
 def _recipe_beside(model: str | Path) -> Recipe:
-    """The recipe of the run that a model folder lies in; else the lab's own, for the lab model."""
-    for parent in Path(str(model)).absolute().parents:
-        if (parent / "config.yaml").is_file():
-            return parent / "config.yaml"
-    return lab_recipe()
+    """The recipe of the run that a model folder lies in; else the lab's for the lab's models; else countdown.yaml."""
+    folder = Path(str(model)).expanduser()
+    if str(model) == LAB_MODEL:
+        return lab_recipe()
+    if folder.is_dir():
+        for run in list(folder.absolute().parents)[:2]:  # runs/NAME/final, runs/NAME/models/STAGE
+            if (run / "config.yaml").is_file() and (run / "environment.json").is_file():
+                return run / "config.yaml"
+        if (folder / "recipe.json").is_file():  # written by lab/base.py
+            return lab_recipe()
+    return shipped_recipe("countdown")
 
 
 def lab_recipe() -> Path:
-    """The recipe of the demo, as shipped in the package (recipes/ at the root of the repository leads there)."""
-    from importlib import resources
+    """The recipe of the demo."""
+    return shipped_recipe("demo")
 
-    return Path(str(resources.files("selfcorrect") / "recipes" / "demo.yaml"))
+
+def shipped_recipe(name: str) -> Path:
+    """A recipe as shipped in the package (recipes/ at the root of the repository leads there)."""
+    return Path(str(resources.files("selfcorrect") / "recipes" / f"{name}.yaml"))

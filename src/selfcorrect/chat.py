@@ -46,6 +46,12 @@ class Chat:
             between = between[1:]
         return (*prompt_ids, *completion_ids, *between)
 
+    def turn_end(self) -> int | None:
+        """The special token that the template puts after an assistant's turn, if it puts one."""
+        between = self._between_turns("a question")
+        special = {*self._tokenizer.all_special_ids, *self._tokenizer.added_tokens_decoder}
+        return between[0] if between and between[0] in special else None
+
     def readable(self, prompt_ids: Sequence[int]) -> bool:
         """False where the tokenizer had to write its unknown token."""
         unknown = self._tokenizer.unk_token_id
@@ -61,7 +67,8 @@ class Chat:
             whole = self._render([("user", first), ("assistant", _MARKER), ("user", user)])
             opening = self._render([("user", first)])
             head, marker, tail = whole.partition(_MARKER)
-            if not marker or _MARKER in tail or head != opening:
+            # Some templates put a space before the assistant's text: the model then samples that itself.
+            if not marker or _MARKER in tail or head.rstrip() != opening.rstrip() or not head.startswith(opening):
                 raise ModelError(
                     "the chat template rewrites earlier turns (the text before the second assistant turn differs from "
                     "the first prompt), so attempt 2 could not extend attempt 1's ids; use a template without that"

@@ -1,7 +1,8 @@
 """Checkpoints: written atomically, verified on load, the newest damaged one passed over (floor 4).
 
 A folder appears under its final name only when every byte of it is on disk. It holds tensors.safetensors,
-state.json and manifest.json with the SHA-256 of the other two; nothing in it is unpickled.
+state.json and manifest.json with the SHA-256 of the other two; nothing in it is unpickled. Model folders carry
+a manifest as well.
 """
 
 import errno
@@ -79,10 +80,29 @@ def save(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
         contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.tensors.items()}
         save_file(contiguous, temporary / "tensors.safetensors")
         (temporary / "state.json").write_text(json.dumps(checkpoint.state))
-        digests = {file.name: _digest(file) for file in sorted(temporary.iterdir())}
-        (temporary / "manifest.json").write_text(json.dumps({"step": checkpoint.step, "sha256": digests}))
+        write_manifest(temporary)
     prune(folder, keep)
     return target
+
+
+def write_manifest(folder: Path) -> None:
+    """manifest.json with the SHA-256 of every file of `folder`."""
+    digests = {file.name: _digest(file) for file in sorted(folder.iterdir())}
+    (folder / "manifest.json").write_text(json.dumps({"sha256": digests}))
+
+
+def check_manifest(folder: Path) -> None:
+    """Raises ValueError, OSError, KeyError and the like where a file is not as it was written."""
+    digests = json.loads((folder / "manifest.json").read_text())["sha256"]
+    if not any(name.endswith(".safetensors") for name in digests):
+        raise ValueError("its manifest names no weights")
+    for name, digest in digests.items():
+        if _digest(folder / name) != digest:
+            raise ValueError(f"{name} does not match its checksum")
+
+
+# What a damaged folder raises on the way.
+DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError)
 
 
 def prune(folder: Path, keep: int) -> None:
@@ -107,7 +127,7 @@ def load_newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     for path in reversed(saved(folder)):
         try:
             checkpoint = _load(path)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except DAMAGE as error:
             warnings.append(f"checkpoint {path.name} is damaged ({error}); falling back to the one before")
             damaged.append(path)
         else:
@@ -143,15 +163,15 @@ def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tenso
 def _load(path: Path) -> Checkpoint:
     from safetensors.torch import load_file
 
-    manifest = json.loads((path / "manifest.json").read_text())
-    for name, digest in manifest["sha256"].items():
-        if _digest(path / name) != digest:
-            raise ValueError(f"{name} does not match its checksum")
+    check_manifest(path)
+    state = json.loads((path / "state.json").read_text())
+    if path.name != f"step-{state['step']:06d}":
+        raise ValueError(f"it holds step {state['step']}")
     try:
         tensors = load_file(path / "tensors.safetensors")
     except SafetensorError as error:
         raise ValueError(str(error)) from error
-    return Checkpoint(manifest["step"], tensors, json.loads((path / "state.json").read_text()))
+    return Checkpoint(state["step"], tensors, state)
 
 
 def _digest(file: Path) -> str:

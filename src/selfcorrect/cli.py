@@ -46,12 +46,17 @@ def demo(
     extra = [f"evaluation.external={json.dumps([str(external)])}"] if external.is_file() else []
     if not extra:
         typer.echo(f"note: {external} is not there, so the report will have no external test set")
-    config = read_config(lab_recipe(), f"name={name}", *extra, *(overrides or []))
+    config = read_config(lab_recipe(), f"name={json.dumps(name)}", *extra, *(overrides or []))
     assert isinstance(config, TrainConfig)
     run = Path(config.output) / config.name
     if (run / "final").is_dir():
         raise ConfigError(f"{run} is complete; open {run / 'report.html'}, or train again with --name NAME")
-    _train_and_report(run if (run / "config.yaml").is_file() else config)
+    begun = (run / "config.yaml").is_file()
+    if begun and overrides:
+        raise ConfigError(
+            f"{run} is begun and goes on with the settings it has; leave out {overrides[0]!r}, or choose another --name"
+        )
+    _train_and_report(run if begun else config)
 
 
 @app.command()

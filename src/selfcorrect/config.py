@@ -11,6 +11,7 @@ Positive = Annotated[int, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
 Device = Literal["auto", "cpu", "cuda", "mps"]
 
 
@@ -69,24 +70,32 @@ class CountdownConfig(Strict):
 
 
 def _template_fields(field: str, template: str) -> set[str]:
-    """The names a template fills in."""
+    """The names a template fills in, as they are: no format after a colon, no conversion after an exclamation mark."""
     try:
-        return {name for _, name, _, _ in string.Formatter().parse(template) if name is not None}
+        parts = [part for part in string.Formatter().parse(template) if part[1] is not None]
     except ValueError as error:
         raise ValueError(f"{field} is not a template: {error} (double braces that are meant as text)") from None
+    for _, name, form, conversion in parts:
+        if form or conversion:
+            raise ValueError(f"{field} must fill in {{{name}}} plainly, without a format or conversion")
+    return {str(name) for _, name, _, _ in parts}
 
 
 TaskConfig = CountdownConfig
 
 
 class RolloutConfig(Strict):
-    """problems_per_step x rollouts_per_problem rollouts a step, each of `attempts` attempts."""
+    """problems_per_step x rollouts_per_problem rollouts a step, each of `attempts` attempts.
+
+    rows_at_once: how many are sampled side by side, at training and at evaluation; bounds the memory of the cache.
+    """
 
     problems_per_step: Positive = 48
     rollouts_per_problem: Positive = 8
     attempts: Annotated[int, Field(ge=2)] = 2
     temperature: Rate = 1.0
     max_new_tokens: Positive = 256
+    rows_at_once: Positive = 512
 
 
 class StageBase(Strict):
@@ -139,7 +148,7 @@ Stage = Annotated[StageOne | StageTwo | SingleTurn | MultiTurn, Field(discrimina
 class OptimizerConfig(Strict):
     """AdamW. micro_batch: rollouts in one forward; the gradient does not depend on it."""
 
-    betas: tuple[Share, Share] = (0.9, 0.95)
+    betas: tuple[Decay, Decay] = (0.9, 0.95)
     weight_decay: NonNegative = 0.0
     warmup_steps: Annotated[int, Field(ge=0)] = 10
     schedule: Literal["constant", "linear", "cosine"] = "constant"
@@ -163,7 +172,6 @@ class EvaluationConfig(Strict):
     """Greedy evaluation before, between and after the stages. external: JSONL files of the task's shape."""
 
     problems: Positive = 2000
-    rows_at_once: Positive = 512
     controls: bool = True
     external: tuple[str, ...] = ()
 
@@ -177,7 +185,7 @@ class CheckpointConfig(Strict):
 
     every: Positive = 50
     keep: Annotated[int, Field(ge=2)] = 2
-    smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.95
+    smoothing: Decay = 0.95
     select: Literal["best", "last"] = "best"
 
 
@@ -209,9 +217,11 @@ class TrainConfig(Strict):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        names = [stage.name for stage in self.stages]
+        names = [stage.name.casefold() for stage in self.stages]
         if len(set(names)) < len(names):
-            raise ValueError(f"stages: names must differ, got {', '.join(names)}")
+            raise ValueError(f"stages: names must differ in more than case, got {', '.join(names)}")
+        if "base" in names:
+            raise ValueError("stages: base is the name of the evaluation before training; choose another")
         if self.algorithm.baseline != "none" and self.rollouts.rollouts_per_problem < 2:
             raise ValueError(
                 "rollouts.rollouts_per_problem is 1, but algorithm.baseline compares rollouts of the "

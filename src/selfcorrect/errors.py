@@ -28,5 +28,9 @@ class NumericalError(UserError, ArithmeticError):
     """Training produced values that are not finite, too often to go on."""
 
 
+class MemoryExhausted(UserError, MemoryError):  # noqa: N818 - says what happened
+    """The device's memory does not suffice for the recipe's sizes."""
+
+
 class TrainingInterrupted(UserError, KeyboardInterrupt):  # noqa: N818 - named like the exception it refines
     """Ctrl-C: a checkpoint was kept; the message holds the command that resumes."""

@@ -128,6 +128,10 @@ def wrap(model: Any, tokenizer: Any, compute_dtype: torch.dtype = torch.float32)
     if not eos_ids:
         raise ModelError("neither the tokenizer nor generation_config.json names an end-of-sequence token")
     chat = Chat(tokenizer, eos_ids)
+    turn_end = chat.turn_end()
+    if turn_end is not None and turn_end not in eos_ids:  # base models often name only the end of a document
+        eos_ids |= {turn_end}
+        chat = Chat(tokenizer, eos_ids)
     device = next(model.parameters()).device
     return LanguageModel(model, tokenizer, chat, eos_ids, device, compute_dtype, _head_is_plain(model))
 
@@ -143,7 +147,7 @@ def _head_is_plain(model: Any) -> bool:
         probe = torch.arange(1, 5, device=next(model.parameters()).device)[None] % model.config.vocab_size
         hidden = model.get_decoder()(input_ids=probe).last_hidden_state
         return torch.equal(model.get_output_embeddings()(hidden), model(input_ids=probe).logits)
-    except (AttributeError, TypeError):
+    except Exception:  # noqa: BLE001 - models of other shapes fail here in their own ways; the whole forward serves
         return False
 
 

@@ -4,6 +4,7 @@ A recipe is refused before any model is loaded: unknown keys with the nearest kn
 contradicting values, each with the file and line, or the override, it came from.
 """
 
+import copy
 import difflib
 import json
 import re
@@ -65,13 +66,17 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         raise ConfigError(f"recipe {file}: a value contains itself, or is nested too deeply") from None
     if not isinstance(data, dict):
         raise ConfigError(f"recipe {file} must be a mapping of settings, not {type(data).__name__}")
-    for override in overrides:
-        places[_apply_override(data, override)] = f"override {override!r}"
-    return validate(data, str(file), places)
+    return validate(data, str(file), places, overrides)
 
 
-def validate(data: Mapping[str, Any], source: str = "config", places: Places | None = None) -> Config:
-    """A plain mapping -> the frozen config. Raises ConfigError as load_recipe does."""
+def validate(
+    data: Mapping[str, Any], source: str = "config", places: Places | None = None, overrides: Sequence[str] = ()
+) -> Config:
+    """A plain mapping, with overrides applied -> the frozen config. Raises ConfigError as load_recipe does."""
+    if overrides:
+        data, places = copy.deepcopy(dict(data)), dict(places or {})
+        for override in overrides:
+            places[_apply_override(data, override)] = f"override {override!r}"
     try:
         # Through JSON: strict on types, yet a YAML list may fill a tuple.
         text = json.dumps({"kind": "train", **data}, default=str)

@@ -5,6 +5,7 @@ even by `kill -9`, goes on exactly as if it had not been.
 """
 
 import dataclasses
+import fcntl
 import signal
 import types
 from collections.abc import Iterator
@@ -17,8 +18,10 @@ from typing import Any
 import torch
 
 from selfcorrect.checkpoint import (
+    DAMAGE,
     Checkpoint,
     atomic_folder,
+    check_manifest,
     is_disk_full,
     load_newest,
     load_optimizer,
@@ -27,23 +30,28 @@ from selfcorrect.checkpoint import (
     save,
     saved,
     sweep,
+    write_manifest,
 )
 from selfcorrect.config import TrainConfig
 from selfcorrect.display import Observer
-from selfcorrect.errors import CheckpointError, ConfigError, TrainingInterrupted
+from selfcorrect.errors import CheckpointError, ConfigError, MemoryExhausted, TrainingInterrupted
 from selfcorrect.evaluation import Evaluation, Evaluator, load_external
 from selfcorrect.models import LanguageModel, load_model
-from selfcorrect.policy import load_weights, weights
+from selfcorrect.policy import fingerprint, load_weights, weights
 from selfcorrect.recipe import load_recipe
 from selfcorrect.runlog import RunFolder, tracker_names
 from selfcorrect.samplers.transformers import TransformersSampler
+from selfcorrect.seeds import derive_seed
 from selfcorrect.tasks import make_task
+from selfcorrect.tasks.base import Task
 from selfcorrect.training import Progress, StepResult, Trainer
+from selfcorrect.types import Problem
 
 
 def start(config: TrainConfig, observer: Observer) -> Path:
     """Train from the beginning; returns the run folder. Raises UserError kinds for all a user can mend."""
     path = Path(config.output) / config.name
+    config = _with_absolute_paths(config)
     if (path / "config.yaml").exists():
         raise ConfigError(
             f"{path} already holds a run; resume it with `{resume_command(path)}`, or choose another name=..."
@@ -70,8 +78,12 @@ def _run(config: TrainConfig, path: Path, observer: Observer) -> Path:
         torch.set_num_threads(config.threads)
     tracker_names(config)  # refused before anything is written, as are task, data and model
     task = make_task(config.task)
+    first = list(
+        islice(task.problems("train", derive_seed(config.seed, "problems", 1)), config.rollouts.problems_per_step)
+    )
     external = load_external(task, config.evaluation.external)
     lm = load_model(config.model)
+    check_context(config, lm, task, first[0])
     evaluator = Evaluator(
         task=task,
         problems=list(islice(task.problems("test", 0), config.evaluation.problems)),
@@ -81,13 +93,22 @@ def _run(config: TrainConfig, path: Path, observer: Observer) -> Path:
         controls=config.evaluation.controls,
         external=external,
     )
-    sampler = TransformersSampler(lm, max_rows=config.evaluation.rows_at_once)
+    sampler = TransformersSampler(lm, max_rows=config.rollouts.rows_at_once)
     trainer = Trainer(config, lm, lm.frozen_copy(), sampler, task)
     try:
-        checkpoint, folder = _open(path, config, observer)
-        loop = _Loop(config, folder, trainer, evaluator, observer)
-        with closing(folder), observer, _interruptible() as stop:
-            loop.run(checkpoint, stop)
+        with alone(path):
+            checkpoint, folder = _open(path, config, observer, fingerprint(lm))
+            loop = _Loop(config, folder, trainer, evaluator, observer)
+            with closing(folder), observer, _interruptible() as stop:
+                loop.run(checkpoint, stop)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        raise MemoryExhausted(
+            f"the memory does not suffice ({str(error).splitlines()[0]}); {_last_saved(path)}. Start again with a "
+            f"lower optimizer.micro_batch (now {config.optimizer.micro_batch}, which changes no result) or "
+            f"rollouts.rows_at_once (now {config.rollouts.rows_at_once})"
+        ) from error
     except OSError as error:
         if not is_disk_full(error):
             raise
@@ -100,7 +121,51 @@ def _run(config: TrainConfig, path: Path, observer: Observer) -> Path:
     return path
 
 
-def _open(path: Path, config: TrainConfig, observer: Observer) -> tuple[Checkpoint | None, RunFolder]:
+def _with_absolute_paths(config: TrainConfig) -> TrainConfig:
+    """The same run from whatever folder it is resumed in."""
+    model = config.model
+    if Path(model.path).expanduser().is_dir():
+        model = model.model_copy(update={"path": str(Path(model.path).expanduser().absolute())})
+    external = tuple(str(Path(name).expanduser().absolute()) for name in config.evaluation.external)
+    evaluation = config.evaluation.model_copy(update={"external": external})
+    return config.model_copy(update={"model": model, "evaluation": evaluation})
+
+
+def check_context(config: TrainConfig, lm: LanguageModel, task: Task, problem: Problem) -> None:
+    """Raises ConfigError where the attempts of one problem cannot fit into what the model can read."""
+    room = getattr(lm.model.config, "max_position_embeddings", None)
+    prompt = lm.chat.first_prompt(problem.prompt)
+    limit, attempts = config.rollouts.max_new_tokens, config.rollouts.attempts
+    between = len(lm.chat.next_prompt(prompt, (), task.correction_prompt(problem))) - len(prompt)
+    need = len(prompt) + attempts * limit + (attempts - 1) * between
+    if room and need > room:
+        raise ConfigError(
+            f"rollouts.max_new_tokens = {limit}: a prompt of {len(prompt)} tokens and {attempts} attempts may take "
+            f"{need} tokens, but the model reads {room}; lower max_new_tokens"
+        )
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+
+
+@contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """Holds the run folder against other processes; the lock goes with the process, however it ends."""
+    path.mkdir(parents=True, exist_ok=True)
+    with (path / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(
+                f"{path} is being trained by another process; wait for it, or choose another name"
+            ) from None
+        yield
+
+
+def _open(
+    path: Path, config: TrainConfig, observer: Observer, base: str
+) -> tuple[Checkpoint | None, RunFolder]:  # fmt: skip
     """The newest whole checkpoint, if any, and the run folder with its logs cut back to it."""
     for folder in (path, path / "checkpoints", path / "models"):
         sweep(folder)
@@ -109,8 +174,8 @@ def _open(path: Path, config: TrainConfig, observer: Observer) -> tuple[Checkpoi
         observer.message(f"warning: {warning}")
     prune(path / "checkpoints", config.checkpoint.keep)  # one may be half removed
     if (path / "config.yaml").exists():
-        return checkpoint, RunFolder.reopen(path, config, checkpoint.step if checkpoint else 0)
-    return checkpoint, RunFolder.create(path, config)
+        return checkpoint, RunFolder.reopen(path, config, checkpoint.step if checkpoint else 0, base)
+    return checkpoint, RunFolder.create(path, config, base)
 
 
 def _last_saved(path: Path) -> str:
@@ -188,11 +253,12 @@ class _Loop:
         trainer, log = self.trainer, self.config.log
         result = trainer.train_step()
         self.folder.log_step(result.row())
-        if log.rollouts_kept and result.stage_step % log.rollouts_every in (0, 1):
+        if log.rollouts_kept and (result.stage_step == 1 or result.stage_step % log.rollouts_every == 0):
             group = self.config.rollouts.rollouts_per_problem
             spread = result.rollouts[:: max(1, min(group, len(result.rollouts) // log.rollouts_kept))]
             self.folder.log_rollouts(spread[: log.rollouts_kept], step=result.step, stage=result.stage)
         self.observer.step_done(result)
+        trainer.check_health(result)
         done, total = trainer.progress.stage_step, trainer.stage.steps
         if done % self.config.checkpoint.every == 0 or done == total:
             self._keep_if_best(result)
@@ -212,9 +278,7 @@ class _Loop:
         """
         stage, best = self.config.stages[index], self.folder.path / "best"
         target = self.folder.path / "models" / stage.name
-        if target.exists():
-            self._load_weights(target)
-        else:
+        if not self._load_weights(target):
             if self.config.checkpoint.select == "best" and self.trainer.progress.best_reward is not None:
                 self._load_weights(best)
             self._save_model(target)
@@ -246,8 +310,14 @@ class _Loop:
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         trainer = self.trainer
-        trainer.start_stage(checkpoint.state["stage"])
-        trainer.progress = Progress(**checkpoint.state)
+        try:
+            trainer.start_stage(checkpoint.state["stage"])
+            trainer.progress = Progress(**checkpoint.state)
+            assert trainer.stage
+        except (TypeError, KeyError, IndexError) as error:
+            raise CheckpointError(
+                f"checkpoint {checkpoint.step} does not fit the run's config.yaml ({error}); was it edited?"
+            ) from error
         parts: dict[str, dict[str, Any]] = {"model": {}, "optimizer": {}}
         for name, tensor in checkpoint.tensors.items():
             kind, _, rest = name.partition("/")
@@ -256,12 +326,22 @@ class _Loop:
         load_optimizer(trainer.optimizer, parts["optimizer"])
         self.observer.message(f"resuming after step {checkpoint.step}")
 
-    def _load_weights(self, source: Path) -> None:
+    def _load_weights(self, source: Path) -> bool:
+        """Take the weights of a model folder; False, with a warning, where it is damaged: the last ones then stay."""
+        if not source.exists():
+            return False
+        try:
+            check_manifest(source)
+        except DAMAGE as error:
+            self.observer.message(f"warning: {source} is damaged ({error}); going on from the newest checkpoint")
+            return False
         load_weights(self.trainer.lm, weights(load_language_model(self.config, str(source))))
+        return True
 
     def _save_model(self, target: Path) -> None:
         with atomic_folder(target) as temporary:
             self.trainer.lm.save(temporary)
+            write_manifest(temporary)
 
 
 def evaluation_row(evaluation: Evaluation) -> dict[str, Any]:

@@ -5,6 +5,7 @@ import dataclasses
 import importlib.metadata
 import importlib.util
 import json
+import math
 import os
 import platform
 import sys
@@ -16,7 +17,7 @@ from typing import Any
 import torch
 
 from selfcorrect.config import TrainConfig
-from selfcorrect.errors import ConfigError
+from selfcorrect.errors import CheckpointError, ConfigError
 from selfcorrect.recipe import dump
 from selfcorrect.types import Rollout
 
@@ -32,19 +33,32 @@ class RunFolder:
         self._trackers = list(trackers)
 
     @classmethod
-    def create(cls, path: Path, config: TrainConfig) -> "RunFolder":
-        """A new run folder; config.yaml last, so that its presence says that there is a run to resume."""
+    def create(cls, path: Path, config: TrainConfig, base: str) -> "RunFolder":
+        """A new run folder; config.yaml last, so that its presence says that there is a run to resume.
+
+        base: the base model's fingerprint, which a resumed run must find again.
+        """
         (path / "evaluations").mkdir(parents=True, exist_ok=True)
-        _write_atomically(path / "environment.json", json.dumps(environment(config.seed), indent=1) + "\n")
+        told = {**environment(config.seed), "base_model": base}
+        _write_atomically(path / "environment.json", json.dumps(told, indent=1) + "\n")
         _write_atomically(path / "config.yaml", dump(config))
-        return cls(path, make_trackers(path, config))
+        return cls(path, make_trackers(path, config, 0))
 
     @classmethod
-    def reopen(cls, path: Path, config: TrainConfig, step: int) -> "RunFolder":
-        """An existing run that goes on after `step`: later lines of the logs are dropped."""
+    def reopen(cls, path: Path, config: TrainConfig, step: int, base: str) -> "RunFolder":
+        """An existing run that goes on after `step`: later lines of the logs are dropped.
+
+        Raises CheckpointError where the base model is no longer the one the run began with.
+        """
+        begun_with = json.loads((path / "environment.json").read_text(encoding="utf-8")).get("base_model")
+        if begun_with != base:
+            raise CheckpointError(
+                f"model.path = {config.model.path!r} holds other weights than when {path} began ({base}, not "
+                f"{begun_with}), and the KL is measured to them; put the model back, or start another run"
+            )
         for name in ("metrics.jsonl", "rollouts.jsonl"):
             _cut(path / name, step)
-        return cls(path, make_trackers(path, config))
+        return cls(path, make_trackers(path, config, step))
 
     def log_step(self, row: Mapping[str, Any]) -> None:
         """One line of metrics.jsonl, and the same to every tracker."""
@@ -85,10 +99,10 @@ class Tracker:
 
 
 class TensorBoard(Tracker):
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer: Any = SummaryWriter(str(path))
+        self._writer: Any = SummaryWriter(str(path), purge_step=step + 1 if step else None)
 
     def log(self, values: Mapping[str, float], step: int) -> None:
         for name, value in values.items():
@@ -99,11 +113,14 @@ class TensorBoard(Tracker):
 
 
 class WandbLike(Tracker):
-    """wandb, and trackio, which has the same interface."""
+    """wandb, and trackio, which has the same interface. A run that goes on goes on there too, under its identity."""
 
-    def __init__(self, library: str, project: str, name: str, config: Mapping[str, Any]) -> None:
+    def __init__(self, library: str, path: Path, config: Mapping[str, Any]) -> None:
+        started = json.loads((path / "environment.json").read_text(encoding="utf-8"))["started"]
+        identity = f"{path.name}-{''.join(filter(str.isalnum, started))}"
+        naming = {"name": path.name, "id": identity} if library == "wandb" else {"name": identity}
         self._library: Any = importlib.import_module(library)
-        self._run = self._library.init(project=project, name=name, config=dict(config))
+        self._library.init(project="selfcorrect", config=dict(config), resume="allow", **naming)
 
     def log(self, values: Mapping[str, float], step: int) -> None:
         self._library.log(dict(values), step=step)
@@ -123,14 +140,14 @@ def tracker_names(config: TrainConfig) -> tuple[str, ...]:
     return wanted
 
 
-def make_trackers(path: Path, config: TrainConfig) -> list[Tracker]:
-    """Raises ConfigError as tracker_names does."""
+def make_trackers(path: Path, config: TrainConfig, step: int) -> list[Tracker]:
+    """Trackers of a run that goes on after `step`. Raises ConfigError as tracker_names does."""
     trackers: list[Tracker] = []
     for name in tracker_names(config):
         if name == "tensorboard":
-            trackers.append(TensorBoard(path / "tensorboard"))
+            trackers.append(TensorBoard(path / "tensorboard", step))
         else:
-            trackers.append(WandbLike(name, "selfcorrect", path.name, config.model_dump(mode="json")))
+            trackers.append(WandbLike(name, path, config.model_dump(mode="json")))
     return trackers
 
 
@@ -178,9 +195,18 @@ def flatten(row: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
 
 
 def _append(file: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    text = "".join(json.dumps(row) + "\n" for row in rows)
+    text = "".join(json.dumps(_plain(row), allow_nan=False) + "\n" for row in rows)
     with file.open("a", encoding="utf-8") as stream:
         stream.write(text)
+
+
+def _plain(value: Any) -> Any:
+    """The same with null for numbers that are not finite: JSON has none."""
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _cut(file: Path, step: int) -> None:

@@ -113,7 +113,7 @@ class Trainer:
         self.optimizer = make_optimizer(self.lm, self.config.optimizer)
 
     def train_step(self) -> StepResult:
-        """One step: sample, grade, credit, update. Raises NumericalError after ten bad updates in a row."""
+        """One step: sample, grade, credit, update."""
         config, stage, progress, clock = self.config, self.stage, self.progress, Clock()
         step = progress.step + 1
         rate = learning_rate(stage.learning_rate, progress.stage_step + 1, stage.steps, config.optimizer)
@@ -141,6 +141,15 @@ class Trainer:
         self._advance(update, rewards_BA[included_B])
         return self._record(update, rollouts, rewards_BA, included_B, rate, clock)
 
+    def check_health(self, result: StepResult) -> None:
+        """Raises NumericalError after ten bad updates in a row, the last of which is `result`."""
+        if self.progress.bad_in_a_row >= BAD_STEPS_ALLOWED:
+            raise NumericalError(
+                f"{BAD_STEPS_ALLOWED} updates in a row were skipped, the last at step {result.step} because "
+                f"{result.skip_reason}; start again with a lower learning_rate of stage {result.stage}, or with "
+                "model.precision=float32"
+            )
+
     def update(self, batch: Batch, rollouts: int, rate: float) -> Update:
         """One AdamW step on the mean loss over the step's rollouts, whatever the micro-batches.
 
@@ -165,7 +174,7 @@ class Trainer:
             for attempt in range(1, attempts + 1):
                 mine_BT = micro.attempt_BT == attempt
                 columns = (result.kl_BT, -result.logprobs_BT, gap_BT, torch.ones_like(gap_BT))
-                sums_4A[:, attempt - 1] += torch.stack([(c * mine_BT).sum() for c in columns]).double().cpu()
+                sums_4A[:, attempt - 1] += torch.stack([(c * mine_BT).sum() for c in columns]).cpu().double()
         grad_norm = float(torch.nn.utils.clip_grad_norm_(self.lm.parameters(), self.config.optimizer.max_grad_norm))
         reason = _not_finite(loss_sum, grad_norm)
         if not reason:
@@ -185,11 +194,6 @@ class Trainer:
             progress.smoothed_reward = reward if before is None else smoothing * before + (1 - smoothing) * reward
         progress.bad_in_a_row = progress.bad_in_a_row + 1 if update.skip_reason else 0
         progress.skipped += bool(update.skip_reason)
-        if progress.bad_in_a_row >= BAD_STEPS_ALLOWED:
-            raise NumericalError(
-                f"{BAD_STEPS_ALLOWED} updates in a row were skipped, the last at step {progress.step} because "
-                f"{update.skip_reason}; lower learning_rate of stage {self.stage.name}, or set model.precision=float32"
-            )
 
     def _record(
         self, update: Update, rollouts: list[Rollout], rewards_BA: Tensor, included_B: Tensor, rate: float,
@@ -199,7 +203,8 @@ class Trainer:
         count = max(1, len(kept_BA))
         right_BA = kept_BA > 0.5
         first_B, last_B = right_BA[:, 0], right_BA[:, -1]
-        cut = [[attempt.completion.finish_reason == "length" for attempt in rollout.attempts] for rollout in rollouts]
+        kept = [rollout for rollout, included in zip(rollouts, included_B.tolist(), strict=True) if included]
+        cut = [[attempt.completion.finish_reason == "length" for attempt in rollout.attempts] for rollout in kept]
         tokens = sum(len(attempt.completion.token_ids) for rollout in rollouts for attempt in rollout.attempts)
         means = [sum(column) / count for column in zip(*kept_BA.tolist(), strict=True)] or [0.0] * rewards_BA.shape[1]
         progress, total_tokens = self.progress, float(update.tokens_A.sum())
@@ -212,7 +217,7 @@ class Trainer:
             delta=means[-1] - means[0],
             fixed=float((~first_B & last_B).sum()) / count,
             broken=float((first_B & ~last_B).sum()) / count,
-            unchanged=sum(map(is_unchanged, rollouts)) / len(rollouts),
+            unchanged=sum(is_unchanged(rollout) for rollout in kept) / count,
             kl=(update.kl_A / count).tolist(),
             entropy=(update.neg_logprob_A / update.tokens_A.clamp(min=1)).tolist(),
             loss=update.loss,
@@ -224,7 +229,7 @@ class Trainer:
             seconds=clock.total,
             seconds_by_part=clock.parts,
             grader_failed=int((~included_B).sum()),
-            truncated=[sum(column) / len(cut) for column in zip(*cut, strict=True)],
+            truncated=[sum(column) / count for column in zip(*cut, strict=True)] or [0.0] * rewards_BA.shape[1],
             skipped=bool(update.skip_reason),
             skip_reason=update.skip_reason,
             rollouts=rollouts,

@@ -1,6 +1,7 @@
 """The commands on a tiny model, and that those which need no model load no heavy library."""
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,7 +11,9 @@ from typing import Any
 import pytest
 import yaml
 
+import selfcorrect
 from selfcorrect import cli
+from selfcorrect.api import _recipe_beside, lab_recipe, shipped_recipe
 from selfcorrect.errors import ConfigError
 from selfcorrect.recipe import load_recipe
 from selfcorrect.runlog import make_trackers
@@ -88,7 +91,7 @@ def test_a_tracker_that_is_not_installed(library: str, tmp_path: Path, monkeypat
     with pytest.raises(
         ConfigError, match=rf"names {library}, which is not installed; pip install 'selfcorrect\[{library}"
     ):
-        make_trackers(tmp_path, settings)
+        make_trackers(tmp_path, settings, 0)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -96,16 +99,62 @@ def test_wandb_like_trackers_get_flat_numbers(tmp_path: Path, monkeypatch: pytes
     calls: list[tuple[Any, ...]] = []
 
     class Library:
-        init = staticmethod(lambda **kwargs: calls.append(("init", kwargs["name"], kwargs["config"]["seed"])))
+        init = staticmethod(
+            lambda **kwargs: calls.append(("init", kwargs["name"], kwargs["resume"], kwargs["config"]["seed"]))
+        )
         log = staticmethod(lambda values, step: calls.append(("log", values, step)))
         finish = staticmethod(lambda: calls.append(("finish",)))
 
     monkeypatch.setitem(sys.modules, "trackio", Library)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
-    (tracker,) = make_trackers(tmp_path / "run", config(tmp_path, tmp_path, log={"trackers": ["trackio"]}))
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "environment.json").write_text('{"started": "2026-01-02T03:04:05+00:00"}')
+    (tracker,) = make_trackers(tmp_path / "run", config(tmp_path, tmp_path, log={"trackers": ["trackio"]}), 0)
     tracker.log({"loss": 0.5}, 3)
     tracker.close()
-    assert calls == [("init", "run", 0), ("log", {"loss": 0.5}, 3), ("finish",)]
+    assert calls == [("init", "run-20260102T0304050000", "allow", 0), ("log", {"loss": 0.5}, 3), ("finish",)]
+
+
+def test_the_recipe_that_goes_with_a_model(recipe_file: Path, model: Path, tmp_path: Path, command: Command) -> None:
+    """That of its own run, at the depths where runs keep models; never a config.yaml that happens to lie above."""
+    command("train", str(recipe_file))
+    run = tmp_path / "run"
+    for folder in ("final", "best", "models/only"):
+        assert _recipe_beside(run / folder) == run / "config.yaml"
+    (tmp_path / "config.yaml").write_text("something: else")
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    for other in (model, tmp_path / "a" / "b", "org/name"):
+        assert _recipe_beside(other) == shipped_recipe("countdown")
+    assert (
+        _recipe_beside("lab") == _recipe_beside(shipped_recipe("demo").parents[1] / "assets/lab_base") == lab_recipe()
+    )
+
+
+def test_settings_that_could_not_be_applied_are_refused(recipe_file: Path, tmp_path: Path, command: Command) -> None:
+    command("train", str(recipe_file))
+    with pytest.raises(ConfigError, match="'seed=4' cannot be applied"):
+        selfcorrect.train(tmp_path / "run", "seed=4", resume_run=True)
+
+
+def test_the_example_runs() -> None:
+    """The README points to it as the whole loop in one file."""
+    example = Path(__file__).parents[2] / "examples" / "minimal_score.py"
+    arguments = [sys.executable, str(example), "--steps1", "1", "--steps2", "1", "--problems", "8"]
+    out = subprocess.run(arguments, check=True, capture_output=True, text=True).stdout
+    assert [line.split(":")[0] for line in out.splitlines()] == ["greedy", "stage 1 step 1", "stage 2 step 2", "greedy"]
+
+
+def test_the_readme_s_python_runs(recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Word for word, with a recipe of one step under the name it uses."""
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    (tmp_path / "recipes").mkdir()
+    (tmp_path / "recipes" / "demo.yaml").write_text(recipe_file.read_text())
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(code, names)
+    assert names["evaluation"].summary.n == 4
+    assert len(names["rollout"].attempts) == 2
 
 
 def test_check_prints_a_recipe_that_is_the_same(recipe_file: Path, tmp_path: Path, command: Command) -> None:

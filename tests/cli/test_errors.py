@@ -161,9 +161,9 @@ MISTAKES: dict[str, tuple[Callable[[Room], Arguments], str]] = {
         r"log.trackers names wandb, which is not installed; pip install 'selfcorrect\[wandb\]'",
     ),
     "output is a file": (output_is_a_file, r"runs.*: (Not a directory|File exists)"),
-    "report of a non-run": (lambda room: ["report", str(room.folder)], r"."),
+    "report of a non-run": (lambda room: ["report", str(room.folder)], r"is not a run: it holds none of"),
     "evaluate: no such model": (lambda room: ["evaluate", "./not/there"], r"model.path = './not/there': no such folder"),
-    "play: not a problem": (lambda room: ["play", "hello", "--model", str(room.model)], r"problem 'hello': needs at least"),
+    "play: not a problem": (lambda room: ["play", "hello", "--model", str(room.model)], r"problem 'hello': expected two or more whole numbers"),
 }  # fmt: skip
 
 

@@ -1,5 +1,6 @@
 """Losses and gradients that are not finite: the step is left out and told of; ten in a row end the run."""
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -84,9 +85,14 @@ def test_the_step_is_skipped_counted_and_named(
 def test_ten_in_a_row_end_the_run(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     watch = Watch(monkeypatch, set(range(2, 12)), SPOILS["loss"][0])
     with pytest.raises(
-        NumericalError, match=r"^10 updates in a row were skipped, the last at step 11 because the loss is nan; lower "
+        NumericalError,
+        match=r"^10 updates in a row were skipped, the last at step 11 because the loss is nan; start again ",
     ):
         go(long_recipe(tmp_path, model, 14))
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert len(lines) == 11  # the one that ended the run is told of too
+    assert not [line for line in lines if "NaN" in line]  # which is not JSON
+    assert json.loads(lines[-1])["loss"] is None
     assert [watch.changed(step) for step in (1, 2, 11)] == [True, False, False]
 
 

@@ -1,20 +1,23 @@
 """Oracle 7: a run that was stopped, however it was stopped, ends bit for bit as one that never was."""
 
 import random
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
-from selfcorrect.checkpoint import load_newest, saved
+from selfcorrect.checkpoint import Checkpoint, load_newest, save, saved
 from selfcorrect.display import Observer
-from selfcorrect.errors import CheckpointError, TrainingInterrupted
-from selfcorrect.run import resume
+from selfcorrect.errors import CheckpointError, ConfigError, TrainingInterrupted
+from selfcorrect.run import alone, resume
 from selfcorrect.training import StepResult, Trainer
 from tests.run.conftest import Whole
 from tests.support.runs import KillPoint, Process, StopAt, check_same, go, read_rows, recipe
+from tests.support.tiny import tiny_lm
 
 KILLS = 20
 
@@ -107,8 +110,7 @@ def test_killed_at_file_operations(every: str, model: Path, whole: Whole, tmp_pa
     assert met == points
 
 
-def flip_a_bit(checkpoint: Path) -> None:
-    file = checkpoint / "tensors.safetensors"
+def flip_a_bit(file: Path) -> None:
     contents = bytearray(file.read_bytes())
     contents[-9] ^= 1
     file.write_bytes(contents)
@@ -125,7 +127,7 @@ def empty(checkpoint: Path) -> None:
 
 
 DAMAGES: dict[str, Callable[[Path], object]] = {
-    "bit flip": flip_a_bit,
+    "bit flip": lambda c: flip_a_bit(c / "tensors.safetensors"),
     "tensors cut short": lambda c: (c / "tensors.safetensors").write_bytes((c / "state.json").read_bytes()),
     "state truncated": truncate_the_state,
     "state missing": lambda c: (c / "state.json").unlink(),
@@ -154,10 +156,46 @@ def test_a_damaged_checkpoint_is_passed_over(
 
 
 @pytest.mark.usefixtures("lucky")
+@pytest.mark.parametrize("name", ["best", "models/one"])
+def test_a_damaged_model_folder_is_not_loaded(
+    name: str, whole: Whole, stopped: Callable[[int, Path], Path], tmp_path: Path
+) -> None:
+    """Stopped at the end of stage one, whose weights would come from `models/one`, else `best`, else the checkpoint."""
+    run, listener = stopped(4, tmp_path / "run"), Listener()
+    if name != "best":
+        shutil.copytree(run / "best", run / name)
+    flip_a_bit(run / name / "model.safetensors")
+    resume(run, listener)
+    assert [m for m in listener.messages if m.startswith(f"warning: {run / name} is damaged (model.safetensors")]
+    assert weights_of(run / "models" / "one")  # written anew, and whole
+    if name != "best":
+        check_same(run, whole.state)
+
+
+@pytest.mark.usefixtures("lucky")
+def test_another_base_model_is_refused(model: Path, stopped: Callable[[int, Path], Path], tmp_path: Path) -> None:
+    """The KL is measured to it."""
+    run = stopped(3, tmp_path / "run")
+    other = tmp_path / "other"
+    tiny_lm("llama", "eager", (3, 5, 7, 9), seed=5).save(other)
+    settings = (run / "config.yaml").read_text()
+    assert str(model) in settings
+    (run / "config.yaml").write_text(settings.replace(str(model), str(other)))
+    with pytest.raises(CheckpointError, match=r"model.path = .*/other' holds other weights than when .*/run began"):
+        resume(run, Observer())
+
+
+def test_a_run_has_one_process(model: Path, tmp_path: Path) -> None:
+    settings = recipe(tmp_path, model)
+    with alone(tmp_path / "run"), pytest.raises(ConfigError, match=r"/run is being trained by another process; wait"):
+        go(settings)
+
+
+@pytest.mark.usefixtures("lucky")
 def test_no_whole_checkpoint(stopped: Callable[[int, Path], Path], tmp_path: Path) -> None:
     run = stopped(5, tmp_path / "run")
     for checkpoint in saved(run / "checkpoints"):
-        flip_a_bit(checkpoint)
+        flip_a_bit(checkpoint / "tensors.safetensors")
     with pytest.raises(CheckpointError, match=r"no checkpoint under .* is whole: .*step-000005.*step-000004.*afresh"):
         resume(run, Observer())
 
@@ -192,3 +230,10 @@ def weights_of(folder: Path) -> dict[str, Any]:
 def weights_at(run: Path, step: int) -> dict[str, Any]:
     tensors = load_file(run / "checkpoints" / f"step-{step:06d}" / "tensors.safetensors")
     return {n.removeprefix("model/"): tensor.tolist() for n, tensor in tensors.items() if n.startswith("model/")}
+
+
+def test_a_checkpoint_under_another_name_is_not_taken(tmp_path: Path) -> None:
+    save(tmp_path, Checkpoint(3, {"x": torch.zeros(1)}, {"step": 3}), keep=2)
+    (tmp_path / "step-000003").rename(tmp_path / "step-000007")
+    with pytest.raises(CheckpointError, match=r"step-000007 is damaged \(it holds step 3\)"):
+        load_newest(tmp_path)

@@ -158,7 +158,9 @@ def test_contradictions_have_a_line(tmp_path: Path, extra: str, part: str) -> No
 
 
 def test_contradictions_are_refused(recipe: Path) -> None:
-    assert "names must differ, got hold, hold" in refusal(recipe, RECIPE.replace("name: correct", "name: hold"))
+    assert "got hold, hold" in refusal(recipe, RECIPE.replace("name: correct", "name: Hold"))
+    assert "base is the name of the evaluation" in refusal(recipe, RECIPE.replace("name: correct", "name: Base"))
+    assert "optimizer.betas.1 = 1" in refusal(recipe, RECIPE, "optimizer.betas=[0.9, 1]")
     last = RECIPE.replace("objective: stage2", "objective: multi_turn").replace("alpha: 10", "gamma: 0.8")
     assert "stages.1: gamma > 0" in refusal(recipe, last)
     assert isinstance(validate_text(recipe, last + "    rewarded: all\n"), TrainConfig)
@@ -192,6 +194,9 @@ def test_a_key_given_twice_is_refused(recipe: Path) -> None:
         "a: &x [*x]\n",
         "task: {prompt: '{numbers.foo} {numbers} {target}'}\n",
         "task: {prompt: '{target[0]} {numbers} {target}'}\n",
+        "task: {prompt: '{numbers:d} {target}'}\n",
+        "task: {prompt: '{numbers!r} {target}'}\n",
+        "task: {prompt: '{numbers} {target:{x}}'}\n",
     ],
 )
 def test_no_recipe_ends_in_a_traceback(recipe: Path, text: str) -> None:
@@ -250,7 +255,8 @@ def test_a_wrong_override_is_not_blamed_on_a_line_of_the_file(recipe: Path) -> N
     assert not refusal(recipe, RECIPE, "seed=three").startswith("recipe.yaml:2")
 
 
-NAMES = st.from_regex(r"[A-Za-z0-9_-]{1,12}", fullmatch=True)
+NAMES = st.from_regex(r"[A-Za-z0-9_-]{1,12}", fullmatch=True).filter(lambda name: name.casefold() != "base")
+DECAYS = st.floats(0, 1, exclude_max=True)
 RATES = st.floats(min_value=1e-12, max_value=1e3)
 COMMON = {"steps": st.integers(1, 10**6), "learning_rate": RATES, "beta1": st.floats(0, 1)}
 STAGES = (
@@ -263,9 +269,9 @@ CONFIGS = st.builds(
     TrainConfig,
     name=NAMES,
     seed=st.integers(0, 2**70),
-    stages=st.lists(STAGES, min_size=1, max_size=3, unique_by=lambda stage: stage.name).map(tuple),
+    stages=st.lists(STAGES, min_size=1, max_size=3, unique_by=lambda stage: stage.name.casefold()).map(tuple),
     rollouts=st.builds(RolloutConfig, temperature=RATES),
-    optimizer=st.builds(OptimizerConfig, betas=st.tuples(st.floats(0, 1), st.floats(0, 1))),
+    optimizer=st.builds(OptimizerConfig, betas=st.tuples(DECAYS, DECAYS)),
 ) | st.builds(LabBaseConfig, kind=st.just("lab_base"), learning_rate=RATES)
 
 
@@ -289,3 +295,7 @@ def test_validate_takes_a_plain_mapping() -> None:
     assert isinstance(validate({"stages": [stage]}), TrainConfig)
     with pytest.raises(ConfigError, match=r"^config: stages\.0\.steps = 'x'"):
         validate({"stages": [{**stage, "steps": "x"}]})
+    given_stages = {"stages": [stage]}
+    changed = validate(given_stages, overrides=["stages.a.steps=7", "seed=3"])
+    assert isinstance(changed, TrainConfig)
+    assert (changed.stages[0].steps, changed.seed, stage["steps"]) == (7, 3, 1)

@@ -36,7 +36,10 @@ RIGHT, WRONG, NONE = Outcome.CORRECT, Outcome.WRONG, Outcome.NO_ANSWER
         ("12 - 3 = 9\n12 * 7 = 84", WRONG),  # a number used again in a later step
         ("12 - 3 = 9\n9 * 7 = 63\n63 - 63 = 0", WRONG),
         ("12 / 7 = 1\n1 * 3 = 3", WRONG),  # does not divide
-        ("3 - 12 = -9\n-9 * 7 = -63", NONE),  # negative numbers are not written
+        ("3 - 12 = -9\n-9 * 7 = -63", WRONG),  # not the target
+        ("7 - 12 = -5\n-5 * 3 = -15", WRONG),
+        ("`12 - 3 = 9`\n `9 * 7 = 63` ", RIGHT),
+        ("--12 - 3 = 9\n9 * 7 = 63", WRONG),
         ("12 - 3 = 9\n9 * 7 = 63 so done", WRONG),  # trailing junk
         ("Answer:\n12 - 3 = 9\n9 * 7 = 63", RIGHT),
         ("Answer = 63\n12 - 3 = 9\n9 * 7 = 63", WRONG),
@@ -63,6 +66,9 @@ def test_by_hand(text: str, outcome: Outcome) -> None:
     ("text", "numbers", "target", "outcome"),
     [
         ("8 / 2 = 4\n4 + 5 = 9", [8, 5, 2], 9, RIGHT),
+        ("2 - 8 = -6\n-6 + 15 = 9", [15, 8, 2], 9, RIGHT),  # negative on the way
+        ("2 - 8 = -6\n15 - -6 = 21", [15, 8, 2], 21, RIGHT),
+        ("2 - 8 = -6\n15 + 6 = 21", [15, 8, 2], 21, WRONG),  # 6 is not on the table
         ("7 / 2 = 3\n3 + 5 = 8", [7, 5, 2], 8, WRONG),  # leaves a rest
         ("2 / 8 = 0\n0 + 5 = 5", [8, 5, 2], 5, WRONG),
         ("7 + 2 = 8\n8 + 5 = 14", [7, 5, 2], 14, WRONG),  # false twice, ends in the target
@@ -109,7 +115,8 @@ def is_right(steps: list[tuple[int, str, int, int]], numbers: list[int], target:
 
 
 small = st.integers(0, 12)
-STEP = st.tuples(small, st.sampled_from("+-*/"), small, st.integers(0, 20))
+signed = st.integers(-12, 12)
+STEP = st.tuples(signed, st.sampled_from("+-*/"), signed, st.integers(-20, 20))
 
 
 @given(st.lists(STEP, min_size=1, max_size=3), st.lists(small, min_size=2, max_size=4), st.integers(0, 20))

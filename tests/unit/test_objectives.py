@@ -9,7 +9,16 @@ from torch import Tensor
 
 from selfcorrect.batching import make_batch
 from selfcorrect.losses import KLEstimator, token_loss
-from selfcorrect.objectives import Credit, advantages, discount, multi_turn, single_turn, stage_one, stage_two
+from selfcorrect.objectives import (
+    Credit,
+    advantages,
+    advantages_given_history,
+    discount,
+    multi_turn,
+    single_turn,
+    stage_one,
+    stage_two,
+)
 from tests.support.rollouts import rollout_of_ids
 
 #                             (r1, r2) =  (0, 0)      (0, 1)      (1, 0)      (1, 1)
@@ -55,6 +64,30 @@ def test_three_attempts() -> None:
     assert multi_turn(rewards_BA, 0.01, last_only=True).returns_BA.tolist() == [[0, 0, 1]]
     # 2; 3 + 2/2 = 4 ... from the end: 8, 4 + 8/2 = 8, 2 + 8/2 = 6
     assert discount(torch.tensor([[2.0, 4.0, 8.0]]), 0.5).tolist() == [[6, 8, 8]]
+
+
+def test_given_history_by_hand() -> None:
+    rewards_BA = torch.tensor([[1.0, 1.0], [1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
+    credit = stage_two(rewards_BA, 0.01, 2.0)
+    everyone = torch.ones(4, dtype=torch.bool)
+    # Attempt 1: against the mean of the other three: 1 - 2/3, 1 - 2/3, 0 - 1, 1 - 2/3.
+    # Attempt 2 earns 1, -2, 3, 1. Rollouts 0, 1, 3 had a right attempt 1: 1 - (-2 + 1) / 2, -2 - (1 + 1) / 2, as the first.
+    # Rollout 2 has no peer: without what was known (-2 r1) all have 3, 0, 3, 3, and 3 - (3 + 0 + 3) / 3 = 1.
+    found_BA = advantages_given_history(credit, rewards_BA, everyone, 4)
+    assert found_BA.T.tolist() == [pytest.approx([1 / 3, 1 / 3, -1, 1 / 3]), pytest.approx([1.5, -3, 1, 1.5])]
+    # Without rollout 1: attempt 1: 1 - 1/2, 0 - 1, 1 - 1/2; attempt 2: 1 - 1, 3 - (3 + 3) / 2, 1 - 1.
+    found_BA = advantages_given_history(credit, rewards_BA, torch.tensor([True, False, True, True]), 4)
+    assert found_BA.T.tolist() == [[0.5, 0, -1, 0.5], [0, 0, 0, 0]]
+    # Alone in its group: no baseline, so no credit.
+    assert not advantages_given_history(credit, rewards_BA, torch.tensor([True, False, False, False]), 4).any()
+
+
+def test_given_history_looks_at_every_earlier_attempt() -> None:
+    rewards_BA = torch.tensor([[1.0, 1.0, 0.0], [1.0, 0.0, 1.0], [1.0, 1.0, 1.0]])
+    credit = multi_turn(rewards_BA, 0.0, last_only=False)
+    found_BA = advantages_given_history(credit, rewards_BA, torch.ones(3, dtype=torch.bool), 3)
+    # Attempt 3: 0 and 2 had (1, 1): 0 - 1 and 1 - 0; rollout 1 had (1, 0) alone: 1 - (0 + 1) / 2.
+    assert found_BA[:, 2].tolist() == [-1, 0.5, 1]
 
 
 def test_leave_one_out_by_hand() -> None:

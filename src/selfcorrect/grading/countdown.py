@@ -1,9 +1,9 @@
 """Grading of countdown answers by parsing (floor 1): exact integers, never `eval`.
 
-An answer is the text of its steps, one a line, each ``a op b = c`` with op one of + - * /. Lines without an
-equals sign are remarks and pass unread; every line with one must be a step. The answer is right if every step
-is true in exact arithmetic, every given number and every result but the last is used exactly once, and the
-last result is the target. A step may use only what is still on the table.
+An answer is the text of its steps, one a line, each ``a op b = c`` with op one of + - * /, with or without backticks
+around it; results may be negative on the way. Lines without an equals sign are remarks and pass unread; every line with
+one must be a step. The answer is right if every step is true in exact arithmetic, every given number and every result
+but the last is used exactly once, and the last result is the target. A step may use only what is still on the table.
 """
 
 import re
@@ -14,7 +14,7 @@ from selfcorrect.types import Grade, Outcome
 
 MAX_CHARS = 4096
 MAX_DIGITS = 12  # bounds the integers, so no answer can make the arithmetic slow
-_INTEGER = rf"\d{{1,{MAX_DIGITS}}}"
+_INTEGER = rf"-?\d{{1,{MAX_DIGITS}}}"
 _STEP = re.compile(rf"\s*({_INTEGER})\s*([-+*/])\s*({_INTEGER})\s*=\s*({_INTEGER})\s*", re.ASCII)
 
 
@@ -41,10 +41,10 @@ def grade_countdown(text: str, numbers: Sequence[int], target: int) -> Grade:
     if len(text) > MAX_CHARS:
         return Grade(Outcome.WRONG, 0.0, "", f"longer than {MAX_CHARS} characters")
     lines = [line for line in text.splitlines() if "=" in line]
-    steps = [_STEP.fullmatch(line) for line in lines]
+    steps = [_STEP.fullmatch(line.strip().strip("`")) for line in lines]
     if not lines or not any(steps):
         return Grade(Outcome.NO_ANSWER, 0.0, "", "no step of the form a op b = c")
-    written = "; ".join(" ".join(line.split()) for line in lines)
+    written = "; ".join(" ".join(line.replace("`", " ").split()) for line in lines)
     table = Counter(numbers)
     result = 0
     for line, step in zip(lines, steps, strict=True):

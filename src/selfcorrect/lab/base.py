@@ -15,7 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from selfcorrect.checkpoint import atomic_folder
 from selfcorrect.config import LabBaseConfig
+from selfcorrect.errors import ConfigError
 from selfcorrect.lab.corpus import AttemptMix, draw_attempts
 from selfcorrect.models import pick_device, pick_dtype, wrap
 from selfcorrect.seeds import derive_seed
@@ -121,7 +123,13 @@ def draw_corpus(rng: np.random.Generator, config: LabBaseConfig, tokenizer: Any)
 
 
 def train_base(config: LabBaseConfig, say: Callable[[str], None] = print) -> Path:
-    """Train the base model of a recipe and save it as a folder; returns the folder. Same recipe, same model."""
+    """Train the base model of a recipe and save it as a folder; returns the folder. Same recipe, same model.
+
+    Raises ConfigError where the folder is there already.
+    """
+    folder = Path(config.output)
+    if folder.exists():
+        raise ConfigError(f"output = {str(folder)!r} is there already; remove it, or choose another output=...")
     if config.threads:
         torch.set_num_threads(config.threads)
     tokenizer = build_tokenizer(config.task.limit)
@@ -145,11 +153,11 @@ def train_base(config: LabBaseConfig, say: Callable[[str], None] = print) -> Pat
             optimizer.step()
         if (step + 1) % 250 == 0:
             say(f"step {step + 1}/{config.steps}  loss {loss.item():.4f}  {time.monotonic() - began:.0f} s")
-    folder = Path(config.output)
     model.to("cpu", torch.bfloat16)  # half the bytes; training casts it back to float32
-    lm.save(folder)
-    made_from = config.model_dump(mode="json", exclude={"output", "threads", "device"})
-    (folder / "recipe.json").write_text(json.dumps(made_from, indent=1) + "\n")
+    with atomic_folder(folder) as temporary:
+        lm.save(temporary)
+        made_from = config.model_dump(mode="json", exclude={"output", "threads", "device"})
+        (temporary / "recipe.json").write_text(json.dumps(made_from, indent=1) + "\n")
     return folder
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from selfcorrect.errors import ModelError
 from selfcorrect.models import LanguageModel
 from selfcorrect.samplers.slots import SlotCache
 from selfcorrect.types import Completion, SamplingParams
@@ -173,7 +174,10 @@ def completions(lm: LanguageModel, ids_RL: Tensor, logprobs_RL: Tensor, length_R
 def generate(
     lm: LanguageModel, prompts: Sequence[tuple[int, ...]], params: SamplingParams, generator: torch.Generator
 ) -> list[Completion]:
-    """The plain way, without a cache between attempts: for sliding-window, recurrent and hybrid models."""
+    """The plain way, without a cache between attempts: for sliding-window and hybrid models, and the like.
+
+    Raises ModelError for models that keep no `past_key_values` (recurrent ones).
+    """
     width, device = max(map(len, prompts)), lm.device
     ids_RT = torch.tensor([[*[0] * (width - len(p)), *p] for p in prompts], device=device)
     mask_RT = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
@@ -193,7 +197,11 @@ def generate(
                 use_cache=True,
                 logits_to_keep=1,
             )
-        past = output.past_key_values
+        past = getattr(output, "past_key_values", None)
+        if past is None:
+            raise ModelError(
+                f"{type(lm.model).__name__} keeps no past_key_values, which sampling needs; use another model"
+            )
         token_R, logprob_R = draw(output.logits[:, -1].float(), params.temperature, generator)
         tokens.append(torch.where(alive_R, token_R, 0))
         logprobs.append(torch.where(alive_R, logprob_R, 0.0))
@@ -210,6 +218,8 @@ def _slots_fit(config: Any) -> bool:
     """Whether every layer attends to the whole context, through attention code that takes a mask per slot."""
     if config._attn_implementation not in ("eager", "sdpa"):
         return False
+    if config.model_type in ("bloom", "mpt") or getattr(config, "alibi", False):
+        return False  # their position bias is built from a plain mask
     kinds = getattr(config, "layer_types", None)
     if kinds is not None:
         return set(kinds) == {"full_attention"}

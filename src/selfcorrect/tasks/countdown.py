@@ -1,11 +1,14 @@
 """Countdown: three numbers and a target (floor 2). Generated, split by hash; or read from JSONL files.
 
-A problem's split depends on nothing but its numbers and target, so no seed can leak test into train.
+A problem's split depends on nothing but its numbers and target, so no seed can leak test into train. The problems of
+the public external set (d1_cd3_test.jsonl) are held out as well: their hashes are in assets/countdown_held_out.txt.
 """
 
 import json
 import re
 from collections.abc import Iterator, Mapping
+from functools import cache
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +24,22 @@ from selfcorrect.types import Grade, Problem
 
 TEST_ONE_IN = 10  # a tenth of all problems is held out
 _CHUNK = 256
+_TYPED = re.compile(r"\s*([0-9]{1,9}(?:[\s,]+[0-9]{1,9})+)\s*[=:]\s*([0-9]{1,9})\s*")
+_ID = re.compile(r"\s*countdown-([0-9]{1,9}(?:-[0-9]{1,9})+)-to-([0-9]{1,9})\s*")
 _GIVE_UP = 200  # chunks in a row without a new problem: there are no more
 
 
 def split_of(numbers: tuple[int, ...], target: int) -> Split:
     """The split a problem belongs to, from a hash of its sorted numbers and target."""
-    return "test" if derive_seed("countdown", *sorted(numbers), target) % TEST_ONE_IN == 0 else "train"
+    key = derive_seed("countdown", *sorted(numbers), target)
+    return "test" if key % TEST_ONE_IN == 0 or key in held_out() else "train"
+
+
+@cache
+def held_out() -> frozenset[int]:
+    """Hashes of the problems that are kept out of training although `TEST_ONE_IN` would let them in."""
+    lines = (resources.files("selfcorrect") / "assets" / "countdown_held_out.txt").read_text().splitlines()
+    return frozenset(int(line, 16) for line in lines if not line.startswith("#"))
 
 
 class Countdown:
@@ -70,10 +83,14 @@ class Countdown:
 
     def parse(self, text: str) -> Problem:
         """A problem typed by hand: "30 7 2 = 39", or an id like countdown-30-7-2-to-39; the target comes last."""
-        found = [int(part) for part in re.findall(r"\d{1,9}", text)]
-        if len(found) < 3:
-            raise DataError(f"problem {text!r}: needs at least two numbers and a target, for example '30 7 2 = 39'")
-        return self._problem(sorted(found[:-1], reverse=True), found[-1])
+        found = _TYPED.fullmatch(text) or _ID.fullmatch(text)
+        if not found:
+            raise DataError(
+                f"problem {text!r}: expected two or more whole numbers, an equals sign and the target, for example "
+                "'30 7 2 = 39', or an id like countdown-30-7-2-to-39"
+            )
+        numbers = [int(part) for part in re.findall(r"[0-9]+", found[1])]
+        return self._problem(sorted(numbers, reverse=True), int(found[2]))
 
     def correction_prompt(self, problem: Problem) -> str:
         return self._fill(self._config.correction_prompt, problem.reference)

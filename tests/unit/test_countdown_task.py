@@ -1,0 +1,33 @@
+"""The countdown task: problems typed by hand, and what is held out of training."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from selfcorrect.errors import DataError
+from selfcorrect.tasks.countdown import Countdown, held_out, split_of
+
+
+@pytest.mark.parametrize("text", ["30 7 2 = 39", " 2, 30,7 : 39 ", "countdown-30-7-2-to-39"])
+def test_typed_problems(text: str) -> None:
+    assert dict(Countdown().parse(text).reference) == {"numbers": [30, 7, 2], "target": 39}
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["30 7 2 = -39", "3.5 7 2 = 4", "1234567890123 7 2 = 39", "30 7 2", "30 -7 2 = 39", "30 = 39", "30 7 = 2 = 39", ""],
+)
+def test_what_is_not_a_problem_is_not_guessed_at(text: str) -> None:
+    with pytest.raises(DataError, match="expected two or more whole numbers"):
+        Countdown().parse(text)
+
+
+def test_the_public_external_set_is_held_out() -> None:
+    """One of its rows as a fact; all of them where the file is at hand."""
+    assert len(held_out()) == 256
+    assert split_of((93, 100, 30), 23) == "test"
+    assert split_of((93, 100, 30), 24) == "train"
+    file = Path(os.environ.get("SELFCORRECT_DATA", "../shared/data")) / "countdown/d1_cd3_test.jsonl"
+    for problem in Countdown().load(str(file)) if file.exists() else ():
+        assert split_of(tuple(problem.reference["numbers"]), problem.reference["target"]) == "test"

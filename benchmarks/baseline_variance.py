@@ -1,8 +1,8 @@
-"""How much each baseline makes the gradient vary: benchmarks/results/baseline_variance.json.
+"""How much each baseline makes the gradient vary: benchmarks/results/baseline_variance_MODEL.json.
 
     python benchmarks/baseline_variance.py [--model lab] [--steps 24] [--seed 0]
 
-Draws steps of the demo's size from one fixed policy, and computes the policy gradient (Stage II, no KL) of each from the
+Draws steps of the demo's size from one fixed policy, and computes each one's policy gradient (Stage II, no KL) from the
 same rollouts with every baseline. Prints the trace of the gradient's covariance over steps, as a ratio to that of plain
 leave-one-out, and the cosine between the mean gradients: baselines differ in noise, not in what they estimate.
 """
@@ -31,7 +31,7 @@ from selfcorrect.tasks import make_task
 from selfcorrect.training import advantages_of, credit_of
 from selfcorrect.types import Rollout, SamplingParams
 
-RESULT = Path(__file__).parent / "results" / "baseline_variance.json"
+RESULTS = Path(__file__).parent / "results"
 BASELINES = ("leave_one_out", "leave_one_out_given_history", "none")
 
 
@@ -67,7 +67,7 @@ def main() -> None:
         "steps": options.steps,
         "baselines": rows,
     }
-    RESULT.write_text(json.dumps(record, indent=1) + "\n")
+    (RESULTS / f"baseline_variance_{record['model']}.json").write_text(json.dumps(record, indent=1) + "\n")
 
 
 def gradient(config: TrainConfig, lm: LanguageModel, rollouts: list[Rollout], baseline: str) -> Tensor:

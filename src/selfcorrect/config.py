@@ -162,7 +162,7 @@ class AlgorithmConfig(Strict):
     reference: which weights the KL of a later stage is measured to.
     """
 
-    baseline: Literal["leave_one_out_given_history", "leave_one_out", "none"] = "leave_one_out_given_history"
+    baseline: Literal["leave_one_out", "leave_one_out_given_history", "none"] = "leave_one_out"
     normalize_std: bool = False
     kl_estimator: Literal["analytic", "k1"] = "analytic"
     reference: Literal["base", "previous_stage"] = "base"

@@ -50,6 +50,19 @@ class LanguageModel:
                 logits = self.model(input_ids=token_ids, **kwargs).logits[select]
         return torch.as_tensor(logits).float()
 
+    @property
+    def attends_to_all(self) -> bool:
+        """Whether every layer attends to the whole context, through attention code that takes a mask per position."""
+        config = self.model.config
+        if config._attn_implementation not in ("eager", "sdpa"):
+            return False
+        if config.model_type in ("bloom", "mpt") or getattr(config, "alibi", False):
+            return False  # their position bias is built from a plain mask
+        kinds = getattr(config, "layer_types", None)
+        if kinds is not None:
+            return set(kinds) == {"full_attention"}
+        return getattr(config, "sliding_window", None) is None and hasattr(config, "num_attention_heads")
+
     def parameters(self) -> list[Tensor]:
         return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
 

@@ -11,14 +11,17 @@ from selfcorrect.batching import Batch
 from selfcorrect.config import OptimizerConfig
 from selfcorrect.errors import CheckpointError
 from selfcorrect.models import LanguageModel
+from selfcorrect.prompts import SharedPrompts
 
 
-def trained_logits(lm: LanguageModel, batch: Batch) -> Tensor:
+def trained_logits(lm: LanguageModel, batch: Batch, prompts: SharedPrompts | None = None) -> Tensor:
     """Logits [N, V] that predict the trained tokens of a batch, in row-major order of attempt_BT > 0.
 
     One forward over whole sequences serves all attempts. Padding stands on the right and attention is
-    causal, so no trained position sees it and no mask is needed.
+    causal, so no trained position sees it and no mask is needed. With `prompts` it goes on from where they end.
     """
+    if prompts:
+        return prompts.logits(batch)
     return lm.logits(batch.token_ids_BT[:, :-1], batch.attempt_BT[:, 1:] > 0, use_cache=False)
 
 

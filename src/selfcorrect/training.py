@@ -24,6 +24,7 @@ from selfcorrect.metrics import is_unchanged
 from selfcorrect.models import LanguageModel
 from selfcorrect.objectives import Credit
 from selfcorrect.policy import learning_rate, make_optimizer, trained_logits
+from selfcorrect.prompts import SharedPrompts
 from selfcorrect.rollout import play
 from selfcorrect.samplers.base import Sampler
 from selfcorrect.seeds import derive_seed
@@ -159,11 +160,15 @@ class Trainer:
         sums_4A = torch.zeros(4, attempts, dtype=torch.float64)
         loss_sum, uses_kl = 0.0, bool((batch.kl_coef_BT > 0).any())
         self.optimizer.zero_grad(set_to_none=True)
-        for piece in micro_batches(batch, self.config.optimizer.micro_batch):
+        size = self.config.optimizer.micro_batch
+        prompts = SharedPrompts.of(self.lm, batch, size)
+        with torch.no_grad():
+            ref_prompts = SharedPrompts.of(self.reference, batch, size) if uses_kl else None
+        for piece in micro_batches(batch, size):
             micro = piece.to(self.lm.device)
             with torch.no_grad():
-                ref_logits_NV = trained_logits(self.reference, micro) if uses_kl else None
-            logits_NV = trained_logits(self.lm, micro)
+                ref_logits_NV = trained_logits(self.reference, micro, ref_prompts) if uses_kl else None
+            logits_NV = trained_logits(self.lm, micro, prompts)
             result = token_loss(
                 logits_NV, ref_logits_NV, micro, self.config.rollouts.temperature, self.config.algorithm.kl_estimator
             )
@@ -175,6 +180,8 @@ class Trainer:
                 mine_BT = micro.attempt_BT == attempt
                 columns = (result.kl_BT, -result.logprobs_BT, gap_BT, torch.ones_like(gap_BT))
                 sums_4A[:, attempt - 1] += torch.stack([(c * mine_BT).sum() for c in columns]).cpu().double()
+        if prompts:
+            prompts.backward()
         grad_norm = float(torch.nn.utils.clip_grad_norm_(self.lm.parameters(), self.config.optimizer.max_grad_norm))
         reason = _not_finite(loss_sum, grad_norm)
         if not reason:

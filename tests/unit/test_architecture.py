@@ -16,7 +16,7 @@ FLOORS: dict[str, int] = {
     "config": 1, "chat": 1, "metrics": 1, "grading": 1,
     "recipe": 2, "models": 2, "tasks": 2,
     "samplers": 3, "batching": 3, "objectives": 3,
-    "rollout": 4, "policy": 4, "checkpoint": 4, "runlog": 4,
+    "prompts": 4, "rollout": 4, "policy": 5, "checkpoint": 4, "runlog": 4,
     "losses": 5, "evaluation": 5, "report": 5, "lab": 5,
     "training": 6, "display": 7, "run": 8,
     "api": 9, "cli": 10, "__init__": 11,

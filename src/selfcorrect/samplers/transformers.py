@@ -48,7 +48,7 @@ class TransformersSampler:
     def sample(self, prompts: Sequence[tuple[int, ...]], params: SamplingParams) -> list[Completion]:
         generator = torch.Generator(self._lm.device).manual_seed(params.seed)
         batches = [prompts[start : start + self._max_rows] for start in range(0, len(prompts), self._max_rows)]
-        if not _slots_fit(self._lm.model.config):
+        if not self._lm.attends_to_all:
             return [done for rows in batches for done in generate(self._lm, rows, params, generator)]
         kept, self._sessions = self._sessions, []
         completions: list[Completion] = []
@@ -212,15 +212,3 @@ def generate(
         feed = token_R[:, None]
         mask_RT = torch.nn.functional.pad(mask_RT, (0, 1), value=1)
     return completions(lm, torch.stack(tokens, 1), torch.stack(logprobs, 1), length_R)
-
-
-def _slots_fit(config: Any) -> bool:
-    """Whether every layer attends to the whole context, through attention code that takes a mask per slot."""
-    if config._attn_implementation not in ("eager", "sdpa"):
-        return False
-    if config.model_type in ("bloom", "mpt") or getattr(config, "alibi", False):
-        return False  # their position bias is built from a plain mask
-    kinds = getattr(config, "layer_types", None)
-    if kinds is not None:
-        return set(kinds) == {"full_attention"}
-    return getattr(config, "sliding_window", None) is None and hasattr(config, "num_attention_heads")

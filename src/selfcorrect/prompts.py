@@ -1,0 +1,103 @@
+"""A step's distinct first prompts, computed once for all the rollouts that begin with them (floor 4).
+
+The G rollouts of a problem share its prompt. Its keys and values are computed once a step; every micro-batch continues
+from them with the rest of its rows, and hands back their gradient, which goes through the prompts in one last backward
+pass. Nothing is approximated: the gradient is that of whole sequences (tests/run/test_update.py).
+
+Axes: B rows, U distinct prefixes, P their padded length, T tokens of the rest of a row, H heads, D head dimension.
+A prefix is a prompt without its last token: that one predicts the first sampled token, and stays with the row.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from selfcorrect.batching import Batch
+from selfcorrect.models import LanguageModel
+
+_MASKED = float(torch.finfo(torch.float32).min) / 2
+
+
+class SharedPrompts:
+    """Keys and values of the distinct prefixes of a batch, for one model."""
+
+    def __init__(self, lm: LanguageModel, prefixes: list[tuple[int, ...]]) -> None:
+        from transformers import DynamicCache
+
+        self._lm = lm
+        self._index = {prefix: number for number, prefix in enumerate(prefixes)}
+        self._width = max(map(len, prefixes))
+        ids_UP = torch.tensor([[*prefix, *[0] * (self._width - len(prefix))] for prefix in prefixes], device=lm.device)
+        cache: Any = DynamicCache()
+        with lm.autocast():  # right padding and causal attention: no mask is needed
+            lm.model.get_decoder()(input_ids=ids_UP, past_key_values=cache, use_cache=True)
+        self._computed: list[Tensor] = [t for layer in cache.layers for t in (layer.keys, layer.values)]
+        # Micro-batches add to these leaves' gradients in float32, whatever the precision of the forward pass.
+        self._leaves = [t.detach().float().requires_grad_(t.requires_grad) for t in self._computed]
+
+    @classmethod
+    def of(cls, lm: LanguageModel, batch: Batch, micro_batch: int) -> "SharedPrompts | None":
+        """None where sharing does not fit the model, does not pay, or would hold more than a micro-batch does."""
+        prefixes = list(dict.fromkeys(prefixes_of(batch)))
+        if not lm.attends_to_all or not prefixes or len(prefixes) > len(batch.token_ids_BT) // 2:
+            return None
+        width, tokens = max(map(len, prefixes)), batch.token_ids_BT.shape[1]
+        fits = len(prefixes) * width <= min(micro_batch, len(batch.token_ids_BT)) * tokens
+        return cls(lm, prefixes) if width > 1 and fits else None
+
+    def logits(self, batch: Batch) -> Tensor:
+        """As policy.trained_logits: logits [N, V] that predict the trained tokens of a batch, in row-major order."""
+        from transformers import DynamicCache
+
+        rows = torch.tensor([self._index[prefix] for prefix in prefixes_of(batch)], device=self._lm.device)
+        length_B = first_trained(batch) - 1
+        width = batch.token_ids_BT.shape[1] - int(length_B.min())
+        place_BT = length_B[:, None] + torch.arange(width, device=length_B.device)
+        inside_BT = place_BT < batch.token_ids_BT.shape[1]
+        place_BT = place_BT.clamp(max=batch.token_ids_BT.shape[1] - 1)
+        ids_BT, attempt_BT = batch.token_ids_BT.gather(1, place_BT), batch.attempt_BT.gather(1, place_BT) * inside_BT
+        cache: Any = DynamicCache()
+        for layer, (keys, values) in enumerate(zip(self._leaves[::2], self._leaves[1::2], strict=True)):
+            dtype = self._computed[2 * layer].dtype
+            cache.update(keys[rows].to(dtype), values[rows].to(dtype), layer)
+        return self._lm.logits(
+            ids_BT[:, :-1],
+            attempt_BT[:, 1:] > 0,
+            position_ids=place_BT[:, :-1],
+            attention_mask=self._mask(length_B, width - 1),
+            past_key_values=cache,
+            use_cache=True,
+        )
+
+    def backward(self) -> None:
+        """Pass on what the micro-batches' backward passes left at the keys and values."""
+        gradients = [leaf.grad for leaf in self._leaves]
+        if any(gradient is not None for gradient in gradients):
+            torch.autograd.backward(
+                self._computed,
+                [
+                    torch.zeros_like(t) if gradient is None else gradient.to(t.dtype)
+                    for t, gradient in zip(self._computed, gradients, strict=True)
+                ],
+            )
+
+    def _mask(self, length_B: Tensor, tokens: int) -> Tensor:
+        """Additive mask [B, 1, T, P + T]: a row sees its own prefix, and what came before in the rest of it."""
+        beyond_BP = torch.arange(self._width, device=length_B.device) >= length_B[:, None]
+        prefix_BP = torch.zeros(beyond_BP.shape, device=length_B.device).masked_fill(beyond_BP, _MASKED)
+        later_TT = torch.full((tokens, tokens), _MASKED, device=length_B.device).triu(1)
+        before = prefix_BP[:, None, None].expand(-1, 1, tokens, -1)
+        return torch.cat([before, later_TT.expand(len(length_B), 1, -1, -1)], dim=3)
+
+
+def first_trained(batch: Batch) -> Tensor:
+    """Where each row's first sampled token stands [B]."""
+    return (batch.attempt_BT > 0).int().argmax(1)
+
+
+def prefixes_of(batch: Batch) -> list[tuple[int, ...]]:
+    """Each row's prompt without its last token; rows that train nothing have none and are left out."""
+    trained = (batch.attempt_BT > 0).any(1)
+    rows = zip(batch.token_ids_BT[trained].tolist(), first_trained(batch)[trained].tolist(), strict=True)
+    return [tuple(ids[: start - 1]) for ids, start in rows]

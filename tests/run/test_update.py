@@ -10,6 +10,7 @@ from torch import Tensor
 
 from selfcorrect.batching import Batch, make_batch
 from selfcorrect.models import LanguageModel
+from selfcorrect.prompts import SharedPrompts
 from selfcorrect.rollout import play
 from selfcorrect.samplers.transformers import TransformersSampler
 from selfcorrect.tasks import make_task
@@ -76,6 +77,29 @@ def test_the_gradient_does_not_depend_on_the_micro_batches(
             torch.testing.assert_close(getattr(update, name), getattr(whole, name), rtol=1e-5, atol=0)
         for mine, theirs in zip(found, gradients, strict=True):
             torch.testing.assert_close(mine, theirs, rtol=0, atol=allowed)
+
+
+@pytest.mark.parametrize("planted", [False, True], ids=["as it is", "planted: prompts get no gradient"])
+@pytest.mark.parametrize("architecture", ["llama", "qwen2", "gpt2"])
+def test_shared_prompts_change_nothing(architecture: str, planted: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prompts of several lengths, two rollouts each: losses, KL and gradients are those of whole sequences."""
+    lms = tiny_lm(architecture, "eager", ENDS, seed=0), tiny_lm(architecture, "eager", ENDS, seed=1)
+    trainer = trainer_of(*lms, 3, "analytic")
+    texts = [text for text in ("5 2 1 = 8", "12 9 3 2 = 4", "7 7 = 6", "4 4 2 = 2") for _ in range(2)]
+    problems = [trainer.task.parse(text) for text in texts]
+    rollouts = play(problems, trainer.task, trainer.sampler, trainer.lm.chat, SamplingParams(1.0, 9, 4), 2)
+    included_B = torch.arange(8) != 5
+    batch = make_batch(rollouts, torch.randn(8, 2, generator=torch.Generator().manual_seed(0)), (0.3, 0.2), included_B)
+    assert SharedPrompts.of(lms[0], batch, 3)
+    if planted:
+        monkeypatch.setattr(SharedPrompts, "backward", lambda self: None)
+    shared, found = updated(lms, batch, 3, "analytic")
+    monkeypatch.setattr(SharedPrompts, "of", lambda *arguments: None)
+    whole, gradients = updated(lms, batch, 3, "analytic")
+    torch.testing.assert_close(shared.kl_A, whole.kl_A, rtol=1e-4, atol=0)
+    assert shared.loss == pytest.approx(whole.loss, rel=1e-4)
+    gap = max(float((mine - theirs).abs().max()) for mine, theirs in zip(found, gradients, strict=True))
+    assert (gap > whole.grad_norm / 1000) if planted else (gap < whole.grad_norm / 1e4)
 
 
 def share_of_the_gradient(rank: int, rendezvous: str, fields: dict[str, Tensor], out: str) -> None:

@@ -13,8 +13,8 @@ What is not the same work:
   whole vocabulary, within each attempt's return.
 - TRL computes the entropy of each token for its metrics; selfcorrect keeps the sampler's log-probabilities, and
   compares them with the trainer's.
-- The prompts are short (about 30 tokens). With longer ones selfcorrect would gain: it computes a prompt once for its eight
-  rollouts, at sampling and in the update, and attempt 1 not again for attempt 2.
+- The prompts are short (about 30 tokens). With longer ones selfcorrect would gain: it computes a prompt once for its
+  eight rollouts, at sampling and in the update, and attempt 1 not again for attempt 2.
 What TRL is given is listed in trl_side.py.
 """
 

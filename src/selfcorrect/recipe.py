@@ -73,13 +73,12 @@ def validate(
     data: Mapping[str, Any], source: str = "config", places: Places | None = None, overrides: Sequence[str] = ()
 ) -> Config:
     """A plain mapping, with overrides applied -> the frozen config. Raises ConfigError as load_recipe does."""
-    if overrides:
-        data, places = copy.deepcopy(dict(data)), dict(places or {})
-        for override in overrides:
-            places[_apply_override(data, override)] = f"override {override!r}"
+    changed, where = copy.deepcopy(dict(data)), dict(places or {})
+    for override in overrides:
+        where[_apply_override(changed, override)] = f"override {override!r}"
     try:
         # Through JSON: strict on types, yet a YAML list may fill a tuple.
-        text = json.dumps({"kind": "train", **data}, default=str)
+        text = json.dumps({"kind": "train", **changed}, default=str)
     except (TypeError, ValueError, RecursionError) as error:
         raise ConfigError(f"{source}: keys must be text and values plain YAML: {error}") from None
     try:
@@ -89,7 +88,7 @@ def validate(
     # A list whose only entry is wrong is also called too short: tell the mistake, not its shadow.
     inner = [item for item in found if item["type"] != "too_short"]
     told = [item for item in found if item in inner or not any(_within(other, item) for other in inner)]
-    raise ConfigError("\n".join(_explain(item, source, places or {}) for item in told))
+    raise ConfigError("\n".join(_explain(item, source, where) for item in told))
 
 
 def dump(config: Config) -> str:

@@ -3,6 +3,7 @@
 import dataclasses
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -126,7 +127,8 @@ def test_the_gradient_does_not_depend_on_the_number_of_processes(
     """Seven of eight rollouts count. Planted: each process divides by four of its own, and the two are averaged."""
     plain = {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)}
     arguments = (str(tmp_path / "rendezvous"), plain, str(tmp_path / "gradients"))
-    torch.multiprocessing.spawn(share_of_the_gradient, arguments, nprocs=2)
+    spawn: Any = torch.multiprocessing.spawn  # type: ignore[attr-defined]
+    spawn(share_of_the_gradient, arguments, nprocs=2)
     whole, gradients = updated(lms, batch, 8, "analytic")
 
     def gap(count: int, scale: float) -> float:

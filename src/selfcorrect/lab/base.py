@@ -110,7 +110,7 @@ def draw_corpus(rng: np.random.Generator, config: LabBaseConfig, tokenizer: Any)
         return np.hstack([x, signs[op1], y, equals, r, column("\n"), u, signs[op2], v, equals, s, column(END)])
 
     def either(yes_B: BoolArray, yes: str, no: str) -> IntArray:
-        return np.where(yes_B[:, None], word[yes], word[no])
+        return np.where(yes_B[:, None], column(yes), column(no))
 
     opening = [column(USER), draws.numbers_B3, column(":"), draws.target_B[:, None], column(END), column(ASSISTANT)]
     question = [column(USER), column(CORRECTION), column(END), column(ASSISTANT)]

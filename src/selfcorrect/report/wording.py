@@ -80,7 +80,7 @@ def headline(run: Run) -> Headline:
         sentence = f"{sentence[:-1]}; but attempt 1 fell under the base model's (sandbagging)."
     findings = [
         *(_against_base(summary, base.summary) if base and base.summary.accuracy else ()),
-        _repairs(summary),
+        _repairs(summary, base.summary if base and base.summary.accuracy else None),
         *_progress(run),
     ]
     return Headline(together(sentence), tone, tuple(map(together, findings)))
@@ -133,13 +133,16 @@ def _against_base(summary: Summary, base: Summary) -> list[str]:
     ]
 
 
-def _repairs(summary: Summary) -> str:
+def _repairs(summary: Summary, base: Summary | None) -> str:
     if len(summary.accuracy) == 1:
         return f"{summary.n:,} problems were graded."
+    before = ("", "")
+    if base and len(base.accuracy) > 1:  # a model can gain by breaking less alone: say which it was
+        before = (f" ({percent(base.fix_rate.value)} % before training)", f" ({percent(base.broken.value)} % before)")
     return (
-        f"Of the first attempts that were wrong, {percent(summary.fix_rate.value)} % end right; "
-        f"{percent(summary.broken.value)} % of all {summary.n:,} problems went from right to wrong. The last attempt "
-        f"repeats the first one's answer on {percent(summary.unchanged.value)} %."
+        f"Of the first attempts that were wrong, {percent(summary.fix_rate.value)} % end right{before[0]}; "
+        f"{percent(summary.broken.value)} % of all {summary.n:,} problems went from right to wrong{before[1]}. The "
+        f"last attempt repeats the first one's answer on {percent(summary.unchanged.value)} %."
     )
 
 

@@ -35,10 +35,12 @@ def main() -> int:
     parser.add_argument("--hidden", type=int, default=768)
     parser.add_argument("--layers", type=int, default=8)
     parser.add_argument("--skip-tests", action="store_true")
-    parser.add_argument("--device", default="cuda", choices=["cuda", "mps", "cpu"])
+    parser.add_argument("--device", default="auto", choices=["auto", "cuda", "mps", "cpu"])
     options = parser.parse_args()
-    if options.device == "cuda" and not torch.cuda.is_available():
-        print("no CUDA device here: gpu-check is ready to run where there is one")
+    if options.device == "auto":
+        options.device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else ""
+    if not options.device:
+        print("no accelerator here: gpu-check is ready to run where there is one")
         return 2
     tests = 0 if options.skip_tests else subprocess.call([sys.executable, "-m", "pytest", "-m", "gpu", "tests/gpu"])
     with tempfile.TemporaryDirectory() as folder:
@@ -88,7 +90,8 @@ def recipe(base: Path, folder: Path, options: argparse.Namespace) -> dict[str, A
 
 def read(run: Path) -> dict[str, Any]:
     """The run's figures: tokens a second (median over steps) and every evaluation's summary."""
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()][3:]
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    rows = rows[3:] or rows  # the first steps warm up
     sampled = statistics.median(row["sampled_tokens"] / row["seconds_by_part"]["rollouts"] for row in rows)
     updated = statistics.median(row["sampled_tokens"] / row["seconds_by_part"]["update"] for row in rows)
     evaluations = sorted((run / "evaluations").glob("*.json"), key=lambda path: path.stat().st_mtime)

@@ -118,7 +118,7 @@ class WandbLike(Tracker):
     def __init__(self, library: str, path: Path, config: Mapping[str, Any]) -> None:
         started = json.loads((path / "environment.json").read_text(encoding="utf-8"))["started"]
         identity = f"{path.name}-{''.join(filter(str.isalnum, started))}"
-        naming = {"name": path.name, "id": identity} if library == "wandb" else {"name": identity}
+        naming = {"name": path.name, "id": identity, "dir": str(path)} if library == "wandb" else {"name": identity}
         self._library: Any = importlib.import_module(library)
         self._library.init(project="selfcorrect", config=dict(config), resume="allow", **naming)
 

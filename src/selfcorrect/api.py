@@ -44,7 +44,7 @@ def train(recipe: Recipe, *overrides: str, observer: Observer | None = None, res
     return start(config, watcher)
 
 
-def evaluate(model: str | Path, recipe: Recipe | None = None, *overrides: str) -> Evaluation:
+def evaluate(model: str | Path, *overrides: str, recipe: Recipe | None = None) -> Evaluation:
     """Greedy two-attempt evaluation of a model folder, hub name or "lab", with intervals.
 
     recipe: where task, prompts, limits and number of problems come from; by default the recipe of the run that

@@ -45,7 +45,9 @@ def demo(
     external = data_folder() / EXTERNAL_SET
     extra = [f"evaluation.external={json.dumps([str(external)])}"] if external.is_file() else []
     if not extra:
-        typer.echo(f"note: {external} is not there, so the report will have no external test set")
+        typer.echo(
+            f"note: no external test set ({external} is not there; SELFCORRECT_DATA may name another data folder)"
+        )
     config = read_config(lab_recipe(), f"name={json.dumps(name)}", *extra, *(overrides or []))
     assert isinstance(config, TrainConfig)
     run = Path(config.output) / config.name
@@ -68,7 +70,9 @@ def train(
     """Run a recipe, or go on with a run that was stopped; writes report.html at the end."""
     from selfcorrect.api import read_config
 
-    if (recipe is None) == (resume is None):
+    if resume is not None and (recipe is not None or overrides):
+        raise ConfigError(f"{resume} goes on with the settings it was begun with; leave out {recipe or overrides}")
+    if recipe is None and resume is None:
         raise ConfigError("name either a recipe, or a run folder with --resume RUN")
     if resume is not None:
         _train_and_report(resume)
@@ -89,7 +93,7 @@ def evaluate(
     from selfcorrect.display import evaluation_line, summary_line
     from selfcorrect.run import evaluation_row
 
-    evaluation = api.evaluate(model, recipe, *(overrides or []))
+    evaluation = api.evaluate(model, *(overrides or []), recipe=recipe)
     if as_json:
         typer.echo(json.dumps(evaluation_row(evaluation)))
         return

@@ -7,7 +7,7 @@ from selfcorrect.tasks.countdown import Countdown
 __all__ = ["DESCRIPTIONS", "Split", "Task", "make_task"]
 
 DESCRIPTIONS = {
-    "countdown": "three numbers and a target: reach it using each number once (generated, or JSONL files)",
+    "countdown": "reach a target from three numbers, each used once (generated; for evaluation also JSONL)",
 }
 
 

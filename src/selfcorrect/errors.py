@@ -32,5 +32,9 @@ class MemoryExhausted(UserError, MemoryError):  # noqa: N818 - says what happene
     """The device's memory does not suffice for the recipe's sizes."""
 
 
+class SandboxError(UserError, RuntimeError):
+    """Untrusted programs cannot be confined on this machine."""
+
+
 class TrainingInterrupted(UserError, KeyboardInterrupt):  # noqa: N818 - named like the exception it refines
     """Ctrl-C: a checkpoint was kept; the message holds the command that resumes."""

@@ -1,0 +1,269 @@
+"""`CodeJudge`: verdicts on untrusted programs, from as many supervisors as there are cores (floor 1; stdlib only)."""
+
+import atexit
+import contextlib
+import importlib.util
+import json
+import os
+import queue
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from selfcorrect.errors import SandboxError
+from selfcorrect.grading.judge.confine import Confinement
+from selfcorrect.grading.judge.verdict import Checks, Limits, Reason, Verdict
+from selfcorrect.grading.judge.wire import ProtocolError, dumps, read_frame, write_frame
+
+_ROOT = str(Path(__file__).resolve().parents[3])
+_BOOT = "import sys; sys.path.insert(0, sys.argv[3]); from selfcorrect.grading.judge.supervisor import main; main()"
+# One order of sets in every process; no threads of numpy's, which namespaces refuse.
+_ENVIRONMENT = {"PYTHONHASHSEED": "0", "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+_TRIES = 2  # of a job whose supervisor was lost
+
+
+class _Supervisor:
+    """The trainer's end of one supervisor process."""
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-s", "-S", "-B", "-c", _BOOT, "", json.dumps(settings), _ROOT],
+            env=_ENVIRONMENT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+            start_new_session=True, bufsize=0,
+        )  # fmt: skip
+        assert self._process.stdin
+        assert self._process.stdout
+        self._to, self._from = self._process.stdin.fileno(), self._process.stdout.fileno()
+        self.confinement = Confinement(**self._read())
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def ask(self, header: bytes, job: bytes) -> Verdict:
+        """Raises OSError or EOFError where the supervisor is gone."""
+        write_frame(self._to, header)
+        write_frame(self._to, job)
+        reason, detail, seconds = self._read()
+        return Verdict(Reason(reason), detail, seconds)
+
+    def _read(self) -> Any:
+        try:
+            frame = read_frame(self._from, 1 << 20)
+        except ProtocolError as error:
+            raise EOFError(str(error)) from None
+        if frame is None:
+            raise EOFError("the supervisor ended")
+        return json.loads(frame)
+
+    def stop(self) -> None:
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe:
+                with contextlib.suppress(OSError):
+                    pipe.close()
+        try:
+            self._process.wait(2.0)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+
+class CodeJudge:
+    """Judges untrusted Python programs against a data set's tests.
+
+    The program and the tests run in different processes, and nothing but plain data passes between them, so a
+    verdict cannot be forged (docs/grading.md). One judge serves a whole run; it starts its processes at the first
+    grade, after a self-test, and may be used from several threads.
+
+    workers: programs judged side by side; one a core by default. time_limit: seconds for a whole program, or
+    time_factor times what the problem's reference takes, whichever is more, up to time_cap. memory_mb: address space
+    of a program. prelude: whether common modules are imported before the program (docs/grading.md lists them).
+    preload: packages that programs may import besides the standard library, such as numpy. allow_unsandboxed: go on
+    where the kernel offers no confinement.
+
+    Raises SandboxError where programs cannot be confined, or the self-test finds a hole.
+    """
+
+    def __init__(
+        self, *, workers: int | None = None, time_limit: float = 0.5, time_factor: float = 20.0,
+        time_cap: float = 10.0, memory_mb: int = 1024, prelude: bool = True, preload: Iterable[str] = (),
+        allow_unsandboxed: bool = False,
+    ) -> None:  # fmt: skip
+        self.workers = workers or len(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else [0])
+        self._limits = Limits(time_limit, program_memory=memory_mb)
+        self._factor, self._cap = time_factor, max(time_cap, time_limit)
+        self._prelude, self._preload, self._allow = prelude, tuple(preload), allow_unsandboxed
+        self._free: queue.SimpleQueue[_Supervisor | None] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._open: set[_Supervisor] = set()
+        self._reference_seconds: dict[str, float] = {}
+        self._confinement: Confinement | None = None
+        self._unconfined = False
+
+    @property
+    def confinement(self) -> Confinement:
+        """What holds programs on this machine; starts the first supervisor and runs the self-test."""
+        self._start()
+        assert self._confinement
+        return self._confinement
+
+    def grade(self, programs: Sequence[tuple[str, Checks]], done: Callable[[int], None] | None = None) -> list[Verdict]:
+        """One verdict a program, in order. done(index) is called, from any thread, as each is judged."""
+        if not programs:
+            return []
+        self._start()
+        verdicts: list[Verdict | None] = [None] * len(programs)
+        waiting = iter(range(len(programs)))
+        taking = threading.Lock()
+        errors: list[BaseException] = []
+
+        def work() -> None:
+            try:
+                while not errors:
+                    with taking:
+                        index = next(waiting, None)
+                    if index is None:
+                        return
+                    verdicts[index] = self._judge(*programs[index])
+                    if done:
+                        done(index)
+            except BaseException as error:  # noqa: BLE001 - rises in the caller's thread, below
+                errors.append(error)
+
+        threads = [threading.Thread(target=work, daemon=True) for _ in range(min(self.workers, len(programs)) - 1)]
+        for thread in threads:
+            thread.start()
+        work()
+        for thread in threads:
+            thread.join()
+        if errors:
+            raise errors[0]
+        return [verdict or Verdict(Reason.GRADER_FAILED, "not judged") for verdict in verdicts]
+
+    def close(self) -> None:
+        """End every process. The next grade starts anew."""
+        with self._lock:
+            while self._open:
+                self._open.pop().stop()
+            self._free = queue.SimpleQueue()
+            self._confinement = None
+        atexit.unregister(self.close)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _judge(self, source: str, checks: Checks) -> Verdict:
+        size = len(source.encode("utf-8", "surrogatepass"))
+        if size > self._limits.source_bytes:
+            return Verdict(Reason.REFUSED, f"the source has {size} bytes; at most {self._limits.source_bytes} are run")
+        if "\0" in source or any("\ud800" <= c <= "\udfff" for c in source):
+            return Verdict(Reason.REFUSED, "the source is not text: it holds NUL bytes or lone surrogates")
+        verdict = self._run(source, checks, self._limits.seconds)
+        if verdict.reason is Reason.TIMEOUT and checks.reference:
+            limit = self._limit(checks)
+            if limit > self._limits.seconds:
+                verdict = self._run(source, checks, limit)
+        return verdict
+
+    def _limit(self, checks: Checks) -> float:
+        """Measured only when a program ran out of the least time: most never do."""
+        if checks.reference not in self._reference_seconds:
+            self._reference_seconds[checks.reference] = self._run(checks.reference, checks, self._cap).seconds
+        seconds = self._reference_seconds[checks.reference]
+        return min(self._cap, max(self._limits.seconds, self._factor * seconds))
+
+    def _run(self, source: str, checks: Checks, seconds: float) -> Verdict:
+        job = dumps(
+            {
+                "source": source, "checks": asdict(checks), "prelude": self._prelude,
+                "reply_bytes": self._limits.reply_bytes,
+            }
+        )  # fmt: skip
+        header = dumps({"seconds": seconds, "with_numpy": "numpy" in checks.code})
+        free, lost = self._free, ""
+        for _ in range(_TRIES):
+            supervisor = free.get() or self._launch()
+            try:
+                verdict = supervisor.ask(header, job)
+            except (OSError, EOFError) as error:
+                lost = str(error)
+                self._discard(supervisor)
+                free.put(None)  # whoever comes next starts another
+                continue
+            except BaseException:  # Ctrl-C in the middle of an answer: what is in the pipe belongs to no one
+                self._discard(supervisor)
+                free.put(None)
+                raise
+            free.put(supervisor)
+            return verdict
+        return Verdict(Reason.GRADER_FAILED, f"the judge's process was lost {_TRIES} times: {lost}")
+
+    def _start(self) -> None:
+        with self._lock:
+            if self._confinement:
+                return
+            self._unconfined = False
+            first = self._launch()
+            if not first.confinement.seccomp and not self._allow:
+                self._open.discard(first)
+                first.stop()
+                raise SandboxError(
+                    "this machine offers no confinement for untrusted programs (no seccomp: on Linux, x86_64 or "
+                    "aarch64, a kernel or container that allows it is needed); run on one that does, or accept the "
+                    "risk to your files and account with --allow-unsandboxed (allow_unsandboxed=True)"
+                )
+            self._confinement = first.confinement
+            for supervisor in [first] + [None] * (self.workers - 1):
+                self._free.put(supervisor)
+            atexit.register(self.close)
+        if first.confinement.seccomp:
+            self._check_the_lock()
+
+    def _check_the_lock(self) -> None:
+        from selfcorrect.grading.judge.selftest import holes
+
+        found = holes(lambda source, checks: self._run(source, checks, 0.3))
+        if found:
+            self.close()
+            raise SandboxError(
+                f"the self-test of the code judge found a hole: {'; '.join(found)}. No program was run; "
+                "please report this with your kernel's version"
+            )
+
+    def _launch(self) -> _Supervisor:
+        try:
+            supervisor = _Supervisor(self._settings())
+        except (OSError, EOFError) as error:
+            raise SandboxError(f"the code judge's process does not start: {error}") from error
+        self._open.add(supervisor)
+        return supervisor
+
+    def _discard(self, supervisor: _Supervisor) -> None:
+        self._open.discard(supervisor)
+        supervisor.stop()
+
+    def _settings(self) -> dict[str, Any]:
+        numpy = importlib.util.find_spec("numpy")  # some data sets' tests use it
+        folders = {str(Path(numpy.origin).parents[1])} if numpy and numpy.origin else set()
+        for name in self._preload:
+            spec = importlib.util.find_spec(name)
+            if not spec or not spec.origin:
+                raise SandboxError(
+                    f"preload: no package {name!r} is installed here; install it or take it off the list"
+                )
+            folders.add(str(Path(spec.origin).parents[1]))
+        return {
+            "packages": list(self._preload), "packages_from": sorted(folders), "root": _ROOT,
+            "memory": self._limits.program_memory, "judge_memory": self._limits.judge_memory,
+            "unconfined": self._unconfined,
+        }  # fmt: skip

@@ -1,0 +1,308 @@
+"""One supervisor: keeps a zygote and a judge, gives each program its one deadline, and kills (floor 1; stdlib only).
+
+Started by exec; jobs arrive on standard input as framed JSON, verdicts leave on standard output. It ends with its
+parent: standard input closes. What it started ends with it: each has asked the kernel to be killed then.
+"""
+
+import contextlib
+import json
+import os
+import select
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import time
+from typing import Any
+
+from selfcorrect.grading.judge import checking, confine
+from selfcorrect.grading.judge.preload import preload
+from selfcorrect.grading.judge.verdict import Reason
+from selfcorrect.grading.judge.wire import dumps, read_frame, write_frame
+from selfcorrect.grading.judge.zygote import ENDED, STARTED
+
+_GRACE = 0.1  # seconds that the judge has to speak after its program was killed
+_STRETCH = 6  # a deadline moves, for time spent waiting for a processor, to at most so many times itself
+_START = 60.0
+_ZYGOTE = "import sys; sys.path.insert(0, sys.argv[3]); from selfcorrect.grading.judge.zygote import main; main()"
+
+
+class Trouble(Exception):
+    """The judge's own failure; the job gets `grader_failed`."""
+
+
+class ParentGone(Exception):
+    """The trainer is no more."""
+
+
+class Zygote:
+    """The zygote process, and the one program that runs at a time."""
+
+    def __init__(self, settings: dict[str, Any], confinement: confine.Confinement) -> None:
+        self.control, theirs = socket.socketpair()
+        told = {**settings, "confinement": confinement.as_dict(), "control": theirs.fileno(), "parent": os.getpid()}
+        root = settings["root"]
+        self._process = subprocess.Popen(
+            [sys.executable, "-s", "-S", "-B", "-c", _ZYGOTE, "", json.dumps(told), root],
+            env=dict(os.environ), cwd="/", pass_fds=[theirs.fileno()], start_new_session=True,
+            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+        )  # fmt: skip
+        theirs.close()
+        self.control.settimeout(_START)
+        if self.control.recv(1) != b"S":
+            assert self._process.stderr
+            told_last = self._process.stderr.read().decode(errors="replace").strip().splitlines()[-1:]
+            self.stop()
+            raise Trouble(f"the process for programs did not start: {''.join(told_last)[:200]}")
+        self.control.settimeout(None)
+
+    def start_program(self) -> tuple[socket.socket, int, int]:
+        """The judge's end of a new program's channel, its pid and its pidfd (-1 where the system has none)."""
+        ours, theirs = socket.socketpair()
+        try:
+            socket.send_fds(self.control, [b"R"], [theirs.fileno()])
+            message, handles, _, _ = socket.recv_fds(self.control, STARTED.size, 1)
+        except OSError as error:
+            ours.close()
+            raise Trouble(f"the process for programs is gone: {error}") from None
+        finally:
+            theirs.close()
+        if len(message) < STARTED.size:
+            ours.close()
+            raise Trouble("no process could be made for the program")
+        return ours, STARTED.unpack(message)[1], handles[0] if handles else -1
+
+    def ended(self) -> tuple[int, int]:
+        """Wait status and peak kilobytes of the program that was started last; waits for its end."""
+        message = self.control.recv(ENDED.size)
+        if len(message) < ENDED.size:
+            raise Trouble("the process for programs is gone")
+        return ENDED.unpack(message)[1:]
+
+    def stop(self) -> None:
+        self.control.close()
+        self._process.kill()
+        self._process.wait()
+        if self._process.stderr:
+            self._process.stderr.close()
+
+
+class Judge:
+    """A judge process, forked from here (this process is small, has no threads and holds no user's data)."""
+
+    def __init__(self, settings: dict[str, Any], confinement: confine.Confinement, packages: list[str]) -> None:
+        self.control, theirs = socket.socketpair()
+        here = os.getpid()
+        self.pid = os.fork()
+        if self.pid == 0:
+            _become_judge(theirs, here, settings, confinement, packages)
+        theirs.close()
+
+    def send(self, job: bytes, channel: socket.socket) -> None:
+        socket.send_fds(self.control, [len(job).to_bytes(4, "little")], [channel.fileno()])
+        self.control.sendall(job)
+
+    def answer(self) -> tuple[Reason, str] | None:
+        """None where the judge died."""
+        frame = read_frame(self.control.fileno(), 1 << 16)
+        if frame is None:
+            return None
+        reason, detail = json.loads(frame)
+        return Reason(reason), detail
+
+    def last_word(self) -> str:
+        """Why it ended, if it could still say so."""
+        with contextlib.suppress(OSError, ValueError):
+            return (self.answer() or (None, ""))[1]
+        return ""
+
+    def stop(self) -> None:
+        self.control.close()
+        os.kill(self.pid, signal.SIGKILL)
+        os.waitpid(self.pid, 0)
+
+
+def _become_judge(
+    control: socket.socket, parent: int, settings: dict[str, Any], confinement: confine.Confinement, packages: list[str]
+) -> None:
+    """In the forked process: keep the one socket, import, confine, serve. Never returns."""
+    try:
+        confine.die_with_parent(parent)
+        kept = control.detach()
+        null = os.open(os.devnull, os.O_RDWR)
+        for standard in (0, 1, 2):
+            os.dup2(null, standard)
+        os.dup2(kept, 3)
+        os.closerange(4, 1024)
+        jobs = socket.socket(fileno=3)
+        sys.path.extend(settings["packages_from"])
+        preload(packages)
+        confine.limit_memory(settings["judge_memory"])
+        # The tests are the data set's, not ours: they too get no files, no network and no other processes.
+        confine.harden(confinement)
+        confine.die_with_parent(parent)
+        confine.lock(confinement, judge=True)
+        checking.serve(jobs)
+    except Exception as error:  # noqa: BLE001 - the last word of a process that ends
+        write_frame(3, dumps([Reason.GRADER_FAILED, f"the judge's process: {type(error).__name__}: {error}"[:300]]))
+    finally:
+        os._exit(0)
+
+
+class Supervisor:
+    """Judges one job after the other."""
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        self._settings = settings
+        preload()
+        confine.prepare_filters()
+        self.confinement = confine.NOTHING if settings["unconfined"] else confine.probe()
+        confine.fix_layout()
+        self._zygote: Zygote | None = None
+        self._judges: dict[bool, Judge] = {}
+        self._waiting = False  # the last program's end has not been read yet
+
+    def run(self, payload: bytes, seconds: float, with_numpy: bool) -> tuple[Reason, str, float]:
+        """One program, as the judge's process will read it: reason, detail, wall seconds. Raises Trouble."""
+        zygote = self._zygote = self._zygote or Zygote(self._settings, self.confinement)
+        if self._waiting:
+            self._waiting = False
+            zygote.ended()
+        judge = self._judges.get(with_numpy)
+        if not judge:
+            packages = ["numpy"] if with_numpy else []
+            judge = self._judges[with_numpy] = Judge(self._settings, self.confinement, packages)
+        channel, pid, handle = zygote.start_program()
+        began = time.monotonic()
+        try:
+            judge.send(payload, channel)
+            channel.close()
+            return self._watch(zygote, judge, with_numpy, _Program(pid, handle), began, seconds)
+        except OSError as error:
+            told = judge.last_word()
+            self._drop_judge(with_numpy)
+            raise Trouble(told or f"the judge is gone: {error}") from None
+        finally:
+            channel.close()
+            _Program(pid, handle).kill()
+            if handle >= 0:
+                os.close(handle)
+
+    def _watch(
+        self, zygote: Zygote, judge: Judge, which: bool, program: "_Program", began: float, limit: float
+    ) -> tuple[Reason, str, float]:
+        self._waiting = True
+        clock = _Deadline(began, limit, (program.pid, judge.pid))
+        killed = stalled = False
+        while not stalled and not _readable(judge.control, _GRACE if killed else clock.left()):
+            stalled = killed  # the judge itself chokes on what it was sent
+            if clock.passed():
+                killed = True
+                program.kill()
+        seconds = time.monotonic() - began
+        answer = None if stalled else judge.answer()
+        if answer is None:
+            self._drop_judge(which)
+        if killed:
+            return Reason.TIMEOUT, f"not done after {limit:g} s", seconds
+        if answer is None:
+            return Reason.MEMORY, "what the program answered ended the judge's process", seconds
+        reason, detail = answer
+        if reason is Reason.CRASH:
+            self._waiting = False
+            program.kill()  # it hung up; it may still be there
+            detail = _how_it_ended(zygote.ended()[0])
+        return reason, detail, seconds
+
+    def _drop_judge(self, which: bool) -> None:
+        judge = self._judges.pop(which, None)
+        if judge:
+            judge.stop()
+
+    def stop(self) -> None:
+        """End everything; the next job starts anew."""
+        self._waiting = False
+        for which in list(self._judges):
+            self._drop_judge(which)
+        if self._zygote:
+            self._zygote.stop()
+            self._zygote = None
+
+
+class _Program:
+    """A program's process, to be killed without mistaking another for it."""
+
+    def __init__(self, pid: int, handle: int) -> None:
+        self.pid, self._handle = pid, handle
+
+    def kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            if self._handle >= 0:
+                signal.pidfd_send_signal(self._handle, signal.SIGKILL)
+            else:
+                os.kill(self.pid, signal.SIGKILL)
+
+
+class _Deadline:
+    """One deadline for the whole program. Time in which its processes waited for a processor is given back."""
+
+    def __init__(self, began: float, limit: float, pids: tuple[int, ...]) -> None:
+        self._began, self._limit, self._pids = began, limit, pids
+        self._until = began + limit
+        self._waited_before = _waited(pids[1:])
+
+    def left(self) -> float:
+        return max(0.0, self._until - time.monotonic())
+
+    def passed(self) -> bool:
+        waited = _waited(self._pids) - self._waited_before
+        self._until = self._began + min(self._limit + waited, self._limit * _STRETCH)
+        return time.monotonic() >= self._until - 0.001
+
+
+def _waited(pids: tuple[int, ...]) -> float:
+    """Seconds that these processes stood ready to run and did not; 0 where the kernel does not say."""
+    total = 0
+    for pid in pids:
+        with contextlib.suppress(OSError, ValueError, IndexError), open(f"/proc/{pid}/schedstat", "rb") as file:
+            total += int(file.read().split()[1])
+    return total / 1e9
+
+
+def _readable(control: socket.socket, seconds: float) -> bool:
+    """Whether the judge has spoken within so many seconds. Raises ParentGone."""
+    poll = select.poll()
+    poll.register(control, select.POLLIN)
+    poll.register(0, 0)  # hang-up alone
+    ready = dict(poll.poll(seconds * 1000))
+    if 0 in ready:
+        raise ParentGone
+    return bool(ready)
+
+
+def _how_it_ended(status: int) -> str:
+    if os.WIFSIGNALED(status):
+        return f"ended by signal {signal.Signals(os.WTERMSIG(status)).name}"
+    return f"ended with exit status {os.waitstatus_to_exitcode(status)} before it had answered"
+
+
+def main() -> None:
+    """argv: settings as JSON."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the trainer's to handle
+    output = os.dup(1)
+    os.dup2(2, 1)
+    supervisor = Supervisor(json.loads(sys.argv[2]))
+    write_frame(output, dumps(supervisor.confinement.as_dict()))
+    with contextlib.suppress(ParentGone, BrokenPipeError):
+        while (header := read_frame(0, 1 << 10)) is not None:
+            payload = read_frame(0, 1 << 30)
+            if payload is None:
+                break
+            try:
+                answer: tuple[Any, ...] = supervisor.run(payload, **json.loads(header))
+            except (Trouble, OSError, struct.error) as error:
+                supervisor.stop()
+                answer = (Reason.GRADER_FAILED, f"{type(error).__name__}: {error}", 0.0)
+            write_frame(output, dumps(answer))
+    supervisor.stop()

@@ -1,0 +1,103 @@
+"""What runs in the confined process: load an untrusted program, answer calls (floor 1; stdlib only).
+
+Nothing here is a defence: the program shares this process and may change all of it. What leaves the process is data,
+and the judge takes it as no more than that.
+"""
+
+import builtins
+import sys
+import types
+from typing import Any
+
+from selfcorrect.grading.judge.preload import PRELUDE
+from selfcorrect.grading.judge.wire import Endless, Unencodable, decode, dumps, encode, loads, read_frame, write_frame
+
+_MOST = 1 << 28  # bytes of a request; the judge's own messages need no caution
+
+
+def serve(channel: int) -> None:
+    """Load the program that the first message holds, then answer calls until the judge hangs up."""
+    first = read_frame(channel, _MOST)
+    if first is None:
+        return
+    session = _Session(channel)
+    answer = session.load(**loads(first))
+    while True:
+        write_frame(channel, answer)
+        request = read_frame(channel, _MOST)
+        if request is None:
+            return
+        answer = session.answer(loads(request))
+
+
+_prelude: dict[str, Any] = {}
+
+
+def prepare() -> None:
+    """Before the forks: what every program starts with."""
+    exec(PRELUDE, _prelude)
+    del _prelude["__builtins__"]
+
+
+class _Session:
+    """The loaded program, and those of its objects that the judge knows by number."""
+
+    def __init__(self, channel: int) -> None:
+        self._channel = channel
+        self._module = types.ModuleType("solution")
+        self._objects: list[Any] = []
+
+    def load(self, source: str, prelude: bool) -> bytes:
+        sys.modules["solution"] = self._module
+        names = self._module.__dict__
+        try:
+            if prelude:
+                names.update(_prelude)
+            exec(compile(source, "<solution>", "exec", dont_inherit=True), names)
+        except BaseException as error:  # noqa: BLE001 - whatever the program raises is its answer
+            return _raised(error)
+        return dumps({"ok": None})
+
+    def answer(self, request: dict[str, Any]) -> bytes:
+        try:
+            return self._reply(self._do(**request))
+        except Endless:
+            return dumps({"endless": None})
+        except BaseException as error:  # noqa: BLE001 - as above
+            return _raised(error)
+
+    def _do(self, do: str, name: str, arguments: Any, of: int | None = None) -> Any:
+        values, named = decode(arguments, self._known)
+        owner = self._module if of is None else self._objects[of]
+        if do == "set":
+            return setattr(owner, name, values[0])
+        if of is None and name not in owner.__dict__:
+            raise NameError(f"name {name!r} is not defined")
+        found = getattr(owner, name)
+        return found(*values, **named) if do == "call" else found
+
+    def _known(self, name: Any) -> Any:
+        """An object the judge holds by number, or a builtin by name."""
+        return getattr(builtins, name) if isinstance(name, str) else self._objects[name]
+
+    def _reply(self, value: Any) -> bytes:
+        try:
+            return dumps({"ok": encode(value, self._object)})
+        except ValueError:  # an integer of more digits than json writes
+            return dumps({"ok": encode(value, self._object, exact=True)})
+        except Unencodable as error:
+            return dumps({"unreadable": str(error)})
+
+    def _object(self, value: Any) -> Any:
+        self._objects.append(value)
+        return {"o": [len(self._objects) - 1, type(value).__name__[:80], bool(value), callable(value)]}
+
+
+def _raised(error: BaseException) -> bytes:
+    """The nearest builtin kind of an exception, and its text."""
+    kinds = [kind.__name__ for kind in type(error).__mro__ if getattr(builtins, kind.__name__, None) is kind]
+    try:
+        text = str(error)[:300]
+    except Exception:  # noqa: BLE001 - a program's own __str__
+        text = ""
+    return dumps({"raised": [kinds[0] if kinds else "Exception", type(error).__name__[:80], text]})

@@ -1,0 +1,109 @@
+"""The process that programs are forked from (floor 1; stdlib only).
+
+Started by exec with an empty environment, it imports what programs may use, confines itself, and forks on demand. It
+never holds a program's source, a test or an answer: the source reaches the forked process through its own channel.
+
+Messages on `control`: b"R" with a descriptor asks for a process; b"P" and its pid, with a pidfd, says that it runs;
+b"X", wait status and kilobytes, that it ended; b"E" that none could be made.
+"""
+
+import ctypes
+import gc
+import json
+import os
+import resource
+import socket
+import struct
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from selfcorrect.grading.judge import confine, suspect
+from selfcorrect.grading.judge.preload import preload, seed
+
+CHANNEL = 3
+STARTED, ENDED = struct.Struct("<ci"), struct.Struct("<ciq")
+
+
+def main() -> None:
+    """argv: descriptor of the control socket, settings as JSON."""
+    settings = json.loads(sys.argv[2])
+    parent = int(settings["parent"])
+    confine.die_with_parent(parent)
+    sys.path.extend(settings["packages_from"])
+    preload(settings["packages"])
+    sys.path.clear()
+    sys.argv = [""]
+    confinement = confine.Confinement(**settings["confinement"])
+    confine.prepare_filters()
+    suspect.prepare()
+    fork = _plain_fork()
+    if settings["memory"]:
+        confine.limit_memory(settings["memory"])
+    with socket.socket(fileno=int(settings["control"])) as control:
+        os.umask(0o777)
+        confine.harden(confinement)
+        confine.die_with_parent(parent)  # another user, another start: changing identity takes it off
+        gc.collect()
+        gc.freeze()  # the forks then share the pages
+        os.dup2(1, 2)  # a flood on stderr must not fill the pipe that told of start-up errors
+        control.sendall(b"S")
+        _serve(control, confinement, fork)
+
+
+def _serve(
+    control: socket.socket, confinement: confine.Confinement, fork: Callable[[], int]
+) -> None:
+    here = os.getpid()
+    while True:
+        request, descriptors, _, _ = socket.recv_fds(control, 1, 1)
+        if not request or not descriptors:
+            return
+        [channel] = descriptors
+        pid = fork()
+        if pid < 0:
+            os.close(channel)
+            control.sendall(b"E")
+            continue
+        if pid == 0:
+            _become_suspect(channel, here, confinement)
+        os.close(channel)
+        _watch(control, pid)
+
+
+def _plain_fork() -> Callable[[], int]:
+    """fork() without what Python does around it, which touches three times the memory and so takes twice the time.
+
+    Sound here: this process has one thread, which goes on in the child as it is, and whose random state is set.
+    """
+    if not sys.platform.startswith("linux"):
+        return os.fork
+    fork: Callable[[], int] = ctypes.PyDLL(None).fork
+    return fork
+
+
+def _watch(control: socket.socket, pid: int) -> None:
+    """Name the process to the supervisor, which alone kills; wait for its end."""
+    message = STARTED.pack(b"P", pid)
+    if hasattr(os, "pidfd_open"):
+        handle = os.pidfd_open(pid)
+        socket.send_fds(control, [message], [handle])
+        os.close(handle)
+    else:
+        control.sendall(message)
+    _, status, used = os.wait4(pid, 0)
+    control.sendall(ENDED.pack(b"X", status, used.ru_maxrss))
+
+
+def _become_suspect(channel: int, parent: int, confinement: confine.Confinement) -> Any:
+    """In the forked process: keep the channel alone, lock the door, run. Never returns."""
+    try:
+        confine.die_with_parent(parent)
+        if channel != CHANNEL:
+            os.dup2(channel, CHANNEL)
+        os.closerange(CHANNEL + 1, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+        seed()
+        confine.lock(confinement)
+        suspect.serve(CHANNEL)
+    finally:
+        os._exit(0)

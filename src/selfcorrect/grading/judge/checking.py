@@ -6,10 +6,12 @@ supervisor above keeps time and memory, because data can be built to stall whoev
 
 import ast
 import builtins
+import hashlib
+import itertools
 import json
 import os
 import re
-import select
+import secrets
 import socket
 import sys
 from functools import lru_cache
@@ -72,41 +74,26 @@ class Channel:
 
     def __init__(self, descriptor: int, most: int) -> None:
         self._descriptor, self._most = descriptor, most
-        self._poll = select.poll()
-        self._poll.register(descriptor, select.POLLIN)
         self._objects: dict[int, Remote] = {}
         self.breach: tuple[Reason, str] | None = None
         self.asked = 0
         self.raised: BaseException | None = None  # what the program raised last
 
     def open(self, source: str, prelude: bool) -> None:
-        self._exchange(dumps({"source": source, "prelude": prelude}))
+        self._exchange({"source": source, "prelude": prelude})
 
     def ask(self, do: str, name: str, values: tuple[Any, ...] = (), named: Any = None, of: int | None = None) -> Any:
         """One call in the program's process. Raises what it raises, as a builtin kind; Stopped where it cannot."""
         self.asked += 1
-        request = {"do": do, "name": name, "of": of}
-        arguments = (values, named or {})
-        try:
-            try:
-                payload = dumps({**request, "arguments": encode(arguments, _argument)})
-            except ValueError:
-                payload = dumps({**request, "arguments": encode(arguments, _argument, exact=True)})
-        except Unencodable as error:
-            raise Untestable(str(error)) from None
-        return self._exchange(payload)
+        return self._exchange({"do": do, "name": name, "of": of, "arguments": (values, named or {})})
 
-    def quiet(self) -> bool:
-        """Whether nothing has been said without being asked."""
-        return not any(event & select.POLLIN for _, event in self._poll.poll(0))
-
-    def _exchange(self, payload: bytes) -> Any:
+    def _exchange(self, request: dict[str, Any]) -> Any:
+        """Send, wait, understand. An answer must repeat its question's mark, so none can be written beforehand."""
         if self.breach:
             raise Stopped
-        if not self.quiet():
-            self.stop(Reason.PROTOCOL, "an answer that was not asked for")
+        mark = _mark()
         try:
-            write_frame(self._descriptor, payload)
+            write_frame(self._descriptor, _request({**request, "mark": mark}))
             answer = read_frame(self._descriptor, self._most)
         except OSError:
             answer = None
@@ -115,14 +102,16 @@ class Channel:
         if answer is None:
             self.stop(Reason.CRASH, "the process ended before it had answered")
         try:
-            return self._understand(loads(answer))
+            return self._understand(loads(answer), mark)
         except ProtocolError as error:
             self.stop(Reason.PROTOCOL, str(error))
 
-    def _understand(self, answer: Any) -> Any:
-        if type(answer) is not dict or len(answer) != 1:
+    def _understand(self, answer: Any, mark: str) -> Any:
+        if type(answer) is not list or len(answer) != 3:
             raise ProtocolError("an answer of the wrong form")
-        [(kind, contents)] = answer.items()
+        told, kind, contents = answer
+        if told != mark:
+            raise ProtocolError("an answer that was not asked for")
         match kind:
             case "ok":
                 return decode(contents, self._remote)
@@ -163,6 +152,26 @@ class _Exit(Exception):
     """SystemExit or KeyboardInterrupt of the program: they must not look like ours."""
 
 
+_SECRET, _count = secrets.token_bytes(32), itertools.count()
+
+
+def _mark() -> str:
+    return hashlib.blake2b(next(_count).to_bytes(8, "little"), key=_SECRET, digest_size=8).hexdigest()
+
+
+def _request(request: dict[str, Any]) -> bytes:
+    if "arguments" not in request:
+        return dumps(request)
+    arguments = request["arguments"]
+    try:
+        try:
+            return dumps({**request, "arguments": encode(arguments, _argument)})
+        except ValueError:  # an integer of more digits than json writes
+            return dumps({**request, "arguments": encode(arguments, _argument, exact=True)})
+    except Unencodable as error:
+        raise Untestable(str(error)) from None
+
+
 def _argument(value: Any) -> Any:
     if isinstance(value, Remote):
         return {"h": object.__getattribute__(value, "_number")}
@@ -187,8 +196,6 @@ def judge(descriptor: int, job: dict[str, Any]) -> tuple[Reason, str]:
         return Reason.MEMORY, "the answer needs more memory than the judge may have"
     except Exception as error:  # noqa: BLE001 - the tests' own failure is the outcome
         return channel.breach or _failure(channel, error)
-    if not channel.breach and not channel.quiet():
-        return Reason.PROTOCOL, "an answer that was not asked for"
     return channel.breach or (Reason.PASSED, "")
 
 
@@ -206,6 +213,8 @@ def _run(channel: Channel, checks: dict[str, Any]) -> None:
     remote = {checks["entry_point"]} if checks["entry_point"] else set(_DEFINED.findall(checks["reference"]))
     try:
         _execute(channel, checks, remote)
+    except Untestable:
+        raise
     except Exception:
         if channel.asked:
             raise

@@ -3,6 +3,7 @@
 import atexit
 import contextlib
 import importlib.util
+import itertools
 import json
 import os
 import queue
@@ -24,6 +25,7 @@ _ROOT = str(Path(__file__).resolve().parents[3])
 _BOOT = "import sys; sys.path.insert(0, sys.argv[3]); from selfcorrect.grading.judge.supervisor import main; main()"
 # One order of sets in every process; no threads of numpy's, which namespaces refuse.
 _ENVIRONMENT = {"PYTHONHASHSEED": "0", "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+_SETTINGS: dict[str, Any] = {}  # for tests: what every supervisor is told besides
 _TRIES = 2  # of a job whose supervisor was lost
 
 
@@ -80,7 +82,7 @@ class CodeJudge:
     verdict cannot be forged (docs/grading.md). One judge serves a whole run; it starts its processes at the first
     grade, after a self-test, and may be used from several threads.
 
-    workers: programs judged side by side; one a core by default. time_limit: seconds for a whole program, or
+    workers: programs judged side by side; one a core by default and at most, so that none waits for another. time_limit: seconds for a whole program, or
     time_factor times what the problem's reference takes, whichever is more, up to time_cap. memory_mb: address space
     of a program. prelude: whether common modules are imported before the program (docs/grading.md lists them).
     preload: packages that programs may import besides the standard library, such as numpy. allow_unsandboxed: go on
@@ -94,7 +96,8 @@ class CodeJudge:
         time_cap: float = 10.0, memory_mb: int = 1024, prelude: bool = True, preload: Iterable[str] = (),
         allow_unsandboxed: bool = False,
     ) -> None:  # fmt: skip
-        self.workers = workers or len(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else [0])
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        self.workers = min(workers or cores, cores)
         self._limits = Limits(time_limit, program_memory=memory_mb)
         self._factor, self._cap = time_factor, max(time_cap, time_limit)
         self._prelude, self._preload, self._allow = prelude, tuple(preload), allow_unsandboxed
@@ -103,7 +106,7 @@ class CodeJudge:
         self._open: set[_Supervisor] = set()
         self._reference_seconds: dict[str, float] = {}
         self._confinement: Confinement | None = None
-        self._unconfined = False
+        self._launched = itertools.count()
 
     @property
     def confinement(self) -> Confinement:
@@ -212,7 +215,6 @@ class CodeJudge:
         with self._lock:
             if self._confinement:
                 return
-            self._unconfined = False
             first = self._launch()
             if not first.confinement.seccomp and not self._allow:
                 self._open.discard(first)
@@ -252,6 +254,13 @@ class CodeJudge:
         self._open.discard(supervisor)
         supervisor.stop()
 
+    def _next_core(self) -> int | None:
+        """One core for all processes of a supervisor: they take turns, and waking each other there is twice as fast."""
+        if not hasattr(os, "sched_getaffinity"):
+            return None
+        cores = sorted(os.sched_getaffinity(0))
+        return cores[(os.getpid() + next(self._launched)) % len(cores)]
+
     def _settings(self) -> dict[str, Any]:
         numpy = importlib.util.find_spec("numpy")  # some data sets' tests use it
         folders = {str(Path(numpy.origin).parents[1])} if numpy and numpy.origin else set()
@@ -265,5 +274,5 @@ class CodeJudge:
         return {
             "packages": list(self._preload), "packages_from": sorted(folders), "root": _ROOT,
             "memory": self._limits.program_memory, "judge_memory": self._limits.judge_memory,
-            "unconfined": self._unconfined,
+            "unconfined": False, "core": self._next_core(), **_SETTINGS,
         }  # fmt: skip

@@ -78,7 +78,7 @@ _FORGERIES = {
     "exit status 0": "import os\ndef answer(): os._exit(0)",
     "answers before the questions": (
         "import os\ndef answer(): return 0\n"
-        "for n in (42, 43):\n    m = b'{\"ok\":%d}' % n\n    os.write(3, len(m).to_bytes(4, 'little') + m)"
+        "for n in (42, 43):\n    m = b'[\"\",\"ok\",%d]' % n\n    os.write(3, len(m).to_bytes(4, 'little') + m)"
     ),
 }
 

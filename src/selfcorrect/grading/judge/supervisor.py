@@ -23,7 +23,7 @@ from selfcorrect.grading.judge.wire import dumps, read_frame, write_frame
 from selfcorrect.grading.judge.zygote import ENDED, STARTED
 
 _GRACE = 0.1  # seconds that the judge has to speak after its program was killed
-_STRETCH = 6  # a deadline moves, for time spent waiting for a processor, to at most so many times itself
+_STRETCH = 3  # a deadline moves, for time spent waiting for a processor, to at most so many times itself
 _START = 60.0
 _ZYGOTE = "import sys; sys.path.insert(0, sys.argv[3]); from selfcorrect.grading.judge.zygote import main; main()"
 
@@ -155,6 +155,8 @@ class Supervisor:
 
     def __init__(self, settings: dict[str, Any]) -> None:
         self._settings = settings
+        if settings["core"] is not None:
+            os.sched_setaffinity(0, {settings["core"]})
         preload()
         confine.prepare_filters()
         self.confinement = confine.NOTHING if settings["unconfined"] else confine.probe()

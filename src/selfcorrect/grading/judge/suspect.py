@@ -20,14 +20,14 @@ def serve(channel: int) -> None:
     first = read_frame(channel, _MOST)
     if first is None:
         return
-    session = _Session(channel)
-    answer = session.load(**loads(first))
+    session, request = _Session(), loads(first)
+    answer = session.load(**request)
     while True:
         write_frame(channel, answer)
-        request = read_frame(channel, _MOST)
-        if request is None:
+        following = read_frame(channel, _MOST)
+        if following is None:
             return
-        answer = session.answer(loads(request))
+        answer = session.answer(**loads(following))
 
 
 _prelude: dict[str, Any] = {}
@@ -42,29 +42,34 @@ def prepare() -> None:
 class _Session:
     """The loaded program, and those of its objects that the judge knows by number."""
 
-    def __init__(self, channel: int) -> None:
-        self._channel = channel
+    def __init__(self) -> None:
         self._module = types.ModuleType("solution")
         self._objects: list[Any] = []
 
-    def load(self, source: str, prelude: bool) -> bytes:
+    def load(self, mark: str, source: str, prelude: bool) -> bytes:
         sys.modules["solution"] = self._module
         names = self._module.__dict__
         try:
             if prelude:
                 names.update(_prelude)
-            exec(compile(source, "<solution>", "exec", dont_inherit=True), names)
+            exec(compile(source.removeprefix("\ufeff"), "<solution>", "exec", dont_inherit=True), names)
         except BaseException as error:  # noqa: BLE001 - whatever the program raises is its answer
-            return _raised(error)
-        return dumps({"ok": None})
+            return _raised(mark, error)
+        return dumps([mark, "ok", None])
 
-    def answer(self, request: dict[str, Any]) -> bytes:
+    def answer(self, mark: str, **request: Any) -> bytes:
         try:
-            return self._reply(self._do(**request))
+            value = self._do(**request)
+            try:
+                return dumps([mark, "ok", encode(value, self._object)])
+            except ValueError:  # an integer of more digits than json writes
+                return dumps([mark, "ok", encode(value, self._object, exact=True)])
         except Endless:
-            return dumps({"endless": None})
+            return dumps([mark, "endless", None])
+        except Unencodable as error:
+            return dumps([mark, "unreadable", str(error)])
         except BaseException as error:  # noqa: BLE001 - as above
-            return _raised(error)
+            return _raised(mark, error)
 
     def _do(self, do: str, name: str, arguments: Any, of: int | None = None) -> Any:
         values, named = decode(arguments, self._known)
@@ -80,24 +85,16 @@ class _Session:
         """An object the judge holds by number, or a builtin by name."""
         return getattr(builtins, name) if isinstance(name, str) else self._objects[name]
 
-    def _reply(self, value: Any) -> bytes:
-        try:
-            return dumps({"ok": encode(value, self._object)})
-        except ValueError:  # an integer of more digits than json writes
-            return dumps({"ok": encode(value, self._object, exact=True)})
-        except Unencodable as error:
-            return dumps({"unreadable": str(error)})
-
     def _object(self, value: Any) -> Any:
         self._objects.append(value)
         return {"o": [len(self._objects) - 1, type(value).__name__[:80], bool(value), callable(value)]}
 
 
-def _raised(error: BaseException) -> bytes:
+def _raised(mark: str, error: BaseException) -> bytes:
     """The nearest builtin kind of an exception, and its text."""
     kinds = [kind.__name__ for kind in type(error).__mro__ if getattr(builtins, kind.__name__, None) is kind]
     try:
         text = str(error)[:300]
     except Exception:  # noqa: BLE001 - a program's own __str__
         text = ""
-    return dumps({"raised": [kinds[0] if kinds else "Exception", type(error).__name__[:80], text]})
+    return dumps([mark, "raised", [kinds[0] if kinds else "Exception", type(error).__name__[:80], text]])

@@ -51,24 +51,26 @@ def main() -> None:
         _serve(control, confinement, fork)
 
 
-def _serve(
-    control: socket.socket, confinement: confine.Confinement, fork: Callable[[], int]
-) -> None:
+def _serve(control: socket.socket, confinement: confine.Confinement, fork: Callable[[], int]) -> None:
     here = os.getpid()
-    while True:
-        request, descriptors, _, _ = socket.recv_fds(control, 1, 1)
-        if not request or not descriptors:
-            return
-        [channel] = descriptors
-        pid = fork()
-        if pid < 0:
-            os.close(channel)
-            control.sendall(b"E")
-            continue
-        if pid == 0:
-            _become_suspect(channel, here, confinement)
-        os.close(channel)
+    while _serve_one(control, confinement, fork, here):
+        """Nothing of one request may stay: every program shall find the same memory layout."""
+
+
+def _serve_one(control: socket.socket, confinement: confine.Confinement, fork: Callable[[], int], here: int) -> bool:
+    request, descriptors, _, _ = socket.recv_fds(control, 1, 1)
+    if not request or not descriptors:
+        return False
+    [channel] = descriptors
+    pid = fork()
+    if pid == 0:
+        _become_suspect(channel, here, confinement)
+    os.close(channel)
+    if pid < 0:
+        control.sendall(b"E")
+    else:
         _watch(control, pid)
+    return True
 
 
 def _plain_fork() -> Callable[[], int]:

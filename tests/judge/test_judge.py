@@ -54,7 +54,9 @@ def test_right_programs_pass_however_they_are_written(judge: CodeJudge) -> None:
 
 
 def test_what_one_program_leaves_the_next_does_not_find(judge: CodeJudge) -> None:
-    after = [program for bad in (*STATE.values(), *EXHAUST.values()) for program in (bad, "def add(x, y): return x + y")]
+    after = [
+        program for bad in (*STATE.values(), *EXHAUST.values()) for program in (bad, "def add(x, y): return x + y")
+    ]
     with CodeJudge(workers=1, time_limit=0.4, memory_mb=256) as alone:
         found = alone.grade([(source, checks_for(source)) for source in after])
     assert {v.reason for v in found[1::2]} == {Reason.PASSED}
@@ -95,14 +97,20 @@ def test_reasons(judge: CodeJudge) -> None:
 
 def test_the_data_sets_own_trouble_is_no_verdict(judge: CodeJudge) -> None:
     good = "def add(x, y): return x + y"
-    for checks in (Checks("assert add("), Checks("assert 1 == 1"), Checks("x = 1", entry_point="add"), Checks("assert add(object(), 1)")):
+    for checks in (
+        Checks("assert add("),
+        Checks("assert 1 == 1"),
+        Checks("x = 1", entry_point="add"),
+        Checks("assert add(object(), 1)"),
+    ):
         [verdict] = judge.grade([(good, checks)])
         assert verdict.reason is Reason.GRADER_FAILED, checks
         assert verdict.detail
 
 
 TREE = Checks(
-    setup="root = Node(1)\nroot.left = Node(2)\nroot.left.right = Node(3)", code="assert depth(root) == 3\nassert root.left.data == 2"
+    setup="root = Node(1)\nroot.left = Node(2)\nroot.left.right = Node(3)",
+    code="assert depth(root) == 3\nassert root.left.data == 2",
 )
 SUM = "def sum(a, b): return a * 10 + b"
 
@@ -149,7 +157,10 @@ def test_the_reference_sets_the_limit() -> None:
     slow = "import time\ndef add(x, y):\n    time.sleep({})\n    return x + y"
     checks = Checks("assert add(1, 2) == 3", reference=slow.format(0.05))
     with CodeJudge(workers=1, time_limit=0.2) as one:
-        assert [v.reason for v in one.grade([(slow.format(0.5), checks), (slow.format(3), checks)])] == [Reason.PASSED, Reason.TIMEOUT]
+        assert [v.reason for v in one.grade([(slow.format(0.5), checks), (slow.format(3), checks)])] == [
+            Reason.PASSED,
+            Reason.TIMEOUT,
+        ]
         [verdict] = one.grade([(slow.format(0.5), Checks(checks.code))])
         assert verdict.reason is Reason.TIMEOUT
 
@@ -161,7 +172,9 @@ def test_supervisor_killed_in_mid_batch_leaves_no_orphan(judge: CodeJudge) -> No
         family = descendants(supervisor)
         results: list[Reason] = []
         batch = threading.Thread(
-            target=lambda: results.extend(v.reason for v in one.grade([("while True: pass", ADD), ("def add(x, y): return x + y", ADD)]))
+            target=lambda: results.extend(
+                v.reason for v in one.grade([("while True: pass", ADD), ("def add(x, y): return x + y", ADD)])
+            )
         )
         batch.start()
         time.sleep(0.5)
@@ -204,4 +217,7 @@ def test_weak_machines_refuse_unless_told(monkeypatch: pytest.MonkeyPatch) -> No
         one.grade([("def add(x, y): return x + y", ADD)])
     with CodeJudge(workers=1, allow_unsandboxed=True) as one:
         assert one.confinement.tier == 3
-        assert [v.passed for v in one.grade([("def add(x, y): return x + y", ADD), (FORGE["int subclass equal to all"], ADD)])] == [True, False]
+        assert [
+            v.passed
+            for v in one.grade([("def add(x, y): return x + y", ADD), (FORGE["int subclass equal to all"], ADD)])
+        ] == [True, False]

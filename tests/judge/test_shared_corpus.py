@@ -42,7 +42,7 @@ def programs() -> list[tuple[str, str, str, Checks]]:
 def match(pattern: str, text: str) -> str:
     found = re.search(pattern, text)
     assert found
-    return found[1]
+    return str(found[1])
 
 
 class Canaries:
@@ -229,7 +229,7 @@ def test_constants_and_identities_pass_nothing() -> None:
 def called(checks: Checks) -> str:
     if checks.entry_point:
         return checks.entry_point
-    defined = re.findall(r"^def[ \t]+(\w+)", checks.reference, re.MULTILINE)
+    defined: list[str] = re.findall(r"^def[ \t]+(\w+)", checks.reference, re.MULTILINE)
     return next(name for name in defined if re.search(rf"\b{name}\s*\(", checks.code))
 
 

@@ -21,8 +21,8 @@ from typing import Any, NoReturn
 from selfcorrect.grading.judge.preload import seed
 from selfcorrect.grading.judge.verdict import Reason
 from selfcorrect.grading.judge.wire import (
+    NotPlainError,
     ProtocolError,
-    Unencodable,
     decode,
     dumps,
     encode,
@@ -37,11 +37,11 @@ _DEFINED = re.compile(r"^(?:def|class)[ \t]+(\w+)", re.MULTILINE)
 _MODULES = frozenset({"collections", "copy", "datetime", "itertools", "math", "random", "re", "string", "sys"})
 
 
-class Stopped(BaseException):
+class StoppedError(BaseException):
     """The program can answer no more. Not an Exception, so that no test's `except` takes it for its own."""
 
 
-class Untestable(Exception):
+class TestsError(Exception):
     """The tests themselves cannot be run: the data set's fault, not the program's."""
 
 
@@ -55,7 +55,7 @@ class Remote:
             object.__setattr__(self, name, value)
 
     def __bool__(self) -> bool:
-        return self._true
+        return bool(self._true)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -83,14 +83,14 @@ class Channel:
         self._exchange({"source": source, "prelude": prelude})
 
     def ask(self, do: str, name: str, values: tuple[Any, ...] = (), named: Any = None, of: int | None = None) -> Any:
-        """One call in the program's process. Raises what it raises, as a builtin kind; Stopped where it cannot."""
+        """One call in the program's process. Raises what it raises, as a builtin kind; StoppedError where it cannot."""
         self.asked += 1
         return self._exchange({"do": do, "name": name, "of": of, "arguments": (values, named or {})})
 
     def _exchange(self, request: dict[str, Any]) -> Any:
         """Send, wait, understand. An answer must repeat its question's mark, so none can be written beforehand."""
         if self.breach:
-            raise Stopped
+            raise StoppedError
         mark = _mark()
         try:
             write_frame(self._descriptor, _request({**request, "mark": mark}))
@@ -133,7 +133,7 @@ class Channel:
         if issubclass(kind, MemoryError):
             self.stop(Reason.MEMORY, text)
         if not issubclass(kind, Exception) or issubclass(kind, UnicodeError):
-            kind = RuntimeError if issubclass(kind, Exception) else _Exit  # these need arguments, those would pass
+            kind = RuntimeError if issubclass(kind, Exception) else _ExitError  # these need arguments, those would pass
         self.raised = kind(text)
         raise self.raised
 
@@ -145,10 +145,10 @@ class Channel:
 
     def stop(self, reason: Reason, detail: str) -> NoReturn:
         self.breach = self.breach or (reason, detail)
-        raise Stopped
+        raise StoppedError
 
 
-class _Exit(Exception):
+class _ExitError(Exception):
     """SystemExit or KeyboardInterrupt of the program: they must not look like ours."""
 
 
@@ -168,8 +168,8 @@ def _request(request: dict[str, Any]) -> bytes:
             return dumps({**request, "arguments": encode(arguments, _argument)})
         except ValueError:  # an integer of more digits than json writes
             return dumps({**request, "arguments": encode(arguments, _argument, exact=True)})
-    except Unencodable as error:
-        raise Untestable(str(error)) from None
+    except NotPlainError as error:
+        raise TestsError(str(error)) from None
 
 
 def _argument(value: Any) -> Any:
@@ -178,7 +178,7 @@ def _argument(value: Any) -> Any:
     name = getattr(value, "__name__", "")
     if getattr(builtins, str(name), None) is value:  # int, len, ...
         return {"h": name}
-    raise Unencodable(f"the tests pass an argument of type {type(value).__name__}, which cannot be sent to a program")
+    raise NotPlainError(f"the tests pass an argument of type {type(value).__name__}, which cannot be sent to a program")
 
 
 def judge(descriptor: int, job: dict[str, Any]) -> tuple[Reason, str]:
@@ -188,9 +188,9 @@ def judge(descriptor: int, job: dict[str, Any]) -> tuple[Reason, str]:
     try:
         channel.open(job["source"], job["prelude"])
         _run(channel, job["checks"])
-    except Stopped:
+    except StoppedError:
         pass
-    except Untestable as error:
+    except TestsError as error:
         return Reason.GRADER_FAILED, _text(str(error))
     except MemoryError:
         return Reason.MEMORY, "the answer needs more memory than the judge may have"
@@ -209,11 +209,11 @@ def _failure(channel: Channel, error: Exception) -> tuple[Reason, str]:
 
 
 def _run(channel: Channel, checks: dict[str, Any]) -> None:
-    """Raises what the tests raise. Tests that never call the program prove nothing: Untestable."""
+    """Raises what the tests raise. Tests that never call the program prove nothing: TestsError."""
     remote = {checks["entry_point"]} if checks["entry_point"] else set(_DEFINED.findall(checks["reference"]))
     try:
         _execute(channel, checks, remote)
-    except Untestable:
+    except TestsError:
         raise
     except Exception:
         if channel.asked:
@@ -222,7 +222,7 @@ def _run(channel: Channel, checks: dict[str, Any]) -> None:
         return
     _execute(channel, checks, _called_first(checks["code"]))  # a function may bear a builtin's name
     if not channel.asked:
-        raise Untestable("the tests never call the program")
+        raise TestsError("the tests never call the program")
 
 
 def _execute(channel: Channel, checks: dict[str, Any], remote: set[str]) -> None:
@@ -234,7 +234,7 @@ def _execute(channel: Channel, checks: dict[str, Any], remote: set[str]) -> None
     exec(_compiled(checks["code"]), names)
     if checks["entry_point"]:
         if not callable(dict.get(names, "check")):
-            raise Untestable("entry_point is given, but the tests define no check(candidate)")
+            raise TestsError("entry_point is given, but the tests define no check(candidate)")
         names["check"](names[checks["entry_point"]])
 
 
@@ -266,7 +266,7 @@ def _compiled(text: str) -> CodeType:
     try:
         return compile(text, "<tests>", "exec", dont_inherit=True)
     except (SyntaxError, ValueError, RecursionError) as error:
-        raise Untestable(f"the tests cannot be compiled: {error}") from None
+        raise TestsError(f"the tests cannot be compiled: {error}") from None
 
 
 def _called_first(code: str) -> set[str]:

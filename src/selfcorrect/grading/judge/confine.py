@@ -12,6 +12,7 @@ import signal
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 from selfcorrect.grading.judge.syscalls import MACHINES, build_filter
@@ -57,15 +58,20 @@ def probe() -> Confinement:
         return NOTHING
     landlock = max(0, _libc().syscall(_LANDLOCK_CREATE_RULESET, None, ctypes.c_size_t(0), 1))
     wanted = Confinement(1, landlock, True, True, os.geteuid() == 0)
-    namespaces = _survives(lambda: _enter_namespaces())
+    namespaces = _survives(_enter_namespaces)
     other_user = wanted.other_user and _survives(_drop_user)
     if landlock and not _survives(lambda: _landlock(landlock)):
         landlock = 0
     prepare_filters()
-    seccomp = _survives(lambda: (_prctl(_PR_SET_NO_NEW_PRIVS, 1), lock(Confinement(2, 0, True, False, False))))
+    seccomp = _survives(_try_filter)
     if not seccomp:
         return NOTHING
     return Confinement(1 if landlock else 2, landlock, True, namespaces, other_user)
+
+
+def _try_filter() -> None:
+    _prctl(_PR_SET_NO_NEW_PRIVS, 1)
+    lock(Confinement(2, 0, True, False, False))
 
 
 def harden(confinement: Confinement) -> None:
@@ -161,6 +167,7 @@ class _SockFprog(ctypes.Structure):
 
 
 _locks: dict[bool, Callable[[], int]] = {}
+_kept: list[_SockFprog] = []  # the calls hold their addresses only
 
 
 def prepare_filters() -> None:
@@ -173,8 +180,8 @@ def prepare_filters() -> None:
         code = build_filter(MACHINES[platform.machine()], judge=judge)
         program = _SockFprog(len(code) // 8, code)
         arguments = (_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.addressof(program), 0, 0)
-        # the default argument keeps the structure alive
-        _locks[judge] = lambda arguments=arguments, kept=program: int(prctl(*arguments))
+        _kept.append(program)
+        _locks[judge] = partial(prctl, *arguments)
 
 
 _LIBC: list[Any] = []

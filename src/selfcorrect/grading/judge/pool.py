@@ -82,11 +82,11 @@ class CodeJudge:
     verdict cannot be forged (docs/grading.md). One judge serves a whole run; it starts its processes at the first
     grade, after a self-test, and may be used from several threads.
 
-    workers: programs judged side by side; one a core by default and at most, so that none waits for another. time_limit: seconds for a whole program, or
-    time_factor times what the problem's reference takes, whichever is more, up to time_cap. memory_mb: address space
-    of a program. prelude: whether common modules are imported before the program (docs/grading.md lists them).
-    preload: packages that programs may import besides the standard library, such as numpy. allow_unsandboxed: go on
-    where the kernel offers no confinement.
+    workers: programs judged side by side; one a core by default and at most, so that none waits for another.
+    time_limit: seconds for a whole program, or time_factor times what the problem's reference takes, whichever is
+    more, up to time_cap. memory_mb: address space of a program. prelude: whether common modules are imported before
+    the program (preload.PRELUDE). preload: packages that programs may import besides the standard library, such as
+    numpy. allow_unsandboxed: go on where the kernel offers no confinement.
 
     Raises SandboxError where programs cannot be confined, or the self-test finds a hole.
     """

@@ -28,11 +28,11 @@ _START = 60.0
 _ZYGOTE = "import sys; sys.path.insert(0, sys.argv[3]); from selfcorrect.grading.judge.zygote import main; main()"
 
 
-class Trouble(Exception):
+class JudgeError(Exception):
     """The judge's own failure; the job gets `grader_failed`."""
 
 
-class ParentGone(Exception):
+class ParentGoneError(Exception):
     """The trainer is no more."""
 
 
@@ -54,7 +54,7 @@ class Zygote:
             assert self._process.stderr
             told_last = self._process.stderr.read().decode(errors="replace").strip().splitlines()[-1:]
             self.stop()
-            raise Trouble(f"the process for programs did not start: {''.join(told_last)[:200]}")
+            raise JudgeError(f"the process for programs did not start: {''.join(told_last)[:200]}")
         self.control.settimeout(None)
 
     def start_program(self) -> tuple[socket.socket, int, int]:
@@ -65,19 +65,19 @@ class Zygote:
             message, handles, _, _ = socket.recv_fds(self.control, STARTED.size, 1)
         except OSError as error:
             ours.close()
-            raise Trouble(f"the process for programs is gone: {error}") from None
+            raise JudgeError(f"the process for programs is gone: {error}") from None
         finally:
             theirs.close()
         if len(message) < STARTED.size:
             ours.close()
-            raise Trouble("no process could be made for the program")
+            raise JudgeError("no process could be made for the program")
         return ours, STARTED.unpack(message)[1], handles[0] if handles else -1
 
     def ended(self) -> tuple[int, int]:
         """Wait status and peak kilobytes of the program that was started last; waits for its end."""
         message = self.control.recv(ENDED.size)
         if len(message) < ENDED.size:
-            raise Trouble("the process for programs is gone")
+            raise JudgeError("the process for programs is gone")
         return ENDED.unpack(message)[1:]
 
     def stop(self) -> None:
@@ -166,7 +166,7 @@ class Supervisor:
         self._waiting = False  # the last program's end has not been read yet
 
     def run(self, payload: bytes, seconds: float, with_numpy: bool) -> tuple[Reason, str, float]:
-        """One program, as the judge's process will read it: reason, detail, wall seconds. Raises Trouble."""
+        """One program, as the judge's process will read it: reason, detail, wall seconds. Raises JudgeError."""
         zygote = self._zygote = self._zygote or Zygote(self._settings, self.confinement)
         if self._waiting:
             self._waiting = False
@@ -184,7 +184,7 @@ class Supervisor:
         except OSError as error:
             told = judge.last_word()
             self._drop_judge(with_numpy)
-            raise Trouble(told or f"the judge is gone: {error}") from None
+            raise JudgeError(told or f"the judge is gone: {error}") from None
         finally:
             channel.close()
             _Program(pid, handle).kill()
@@ -273,13 +273,13 @@ def _waited(pids: tuple[int, ...]) -> float:
 
 
 def _readable(control: socket.socket, seconds: float) -> bool:
-    """Whether the judge has spoken within so many seconds. Raises ParentGone."""
+    """Whether the judge has spoken within so many seconds. Raises ParentGoneError."""
     poll = select.poll()
     poll.register(control, select.POLLIN)
     poll.register(0, 0)  # hang-up alone
     ready = dict(poll.poll(seconds * 1000))
     if 0 in ready:
-        raise ParentGone
+        raise ParentGoneError
     return bool(ready)
 
 
@@ -296,14 +296,14 @@ def main() -> None:
     os.dup2(2, 1)
     supervisor = Supervisor(json.loads(sys.argv[2]))
     write_frame(output, dumps(supervisor.confinement.as_dict()))
-    with contextlib.suppress(ParentGone, BrokenPipeError):
+    with contextlib.suppress(ParentGoneError, BrokenPipeError):
         while (header := read_frame(0, 1 << 10)) is not None:
             payload = read_frame(0, 1 << 30)
             if payload is None:
                 break
             try:
                 answer: tuple[Any, ...] = supervisor.run(payload, **json.loads(header))
-            except (Trouble, OSError, struct.error) as error:
+            except (JudgeError, OSError, struct.error) as error:
                 supervisor.stop()
                 answer = (Reason.GRADER_FAILED, f"{type(error).__name__}: {error}", 0.0)
             write_frame(output, dumps(answer))

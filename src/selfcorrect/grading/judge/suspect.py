@@ -10,7 +10,16 @@ import types
 from typing import Any
 
 from selfcorrect.grading.judge.preload import PRELUDE
-from selfcorrect.grading.judge.wire import Endless, Unencodable, decode, dumps, encode, loads, read_frame, write_frame
+from selfcorrect.grading.judge.wire import (
+    EndlessError,
+    NotPlainError,
+    decode,
+    dumps,
+    encode,
+    loads,
+    read_frame,
+    write_frame,
+)
 
 _MOST = 1 << 28  # bytes of a request; the judge's own messages need no caution
 
@@ -64,9 +73,9 @@ class _Session:
                 return dumps([mark, "ok", encode(value, self._object)])
             except ValueError:  # an integer of more digits than json writes
                 return dumps([mark, "ok", encode(value, self._object, exact=True)])
-        except Endless:
+        except EndlessError:
             return dumps([mark, "endless", None])
-        except Unencodable as error:
+        except NotPlainError as error:
             return dumps([mark, "unreadable", str(error)])
         except BaseException as error:  # noqa: BLE001 - as above
             return _raised(mark, error)

@@ -22,7 +22,7 @@ MAX_INTEGER_DIGITS = 4_000_000  # hexadecimal
 MAX_ITEMS = 1_000_000  # of an iterator that is read out
 _PLAIN = frozenset({int, float, str, bool, type(None)})
 _SIZED = frozenset({list, tuple, set, frozenset, dict, type({}.items()), deque})
-_ITERATORS = (Iterator, type({}.keys()), type({}.values()), type({}.items()))
+_ITERATORS: tuple[type, ...] = (Iterator, type({}.keys()), type({}.values()), type({}.items()))
 _HEADER = struct.Struct("<I")
 
 
@@ -30,11 +30,11 @@ class ProtocolError(Exception):
     """A message that is not what this file describes."""
 
 
-class Unencodable(Exception):
+class NotPlainError(Exception):
     """A value that is not plain data."""
 
 
-class Endless(Exception):
+class EndlessError(Exception):
     """An iterator that gave more than MAX_ITEMS items."""
 
 
@@ -47,7 +47,7 @@ def dumps(message: Any) -> bytes:
 
 
 def encode(value: Any, other: Callable[[Any], Any], *, exact: bool = False, depth: int = MAX_DEPTH) -> Any:
-    """A value -> what json can write. other(x) encodes what is not plain data, or raises Unencodable.
+    """A value -> what json can write. other(x) encodes what is not plain data, or raises NotPlainError.
 
     exact: look at every integer; without it, lists of plain values go as they are, and json refuses long integers.
     """
@@ -55,7 +55,7 @@ def encode(value: Any, other: Callable[[Any], Any], *, exact: bool = False, dept
     if kind in _PLAIN:
         return _integer(value) if exact and kind is int else value
     if depth == 0:
-        raise Unencodable(f"nested deeper than {MAX_DEPTH}")
+        raise NotPlainError(f"nested deeper than {MAX_DEPTH}")
 
     def items(values: Any) -> list[Any]:
         listed = list(values) if type(values) in _SIZED else _read_out(values)
@@ -105,7 +105,7 @@ def _read_out(values: Any) -> list[Any]:
     """Of a subclass or an iterator: what its own __iter__ gives, as the tests would have seen it."""
     listed = list(islice(values, MAX_ITEMS + 1))
     if len(listed) > MAX_ITEMS:
-        raise Endless
+        raise EndlessError
     return listed
 
 
@@ -154,39 +154,27 @@ def _decode_items(data: Any, remote: Callable[[Any], Any], depth: int) -> list[A
 
 
 def _decode_tag(tag: str, contents: Any, remote: Callable[[Any], Any], depth: int) -> Any:
-    match tag:
-        case "o" | "h":
-            return remote(contents)
-        case "b":
-            return bytes.fromhex(contents)
-        case "c":
-            real, imaginary = map(float, contents)
-            return complex(real, imaginary)
-        case "i":
-            if len(contents) > MAX_INTEGER_DIGITS:
-                raise ProtocolError(f"an integer of more than {MAX_INTEGER_DIGITS} digits")
-            return int(contents, 16)
-        case "D":
-            return Decimal(contents[:1000])
-    items = _decode_items(contents, remote, depth)
-    match tag:
-        case "t":
-            return tuple(items)
-        case "s":
-            return set(items)
-        case "z":
-            return frozenset(items)
-        case "d":
-            return {key: value for key, value in items}  # noqa: C416 - a pair of another length is refused here
-        case "it":
-            return iter(items)
-        case "r":
-            return range(*items)
-        case "q":
-            return deque(items)
-        case "F":
-            return Fraction(*items)
+    if tag in ("o", "h"):
+        return remote(contents)
+    if tag in _FROM_ITEMS:
+        return _FROM_ITEMS[tag](_decode_items(contents, remote, depth))
+    if tag == "F":
+        return Fraction(*_decode_items(contents, remote, depth))
+    if tag == "i" and len(contents) > MAX_INTEGER_DIGITS:
+        raise ProtocolError(f"an integer of more than {MAX_INTEGER_DIGITS} digits")
+    if tag in _FROM_TEXT:
+        return _FROM_TEXT[tag](contents)
     raise ProtocolError(f"unknown tag {tag[:10]!r}")
+
+
+_FROM_ITEMS: dict[str, Callable[[list[Any]], Any]] = {
+    "t": tuple, "s": set, "z": frozenset, "q": deque, "it": iter, "r": lambda items: range(*items),
+    "d": lambda pairs: {key: value for key, value in pairs},  # noqa: C416 - a pair of another length is refused
+}  # fmt: skip
+_FROM_TEXT: dict[str, Callable[[Any], Any]] = {
+    "b": bytes.fromhex, "i": lambda digits: int(digits, 16), "D": lambda digits: Decimal(digits[:1000]),
+    "c": lambda pair: complex(*map(float, pair)),
+}  # fmt: skip
 
 
 # ---------------------------------------------------------------- frames

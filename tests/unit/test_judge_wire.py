@@ -1,0 +1,137 @@
+"""What crosses from a program to the judge: every plain value survives, and nothing else gets through."""
+
+import json
+import math
+import os
+from collections import Counter, OrderedDict, deque, namedtuple
+from decimal import Decimal
+from fractions import Fraction
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from selfcorrect.grading.judge import wire
+from selfcorrect.grading.judge.wire import NotPlainError, ProtocolError, decode, dumps, encode, loads
+
+scalars = (
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text() | st.binary()
+    | st.complex_numbers(allow_nan=False) | st.fractions() | st.integers(-(10**200), 10**200)
+)  # fmt: skip
+hashable = st.recursive(
+    scalars, lambda inner: st.lists(inner, max_size=4).map(tuple) | st.frozensets(inner, max_size=4), max_leaves=8
+)
+values = st.recursive(
+    hashable,
+    lambda inner: st.lists(inner, max_size=5) | st.dictionaries(hashable, inner, max_size=4) | st.sets(hashable, max_size=4)
+    | st.lists(inner, max_size=3).map(deque),
+    max_leaves=12,
+)  # fmt: skip
+
+
+def nothing_else(value: Any) -> Any:
+    raise NotPlainError(type(value).__name__)
+
+
+def across(value: Any) -> Any:
+    return decode(loads(dumps(encode(value, nothing_else, exact=True))), nothing_else)
+
+
+def kinds(value: Any) -> Any:
+    """The exact types, all the way down."""
+    if isinstance(value, dict):
+        return dict, sorted((repr(kinds(k)), repr(kinds(v))) for k, v in value.items())
+    if isinstance(value, list | tuple | set | frozenset | deque):
+        return type(value), sorted(repr(kinds(item)) for item in value)
+    return type(value)
+
+
+@given(values)
+@settings(max_examples=400)
+def test_plain_values_survive_with_their_types(value: Any) -> None:
+    assert across(value) == value
+    assert kinds(across(value)) == kinds(value)
+
+
+def test_subclasses_arrive_as_what_they_hold() -> None:
+    class Liar(list[int]):
+        def __eq__(self, other: object) -> bool:
+            return True
+
+        __hash__ = None
+
+    pair = namedtuple("pair", "a b")
+    for value, plain in (
+        (Liar([1]), [1]), (pair(1, [2]), (1, [2])), (Counter("aab"), {"a": 2, "b": 1}), (OrderedDict(a=1), {"a": 1}),
+        (True, True), (range(2, 8, 3), range(2, 8, 3)), (Decimal("1.50"), Decimal("1.50")), (Fraction(1, 3), Fraction(1, 3)),
+    ):  # fmt: skip
+        found = across(value)
+        assert found == plain
+        assert type(found) is type(plain)
+    assert across(-(7**20_000)) == -(7**20_000)  # more digits than Python writes in decimal
+    assert math.isnan(across(float("nan")))
+    assert list(across(iter([1, 2]))) == [1, 2]
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+        lambda inner: (
+            st.lists(inner, max_size=4)
+            | st.dictionaries(st.sampled_from([*"tszdbcqFDior", "it", "h", "x", ""]), inner, max_size=2)
+        ),
+        max_leaves=20,
+    )
+)
+@settings(max_examples=1500)
+def test_any_json_is_plain_data_or_refused(data: Any) -> None:
+    try:
+        found = decode(loads(json.dumps(data).encode()), lambda contents: None)
+    except ProtocolError:
+        return
+    allowed = "list tuple set frozenset dict bytes complex int float str bool NoneType range deque Fraction Decimal list_iterator"
+    assert type(found).__name__ in allowed.split()
+
+
+@given(st.binary(max_size=60))
+@settings(max_examples=500)
+def test_any_bytes_are_a_message_or_refused(text: bytes) -> None:
+    try:
+        found = loads(text)
+    except ProtocolError:
+        return
+    assert json.dumps(found)
+
+
+def test_what_is_built_to_hurt_is_refused() -> None:
+    for text in (
+        b"[" * 100_000,
+        b"9" * 500_000,
+        b'{"t":' * 400 + b"[]" + b"}" * 400,
+        b'{"b":"zz"}',
+        b'{"s":[[]]}',
+        b'{"d":[[1,2,3]]}',
+        b'{"F":[1,0]}',
+        b'{"i":' + b'"' + b"f" * (wire.MAX_INTEGER_DIGITS + 1) + b'"}',
+    ):
+        with pytest.raises(ProtocolError):
+            decode(loads(text), nothing_else)
+    nested: list[Any] = []
+    nested.append(nested)
+    with pytest.raises(NotPlainError, match="nested deeper"):
+        encode(nested, nothing_else)
+
+
+def test_frames_end_and_are_bounded() -> None:
+    reading, writing = os.pipe()
+    wire.write_frame(writing, b"abc")
+    wire.write_frame(writing, b"")
+    os.write(writing, (1 << 20).to_bytes(4, "little") + b"x")
+    assert [wire.read_frame(reading, 10), wire.read_frame(reading, 10)] == [b"abc", b""]
+    with pytest.raises(ProtocolError, match="1048576 bytes; at most 10"):
+        wire.read_frame(reading, 10)
+    os.close(writing)
+    os.read(reading, 10)
+    assert wire.read_frame(reading, 10) is None
+    os.close(reading)

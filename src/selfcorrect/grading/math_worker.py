@@ -1,0 +1,207 @@
+r"""The worker of the math grader (floor 1): a process of its own, where math-verify reads what a model wrote.
+
+It reads one JSON object a line from standard input, ``{"gold": ..., "given": ...}``, and writes one line for each:
+``{"same": true | false, "detail": ...}``, ``{"bad_gold": ...}`` or ``{"spent": ...}`` where the memory or the stack ran
+out. Time is kept by the parent, which kills it; math-verify's own alarms are off. It ends with its input, and on Linux
+with its parent.
+"""
+
+import ctypes
+import json
+import os
+import re
+import resource
+import signal
+import sys
+from typing import Any
+
+from selfcorrect.grading.math_compare import BadGold, compare
+from selfcorrect.grading.math_fast import fast_scalar, number_of
+from selfcorrect.grading.math_normal import ROW, Unreadable
+
+MEMORY_BYTES = 2 << 30
+CPU_SECONDS = 3600  # of a worker's whole life; one answer's limit is kept by the parent
+_DIGITS = 50  # of the second look at an equality that math-verify claims
+_TOLERANCE = "1e-30"
+_DECIMAL = re.compile(r"(?<![\d.])(\d*)\.(\d+)(?![\d.])")
+_ONE_POWER = re.compile(r"([\^_])([A-Za-z\d])")
+_FUNCTION_POWER = re.compile(
+    r"\\(sin|cos|tan|sec|csc|cot|log|ln)\s*\^\s*\{?(\d)\}?\s*(\\?[A-Za-z]+|\d+)(?![A-Za-z({\d])"
+)
+
+_FUNCTION_OF_ONE = re.compile(r"\\(sin|cos|tan|sec|csc|cot|log|ln)\s+([A-Za-z])(?![A-Za-z({^_\d])")  # `\sin t`
+
+
+def slow_scalar(gold: str, given: str, *, fast: bool = True) -> bool:
+    """Whether two scalars are equal, by math-verify, and then exactly: it rounds, and takes tiny differences for none.
+
+    Raises BadGold where math-verify cannot read the gold answer.
+    """
+    known = fast_scalar(gold, given) if fast else None
+    if known is not None:
+        return known
+    from math_verify import verify
+
+    left, right = _read(gold), _read(given)
+    if left is None:
+        raise BadGold(f"math-verify cannot read the gold answer {gold[:60]!r}")
+    if right is None:
+        return False
+    if not _agree(left, right):  # first, because it is the cheaper refusal
+        return False
+    return bool(verify(left, right, timeout_seconds=None, allow_set_relation_comp=True))
+
+
+def to_exact(text: str) -> str:
+    """LaTeX for math-verify: decimals as fractions, so that nothing is rounded on the way."""
+    number = number_of(text)
+    if number is not None:
+        return rf"\frac{{{number.numerator}}}{{{number.denominator}}}"
+    text = text.replace(ROW, r"\\")
+    text = _DECIMAL.sub(lambda match: rf"\frac{{{int(match[1] + match[2])}}}{{{10 ** len(match[2])}}}", text)
+    text = _FUNCTION_POWER.sub(r"{\\\1(\3)}^{\2}", text)
+    text = _FUNCTION_OF_ONE.sub(r"\\\1(\2)", text)
+    return _ONE_POWER.sub(r"\1{\2}", text)
+
+
+def _read(text: str) -> Any:
+    from math_verify import LatexExtractionConfig, parse
+
+    found = parse(
+        f"${to_exact(text)}$",
+        [LatexExtractionConfig()],
+        fallback_mode="no_fallback",
+        parsing_timeout=None,
+    )
+    return found[0] if found else None
+
+
+def _agree(left: Any, right: Any) -> bool:
+    """The second look: exact for relations and sets, to fifty digits at two points for expressions."""
+    from sympy import Eq, MatrixBase, Set, simplify
+    from sympy.core.relational import Relational
+
+    if (
+        isinstance(left, (Set, Relational))
+        or isinstance(right, (Set, Relational))
+        or _is_chain(left)
+        or _is_chain(right)
+    ):
+        if isinstance(left, Eq) and isinstance(right, Eq):
+            ratio = simplify((left.lhs - left.rhs) / (right.lhs - right.rhs))
+            return bool(ratio.is_number and ratio.is_finite and ratio != 0)
+        if isinstance(left, Eq) or isinstance(right, Eq):
+            return False
+        one, other = _as_set(left), _as_set(right)
+        if one is None or other is None:
+            return _same_inequality(left, right)
+        return bool(one == other)
+    if isinstance(left, MatrixBase) or isinstance(right, MatrixBase):
+        return (
+            isinstance(right, MatrixBase)
+            and isinstance(left, MatrixBase)
+            and bool(simplify(left - right).is_zero_matrix)
+        )
+    if _is_infinite(left) != _is_infinite(right):  # sympy takes an infinite difference for none at all
+        return False
+    return all(_agree_at(left, right, start) for start in (17, 29))
+
+
+def _is_infinite(value: Any) -> bool:
+    from sympy import S
+
+    return bool(value.has(S.Infinity, S.NegativeInfinity, S.ComplexInfinity, S.NaN))
+
+
+def _is_chain(value: Any) -> bool:
+    from latex2sympy2_extended.logic import And
+
+    return isinstance(value, And)
+
+
+def _as_set(value: Any) -> Any:
+    """The real numbers that a set, an inequality in one variable or a chain of those describes; None otherwise."""
+    from sympy import Intersection, Set
+
+    if isinstance(value, Set):
+        return value
+    if len(value.free_symbols) != 1:
+        return None
+    parts = value._unsorted_args if _is_chain(value) else (value,)
+    return Intersection(*(part.as_set() for part in parts))
+
+
+def _same_inequality(left: Any, right: Any) -> bool:
+    from sympy import Eq, simplify
+    from sympy.core.relational import Relational
+
+    if not (isinstance(left, Relational) and isinstance(right, Relational)) or isinstance(left, Eq):
+        return False
+    if type(left) is not type(right):
+        right = right.reversed
+    ratio = simplify((left.lhs - left.rhs) / (right.lhs - right.rhs))
+    return type(left) is type(right) and bool(ratio.is_number and ratio.is_positive)
+
+
+def _agree_at(left: Any, right: Any, start: int) -> bool:
+    from sympy import N, Rational, simplify
+
+    names = sorted(left.free_symbols | right.free_symbols, key=str)
+    point = {name: Rational(start + 6 * index, 11 + 2 * index) for index, name in enumerate(names)}
+    one, other = (N(value.subs(point).doit(), _DIGITS) for value in (left, right))
+    if not (one.is_number and other.is_number):
+        return bool(simplify(left - right) == 0)
+    if not (one.is_finite and other.is_finite):
+        return one.is_finite == other.is_finite and bool(one == other)
+    size = max(abs(one), abs(other))
+    difference = abs(one - other)
+    return bool(difference == 0 or difference <= size * N(_TOLERANCE) or getattr(difference, "_prec", 0) == 1)
+
+
+def judge(job: dict[str, str]) -> dict[str, Any]:
+    """One comparison, whatever the texts hold."""
+    fast = job.get("fast", True)
+    try:
+        same = compare(job["gold"], job["given"], lambda gold, given: slow_scalar(gold, given, fast=bool(fast)))
+    except BadGold as error:
+        return {"bad_gold": str(error)}
+    except Unreadable as error:
+        return {"same": False, "detail": str(error)}
+    except (MemoryError, RecursionError) as error:
+        return {"spent": f"{type(error).__name__} in the worker"}
+    except Exception as error:  # noqa: BLE001 - sympy raises what it likes on a model's text; the gold was read before
+        return {"same": False, "detail": f"{type(error).__name__} while comparing"}
+    return {"same": bool(same), "detail": ""}
+
+
+def _confine(parent: int) -> None:
+    """Limits on the worker itself, and its end with the parent's."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGKILL)  # 1: PR_SET_PDEATHSIG
+        if os.getppid() != parent:
+            sys.exit(0)
+    limits = [(resource.RLIMIT_AS, MEMORY_BYTES), (resource.RLIMIT_CPU, CPU_SECONDS)]
+    limits += [(resource.RLIMIT_CORE, 0), (resource.RLIMIT_FSIZE, 0)]  # no core dump, no byte into any file
+    for kind, bound in limits:
+        _, hard = resource.getrlimit(kind)
+        within = bound if hard == resource.RLIM_INFINITY else min(bound, hard)
+        try:
+            resource.setrlimit(kind, (within, within))
+        except (ValueError, OSError):  # macOS refuses RLIMIT_AS
+            continue
+
+
+def main(parent: int) -> None:
+    """Answer until the input ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # ctrl-C is the parent's to handle
+    _confine(parent)
+    output = os.fdopen(os.dup(1), "w", encoding="ascii")
+    os.dup2(2, 1)  # nothing that a library prints can look like a reply
+    try:
+        slow_scalar("x+1", "1+x", fast=False)  # imports, and the parser's tables
+        ready: dict[str, Any] = {"ready": True}
+    except ImportError as error:
+        ready = {"ready": False, "detail": f"{error}; install it with: pip install math-verify"}
+    print(json.dumps(ready), file=output, flush=True)
+    for line in sys.stdin:
+        print(json.dumps(judge(json.loads(line))), file=output, flush=True)

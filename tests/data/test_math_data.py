@@ -1,0 +1,174 @@
+"""The math grader on the public data sets, where they are present: golds, real model outputs, and mutations of both.
+
+What the numbers mean is told in docs/grading.md, class by class.
+"""
+
+import gzip
+import json
+import random
+import re
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from selfcorrect.grading.math import MathGrader, gold_answer
+from selfcorrect.types import Outcome
+from tests.support.data import PUBLIC
+
+pytestmark = pytest.mark.skipif(
+    not (PUBLIC / "labelled_math").is_dir(), reason=f"no public data in {PUBLIC}; SELFCORRECT_DATA may name its folder"
+)
+
+
+def rows(name: str) -> list[dict[str, Any]]:
+    with gzip.open(PUBLIC / name, "rt", encoding="utf-8") as file:
+        return [json.loads(line) for line in file]
+
+
+@pytest.fixture(scope="module")
+def labelled() -> list[dict[str, Any]]:
+    return rows("labelled_math/math_outputs.jsonl.gz")
+
+
+@pytest.fixture(scope="module")
+def grader() -> Iterator[MathGrader]:
+    with MathGrader(workers=2, seconds=1.0) as shared:
+        yield shared
+
+
+def test_every_gold_of_math_equals_itself_in_its_solution(grader: MathGrader) -> None:
+    problems = rows("math/train.jsonl.gz") + rows("math/test.jsonl.gz")
+    assert len(problems) == 12_500
+    assert all(gold_answer(row["solution"], "math") == row["answer"].strip() for row in problems)
+    grades = grader.grade([(row["solution"], row["answer"]) for row in problems])
+    failures = {
+        row["unique_id"]: grade.detail for row, grade in zip(problems, grades, strict=True) if not grade.correct
+    }
+    empty = "the gold answer is empty"
+    assert failures == {"train/number_theory/7115.json": empty, "train/number_theory/7117.json": empty}
+
+
+def test_every_gold_of_gsm8k_equals_itself_in_its_solution(grader: MathGrader) -> None:
+    problems = rows("gsm8k/train.jsonl.gz") + rows("gsm8k/test.jsonl.gz")
+    assert len(problems) == 8_792
+    grades = grader.grade([(row["answer"], gold_answer(row["answer"], "gsm8k") or "") for row in problems])
+    assert all(grade.correct for grade in grades)
+
+
+def test_model_solutions_to_gsm8k(grader: MathGrader) -> None:
+    """5,276 solutions of four models, their last line `A: x` written as `#### x`: every verdict as published."""
+    problems = rows("gsm8k/example_model_solutions.jsonl.gz")
+    answers, labels = [], []
+    for row in problems:
+        for solution in (value for value in row.values() if isinstance(value, dict)):
+            text = re.sub(r"(?m)^A: ", "#### ", solution["solution"])
+            answers.append((text, row["ground_truth"].rsplit("A: ", 1)[1].strip()))
+            labels.append(solution["is_correct"])
+    assert [grade.correct for grade in grader.grade(answers)] == labels
+    assert len(labels) == 5_276
+
+
+def test_real_model_outputs(grader: MathGrader, labelled: list[dict[str, Any]]) -> None:
+    """The confusion table of docs/grading.md: (published label, math-verify, ours)."""
+    grades = grader.grade([(row["response"], row["gold"]) for row in labelled])
+    verdicts = [grade.correct for grade in grades]
+    table = Counter(
+        (row["published_label"], row["math_verify"], ours) for row, ours in zip(labelled, verdicts, strict=True)
+    )
+    assert table == {
+        (True, True, True): 1357, (False, False, False): 713, (None, False, False): 520, (None, True, True): 270,
+        (True, False, False): 39, (True, True, False): 23, (False, True, True): 13, (None, True, False): 5,
+        (False, True, False): 4, (False, False, True): 3, (True, False, True): 2,
+    }  # fmt: skip
+    assert not {grade.outcome for grade in grades} & {Outcome.TIMEOUT, Outcome.GRADER_FAILED}
+    by_hand = [(row["adjudicated"], grade) for row, grade in zip(labelled, grades, strict=True) if "adjudicated" in row]
+    assert not any(grade.correct for right, grade in by_hand if right is False)
+    missed = [grade.outcome for right, grade in by_hand if right and not grade.correct]
+    assert missed == [Outcome.NO_ANSWER] * 2  # equations outside any box
+
+
+def test_golds_made_wrong_are_not_accepted(grader: MathGrader) -> None:
+    """From every list, interval and decimal among the golds: a member left out or added, an end moved, a digit rounded."""
+    golds = sorted({row["answer"] for row in rows("math/train.jsonl.gz") + rows("math/test.jsonl.gz")} - {""})
+    wrong = []
+    for gold in golds:
+        members = gold.split(",")
+        if len(members) > 1 and re.fullmatch(r"[-+\w\\{}/. ,]+", gold) and not re.search(r"\\,|\d,\\?!?\d{3}", gold):
+            wrong += [(gold, ",".join(members[:i] + members[i + 1 :])) for i in range(len(members))]
+            wrong.append((gold, f"{gold}, 12345"))
+        swaps = {"(": "[", "[": "(", ")": "]", "]": ")"}
+        if "," in gold and re.match(r"\s*(?:\\left)?\s*[(\[]", gold) and "infty" not in gold:
+            first = re.search(r"[(\[]", gold)
+            assert first
+            wrong.append((gold, gold[: first.start()] + swaps[first[0]] + gold[first.end() :]))
+        if "infty" in gold:
+            wrong += [(gold, gold[:i] + swaps[c] + gold[i + 1 :]) for i, c in enumerate(gold) if c in swaps]
+        if re.fullmatch(r"-?\d*\.\d+", gold):
+            wrong += [(gold, gold + "3"), (gold, gold[:-1] + str((int(gold[-1]) + 1) % 10))]
+        if re.fullmatch(r"\\frac\{\d+\}\{\d+\}", gold):
+            top, bottom = map(int, re.findall(r"\d+", gold))
+            wrong += [(gold, f"{top / bottom:.{digits}f}") for digits in (2, 6, 12) if top * 10**digits % bottom]
+        if re.fullmatch(r"\d*\\sqrt\{\d+\}", gold):
+            factor, root = re.findall(r"(\d*)\\sqrt\{(\d+)\}", gold)[0]
+            wrong += [(gold, f"{int(factor or 1) * int(root) ** 0.5:.{digits}f}") for digits in (1, 4, 15)]
+    assert len(wrong) > 3_000
+    grades = grader.grade([(rf"\boxed{{{given}}}", gold) for gold, given in wrong])
+    assert [pair for pair, grade in zip(wrong, grades, strict=True) if grade.correct] == []
+
+
+def mutated(text: str, rng: random.Random) -> str:
+    """One or two cuts, copies, swaps or foreign pieces, mostly near the end, where the answer is."""
+    foreign = ["{", "}", "\\", "$", "\\boxed{", "\\frac{", "\\\\", "\x00", "\ud800", "^{9^{9}}", ",", "(", "]", "#### "]
+    for _ in range(rng.randint(1, 2)):
+        start = max(0, len(text) - rng.choice([20, 60, 200, 10_000]))
+        a, b = sorted(rng.randint(start, len(text)) for _ in range(2))
+        kind = rng.randrange(4)
+        piece = rng.choice(foreign) * rng.choice([1, 1, 50])
+        text = (
+            text[:a] + text[b:] if kind == 0
+            else text[:b] + text[a:] if kind == 1
+            else text[:a] + piece + text[a:] if kind == 2
+            else text[:a] + text[a:b][::-1] + text[b:]
+        )  # fmt: skip
+    return text
+
+
+def fuzz(labelled: list[dict[str, Any]], count: int, seed: int) -> Counter[Outcome]:
+    rng = random.Random(seed)
+    picked = [rng.choice(labelled) for _ in range(count)]
+    answers = [
+        (mutated(row["response"], rng), mutated(row["gold"], rng) if rng.random() < 0.2 else row["gold"])
+        for row in picked
+    ]
+    with MathGrader(workers=2, seconds=1.0) as grader:
+        grades = grader.grade(answers)
+    for (_, gold), grade in zip(answers, grades, strict=True):
+        assert grade.reward == float(grade.correct)
+        assert grade.outcome is not Outcome.GRADER_FAILED or gold not in {row["gold"] for row in picked}
+    return Counter(grade.outcome for grade in grades)
+
+
+CLOSED = {Outcome.CORRECT, Outcome.WRONG, Outcome.NO_ANSWER, Outcome.TIMEOUT, Outcome.GRADER_FAILED}
+
+
+def test_mutated_outputs(labelled: list[dict[str, Any]]) -> None:
+    outcomes = fuzz(labelled, 1_000, seed=0)
+    assert set(outcomes) <= CLOSED
+    assert outcomes[Outcome.CORRECT] > 100
+    assert outcomes[Outcome.WRONG] > 100
+
+
+@pytest.mark.nightly
+def test_many_mutated_outputs(labelled: list[dict[str, Any]]) -> None:
+    assert set(fuzz(labelled, 30_000, seed=1)) <= CLOSED
+
+
+def test_fast_and_slow_path_agree(labelled: list[dict[str, Any]], grader: MathGrader) -> None:
+    """All real outputs once more, with every comparison of scalars left to math-verify."""
+    answers = [(row["response"], row["gold"]) for row in labelled]
+    with MathGrader(workers=2, seconds=5.0, fast=False) as slow:
+        careful = slow.grade(answers)
+    quick = grader.grade(answers)
+    assert [grade.outcome for grade in quick] == [grade.outcome for grade in careful]

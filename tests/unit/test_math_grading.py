@@ -1,0 +1,348 @@
+"""Math answers: where they stand, when they are the same, what hostile texts and broken workers cost."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from selfcorrect.grading import math_pool
+from selfcorrect.grading.math import FINAL_FORM, MathGrader, gold_answer
+from selfcorrect.grading.math_extract import find_answer
+from selfcorrect.types import Outcome
+
+RIGHT, WRONG, NONE = Outcome.CORRECT, Outcome.WRONG, Outcome.NO_ANSWER
+NEEDS_WORKER = r"\sqrt{2+\sqrt{3}}"  # a gold answer that the fast path cannot read
+STUCK = r"\boxed{9^{9^{9^9}}}"
+
+
+@pytest.fixture(scope="module")
+def grader() -> Iterator[MathGrader]:
+    with MathGrader(workers=1, seconds=2.0) as shared:
+        yield shared
+
+
+@pytest.fixture(scope="module")
+def slow() -> Iterator[MathGrader]:
+    with MathGrader(workers=1, seconds=5.0, fast=False) as shared:
+        yield shared
+
+
+SAME = [
+    ("1,-2", "-2,1"), ("1,-2", r"\{1,-2\}"), ("1,-2", r"x=1 \text{ or } x=-2"), ("1,-2", "x = 1, -2"),
+    ("10000", "10{,}000"), ("10{,}000", "10000"), ("10,000", r"10,\!000"), ("25", "25."), ("6", r"6\text{ inches}"),
+    ("450", "450 km"), (r"40\text{ square units}", "40"), (r"75^\circ", "75"), ("75", r"75^{\circ}"), (r"\$7.50", "7.5"),
+    (r"\frac{1}{2}", "0.5"), (r"\frac12", "1/2"), (r"\frac{7}{8}", ".875"), ("3.5", r"3\frac{1}{2}"), ("3.5", "3 1/2"),
+    (r"-\frac{3}{8}", r"\frac{-3}{8}"), (r"0.\overline{3}", r"\frac13"), (r"3.2\times10^5", "320000"), ("7", "(7)"),
+    ("1000000", r"10^6 = 1{,}000{,}000"), ("16", "2^{4} = 16"), (r"50\%", "50"), ("50", r"50\%"), (r"50\%", "0.5"),
+    (r"\text{Ada}", "Ada"), (r"\text{(C)}", "C"), (r"\text{(C)}", r"\textbf{(C)}"), ("C", r"\text{C}"),
+    (r"\text{odd}", '"odd"'), (r"9\!:\!15 \text{ p.m.}", "9:15 PM"), ("2:1", "2 : 1"), ("312_5", "312_{5}"),
+    ("312_5", "312"), (r"(-\infty,0]", r"\left(-\infty, 0\right]"), ("(1,2)", r"\left( 1, 2 \right)"),
+    ("[-3,4]", r"x \in [-3,4]"), ("[-3,4]", r"-3 \le x \le 4"), ("(5,\\infty)", "x>5"), ("x<5", "5>x"),
+    (r"2\sqrt{7}", r"\sqrt{28}"), (r"\frac{\sqrt{3}}{3}", r"\frac{1}{\sqrt{3}}"), (r"\sqrt{2}", r"\sqrt{2} \approx 1.414"),
+    ("2\\sqrt{2}", "2\u221a2"), ("-5", "\u22125"), (r"2\pi", "2\u03c0"), ("4+3i", "3i+4"), ("5", r"5 \text{ cm}"),
+    (r"1 \pm \sqrt{5}", r"1+\sqrt5, 1-\sqrt5"), ("x^2+3x+2", "(x+1)(x+2)"), ("2k", "a+d=2k"), ("x=5", "5"), ("5", "x=5"),
+    ("y=2x+3", "y = 3+2x"), ("2x - 3y + z + 8 = 0", "2x-3y+z=-8"), (r"\frac{x^2}{9}+\frac{y^2}{4}=1", "4x^2+9y^2=36"),
+    (r"\begin{pmatrix} 1/5 \\ -18/5 \end{pmatrix}", r"\begin{bmatrix} 0.2 \\ -3.6 \end{bmatrix}"),
+    (r"\begin{pmatrix} 1/2 \\ 3/2 \end{pmatrix}", r"\frac{1}{2} \begin{pmatrix} 1 \\ 3 \end{pmatrix}"),
+    (r"12^{1/7}", r"\sqrt[7]{12}"), (r"\sin^2 t", r"\sin^2(t)"),
+    (r"\sin t", r"\frac{1}{\csc t}"), (r"\frac{1}{2^{98}}", "2^{-98}"),
+    (r"\tan x", r"\frac{\sin x}{\cos x}"), (r"\frac{ab}{c}(c-a)", r"ab - \frac{a^2b}{c}"), ("2\\sqrt{13}", "2\\\\sqrt{13}"),
+]  # fmt: skip
+DIFFERENT = [
+    ("1,-2", "1"), ("1", "1,-2"), ("1,-2", "1,2"), ("1,-2", "1,-2,3"), ("1,-2", "(1,-2)"), ("(1,2)", "1,2"),
+    ("7", "7,7"), ("1,1,2", "1,2"), (r"(-\infty,0]", r"(-\infty,0)"), ("[0,1)", "(0,1)"), ("(1,2)", "(2,1)"),
+    ("(0,1)", "[0,1]"), (r"(1,2)\cup(3,4)", "(1,2)"), ("x<5", r"x \le 5"), ("48.2", "48.25"), ("48.25", "48.2"),
+    (r"\frac13", "0.333333"), (r"\frac13", "0.3333333333333333"), (r"\sqrt{2}", "1.414213562373095"),
+    (r"\pi", r"\frac{22}{7}"), (r"\frac{1}{2^{98}}", r"\frac{1}{2^{97}}"), ("120", "5!"), ("2484", r"54\times46"),
+    ("9", "3+6"), ("4", r"\sqrt{16}"), ("x^2+1=0", "x^4+3=0"), ("y=2x+3", "y=2x"), ("x=5", "y=5"), ("3:1", "3"),
+    ("3:1", "-3:1"), ("35", "3 5"), ("12", "1 2"), ("2^{3x}", "2^{3}x"), ("3", "3xy"), ("5", "5x"), ("5", "5=x"),
+    ("312_5", "312_6"), ("3", "11_2"), ("6", r"6 \text{ or } 7"), ("6", "6 million"), ("50", "0.5"), ("0.5", r"0.5\%"),
+    (r"1 \text{ hour}", r"1\text{ minute}"), (r"3\text{ cm}", r"3\text{ cm}^2"), (r"\text{east}", r"\text{west}"),
+    ("10", "10,000"), ("1", r"\frac{0}{0}"), ("1", "1/0"), ("x=1,y=2", "2,1"), ("x=1,y=2", "x=2,y=1"), ("x+1", "x-1"),
+    (r"\begin{pmatrix}1\\2\end{pmatrix}", r"\begin{pmatrix}1&2\end{pmatrix}"), ("|x|", "x"), (r"\infty", r"-\infty"), (NEEDS_WORKER, r"\infty!!"), (r"\sqrt{x}", r"\infty"),
+    (r"\begin{vmatrix}1&2\\3&4\end{vmatrix}", r"\begin{pmatrix}1&2\\3&4\end{pmatrix}"), ("1", r"1 \neq 2"), ("5", ""),
+    (r"[-3,4]", r"-x \in [-3,4]"), (r"9\!:\!15 \text{ p.m.}", "9:15 a.m."), ("2", r"1\text{ and }2"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("path", ["grader", "slow"])
+@pytest.mark.parametrize(("pairs", "same"), [(SAME, True), (DIFFERENT, False)], ids=["same", "different"])
+def test_same_and_different_answers(
+    pairs: list[tuple[str, str]], same: bool, path: str, request: pytest.FixtureRequest
+) -> None:
+    """Both with the fast path and with every scalar sent to math-verify: the two give the same verdicts."""
+    grades = request.getfixturevalue(path).grade([(rf"So \boxed{{{given}}}.", gold) for gold, given in pairs])
+    assert [pair for pair, grade in zip(pairs, grades, strict=True) if grade.correct is not same] == []
+
+
+@pytest.mark.parametrize(
+    ("text", "answer", "way"),
+    [
+        (r"Final answer: \boxed{3}", "3", "final form"),
+        (r"**Final Answer:** $\boxed{3}$ Check: \boxed{4}", "3", "final form"),  # the form goes before a later box
+        (r"First \boxed{1}, then \boxed{2}", "2", "box"),
+        (r"\boxed{25} Details.Unique } ]); { allergic \boxed{", "25", "box"),  # garbage, and a box that never closes
+        (r"\boxed{\frac{1}{2}} and 7", r"\frac{1}{2}", "box"),
+        (r"\boxed{\{1,2\}}", r"\{1,2\}", "box"),
+        (r"\boxed{a=\boxed{3}}", r"a=\boxed{3}", "box"),
+        (r"\fbox{95}", "95", "box"),
+        (r"so $x = \boxed 2$.", "2", "box"),
+        (r"\\boxed{3\\sqrt{2}}", r"3\\sqrt{2}", "box"),
+        (r"\boxed{5}. The answer is 6.", "5", "box"),
+        ("reasoning\n#### 1,250", "1,250", "####"),
+        ("The answer is $x$. I hope it is correct.", "x", "sentence"),
+        ("Final Answer: The final answer is 6. I hope it is correct.", "6", "sentence"),
+        ("The final answer is $4$ feet. I hope it is correct.", "4 feet", "sentence"),
+        ("The final answer is $\\frac{7}{2}$ or $4$.", r"\frac{7}{2} or 4", "sentence"),
+        ("The answer is \\[ 12 \\]", "12", "sentence"),
+        ("The answer is 2.5", "2.5", "sentence"),
+        (r"\boxed{}", "", "box"),
+        ("The answer is 3. " + "But let me look again. " * 20, "", ""),  # a step, not the end
+        ("We have $(2+1)(2+1) = 9$.", "", ""),  # an equation is no declared answer
+        ("5 * 5 = 25 * 5 = 5 * 5 = 25 * 5 = 5", "", ""),
+        ("boxed{4}", "", ""),
+        (r"\boxed{4", "", ""),
+        ("", "", ""),
+    ],
+)
+def test_the_declared_answer(text: str, answer: str, way: str) -> None:
+    assert find_answer(text) == (answer, way)
+
+
+def test_the_prompts_form_is_found() -> None:
+    line = FINAL_FORM.rsplit("box: ", 1)[1]
+    assert find_answer(line.replace("...", "41")) == ("41", "final form")
+
+
+def test_what_is_not_declared_is_no_answer(grader: MathGrader) -> None:
+    texts = ["It is $3+6=9$.", r"\boxed{}", "9", ""]
+    assert [grade.outcome for grade in grader.grade([(text, "9") for text in texts])] == [NONE] * 4
+
+
+def test_gold_answers() -> None:
+    assert gold_answer(r"so \boxed{1} or \fbox{\frac{1}{2}} ends", "math") == r"\frac{1}{2}"
+    assert gold_answer(r"so $\boxed 2$ dollars", "math") == "2"
+    assert gold_answer(r"\boxed{}", "math") == ""
+    assert gold_answer("no box", "math") is None
+    assert gold_answer("2*2=<<2*2=4>>4\n#### 4,000", "gsm8k") == "4,000"
+    assert gold_answer("4", "gsm8k") is None
+
+
+@pytest.mark.parametrize(
+    "gold", ["", "  ", r"\frac{1}{2", "x" * 5000, "(" * 40 + ")" * 40, r"\sqrt{2}^{\frac}+\&", "\x00"]
+)
+def test_golds_that_cannot_be_read(grader: MathGrader, gold: str) -> None:
+    """Said of every answer to the problem, with the reason; never a silent zero."""
+    texts = [r"\boxed{x^{\sqrt{y}}}"] if gold.startswith(r"\sqrt") else [r"\boxed{5}", "nothing"]
+    for grade in grader.grade([(text, gold) for text in texts]):
+        assert grade.outcome is Outcome.GRADER_FAILED
+        assert "gold answer" in grade.detail
+
+
+def test_equal_answers_have_equal_forms(grader: MathGrader) -> None:
+    groups = [
+        ["0.5", r"\frac{2}{4}", "x = 1/2"],
+        ["1, 2", r"\{2,1\}"],
+        [r"\sqrt{28}", r"2\sqrt{7}"],
+        ["2x+1", "1 + 2 x"],
+    ]
+    for group in groups:
+        grades = grader.grade([(rf"\boxed{{{given}}}", "99") for given in group])
+        assert len({grade.answer for grade in grades}) == 1
+    planes = grader.grade([(rf"\boxed{{{given}}}", "99") for given in ("x+y=0", "x-y=0")])
+    assert planes[0].answer != planes[1].answer
+
+
+HOSTILE = [
+    STUCK, r"\boxed{9^{9^{9^9}}-x}", r"\boxed{(10^{10^{8}})!}", r"\boxed{\sum_{k=1}^{10^{12}} \frac{1}{k^k}}",
+    r"\boxed{" + "(" * 29 + "x" + ")" * 29 + "}", r"\boxed{" + "{" * 400 + "x" + "}" * 400 + "}",
+    r"\boxed{" + "x" * 1_000_000 + "}", "x" * 1_000_000 + r"\boxed{5}", "\\" * 1_000_000, r"\boxed{" * 100_000,
+    r"\boxed{" + r"\frac{1}{" * 14 + "x" + "}" * 14 + "}", "\\boxed{5}\x00", "\\boxed{\x005\ud800}", "\ud800\udfff" * 99,
+    r"\boxed{__import__('os').system('echo harm > harm.txt')}", r"\boxed{x.__class__}", r"\boxed{\infty-\infty}", "$" * 99_999,
+]  # fmt: skip
+
+
+def test_hostile_texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with MathGrader(workers=2, seconds=0.3) as short:
+        grades = short.grade([(text, gold) for gold in (NEEDS_WORKER, "5") for text in HOSTILE])
+    allowed = {RIGHT, WRONG, NONE, Outcome.TIMEOUT}
+    assert {grade.outcome for grade in grades} <= allowed
+    assert grades[0].outcome is Outcome.TIMEOUT
+    assert grades[len(HOSTILE)].outcome is WRONG  # a number is wanted: nothing to work out
+    assert [text[-20:] for text, grade in zip(HOSTILE * 2, grades, strict=True) if grade.correct] == [
+        ("x" * 20 + r"\boxed{5}")[-20:],
+        "\\boxed{5}\x00",
+    ]
+    assert list(tmp_path.iterdir()) == []
+    assert all(grade.answer.isprintable() and grade.detail.isprintable() for grade in grades)
+
+
+def test_a_stuck_worker_costs_one_limit_and_order_is_kept() -> None:
+    answers = [(rf"\boxed{{\sqrt{{2+\sqrt{{3}}}}+{n}-{n % 3}}}", NEEDS_WORKER) for n in range(6)]
+    answers.insert(2, (STUCK, NEEDS_WORKER))
+    start = time.monotonic()
+    with MathGrader(workers=1, seconds=1.0) as grader:
+        outcomes = [grade.outcome for grade in grader.grade(answers)]
+        again = grader.grade([(STUCK, NEEDS_WORKER)])[0]  # remembered: the limit is not paid twice
+    assert outcomes == [RIGHT, RIGHT, Outcome.TIMEOUT, RIGHT, WRONG, WRONG, WRONG]
+    assert again.outcome is Outcome.TIMEOUT
+    assert time.monotonic() - start < 60
+
+
+BROKEN = """
+import os, sys
+sys.path[:] = {path!r}
+from selfcorrect.grading import math_worker as worker
+real = worker.judge
+def judge(job):
+    if "7" in job["given"] or ("8" in job["given"] and not os.path.exists(MARK)):
+        open(MARK, "w").close()
+        os._exit(3)
+    return real(job)
+worker.judge = judge
+worker._confine = lambda parent: None
+worker.main({parent})
+"""
+
+
+def test_a_crashed_worker_costs_one_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An answer under which workers die twice: grader_failed. One that killed its worker once is simply graded."""
+    monkeypatch.setattr(math_pool, "_RUN", BROKEN.replace("MARK", repr(str(tmp_path / "mark"))))
+    answers = [(rf"\boxed{{\sqrt{{2+\sqrt{{3}}}}+{n}}}", NEEDS_WORKER) for n in (1, 8, 7, 2)]
+    with MathGrader(workers=1) as grader:
+        grades = grader.grade([*answers, (r"\boxed{\sqrt{\sqrt{3}+2}}", NEEDS_WORKER)])
+    assert [grade.outcome for grade in grades] == [WRONG, WRONG, Outcome.GRADER_FAILED, WRONG, RIGHT]
+    assert "died twice" in grades[2].detail
+
+
+@pytest.mark.parametrize("code", ["raise SystemExit(1)", BROKEN.replace("worker.main({parent})", "sys.exit(2)")])
+def test_workers_that_cannot_start(code: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(math_pool, "_RUN", code)
+    with MathGrader(workers=2) as grader:
+        grades = grader.grade([(r"\boxed{\sqrt{x}}", NEEDS_WORKER), (r"\boxed{5}", "5")])
+    assert [grade.outcome for grade in grades] == [Outcome.GRADER_FAILED, RIGHT]
+    assert "no worker could start" in grades[0].detail
+
+
+def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    code = math_pool._RUN.replace("from selfcorrect", "sys.modules['math_verify'] = None; from selfcorrect")
+    monkeypatch.setattr(math_pool, "_RUN", code)
+    with MathGrader(workers=1) as grader:
+        grade = grader.grade([(r"\boxed{\sqrt{x}}", NEEDS_WORKER)])[0]
+    assert grade.outcome is Outcome.GRADER_FAILED
+    assert "pip install math-verify" in grade.detail
+
+
+def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An answer that uses up the worker's memory is out of limits, as one that uses up its time."""
+    greedy = "from selfcorrect.grading import math_worker; math_worker.compare = lambda *_: bytearray(1 << 50); "
+    monkeypatch.setattr(math_pool, "_RUN", math_pool._RUN.replace("from selfcorrect", greedy + "from selfcorrect"))
+    with MathGrader(workers=1) as grader:
+        grade = grader.grade([(r"\boxed{\sqrt{x}}", NEEDS_WORKER)])[0]
+    assert grade.outcome is Outcome.TIMEOUT
+    assert "MemoryError" in grade.detail
+
+
+def test_killed_and_recycled_workers_are_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(math_pool, "RECYCLE", 2)
+    answers = [(rf"\boxed{{\sqrt{{2+\sqrt{{3}}}}+{n}}}", NEEDS_WORKER) for n in range(6)]
+    expected = [RIGHT] + [WRONG] * 4
+    with MathGrader(workers=1) as grader:
+        assert [grade.outcome for grade in grader.grade(answers[:5])] == expected
+        (worker,) = grader._pool.workers
+        assert worker.answered == 1
+        os.kill(worker.process.pid, signal.SIGKILL)
+        assert grader.grade(answers[5:])[0].outcome is WRONG
+
+
+def test_workers_know_nothing_of_the_trainer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fresh interpreter: no secret in its environment, no module of the trainer; the fast path starts none."""
+    monkeypatch.setenv("HF_TOKEN", "secret")
+    with MathGrader(workers=1) as grader:
+        grader.grade([(r"\boxed{1/2}", "0.5")])
+        assert grader._pool.workers == []
+        grader.grade([(r"\boxed{x}", NEEDS_WORKER), (r"\boxed{\sqrt{x}}", NEEDS_WORKER)])
+        (worker,) = grader._pool.workers
+        environment = Path(f"/proc/{worker.process.pid}/environ")
+        if environment.exists():
+            assert b"secret" not in environment.read_bytes()
+    assert grader._pool.workers == []
+    code = "import sys, selfcorrect.grading.math; print(sorted({'sympy', 'math_verify', 'torch'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the worker asks Linux to be told of its parent's death")
+def test_workers_end_with_a_killed_parent() -> None:
+    code = f"""
+import threading, time
+from selfcorrect.grading.math import MathGrader
+grader = MathGrader(workers=1, seconds=60)
+threading.Thread(target=grader.grade, args=([({STUCK!r}, {NEEDS_WORKER!r})],), daemon=True).start()
+while not grader._pool.workers or grader._pool.workers[0].job is None:
+    time.sleep(0.02)
+print(grader._pool.workers[0].process.pid, flush=True)
+time.sleep(60)
+"""
+    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    worker = Path("/proc") / parent.stdout.readline().strip() / "stat"
+    assert worker.exists()
+    parent.kill()
+    parent.communicate()
+    for _ in range(100):
+        if not worker.exists() or worker.read_text().rpartition(") ")[2].startswith("Z"):
+            return
+        time.sleep(0.02)
+    pytest.fail("the worker outlived its parent")
+
+
+def test_verdicts_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    pair = (r"\boxed{\sqrt{\sqrt{3}+2}}", NEEDS_WORKER)
+    with MathGrader(workers=1) as grader:
+        first = grader.grade([pair, pair])
+        monkeypatch.setattr(grader._pool, "run", lambda jobs: pytest.fail("asked again"))
+        assert grader.grade([pair]) == first[:1] == first[1:]
+        assert grader.grade([]) == []
+
+
+@pytest.mark.parametrize("setting", [{"workers": 0}, {"seconds": 0.0}, {"seconds": -1.0}, {"max_chars": 0}])
+def test_settings_out_of_range(setting: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match=next(iter(setting))):
+        MathGrader(**setting)  # type: ignore[arg-type]
+
+
+COMMANDS = re.findall(
+    r"\S+", r"\frac \sqrt \boxed{ \text{ \left \right \\ \{ \} \pm \cup \infty \le \in \circ \% \$ \cdot \pi \approx"
+)
+COMMANDS += [r"\begin{pmatrix}", r"\end{pmatrix}", " or ", " and ", "The answer is ", "#### "]
+CHARACTERS = "0123456789+-*/=^_(){}[],.:;<>!&|$%~#'x abiey\u03c0\u221a\u2212\u221e\n\t\x00\ud800"
+PIECES = st.sampled_from([*COMMANDS, *CHARACTERS])
+TEXTS = st.lists(PIECES, max_size=30).map("".join)
+
+
+@settings(max_examples=400)
+@given(TEXTS, TEXTS)
+def test_any_text_and_any_gold(given: str, gold: str) -> None:
+    """The trainer's side never raises, whatever the model or the data file holds (workers are left out here)."""
+    silent = MathGrader(workers=1)
+    silent._pool.run = lambda jobs: [{"same": False}] * len(jobs)  # type: ignore[method-assign]
+    grades = silent.grade([(rf"\boxed{{{given}}}", gold), (given, gold), (given, "5"), (rf"\boxed{{{given}}}", given)])
+    assert {grade.outcome for grade in grades} <= {RIGHT, WRONG, NONE, Outcome.GRADER_FAILED}
+
+
+@settings(max_examples=60)
+@given(TEXTS, st.sampled_from([NEEDS_WORKER, r"x^2+\sqrt{x+1}", r"\sin^2 t+\frac{1}{2^{98}}", r"x<\sqrt{y}"]))
+def test_any_text_in_a_worker(slow: MathGrader, given: str, gold: str) -> None:
+    """No text of random pieces is one of these answers; sympy has taken `\\infty!!` for one."""
+    grade = slow.grade([(rf"\boxed{{{given}}}", gold)])[0]
+    assert grade.outcome in {WRONG, NONE, Outcome.TIMEOUT}

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from selfcorrect.api import lab_recipe
 from selfcorrect.batching import make_batch, micro_batches
-from selfcorrect.config import StageTwo, TrainConfig
+from selfcorrect.config import CountdownConfig, StageTwo, TrainConfig
 from selfcorrect.losses import token_loss
 from selfcorrect.models import LanguageModel, load_model
 from selfcorrect.policy import trained_logits
@@ -27,7 +27,7 @@ from selfcorrect.recipe import load_recipe
 from selfcorrect.rollout import play
 from selfcorrect.samplers.transformers import TransformersSampler
 from selfcorrect.seeds import derive_seed
-from selfcorrect.tasks import make_task
+from selfcorrect.tasks.countdown import Countdown
 from selfcorrect.training import advantages_of, credit_of
 from selfcorrect.types import Rollout, SamplingParams
 
@@ -44,11 +44,12 @@ def main() -> None:
     options = parser.parse_args()
     config = load_recipe(lab_recipe(), [f"model.path={options.model}", f"seed={options.seed}"])
     assert isinstance(config, TrainConfig)
-    lm, task = load_model(config.model), make_task(config.task)
+    assert isinstance(config.task, CountdownConfig)
+    lm, task = load_model(config.model), Countdown(config.task)
     sampler = TransformersSampler(lm)
     found: dict[str, list[Tensor]] = {baseline: [] for baseline in BASELINES}
     for step in range(1, options.steps + 1):
-        stream = task.problems("train", derive_seed(config.seed, "variance", step))
+        stream = task.stream("train", derive_seed(config.seed, "variance", step))
         problems = list(islice(stream, config.rollouts.problems_per_step))
         params = SamplingParams(1.0, config.rollouts.max_new_tokens, derive_seed(config.seed, "variance draws", step))
         sampler.load_weights(lm.model)

@@ -8,7 +8,6 @@ Axes: B rollouts, A attempts, T tokens, N trained tokens, V vocabulary.
 """
 
 import argparse
-from itertools import islice
 
 import torch
 
@@ -54,8 +53,7 @@ def main() -> None:
     evaluate(policy, sampler, task, options.problems)
     for step in range(1, options.steps1 + options.steps2 + 1):
         stage = 1 if step <= options.steps1 else 2
-        stream = task.problems("train", derive_seed(options.seed, "problems", step))
-        problems = [problem for problem in islice(stream, PROBLEMS) for _ in range(GROUP)]
+        problems = [problem for problem in task.draw(step, PROBLEMS, options.seed) for _ in range(GROUP)]
         params = SamplingParams(1.0, MAX_NEW_TOKENS, derive_seed(options.seed, "rollouts", step))
         sampler.load_weights(policy.model)
         rollouts = play(problems, task, sampler, policy.chat, params, attempts=2)
@@ -80,9 +78,8 @@ def main() -> None:
 def evaluate(policy: LanguageModel, sampler: TransformersSampler, task: Countdown, count: int) -> None:
     """Two greedy attempts on held-out problems."""
     sampler.load_weights(policy.model)
-    problems = list(islice(task.problems("test", 0), count))
     greedy = SamplingParams(0.0, MAX_NEW_TOKENS, 0)
-    summary = summarize(play(problems, task, sampler, policy.chat, greedy, attempts=2))
+    summary = summarize(play(task.held_out(count), task, sampler, policy.chat, greedy, attempts=2))
     accuracy = [f"{estimate.value:.1%}" for estimate in summary.accuracy]
     print(f"greedy: accuracy {accuracy}, i->c {summary.fixed.value:.1%}, c->i {summary.broken.value:.1%}")
 

@@ -1,26 +1,30 @@
 """The public functions (floor 7): the commands of the same names, callable."""
 
+import json
 from collections.abc import Mapping
+from contextlib import closing
 from importlib import resources
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from selfcorrect.config import LAB_MODEL, LabBaseConfig, TrainConfig
+from selfcorrect.config import LAB_MODEL, CodeConfig, LabBaseConfig, MathConfig, TrainConfig
 from selfcorrect.display import Observer
-from selfcorrect.errors import ConfigError
+from selfcorrect.errors import ConfigError, DataError
 from selfcorrect.evaluation import Evaluation, Evaluator, load_external
 from selfcorrect.models import LanguageModel, load_model
 from selfcorrect.recipe import load_recipe, validate
 from selfcorrect.report import write_report
 from selfcorrect.rollout import play as play_problems
-from selfcorrect.run import resume, start
+from selfcorrect.run import check_context, resume, start
 from selfcorrect.samplers.transformers import TransformersSampler
 from selfcorrect.seeds import derive_seed
-from selfcorrect.tasks import make_task
+from selfcorrect.tasks import Split, make_task
+from selfcorrect.tasks.base import fixed_share
+from selfcorrect.tasks.dataset import DataTask
+from selfcorrect.tasks.repair import repair_rows
 from selfcorrect.types import Rollout, SamplingParams
 
-__all__ = ["evaluate", "play", "read_config", "train", "write_report"]
+__all__ = ["evaluate", "make_repair_set", "play", "read_config", "train", "write_report"]
 
 Recipe = str | Path | Mapping[str, Any] | TrainConfig | LabBaseConfig
 
@@ -44,25 +48,29 @@ def train(recipe: Recipe, *overrides: str, observer: Observer | None = None, res
     return start(config, watcher)
 
 
-def evaluate(model: str | Path, *overrides: str, recipe: Recipe | None = None) -> Evaluation:
+def evaluate(
+    model: str | Path, *overrides: str, recipe: Recipe | None = None, observer: Observer | None = None
+) -> Evaluation:
     """Greedy two-attempt evaluation of a model folder, hub name or "lab", with intervals.
 
     recipe: where task, prompts, limits and number of problems come from; by default the recipe of the run that
     `model` lies in, that of the lab for the lab's models, and recipes/countdown.yaml for every other.
     """
     config = _train_config(recipe if recipe is not None else _recipe_beside(model), *overrides)
-    lm = load_model(config.model.model_copy(update={"path": str(model)}))
     task = make_task(config.task)
-    problems = task.load(config.task.data) if config.task.data else list(
-        islice(task.problems("test", 0), config.evaluation.problems)
-    )  # fmt: skip
     evaluator = Evaluator(
-        task=task, problems=problems, attempts=config.rollouts.attempts,
+        task=task, problems=task.held_out(config.evaluation.problems), attempts=config.rollouts.attempts,
         max_new_tokens=config.rollouts.max_new_tokens, seed=config.seed, controls=config.evaluation.controls,
         external=load_external(task, config.evaluation.external),
     )  # fmt: skip
+    lm = load_model(config.model.model_copy(update={"path": str(model)}))
+    check_context(config, lm, task, task.longest())
     sampler = TransformersSampler(lm, max_rows=config.rollouts.rows_at_once)
-    return evaluator.run(Path(str(model)).name, 0, sampler, lm.chat)
+    with closing(task):
+        task.grade([])
+        for note in (*task.notes, *lm.chat.notes):
+            (observer or Observer()).message(f"note: {note}")
+        return evaluator.run(Path(str(model)).name, 0, sampler, lm.chat)
 
 
 def play(
@@ -74,7 +82,55 @@ def play(
     task = make_task(config.task)
     params = SamplingParams(temperature, config.rollouts.max_new_tokens, derive_seed(seed, "play"))
     sampler = TransformersSampler(lm)
-    return play_problems([task.parse(problem)], task, sampler, lm.chat, params, config.rollouts.attempts)[0]
+    with closing(task):
+        return play_problems([task.parse(problem)], task, sampler, lm.chat, params, config.rollouts.attempts)[0]
+
+
+def make_repair_set(
+    model: str | Path,
+    output: str | Path,
+    *overrides: str,
+    recipe: Recipe,
+    split: Split = "train",
+    problems: int | None = None,
+    temperature: float = 1.0,
+    observer: Observer | None = None,
+) -> int:
+    """Let a model try a task once, and write its failing attempts to `output` as a repair set; returns how many.
+
+    recipe: one whose task is math or code. split: train, or test for the held-out problems; problems: how many of
+    them, by default all. Rows are {"task_id", "split", "first_attempt", "failure", "model"}, one a line.
+    """
+    config = _train_config(recipe, *overrides)
+    say, file = (observer or Observer()).message, Path(output).expanduser()
+    if file.exists():
+        raise ConfigError(f"output = {str(output)!r} is there already; remove it, or choose another")
+    if not isinstance(config.task, MathConfig | CodeConfig):
+        raise ConfigError(f"task.name is {config.task.name}; a repair set is made from math or code")
+    task = make_task(config.task)
+    assert isinstance(task, DataTask)
+    listed = list(task.train) if split == "train" else task.test
+    listed = listed if problems is None else fixed_share(listed, problems)
+    lm = load_model(config.model.model_copy(update={"path": str(model)}))
+    sampler = TransformersSampler(lm, max_rows=config.rollouts.rows_at_once)
+    rows: list[dict[str, Any]] = []
+    with closing(task):
+        for start_at in range(0, len(listed), config.rollouts.rows_at_once):
+            chunk = listed[start_at : start_at + config.rollouts.rows_at_once]
+            draws = derive_seed(config.seed, "repair set", start_at)
+            params = SamplingParams(temperature, config.rollouts.max_new_tokens, draws)
+            played = play_problems(chunk, task, sampler, lm.chat, params, 1)
+            rows += repair_rows(played, split, str(model))
+            say(f"{start_at + len(chunk)} of {len(listed)} problems tried, {len(rows)} failed attempts")
+    if not rows:
+        raise DataError(
+            f"{model} failed at none of {len(listed)} problems, or ended none of its attempts: no set to write"
+        )
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_name(f".{file.name}.partial")
+    partial.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    partial.replace(file)
+    return len(rows)
 
 
 def read_config(recipe: Recipe, *overrides: str) -> TrainConfig | LabBaseConfig:

@@ -2,6 +2,7 @@
 
     token_ids    p p p  a a e  c c c  b b e  0 0      p prompt, a attempt 1, c correction turn, b attempt 2, e end
     attempt      0 0 0  1 1 1  0 0 0  2 2 2  0 0      0: not sampled by the policy, never trained on
+    attempt      0 0 0  0 0 0  0 0 0  2 2 2  0 0      the same where attempt 1 was given (offline repair)
 Axes: B rollouts, T tokens of a sequence (padding on the right), A attempts.
 """
 
@@ -51,7 +52,7 @@ def make_batch(
             end = start + len(attempt.completion.token_ids)
             assert sequence[:end] == (*attempt.prompt_ids, *attempt.completion.token_ids)
             sampler_logprobs_BT[row, start:end] = torch.tensor(attempt.completion.logprobs)
-            if included_B[row]:
+            if included_B[row] and attempt.sampled:
                 attempt_BT[row, start:end] = number
     # Column 0 of the padded tables stands for "not sampled".
     padded_advantages = torch.nn.functional.pad(advantages_BA, (1, 0))

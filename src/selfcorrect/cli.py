@@ -12,6 +12,7 @@ import typer
 from selfcorrect.errors import ConfigError, TrainingInterrupted, UserError
 
 if TYPE_CHECKING:
+    from selfcorrect.display import Observer
     from selfcorrect.types import Rollout
 
 app = typer.Typer(
@@ -93,7 +94,7 @@ def evaluate(
     from selfcorrect.display import evaluation_line, summary_line
     from selfcorrect.run import evaluation_row
 
-    evaluation = api.evaluate(model, *(overrides or []), recipe=recipe)
+    evaluation = api.evaluate(model, *(overrides or []), recipe=recipe, observer=_on_stderr())
     if as_json:
         typer.echo(json.dumps(evaluation_row(evaluation)))
         return
@@ -104,7 +105,7 @@ def evaluate(
 
 @app.command()
 def play(
-    problem: Annotated[str, typer.Argument(help="For countdown: numbers and target, like '30 7 2 = 39'.")],
+    problem: Annotated[str, typer.Argument(help="For countdown: numbers and target, like '30 7 2 = 39'; else an id.")],
     model: Annotated[str, typer.Option(help="A model folder, a hub name, or lab.")] = "lab",
     recipe: Annotated[Path | None, typer.Option(help="Where the task and its prompts come from.")] = None,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 0.0,
@@ -114,6 +115,35 @@ def play(
     from selfcorrect import api
 
     _print_rollout(api.play(problem, model, recipe, temperature=temperature, seed=seed))
+
+
+@app.command(name="make-repair-set")
+def make_repair_set(
+    model: Annotated[str, typer.Argument(help="A model folder or hub name, or a recipe, for its model.")],
+    output: Annotated[Path, typer.Option(help="The JSON Lines file to write.")],
+    overrides: Overrides = None,
+    recipe: Annotated[Path | None, typer.Option(help="Where the task comes from: math or code.")] = None,
+    split: Annotated[str, typer.Option(help="train, or test for the held-out problems.")] = "train",
+    problems: Annotated[int | None, typer.Option(min=1, help="How many problems; by default all.")] = None,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 1.0,
+) -> None:
+    """Let a model try a task once and keep the attempts that fail: first attempts for the task repair."""
+    from selfcorrect import api
+    from selfcorrect.config import TrainConfig
+
+    if recipe is None:
+        if not model.endswith((".yaml", ".yml")):
+            raise ConfigError(f"name the task with --recipe RECIPE, or a recipe in place of the model {model!r}")
+        recipe = Path(model)
+        config = api.read_config(recipe, *(overrides or []))
+        model = config.model.path if isinstance(config, TrainConfig) else model
+    if split not in ("train", "test"):
+        raise ConfigError(f"--split {split}: must be train or test")
+    rows = api.make_repair_set(
+        model, output, *(overrides or []), recipe=recipe, split="train" if split == "train" else "test",
+        problems=problems, temperature=temperature, observer=_on_stderr(),
+    )  # fmt: skip
+    typer.echo(f"repair set: {output} ({rows} rows)")
 
 
 @app.command()
@@ -159,6 +189,15 @@ def main() -> None:
             raise
         typer.echo(f"error: {error.filename or 'writing'}: {error.strerror}", err=True)
         sys.exit(2)
+
+
+def _on_stderr() -> "Observer":
+    """Notes and progress, apart from what a command prints."""
+    from rich.console import Console
+
+    from selfcorrect.display import PlainObserver
+
+    return PlainObserver(Console(stderr=True, highlight=False, soft_wrap=True))
 
 
 def _train_and_report(what: "Path | object") -> None:

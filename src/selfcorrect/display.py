@@ -134,6 +134,7 @@ class LiveObserver(PlainObserver):
             table.add_row("unchanged answers", f"{result.unchanged:.1%}")
         table.add_row("KL of attempt 1", f"{result.kl[0]:.3f}", Text("nats to the reference", style="dim"))
         table.add_row("sampled tokens/s", f"{result.tokens_per_second:,.0f}", Text(_parts(result), style="dim"))
+        table.add_row("waiting for grader", f"{grader_share(result):.1%}", Text("of the step", style="dim"))
         whole = ProgressBar(total=self._pace.steps, completed=result.stage_step, width=66)
         return Panel(Group(table, Text(""), whole), title=title, title_align="left", border_style="cyan", width=76)
 
@@ -164,8 +165,13 @@ def step_line(result: StepResult, pace: _Pace) -> str:
     return (
         f"{result.stage} {result.stage_step}/{pace.steps}  {clock(pace.left())} left  {rewards} "
         f"delta={result.delta:+.3f} kl1={result.kl[0]:.3f} unchanged={result.unchanged:.0%} "
-        f"{result.tokens_per_second:,.0f} tokens/s"
+        f"{result.tokens_per_second:,.0f} tokens/s grader_wait={grader_share(result):.0%}"
     )
+
+
+def grader_share(result: StepResult) -> float:
+    """The share of a step in which nothing was done but wait for the grader."""
+    return result.seconds_by_part.get("grader_wait", 0.0) / max(1e-9, result.seconds)
 
 
 def evaluation_line(evaluation: Evaluation) -> str:

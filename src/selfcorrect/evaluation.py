@@ -63,7 +63,8 @@ class Evaluator:
         if self.controls:
             shifted = [*greedy[1:], *greedy[:1]]
             controls.append(("swapped", summarize(rollouts(self.problems, 0.0, shifted))))
-            controls.append(("independent", summarize(rollouts(self.problems, 0.0, sampled))))
+            if any(problem.first_attempt is None for problem in self.problems):  # recorded ones have no other draw
+                controls.append(("independent", summarize(rollouts(self.problems, 0.0, sampled))))
         external = [(label, summarize(rollouts(problems, 0.0))) for label, problems in self.external]
         return Evaluation(
             name=name,

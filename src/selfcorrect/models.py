@@ -6,6 +6,7 @@ The model always stays in eval mode: dropout would make the policy differ from t
 """
 
 import copy
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from importlib import resources
@@ -130,21 +131,26 @@ def load_model(config: ModelConfig) -> LanguageModel:
             f"model.path = {config.path!r}: its weights lack {first}" + (f" and {len(more)} more" if more else "")
             + ", which would be left random; the files are not complete, or not of a causal language model"
         )  # fmt: skip
-    return wrap(model.to(device), tokenizer, pick_dtype(config.precision, device))
+    return wrap(model.to(device), tokenizer, pick_dtype(config.precision, device), config.template_options)
 
 
-def wrap(model: Any, tokenizer: Any, compute_dtype: torch.dtype = torch.float32) -> LanguageModel:
+def wrap(
+    model: Any,
+    tokenizer: Any,
+    compute_dtype: torch.dtype = torch.float32,
+    template_options: Mapping[str, Any] | None = None,
+) -> LanguageModel:
     """A model and tokenizer already in memory -> LanguageModel."""
     model.eval()
     generation = getattr(model, "generation_config", None)
     eos_ids = _ids(getattr(generation, "eos_token_id", None)) | _ids(tokenizer.eos_token_id)
     if not eos_ids:
         raise ModelError("neither the tokenizer nor generation_config.json names an end-of-sequence token")
-    chat = Chat(tokenizer, eos_ids)
+    chat = Chat(tokenizer, eos_ids, template_options)
     turn_end = chat.turn_end()
     if turn_end is not None and turn_end not in eos_ids:  # base models often name only the end of a document
         eos_ids |= {turn_end}
-        chat = Chat(tokenizer, eos_ids)
+        chat = Chat(tokenizer, eos_ids, template_options)
     device = next(model.parameters()).device
     return LanguageModel(model, tokenizer, chat, eos_ids, device, compute_dtype, _head_is_plain(model))
 

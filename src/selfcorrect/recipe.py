@@ -15,12 +15,13 @@ from typing import Annotated, Any, get_args
 import yaml
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
-from selfcorrect.config import Config, LabBaseConfig, MultiTurn, SingleTurn, StageOne, StageTwo, TrainConfig
+from selfcorrect.config import TASK_KINDS, Config, LabBaseConfig, MultiTurn, SingleTurn, StageOne, StageTwo, TrainConfig
 from selfcorrect.errors import ConfigError
 
 _ADAPTER: TypeAdapter[Config] = TypeAdapter(Annotated[Config, Field(discriminator="kind")])
 _STAGES = {"stage1": StageOne, "stage2": StageTwo, "single_turn": SingleTurn, "multi_turn": MultiTurn}
 _TAGS = {"train", "lab_base", *_STAGES}
+_WITH_TASK = ("task", "of")  # settings that hold a task
 _FLOAT = ("tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789"))
 
 Places = Mapping[str, str]  # dotted path of a setting -> "file:line", or the override it came from
@@ -76,6 +77,7 @@ def validate(
     changed, where = copy.deepcopy(dict(data)), dict(places or {})
     for override in overrides:
         where[_apply_override(changed, override)] = f"override {override!r}"
+    _name_the_tasks(changed)
     try:
         # Through JSON: strict on types, yet a YAML list may fill a tuple.
         text = json.dumps({"kind": "train", **changed}, default=str)
@@ -89,6 +91,16 @@ def validate(
     inner = [item for item in found if item["type"] != "too_short"]
     told = [item for item in found if item in inner or not any(_within(other, item) for other in inner)]
     raise ConfigError("\n".join(_explain(item, source, where) for item in told))
+
+
+def _name_the_tasks(data: dict[str, Any]) -> None:
+    """A task without a name is countdown; one that is repaired, code."""
+    task = data.get("task")
+    if data.get("kind", "train") != "train" or not isinstance(task, dict):
+        return
+    task.setdefault("name", "countdown")
+    if isinstance(task.get("of"), dict):
+        task["of"].setdefault("name", "code")
 
 
 def dump(config: Config) -> str:
@@ -151,7 +163,7 @@ def _explain(error: dict[str, Any], source: str, places: Places) -> str:
     """One pydantic error as one line a user can act on."""
     location = [str(part) for part in error["loc"]]
     # A discriminated union puts its tag into the location right after the field or index it stands for.
-    parts = [part for i, part in enumerate(location) if not (part in _TAGS and (i == 0 or location[i - 1].isdigit()))]
+    parts = [part for i, part in enumerate(location) if not _is_tag(location[:i], part)]
     field = ".".join(parts) or "the recipe"
     where = next((places[key] for key in _prefixes(parts) if key in places), source)
     value = error.get("input")
@@ -164,7 +176,8 @@ def _explain(error: dict[str, Any], source: str, places: Places) -> str:
         case "union_tag_invalid":
             context = error["ctx"]
             tag = str(context["discriminator"]).strip("'")
-            where = places.get(".".join([*parts, tag]), where) if not parts else where
+            if not parts or parts[-1] in _WITH_TASK:
+                where = places.get(".".join([*parts, tag]), where)
             return f"{where}: {field}: {tag} = {context['tag']!r} must be one of {context['expected_tags']}"
         case "union_tag_not_found":
             names = ", ".join(map(repr, _STAGES))
@@ -177,6 +190,13 @@ def _explain(error: dict[str, Any], source: str, places: Places) -> str:
             return f"{where}: {field}: {text}"
         case _:
             return f"{where}: {field}{shown}: {error['msg'][0].lower()}{error['msg'][1:]}"
+
+
+def _is_tag(before: Sequence[str], part: str) -> bool:
+    """Whether a part of a location names the member of a union rather than a setting."""
+    if not before or before[-1].isdigit():
+        return part in _TAGS
+    return part in TASK_KINDS and before[-1] in _WITH_TASK
 
 
 def _prefixes(parts: Sequence[str]) -> list[str]:
@@ -195,9 +215,15 @@ def _fields() -> Iterator[tuple[str, str]]:
     """Every setting and the section it belongs to."""
     todo: list[tuple[Any, str]] = [(TrainConfig, "the recipe's top level"), (LabBaseConfig, "recipes of kind lab_base")]
     todo += [(model, f"stages with objective {name}") for name, model in _STAGES.items()]
+    todo += [(model, f"tasks with name {name}") for name, model in TASK_KINDS.items()]
+    known = {model for model, _ in todo}
     while todo:
         model, owner = todo.pop()
         for name, info in model.model_fields.items():
             yield name, owner
             kinds = (info.annotation, *get_args(info.annotation))
-            todo += [(kind, name) for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
+            todo += [
+                (kind, name)
+                for kind in kinds
+                if isinstance(kind, type) and issubclass(kind, BaseModel) and kind not in known
+            ]

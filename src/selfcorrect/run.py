@@ -11,7 +11,6 @@ import types
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import asdict
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +31,7 @@ from selfcorrect.checkpoint import (
     sweep,
     write_manifest,
 )
-from selfcorrect.config import TrainConfig
+from selfcorrect.config import HubConfig, TaskConfig, TrainConfig
 from selfcorrect.display import Observer
 from selfcorrect.errors import CheckpointError, ConfigError, MemoryExhausted, TrainingInterrupted
 from selfcorrect.evaluation import Evaluation, Evaluator, load_external
@@ -41,7 +40,6 @@ from selfcorrect.policy import fingerprint, load_weights, weights
 from selfcorrect.recipe import load_recipe
 from selfcorrect.runlog import RunFolder, tracker_names
 from selfcorrect.samplers.transformers import TransformersSampler
-from selfcorrect.seeds import derive_seed
 from selfcorrect.tasks import make_task
 from selfcorrect.tasks.base import Task
 from selfcorrect.training import Progress, StepResult, Trainer
@@ -78,15 +76,14 @@ def _run(config: TrainConfig, path: Path, observer: Observer) -> Path:
         torch.set_num_threads(config.threads)
     tracker_names(config)  # refused before anything is written, as are task, data and model
     task = make_task(config.task)
-    first = list(
-        islice(task.problems("train", derive_seed(config.seed, "problems", 1)), config.rollouts.problems_per_step)
-    )
+    task.draw(1, config.rollouts.problems_per_step, config.seed)
+    held_out = task.held_out(config.evaluation.problems)
     external = load_external(task, config.evaluation.external)
     lm = load_model(config.model)
-    check_context(config, lm, task, first[0])
+    check_context(config, lm, task, task.longest())
     evaluator = Evaluator(
         task=task,
-        problems=list(islice(task.problems("test", 0), config.evaluation.problems)),
+        problems=held_out,
         attempts=config.rollouts.attempts,
         max_new_tokens=config.rollouts.max_new_tokens,
         seed=config.seed,
@@ -96,10 +93,12 @@ def _run(config: TrainConfig, path: Path, observer: Observer) -> Path:
     sampler = TransformersSampler(lm, max_rows=config.rollouts.rows_at_once)
     trainer = Trainer(config, lm, lm.frozen_copy(), sampler, task)
     try:
-        with alone(path):
+        with closing(task), ready(task), alone(path):
             checkpoint, folder = _open(path, config, observer, fingerprint(lm))
             loop = _Loop(config, folder, trainer, evaluator, observer)
             with closing(folder), observer, _interruptible() as stop:
+                for note in (*task.notes, *lm.chat.notes):
+                    observer.message(f"note: {note}")
                 loop.run(checkpoint, stop)
     except RuntimeError as error:
         if not is_out_of_memory(error):
@@ -128,7 +127,21 @@ def _with_absolute_paths(config: TrainConfig) -> TrainConfig:
         model = model.model_copy(update={"path": str(Path(model.path).expanduser().absolute())})
     external = tuple(str(Path(name).expanduser().absolute()) for name in config.evaluation.external)
     evaluation = config.evaluation.model_copy(update={"external": external})
-    return config.model_copy(update={"model": model, "evaluation": evaluation})
+    task = with_absolute_paths(config.task)
+    return config.model_copy(update={"model": model, "evaluation": evaluation, "task": task})
+
+
+def with_absolute_paths(task: TaskConfig) -> TaskConfig:
+    """The task with the paths of its files, and of folders named in place of a hub data set, made absolute."""
+    changed: dict[str, Any] = {}
+    for field, value in task:
+        if field in ("data", "evaluate_data", "file") and value is not None:
+            changed[field] = str(Path(value).expanduser().absolute())
+        elif isinstance(value, HubConfig) and Path(value.path).expanduser().is_dir():
+            changed[field] = value.model_copy(update={"path": str(Path(value.path).expanduser().absolute())})
+        elif field == "of":
+            changed[field] = with_absolute_paths(value)
+    return task.model_copy(update=changed)
 
 
 def check_context(config: TrainConfig, lm: LanguageModel, task: Task, problem: Problem) -> None:
@@ -137,7 +150,8 @@ def check_context(config: TrainConfig, lm: LanguageModel, task: Task, problem: P
     prompt = lm.chat.first_prompt(problem.prompt)
     limit, attempts = config.rollouts.max_new_tokens, config.rollouts.attempts
     between = len(lm.chat.next_prompt(prompt, (), task.correction_prompt(problem))) - len(prompt)
-    need = len(prompt) + attempts * limit + (attempts - 1) * between
+    given = 0 if problem.first_attempt is None else len(lm.chat.written(problem.first_attempt).token_ids) - limit
+    need = len(prompt) + given + attempts * limit + (attempts - 1) * between
     if room and need > room:
         raise ConfigError(
             f"rollouts.max_new_tokens = {limit}: a prompt of {len(prompt)} tokens and {attempts} attempts may take "
@@ -147,6 +161,13 @@ def check_context(config: TrainConfig, lm: LanguageModel, task: Task, problem: P
 
 def is_out_of_memory(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+
+
+@contextmanager
+def ready(task: Task) -> Iterator[None]:
+    """The grader's processes are up. Raises what keeps them from running, before anything is written."""
+    task.grade([])
+    yield
 
 
 @contextmanager

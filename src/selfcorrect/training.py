@@ -9,7 +9,6 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import Any
 
 import torch
@@ -25,7 +24,7 @@ from selfcorrect.models import LanguageModel
 from selfcorrect.objectives import Credit
 from selfcorrect.policy import learning_rate, make_optimizer, trained_logits
 from selfcorrect.prompts import SharedPrompts
-from selfcorrect.rollout import play
+from selfcorrect.rollout import Waiting, play
 from selfcorrect.samplers.base import Sampler
 from selfcorrect.seeds import derive_seed
 from selfcorrect.tasks.base import Task
@@ -121,15 +120,19 @@ class Trainer:
         attempts = 1 if isinstance(stage, SingleTurn) else config.rollouts.attempts
         group = config.rollouts.rollouts_per_problem
 
-        stream = self.task.problems("train", derive_seed(config.seed, "problems", step))
-        problems = [p for p in islice(stream, config.rollouts.problems_per_step) for _ in range(group)]
+        drawn = self.task.draw(step, config.rollouts.problems_per_step, config.seed)
+        problems = [problem for problem in drawn for _ in range(group)]
         params = SamplingParams(
             config.rollouts.temperature, config.rollouts.max_new_tokens, derive_seed(config.seed, "rollouts", step)
         )
         clock.lap("problems")
         self.sampler.load_weights(self.lm.model)
-        rollouts = play(problems, self.task, self.sampler, self.lm.chat, params, attempts, policy_step=step)
+        waiting = Waiting()
+        rollouts = play(
+            problems, self.task, self.sampler, self.lm.chat, params, attempts, policy_step=step, waiting=waiting
+        )
         clock.lap("rollouts")
+        clock.move("rollouts", "grader_wait", waiting.seconds)
 
         rewards_BA = torch.tensor([[attempt.grade.reward for attempt in rollout.attempts] for rollout in rollouts])
         included_B = torch.tensor([is_included(rollout) for rollout in rollouts])
@@ -254,6 +257,11 @@ class Clock:
         now = time.perf_counter()
         self.parts[part] = self.parts.get(part, 0.0) + now - self._last
         self._last = now
+
+    def move(self, part: str, other: str, seconds: float) -> None:
+        """Count `seconds` of one part as another's."""
+        self.parts[part] -= seconds
+        self.parts[other] = self.parts.get(other, 0.0) + seconds
 
     @property
     def total(self) -> float:

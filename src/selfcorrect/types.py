@@ -29,6 +29,8 @@ class Outcome(StrEnum):
 class Problem:
     """One problem `x` with what its task needs to grade an answer.
 
+    first_attempt: a recorded text that stands for attempt 1 (offline repair); None where the model writes it.
+
     Example: ``Problem("countdown-3-7-12-t22", "countdown", "3 7 12 : 22",
     {"numbers": [3, 7, 12], "target": 22})``
     """
@@ -37,6 +39,7 @@ class Problem:
     task: str
     prompt: str
     reference: Mapping[str, Any]
+    first_attempt: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,11 +84,16 @@ class Grade:
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """One attempt: its whole context `x_a` as token ids [P], what was sampled, and its grade."""
+    """One attempt: its whole context `x_a` as token ids [P], what was sampled, and its grade.
+
+    sampled: False where the completion was given (a control, offline repair): the policy did not write it, so it
+    carries no gradient.
+    """
 
     prompt_ids: tuple[int, ...]
     completion: Completion
     grade: Grade
+    sampled: bool = True
 
 
 @dataclass(frozen=True, slots=True)

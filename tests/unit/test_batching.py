@@ -189,3 +189,19 @@ def test_more_padding_changes_nothing(filler: int) -> None:
     torch.testing.assert_close(summed_gradient([padded], "analytic"), whole, rtol=0, atol=1e-13)
     trimmed = list(micro_batches(padded, 8))
     assert trimmed[0].token_ids_BT.shape[1] == max(batch.length_B[i] for i in range(8) if i != 5)
+
+
+def test_a_given_attempt_is_context_and_trains_nothing() -> None:
+    """Offline repair: the policy did not write attempt 1, so its tokens have attempt 0 and carry nothing.
+
+    token_ids  p p  g g  c  b e
+    attempt    0 0  0 0  0  2 2
+    """
+    rollout = rollout_of_ids(((1, 2), (3, 4)), ((5,), (6, 7)))
+    first, second = rollout.attempts
+    given = replace(rollout, attempts=(replace(first, sampled=False), second))
+    batch = make_batch([given], torch.tensor([[3.0, 5.0]]), (0.5, 0.25), torch.tensor([True]))
+    assert batch.token_ids_BT.tolist() == [[1, 2, 3, 4, 5, 6, 7]]
+    assert batch.attempt_BT.tolist() == [[0, 0, 0, 0, 0, 2, 2]]
+    assert batch.advantages_BT.tolist() == [[0, 0, 0, 0, 0, 5, 5]]
+    assert batch.kl_coef_BT.tolist() == [[0, 0, 0, 0, 0, 0.25, 0.25]]

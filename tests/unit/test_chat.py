@@ -9,6 +9,16 @@ from hypothesis import strategies as st
 from selfcorrect.chat import Chat
 from selfcorrect.errors import ModelError
 from selfcorrect.lab.base import build_tokenizer
+from tests.support.templates import (
+    FILLS_HISTORY,
+    GEMMA_LIKE,
+    LLAMA_LIKE,
+    OPENS_THOUGHT,
+    PLAIN,
+    QWEN3_LIKE,
+    REWRITES_QUESTION,
+    byte_tokenizer,
+)
 
 TOKENIZER = build_tokenizer(12)
 END = TOKENIZER.eos_token_id
@@ -91,3 +101,79 @@ def test_reading() -> None:
     assert chat.readable(chat.first_prompt("12 : 1"))
     assert not chat.readable(chat.first_prompt("13 : 1"))
     assert chat.decode([5, END, 6]) == "5 6"
+
+
+def bytes_chat(template: str, **options: object) -> tuple[Chat, Any]:
+    tokenizer = byte_tokenizer(template)
+    return Chat(tokenizer, frozenset(tokenizer.convert_tokens_to_ids(["<eos>", "</turn>"])), options), tokenizer
+
+
+FAMILIES: dict[str, tuple[str, dict[str, Any], str, str]] = {
+    "plain": (PLAIN, {}, "<turn>user\nQ</turn>\n<turn>assistant\n", "</turn>\n<turn>user\nR</turn>\n<turn>assistant\n"),
+    "gemma": (
+        GEMMA_LIKE, {}, "<bos><turn>user\nQ</turn>\n<turn>model\n", "</turn>\n<turn>user\nR</turn>\n<turn>model\n",
+    ),
+    "llama": (
+        LLAMA_LIKE, {}, "<bos><turn>system\n\nToday is 26 Jul 2024.</turn><turn>user\n\nQ</turn><turn>assistant\n\n",
+        "</turn><turn>user\n\nR</turn><turn>assistant\n\n",
+    ),
+    "llama, own date": (
+        LLAMA_LIKE, {"date_string": "1 May 2025"},
+        "<bos><turn>system\n\nToday is 1 May 2025.</turn><turn>user\n\nQ</turn><turn>assistant\n\n",
+        "</turn><turn>user\n\nR</turn><turn>assistant\n\n",
+    ),
+    "qwen3": (
+        QWEN3_LIKE, {}, "<turn>user\nQ</turn>\n<turn>assistant\n", "</turn>\n<turn>user\nR</turn>\n<turn>assistant\n",
+    ),
+    "qwen3, not thinking": (
+        QWEN3_LIKE, {"enable_thinking": False}, "<turn>user\nQ</turn>\n<turn>assistant\n<think>\n\n</think>\n\n",
+        "</turn>\n<turn>user\nR</turn>\n<turn>assistant\n<think>\n\n</think>\n\n",
+    ),
+    "opens a thought": (
+        OPENS_THOUGHT, {}, "<turn>user\nQ</turn>\n<turn>assistant\n<think>\n",
+        "</turn>\n<turn>user\nR</turn>\n<turn>assistant\n<think>\n",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_contexts_of_well_known_families(family: str) -> None:
+    """What the model wrote stays as it is, thoughts and white space included; only then comes the next turn."""
+    template, options, first, between = FAMILIES[family]
+    chat, tokenizer = bytes_chat(template, **options)
+    prompt = chat.first_prompt("Q")
+    assert tokenizer.decode(prompt) == first
+    written = tuple(tokenizer("<think>hm</think> A  ", add_special_tokens=False)["input_ids"])
+    end = tokenizer.convert_tokens_to_ids("</turn>")
+    for completion in ((*written, end), written):
+        context = chat.next_prompt(prompt, completion, "R")
+        assert tokenizer.decode(context) == f"{first}<think>hm</think> A  {between}"
+    assert context[: len(prompt) + len(written)] == (*prompt, *written)
+    assert chat.turn_end() == end
+    # A third attempt goes on in the same way.
+    third = chat.next_prompt(context, (*written, end), "R")
+    assert tokenizer.decode(third) == f"{first}<think>hm</think> A  {between}<think>hm</think> A  {between}"
+
+
+@pytest.mark.parametrize("template", [FILLS_HISTORY, REWRITES_QUESTION])
+def test_a_template_that_changes_what_was_there_is_refused_with_both_texts(template: str) -> None:
+    with pytest.raises(
+        ModelError, match=r"rewrites earlier turns .* the first prompt ends with '.*', the earlier turn"
+    ):
+        bytes_chat(template)
+
+
+def test_what_a_template_does_unasked_is_told() -> None:
+    assert bytes_chat(PLAIN)[0].notes == bytes_chat(GEMMA_LIKE)[0].notes == ()
+    (note,) = bytes_chat(LLAMA_LIKE)[0].notes
+    assert "writes today's date; 26 Jul 2024 is written instead" in note
+    assert bytes_chat(LLAMA_LIKE, date_string="1 May 2025")[0].notes == ()
+    (note,) = bytes_chat(QWEN3_LIKE)[0].notes
+    assert "strips the thoughts of earlier turns; here attempt 2 reads attempt 1 as it was written" in note
+
+
+def test_a_recorded_text_is_written_without_an_end() -> None:
+    chat, tokenizer = bytes_chat(PLAIN)
+    written = chat.written("```\nx = 'é'\n```")
+    assert tokenizer.decode(written.token_ids) == written.text == "```\nx = 'é'\n```"
+    assert (len(written.logprobs), written.finish_reason) == (len(written.token_ids), "stop")

@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -299,3 +300,84 @@ def test_validate_takes_a_plain_mapping() -> None:
     changed = validate(given_stages, overrides=["stages.a.steps=7", "seed=3"])
     assert isinstance(changed, TrainConfig)
     assert (changed.stages[0].steps, changed.seed, stage["steps"]) == (7, 3, 1)
+
+
+TASK_MISTAKES = [
+    ("task: {name: cuontdown}", "task: name = 'cuontdown' must be one of 'countdown', 'math', 'code', 'repair', 'custom'"),
+    ("task: {name: 3}", "task"),
+    ("task: {dataset: gsm8k}", "unknown key 'task.dataset'; dataset is a setting of tasks with name code and of tasks with name math"),
+    ("task: {name: math, datset: gsm8k}", "unknown key 'task.datset'; did you mean 'dataset'?"),
+    ("task: {name: math, dataset: gms8k}", "task.dataset = 'gms8k': input should be 'math' or 'gsm8k'"),
+    ("task: {name: math, dataset: gsm8k, split: paper}", "task: split paper is MATH's"),
+    ("task: {name: math, prompt: Solve it}", "task: prompt must hold {problem}, or the model cannot see the problem"),
+    ("task: {name: math, prompt: '{problem} {box}'}", "task: prompt may use only {final_form} and {problem}"),
+    ("task: {name: math, prompt: '{problem} in a \\\\boxed{}'}", "task: prompt may use only {final_form} and {problem}"),
+    ("task: {name: math, prompt: '{problem} {'}", "task: prompt is not a template: "),
+    ("task: {name: math, data: d, hub: {path: p}}", "task: data and hub both name where the problems come from"),
+    ("task: {name: code, correction_prompt: 'Mend {task}'}", "task: correction_prompt has nothing to fill in"),
+    ("task: {name: code, prompt: '{tests}'}", "task: prompt must hold {task}"),
+    ("task: {name: code, completion_prompt: go on}", "task: completion_prompt must hold {code}"),
+    ("task: {name: code, evaluate_data: d}", "task: evaluate_data and evaluate_hub belong to evaluate_on"),
+    ("task: {name: code, shots: 4}", "task.shots = 4: input should be less than or equal to 3"),
+    ("task: {name: code, hub: {pth: x}}", "unknown key 'task.hub.pth'; did you mean 'path'?"),
+    ("task: {name: repair}", "task.data is missing"),
+    ("task: {name: repair, data: d, of: {name: maths}}", "task.of: name = 'maths' must be one of 'math', 'code'"),
+    ("task: {name: repair, data: d, of: {shots: x}}", "task.of.shots = 'x': input should be a valid integer"),
+    ("task: {name: custom}", "task.file is missing"),
+    ("model: {template_options: {enable_thinking: [1]}}", "model.template_options.enable_thinking"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("line", "part"), TASK_MISTAKES)
+def test_mistakes_in_a_task_have_a_line(tmp_path: Path, line: str, part: str) -> None:
+    stages = RECIPE[RECIPE.index("stages:") :]
+    message = refusal(tmp_path / "recipe.yaml", f"{line}\n{stages}")
+    assert message.startswith("recipe.yaml:1: ")
+    assert part in message
+    assert not {".countdown", ".math", ".code"} & set(re.findall(r"\.\w+", message.split(";")[0]))
+
+
+def test_repair_leaves_a_single_turn_stage_nothing(recipe: Path) -> None:
+    text = RECIPE.replace("objective: stage1", "objective: single_turn") + "task: {name: repair, data: d}\n"
+    assert "recipe.yaml:16: the recipe: task.name repair gives attempt 1" in refusal(recipe, text)
+
+
+@pytest.mark.parametrize(
+    "task",
+    [
+        {"name": "math", "dataset": "gsm8k", "hub": {"path": "a/b", "name": ["x", "y"]}},
+        {"name": "code", "evaluate_on": "humaneval_plus", "prompt": "{{}} {task}", "time_cap": 3.0},
+        {"name": "repair", "data": "d.jsonl", "of": {"name": "math"}},
+        {"name": "repair", "data": "d.jsonl", "of": {"shots": 0}},
+        {"name": "custom", "file": "t.py", "options": {"a": [1, {"b": None}], "c": "12e7"}},
+        {"max_number": 50},
+        {},
+    ],
+)
+def test_every_task_survives_a_dump(recipe: Path, task: dict[str, Any]) -> None:
+    config = validate({"stages": [STAGE], "task": task, "model": {"template_options": {"date_string": "1 May 2025"}}})
+    recipe.write_text(dump(config), encoding="utf-8")
+    assert load_recipe(recipe) == config
+    assert isinstance(config, TrainConfig)
+    assert config.task.name == task.get("name", "countdown")
+
+
+STAGE = {"name": "a", "objective": "stage2", "steps": 1, "learning_rate": 1e-3}
+RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("file", RECIPES, ids=lambda file: file.stem)
+def test_the_shipped_recipes_are_valid(file: Path) -> None:
+    config = load_recipe(file)
+    if not isinstance(config, TrainConfig) or config.task.name not in ("math", "code"):
+        return
+    # Table 5: 3000 steps of 512 rollouts for MATH, 1500 of 128 for code.
+    table = {"math": (3000, 512, 5e-6, 0.1), "code": (1500, 128, 1e-5, 0.25)}
+    steps, batch, rate, beta2 = table[config.task.name]
+    first, second = config.stages
+    assert isinstance(first, StageOne)
+    assert isinstance(second, StageTwo)
+    assert config.total_steps == steps
+    assert config.rollouts.problems_per_step * config.rollouts.rollouts_per_problem == batch
+    assert (first.learning_rate, second.learning_rate, config.rollouts.temperature) == (rate, rate, 1.0)
+    assert (first.beta1, first.beta2, second.beta1, second.alpha) == (0.01, beta2, 0.01, 10.0)

@@ -144,7 +144,7 @@ def test_agrees_on_every_honest_answer_to_a_problem() -> None:
 def test_splits_are_disjoint_whatever_the_seed() -> None:
     task = Countdown()
     streams = {
-        (split, seed): list(itertools.islice(task.problems(split, seed), 300))
+        (split, seed): list(itertools.islice(task.stream(split, seed), 300))
         for split in ("train", "test")
         for seed in (0, 1)
     }
@@ -153,14 +153,14 @@ def test_splits_are_disjoint_whatever_the_seed() -> None:
     train, test = ids["train", 0] | ids["train", 1], ids["test", 0] | ids["test", 1]
     assert not train & test
     assert ids["train", 0] != ids["train", 1]
-    assert [p.id for p in itertools.islice(task.problems("train", 0), 300)] == [p.id for p in streams["train", 0]]
+    assert [p.id for p in itertools.islice(task.stream("train", 0), 300)] == [p.id for p in streams["train", 0]]
     for problem in streams["test", 0]:
         numbers, target = problem.reference["numbers"], problem.reference["target"]
         assert {split_of(order, target) for order in itertools.permutations(numbers)} == {"test"}
 
 
 def test_generated_problems_can_be_solved_and_are_shown() -> None:
-    for problem in itertools.islice(Countdown().problems("train", 3), 40):
+    for problem in itertools.islice(Countdown().stream("train", 3), 40):
         numbers, target = problem.reference["numbers"], problem.reference["target"]
         assert any(task_solves(order, target) for order in itertools.permutations(map(Fraction, numbers))), problem
         assert f"target {target} from the numbers {' '.join(map(str, numbers))}." in problem.prompt
@@ -233,5 +233,5 @@ def test_unusable_files_are_named(tmp_path: Path, content: bytes | None) -> None
 @settings(max_examples=50)
 @given(st.text(max_size=30))
 def test_the_task_grades_like_the_grader(text: str) -> None:
-    problem = next(Countdown().problems("test", 0))
-    assert Countdown().grade(problem, text) == grade_countdown(text, **problem.reference)
+    problem = next(Countdown().stream("test", 0))
+    assert Countdown().grade([(problem, text)]) == [grade_countdown(text, **problem.reference)]

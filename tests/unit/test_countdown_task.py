@@ -31,3 +31,15 @@ def test_the_public_external_set_is_held_out() -> None:
     file = Path(os.environ.get("SELFCORRECT_DATA", "../shared/data")) / "countdown/d1_cd3_test.jsonl"
     for problem in Countdown().load(str(file)) if file.exists() else ():
         assert split_of(tuple(problem.reference["numbers"]), problem.reference["target"]) == "test"
+
+
+PINNED_DRAW = ["countdown-83-81-4-to-6", "countdown-94-85-35-to-44"]
+PINNED_TEST = ["countdown-23-11-9-to-21", "countdown-73-64-16-to-7"]
+
+
+def test_a_seed_s_problems_stay_what_they_were() -> None:
+    """Published results name their seeds."""
+    task = Countdown()
+    assert [problem.id for problem in task.draw(1, 2, 0)] == PINNED_DRAW
+    assert [problem.id for problem in task.held_out(2)] == PINNED_TEST
+    assert task.draw(2, 3, 0) == Countdown().draw(2, 3, 0) != task.draw(1, 3, 0)

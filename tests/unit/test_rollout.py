@@ -1,7 +1,10 @@
 """`play`: which contexts are sampled from, what is graded, what is not."""
 
 import inspect
-from collections.abc import Iterator, Sequence
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 
@@ -9,11 +12,11 @@ from selfcorrect.chat import Chat
 from selfcorrect.config import CountdownConfig
 from selfcorrect.grading.countdown import grade_countdown
 from selfcorrect.lab.base import build_tokenizer
-from selfcorrect.rollout import play
+from selfcorrect.rollout import Waiting, play
 from selfcorrect.samplers.scripted import ScriptedSampler
 from selfcorrect.seeds import derive_seed
 from selfcorrect.tasks import make_task
-from selfcorrect.tasks.base import Split, Task
+from selfcorrect.tasks.base import Task
 from selfcorrect.types import Completion, Grade, Outcome, Problem, Rollout, SamplingParams
 
 TOKENIZER = build_tokenizer(12)
@@ -26,12 +29,19 @@ class Echo:
     """A task whose right answer is "3". Writes down what it is asked."""
 
     name = "echo"
+    notes: tuple[str, ...] = ()
 
     def __init__(self) -> None:
         self.asked: list[str] = []
 
-    def problems(self, split: Split, seed: int) -> Iterator[Problem]:
-        return iter(())
+    def draw(self, step: int, count: int, seed: int) -> list[Problem]:
+        return []
+
+    def held_out(self, count: int) -> list[Problem]:
+        return []
+
+    def longest(self) -> Problem:
+        return problem("3")
 
     def load(self, path: str) -> list[Problem]:
         return []
@@ -43,9 +53,13 @@ class Echo:
         self.asked.append(problem.id)
         return "? " + problem.id
 
-    def grade(self, problem: Problem, text: str) -> Grade:
-        right = text == "3"
-        return Grade(Outcome.CORRECT if right else Outcome.WRONG, float(right), text)
+    def grade(self, answers: Sequence[tuple[Problem, str]]) -> list[Grade]:
+        return [
+            Grade(Outcome.CORRECT if text == "3" else Outcome.WRONG, float(text == "3"), text) for _, text in answers
+        ]
+
+    def close(self) -> None:
+        """Nothing to end."""
 
 
 def problem(prompt: str, name: str = "1") -> Problem:
@@ -149,3 +163,74 @@ def test_groups_are_repeated_problems() -> None:
     rollouts = run(sampler, [problem("1 : 1")] * 2)
     assert len(set(sampler.calls[0])) == 1
     assert [r.attempts[0].completion.text for r in rollouts] == ["3", "4"]
+
+
+def test_attempt_1_is_graded_while_attempt_2_is_sampled() -> None:
+    """The grader holds attempt 1 until attempt 2 is being sampled: one after the other would never end."""
+    sampling_again = threading.Event()
+
+    class Slow(Echo):
+        def grade(self, answers: Sequence[tuple[Problem, str]]) -> list[Grade]:
+            assert sampling_again.wait(20), "attempt 2 waits for the grade of attempt 1"
+            return super().grade(answers)
+
+    def script(ids: tuple[int, ...], params: SamplingParams) -> list[int]:
+        if params.seed == derive_seed(PARAMS.seed, "attempt", 2):
+            sampling_again.set()
+        return [3, END]
+
+    waiting = Waiting()
+    (rollout,) = play(
+        [problem("1 : 1")], Slow(), ScriptedSampler(script, CHAT.decode, frozenset({END})), CHAT, PARAMS, 2,
+        waiting=waiting,
+    )  # fmt: skip
+    assert [attempt.grade.outcome for attempt in rollout.attempts] == ["correct", "correct"]
+    assert waiting.seconds < 10
+
+
+def test_standing_still_for_the_grader_is_counted() -> None:
+    class Slow(Echo):
+        def grade(self, answers: Sequence[tuple[Problem, str]]) -> list[Grade]:
+            time.sleep(0.05)
+            return super().grade(answers)
+
+    waiting = Waiting()
+    for _ in range(2):
+        play([problem("1 : 1")], Slow(), sampler_of((3, END)), CHAT, PARAMS, 1, waiting=waiting)
+    assert 0.08 < waiting.seconds < 5
+
+
+def test_what_the_grader_raises_rises() -> None:
+    class Broken(Echo):
+        def grade(self, answers: Sequence[tuple[Problem, str]]) -> list[Grade]:
+            raise ZeroDivisionError("in the grader")
+
+    with pytest.raises(ZeroDivisionError, match="in the grader"):
+        play([problem("1 : 1")], Broken(), sampler_of((3, END), (3, END)), CHAT, PARAMS, 2)
+
+
+def test_only_what_ended_reaches_the_grader_and_every_grade_its_row() -> None:
+    asked: list[list[str]] = []
+
+    class Asked(Echo):
+        def grade(self, answers: Sequence[tuple[Problem, str]]) -> list[Grade]:
+            asked.append([f"{problem.id}: {text}" for problem, text in answers])
+            return super().grade(answers)
+
+    problems = [problem("1 : 1", "a"), problem("99 : 1", "b"), problem("2 : 2", "c"), problem("3 : 3", "d")]
+    sampler = sampler_of((4, END), (4,), (3, END), *[(3,)] * 3)
+    rollouts = play(problems, Asked(), sampler, CHAT, PARAMS, 2)
+    assert asked == [["a: 4", "d: 3"]]
+    assert [r.attempts[0].grade.outcome for r in rollouts] == ["wrong", "unreadable", "truncated", "correct"]
+
+
+def test_a_recorded_first_attempt_takes_the_place_of_attempt_1() -> None:
+    recorded = replace(problem("1 : 1", "r"), first_attempt="4 5")
+    sampler = sampler_of((6, END), (3, END), (5, END))
+    one, other = run(sampler, [recorded, problem("2 : 2", "s")])
+    assert sampler.calls == [[CHAT.first_prompt("2 : 2")], [one.attempts[1].prompt_ids, other.attempts[1].prompt_ids]]
+    # The template closes the recorded turn.
+    assert one.attempts[1].prompt_ids == (*CHAT.first_prompt("1 : 1"), 4, 5, END, *CHAT.first_prompt("? r"))
+    assert [[a.sampled for a in r.attempts] for r in (one, other)] == [[False, True], [True, True]]
+    assert one.attempts[0].completion.text == "4 5"
+    assert [a.grade.outcome for a in one.attempts] == ["wrong", "correct"]

@@ -6,9 +6,10 @@ the public external set (d1_cd3_test.jsonl) are held out as well: their hashes a
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from importlib import resources
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -46,12 +47,24 @@ class Countdown:
     """The task `countdown`. Numbers are written largest first; their order carries no meaning."""
 
     name = "countdown"
+    notes: tuple[str, ...] = ()
 
     def __init__(self, config: CountdownConfig | None = None) -> None:
         self._config = config or CountdownConfig()
 
-    def problems(self, split: Split, seed: int) -> Iterator[Problem]:
-        """Solvable problems without end, none twice in one stream."""
+    def draw(self, step: int, count: int, seed: int) -> list[Problem]:
+        """Generated problems, none twice in a step."""
+        return list(islice(self.stream("train", derive_seed(seed, "problems", step)), count))
+
+    def held_out(self, count: int) -> list[Problem]:
+        """The first `count` of the test stream; where the recipe names a file, all of that."""
+        return self.load(self._config.data) if self._config.data else list(islice(self.stream("test", 0), count))
+
+    def longest(self) -> Problem:
+        return next(self.stream("train", 0))
+
+    def stream(self, split: Split, seed: int) -> Iterator[Problem]:
+        """Solvable problems without end, none twice in one stream; the splits are disjoint whatever the seed."""
         rng = np.random.default_rng(derive_seed("countdown", split, seed))
         seen: set[str] = set()
         idle = 0
@@ -95,8 +108,11 @@ class Countdown:
     def correction_prompt(self, problem: Problem) -> str:
         return self._fill(self._config.correction_prompt, problem.reference)
 
-    def grade(self, problem: Problem, text: str) -> Grade:
-        return grade_countdown(text, problem.reference["numbers"], problem.reference["target"])
+    def grade(self, answers: Sequence[tuple[Problem, str]]) -> list[Grade]:
+        return [grade_countdown(text, p.reference["numbers"], p.reference["target"]) for p, text in answers]
+
+    def close(self) -> None:
+        """Nothing to end."""
 
     def _parse(self, line: str, where: str) -> Problem:
         try:

@@ -1,29 +1,21 @@
-"""Every setting of a recipe, as frozen models (floor 1). recipe.py reads them from YAML."""
+"""The settings of a run: model, rollouts, stages, optimiser, evaluation, logs."""
 
-import string
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from selfcorrect.config.base import Decay, NonNegative, Positive, Rate, Share, Strict
+from selfcorrect.config.tasks import CountdownConfig, RepairConfig, TaskConfig
 
 LAB_MODEL = "lab"  # the name under which the shipped base model of the lab goes
 
-Positive = Annotated[int, Field(gt=0)]
-NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Share = Annotated[float, Field(ge=0, le=1)]
-Decay = Annotated[float, Field(ge=0, lt=1)]
 Device = Literal["auto", "cpu", "cuda", "mps"]
-
-
-class Strict(BaseModel):
-    """Frozen; unknown keys refused; no silent conversion of strings to numbers."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
 class ModelConfig(Strict):
     """path: a local folder of Hugging Face layout, a hub name, or "lab" for the shipped base model.
 
+    template_options: variables for the chat template, like enable_thinking: false or date_string: "26 Jul 2024".
     precision is that of the forward pass (autocast); weights and optimiser state stay float32.
     """
 
@@ -31,57 +23,7 @@ class ModelConfig(Strict):
     device: Device = "auto"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] = "auto"
-
-
-class CountdownConfig(Strict):
-    """Three numbers and a target. Templates may use {numbers} and {target}.
-
-    max_number bounds numbers and targets that the generator draws; limit bounds every result of the answers
-    it builds problems from. data: a JSONL file of {"input": "3,7,12", "output": "22"} or
-    {"nums": [3, 7, 12], "target": 22} rows in place of the generator (evaluation only).
-    """
-
-    name: Literal["countdown"] = "countdown"
-    max_number: Annotated[int, Field(ge=5, le=10_000)] = 100
-    limit: Annotated[int, Field(ge=5, le=1_000_000)] = 200
-    data: str | None = None
-    prompt: str = (
-        "Reach the target {target} from the numbers {numbers}. Use each number exactly once, with +, -, * and /, "
-        "whole numbers only. Write one step a line in the form `a op b = c` and nothing else."
-    )
-    correction_prompt: str = (
-        "Go over your steps again: they may hold a mistake. If they do, mend it. Write the whole solution once "
-        "more, one step a line in the form `a op b = c` and nothing else."
-    )
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        for field in ("prompt", "correction_prompt"):
-            unknown = _template_fields(field, getattr(self, field)) - {"numbers", "target"}
-            if unknown:
-                raise ValueError(
-                    f"{field} may use only {{numbers}} and {{target}} (double other braces), not {sorted(unknown)}"
-                )
-        if _template_fields("prompt", self.prompt) != {"numbers", "target"}:
-            raise ValueError("prompt must hold {numbers} and {target}, or the model cannot see the problem")
-        if self.limit < self.max_number:
-            raise ValueError(f"limit ({self.limit}) must not be under max_number ({self.max_number})")
-        return self
-
-
-def _template_fields(field: str, template: str) -> set[str]:
-    """The names a template fills in, as they are: no format after a colon, no conversion after an exclamation mark."""
-    try:
-        parts = [part for part in string.Formatter().parse(template) if part[1] is not None]
-    except ValueError as error:
-        raise ValueError(f"{field} is not a template: {error} (double braces that are meant as text)") from None
-    for _, name, form, conversion in parts:
-        if form or conversion:
-            raise ValueError(f"{field} must fill in {{{name}}} plainly, without a format or conversion")
-    return {str(name) for _, name, _, _ in parts}
-
-
-TaskConfig = CountdownConfig
+    template_options: dict[str, bool | int | float | str | None] = Field(default_factory=dict)
 
 
 class RolloutConfig(Strict):
@@ -206,7 +148,7 @@ class TrainConfig(Strict):
     threads: Positive | None = None
     output: str = "runs"
     model: ModelConfig = ModelConfig()
-    task: TaskConfig = TaskConfig()
+    task: TaskConfig = CountdownConfig()
     rollouts: RolloutConfig = RolloutConfig()
     stages: Annotated[tuple[Stage, ...], Field(min_length=1)]
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -229,8 +171,10 @@ class TrainConfig(Strict):
             )
         if self.algorithm.normalize_std and self.algorithm.baseline != "leave_one_out":
             raise ValueError("algorithm.normalize_std needs algorithm.baseline leave_one_out")
-        if self.task.data is not None:
+        if isinstance(self.task, CountdownConfig) and self.task.data is not None:
             raise ValueError("task.data is for evaluation; training draws its problems from the generator")
+        if isinstance(self.task, RepairConfig) and any(isinstance(stage, SingleTurn) for stage in self.stages):
+            raise ValueError("task.name repair gives attempt 1, so a single_turn stage would have nothing to train on")
         return self
 
     @property

@@ -1,0 +1,37 @@
+"""A whole task of one's own: reverse a word. Named in a recipe as
+
+    task:
+      name: custom
+      file: examples/custom_task.py
+      options: {letters: 5, count: 200}
+
+`selfcorrect check RECIPE` reads the recipe, `selfcorrect train RECIPE` trains on it. docs/tasks.md has the rules.
+"""
+
+import random
+from typing import Any
+
+from selfcorrect.types import Grade, Outcome
+
+
+def problems(split: str, options: dict[str, Any]) -> list[dict[str, Any]]:
+    """Rows with `id` and `prompt`; the rest is what grade() needs. Train and test must not share an id."""
+    draw = random.Random(f"reverse {split}")  # the same rows at every call: a resumed run must find them again
+    words = {"".join(draw.choices("abcdefgh", k=options.get("letters", 4))) for _ in range(options.get("count", 50))}
+    share = [word for word in sorted(words) if (sum(map(ord, word)) % 5 == 0) == (split == "test")]
+    return [
+        {"id": word, "prompt": f"Write {word} backwards, and nothing else.", "answer": word[::-1]} for word in share
+    ]
+
+
+def correction_prompt(problem: dict[str, Any]) -> str:
+    """What asks for the next attempt. It gets the problem and never the verdict."""
+    return "Check each letter, then write the word backwards once more, and nothing else."
+
+
+def grade(problem: dict[str, Any], text: str) -> bool | Grade:
+    """True or False; or a Grade, to tell why. The text is whatever the model wrote: expect anything."""
+    found = text.strip()
+    if not found:
+        return Grade(Outcome.NO_ANSWER, 0.0)
+    return found[:1000] == problem["answer"]

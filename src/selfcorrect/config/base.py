@@ -1,0 +1,48 @@
+"""The ground all settings stand on: frozen models without silent conversions, and checks that several share."""
+
+import string
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Positive = Annotated[int, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Strict(BaseModel):
+    """Frozen; unknown keys refused; no silent conversion of strings to numbers."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+def check_template(field: str, template: str, allowed: set[str], required: frozenset[str] = frozenset()) -> None:
+    """Raises ValueError where a prompt template fills in what it may not, or leaves out what it must."""
+    found = _template_fields(field, template)
+    listed = _listed(allowed)
+    if found - allowed:
+        raise ValueError(
+            f"{field} may use only {listed} (double other braces), not {sorted(found - allowed)}"
+            if allowed
+            else f"{field} has nothing to fill in (double braces that are meant as text), not {sorted(found)}"
+        )
+    if required - found:
+        raise ValueError(f"{field} must hold {_listed(required)}, or the model cannot see the problem")
+
+
+def _listed(names: set[str] | frozenset[str]) -> str:
+    return " and ".join(f"{{{name}}}" for name in sorted(names))
+
+
+def _template_fields(field: str, template: str) -> set[str]:
+    """The names a template fills in, as they are: no format after a colon, no conversion after an exclamation mark."""
+    try:
+        parts = [part for part in string.Formatter().parse(template) if part[1] is not None]
+    except ValueError as error:
+        raise ValueError(f"{field} is not a template: {error} (double braces that are meant as text)") from None
+    for _, name, form, conversion in parts:
+        if form or conversion:
+            raise ValueError(f"{field} must fill in {{{name}}} plainly, without a format or conversion")
+    return {str(name) for _, name, _, _ in parts}

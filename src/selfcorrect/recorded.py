@@ -1,0 +1,220 @@
+"""Recorded completions: real model outputs, graded and counted without a model (floor 5). docs/recorded.md: the format.
+
+A row names its problem by `task_id`, or holds what grading needs (math: gold, answer or solution; code: tests). Its
+attempts are the list `attempts`, or one text under response, completion or program.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from selfcorrect.errors import DataError
+from selfcorrect.grading.math import gold_answer
+from selfcorrect.metrics import Summary, summarize
+from selfcorrect.tasks.base import Task
+from selfcorrect.tasks.code import CodeTask, Item, plain
+from selfcorrect.tasks.dataset import DataTask
+from selfcorrect.tasks.files import Row, read_rows
+from selfcorrect.types import Attempt, Completion, Grade, Outcome, Problem, Rollout
+
+SINGLE = ("response", "completion", "program")
+_FENCE = "`" * 12
+_CHUNK = 256  # attempts graded between two writes
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """One row: where it stands, its problem's name, and the texts of its attempts."""
+
+    where: str
+    name: str
+    texts: tuple[str, ...]
+    row: Row
+
+    def digest(self) -> str:
+        """Of all that its grades depend on."""
+        told = json.dumps([self.name, self.texts, {k: str(v) for k, v in sorted(self.row.fields.items())}])
+        return hashlib.sha256(told.encode()).hexdigest()[:16]
+
+
+def read_recorded(path: str | Path) -> list[Recorded]:
+    """All rows. Raises DataError with file, line, field and reason, before anything is graded."""
+    found = []
+    for number, row in enumerate(read_rows(path), 1):
+        texts = _texts(row)
+        name = str(row.fields.get("task_id", row.fields.get("id", row.fields.get("unique_id", f"row {number}"))))
+        found.append(Recorded(row.where, name, texts, row))
+        if len(texts) != len(found[0].texts):
+            raise row.wrong("attempts", f"has {len(texts)}, where {found[0].where} has {len(found[0].texts)}")
+    return found
+
+
+def _texts(row: Row) -> tuple[str, ...]:
+    if row.has("attempts"):
+        listed = row.fields["attempts"]
+        if not isinstance(listed, list) or not listed or not all(isinstance(text, str) for text in listed):
+            raise row.wrong("attempts", "must be a list of one or more texts")
+        return tuple(listed)
+    for field in SINGLE:
+        if row.has(field):
+            text = row.fields[field]
+            if not isinstance(text, str):
+                raise row.wrong(field, f"must be text, got {type(text).__name__}")
+            # A recorded program is one as it stands, whatever is around it in other rows.
+            return (f"{_FENCE}python\n{text}\n{_FENCE}" if field == "program" else text,)
+    there = ", ".join(sorted(map(str, row.fields))[:12])
+    raise DataError(f"{row.where}: no attempt: expected attempts, or one of {', '.join(SINGLE)}; the row has {there}")
+
+
+class Problems:
+    """Finds the problem of each row: in the row itself, or by its id in the task's data."""
+
+    def __init__(self, task: Task) -> None:
+        self._task = task
+
+    def of(self, recorded: Recorded) -> Problem:
+        """Raises DataError with file and line where the row does not say what to grade against."""
+        row = recorded.row
+        if isinstance(self._task, CodeTask) and row.has("tests"):
+            return self._task.problem(_item(row), f"{recorded.where} {recorded.name}", examples=False)
+        gold = _gold(row) if self._task.name == "math" else None
+        if gold is not None:
+            return Problem(recorded.name, "math", str(row.fields.get("problem", "")), {"answer": gold})
+        if not isinstance(self._task, DataTask) or not row.has("task_id"):
+            needed = "tests" if self._task.name == "code" else "gold, answer or solution"
+            raise DataError(f"{row.where}: nothing to grade against: expected task_id, or {needed}")
+        found = self._by_id.get(_key(row.fields["task_id"]))
+        if found is None:
+            raise row.wrong("task_id", f"= {row.fields['task_id']!r} is not in the task's data ({self._known})")
+        return found
+
+    @cached_property
+    def _by_id(self) -> Mapping[str, Problem]:
+        assert isinstance(self._task, DataTask)
+        problems = list(self._task.test)
+        try:
+            problems += self._task.train
+        except DataError:  # a set that is for evaluation only
+            pass
+        return {_key(problem.id): problem for problem in problems}
+
+    @property
+    def _known(self) -> str:
+        first = next(iter(self._by_id.values()), None)
+        return f"{len(self._by_id)} problems, such as {first.id}" if first else "no problems"
+
+
+def _key(name: object) -> str:
+    """HumanEval/3, humaneval/3, Mbpp/3, mbpp/3 and 3 are one problem in a set of such ids; other ids are themselves."""
+    text = str(name)
+    last = text.rpartition("/")[2]
+    return last if last.isdigit() and text.count("/") <= 1 else text
+
+
+def _gold(row: Row) -> str | None:
+    if row.has("gold"):
+        return row.text("gold")
+    if row.has("answer"):
+        answer = row.text("answer")
+        return gold_answer(answer, style="gsm8k") if "####" in answer else answer
+    if row.has("solution"):
+        found = gold_answer(row.text("solution"), style="math")
+        if found is None:
+            raise row.wrong("solution", "states no answer")
+        return found
+    return None
+
+
+def _item(row: Row) -> Item:
+    def optional(field: str) -> str:
+        return plain(row.text(field, empty=True)) if row.has(field) else ""
+
+    tests = row.fields["tests"]
+    return Item(
+        number=0,
+        text="",
+        shown="",
+        tests="\n".join(row.texts("tests")) if isinstance(tests, list) else plain(row.text("tests")),
+        solution=optional("reference"),
+        setup=optional("setup"),
+        before=optional("prompt") if row.has("entry_point") else "",
+        entry_point=optional("entry_point") if row.has("prompt") else "",
+    )
+
+
+def grade_recorded(
+    recorded: Sequence[Recorded], task: Task, output: Path, told: Callable[[int], None] = lambda attempts: None
+) -> list[Rollout]:
+    """Grade every attempt; one line a row goes to `output`, in order, as it is graded.
+
+    Rows that `output` holds already are not graded again; told(n) is called as n more attempts are done. Raises
+    DataError where output belongs to other recordings.
+    """
+    problems = Problems(task)
+    known = [problems.of(row) for row in recorded]
+    done = _resume(output, recorded)
+    for grades in done:
+        told(len(grades))
+    grades_of = list(done)
+    with output.open("a", encoding="utf-8") as file:
+        for start, stop in _chunks(recorded, len(done)):
+            rows = range(start, stop)
+            flat = task.grade([(known[row], text) for row in rows for text in recorded[row].texts])
+            grades = iter(flat)
+            for row in rows:
+                mine = [next(grades) for _ in recorded[row].texts]
+                grades_of.append(mine)
+                file.write(json.dumps(_line(recorded[row], mine)) + "\n")
+            file.flush()
+            told(len(flat))
+    return [
+        Rollout(problem, tuple(Attempt((), Completion((), (), text, "stop"), grade) for text, grade in zip(row.texts, grades, strict=True)), 0, 0)
+        for row, problem, grades in zip(recorded, known, grades_of, strict=True)
+    ]  # fmt: skip
+
+
+def _chunks(recorded: Sequence[Recorded], start: int) -> Iterator[tuple[int, int]]:
+    step = max(1, _CHUNK // max(1, len(recorded[0].texts) if recorded else 1))
+    for first in range(start, len(recorded), step):
+        yield first, min(first + step, len(recorded))
+
+
+def _line(row: Recorded, grades: Sequence[Grade]) -> dict[str, Any]:
+    attempts = [
+        {"outcome": str(grade.outcome), "reward": grade.reward, "answer": grade.answer, "detail": grade.detail}
+        for grade in grades
+    ]
+    return {"task_id": row.name, "row": row.digest(), "attempts": attempts}
+
+
+def _resume(output: Path, recorded: Sequence[Recorded]) -> list[list[Grade]]:
+    """What an earlier, interrupted call has written; a last line that was cut off is taken away."""
+    if not output.exists():
+        return []
+    found: list[list[Grade]] = []
+    kept = 0
+    for line in output.read_bytes().split(b"\n")[:-1]:
+        try:
+            told = json.loads(line)
+            grades = [Grade(Outcome(a["outcome"]), a["reward"], a["answer"], a["detail"]) for a in told["attempts"]]
+            same = len(found) < len(recorded) and told["row"] == recorded[len(found)].digest()
+        except (ValueError, KeyError, TypeError):
+            same, grades = False, []
+        if not same:
+            raise DataError(
+                f"{output}:{len(found) + 1}: holds verdicts on something else; remove the file, or name another --output"
+            )
+        found.append(grades)
+        kept += len(line) + 1
+    with output.open("r+b") as file:
+        file.truncate(kept)
+    return found
+
+
+def summary_of(rollouts: Sequence[Rollout]) -> Summary:
+    """The paper's metrics of recorded attempts (with one attempt a row: accuracy alone has a meaning)."""
+    return summarize(rollouts)

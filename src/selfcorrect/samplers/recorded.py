@@ -1,0 +1,72 @@
+"""A sampler that replays recorded attempts, so that real texts go through the whole of an evaluation without a model."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from selfcorrect.chat import Chat
+from selfcorrect.errors import DataError
+from selfcorrect.types import Completion, SamplingParams
+
+_TURN = {"user": "\n[user]\n", "assistant": "\n[assistant]\n"}
+
+
+class TextChat(Chat):
+    """A chat without a tokenizer: one id a character. What is recorded can be read back exactly."""
+
+    def __init__(self) -> None:
+        self._eos_ids = frozenset()
+        self._options = {}
+        self._between = {}
+        self.notes = ()
+
+    def turn_end(self) -> int | None:
+        return None
+
+    def readable(self, prompt_ids: Sequence[int]) -> bool:
+        return True
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return "".join(map(chr, ids))
+
+    def _render(self, turns: Sequence[tuple[str, str]], **options: Any) -> str:
+        return "".join(f"{_TURN[role]}{content}" for role, content in turns) + _TURN["assistant"]
+
+    def _encode(self, text: str) -> tuple[int, ...]:
+        return tuple(map(ord, text))
+
+
+class RecordedSampler:
+    """Answers each context with what was recorded there.
+
+    attempts: for each problem its first prompt, its correction prompt and the recorded texts, in order.
+    """
+
+    def __init__(self, chat: TextChat, attempts: Iterable[tuple[str, str, Sequence[str]]]) -> None:
+        self._recorded: Mapping[tuple[int, ...], list[Completion]] = defaultdict(list)
+        for prompt, correction, texts in attempts:
+            context = chat.first_prompt(prompt)
+            for text in texts:
+                completion = chat.written(text)
+                self._recorded[context].append(completion)  # problems with the same prompt answer in turn
+                context = chat.next_prompt(context, completion.token_ids, correction)
+
+    @property
+    def eos_ids(self) -> frozenset[int]:
+        return frozenset()
+
+    def sample(self, prompts: Sequence[tuple[int, ...]], params: SamplingParams) -> list[Completion]:
+        """The recorded completions; temperature, length and seed do not matter. Raises DataError where none is."""
+        taken: dict[tuple[int, ...], int] = defaultdict(int)
+        found = []
+        for prompt in prompts:
+            here = self._recorded.get(prompt)
+            if not here:
+                shown = "".join(map(chr, prompt[:60])).strip()
+                raise DataError(f"recorded: no attempt is recorded for the context that begins with {shown!r}")
+            found.append(here[taken[prompt] % len(here)])
+            taken[prompt] += 1
+        return found
+
+    def load_weights(self, model: Any) -> None:
+        """Nothing to load."""

@@ -1,0 +1,81 @@
+"""What tasks over a finite data set share (floor 2): epochs, the fixed share held out, problems by id."""
+
+from collections.abc import Sequence
+from functools import cached_property
+
+from selfcorrect.errors import DataError
+from selfcorrect.tasks.base import Shuffled, fixed_share
+from selfcorrect.types import Grade, Problem
+
+
+class DataTask:
+    """A task whose problems are loaded when they are first asked for; subclasses say how.
+
+    `_load_train` and `_load_test` return disjoint lists of problems and may append to `_notes`.
+    """
+
+    name = ""
+
+    def __init__(self) -> None:
+        self._notes: list[str] = []
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(self._notes))
+
+    @cached_property
+    def train(self) -> Shuffled:
+        """The training problems. Raises DataError where there are none."""
+        problems = self._load_train()
+        if not problems:
+            raise DataError(f"task {self.name}: the data holds no problems to train on")
+        return Shuffled(problems)
+
+    @cached_property
+    def test(self) -> list[Problem]:
+        """All problems to evaluate on."""
+        problems = self._load_test()
+        if not problems:
+            raise DataError(f"task {self.name}: the data holds no problems to evaluate on")
+        return problems
+
+    def draw(self, step: int, count: int, seed: int) -> list[Problem]:
+        """Shuffled epochs without replacement."""
+        return self.train.draw(step, count, seed)
+
+    def held_out(self, count: int) -> list[Problem]:
+        return fixed_share(self.test, count)
+
+    def longest(self) -> Problem:
+        """The longest prompt, with its recorded first attempt, among the problems that have been loaded."""
+        loaded = [*self.__dict__.get("train", ()), *self.__dict__.get("test", ())] or self.test
+        return max(loaded, key=lambda problem: len(problem.prompt) + len(problem.first_attempt or ""))
+
+    def parse(self, text: str) -> Problem:
+        """A problem by its id."""
+        found = self.find(text.strip())
+        if found is None:
+            raise DataError(f"problem {text!r}: no such id; the ids are like {self.test[0].id}")
+        return found
+
+    def find(self, name: str) -> Problem | None:
+        """The problem with this id, held out or not; None where there is none."""
+        for problem in self.test:
+            if problem.id == name:
+                return problem
+        try:
+            return next((problem for problem in self.train if problem.id == name), None)
+        except DataError:  # a set that is for evaluation only
+            return None
+
+    def grade(self, answers: Sequence[tuple[Problem, str]]) -> list[Grade]:
+        raise AssertionError("abstract")
+
+    def close(self) -> None:
+        """Nothing to end."""
+
+    def _load_train(self) -> list[Problem]:
+        raise AssertionError("abstract")
+
+    def _load_test(self) -> list[Problem]:
+        raise AssertionError("abstract")

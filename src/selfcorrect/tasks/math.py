@@ -1,0 +1,169 @@
+"""MATH and GSM8K (floor 2): a problem in words, an answer that can be compared. docs/tasks.md has the data's shapes.
+
+The paper's split trains on MATH's 12,000 problems outside of MATH-500 and evaluates on those 500.
+"""
+
+import hashlib
+import re
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from selfcorrect.config import HubConfig, MathConfig
+from selfcorrect.errors import DataError
+from selfcorrect.tasks.dataset import DataTask
+from selfcorrect.tasks.files import Row, read_rows, unique
+from selfcorrect.tasks.sources import check_there, rows_of_folder, rows_of_hub
+from selfcorrect.types import Grade, Problem
+
+if TYPE_CHECKING:
+    from selfcorrect.grading.math import MathGrader
+
+SUBJECTS = (
+    "algebra", "counting_and_probability", "geometry", "intermediate_algebra", "number_theory", "prealgebra",
+    "precalculus",
+)  # fmt: skip
+HUBS = {
+    "math": HubConfig(path="EleutherAI/hendrycks_math", name=SUBJECTS),
+    "gsm8k": HubConfig(path="openai/gsm8k", name="main"),
+}
+# Quirks of MATH, by digest of the problem's words, since the hub's copy has no ids.
+EMPTY_GOLDS = {  # the solution's box is empty; what it should hold follows from the text
+    "79595ba3b4cfcfe2": ("train/number_theory/7115", "0"),
+    "81a7fe8e017d681c": ("train/number_theory/7117", "0"),
+}
+TWINS = {  # a training problem -> the test problem that is (nearly) the same
+    "ce4480c332bf9dd2": ("train/algebra/517", "074c3039a196b389"),
+    "98fc77ec11ec6bfc": ("train/geometry/6032", "98fc77ec11ec6bfc"),  # word for word test/precalculus/24307
+}
+_LEVEL = re.compile(r"(?:Level )?([1-5])")
+
+
+class MathTask(DataTask):
+    """The task `math`. A problem's reference holds its answer, and level and subject where they are known."""
+
+    name = "math"
+
+    def __init__(self, config: MathConfig) -> None:
+        super().__init__()
+        self._config = config
+        self._split = config.split or ("paper" if config.dataset == "math" else "original")
+        self._questions: dict[str, str] = {}  # prompt -> the problem's own words
+        self._grader: MathGrader | None = None
+
+    def correction_prompt(self, problem: Problem) -> str:
+        return self._fill(self._config.correction_prompt, self._questions[problem.prompt])
+
+    def grade(self, answers: Sequence[tuple[Problem, str]]) -> list[Grade]:
+        if self._grader is None:
+            from selfcorrect.grading.math import MathGrader
+
+            self._grader = MathGrader(workers=self._config.workers, seconds=self._config.seconds)
+        return self._grader.grade([(text, problem.reference["answer"]) for problem, text in answers])
+
+    def close(self) -> None:
+        if self._grader is not None:
+            self._grader.close()
+            self._grader = None
+
+    def load(self, path: str) -> list[Problem]:
+        """Rows of MATH's shape (problem, solution or answer) or GSM8K's (question, answer), by the first row."""
+        rows = read_rows(check_there(path, "file"))
+        style: Literal["math", "gsm8k"] = "gsm8k" if rows[0].has("question") else "math"
+        return self._problems(rows, style, Path(path).name)
+
+    def _load_train(self) -> list[Problem]:
+        if self._config.data is not None and check_there(self._config.data).is_file():
+            raise DataError(
+                f"task.data = {self._config.data!r} is one file, to evaluate on; to train, name a folder that holds "
+                "train.* and test.*"
+            )
+        return self._divided[0]
+
+    def _load_test(self) -> list[Problem]:
+        if self._config.data is not None and check_there(self._config.data).is_file():
+            return self.load(self._config.data)
+        if self._split == "paper":
+            return self._problems(self._rows["math500"], "math", "test")
+        return self._problems(self._rows["test"], self._config.dataset, "test")
+
+    @cached_property
+    def _divided(self) -> tuple[list[Problem], list[Problem]]:
+        """Training problems without twins of held-out ones, and the held-out problems."""
+        test = self.test
+        train = self._problems(self._rows["train"], self._config.dataset, "train")
+        if self._split == "paper":
+            held = {self._digest(problem) for problem in test}
+            rest = self._problems(self._rows["test"], "math", "test")
+            train += [problem for problem in rest if self._digest(problem) not in held]
+        held = {self._digest(problem) for problem in test}
+        kept = []
+        for problem in train:
+            digest = self._digest(problem)
+            name, twin = TWINS.get(digest, (problem.id, digest))
+            if twin in held:
+                self._notes.append(f"{name} is left out of training: a held-out problem is the same")
+            else:
+                kept.append(problem)
+        return kept, test
+
+    @cached_property
+    def _rows(self) -> dict[str, list[Row]]:
+        config, paper = self._config, self._split == "paper"
+        if config.data is not None:
+            stems = {"train": ("train",), "test": ("test",)} | ({"math500": ("math500", "math-500")} if paper else {})
+            return rows_of_folder(config.data, stems, needed=tuple(stems))
+        hub = config.hub or HUBS[config.dataset]
+        rows = {split: rows_of_hub(hub, split) for split in ("train", "test")}
+        return rows | ({"math500": rows_of_hub(config.hub_500, "test")} if paper else {})
+
+    def _problems(self, rows: list[Row], style: Literal["math", "gsm8k"], split: str) -> list[Problem]:
+        if style == "math":
+            unique([row for row in rows if row.has("unique_id")], lambda row: row.fields["unique_id"], "unique_id")
+        problems = []
+        for number, row in enumerate(rows, 1):
+            question = row.text("problem" if style == "math" else "question")
+            answer = self._gold(row, style, question)
+            name = row.text("unique_id") if row.has("unique_id") else f"{style}/{split}/{number}"
+            if answer is None:
+                self._notes.append(f"{row.where}: left out: its solution states no answer")
+                continue
+            reference: dict[str, Any] = {"answer": answer}
+            if row.has("level") and (level := _LEVEL.fullmatch(str(row.fields["level"]))):
+                reference["level"] = int(level[1])
+            for field in ("subject", "type"):
+                if row.has(field):
+                    reference["subject"] = row.text(field)
+            prompt = self._fill(self._config.prompt, question)
+            self._questions[prompt] = question
+            problems.append(Problem(name, self.name, prompt, reference))
+        return problems
+
+    def _gold(self, row: Row, style: Literal["math", "gsm8k"], question: str) -> str | None:
+        """The answer to compare with: MATH's field `answer` where there is one, else what the solution states."""
+        from selfcorrect.grading.math import gold_answer
+
+        if style == "gsm8k":
+            found = gold_answer(row.text("answer"), style="gsm8k")
+        elif row.has("answer"):
+            found = row.text("answer", empty=True)
+        else:
+            found = gold_answer(row.text("solution"), style="math")
+        if not (found or "").strip() and words_digest(question) in EMPTY_GOLDS:
+            name, found = EMPTY_GOLDS[words_digest(question)]
+            self._notes.append(f"{name}: its solution's box is empty; {found} is taken as the answer")
+        return found.strip() or None if found else None
+
+    def _digest(self, problem: Problem) -> str:
+        return words_digest(self._questions[problem.prompt])
+
+    def _fill(self, template: str, question: str) -> str:
+        from selfcorrect.grading.math import FINAL_FORM
+
+        return template.format(problem=question, final_form=FINAL_FORM)
+
+
+def words_digest(text: str) -> str:
+    """Sixteen hexadecimal digits of a text's words, whatever the white space."""
+    return hashlib.sha256(" ".join(text.split()).encode()).hexdigest()[:16]

@@ -1,0 +1,60 @@
+"""Where a task's rows come from (floor 2): a file, a folder, or a data set of the hub, through `datasets`."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from selfcorrect.config import HubConfig
+from selfcorrect.errors import DataError
+from selfcorrect.tasks.files import Row, find_files, read_rows
+
+
+def rows_of_folder(
+    folder: str, splits: Mapping[str, Sequence[str]], needed: Sequence[str] = ()
+) -> dict[str, list[Row]]:
+    """Rows by split. splits: the stems under which a split's file may go. Raises DataError where one is missing."""
+    found: dict[str, list[Row]] = {}
+    path = Path(folder).expanduser()
+    for split, stems in splits.items():
+        files = find_files(path, stems)
+        if files:
+            found[split] = [row for file in files for row in read_rows(file)]
+        elif split in needed:
+            raise DataError(
+                f"task.data = {folder!r}: the folder holds no {stems[0]}.jsonl (nor .json, .parquet, or one with .gz)"
+            )
+    return found
+
+
+def check_there(path: str, setting: str = "task.data") -> Path:
+    """The path, which must exist. Raises DataError."""
+    found = Path(path).expanduser()
+    if not found.exists():
+        raise DataError(f"{setting} = {path!r}: no such file or folder")
+    return found
+
+
+def rows_of_hub(hub: HubConfig, split: str) -> list[Row]:
+    """A split of a hub data set, all its named configurations after each other.
+
+    Raises DataError where it cannot be had, with the reason and the way around it.
+    """
+    names = hub.name if isinstance(hub.name, tuple) else (hub.name,)
+    return [row for name in names for row in _rows(hub, name, split)]
+
+
+def _rows(hub: HubConfig, name: str | None, split: str) -> list[Row]:
+    import datasets
+
+    datasets.disable_progress_bars()
+    label = hub.path + (f" ({name})" if name else "")
+    try:
+        loaded: Any = datasets.load_dataset(hub.path, name, split=split, revision=hub.revision)
+    except Exception as error:  # noqa: BLE001 - the library, the network and the hub each raise kinds of their own
+        cause = error.__cause__ or error
+        first = (str(cause).strip().splitlines() or [""])[0]
+        raise DataError(
+            f"data set {label}, split {split}: cannot be loaded: {type(cause).__name__}: {first[:200]}; to use "
+            "files of your own, set task.data"
+        ) from None
+    return [Row(f"{label} {split} row {number}", dict(row)) for number, row in enumerate(loaded, 1)]

@@ -1,0 +1,93 @@
+"""A user's own task: the example as it is, and what is said of mistakes in the user's file."""
+
+from pathlib import Path
+
+import pytest
+
+from selfcorrect.config import CustomConfig
+from selfcorrect.errors import DataError
+from selfcorrect.tasks.custom import CORRECTION, CustomTask
+from tests.support.data import write
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "custom_task.py"
+GOOD = """
+def problems(split, options):
+    return [{"id": f"{split}{n}", "prompt": f"{n}?", "n": n} for n in range(options.get("count", 3))]
+
+
+def grade(problem, text):
+    return int(text) == problem["n"]
+"""
+
+
+def task_of(file: Path, text: str | None = None, **options: object) -> CustomTask:
+    if text is not None:
+        file.write_text(text)
+    return CustomTask(CustomConfig(name="custom", file=str(file), options=options))
+
+
+def test_the_example_works_as_it_is() -> None:
+    task = task_of(EXAMPLE, letters=3, count=60)
+    assert min(len(task.train), len(task.test)) > 5
+    problem = task.test[0]
+    assert len(problem.reference["answer"]) == 3
+    texts = (problem.reference["answer"] + "\n", problem.reference["answer"] + "x", " ")
+    assert [g.outcome for g in task.grade([(problem, text) for text in texts])] == ["correct", "wrong", "no_answer"]
+    assert "once more" in task.correction_prompt(problem)
+
+
+def test_a_small_file_of_one_s_own(tmp_path: Path) -> None:
+    task = task_of(tmp_path / "mine.py", GOOD, count=4)
+    assert [len(task.train), len(task.test)] == [4, 4]
+    assert task.correction_prompt(task.test[0]) == CORRECTION
+    # An error at one text costs that text's grade, with file and line; the rest are graded.
+    grades = task.grade([(task.test[2], text) for text in ("2", "3", "two")])
+    assert [grade.outcome for grade in grades] == ["correct", "wrong", "grader_failed"]
+    assert grades[2].detail.startswith(f"{tmp_path}/mine.py:7: ValueError: invalid literal")
+    rows = write(tmp_path / "rows.jsonl", [{"id": "a", "prompt": "7?", "n": 7}])
+    assert task.grade([(task.load(str(rows))[0], "7")])[0].correct
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("def problems(:\n", r"mine.py:1: invalid syntax"),
+        ("import absent_library\n", r"mine.py:1: ModuleNotFoundError: No module named 'absent_library'"),
+        ("x = 1\ny = 1 / 0\n", r"mine.py:2: ZeroDivisionError: division by zero"),
+        ("def grade(p, t): return True\n", r"mine.py: defines no function problems; docs/tasks.md"),
+        ("problems = 3\n", r"mine.py: defines no function problems"),
+        ("def problems(s, o): return []\n", r"mine.py: defines no function grade"),
+        (GOOD.replace("range(", "range(None and "), r"mine.py:3: TypeError: 'NoneType' object cannot be interpreted"),
+        (GOOD.replace('options.get("count", 3)', 'options["count"]'), r"mine.py:3: KeyError: 'count'"),
+        (GOOD.replace('f"{split}{n}"', "n"), r"mine.py: problems\('train'\) row 1: field 'id' must be text, got 0"),
+        (GOOD.replace('f"{split}{n}"', '"x"'), r"problems\('train'\) row 2: field 'id' = 'x' stands at"),
+        (GOOD.replace('f"{split}{n}"', 'f"{n}"'), r"mine.py: problem '0' is both in train and in test"),
+        (GOOD.replace('"prompt"', '"question"'), r"row 1: field 'prompt' is missing; the row has id, n, question"),
+        (GOOD.replace("return [{", "return [3] or [{"), r"row 1: must be a dict, got int"),
+        (GOOD.replace("range(options", "range(0 * options"), r"task custom: the data holds no problems"),
+    ],
+)  # fmt: skip
+def test_mistakes_in_the_file_are_told_with_file_and_line(text: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=message) as caught:
+        task_of(tmp_path / "mine.py", text).draw(1, 1, 0)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_grader_that_fails_at_everything_stops_the_run(tmp_path: Path) -> None:
+    task = task_of(tmp_path / "mine.py", GOOD.replace('problem["n"]', 'problem["m"]'))
+    with pytest.raises(DataError, match=r"mine.py:7: KeyError: 'm'"):
+        task.grade([(task.test[0], "1"), (task.test[1], "1")])
+    task = task_of(tmp_path / "mine.py", GOOD.replace("int(text) ==", "3 +"))
+    with pytest.raises(DataError, match=r"grade\(problem, text\) must return True, False or a Grade, got 3"):
+        task.grade([(task.test[0], "1")])
+    assert task.grade([]) == []
+
+
+def test_files_that_are_not_there(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"task.file = '.*none.py': no such file"):
+        task_of(tmp_path / "none.py")
+    with pytest.raises(DataError, match=r"task.file = .*: not a file"):
+        task_of(tmp_path)
+    (tmp_path / "mine.txt").write_text(GOOD)
+    with pytest.raises(DataError, match=r"task.file = .*mine.txt': not a Python file"):
+        task_of(tmp_path / "mine.txt")

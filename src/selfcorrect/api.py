@@ -1,7 +1,7 @@
 """The public functions (floor 7): the commands of the same names, callable."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from importlib import resources
 from pathlib import Path
@@ -11,20 +11,23 @@ from selfcorrect.config import LAB_MODEL, CodeConfig, LabBaseConfig, MathConfig,
 from selfcorrect.display import Observer
 from selfcorrect.errors import ConfigError, DataError
 from selfcorrect.evaluation import Evaluation, Evaluator, load_external
+from selfcorrect.metrics import Summary, summarize
 from selfcorrect.models import LanguageModel, load_model
 from selfcorrect.recipe import load_recipe, validate
 from selfcorrect.report import write_report
 from selfcorrect.rollout import play as play_problems
-from selfcorrect.run import check_context, resume, start
+from selfcorrect.run import check_context, keep_evaluation, resume, start
+from selfcorrect.samplers.recorded import TextChat
 from selfcorrect.samplers.transformers import TransformersSampler
 from selfcorrect.seeds import derive_seed
 from selfcorrect.tasks import Split, make_task
-from selfcorrect.tasks.base import fixed_share
+from selfcorrect.tasks.base import Task, fixed_share
 from selfcorrect.tasks.dataset import DataTask
+from selfcorrect.tasks.files import stem_of
 from selfcorrect.tasks.repair import repair_rows
 from selfcorrect.types import Rollout, SamplingParams
 
-__all__ = ["evaluate", "make_repair_set", "play", "read_config", "train", "write_report"]
+__all__ = ["evaluate", "grade", "make_repair_set", "play", "read_config", "train", "write_report"]
 
 Recipe = str | Path | Mapping[str, Any] | TrainConfig | LabBaseConfig
 
@@ -49,28 +52,113 @@ def train(recipe: Recipe, *overrides: str, observer: Observer | None = None, res
 
 
 def evaluate(
-    model: str | Path, *overrides: str, recipe: Recipe | None = None, observer: Observer | None = None
+    model: str | Path,
+    *overrides: str,
+    recipe: Recipe | None = None,
+    observer: Observer | None = None,
+    output: str | Path | None = None,
 ) -> Evaluation:
-    """Greedy two-attempt evaluation of a model folder, hub name or "lab", with intervals.
+    """Greedy two-attempt evaluation with intervals of a model folder, hub name or "lab", or of a recipe's model.
 
     recipe: where task, prompts, limits and number of problems come from; by default the recipe of the run that
-    `model` lies in, that of the lab for the lab's models, and recipes/countdown.yaml for every other.
+    `model` lies in, that of the lab for the lab's models, and recipes/countdown.yaml for every other. output: a folder
+    for the evaluation's files and report.html; a recipe in place of the model writes to its own output/name. With
+    sampler=recorded no model is loaded: the recorded attempts are evaluated.
     """
-    config = _train_config(recipe if recipe is not None else _recipe_beside(model), *overrides)
+    named = str(model).endswith((".yaml", ".yml"))
+    config = _train_config(model if named else recipe if recipe is not None else _recipe_beside(model), *overrides)
+    path = config.model.path if named else str(model)
+    target = Path(output) if output is not None else Path(config.output) / config.name if named else None
+    if target is not None and (target / "config.yaml").exists():  # before the work, not after it
+        raise ConfigError(f"{target} already holds a run; choose another name=..., or another output")
+    say = (observer or Observer()).message
     task = make_task(config.task)
+    with closing(task):
+        how = _evaluate_recorded if config.sampler == "recorded" else _evaluate_model
+        named_model = config.model.model_copy(update={"path": path})
+        evaluation, notes = how(config.model_copy(update={"model": named_model}), task, say)
+    if target is not None:
+        keep_evaluation(target, config, evaluation, notes)
+        write_report(target)
+    return evaluation
+
+
+def _evaluate_model(config: TrainConfig, task: Task, say: Callable[[str], None]) -> tuple[Evaluation, list[str]]:
+    """Greedy rollouts of the recipe's model; and what was told about task and model."""
+    evaluation = config.evaluation
     evaluator = Evaluator(
-        task=task, problems=task.held_out(config.evaluation.problems), attempts=config.rollouts.attempts,
-        max_new_tokens=config.rollouts.max_new_tokens, seed=config.seed, controls=config.evaluation.controls,
-        external=load_external(task, config.evaluation.external),
+        task=task, problems=task.held_out(evaluation.problems), attempts=config.rollouts.attempts,
+        max_new_tokens=config.rollouts.max_new_tokens, seed=config.seed, controls=evaluation.controls,
+        external=load_external(task, evaluation.external),
     )  # fmt: skip
-    lm = load_model(config.model.model_copy(update={"path": str(model)}))
+    lm = load_model(config.model)
     check_context(config, lm, task, task.longest())
     sampler = TransformersSampler(lm, max_rows=config.rollouts.rows_at_once)
-    with closing(task):
-        task.grade([])
-        for note in (*task.notes, *lm.chat.notes):
-            (observer or Observer()).message(f"note: {note}")
-        return evaluator.run(Path(str(model)).name, 0, sampler, lm.chat)
+    task.grade([])
+    notes = _tell([*task.notes, *lm.chat.notes], say)
+    return evaluator.run(Path(config.model.path).name, 0, sampler, lm.chat), notes
+
+
+def _evaluate_recorded(config: TrainConfig, task: Task, say: Callable[[str], None]) -> tuple[Evaluation, list[str]]:
+    """The recorded attempts, through the same rollouts, graders and metrics as a model's."""
+    from selfcorrect.recorded import replay
+
+    chat = TextChat()
+    problems, sampler, recorded = replay(str(config.recorded), task, chat, config.rollouts.attempts)
+    task.grade([])
+    notes = _tell([*task.notes, *recorded], say)
+    evaluator = Evaluator(
+        task=task, problems=fixed_share(problems, config.evaluation.problems), attempts=config.rollouts.attempts,
+        max_new_tokens=config.rollouts.max_new_tokens, seed=config.seed, controls=False,
+    )  # fmt: skip
+    return evaluator.run("recorded", 0, sampler, chat), notes
+
+
+def _tell(notes: list[str], say: Callable[[str], None]) -> list[str]:
+    for note in notes:
+        say(f"note: {note}")
+    return notes
+
+
+def grade(
+    recorded: str | Path,
+    task: str,
+    *overrides: str,
+    output: str | Path | None = None,
+    observer: Observer | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[Summary, Path]:
+    """Grade recorded attempts (docs/recorded.md); returns the metrics, and the file of verdicts, a line a row.
+
+    task: math or code; overrides: settings of it, like task.dataset=humaneval. output: by default beside the
+    recordings, with .graded.jsonl in the name; what it holds already is not graded again. progress(done, all) is
+    called with numbers of attempts.
+    """
+    from selfcorrect.recorded import grade_recorded, read_recorded
+
+    # A recipe's stages do not matter here.
+    stage = {"name": "none", "objective": "single_turn", "steps": 1, "learning_rate": 1.0}
+    config = validate({"task": {"name": task}, "stages": [stage]}, "grade", overrides=overrides)
+    assert isinstance(config, TrainConfig)
+    rows = read_recorded(recorded)
+    target = Path(output) if output is not None else _verdicts_beside(Path(recorded))
+    done, total = 0, sum(len(row.texts) for row in rows)
+
+    def told(count: int) -> None:
+        nonlocal done
+        done += count
+        if progress:
+            progress(done, total)
+
+    judge = make_task(config.task)
+    with closing(judge):
+        rollouts = grade_recorded(rows, judge, target, told)
+        _tell(list(judge.notes), (observer or Observer()).message)
+    return summarize(rollouts), target
+
+
+def _verdicts_beside(recorded: Path) -> Path:
+    return recorded.with_name(f"{stem_of(recorded.name)}.graded.jsonl")
 
 
 def play(

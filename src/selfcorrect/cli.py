@@ -84,9 +84,10 @@ def train(
 
 @app.command()
 def evaluate(
-    model: Annotated[str, typer.Argument(help="A model folder, a hub name, or lab.", metavar="MODEL")],
+    model: Annotated[str, typer.Argument(help="A model folder, hub name, lab, or a recipe.", metavar="MODEL")],
     overrides: Overrides = None,
     recipe: Annotated[Path | None, typer.Option(help="Where the task and its limits come from.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Folder for the rollouts and report.html.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Two greedy attempts on held-out problems: accuracy at each, delta, i->c, c->i, with 95 % intervals."""
@@ -94,13 +95,51 @@ def evaluate(
     from selfcorrect.display import evaluation_line, summary_line
     from selfcorrect.run import evaluation_row
 
-    evaluation = api.evaluate(model, *(overrides or []), recipe=recipe, observer=_on_stderr())
+    evaluation = api.evaluate(model, *(overrides or []), recipe=recipe, observer=_on_stderr(), output=output)
     if as_json:
         typer.echo(json.dumps(evaluation_row(evaluation)))
         return
     typer.echo(evaluation_line(evaluation))
     for name, summary in [*evaluation.controls, *evaluation.external]:
         typer.echo(f"  {name}: {summary_line(summary)}  {summary.outcomes[0]}")
+
+
+@app.command()
+def grade(
+    recorded: Annotated[Path, typer.Argument(help="Recorded attempts (docs/recorded.md).", metavar="RECORDED")],
+    task: Annotated[str, typer.Option(help="math or code.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="Settings of the task, like task.dataset=humaneval.", metavar="KEY=VALUE")
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="File for the verdicts; RECORDED.graded.jsonl.")] = None,
+    allow_unsandboxed: Annotated[bool, typer.Option(help="Run programs even where they cannot be confined.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Grade recorded completions: verdicts with reasons into a file, and the paper's metrics. Resumable."""
+    from dataclasses import asdict
+
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from selfcorrect import api
+    from selfcorrect.display import summary_lines
+
+    if task not in ("math", "code"):
+        raise ConfigError(f"--task {task}: must be math or code")
+    settings = [*(overrides or []), *(["task.allow_unsandboxed=true"] if allow_unsandboxed else [])]
+    columns = (TextColumn("grading"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        shown = bar.add_task("grading", total=None, visible=False)
+        summary, target = api.grade(
+            recorded, task, *settings, output=output, observer=_on_stderr(),
+            progress=lambda done, total: bar.update(shown, completed=done, total=total, visible=True),
+        )  # fmt: skip
+    if as_json:
+        typer.echo(json.dumps({"task": task, "verdicts": str(target), "summary": asdict(summary)}))
+        return
+    for line in summary_lines(summary):
+        typer.echo(line)
+    typer.echo(f"verdicts: {target}")
 
 
 @app.command()

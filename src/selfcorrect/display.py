@@ -188,6 +188,27 @@ def summary_line(summary: Summary) -> str:
     )
 
 
+def summary_lines(summary: Summary) -> list[str]:
+    """The metrics in words, a line each: of one attempt its accuracy alone."""
+    if not summary.accuracy:
+        return ["no attempts"]
+    lines = [f"Accuracy@t{number}  {_percent(value)}" for number, value in enumerate(summary.accuracy, 1)]
+    if len(summary.accuracy) > 1:
+        lines += [
+            f"delta        {_percent(summary.delta, signed=True)}",
+            f"i->c         {_percent(summary.fixed)}",
+            f"c->i         {_percent(summary.broken)}",
+            f"fix rate     {_percent(summary.fix_rate)}",
+            f"unchanged    {_percent(summary.unchanged)}",
+        ]
+    for number, outcomes in enumerate(summary.outcomes, 1):
+        told = ", ".join(f"{count} {name}" for name, count in sorted(outcomes.items(), key=lambda kv: -kv[1]))
+        lines.append(f"attempt {number}:   {told}")
+    left_out = sum(summary.outcomes[0].values()) - summary.n
+    note = f" ({left_out} left out: the grader failed on them)" if left_out else ""
+    return [*lines, f"n = {summary.n}{note}; 95 % intervals in brackets"]
+
+
 def clock(seconds: float) -> str:
     """Seconds as 1:23 or 1:02:03."""
     minutes, rest = divmod(int(seconds), 60)

@@ -4,6 +4,7 @@ A row names its problem by `task_id`, or holds what grading needs (math: gold, a
 attempts are the list `attempts`, or one text under response, completion or program.
 """
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,11 +15,12 @@ from typing import Any
 
 from selfcorrect.errors import DataError
 from selfcorrect.grading.math import gold_answer
-from selfcorrect.metrics import Summary, summarize
+from selfcorrect.samplers.recorded import RecordedSampler, TextChat
 from selfcorrect.tasks.base import Task
 from selfcorrect.tasks.code import CodeTask, Item, plain
 from selfcorrect.tasks.dataset import DataTask
 from selfcorrect.tasks.files import Row, read_rows
+from selfcorrect.tasks.math import MathTask
 from selfcorrect.types import Attempt, Completion, Grade, Outcome, Problem, Rollout
 
 SINGLE = ("response", "completion", "program")
@@ -81,9 +83,9 @@ class Problems:
         row = recorded.row
         if isinstance(self._task, CodeTask) and row.has("tests"):
             return self._task.problem(_item(row), f"{recorded.where} {recorded.name}", examples=False)
-        gold = _gold(row) if self._task.name == "math" else None
-        if gold is not None:
-            return Problem(recorded.name, "math", str(row.fields.get("problem", "")), {"answer": gold})
+        if isinstance(self._task, MathTask) and (gold := _gold(row)) is not None:
+            question = str(row.fields.get("problem", row.fields.get("question", "")))
+            return self._task.problem(question, {"answer": gold}, recorded.name)
         if not isinstance(self._task, DataTask) or not row.has("task_id"):
             needed = "tests" if self._task.name == "code" else "gold, answer or solution"
             raise DataError(f"{row.where}: nothing to grade against: expected task_id, or {needed}")
@@ -96,10 +98,8 @@ class Problems:
     def _by_id(self) -> Mapping[str, Problem]:
         assert isinstance(self._task, DataTask)
         problems = list(self._task.test)
-        try:
+        with contextlib.suppress(DataError):  # a set that is for evaluation only
             problems += self._task.train
-        except DataError:  # a set that is for evaluation only
-            pass
         return {_key(problem.id): problem for problem in problems}
 
     @property
@@ -146,6 +146,26 @@ def _item(row: Row) -> Item:
     )
 
 
+def replay(
+    path: str | Path, task: Task, chat: TextChat, attempts: int
+) -> tuple[list[Problem], RecordedSampler, list[str]]:
+    """The recorded problems, a sampler that answers them as recorded, and what a user should know.
+
+    Raises DataError where a row records fewer attempts than are to be evaluated.
+    """
+    recorded = read_recorded(path)
+    if len(recorded[0].texts) < attempts:
+        raise DataError(
+            f"{recorded[0].where}: records {len(recorded[0].texts)} attempts, but rollouts.attempts is {attempts}; "
+            "record more, or count what there is with `selfcorrect grade`"
+        )
+    found = Problems(task)
+    problems = [found.of(row) for row in recorded]
+    script = [(p.prompt, task.correction_prompt(p), row.texts) for p, row in zip(problems, recorded, strict=True)]
+    notes = [f"{len(problems)} problems are recorded in {path}; these are evaluated, and no others"]
+    return problems, RecordedSampler(chat, script), notes
+
+
 def grade_recorded(
     recorded: Sequence[Recorded], task: Task, output: Path, told: Callable[[int], None] = lambda attempts: None
 ) -> list[Rollout]:
@@ -164,17 +184,21 @@ def grade_recorded(
         for start, stop in _chunks(recorded, len(done)):
             rows = range(start, stop)
             flat = task.grade([(known[row], text) for row in rows for text in recorded[row].texts])
-            grades = iter(flat)
+            fresh = iter(flat)
             for row in rows:
-                mine = [next(grades) for _ in recorded[row].texts]
+                mine = [next(fresh) for _ in recorded[row].texts]
                 grades_of.append(mine)
                 file.write(json.dumps(_line(recorded[row], mine)) + "\n")
             file.flush()
             told(len(flat))
-    return [
-        Rollout(problem, tuple(Attempt((), Completion((), (), text, "stop"), grade) for text, grade in zip(row.texts, grades, strict=True)), 0, 0)
-        for row, problem, grades in zip(recorded, known, grades_of, strict=True)
-    ]  # fmt: skip
+    return [_rollout(*row) for row in zip(recorded, known, grades_of, strict=True)]
+
+
+def _rollout(row: Recorded, problem: Problem, grades: Sequence[Grade]) -> Rollout:
+    attempts = tuple(
+        Attempt((), Completion((), (), text, "stop"), grade) for text, grade in zip(row.texts, grades, strict=True)
+    )
+    return Rollout(problem, attempts, seed=0, policy_step=0)
 
 
 def _chunks(recorded: Sequence[Recorded], start: int) -> Iterator[tuple[int, int]]:
@@ -206,15 +230,10 @@ def _resume(output: Path, recorded: Sequence[Recorded]) -> list[list[Grade]]:
             same, grades = False, []
         if not same:
             raise DataError(
-                f"{output}:{len(found) + 1}: holds verdicts on something else; remove the file, or name another --output"
+                f"{output}:{len(found) + 1}: holds verdicts on something else; remove it, or name another --output"
             )
         found.append(grades)
         kept += len(line) + 1
     with output.open("r+b") as file:
         file.truncate(kept)
     return found
-
-
-def summary_of(rollouts: Sequence[Rollout]) -> Summary:
-    """The paper's metrics of recorded attempts (with one attempt a row: accuracy alone has a meaning)."""
-    return summarize(rollouts)

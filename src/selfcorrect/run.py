@@ -8,7 +8,7 @@ import dataclasses
 import fcntl
 import signal
 import types
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -49,6 +49,8 @@ from selfcorrect.types import Problem
 def start(config: TrainConfig, observer: Observer) -> Path:
     """Train from the beginning; returns the run folder. Raises UserError kinds for all a user can mend."""
     path = Path(config.output) / config.name
+    if config.sampler == "recorded":
+        raise ConfigError("sampler: recorded is for `selfcorrect evaluate`: recorded attempts cannot be trained")
     config = _with_absolute_paths(config)
     if (path / "config.yaml").exists():
         raise ConfigError(
@@ -94,10 +96,11 @@ def _run(config: TrainConfig, path: Path, observer: Observer) -> Path:
     trainer = Trainer(config, lm, lm.frozen_copy(), sampler, task)
     try:
         with closing(task), ready(task), alone(path):
-            checkpoint, folder = _open(path, config, observer, fingerprint(lm))
+            notes = [*task.notes, *lm.chat.notes]
+            checkpoint, folder = _open(path, config, observer, fingerprint(lm), notes)
             loop = _Loop(config, folder, trainer, evaluator, observer)
             with closing(folder), observer, _interruptible() as stop:
-                for note in (*task.notes, *lm.chat.notes):
+                for note in notes:
                     observer.message(f"note: {note}")
                 loop.run(checkpoint, stop)
     except RuntimeError as error:
@@ -185,7 +188,7 @@ def alone(path: Path) -> Iterator[None]:
 
 
 def _open(
-    path: Path, config: TrainConfig, observer: Observer, base: str
+    path: Path, config: TrainConfig, observer: Observer, base: str, notes: Sequence[str]
 ) -> tuple[Checkpoint | None, RunFolder]:  # fmt: skip
     """The newest whole checkpoint, if any, and the run folder with its logs cut back to it."""
     for folder in (path, path / "checkpoints", path / "models"):
@@ -196,7 +199,7 @@ def _open(
     prune(path / "checkpoints", config.checkpoint.keep)  # one may be half removed
     if (path / "config.yaml").exists():
         return checkpoint, RunFolder.reopen(path, config, checkpoint.step if checkpoint else 0, base)
-    return checkpoint, RunFolder.create(path, config, base)
+    return checkpoint, RunFolder.create(path, config, base, notes)
 
 
 def _last_saved(path: Path) -> str:
@@ -379,6 +382,14 @@ def evaluation_row(evaluation: Evaluation) -> dict[str, Any]:
         "controls": {name: asdict(summary) for name, summary in evaluation.controls},
         "external": [{"path": name, "summary": asdict(summary)} for name, summary in evaluation.external],
     }
+
+
+def keep_evaluation(path: Path, config: TrainConfig, evaluation: Evaluation, notes: Sequence[str]) -> None:
+    """A run folder that holds one evaluation and no training; `write_report` shows it."""
+    if (path / "config.yaml").exists():
+        raise ConfigError(f"{path} already holds a run; choose another name=..., or --output")
+    folder = RunFolder.create(path, config, evaluation.name, notes, trackers=False)
+    folder.write_evaluation(evaluation.name, evaluation_row(evaluation), evaluation.rollouts)
 
 
 def load_language_model(config: TrainConfig, path: str | None = None) -> LanguageModel:

@@ -33,16 +33,19 @@ class RunFolder:
         self._trackers = list(trackers)
 
     @classmethod
-    def create(cls, path: Path, config: TrainConfig, base: str) -> "RunFolder":
+    def create(
+        cls, path: Path, config: TrainConfig, base: str, notes: Sequence[str] = (), *, trackers: bool = True
+    ) -> "RunFolder":
         """A new run folder; config.yaml last, so that its presence says that there is a run to resume.
 
-        base: the base model's fingerprint, which a resumed run must find again.
+        base: the base model's fingerprint, which a resumed run must find again. notes: what was told of task and
+        model, such as how untrusted programs are confined.
         """
         (path / "evaluations").mkdir(parents=True, exist_ok=True)
-        told = {**environment(config.seed), "base_model": base}
+        told = {**environment(config.seed), "base_model": base, "notes": list(notes)}
         _write_atomically(path / "environment.json", json.dumps(told, indent=1) + "\n")
         _write_atomically(path / "config.yaml", dump(config))
-        return cls(path, make_trackers(path, config, 0))
+        return cls(path, make_trackers(path, config, 0) if trackers else ())
 
     @classmethod
     def reopen(cls, path: Path, config: TrainConfig, step: int, base: str) -> "RunFolder":

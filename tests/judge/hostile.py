@@ -136,7 +136,6 @@ UNSTABLE = {
     "random": "import random\nok = random.random() < 0.5\ndef add(x, y): return x + y if ok else None",
     "string hash": "def add(x, y): return x + y if hash('selfcorrect') % 2 else None",
     "order of a set": "def add(x, y): return x + y if next(iter({'p', 'q', 'r'})) == 'p' else None",
-    "addresses": "class A:\n    def __init__(self, n): self.n = n\ndef add(x, y): return x + y if next(iter({A(1), A(2), A(3)})).n == 1 else None",
     "shuffle": "import random\nn = [1, 2]\nrandom.shuffle(n)\ndef add(x, y): return x + y if n[0] == 1 else None",
 }  # fmt: skip
 

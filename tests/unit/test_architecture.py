@@ -17,7 +17,7 @@ FLOORS: dict[str, int] = {
     "recipe": 2, "models": 2, "tasks": 2,
     "samplers": 3, "batching": 3, "objectives": 3,
     "prompts": 4, "rollout": 4, "policy": 5, "checkpoint": 4, "runlog": 4,
-    "losses": 5, "evaluation": 5, "report": 5, "lab": 5,
+    "losses": 5, "evaluation": 5, "recorded": 5, "report": 5, "lab": 5,
     "training": 6, "display": 7, "run": 8,
     "api": 9, "cli": 10, "__init__": 11,
 }  # fmt: skip

@@ -140,7 +140,10 @@ class LogConfig(Strict):
 
 
 class TrainConfig(Strict):
-    """A whole run: a model, a task, and the stages one after the other."""
+    """A whole run: a model, a task, and the stages one after the other.
+
+    sampler: recorded replays the attempts that the file `recorded` holds (docs/recorded.md), to evaluate them.
+    """
 
     kind: Literal["train"] = "train"
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9_.-]{0,79}$")] = "score"
@@ -156,9 +159,13 @@ class TrainConfig(Strict):
     evaluation: EvaluationConfig = EvaluationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     log: LogConfig = LogConfig()
+    sampler: Literal["transformers", "recorded"] = "transformers"
+    recorded: str | None = None
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        if (self.sampler == "recorded") != (self.recorded is not None):
+            raise ValueError("sampler: recorded and recorded: FILE belong together; set both, or neither")
         names = [stage.name.casefold() for stage in self.stages]
         if len(set(names)) < len(names):
             raise ValueError(f"stages: names must differ in more than case, got {', '.join(names)}")

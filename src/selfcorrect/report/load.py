@@ -51,7 +51,9 @@ class Evaluation:
 
     @property
     def label(self) -> str:
-        return "before training" if self.is_base else f"after {self.name}"
+        if self.is_base:
+            return "before training"
+        return f"after {self.name}" if self.step else self.name  # an evaluation without training
 
 
 @dataclass(frozen=True, slots=True)

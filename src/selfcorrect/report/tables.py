@@ -85,7 +85,7 @@ def results_table(evaluations: Sequence[Evaluation]) -> Table:
         first, *rest = (Cell(value) for value in values)
         gap = (Cell(NONE),) * (attempts - 2)
         paper.append(Row(name, "", (first, rest[0], *gap, *rest[1:], Cell(NONE), Cell("500"))))
-    heading = "The paper's own numbers: another model (Gemini 1.5 Flash) and another task (MATH)"
+    heading = "The paper's own numbers: another model (Gemini 1.5 Flash), on MATH"
     return Table(
         "Percent of problems; beneath each number its 95 % interval, where it is known.",
         "Evaluation",

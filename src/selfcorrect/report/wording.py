@@ -150,7 +150,7 @@ def _progress(run: Run) -> list[str]:
     """One line while the evaluations lag behind the recipe."""
     total, done = run.total_steps, run.steps[-1].step if run.steps else 0
     reached = run.final.step if run.final else 0
-    if total is None or reached >= total:
+    if total is None or reached >= total or (run.final and not run.steps and not reached):
         return []
     return [f"This run is not finished: training stands at step {done:,} of {total:,}."]
 

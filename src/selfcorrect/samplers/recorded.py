@@ -1,4 +1,4 @@
-"""A sampler that replays recorded attempts, so that real texts go through the whole of an evaluation without a model."""
+"""A sampler that replays recorded attempts: real texts go through the whole of an evaluation, without a model."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence

@@ -135,10 +135,14 @@ class MathTask(DataTask):
             for field in ("subject", "type"):
                 if row.has(field):
                     reference["subject"] = row.text(field)
-            prompt = self._fill(self._config.prompt, question)
-            self._questions[prompt] = question
-            problems.append(Problem(name, self.name, prompt, reference))
+            problems.append(self.problem(question, reference, name))
         return problems
+
+    def problem(self, question: str, reference: dict[str, Any], name: str) -> Problem:
+        """A question as a problem, its prompt filled in."""
+        prompt = self._fill(self._config.prompt, question)
+        self._questions[prompt] = question
+        return Problem(name, self.name, prompt, reference)
 
     def _gold(self, row: Row, style: Literal["math", "gsm8k"], question: str) -> str | None:
         """The answer to compare with: MATH's field `answer` where there is one, else what the solution states."""

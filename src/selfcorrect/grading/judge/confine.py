@@ -112,7 +112,9 @@ def lock(confinement: Confinement, *, judge: bool = False) -> None:
 
 def die_with_parent(parent: int) -> None:
     """SIGKILL as soon as the parent is gone, even if it was gone already."""
-    if sys.platform.startswith("linux"):
+    if _die:
+        _die[0]()
+    elif sys.platform.startswith("linux"):
         _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)
@@ -167,6 +169,7 @@ class _SockFprog(ctypes.Structure):
 
 
 _locks: dict[bool, Callable[[], int]] = {}
+_die: list[Callable[[], int]] = []
 _kept: list[_SockFprog] = []  # the calls hold their addresses only
 
 
@@ -176,6 +179,7 @@ def prepare_filters() -> None:
         return
     prctl = ctypes.PyDLL(None, use_errno=True).prctl
     prctl.argtypes = [ctypes.c_int, *[ctypes.c_void_p] * 4]
+    _die.append(partial(prctl, _PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0))
     for judge in (False, True):
         code = build_filter(MACHINES[platform.machine()], judge=judge)
         program = _SockFprog(len(code) // 8, code)

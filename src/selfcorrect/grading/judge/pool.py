@@ -18,6 +18,7 @@ from typing import Any, Self
 
 from selfcorrect.errors import SandboxError
 from selfcorrect.grading.judge.confine import Confinement
+from selfcorrect.grading.judge.preload import NAMES_SELDOM
 from selfcorrect.grading.judge.verdict import Checks, Limits, Reason, Verdict
 from selfcorrect.grading.judge.wire import ProtocolError, dumps, read_frame, write_frame
 
@@ -192,7 +193,8 @@ class CodeJudge:
                 "reply_bytes": self._limits.reply_bytes,
             }
         )  # fmt: skip
-        header = dumps({"seconds": seconds, "with_numpy": "numpy" in checks.code})
+        seldom = NAMES_SELDOM.search(source) is not None
+        header = dumps({"seconds": seconds, "with_numpy": "numpy" in checks.code, "seldom": seldom})
         free, lost = self._free, ""
         for _ in range(_TRIES):
             supervisor = free.get() or self._launch()

@@ -2,21 +2,25 @@
 
 import importlib
 import random
+import re
 import sys
 from collections.abc import Iterable
 
 MODULES = (
-    "abc", "argparse", "array", "ast", "base64", "binascii", "bisect", "builtins", "calendar", "cmath", "collections",
-    "collections.abc", "contextlib", "copy", "csv", "dataclasses", "datetime", "decimal", "difflib", "doctest", "enum",
-    "errno", "fractions", "functools", "gc", "hashlib", "heapq", "html", "inspect", "io", "itertools", "json",
-    "keyword", "locale", "logging", "math", "numbers", "operator", "os", "os.path", "pathlib", "pickle", "platform",
-    "posix", "pprint", "queue", "random", "re", "reprlib", "secrets", "shlex", "signal", "socket", "statistics",
-    "string", "struct", "subprocess", "sys", "tempfile", "textwrap", "threading", "time", "timeit", "token",
-    "tokenize", "traceback", "types", "typing", "unicodedata", "unittest", "uuid", "warnings", "weakref", "zlib",
-    "concurrent.futures", "concurrent.futures.thread", "encodings.idna", "encodings.latin_1", "encodings.utf_16",
-    "encodings.ascii", "_strptime", "ctypes",
+    "__future__", "abc", "array", "ast", "base64", "binascii", "bisect", "builtins", "calendar", "cmath", "collections",
+    "collections.abc", "contextlib", "copy", "ctypes", "dataclasses", "datetime", "decimal", "enum", "errno",
+    "fractions", "functools", "gc", "hashlib", "heapq", "inspect", "io", "itertools", "json", "keyword", "locale",
+    "logging", "math", "numbers", "operator", "os", "os.path", "pathlib", "posix", "pprint", "queue", "random", "re",
+    "reprlib", "signal", "statistics", "string", "struct", "sys", "textwrap", "threading", "time", "timeit", "token",
+    "tokenize", "traceback", "types", "typing", "unicodedata", "warnings", "weakref", "zlib", "_strptime",
+    "encodings.latin_1", "encodings.utf_16", "encodings.ascii",
 )  # fmt: skip
-
+# For the few programs that name one of them: a process that holds these too takes a quarter longer to fork.
+SELDOM = (
+    "argparse", "concurrent.futures", "concurrent.futures.thread", "csv", "difflib", "doctest", "encodings.idna",
+    "html", "pickle", "platform", "secrets", "shlex", "socket", "subprocess", "tempfile", "unittest", "uuid",
+)  # fmt: skip
+NAMES_SELDOM = re.compile("|".join(rf"\b{name.partition('.')[0]}\b" for name in SELDOM))
 _LAZY = {"numpy": ("numpy.random", "numpy.linalg", "numpy.fft")}  # loaded at first use, which would be too late
 
 PRELUDE = (
@@ -34,12 +38,12 @@ def seed() -> None:
         sys.modules["numpy"].random.seed(0)
 
 
-def preload(packages: Iterable[str] = ()) -> None:
-    """Import all of MODULES, and the packages named (numpy, say).
+def preload(packages: Iterable[str] = (), *, seldom: bool = True) -> None:
+    """Import all of MODULES, those seldom used where asked for, and the packages named (numpy, say).
 
     Raises ImportError for a package that is missing.
     """
-    for name in MODULES:
+    for name in (*MODULES, *(SELDOM if seldom else ())):
         try:
             importlib.import_module(name)
         except ImportError:  # a build of Python without it

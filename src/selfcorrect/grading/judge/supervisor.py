@@ -37,11 +37,18 @@ class ParentGoneError(Exception):
 
 
 class Zygote:
-    """The zygote process, and the one program that runs at a time."""
+    """The zygote process, and the one program that runs at a time. seldom: with the modules that few programs use."""
 
-    def __init__(self, settings: dict[str, Any], confinement: confine.Confinement) -> None:
+    def __init__(self, settings: dict[str, Any], confinement: confine.Confinement, seldom: bool) -> None:
         self.control, theirs = socket.socketpair()
-        told = {**settings, "confinement": confinement.as_dict(), "control": theirs.fileno(), "parent": os.getpid()}
+        self._running = False  # the last program's end has not been read yet
+        told = {
+            **settings,
+            "seldom": seldom,
+            "confinement": confinement.as_dict(),
+            "control": theirs.fileno(),
+            "parent": os.getpid(),
+        }
         root = settings["root"]
         self._process = subprocess.Popen(
             [sys.executable, "-s", "-S", "-B", "-c", _ZYGOTE, "", json.dumps(told), root],
@@ -59,6 +66,8 @@ class Zygote:
 
     def start_program(self) -> tuple[socket.socket, int, int]:
         """The judge's end of a new program's channel, its pid and its pidfd (-1 where the system has none)."""
+        if self._running:
+            self.ended()
         ours, theirs = socket.socketpair()
         try:
             socket.send_fds(self.control, [b"R"], [theirs.fileno()])
@@ -71,11 +80,13 @@ class Zygote:
         if len(message) < STARTED.size:
             ours.close()
             raise JudgeError("no process could be made for the program")
+        self._running = True
         return ours, STARTED.unpack(message)[1], handles[0] if handles else -1
 
     def ended(self) -> tuple[int, int]:
         """Wait status and peak kilobytes of the program that was started last; waits for its end."""
         message = self.control.recv(ENDED.size)
+        self._running = False
         if len(message) < ENDED.size:
             raise JudgeError("the process for programs is gone")
         return ENDED.unpack(message)[1:]
@@ -161,16 +172,14 @@ class Supervisor:
         confine.prepare_filters()
         self.confinement = confine.NOTHING if settings["unconfined"] else confine.probe()
         confine.fix_layout()
-        self._zygote: Zygote | None = None
+        self._zygotes: dict[bool, Zygote] = {}
         self._judges: dict[bool, Judge] = {}
-        self._waiting = False  # the last program's end has not been read yet
 
-    def run(self, payload: bytes, seconds: float, with_numpy: bool) -> tuple[Reason, str, float]:
+    def run(self, payload: bytes, seconds: float, with_numpy: bool, seldom: bool) -> tuple[Reason, str, float]:
         """One program, as the judge's process will read it: reason, detail, wall seconds. Raises JudgeError."""
-        zygote = self._zygote = self._zygote or Zygote(self._settings, self.confinement)
-        if self._waiting:
-            self._waiting = False
-            zygote.ended()
+        zygote = self._zygotes.get(seldom)
+        if not zygote:
+            zygote = self._zygotes[seldom] = Zygote(self._settings, self.confinement, seldom)
         judge = self._judges.get(with_numpy)
         if not judge:
             packages = ["numpy"] if with_numpy else []
@@ -194,8 +203,7 @@ class Supervisor:
     def _watch(
         self, zygote: Zygote, judge: Judge, which: bool, program: "_Program", began: float, limit: float
     ) -> tuple[Reason, str, float]:
-        self._waiting = True
-        clock = _Deadline(began, limit, (program.pid, judge.pid))
+        clock = _Deadline(began, limit, program.pid)
         killed = stalled = False
         while not stalled and not _readable(judge.control, _GRACE if killed else clock.left()):
             stalled = killed  # the judge itself chokes on what it was sent
@@ -212,7 +220,6 @@ class Supervisor:
             return Reason.MEMORY, "what the program answered ended the judge's process", seconds
         reason, detail = answer
         if reason is Reason.CRASH:
-            self._waiting = False
             program.kill()  # it hung up; it may still be there
             detail = _how_it_ended(zygote.ended()[0])
         return reason, detail, seconds
@@ -224,12 +231,10 @@ class Supervisor:
 
     def stop(self) -> None:
         """End everything; the next job starts anew."""
-        self._waiting = False
         for which in list(self._judges):
             self._drop_judge(which)
-        if self._zygote:
-            self._zygote.stop()
-            self._zygote = None
+        while self._zygotes:
+            self._zygotes.popitem()[1].stop()
 
 
 class _Program:
@@ -247,29 +252,25 @@ class _Program:
 
 
 class _Deadline:
-    """One deadline for the whole program. Time in which its processes waited for a processor is given back."""
+    """One deadline for the whole program. Time that its process waited for a processor is given back."""
 
-    def __init__(self, began: float, limit: float, pids: tuple[int, ...]) -> None:
-        self._began, self._limit, self._pids = began, limit, pids
+    def __init__(self, began: float, limit: float, pid: int) -> None:
+        self._began, self._limit, self._pid = began, limit, pid
         self._until = began + limit
-        self._waited_before = _waited(pids[1:])
 
     def left(self) -> float:
         return max(0.0, self._until - time.monotonic())
 
     def passed(self) -> bool:
-        waited = _waited(self._pids) - self._waited_before
-        self._until = self._began + min(self._limit + waited, self._limit * _STRETCH)
+        self._until = self._began + min(self._limit + _waited(self._pid), self._limit * _STRETCH)
         return time.monotonic() >= self._until - 0.001
 
 
-def _waited(pids: tuple[int, ...]) -> float:
-    """Seconds that these processes stood ready to run and did not; 0 where the kernel does not say."""
-    total = 0
-    for pid in pids:
-        with contextlib.suppress(OSError, ValueError, IndexError), open(f"/proc/{pid}/schedstat", "rb") as file:
-            total += int(file.read().split()[1])
-    return total / 1e9
+def _waited(pid: int) -> float:
+    """Seconds that a process stood ready to run and did not; 0 where the kernel does not say."""
+    with contextlib.suppress(OSError, ValueError, IndexError), open(f"/proc/{pid}/schedstat", "rb") as file:
+        return int(file.read().split()[1]) / 1e9
+    return 0.0
 
 
 def _readable(control: socket.socket, seconds: float) -> bool:

@@ -23,6 +23,7 @@ MAX_ITEMS = 1_000_000  # of an iterator that is read out
 _PLAIN = frozenset({int, float, str, bool, type(None)})
 _SIZED = frozenset({list, tuple, set, frozenset, dict, type({}.items()), deque})
 _ITERATORS: tuple[type, ...] = (Iterator, type({}.keys()), type({}.values()), type({}.items()))
+_ENCODER = json.JSONEncoder(ensure_ascii=True, separators=(",", ":"), check_circular=False)
 _HEADER = struct.Struct("<I")
 
 
@@ -43,7 +44,7 @@ class EndlessError(Exception):
 
 def dumps(message: Any) -> bytes:
     """JSON text; integers too long for decimal digits must have been tagged (see encode, exact)."""
-    return json.dumps(message, ensure_ascii=True, separators=(",", ":")).encode("ascii")
+    return _ENCODER.encode(message).encode("ascii")
 
 
 def encode(value: Any, other: Callable[[Any], Any], *, exact: bool = False, depth: int = MAX_DEPTH) -> Any:

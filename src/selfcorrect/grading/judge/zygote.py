@@ -31,7 +31,8 @@ def main() -> None:
     parent = int(settings["parent"])
     confine.die_with_parent(parent)
     sys.path.extend(settings["packages_from"])
-    preload(settings["packages"])
+    preload(settings["packages"], seldom=settings["seldom"])
+    seed()
     sys.path.clear()
     sys.argv = [""]
     confinement = confine.Confinement(**settings["confinement"])
@@ -54,7 +55,7 @@ def main() -> None:
 def _serve(control: socket.socket, confinement: confine.Confinement, fork: Callable[[], int]) -> None:
     here = os.getpid()
     while _serve_one(control, confinement, fork, here):
-        """Nothing of one request may stay: every program shall find the same memory layout."""
+        pass
 
 
 def _serve_one(control: socket.socket, confinement: confine.Confinement, fork: Callable[[], int], here: int) -> bool:
@@ -104,7 +105,6 @@ def _become_suspect(channel: int, parent: int, confinement: confine.Confinement)
         if channel != CHANNEL:
             os.dup2(channel, CHANNEL)
         os.closerange(CHANNEL + 1, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
-        seed()
         confine.lock(confinement)
         suspect.serve(CHANNEL)
     finally:

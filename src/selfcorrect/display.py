@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on (floor 6): a live panel in a terminal, plain lines elsewhere."""
+"""What a person sees while a run goes on (floor 7): a live panel in a terminal, plain lines elsewhere."""
 
 import time
 from pathlib import Path

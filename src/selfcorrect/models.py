@@ -1,4 +1,4 @@
-"""A causal language model of Hugging Face layout, with its tokenizer and chat template (floor 1).
+"""A causal language model of Hugging Face layout, with its tokenizer and chat template (floor 2).
 
 Shared by the policy, the reference and the transformers sampler, so that all three compute a token's
 log-probability the same way. Weights are float32; the forward pass runs under autocast where that is good.

@@ -1,4 +1,4 @@
-"""The policy that trains, its frozen reference, and the optimiser (floor 3)."""
+"""The policy that trains, its frozen reference, and the optimiser (floor 5)."""
 
 import hashlib
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""Sampling with a transformers model, for groups of rollouts over several attempts (floor 2).
+"""Sampling with a transformers model, for groups of rollouts over several attempts (floor 3).
 
 Three things keep the work down, all inside one call or between two:
 - a prompt shared by a group is prefilled once, and its keys and values are handed to every row;

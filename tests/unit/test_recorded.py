@@ -1,0 +1,180 @@
+"""Recorded attempts: graded, counted, resumed, replayed; and every malformed file told with file and line."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import selfcorrect
+from selfcorrect.errors import ConfigError, DataError
+from selfcorrect.recorded import grade_recorded, read_recorded
+from selfcorrect.samplers.recorded import RecordedSampler, TextChat
+from selfcorrect.tasks.math import MathTask
+from selfcorrect.types import Grade, SamplingParams
+from tests.support.data import HUMANEVAL, math_folder, write
+
+STAGE = {"name": "s", "objective": "stage2", "steps": 1, "learning_rate": 1.0}
+
+
+def boxed(answer: object) -> str:
+    return f"Some thought.\nFinal answer: \\boxed{{{answer}}}"
+
+
+@pytest.fixture
+def pairs(tmp_path: Path) -> Path:
+    """Two attempts at five problems: kept right, fixed, broken, wrong twice, no answer then right."""
+    rows = [(4, 4), (5, 6), (8, 7), (1, 2), ("", 12)]
+    return write(
+        tmp_path / "pairs.jsonl",
+        [
+            {
+                "id": f"p{n}",
+                "problem": f"{n} + {n}?",
+                "gold": str(2 * n),
+                "attempts": [boxed(a) if a else "?", boxed(b)],
+            }
+            for n, (a, b) in enumerate(rows, 2)
+        ],
+    )
+
+
+def test_the_papers_metrics_of_recorded_pairs(pairs: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    summary, target = selfcorrect.grade(pairs, "math", progress=lambda done, total: seen.append((done, total)))
+    assert [e.value for e in summary.accuracy] == [0.4, 0.6]
+    assert (summary.fixed.value, summary.broken.value, summary.n) == (0.4, 0.2, 5)
+    assert seen[-1] == (10, 10)
+    lines = [json.loads(line) for line in target.read_text().splitlines()]
+    assert target.name == "pairs.graded.jsonl"
+    assert [[a["outcome"] for a in line["attempts"]] for line in lines] == [
+        ["correct", "correct"], ["wrong", "correct"], ["correct", "wrong"], ["wrong", "wrong"], ["no_answer", "correct"],
+    ]  # fmt: skip
+    assert all(a["detail"] for line in lines for a in line["attempts"])
+
+
+class Counting(MathTask):
+    def __init__(self) -> None:
+        from selfcorrect.config import MathConfig
+
+        super().__init__(MathConfig(name="math", workers=1))
+        self.graded = 0
+
+    def grade(self, answers: Any) -> list[Grade]:
+        self.graded += len(answers)
+        return super().grade(answers)
+
+
+def test_an_interrupted_grade_goes_on_where_it_was(pairs: Path, tmp_path: Path) -> None:
+    rows, output, task = read_recorded(pairs), tmp_path / "out.jsonl", Counting()
+    whole = grade_recorded(rows, task, output)
+    assert task.graded == 10
+    text = output.read_bytes()
+    cut = text.index(b"\n", text.index(b"\n") + 1) + 20  # two lines and a piece of the third
+    output.write_bytes(text[:cut])
+    assert grade_recorded(rows, task, output) == whole
+    assert task.graded == 10 + 6
+    assert output.read_bytes() == text
+    task.close()
+
+
+def test_verdicts_on_something_else_are_not_taken_for_these(pairs: Path, tmp_path: Path) -> None:
+    _, output = selfcorrect.grade(pairs, "math")
+    pairs.write_text(pairs.read_text().replace("boxed{4}", "boxed{9}", 1))
+    with pytest.raises(DataError, match=r"graded\.jsonl:1: holds verdicts on something else; remove it, or name"):
+        selfcorrect.grade(pairs, "math", output=output)
+
+
+PROGRAM = "def times_2(x):\n    return {}\n"
+
+
+def test_code_by_id_by_tests_and_with_fences(tmp_path: Path) -> None:
+    data = write(tmp_path / "HumanEval.jsonl", HUMANEVAL)
+    rows: list[dict[str, object]] = [
+        {"task_id": "HumanEval/2", "program": PROGRAM.format("x * 2")},
+        {"task_id": 2, "response": f"So:\n```python\n{PROGRAM.format('x * 3')}```\nDone."},
+        {"task_id": "own", "completion": "def f(x):\n    return x", "tests": ["assert f(1) == 1", "assert f(2) == 2"]},
+        {"task_id": "own", "program": "def f(x):\n    return 1 / 0", "tests": "assert f(1) == 1"},
+        {"task_id": "HumanEval/0", "response": "I cannot."},
+    ]
+    file = write(tmp_path / "rows.jsonl", rows)
+    summary, target = selfcorrect.grade(file, "code", "task.dataset=humaneval", f"task.data={data.parent}")
+    told = [json.loads(line)["attempts"][0] for line in target.read_text().splitlines()]
+    assert [a["outcome"] for a in told] == ["correct", "wrong", "correct", "wrong", "no_answer"]
+    assert told[3]["detail"] == "exception: ZeroDivisionError: division by zero"
+    assert summary.n == 5
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("{", "bad.jsonl:2: not valid JSON"),
+        ("[1]", "bad.jsonl:2: expected a JSON object"),
+        ('{"gold": "1"}', "bad.jsonl:2: no attempt: expected attempts, or one of response, completion, program"),
+        ('{"gold": "1", "attempts": []}', "bad.jsonl:2: field 'attempts' must be a list of one or more texts"),
+        ('{"gold": "1", "attempts": [3]}', "bad.jsonl:2: field 'attempts' must be a list of one or more texts"),
+        ('{"gold": "1", "response": {}}', "bad.jsonl:2: field 'response' must be text, got dict"),
+        ('{"gold": "1", "attempts": ["a", "b"]}', "bad.jsonl:2: field 'attempts' has 2, where"),
+        ('{"gold": 1, "response": "a"}', "bad.jsonl:2: field 'gold' must be text"),
+        ('{"gold": "  ", "response": "a"}', "bad.jsonl:2: field 'gold' is empty"),
+        ('{"solution": "none", "response": "a"}', "bad.jsonl:2: field 'solution' states no answer"),
+        ('{"response": "a"}', "bad.jsonl:2: nothing to grade against: expected task_id, or gold, answer or solution"),
+        ('{"task_id": "x/y", "response": "a"}', "bad.jsonl:2: field 'task_id' = 'x/y' is not in the task's data"),
+    ],
+)  # fmt: skip
+def test_bad_rows_are_refused_before_anything_is_graded(tmp_path: Path, line: str, told: str) -> None:
+    file = tmp_path / "bad.jsonl"
+    file.write_text('{"gold": "1", "response": "\\\\boxed{1}"}\n' + line + "\n")
+    with pytest.raises(DataError) as error:
+        selfcorrect.grade(file, "math", f"task.data={math_folder(tmp_path / 'math')}")
+    assert told in str(error.value)
+    assert not (tmp_path / "bad.graded.jsonl").exists()
+
+
+def test_hostile_texts_are_graded_like_any_other(tmp_path: Path) -> None:
+    texts = ["\0", "\ud800 \\boxed{1}", "x" * 3_000_000, "\\boxed{" * 50_000, "", boxed(1)]
+    file = write(tmp_path / "texts.jsonl", [{"gold": "1", "response": text} for text in texts])
+    summary, _ = selfcorrect.grade(file, "math")
+    assert summary.n == len(texts)
+    assert summary.accuracy[0].value in (1 / 6, 2 / 6)  # the lone surrogate may hide the box behind it, or not
+
+
+def test_a_replay_is_a_whole_evaluation_with_its_report(tmp_path: Path) -> None:
+    rows = [{"task_id": f"test/algebra/{n}.json", "attempts": [boxed(2 * n + n % 2), boxed(2 * n)]} for n in (10, 11)]
+    file = write(tmp_path / "two.jsonl", rows)
+    recipe = {"task": {"name": "math", "data": str(math_folder(tmp_path / "math"))}, "stages": [STAGE], "sampler": "recorded", "recorded": str(file)}  # fmt: skip
+    evaluation = selfcorrect.evaluate("unused", recipe=recipe, output=tmp_path / "run")
+    assert [e.value for e in evaluation.summary.accuracy] == [0.5, 1.0]
+    assert [a.completion.text for a in evaluation.rollouts[1].attempts] == rows[1]["attempts"]
+    page = (tmp_path / "run/report.html").read_text()
+    assert "50.0" in page
+    assert "100.0" in page
+    assert "not finished" not in page
+    with pytest.raises(ConfigError, match="already holds a run"):
+        selfcorrect.evaluate("unused", recipe=recipe, output=tmp_path / "run")
+    with pytest.raises(ConfigError, match="recorded attempts cannot be trained"):
+        selfcorrect.train(recipe)
+    write(file, [{**row, "attempts": ["once"]} for row in rows])
+    with pytest.raises(DataError, match=r"two\.jsonl:1: records 1 attempts, but rollouts\.attempts is 2"):
+        selfcorrect.evaluate("unused", recipe=recipe)
+
+
+def test_the_sampler_answers_each_context_with_what_followed_it() -> None:
+    chat = TextChat()
+    sampler = RecordedSampler(
+        chat, [("same", "again", ["a1", "a2"]), ("same", "again", ["b1", "b2"]), ("é\ud800", "again", ["", "c2"])]
+    )
+    params = SamplingParams(0.0, 1, 0)
+    firsts = [chat.first_prompt(text) for text in ("same", "same", "é\ud800")]
+    found = sampler.sample(firsts, params)
+    assert [c.text for c in found] == ["a1", "b1", ""]
+    seconds = [chat.next_prompt(context, c.token_ids, "again") for context, c in zip(firsts, found, strict=True)]
+    assert [c.text for c in sampler.sample(seconds, params)] == ["a2", "b2", "c2"]
+    assert chat.decode(found[0].token_ids) == "a1"
+    with pytest.raises(DataError, match="no attempt is recorded for the context"):
+        sampler.sample([chat.first_prompt("other")], params)
+
+
+def test_rows_that_hold_their_golds_need_no_data_set(pairs: Path) -> None:
+    summary, _ = selfcorrect.grade(pairs, "math", "task.data=/nowhere")
+    assert summary.n == 5

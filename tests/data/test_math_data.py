@@ -5,6 +5,7 @@ What the numbers mean is told in docs/grading.md, class by class.
 
 import gzip
 import json
+import os
 import random
 import re
 from collections import Counter
@@ -16,6 +17,7 @@ import pytest
 from selfcorrect.grading.math import MathGrader, gold_answer
 from selfcorrect.types import Outcome
 from tests.support.data import PUBLIC
+from tests.support.processes import descendants, resident_pages
 
 pytestmark = pytest.mark.skipif(
     not (PUBLIC / "labelled_math").is_dir(), reason=f"no public data in {PUBLIC}; SELFCORRECT_DATA may name its folder"
@@ -172,3 +174,18 @@ def test_fast_and_slow_path_agree(labelled: list[dict[str, Any]], grader: MathGr
         careful = slow.grade(answers)
     quick = grader.grade(answers)
     assert [grade.outcome for grade in quick] == [grade.outcome for grade in careful]
+
+
+@pytest.mark.nightly
+def test_memory_stays_flat_over_a_hundred_thousand_answers() -> None:
+    """Each answer is written so that a worker must look at it."""
+    with MathGrader(workers=2) as grader:
+        peaks = []
+        for start in range(0, 100_000, 10_000):
+            rows = [
+                (f"\\boxed{{\\sqrt{{{n}}} + x^2}}", f"x^2 + \\sqrt{{{n}}}") for n in range(start + 2, start + 10_002)
+            ]
+            assert sum(grade.correct for grade in grader.grade(rows)) == len(rows)
+            peaks.append(resident_pages(descendants(os.getpid())) / 256)  # MiB
+    assert peaks[0] > 20, "no worker looked at anything"
+    assert max(peaks[1:]) < peaks[0] * 1.5 + 20, peaks

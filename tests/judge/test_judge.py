@@ -12,7 +12,7 @@ from selfcorrect.errors import SandboxError
 from selfcorrect.grading import judge as package
 from selfcorrect.grading.judge import Checks, CodeJudge, Reason, selftest
 from tests.judge.hostile import CHECKS, ESCAPE, EXHAUST, FORGE, OK, REFUSED, STATE, UNSTABLE
-from tests.judge.processes import alive, children, descendants, resident_pages
+from tests.support.processes import alive, children, descendants, resident_pages
 
 LIMIT = 1.0
 ADD = CHECKS["add"]

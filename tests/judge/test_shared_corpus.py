@@ -18,8 +18,8 @@ from typing import Any
 import pytest
 
 from selfcorrect.grading.judge import Checks, CodeJudge, Reason, Verdict
-from tests.judge.processes import alive
 from tests.support.data import PUBLIC, public_rows
+from tests.support.processes import alive
 
 CANARY = Path("/tmp/sandbox_canary")
 LIMIT = 3.0

@@ -83,6 +83,8 @@ def test_reasons(judge: CodeJudge) -> None:
         "def add(x, y): return bytearray(1 << 40)": Reason.MEMORY,
         "def add(x, y):\n    while True: pass": Reason.TIMEOUT,
         "import itertools\ndef add(x, y): return itertools.count()": Reason.TIMEOUT,
+        "def add(x, y): raise ExceptionGroup('two', [ValueError(), KeyError()])": Reason.EXCEPTION,
+        "def add(x, y): return b'\\xff'.decode()": Reason.EXCEPTION,
         "import os\ndef add(x, y): os._exit(0)": Reason.CRASH,
         "import ctypes\ndef add(x, y): ctypes.string_at(0)": Reason.CRASH,
         "import os\ndef add(x, y): os.write(3, b'xxxxxxxx')": Reason.PROTOCOL,
@@ -91,14 +93,15 @@ def test_reasons(judge: CodeJudge) -> None:
     found = judge.grade([(source, ADD) for source in expected])
     assert {source: v.reason for source, v in zip(expected, found, strict=True)} == expected
     assert "NameError: name 'add' is not defined" in found[4].detail
-    assert "ended with exit status 0" in found[9].detail
-    assert "SIGSEGV" in found[10].detail
+    assert "ended with exit status 0" in found[11].detail
+    assert "SIGSEGV" in found[12].detail
 
 
 def test_the_data_sets_own_trouble_is_no_verdict(judge: CodeJudge) -> None:
     good = "def add(x, y): return x + y"
     for checks in (
         Checks("assert add("),
+        Checks("add(1, 2)\nraise SystemExit"),
         Checks("assert 1 == 1"),
         Checks("x = 1", entry_point="add"),
         Checks("assert add(object(), 1)"),
@@ -113,6 +116,14 @@ TREE = Checks(
     code="assert depth(root) == 3\nassert root.left.data == 2",
 )
 SUM = "def sum(a, b): return a * 10 + b"
+
+
+def test_no_program_can_have_itself_left_out(judge: CodeJudge) -> None:
+    """`grader_failed` is left out of the loss, so a program that can bring it about would be spared its failure."""
+    deep = "def f(x):\n    a = x\n    for _ in range(149 if x == 1 else 0): a = [a]\n    return a"
+    [verdict] = judge.grade([(deep, Checks("assert f(f(1)) == 1"))])
+    assert verdict.reason is Reason.PROTOCOL
+    assert verdict.detail == "the tests pass on an answer nested deeper than 150"
 
 
 def test_forms_of_tests(judge: CodeJudge) -> None:

@@ -23,6 +23,7 @@ from selfcorrect.grading.judge.verdict import Reason
 from selfcorrect.grading.judge.wire import (
     NotPlainError,
     ProtocolError,
+    TooDeepError,
     decode,
     dumps,
     encode,
@@ -97,6 +98,8 @@ class Channel:
             answer = read_frame(self._descriptor, self._most)
         except OSError:
             answer = None
+        except TooDeepError as error:  # only what the program answered before can be that deep
+            self.stop(Reason.PROTOCOL, f"the tests pass on an answer {error}")
         except ProtocolError as error:
             self.stop(Reason.PROTOCOL, str(error))
         if answer is None:
@@ -134,7 +137,10 @@ class Channel:
             self.stop(Reason.MEMORY, text)
         if not issubclass(kind, Exception) or issubclass(kind, UnicodeError):
             kind = RuntimeError if issubclass(kind, Exception) else _ExitError  # these need arguments, those would pass
-        self.raised = kind(text)
+        try:
+            self.raised = kind(text)
+        except TypeError:  # a kind that needs more than a text, such as ExceptionGroup
+            self.raised = RuntimeError(text)
         raise self.raised
 
     def _remote(self, contents: Any) -> Remote:
@@ -168,6 +174,8 @@ def _request(request: dict[str, Any]) -> bytes:
             return dumps({**request, "arguments": encode(arguments, _argument)})
         except ValueError:  # an integer of more digits than json writes
             return dumps({**request, "arguments": encode(arguments, _argument, exact=True)})
+    except TooDeepError:
+        raise
     except NotPlainError as error:
         raise TestsError(str(error)) from None
 
@@ -192,6 +200,8 @@ def judge(descriptor: int, job: dict[str, Any]) -> tuple[Reason, str]:
         pass
     except TestsError as error:
         return Reason.GRADER_FAILED, _text(str(error))
+    except SystemExit:
+        return channel.breach or (Reason.GRADER_FAILED, "the tests end the process")
     except MemoryError:
         return Reason.MEMORY, "the answer needs more memory than the judge may have"
     except Exception as error:  # noqa: BLE001 - the tests' own failure is the outcome

@@ -290,6 +290,18 @@ def _how_it_ended(status: int) -> str:
     return f"ended with exit status {os.waitstatus_to_exitcode(status)} before it had answered"
 
 
+def _judged(supervisor: Supervisor, payload: bytes, job: dict[str, Any]) -> tuple[Any, ...]:
+    """The verdict; after trouble of our own, a second try with processes made anew."""
+    told = ""
+    for _ in range(2):
+        try:
+            return supervisor.run(payload, **job)
+        except (JudgeError, OSError, struct.error) as error:
+            told = f"{type(error).__name__}: {error}"
+            supervisor.stop()
+    return Reason.GRADER_FAILED, told, 0.0
+
+
 def main() -> None:
     """argv: settings as JSON."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the trainer's to handle
@@ -302,10 +314,5 @@ def main() -> None:
             payload = read_frame(0, 1 << 30)
             if payload is None:
                 break
-            try:
-                answer: tuple[Any, ...] = supervisor.run(payload, **json.loads(header))
-            except (JudgeError, OSError, struct.error) as error:
-                supervisor.stop()
-                answer = (Reason.GRADER_FAILED, f"{type(error).__name__}: {error}", 0.0)
-            write_frame(output, dumps(answer))
+            write_frame(output, dumps(_judged(supervisor, payload, json.loads(header))))
     supervisor.stop()

@@ -35,6 +35,10 @@ class NotPlainError(Exception):
     """A value that is not plain data."""
 
 
+class TooDeepError(NotPlainError):
+    """Data nested deeper than MAX_DEPTH."""
+
+
 class EndlessError(Exception):
     """An iterator that gave more than MAX_ITEMS items."""
 
@@ -56,7 +60,7 @@ def encode(value: Any, other: Callable[[Any], Any], *, exact: bool = False, dept
     if kind in _PLAIN:
         return _integer(value) if exact and kind is int else value
     if depth == 0:
-        raise NotPlainError(f"nested deeper than {MAX_DEPTH}")
+        raise TooDeepError(f"nested deeper than {MAX_DEPTH}")
 
     def items(values: Any) -> list[Any]:
         listed = list(values) if type(values) in _SIZED else _read_out(values)

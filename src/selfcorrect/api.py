@@ -9,7 +9,7 @@ from typing import Any
 
 from selfcorrect.config import LAB_MODEL, CodeConfig, LabBaseConfig, MathConfig, TrainConfig
 from selfcorrect.display import Observer
-from selfcorrect.errors import ConfigError, DataError
+from selfcorrect.errors import ConfigError, DataError, TrainingInterrupted
 from selfcorrect.evaluation import Evaluation, Evaluator, load_external
 from selfcorrect.metrics import Summary, summarize
 from selfcorrect.models import LanguageModel, load_model
@@ -65,10 +65,10 @@ def evaluate(
     for the evaluation's files and report.html; a recipe in place of the model writes to its own output/name. With
     sampler=recorded no model is loaded: the recorded attempts are evaluated.
     """
-    named = str(model).endswith((".yaml", ".yml"))
+    named = _is_recipe(model)
     config = _train_config(model if named else recipe if recipe is not None else _recipe_beside(model), *overrides)
     path = config.model.path if named else str(model)
-    target = Path(output) if output is not None else Path(config.output) / config.name if named else None
+    target = Path(output) if output is not None else evaluation_folder(model, *overrides)
     if target is not None and (target / "config.yaml").exists():  # before the work, not after it
         raise ConfigError(f"{target} already holds a run; choose another name=..., or another output")
     say = (observer or Observer()).message
@@ -81,6 +81,18 @@ def evaluate(
         keep_evaluation(target, config, evaluation, notes)
         write_report(target)
     return evaluation
+
+
+def _is_recipe(model: str | Path) -> bool:
+    return str(model).endswith((".yaml", ".yml"))
+
+
+def evaluation_folder(model: str | Path, *overrides: str) -> Path | None:
+    """Where `evaluate` keeps the evaluation of a recipe's model; None for a model that was named itself."""
+    if not _is_recipe(model):
+        return None
+    config = _train_config(model, *overrides)
+    return Path(config.output) / config.name
 
 
 def _evaluate_model(config: TrainConfig, task: Task, say: Callable[[str], None]) -> tuple[Evaluation, list[str]]:
@@ -108,8 +120,8 @@ def _evaluate_recorded(config: TrainConfig, task: Task, say: Callable[[str], Non
     task.grade([])
     notes = _tell([*task.notes, *recorded], say)
     evaluator = Evaluator(
-        task=task, problems=fixed_share(problems, config.evaluation.problems), attempts=config.rollouts.attempts,
-        max_new_tokens=config.rollouts.max_new_tokens, seed=config.seed, controls=False,
+        task=task, problems=problems, attempts=config.rollouts.attempts,
+        max_new_tokens=config.rollouts.max_new_tokens, seed=config.seed, controls=False, decoding="recorded",
     )  # fmt: skip
     return evaluator.run("recorded", 0, sampler, chat), notes
 
@@ -201,24 +213,32 @@ def make_repair_set(
     listed = listed if problems is None else fixed_share(listed, problems)
     lm = load_model(config.model.model_copy(update={"path": str(model)}))
     sampler = TransformersSampler(lm, max_rows=config.rollouts.rows_at_once)
-    rows: list[dict[str, Any]] = []
-    with closing(task):
-        for start_at in range(0, len(listed), config.rollouts.rows_at_once):
-            chunk = listed[start_at : start_at + config.rollouts.rows_at_once]
-            draws = derive_seed(config.seed, "repair set", start_at)
-            params = SamplingParams(temperature, config.rollouts.max_new_tokens, draws)
-            played = play_problems(chunk, task, sampler, lm.chat, params, 1)
-            rows += repair_rows(played, split, str(model))
-            say(f"{start_at + len(chunk)} of {len(listed)} problems tried, {len(rows)} failed attempts")
-    if not rows:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_name(f".{file.name}.partial")
+    tried = kept = 0
+    with closing(task), partial.open("w", encoding="utf-8") as out:
+        try:
+            for tried in range(0, len(listed), config.rollouts.rows_at_once):
+                draws = derive_seed(config.seed, "repair set", tried)
+                params = SamplingParams(temperature, config.rollouts.max_new_tokens, draws)
+                chunk = listed[tried : tried + config.rollouts.rows_at_once]
+                rows = repair_rows(play_problems(chunk, task, sampler, lm.chat, params, 1), split, str(model))
+                out.writelines(json.dumps(row) + "\n" for row in rows)
+                out.flush()
+                kept += len(rows)
+                say(f"{tried + len(chunk)} of {len(listed)} problems tried, {kept} failed attempts")
+        except KeyboardInterrupt:
+            if kept:
+                partial.replace(file)
+            told = f"the {kept} failed attempts so far are in {file}" if kept else "nothing was written yet"
+            raise TrainingInterrupted(f"stopped after {tried} of {len(listed)} problems; {told}") from None
+    if not kept:
+        partial.unlink()
         raise DataError(
             f"{model} failed at none of {len(listed)} problems, or ended none of its attempts: no set to write"
         )
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(f".{file.name}.partial")
-    partial.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     partial.replace(file)
-    return len(rows)
+    return kept
 
 
 def read_config(recipe: Recipe, *overrides: str) -> TrainConfig | LabBaseConfig:

@@ -95,11 +95,14 @@ def evaluate(
     from selfcorrect.display import evaluation_line, summary_line
     from selfcorrect.run import evaluation_row
 
+    kept = output or api.evaluation_folder(model, *(overrides or []))
     evaluation = api.evaluate(model, *(overrides or []), recipe=recipe, observer=_on_stderr(), output=output)
     if as_json:
         typer.echo(json.dumps(evaluation_row(evaluation)))
         return
     typer.echo(evaluation_line(evaluation))
+    if kept is not None:
+        typer.echo(f"report: {kept / 'report.html'}")
     for name, summary in [*evaluation.controls, *evaluation.external]:
         typer.echo(f"  {name}: {summary_line(summary)}  {summary.outcomes[0]}")
 
@@ -135,7 +138,10 @@ def grade(
             progress=lambda done, total: bar.update(shown, completed=done, total=total, visible=True),
         )  # fmt: skip
     if as_json:
-        typer.echo(json.dumps({"task": task, "verdicts": str(target), "summary": asdict(summary)}))
+        told = asdict(summary)
+        if len(summary.accuracy) < 2:  # of one attempt nothing else is known
+            told |= dict.fromkeys(("delta", "fixed", "broken", "fix_rate", "unchanged"))
+        typer.echo(json.dumps({"task": task, "verdicts": str(target), "summary": told}))
         return
     for line in summary_lines(summary):
         typer.echo(line)
@@ -178,10 +184,14 @@ def make_repair_set(
         model = config.model.path if isinstance(config, TrainConfig) else model
     if split not in ("train", "test"):
         raise ConfigError(f"--split {split}: must be train or test")
-    rows = api.make_repair_set(
-        model, output, *(overrides or []), recipe=recipe, split="train" if split == "train" else "test",
-        problems=problems, temperature=temperature, observer=_on_stderr(),
-    )  # fmt: skip
+    try:
+        rows = api.make_repair_set(
+            model, output, *(overrides or []), recipe=recipe, split="train" if split == "train" else "test",
+            problems=problems, temperature=temperature, observer=_on_stderr(),
+        )  # fmt: skip
+    except TrainingInterrupted as error:
+        typer.echo(str(error), err=True)
+        raise typer.Exit(130) from None
     typer.echo(f"repair set: {output} ({rows} rows)")
 
 

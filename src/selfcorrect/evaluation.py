@@ -32,6 +32,7 @@ class Evaluation:
     sampled: Summary | None = None
     controls: tuple[tuple[str, Summary], ...] = ()
     external: tuple[tuple[str, Summary], ...] = ()
+    decoding: str = "greedy"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +46,7 @@ class Evaluator:
     seed: int
     controls: bool = True
     external: Sequence[tuple[str, Sequence[Problem]]] = ()
+    decoding: str = "greedy"
 
     def run(self, name: str, step: int, sampler: Sampler, chat: Chat) -> Evaluation:
         """Evaluate what `sampler` now samples from. The problems and draws are the same at every call."""
@@ -76,6 +78,7 @@ class Evaluator:
             sampled=summarize(sampled) if sampled else None,
             controls=tuple(controls),
             external=tuple(external),
+            decoding=self.decoding,
         )
 
 

@@ -5,6 +5,7 @@ attempts are the list `attempts`, or one text under response, completion or prog
 """
 
 import contextlib
+import fcntl
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -89,7 +90,14 @@ class Problems:
         if not isinstance(self._task, DataTask) or not row.has("task_id"):
             needed = "tests" if self._task.name == "code" else "gold, answer or solution"
             raise DataError(f"{row.where}: nothing to grade against: expected task_id, or {needed}")
-        found = self._by_id.get(_key(row.fields["task_id"]))
+        try:
+            known = self._by_id
+        except DataError as error:
+            raise DataError(
+                f"{row.where}: holds nothing to grade against but its task_id, and the data set to look that up in "
+                f"cannot be had; name it with task.data=PATH ({error})"
+            ) from None
+        found = known.get(_key(row.fields["task_id"], known))
         if found is None:
             raise row.wrong("task_id", f"= {row.fields['task_id']!r} is not in the task's data ({self._known})")
         return found
@@ -100,7 +108,7 @@ class Problems:
         problems = list(self._task.test)
         with contextlib.suppress(DataError):  # a set that is for evaluation only
             problems += self._task.train
-        return {_key(problem.id): problem for problem in problems}
+        return {problem.id: problem for problem in reversed(problems)}  # held-out ones count first
 
     @property
     def _known(self) -> str:
@@ -108,11 +116,17 @@ class Problems:
         return f"{len(self._by_id)} problems, such as {first.id}" if first else "no problems"
 
 
-def _key(name: object) -> str:
-    """HumanEval/3, humaneval/3, Mbpp/3, mbpp/3 and 3 are one problem in a set of such ids; other ids are themselves."""
+def _key(name: object, known: Mapping[str, Problem]) -> str:
+    """The id in the task's data: HumanEval/3, humaneval/3 and 3 are one problem in HumanEval; no MBPP id is."""
     text = str(name)
-    last = text.rpartition("/")[2]
-    return last if last.isdigit() and text.count("/") <= 1 else text
+    if text in known:
+        return text
+    family, _, number = text.rpartition("/")
+    for have in known:
+        own, _, last = have.rpartition("/")
+        if last == number and own.partition("_")[0] == (family.lower().partition("_")[0] or own.partition("_")[0]):
+            return have
+    return text
 
 
 def _gold(row: Row) -> str | None:
@@ -176,11 +190,15 @@ def grade_recorded(
     """
     problems = Problems(task)
     known = [problems.of(row) for row in recorded]
-    done = _resume(output, recorded)
-    for grades in done:
-        told(len(grades))
-    grades_of = list(done)
     with output.open("a", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise DataError(f"{output}: is being written by another process; wait for it, or name another") from None
+        done = _resume(output, recorded)
+        for grades in done:
+            told(len(grades))
+        grades_of = list(done)
         for start, stop in _chunks(recorded, len(done)):
             rows = range(start, stop)
             flat = task.grade([(known[row], text) for row in rows for text in recorded[row].texts])
@@ -217,8 +235,6 @@ def _line(row: Recorded, grades: Sequence[Grade]) -> dict[str, Any]:
 
 def _resume(output: Path, recorded: Sequence[Recorded]) -> list[list[Grade]]:
     """What an earlier, interrupted call has written; a last line that was cut off is taken away."""
-    if not output.exists():
-        return []
     found: list[list[Grade]] = []
     kept = 0
     for line in output.read_bytes().split(b"\n")[:-1]:

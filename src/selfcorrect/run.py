@@ -375,7 +375,7 @@ def evaluation_row(evaluation: Evaluation) -> dict[str, Any]:
         "step": evaluation.step,
         "task": evaluation.task,
         "split": "test",
-        "decoding": "greedy",
+        "decoding": evaluation.decoding,
         "seconds": evaluation.seconds,
         "summary": asdict(evaluation.summary),
         "sampled": asdict(evaluation.sampled) if evaluation.sampled else None,

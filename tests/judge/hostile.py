@@ -7,7 +7,7 @@ from selfcorrect.grading.judge import Checks
 
 CHECKS = {
     "add": Checks("assert add(2, 3) == 5\nassert add(10, -4) == 6\nassert add(0, 0) == 0", reference="def add(x, y): return x + y"),
-    "items": Checks("assert items(3) == [0, 1, 2]\nassert sorted(items(2)) == [0, 1]\nassert set(items(1)) == {0}"),
+    "items": Checks("assert all(map(lambda n: items(n) == list(range(n)), [2]))\nassert items(3) == [0, 1, 2]\nassert sorted(items(2)) == [0, 1]\nassert set(items(1)) == {0}"),
     "mean": Checks("def check(candidate):\n    assert abs(candidate([1.0, 2.0]) - 1.5) < 1e-6\n    assert abs(candidate([4.0]) - 4.0) < 1e-6\n", entry_point="mean"),
 }  # fmt: skip
 
@@ -43,6 +43,7 @@ FORGE = {
     "own AssertionError": "class AssertionError(Exception): pass\ndef add(x, y): raise AssertionError('passed')",
     "raises SystemExit 0": "def add(x, y): raise SystemExit(0)",
     "raises KeyboardInterrupt": "def add(x, y): raise KeyboardInterrupt",
+    "ends the tests' loop": "def items(n): raise StopIteration",
     "raises StopIteration": "def add(x, y): raise StopIteration(5)",
     "raises GeneratorExit": "def add(x, y): raise GeneratorExit",
     "exit in atexit and thread": "import atexit, os, threading\natexit.register(os._exit, 0)\nthreading.Timer(0.01, os._exit, (0,)).start()\ndef add(x, y): raise ValueError",
@@ -78,6 +79,10 @@ ESCAPE = {
     "keyctl": _both(_LIBC + "assert libc.syscall(250, 0, -3, 1) >= 0"),
     "userfaultfd": _both(_LIBC + "assert libc.syscall(323, 0) >= 0"),
     "perf events": _both(_LIBC + "assert libc.syscall(298, ctypes.create_string_buffer(128), 0, -1, -1, 0) >= 0"),
+    "signal through the owner of a descriptor": _both(_LIBC + "import os\nassert libc.fcntl(3, 8, os.getppid()) >= 0\nassert libc.fcntl(3, 10, 9) >= 0\nassert libc.fcntl(3, 4, 0x2802) >= 0"),
+    "file locks": _both(_LIBC + "assert libc.fcntl(1, 6, ctypes.create_string_buffer(64)) >= 0"),
+    "asynchronous descriptor": _both(_LIBC + "assert libc.ioctl(3, 0x5452, ctypes.byref(ctypes.c_int(1))) >= 0"),
+    "thousands of threads": _both("import threading, time\nthreading.stack_size(32768)\nfor _ in range(3000): threading.Thread(target=time.sleep, args=(9,), daemon=True).start()"),
     "x32 call": _both(_LIBC + "assert libc.syscall(0x40000000 + 39) > 0"),
     "ptrace": _both(_LIBC + "assert libc.ptrace(0, 0, 0, 0) == 0"),
     "process_vm_readv": _both(_LIBC + "import os\nassert libc.process_vm_readv(os.getppid(), None, 0, None, 0, 0) == 0"),

@@ -232,3 +232,42 @@ def test_weak_machines_refuse_unless_told(monkeypatch: pytest.MonkeyPatch) -> No
             v.passed
             for v in one.grade([("def add(x, y): return x + y", ADD), (FORGE["int subclass equal to all"], ADD)])
         ] == [True, False]
+
+
+def test_closed_in_the_middle_a_batch_ends() -> None:
+    one = CodeJudge(workers=1, time_limit=1.0)
+    assert one.grade([("def add(x, y): return x + y", ADD)])[0].passed
+    found: list[Reason] = []
+    batch = threading.Thread(target=lambda: found.extend(v.reason for v in one.grade([("while True: pass", ADD)] * 4)))
+    batch.start()
+    time.sleep(0.3)
+    one.close()
+    batch.join(10)
+    assert not batch.is_alive()
+    assert len(found) == 4
+    assert one.grade([("def add(x, y): return x + y", ADD)])[0].passed  # it may be used again
+    one.close()
+
+
+def test_a_launch_that_fails_costs_nothing_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    with CodeJudge(workers=1) as one:
+        assert one.grade([("def add(x, y): return x + y", ADD)])[0].passed
+        [supervisor] = one._open
+        os.kill(supervisor.pid, signal.SIGKILL)
+        with monkeypatch.context() as broken:
+            broken.setattr(package.pool, "_BOOT", "raise SystemExit(1)")
+            with pytest.raises(SandboxError, match="does not start"):
+                one.grade([("def add(x, y): return x + y", ADD)])
+        assert one.grade([("def add(x, y): return x + y", ADD)])[0].passed
+
+
+def test_a_forked_process_has_a_judge_of_its_own() -> None:
+    with CodeJudge(workers=1) as one:
+        assert one.grade([("def add(x, y): return x + y", ADD)])[0].passed
+        pid = os.fork()
+        if pid == 0:
+            passed = one.grade([("def add(x, y): return x + y", ADD)])[0].passed
+            one.close()
+            os._exit(0 if passed else 1)
+        assert one.grade([("def add(x, y): return x + y", ADD)] * 5)[4].passed
+        assert os.waitpid(pid, 0)[1] == 0

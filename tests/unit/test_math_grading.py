@@ -346,3 +346,23 @@ def test_any_text_in_a_worker(slow: MathGrader, given: str, gold: str) -> None:
     """No text of random pieces is one of these answers; sympy has taken `\\infty!!` for one."""
     grade = slow.grade([(rf"\boxed{{{given}}}", gold)])[0]
     assert grade.outcome in {WRONG, NONE, Outcome.TIMEOUT}
+
+
+@pytest.mark.parametrize(
+    ("gold", "given", "right"),
+    [
+        ("6", r"6\text{ millions}", False), ("6", "6 halves", False), ("6", r"6\text{ negative}", False), ("6", "6M", False),
+        ("6", r"6\text{ e5}", False), ("6", r"6\text{ apples}", True), ("5", r"5\text{ cm}", True),
+        (r"440\text{ cm}^2", r"440\text{ cm}^3", False), (r"440\text{ cm}^2", r"440\text{ cm}^2", True),
+        (r"440\text{ square feet}", r"440\text{ cubic feet}", False), (r"440\text{ cm}^2", "440", True),
+        ("-221_3", "-221_7", False), ("-221_3", "-221_3", True),
+        (r"8\text{ a.m.}", r"8\text{ p.m.}", False), (r"8\text{ a.m.}", r"8\text{ a.m.}", True),
+        ("1,2,3", "1,2,3,...", False), ("1,2,3", r"1,2,3,\ldots", False), ("1,2,3", "1,2,3.", True),
+        ("n", "{n}", True), (r"-\frac12", r"{-\frac12}", True), ("{1}", "1", True), (r"\{1,2\}", r"\{2,1\}", True),
+        (r"\$1.05", r"\$1.05.", True),
+    ],
+)  # fmt: skip
+def test_units_bases_lists_and_braces(gold: str, given: str, right: bool) -> None:
+    with MathGrader(workers=1) as one:
+        [grade] = one.grade([(rf"Final answer: \boxed{{{given}}}", gold)])
+    assert grade.correct is right, grade

@@ -1,5 +1,6 @@
 """Recorded attempts: graded, counted, resumed, replayed; and every malformed file told with file and line."""
 
+import fcntl
 import json
 from pathlib import Path
 from typing import Any
@@ -178,3 +179,29 @@ def test_the_sampler_answers_each_context_with_what_followed_it() -> None:
 def test_rows_that_hold_their_golds_need_no_data_set(pairs: Path) -> None:
     summary, _ = selfcorrect.grade(pairs, "math", "task.data=/nowhere")
     assert summary.n == 5
+
+
+def test_rows_with_the_same_prompt_keep_their_own_attempts(tmp_path: Path) -> None:
+    """More rows than evaluation.problems asks for, none of them with a question: all are evaluated, each as recorded."""
+    rows = [{"gold": str(n), "attempts": [boxed(n), boxed(n if n % 2 else -n)]} for n in range(1, 13)]
+    file = write(tmp_path / "alike.jsonl", rows)
+    recipe = {"task": {"name": "math"}, "stages": [STAGE], "sampler": "recorded", "recorded": str(file), "evaluation": {"problems": 5}}  # fmt: skip
+    evaluation = selfcorrect.evaluate("unused", recipe=recipe)
+    assert [e.value for e in evaluation.summary.accuracy] == [1.0, 0.5]
+    assert evaluation.summary.n == 12
+    assert evaluation.decoding == "recorded"
+
+
+def test_an_id_of_another_data_set_is_refused(tmp_path: Path) -> None:
+    data = write(tmp_path / "HumanEval.jsonl", HUMANEVAL)
+    file = write(tmp_path / "rows.jsonl", [{"task_id": "Mbpp/2", "program": "x = 1"}])
+    with pytest.raises(DataError, match=r"rows\.jsonl:1: field 'task_id' = 'Mbpp/2' is not in the task's data"):
+        selfcorrect.grade(file, "code", "task.dataset=humaneval", f"task.data={data.parent}")
+
+
+def test_two_processes_cannot_write_the_same_verdicts(pairs: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out.jsonl"
+    with output.open("a") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with pytest.raises(DataError, match="is being written by another process"):
+            selfcorrect.grade(pairs, "math", output=output)

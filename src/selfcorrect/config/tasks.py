@@ -95,8 +95,9 @@ class CodeConfig(Strict):
     Templates: prompt may use {examples}, {task} and {tests}; example {task}, {tests} and {code}; completion_prompt,
     for HumanEval, {code}; correction_prompt nothing.
     A program may take max(time_limit, time_factor x the data set's own solution) seconds, at most time_cap, and
-    memory_mb. workers: processes that grade, by default one a core. allow_unsandboxed: run untrusted programs even
-    where this machine cannot confine them.
+    memory_mb. prelude: common modules are imported before it (docs/grading.md). packages: what it may import besides
+    the standard library, such as [numpy]. workers: processes that grade, by default one a core. allow_unsandboxed: run
+    untrusted programs even where this machine cannot confine them.
     """
 
     name: Literal["code"]
@@ -112,6 +113,8 @@ class CodeConfig(Strict):
     time_factor: NonNegative = 20.0
     time_cap: Rate | None = None
     memory_mb: Positive | None = None
+    prelude: bool = True
+    packages: tuple[str, ...] = ()
     allow_unsandboxed: bool = False
     prompt: str = (
         "You write Python functions. For each task, reply with one block of code that holds the whole program; it "

@@ -75,14 +75,26 @@ def check_gold(gold: str) -> str:
     return text
 
 
+_OF_DAY = re.compile(r"[ap] ?m", re.IGNORECASE)
+
+
 def _units_agree(left: str, right: str) -> bool:
     """False where both name a unit that we know, and not the same one."""
     units = [split_unit(text)[1] for text in (left, right)]
     if "" in units:
         return True
-    powers = ["^" in unit or unit.startswith(("square", "sq ", "cubic", "cu ")) for unit in units]
     names = [_SAME_UNIT.get(unit.partition("^")[0]) for unit in units]
-    return powers[0] == powers[1] and (None in names or names[0] == names[1])
+    days = [_OF_DAY.fullmatch(unit) is not None for unit in units]
+    if all(days):
+        return units[0][0] == units[1][0]
+    return _power(units[0]) == _power(units[1]) and (None in names or names[0] == names[1])
+
+
+def _power(unit: str) -> int:
+    """1 for a length, 2 for an area, 3 for a volume."""
+    if unit.startswith(("cubic", "cu ")) or "^3" in unit or "^{3" in unit:
+        return 3
+    return 2 if unit.startswith(("square", "sq ")) or "^" in unit else 1
 
 
 def _same(gold: Node, given: Node, scalar: Scalar) -> bool | None:

@@ -27,7 +27,7 @@ _FRACTION = re.compile(
 )
 _POWER_OF_TEN = re.compile(rf"(?P<factor>{_SIGNED})\s*(?:\\cdot|\*)\s*10\s*\^\s*\{{?\s*(?P<power>-?\d{{1,2}})\s*\}}?")
 _REPEATING = re.compile(r"(?P<sign>-)?(?P<whole>\d{1,20})\.(?P<fixed>\d{0,20})\\overline\s*\{?(?P<again>\d{1,20})\}?")
-_BASE = re.compile(r"(?P<digits>[0-9A-Fa-f.]{1,60})_\{?(?P<base>\d{1,2})\}?")
+_BASE = re.compile(r"(?P<digits>-?[0-9A-Fa-f.]{1,60})_\{?(?P<base>\d{1,2})\}?")
 _FACTOR = re.compile(
     rf"\s*(?:(?P<number>{_DECIMAL})|\\sqrt\s*\{{\s*(?P<root>\d{{1,7}})\s*\}}|"
     r"(?P<name>(?:\\(?:pi|infty|theta|alpha|beta|gamma|lambda|phi|omega)(?![A-Za-z])|[A-Za-z])(?:_(?:\w|\{\w{1,3}\}))?)"

@@ -81,11 +81,16 @@ _UNIT = re.compile(
 _WORD = re.compile(r"[A-Za-z]+")
 _PLAIN_WORDS = re.compile(r"[A-Za-z]{2,}(?:[ '-][A-Za-z]+)*")
 _CLOCK = re.compile(r"\d+(?:\s*:\s*\d+)+\s*(?:[ap]\s*\.?\s*m\.?)?", re.IGNORECASE)  # a time of day, or a ratio
+_OF_DAY = re.compile(r"[ap]\s*\.?\s*m\.?", re.IGNORECASE)
 _VARIABLE = re.compile(r"\s*\\?[A-Za-z]+\s*")
 _NOT_UNITS = frozenset(
     _WORD.findall(
         "and or not but times plus minus over million billion trillion thousand hundred dozen percent if when where for"
         " is are to than less more choose mod base undefined sqrt frac solution solutions both either about around"
+        " millions billions trillions thousands hundreds dozens lakh lakhs crore crores half halves third thirds"
+        " quarter quarters fourth fourths fifth fifths sixth sixths eighth eighths tenth tenths hundredth hundredths"
+        " thousandth thousandths millionth millionths squared cubed factorial factorials double triple twice thrice"
+        " negative positive below above zero one two three no none never wrong incorrect false except without"
     )
 )
 _UNITS = frozenset(
@@ -127,12 +132,25 @@ def normalize(answer: str) -> str:
     text = answer.translate(_SYMBOLS).replace("\\(", " ").replace("\\)", " ")
     if text.lstrip().startswith("\\["):
         text = text.replace("\\[", " ").replace("\\]", " ")
+    text = text if text.rstrip().endswith("...") else text.rstrip(".,;: ")  # before `$` becomes a word behind it
     for pattern, by in _REWRITE:
         text = pattern.sub(by, text)
-    text = _SPACES.sub(" ", text).strip().strip("*").rstrip(".,;: ").lstrip(",;: ")
+    text = _SPACES.sub(" ", text).strip().strip("*").lstrip(",;: ")
+    text = text if text.endswith("...") else text.rstrip(".,;: ")  # a list that goes on is another list
     _check_brackets(text)
     boxed = re.fullmatch(r"\\boxed\s*\{(.*)\}", text)
-    return boxed[1].strip() if boxed else text
+    text = boxed[1].strip() if boxed else text
+    return text[1:-1].strip() if text.startswith("{") and _closes(text) == len(text) - 1 else text
+
+
+def _closes(text: str) -> int:
+    """Where the brace that `text` begins with is closed."""
+    depth = 0
+    for place, character in enumerate(text):
+        depth += (character == "{") - (character == "}")
+        if not depth:
+            return place
+    return -1
 
 
 def _check_brackets(text: str) -> None:
@@ -321,7 +339,12 @@ def split_unit(text: str) -> tuple[str, str]:
         return text, ""
     unit = (match["text"] or match["plain"] or "").strip()
     words = _WORD.findall(unit.lower())
-    if not words or any(word in _NOT_UNITS for word in words):
+    if not words or re.search(r"\d", unit) or any(word in _NOT_UNITS for word in words):
+        return text, ""
+    scales = {"M", "K", "B", "E"} & set(_WORD.findall(unit))  # `6 M` is six million, not six metres
+    if (scales or any(len(word) == 1 and word not in _UNITS for word in words)) and not _OF_DAY.fullmatch(
+        unit
+    ):  # `6 M`, `6 k`
         return text, ""
     if not re.search(r"\d", text[: match.start()]):
         return text, ""

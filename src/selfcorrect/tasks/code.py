@@ -135,6 +135,8 @@ class CodeTask(DataTask):
                 workers=config.workers,
                 time_limit=config.time_limit,
                 time_factor=config.time_factor,
+                prelude=config.prelude,
+                preload=config.packages,
                 allow_unsandboxed=config.allow_unsandboxed,
                 **limits,
             )

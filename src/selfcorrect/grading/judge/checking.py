@@ -135,8 +135,10 @@ class Channel:
         text = _text(f"{contents[1]}: {contents[2]}" if contents[2] else contents[1])
         if issubclass(kind, MemoryError):
             self.stop(Reason.MEMORY, text)
-        if not issubclass(kind, Exception) or issubclass(kind, UnicodeError):
-            kind = RuntimeError if issubclass(kind, Exception) else _ExitError  # these need arguments, those would pass
+        if not issubclass(kind, Exception):
+            kind = _ExitError  # it would end this process
+        elif issubclass(kind, StopIteration | StopAsyncIteration | UnicodeError):
+            kind = RuntimeError  # it would end a test's loop as if all were well; or needs more than a text
         try:
             self.raised = kind(text)
         except TypeError:  # a kind that needs more than a text, such as ExceptionGroup

@@ -173,15 +173,18 @@ _die: list[Callable[[], int]] = []
 _kept: list[_SockFprog] = []  # the calls hold their addresses only
 
 
-def prepare_filters() -> None:
-    """Build the filters and the calls now: what a fork does not have to build costs it nothing."""
+def prepare_filters(*, threads: bool = False) -> None:
+    """Build the filters and the calls now: what a fork does not have to build costs it nothing.
+
+    threads: only where their number is bounded, which takes a user namespace.
+    """
     if platform.machine() not in MACHINES:
         return
     prctl = ctypes.PyDLL(None, use_errno=True).prctl
     prctl.argtypes = [ctypes.c_int, *[ctypes.c_void_p] * 4]
     _die.append(partial(prctl, _PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0))
     for judge in (False, True):
-        code = build_filter(MACHINES[platform.machine()], judge=judge)
+        code = build_filter(MACHINES[platform.machine()], judge=judge, threads=threads)
         program = _SockFprog(len(code) // 8, code)
         arguments = (_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.addressof(program), 0, 0)
         _kept.append(program)

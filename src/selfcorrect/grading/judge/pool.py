@@ -10,6 +10,7 @@ import queue
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -28,6 +29,17 @@ _BOOT = "import sys; sys.path.insert(0, sys.argv[3]); from selfcorrect.grading.j
 _ENVIRONMENT = {"PYTHONHASHSEED": "0", "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 _SETTINGS: dict[str, Any] = {}  # for tests: what every supervisor is told besides
 _TRIES = 2  # of a job whose supervisor was lost
+
+
+_JUDGES: "weakref.WeakSet[CodeJudge]" = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for judge in list(_JUDGES):
+        judge._forget()
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 class _Supervisor:
@@ -63,6 +75,12 @@ class _Supervisor:
         if frame is None:
             raise EOFError("the supervisor ended")
         return json.loads(frame)
+
+    def let_go(self) -> None:
+        """Close this process's copies of the pipes, and leave the supervisor to its parent."""
+        self._process.returncode = 0  # not ours to wait for
+        for descriptor in (self._to, self._from):
+            os.close(descriptor)
 
     def stop(self) -> None:
         for pipe in (self._process.stdin, self._process.stdout):
@@ -108,6 +126,7 @@ class CodeJudge:
         self._reference_seconds: dict[str, float] = {}
         self._confinement: Confinement | None = None
         self._launched = itertools.count()
+        _JUDGES.add(self)
 
     @property
     def confinement(self) -> Confinement:
@@ -152,11 +171,20 @@ class CodeJudge:
     def close(self) -> None:
         """End every process. The next grade starts anew."""
         with self._lock:
+            self._confinement = None
+            old, self._free = self._free, queue.SimpleQueue()
             while self._open:
                 self._open.pop().stop()
-            self._free = queue.SimpleQueue()
-            self._confinement = None
+            for _ in range(self.workers):  # whoever waits learns that there is nothing to wait for
+                old.put(None)
         atexit.unregister(self.close)
+
+    def _forget(self) -> None:
+        """In a forked process: the supervisors are the parent's. This judge starts its own when it is used."""
+        for supervisor in self._open:
+            supervisor.let_go()
+        self._open, self._free, self._lock = set(), queue.SimpleQueue(), threading.Lock()
+        self._confinement = None
 
     def __enter__(self) -> Self:
         return self
@@ -187,23 +215,25 @@ class CodeJudge:
         return min(self._cap, max(self._limits.seconds, self._factor * seconds))
 
     def _run(self, source: str, checks: Checks, seconds: float) -> Verdict:
-        job = dumps(
-            {
-                "source": source, "checks": asdict(checks), "prelude": self._prelude,
-                "reply_bytes": self._limits.reply_bytes,
-            }
-        )  # fmt: skip
-        seldom = NAMES_SELDOM.search(source) is not None
-        header = dumps({"seconds": seconds, "with_numpy": "numpy" in checks.code, "seldom": seldom})
+        header, job = self._job(source, checks, seconds)
         free, lost = self._free, ""
+        if self._confinement is None:  # close() was called while a batch ran
+            return Verdict(Reason.GRADER_FAILED, "the judge was closed")
         for _ in range(_TRIES):
-            supervisor = free.get() or self._launch()
+            try:
+                waiting = free.get()
+                if free is not self._free:
+                    return Verdict(Reason.GRADER_FAILED, "the judge was closed")
+                supervisor = waiting or self._launch()
+            except BaseException:
+                free.put(None)  # whoever comes next starts another
+                raise
             try:
                 verdict = supervisor.ask(header, job)
             except (OSError, EOFError) as error:
                 lost = str(error)
                 self._discard(supervisor)
-                free.put(None)  # whoever comes next starts another
+                free.put(None)
                 continue
             except BaseException:  # Ctrl-C in the middle of an answer: what is in the pipe belongs to no one
                 self._discard(supervisor)
@@ -213,32 +243,47 @@ class CodeJudge:
             return verdict
         return Verdict(Reason.GRADER_FAILED, f"the judge's process was lost {_TRIES} times: {lost}")
 
+    def _job(self, source: str, checks: Checks, seconds: float) -> tuple[bytes, bytes]:
+        """What the supervisor reads, and what it hands on to the judge's process."""
+        job = {
+            "source": source, "checks": asdict(checks), "prelude": self._prelude,
+            "reply_bytes": self._limits.reply_bytes,
+        }  # fmt: skip
+        seldom = NAMES_SELDOM.search(source) is not None
+        return dumps({"seconds": seconds, "with_numpy": "numpy" in checks.code, "seldom": seldom}), dumps(job)
+
     def _start(self) -> None:
         with self._lock:
             if self._confinement:
                 return
             first = self._launch()
-            if not first.confinement.seccomp and not self._allow:
-                self._open.discard(first)
-                first.stop()
-                raise SandboxError(
-                    "this machine offers no confinement for untrusted programs (no seccomp: on Linux, x86_64 or "
-                    "aarch64, a kernel or container that allows it is needed); run on one that does, or accept the "
-                    "risk to your files and account with --allow-unsandboxed (allow_unsandboxed=True)"
-                )
-            self._confinement = first.confinement
+            try:
+                self._check(first)
+            except BaseException:
+                self._discard(first)
+                raise
             for supervisor in [first] + [None] * (self.workers - 1):
                 self._free.put(supervisor)
             atexit.register(self.close)
-        if first.confinement.seccomp:
-            self._check_the_lock()
+            self._confinement = first.confinement
 
-    def _check_the_lock(self) -> None:
+    def _check(self, first: _Supervisor) -> None:
+        """Raises SandboxError where programs are not confined, or the self-test finds a hole."""
         from selfcorrect.grading.judge.selftest import holes
 
-        found = holes(lambda source, checks: self._run(source, checks, 0.3))
+        if not first.confinement.seccomp:
+            if self._allow:
+                return
+            raise SandboxError(
+                "this machine offers no confinement for untrusted programs (no seccomp: on Linux, x86_64 or "
+                "aarch64, a kernel or container that allows it is needed); run on one that does, or accept the "
+                "risk to your files and account with --allow-unsandboxed (in a recipe task.allow_unsandboxed: true)"
+            )
+        try:
+            found = holes(lambda source, checks: first.ask(*self._job(source, checks, 0.3)))
+        except (OSError, EOFError) as error:
+            raise SandboxError(f"the code judge's process ended in its self-test: {error}") from error
         if found:
-            self.close()
             raise SandboxError(
                 f"the self-test of the code judge found a hole: {'; '.join(found)}. No program was run; "
                 "please report this with your kernel's version"

@@ -13,12 +13,14 @@ MODULES = (
     "logging", "math", "numbers", "operator", "os", "os.path", "pathlib", "posix", "pprint", "queue", "random", "re",
     "reprlib", "signal", "statistics", "string", "struct", "sys", "textwrap", "threading", "time", "timeit", "token",
     "tokenize", "traceback", "types", "typing", "unicodedata", "warnings", "weakref", "zlib", "_strptime",
-    "encodings.latin_1", "encodings.utf_16", "encodings.ascii",
+    "encodings.ascii", "encodings.cp1252", "encodings.latin_1", "encodings.rot_13", "encodings.unicode_escape",
+    "encodings.utf_16", "encodings.utf_16_le", "encodings.utf_8_sig",
 )  # fmt: skip
 # For the few programs that name one of them: a process that holds these too takes a quarter longer to fork.
 SELDOM = (
-    "argparse", "concurrent.futures", "concurrent.futures.thread", "csv", "difflib", "doctest", "encodings.idna",
-    "html", "pickle", "platform", "secrets", "shlex", "socket", "subprocess", "tempfile", "unittest", "uuid",
+    "argparse", "asyncio", "colorsys", "concurrent.futures", "concurrent.futures.thread", "contextvars", "csv",
+    "difflib", "doctest", "encodings.idna", "getopt", "glob", "graphlib", "gzip", "hmac", "html", "pickle", "platform",
+    "secrets", "shlex", "shutil", "socket", "subprocess", "tempfile", "unittest", "uuid", "zoneinfo",
 )  # fmt: skip
 NAMES_SELDOM = re.compile("|".join(rf"\b{name.partition('.')[0]}\b" for name in SELDOM))
 _LAZY = {"numpy": ("numpy.random", "numpy.linalg", "numpy.fft")}  # loaded at first use, which would be too late

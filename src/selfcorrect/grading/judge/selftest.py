@@ -62,11 +62,17 @@ def broke_out():
     found = []
     for number in range(64):
         try:
-            os.close(os.dup(number))
+            os.write(number, b"")
             found.append(number)
-        except OSError:
-            pass
+        except OSError as error:
+            if error.errno != 9:
+                found.append(number)
     return found != [0, 1, 2, 3]
+"""
+_OWNER = """
+import ctypes
+def broke_out():
+    return ctypes.CDLL(None).fcntl(3, 8, 1) >= 0 or ctypes.CDLL(None).fcntl(3, 10, 9) >= 0
 """
 _ENVIRONMENT = """
 import os
@@ -102,6 +108,7 @@ def holes(run: Callable[[str, Checks], Verdict]) -> list[str]:
             "starts processes": _FORK,
             "runs commands": _EXECUTE,
             "sends signals": _SIGNAL,
+            "has signals sent": _OWNER,
             "makes dangerous system calls": _SYSTEM_CALLS,
             "inherits descriptors": _DESCRIPTORS,
             "sees the environment": _ENVIRONMENT,

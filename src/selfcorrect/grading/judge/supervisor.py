@@ -25,6 +25,7 @@ from selfcorrect.grading.judge.zygote import ENDED, STARTED
 _GRACE = 0.1  # seconds that the judge has to speak after its program was killed
 _STRETCH = 3  # a deadline moves, for time spent waiting for a processor, to at most so many times itself
 _START = 60.0
+_STUCK = 20.0  # seconds without a word from the zygote, which only forks and waits for killed processes
 _ZYGOTE = "import sys; sys.path.insert(0, sys.argv[3]); from selfcorrect.grading.judge.zygote import main; main()"
 
 
@@ -71,6 +72,7 @@ class Zygote:
         ours, theirs = socket.socketpair()
         try:
             socket.send_fds(self.control, [b"R"], [theirs.fileno()])
+            self._wait()
             message, handles, _, _ = socket.recv_fds(self.control, STARTED.size, 1)
         except OSError as error:
             ours.close()
@@ -85,11 +87,16 @@ class Zygote:
 
     def ended(self) -> tuple[int, int]:
         """Wait status and peak kilobytes of the program that was started last; waits for its end."""
+        self._wait()
         message = self.control.recv(ENDED.size)
         self._running = False
         if len(message) < ENDED.size:
             raise JudgeError("the process for programs is gone")
         return ENDED.unpack(message)[1:]
+
+    def _wait(self) -> None:
+        if not _readable(self.control, _STUCK):
+            raise JudgeError(f"the process for programs did not answer for {_STUCK:g} s")
 
     def stop(self) -> None:
         self.control.close()

@@ -115,6 +115,6 @@ def _raised(mark: str, error: BaseException) -> bytes:
     kinds = [kind.__name__ for kind in type(error).__mro__ if getattr(builtins, kind.__name__, None) is kind]
     try:
         text = str(error)[:300]
-    except Exception:  # noqa: BLE001 - a program's own __str__
+    except BaseException:  # noqa: BLE001 - a program's own __str__
         text = ""
     return dumps([mark, "raised", [kinds[0] if kinds else "Exception", type(error).__name__[:80], text]])

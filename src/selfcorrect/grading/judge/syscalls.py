@@ -2,7 +2,8 @@
 
 An allowlist: what is not named gets EPERM. A call through another architecture's door (int 0x80, x32) ends the
 process. Reading and writing work on the descriptors a process already holds; there is no call that opens, connects,
-starts a process, sends a signal or changes a limit.
+starts a process, sends a signal or changes a limit. fcntl is not among them: it can have the kernel send any signal
+to any process of the same user (F_SETOWN, F_SETSIG, O_ASYNC).
 """
 
 import struct
@@ -14,7 +15,7 @@ _COMMON = {
     "mprotect": (10, 226), "munmap": (11, 215), "brk": (12, 214), "rt_sigaction": (13, 134),
     "rt_sigprocmask": (14, 135), "rt_sigreturn": (15, 139), "pread64": (17, 67), "sched_yield": (24, 124),
     "mremap": (25, 216), "madvise": (28, 233), "dup": (32, 23), "nanosleep": (35, 101), "getpid": (39, 172),
-    "exit": (60, 93), "uname": (63, 160), "fcntl": (72, 25), "gettimeofday": (96, 169), "getrusage": (98, 165),
+    "exit": (60, 93), "uname": (63, 160), "gettimeofday": (96, 169), "getrusage": (98, 165),
     "sysinfo": (99, 179), "times": (100, 153), "getuid": (102, 174), "getgid": (104, 176), "geteuid": (107, 175),
     "getegid": (108, 177), "getppid": (110, 173), "sigaltstack": (131, 132), "gettid": (186, 178), "futex": (202, 98),
     "sched_getaffinity": (204, 123), "restart_syscall": (219, 128), "clock_gettime": (228, 113),
@@ -56,8 +57,8 @@ def allowed(machine: Machine, *, judge: bool) -> dict[str, int]:
     return table
 
 
-def build_filter(machine: Machine, *, judge: bool = False) -> bytes:
-    """The seccomp program, as the kernel's array of struct sock_filter."""
+def build_filter(machine: Machine, *, judge: bool = False, threads: bool = True) -> bytes:
+    """The seccomp program, as the kernel's array of struct sock_filter. threads: whether clone may make them."""
     code = [_op(_LOAD, _ARCHITECTURE_AT), _op(_EQUAL, machine.audit, 1, 0), _op(_RETURN, _KILL_PROCESS)]
     code += [_op(_LOAD, _NUMBER_AT)]
     if machine.name == "x86_64":
@@ -66,8 +67,9 @@ def build_filter(machine: Machine, *, judge: bool = False) -> bytes:
         code += [_op(_EQUAL, number, 0, 1), _op(_RETURN, _ALLOW)]
     # clone3 hides its flags behind a pointer; without it the C library falls back to clone
     code += [_op(_EQUAL, _CLONE3[machine.column], 0, 1), _op(_RETURN, _ERRNO | _ENOSYS)]
-    code += [_op(_EQUAL, _CLONE[machine.column], 0, 4), _op(_LOAD, _FIRST_ARGUMENT_AT)]
-    code += [_op(_AND, _THREAD | _NEW_NAMESPACES), _op(_EQUAL, _THREAD, 0, 1), _op(_RETURN, _ALLOW)]
+    if threads:
+        code += [_op(_EQUAL, _CLONE[machine.column], 0, 4), _op(_LOAD, _FIRST_ARGUMENT_AT)]
+        code += [_op(_AND, _THREAD | _NEW_NAMESPACES), _op(_EQUAL, _THREAD, 0, 1), _op(_RETURN, _ALLOW)]
     return b"".join([*code, _op(_RETURN, _ERRNO | _EPERM)])
 
 

@@ -36,7 +36,7 @@ def main() -> None:
     sys.path.clear()
     sys.argv = [""]
     confinement = confine.Confinement(**settings["confinement"])
-    confine.prepare_filters()
+    confine.prepare_filters(threads=confinement.namespaces)
     suspect.prepare()
     fork = _plain_fork()
     if settings["memory"]:

@@ -85,7 +85,7 @@ def test_what_the_judge_is_given(tmp_path: Path) -> None:
     grades = task.grade([(task.test[0], fenced("def add_11(x):\n    return x + 11"))])
     judge: Any = task._judge
     assert judge.options == {
-        "workers": 3, "time_limit": 2.0, "time_factor": 20.0, "allow_unsandboxed": False, "memory_mb": 512,
+        "workers": 3, "time_limit": 2.0, "time_factor": 20.0, "prelude": True, "preload": (), "allow_unsandboxed": False, "memory_mb": 512,
     }  # fmt: skip
     ((program, checks),) = judge.jobs
     assert checks.code == "import math\n" + "\n".join(node["test_list"])

@@ -219,11 +219,12 @@ def test_plus_sets_but_for_what_the_data_names() -> None:
 def test_constants_and_identities_pass_nothing() -> None:
     bodies = ["return None", "return True", "return 0", "return a[0] if a else []"]
     with CodeJudge() as judge:
-        for rows, most in ((humaneval("humaneval/HumanEval.jsonl.gz"), 0), (mbpp("mbpp/sanitized-mbpp.json"), 3)):
+        for rows in (humaneval("humaneval/HumanEval.jsonl.gz"), mbpp("mbpp/sanitized-mbpp.json")):
             for body in bodies:
                 cases = [(f"def {called(checks)}(*a, **k): {body}", checks) for _, _, checks in rows]
-                passed = [case for case, v in zip(cases, judge.grade(cases), strict=True) if v.passed]
-                assert len(passed) <= most, (body, [source for source, _ in passed])
+                passed = [row[0] for row, v in zip(rows, judge.grade(cases), strict=True) if v.passed]
+                # MBPP 404 asks for the lesser of two numbers, and its tests always give that one first.
+                assert passed in ([], [404]), (body, passed)
 
 
 def called(checks: Checks) -> str:

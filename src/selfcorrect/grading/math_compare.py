@@ -37,6 +37,9 @@ _SAME_UNIT = {
         ("day", "days"), ("week", "weeks"), ("month", "months"), ("year", "years"), ("dollar", "dollars"),
         ("cent", "cents"), ("g", "gram", "grams"), ("kg", "kilogram", "kilograms"), ("lb", "lbs", "pound", "pounds"),
         ("oz", "ounce", "ounces"), ("degree", "degrees"), ("radian", "radians"), ("%", "percent"),
+        ("mph", "mi h", "miles hour", "miles per hour"), ("kph", "kmh", "km h", "kilometers per hour"),
+        ("m s", "meters second", "meters per second"), ("l", "liter", "liters", "litres"), ("ml", "milliliters"),
+        ("gal", "gallon", "gallons"), ("qt", "quart", "quarts"), ("acre", "acres"), ("pint", "pints"),
     )
     for name in group
 }  # fmt: skip

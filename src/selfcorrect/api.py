@@ -7,7 +7,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from selfcorrect.config import LAB_MODEL, CodeConfig, LabBaseConfig, MathConfig, TrainConfig
+from selfcorrect.config import LAB_MODEL, CodeConfig, Config, LabBaseConfig, MathConfig, TrainConfig
 from selfcorrect.display import Observer
 from selfcorrect.errors import ConfigError, DataError, TrainingInterrupted
 from selfcorrect.evaluation import Evaluation, Evaluator, load_external
@@ -16,7 +16,7 @@ from selfcorrect.models import LanguageModel, load_model
 from selfcorrect.recipe import load_recipe, validate
 from selfcorrect.report import write_report
 from selfcorrect.rollout import play as play_problems
-from selfcorrect.run import check_context, keep_evaluation, resume, start
+from selfcorrect.run import check_context, evaluated_problems, keep_evaluation, resume, start
 from selfcorrect.samplers.recorded import TextChat
 from selfcorrect.samplers.transformers import TransformersSampler
 from selfcorrect.seeds import derive_seed
@@ -29,7 +29,7 @@ from selfcorrect.types import Rollout, SamplingParams
 
 __all__ = ["evaluate", "grade", "make_repair_set", "play", "read_config", "train", "write_report"]
 
-Recipe = str | Path | Mapping[str, Any] | TrainConfig | LabBaseConfig
+Recipe = str | Path | Mapping[str, Any] | Config
 
 
 def train(recipe: Recipe, *overrides: str, observer: Observer | None = None, resume_run: bool = False) -> Path:
@@ -48,7 +48,7 @@ def train(recipe: Recipe, *overrides: str, observer: Observer | None = None, res
         from selfcorrect.lab.base import train_base
 
         return train_base(config, watcher.message)
-    return start(config, watcher)
+    return start(_train_config(config), watcher)
 
 
 def evaluate(
@@ -99,9 +99,9 @@ def _evaluate_model(config: TrainConfig, task: Task, say: Callable[[str], None])
     """Greedy rollouts of the recipe's model; and what was told about task and model."""
     evaluation = config.evaluation
     evaluator = Evaluator(
-        task=task, problems=task.held_out(evaluation.problems), attempts=config.rollouts.attempts,
+        task=task, problems=evaluated_problems(config, task), attempts=config.rollouts.attempts,
         max_new_tokens=config.rollouts.max_new_tokens, seed=config.seed, controls=evaluation.controls,
-        external=load_external(task, evaluation.external),
+        external=load_external(task, evaluation.external), refine=config.rollouts.self_refine, split=evaluation.split,
     )  # fmt: skip
     lm = load_model(config.model)
     check_context(config, lm, task, task.longest())
@@ -241,9 +241,9 @@ def make_repair_set(
     return kept
 
 
-def read_config(recipe: Recipe, *overrides: str) -> TrainConfig | LabBaseConfig:
+def read_config(recipe: Recipe, *overrides: str) -> Config:
     """Anything that stands for a recipe -> the validated config."""
-    if isinstance(recipe, TrainConfig | LabBaseConfig):
+    if isinstance(recipe, Config):
         return validate(recipe.model_dump(mode="json"), overrides=overrides) if overrides else recipe
     if isinstance(recipe, Mapping):
         return validate(recipe, overrides=overrides)
@@ -253,7 +253,7 @@ def read_config(recipe: Recipe, *overrides: str) -> TrainConfig | LabBaseConfig:
 def _train_config(recipe: Recipe, *overrides: str) -> TrainConfig:
     config = read_config(recipe, *overrides)
     if not isinstance(config, TrainConfig):
-        raise ConfigError("this recipe builds the lab's base model; name a recipe of kind train")
+        raise ConfigError(f"this recipe is of kind {config.kind}; name one of kind train")
     return config
 
 

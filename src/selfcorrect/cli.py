@@ -196,6 +196,25 @@ def make_repair_set(
 
 
 @app.command()
+def compare(recipe: RecipeArgument, overrides: Overrides = None) -> None:
+    """Run every method of a comparison file on every seed under one budget; write one page and one table."""
+    from selfcorrect.compare import compare as run_comparison
+    from selfcorrect.config import CompareConfig
+    from selfcorrect.recipe import load_recipe
+
+    config = load_recipe(recipe, overrides or [])
+    if not isinstance(config, CompareConfig):
+        raise ConfigError(f"{recipe} is of kind {config.kind}; a comparison has kind: compare")
+    try:
+        folder = run_comparison(config, typer.echo)
+    except TrainingInterrupted as error:
+        typer.echo(str(error), err=True)
+        raise typer.Exit(130) from None
+    typer.echo(f"page: {folder / 'compare.html'}")
+    typer.echo(f"table: {folder / 'compare.md'}")
+
+
+@app.command()
 def report(run: Annotated[Path, typer.Argument(help="A run folder.", metavar="RUN")]) -> None:
     """Write RUN/report.html from what the run folder holds; works while a run goes on."""
     from selfcorrect.report import write_report

@@ -132,7 +132,10 @@ class LiveObserver(PlainObserver):
             colour = "green" if result.delta >= 0 else "red"
             table.add_row("delta", Text(f"{result.delta:+.3f}", style=colour), _flow(result))
             table.add_row("unchanged answers", f"{result.unchanged:.1%}")
-        table.add_row("KL of attempt 1", f"{result.kl[0]:.3f}", Text("nats to the reference", style="dim"))
+        if result.kl:
+            table.add_row("KL of attempt 1", f"{result.kl[0]:.3f}", Text("nats to the reference", style="dim"))
+        else:
+            table.add_row("loss", f"{result.loss:.4f}", Text("cross entropy a token", style="dim"))
         table.add_row("sampled tokens/s", f"{result.tokens_per_second:,.0f}", Text(_parts(result), style="dim"))
         table.add_row("waiting for grader", f"{grader_share(result):.1%}", Text("of the step", style="dim"))
         whole = ProgressBar(total=self._pace.steps, completed=result.stage_step, width=66)
@@ -161,6 +164,11 @@ def make_observer() -> Observer:
 
 def step_line(result: StepResult, pace: _Pace) -> str:
     """One training step as a line of text."""
+    if not result.rewards:
+        return (
+            f"{result.stage} {result.stage_step}/{pace.steps}  {clock(pace.left())} left  loss={result.loss:.4f} "
+            f"grad_norm={result.grad_norm:.3f}"
+        )
     rewards = " ".join(f"r{number}={reward:.3f}" for number, reward in enumerate(result.rewards, 1))
     return (
         f"{result.stage} {result.stage_step}/{pace.steps}  {clock(pace.left())} left  {rewards} "

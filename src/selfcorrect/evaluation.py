@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from selfcorrect.chat import Chat
+from selfcorrect.config import SelfRefineConfig
 from selfcorrect.metrics import Summary, summarize
 from selfcorrect.rollout import play
 from selfcorrect.samplers.base import Sampler
@@ -33,6 +34,7 @@ class Evaluation:
     controls: tuple[tuple[str, Summary], ...] = ()
     external: tuple[tuple[str, Summary], ...] = ()
     decoding: str = "greedy"
+    split: str = "test"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +49,8 @@ class Evaluator:
     controls: bool = True
     external: Sequence[tuple[str, Sequence[Problem]]] = ()
     decoding: str = "greedy"
+    split: str = "test"
+    refine: SelfRefineConfig | None = None
 
     def run(self, name: str, step: int, sampler: Sampler, chat: Chat) -> Evaluation:
         """Evaluate what `sampler` now samples from. The problems and draws are the same at every call."""
@@ -57,7 +61,7 @@ class Evaluator:
         ) -> list[Rollout]:
             params = SamplingParams(temperature, self.max_new_tokens, derive_seed(self.seed, "evaluate"))
             first = [rollout.attempts[0].completion for rollout in given] if given else None
-            return play(problems, self.task, sampler, chat, params, self.attempts, given=first)
+            return play(problems, self.task, sampler, chat, params, self.attempts, given=first, refine=self.refine)
 
         greedy = rollouts(self.problems, 0.0)
         sampled = rollouts(self.problems, 1.0) if self.controls else []
@@ -79,6 +83,7 @@ class Evaluator:
             controls=tuple(controls),
             external=tuple(external),
             decoding=self.decoding,
+            split=self.split,
         )
 
 

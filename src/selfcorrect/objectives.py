@@ -44,6 +44,14 @@ def stage_two(rewards_BA: Tensor, beta1: float, alpha: float, gamma: float = 0.0
     return Credit(discount(shaped_BA, gamma), (beta1,) * rewards_BA.shape[1], known_BA)
 
 
+def annealed(rewards_BA: Tensor, beta1: float, beta2: float, alpha: float, share: float) -> Credit:
+    """Between the stages: (1 - share) of Stage I's credit and `share` of Stage II's (the paper's outlook, Sec. 7)."""
+    one, two = stage_one(rewards_BA, beta1, beta2), stage_two(rewards_BA, beta1, alpha)
+    assert two.known_BA is not None
+    kl_coef_A = tuple((1 - share) * a + share * b for a, b in zip(one.kl_coef_A, two.kl_coef_A, strict=True))
+    return Credit((1 - share) * one.returns_BA + share * two.returns_BA, kl_coef_A, share * two.known_BA)
+
+
 def single_turn(rewards_BA: Tensor, beta1: float) -> Credit:
     """Eq. 2 on attempt 1 alone; later attempts, where played, earn nothing and carry no KL."""
     returns_BA = torch.zeros_like(rewards_BA)

@@ -15,12 +15,11 @@ from typing import Annotated, Any, get_args
 import yaml
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
-from selfcorrect.config import TASK_KINDS, Config, LabBaseConfig, MultiTurn, SingleTurn, StageOne, StageTwo, TrainConfig
+from selfcorrect.config import STAGE_KINDS, TASK_KINDS, CompareConfig, Config, LabBaseConfig, TrainConfig
 from selfcorrect.errors import ConfigError
 
 _ADAPTER: TypeAdapter[Config] = TypeAdapter(Annotated[Config, Field(discriminator="kind")])
-_STAGES = {"stage1": StageOne, "stage2": StageTwo, "single_turn": SingleTurn, "multi_turn": MultiTurn}
-_TAGS = {"train", "lab_base", *_STAGES}
+_TAGS = {"train", "lab_base", "compare", *STAGE_KINDS}
 _WITH_TASK = ("task", "of")  # settings that hold a task
 _FLOAT = ("tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789"))
 
@@ -180,7 +179,7 @@ def _explain(error: dict[str, Any], source: str, places: Places) -> str:
                 where = places.get(".".join([*parts, tag]), where)
             return f"{where}: {field}: {tag} = {context['tag']!r} must be one of {context['expected_tags']}"
         case "union_tag_not_found":
-            names = ", ".join(map(repr, _STAGES))
+            names = ", ".join(map(repr, STAGE_KINDS))
             return f"{where}: {field}: objective is missing; it must be one of {names}"
         case "value_error":
             text = str(error["ctx"]["error"])
@@ -214,7 +213,8 @@ def _hint(key: str) -> str:
 def _fields() -> Iterator[tuple[str, str]]:
     """Every setting and the section it belongs to."""
     todo: list[tuple[Any, str]] = [(TrainConfig, "the recipe's top level"), (LabBaseConfig, "recipes of kind lab_base")]
-    todo += [(model, f"stages with objective {name}") for name, model in _STAGES.items()]
+    todo += [(CompareConfig, "recipes of kind compare")]
+    todo += [(model, f"stages with objective {name}") for name, model in STAGE_KINDS.items()]
     todo += [(model, f"tasks with name {name}") for name, model in TASK_KINDS.items()]
     known = {model for model, _ in todo}
     while todo:

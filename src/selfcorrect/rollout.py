@@ -7,11 +7,12 @@ The correction prompt never needs a grade, so attempt a is graded in a thread wh
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 from selfcorrect.chat import Chat
+from selfcorrect.config import SelfRefineConfig
 from selfcorrect.samplers.base import Sampler
 from selfcorrect.seeds import derive_seed
 from selfcorrect.tasks.base import Task
@@ -38,39 +39,38 @@ def play(
     attempts: int,
     *,
     policy_step: int = 0,
-    given: Sequence[Completion] | None = None,
+    given: Sequence[Completion | None] | None = None,
+    refine: SelfRefineConfig | None = None,
     waiting: Waiting | None = None,
 ) -> list[Rollout]:
     """Play every problem (repeat a problem to get a group), all rows together, one attempt after the other.
 
-    given: one completion per problem that takes the place of attempt 1 (controls); where there is none, a problem's
-    recorded first attempt does (offline repair). Both are graded like any other. Problems the tokenizer cannot read
-    are not sampled: outcome `unreadable`. Returns one Rollout per problem, in order; what the grader raises, rises.
+    given: one completion per problem that takes the place of attempt 1 (controls, offline first attempts), or None
+    where attempt 1 is sampled; without `given`, a problem's recorded first attempt does (offline repair). Both are
+    graded like any other. refine: between two attempts the model writes feedback of its own (Self-Refine). Problems
+    the tokenizer cannot read are not sampled: outcome `unreadable`. Returns one Rollout per problem, in order; what
+    the grader raises, rises.
     """
     contexts = [chat.first_prompt(problem.prompt) for problem in problems]
     readable = [chat.readable(context) for context in contexts]
+    turn = _Turn(problems, task, sampler, chat, readable, refine)
+    firsts = _first_attempts(problems, chat, given)
     played: list[list[Completion]] = [[] for _ in problems]
     shown: list[list[tuple[int, ...]]] = [[] for _ in problems]
-    firsts = _first_attempts(problems, chat, given)
+    feedback: list[list[str]] = [[] for _ in problems]
     grader = ThreadPoolExecutor(1, thread_name_prefix="grader")
     grading: list[Future[list[Grade]]] = []
     try:
         for number in range(1, attempts + 1):
+            told = [""] * len(problems)
             if number > 1:
-                contexts = [
-                    chat.next_prompt(context, done[-1].token_ids, task.correction_prompt(problem))
-                    for problem, context, done in zip(problems, contexts, played, strict=True)
-                ]
-            done_already = firsts if number == 1 else {}
-            rows = [row for row, ok in enumerate(readable) if ok and row not in done_already]
-            turn = replace(params, seed=derive_seed(params.seed, "attempt", number))
-            sampled = sampler.sample([contexts[row] for row in rows], turn) if rows or not done_already else []
-            now = {**done_already, **dict(zip(rows, sampled, strict=True))}
+                contexts, told = turn.ask(contexts, [done[-1] for done in played], params, number)
+            now = turn.answer(contexts, firsts if number == 1 else {}, params, number)
             for row in range(len(problems)):
-                played[row].append(now.get(row, _SKIPPED) if readable[row] else _SKIPPED)
+                played[row].append(now[row])
                 shown[row].append(contexts[row])
-            turn_done = [done[-1] for done in played]
-            grading.append(grader.submit(_grade, task, problems, turn_done, readable))
+                feedback[row].append(told[row])
+            grading.append(grader.submit(_grade, task, problems, now, readable))
         began = time.perf_counter()
         grades = [future.result() for future in grading]
         if waiting is not None:
@@ -81,7 +81,7 @@ def play(
         Rollout(
             problem,
             tuple(
-                Attempt(shown[row][a], played[row][a], grades[a][row], sampled=a > 0 or row not in firsts)
+                Attempt(shown[row][a], played[row][a], grades[a][row], a > 0 or row not in firsts, feedback[row][a])
                 for a in range(attempts)
             ),
             params.seed,
@@ -91,12 +91,60 @@ def play(
     ]
 
 
+@dataclass(frozen=True, slots=True)
+class _Turn:
+    """What is the same for every attempt of one call. readable: by row, whether the tokenizer can read the problem."""
+
+    problems: Sequence[Problem]
+    task: Task
+    sampler: Sampler
+    chat: Chat
+    readable: Sequence[bool]
+    refine: SelfRefineConfig | None
+
+    def ask(
+        self, contexts: Sequence[tuple[int, ...]], last: Sequence[Completion], params: SamplingParams, number: int
+    ) -> tuple[list[tuple[int, ...]], list[str]]:
+        """The contexts of attempt `number`, and the feedback that the model wrote on the way, if it was asked to."""
+        told = [""] * len(contexts)
+        prompts = [self.task.correction_prompt(problem) for problem in self.problems]
+        if self.refine:
+            contexts = self._next(contexts, last, [self.refine.feedback_prompt] * len(contexts))
+            draws = replace(params, seed=derive_seed(params.seed, "feedback", number))
+            last = self._sample(contexts, {}, draws)
+            told = [completion.text for completion in last]
+            prompts = [self.refine.refine_prompt] * len(contexts)
+        return self._next(contexts, last, prompts), told
+
+    def answer(
+        self, contexts: Sequence[tuple[int, ...]], firsts: Mapping[int, Completion], params: SamplingParams, number: int
+    ) -> list[Completion]:
+        """Attempt `number` of every row; firsts: rows whose attempt is given."""
+        return self._sample(contexts, firsts, replace(params, seed=derive_seed(params.seed, "attempt", number)))
+
+    def _next(
+        self, contexts: Sequence[tuple[int, ...]], last: Sequence[Completion], prompts: Sequence[str]
+    ) -> list[tuple[int, ...]]:
+        return [
+            self.chat.next_prompt(context, completion.token_ids, prompt)
+            for context, completion, prompt in zip(contexts, last, prompts, strict=True)
+        ]
+
+    def _sample(
+        self, contexts: Sequence[tuple[int, ...]], given: Mapping[int, Completion], params: SamplingParams
+    ) -> list[Completion]:
+        rows = [row for row, ok in enumerate(self.readable) if ok and row not in given]
+        sampled = self.sampler.sample([contexts[row] for row in rows], params) if rows or not given else []
+        now = {**given, **dict(zip(rows, sampled, strict=True))}
+        return [now.get(row, _SKIPPED) if ok else _SKIPPED for row, ok in enumerate(self.readable)]
+
+
 def _first_attempts(
-    problems: Sequence[Problem], chat: Chat, given: Sequence[Completion] | None
+    problems: Sequence[Problem], chat: Chat, given: Sequence[Completion | None] | None
 ) -> dict[int, Completion]:
     """Row -> the completion that stands for its attempt 1, where one does."""
     if given is not None:
-        return dict(enumerate(given))
+        return {row: completion for row, completion in enumerate(given) if completion is not None}
     texts = {row: p.first_attempt for row, p in enumerate(problems) if p.first_attempt is not None}
     return {row: chat.written(text) for row, text in texts.items()}
 

@@ -31,7 +31,7 @@ from selfcorrect.checkpoint import (
     sweep,
     write_manifest,
 )
-from selfcorrect.config import HubConfig, TaskConfig, TrainConfig
+from selfcorrect.config import HubConfig, Stage, Star, SupervisedStage, TaskConfig, TrainConfig
 from selfcorrect.display import Observer
 from selfcorrect.errors import CheckpointError, ConfigError, MemoryExhausted, TrainingInterrupted
 from selfcorrect.evaluation import Evaluation, Evaluator, load_external
@@ -40,6 +40,7 @@ from selfcorrect.policy import fingerprint, load_weights, weights
 from selfcorrect.recipe import load_recipe
 from selfcorrect.runlog import RunFolder, tracker_names
 from selfcorrect.samplers.transformers import TransformersSampler
+from selfcorrect.supervised import Collection, Collector, steps_an_iteration, supervised_step
 from selfcorrect.tasks import make_task
 from selfcorrect.tasks.base import Task
 from selfcorrect.training import Progress, StepResult, Trainer
@@ -51,7 +52,11 @@ def start(config: TrainConfig, observer: Observer) -> Path:
     path = Path(config.output) / config.name
     if config.sampler == "recorded":
         raise ConfigError("sampler: recorded is for `selfcorrect evaluate`: recorded attempts cannot be trained")
-    config = _with_absolute_paths(config)
+    if not config.stages:
+        raise ConfigError(
+            "stages is empty: there is nothing to train; `selfcorrect evaluate` evaluates a recipe's model"
+        )
+    config = absolute(config)
     if (path / "config.yaml").exists():
         raise ConfigError(
             f"{path} already holds a run; resume it with `{resume_command(path)}`, or choose another name=..."
@@ -79,8 +84,9 @@ def _run(config: TrainConfig, path: Path, observer: Observer) -> Path:
     tracker_names(config)  # refused before anything is written, as are task, data and model
     task = make_task(config.task)
     task.draw(1, config.rollouts.problems_per_step, config.seed)
-    held_out = task.held_out(config.evaluation.problems)
+    held_out = evaluated_problems(config, task)
     external = load_external(task, config.evaluation.external)
+    validation = task.load(config.checkpoint.held_out) if config.checkpoint.held_out else []
     lm = load_model(config.model)
     check_context(config, lm, task, task.longest())
     evaluator = Evaluator(
@@ -91,14 +97,23 @@ def _run(config: TrainConfig, path: Path, observer: Observer) -> Path:
         seed=config.seed,
         controls=config.evaluation.controls,
         external=external,
+        split=config.evaluation.split,
     )
-    sampler = TransformersSampler(lm, max_rows=config.rollouts.rows_at_once)
-    trainer = Trainer(config, lm, lm.frozen_copy(), sampler, task)
+    validator = dataclasses.replace(evaluator, problems=validation, controls=False, external=()) if validation else None
+    rows, reference = config.rollouts.rows_at_once, lm.frozen_copy()
+    trainer = Trainer(
+        config,
+        lm,
+        reference,
+        TransformersSampler(lm, max_rows=rows),
+        task,
+        TransformersSampler(reference, max_rows=rows),
+    )
     try:
         with closing(task), ready(task), alone(path):
             notes = [*task.notes, *lm.chat.notes]
             checkpoint, folder = _open(path, config, observer, fingerprint(lm), notes)
-            loop = _Loop(config, folder, trainer, evaluator, observer)
+            loop = _Loop(config, folder, trainer, evaluator, validator, observer)
             with closing(folder), observer, _interruptible() as stop:
                 for note in notes:
                     observer.message(f"note: {note}")
@@ -123,7 +138,13 @@ def _run(config: TrainConfig, path: Path, observer: Observer) -> Path:
     return path
 
 
-def _with_absolute_paths(config: TrainConfig) -> TrainConfig:
+def evaluated_problems(config: TrainConfig, task: Task) -> list[Problem]:
+    """Those of `evaluation`: held out, or training problems of step 0, which no training step draws."""
+    count = config.evaluation.problems
+    return task.held_out(count) if config.evaluation.split == "test" else task.draw(0, count, 0)
+
+
+def absolute(config: TrainConfig) -> TrainConfig:
     """The same run from whatever folder it is resumed in."""
     model = config.model
     if Path(model.path).expanduser().is_dir():
@@ -131,7 +152,18 @@ def _with_absolute_paths(config: TrainConfig) -> TrainConfig:
     external = tuple(str(Path(name).expanduser().absolute()) for name in config.evaluation.external)
     evaluation = config.evaluation.model_copy(update={"external": external})
     task = with_absolute_paths(config.task)
-    return config.model_copy(update={"model": model, "evaluation": evaluation, "task": task})
+    checkpoint = config.checkpoint
+    if checkpoint.held_out:
+        checkpoint = checkpoint.model_copy(update={"held_out": str(Path(checkpoint.held_out).expanduser().absolute())})
+    stages = tuple(_absolute_stage(stage) for stage in config.stages)
+    changed = {"model": model, "evaluation": evaluation, "task": task, "checkpoint": checkpoint, "stages": stages}
+    return config.model_copy(update=changed)
+
+
+def _absolute_stage(stage: Stage) -> Stage:
+    if not isinstance(stage, SupervisedStage) or not stage.traces:
+        return stage
+    return stage.model_copy(update={"traces": str(Path(stage.traces).expanduser().absolute())})
 
 
 def with_absolute_paths(task: TaskConfig) -> TaskConfig:
@@ -152,7 +184,10 @@ def check_context(config: TrainConfig, lm: LanguageModel, task: Task, problem: P
     room = getattr(lm.model.config, "max_position_embeddings", None)
     prompt = lm.chat.first_prompt(problem.prompt)
     limit, attempts = config.rollouts.max_new_tokens, config.rollouts.attempts
-    between = len(lm.chat.next_prompt(prompt, (), task.correction_prompt(problem))) - len(prompt)
+    asked, refine = [task.correction_prompt(problem)], config.rollouts.self_refine
+    if refine:
+        asked = [refine.feedback_prompt, refine.refine_prompt]
+    between = sum(len(lm.chat.next_prompt(prompt, (), text)) - len(prompt) for text in asked) + (len(asked) - 1) * limit
     given = 0 if problem.first_attempt is None else len(lm.chat.written(problem.first_attempt).token_ids) - limit
     need = len(prompt) + given + attempts * limit + (attempts - 1) * between
     if room and need > room:
@@ -244,10 +279,12 @@ class _Loop:
     """Walks a trainer through its stages, keeping what it earned."""
 
     def __init__(
-        self, config: TrainConfig, folder: RunFolder, trainer: Trainer, evaluator: Evaluator, observer: Observer
-    ) -> None:
+        self, config: TrainConfig, folder: RunFolder, trainer: Trainer, evaluator: Evaluator,
+        validator: Evaluator | None, observer: Observer,
+    ) -> None:  # fmt: skip
         self.config, self.folder, self.trainer = config, folder, trainer
-        self.evaluator, self.observer = evaluator, observer
+        self.evaluator, self.validator, self.observer = evaluator, validator, observer
+        self._collected: Collection | None = None
 
     def run(self, checkpoint: Checkpoint | None, stop: _Stop) -> None:
         trainer, stages = self.trainer, self.config.stages
@@ -261,6 +298,7 @@ class _Loop:
             self._set_reference(index)
             self.observer.stage_started(stages[index].name, stages[index].steps, trainer.progress.stage_step)
             while trainer.progress.stage_step < stages[index].steps:
+                self._collect()
                 stop.now = False
                 self._step()
                 stop.now = True
@@ -275,7 +313,7 @@ class _Loop:
 
     def _step(self) -> None:
         trainer, log = self.trainer, self.config.log
-        result = trainer.train_step()
+        result = supervised_step(trainer, self._collected) if self._collected else trainer.train_step()
         self.folder.log_step(result.row())
         if log.rollouts_kept and (result.stage_step == 1 or result.stage_step % log.rollouts_every == 0):
             group = self.config.rollouts.rollouts_per_problem
@@ -288,12 +326,44 @@ class _Loop:
             self._keep_if_best(result)
             self._checkpoint()
 
+    def _collect(self) -> None:
+        """Before a step of a supervised stage: its traces, and at an iteration's start the weights it begins with."""
+        stage, progress = self.trainer.stage, self.trainer.progress
+        if not isinstance(stage, SupervisedStage):
+            self._collected = None
+            return
+        iteration, done = divmod(progress.stage_step, steps_an_iteration(stage))
+        if self._collected and self._collected.iteration == iteration + 1 and done:
+            return
+        collector = Collector(self.trainer, self.folder.path / "traces", self.observer.message)
+        self._collected = collector.collection(iteration + 1, at_start=done == 0)
+        if done == 0 and iteration and not (isinstance(stage, Star) and stage.from_newest):
+            load_weights(self.trainer.lm, self._first_weights())
+            self.trainer.restart_optimizer()
+
+    def _first_weights(self) -> dict[str, torch.Tensor]:
+        """Those that the stage under way began with."""
+        if self.trainer.progress.stage == 0:
+            return weights(self.trainer.reference)  # the first stage's is the base model
+        path = self.folder.path / "models" / self.config.stages[self.trainer.progress.stage - 1].name
+        return weights(load_language_model(self.config, str(path)))
+
     def _keep_if_best(self, result: StepResult) -> None:
-        """`best/` holds the weights at the checkpoint with the stage's highest smoothed training reward."""
+        """`best/` holds the weights at the checkpoint of the stage with the highest score."""
         progress = self.trainer.progress
-        if progress.best_reward is None or result.smoothed_reward > progress.best_reward:
-            progress.best_reward = result.smoothed_reward
+        score = self._score(result)
+        if score is not None and (progress.best_reward is None or score > progress.best_reward):
+            progress.best_reward = score
             self._save_model(self.folder.path / "best")
+
+    def _score(self, result: StepResult) -> float | None:
+        """Accuracy of the last attempt on the held-out file, where there is one; else the smoothed training reward."""
+        if self.validator:
+            self.trainer.sampler.load_weights(self.trainer.lm.model)
+            summary = self.validator.run("held out", result.step, self.trainer.sampler, self.trainer.lm.chat).summary
+            self.observer.message(f"step {result.step}: {summary.accuracy[-1].value:.1%} of the held-out file right")
+            return summary.accuracy[-1].value
+        return result.smoothed_reward if result.rewards else None
 
     def _finish_stage(self, index: int) -> None:
         """The stage's selected weights go on, are kept under models/ and evaluated.
@@ -303,7 +373,7 @@ class _Loop:
         stage, best = self.config.stages[index], self.folder.path / "best"
         target = self.folder.path / "models" / stage.name
         if not self._load_weights(target):
-            if self.config.checkpoint.select == "best" and self.trainer.progress.best_reward is not None:
+            if self.config.checkpoint.select != "last" and self.trainer.progress.best_reward is not None:
                 self._load_weights(best)
             self._save_model(target)
         if not self.folder.has_evaluation(stage.name):
@@ -374,7 +444,7 @@ def evaluation_row(evaluation: Evaluation) -> dict[str, Any]:
         "name": evaluation.name,
         "step": evaluation.step,
         "task": evaluation.task,
-        "split": "test",
+        "split": evaluation.split,
         "decoding": evaluation.decoding,
         "seconds": evaluation.seconds,
         "summary": asdict(evaluation.summary),

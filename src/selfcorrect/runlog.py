@@ -161,7 +161,12 @@ def rollout_row(rollout: Rollout) -> dict[str, Any]:
         "prompt": rollout.problem.prompt,
         "reference": dict(rollout.problem.reference),
         "attempts": [
-            {"text": attempt.completion.text, **dataclasses.asdict(attempt.grade)} for attempt in rollout.attempts
+            {
+                "text": attempt.completion.text,
+                **dataclasses.asdict(attempt.grade),
+                **({"feedback": attempt.feedback} if attempt.feedback else {}),
+            }
+            for attempt in rollout.attempts
         ],
     }
 

@@ -16,7 +16,17 @@ from torch import Tensor
 
 from selfcorrect import objectives
 from selfcorrect.batching import Batch, make_batch, micro_batches
-from selfcorrect.config import AlgorithmConfig, MultiTurn, SingleTurn, StageBase, StageOne, StageTwo, TrainConfig
+from selfcorrect.config import (
+    AlgorithmConfig,
+    Annealed,
+    MultiTurn,
+    RLStage,
+    SingleTurn,
+    StageBase,
+    StageOne,
+    StageTwo,
+    TrainConfig,
+)
 from selfcorrect.errors import NumericalError
 from selfcorrect.losses import token_loss
 from selfcorrect.metrics import is_unchanged
@@ -28,7 +38,7 @@ from selfcorrect.rollout import Waiting, play
 from selfcorrect.samplers.base import Sampler
 from selfcorrect.seeds import derive_seed
 from selfcorrect.tasks.base import Task
-from selfcorrect.types import Outcome, Rollout, SamplingParams
+from selfcorrect.types import Completion, Outcome, Problem, Rollout, SamplingParams
 
 BAD_STEPS_ALLOWED = 10
 
@@ -44,11 +54,16 @@ class Progress:
     best_reward: float | None = None  # highest smoothed reward at a checkpoint of this stage
     bad_in_a_row: int = 0
     skipped: int = 0
+    beta2: float | None = None  # where the stage adapts it
 
 
 @dataclass(slots=True)
 class StepResult:
-    """What one step did; a row of metrics.jsonl. Lists have one entry an attempt; kl in nats an attempt."""
+    """What one step did; a row of metrics.jsonl. Lists have one entry an attempt; kl in nats an attempt.
+
+    Rewards, delta, fixed, broken and unchanged are over rollouts whose first attempt the policy wrote, where there are
+    any. completions: how many were sampled for this step. A supervised step leaves empty what it has not.
+    """
 
     step: int
     stage: str
@@ -65,6 +80,7 @@ class StepResult:
     grad_norm: float
     learning_rate: float
     sampler_gap: float
+    completions: int
     sampled_tokens: int
     tokens_per_second: float
     seconds: float
@@ -73,6 +89,7 @@ class StepResult:
     truncated: list[float]
     skipped: bool
     skip_reason: str
+    beta2: float | None = None
     rollouts: list[Rollout] = field(default_factory=list, repr=False)
 
     def row(self) -> dict[str, Any]:
@@ -81,7 +98,7 @@ class StepResult:
 
 @dataclass(slots=True)
 class Update:
-    """What the gradient step saw. Sums over the included rollouts, by attempt."""
+    """What the gradient step saw. Sums over the included rollouts, by attempt; rows_A: how many train the attempt."""
 
     loss: float
     grad_norm: float
@@ -89,18 +106,26 @@ class Update:
     neg_logprob_A: Tensor
     gap_A: Tensor
     tokens_A: Tensor
+    rows_A: Tensor
     skip_reason: str
+
+    @property
+    def mean_kl_A(self) -> Tensor:
+        return self.kl_A / self.rows_A.clamp(min=1)
 
 
 class Trainer:
     """A policy under training: model, frozen reference, sampler, optimiser, task and progress."""
 
     def __init__(
-        self, config: TrainConfig, lm: LanguageModel, reference: LanguageModel, sampler: Sampler, task: Task
-    ) -> None:
+        self, config: TrainConfig, lm: LanguageModel, reference: LanguageModel, sampler: Sampler, task: Task,
+        base_sampler: Sampler | None = None,
+    ) -> None:  # fmt: skip
+        """base_sampler: samples from the reference model; needed where a stage has offline_first."""
         self.config, self.lm, self.reference, self.sampler, self.task = config, lm, reference, sampler, task
-        self.optimizer = make_optimizer(lm, config.optimizer)
+        self.base_sampler = base_sampler
         self.progress = Progress()
+        self.start_stage(0)
 
     @property
     def stage(self) -> StageBase:
@@ -109,12 +134,19 @@ class Trainer:
     def start_stage(self, index: int) -> None:
         """Fresh optimiser and best-reward record; weights go on."""
         done = self.progress
-        self.progress = Progress(stage=index, step=done.step, skipped=done.skipped)
+        stage = self.config.stages[index]
+        adapted = stage.beta2 if isinstance(stage, StageOne) and stage.adaptive else None
+        self.progress = Progress(stage=index, step=done.step, skipped=done.skipped, beta2=adapted)
+        self.restart_optimizer()
+
+    def restart_optimizer(self) -> None:
+        """Forget its moments."""
         self.optimizer = make_optimizer(self.lm, self.config.optimizer)
 
     def train_step(self) -> StepResult:
         """One step: sample, grade, credit, update."""
         config, stage, progress, clock = self.config, self.stage, self.progress, Clock()
+        assert isinstance(stage, RLStage)
         step = progress.step + 1
         rate = learning_rate(stage.learning_rate, progress.stage_step + 1, stage.steps, config.optimizer)
         attempts = 1 if isinstance(stage, SingleTurn) else config.rollouts.attempts
@@ -127,23 +159,53 @@ class Trainer:
         )
         clock.lap("problems")
         self.sampler.load_weights(self.lm.model)
-        waiting = Waiting()
+        given, waiting = self._offline_first(problems, params), Waiting()
         rollouts = play(
-            problems, self.task, self.sampler, self.lm.chat, params, attempts, policy_step=step, waiting=waiting
-        )
+            problems, self.task, self.sampler, self.lm.chat, params, attempts, policy_step=step, given=given,
+            waiting=waiting,
+        )  # fmt: skip
         clock.lap("rollouts")
         clock.move("rollouts", "grader_wait", waiting.seconds)
 
         rewards_BA = torch.tensor([[attempt.grade.reward for attempt in rollout.attempts] for rollout in rollouts])
         included_B = torch.tensor([is_included(rollout) for rollout in rollouts])
-        credit = credit_of(stage, rewards_BA)
+        credit = credit_of(stage, rewards_BA, progress)
         advantages_BA = advantages_of(config.algorithm, credit, rewards_BA, included_B, group)
         batch = make_batch(rollouts, advantages_BA, credit.kl_coef_A, included_B)
-        update = self.update(batch, int(included_B.sum()), rate)
+        update = self.update(batch, int(included_B.sum()), rate, config.rollouts.temperature)
         clock.lap("update")
 
-        self._advance(update, rewards_BA[included_B])
-        return self._record(update, rollouts, rewards_BA, included_B, rate, clock)
+        own_B = torch.tensor([rollout.attempts[0].sampled for rollout in rollouts]) & included_B
+        beta2 = progress.beta2
+        self.advance(update, float(rewards_BA[included_B, -1].mean()) if included_B.any() else None)
+        self._adapt(float(update.mean_kl_A[0]))
+        shown_B = own_B if own_B.any() else included_B
+        return self._record(update, rollouts, rewards_BA, included_B, shown_B, rate, beta2, clock)
+
+    def _offline_first(self, problems: list[Problem], params: SamplingParams) -> list[Completion | None] | None:
+        """First attempts of the base model for the leading share of the step's groups (Sec. 5.3); None without."""
+        share, group = self.stage.offline_first if isinstance(self.stage, RLStage) else 0.0, self.config.rollouts
+        rows = round(share * group.problems_per_step) * group.rollouts_per_problem
+        if not rows:
+            return None
+        assert self.base_sampler, "a stage with offline_first needs a base_sampler"
+        contexts = [self.lm.chat.first_prompt(problem.prompt) for problem in problems[:rows]]
+        readable = [row for row, context in enumerate(contexts) if self.lm.chat.readable(context)]
+        draws = SamplingParams(params.temperature, params.max_new_tokens, derive_seed(params.seed, "offline"))
+        self.base_sampler.load_weights(self.reference.model)
+        given: list[Completion | None] = [None] * len(problems)
+        sampled = self.base_sampler.sample([contexts[row] for row in readable], draws)
+        for row, completion in zip(readable, sampled, strict=True):
+            given[row] = completion
+        return given
+
+    def _adapt(self, kl: float) -> None:
+        """beta2 after a step in which attempt 1 had this KL, by the stage's rule (config/stages.py)."""
+        stage, beta2 = self.stage, self.progress.beta2
+        if isinstance(stage, StageOne) and stage.adaptive and beta2 is not None:
+            error = min(1.0, max(-1.0, kl / stage.adaptive.target - 1))
+            changed = beta2 * (1 + stage.adaptive.rate * error)
+            self.progress.beta2 = min(100 * stage.beta2, max(stage.beta2 / 100, changed))
 
     def check_health(self, result: StepResult) -> None:
         """Raises NumericalError after ten bad updates in a row, the last of which is `result`."""
@@ -154,7 +216,7 @@ class Trainer:
                 "model.precision=float32"
             )
 
-    def update(self, batch: Batch, rollouts: int, rate: float) -> Update:
+    def update(self, batch: Batch, rollouts: int, rate: float, temperature: float) -> Update:
         """One AdamW step on the mean loss over the step's rollouts, whatever the micro-batches.
 
         A loss or gradient that is not finite leaves weights and optimiser as they were.
@@ -172,9 +234,7 @@ class Trainer:
             with torch.no_grad():
                 ref_logits_NV = trained_logits(self.reference, micro, ref_prompts) if uses_kl else None
             logits_NV = trained_logits(self.lm, micro, prompts)
-            result = token_loss(
-                logits_NV, ref_logits_NV, micro, self.config.rollouts.temperature, self.config.algorithm.kl_estimator
-            )
+            result = token_loss(logits_NV, ref_logits_NV, micro, temperature, self.config.algorithm.kl_estimator)
             loss = result.loss_B.sum() / max(1, rollouts)
             loss.backward()  # type: ignore[no-untyped-call]
             loss_sum += float(loss.detach())
@@ -192,28 +252,30 @@ class Trainer:
                 parameters["lr"] = rate
             self.optimizer.step()
         kl_A, neg_logprob_A, gap_A, tokens_A = sums_4A
-        return Update(loss_sum, grad_norm, kl_A, neg_logprob_A, gap_A, tokens_A, reason)
+        rows_A = torch.stack([(batch.attempt_BT == a + 1).any(1).sum() for a in range(attempts)])
+        return Update(loss_sum, grad_norm, kl_A, neg_logprob_A, gap_A, tokens_A, rows_A, reason)
 
-    def _advance(self, update: Update, rewards_BA: Tensor) -> None:
+    def advance(self, update: Update, reward: float | None) -> None:
+        """Count the step. reward: the mean of the last attempt, where there is one."""
         progress, smoothing = self.progress, self.config.checkpoint.smoothing
         progress.step += 1
         progress.stage_step += 1
-        if len(rewards_BA):
-            reward = float(rewards_BA[:, -1].mean())
+        if reward is not None:
             before = progress.smoothed_reward
             progress.smoothed_reward = reward if before is None else smoothing * before + (1 - smoothing) * reward
         progress.bad_in_a_row = progress.bad_in_a_row + 1 if update.skip_reason else 0
         progress.skipped += bool(update.skip_reason)
 
     def _record(
-        self, update: Update, rollouts: list[Rollout], rewards_BA: Tensor, included_B: Tensor, rate: float,
-        clock: "Clock",
+        self, update: Update, rollouts: list[Rollout], rewards_BA: Tensor, included_B: Tensor, shown_B: Tensor,
+        rate: float, beta2: float | None, clock: "Clock",
     ) -> StepResult:  # fmt: skip
-        kept_BA = rewards_BA[included_B]
+        """shown_B: the rollouts whose rewards are told, all of them included."""
+        kept_BA = rewards_BA[shown_B]
         count = max(1, len(kept_BA))
         right_BA = kept_BA > 0.5
         first_B, last_B = right_BA[:, 0], right_BA[:, -1]
-        kept = [rollout for rollout, included in zip(rollouts, included_B.tolist(), strict=True) if included]
+        kept = [rollout for rollout, included in zip(rollouts, shown_B.tolist(), strict=True) if included]
         cut = [[attempt.completion.finish_reason == "length" for attempt in rollout.attempts] for rollout in kept]
         tokens = sum(len(attempt.completion.token_ids) for rollout in rollouts for attempt in rollout.attempts)
         means = [sum(column) / count for column in zip(*kept_BA.tolist(), strict=True)] or [0.0] * rewards_BA.shape[1]
@@ -228,12 +290,13 @@ class Trainer:
             fixed=float((~first_B & last_B).sum()) / count,
             broken=float((first_B & ~last_B).sum()) / count,
             unchanged=sum(is_unchanged(rollout) for rollout in kept) / count,
-            kl=(update.kl_A / count).tolist(),
+            kl=update.mean_kl_A.tolist(),
             entropy=(update.neg_logprob_A / update.tokens_A.clamp(min=1)).tolist(),
             loss=update.loss,
             grad_norm=update.grad_norm,
             learning_rate=rate,
             sampler_gap=float(update.gap_A.sum()) / max(1.0, total_tokens),
+            completions=sum(len(rollout.attempts) for rollout in rollouts),
             sampled_tokens=tokens,
             tokens_per_second=tokens / max(1e-9, clock.total),
             seconds=clock.total,
@@ -242,6 +305,7 @@ class Trainer:
             truncated=[sum(column) / count for column in zip(*cut, strict=True)] or [0.0] * rewards_BA.shape[1],
             skipped=bool(update.skip_reason),
             skip_reason=update.skip_reason,
+            beta2=beta2,
             rollouts=rollouts,
         )
 
@@ -268,13 +332,18 @@ class Clock:
         return self._last - self._began
 
 
-def credit_of(stage: StageBase, rewards_BA: Tensor) -> Credit:
-    """The objective a recipe's stage names, applied to rewards."""
+def credit_of(stage: StageBase, rewards_BA: Tensor, progress: Progress | None = None) -> Credit:
+    """The objective a recipe's stage names, applied to rewards. progress: where the stage stands."""
+    at = progress or Progress()
     match stage:
         case StageOne():
-            return objectives.stage_one(rewards_BA, stage.beta1, stage.beta2)
+            return objectives.stage_one(rewards_BA, stage.beta1, stage.beta2 if at.beta2 is None else at.beta2)
         case StageTwo():
             return objectives.stage_two(rewards_BA, stage.beta1, stage.alpha, stage.gamma)
+        case Annealed():
+            done = at.stage_step / stage.steps
+            share = min(1.0, max(0.0, (done - stage.begin) / max(1e-9, stage.end - stage.begin)))
+            return objectives.annealed(rewards_BA, stage.beta1, stage.beta2, stage.alpha, share)
         case SingleTurn():
             return objectives.single_turn(rewards_BA, stage.beta1)
         case MultiTurn():

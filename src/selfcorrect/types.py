@@ -87,13 +87,14 @@ class Attempt:
     """One attempt: its whole context `x_a` as token ids [P], what was sampled, and its grade.
 
     sampled: False where the completion was given (a control, offline repair): the policy did not write it, so it
-    carries no gradient.
+    carries no gradient. feedback: what the model wrote on the attempt before, where it was asked to (Self-Refine).
     """
 
     prompt_ids: tuple[int, ...]
     completion: Completion
     grade: Grade
     sampled: bool = True
+    feedback: str = ""
 
 
 @dataclass(frozen=True, slots=True)

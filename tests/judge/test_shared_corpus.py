@@ -210,7 +210,8 @@ def test_every_canonical_solution_passes() -> None:
 
 @pytest.mark.nightly
 def test_plus_sets_but_for_what_the_data_names() -> None:
-    failed = passes_all(humaneval("humaneval/HumanEvalPlus-OriginFmt.jsonl.gz"))
+    # Three solutions take 3 to 8 s by themselves (83, 130, 139), too near to the usual cap of 10 s on a busy machine.
+    failed = passes_all(humaneval("humaneval/HumanEvalPlus-OriginFmt.jsonl.gz"), time_cap=40.0)
     assert [line.split(":")[0] for line in failed] == ["HumanEval/32"]
     failed = passes_all(mbpp("mbpp/MbppPlus-OriginFmt.jsonl.gz"))
     assert sorted(line.split(":")[0] for line in failed) == ["255", "599"]  # over 2 GB, over 10 s

@@ -54,7 +54,9 @@ def updated(
     lms: tuple[LanguageModel, LanguageModel], batch: Batch, micro_batch: int, estimator: str
 ) -> tuple[Update, list[Tensor]]:
     trainer = trainer_of(*lms, micro_batch, estimator)
-    update = trainer.update(batch, rollouts=7, rate=0.0)  # at rate 0 the weights stay, the gradients can be read
+    update = trainer.update(
+        batch, rollouts=7, rate=0.0, temperature=1.0
+    )  # at rate 0 the weights stay, the gradients can be read
     return update, [torch.as_tensor(parameter.grad).clone() for parameter in trainer.lm.parameters()]
 
 
@@ -111,7 +113,7 @@ def share_of_the_gradient(rank: int, rendezvous: str, fields: dict[str, Tensor],
     mine = Batch(**fields).select(torch.arange(rank, 8, 2))
     trainer = trainer_of(*lms, 3, "analytic")
     for count in (7, 4):
-        trainer.update(mine, rollouts=count, rate=0.0)
+        trainer.update(mine, rollouts=count, rate=0.0, temperature=trainer.config.rollouts.temperature)
         gradients = [torch.as_tensor(parameter.grad) for parameter in trainer.lm.parameters()]
         for gradient in gradients:
             torch.distributed.all_reduce(gradient)
@@ -145,7 +147,7 @@ def test_the_update_moves_every_weight(lms: tuple[LanguageModel, LanguageModel],
     lm.model.requires_grad_(True)
     trainer = trainer_of(lm, reference, 3, "analytic")
     before = [parameter.detach().clone() for parameter in lm.parameters()]
-    update = trainer.update(batch, rollouts=7, rate=1e-3)
+    update = trainer.update(batch, rollouts=7, rate=1e-3, temperature=trainer.config.rollouts.temperature)
     assert not update.skip_reason
     for old, new in zip(before, lm.parameters(), strict=True):
         gradient = torch.as_tensor(new.grad)

@@ -132,7 +132,7 @@ def test_a_key_in_the_wrong_place_is_sent_to_the_right_one(recipe: Path) -> None
 def test_a_missing_objective_names_the_objectives_there_are(recipe: Path) -> None:
     message = refusal(recipe, RECIPE.replace("    objective: stage1\n", ""))
     assert "recipe.yaml:7: stages.0" in message
-    assert "'stage1', 'stage2', 'single_turn', 'multi_turn'" in message
+    assert "'stage1', 'stage2', 'annealed', 'single_turn', 'multi_turn'" in message
     assert "lab_base" not in message
 
 

@@ -1,5 +1,6 @@
 """Every setting of a recipe, as frozen models (floor 1). recipe.py reads them from YAML."""
 
+from selfcorrect.config.compare import BudgetConfig, CompareConfig, MethodConfig, SearchConfig
 from selfcorrect.config.run import (
     LAB_MODEL,
     AlgorithmConfig,
@@ -10,15 +11,25 @@ from selfcorrect.config.run import (
     LabBaseConfig,
     LogConfig,
     ModelConfig,
-    MultiTurn,
     OptimizerConfig,
     RolloutConfig,
+    SelfRefineConfig,
+    TrainConfig,
+)
+from selfcorrect.config.stages import (
+    STAGE_KINDS,
+    AdaptiveKL,
+    Annealed,
+    MultiTurn,
+    PairSFT,
+    RLStage,
     SingleTurn,
     Stage,
     StageBase,
     StageOne,
     StageTwo,
-    TrainConfig,
+    Star,
+    SupervisedStage,
 )
 from selfcorrect.config.tasks import (
     TASK_KINDS,
@@ -33,10 +44,15 @@ from selfcorrect.config.tasks import (
 
 __all__ = [
     "LAB_MODEL",
+    "STAGE_KINDS",
     "TASK_KINDS",
+    "AdaptiveKL",
     "AlgorithmConfig",
+    "Annealed",
+    "BudgetConfig",
     "CheckpointConfig",
     "CodeConfig",
+    "CompareConfig",
     "Config",
     "CountdownConfig",
     "CustomConfig",
@@ -46,16 +62,23 @@ __all__ = [
     "LabBaseConfig",
     "LogConfig",
     "MathConfig",
+    "MethodConfig",
     "ModelConfig",
     "MultiTurn",
     "OptimizerConfig",
+    "PairSFT",
+    "RLStage",
     "RepairConfig",
     "RolloutConfig",
+    "SearchConfig",
+    "SelfRefineConfig",
     "SingleTurn",
     "Stage",
     "StageBase",
     "StageOne",
     "StageTwo",
+    "Star",
+    "SupervisedStage",
     "TaskConfig",
     "TrainConfig",
 ]

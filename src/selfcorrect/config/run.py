@@ -5,6 +5,8 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from selfcorrect.config.base import Decay, NonNegative, Positive, Rate, Share, Strict
+from selfcorrect.config.compare import CompareConfig
+from selfcorrect.config.stages import RLStage, SingleTurn, Stage, SupervisedStage
 from selfcorrect.config.tasks import CountdownConfig, RepairConfig, TaskConfig
 
 LAB_MODEL = "lab"  # the name under which the shipped base model of the lab goes
@@ -26,10 +28,18 @@ class ModelConfig(Strict):
     template_options: dict[str, bool | int | float | str | None] = Field(default_factory=dict)
 
 
+class SelfRefineConfig(Strict):
+    """Self-Refine: between two attempts the model writes feedback on the first, then refines. Both prompts, as text."""
+
+    feedback_prompt: Annotated[str, Field(min_length=1)]
+    refine_prompt: Annotated[str, Field(min_length=1)]
+
+
 class RolloutConfig(Strict):
     """problems_per_step x rollouts_per_problem rollouts a step, each of `attempts` attempts.
 
     rows_at_once: how many are sampled side by side, at training and at evaluation; bounds the memory of the cache.
+    self_refine: ask for feedback between attempts, in place of the task's correction prompt; evaluation only.
     """
 
     problems_per_step: Positive = 48
@@ -38,53 +48,7 @@ class RolloutConfig(Strict):
     temperature: Rate = 1.0
     max_new_tokens: Positive = 256
     rows_at_once: Positive = 512
-
-
-class StageBase(Strict):
-    """What every stage has. beta1: KL to the reference on every attempt, inside each attempt's return."""
-
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,40}$")]
-    steps: Positive
-    learning_rate: Rate
-    beta1: NonNegative = 0.01
-
-
-class StageOne(StageBase):
-    """Eq. 3: only later attempts are rewarded; beta2 (on top of beta1) holds attempt 1 at the reference."""
-
-    objective: Literal["stage1"]
-    beta2: NonNegative = 0.1
-
-
-class StageTwo(StageBase):
-    """Eq. 4 with the bonus alpha * (r_a - r_{a-1}) on attempts 2 and later. gamma: App. A.2's ablation."""
-
-    objective: Literal["stage2"]
-    alpha: NonNegative = 10.0
-    gamma: Share = 0.0
-
-
-class SingleTurn(StageBase):
-    """Eq. 2 on attempt 1 alone: one attempt is played."""
-
-    objective: Literal["single_turn"]
-
-
-class MultiTurn(StageBase):
-    """Eq. 1 without stages or bonus, on the last attempt alone (Sec. 5) or on all of them."""
-
-    objective: Literal["multi_turn"]
-    rewarded: Literal["last", "all"] = "last"
-    gamma: Share = 0.0
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if self.gamma > 0 and self.rewarded == "last":
-            raise ValueError("gamma > 0 would pass the last reward to attempt 1, against rewarded: last")
-        return self
-
-
-Stage = Annotated[StageOne | StageTwo | SingleTurn | MultiTurn, Field(discriminator="objective")]
+    self_refine: SelfRefineConfig | None = None
 
 
 class OptimizerConfig(Strict):
@@ -111,9 +75,17 @@ class AlgorithmConfig(Strict):
 
 
 class EvaluationConfig(Strict):
-    """Greedy evaluation before, between and after the stages. external: JSONL files of the task's shape."""
+    """Greedy evaluation before, between and after the stages. external: JSONL files of the task's shape.
+
+    split: train takes training problems that no step draws, to choose settings by without a look at the test split.
+    every: steps between smaller evaluations on `problems_between` problems while training, each once with the model's
+    own first attempts and once with the base model's (Fig. 5); none by default.
+    """
 
     problems: Positive = 2000
+    split: Literal["test", "train"] = "test"
+    every: Positive | None = None
+    problems_between: Positive = 300
     controls: bool = True
     external: tuple[str, ...] = ()
 
@@ -122,13 +94,22 @@ class CheckpointConfig(Strict):
     """every: steps between checkpoints; keep: how many of them stay.
 
     `best` is the checkpoint of a stage with the highest training reward of the last attempt, smoothed over steps
-    with weight `smoothing` on the past. select: which one a stage ends with.
+    with weight `smoothing` on the past. select: which one a stage ends with; held_out takes the one with the highest
+    greedy accuracy of the last attempt on the problems of the file `held_out`. Supervised stages, which have no
+    training reward, end with their last weights unless held_out chooses.
     """
 
     every: Positive = 50
     keep: Annotated[int, Field(ge=2)] = 2
     smoothing: Decay = 0.95
-    select: Literal["best", "last"] = "best"
+    select: Literal["best", "last", "held_out"] = "best"
+    held_out: str | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if (self.select == "held_out") != (self.held_out is not None):
+            raise ValueError("select: held_out and held_out: FILE belong together; set both, or neither")
+        return self
 
 
 class LogConfig(Strict):
@@ -153,7 +134,7 @@ class TrainConfig(Strict):
     model: ModelConfig = ModelConfig()
     task: TaskConfig = CountdownConfig()
     rollouts: RolloutConfig = RolloutConfig()
-    stages: Annotated[tuple[Stage, ...], Field(min_length=1)]
+    stages: tuple[Stage, ...]
     optimizer: OptimizerConfig = OptimizerConfig()
     algorithm: AlgorithmConfig = AlgorithmConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
@@ -180,9 +161,21 @@ class TrainConfig(Strict):
             raise ValueError("algorithm.normalize_std needs algorithm.baseline leave_one_out")
         if isinstance(self.task, CountdownConfig) and self.task.data is not None:
             raise ValueError("task.data is for evaluation; training draws its problems from the generator")
-        if isinstance(self.task, RepairConfig) and any(isinstance(stage, SingleTurn) for stage in self.stages):
-            raise ValueError("task.name repair gives attempt 1, so a single_turn stage would have nothing to train on")
+        for stage in self.stages:
+            self._check_stage(stage)
+        if self.rollouts.self_refine and self.stages:
+            raise ValueError("rollouts.self_refine is prompting only; leave stages empty: []")
         return self
+
+    def _check_stage(self, stage: Stage) -> None:
+        offline = isinstance(stage, RLStage) and stage.offline_first > 0
+        nothing_left = isinstance(stage, SingleTurn | SupervisedStage) or offline
+        if isinstance(self.task, RepairConfig) and nothing_left:
+            raise ValueError(f"task.name repair gives attempt 1, so stage {stage.name} has no first attempts to sample")
+        if offline and self.algorithm.reference != "base":
+            raise ValueError("algorithm.reference must be base where a stage has offline_first: one model serves both")
+        if isinstance(stage, SupervisedStage) and self.rollouts.attempts != 2:
+            raise ValueError(f"rollouts.attempts must be 2 for stage {stage.name}: a trace is a pair of attempts")
 
     @property
     def total_steps(self) -> int:
@@ -217,4 +210,4 @@ class LabBaseConfig(Strict):
         return self
 
 
-Config = TrainConfig | LabBaseConfig
+Config = TrainConfig | LabBaseConfig | CompareConfig

@@ -1,0 +1,35 @@
+"""What a run samples and how often it updates, from its settings alone (floor 9)."""
+
+from dataclasses import dataclass
+
+from selfcorrect.config import PairSFT, RLStage, SingleTurn, Star, SupervisedStage, TrainConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """Sampled completions (one an attempt), and gradient updates."""
+
+    completions: int
+    updates: int
+
+    def __add__(self, other: "Account") -> "Account":
+        return Account(self.completions + other.completions, self.updates + other.updates)
+
+
+def account(config: TrainConfig) -> Account:
+    """The account of a whole run; evaluation is not counted."""
+    return sum((_stage(config, index) for index in range(len(config.stages))), Account(0, 0))
+
+
+def _stage(config: TrainConfig, index: int) -> Account:
+    stage, rollouts = config.stages[index], config.rollouts
+    if isinstance(stage, RLStage):
+        attempts = 1 if isinstance(stage, SingleTurn) else rollouts.attempts
+        rows = rollouts.problems_per_step * rollouts.rollouts_per_problem
+        return Account(stage.steps * rows * attempts, stage.steps)
+    assert isinstance(stage, SupervisedStage)
+    if stage.traces:
+        return Account(0, stage.steps)
+    rows = stage.collect * rollouts.rollouts_per_problem
+    collections = stage.iterations if isinstance(stage, Star) else 1
+    return Account(rows * collections * (1 if isinstance(stage, PairSFT) else 2), stage.steps)

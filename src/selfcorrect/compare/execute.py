@@ -1,0 +1,136 @@
+"""Running the jobs of a comparison (floor 9): some at a time, each in a process of its own, none twice."""
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from selfcorrect.checkpoint import atomic_folder
+from selfcorrect.compare.plan import Job
+from selfcorrect.config import TrainConfig
+from selfcorrect.errors import ConfigError, TrainingInterrupted, UserError
+from selfcorrect.recipe import dump, load_recipe
+from selfcorrect.run import absolute
+
+_POLL = 0.2
+_LEFT_BEHIND = ("final", "report.html", ".lock", "tensorboard", "config.yaml", "*.log")
+
+
+class JobError(UserError):
+    """A run of the comparison failed."""
+
+
+def is_done(job: Job) -> bool:
+    """Whether the run is complete. Raises ConfigError where the folder holds a run with other settings."""
+    made = job.path / "config.yaml"
+    if not made.exists():
+        return False
+    if load_recipe(made) != absolute(job.config):
+        raise ConfigError(
+            f"{job.path} was made with other settings than the comparison now names; choose another name, or remove it"
+        )
+    return (job.path / "final").exists() if job.trains else any((job.path / "evaluations").glob("*.json"))
+
+
+class Runner:
+    """Keeps `parallel` runs going. say: told of every start and end."""
+
+    def __init__(self, parallel: int, say: Callable[[str], None]) -> None:
+        self._parallel, self._say = parallel, say
+        self._running: dict[subprocess.Popen[bytes], tuple[Job, float]] = {}
+        self._failed: list[str] = []
+        self._ended = 0
+
+    def run(self, jobs: Sequence[Job]) -> None:
+        """All jobs that are not done; a job waits for the one whose traces it may use.
+
+        Raises JobError after the others have ended where some failed, TrainingInterrupted on Ctrl-C.
+        """
+        waiting = [job for job in jobs if not is_done(job)]
+        total, begun = len(waiting), time.monotonic()
+        self._failed, self._ended = [], 0
+        try:
+            while waiting or self._running:
+                busy = {job.path for job in waiting} | {job.path for job, _ in self._running.values()}
+                ready = [job for job in waiting if job.after not in busy]
+                while ready and len(self._running) < self._parallel:
+                    job = ready.pop(0)
+                    waiting.remove(job)
+                    self._running[self._start(job)] = (job, time.monotonic())
+                time.sleep(_POLL)
+                self._reap(total, begun)
+        except KeyboardInterrupt:
+            for process in self._running:  # they have had the same signal, and save what they have
+                process.wait()
+            raise TrainingInterrupted("stopped; run the same command again to go on: finished runs stay") from None
+        if self._failed:
+            raise JobError("\n".join(self._failed))
+
+    def _start(self, job: Job) -> subprocess.Popen[bytes]:
+        log = job.path.with_name(f"{job.path.name}.log")
+        log.parent.mkdir(parents=True, exist_ok=True)
+        if job.shared and not (job.path / "config.yaml").exists():
+            fork(job.shared, job.config, job.path)
+        if job.trains and (job.path / "config.yaml").exists():
+            arguments = ["train", "--resume", str(job.path)]
+        else:
+            if job.path.exists() and not job.trains:
+                shutil.rmtree(job.path)  # an evaluation is written at its end; this one was cut off
+            if job.after and job.after.exists():
+                _take_traces(job.after, job.path)
+            recipe = job.path.with_name(f"{job.path.name}.yaml")
+            recipe.write_text(dump(job.config), encoding="utf-8")
+            arguments = ["train" if job.trains else "evaluate", str(recipe)]
+        with log.open("ab") as out:
+            return subprocess.Popen(
+                [sys.executable, "-m", "selfcorrect.cli", *arguments], stdin=subprocess.DEVNULL, stdout=out, stderr=out
+            )
+
+    def _reap(self, total: int, begun: float) -> None:
+        for process in [process for process in self._running if process.poll() is not None]:
+            job, since = self._running.pop(process)
+            self._ended += 1
+            spent = time.monotonic() - begun
+            left = spent / self._ended * (total - self._ended)
+            if process.returncode:
+                log = job.path.with_name(f"{job.path.name}.log")
+                told = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
+                self._failed.append(
+                    f"run {job.name} failed with status {process.returncode}: {''.join(told)} (see {log})"
+                )
+                self._say(self._failed[-1])
+            else:
+                self._say(
+                    f"[{self._ended}/{total}] {job.name} done in {_minutes(time.monotonic() - since)}; about "
+                    f"{_minutes(left)} left"
+                )
+
+
+def fork(source: Path, config: TrainConfig, path: Path) -> None:
+    """Begin a run where another one, of its first stage alone, ended."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_folder(path) as temporary:
+        shutil.copytree(source, temporary, dirs_exist_ok=True, ignore=shutil.ignore_patterns(*_LEFT_BEHIND))
+        (temporary / "config.yaml").write_text(dump(absolute(config)), encoding="utf-8")
+
+
+def _take_traces(source: Path, path: Path) -> None:
+    """The first iteration's traces of another run; the collector takes them where they are the ones it would sample."""
+    (path / "traces").mkdir(parents=True, exist_ok=True)
+    for file in (source / "traces").glob("*-1.json*"):
+        shutil.copyfile(file, path / "traces" / f"shared-{file.name}")
+
+
+def threads_each(parallel: int) -> int:
+    """The cores that each of so many runs gets."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // parallel)
+
+
+def _minutes(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}"

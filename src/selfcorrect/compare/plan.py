@@ -1,0 +1,187 @@
+"""A comparison file -> the runs it needs (floor 9): which they are, what they share, what they cost."""
+
+import copy
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from selfcorrect.compare.budget import Account, account
+from selfcorrect.config import CompareConfig, MethodConfig, RLStage, SupervisedStage, TrainConfig
+from selfcorrect.errors import ConfigError
+from selfcorrect.recipe import validate
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Settings that the search tries: a factor on every stage's learning rate, and beta1 of its RL stages."""
+
+    learning_rate: float = 1.0
+    beta1: float | None = None
+
+    def __str__(self) -> str:
+        return f"learning rate x {self.learning_rate:g}" + ("" if self.beta1 is None else f", beta1 {self.beta1:g}")
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One run. shared: a run whose first stage this one goes on from; after: a run whose traces it may use."""
+
+    name: str
+    config: TrainConfig
+    path: Path
+    shared: Path | None = None
+    after: Path | None = None
+
+    @property
+    def trains(self) -> bool:
+        return bool(self.config.stages)
+
+
+def folder_of(config: CompareConfig) -> Path:
+    return Path(config.output) / config.name
+
+
+def recipe_of(config: CompareConfig, method: MethodConfig, **settings: Any) -> TrainConfig:
+    """The validated recipe of a method. Raises ConfigError that names the method."""
+    merged = merge(merge(config.common, method.settings), settings)
+    found = validate(merged, f"method {method.name}")
+    assert isinstance(found, TrainConfig)
+    return found
+
+
+def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Mappings laid over each other, key by key; everything else replaces."""
+    result = copy.deepcopy(dict(below))
+    for key, value in above.items():
+        both = isinstance(value, Mapping) and isinstance(result.get(key), Mapping)
+        result[key] = merge(result[key], value) if both else copy.deepcopy(value)
+    return result
+
+
+def check(config: CompareConfig) -> dict[str, Account]:
+    """Every method's account. Raises ConfigError where a method's settings are wrong, or over the budget."""
+    accounts = {}
+    for method in config.methods:
+        recipe = recipe_of(config, method, name=method.name)
+        cost = accounts[method.name] = account(recipe)
+        over = [
+            f"{used:,} {what} of {allowed:,}"
+            for what, used, allowed in (
+                ("sampled completions", cost.completions, config.budget.completions),
+                ("updates", cost.updates, config.budget.updates),
+            )
+            if used > allowed
+        ]
+        if over:
+            raise ConfigError(
+                f"method {method.name} is over the budget: {' and '.join(over)}; lower its steps, its rollouts or what "
+                "it collects, or raise budget for all"
+            )
+    return accounts
+
+
+def choices(config: CompareConfig, method: MethodConfig) -> list[Choice]:
+    """What the search tries for a method: nothing where it is not trained, no beta1 where it has none."""
+    recipe = recipe_of(config, method, name=method.name)
+    if not config.search or not recipe.stages:
+        return []
+    uses_beta1 = any(isinstance(stage, RLStage) for stage in recipe.stages)
+    betas: Sequence[float | None] = config.search.beta1 if uses_beta1 else [None]
+    return [Choice(rate, beta1) for rate in config.search.learning_rate for beta1 in betas]
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """One run of the search."""
+
+    method: str
+    choice: Choice
+    job: Job
+
+
+def search_jobs(config: CompareConfig) -> tuple[list[Job], list[Trial]]:
+    """The runs that trials share, and the trials of every method."""
+    search, folder = config.search, folder_of(config) / "search"
+    tried: list[tuple[str, Choice, Job]] = []
+    for method in config.methods:
+        for number, choice in enumerate(choices(config, method), 1):
+            assert search
+            name = f"{method.name}-{number}"
+            recipe = recipe_of(config, method, name=name, seed=search.seed, output=str(folder))
+            recipe = _shortened(_chosen(recipe, choice), search.share)
+            changed = {"problems": search.problems, "split": "train", "controls": False, "external": (), "every": None}
+            recipe = recipe.model_copy(update={"evaluation": recipe.evaluation.model_copy(update=changed)})
+            tried.append((method.name, choice, Job(name, recipe, folder / name)))
+    shared, jobs = _sharing([job for _, _, job in tried], folder / "shared")
+    return shared, [Trial(name, choice, job) for (name, choice, _), job in zip(tried, jobs, strict=True)]
+
+
+def table_jobs(config: CompareConfig, chosen: Mapping[str, Choice]) -> tuple[list[Job], list[Job]]:
+    """The runs that others share, and the runs of the table, seed by seed: an unfinished one then has whole seeds."""
+    folder = folder_of(config)
+    jobs: list[Job] = []
+    for seed in config.seeds:
+        for method in config.methods:
+            name = f"{method.name}-{seed}"
+            recipe = recipe_of(config, method, name=name, seed=seed, output=str(folder / "runs"))
+            jobs.append(Job(name, _chosen(recipe, chosen.get(method.name, Choice())), folder / "runs" / name))
+    return _sharing(jobs, folder / "shared")
+
+
+def _chosen(recipe: TrainConfig, choice: Choice) -> TrainConfig:
+    stages = []
+    for stage in recipe.stages:
+        changed: dict[str, Any] = {"learning_rate": stage.learning_rate * choice.learning_rate}
+        if isinstance(stage, RLStage) and choice.beta1 is not None:
+            changed["beta1"] = choice.beta1
+        stages.append(stage.model_copy(update=changed))
+    return recipe.model_copy(update={"stages": tuple(stages)})
+
+
+def _shortened(recipe: TrainConfig, share: float) -> TrainConfig:
+    """The same with fewer steps, and traces to match; STaR's still a multiple of its iterations."""
+    stages = []
+    for stage in recipe.stages:
+        unit = getattr(stage, "iterations", 1)
+        changed: dict[str, Any] = {"steps": max(1, round(stage.steps * share / unit)) * unit}
+        if isinstance(stage, SupervisedStage):
+            changed["collect"] = max(1, round(stage.collect * share))
+        stages.append(stage.model_copy(update=changed))
+    return recipe.model_copy(update={"stages": tuple(stages)})
+
+
+def _sharing(jobs: Sequence[Job], folder: Path) -> tuple[list[Job], list[Job]]:
+    """Runs of a first stage that several jobs have, and the jobs, each knowing what it may take over."""
+    by_first: dict[str, list[int]] = {}
+    for index, job in enumerate(jobs):
+        if job.trains:
+            by_first.setdefault(_first_stage_key(job.config), []).append(index)
+    shared, known = [], list(jobs)
+    for key, places in by_first.items():
+        first = known[places[0]].config
+        stage = first.stages[0]
+        if isinstance(stage, SupervisedStage):
+            for earlier, place in pairwise(places):
+                known[place] = replace(known[place], after=known[earlier].path)
+        elif len(places) > 1:
+            path = folder / f"{stage.name}-{first.seed}-{key[:6]}"
+            alone = first.model_copy(update={"name": path.name, "output": str(folder), "stages": (stage,)})
+            shared.append(Job(path.name, alone, path))
+            for place in places:
+                known[place] = replace(known[place], shared=path)
+    return shared, known
+
+
+def _first_stage_key(config: TrainConfig) -> str:
+    """A digest of all that the first stage depends on; of a supervised one, all that its first traces do."""
+    told = config.model_dump(mode="json")
+    stage = told.pop("stages")[0]
+    if isinstance(config.stages[0], SupervisedStage):
+        stage = {key: stage[key] for key in ("objective", "collect", "traces")}
+    for key in ("name", "output"):
+        del told[key]
+    return hashlib.sha256(json.dumps([told, stage], sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,121 @@
+"""Finished runs -> the numbers of the table (floor 9).
+
+Axes: S seeds, P problems. Every run evaluated the same problems; those that a run could not grade are NaN in it.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from selfcorrect.errors import DataError
+from selfcorrect.metrics import LEFT_OUT, Estimate
+from selfcorrect.resampling import Table, bootstrap, draws, mcnemar, mean_over_seeds, ratio, weighted_mean
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """One method on all seeds: right at attempt 1 and 2, and whether attempt 2 repeats attempt 1; 0, 1 or NaN.
+
+    later_SP: right at the last attempt, where there are more than two.
+    """
+
+    first_SP: Table
+    second_SP: Table
+    same_SP: Table
+    later_SP: Table | None
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """A line of the table. Estimates carry paired-bootstrap intervals; spreads are the lowest and highest seed's.
+
+    mcnemar: the largest p-value of any seed, attempt 2 against attempt 1. gain: Accuracy@t2 less that of the method
+    that all are compared with, on the same problems; None for that one itself.
+    """
+
+    name: str
+    seeds: int
+    n: int
+    t1: Estimate
+    t2: Estimate
+    delta: Estimate
+    fixed: Estimate
+    broken: Estimate
+    fix_rate: Estimate
+    unchanged: Estimate
+    spread_t2: tuple[float, float]
+    spread_delta: tuple[float, float]
+    mcnemar: float
+    gain: Estimate | None
+    gain_delta: Estimate | None
+    last: Estimate | None
+
+
+def read_answers(runs: Sequence[Path], evaluation: str | None = None) -> Answers:
+    """The named evaluation of every run, by default the last one. Raises DataError where one is missing or differs."""
+    tables = [_read(run, evaluation) for run in runs]
+    ids = list(tables[0])
+    for run, table in zip(runs, tables, strict=True):
+        if list(table) != ids:
+            raise DataError(f"{run}: was evaluated on other problems than {runs[0]}, so the two cannot be compared")
+    cube = np.array([[table[name] for name in ids] for table in tables], dtype=np.float64)
+    more = not np.isnan(cube[..., 3]).all()
+    return Answers(cube[..., 0], cube[..., 1], cube[..., 2], cube[..., 3] if more else None)
+
+
+def _read(run: Path, evaluation: str | None) -> dict[str, list[float]]:
+    found = sorted((run / "evaluations").glob("*.json"), key=lambda file: json.loads(file.read_text())["step"])
+    named = run / "evaluations" / f"{evaluation}.json" if evaluation else (found[-1] if found else None)
+    if named is None or not named.exists():
+        raise DataError(f"{run}: holds no evaluation {evaluation or ''}".rstrip())
+    lines = named.with_name(f"{named.stem}.rollouts.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line) for line in lines]
+    return {row["id"]: _flags(row["attempts"]) for row in rows}
+
+
+def _flags(attempts: Sequence[dict[str, Any]]) -> list[float]:
+    """Right at 1, right at 2, second the same as the first, right at the last of more than two."""
+    if any(attempt["outcome"] in LEFT_OUT for attempt in attempts) or len(attempts) < 2:
+        return [float("nan")] * 4
+    first, second, last = attempts[0], attempts[1], attempts[-1]
+    key = "answer" if first["answer"] or second["answer"] else "text"
+    right = [float(attempt["outcome"] == "correct") for attempt in (first, second, last)]
+    return [right[0], right[1], float(first[key] == second[key]), right[2] if len(attempts) > 2 else float("nan")]
+
+
+def summarize(name: str, answers: Answers, against: Answers | None, resamples: int) -> Result:
+    """The line of a method; `against`: the answers it is paired with."""
+    first_SP, second_SP = answers.first_SP, answers.second_SP
+    counts_RP = draws(first_SP.shape[1], resamples, seed=0)
+
+    def mean(values_SP: Table) -> Estimate:
+        return bootstrap(weighted_mean(mean_over_seeds(values_SP)), counts_RP)
+
+    fixed_SP = (1 - first_SP) * second_SP
+    deltas_S = np.nanmean(second_SP - first_SP, 1)
+    t2_S = np.nanmean(second_SP, 1)
+    gains: list[Estimate | None] = [None, None]
+    if against is not None and against is not answers:
+        ours = [mean_over_seeds(second_SP), mean_over_seeds(second_SP - first_SP)]
+        others = [mean_over_seeds(against.second_SP), mean_over_seeds(against.second_SP - against.first_SP)]
+        gains = [bootstrap(weighted_mean(a - b), counts_RP) for a, b in zip(ours, others, strict=True)]
+    return Result(
+        name=name, seeds=len(first_SP), n=int((~np.isnan(first_SP)).all(0).sum()), t1=mean(first_SP),
+        t2=mean(second_SP), delta=mean(second_SP - first_SP), fixed=mean(fixed_SP),
+        broken=mean(first_SP * (1 - second_SP)),
+        fix_rate=bootstrap(ratio(mean_over_seeds(fixed_SP), mean_over_seeds(1 - first_SP)), counts_RP),
+        unchanged=mean(answers.same_SP), spread_t2=(float(t2_S.min()), float(t2_S.max())),
+        spread_delta=(float(deltas_S.min()), float(deltas_S.max())), mcnemar=_worst_p(first_SP, second_SP),
+        gain=gains[0], gain_delta=gains[1], last=None if answers.later_SP is None else mean(answers.later_SP),
+    )  # fmt: skip
+
+
+def _worst_p(first_SP: Table, second_SP: Table) -> float:
+    return max(
+        mcnemar(int(np.nansum((1 - a) * b)), int(np.nansum(a * (1 - b))))
+        for a, b in zip(first_SP, second_SP, strict=True)
+    )

@@ -1,0 +1,149 @@
+"""Pair-SFT and STaR (floor 7): collect traces into the run folder, fine-tune on them through the one token loss."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from selfcorrect.batching import make_batch
+from selfcorrect.config import Star, SupervisedStage
+from selfcorrect.errors import DataError
+from selfcorrect.policy import fingerprint, learning_rate
+from selfcorrect.rollout import play
+from selfcorrect.seeds import derive_seed
+from selfcorrect.traces import epochs, fixes, pair_traces, read_traces, star_traces, write_traces
+from selfcorrect.training import Clock, StepResult, Trainer
+from selfcorrect.types import Rollout, SamplingParams
+
+
+@dataclass(frozen=True, slots=True)
+class Collection:
+    """The traces that one iteration trains on. completions: how many were sampled for them."""
+
+    iteration: int
+    traces: Sequence[Rollout]
+    completions: int
+
+
+def steps_an_iteration(stage: SupervisedStage) -> int:
+    """Updates on one collection of traces."""
+    return stage.steps // (stage.iterations if isinstance(stage, Star) else 1)
+
+
+def supervised_step(trainer: Trainer, collection: Collection) -> StepResult:
+    """One update: cross entropy of the last attempt's tokens, the mean over all of them, on `batch` traces."""
+    stage, progress, clock = trainer.stage, trainer.progress, Clock()
+    assert isinstance(stage, SupervisedStage)
+    each = steps_an_iteration(stage)
+    done = progress.stage_step % each
+    rate = learning_rate(stage.learning_rate, done + 1, each, trainer.config.optimizer)
+    seed = derive_seed(trainer.config.seed, stage.name, collection.iteration)
+    traces = list(epochs(collection.traces, done + 1, stage.batch, seed))
+    tokens = sum(len(trace.attempts[-1].completion.token_ids) for trace in traces)
+    # The update divides by the number of rows; with this weight the loss is the mean over tokens.
+    weights_BA = torch.full((len(traces), 2), len(traces) / tokens)
+    batch = make_batch(traces, weights_BA, (0.0, 0.0), torch.ones(len(traces), dtype=torch.bool))
+    update = trainer.update(batch, len(traces), rate, temperature=1.0)
+    clock.lap("update")
+    trainer.advance(update, None)
+    return StepResult(
+        step=progress.step, stage=stage.name, stage_step=progress.stage_step, rewards=[], smoothed_reward=0.0,
+        delta=0.0, fixed=0.0, broken=0.0, unchanged=0.0, kl=[], entropy=[], loss=update.loss,
+        grad_norm=update.grad_norm, learning_rate=rate, sampler_gap=0.0,
+        completions=collection.completions if done == 0 else 0, sampled_tokens=0, tokens_per_second=0.0,
+        seconds=clock.total, seconds_by_part=clock.parts, grader_failed=0, truncated=[],
+        skipped=bool(update.skip_reason), skip_reason=update.skip_reason,
+    )  # fmt: skip
+
+
+class Collector:
+    """Finds, or samples, the traces of a supervised stage. folder: traces/ of the run."""
+
+    def __init__(self, trainer: Trainer, folder: Path, say: Callable[[str], None]) -> None:
+        self._trainer, self._folder, self._say = trainer, folder, say
+
+    def collection(self, iteration: int, *, at_start: bool) -> Collection:
+        """The traces of iteration 1, 2, ...; at_start: the model is the one that they are to be sampled from.
+
+        Raises DataError where the model gave none to train on.
+        """
+        stage = self._trainer.stage
+        assert isinstance(stage, SupervisedStage)
+        if stage.traces:
+            found = read_traces(stage.traces, self._trainer.lm.chat, self._trainer.task.name)
+            return self._chosen(found, iteration, 0, stage.traces)
+        file = self._folder / f"{stage.name}-{iteration}.jsonl"
+        if at_start:
+            self._find_or_sample(stage, iteration, file)
+        about = json.loads(file.with_suffix(".json").read_text(encoding="utf-8"))
+        found = read_traces(file, self._trainer.lm.chat, self._trainer.task.name) if about["traces"] else []
+        return self._chosen(found, iteration, about["completions"], str(file))
+
+    def _chosen(self, found: Sequence[Rollout], iteration: int, completions: int, source: str) -> Collection:
+        stage = self._trainer.stage
+        assert isinstance(stage, SupervisedStage)
+        chosen = [trace for trace in found if stage.keep_right or fixes(trace)]
+        if not chosen:
+            raise DataError(
+                f"{source}: no {'' if stage.keep_right else 'wrong-then-'}right traces for stage {stage.name}; raise "
+                f"stages.{stage.name}.collect (now {stage.collect}), or set keep_right: true"
+            )
+        kept = sum(not fixes(trace) for trace in chosen)
+        fixed = len(chosen) - kept
+        self._say(f"{source}: training on {fixed} wrong-then-right and {kept} right-then-right traces")
+        return Collection(iteration, chosen, completions)
+
+    def _find_or_sample(self, stage: SupervisedStage, iteration: int, file: Path) -> None:
+        """Both kinds of traces go to the file, so that D and D+ can share it; `about` says what they came from."""
+        self._folder.mkdir(exist_ok=True)
+        key = self._key(stage, iteration)
+        for other in sorted(self._folder.glob("*.json")):
+            if json.loads(other.read_text(encoding="utf-8"))["key"] == key:
+                if other != file.with_suffix(".json"):
+                    shutil.copyfile(other.with_suffix(".jsonl"), file)
+                    shutil.copyfile(other, file.with_suffix(".json"))
+                return
+        traces, completions = self._sample(stage, iteration)
+        write_traces(file, traces, self._trainer.task)
+        about = {"key": key, "completions": completions, "traces": len(traces), "fixed": sum(map(fixes, traces))}
+        partial = file.with_suffix(".json.partial")
+        partial.write_text(json.dumps(about) + "\n", encoding="utf-8")
+        partial.replace(file.with_suffix(".json"))  # last: its presence says that the traces are whole
+
+    def _key(self, stage: SupervisedStage, iteration: int) -> str:
+        """A digest of all that the traces depend on."""
+        config = self._trainer.config
+        told: list[Any] = [
+            fingerprint(self._trainer.lm), stage.__class__.__name__, stage.collect, iteration, config.seed,
+            config.task.model_dump(mode="json"), config.model.model_dump(mode="json"),
+            config.rollouts.model_dump(mode="json"),
+        ]  # fmt: skip
+        return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
+
+    def _sample(self, stage: SupervisedStage, iteration: int) -> tuple[list[Rollout], int]:
+        """Traces of `collect` problems, and how many completions were sampled for them."""
+        trainer, rollouts = self._trainer, self._trainer.config.rollouts
+        attempts, group = 2 if isinstance(stage, Star) else 1, rollouts.rollouts_per_problem
+        seed = derive_seed(trainer.config.seed, "collect", iteration)
+        problems = trainer.task.draw(iteration, stage.collect, seed)
+        trainer.sampler.load_weights(trainer.lm.model)
+        chunk = max(1, rollouts.rows_at_once // group)
+        traces: list[Rollout] = []
+        completions = 0
+        for start in range(0, len(problems), chunk):
+            rows = [problem for problem in problems[start : start + chunk] for _ in range(group)]
+            params = SamplingParams(rollouts.temperature, rollouts.max_new_tokens, derive_seed(seed, "chunk", start))
+            played = play(rows, trainer.task, trainer.sampler, trainer.lm.chat, params, attempts)
+            completions += attempts * len(played)
+            if isinstance(stage, Star):
+                traces += star_traces(played)
+            else:
+                traces += pair_traces(played, trainer.lm.chat, trainer.task, seed)
+            if start % (20 * chunk) == 0 or start + chunk >= len(problems):
+                self._say(f"collecting traces: {min(start + chunk, len(problems))} of {len(problems)} problems")
+        return traces, completions

@@ -1,0 +1,164 @@
+"""Traces (floor 5): pairs of attempts that Pair-SFT and STaR fine-tune on; how they are chosen, and their files.
+
+A trace is a Rollout of two attempts whose first carries no gradient. Files hold one JSON object a line, to be read,
+filtered and used again (`traces:` of a stage); docs/methods.md has the fields.
+"""
+
+import dataclasses
+import json
+import random
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from selfcorrect.chat import Chat
+from selfcorrect.errors import DataError
+from selfcorrect.metrics import LEFT_OUT
+from selfcorrect.seeds import derive_seed
+from selfcorrect.tasks.base import Task
+from selfcorrect.types import Attempt, Completion, Grade, Outcome, Problem, Rollout
+
+
+def star_traces(rollouts: Iterable[Rollout]) -> list[Rollout]:
+    """D+_STaR: two-attempt rollouts that end right, wrong-then-right and right-then-right, each once."""
+    return _distinct(_given(rollout) for rollout in rollouts if rollout.attempts[-1].grade.correct and _graded(rollout))
+
+
+def pair_traces(firsts: Sequence[Rollout], chat: Chat, task: Task, seed: int) -> list[Rollout]:
+    """D+_SFT: every first attempt followed by a right one at the same problem, drawn among those of another row.
+
+    firsts: rollouts of one attempt; those of a problem stand together. Wrong ones give wrong-then-right traces, right
+    ones right-then-right; a pair occurs once.
+    """
+    pairs: list[Rollout] = []
+    for name, rows in groupby(firsts, key=lambda rollout: rollout.problem.id):
+        group = [rollout for rollout in rows if _graded(rollout)]
+        right = [index for index, rollout in enumerate(group) if rollout.attempts[0].grade.correct]
+        for index, rollout in enumerate(group):
+            others = [place for place in right if place != index]
+            if others:
+                drawn = random.Random(derive_seed(seed, "pair", name, index)).choice(others)
+                pairs.append(_pair(rollout, group[drawn].attempts[0], chat, task))
+    return _distinct(pairs)
+
+
+def fixes(trace: Rollout) -> bool:
+    """Whether the first attempt is wrong: such a trace is in D, the others in D+ alone."""
+    return not trace.attempts[0].grade.correct
+
+
+def write_traces(file: Path, traces: Iterable[Rollout], task: Task) -> None:
+    """One line a trace; a file that is there is replaced."""
+    with file.open("w", encoding="utf-8") as out:
+        out.writelines(json.dumps(trace_row(trace, task)) + "\n" for trace in traces)
+
+
+def trace_row(trace: Rollout, task: Task) -> dict[str, Any]:
+    """The line of a trace. Token ids are kept, as tokenising the texts again may give others."""
+    first, second = trace.attempts
+    return {
+        "id": trace.problem.id,
+        "prompt": trace.problem.prompt,
+        "first": _attempt_row(first),
+        "correction_prompt": task.correction_prompt(trace.problem),
+        "second": _attempt_row(second),
+    }
+
+
+def read_traces(file: str | Path, chat: Chat, task: str) -> list[Rollout]:
+    """Traces of a file, as written here or by hand. Raises DataError with file, line, field and reason."""
+    try:
+        with Path(file).expanduser().open(encoding="utf-8") as lines:
+            numbered = [(f"{file}:{number}", line) for number, line in enumerate(lines, 1) if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{file}: cannot be read as UTF-8 text: {error}") from None
+    found = [_read(line, where, chat, task) for where, line in numbered]
+    if not found:
+        raise DataError(f"{file}: holds no traces; expected one JSON object a line")
+    return found
+
+
+def _given(rollout: Rollout) -> Rollout:
+    first, *later = rollout.attempts
+    return dataclasses.replace(rollout, attempts=(dataclasses.replace(first, sampled=False), *later))
+
+
+def _pair(rollout: Rollout, right: Attempt, chat: Chat, task: Task) -> Rollout:
+    first = rollout.attempts[0]
+    context = chat.next_prompt(first.prompt_ids, first.completion.token_ids, task.correction_prompt(rollout.problem))
+    second = Attempt(context, right.completion, right.grade)
+    return dataclasses.replace(rollout, attempts=(dataclasses.replace(first, sampled=False), second))
+
+
+def _graded(rollout: Rollout) -> bool:
+    return not any(attempt.grade.outcome in LEFT_OUT for attempt in rollout.attempts)
+
+
+def _distinct(traces: Iterable[Rollout]) -> list[Rollout]:
+    """Each pair of token sequences once, the first occurrence."""
+    by_ids = {(t.attempts[1].prompt_ids, t.attempts[1].completion.token_ids): t for t in reversed(list(traces))}
+    return list(reversed(by_ids.values()))
+
+
+def _attempt_row(attempt: Attempt) -> dict[str, Any]:
+    grade, completion = attempt.grade, attempt.completion
+    return {
+        "text": completion.text, "outcome": str(grade.outcome), "answer": grade.answer,
+        "token_ids": list(completion.token_ids), "finish_reason": completion.finish_reason,
+    }  # fmt: skip
+
+
+def _read(line: str, where: str, chat: Chat, task: str) -> Rollout:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{where}: not valid JSON: {error}") from None
+    if not isinstance(row, dict):
+        raise DataError(f"{where}: expected a JSON object, got {type(row).__name__}")
+    prompt, correction = (_text(row, field, where) for field in ("prompt", "correction_prompt"))
+    problem = Problem(str(row.get("id", where)), task, prompt, {})
+    first, first_grade = _completion(row, "first", where, chat)
+    second, second_grade = _completion(row, "second", where, chat)
+    context = chat.first_prompt(prompt)
+    following = chat.next_prompt(context, first.token_ids, correction)
+    attempts = (Attempt(context, first, first_grade, sampled=False), Attempt(following, second, second_grade))
+    return Rollout(problem, attempts, 0, 0)
+
+
+def _completion(row: dict[str, Any], field: str, where: str, chat: Chat) -> tuple[Completion, Grade]:
+    """The attempt's tokens, from its ids where it has some, else from its text with the template's end of turn."""
+    attempt = row.get(field)
+    if not isinstance(attempt, dict):
+        raise DataError(f"{where}: field {field!r} must be an object with text and outcome, got {attempt!r}")
+    text, named = _text(attempt, "text", f"{where}: {field}"), _text(attempt, "outcome", f"{where}: {field}")
+    if named not in list(Outcome):
+        raise DataError(f"{where}: {field}: outcome {named!r} must be one of {', '.join(Outcome)}")
+    ids = attempt.get("token_ids")
+    if ids is None:
+        end = chat.turn_end()
+        ids = [*chat.written(text).token_ids, *([] if end is None else [end])]
+    elif not isinstance(ids, list) or not ids or not all(type(i) is int and i >= 0 for i in ids):
+        raise DataError(f"{where}: {field}: token_ids must be a list of token ids")
+    elif chat.decode(ids) != text:
+        raise DataError(f"{where}: {field}: token_ids do not spell the text; after editing the text, leave them out")
+    cut = attempt.get("finish_reason") == "length"
+    grade = Grade(Outcome(named), float(named == Outcome.CORRECT), str(attempt.get("answer", "")))
+    return Completion(tuple(ids), (0.0,) * len(ids), text, "length" if cut else "stop"), grade
+
+
+def _text(row: dict[str, Any], field: str, where: str) -> str:
+    value = row.get(field)
+    if not isinstance(value, str):
+        raise DataError(f"{where}: field {field!r} must be text, got {value!r}")
+    return value
+
+
+def epochs(traces: Sequence[Rollout], step: int, count: int, seed: int) -> Iterator[Rollout]:
+    """The traces of update 1, 2, ...: epochs without replacement, each in an order of its own."""
+    orders: dict[int, list[int]] = {}
+    for place in range((step - 1) * count, step * count):
+        epoch, index = divmod(place, len(traces))
+        if epoch not in orders:
+            orders[epoch] = random.Random(derive_seed(seed, "epoch", epoch)).sample(range(len(traces)), len(traces))
+        yield traces[orders[epoch][index]]

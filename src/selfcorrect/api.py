@@ -7,18 +7,21 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from selfcorrect.analysis import analyse
 from selfcorrect.config import LAB_MODEL, CodeConfig, Config, LabBaseConfig, MathConfig, TrainConfig
 from selfcorrect.display import Observer
 from selfcorrect.errors import ConfigError, DataError, TrainingInterrupted
 from selfcorrect.evaluation import Evaluation, Evaluator, load_external
 from selfcorrect.metrics import Summary, summarize
 from selfcorrect.models import LanguageModel, load_model
+from selfcorrect.policy import fingerprint
 from selfcorrect.recipe import load_recipe, validate
 from selfcorrect.report import write_report
 from selfcorrect.rollout import play as play_problems
 from selfcorrect.run import check_context, evaluated_problems, keep_evaluation, resume, start
 from selfcorrect.samplers.recorded import TextChat
 from selfcorrect.samplers.transformers import TransformersSampler
+from selfcorrect.scale import Point
 from selfcorrect.seeds import derive_seed
 from selfcorrect.tasks import Split, make_task
 from selfcorrect.tasks.base import Task, fixed_share
@@ -27,7 +30,7 @@ from selfcorrect.tasks.files import stem_of
 from selfcorrect.tasks.repair import repair_rows
 from selfcorrect.types import Rollout, SamplingParams
 
-__all__ = ["evaluate", "grade", "make_repair_set", "play", "read_config", "train", "write_report"]
+__all__ = ["analyse", "evaluate", "grade", "make_repair_set", "play", "read_config", "scale", "train", "write_report"]
 
 Recipe = str | Path | Mapping[str, Any] | Config
 
@@ -239,6 +242,49 @@ def make_repair_set(
         )
     partial.replace(file)
     return kept
+
+
+def scale(
+    model: str | Path,
+    *overrides: str,
+    output: str | Path,
+    recipe: Recipe | None = None,
+    most: int = 64,
+    problems: int = 200,
+    temperature: float = 0.7,
+    observer: Observer | None = None,
+) -> list[Point]:
+    """Inference-compute scaling of a model (Fig. 1 right): majority votes at budgets 2, 4, ... up to `most` solutions.
+
+    output: a folder for the samples, the drawing and its numbers; samples that are there already are used again.
+    """
+    from selfcorrect.scale import budgets_up_to, sample_pools, scale_figure, scaling
+
+    if most < 2 or most & (most - 1):
+        raise ConfigError(f"most = {most} must be a power of two, 2 or more")
+    config = _train_config(recipe if recipe is not None else _recipe_beside(model), *overrides)
+    folder = Path(output)
+    folder.mkdir(parents=True, exist_ok=True)
+    say = (observer or Observer()).message
+    task = make_task(config.task)
+    lm = load_model(config.model.model_copy(update={"path": str(model)}))
+    about = folder / "samples.json"
+    told = {
+        "model": fingerprint(lm), "task": config.task.model_dump(mode="json"), "seed": config.seed, "most": most,
+        "temperature": temperature, "max_new_tokens": config.rollouts.max_new_tokens,
+    }  # fmt: skip
+    if about.exists() and json.loads(about.read_text(encoding="utf-8")) != told:
+        raise ConfigError(f"{folder}: holds samples made with other settings ({about}); choose another output")
+    about.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+    params = SamplingParams(temperature, config.rollouts.max_new_tokens, config.seed)
+    with closing(task):
+        pools = sample_pools(
+            task, task.held_out(problems), TransformersSampler(lm, max_rows=config.rollouts.rows_at_once), lm.chat,
+            params, most, folder / "samples.jsonl", config.rollouts.rows_at_once, say,
+        )  # fmt: skip
+    points = scaling(pools, budgets_up_to(most))
+    scale_figure(points, len(pools), temperature).write(folder)
+    return points
 
 
 def read_config(recipe: Recipe, *overrides: str) -> Config:

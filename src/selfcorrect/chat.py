@@ -78,6 +78,10 @@ class Chat:
         """Completion ids -> text without special tokens."""
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
 
+    def said(self, ids: Sequence[int]) -> str:
+        """The text of a completion: without the token that ends the turn, where it has one."""
+        return self.decode(ids[:-1] if ids and ids[-1] in self._eos_ids else ids)
+
     def _between_turns(self, user: str) -> tuple[int, ...]:
         if user not in self._between:
             first = "a first question"

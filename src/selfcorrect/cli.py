@@ -215,6 +215,44 @@ def compare(recipe: RecipeArgument, overrides: Overrides = None) -> None:
 
 
 @app.command()
+def analyse(
+    source: Annotated[Path, typer.Argument(help="A run folder, or a JSONL file of graded attempts.", metavar="SOURCE")],
+    output: Annotated[Path | None, typer.Option(help="Where the figures go; by default SOURCE/analysis.")] = None,
+) -> None:
+    """Draw the paper's figures from what a run holds: edit distances, flow, training, many attempts. SVG and CSV."""
+    from selfcorrect.analysis import analyse as draw
+
+    figures, folder = draw(source, output)
+    for figure in figures:
+        typer.echo(f"{folder / figure.name}.svg  {figure.title}")
+
+
+@app.command()
+def scale(
+    model: Annotated[str, typer.Argument(help="A model folder, a hub name, or lab.", metavar="MODEL")],
+    output: Annotated[Path, typer.Option(help="A folder for samples, drawing and numbers.")],
+    overrides: Overrides = None,
+    recipe: Annotated[Path | None, typer.Option(help="Where task, prompts and limits come from.")] = None,
+    most: Annotated[int, typer.Option(help="The largest budget of solutions; a power of two.")] = 64,
+    problems: Annotated[int, typer.Option(help="How many held-out problems.")] = 200,
+    temperature: Annotated[float, typer.Option(help="Of sampling.")] = 0.7,
+) -> None:
+    """Spend samples on more first attempts, or on correcting half as many? Majority vote at budgets 2 to 64."""
+    from selfcorrect import api
+    from selfcorrect.display import estimate_text
+
+    points = api.scale(
+        model, *(overrides or []), output=output, recipe=recipe, most=most, problems=problems, temperature=temperature,
+        observer=_on_stderr(),
+    )  # fmt: skip
+    typer.echo("budget  2K in parallel         K, each corrected      difference")
+    for p in points:
+        told = (estimate_text(p.parallel), estimate_text(p.corrected), estimate_text(p.gain, signed=True))
+        typer.echo(f"{p.budget:<8}{told[0]:<23}{told[1]:<23}{told[2]}")
+    typer.echo(f"picture: {output / 'scaling.svg'}")
+
+
+@app.command()
 def report(run: Annotated[Path, typer.Argument(help="A run folder.", metavar="RUN")]) -> None:
     """Write RUN/report.html from what the run folder holds; works while a run goes on."""
     from selfcorrect.report import write_report

@@ -189,9 +189,9 @@ def evaluation_line(evaluation: Evaluation) -> str:
 
 def summary_line(summary: Summary) -> str:
     """Accuracy at each attempt, delta, and the flows i->c and c->i in percent of all problems."""
-    accuracy = "  ".join(f"t{number} {_percent(value)}" for number, value in enumerate(summary.accuracy, 1))
+    accuracy = "  ".join(f"t{number} {estimate_text(value)}" for number, value in enumerate(summary.accuracy, 1))
     return (
-        f"{accuracy}  delta {_percent(summary.delta, signed=True)}  i->c {summary.fixed.value:.1%}  "
+        f"{accuracy}  delta {estimate_text(summary.delta, signed=True)}  i->c {summary.fixed.value:.1%}  "
         f"c->i {summary.broken.value:.1%}  n={summary.n}"
     )
 
@@ -200,14 +200,14 @@ def summary_lines(summary: Summary) -> list[str]:
     """The metrics in words, a line each: of one attempt its accuracy alone."""
     if not summary.accuracy:
         return ["no attempts"]
-    lines = [f"Accuracy@t{number}  {_percent(value)}" for number, value in enumerate(summary.accuracy, 1)]
+    lines = [f"Accuracy@t{number}  {estimate_text(value)}" for number, value in enumerate(summary.accuracy, 1)]
     if len(summary.accuracy) > 1:
         lines += [
-            f"delta        {_percent(summary.delta, signed=True)}",
-            f"i->c         {_percent(summary.fixed)}",
-            f"c->i         {_percent(summary.broken)}",
-            f"fix rate     {_percent(summary.fix_rate)}",
-            f"unchanged    {_percent(summary.unchanged)}",
+            f"delta        {estimate_text(summary.delta, signed=True)}",
+            f"i->c         {estimate_text(summary.fixed)}",
+            f"c->i         {estimate_text(summary.broken)}",
+            f"fix rate     {estimate_text(summary.fix_rate)}",
+            f"unchanged    {estimate_text(summary.unchanged)}",
         ]
     for number, outcomes in enumerate(summary.outcomes, 1):
         told = ", ".join(f"{count} {name}" for name, count in sorted(outcomes.items(), key=lambda kv: -kv[1]))
@@ -224,7 +224,8 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-def _percent(estimate: Estimate, signed: bool = False) -> str:
+def estimate_text(estimate: Estimate, signed: bool = False) -> str:
+    """Percent with the 95 % interval in brackets."""
     sign = "+" if signed else ""
     return f"{100 * estimate.value:{sign}.1f}% [{100 * estimate.low:{sign}.1f}, {100 * estimate.high:{sign}.1f}]"
 

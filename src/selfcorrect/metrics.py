@@ -7,9 +7,10 @@ are counted and left out.
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
+from typing import Any
 
 from selfcorrect.types import Outcome, Rollout
 
@@ -72,6 +73,14 @@ def paired_difference(first: Sequence[bool], second: Sequence[bool]) -> Estimate
     return Estimate((up - down) / n, max(-1.0, centre - half), min(1.0, centre + half))
 
 
+def difference(new: Estimate, old: Estimate) -> Estimate:
+    """Difference new - old of two independent shares, with Newcombe's interval from theirs."""
+    value = new.value - old.value
+    down = math.hypot(new.value - new.low, old.high - old.value)
+    up = math.hypot(new.high - new.value, old.value - old.low)
+    return Estimate(value, value - down, value + up)
+
+
 def is_unchanged(rollout: Rollout) -> bool:
     """Whether the last attempt gives the first one's answer again (its text, where no answer could be read)."""
     first, last = rollout.attempts[0], rollout.attempts[-1]
@@ -100,3 +109,10 @@ def summarize(rollouts: Sequence[Rollout]) -> Summary:
         unchanged=share(same, n),
         outcomes=tuple(dict(Counter(str(r.attempts[a].grade.outcome) for r in rollouts)) for a in range(attempts)),
     )
+
+
+def summary_of(row: Mapping[str, Any]) -> Summary:
+    """A Summary from the plain values that `dataclasses.asdict` made of it."""
+    single = {name: Estimate(**row[name]) for name in ("delta", "fixed", "broken", "fix_rate", "unchanged")}
+    accuracy = tuple(Estimate(**value) for value in row["accuracy"])
+    return Summary(n=row["n"], accuracy=accuracy, outcomes=tuple(row["outcomes"]), **single)

@@ -16,6 +16,8 @@ from typing import Any
 
 import torch
 
+from selfcorrect.alarms import Watch, alarms
+from selfcorrect.between import Between
 from selfcorrect.checkpoint import (
     DAMAGE,
     Checkpoint,
@@ -35,6 +37,7 @@ from selfcorrect.config import HubConfig, Stage, Star, SupervisedStage, TaskConf
 from selfcorrect.display import Observer
 from selfcorrect.errors import CheckpointError, ConfigError, MemoryExhausted, TrainingInterrupted
 from selfcorrect.evaluation import Evaluation, Evaluator, load_external
+from selfcorrect.metrics import Summary, summary_of
 from selfcorrect.models import LanguageModel, load_model
 from selfcorrect.policy import fingerprint, load_weights, weights
 from selfcorrect.recipe import load_recipe
@@ -285,6 +288,10 @@ class _Loop:
         self.config, self.folder, self.trainer = config, folder, trainer
         self.evaluator, self.validator, self.observer = evaluator, validator, observer
         self._collected: Collection | None = None
+        self._base: Summary | None = None
+        self._watch = Watch(None)
+        count = config.evaluation.problems_between
+        self._between = Between(trainer, evaluator.problems[:count]) if config.evaluation.every else None
 
     def run(self, checkpoint: Checkpoint | None, stop: _Stop) -> None:
         trainer, stages = self.trainer, self.config.stages
@@ -292,10 +299,15 @@ class _Loop:
             self._restore(checkpoint)
         else:
             self._evaluate("base", 0)
+            self._look_between()
+        base = self.folder.read_evaluation("base")
+        self._base = summary_of(base["summary"])
+        self._watch = Watch(summary_of(base["sampled"]) if base["sampled"] else None)
         for index in range(trainer.progress.stage, len(stages)):
             if index > trainer.progress.stage:
                 trainer.start_stage(index)
             self._set_reference(index)
+            self._watch.stage_started()
             self.observer.stage_started(stages[index].name, stages[index].steps, trainer.progress.stage_step)
             while trainer.progress.stage_step < stages[index].steps:
                 self._collect()
@@ -320,11 +332,21 @@ class _Loop:
             spread = result.rollouts[:: max(1, min(group, len(result.rollouts) // log.rollouts_kept))]
             self.folder.log_rollouts(spread[: log.rollouts_kept], step=result.step, stage=result.stage)
         self.observer.step_done(result)
+        if result.rewards:
+            several = len(result.rewards) > 1
+            for told in self._watch.step(result.rewards[0], result.delta, result.unchanged if several else 0.0):
+                self.observer.message(f"alarm: step {result.step}: {told}")
+        if self.config.evaluation.every and result.step % self.config.evaluation.every == 0:
+            self._look_between()
         trainer.check_health(result)
         done, total = trainer.progress.stage_step, trainer.stage.steps
         if done % self.config.checkpoint.every == 0 or done == total:
             self._keep_if_best(result)
             self._checkpoint()
+
+    def _look_between(self) -> None:
+        if self._between:
+            self.folder.log_between(self._between.row())
 
     def _collect(self) -> None:
         """Before a step of a supervised stage: its traces, and at an iteration's start the weights it begins with."""
@@ -388,6 +410,8 @@ class _Loop:
         evaluation = self.evaluator.run(name, step, trainer.sampler, trainer.lm.chat)
         self.folder.write_evaluation(name, evaluation_row(evaluation), evaluation.rollouts)
         self.observer.evaluated(evaluation)
+        for told in alarms(evaluation.summary, self._base) if self._base else ():
+            self.observer.message(f"alarm: {name}: {told}")
 
     def _set_reference(self, index: int) -> None:
         """Stage 1's reference is the base model; later ones measure KL to what the recipe names."""

@@ -59,7 +59,7 @@ class RunFolder:
                 f"model.path = {config.model.path!r} holds other weights than when {path} began ({base}, not "
                 f"{begun_with}), and the KL is measured to them; put the model back, or start another run"
             )
-        for name in ("metrics.jsonl", "rollouts.jsonl"):
+        for name in ("metrics.jsonl", "rollouts.jsonl", "between.jsonl"):
             _cut(path / name, step)
         return cls(path, make_trackers(path, config, step))
 
@@ -71,6 +71,12 @@ class RunFolder:
 
     def log_rollouts(self, rollouts: Iterable[Rollout], **extra: Any) -> None:
         _append(self.path / "rollouts.jsonl", [{**rollout_row(rollout), **extra} for rollout in rollouts])
+
+    def log_between(self, row: Mapping[str, Any]) -> None:
+        """One line of between.jsonl; a resumed run may be at a step that stands there already."""
+        file = self.path / "between.jsonl"
+        _cut(file, int(row["step"]) - 1)
+        _append(file, [row])
 
     def write_evaluation(self, name: str, evaluation: Mapping[str, Any], rollouts: Iterable[Rollout]) -> None:
         """The evaluation's JSON last, so that its presence says that all of it is there."""
@@ -84,6 +90,11 @@ class RunFolder:
 
     def has_evaluation(self, name: str) -> bool:
         return (self.path / "evaluations" / f"{name}.json").exists()
+
+    def read_evaluation(self, name: str) -> dict[str, Any]:
+        """What write_evaluation wrote."""
+        found: dict[str, Any] = json.loads((self.path / "evaluations" / f"{name}.json").read_text(encoding="utf-8"))
+        return found
 
     def close(self) -> None:
         for tracker in self._trackers:

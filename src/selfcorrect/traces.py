@@ -97,8 +97,10 @@ def _graded(rollout: Rollout) -> bool:
 
 def _distinct(traces: Iterable[Rollout]) -> list[Rollout]:
     """Each pair of token sequences once, the first occurrence."""
-    by_ids = {(t.attempts[1].prompt_ids, t.attempts[1].completion.token_ids): t for t in reversed(list(traces))}
-    return list(reversed(by_ids.values()))
+    by_ids: dict[tuple[tuple[int, ...], tuple[int, ...]], Rollout] = {}
+    for trace in traces:
+        by_ids.setdefault((trace.attempts[1].prompt_ids, trace.attempts[1].completion.token_ids), trace)
+    return list(by_ids.values())
 
 
 def _attempt_row(attempt: Attempt) -> dict[str, Any]:
@@ -140,7 +142,7 @@ def _completion(row: dict[str, Any], field: str, where: str, chat: Chat) -> tupl
         ids = [*chat.written(text).token_ids, *([] if end is None else [end])]
     elif not isinstance(ids, list) or not ids or not all(type(i) is int and i >= 0 for i in ids):
         raise DataError(f"{where}: {field}: token_ids must be a list of token ids")
-    elif chat.decode(ids) != text:
+    elif chat.said(ids) != text:
         raise DataError(f"{where}: {field}: token_ids do not spell the text; after editing the text, leave them out")
     cut = attempt.get("finish_reason") == "length"
     grade = Grade(Outcome(named), float(named == Outcome.CORRECT), str(attempt.get("answer", "")))

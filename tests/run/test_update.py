@@ -54,9 +54,8 @@ def updated(
     lms: tuple[LanguageModel, LanguageModel], batch: Batch, micro_batch: int, estimator: str
 ) -> tuple[Update, list[Tensor]]:
     trainer = trainer_of(*lms, micro_batch, estimator)
-    update = trainer.update(
-        batch, rollouts=7, rate=0.0, temperature=1.0
-    )  # at rate 0 the weights stay, the gradients can be read
+    # At rate 0 the weights stay, and the gradients can be read.
+    update = trainer.update(batch, rollouts=7, rate=0.0, temperature=1.0)
     return update, [torch.as_tensor(parameter.grad).clone() for parameter in trainer.lm.parameters()]
 
 

@@ -13,12 +13,12 @@ import selfcorrect
 SOURCE = Path(selfcorrect.__file__).parent
 FLOORS: dict[str, int] = {
     "types": 0, "errors": 0, "seeds": 0,
-    "config": 1, "chat": 1, "metrics": 1, "resampling": 2, "grading": 1,
+    "config": 1, "chat": 1, "metrics": 1, "resampling": 2, "alarms": 2, "grading": 1,
     "recipe": 2, "models": 2, "tasks": 2,
     "samplers": 3, "batching": 3, "objectives": 3,
-    "prompts": 4, "rollout": 4, "policy": 5, "checkpoint": 4, "runlog": 4,
-    "losses": 5, "evaluation": 5, "traces": 5, "recorded": 5, "report": 5, "lab": 5,
-    "training": 6, "display": 7, "supervised": 7, "run": 8,
+    "prompts": 4, "rollout": 4, "policy": 5, "checkpoint": 4, "runlog": 4, "svg": 4,
+    "losses": 5, "evaluation": 5, "traces": 5, "recorded": 5, "analysis": 5, "lab": 5,
+    "training": 6, "report": 6, "display": 7, "supervised": 7, "between": 7, "scale": 8, "run": 8,
     "compare": 9, "api": 9, "cli": 10, "__init__": 11,
 }  # fmt: skip
 NEVER = {  # room -> what it must not import; "torch" stands for every heavy library

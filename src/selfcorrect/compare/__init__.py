@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from selfcorrect.compare.budget import Account
-from selfcorrect.compare.execute import Runner, threads_each
+from selfcorrect.compare.execute import Launch, Runner, launch, threads_each
 from selfcorrect.compare.plan import Choice, Trial, check, folder_of, search_jobs, table_jobs
 from selfcorrect.compare.results import Answers, Result, read_answers, summarize
 from selfcorrect.config import CompareConfig
@@ -24,7 +24,7 @@ Say = Callable[[str], None]
 BASE = "base"
 
 
-def compare(config: CompareConfig, say: Say = print) -> Path:
+def compare(config: CompareConfig, say: Say = print, launch: Launch = launch) -> Path:
     """Run all that is not done yet, then write the folder's page, table and numbers; returns the folder.
 
     Raises ConfigError for a file that contradicts itself or the budget, JobError where a run failed.
@@ -34,7 +34,7 @@ def compare(config: CompareConfig, say: Say = print) -> Path:
     folder = folder_of(config)
     with alone(folder):
         _say_budget(config, accounts, say)
-        runner = Runner(config.parallel, say)
+        runner = Runner(config.parallel, say, launch)
         chosen, searched = _search(config, runner, say)
         shared, jobs = table_jobs(config, chosen)
         say(f"table: {len(jobs)} runs of {len(config.methods)} methods, {len(shared)} shared first stages")

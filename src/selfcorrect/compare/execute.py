@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Protocol
 
 from selfcorrect.checkpoint import atomic_folder
 from selfcorrect.compare.plan import Job
@@ -35,12 +36,34 @@ def is_done(job: Job) -> bool:
     return (job.path / "final").exists() if job.trains else any((job.path / "evaluations").glob("*.json"))
 
 
-class Runner:
-    """Keeps `parallel` runs going. say: told of every start and end."""
+class Process(Protocol):
+    """A command under way."""
 
-    def __init__(self, parallel: int, say: Callable[[str], None]) -> None:
-        self._parallel, self._say = parallel, say
-        self._running: dict[subprocess.Popen[bytes], tuple[Job, float]] = {}
+    returncode: int | None
+
+    def poll(self) -> int | None:
+        """The exit status, or None while it runs."""
+
+    def wait(self) -> int:
+        """The exit status, once it has ended."""
+
+
+Launch = Callable[[list[str], Path], Process]
+
+
+def launch(arguments: list[str], log: Path) -> Process:
+    """`selfcorrect` with these arguments, in a process of its own that writes to `log`."""
+    command = [sys.executable, "-m", "selfcorrect.cli", *arguments]
+    with log.open("ab") as out:
+        return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=out)
+
+
+class Runner:
+    """Keeps `parallel` runs going. say: told of every end; launch: how a command is started."""
+
+    def __init__(self, parallel: int, say: Callable[[str], None], launch: Launch = launch) -> None:
+        self._parallel, self._say, self._launch = parallel, say, launch
+        self._running: dict[Process, tuple[Job, float]] = {}
         self._failed: list[str] = []
         self._ended = 0
 
@@ -69,7 +92,7 @@ class Runner:
         if self._failed:
             raise JobError("\n".join(self._failed))
 
-    def _start(self, job: Job) -> subprocess.Popen[bytes]:
+    def _start(self, job: Job) -> Process:
         log = job.path.with_name(f"{job.path.name}.log")
         log.parent.mkdir(parents=True, exist_ok=True)
         if job.shared and not (job.path / "config.yaml").exists():
@@ -84,10 +107,7 @@ class Runner:
             recipe = job.path.with_name(f"{job.path.name}.yaml")
             recipe.write_text(dump(job.config), encoding="utf-8")
             arguments = ["train" if job.trains else "evaluate", str(recipe)]
-        with log.open("ab") as out:
-            return subprocess.Popen(
-                [sys.executable, "-m", "selfcorrect.cli", *arguments], stdin=subprocess.DEVNULL, stdout=out, stderr=out
-            )
+        return self._launch(arguments, log)
 
     def _reap(self, total: int, begun: float) -> None:
         for process in [process for process in self._running if process.poll() is not None]:

@@ -1,2 +1,198 @@
-def write_pages(*a: object) -> None:
-    """Later."""
+"""The comparison's results -> compare.html, compare.md and compare.csv (floor 9)."""
+
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from selfcorrect.alarms import alarms
+from selfcorrect.compare.results import Result
+from selfcorrect.config import CompareConfig
+from selfcorrect.metrics import Estimate, Summary
+from selfcorrect.recipe import dump
+from selfcorrect.report.page import fill, tidy
+from selfcorrect.report.paper import PAPER, SETTING, PaperRow, fix_rate
+from selfcorrect.report.pictures import accuracy_picture
+from selfcorrect.report.tables import NONE, Cell, Row, Table, delta_cell, share_cell
+from selfcorrect.report.wording import interval, percent, points, sign, together
+
+_COLUMNS = ("Accuracy@t1", "Accuracy@t2", "Δ(t1,t2)", "i→c", "c→i", "fix rate", "unchanged", "McNemar p")
+
+
+def write_pages(folder: Path, config: CompareConfig, told: Mapping[str, Any], results: Sequence[Result]) -> None:
+    """All three files. told: what compare.json holds."""
+    labels = {"base": "Base model", **{method.name: method.label for method in config.methods}}
+    table = results_table(config, labels, results)
+    environment = told["environment"]
+    made = [("Command", tidy(environment["command"])), ("Started", environment["started"])]
+    made += [(key.capitalize(), str(value)) for key, value in environment["versions"].items()]
+    made += [(key.capitalize(), str(value)) for key, value in environment["machine"].items() if value]
+    sentences = findings(labels, config.against, results)
+    page = fill(
+        "compare.html.jinja", name=config.name, seeds=f"{len(config.seeds)} seeds", n=results[0].n,
+        headline=headline(labels, config.against, results), findings=sentences,
+        picture=accuracy_picture([(labels[r.name], _summary(r)) for r in results]), results=table,
+        resamples=config.resamples, against=labels[config.against],
+        budget=budget_table(config, labels, told["accounts"]),
+        search=search_table(labels, told["search"]) if told["search"] else None, search_note=_search_note(config),
+        made=made, recipe=tidy(dump(config)),
+    )  # fmt: skip
+    (folder / "compare.html").write_text(page, encoding="utf-8")
+    text = [f"# {config.name}", "", headline(labels, config.against, results), ""]
+    text += [f"- {sentence}" for sentence in sentences] + ["", markdown(table), "", f"Made by `{made[0][1]}`."]
+    (folder / "compare.md").write_text("\n".join(text) + "\n", encoding="utf-8")
+    _write_csv(folder / "compare.csv", results)
+
+
+def results_table(config: CompareConfig, labels: Mapping[str, str], results: Sequence[Result]) -> Table:
+    """Ours, and beneath it the paper's rows of the same methods, marked as theirs."""
+    rows = tuple(Row(labels[r.name], f"{r.seeds} {'seed' if r.seeds == 1 else 'seeds'}", _cells(r)) for r in results)
+    wanted = {"base": "base", **{method.name: method.paper for method in config.methods}}
+    known = PAPER[config.paper]
+    theirs = [known[key] for result in results if (key := wanted[result.name]) in known]
+    heading = f"The paper's own numbers: another model and task ({SETTING[config.paper]})"
+    return Table(
+        "Percent of problems.", "Method", (*_COLUMNS, f"t2 against {labels[config.against]}"),
+        (("", rows), (heading, tuple(Row(row.label, "", _paper_cells(row)) for row in theirs))),
+    )  # fmt: skip
+
+
+def _cells(result: Result) -> tuple[Cell, ...]:
+    low, high = result.spread_delta
+    delta = delta_cell(result.delta)
+    spread = f"; seeds {points(low)} to {points(high)}" if result.seeds > 1 else ""
+    shares = (result.fixed, result.broken, result.fix_rate, result.unchanged)
+    return (
+        share_cell(result.t1), share_cell(result.t2), Cell(delta.main, delta.small + spread, delta.tone),
+        *(share_cell(share) for share in shares), Cell(_p_value(result.mcnemar)),
+        Cell(NONE) if result.gain is None else delta_cell(result.gain),
+    )  # fmt: skip
+
+
+def _paper_cells(row: PaperRow) -> tuple[Cell, ...]:
+    rate = fix_rate(row)
+    shares = (row.fixed, row.broken, rate)
+    told = [Cell(NONE if value is None else percent(value / 100)) for value in shares]
+    first = [Cell(percent(row.t1 / 100)), Cell(percent(row.t2 / 100)), Cell(points(row.delta / 100))]
+    return (*first, *told, *[Cell(NONE)] * 3)
+
+
+def _p_value(p: float) -> str:
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def headline(labels: Mapping[str, str], against: str, results: Sequence[Result]) -> str:
+    """Whether the method that all are compared with gains by correction, and whether more than the others."""
+    by_name = {result.name: result for result in results}
+    main = by_name[against]
+    ahead = [r for r in results if r.gain is not None and r.gain.high < 0]
+    rivals = [r for r in results if r.gain is not None and r.gain.high >= 0]
+    what = {
+        1: f"gains {points(main.delta.value)} points by its second attempt",
+        0: "does not measurably gain by its second attempt",
+        -1: f"loses {percent(-main.delta.value)} points by its second attempt",
+    }[sign(main.delta)]
+    rest = f"Its Accuracy@t2 is above that of {len(ahead)} of {len(ahead) + len(rivals)} others"
+    if rivals:
+        rest += f"; not measurably below: {', '.join(labels[r.name] for r in rivals)}"
+    return together(f"{labels[against]} {what} ({interval(main.delta)}). {rest}.")
+
+
+def findings(labels: Mapping[str, str], against: str, results: Sequence[Result]) -> list[str]:
+    """One sentence a method, called what its interval says."""
+    base = next(result for result in results if result.name == "base")
+    return [together(f"{labels[r.name]}: {_in_words(r)}{_alarms(r, base)}.") for r in results]
+
+
+def _in_words(result: Result) -> str:
+    moved = f"{percent(result.t1.value)} % to {percent(result.t2.value)} %"
+    return {
+        1: f"the second attempt gains, {moved} ({interval(result.delta)} points)",
+        0: f"no measurable change, {moved}; the interval ({interval(result.delta)} points) includes zero",
+        -1: f"the second attempt harms, {moved} ({interval(result.delta)} points)",
+    }[sign(result.delta)]
+
+
+def _alarms(result: Result, base: Result) -> str:
+    """Sandbagging and collapse to copying, as a run's report has them."""
+    found = alarms(_summary(result), _summary(base)) if result.name != base.name else []
+    return "".join(f"; {told}" for told in found)
+
+
+def budget_table(config: CompareConfig, labels: Mapping[str, str], accounts: Mapping[str, Mapping[str, int]]) -> Table:
+    """What each method uses of the budget."""
+    allowed = config.budget
+    rows = []
+    for name, cost in accounts.items():
+        less = cost["completions"] < allowed.completions or cost["updates"] < allowed.updates
+        used = (Cell(f"{cost['completions']:,}"), Cell(f"{cost['updates']:,}"), Cell("needs fewer" if less else "all"))
+        rows.append(Row(labels[name], "", used))
+    caption = (
+        f"Of {allowed.completions:,} sampled completions and {allowed.updates:,} updates a run; search not counted."
+    )
+    return Table(caption, "Method", ("Sampled completions", "Updates", "Of the budget"), (("", tuple(rows)),))
+
+
+def search_table(labels: Mapping[str, str], trials: Sequence[Mapping[str, Any]]) -> Table:
+    """Every trial's accuracy; the best of a method is marked."""
+    pairs = list(dict.fromkeys((t["learning_rate"], t["beta1"]) for t in trials))
+    pairs.sort(key=lambda pair: (pair[1] is None, pair))
+    rows = []
+    for name in dict.fromkeys(t["method"] for t in trials):
+        found = {(t["learning_rate"], t["beta1"]): t["accuracy"] for t in trials if t["method"] == name}
+        best = max(found.values())
+        first = next(pair for pair in found if found[pair] == best)
+        cells = [
+            Cell(percent(found[pair]), "", "good" if pair == first else "") if pair in found else Cell(NONE)
+            for pair in pairs
+        ]
+        rows.append(Row(labels[name], "", tuple(cells)))
+    columns = [f"rate times {rate:g}" + ("" if beta1 is None else f", β1 {beta1:g}") for rate, beta1 in pairs]
+    return Table("Accuracy of the last attempt, percent.", "Method", tuple(columns), (("", tuple(rows)),))
+
+
+def _search_note(config: CompareConfig) -> str:
+    search = config.search
+    if not search:
+        return ""
+    return (
+        f"Every trained method was tried with the same settings, on {search.share:.0%} of its steps and one seed "
+        f"({search.seed}) that the table does not use; judged on {search.problems:,} training problems. The best, "
+        "marked, was taken for all seeds."
+    )
+
+
+def _summary(result: Result) -> Summary:
+    """As the picture wants it."""
+    return Summary(
+        result.n, (result.t1, result.t2), result.delta, result.fixed, result.broken, result.fix_rate,
+        result.unchanged, (),
+    )  # fmt: skip
+
+
+def markdown(table: Table) -> str:
+    """The table as GitHub shows it; intervals stand in brackets."""
+    lines = [f"| {' | '.join((table.first, *table.columns))} |", f"|{'---|' * (len(table.columns) + 1)}"]
+    for heading, rows in table.groups:
+        if heading:
+            lines.append(f"| *{heading}* |{' |' * len(table.columns)}")
+        for row in rows:
+            cells = [f"{cell.main} [{cell.small}]" if cell.small else cell.main for cell in row.cells]
+            lines.append(f"| {' | '.join((row.label, *cells))} |")
+    return "\n".join(lines)
+
+
+def _write_csv(file: Path, results: Sequence[Result]) -> None:
+    names = ("t1", "t2", "delta", "fixed", "broken", "fix_rate", "unchanged", "gain", "gain_delta", "last")
+    columns = [f"{name}{part}" for name in names for part in ("", "_low", "_high")]
+    rest = ("delta_min", "delta_max", "mcnemar_p")
+    with file.open("w", encoding="utf-8", newline="") as out:
+        writer = csv.writer(out)
+        writer.writerow(["method", "seeds", "n", *columns, *rest])
+        for r in results:
+            numbers = [part for name in names for part in _parts(getattr(r, name))]
+            writer.writerow([r.name, r.seeds, r.n, *numbers, *r.spread_delta, r.mcnemar])
+
+
+def _parts(estimate: Estimate | None) -> tuple[object, ...]:
+    return ("", "", "") if estimate is None else (estimate.value, estimate.low, estimate.high)

@@ -163,6 +163,10 @@ class TrainConfig(Strict):
             raise ValueError("task.data is for evaluation; training draws its problems from the generator")
         for stage in self.stages:
             self._check_stage(stage)
+        if self.evaluation.every and self.algorithm.reference != "base":
+            raise ValueError(
+                "algorithm.reference must be base for evaluation.every: the base model's attempts are replayed"
+            )
         if self.rollouts.self_refine and self.stages:
             raise ValueError("rollouts.self_refine is prompting only; leave stages empty: []")
         return self

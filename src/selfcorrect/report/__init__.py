@@ -1,4 +1,4 @@
-"""A run folder as one page that explains itself (floor 5): `write_report(run)` -> `run/report.html`.
+"""A run folder as one page that explains itself (floor 6): `write_report(run)` -> `run/report.html`.
 
 The page needs no network and no other file. It only reads what the run wrote, finished or not.
 """
@@ -14,12 +14,15 @@ def write_report(run: Path) -> Path:
 
     Raises DataError, a UserError, where the folder is no run or holds an evaluation that cannot be shown.
     """
+    from selfcorrect.analysis import figures_of
     from selfcorrect.errors import DataError
     from selfcorrect.report.load import load_run
     from selfcorrect.report.page import render
 
     run = Path(run)
-    page = render(load_run(run)).encode("utf-8", errors="replace")  # lone surrogates in a name become "?"
+    page = render(load_run(run), figures_of(run)).encode(
+        "utf-8", errors="replace"
+    )  # lone surrogates in a name become "?"
     target = run / "report.html"
     scratch = run / f".report.{os.getpid()}.tmp"
     try:

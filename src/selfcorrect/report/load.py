@@ -1,4 +1,4 @@
-"""Run folder -> frozen records (floor 5; stdlib and yaml only).
+"""Run folder -> frozen records (floor 6; stdlib and yaml only).
 
 A run is read while it is being written, so what a running process leaves half done (a torn last line, a section
 that is not there yet) is no error. What contradicts the documented shape is: a page with wrong numbers is worse

@@ -1,4 +1,4 @@
-"""Run -> the page (floor 5). Everything the template shows is put together here; the template only lays it out.
+"""Run -> the page (floor 6). Everything the template shows is put together here; the template only lays it out.
 
 Model text is hostile: it reaches the page escaped by Jinja's autoescape, or as JSON whose < > & are escaped, which
 page.js puts in place as text alone. A content policy with the script's own hash stands behind both.
@@ -16,10 +16,11 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from selfcorrect.analysis.figure import Figure
 from selfcorrect.report import tables
 from selfcorrect.report.curves import Curve, Line, curve, reader, window
 from selfcorrect.report.load import Run, Step
-from selfcorrect.report.pictures import accuracy_picture, flow_picture
+from selfcorrect.report.pictures import accuracy_picture
 from selfcorrect.report.rollouts import CATEGORIES, RolloutSource, script_json
 from selfcorrect.report.wording import capital, control_sentence, headline, run_list
 
@@ -44,19 +45,11 @@ _CHOICES = {
 }
 
 
-def render(run: Run) -> str:
+def render(run: Run, figures: Sequence[Figure] = ()) -> str:
     """The whole page as one text, with styles, script, drawings and rollouts inside."""
-    environment = Environment(
-        loader=FileSystemLoader(_HERE),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    script = (_HERE / "page.js").read_text(encoding="utf-8")
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     shown = [e for e in run.evaluations if e.summary.n and e.summary.accuracy]
-    return environment.get_template("page.html.jinja").render(
+    return fill(
+        "page.html.jinja",
         run=run,
         headline=headline(run),
         results=tables.results_table(run.evaluations) if run.evaluations else None,
@@ -66,7 +59,8 @@ def render(run: Run) -> str:
         controls=tables.control_table(run.evaluations),
         control_says=[(capital(e.label), says) for e in reversed(shown) if (says := control_sentence(e))][:1],
         external=tables.external_sets(run.evaluations),
-        flows=[(e, flow_picture(e.label, e.summary)) for e in shown if len(e.summary.accuracy) > 1],
+        flows=[figure for figure in figures if figure.name.startswith("flow_")],
+        figures=[figure for figure in figures if not figure.name.startswith(("flow_", "training_"))],
         curves=_curves(run.steps),
         engine=_engine(run.steps),
         curve_note=_curve_note(run),
@@ -77,9 +71,19 @@ def render(run: Run) -> str:
         stages=_stages(run.config),
         choices=_choices(run.config),
         recipe=tidy(run.config_text),
-        style=Markup((_HERE / "page.css").read_text(encoding="utf-8")),
-        script=Markup(script),
-        digest=digest,
+    )
+
+
+def fill(template: str, **values: Any) -> str:
+    """A page with styles and script inside; the script's digest is what the content policy lets run."""
+    environment = Environment(
+        loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    script = (_HERE / "page.js").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    style = (_HERE / "page.css").read_text(encoding="utf-8")
+    return environment.get_template(template).render(
+        **values, style=Markup(style), script=Markup(script), digest=digest
     )
 
 

@@ -1,4 +1,4 @@
-"""Rollouts for the browser of the page: sorted by what became of the answer, and few enough to embed (floor 5).
+"""Rollouts for the browser of the page: sorted by what became of the answer, and few enough to embed (floor 6).
 
 The page must stay small enough to send around, so each category of each source keeps an evenly spread part
 within its share of one budget; the totals are kept, so the page can say how many of how many it shows.

@@ -1,4 +1,4 @@
-"""The page's tables as plain cells (floor 5; pure): what is shown, already rounded and worded."""
+"""The page's tables as plain cells (floor 6; pure): what is shown, already rounded and worded."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,15 +1,15 @@
-"""Numbers -> sentences (floor 5; pure). What a sentence claims is decided here, by intervals, never by hope.
+"""Numbers -> sentences (floor 6; pure). What a sentence claims is decided here, by intervals, never by hope.
 
 Two evaluations are compared as independent shares by Newcombe's interval. They mostly ask the same problems, so
 this is on the careful side: it claims a difference later than a paired interval would.
 """
 
-import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from selfcorrect.metrics import Estimate, Summary
+from selfcorrect.alarms import alarms
+from selfcorrect.metrics import Estimate, Summary, difference
 from selfcorrect.report.load import Evaluation, Run
 
 MINUS = "\N{MINUS SIGN}"
@@ -52,14 +52,6 @@ def sign(estimate: Estimate) -> int:
     return (estimate.low > 0) - (estimate.high < 0)
 
 
-def difference(new: Estimate, old: Estimate) -> Estimate:
-    """Difference new - old of two shares, with Newcombe's interval from theirs."""
-    value = new.value - old.value
-    down = math.hypot(new.value - new.low, old.high - old.value)
-    up = math.hypot(new.high - new.value, old.value - old.low)
-    return Estimate(value, value - down, value + up)
-
-
 def interval(estimate: Estimate) -> str:
     return f"{points(estimate.low)} to {points(estimate.high)}"
 
@@ -79,6 +71,7 @@ def headline(run: Run) -> Headline:
         tone = "bad"
         sentence = f"{sentence[:-1]}; but attempt 1 fell under the base model's (sandbagging)."
     findings = [
+        *(f"Alarm: {told}." for told in (alarms(summary, base.summary) if base else ()) if told.startswith("copying")),
         *(_against_base(summary, base.summary) if base and base.summary.accuracy else ()),
         _repairs(summary, base.summary if base and base.summary.accuracy else None),
         *_progress(run),

@@ -166,8 +166,8 @@ def completions(lm: LanguageModel, ids_RL: Tensor, logprobs_RL: Tensor, length_R
     for ids, logprobs, length in zip(ids_RL.tolist(), logprobs_RL.tolist(), length_R.tolist(), strict=True):
         tokens = ids[:length]
         ended = bool(tokens) and tokens[-1] in lm.eos_ids
-        text = lm.chat.decode(tokens[:-1] if ended else tokens)
-        result.append(Completion(tuple(tokens), tuple(logprobs[:length]), text, "stop" if ended else "length"))
+        text, kept = lm.chat.said(tokens), tuple(logprobs[:length])
+        result.append(Completion(tuple(tokens), kept, text, "stop" if ended else "length"))
     return result
 
 

@@ -1,0 +1,48 @@
+"""A figure of an analysis (floor 5): a vector drawing, its numbers as CSV, and what it says in words."""
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from markupsafe import Markup
+
+# The page has these from page.css; a drawing that stands alone brings its own, for a light and a dark background.
+_STYLE = """
+svg{background:#fff;color:#1d2129;--ink:#1d2129;--muted:#5d6470;--grid:#ece9e2;--c1:#7d8694;--c2:#3b4cc0;--c3:#a03b8a;
+--c4:#8a6410;--fixed:#12805f;--broken:#bd4a22;--kept_right:#a9c3e6;--kept_wrong:#cdc8be}
+@media (prefers-color-scheme:dark){svg{background:#14161b;color:#e7e5df;--ink:#e7e5df;--muted:#a0a5af;--grid:#272b34;
+--c1:#99a1ae;--c2:#8d9dff;--c3:#e08cd0;--c4:#d8b25c;--fixed:#4ac79b;--broken:#f0885f;--kept_right:#48658f;
+--kept_wrong:#474b55}}
+.t{font:11.5px system-ui,sans-serif;fill:var(--ink)}.muted{fill:var(--muted)}.num{fill:var(--muted);font-size:11px}
+.strong{font-weight:600}.grid{stroke:var(--grid)}.zero{stroke:var(--muted)}.s{fill:none;stroke-width:2}
+.c1{--c:var(--c1)}.c2{--c:var(--c2)}.c3{--c:var(--c3)}.c4{--c:var(--c4)}.s,.whisker{stroke:var(--c)}
+.band{fill:var(--c);opacity:.16}.bar{fill:var(--c);opacity:.75}.dot{fill:var(--c)}.key{fill:var(--c)}
+.ribbon{opacity:.85}.ribbon.fixed,.node.right{fill:var(--fixed)}.ribbon.broken,.node.wrong{fill:var(--broken)}
+.ribbon.kept_right{fill:var(--kept_right)}.ribbon.kept_wrong{fill:var(--kept_wrong)}.same{opacity:.45}
+.leader{stroke:var(--muted);fill:none;opacity:.6}
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """name: of the files; caption: what is plotted, n, and the interval; rows: the numbers, one dict a line."""
+
+    name: str
+    title: str
+    caption: str
+    svg: Markup
+    rows: Sequence[dict[str, object]]
+
+    def write(self, folder: Path) -> None:
+        """NAME.svg and NAME.csv."""
+        folder.mkdir(parents=True, exist_ok=True)
+        head, tag, rest = str(self.svg).partition(">")
+        alone = head.replace("<svg", '<svg xmlns="http://www.w3.org/2000/svg"', 1) + tag
+        text = f"{alone}<style>{_STYLE}</style><title>{Markup.escape(self.title)}</title>{rest}"
+        (folder / f"{self.name}.svg").write_text(text, encoding="utf-8")
+        with (folder / f"{self.name}.csv").open("w", encoding="utf-8", newline="") as out:
+            columns = list(dict.fromkeys(key for row in self.rows for key in row))
+            writer = csv.DictWriter(out, columns)
+            writer.writeheader()
+            writer.writerows(self.rows)

@@ -1,0 +1,93 @@
+"""What the analyses read (floor 5): the attempts that a run folder, or a file of graded attempts, holds."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from selfcorrect.errors import DataError
+from selfcorrect.metrics import LEFT_OUT
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One rollout: texts, whether each attempt is right, and the answers that were read."""
+
+    id: str
+    texts: tuple[str, ...]
+    right: tuple[bool, ...]
+    answers: tuple[str, ...]
+
+    def same(self, first: int, second: int) -> bool:
+        """Whether two attempts (0, 1, ...) give the same answer; the same text, where none could be read."""
+        a, b = self.answers[first], self.answers[second]
+        return a == b if a or b else self.texts[first] == self.texts[second]
+
+
+def read_rows(file: Path, *, strict: bool = True) -> list[tuple[Row, dict[str, Any]]]:
+    """Every rollout of a JSONL file that could be graded, with its whole line; all have the same number of attempts.
+
+    Raises DataError with file and line where one cannot be read; with strict=False, for the files of a run that may
+    still be written, such lines are left out.
+    """
+    found: list[tuple[Row, dict[str, Any]]] = []
+    for number, line in enumerate(file.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            read = _read(row, number)
+            if found and read and len(read.texts) != len(found[0][0].texts):
+                raise ValueError(f"{len(read.texts)} attempts, where the first line has {len(found[0][0].texts)}")
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            if not strict:
+                continue
+            raise DataError(
+                f"{file}:{number}: expected a rollout with attempts, each with text and outcome: {error!r}; "
+                "`selfcorrect evaluate RECIPE sampler=recorded recorded=FILE` makes a run folder of recorded attempts"
+            ) from None
+        if read:
+            found.append((read, row))
+    return found
+
+
+def _read(row: dict[str, Any], number: int) -> Row | None:
+    """None where the grader failed on an attempt, or none could be made."""
+    attempts = row["attempts"]
+    if not attempts:
+        raise ValueError("no attempts")
+    outcomes = [str(attempt["outcome"]) for attempt in attempts]
+    texts = tuple(str(attempt["text"]) for attempt in attempts)
+    answers = tuple(str(attempt.get("answer", "")) for attempt in attempts)
+    if any(outcome in LEFT_OUT for outcome in outcomes):
+        return None
+    return Row(str(row.get("id", number)), texts, tuple(outcome == "correct" for outcome in outcomes), answers)
+
+
+def evaluations(run: Path) -> dict[str, list[Row]]:
+    """The rollouts of every evaluation, base first, then in the order of training."""
+    files = []
+    for file in (run / "evaluations").glob("*.json"):
+        rollouts = file.with_name(f"{file.stem}.rollouts.jsonl")
+        try:
+            step = int(json.loads(file.read_text(encoding="utf-8")).get("step", 0))
+        except (ValueError, AttributeError, TypeError):
+            continue  # still in the writing
+        if rollouts.exists():
+            files.append((file.stem != "base", step, file.stem, rollouts))
+    return {name: [row for row, _ in read_rows(file, strict=False)] for _, _, name, file in sorted(files)}
+
+
+def json_lines(file: Path) -> list[dict[str, Any]]:
+    """The whole lines of a log that may still be written; none where it is not there."""
+    if not file.exists():
+        return []
+    found = []
+    for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue  # torn
+        if isinstance(row, dict):
+            found.append(row)
+    return found

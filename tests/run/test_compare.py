@@ -1,0 +1,243 @@
+"""A comparison: its budget, what its runs share, what an interrupted one does again, and its table."""
+
+import csv
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from selfcorrect import api
+from selfcorrect.compare import compare
+from selfcorrect.compare.budget import Account, account
+from selfcorrect.compare.execute import JobError
+from selfcorrect.compare.plan import check, search_jobs, table_jobs
+from selfcorrect.compare.results import read_answers, summarize
+from selfcorrect.config import CompareConfig, TrainConfig
+from selfcorrect.errors import ConfigError
+from selfcorrect.recipe import load_recipe, validate
+from selfcorrect.tasks.countdown import Countdown
+from tests.support.runs import lucky_grade, read_rows, recipe
+
+ONE = {"name": "one", "objective": "stage1", "steps": 2, "learning_rate": 0.003}
+TWO = {"name": "two", "objective": "stage2", "steps": 2, "learning_rate": 0.003}
+METHODS: list[dict[str, Any]] = [
+    {"name": "refine", "label": "Self-Refine", "paper": "self_refine",
+     "settings": {"stages": [], "rollouts": {"self_refine": {"feedback_prompt": "?", "refine_prompt": "?"}}}},
+    {"name": "pair", "label": "Pair-SFT", "settings": {"stages": [
+        {"name": "sft", "objective": "pair_sft", "steps": 4, "collect": 8, "batch": 4, "learning_rate": 0.003}]}},
+    {"name": "pair_plus", "label": "Pair-SFT, D+", "settings": {"stages": [
+        {"name": "sft", "objective": "pair_sft", "steps": 4, "collect": 8, "batch": 4, "learning_rate": 0.003,
+         "keep_right": True}]}},
+    {"name": "plain", "label": "No shaping", "settings": {"stages": [ONE, {**TWO, "alpha": 0}]}},
+    {"name": "score", "label": "SCoRe", "paper": "score", "settings": {"stages": [ONE, TWO]}},
+]  # fmt: skip
+
+
+def comparison(output: Path, model: Path, **changes: Any) -> CompareConfig:
+    common = {
+        key: value for key, value in recipe(output, model).items() if key not in ("kind", "name", "output", "stages")
+    }
+    told = {
+        "kind": "compare", "name": "small", "output": str(output), "seeds": [0, 1], "common": common,
+        "budget": {"completions": 64, "updates": 4}, "methods": METHODS, "against": "score", "resamples": 200, **changes,
+    }  # fmt: skip
+    config = validate(told)
+    assert isinstance(config, CompareConfig)
+    return config
+
+
+class Done:
+    """A process that has ended."""
+
+    def __init__(self, returncode: int) -> None:
+        self.returncode: int | None = returncode
+
+    def poll(self) -> int | None:
+        return self.returncode
+
+    def wait(self) -> int:
+        return self.returncode or 0
+
+
+class InProcess:
+    """Runs the commands here, in the order they come; the one numbered `fails` does not get to its end."""
+
+    def __init__(self, fails: int = 0) -> None:
+        self.commands: list[str] = []
+        self._fails = fails
+
+    def __call__(self, arguments: list[str], log: Path) -> Done:
+        log.touch()
+        self.commands.append(" ".join([arguments[0], *(Path(a).stem for a in arguments[1:])]))
+        if len(self.commands) == self._fails:
+            log.write_text("error: the disk is full\n")
+            return Done(2)
+        if arguments[0] == "evaluate":
+            api.evaluate(arguments[1])
+        else:
+            api.train(arguments[-1], resume_run=arguments[1] == "--resume")
+        return Done(0)
+
+
+@pytest.fixture(autouse=True)
+def _lucky(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Countdown, "grade", lucky_grade)
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+
+
+def test_every_run_once_and_half_done_ones_go_on(model: Path, tmp_path: Path) -> None:
+    config, said = comparison(tmp_path, model), list[str]()
+    first = InProcess(fails=6)
+    with pytest.raises(
+        JobError, match=r"run plain-0 failed with status 2: error: the disk is full \(see .*plain-0.log\)"
+    ):
+        compare(config, said.append, first)
+    shared = [command for command in first.commands if command.startswith("train one-")]
+    assert len(shared) == 2  # Stage I once a seed, for both methods that begin with it
+    again = InProcess()
+    folder = compare(config, said.append, again)
+    assert again.commands == ["train --resume plain-0"]
+    assert InProcess().commands == []
+    nothing = InProcess()
+    compare(config, said.append, nothing)
+    assert nothing.commands == []
+    assert "  refine: 0 completions, 0 updates (needs fewer)" in said
+    assert "  score: 64 completions, 4 updates" in said
+
+    alone = InProcess()  # and the forked runs are what they would have been without sharing
+    only = comparison(tmp_path / "alone", model, methods=METHODS[4:], seeds=[0])
+    compare(only, said.append, alone)
+    assert alone.commands == ["train score-0"]
+    ends = [
+        base / "small" / "runs" / "score-0" / "final" / "model.safetensors" for base in (tmp_path, tmp_path / "alone")
+    ]
+    assert ends[0].read_bytes() == ends[1].read_bytes()
+    pairs = [folder / "runs" / f"{name}-1" / "traces" / "sft-1.jsonl" for name in ("pair", "pair_plus")]
+    assert pairs[0].read_bytes() == pairs[1].read_bytes()
+    assert (pairs[1].parent / "shared-sft-1.json").exists()
+
+    _check_table(folder)
+    with pytest.raises(ConfigError, match="was made with other settings than the comparison now names"):
+        compare(
+            comparison(tmp_path, model, common={**config.common, "optimizer": {"warmup_steps": 0}}), said.append, again
+        )
+
+
+def _check_table(folder: Path) -> None:
+    with (folder / "compare.csv").open() as lines:
+        rows = {row["method"]: row for row in csv.DictReader(lines)}
+    assert list(rows) == ["base", "refine", "pair", "pair_plus", "plain", "score"]
+    for name in ("score", "plain"):
+        attempts = [
+            [attempt["outcome"] == "correct" for attempt in row["attempts"]]
+            for seed in (0, 1)
+            for row in read_rows(folder / "runs" / f"{name}-{seed}" / "evaluations" / "two.rollouts.jsonl")
+        ]
+        assert float(rows[name]["t1"]) == pytest.approx(sum(a for a, _ in attempts) / 16)
+        assert float(rows[name]["fixed"]) == pytest.approx(sum(b and not a for a, b in attempts) / 16)
+    assert float(rows["plain"]["gain"]) == pytest.approx(float(rows["plain"]["t2"]) - float(rows["score"]["t2"]))
+    page, table = (folder / "compare.html").read_text(), (folder / "compare.md").read_text()
+    for text in ("Self-Refine", "the interval", "another model and task (Gemini 1.5 Flash on MATH)", "64.4"):
+        assert text in page
+        assert text in table
+    spent = json.loads((folder / "compare.json").read_text())["accounts"]["score"]
+    steps = read_rows(folder / "runs" / "score-0" / "metrics.jsonl")
+    assert (sum(row["completions"] for row in steps), len(steps)) == (spent["completions"], spent["updates"])
+
+
+def test_the_search_is_the_same_for_all(model: Path, tmp_path: Path) -> None:
+    search = {"learning_rate": [0.5, 1.0], "beta1": [0.01, 0.1], "share": 0.5, "problems": 6}
+    config = comparison(tmp_path, model, search=search, methods=[METHODS[2], METHODS[4]], seeds=[0])
+    _, trials = search_jobs(config)
+    assert [(t.method, t.choice.learning_rate, t.choice.beta1) for t in trials] == [
+        ("pair_plus", 0.5, None), ("pair_plus", 1.0, None),
+        *(("score", rate, beta1) for rate in (0.5, 1.0) for beta1 in (0.01, 0.1)),
+    ]  # fmt: skip
+    assert all(t.job.config.seed == 1000 and t.job.config.evaluation.split == "train" for t in trials)
+    said: list[str] = []
+    folder = compare(config, said.append, InProcess())
+    told = json.loads((folder / "compare.json").read_text())
+    best = max((t for t in told["search"] if t["method"] == "score"), key=lambda t: float(t["accuracy"]))
+    made = load_recipe(folder / "runs" / "score-0" / "config.yaml")
+    assert isinstance(made, TrainConfig)
+    found = [(stage.learning_rate, getattr(stage, "beta1", None)) for stage in made.stages]
+    assert found == [(0.003 * best["learning_rate"], best["beta1"])] * 2
+
+
+def test_accounts_and_what_is_over_the_budget(model: Path, tmp_path: Path) -> None:
+    config = comparison(tmp_path, model)
+    assert list(check(config).values()) == [
+        Account(0, 0), Account(8 * 4, 4), Account(8 * 4, 4), Account(64, 4), Account(64, 4),
+    ]  # fmt: skip
+    stages = [
+        {"name": "a", "objective": "single_turn", "steps": 3, "learning_rate": 1.0},
+        {"name": "b", "objective": "star", "steps": 6, "iterations": 3, "collect": 5, "learning_rate": 1.0},
+    ]
+    made = validate(recipe(tmp_path, model, stages=stages))
+    assert isinstance(made, TrainConfig)
+    assert account(made) == Account(3 * 8 + 3 * 5 * 4 * 2, 9)
+    with pytest.raises(
+        ConfigError, match="method plain is over the budget: 64 sampled completions of 60; lower its steps"
+    ):
+        check(comparison(tmp_path, model, budget={"completions": 60, "updates": 4}))
+    _, jobs = table_jobs(config, {})
+    assert [job.name for job in jobs[:5]] == [f"{method['name']}-0" for method in METHODS]  # whole seeds first
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"against": "scores"}, "against: scores is none of the methods"),
+        ({"methods": [METHODS[4], METHODS[4]]}, "names must differ"),
+        ({"common": {"seed": 3}}, "common.seed is set by each method and seed"),
+        ({"seeds": [1, 1]}, "each seed once"),
+    ],
+)
+def test_contradictions_are_refused(change: dict[str, Any], told: str, model: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=told):
+        comparison(tmp_path, model, **change)
+
+
+Write = Callable[[str, list[tuple[bool, bool]]], Path]
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    """An evaluation with these outcomes."""
+
+    def run(name: str, outcomes: list[tuple[bool, bool]]) -> Path:
+        folder = tmp_path / name / "evaluations"
+        folder.mkdir(parents=True)
+        lines = [
+            {"id": f"p{i}", "attempts": [{"text": "", "answer": str(k), "outcome": "correct" if right else "wrong"}
+                                         for k, right in enumerate(pair)]}
+            for i, pair in enumerate(outcomes)
+        ]  # fmt: skip
+        (folder / "end.json").write_text(json.dumps({"step": 4}))
+        (folder / "end.rollouts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        return tmp_path / name
+
+    return run
+
+
+def test_a_line_of_the_table_by_hand(write: Write) -> None:
+    """Two seeds of 100 problems: t1 = (50 + 60) / 200, i->c = (10 + 20) / 200, c->i = (5 + 0) / 200."""
+    seeds = [
+        write("a", [(True, True)] * 45 + [(True, False)] * 5 + [(False, True)] * 10 + [(False, False)] * 40),
+        write("b", [(True, True)] * 60 + [(False, True)] * 20 + [(False, False)] * 20),
+    ]
+    answers = read_answers(seeds)
+    other = read_answers([write("c", [(True, True)] * 70 + [(False, False)] * 30)])
+    result = summarize("x", answers, other, 500)
+    assert (result.n, result.seeds) == (100, 2)
+    found = [result.t1, result.t2, result.delta, result.fixed, result.broken, result.fix_rate]
+    assert [e.value for e in found] == pytest.approx([0.55, 0.675, 0.125, 0.15, 0.025, 0.15 / 0.45])
+    assert all(e.low < e.value < e.high for e in found)
+    assert result.spread_delta == pytest.approx((0.05, 0.2))
+    assert result.gain is not None
+    assert result.gain.value == pytest.approx(0.675 - 0.7)
+    assert result.mcnemar == pytest.approx(0.3017578125)  # seed a: 10 against 5, the larger of the two
+    assert (result.unchanged.value, result.last) == (0.0, None)

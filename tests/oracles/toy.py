@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from selfcorrect.objectives import Credit, multi_turn, single_turn, stage_one, stage_two
+from selfcorrect.objectives import Credit, annealed, multi_turn, single_turn, stage_one, stage_two
 from selfcorrect.types import Attempt, Completion, Grade, Outcome, Problem, Rollout
 
 BETA1, BETA2, ALPHA = 0.3, 0.5, 10.0
@@ -134,6 +134,11 @@ OBJECTIVES: dict[str, Objective] = {
     ),
     "stage_two": Objective(lambda r: stage_two(r, BETA1, ALPHA), shaped, everywhere),
     "stage_two_gamma": Objective(lambda r: stage_two(r, BETA1, ALPHA, 0.8), shaped, everywhere, 0.8),
+    "annealed": Objective(
+        lambda r: annealed(r, BETA1, BETA2, ALPHA, 0.3),
+        lambda r: [0.3 * r[0], *[0.7 * r[a] + 0.3 * shaped(r)[a] for a in range(1, len(r))]],
+        lambda attempts: [BETA1 + 0.7 * BETA2, *[BETA1] * (attempts - 1)],
+    ),
     "single_turn": Objective(
         lambda r: single_turn(r, BETA1),
         lambda r: [r[0], *[0.0] * (len(r) - 1)],

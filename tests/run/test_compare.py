@@ -13,7 +13,7 @@ from selfcorrect import api
 from selfcorrect.compare import compare
 from selfcorrect.compare.budget import Account, account
 from selfcorrect.compare.execute import JobError
-from selfcorrect.compare.plan import check, search_jobs, table_jobs
+from selfcorrect.compare.plan import check, repair_jobs, search_jobs, table_jobs
 from selfcorrect.compare.results import read_answers, summarize
 from selfcorrect.config import CompareConfig, TrainConfig
 from selfcorrect.errors import ConfigError
@@ -187,6 +187,26 @@ def test_accounts_and_what_is_over_the_budget(model: Path, tmp_path: Path) -> No
     assert [job.name for job in jobs[:5]] == [f"{method['name']}-0" for method in METHODS]  # whole seeds first
 
 
+def test_repair_is_a_column_where_the_task_has_it(model: Path, tmp_path: Path, write: "Write") -> None:
+    """Every model, the base's included, on recorded wrong attempts: their accuracy after one more."""
+    task = {"name": "repair", "data": "failed.jsonl", "of": {"name": "math"}}
+    config = comparison(tmp_path, model, repair=task, seeds=[0])
+    found = {job.name: job.config for job in repair_jobs(config, table_jobs(config, {})[1])}
+    assert list(found) == ["base", "refine-0", "pair-0", "pair_plus-0", "plain-0", "score-0"]
+    folder = tmp_path / "small"
+    paths = {name: made.model.path for name, made in found.items()}
+    assert paths == {name: str(folder / "runs" / name / "final") for name in paths} | {
+        "base": str(model),
+        "refine-0": str(model),
+    }
+    assert all(made.task.name == "repair" and not made.stages for made in found.values())
+    right = read_answers([write("r", [(False, True)] * 3 + [(False, False)] * 9)])
+    plain = read_answers([write("p", [(True, True)] * 12)])
+    result = summarize("x", plain, None, 200, right)
+    assert result.repair is not None
+    assert (result.repair.value, result.t2.value) == (0.25, 1.0)
+
+
 @pytest.mark.parametrize(
     ("change", "told"),
     [
@@ -194,6 +214,7 @@ def test_accounts_and_what_is_over_the_budget(model: Path, tmp_path: Path) -> No
         ({"methods": [METHODS[4], METHODS[4]]}, "names must differ"),
         ({"common": {"seed": 3}}, "common.seed is set by each method and seed"),
         ({"seeds": [1, 1]}, "each seed once"),
+        ({"repair": {"name": "math"}}, "repair.name must be repair, got 'math'"),
     ],
 )
 def test_contradictions_are_refused(change: dict[str, Any], told: str, model: Path, tmp_path: Path) -> None:

@@ -167,7 +167,17 @@ def test_contradictions_are_refused(recipe: Path) -> None:
     assert isinstance(validate_text(recipe, last + "    rewarded: all\n"), TrainConfig)
     assert "multiple of heads" in refusal(recipe, "kind: lab_base\nhidden_size: 160\nheads: 7\n")
     assert "stages" in refusal(recipe, "seed: 1\n")
-    assert "stages" in refusal(recipe, "stages: []\n")
+    refine = "rollouts: {self_refine: {feedback_prompt: a, refine_prompt: b}}\nstages:\n"
+    assert "self_refine is prompting only" in refusal(
+        recipe, refine + "- {name: a, objective: stage1, steps: 1, learning_rate: 1.0}"
+    )
+    star = "- {name: a, objective: star, steps: 4, learning_rate: 1.0}"
+    assert "stages.0: steps (4) must be a multiple of iterations (3)" in refusal(recipe, f"stages:\n{star}\n")
+    held_out = RECIPE + "checkpoint: {select: held_out}\n"
+    assert "select: held_out and held_out: FILE belong together" in refusal(recipe, held_out)
+    offline = RECIPE.replace("alpha: 10", "offline_first: 0.5") + "algorithm: {reference: previous_stage}\n"
+    assert "recipe.yaml:" in refusal(recipe, offline)
+    assert "algorithm.reference must be base where a stage has offline_first" in refusal(recipe, offline)
 
 
 def validate_text(file: Path, text: str) -> Config:

@@ -9,10 +9,11 @@ from dataclasses import replace
 import pytest
 
 from selfcorrect.chat import Chat
-from selfcorrect.config import CountdownConfig
+from selfcorrect.config import CountdownConfig, SelfRefineConfig
 from selfcorrect.grading.countdown import grade_countdown
 from selfcorrect.lab.base import build_tokenizer
 from selfcorrect.rollout import Waiting, play
+from selfcorrect.runlog import rollout_row
 from selfcorrect.samplers.scripted import ScriptedSampler
 from selfcorrect.seeds import derive_seed
 from selfcorrect.tasks import make_task
@@ -91,6 +92,27 @@ def test_each_attempt_extends_the_one_before_token_for_token() -> None:
     assert [a.completion.token_ids for a in rollouts[1].attempts] == [(3, END), (6, END), (8, END)]
     assert [a.grade.outcome for a in rollouts[1].attempts] == ["correct", "wrong", "wrong"]
     assert {(r.seed, r.policy_step) for r in rollouts} == {(PARAMS.seed, 7)}
+
+
+def test_self_refine_writes_feedback_between_two_attempts() -> None:
+    """The feedback is context, not an attempt: neither graded nor trained on."""
+    sampler = sampler_of((4, END), (6, 7, END), (3, END))
+    refine = SelfRefineConfig(feedback_prompt="? 5", refine_prompt="? 6")
+    [rollout] = play([problem("1 : 1")], Echo(), sampler, CHAT, PARAMS, 2, refine=refine)
+    first, second = rollout.attempts
+    asked, told = CHAT.first_prompt("? 5"), CHAT.first_prompt("? 6")
+    assert second.prompt_ids == (*first.prompt_ids, 4, END, *asked, 6, 7, END, *told)
+    assert (first.feedback, second.feedback) == ("", CHAT.decode([6, 7]))
+    assert [a.grade.outcome for a in rollout.attempts] == ["wrong", "correct"]
+    assert "feedback" in rollout_row(rollout)["attempts"][1]
+
+
+def test_some_first_attempts_may_be_given() -> None:
+    given = Completion((3, END), (0.0, 0.0), "3", "stop")
+    sampler = sampler_of((4, END), (5, END), (6, END))
+    rollouts = play([problem("1 : 1"), problem("2 : 2")], Echo(), sampler, CHAT, PARAMS, 2, given=[given, None])
+    assert [[a.sampled for a in r.attempts] for r in rollouts] == [[False, True], [True, True]]
+    assert [r.attempts[0].completion.token_ids for r in rollouts] == [(3, END), (4, END)]
 
 
 def test_each_attempt_draws_from_a_seed_of_its_own() -> None:

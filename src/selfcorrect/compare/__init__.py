@@ -11,7 +11,7 @@ from typing import Any
 
 from selfcorrect.compare.budget import Account
 from selfcorrect.compare.execute import Launch, Runner, launch, threads_each
-from selfcorrect.compare.plan import Choice, Trial, check, folder_of, search_jobs, table_jobs
+from selfcorrect.compare.plan import Choice, Trial, check, folder_of, repair_jobs, search_jobs, table_jobs
 from selfcorrect.compare.results import Answers, Result, read_answers, summarize
 from selfcorrect.config import CompareConfig
 from selfcorrect.errors import ConfigError
@@ -40,6 +40,7 @@ def compare(config: CompareConfig, say: Say = print, launch: Launch = launch) ->
         say(f"table: {len(jobs)} runs of {len(config.methods)} methods, {len(shared)} shared first stages")
         runner.run(shared)
         runner.run(jobs)
+        runner.run(repair_jobs(config, jobs))
         results = _results(config)
         told: dict[str, Any] = {
             "environment": environment(config.seeds[0]), "seeds": list(config.seeds), "against": config.against,
@@ -104,5 +105,13 @@ def _results(config: CompareConfig) -> list[Result]:
     answers: dict[str, Answers] = {BASE: read_answers([runs / f"{trained}-{seed}" for seed in config.seeds[:1]], BASE)}
     for method in config.methods:
         answers[method.name] = read_answers([runs / f"{method.name}-{seed}" for seed in config.seeds])
+    repairs = {name: _repairs(config, name) for name in answers}
     against = answers[config.against]
-    return [summarize(name, found, against, config.resamples) for name, found in answers.items()]
+    return [summarize(name, found, against, config.resamples, repairs[name]) for name, found in answers.items()]
+
+
+def _repairs(config: CompareConfig, name: str) -> Answers | None:
+    if config.repair is None:
+        return None
+    names = [BASE] if name == BASE else [f"{name}-{seed}" for seed in config.seeds]
+    return read_answers([folder_of(config) / "repair" / each for each in names])

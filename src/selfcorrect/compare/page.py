@@ -52,8 +52,9 @@ def results_table(config: CompareConfig, labels: Mapping[str, str], results: Seq
     theirs = [known[key] for result in results if (key := wanted[result.name]) in known]
     heading = f"The paper's own numbers: another model and task ({SETTING[config.paper]})"
     return Table(
-        "Percent of problems.", "Method", (*_COLUMNS, f"t2 against {labels[config.against]}"),
-        (("", rows), (heading, tuple(Row(row.label, "", _paper_cells(row)) for row in theirs))),
+        "Percent of problems.", "Method",
+        (*_COLUMNS, f"t2 against {labels[config.against]}", *(["repair"] if config.repair else [])),
+        (("", rows), (heading, tuple(Row(row.label, "", _paper_cells(row, config.repair)) for row in theirs))),
     )  # fmt: skip
 
 
@@ -66,15 +67,17 @@ def _cells(result: Result) -> tuple[Cell, ...]:
         share_cell(result.t1), share_cell(result.t2), Cell(delta.main, delta.small + spread, delta.tone),
         *(share_cell(share) for share in shares), Cell(_p_value(result.mcnemar)),
         Cell(NONE) if result.gain is None else delta_cell(result.gain),
+        *([] if result.repair is None else [share_cell(result.repair)]),
     )  # fmt: skip
 
 
-def _paper_cells(row: PaperRow) -> tuple[Cell, ...]:
+def _paper_cells(row: PaperRow, repair: object) -> tuple[Cell, ...]:
     rate = fix_rate(row)
     shares = (row.fixed, row.broken, rate)
     told = [Cell(NONE if value is None else percent(value / 100)) for value in shares]
     first = [Cell(percent(row.t1 / 100)), Cell(percent(row.t2 / 100)), Cell(points(row.delta / 100))]
-    return (*first, *told, *[Cell(NONE)] * 3)
+    last = [] if repair is None else [Cell(NONE if row.repair is None else percent(row.repair / 100))]
+    return (*first, *told, *[Cell(NONE)] * 3, *last)
 
 
 def _p_value(p: float) -> str:
@@ -183,7 +186,7 @@ def markdown(table: Table) -> str:
 
 
 def _write_csv(file: Path, results: Sequence[Result]) -> None:
-    names = ("t1", "t2", "delta", "fixed", "broken", "fix_rate", "unchanged", "gain", "gain_delta", "last")
+    names = ("t1", "t2", "delta", "fixed", "broken", "fix_rate", "unchanged", "gain", "gain_delta", "last", "repair")
     columns = [f"{name}{part}" for name in names for part in ("", "_low", "_high")]
     rest = ("delta_min", "delta_max", "mcnemar_p")
     with file.open("w", encoding="utf-8", newline="") as out:

@@ -132,6 +132,27 @@ def table_jobs(config: CompareConfig, chosen: Mapping[str, Choice]) -> tuple[lis
     return _sharing(jobs, folder / "shared")
 
 
+def repair_jobs(config: CompareConfig, jobs: Sequence[Job]) -> list[Job]:
+    """Evaluations on the repair task, of the base model and of every run's last one."""
+    if config.repair is None:
+        return []
+    folder = folder_of(config) / "repair"
+    trained = next(job for job in jobs if job.trains)
+    found = [_on_repair(config, trained.config, "base", folder, None)]
+    for job in jobs:
+        found.append(_on_repair(config, job.config, job.name, folder, job.path / "final" if job.trains else None))
+    return found
+
+
+def _on_repair(config: CompareConfig, recipe: TrainConfig, name: str, folder: Path, model: Path | None) -> Job:
+    told = recipe.model_dump(mode="json") | {"task": config.repair, "stages": [], "name": name, "output": str(folder)}
+    if model:
+        told["model"]["path"] = str(model)
+    made = validate(told, "repair")
+    assert isinstance(made, TrainConfig)
+    return Job(name, made, folder / name)
+
+
 def _chosen(recipe: TrainConfig, choice: Choice) -> TrainConfig:
     stages = []
     for stage in recipe.stages:

@@ -53,6 +53,7 @@ class Result:
     gain: Estimate | None
     gain_delta: Estimate | None
     last: Estimate | None
+    repair: Estimate | None = None
 
 
 def read_answers(runs: Sequence[Path], evaluation: str | None = None) -> Answers:
@@ -87,8 +88,10 @@ def _flags(attempts: Sequence[dict[str, Any]]) -> list[float]:
     return [right[0], right[1], float(first[key] == second[key]), right[2] if len(attempts) > 2 else float("nan")]
 
 
-def summarize(name: str, answers: Answers, against: Answers | None, resamples: int) -> Result:
-    """The line of a method; `against`: the answers it is paired with."""
+def summarize(
+    name: str, answers: Answers, against: Answers | None, resamples: int, repair: Answers | None = None
+) -> Result:
+    """The line of a method. against: the answers it is paired with; repair: those to the repair task, if any."""
     first_SP, second_SP = answers.first_SP, answers.second_SP
     counts_RP = draws(first_SP.shape[1], resamples, seed=0)
 
@@ -111,6 +114,7 @@ def summarize(name: str, answers: Answers, against: Answers | None, resamples: i
         unchanged=mean(answers.same_SP), spread_t2=(float(t2_S.min()), float(t2_S.max())),
         spread_delta=(float(deltas_S.min()), float(deltas_S.max())), mcnemar=_worst_p(first_SP, second_SP),
         gain=gains[0], gain_delta=gains[1], last=None if answers.later_SP is None else mean(answers.later_SP),
+        repair=None if repair is None else _repaired(repair, resamples),
     )  # fmt: skip
 
 
@@ -119,3 +123,9 @@ def _worst_p(first_SP: Table, second_SP: Table) -> float:
         mcnemar(int(np.nansum((1 - a) * b)), int(np.nansum(a * (1 - b))))
         for a, b in zip(first_SP, second_SP, strict=True)
     )
+
+
+def _repaired(answers: Answers, resamples: int) -> Estimate:
+    """Accuracy of the attempt that follows a recorded wrong one."""
+    counts_RP = draws(answers.second_SP.shape[1], resamples, seed=0)
+    return bootstrap(weighted_mean(mean_over_seeds(answers.second_SP)), counts_RP)

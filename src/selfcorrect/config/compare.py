@@ -46,7 +46,8 @@ class CompareConfig(Strict):
     """common: a recipe without stages, seed, name and output. against: the method that others are compared with.
 
     parallel: runs side by side; each gets its share of the cores. resamples: of the bootstrap. paper: which of the
-    paper's tables stands beside ours.
+    paper's tables stands beside ours. repair: a task of name repair, on which every method's model is evaluated too
+    (MBPP-R).
     """
 
     kind: Literal["compare"]
@@ -61,6 +62,7 @@ class CompareConfig(Strict):
     against: str
     paper: Literal["math", "humaneval"] = "math"
     resamples: Positive = 2000
+    repair: dict[str, Any] | None = None
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -73,6 +75,8 @@ class CompareConfig(Strict):
             raise ValueError("seeds: each seed once")
         if self.search and self.search.seed in self.seeds:
             raise ValueError(f"search.seed {self.search.seed} is one of seeds; the search needs a seed of its own")
+        if self.repair is not None and self.repair.get("name") != "repair":
+            raise ValueError(f"repair.name must be repair, got {self.repair.get('name')!r}")
         for key in ("stages", "seed", "name", "output", "kind"):
             if key in self.common:
                 raise ValueError(f"common.{key} is set by each method and seed; leave it out")

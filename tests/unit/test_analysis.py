@@ -1,0 +1,155 @@
+"""The analyses on rollouts whose numbers can be counted by hand."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+
+from selfcorrect.analysis import analyse
+from selfcorrect.analysis.edits import edit_figure, edit_ratio
+from selfcorrect.analysis.flow import flow_figure
+from selfcorrect.analysis.read import Row
+from selfcorrect.analysis.training import attempts_figure, fixed_figure, progress_figures
+from selfcorrect.errors import ConfigError, DataError
+from selfcorrect.scale import Pool, budgets_up_to, read_pools, sample_pools, scale_figure, scaling, vote_key
+from selfcorrect.tasks.countdown import Countdown
+from selfcorrect.types import SamplingParams
+
+
+def row(right: str, answers: str, *texts: str) -> Row:
+    """right: r or w an attempt; answers: a letter an attempt."""
+    return Row("p", texts or tuple(answers), tuple(r == "r" for r in right), tuple(answers))
+
+
+def table(folder: Path, name: str) -> list[dict[str, str]]:
+    with (folder / f"{name}.csv").open() as lines:
+        return list(csv.DictReader(lines))
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "expected"),
+    [("", "", 0), ("abcd", "abcd", 0), ("kitten", "sitting", 3 / 13), ("abc", "", 1), ("ab", "cd", 0.5)],
+)
+def test_edit_ratio(first: str, second: str, expected: float) -> None:
+    assert edit_ratio(first, second) == pytest.approx(expected)
+
+
+def test_edit_histogram() -> None:
+    rows = [row("wr", "ab", "abcd", "abcd")] * 3 + [row("wr", "ab", "ab", "cd")]
+    figure = edit_figure("edits", "Edits", {"base model": rows, "nothing": []})
+    assert figure
+    shares = {(r["bin_low"], r["group"]): r["share"] for r in figure.rows if r["count"]}
+    assert shares == {(0.0, "base model"): 0.75, (0.5, "base model"): 0.25}
+    assert "75.0% copied to the letter" in figure.caption
+
+
+def test_every_rollout_flows_one_way() -> None:
+    rows = (
+        [row("rr", "aa")] * 5 + [row("rr", "ab")] + [row("wr", "ab")] * 4 + [row("rw", "ab")] * 2 + [row("ww", "ab")] * 3
+        + [row("ww", "aa")] * 6
+    )  # fmt: skip
+    figure = flow_figure("x", rows)
+    assert figure
+    assert {r["stream"]: r["count"] for r in figure.rows} == {
+        "right_same": 5, "right_other": 1, "fixed": 4, "broken": 2, "wrong_other": 3, "wrong_same": 6,
+    }  # fmt: skip
+    assert flow_figure("x", [row("r", "a")]) is None
+
+
+def test_many_attempts_and_fixed_first_attempts() -> None:
+    figure = attempts_figure({"a": [row("wrr", "abc"), row("wwr", "abc")]})
+    assert figure
+    assert [r["accuracy"] for r in figure.rows] == [0, 0.5, 1]
+    assert attempts_figure({"a": [row("wr", "ab")]}) is None
+    estimates = [{"value": v, "low": v - 0.1, "high": v + 0.1} for v in (0.3, 0.5, 0.4)]
+    own, fixed = ({"n": 50, "accuracy": [estimates[0], e]} for e in estimates[1:])
+    found = fixed_figure([{"step": s, "stage": "one", "own": own, "fixed": fixed} for s in (0, 10)])
+    assert found
+    assert [(r["step"], r["first_attempts"], r["accuracy_last"]) for r in found.rows] == [
+        (0, "own", 0.5), (0, "base", 0.4), (10, "own", 0.5), (10, "base", 0.4),
+    ]  # fmt: skip
+    assert fixed_figure([]) is None
+
+
+def test_training_curves_leave_supervised_steps_out() -> None:
+    rows: list[dict[str, Any]] = [
+        {"step": i, "stage": "s", "rewards": [0.2, 0.4], "unchanged": 0.7} for i in range(1, 31)
+    ]
+    rows.insert(3, {"step": 99, "stage": "sft", "rewards": [], "unchanged": 0.0})
+    accuracy, changed = progress_figures(rows)
+    assert len(accuracy.rows) == len(changed.rows) == 30
+    assert changed.rows[0]["changed"] == pytest.approx(0.3)
+    assert progress_figures(rows[:1]) == []
+
+
+def test_a_file_of_graded_attempts(tmp_path: Path) -> None:
+    file = tmp_path / "mine.graded.jsonl"
+    attempts = [{"text": "<b>1", "outcome": "wrong", "answer": "1"}, {"text": "2", "outcome": "correct", "answer": "2"}]
+    file.write_text(json.dumps({"id": 1, "attempts": attempts}) + "\n")
+    figures, folder = analyse(file)
+    assert [figure.name for figure in figures] == ["edits", "flow"]
+    for figure in figures:
+        drawn = ElementTree.parse(folder / f"{figure.name}.svg").getroot()
+        assert drawn.tag == "{http://www.w3.org/2000/svg}svg"
+        assert table(folder, figure.name)
+    assert {r["stream"]: r["count"] for r in table(folder, "flow")}["fixed"] == "1"
+    file.write_text(json.dumps({"id": 1, "attempts": attempts}) + "\n" + json.dumps({"id": 1}) + "\n")
+    with pytest.raises(DataError, match=r"mine.graded.jsonl:2: expected a rollout with attempts"):
+        analyse(file)
+    with pytest.raises(DataError, match="nothing to analyse yet"):
+        analyse(tmp_path)
+
+
+def pool(first: str, corrected: str, right: str) -> Pool:
+    """A letter a solution."""
+    columns = [tuple((letter, letter == right) for letter in letters) for letters in (first, corrected)]
+    return Pool("p", *columns)
+
+
+def test_majority_votes_by_hand() -> None:
+    """All of a pool drawn: 4 first attempts a a b b tie, half right; 2 corrections b b are right."""
+    [two, four] = scaling([pool("aabb", "bb", "b")] * 3, [2, 4], resamples=2000)
+    assert (four.parallel.value, four.corrected.value, four.gain.value) == (0.5, 1.0, 0.5)
+    # Two of the four: aa 1/6 wrong, bb 1/6 right, ab 4/6 a tie; one correction is always b.
+    assert two.parallel.value == pytest.approx(0.5, abs=0.03)
+    assert two.corrected.value == 1.0
+    assert budgets_up_to(64) == [2, 4, 8, 16, 32, 64]
+    figure = scale_figure([two, four], 3, 0.7)
+    assert [(r["budget"], r["way"]) for r in figure.rows[:2]] == [(2, "parallel"), (2, "corrected")]
+
+
+def test_an_attempt_without_an_answer_has_no_vote() -> None:
+    silent = Pool("p", (("", False), ("", False), ("b", True), ("", False)), (("", False), ("", False)))
+    [point] = scaling([silent], [4], resamples=50)
+    assert (point.parallel.value, point.corrected.value) == (1.0, 0.0)
+    assert vote_key("math", r"\frac{1}{2}") == vote_key("math", r"\dfrac12") != vote_key("math", "2")
+
+
+def test_the_interval_covers_the_truth() -> None:
+    """Budget 2 against a truth that is known: one correction is right with probability 0.3 a problem."""
+    rng, covered = np.random.default_rng(0), 0
+    for _ in range(40):
+        pools = [
+            Pool(str(i), (("x", False),) * 4, tuple((str(k), bool(rng.random() < 0.3)) for k in range(2)))
+            for i in range(60)
+        ]
+        [point] = scaling(pools, [2], resamples=200)
+        covered += point.corrected.low <= 0.3 <= point.corrected.high
+    assert covered >= 34
+
+
+def test_samples_are_drawn_once(tmp_path: Path) -> None:
+    file = tmp_path / "samples.jsonl"
+    file.write_text(json.dumps(["p", [["a", True]] * 4, [["a", True]] * 2]) + "\n" + '["q", [["a"')
+    assert [pool.id for pool in read_pools(file)] == ["p"]
+    task: Any = Countdown()
+    params = SamplingParams(0.7, 8, 0)
+    with pytest.raises(ConfigError, match="holds another number of samples than 8"):
+        sample_pools(task, [], None, None, params, 8, file, 64)  # type: ignore[arg-type]
+    task.name = "code"
+    with pytest.raises(ConfigError, match="a majority vote is not defined for programs"):
+        sample_pools(task, [], None, None, params, 4, file, 64)  # type: ignore[arg-type]

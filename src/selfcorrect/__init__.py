@@ -11,10 +11,12 @@ Nothing heavy is imported until one of these is called.
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from selfcorrect.api import evaluate, grade, make_repair_set, play, train, write_report
+    from selfcorrect.api import analyse, evaluate, grade, make_repair_set, play, scale, train, write_report
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "evaluate", "grade", "make_repair_set", "play", "train", "write_report"]
+__all__ = [
+    "__version__", "analyse", "evaluate", "grade", "make_repair_set", "play", "scale", "train", "write_report",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

@@ -79,7 +79,10 @@ def train(
         _train_and_report(resume)
     else:
         assert recipe is not None
-        _train_and_report(read_config(recipe, *(overrides or [])))
+        config = read_config(recipe, *(overrides or []))
+        if config.kind == "compare":
+            raise ConfigError(f"{recipe} is of kind compare; run it with `selfcorrect compare {recipe}`")
+        _train_and_report(config)
 
 
 @app.command()

@@ -195,3 +195,54 @@ def test_a_lab_base_recipe_trains_a_model(tmp_path: Path, command: Command) -> N
     file.write_text(yaml.dump(settings))
     assert command("train", str(file)).endswith(f"model: {tmp_path}/base\n")
     assert command("evaluate", str(tmp_path / "base"), "evaluation.problems=2", "evaluation.controls=false")
+
+
+def test_analyse_and_scale(recipe_file: Path, tmp_path: Path, command: Command) -> None:
+    command("train", str(recipe_file), "stages.0.steps=2", "evaluation.every=1", "log.rollouts_every=1")
+    out = command("analyse", str(tmp_path / "run"), "--output", str(tmp_path / "figures"))
+    drawn = {path.stem for path in (tmp_path / "figures").glob("*.svg")}
+    assert drawn >= {
+        "edits_held_out",
+        "edits_training",
+        "first_attempts",
+        "training_accuracy",
+        "flow_base",
+        "flow_only",
+    }
+    assert drawn == {path.stem for path in (tmp_path / "figures").glob("*.csv")}
+    assert len(out.splitlines()) == len(drawn)
+    page = (tmp_path / "run" / "report.html").read_text()
+    for text in ("How it corrects", "Correcting its own and fixed first attempts", "Where the answers go: only"):
+        assert text in page
+
+    model, output = str(tmp_path / "run" / "final"), tmp_path / "scale"
+    arguments = ("scale", model, "--output", str(output), "--most", "4", "--problems", "3")
+    first = command(*arguments)
+    assert [line.split()[0] for line in first.splitlines()] == ["budget", "2", "4", "picture:"]
+    samples = (output / "samples.jsonl").read_text()
+    assert len(samples.splitlines()) == 3
+    assert command(*arguments) == first  # nothing is sampled again
+    assert (output / "samples.jsonl").read_text() == samples
+    with pytest.raises(ConfigError, match="must be a power of two"):
+        selfcorrect.scale(model, output=output, most=6)
+    with pytest.raises(ConfigError, match="holds samples made with other settings"):
+        selfcorrect.scale(model, output=output, most=4, temperature=0.9)
+
+
+@pytest.mark.parametrize(
+    ("command_name", "kind", "told"),
+    [
+        ("train", "compare", "is of kind compare; run it with `selfcorrect compare"),
+        ("compare", "train", "is of kind train; a comparison has kind: compare"),
+        ("evaluate", "compare", "this recipe is of kind compare; name one of kind train"),
+    ],
+)
+def test_a_comparison_is_not_trained_and_a_recipe_not_compared(
+    command_name: str, kind: str, told: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = shipped_recipe("compare_lab" if kind == "compare" else "demo")
+    monkeypatch.setattr(sys, "argv", ["selfcorrect", command_name, str(file)])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 2
+    assert told in capsys.readouterr().err

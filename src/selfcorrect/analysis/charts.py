@@ -26,7 +26,8 @@ def line_chart(
     """Lines with their 95 % bands. powers_of_two: x on a logarithmic axis, ticks at the points themselves."""
     xs = sorted({p[0] for s in series for p in s.points})
     values = [v for s in series for p in s.points for v in p[1:] if not math.isnan(v)]
-    y_ticks = ticks(min(values), max(values))
+    low, high = min(values), max(values)
+    y_ticks = ticks(low, high if high > low else low + 1)
     place = math.log2 if powers_of_two else float
     x = Scale(place(xs[0]), max(place(xs[-1]), place(xs[0]) + 1e-9), LEFT, WIDTH - RIGHT)
     y = Scale(y_ticks[0], y_ticks[-1], HEIGHT - BOTTOM, TOP)

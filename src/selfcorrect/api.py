@@ -21,7 +21,7 @@ from selfcorrect.rollout import play as play_problems
 from selfcorrect.run import check_context, evaluated_problems, keep_evaluation, resume, start
 from selfcorrect.samplers.recorded import TextChat
 from selfcorrect.samplers.transformers import TransformersSampler
-from selfcorrect.scale import Point
+from selfcorrect.scaling import Point
 from selfcorrect.seeds import derive_seed
 from selfcorrect.tasks import Split, make_task
 from selfcorrect.tasks.base import Task, fixed_share
@@ -258,7 +258,7 @@ def scale(
 
     output: a folder for the samples, the drawing and its numbers; samples that are there already are used again.
     """
-    from selfcorrect.scale import budgets_up_to, sample_pools, scale_figure, scaling
+    from selfcorrect.scaling import budgets_up_to, sample_pools, scale_figure, scaling
 
     if most < 2 or most & (most - 1):
         raise ConfigError(f"most = {most} must be a power of two, 2 or more")

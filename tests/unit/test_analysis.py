@@ -15,7 +15,7 @@ from selfcorrect.analysis.flow import flow_figure
 from selfcorrect.analysis.read import Row
 from selfcorrect.analysis.training import attempts_figure, fixed_figure, progress_figures
 from selfcorrect.errors import ConfigError, DataError
-from selfcorrect.scale import Pool, budgets_up_to, read_pools, sample_pools, scale_figure, scaling, vote_key
+from selfcorrect.scaling import Pool, budgets_up_to, read_pools, sample_pools, scale_figure, scaling, vote_key
 from selfcorrect.tasks.countdown import Countdown
 from selfcorrect.types import SamplingParams
 

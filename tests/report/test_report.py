@@ -225,3 +225,12 @@ def test_drawings_are_well_formed_and_finite(tmp_path: Path) -> None:
 def test_smoothing_keeps_to_its_stage_and_skips_gaps() -> None:
     values = [0.0, 2.0, math.nan, 10.0, 10.0]
     assert smooth(values, ["a", "a", "a", "b", "b"], 3) == [1.0, 1.0, 2.0, 10.0, 10.0]
+
+
+def test_the_papers_numbers_are_those_of_the_task(tmp_path: Path) -> None:
+    for task, shown, hidden in (("math", "64.4", "64.6"), ("code", "64.6", "64.4")):
+        run = tmp_path / task
+        write_evaluation(run, "base", summary(0.5, 0.4), step=0, task=task)
+        page = write_report(run).read_text()
+        assert shown in page
+        assert hidden not in page

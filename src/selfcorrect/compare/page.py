@@ -11,12 +11,12 @@ from selfcorrect.config import CompareConfig
 from selfcorrect.metrics import Estimate, Summary
 from selfcorrect.recipe import dump
 from selfcorrect.report.page import fill, tidy
-from selfcorrect.report.paper import PAPER, SETTING, PaperRow, fix_rate
+from selfcorrect.report.paper import PAPER, SETTING, PaperRow
 from selfcorrect.report.pictures import accuracy_picture
-from selfcorrect.report.tables import NONE, Cell, Row, Table, delta_cell, share_cell
-from selfcorrect.report.wording import interval, percent, points, sign, together
+from selfcorrect.report.tables import NONE, Cell, Row, Table, delta_cell, paper_cells, share_cell
+from selfcorrect.report.wording import capital, interval, percent, points, sign, together
 
-_COLUMNS = ("Accuracy@t1", "Accuracy@t2", "Δ(t1,t2)", "i→c", "c→i", "fix rate", "unchanged", "McNemar p")
+_COLUMNS = ("Accuracy@t1", "Accuracy@t2", "Δ(t1,t2)", "Δ by seed", "i→c", "c→i", "fix rate", "unchanged", "McNemar p")
 
 
 def write_pages(folder: Path, config: CompareConfig, told: Mapping[str, Any], results: Sequence[Result]) -> None:
@@ -30,7 +30,8 @@ def write_pages(folder: Path, config: CompareConfig, told: Mapping[str, Any], re
     sentences = findings(labels, config.against, results)
     page = fill(
         "compare.html.jinja", name=config.name, seeds=f"{len(config.seeds)} seeds", n=results[0].n,
-        headline=headline(labels, config.against, results), findings=sentences,
+        headline=headline(labels, config.against, results),
+        beside=standing(labels, config.against, results), findings=sentences,
         picture=accuracy_picture([(labels[r.name], _summary(r)) for r in results]), results=table,
         resamples=config.resamples, against=labels[config.against],
         budget=budget_table(config, labels, told["accounts"]),
@@ -39,6 +40,7 @@ def write_pages(folder: Path, config: CompareConfig, told: Mapping[str, Any], re
     )  # fmt: skip
     (folder / "compare.html").write_text(page, encoding="utf-8")
     text = [f"# {config.name}", "", headline(labels, config.against, results), ""]
+    text += [f"- {sentence}" for sentence in standing(labels, config.against, results)] + [""]
     text += [f"- {sentence}" for sentence in sentences] + ["", markdown(table), "", f"Made by `{made[0][1]}`."]
     (folder / "compare.md").write_text("\n".join(text) + "\n", encoding="utf-8")
     _write_csv(folder / "compare.csv", results)
@@ -60,11 +62,10 @@ def results_table(config: CompareConfig, labels: Mapping[str, str], results: Seq
 
 def _cells(result: Result) -> tuple[Cell, ...]:
     low, high = result.spread_delta
-    delta = delta_cell(result.delta)
-    spread = f"; seeds {points(low)} to {points(high)}" if result.seeds > 1 else ""
+    spread = f"{points(low)} to {points(high)}" if result.seeds > 1 else NONE
     shares = (result.fixed, result.broken, result.fix_rate, result.unchanged)
     return (
-        share_cell(result.t1), share_cell(result.t2), Cell(delta.main, delta.small + spread, delta.tone),
+        share_cell(result.t1), share_cell(result.t2), delta_cell(result.delta), Cell(spread),
         *(share_cell(share) for share in shares), Cell(_p_value(result.mcnemar)),
         Cell(NONE) if result.gain is None else delta_cell(result.gain),
         *([] if result.repair is None else [share_cell(result.repair)]),
@@ -72,12 +73,9 @@ def _cells(result: Result) -> tuple[Cell, ...]:
 
 
 def _paper_cells(row: PaperRow, repair: object) -> tuple[Cell, ...]:
-    rate = fix_rate(row)
-    shares = (row.fixed, row.broken, rate)
-    told = [Cell(NONE if value is None else percent(value / 100)) for value in shares]
-    first = [Cell(percent(row.t1 / 100)), Cell(percent(row.t2 / 100)), Cell(points(row.delta / 100))]
+    first, second, delta, *rest = paper_cells(row)
     last = [] if repair is None else [Cell(NONE if row.repair is None else percent(row.repair / 100))]
-    return (*first, *told, *[Cell(NONE)] * 3, *last)
+    return (first, second, delta, Cell(NONE), *rest, *[Cell(NONE)] * 3, *last)
 
 
 def _p_value(p: float) -> str:
@@ -85,20 +83,25 @@ def _p_value(p: float) -> str:
 
 
 def headline(labels: Mapping[str, str], against: str, results: Sequence[Result]) -> str:
-    """Whether the method that all are compared with gains by correction, and whether more than the others."""
-    by_name = {result.name: result for result in results}
-    main = by_name[against]
-    ahead = [r for r in results if r.gain is not None and r.gain.high < 0]
-    rivals = [r for r in results if r.gain is not None and r.gain.high >= 0]
+    """Whether the method that all are compared with gains by its second attempt."""
+    main = next(result for result in results if result.name == against)
     what = {
-        1: f"gains {points(main.delta.value)} points by its second attempt",
+        1: f"gains {percent(main.delta.value)} points by its second attempt",
         0: "does not measurably gain by its second attempt",
         -1: f"loses {percent(-main.delta.value)} points by its second attempt",
     }[sign(main.delta)]
-    rest = f"Its Accuracy@t2 is above that of {len(ahead)} of {len(ahead) + len(rivals)} others"
-    if rivals:
-        rest += f"; not measurably below: {', '.join(labels[r.name] for r in rivals)}"
-    return together(f"{labels[against]} {what} ({interval(main.delta)}). {rest}.")
+    return together(f"{labels[against]} {what} ({interval(main.delta)}).")
+
+
+def standing(labels: Mapping[str, str], against: str, results: Sequence[Result]) -> list[str]:
+    """How the others stand to it by Accuracy@t2, by their paired intervals."""
+    others = [(labels[r.name], r.gain) for r in results if r.gain is not None]
+    groups = (
+        ("Accuracy@t2 below it", [name for name, gain in others if gain.high < 0]),
+        ("not measurably different", [name for name, gain in others if gain.low <= 0 <= gain.high]),
+        ("above it", [name for name, gain in others if gain.low > 0]),
+    )
+    return [f"{capital(what)}: {'; '.join(names)}." for what, names in groups if names]
 
 
 def findings(labels: Mapping[str, str], against: str, results: Sequence[Result]) -> list[str]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from selfcorrect.metrics import Estimate, Summary
 from selfcorrect.report.load import Evaluation
+from selfcorrect.report.paper import PAPER, SETTING, PaperRow, fix_rate, setting_of
 from selfcorrect.report.wording import capital, interval, percent, points, sign
 
 NONE = "\N{EM DASH}"
@@ -34,13 +35,6 @@ class Table:
     first: str
     columns: tuple[str, ...]
     groups: tuple[tuple[str, tuple[Row, ...]], ...]
-
-
-# Tables 1 and 2 and the text of Sec. 6 of arXiv 2409.12917, in percent: t1, t2, delta, i->c, c->i, fix rate.
-_PAPER = (
-    ("Base model", ("52.6", "41.4", "\N{MINUS SIGN}11.2", "4.6", "15.8", "9.5")),
-    ("SCoRe", ("60.0", "64.4", "+4.4", "5.8", "1.4", "14.5")),
-)
 
 
 def share_cell(estimate: Estimate) -> Cell:
@@ -80,18 +74,27 @@ def results_table(evaluations: Sequence[Evaluation]) -> Table:
     """Every evaluation, and the paper's two rows beneath, marked as the paper's."""
     attempts = most_attempts([e.summary for e in evaluations])
     rows = tuple(Row(capital(e.label), _where(e), summary_cells(e.summary, attempts)) for e in evaluations)
+    setting = setting_of(evaluations[0].task)
+    n = Cell({"math": "500", "humaneval": "164"}[setting])
+    gap = (Cell(NONE),) * (attempts - 2)
     paper = []
-    for name, values in _PAPER:
-        first, *rest = (Cell(value) for value in values)
-        gap = (Cell(NONE),) * (attempts - 2)
-        paper.append(Row(name, "", (first, rest[0], *gap, *rest[1:], Cell(NONE), Cell("500"))))
-    heading = "The paper's own numbers: another model (Gemini 1.5 Flash), on MATH"
+    for key in ("base", "score"):
+        first, second, *rest = paper_cells(PAPER[setting][key])
+        paper.append(Row(PAPER[setting][key].label, "", (first, second, *gap, *rest, Cell(NONE), n)))
+    heading = f"The paper's own numbers: another model and task ({SETTING[setting]})"
     return Table(
         "Percent of problems; beneath each number its 95 % interval, where it is known.",
         "Evaluation",
         summary_columns(attempts),
         (("", rows), (heading, tuple(paper))),
     )
+
+
+def paper_cells(row: PaperRow) -> tuple[Cell, ...]:
+    """Accuracy@t1 and @t2, delta, i->c, c->i, fix rate: the paper's, without intervals, as it gives none."""
+    shares = (row.fixed, row.broken, fix_rate(row))
+    told = [Cell(NONE if value is None else percent(value / 100)) for value in shares]
+    return (Cell(percent(row.t1 / 100)), Cell(percent(row.t2 / 100)), Cell(points(row.delta / 100)), *told)
 
 
 def sampled_table(evaluations: Sequence[Evaluation]) -> Table | None:

@@ -8,20 +8,20 @@ from pathlib import Path
 from typing import Any
 
 from selfcorrect.analysis import analyse
+from selfcorrect.analysis.votes import Point, budgets_up_to, scale_figure, scaling
 from selfcorrect.config import LAB_MODEL, CodeConfig, Config, LabBaseConfig, MathConfig, TrainConfig
 from selfcorrect.display import Observer
 from selfcorrect.errors import ConfigError, DataError, TrainingInterrupted
-from selfcorrect.evaluation import Evaluation, Evaluator, load_external
+from selfcorrect.evaluation import Evaluation, Evaluator, evaluated_problems, load_external
 from selfcorrect.metrics import Summary, summarize
 from selfcorrect.models import LanguageModel, load_model
 from selfcorrect.policy import fingerprint
 from selfcorrect.recipe import load_recipe, validate
 from selfcorrect.report import write_report
 from selfcorrect.rollout import play as play_problems
-from selfcorrect.run import check_context, evaluated_problems, keep_evaluation, resume, start
+from selfcorrect.run import absolute, check_context, keep_evaluation, resume, start
 from selfcorrect.samplers.recorded import TextChat
 from selfcorrect.samplers.transformers import TransformersSampler
-from selfcorrect.scaling import Point
 from selfcorrect.seeds import derive_seed
 from selfcorrect.tasks import Split, make_task
 from selfcorrect.tasks.base import Task, fixed_share
@@ -81,7 +81,7 @@ def evaluate(
         named_model = config.model.model_copy(update={"path": path})
         evaluation, notes = how(config.model_copy(update={"model": named_model}), task, say)
     if target is not None:
-        keep_evaluation(target, config, evaluation, notes)
+        keep_evaluation(target, absolute(config), evaluation, notes)
         write_report(target)
     return evaluation
 
@@ -258,7 +258,7 @@ def scale(
 
     output: a folder for the samples, the drawing and its numbers; samples that are there already are used again.
     """
-    from selfcorrect.scaling import budgets_up_to, sample_pools, scale_figure, scaling
+    from selfcorrect.scaling import sample_pools
 
     if most < 2 or most & (most - 1):
         raise ConfigError(f"most = {most} must be a power of two, 2 or more")

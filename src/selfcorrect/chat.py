@@ -69,6 +69,11 @@ class Chat:
         special = {*self._tokenizer.all_special_ids, *self._tokenizer.added_tokens_decoder}
         return between[0] if between and between[0] in special else None
 
+    @property
+    def vocabulary(self) -> int:
+        """How many token ids there are."""
+        return len(self._tokenizer)
+
     def readable(self, prompt_ids: Sequence[int]) -> bool:
         """False where the tokenizer had to write its unknown token."""
         unknown = self._tokenizer.unk_token_id

@@ -233,8 +233,11 @@ def analyse(
 @app.command()
 def scale(
     model: Annotated[str, typer.Argument(help="A model folder, a hub name, or lab.", metavar="MODEL")],
-    output: Annotated[Path, typer.Option(help="A folder for samples, drawing and numbers.")],
     overrides: Overrides = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(help="A folder for samples and numbers; by default RUN/scaling, for the report."),
+    ] = None,
     recipe: Annotated[Path | None, typer.Option(help="Where task, prompts and limits come from.")] = None,
     most: Annotated[int, typer.Option(help="The largest budget of solutions; a power of two.")] = 64,
     problems: Annotated[int, typer.Option(help="How many held-out problems.")] = 200,
@@ -244,6 +247,10 @@ def scale(
     from selfcorrect import api
     from selfcorrect.display import estimate_text
 
+    run = Path(model).expanduser().absolute().parent
+    if output is None and not (run / "config.yaml").is_file():
+        raise ConfigError(f"{model} lies in no run; name a folder with --output")
+    output = output or run / "scaling"
     points = api.scale(
         model, *(overrides or []), output=output, recipe=recipe, most=most, problems=problems, temperature=temperature,
         observer=_on_stderr(),

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from selfcorrect.chat import Chat
-from selfcorrect.config import SelfRefineConfig
+from selfcorrect.config import SelfRefineConfig, TrainConfig
+from selfcorrect.errors import ConfigError
 from selfcorrect.metrics import Summary, summarize
 from selfcorrect.rollout import play
 from selfcorrect.samplers.base import Sampler
@@ -90,3 +91,17 @@ class Evaluator:
 def load_external(task: Task, paths: Sequence[str]) -> list[tuple[str, list[Problem]]]:
     """Each file's name and problems. Raises DataError with file and line."""
     return [(Path(path).name, task.load(path)) for path in paths]
+
+
+def evaluated_problems(config: TrainConfig, task: Task) -> list[Problem]:
+    """Those of `evaluation`: held out, or training problems (of step 0, each once)."""
+    count, offset = config.evaluation.problems, config.evaluation.offset
+    if config.evaluation.split == "train":
+        return list({problem.id: problem for problem in task.draw(0, count, 0)}.values())
+    left_out = {problem.id for problem in task.held_out(offset)} if offset else set()
+    found = [problem for problem in task.held_out(offset + count) if problem.id not in left_out]
+    if not found:
+        raise ConfigError(
+            f"evaluation.offset = {offset} leaves none of the {len(left_out)} held-out problems; lower it"
+        )
+    return found

@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 
-from selfcorrect.alarms import Watch, alarms
 from selfcorrect.between import Between
 from selfcorrect.checkpoint import (
     DAMAGE,
@@ -36,13 +35,13 @@ from selfcorrect.checkpoint import (
 from selfcorrect.config import HubConfig, Stage, Star, SupervisedStage, TaskConfig, TrainConfig
 from selfcorrect.display import Observer
 from selfcorrect.errors import CheckpointError, ConfigError, MemoryExhausted, TrainingInterrupted
-from selfcorrect.evaluation import Evaluation, Evaluator, load_external
-from selfcorrect.metrics import Summary, summary_of
+from selfcorrect.evaluation import Evaluation, Evaluator, evaluated_problems, load_external
 from selfcorrect.models import LanguageModel, load_model
 from selfcorrect.policy import fingerprint, load_weights, weights
 from selfcorrect.recipe import load_recipe
 from selfcorrect.runlog import RunFolder, tracker_names
 from selfcorrect.samplers.transformers import TransformersSampler
+from selfcorrect.sentry import Sentry
 from selfcorrect.supervised import Collection, Collector, steps_an_iteration, supervised_step
 from selfcorrect.tasks import make_task
 from selfcorrect.tasks.base import Task
@@ -84,6 +83,7 @@ def resume_command(path: Path) -> str:
 def _run(config: TrainConfig, path: Path, observer: Observer) -> Path:
     if config.threads:
         torch.set_num_threads(config.threads)
+    _check_attempts(config)
     tracker_names(config)  # refused before anything is written, as are task, data and model
     task = make_task(config.task)
     task.draw(1, config.rollouts.problems_per_step, config.seed)
@@ -141,10 +141,12 @@ def _run(config: TrainConfig, path: Path, observer: Observer) -> Path:
     return path
 
 
-def evaluated_problems(config: TrainConfig, task: Task) -> list[Problem]:
-    """Those of `evaluation`: held out, or training problems of step 0, which no training step draws."""
-    count = config.evaluation.problems
-    return task.held_out(count) if config.evaluation.split == "test" else task.draw(0, count, 0)
+def _check_attempts(config: TrainConfig) -> None:
+    """Raises ConfigError where a supervised stage is to train on more than two attempts."""
+    if config.rollouts.attempts != 2:
+        for stage in config.stages:
+            if isinstance(stage, SupervisedStage):
+                raise ConfigError(f"rollouts.attempts must be 2 for stage {stage.name}: a trace is a pair of attempts")
 
 
 def absolute(config: TrainConfig) -> TrainConfig:
@@ -288,8 +290,7 @@ class _Loop:
         self.config, self.folder, self.trainer = config, folder, trainer
         self.evaluator, self.validator, self.observer = evaluator, validator, observer
         self._collected: Collection | None = None
-        self._base: Summary | None = None
-        self._watch = Watch(None)
+        self._sentry = Sentry(config, folder, observer)
         count = config.evaluation.problems_between
         self._between = Between(trainer, evaluator.problems[:count]) if config.evaluation.every else None
 
@@ -300,14 +301,12 @@ class _Loop:
         else:
             self._evaluate("base", 0)
             self._look_between()
-        base = self.folder.read_evaluation("base")
-        self._base = summary_of(base["summary"])
-        self._watch = Watch(summary_of(base["sampled"]) if base["sampled"] else None)
+        self._sentry.prepare()
         for index in range(trainer.progress.stage, len(stages)):
             if index > trainer.progress.stage:
                 trainer.start_stage(index)
             self._set_reference(index)
-            self._watch.stage_started()
+            self._sentry.stage_started()
             self.observer.stage_started(stages[index].name, stages[index].steps, trainer.progress.stage_step)
             while trainer.progress.stage_step < stages[index].steps:
                 self._collect()
@@ -332,10 +331,7 @@ class _Loop:
             spread = result.rollouts[:: max(1, min(group, len(result.rollouts) // log.rollouts_kept))]
             self.folder.log_rollouts(spread[: log.rollouts_kept], step=result.step, stage=result.stage)
         self.observer.step_done(result)
-        if result.rewards:
-            several = len(result.rewards) > 1
-            for told in self._watch.step(result.rewards[0], result.delta, result.unchanged if several else 0.0):
-                self.observer.message(f"alarm: step {result.step}: {told}")
+        self._sentry.step(result)
         if self.config.evaluation.every and result.step % self.config.evaluation.every == 0:
             self._look_between()
         trainer.check_health(result)
@@ -410,8 +406,7 @@ class _Loop:
         evaluation = self.evaluator.run(name, step, trainer.sampler, trainer.lm.chat)
         self.folder.write_evaluation(name, evaluation_row(evaluation), evaluation.rollouts)
         self.observer.evaluated(evaluation)
-        for told in alarms(evaluation.summary, self._base) if self._base else ():
-            self.observer.message(f"alarm: {name}: {told}")
+        self._sentry.evaluated(evaluation)
 
     def _set_reference(self, index: int) -> None:
         """Stage 1's reference is the base model; later ones measure KL to what the recipe names."""

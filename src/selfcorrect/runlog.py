@@ -59,7 +59,7 @@ class RunFolder:
                 f"model.path = {config.model.path!r} holds other weights than when {path} began ({base}, not "
                 f"{begun_with}), and the KL is measured to them; put the model back, or start another run"
             )
-        for name in ("metrics.jsonl", "rollouts.jsonl", "between.jsonl"):
+        for name in ("metrics.jsonl", "rollouts.jsonl", "between.jsonl", "alarms.jsonl"):
             _cut(path / name, step)
         return cls(path, make_trackers(path, config, step))
 
@@ -77,6 +77,18 @@ class RunFolder:
         file = self.path / "between.jsonl"
         _cut(file, int(row["step"]) - 1)
         _append(file, [row])
+
+    def log_alarm(self, row: Mapping[str, Any]) -> None:
+        """One line of alarms.jsonl, each alarm once."""
+        file = self.path / "alarms.jsonl"
+        if not file.exists() or json.dumps(row) not in file.read_text(encoding="utf-8").splitlines():
+            _append(file, [row])
+
+    def first_right(self, evaluation: str) -> dict[str, bool]:
+        """By problem, whether attempt 1 of an evaluation was right."""
+        lines = (self.path / "evaluations" / f"{evaluation}.rollouts.jsonl").read_text(encoding="utf-8").splitlines()
+        rows = [json.loads(line) for line in lines]
+        return {row["id"]: row["attempts"][0]["outcome"] == "correct" for row in rows}
 
     def write_evaluation(self, name: str, evaluation: Mapping[str, Any], rollouts: Iterable[Rollout]) -> None:
         """The evaluation's JSON last, so that its presence says that all of it is there."""
@@ -208,23 +220,23 @@ def flatten(row: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
             flat |= flatten(value, f"{name}/")
         elif isinstance(value, list | tuple):
             flat |= flatten({f"t{i}": item for i, item in enumerate(value, 1)}, f"{name}/")
-        elif isinstance(value, int | float):
+        elif isinstance(value, int | float) and math.isfinite(value):
             flat[name] = float(value)
     return flat
 
 
 def _append(file: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    text = "".join(json.dumps(_plain(row), allow_nan=False) + "\n" for row in rows)
+    text = "".join(json.dumps(plain(row), allow_nan=False) + "\n" for row in rows)
     with file.open("a", encoding="utf-8") as stream:
         stream.write(text)
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """The same with null for numbers that are not finite: JSON has none."""
     if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -5,6 +5,7 @@ import json
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import nan
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,10 @@ def supervised_step(trainer: Trainer, collection: Collection) -> StepResult:
     assert isinstance(stage, SupervisedStage)
     each = steps_an_iteration(stage)
     done = progress.stage_step % each
-    rate = learning_rate(stage.learning_rate, done + 1, each, trainer.config.optimizer)
+    optimizer = trainer.config.optimizer
+    # The warm-up is the stage's: iterations that begin anew divide it.
+    warmup = {"warmup_steps": optimizer.warmup_steps * each // stage.steps}
+    rate = learning_rate(stage.learning_rate, done + 1, each, optimizer.model_copy(update=warmup))
     seed = derive_seed(trainer.config.seed, stage.name, collection.iteration)
     traces = list(epochs(collection.traces, done + 1, stage.batch, seed))
     tokens = sum(len(trace.attempts[-1].completion.token_ids) for trace in traces)
@@ -52,10 +56,10 @@ def supervised_step(trainer: Trainer, collection: Collection) -> StepResult:
     clock.lap("update")
     trainer.advance(update, None)
     return StepResult(
-        step=progress.step, stage=stage.name, stage_step=progress.stage_step, rewards=[], smoothed_reward=0.0,
-        delta=0.0, fixed=0.0, broken=0.0, unchanged=0.0, kl=[], entropy=[], loss=update.loss,
-        grad_norm=update.grad_norm, learning_rate=rate, sampler_gap=0.0,
-        completions=collection.completions if done == 0 else 0, sampled_tokens=0, tokens_per_second=0.0,
+        step=progress.step, stage=stage.name, stage_step=progress.stage_step, rewards=[], smoothed_reward=nan,
+        delta=nan, fixed=nan, broken=nan, unchanged=nan, kl=[], entropy=[], loss=update.loss,
+        grad_norm=update.grad_norm, learning_rate=rate, sampler_gap=nan,
+        completions=collection.completions if done == 0 else 0, sampled_tokens=0, tokens_per_second=nan,
         seconds=clock.total, seconds_by_part=clock.parts, grader_failed=0, truncated=[],
         skipped=bool(update.skip_reason), skip_reason=update.skip_reason,
     )  # fmt: skip
@@ -89,10 +93,14 @@ class Collector:
         assert isinstance(stage, SupervisedStage)
         chosen = [trace for trace in found if stage.keep_right or fixes(trace)]
         if not chosen:
-            raise DataError(
-                f"{source}: no {'' if stage.keep_right else 'wrong-then-'}right traces for stage {stage.name}; raise "
-                f"stages.{stage.name}.collect (now {stage.collect}), or set keep_right: true"
-            )
+            more = "add some" if stage.traces else f"raise stages.{stage.name}.collect (now {stage.collect})"
+            rest = "" if stage.keep_right else ", or set keep_right: true"
+            kind = "right" if stage.keep_right else "wrong-then-right"
+            raise DataError(f"{source}: no {kind} traces for stage {stage.name}; {more}{rest}")
+        room = getattr(self._trainer.lm.model.config, "max_position_embeddings", None)
+        longest = max(len(t.attempts[1].prompt_ids) + len(t.attempts[1].completion.token_ids) for t in chosen)
+        if room and longest > room:
+            raise DataError(f"{source}: a trace takes {longest} tokens, but the model reads {room}; leave it out")
         kept = sum(not fixes(trace) for trace in chosen)
         fixed = len(chosen) - kept
         self._say(f"{source}: training on {fixed} wrong-then-right and {kept} right-then-right traces")
@@ -103,10 +111,10 @@ class Collector:
         self._folder.mkdir(exist_ok=True)
         key = self._key(stage, iteration)
         for other in sorted(self._folder.glob("*.json")):
-            if json.loads(other.read_text(encoding="utf-8"))["key"] == key:
+            if _key_of(other) == key:
                 if other != file.with_suffix(".json"):
-                    shutil.copyfile(other.with_suffix(".jsonl"), file)
-                    shutil.copyfile(other, file.with_suffix(".json"))
+                    _copy(other.with_suffix(".jsonl"), file)
+                    _copy(other, file.with_suffix(".json"))
                 return
         traces, completions = self._sample(stage, iteration)
         write_traces(file, traces, self._trainer.task)
@@ -147,3 +155,19 @@ class Collector:
             if start % (20 * chunk) == 0 or start + chunk >= len(problems):
                 self._say(f"collecting traces: {min(start + chunk, len(problems))} of {len(problems)} problems")
         return traces, completions
+
+
+def _key_of(about: Path) -> str | None:
+    """What the traces beside it depend on; None where the file is not whole."""
+    try:
+        found = json.loads(about.read_text(encoding="utf-8"))["key"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    return str(found)
+
+
+def _copy(source: Path, target: Path) -> None:
+    """A copy that is whole or not there."""
+    partial = target.with_name(f"{target.name}.partial")
+    shutil.copyfile(source, partial)
+    partial.replace(target)

@@ -26,7 +26,7 @@ def star_traces(rollouts: Iterable[Rollout]) -> list[Rollout]:
 
 
 def pair_traces(firsts: Sequence[Rollout], chat: Chat, task: Task, seed: int) -> list[Rollout]:
-    """D+_SFT: every first attempt followed by a right one at the same problem, drawn among those of another row.
+    """D+_SFT: every first attempt followed by a right one at the same problem, drawn among those of other tokens.
 
     firsts: rollouts of one attempt; those of a problem stand together. Wrong ones give wrong-then-right traces, right
     ones right-then-right; a pair occurs once.
@@ -36,7 +36,8 @@ def pair_traces(firsts: Sequence[Rollout], chat: Chat, task: Task, seed: int) ->
         group = [rollout for rollout in rows if _graded(rollout)]
         right = [index for index, rollout in enumerate(group) if rollout.attempts[0].grade.correct]
         for index, rollout in enumerate(group):
-            others = [place for place in right if place != index]
+            mine = rollout.attempts[0].completion.token_ids
+            others = [place for place in right if group[place].attempts[0].completion.token_ids != mine]
             if others:
                 drawn = random.Random(derive_seed(seed, "pair", name, index)).choice(others)
                 pairs.append(_pair(rollout, group[drawn].attempts[0], chat, task))
@@ -122,6 +123,11 @@ def _read(line: str, where: str, chat: Chat, task: str) -> Rollout:
     problem = Problem(str(row.get("id", where)), task, prompt, {})
     first, first_grade = _completion(row, "first", where, chat)
     second, second_grade = _completion(row, "second", where, chat)
+    if not second_grade.correct or first_grade.outcome in LEFT_OUT:
+        raise DataError(
+            f"{where}: a trace ends right, and its first attempt was graded; got outcomes {first_grade.outcome} and "
+            f"{second_grade.outcome}; leave the line out"
+        )
     context = chat.first_prompt(prompt)
     following = chat.next_prompt(context, first.token_ids, correction)
     attempts = (Attempt(context, first, first_grade, sampled=False), Attempt(following, second, second_grade))
@@ -140,8 +146,8 @@ def _completion(row: dict[str, Any], field: str, where: str, chat: Chat) -> tupl
     if ids is None:
         end = chat.turn_end()
         ids = [*chat.written(text).token_ids, *([] if end is None else [end])]
-    elif not isinstance(ids, list) or not ids or not all(type(i) is int and i >= 0 for i in ids):
-        raise DataError(f"{where}: {field}: token_ids must be a list of token ids")
+    elif not isinstance(ids, list) or not ids or not all(type(i) is int and 0 <= i < chat.vocabulary for i in ids):
+        raise DataError(f"{where}: {field}: token_ids must be a list of token ids, each below {chat.vocabulary}")
     elif chat.said(ids) != text:
         raise DataError(f"{where}: {field}: token_ids do not spell the text; after editing the text, leave them out")
     cut = attempt.get("finish_reason") == "length"

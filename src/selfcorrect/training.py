@@ -178,7 +178,8 @@ class Trainer:
         own_B = torch.tensor([rollout.attempts[0].sampled for rollout in rollouts]) & included_B
         beta2 = progress.beta2
         self.advance(update, float(rewards_BA[included_B, -1].mean()) if included_B.any() else None)
-        self._adapt(float(update.mean_kl_A[0]))
+        if update.rows_A[0] and not update.skip_reason:
+            self._adapt(float(update.mean_kl_A[0]))
         shown_B = own_B if own_B.any() else included_B
         return self._record(update, rollouts, rewards_BA, included_B, shown_B, rate, beta2, clock)
 

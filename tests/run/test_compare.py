@@ -16,7 +16,7 @@ from selfcorrect.compare.execute import JobError
 from selfcorrect.compare.plan import check, repair_jobs, search_jobs, table_jobs
 from selfcorrect.compare.results import read_answers, summarize
 from selfcorrect.config import CompareConfig, TrainConfig
-from selfcorrect.errors import ConfigError
+from selfcorrect.errors import ConfigError, DataError
 from selfcorrect.recipe import load_recipe, validate
 from selfcorrect.tasks.countdown import Countdown
 from tests.support.runs import lucky_grade, read_rows, recipe
@@ -61,6 +61,9 @@ class Done:
     def wait(self) -> int:
         return self.returncode or 0
 
+    def terminate(self) -> None:
+        """It has ended."""
+
 
 class InProcess:
     """Runs the commands here, in the order they come; the one numbered `fails` does not get to its end."""
@@ -95,12 +98,13 @@ def test_every_run_once_and_half_done_ones_go_on(model: Path, tmp_path: Path) ->
         JobError, match=r"run plain-0 failed with status 2: error: the disk is full \(see .*plain-0.log\)"
     ):
         compare(config, said.append, first)
+    page = (tmp_path / "small" / "compare.html").read_text()  # of what there is, and says what failed
+    assert "run plain-0 failed with status 2" in page
     shared = [command for command in first.commands if command.startswith("train one-")]
     assert len(shared) == 2  # Stage I once a seed, for both methods that begin with it
     again = InProcess()
     folder = compare(config, said.append, again)
     assert again.commands == ["train --resume plain-0"]
-    assert InProcess().commands == []
     nothing = InProcess()
     compare(config, said.append, nothing)
     assert nothing.commands == []
@@ -120,6 +124,8 @@ def test_every_run_once_and_half_done_ones_go_on(model: Path, tmp_path: Path) ->
     assert (pairs[1].parent / "shared-sft-1.json").exists()
 
     _check_table(folder)
+    compare(config.model_copy(update={"parallel": 3}), said.append, nothing)  # other threads, the same runs
+    assert nothing.commands == []
     with pytest.raises(ConfigError, match="was made with other settings than the comparison now names"):
         compare(
             comparison(tmp_path, model, common={**config.common, "optimizer": {"warmup_steps": 0}}), said.append, again
@@ -140,7 +146,7 @@ def _check_table(folder: Path) -> None:
         assert float(rows[name]["fixed"]) == pytest.approx(sum(b and not a for a, b in attempts) / 16)
     assert float(rows["plain"]["gain"]) == pytest.approx(float(rows["plain"]["t2"]) - float(rows["score"]["t2"]))
     page, table = (folder / "compare.html").read_text(), (folder / "compare.md").read_text()
-    for text in ("Self-Refine", "the interval", "another model and task (Gemini 1.5 Flash on MATH)", "64.4"):
+    for text in ("Self-Refine", "the interval", "own numbers, not ours: Gemini 1.5 Flash on MATH", "64.4"):
         assert text in page
         assert text in table
     spent = json.loads((folder / "compare.json").read_text())["accounts"]["score"]
@@ -183,6 +189,11 @@ def test_accounts_and_what_is_over_the_budget(model: Path, tmp_path: Path) -> No
         ConfigError, match="method plain is over the budget: 64 sampled completions of 60; lower its steps"
     ):
         check(comparison(tmp_path, model, budget={"completions": 60, "updates": 4}))
+    other = {**METHODS[3], "settings": {**METHODS[3]["settings"], "evaluation": {"problems": 4}}}
+    with pytest.raises(ConfigError, match=r"method plain: settings.evaluation differs from score's"):
+        check(comparison(tmp_path, model, methods=[METHODS[4], other]))
+    with pytest.raises(ConfigError, match="none of them trains"):
+        check(comparison(tmp_path, model, methods=METHODS[:1], against="refine"))
     _, jobs = table_jobs(config, {})
     assert [job.name for job in jobs[:5]] == [f"{method['name']}-0" for method in METHODS]  # whole seeds first
 
@@ -202,7 +213,7 @@ def test_repair_is_a_column_where_the_task_has_it(model: Path, tmp_path: Path, w
     assert all(made.task.name == "repair" and not made.stages for made in found.values())
     right = read_answers([write("r", [(False, True)] * 3 + [(False, False)] * 9)])
     plain = read_answers([write("p", [(True, True)] * 12)])
-    result = summarize("x", plain, None, 200, right)
+    result = summarize("x", plain, plain, plain, 200, right)
     assert result.repair is not None
     assert (result.repair.value, result.t2.value) == (0.25, 1.0)
 
@@ -214,6 +225,7 @@ def test_repair_is_a_column_where_the_task_has_it(model: Path, tmp_path: Path, w
         ({"methods": [METHODS[4], METHODS[4]]}, "names must differ"),
         ({"common": {"seed": 3}}, "common.seed is set by each method and seed"),
         ({"seeds": [1, 1]}, "each seed once"),
+        ({"methods": [{**METHODS[4], "name": "base"}]}, "base is the base model's line"),
         ({"repair": {"name": "math"}}, "repair.name must be repair, got 'math'"),
     ],
 )
@@ -252,12 +264,20 @@ def test_a_line_of_the_table_by_hand(write: Write) -> None:
     ]
     answers = read_answers(seeds)
     other = read_answers([write("c", [(True, True)] * 70 + [(False, False)] * 30)])
-    result = summarize("x", answers, other, 500)
+    result = summarize("x", answers, other, other, 500)
     assert (result.n, result.seeds) == (100, 2)
     found = [result.t1, result.t2, result.delta, result.fixed, result.broken, result.fix_rate]
     assert [e.value for e in found] == pytest.approx([0.55, 0.675, 0.125, 0.15, 0.025, 0.15 / 0.45])
     assert all(e.low < e.value < e.high for e in found)
-    assert result.spread_delta == pytest.approx((0.05, 0.2))
+    assert result.spread["delta"] == pytest.approx((0.05, 0.2))
+    assert result.spread["gain"] == pytest.approx((-0.15, 0.1))
+    assert result.verdict == 0  # the seeds disagree, whatever the interval over problems says
+    assert result.first_change is not None
+    assert result.first_change.value == pytest.approx(0.55 - 0.7)
+    worse = summarize("y", read_answers(seeds[:1]), other, other, 500)
+    assert worse.verdict == -1
+    with pytest.raises(DataError, match="was evaluated on other problems"):
+        read_answers([write("d", [(True, True)] * 99)], ids=answers.ids)
     assert result.gain is not None
     assert result.gain.value == pytest.approx(0.675 - 0.7)
     assert result.mcnemar == pytest.approx(0.3017578125)  # seed a: 10 against 5, the larger of the two

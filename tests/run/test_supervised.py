@@ -113,9 +113,9 @@ def test_traces_of_a_file_are_used_as_they_are(model: Path, tmp_path: Path) -> N
     mine = go(star_recipe(tmp_path / "second", model, traces=str(file), iterations=1))
     rows = read_rows(mine / "metrics.jsonl")
     assert [row["completions"] for row in rows[2:]] == [0] * 6
-    file.write_text(json.dumps({**wrong_first[0], "first": {"text": "x", "outcome": "correct"}}))
+    file.write_text(json.dumps({**wrong_first[0], "first": {"text": "7", "outcome": "correct"}}))
     with pytest.raises(
-        DataError, match=r"mine\.jsonl: no wrong-then-right traces for stage star; raise stages\.star\.collect"
+        DataError, match=r"mine\.jsonl: no wrong-then-right traces for stage star; add some, or set keep_right: true"
     ):
         go(star_recipe(tmp_path / "third", model, traces=str(file), iterations=1))
 

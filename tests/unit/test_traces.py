@@ -58,7 +58,7 @@ def test_pairs_are_a_wrong_and_a_right_one_of_the_same_problem(chat: Chat) -> No
         rollout(chat, "a", (20, W)), rollout(chat, "a", (21, R)), rollout(chat, "a", (22, W)),
         rollout(chat, "b", (23, W)), rollout(chat, "b", (24, F)),  # nothing right
         rollout(chat, "c", (25, R)),  # right, and alone
-        rollout(chat, "d", (26, R)), rollout(chat, "d", (27, R)),
+        rollout(chat, "d", (26, R)), rollout(chat, "d", (27, R)), rollout(chat, "e", (26, R)), rollout(chat, "e", (26, R)),
     ]  # fmt: skip
     traces = pair_traces(firsts, chat, TASK, seed=0)
     assert pairs(traces) == [("a", 20, 21), ("a", 22, 21), ("d", 26, 27), ("d", 27, 26)]
@@ -98,6 +98,12 @@ def test_files_give_back_the_tokens(chat: Chat, tmp_path: Path) -> None:
         ({"second": {"text": "x", "outcome": "fine"}}, "outcome 'fine' must be one of correct"),
         ({"second": {"text": "x", "outcome": "correct", "token_ids": [20, 3]}}, "token_ids do not spell the text"),
         ({"second": {"text": "x", "outcome": "correct", "token_ids": ["a"]}}, "must be a list of token ids"),
+        (
+            {"second": {"text": "x", "outcome": "correct", "token_ids": [2**70]}},
+            "must be a list of token ids, each below",
+        ),
+        ({"second": {"text": "x", "outcome": "wrong"}}, "a trace ends right, and its first attempt was graded"),
+        ({"first": {"text": "x", "outcome": "grader_failed"}}, "got outcomes grader_failed and correct"),
     ],
 )
 def test_what_cannot_be_a_trace_is_refused_with_file_and_line(

@@ -9,8 +9,9 @@ from pathlib import Path
 from selfcorrect.analysis.edits import edit_figure
 from selfcorrect.analysis.figure import Figure
 from selfcorrect.analysis.flow import flow_figure
-from selfcorrect.analysis.read import Row, evaluations, json_lines, read_rows
+from selfcorrect.analysis.read import Row, evaluations, json_lines, json_object, read_rows
 from selfcorrect.analysis.training import attempts_figure, fixed_figure, progress_figures
+from selfcorrect.analysis.votes import budgets_up_to, read_pools, scale_figure, scaling
 from selfcorrect.errors import DataError
 
 __all__ = ["Figure", "analyse", "figures_of"]
@@ -51,12 +52,22 @@ def figures_of(source: Path) -> list[Figure]:
         fixed_figure(json_lines(source / "between.jsonl")),
         *progress_figures(json_lines(source / "metrics.jsonl")),
         attempts_figure(shown),
+        _scaling(source / "scaling"),
         *(
             flow_figure(label, rows, f"flow_{name}")
             for (name, rows), label in zip(by_name.items(), by_name, strict=True)
         ),
     ]
     return [figure for figure in found if figure]
+
+
+def _scaling(folder: Path) -> Figure | None:
+    """Of the samples that `selfcorrect scale` left in a run."""
+    pools = read_pools(folder / "samples.jsonl")
+    about = json_object(folder / "samples.json")
+    if not pools or "most" not in about:
+        return None
+    return scale_figure(scaling(pools, budgets_up_to(int(about["most"]))), len(pools), float(about["temperature"]))
 
 
 def _ends(by_name: dict[str, list[Row]]) -> dict[str, Sequence[Row]]:

@@ -1,11 +1,17 @@
 """A figure of an analysis (floor 5): a vector drawing, its numbers as CSV, and what it says in words."""
 
 import csv
+import re
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from markupsafe import Markup
+
+from selfcorrect.svg import text
+
+_BOX = re.compile(r'viewBox="0 0 ([0-9.]+) ([0-9.]+)"')
 
 # The page has these from page.css; a drawing that stands alone brings its own, for a light and a dark background.
 _STYLE = """
@@ -37,12 +43,25 @@ class Figure:
     def write(self, folder: Path) -> None:
         """NAME.svg and NAME.csv."""
         folder.mkdir(parents=True, exist_ok=True)
-        head, tag, rest = str(self.svg).partition(">")
-        alone = head.replace("<svg", '<svg xmlns="http://www.w3.org/2000/svg"', 1) + tag
-        text = f"{alone}<style>{_STYLE}</style><title>{Markup.escape(self.title)}</title>{rest}"
-        (folder / f"{self.name}.svg").write_text(text, encoding="utf-8")
+        (folder / f"{self.name}.svg").write_text(self._alone(), encoding="utf-8")
         with (folder / f"{self.name}.csv").open("w", encoding="utf-8", newline="") as out:
             columns = list(dict.fromkeys(key for row in self.rows for key in row))
             writer = csv.DictWriter(out, columns)
             writer.writeheader()
             writer.writerows(self.rows)
+
+    def _alone(self) -> str:
+        """The drawing with its title above and its caption beneath, in colours of its own."""
+        box = _BOX.search(str(self.svg))
+        assert box
+        width, height = float(box[1]), float(box[2])
+        lines = textwrap.wrap(self.caption, round(width / 6))
+        told = [text(0, -12, self.title, "strong")]
+        told += [text(0, height + 16 + 15 * place, line, "muted") for place, line in enumerate(lines)]
+        inner = str(self.svg).partition(">")[2].rpartition("</svg>")[0]
+        wide, high = width + 16, height + 40 + 15 * len(lines)
+        return (
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="-8 -30 {wide:g} {high:g}" width="{wide:g}" '
+            f'height="{high:g}" role="img"><style>{_STYLE}</style><title>{Markup.escape(self.title)}</title>'
+            f"{inner}{Markup('').join(told)}</svg>\n"
+        )

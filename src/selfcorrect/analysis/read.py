@@ -91,3 +91,12 @@ def json_lines(file: Path) -> list[dict[str, Any]]:
         if isinstance(row, dict):
             found.append(row)
     return found
+
+
+def json_object(file: Path) -> dict[str, Any]:
+    """A JSON object; empty where there is none, or it is not whole."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}

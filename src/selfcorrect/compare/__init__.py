@@ -4,19 +4,19 @@ file -> plan (runs, what they share, budget) -> search -> runs -> answers -> pag
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from selfcorrect.compare.budget import Account
-from selfcorrect.compare.execute import Launch, Runner, launch, threads_each
-from selfcorrect.compare.plan import Choice, Trial, check, folder_of, repair_jobs, search_jobs, table_jobs
+from selfcorrect.compare.execute import JobError, Launch, Runner, is_done, is_done_at, launch, threads_each
+from selfcorrect.compare.page import write_pages
+from selfcorrect.compare.plan import Choice, Job, Trial, check, folder_of, repair_jobs, search_jobs, table_jobs
 from selfcorrect.compare.results import Answers, Result, read_answers, summarize
 from selfcorrect.config import CompareConfig
-from selfcorrect.errors import ConfigError
 from selfcorrect.run import alone
-from selfcorrect.runlog import environment
+from selfcorrect.runlog import environment, plain
 
 __all__ = ["compare"]
 
@@ -27,7 +27,8 @@ BASE = "base"
 def compare(config: CompareConfig, say: Say = print, launch: Launch = launch) -> Path:
     """Run all that is not done yet, then write the folder's page, table and numbers; returns the folder.
 
-    Raises ConfigError for a file that contradicts itself or the budget, JobError where a run failed.
+    Raises ConfigError for a file that contradicts itself or the budget. Where runs failed it writes the page from the
+    others, which names them, and raises JobError; the same command tries them again.
     """
     accounts = check(config)
     config = _with_threads(config)
@@ -38,20 +39,21 @@ def compare(config: CompareConfig, say: Say = print, launch: Launch = launch) ->
         chosen, searched = _search(config, runner, say)
         shared, jobs = table_jobs(config, chosen)
         say(f"table: {len(jobs)} runs of {len(config.methods)} methods, {len(shared)} shared first stages")
-        runner.run(shared)
-        runner.run(jobs)
-        runner.run(repair_jobs(config, jobs))
-        results = _results(config)
+        failed = runner.run(shared) | runner.run([job for job in jobs if not job.shared or is_done_at(job.shared)])
+        done = [job for job in jobs if is_done(job)]
+        failed |= runner.run(repair_jobs(config, done))
         told: dict[str, Any] = {
             "environment": environment(config.seeds[0]), "seeds": list(config.seeds), "against": config.against,
             "budget": config.budget.model_dump(), "accounts": {name: asdict(cost) for name, cost in accounts.items()},
             "chosen": {name: asdict(choice) for name, choice in chosen.items()}, "search": searched,
-            "results": [asdict(result) for result in results],
+            "failed": list(failed.values()),
         }  # fmt: skip
-        (folder / "compare.json").write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
-        from selfcorrect.compare.page import write_pages
-
+        results = _results(config, done, failed)
+        text = json.dumps(plain({**told, "results": [asdict(result) for result in results]}), indent=1)
+        (folder / "compare.json").write_text(text + "\n", encoding="utf-8")
         write_pages(folder, config, told, results)
+    if failed:
+        raise JobError("\n".join([*failed.values(), f"{folder}/compare.html shows the others; run again to retry"]))
     return folder
 
 
@@ -72,21 +74,24 @@ def _say_budget(config: CompareConfig, accounts: dict[str, Account], say: Say) -
 
 
 def _search(config: CompareConfig, runner: Runner, say: Say) -> tuple[dict[str, Choice], list[dict[str, Any]]]:
-    """The best choice of every method, and what each trial came to."""
+    """The best choice of every method, and what each trial came to; a trial that failed is no choice."""
     shared, trials = search_jobs(config)
     if trials:
         say(f"search: {len(trials)} trials, {len(shared)} shared first stages")
     runner.run(shared)
-    runner.run([trial.job for trial in trials])
+    runner.run([trial.job for trial in trials if not trial.job.shared or is_done_at(trial.job.shared)])
     best: dict[str, tuple[float, Trial]] = {}
     told = []
     for trial in trials:
-        accuracy = _accuracy(trial)
+        accuracy = _accuracy(trial) if is_done(trial.job) else None
         told.append({"method": trial.method, **asdict(trial.choice), "accuracy": accuracy})
-        if trial.method not in best or accuracy > best[trial.method][0]:
+        if accuracy is not None and (trial.method not in best or accuracy > best[trial.method][0]):
             best[trial.method] = (accuracy, trial)
-    for name, (accuracy, trial) in best.items():
-        say(f"  {name}: {trial.choice} ({accuracy:.1%} in the search)")
+    for name in dict.fromkeys(trial.method for trial in trials):
+        if name in best:
+            say(f"  {name}: {best[name][1].choice} ({best[name][0]:.1%} in the search)")
+        else:
+            say(f"  {name}: every trial failed; its own settings are taken")
     return {name: trial.choice for name, (_, trial) in best.items()}, told
 
 
@@ -96,22 +101,27 @@ def _accuracy(trial: Trial) -> float:
     return float(json.loads(file.read_text(encoding="utf-8"))["summary"]["accuracy"][-1]["value"])
 
 
-def _results(config: CompareConfig) -> list[Result]:
-    """The base model's line, and one of every method."""
-    runs = folder_of(config) / "runs"
-    trained = next((method.name for method in config.methods if method.settings.get("stages")), None)
-    if trained is None:
-        raise ConfigError("methods: none of them trains; `selfcorrect evaluate` is for that")
-    answers: dict[str, Answers] = {BASE: read_answers([runs / f"{trained}-{seed}" for seed in config.seeds[:1]], BASE)}
+def _results(config: CompareConfig, done: Sequence[Job], failed: Mapping[str, str]) -> list[Result]:
+    """The base model's line, and one of every method with a finished run. Raises JobError where too few have one."""
+    paths = {job.name: job.path for job in done}
+    trained = next((job.path for job in done if job.trains), None)
+    if trained is None or not any(f"{config.against}-{seed}" in paths for seed in config.seeds):
+        raise JobError("\n".join([*failed.values(), f"no run of {config.against} was finished, so there is no table"]))
+    base = read_answers([trained], BASE)
+    answers = {BASE: base}
     for method in config.methods:
-        answers[method.name] = read_answers([runs / f"{method.name}-{seed}" for seed in config.seeds])
-    repairs = {name: _repairs(config, name) for name in answers}
+        runs = [paths[name] for seed in config.seeds if (name := f"{method.name}-{seed}") in paths]
+        if runs:
+            answers[method.name] = read_answers(runs, ids=base.ids)
+    repairs = {name: _repairs(config, name, failed) for name in answers}
     against = answers[config.against]
-    return [summarize(name, found, against, config.resamples, repairs[name]) for name, found in answers.items()]
+    return [summarize(name, found, base, against, config.resamples, repairs[name]) for name, found in answers.items()]
 
 
-def _repairs(config: CompareConfig, name: str) -> Answers | None:
+def _repairs(config: CompareConfig, name: str, failed: Mapping[str, str]) -> Answers | None:
     if config.repair is None:
         return None
+    folder = folder_of(config) / "repair"
     names = [BASE] if name == BASE else [f"{name}-{seed}" for seed in config.seeds]
-    return read_answers([folder_of(config) / "repair" / each for each in names])
+    found = [folder / each for each in names if (folder / each / "evaluations").exists() and each not in failed]
+    return read_answers(found) if found else None

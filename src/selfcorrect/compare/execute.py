@@ -11,7 +11,7 @@ from typing import Protocol
 
 from selfcorrect.checkpoint import atomic_folder
 from selfcorrect.compare.plan import Job
-from selfcorrect.config import TrainConfig
+from selfcorrect.config import Config, TrainConfig
 from selfcorrect.errors import ConfigError, TrainingInterrupted, UserError
 from selfcorrect.recipe import dump, load_recipe
 from selfcorrect.run import absolute
@@ -21,7 +21,7 @@ _LEFT_BEHIND = ("final", "report.html", ".lock", "tensorboard", "config.yaml", "
 
 
 class JobError(UserError):
-    """A run of the comparison failed."""
+    """Runs of the comparison failed; the page tells of the others."""
 
 
 def is_done(job: Job) -> bool:
@@ -29,11 +29,21 @@ def is_done(job: Job) -> bool:
     made = job.path / "config.yaml"
     if not made.exists():
         return False
-    if load_recipe(made) != absolute(job.config):
+    if _made_by(load_recipe(made)) != _made_by(absolute(job.config)):
         raise ConfigError(
             f"{job.path} was made with other settings than the comparison now names; choose another name, or remove it"
         )
     return (job.path / "final").exists() if job.trains else any((job.path / "evaluations").glob("*.json"))
+
+
+def is_done_at(path: Path) -> bool:
+    """Whether a run of a shared first stage is complete."""
+    return (path / "final").exists()
+
+
+def _made_by(config: Config) -> Config:
+    """The settings that a run's numbers come from: how the cores were divided is none of them."""
+    return config.model_copy(update={"threads": None})
 
 
 class Process(Protocol):
@@ -46,6 +56,9 @@ class Process(Protocol):
 
     def wait(self) -> int:
         """The exit status, once it has ended."""
+
+    def terminate(self) -> None:
+        """Ask it to end."""
 
 
 Launch = Callable[[list[str], Path], Process]
@@ -64,17 +77,17 @@ class Runner:
     def __init__(self, parallel: int, say: Callable[[str], None], launch: Launch = launch) -> None:
         self._parallel, self._say, self._launch = parallel, say, launch
         self._running: dict[Process, tuple[Job, float]] = {}
-        self._failed: list[str] = []
+        self._failed: dict[str, str] = {}
         self._ended = 0
 
-    def run(self, jobs: Sequence[Job]) -> None:
+    def run(self, jobs: Sequence[Job]) -> dict[str, str]:
         """All jobs that are not done; a job waits for the one whose traces it may use.
 
-        Raises JobError after the others have ended where some failed, TrainingInterrupted on Ctrl-C.
+        Returns why some failed, by name. Raises TrainingInterrupted on Ctrl-C.
         """
         waiting = [job for job in jobs if not is_done(job)]
         total, begun = len(waiting), time.monotonic()
-        self._failed, self._ended = [], 0
+        self._failed, self._ended = {}, 0
         try:
             while waiting or self._running:
                 busy = {job.path for job in waiting} | {job.path for job, _ in self._running.values()}
@@ -89,8 +102,10 @@ class Runner:
             for process in self._running:  # they have had the same signal, and save what they have
                 process.wait()
             raise TrainingInterrupted("stopped; run the same command again to go on: finished runs stay") from None
-        if self._failed:
-            raise JobError("\n".join(self._failed))
+        finally:
+            for process in self._running:  # whatever ended this, no run goes on unseen
+                process.terminate()
+        return self._failed
 
     def _start(self, job: Job) -> Process:
         log = job.path.with_name(f"{job.path.name}.log")
@@ -104,6 +119,8 @@ class Runner:
                 shutil.rmtree(job.path)  # an evaluation is written at its end; this one was cut off
             if job.after and job.after.exists():
                 _take_traces(job.after, job.path)
+            if job.base and job.trains:
+                _take_base(job.base, job.path)
             recipe = job.path.with_name(f"{job.path.name}.yaml")
             recipe.write_text(dump(job.config), encoding="utf-8")
             arguments = ["train" if job.trains else "evaluate", str(recipe)]
@@ -118,10 +135,9 @@ class Runner:
             if process.returncode:
                 log = job.path.with_name(f"{job.path.name}.log")
                 told = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
-                self._failed.append(
-                    f"run {job.name} failed with status {process.returncode}: {''.join(told)} (see {log})"
-                )
-                self._say(self._failed[-1])
+                why = f"status {process.returncode}: {''.join(told)} (see {log})"
+                self._failed[job.name] = f"run {job.name} failed with {why}"
+                self._say(self._failed[job.name])
             else:
                 self._say(
                     f"[{self._ended}/{total}] {job.name} done in {_minutes(time.monotonic() - since)}; about "
@@ -142,6 +158,17 @@ def _take_traces(source: Path, path: Path) -> None:
     (path / "traces").mkdir(parents=True, exist_ok=True)
     for file in (source / "traces").glob("*-1.json*"):
         shutil.copyfile(file, path / "traces" / f"shared-{file.name}")
+
+
+def _take_base(source: Path, path: Path) -> None:
+    """The base model's evaluation of a run that begins with the same model, problems and draws; the JSON last."""
+    if not (source / "evaluations" / "base.json").exists():
+        return
+    (path / "evaluations").mkdir(parents=True, exist_ok=True)
+    for name in ("base.rollouts.jsonl", "base.json"):
+        partial = path / "evaluations" / f".{name}.tmp"
+        shutil.copyfile(source / "evaluations" / name, partial)
+        partial.replace(path / "evaluations" / name)
 
 
 def threads_each(parallel: int) -> int:

@@ -36,10 +36,11 @@ def write_pages(folder: Path, config: CompareConfig, told: Mapping[str, Any], re
         resamples=config.resamples, against=labels[config.against],
         budget=budget_table(config, labels, told["accounts"]),
         search=search_table(labels, told["search"]) if told["search"] else None, search_note=_search_note(config),
-        made=made, recipe=tidy(dump(config)),
+        spread=spread_table(labels, results), failed=told["failed"], made=made, recipe=tidy(dump(config)),
     )  # fmt: skip
     (folder / "compare.html").write_text(page, encoding="utf-8")
     text = [f"# {config.name}", "", headline(labels, config.against, results), ""]
+    text += [f"- Failed: {why}" for why in told["failed"]]
     text += [f"- {sentence}" for sentence in standing(labels, config.against, results)] + [""]
     text += [f"- {sentence}" for sentence in sentences] + ["", markdown(table), "", f"Made by `{made[0][1]}`."]
     (folder / "compare.md").write_text("\n".join(text) + "\n", encoding="utf-8")
@@ -48,11 +49,11 @@ def write_pages(folder: Path, config: CompareConfig, told: Mapping[str, Any], re
 
 def results_table(config: CompareConfig, labels: Mapping[str, str], results: Sequence[Result]) -> Table:
     """Ours, and beneath it the paper's rows of the same methods, marked as theirs."""
-    rows = tuple(Row(labels[r.name], f"{r.seeds} {'seed' if r.seeds == 1 else 'seeds'}", _cells(r)) for r in results)
+    rows = tuple(Row(labels[r.name], _note(r), _cells(r)) for r in results)
     wanted = {"base": "base", **{method.name: method.paper for method in config.methods}}
     known = PAPER[config.paper]
     theirs = [known[key] for result in results if (key := wanted[result.name]) in known]
-    heading = f"The paper's own numbers: another model and task ({SETTING[config.paper]})"
+    heading = f"The paper's own numbers, not ours: {SETTING[config.paper]}"
     return Table(
         "Percent of problems.", "Method",
         (*_COLUMNS, f"t2 against {labels[config.against]}", *(["repair"] if config.repair else [])),
@@ -60,16 +61,43 @@ def results_table(config: CompareConfig, labels: Mapping[str, str], results: Seq
     )  # fmt: skip
 
 
+def spread_table(labels: Mapping[str, str], results: Sequence[Result]) -> Table:
+    """The lowest and the highest seed of every number."""
+    names = ("t1", "t2", "delta", "fixed", "broken", "fix_rate", "unchanged")
+    rows = []
+    for result in results:
+        ends = [result.spread[name] for name in names]
+        cells = tuple(Cell(f"{percent(low)} to {percent(high)}") for low, high in ends)
+        rows.append(Row(labels[result.name], "", cells))
+    return Table("Percent of problems.", "Method", (*_COLUMNS[:3], *_COLUMNS[4:8]), (("", tuple(rows)),))
+
+
+def _note(result: Result) -> str:
+    """How many seeds, and what the columns have no place for."""
+    told = f"{result.seeds} {'seed' if result.seeds == 1 else 'seeds'}"
+    return told if result.last is None else f"{told}; last attempt {percent(result.last.value)} %"
+
+
 def _cells(result: Result) -> tuple[Cell, ...]:
-    low, high = result.spread_delta
+    low, high = result.spread["delta"]
     spread = f"{points(low)} to {points(high)}" if result.seeds > 1 else NONE
     shares = (result.fixed, result.broken, result.fix_rate, result.unchanged)
     return (
         share_cell(result.t1), share_cell(result.t2), delta_cell(result.delta), Cell(spread),
         *(share_cell(share) for share in shares), Cell(_p_value(result.mcnemar)),
-        Cell(NONE) if result.gain is None else delta_cell(result.gain),
+        _gain_cell(result),
         *([] if result.repair is None else [share_cell(result.repair)]),
     )  # fmt: skip
+
+
+def _gain_cell(result: Result) -> Cell:
+    """Coloured only where the interval and every seed agree."""
+    if result.gain is None:
+        return Cell(NONE)
+    low, high = result.spread["gain"]
+    seeds = f"; seeds {points(low)} to {points(high)}" if result.seeds > 1 else ""
+    tone = {1: "good", 0: "even", -1: "bad"}[result.verdict]
+    return Cell(points(result.gain.value), interval(result.gain) + seeds, tone)
 
 
 def _paper_cells(row: PaperRow, repair: object) -> tuple[Cell, ...]:
@@ -95,11 +123,11 @@ def headline(labels: Mapping[str, str], against: str, results: Sequence[Result])
 
 def standing(labels: Mapping[str, str], against: str, results: Sequence[Result]) -> list[str]:
     """How the others stand to it by Accuracy@t2, by their paired intervals."""
-    others = [(labels[r.name], r.gain) for r in results if r.gain is not None]
+    others = [(labels[r.name], r.verdict) for r in results if r.gain is not None]
     groups = (
-        ("Accuracy@t2 below it", [name for name, gain in others if gain.high < 0]),
-        ("not measurably different", [name for name, gain in others if gain.low <= 0 <= gain.high]),
-        ("above it", [name for name, gain in others if gain.low > 0]),
+        ("Accuracy@t2 below it, by the interval and in every seed", [name for name, verdict in others if verdict < 0]),
+        ("no difference shown", [name for name, verdict in others if not verdict]),
+        ("above it, by the interval and in every seed", [name for name, verdict in others if verdict > 0]),
     )
     return [f"{capital(what)}: {'; '.join(names)}." for what, names in groups if names]
 
@@ -121,7 +149,7 @@ def _in_words(result: Result) -> str:
 
 def _alarms(result: Result, base: Result) -> str:
     """Sandbagging and collapse to copying, as a run's report has them."""
-    found = alarms(_summary(result), _summary(base)) if result.name != base.name else []
+    found = alarms(_summary(result), _summary(base), result.first_change) if result.name != base.name else []
     return "".join(f"; {told}" for told in found)
 
 
@@ -146,10 +174,12 @@ def search_table(labels: Mapping[str, str], trials: Sequence[Mapping[str, Any]])
     rows = []
     for name in dict.fromkeys(t["method"] for t in trials):
         found = {(t["learning_rate"], t["beta1"]): t["accuracy"] for t in trials if t["method"] == name}
-        best = max(found.values())
-        first = next(pair for pair in found if found[pair] == best)
+        known = {pair: accuracy for pair, accuracy in found.items() if accuracy is not None}
+        first = max(known, key=lambda pair: known[pair]) if known else None
         cells = [
-            Cell(percent(found[pair]), "", "good" if pair == first else "") if pair in found else Cell(NONE)
+            Cell(percent(known[pair]), "", "good" if pair == first else "")
+            if pair in known
+            else Cell("failed" if pair in found else NONE)
             for pair in pairs
         ]
         rows.append(Row(labels[name], "", tuple(cells)))
@@ -164,7 +194,7 @@ def _search_note(config: CompareConfig) -> str:
     return (
         f"Every trained method was tried with the same settings, on {search.share:.0%} of its steps and one seed "
         f"({search.seed}) that the table does not use; judged on {search.problems:,} training problems. The best, "
-        "marked, was taken for all seeds."
+        "marked, was taken for all seeds. A finite data set's training problems are trained on as well."
     )
 
 
@@ -191,13 +221,15 @@ def markdown(table: Table) -> str:
 def _write_csv(file: Path, results: Sequence[Result]) -> None:
     names = ("t1", "t2", "delta", "fixed", "broken", "fix_rate", "unchanged", "gain", "gain_delta", "last", "repair")
     columns = [f"{name}{part}" for name in names for part in ("", "_low", "_high")]
-    rest = ("delta_min", "delta_max", "mcnemar_p")
+    spreads = ("t1", "t2", "delta", "fixed", "broken", "fix_rate", "unchanged", "gain")
+    rest = [f"{name}_{end}" for name in spreads for end in ("lowest_seed", "highest_seed")] + ["mcnemar_p"]
     with file.open("w", encoding="utf-8", newline="") as out:
         writer = csv.writer(out)
         writer.writerow(["method", "seeds", "n", *columns, *rest])
         for r in results:
             numbers = [part for name in names for part in _parts(getattr(r, name))]
-            writer.writerow([r.name, r.seeds, r.n, *numbers, *r.spread_delta, r.mcnemar])
+            ends = [value for name in spreads for value in r.spread[name]]
+            writer.writerow([r.name, r.seeds, r.n, *numbers, *ends, r.mcnemar])
 
 
 def _parts(estimate: Estimate | None) -> tuple[object, ...]:

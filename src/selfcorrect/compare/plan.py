@@ -28,13 +28,16 @@ class Choice:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One run. shared: a run whose first stage this one goes on from; after: a run whose traces it may use."""
+    """One run. shared: a run whose first stage this one goes on from; after: a run whose traces it may use;
+    base: one whose evaluation of the base model is the same.
+    """
 
     name: str
     config: TrainConfig
     path: Path
     shared: Path | None = None
     after: Path | None = None
+    base: Path | None = None
 
     @property
     def trains(self) -> bool:
@@ -63,10 +66,21 @@ def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check(config: CompareConfig) -> dict[str, Account]:
-    """Every method's account. Raises ConfigError where a method's settings are wrong, or over the budget."""
+    """Every method's account. Raises ConfigError where a method's settings are wrong, or over the budget.
+
+    All methods must answer the same problems, and one at least must train.
+    """
     accounts = {}
-    for method in config.methods:
-        recipe = recipe_of(config, method, name=method.name)
+    recipes = [recipe_of(config, method, name=method.name) for method in config.methods]
+    if not any(recipe.stages for recipe in recipes):
+        raise ConfigError("methods: none of them trains; `selfcorrect evaluate` is for that")
+    for method, recipe in zip(config.methods, recipes, strict=True):
+        for field in ("task", "evaluation"):
+            if getattr(recipe, field) != getattr(recipes[0], field):
+                raise ConfigError(
+                    f"method {method.name}: settings.{field} differs from {config.methods[0].name}'s, but all must "
+                    "answer the same problems; set it under common"
+                )
         cost = accounts[method.name] = account(recipe)
         over = [
             f"{used:,} {what} of {allowed:,}"
@@ -113,7 +127,14 @@ def search_jobs(config: CompareConfig) -> tuple[list[Job], list[Trial]]:
             name = f"{method.name}-{number}"
             recipe = recipe_of(config, method, name=name, seed=search.seed, output=str(folder))
             recipe = _shortened(_chosen(recipe, choice), search.share)
-            changed = {"problems": search.problems, "split": "train", "controls": False, "external": (), "every": None}
+            changed = {
+                "problems": search.problems,
+                "split": "train",
+                "offset": 0,
+                "controls": False,
+                "external": (),
+                "every": None,
+            }
             recipe = recipe.model_copy(update={"evaluation": recipe.evaluation.model_copy(update=changed)})
             tried.append((method.name, choice, Job(name, recipe, folder / name)))
     shared, jobs = _sharing([job for _, _, job in tried], folder / "shared")
@@ -172,7 +193,9 @@ def _shortened(recipe: TrainConfig, share: float) -> TrainConfig:
         if isinstance(stage, SupervisedStage):
             changed["collect"] = max(1, round(stage.collect * share))
         stages.append(stage.model_copy(update=changed))
-    return recipe.model_copy(update={"stages": tuple(stages)})
+    warmup = round(recipe.optimizer.warmup_steps * share)
+    optimizer = recipe.optimizer.model_copy(update={"warmup_steps": warmup})
+    return recipe.model_copy(update={"stages": tuple(stages), "optimizer": optimizer})
 
 
 def _sharing(jobs: Sequence[Job], folder: Path) -> tuple[list[Job], list[Job]]:
@@ -194,7 +217,24 @@ def _sharing(jobs: Sequence[Job], folder: Path) -> tuple[list[Job], list[Job]]:
             shared.append(Job(path.name, alone, path))
             for place in places:
                 known[place] = replace(known[place], shared=path)
-    return shared, known
+    return _sharing_base(shared, {}), _sharing_base(known, {_base_key(job.config): job.path for job in shared})
+
+
+def _sharing_base(jobs: Sequence[Job], first: dict[str, Path]) -> list[Job]:
+    """The jobs, each knowing the earliest run that evaluates the same base model on the same problems."""
+    known = []
+    for job in jobs:
+        key = _base_key(job.config)
+        known.append(replace(job, base=first[key]) if key in first else job)
+        if job.trains:
+            first.setdefault(key, job.path)
+    return known
+
+
+def _base_key(config: TrainConfig) -> str:
+    told = config.model_dump(mode="json")
+    draws = {key: told["rollouts"][key] for key in ("attempts", "max_new_tokens", "self_refine")}
+    return json.dumps([draws, *(told[key] for key in ("seed", "task", "model", "evaluation"))], sort_keys=True)
 
 
 def _first_stage_key(config: TrainConfig) -> str:

@@ -23,6 +23,7 @@ class Answers:
     later_SP: right at the last attempt, where there are more than two.
     """
 
+    ids: tuple[str, ...]
     first_SP: Table
     second_SP: Table
     same_SP: Table
@@ -31,10 +32,11 @@ class Answers:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """A line of the table. Estimates carry paired-bootstrap intervals; spreads are the lowest and highest seed's.
+    """A line of the table. Estimates carry bootstrap intervals over problems; spread: the lowest and highest seed's.
 
     mcnemar: the largest p-value of any seed, attempt 2 against attempt 1. gain: Accuracy@t2 less that of the method
-    that all are compared with, on the same problems; None for that one itself.
+    that all are compared with, on the same problems; None for that one itself. first_change: Accuracy@t1 less the base
+    model's, paired.
     """
 
     name: str
@@ -47,25 +49,36 @@ class Result:
     broken: Estimate
     fix_rate: Estimate
     unchanged: Estimate
-    spread_t2: tuple[float, float]
-    spread_delta: tuple[float, float]
+    spread: dict[str, tuple[float, float]]
     mcnemar: float
     gain: Estimate | None
     gain_delta: Estimate | None
+    first_change: Estimate | None
     last: Estimate | None
     repair: Estimate | None = None
 
+    @property
+    def verdict(self) -> int:
+        """-1, 0 or 1: Accuracy@t2 under or over the other's, where interval and every seed say so."""
+        if self.gain is None:
+            return 0
+        low, high = self.spread["gain"]
+        return (self.gain.low > 0 and low > 0) - (self.gain.high < 0 and high < 0)
 
-def read_answers(runs: Sequence[Path], evaluation: str | None = None) -> Answers:
-    """The named evaluation of every run, by default the last one. Raises DataError where one is missing or differs."""
+
+def read_answers(runs: Sequence[Path], evaluation: str | None = None, ids: Sequence[str] | None = None) -> Answers:
+    """The named evaluation of every run, by default the last one, in the order of `ids` (else of the first run).
+
+    Raises DataError where one is missing, or answers other problems.
+    """
     tables = [_read(run, evaluation) for run in runs]
-    ids = list(tables[0])
+    ids = list(ids or tables[0])
     for run, table in zip(runs, tables, strict=True):
-        if list(table) != ids:
-            raise DataError(f"{run}: was evaluated on other problems than {runs[0]}, so the two cannot be compared")
+        if set(table) != set(ids):
+            raise DataError(f"{run}: was evaluated on other problems than the others, so they cannot be compared")
     cube = np.array([[table[name] for name in ids] for table in tables], dtype=np.float64)
     more = not np.isnan(cube[..., 3]).all()
-    return Answers(cube[..., 0], cube[..., 1], cube[..., 2], cube[..., 3] if more else None)
+    return Answers(tuple(ids), cube[..., 0], cube[..., 1], cube[..., 2], cube[..., 3] if more else None)
 
 
 def _read(run: Path, evaluation: str | None) -> dict[str, list[float]]:
@@ -89,7 +102,7 @@ def _flags(attempts: Sequence[dict[str, Any]]) -> list[float]:
 
 
 def summarize(
-    name: str, answers: Answers, against: Answers | None, resamples: int, repair: Answers | None = None
+    name: str, answers: Answers, base: Answers, against: Answers, resamples: int, repair: Answers | None = None
 ) -> Result:
     """The line of a method. against: the answers it is paired with; repair: those to the repair task, if any."""
     first_SP, second_SP = answers.first_SP, answers.second_SP
@@ -98,24 +111,40 @@ def summarize(
     def mean(values_SP: Table) -> Estimate:
         return bootstrap(weighted_mean(mean_over_seeds(values_SP)), counts_RP)
 
-    fixed_SP = (1 - first_SP) * second_SP
-    deltas_S = np.nanmean(second_SP - first_SP, 1)
-    t2_S = np.nanmean(second_SP, 1)
-    gains: list[Estimate | None] = [None, None]
-    if against is not None and against is not answers:
-        ours = [mean_over_seeds(second_SP), mean_over_seeds(second_SP - first_SP)]
-        others = [mean_over_seeds(against.second_SP), mean_over_seeds(against.second_SP - against.first_SP)]
-        gains = [bootstrap(weighted_mean(a - b), counts_RP) for a, b in zip(ours, others, strict=True)]
+    def less(ours_SP: Table, theirs_SP: Table) -> Estimate:
+        return bootstrap(weighted_mean(mean_over_seeds(ours_SP) - mean_over_seeds(theirs_SP)), counts_RP)
+
+    fixed_SP, broken_SP, delta_SP = (1 - first_SP) * second_SP, first_SP * (1 - second_SP), second_SP - first_SP
+    paired = against is not answers
+    rate = ratio(mean_over_seeds(fixed_SP), mean_over_seeds(1 - first_SP))
+    by_seed = {
+        "t1": first_SP, "t2": second_SP, "delta": delta_SP, "fixed": fixed_SP, "broken": broken_SP,
+        "unchanged": answers.same_SP,
+    }  # fmt: skip
+    spread = {key: _ends(np.nanmean(values_SP, 1)) for key, values_SP in by_seed.items()}
+    spread["fix_rate"] = _ends(np.nanmean(fixed_SP, 1) / np.maximum(np.nanmean(1 - first_SP, 1), 1e-12))
+    spread["gain"] = _ends(np.nanmean(second_SP, 1) - _seed_by_seed(second_SP, against.second_SP))
     return Result(
         name=name, seeds=len(first_SP), n=int((~np.isnan(first_SP)).all(0).sum()), t1=mean(first_SP),
-        t2=mean(second_SP), delta=mean(second_SP - first_SP), fixed=mean(fixed_SP),
-        broken=mean(first_SP * (1 - second_SP)),
-        fix_rate=bootstrap(ratio(mean_over_seeds(fixed_SP), mean_over_seeds(1 - first_SP)), counts_RP),
-        unchanged=mean(answers.same_SP), spread_t2=(float(t2_S.min()), float(t2_S.max())),
-        spread_delta=(float(deltas_S.min()), float(deltas_S.max())), mcnemar=_worst_p(first_SP, second_SP),
-        gain=gains[0], gain_delta=gains[1], last=None if answers.later_SP is None else mean(answers.later_SP),
+        t2=mean(second_SP), delta=mean(delta_SP), fixed=mean(fixed_SP), broken=mean(broken_SP),
+        fix_rate=bootstrap(rate, counts_RP), unchanged=mean(answers.same_SP), spread=spread,
+        mcnemar=_worst_p(first_SP, second_SP),
+        gain=less(second_SP, against.second_SP) if paired else None,
+        gain_delta=less(delta_SP, against.second_SP - against.first_SP) if paired else None,
+        first_change=less(first_SP, base.first_SP) if base is not answers else None,
+        last=None if answers.later_SP is None else mean(answers.later_SP),
         repair=None if repair is None else _repaired(repair, resamples),
     )  # fmt: skip
+
+
+def _seed_by_seed(ours_SP: Table, theirs_SP: Table) -> Table:
+    """[S] the other method's accuracy with the same seeds; its mean where it has not as many."""
+    theirs_S = np.nanmean(theirs_SP, 1)
+    return theirs_S if len(theirs_S) == len(ours_SP) else np.full(len(ours_SP), theirs_S.mean())
+
+
+def _ends(values_S: Table) -> tuple[float, float]:
+    return float(values_S.min()), float(values_S.max())
 
 
 def _worst_p(first_SP: Table, second_SP: Table) -> float:

@@ -69,6 +69,8 @@ class CompareConfig(Strict):
         names = [method.name.casefold() for method in self.methods]
         if len(set(names)) < len(names):
             raise ValueError(f"methods: names must differ in more than case, got {', '.join(names)}")
+        if "base" in names:
+            raise ValueError("methods: base is the base model's line of the table; choose another name")
         if self.against not in [method.name for method in self.methods]:
             raise ValueError(f"against: {self.against} is none of the methods: {', '.join(names)}")
         if len(set(self.seeds)) < len(self.seeds):

@@ -77,13 +77,15 @@ class AlgorithmConfig(Strict):
 class EvaluationConfig(Strict):
     """Greedy evaluation before, between and after the stages. external: JSONL files of the task's shape.
 
-    split: train takes training problems that no step draws, to choose settings by without a look at the test split.
+    split: train takes training problems, to choose settings by without a look at the test split; of a finite data set
+    they are trained on as well. offset: leaves out the first so many of the held-out problems.
     every: steps between smaller evaluations on `problems_between` problems while training, each once with the model's
     own first attempts and once with the base model's (Fig. 5); none by default.
     """
 
     problems: Positive = 2000
     split: Literal["test", "train"] = "test"
+    offset: Annotated[int, Field(ge=0)] = 0
     every: Positive | None = None
     problems_between: Positive = 300
     controls: bool = True
@@ -178,8 +180,6 @@ class TrainConfig(Strict):
             raise ValueError(f"task.name repair gives attempt 1, so stage {stage.name} has no first attempts to sample")
         if offline and self.algorithm.reference != "base":
             raise ValueError("algorithm.reference must be base where a stage has offline_first: one model serves both")
-        if isinstance(stage, SupervisedStage) and self.rollouts.attempts != 2:
-            raise ValueError(f"rollouts.attempts must be 2 for stage {stage.name}: a trace is a pair of attempts")
 
     @property
     def total_steps(self) -> int:

@@ -81,6 +81,7 @@ class Run:
     steps: tuple[Step, ...]
     evaluations: tuple[Evaluation, ...]
     sources: tuple[RolloutSource, ...]
+    alarms: tuple[str, ...] = ()
     notes: tuple[str, ...] = field(default=())
 
     @property
@@ -118,6 +119,7 @@ def load_run(folder: Path) -> Run:
         steps=_read_steps(folder / "metrics.jsonl", notes),
         evaluations=evaluations,
         sources=_read_sources(folder, evaluations, notes),
+        alarms=_read_alarms(folder / "alarms.jsonl"),
         notes=tuple(notes),
     )
 
@@ -174,6 +176,18 @@ def _read_steps(path: Path, notes: list[str]) -> tuple[Step, ...]:
     if damaged:
         notes.append(f"{damaged} damaged {'line' if damaged == 1 else 'lines'} of {path.name} left out.")
     return tuple(steps[key] for key in sorted(steps))
+
+
+def _read_alarms(path: Path) -> tuple[str, ...]:
+    """What the run gave alarm of, with where in training."""
+    told = []
+    for line in _text(path).splitlines():
+        try:
+            row = json.loads(line)
+            told.append(f"{row['where']}, step {row['step']}: {row['alarm']}")
+        except (ValueError, KeyError, TypeError, RecursionError):
+            continue  # still in the writing
+    return tuple(told)
 
 
 def _numbers(value: Any) -> tuple[float, ...]:

@@ -8,7 +8,6 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from selfcorrect.alarms import alarms
 from selfcorrect.metrics import Estimate, Summary, difference
 from selfcorrect.report.load import Evaluation, Run
 
@@ -71,7 +70,6 @@ def headline(run: Run) -> Headline:
         tone = "bad"
         sentence = f"{sentence[:-1]}; but attempt 1 fell under the base model's (sandbagging)."
     findings = [
-        *(f"Alarm: {told}." for told in (alarms(summary, base.summary) if base else ()) if told.startswith("copying")),
         *(_against_base(summary, base.summary) if base and base.summary.accuracy else ()),
         _repairs(summary, base.summary if base and base.summary.accuracy else None),
         *_progress(run),

@@ -1,0 +1,52 @@
+"""Raises a run's alarms (floor 8): says them, and keeps them in alarms.jsonl for the report."""
+
+from selfcorrect.alarms import Watch, alarms, first_change
+from selfcorrect.config import TrainConfig
+from selfcorrect.display import Observer
+from selfcorrect.evaluation import Evaluation
+from selfcorrect.metrics import Summary, summary_of
+from selfcorrect.runlog import RunFolder
+from selfcorrect.training import StepResult
+
+
+class Sentry:
+    """Holds what a run does against the base model's evaluation."""
+
+    def __init__(self, config: TrainConfig, folder: RunFolder, observer: Observer) -> None:
+        self._config, self._folder, self._observer = config, folder, observer
+        self._base: Summary | None = None
+        self._base_right: dict[str, bool] = {}
+        self._watch = Watch(None)
+
+    def prepare(self) -> None:
+        """Once the base model is evaluated."""
+        base = self._folder.read_evaluation("base")
+        self._base, self._base_right = summary_of(base["summary"]), self._folder.first_right("base")
+        live = base["sampled"] if self._config.rollouts.temperature == 1.0 else None
+        self._watch = Watch(summary_of(live) if live else None)
+        if not live:
+            self._observer.message(
+                "note: alarms after evaluations only; live ones need evaluation.controls and rollouts.temperature 1"
+            )
+
+    def stage_started(self) -> None:
+        self._watch.stage_started()
+
+    def step(self, result: StepResult) -> None:
+        """After a step; supervised ones have no rewards to watch."""
+        if result.rewards:
+            several = len(result.rewards) > 1
+            unchanged = result.unchanged if several else 0.0  # a single attempt repeats nothing
+            for told in self._watch.step(result.rewards[0], result.delta, unchanged):
+                self._raise(result.step, result.stage, told)
+
+    def evaluated(self, evaluation: Evaluation) -> None:
+        """After an evaluation but the base model's."""
+        if self._base:
+            change = first_change(evaluation.rollouts, self._base_right)
+            for told in alarms(evaluation.summary, self._base, change):
+                self._raise(evaluation.step, evaluation.name, told)
+
+    def _raise(self, step: int, where: str, told: str) -> None:
+        self._observer.message(f"alarm: {where}: {told}")
+        self._folder.log_alarm({"step": step, "where": where, "alarm": told})

@@ -31,9 +31,14 @@ def draws(problems: int, resamples: int, seed: int) -> Table:
 
 
 def bootstrap(statistic: Callable[[Table], Table], counts_RP: Table) -> Estimate:
-    """A statistic of weighted problems ([R, P] weights -> [R] values) with its 95 % percentile interval."""
+    """A statistic of weighted problems ([R, P] weights -> [R] values) with its 95 % percentile interval.
+
+    NaN where it is not defined, like a fix rate with nothing to fix.
+    """
     value = float(statistic(np.ones((1, counts_RP.shape[1])))[0])
-    low, high = np.nanquantile(statistic(counts_RP), [0.025, 0.975])
+    values_R = statistic(counts_RP)
+    known_R = values_R[~np.isnan(values_R)]
+    low, high = np.quantile(known_R, [0.025, 0.975]) if len(known_R) else (math.nan, math.nan)
     return Estimate(value, float(low), float(high))
 
 

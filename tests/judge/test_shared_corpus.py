@@ -205,6 +205,11 @@ def mbpp(name: str) -> list[tuple[Any, str, Checks]]:
 def test_every_canonical_solution_passes() -> None:
     assert passes_all(humaneval("humaneval/HumanEval.jsonl.gz")) == []
     assert passes_all(mbpp("mbpp/mbpp.jsonl")) == []
+
+
+@pytest.mark.nightly
+def test_every_sanitized_solution_passes() -> None:
+    """Nearly all of them are among MBPP's."""
     assert passes_all(mbpp("mbpp/sanitized-mbpp.json")) == []
 
 

@@ -1,5 +1,6 @@
 """The page's tables as plain cells (floor 6; pure): what is shown, already rounded and worded."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -38,6 +39,8 @@ class Table:
 
 
 def share_cell(estimate: Estimate) -> Cell:
+    if math.isnan(estimate.value):
+        return Cell(NONE)
     return Cell(percent(estimate.value), f"{percent(estimate.low)}\N{EN DASH}{percent(estimate.high)}")
 
 

@@ -1,4 +1,4 @@
-"""The public functions (floor 9): the commands of the same names, callable."""
+"""The public functions (floor 10): the commands of the same names, callable."""
 
 import json
 from collections.abc import Callable, Mapping

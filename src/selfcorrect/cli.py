@@ -1,4 +1,4 @@
-"""The command line (floor 10). Heavy libraries are imported inside the commands, so `--help` is quick."""
+"""The command line (floor 11). Heavy libraries are imported inside the commands, so `--help` is quick."""
 
 import errno
 import json

@@ -1,4 +1,4 @@
-"""A whole run (floor 8): stages one after the other, evaluations between them, checkpoints, resume.
+"""A whole run (floor 9): stages one after the other, evaluations between them, checkpoints, resume.
 
 Everything random comes from seeds derived from the recipe's seed and the step, so a run that was stopped,
 even by `kill -9`, goes on exactly as if it had not been.

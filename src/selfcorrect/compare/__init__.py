@@ -1,4 +1,4 @@
-"""`selfcorrect compare` (floor 9): many methods and seeds under one budget, one table.
+"""`selfcorrect compare` (floor 10): many methods and seeds under one budget, one table.
 
 file -> plan (runs, what they share, budget) -> search -> runs -> answers -> page, Markdown, CSV
 """

@@ -1,4 +1,4 @@
-"""What a run samples and how often it updates, from its settings alone (floor 9)."""
+"""What a run samples and how often it updates, from its settings alone (floor 10)."""
 
 from dataclasses import dataclass
 

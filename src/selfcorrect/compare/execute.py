@@ -1,4 +1,4 @@
-"""Running the jobs of a comparison (floor 9): some at a time, each in a process of its own, none twice."""
+"""Running the jobs of a comparison (floor 10): some at a time, each in a process of its own, none twice."""
 
 import os
 import shutil

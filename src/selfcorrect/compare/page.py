@@ -1,4 +1,4 @@
-"""The comparison's results -> compare.html, compare.md and compare.csv (floor 9)."""
+"""The comparison's results -> compare.html, compare.md and compare.csv (floor 10)."""
 
 import csv
 from collections.abc import Mapping, Sequence

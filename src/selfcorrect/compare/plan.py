@@ -1,4 +1,4 @@
-"""A comparison file -> the runs it needs (floor 9): which they are, what they share, what they cost."""
+"""A comparison file -> the runs it needs (floor 10): which they are, what they share, what they cost."""
 
 import copy
 import hashlib

@@ -1,4 +1,4 @@
-"""Finished runs -> the numbers of the table (floor 9).
+"""Finished runs -> the numbers of the table (floor 10).
 
 Axes: S seeds, P problems. Every run evaluated the same problems; those that a run could not grade are NaN in it.
 """

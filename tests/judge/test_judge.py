@@ -120,7 +120,7 @@ SUM = "def sum(a, b): return a * 10 + b"
 
 def test_no_program_can_have_itself_left_out(judge: CodeJudge) -> None:
     """`grader_failed` is left out of the loss, so a program that can bring it about would be spared its failure."""
-    deep = "def f(x):\n    a = x\n    for _ in range(149 if x == 1 else 0): a = [a]\n    return a"
+    deep = "def f(x):\n    a = x\n    for _ in range(150 if x == 1 else 0): a = [a]\n    return a"
     [verdict] = judge.grade([(deep, Checks("assert f(f(1)) == 1"))])
     assert verdict.reason is Reason.PROTOCOL
     assert verdict.detail == "the tests pass on an answer nested deeper than 150"

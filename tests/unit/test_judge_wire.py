@@ -125,13 +125,25 @@ def test_what_is_built_to_hurt_is_refused() -> None:
 
 def test_frames_end_and_are_bounded() -> None:
     reading, writing = os.pipe()
+    long = b"y" * 50_000
     wire.write_frame(writing, b"abc")
     wire.write_frame(writing, b"")
-    os.write(writing, (1 << 20).to_bytes(4, "little") + b"x")
-    assert [wire.read_frame(reading, 10), wire.read_frame(reading, 10)] == [b"abc", b""]
-    with pytest.raises(ProtocolError, match="1048576 bytes; at most 10"):
-        wire.read_frame(reading, 10)
+    wire.write_frame(writing, long)
+    os.write(writing, b"\x03\0")  # a length in two pieces
+    frames = wire.Frames(reading, 60_000)
+    assert [frames.read(), frames.read(), frames.read()] == [b"abc", b"", long]
+    os.write(writing, b"\0\0def" + (1 << 20).to_bytes(4, "little") + b"x")
+    assert frames.read() == b"def"
+    with pytest.raises(ProtocolError, match="1048576 bytes; at most 60000"):
+        frames.read()
     os.close(writing)
-    os.read(reading, 10)
-    assert wire.read_frame(reading, 10) is None
+    assert wire.Frames(reading, 10).read() is None
+    os.close(reading)
+
+
+def test_a_frame_cut_short_is_the_end() -> None:
+    reading, writing = os.pipe()
+    os.write(writing, (100).to_bytes(4, "little") + b"not all")
+    os.close(writing)
+    assert wire.Frames(reading, 1000).read() is None
     os.close(reading)

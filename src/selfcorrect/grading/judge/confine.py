@@ -6,18 +6,15 @@ another user where we are root, Landlock, and last the system-call filter.
 
 import ctypes
 import os
-import platform
 import resource
-import signal
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from selfcorrect.grading.judge.syscalls import MACHINES, build_filter
 
-_NOBODY = 65534
+_NOBODY, _SIGKILL = 65534, 9
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS = 1, 4, 22, 38
 _SECCOMP_MODE_FILTER = 2
 _LANDLOCK_CREATE_RULESET, _LANDLOCK_RESTRICT_SELF = 444, 446
@@ -28,8 +25,7 @@ _FILE_RIGHTS_BY_ABI = {1: 13, 2: 14, 3: 15, 5: 16}  # how many access rights eac
 _MEBIBYTE = 1 << 20
 
 
-@dataclass(frozen=True, slots=True)
-class Confinement:
+class Confinement(NamedTuple):
     """What holds a program on this machine. tier 1: Landlock and seccomp; 2: seccomp alone; 3: neither."""
 
     tier: int
@@ -45,16 +41,13 @@ class Confinement:
         parts += [f"as user {_NOBODY}"] if self.other_user else []
         return f"tier {self.tier} ({', '.join(parts) or 'separate processes and resource limits only'})"
 
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
 
 NOTHING = Confinement(3, 0, False, False, False)
 
 
 def probe() -> Confinement:
     """Try each layer in a process of its own and see what holds. Call only in a process without threads."""
-    if not sys.platform.startswith("linux") or platform.machine() not in MACHINES:
+    if not sys.platform.startswith("linux") or os.uname().machine not in MACHINES:
         return NOTHING
     landlock = max(0, _libc().syscall(_LANDLOCK_CREATE_RULESET, None, ctypes.c_size_t(0), 1))
     wanted = Confinement(1, landlock, True, True, os.geteuid() == 0)
@@ -115,7 +108,7 @@ def die_with_parent(parent: int) -> None:
     if _die:
         _die[0]()
     elif sys.platform.startswith("linux"):
-        _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        _prctl(_PR_SET_PDEATHSIG, _SIGKILL)
     if os.getppid() != parent:
         os._exit(1)
 
@@ -130,7 +123,7 @@ def _enter_namespaces() -> None:
     _check(_libc().unshare(_NAMESPACES), "unshare")
     header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
     nothing = (ctypes.c_uint32 * 6)()
-    _check(_libc().syscall(_CAPSET[platform.machine()], header, nothing), "capset")
+    _check(_libc().syscall(_CAPSET[os.uname().machine], header, nothing), "capset")
 
 
 def _drop_user() -> None:
@@ -178,13 +171,13 @@ def prepare_filters(*, threads: bool = False) -> None:
 
     threads: only where their number is bounded, which takes a user namespace.
     """
-    if platform.machine() not in MACHINES:
+    if os.uname().machine not in MACHINES:
         return
     prctl = ctypes.PyDLL(None, use_errno=True).prctl
     prctl.argtypes = [ctypes.c_int, *[ctypes.c_void_p] * 4]
-    _die.append(partial(prctl, _PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0))
+    _die.append(partial(prctl, _PR_SET_PDEATHSIG, _SIGKILL, 0, 0, 0))
     for judge in (False, True):
-        code = build_filter(MACHINES[platform.machine()], judge=judge, threads=threads)
+        code = build_filter(MACHINES[os.uname().machine], judge=judge, threads=threads)
         program = _SockFprog(len(code) // 8, code)
         arguments = (_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.addressof(program), 0, 0)
         _kept.append(program)

@@ -13,22 +13,28 @@ import threading
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
+from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from selfcorrect.errors import SandboxError
 from selfcorrect.grading.judge.confine import Confinement
-from selfcorrect.grading.judge.preload import NAMES_SELDOM
+from selfcorrect.grading.judge.preload import needs_more
 from selfcorrect.grading.judge.verdict import Checks, Limits, Reason, Verdict
-from selfcorrect.grading.judge.wire import ProtocolError, dumps, read_frame, write_frame
+from selfcorrect.grading.judge.wire import Frames, ProtocolError, dumps, write_frame
 
 _ROOT = str(Path(__file__).resolve().parents[3])
 _BOOT = "import sys; sys.path.insert(0, sys.argv[3]); from selfcorrect.grading.judge.supervisor import main; main()"
-# One order of sets in every process; no threads of numpy's, which namespaces refuse.
-_ENVIRONMENT = {"PYTHONHASHSEED": "0", "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+# One order of sets in every process; symbols bound before the forks; no threads of numpy's, which namespaces refuse.
+_ENVIRONMENT = {
+    "PYTHONHASHSEED": "0", "LD_BIND_NOW": "1", "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+}  # fmt: skip
 _SETTINGS: dict[str, Any] = {}  # for tests: what every supervisor is told besides
 _TRIES = 2  # of a job whose supervisor was lost
+# How a program fails whose modules or codecs its process might not hold: it is tried in one that holds them all.
+_NOT_LOADED = ("ModuleNotFoundError", "ImportError", "LookupError: unknown encoding")
 
 
 _JUDGES: "weakref.WeakSet[CodeJudge]" = weakref.WeakSet()
@@ -54,22 +60,22 @@ class _Supervisor:
         assert self._process.stdin
         assert self._process.stdout
         self._to, self._from = self._process.stdin.fileno(), self._process.stdout.fileno()
+        self._frames = Frames(self._from, 1 << 20)
         self.confinement = Confinement(**self._read())
 
     @property
     def pid(self) -> int:
         return self._process.pid
 
-    def ask(self, header: bytes, job: bytes) -> Verdict:
+    def ask(self, job: bytes) -> Verdict:
         """Raises OSError or EOFError where the supervisor is gone."""
-        write_frame(self._to, header)
         write_frame(self._to, job)
         reason, detail, seconds = self._read()
         return Verdict(Reason(reason), detail, seconds)
 
     def _read(self) -> Any:
         try:
-            frame = read_frame(self._from, 1 << 20)
+            frame = self._frames.read()
         except ProtocolError as error:
             raise EOFError(str(error)) from None
         if frame is None:
@@ -92,6 +98,11 @@ class _Supervisor:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+
+
+@lru_cache(maxsize=4096)
+def _as_text(checks: Checks) -> str:
+    return json.dumps(asdict(checks))
 
 
 class CodeJudge:
@@ -215,7 +226,13 @@ class CodeJudge:
         return min(self._cap, max(self._limits.seconds, self._factor * seconds))
 
     def _run(self, source: str, checks: Checks, seconds: float) -> Verdict:
-        header, job = self._job(source, checks, seconds)
+        more = needs_more(source)
+        verdict = self._ask(self._job(source, checks, seconds, more))
+        if not more and verdict.reason is Reason.EXCEPTION and verdict.detail.startswith(_NOT_LOADED):
+            verdict = self._ask(self._job(source, checks, seconds, more=True))
+        return verdict
+
+    def _ask(self, job: bytes) -> Verdict:
         free, lost = self._free, ""
         if self._confinement is None:  # close() was called while a batch ran
             return Verdict(Reason.GRADER_FAILED, "the judge was closed")
@@ -229,7 +246,7 @@ class CodeJudge:
                 free.put(None)  # whoever comes next starts another
                 raise
             try:
-                verdict = supervisor.ask(header, job)
+                verdict = supervisor.ask(job)
             except (OSError, EOFError) as error:
                 lost = str(error)
                 self._discard(supervisor)
@@ -243,14 +260,13 @@ class CodeJudge:
             return verdict
         return Verdict(Reason.GRADER_FAILED, f"the judge's process was lost {_TRIES} times: {lost}")
 
-    def _job(self, source: str, checks: Checks, seconds: float) -> tuple[bytes, bytes]:
-        """What the supervisor reads, and what it hands on to the judge's process."""
+    def _job(self, source: str, checks: Checks, seconds: float, more: bool) -> bytes:
+        """A line that the supervisor reads, and what it hands on to the judge's process."""
         job = {
-            "source": source, "checks": asdict(checks), "prelude": self._prelude,
+            "source": source, "checks": _as_text(checks), "prelude": self._prelude,
             "reply_bytes": self._limits.reply_bytes,
         }  # fmt: skip
-        seldom = NAMES_SELDOM.search(source) is not None
-        return dumps({"seconds": seconds, "with_numpy": "numpy" in checks.code, "seldom": seldom}), dumps(job)
+        return dumps({"seconds": seconds, "with_numpy": "numpy" in checks.code, "more": more}) + b"\n" + dumps(job)
 
     def _start(self) -> None:
         with self._lock:
@@ -280,7 +296,7 @@ class CodeJudge:
                 "risk to your files and account with --allow-unsandboxed (in a recipe task.allow_unsandboxed: true)"
             )
         try:
-            found = holes(lambda source, checks: first.ask(*self._job(source, checks, 0.3)))
+            found = holes(lambda source, checks: first.ask(self._job(source, checks, 0.3, needs_more(source))))
         except (OSError, EOFError) as error:
             raise SandboxError(f"the code judge's process ended in its self-test: {error}") from error
         if found:

@@ -6,23 +6,27 @@ import re
 import sys
 from collections.abc import Iterable
 
-MODULES = (
-    "__future__", "abc", "array", "ast", "base64", "binascii", "bisect", "builtins", "calendar", "cmath", "collections",
-    "collections.abc", "contextlib", "copy", "ctypes", "dataclasses", "datetime", "decimal", "enum", "errno",
-    "fractions", "functools", "gc", "hashlib", "heapq", "inspect", "io", "itertools", "json", "keyword", "locale",
-    "logging", "math", "numbers", "operator", "os", "os.path", "pathlib", "posix", "pprint", "queue", "random", "re",
-    "reprlib", "signal", "statistics", "string", "struct", "sys", "textwrap", "threading", "time", "timeit", "token",
-    "tokenize", "traceback", "types", "typing", "unicodedata", "warnings", "weakref", "zlib", "_strptime",
-    "encodings.ascii", "encodings.cp1252", "encodings.latin_1", "encodings.rot_13", "encodings.unicode_escape",
-    "encodings.utf_16", "encodings.utf_16_le", "encodings.utf_8_sig",
+# Every program's process holds these; a process that holds MORE too takes twice as long to fork.
+ALWAYS = (
+    "__future__", "abc", "bisect", "builtins", "cmath", "collections", "collections.abc", "contextlib", "copy",
+    "datetime", "decimal", "encodings.ascii", "encodings.latin_1", "enum", "errno", "fractions", "functools", "gc",
+    "heapq", "io", "itertools", "json", "math", "numbers", "operator", "os", "os.path", "posix", "random", "re",
+    "reprlib", "statistics", "string", "struct", "sys", "time", "types", "typing", "warnings", "weakref",
 )  # fmt: skip
-# For the few programs that name one of them: a process that holds these too takes a quarter longer to fork.
-SELDOM = (
-    "argparse", "asyncio", "colorsys", "concurrent.futures", "concurrent.futures.thread", "contextvars", "csv",
-    "difflib", "doctest", "encodings.idna", "getopt", "glob", "graphlib", "gzip", "hmac", "html", "pickle", "platform",
-    "secrets", "shlex", "shutil", "socket", "subprocess", "tempfile", "unittest", "uuid", "zoneinfo",
+# For programs that name one of them, or may import by a name that they put together.
+MORE = (
+    "argparse", "array", "ast", "asyncio", "base64", "binascii", "calendar", "colorsys", "concurrent.futures",
+    "concurrent.futures.thread", "contextvars", "csv", "ctypes", "dataclasses", "difflib", "doctest",
+    "encodings.cp1252", "encodings.idna", "encodings.rot_13", "encodings.unicode_escape", "encodings.utf_16",
+    "encodings.utf_16_le", "encodings.utf_8_sig", "getopt", "glob", "graphlib", "gzip", "hashlib", "hmac", "html",
+    "inspect", "keyword", "locale", "logging", "pathlib", "pickle", "platform", "pprint", "queue", "secrets",
+    "shlex", "shutil", "signal", "socket", "subprocess", "tempfile", "textwrap", "threading", "timeit", "token",
+    "tokenize", "traceback", "unicodedata", "unittest", "uuid", "zlib", "zoneinfo", "_strptime",
 )  # fmt: skip
-NAMES_SELDOM = re.compile("|".join(rf"\b{name.partition('.')[0]}\b" for name in SELDOM))
+_MORE = frozenset(name.partition(".")[0] for name in MORE)
+_IMPORTS = re.compile(r"\b(?:import|from)\s([^\n;#]*)")
+_WORD = re.compile(r"\w+")
+_BY_OTHER_WAYS = re.compile(r"\b(?:__import__|__builtins__|importlib|modules|exec|eval|compile|codecs|strptime)\b")
 _LAZY = {"numpy": ("numpy.random", "numpy.linalg", "numpy.fft")}  # loaded at first use, which would be too late
 
 PRELUDE = (
@@ -33,6 +37,13 @@ PRELUDE = (
 )
 
 
+def needs_more(source: str) -> bool:
+    """Whether a program may want modules besides ALWAYS. Text that only looks like it costs time and nothing else."""
+    if not source.isascii() or "\\\n" in source or _BY_OTHER_WAYS.search(source):  # names can be written in many ways
+        return True
+    return any(not _MORE.isdisjoint(_WORD.findall(named)) for named in _IMPORTS.findall(source))
+
+
 def seed() -> None:
     """Programs and tests that draw numbers draw the same ones every time."""
     random.seed(0)
@@ -40,12 +51,12 @@ def seed() -> None:
         sys.modules["numpy"].random.seed(0)
 
 
-def preload(packages: Iterable[str] = (), *, seldom: bool = True) -> None:
-    """Import all of MODULES, those seldom used where asked for, and the packages named (numpy, say).
+def preload(packages: Iterable[str] = (), *, more: bool = True) -> None:
+    """Import all of ALWAYS, of MORE where asked for, and the packages named (numpy, say).
 
     Raises ImportError for a package that is missing.
     """
-    for name in (*MODULES, *(SELDOM if seldom else ())):
+    for name in (*ALWAYS, *(MORE if more else ())):
         try:
             importlib.import_module(name)
         except ImportError:  # a build of Python without it

@@ -4,6 +4,7 @@ Started by exec; jobs arrive on standard input as framed JSON, verdicts leave on
 parent: standard input closes. What it started ends with it: each has asked the kernel to be killed then.
 """
 
+import _socket
 import contextlib
 import json
 import os
@@ -14,13 +15,14 @@ import struct
 import subprocess
 import sys
 import time
+from _socket import CMSG_LEN
 from typing import Any
 
 from selfcorrect.grading.judge import checking, confine
 from selfcorrect.grading.judge.preload import preload
 from selfcorrect.grading.judge.verdict import Reason
-from selfcorrect.grading.judge.wire import dumps, read_frame, write_frame
-from selfcorrect.grading.judge.zygote import ENDED, STARTED
+from selfcorrect.grading.judge.wire import Frames, dumps, write_frame
+from selfcorrect.grading.judge.zygote import DESCRIPTOR, ENDED, STARTED
 
 _GRACE = 0.1  # seconds that the judge has to speak after its program was killed
 _STRETCH = 3  # a deadline moves, for time spent waiting for a processor, to at most so many times itself
@@ -38,15 +40,16 @@ class ParentGoneError(Exception):
 
 
 class Zygote:
-    """The zygote process, and the one program that runs at a time. seldom: with the modules that few programs use."""
+    """The zygote process, and the one program that runs at a time. more: with the modules that few programs use."""
 
-    def __init__(self, settings: dict[str, Any], confinement: confine.Confinement, seldom: bool) -> None:
+    def __init__(self, settings: dict[str, Any], confinement: confine.Confinement, more: bool) -> None:
         self.control, theirs = socket.socketpair()
+        self._poll = _watching(self.control)
         self._running = False  # the last program's end has not been read yet
         told = {
             **settings,
-            "seldom": seldom,
-            "confinement": confinement.as_dict(),
+            "more": more,
+            "confinement": confinement._asdict(),
             "control": theirs.fileno(),
             "parent": os.getpid(),
         }
@@ -65,15 +68,15 @@ class Zygote:
             raise JudgeError(f"the process for programs did not start: {''.join(told_last)[:200]}")
         self.control.settimeout(None)
 
-    def start_program(self) -> tuple[socket.socket, int, int]:
+    def start_program(self) -> tuple[_socket.socket, int, int]:
         """The judge's end of a new program's channel, its pid and its pidfd (-1 where the system has none)."""
         if self._running:
             self.ended()
-        ours, theirs = socket.socketpair()
+        ours, theirs = _socket.socketpair()
         try:
-            socket.send_fds(self.control, [b"R"], [theirs.fileno()])
+            _send_with(self.control, b"R", theirs.fileno())
             self._wait()
-            message, handles, _, _ = socket.recv_fds(self.control, STARTED.size, 1)
+            message, ancillary, _, _ = self.control.recvmsg(STARTED.size, CMSG_LEN(DESCRIPTOR.size))
         except OSError as error:
             ours.close()
             raise JudgeError(f"the process for programs is gone: {error}") from None
@@ -83,7 +86,8 @@ class Zygote:
             ours.close()
             raise JudgeError("no process could be made for the program")
         self._running = True
-        return ours, STARTED.unpack(message)[1], handles[0] if handles else -1
+        handle = DESCRIPTOR.unpack(ancillary[0][2])[0] if ancillary else -1
+        return ours, STARTED.unpack(message)[1], handle
 
     def ended(self) -> tuple[int, int]:
         """Wait status and peak kilobytes of the program that was started last; waits for its end."""
@@ -95,7 +99,7 @@ class Zygote:
         return ENDED.unpack(message)[1:]
 
     def _wait(self) -> None:
-        if not _readable(self.control, _STUCK):
+        if not _readable(self._poll, _STUCK):
             raise JudgeError(f"the process for programs did not answer for {_STUCK:g} s")
 
     def stop(self) -> None:
@@ -111,23 +115,24 @@ class Judge:
 
     def __init__(self, settings: dict[str, Any], confinement: confine.Confinement, packages: list[str]) -> None:
         self.control, theirs = socket.socketpair()
+        self.poll, self._frames = _watching(self.control), Frames(self.control.fileno(), 1 << 16)
         here = os.getpid()
         self.pid = os.fork()
         if self.pid == 0:
             _become_judge(theirs, here, settings, confinement, packages)
         theirs.close()
 
-    def send(self, job: bytes, channel: socket.socket) -> None:
-        socket.send_fds(self.control, [len(job).to_bytes(4, "little")], [channel.fileno()])
-        self.control.sendall(job)
+    def send(self, job: bytes, channel: _socket.socket) -> None:
+        data = checking.LENGTH.pack(len(job)) + job
+        self.control.sendall(memoryview(data)[_send_with(self.control, data, channel.fileno()) :])
 
-    def answer(self) -> tuple[Reason, str] | None:
-        """None where the judge died."""
-        frame = read_frame(self.control.fileno(), 1 << 16)
+    def answer(self) -> tuple[str, str] | None:
+        """A Reason or checking.AGAIN, and the detail; None where the judge died."""
+        frame = self._frames.read()
         if frame is None:
             return None
         reason, detail = json.loads(frame)
-        return Reason(reason), detail
+        return reason, detail
 
     def last_word(self) -> str:
         """Why it ended, if it could still say so."""
@@ -182,11 +187,15 @@ class Supervisor:
         self._zygotes: dict[bool, Zygote] = {}
         self._judges: dict[bool, Judge] = {}
 
-    def run(self, payload: bytes, seconds: float, with_numpy: bool, seldom: bool) -> tuple[Reason, str, float]:
+    def run(self, payload: bytes, seconds: float, with_numpy: bool, more: bool) -> tuple[str, str, float]:
         """One program, as the judge's process will read it: reason, detail, wall seconds. Raises JudgeError."""
-        zygote = self._zygotes.get(seldom)
+        found = self._once(payload, seconds, with_numpy, more)
+        return self._once(payload, seconds, with_numpy, more) if found[0] == checking.AGAIN else found
+
+    def _once(self, payload: bytes, seconds: float, with_numpy: bool, more: bool) -> tuple[str, str, float]:
+        zygote = self._zygotes.get(more)
         if not zygote:
-            zygote = self._zygotes[seldom] = Zygote(self._settings, self.confinement, seldom)
+            zygote = self._zygotes[more] = Zygote(self._settings, self.confinement, more)
         judge = self._judges.get(with_numpy)
         if not judge:
             packages = ["numpy"] if with_numpy else []
@@ -209,10 +218,10 @@ class Supervisor:
 
     def _watch(
         self, zygote: Zygote, judge: Judge, which: bool, program: "_Program", began: float, limit: float
-    ) -> tuple[Reason, str, float]:
+    ) -> tuple[str, str, float]:
         clock = _Deadline(began, limit, program.pid)
         killed = stalled = False
-        while not stalled and not _readable(judge.control, _GRACE if killed else clock.left()):
+        while not stalled and not _readable(judge.poll, _GRACE if killed else clock.left()):
             stalled = killed  # the judge itself chokes on what it was sent
             if clock.passed():
                 killed = True
@@ -226,7 +235,7 @@ class Supervisor:
         if answer is None:
             return Reason.MEMORY, "what the program answered ended the judge's process", seconds
         reason, detail = answer
-        if reason is Reason.CRASH:
+        if reason == Reason.CRASH:
             program.kill()  # it hung up; it may still be there
             detail = _how_it_ended(zygote.ended()[0])
         return reason, detail, seconds
@@ -280,15 +289,24 @@ def _waited(pid: int) -> float:
     return 0.0
 
 
-def _readable(control: socket.socket, seconds: float) -> bool:
-    """Whether the judge has spoken within so many seconds. Raises ParentGoneError."""
+def _watching(control: socket.socket) -> select.poll:
     poll = select.poll()
     poll.register(control, select.POLLIN)
     poll.register(0, 0)  # hang-up alone
-    ready = dict(poll.poll(seconds * 1000))
-    if 0 in ready:
+    return poll
+
+
+def _readable(poll: select.poll, seconds: float) -> bool:
+    """Whether the other side has spoken within so many seconds. Raises ParentGoneError."""
+    ready = poll.poll(seconds * 1000)
+    if any(descriptor == 0 for descriptor, _ in ready):
         raise ParentGoneError
     return bool(ready)
+
+
+def _send_with(control: socket.socket, data: bytes, descriptor: int) -> int:
+    """Send a descriptor along with data; how many bytes of it went."""
+    return control.sendmsg([data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, DESCRIPTOR.pack(descriptor))])
 
 
 def _how_it_ended(status: int) -> str:
@@ -314,12 +332,13 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the trainer's to handle
     output = os.dup(1)
     os.dup2(2, 1)
+    if hasattr(os, "SCHED_BATCH"):  # its processes take turns: none is to interrupt another because it was spoken to
+        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
     supervisor = Supervisor(json.loads(sys.argv[2]))
-    write_frame(output, dumps(supervisor.confinement.as_dict()))
+    write_frame(output, dumps(supervisor.confinement._asdict()))
+    frames = Frames(0, 1 << 30)
     with contextlib.suppress(ParentGoneError, BrokenPipeError):
-        while (header := read_frame(0, 1 << 10)) is not None:
-            payload = read_frame(0, 1 << 30)
-            if payload is None:
-                break
+        while (job := frames.read()) is not None:
+            header, _, payload = job.partition(b"\n")
             write_frame(output, dumps(_judged(supervisor, payload, json.loads(header))))
     supervisor.stop()

@@ -12,12 +12,12 @@ from typing import Any
 from selfcorrect.grading.judge.preload import PRELUDE
 from selfcorrect.grading.judge.wire import (
     EndlessError,
+    Frames,
     NotPlainError,
-    decode,
+    decode_items,
     dumps,
     encode,
     loads,
-    read_frame,
     write_frame,
 )
 
@@ -25,18 +25,10 @@ _MOST = 1 << 28  # bytes of a request; the judge's own messages need no caution
 
 
 def serve(channel: int) -> None:
-    """Load the program that the first message holds, then answer calls until the judge hangs up."""
-    first = read_frame(channel, _MOST)
-    if first is None:
-        return
-    session, request = _Session(), loads(first)
-    answer = session.load(**request)
-    while True:
-        write_frame(channel, answer)
-        following = read_frame(channel, _MOST)
-        if following is None:
-            return
-        answer = session.answer(**loads(following))
+    """Answer one request after the other, the first of which loads the program, until the judge hangs up."""
+    frames, session = Frames(channel, _MOST), _Session()
+    while (request := frames.read()) is not None:
+        write_frame(channel, session.answer(*loads(request)))
 
 
 _BUILTINS = dict(vars(builtins))
@@ -52,11 +44,11 @@ def prepare() -> None:
     names: dict[str, Any] = {}
     exec(PRELUDE, names)
     _with_prelude.update({**_BUILTINS, **{name: value for name, value in names.items() if name != "__builtins__"}})
-    request = {"do": "call", "name": "f", "of": None, "arguments": {"t": [{"t": [1, [2.5, "x"]]}, {"d": []}]}}
+    source = "def f(x, y):\n    return [x, (y, {'a': {1}})]\n"
     for _ in range(40):
         session = _Session()
-        session.load("", "def f(x, y):\n    return [x, (y, {'a': {1}})]\n", prelude=True)
-        session.answer("", **loads(dumps(request)))
+        session.answer("", ["load", source, None, True, None])
+        session.answer("", loads(dumps(["call", "f", None, [1, [2.5, "x"]], []])))
     sys.modules.pop("solution")
 
 
@@ -67,19 +59,10 @@ class _Session:
         self._module = types.ModuleType("solution")
         self._objects: list[Any] = []
 
-    def load(self, mark: str, source: str, prelude: bool) -> bytes:
-        sys.modules["solution"] = self._module
-        names = self._module.__dict__
+    def answer(self, mark: str, request: list[Any]) -> bytes:
+        """What comes back, as text with the question's mark."""
         try:
-            names["__builtins__"] = _with_prelude if prelude else _BUILTINS
-            exec(compile(source.removeprefix("\ufeff"), "<solution>", "exec", dont_inherit=True), names)
-        except BaseException as error:  # noqa: BLE001 - whatever the program raises is its answer
-            return _raised(mark, error)
-        return dumps([mark, "ok", None])
-
-    def answer(self, mark: str, **request: Any) -> bytes:
-        try:
-            value = self._do(**request)
+            value = self._do(*request)
             try:
                 return dumps([mark, "ok", encode(value, self._object)])
             except ValueError:  # an integer of more digits than json writes
@@ -88,18 +71,27 @@ class _Session:
             return dumps([mark, "endless", None])
         except NotPlainError as error:
             return dumps([mark, "unreadable", str(error)])
-        except BaseException as error:  # noqa: BLE001 - as above
+        except BaseException as error:  # noqa: BLE001 - whatever the program raises is its answer
             return _raised(mark, error)
 
-    def _do(self, do: str, name: str, arguments: Any, of: int | None = None) -> Any:
-        values, named = decode(arguments, self._known)
+    def _do(self, do: str, name: str, of: int | None, values: Any, named: Any) -> Any:
+        """`load` a program's source (values: whether with the prelude); `call`, `get` or `set` a name of it."""
+        if do == "load":
+            return self._load(name, values)
+        values = decode_items(values, self._known)
         owner = self._module if of is None else self._objects[of]
         if do == "set":
             return setattr(owner, name, values[0])
         if of is None and name not in owner.__dict__:
             raise NameError(f"name {name!r} is not defined")
         found = getattr(owner, name)
-        return found(*values, **named) if do == "call" else found
+        return found(*values, **dict(decode_items(named, self._known))) if do == "call" else found
+
+    def _load(self, source: str, prelude: bool) -> None:
+        sys.modules["solution"] = self._module
+        names = self._module.__dict__
+        names["__builtins__"] = _with_prelude if prelude else _BUILTINS
+        exec(compile(source.removeprefix("\ufeff"), "<solution>", "exec", dont_inherit=True), names)
 
     def _known(self, name: Any) -> Any:
         """An object the judge holds by number, or a builtin by name."""

@@ -7,7 +7,7 @@ to any process of the same user (F_SETOWN, F_SETSIG, O_ASYNC).
 """
 
 import struct
-from dataclasses import dataclass
+from typing import NamedTuple
 
 # Numbers: asm/unistd_64.h on x86_64, asm-generic/unistd.h on aarch64 (a test compares where the headers lie).
 _COMMON = {
@@ -35,8 +35,7 @@ _LOAD, _EQUAL, _AT_LEAST, _AND, _RETURN = 0x20, 0x15, 0x35, 0x54, 0x06
 _NUMBER_AT, _ARCHITECTURE_AT, _FIRST_ARGUMENT_AT = 0, 4, 16
 
 
-@dataclass(frozen=True, slots=True)
-class Machine:
+class Machine(NamedTuple):
     """An architecture: its AUDIT_ARCH value and its column of the tables."""
 
     name: str
@@ -58,19 +57,35 @@ def allowed(machine: Machine, *, judge: bool) -> dict[str, int]:
 
 
 def build_filter(machine: Machine, *, judge: bool = False, threads: bool = True) -> bytes:
-    """The seccomp program, as the kernel's array of struct sock_filter. threads: whether clone may make them."""
+    """The seccomp program, as the kernel's array of struct sock_filter. threads: whether clone may make them.
+
+    A tree of comparisons: the kernel runs it for every call number there is whenever a process takes it on.
+    """
+    allow, refuse = [_op(_RETURN, _ALLOW)], [_op(_RETURN, _ERRNO | _EPERM)]
+    answers = dict.fromkeys(allowed(machine, judge=judge).values(), allow)
+    # clone3 hides its flags behind a pointer; without it the C library falls back to clone
+    answers[_CLONE3[machine.column]] = [_op(_RETURN, _ERRNO | _ENOSYS)]
+    if threads:
+        flags = [_op(_LOAD, _FIRST_ARGUMENT_AT), _op(_AND, _THREAD | _NEW_NAMESPACES), _op(_EQUAL, _THREAD, 0, 1)]
+        answers[_CLONE[machine.column]] = [*flags, *allow, *refuse]
     code = [_op(_LOAD, _ARCHITECTURE_AT), _op(_EQUAL, machine.audit, 1, 0), _op(_RETURN, _KILL_PROCESS)]
     code += [_op(_LOAD, _NUMBER_AT)]
     if machine.name == "x86_64":
         code += [_op(_AT_LEAST, 0x40000000, 0, 1), _op(_RETURN, _KILL_PROCESS)]  # x32
-    for number in sorted(allowed(machine, judge=judge).values()):
-        code += [_op(_EQUAL, number, 0, 1), _op(_RETURN, _ALLOW)]
-    # clone3 hides its flags behind a pointer; without it the C library falls back to clone
-    code += [_op(_EQUAL, _CLONE3[machine.column], 0, 1), _op(_RETURN, _ERRNO | _ENOSYS)]
-    if threads:
-        code += [_op(_EQUAL, _CLONE[machine.column], 0, 4), _op(_LOAD, _FIRST_ARGUMENT_AT)]
-        code += [_op(_AND, _THREAD | _NEW_NAMESPACES), _op(_EQUAL, _THREAD, 0, 1), _op(_RETURN, _ALLOW)]
-    return b"".join([*code, _op(_RETURN, _ERRNO | _EPERM)])
+    spans = [(0, answers.get(0, refuse))]
+    for number in range(1, max(answers) + 2):
+        if (answer := answers.get(number, refuse)) != spans[-1][1]:
+            spans.append((number, answer))
+    return b"".join(code + _tree(spans))
+
+
+def _tree(spans: list[tuple[int, list[bytes]]]) -> list[bytes]:
+    """Which span a number is in, each from its first number to the next span's, and what is answered there."""
+    if len(spans) == 1:
+        return spans[0][1]
+    half = len(spans) // 2
+    below, above = _tree(spans[:half]), _tree(spans[half:])
+    return [_op(_AT_LEAST, spans[half][0], len(below), 0), *below, *above]
 
 
 def _op(code: int, value: int, if_true: int = 0, if_false: int = 0) -> bytes:

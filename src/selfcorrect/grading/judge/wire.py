@@ -25,6 +25,7 @@ _SIZED = frozenset({list, tuple, set, frozenset, dict, type({}.items()), deque})
 _ITERATORS: tuple[type, ...] = (Iterator, type({}.keys()), type({}.values()), type({}.items()))
 _ENCODER = json.JSONEncoder(ensure_ascii=True, separators=(",", ":"), check_circular=False)
 _HEADER = struct.Struct("<I")
+_AT_ONCE = 1 << 16  # bytes of one read
 
 
 class ProtocolError(Exception):
@@ -140,7 +141,7 @@ def decode(data: Any, remote: Callable[[Any], Any], depth: int = MAX_DEPTH) -> A
     if depth == 0:
         raise ProtocolError(f"nested deeper than {MAX_DEPTH}")
     if type(data) is list:
-        return _decode_items(data, remote, depth)
+        return decode_items(data, remote, depth)
     if len(data) != 1:
         raise ProtocolError("an object with other than one tag")
     [(tag, contents)] = data.items()
@@ -150,7 +151,8 @@ def decode(data: Any, remote: Callable[[Any], Any], depth: int = MAX_DEPTH) -> A
         raise ProtocolError(f"bad contents of tag {tag[:10]!r}: {type(error).__name__}") from None
 
 
-def _decode_items(data: Any, remote: Callable[[Any], Any], depth: int) -> list[Any]:
+def decode_items(data: Any, remote: Callable[[Any], Any], depth: int = MAX_DEPTH) -> list[Any]:
+    """The items of a list, each decoded. Raises ProtocolError."""
     if type(data) is not list:
         raise ProtocolError("contents that are not a list")
     if _PLAIN.issuperset(map(type, data)):
@@ -162,9 +164,9 @@ def _decode_tag(tag: str, contents: Any, remote: Callable[[Any], Any], depth: in
     if tag in ("o", "h"):
         return remote(contents)
     if tag in _FROM_ITEMS:
-        return _FROM_ITEMS[tag](_decode_items(contents, remote, depth))
+        return _FROM_ITEMS[tag](decode_items(contents, remote, depth))
     if tag == "F":
-        return Fraction(*_decode_items(contents, remote, depth))
+        return Fraction(*decode_items(contents, remote, depth))
     if tag == "i" and len(contents) > MAX_INTEGER_DIGITS:
         raise ProtocolError(f"an integer of more than {MAX_INTEGER_DIGITS} digits")
     if tag in _FROM_TEXT:
@@ -185,31 +187,50 @@ _FROM_TEXT: dict[str, Callable[[Any], Any]] = {
 # ---------------------------------------------------------------- frames
 
 
+def frame(payload: bytes) -> bytes:
+    return _HEADER.pack(len(payload)) + payload
+
+
 def write_frame(descriptor: int, payload: bytes) -> None:
     """Raises OSError where the other side is gone."""
-    data = memoryview(_HEADER.pack(len(payload)) + payload)
-    while data:
-        data = data[os.write(descriptor, data) :]
+    write(descriptor, frame(payload))
 
 
-def read_frame(descriptor: int, most: int) -> bytes | None:
-    """The next payload, or None at the end of the stream. Raises ProtocolError over `most` bytes."""
-    header = read_exactly(descriptor, _HEADER.size)
-    if header is None:
-        return None
-    (length,) = _HEADER.unpack(header)
-    if length > most:
-        raise ProtocolError(f"a message of {length} bytes; at most {most} are read")
-    return read_exactly(descriptor, length)
+def write(descriptor: int, data: bytes) -> None:
+    """All of it. Raises OSError where the other side is gone."""
+    written = os.write(descriptor, data)
+    while written < len(data):
+        written += os.write(descriptor, memoryview(data)[written:])
 
 
-def read_exactly(descriptor: int, length: int) -> bytes | None:
-    """So many bytes, or None where the stream ends before."""
-    data = os.read(descriptor, length)
-    if len(data) == length:
-        return data
-    parts, missing = [data], length - len(data)
-    while missing and parts[-1]:
-        parts.append(os.read(descriptor, min(missing, 1 << 20)))
-        missing -= len(parts[-1])
-    return None if missing else b"".join(parts)
+class Frames:
+    """The payloads that arrive at a descriptor, of at most so many bytes each."""
+
+    __slots__ = ("_descriptor", "_held", "_most")
+
+    def __init__(self, descriptor: int, most: int) -> None:
+        self._descriptor, self._most = descriptor, most
+        self._held = b""  # read and not yet given out: a small message then takes one call of the kernel's
+
+    def read(self) -> bytes | None:
+        """The next payload, or None at the end of the stream. Raises ProtocolError over the size."""
+        held = self._held or os.read(self._descriptor, _AT_ONCE)
+        if len(held) < _HEADER.size and not (held := self._fill(held, _HEADER.size)):
+            return None
+        end = _HEADER.size + _HEADER.unpack_from(held)[0]
+        if end - _HEADER.size > self._most:
+            raise ProtocolError(f"a message of {end - _HEADER.size} bytes; at most {self._most} are read")
+        if len(held) < end and not (held := self._fill(held, end)):
+            return None
+        self._held = held[end:]
+        return held[_HEADER.size : end]
+
+    def _fill(self, held: bytes, length: int) -> bytes:
+        """At least so many bytes, or none where the stream ends before."""
+        parts, missing = [held], length - len(held)
+        while missing > 0:
+            parts.append(os.read(self._descriptor, max(_AT_ONCE, min(missing, 1 << 20))))
+            if not parts[-1]:
+                return b""
+            missing -= len(parts[-1])
+        return b"".join(parts)

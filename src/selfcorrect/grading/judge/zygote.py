@@ -2,6 +2,7 @@
 
 Started by exec with an empty environment, it imports what programs may use, confines itself, and forks on demand. It
 never holds a program's source, a test or an answer: the source reaches the forked process through its own channel.
+What it imports is kept small: a fork costs what there is to copy.
 
 Messages on `control`: b"R" with a descriptor asks for a process; b"P" and its pid, with a pidfd, says that it runs;
 b"X", wait status and kilobytes, that it ended; b"E" that none could be made.
@@ -12,9 +13,9 @@ import gc
 import json
 import os
 import resource
-import socket
 import struct
 import sys
+from _socket import CMSG_LEN, SCM_RIGHTS, SOL_SOCKET, socket
 from collections.abc import Callable
 from typing import Any
 
@@ -22,7 +23,7 @@ from selfcorrect.grading.judge import confine, suspect
 from selfcorrect.grading.judge.preload import preload, seed
 
 CHANNEL = 3
-STARTED, ENDED = struct.Struct("<ci"), struct.Struct("<ciq")
+STARTED, ENDED, DESCRIPTOR = struct.Struct("<ci"), struct.Struct("<ciq"), struct.Struct("i")
 
 
 def main() -> None:
@@ -31,7 +32,7 @@ def main() -> None:
     parent = int(settings["parent"])
     confine.die_with_parent(parent)
     sys.path.extend(settings["packages_from"])
-    preload(settings["packages"], seldom=settings["seldom"])
+    preload(settings["packages"], more=settings["more"])
     seed()
     sys.path.clear()
     sys.argv = [""]
@@ -41,28 +42,24 @@ def main() -> None:
     fork = _plain_fork()
     if settings["memory"]:
         confine.limit_memory(settings["memory"])
-    with socket.socket(fileno=int(settings["control"])) as control:
-        os.umask(0o777)
-        confine.harden(confinement)
-        confine.die_with_parent(parent)  # another user, another start: changing identity takes it off
-        gc.collect()
-        gc.freeze()  # the forks then share the pages
-        os.dup2(1, 2)  # a flood on stderr must not fill the pipe that told of start-up errors
-        control.sendall(b"S")
-        _serve(control, confinement, fork)
-
-
-def _serve(control: socket.socket, confinement: confine.Confinement, fork: Callable[[], int]) -> None:
+    control = socket(fileno=int(settings["control"]))
+    os.umask(0o777)
+    confine.harden(confinement)
+    confine.die_with_parent(parent)  # another user, another start: changing identity takes it off
+    gc.collect()
+    gc.freeze()  # the forks then share the pages
+    os.dup2(1, 2)  # a flood on stderr must not fill the pipe that told of start-up errors
+    control.sendall(b"S")
     here = os.getpid()
     while _serve_one(control, confinement, fork, here):
         pass
 
 
-def _serve_one(control: socket.socket, confinement: confine.Confinement, fork: Callable[[], int], here: int) -> bool:
-    request, descriptors, _, _ = socket.recv_fds(control, 1, 1)
-    if not request or not descriptors:
+def _serve_one(control: socket, confinement: confine.Confinement, fork: Callable[[], int], here: int) -> bool:
+    request, ancillary, _, _ = control.recvmsg(1, CMSG_LEN(DESCRIPTOR.size))
+    if not request or not ancillary:
         return False
-    [channel] = descriptors
+    [channel] = DESCRIPTOR.unpack(ancillary[0][2])
     pid = fork()
     if pid == 0:
         _become_suspect(channel, here, confinement)
@@ -85,12 +82,12 @@ def _plain_fork() -> Callable[[], int]:
     return fork
 
 
-def _watch(control: socket.socket, pid: int) -> None:
+def _watch(control: socket, pid: int) -> None:
     """Name the process to the supervisor, which alone kills; wait for its end."""
     message = STARTED.pack(b"P", pid)
     if hasattr(os, "pidfd_open"):
         handle = os.pidfd_open(pid)
-        socket.send_fds(control, [message], [handle])
+        control.sendmsg([message], [(SOL_SOCKET, SCM_RIGHTS, DESCRIPTOR.pack(handle))])
         os.close(handle)
     else:
         control.sendall(message)

@@ -3,6 +3,9 @@
 import csv
 import json
 import logging
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +22,7 @@ from selfcorrect.config import CompareConfig, TrainConfig
 from selfcorrect.errors import ConfigError, DataError
 from selfcorrect.recipe import load_recipe, validate
 from selfcorrect.tasks.countdown import Countdown
+from tests.support.processes import alive
 from tests.support.runs import lucky_grade, read_rows, recipe
 
 ONE = {"name": "one", "objective": "stage1", "steps": 2, "learning_rate": 0.003}
@@ -47,6 +51,24 @@ def comparison(output: Path, model: Path, **changes: Any) -> CompareConfig:
     config = validate(told)
     assert isinstance(config, CompareConfig)
     return config
+
+
+def test_runs_end_with_a_comparison_that_is_killed(tmp_path: Path) -> None:
+    code = (
+        "import sys, time; from pathlib import Path; from selfcorrect.compare import execute; "
+        "print(execute.launch(['demo', 'output=' + sys.argv[1]], Path(sys.argv[1]) / 'log').pid, flush=True); time.sleep(600)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True) as comparing:
+        assert comparing.stdout
+        run = int(comparing.stdout.readline())
+        while not (tmp_path / "demo").exists():  # it is under way
+            assert alive({run}), (tmp_path / "log").read_text()
+            time.sleep(0.1)
+        comparing.kill()
+    until = time.monotonic() + 10
+    while alive({run}) and time.monotonic() < until:
+        time.sleep(0.1)
+    assert not alive({run})
 
 
 class Done:

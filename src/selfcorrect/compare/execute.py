@@ -17,6 +17,10 @@ from selfcorrect.recipe import dump, load_recipe
 from selfcorrect.run import absolute
 
 _POLL = 0.2
+_CHILD = (
+    "import sys; from selfcorrect.grading.judge.confine import die_with_parent; die_with_parent(int(sys.argv.pop(1))); "
+    "from selfcorrect.cli import main; main()"
+)
 _LEFT_BEHIND = ("final", "report.html", ".lock", "tensorboard", "config.yaml", "*.log")
 
 
@@ -65,8 +69,8 @@ Launch = Callable[[list[str], Path], Process]
 
 
 def launch(arguments: list[str], log: Path) -> Process:
-    """`selfcorrect` with these arguments, in a process of its own that writes to `log`."""
-    command = [sys.executable, "-m", "selfcorrect.cli", *arguments]
+    """`selfcorrect` with these arguments, in a process of its own that writes to `log` and ends when this one does."""
+    command = [sys.executable, "-c", _CHILD, str(os.getpid()), *arguments]
     with log.open("ab") as out:
         return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=out)
 

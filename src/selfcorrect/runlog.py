@@ -16,12 +16,13 @@ from typing import Any
 
 import torch
 
+from selfcorrect import __version__
 from selfcorrect.config import TrainConfig
 from selfcorrect.errors import CheckpointError, ConfigError
 from selfcorrect.recipe import dump
 from selfcorrect.types import Rollout
 
-_VERSIONS = ("selfcorrect", "torch", "transformers", "tokenizers", "numpy")
+_VERSIONS = ("torch", "transformers", "tokenizers", "numpy")
 
 
 class RunFolder:
@@ -201,7 +202,7 @@ def environment(seed: int) -> dict[str, Any]:
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "seed": seed,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "versions": {"python": platform.python_version(), **versions},
+        "versions": {"python": platform.python_version(), "selfcorrect": __version__, **versions},
         "machine": {
             "processor": _processor(),
             "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),

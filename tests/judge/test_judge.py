@@ -126,6 +126,17 @@ def test_no_program_can_have_itself_left_out(judge: CodeJudge) -> None:
     assert verdict.detail == "the tests pass on an answer nested deeper than 150"
 
 
+def test_what_programs_answered_does_not_pile_up(judge: CodeJudge) -> None:
+    """Tests keep what they were given; when they fail, their frames hold it, and a later program would lack the memory."""
+    large = "def f(i):\n    if i == 3: raise ValueError\n    return 'x' * (12 << 20) + '\U0001f600'"
+    checks = Checks("def check(c):\n    kept = []\n    for i in range(4): kept.append(c(i))", "f")
+    with CodeJudge(workers=1, time_limit=5) as one:
+        one.grade([(large, checks)])
+        before = resident_pages(descendants(os.getpid()))
+        assert {verdict.reason for verdict in one.grade([(large, checks)] * 4)} == {Reason.EXCEPTION}
+        assert resident_pages(descendants(os.getpid())) - before < 100 << 8  # 100 MiB; one program's answers take 144
+
+
 def test_forms_of_tests(judge: CodeJudge) -> None:
     node = "class Node:\n    def __init__(self, data): self.data, self.left, self.right = data, None, None\n"
     depth = "def depth(n): return 0 if n is None else 1 + max(depth(n.left), depth(n.right))"

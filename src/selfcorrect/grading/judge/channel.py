@@ -1,16 +1,12 @@
 """The judge's end of a program: questions out, plain data in (floor 1; stdlib only).
 
-Tests mostly ask every program the same. What they asked before is sent together with the program, so that all of it is
-answered in one turn of the program's process; each answer still waits until the tests come to its question. Tests that
-then ask something else (their questions hang on the answers) are run again, one question at a time.
+One question at a time: a program that held the later ones too could read answers out of their arguments.
 """
 
 import builtins
 import hashlib
 import itertools
 import secrets
-from collections import deque
-from collections.abc import Iterable
 from typing import Any, NoReturn
 
 from selfcorrect.grading.judge.verdict import Reason
@@ -22,13 +18,11 @@ from selfcorrect.grading.judge.wire import (
     decode,
     dumps,
     encode,
-    frame,
     loads,
-    write,
+    write_frame,
 )
 
 _DETAIL = 300
-_AHEAD, _AHEAD_BYTES = 256, 1 << 14  # of questions sent before their turn: less than what a socket holds
 
 
 class StoppedError(BaseException):
@@ -64,54 +58,34 @@ class Remote:
 
 
 class Channel:
-    """Questions to one program, in turn. After the first breach every further question stops the tests.
+    """Questions to one program, in turn. After the first breach every further question stops the tests."""
 
-    ahead: questions to send with the program. astray: whether the tests then asked another one, so that what the
-    program was asked is not what they would have asked.
-    """
-
-    def __init__(self, descriptor: int, most: int, ahead: Iterable[bytes] = ()) -> None:
+    def __init__(self, descriptor: int, most: int) -> None:
         self._descriptor, self._frames = descriptor, Frames(descriptor, most)
-        self._sent = deque((question, _mark()) for question in ahead)
         self._objects: dict[int, Remote] = {}
         self.breach: tuple[Reason, str] | None = None
-        self.astray = False
-        self.asked: list[bytes] = []
+        self.asked = 0
         self.raised: BaseException | None = None  # what the program raised last
 
     def open(self, source: str, prelude: bool) -> None:
-        load = dumps(["load", source, None, prelude, None])
-        self._sent.appendleft((load, _mark()))
-        self._send(b"".join(frame(_marked(*sent)) for sent in self._sent))
-        self._answer(load)
+        self._exchange(dumps(["load", source, None, prelude, None]))
 
     def ask(self, do: str, name: str, values: tuple[Any, ...] = (), named: Any = None, of: int | None = None) -> Any:
         """One call in the program's process. Raises what it raises, as a builtin kind; StoppedError where it cannot."""
         if self.breach:
             raise StoppedError
+        self.asked += 1
         try:
             question = _question(do, name, of, values, named)
         except TooDeepError as error:  # only what the program answered before can be that deep
             self.stop(Reason.PROTOCOL, f"the tests pass on an answer {error}")
-        self.asked.append(question)
-        if not self._sent:
-            self._sent.append((question, _mark()))
-            self._send(frame(_marked(*self._sent[0])))
-        return self._answer(question)
+        return self._exchange(question)
 
-    def _send(self, data: bytes) -> None:
+    def _exchange(self, question: bytes) -> Any:
+        """Send, wait, understand. An answer must repeat its question's mark, so none can be written beforehand."""
+        mark = _mark()
         try:
-            write(self._descriptor, data)
-        except OSError:
-            self.stop(Reason.CRASH, "the process ended before it was asked")
-
-    def _answer(self, question: bytes) -> Any:
-        """Wait, understand. An answer must repeat its question's mark, so none can be written beforehand."""
-        sent, mark = self._sent.popleft()
-        if sent != question:
-            self.astray = True
-            self.stop(Reason.GRADER_FAILED, "the tests asked something else this time")
-        try:
+            write_frame(self._descriptor, b'["%s",%s]' % (mark.encode(), question))
             answer = self._frames.read()
         except OSError:
             answer = None
@@ -182,10 +156,6 @@ def _mark() -> str:
     return hashlib.blake2b(next(_count).to_bytes(8, "little"), key=_SECRET, digest_size=8).hexdigest()
 
 
-def _marked(question: bytes, mark: str) -> bytes:
-    return b'["%s",%s]' % (mark.encode(), question)
-
-
 def _question(do: str, name: str, of: int | None, values: tuple[Any, ...], named: Any) -> bytes:
     pairs = [list(pair) for pair in named.items()] if named else []
     try:
@@ -207,21 +177,6 @@ def _argument(value: Any) -> Any:
     if getattr(builtins, str(name), None) is value:  # int, len, ...
         return {"h": name}
     raise NotPlainError(f"the tests pass an argument of type {type(value).__name__}, which cannot be sent to a program")
-
-
-def to_ask_ahead(asked: list[bytes]) -> list[bytes]:
-    """Those questions, from the first on, that can be asked of another program before their turn.
-
-    A question about an object of the program's (a number, in the third place or as an argument) is none of them.
-    """
-    taken: list[bytes] = []
-    left = _AHEAD_BYTES
-    for question in asked[:_AHEAD]:
-        left -= len(question)
-        if left < 0 or b'{"h":' in question or loads(question)[2] is not None:
-            break
-        taken.append(question)
-    return taken
 
 
 def printable(value: object) -> str:

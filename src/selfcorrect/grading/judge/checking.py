@@ -6,6 +6,7 @@ supervisor above keeps time and memory, because data can be built to stall whoev
 
 import ast
 import builtins
+import gc
 import json
 import os
 import re
@@ -16,42 +17,23 @@ from functools import lru_cache
 from types import CodeType
 from typing import Any
 
-from selfcorrect.grading.judge.channel import Channel, StoppedError, TestsError, printable, to_ask_ahead
+from selfcorrect.grading.judge.channel import Channel, StoppedError, TestsError, printable
 from selfcorrect.grading.judge.preload import seed
 from selfcorrect.grading.judge.verdict import Reason
 from selfcorrect.grading.judge.wire import dumps, write_frame
 
 LENGTH = struct.Struct("<I")  # of a job
-AGAIN = "again"  # in a reason's place: not judged, since the tests did not ask what they had asked before
 _DEFINED = re.compile(r"^(?:def|class)[ \t]+(\w+)", re.MULTILINE)
 _MODULES = frozenset({"collections", "copy", "datetime", "itertools", "math", "random", "re", "string", "sys"})
-_TESTS_KEPT, _NEVER = 2048, 1 << 62
 
 
-class Judging:
-    """Judges one job after the other, and remembers what each problem's tests asked."""
-
-    def __init__(self) -> None:
-        self._asked: dict[str, tuple[int, list[bytes]]] = {}  # how many questions, and those to ask ahead
-
-    def judge(self, descriptor: int, job: dict[str, Any]) -> tuple[str, str]:
-        """Run the job's checks against the program at `descriptor`: reason and detail, or AGAIN.
-
-        AGAIN is said once of a problem's tests at most: from then on they ask one question at a time.
-        """
-        tests = job["checks"]
-        known, questions = self._asked.get(tests, (0, []))
-        channel = Channel(descriptor, job["reply_bytes"], questions)
-        seed()
-        outcome = _outcome(channel, job)
-        if channel.astray:
-            self._asked[tests] = (_NEVER, [])
-            return AGAIN, ""
-        if len(channel.asked) > known:
-            if len(self._asked) >= _TESTS_KEPT:
-                del self._asked[next(iter(self._asked))]
-            self._asked[tests] = (len(channel.asked), to_ask_ahead(channel.asked))
-        return outcome
+def judge(descriptor: int, job: dict[str, Any]) -> tuple[Reason, str]:
+    """Run the job's checks against the program at `descriptor`."""
+    channel = Channel(descriptor, job["reply_bytes"])
+    seed()
+    outcome = _outcome(channel, job)
+    channel.raised = None  # it holds the tests' frames, and those hold it
+    return outcome
 
 
 def _outcome(channel: Channel, job: dict[str, Any]) -> tuple[Reason, str]:
@@ -156,7 +138,8 @@ def _called_first(code: str) -> set[str]:
 
 def serve(control: socket.socket) -> None:
     """Until the supervisor hangs up: LENGTH, a job as JSON and a descriptor in, reason and detail out."""
-    judging = Judging()
+    gc.collect()
+    gc.freeze()
     while True:
         data, descriptors, _, _ = socket.recv_fds(control, 1 << 16, 1)
         if len(data) < LENGTH.size or not descriptors:
@@ -169,7 +152,8 @@ def serve(control: socket.socket) -> None:
                 return
             missing -= len(parts[-1])
         try:
-            answer = judging.judge(descriptors[0], json.loads(b"".join(parts)))
+            answer = judge(descriptors[0], json.loads(b"".join(parts)))
         finally:
             os.close(descriptors[0])
         write_frame(control.fileno(), dumps(answer))
+        gc.collect()  # what the tests left in cycles, large answers too, must not weigh on the next program

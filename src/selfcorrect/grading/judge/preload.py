@@ -6,27 +6,32 @@ import re
 import sys
 from collections.abc import Iterable
 
-# Every program's process holds these; a process that holds MORE too takes twice as long to fork.
+# Every program's process holds these; a process that holds MORE too takes longer to fork. What Python itself loads at
+# first use belongs here (unicodedata for \\N{...}, _pylong for long integers, codecs): a program that catches the error
+# of its absence would go on, and be judged as if it were wrong.
 ALWAYS = (
     "__future__", "abc", "bisect", "builtins", "cmath", "collections", "collections.abc", "contextlib", "copy",
-    "datetime", "decimal", "encodings.ascii", "encodings.latin_1", "enum", "errno", "fractions", "functools", "gc",
-    "heapq", "io", "itertools", "json", "math", "numbers", "operator", "os", "os.path", "posix", "random", "re",
-    "reprlib", "statistics", "string", "struct", "sys", "time", "types", "typing", "warnings", "weakref",
+    "datetime", "decimal", "enum", "errno", "fractions", "functools", "gc", "heapq", "io", "itertools", "json",
+    "math", "numbers", "operator", "os", "os.path", "posix", "random", "re", "reprlib", "statistics", "string",
+    "struct", "sys", "time", "types", "typing", "unicodedata", "warnings", "weakref", "_pylong", "encodings.ascii",
+    "encodings.cp1252", "encodings.latin_1", "encodings.rot_13", "encodings.unicode_escape", "encodings.utf_16",
+    "encodings.utf_16_le", "encodings.utf_8_sig",
 )  # fmt: skip
-# For programs that name one of them, or may import by a name that they put together.
+# For programs that name a module besides those, or may import by a name that they put together.
 MORE = (
     "argparse", "array", "ast", "asyncio", "base64", "binascii", "calendar", "colorsys", "concurrent.futures",
     "concurrent.futures.thread", "contextvars", "csv", "ctypes", "dataclasses", "difflib", "doctest",
-    "encodings.cp1252", "encodings.idna", "encodings.rot_13", "encodings.unicode_escape", "encodings.utf_16",
-    "encodings.utf_16_le", "encodings.utf_8_sig", "getopt", "glob", "graphlib", "gzip", "hashlib", "hmac", "html",
-    "inspect", "keyword", "locale", "logging", "pathlib", "pickle", "platform", "pprint", "queue", "secrets",
-    "shlex", "shutil", "signal", "socket", "subprocess", "tempfile", "textwrap", "threading", "timeit", "token",
-    "tokenize", "traceback", "unicodedata", "unittest", "uuid", "zlib", "zoneinfo", "_strptime",
+    "encodings.idna", "getopt", "glob", "graphlib", "gzip", "hashlib", "hmac", "html", "inspect", "keyword",
+    "locale", "logging", "pathlib", "pickle", "platform", "pprint", "queue", "secrets", "shlex", "shutil", "signal",
+    "socket", "subprocess", "tempfile", "textwrap", "threading", "timeit", "token", "tokenize", "traceback",
+    "unittest", "uuid", "zlib", "zoneinfo", "_strptime",
 )  # fmt: skip
-_MORE = frozenset(name.partition(".")[0] for name in MORE)
-_IMPORTS = re.compile(r"\b(?:import|from)\s([^\n;#]*)")
+_OTHERS = sys.stdlib_module_names - {name.partition(".")[0] for name in ALWAYS} - {"this"}
+_IMPORTS = re.compile(r"\b(?:import|from)\s([^\n\r;#]*)")
 _WORD = re.compile(r"\w+")
-_BY_OTHER_WAYS = re.compile(r"\b(?:__import__|__builtins__|importlib|modules|exec|eval|compile|codecs|strptime)\b")
+_BY_OTHER_WAYS = re.compile(
+    r"\b(?:__import__|__builtins__|importlib|modules|exec|eval|compile|codecs|strptime|idna)\b|\\[\r\n]"
+)
 _LAZY = {"numpy": ("numpy.random", "numpy.linalg", "numpy.fft")}  # loaded at first use, which would be too late
 
 PRELUDE = (
@@ -39,9 +44,9 @@ PRELUDE = (
 
 def needs_more(source: str) -> bool:
     """Whether a program may want modules besides ALWAYS. Text that only looks like it costs time and nothing else."""
-    if not source.isascii() or "\\\n" in source or _BY_OTHER_WAYS.search(source):  # names can be written in many ways
+    if not source.isascii() or _BY_OTHER_WAYS.search(source):  # names can be written in many ways
         return True
-    return any(not _MORE.isdisjoint(_WORD.findall(named)) for named in _IMPORTS.findall(source))
+    return any(not _OTHERS.isdisjoint(_WORD.findall(named)) for named in _IMPORTS.findall(source))
 
 
 def seed() -> None:

@@ -127,7 +127,7 @@ class Judge:
         self.control.sendall(memoryview(data)[_send_with(self.control, data, channel.fileno()) :])
 
     def answer(self) -> tuple[str, str] | None:
-        """A Reason or checking.AGAIN, and the detail; None where the judge died."""
+        """A Reason and the detail; None where the judge died."""
         frame = self._frames.read()
         if frame is None:
             return None
@@ -189,10 +189,6 @@ class Supervisor:
 
     def run(self, payload: bytes, seconds: float, with_numpy: bool, more: bool) -> tuple[str, str, float]:
         """One program, as the judge's process will read it: reason, detail, wall seconds. Raises JudgeError."""
-        found = self._once(payload, seconds, with_numpy, more)
-        return self._once(payload, seconds, with_numpy, more) if found[0] == checking.AGAIN else found
-
-    def _once(self, payload: bytes, seconds: float, with_numpy: bool, more: bool) -> tuple[str, str, float]:
         zygote = self._zygotes.get(more)
         if not zygote:
             zygote = self._zygotes[more] = Zygote(self._settings, self.confinement, more)
@@ -332,8 +328,8 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the trainer's to handle
     output = os.dup(1)
     os.dup2(2, 1)
-    if hasattr(os, "SCHED_BATCH"):  # its processes take turns: none is to interrupt another because it was spoken to
-        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+    with contextlib.suppress(AttributeError, OSError):  # its processes take turns: none is to interrupt another because
+        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))  # it was spoken to; refused here and there
     supervisor = Supervisor(json.loads(sys.argv[2]))
     write_frame(output, dumps(supervisor.confinement._asdict()))
     frames = Frames(0, 1 << 30)

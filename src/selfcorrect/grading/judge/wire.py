@@ -187,17 +187,9 @@ _FROM_TEXT: dict[str, Callable[[Any], Any]] = {
 # ---------------------------------------------------------------- frames
 
 
-def frame(payload: bytes) -> bytes:
-    return _HEADER.pack(len(payload)) + payload
-
-
 def write_frame(descriptor: int, payload: bytes) -> None:
     """Raises OSError where the other side is gone."""
-    write(descriptor, frame(payload))
-
-
-def write(descriptor: int, data: bytes) -> None:
-    """All of it. Raises OSError where the other side is gone."""
+    data = _HEADER.pack(len(payload)) + payload
     written = os.write(descriptor, data)
     while written < len(data):
         written += os.write(descriptor, memoryview(data)[written:])

@@ -129,7 +129,7 @@ def test_no_program_can_have_itself_left_out(judge: CodeJudge) -> None:
 def test_what_programs_answered_does_not_pile_up(judge: CodeJudge) -> None:
     """Tests keep what they were given; when they fail, their frames hold it, and a later program would lack the memory."""
     large = "def f(i):\n    if i == 3: raise ValueError\n    return 'x' * (12 << 20) + '\U0001f600'"
-    checks = Checks("def check(c):\n    kept = []\n    for i in range(4): kept.append(c(i))", "f")
+    checks = Checks("kept = []\ndef check(c):\n    for i in range(4): kept.append(c(i))", "f")
     with CodeJudge(workers=1, time_limit=5) as one:
         one.grade([(large, checks)])
         before = resident_pages(descendants(os.getpid()))

@@ -98,6 +98,8 @@ def faults(expected: str, verdict: Verdict) -> str:
         return "" if verdict.passed else "should pass"
     if verdict.passed and not expected.startswith("same"):
         return "passed"
+    if expected == "fail (crash)" and "RecursionError" in verdict.detail and sys.version_info >= (3, 12):
+        return ""  # a C stack overflow up to 3.11; an error of Python's own since
     reason = re.match(r"fail \((\w+)", expected)
     if reason and verdict.reason != reason[1]:
         return f"should be {reason[1]}"

@@ -155,10 +155,10 @@ def table_jobs(config: CompareConfig, chosen: Mapping[str, Choice]) -> tuple[lis
 
 def repair_jobs(config: CompareConfig, jobs: Sequence[Job]) -> list[Job]:
     """Evaluations on the repair task, of the base model and of every run's last one."""
-    if config.repair is None:
-        return []
     folder = folder_of(config) / "repair"
-    trained = next(job for job in jobs if job.trains)
+    trained = next((job for job in jobs if job.trains), None)
+    if config.repair is None or trained is None:
+        return []
     found = [_on_repair(config, trained.config, "base", folder, None)]
     for job in jobs:
         found.append(_on_repair(config, job.config, job.name, folder, job.path / "final" if job.trains else None))

@@ -55,6 +55,6 @@ def _rows(hub: HubConfig, name: str | None, split: str) -> list[Row]:
         first = (str(cause).strip().splitlines() or [""])[0]
         raise DataError(
             f"data set {label}, split {split}: cannot be loaded: {type(cause).__name__}: {first[:200]}; to use "
-            "files of your own, set task.data"
+            "files of your own, set task.data (task.evaluate_data for the set of task.evaluate_on)"
         ) from None
     return [Row(f"{label} {split} row {number}", dict(row)) for number, row in enumerate(loaded, 1)]

@@ -33,7 +33,7 @@ def write_pages(folder: Path, config: CompareConfig, told: Mapping[str, Any], re
         headline=headline(labels, config.against, results),
         beside=standing(labels, config.against, results), findings=sentences,
         picture=accuracy_picture([(labels[r.name], _summary(r)) for r in results]), results=table,
-        resamples=config.resamples, against=labels[config.against],
+        resamples=config.resamples, against=labels[config.against], none_seen=none_seen(results[0].n),
         budget=budget_table(config, labels, told["accounts"]),
         search=search_table(labels, told["search"]) if told["search"] else None, search_note=_search_note(config),
         spread=spread_table(labels, results), failed=told["failed"], made=made, recipe=tidy(dump(config)),
@@ -42,9 +42,15 @@ def write_pages(folder: Path, config: CompareConfig, told: Mapping[str, Any], re
     text = [f"# {config.name}", "", headline(labels, config.against, results), ""]
     text += [f"- Failed: {why}" for why in told["failed"]]
     text += [f"- {sentence}" for sentence in standing(labels, config.against, results)] + [""]
-    text += [f"- {sentence}" for sentence in sentences] + ["", markdown(table), "", f"Made by `{made[0][1]}`."]
+    text += [f"- {sentence}" for sentence in sentences] + ["", markdown(table), "", none_seen(results[0].n)]
+    text += ["", f"Made by `{made[0][1]}`."]
     (folder / "compare.md").write_text("\n".join(text) + "\n", encoding="utf-8")
     _write_csv(folder / "compare.csv", results)
+
+
+def none_seen(n: int) -> str:
+    """What an interval without width says: a bootstrap draws nothing that was not seen."""
+    return f"0.0 [0.0 to 0.0]: none among {n:,} problems, so that up to about {percent(3 / n)} % are possible."
 
 
 def results_table(config: CompareConfig, labels: Mapping[str, str], results: Sequence[Result]) -> Table:

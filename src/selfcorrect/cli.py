@@ -247,10 +247,11 @@ def scale(
     from selfcorrect import api
     from selfcorrect.display import estimate_text
 
-    run = Path(model).expanduser().absolute().parent
-    if output is None and not (run / "config.yaml").is_file():
+    above = list(Path(model).expanduser().absolute().parents)[:2]  # runs/NAME/final, runs/NAME/models/STAGE
+    run = next((folder for folder in above if (folder / "config.yaml").is_file()), None)
+    if output is None and run is None:
         raise ConfigError(f"{model} lies in no run; name a folder with --output")
-    output = output or run / "scaling"
+    output = output or (run or Path()) / "scaling"
     points = api.scale(
         model, *(overrides or []), output=output, recipe=recipe, most=most, problems=problems, temperature=temperature,
         observer=_on_stderr(),

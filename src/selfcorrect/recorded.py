@@ -227,9 +227,10 @@ def _chunks(recorded: Sequence[Recorded], start: int) -> Iterator[tuple[int, int
 
 def _line(row: Recorded, grades: Sequence[Grade]) -> dict[str, Any]:
     attempts = [
-        {"outcome": str(grade.outcome), "reward": grade.reward, "answer": grade.answer, "detail": grade.detail}
-        for grade in grades
-    ]
+        {"text": text, "outcome": str(grade.outcome), "reward": grade.reward, "answer": grade.answer,
+         "detail": grade.detail}
+        for text, grade in zip(row.texts, grades, strict=True)
+    ]  # fmt: skip
     return {"task_id": row.name, "row": row.digest(), "attempts": attempts}
 
 

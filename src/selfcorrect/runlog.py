@@ -19,6 +19,7 @@ import torch
 from selfcorrect import __version__
 from selfcorrect.config import TrainConfig
 from selfcorrect.errors import CheckpointError, ConfigError
+from selfcorrect.metrics import LEFT_OUT
 from selfcorrect.recipe import dump
 from selfcorrect.types import Rollout
 
@@ -86,10 +87,11 @@ class RunFolder:
             _append(file, [row])
 
     def first_right(self, evaluation: str) -> dict[str, bool]:
-        """By problem, whether attempt 1 of an evaluation was right."""
+        """By problem, whether attempt 1 of an evaluation was right; those that could not be graded are left out."""
         lines = (self.path / "evaluations" / f"{evaluation}.rollouts.jsonl").read_text(encoding="utf-8").splitlines()
         rows = [json.loads(line) for line in lines]
-        return {row["id"]: row["attempts"][0]["outcome"] == "correct" for row in rows}
+        first = {row["id"]: row["attempts"][0]["outcome"] for row in rows if row["attempts"]}
+        return {name: outcome == "correct" for name, outcome in first.items() if outcome not in LEFT_OUT}
 
     def write_evaluation(self, name: str, evaluation: Mapping[str, Any], rollouts: Iterable[Rollout]) -> None:
         """The evaluation's JSON last, so that its presence says that all of it is there."""

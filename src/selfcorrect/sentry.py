@@ -22,11 +22,14 @@ class Sentry:
         """Once the base model is evaluated."""
         base = self._folder.read_evaluation("base")
         self._base, self._base_right = summary_of(base["summary"]), self._folder.first_right("base")
-        live = base["sampled"] if self._config.rollouts.temperature == 1.0 else None
+        # the watch holds rewards on training problems against it, which another data set's would not be comparable to
+        same_set = getattr(self._config.task, "evaluate_on", None) is None
+        live = base["sampled"] if self._config.rollouts.temperature == 1.0 and same_set else None
         self._watch = Watch(summary_of(live) if live else None)
         if not live:
             self._observer.message(
-                "note: alarms after evaluations only; live ones need evaluation.controls and rollouts.temperature 1"
+                "note: alarms after evaluations only; live ones need evaluation.controls, rollouts.temperature 1 and "
+                "no task.evaluate_on, as they hold training problems against held-out ones"
             )
 
     def stage_started(self) -> None:

@@ -16,7 +16,8 @@ from selfcorrect import api
 from selfcorrect.compare import compare
 from selfcorrect.compare.budget import Account, account
 from selfcorrect.compare.execute import JobError
-from selfcorrect.compare.plan import check, repair_jobs, search_jobs, table_jobs
+from selfcorrect.compare.page import headline
+from selfcorrect.compare.plan import check, merge, repair_jobs, search_jobs, table_jobs
 from selfcorrect.compare.results import read_answers, summarize
 from selfcorrect.config import CompareConfig, TrainConfig
 from selfcorrect.errors import ConfigError, DataError
@@ -214,6 +215,11 @@ def test_accounts_and_what_is_over_the_budget(model: Path, tmp_path: Path) -> No
     other = {**METHODS[3], "settings": {**METHODS[3]["settings"], "evaluation": {"problems": 4}}}
     with pytest.raises(ConfigError, match=r"method plain: settings.evaluation differs from score's"):
         check(comparison(tmp_path, model, methods=[METHODS[4], other]))
+    other = {**METHODS[3], "settings": {**METHODS[3]["settings"], "model": {"path": "another"}}}
+    with pytest.raises(
+        ConfigError, match=r"method plain: settings.model differs from score's.* from the same base model"
+    ):
+        check(comparison(tmp_path, model, methods=[METHODS[4], other]))
     with pytest.raises(ConfigError, match="none of them trains"):
         check(comparison(tmp_path, model, methods=METHODS[:1], against="refine"))
     _, jobs = table_jobs(config, {})
@@ -224,6 +230,7 @@ def test_repair_is_a_column_where_the_task_has_it(model: Path, tmp_path: Path, w
     """Every model, the base's included, on recorded wrong attempts: their accuracy after one more."""
     task = {"name": "repair", "data": "failed.jsonl", "of": {"name": "math"}}
     config = comparison(tmp_path, model, repair=task, seeds=[0])
+    config = config.model_copy(update={"common": merge(config.common, {"evaluation": {"offset": 4}})})
     found = {job.name: job.config for job in repair_jobs(config, table_jobs(config, {})[1])}
     assert list(found) == ["base", "refine-0", "pair-0", "pair_plus-0", "plain-0", "score-0"]
     folder = tmp_path / "small"
@@ -233,8 +240,9 @@ def test_repair_is_a_column_where_the_task_has_it(model: Path, tmp_path: Path, w
         "refine-0": str(model),
     }
     assert all(made.task.name == "repair" and not made.stages for made in found.values())
-    right = read_answers([write("r", [(False, True)] * 3 + [(False, False)] * 9)])
-    plain = read_answers([write("p", [(True, True)] * 12)])
+    assert all((made.evaluation.offset, made.evaluation.external) == (0, ()) for made in found.values())
+    right = read_answers({0: write("r", [(False, True)] * 3 + [(False, False)] * 9)})
+    plain = read_answers({0: write("p", [(True, True)] * 12)})
     result = summarize("x", plain, plain, plain, 200, right)
     assert result.repair is not None
     assert (result.repair.value, result.t2.value) == (0.25, 1.0)
@@ -280,12 +288,12 @@ def write(tmp_path: Path) -> Write:
 
 def test_a_line_of_the_table_by_hand(write: Write) -> None:
     """Two seeds of 100 problems: t1 = (50 + 60) / 200, i->c = (10 + 20) / 200, c->i = (5 + 0) / 200."""
-    seeds = [
-        write("a", [(True, True)] * 45 + [(True, False)] * 5 + [(False, True)] * 10 + [(False, False)] * 40),
-        write("b", [(True, True)] * 60 + [(False, True)] * 20 + [(False, False)] * 20),
-    ]
+    seeds: dict[int | None, Path] = {
+        0: write("a", [(True, True)] * 45 + [(True, False)] * 5 + [(False, True)] * 10 + [(False, False)] * 40),
+        1: write("b", [(True, True)] * 60 + [(False, True)] * 20 + [(False, False)] * 20),
+    }
     answers = read_answers(seeds)
-    other = read_answers([write("c", [(True, True)] * 70 + [(False, False)] * 30)])
+    other = read_answers({None: write("c", [(True, True)] * 70 + [(False, False)] * 30)})
     result = summarize("x", answers, other, other, 500)
     assert (result.n, result.seeds) == (100, 2)
     found = [result.t1, result.t2, result.delta, result.fixed, result.broken, result.fix_rate]
@@ -296,11 +304,39 @@ def test_a_line_of_the_table_by_hand(write: Write) -> None:
     assert result.verdict == 0  # the seeds disagree, whatever the interval over problems says
     assert result.first_change is not None
     assert result.first_change.value == pytest.approx(0.55 - 0.7)
-    worse = summarize("y", read_answers(seeds[:1]), other, other, 500)
+    worse = summarize("y", read_answers({0: seeds[0]}), other, other, 500)
     assert worse.verdict == -1
     with pytest.raises(DataError, match="was evaluated on other problems"):
-        read_answers([write("d", [(True, True)] * 99)], ids=answers.ids)
+        read_answers({0: write("d", [(True, True)] * 99)}, ids=answers.ids)
     assert result.gain is not None
     assert result.gain.value == pytest.approx(0.675 - 0.7)
     assert result.mcnemar == pytest.approx(0.3017578125)  # seed a: 10 against 5, the larger of the two
     assert (result.unchanged.value, result.last) == (0.0, None)
+
+
+def test_seeds_are_held_against_the_same_seeds(write: Write) -> None:
+    """The base model is one line for all seeds: each stands against it. Otherwise seed 2 against seed 2, by name."""
+    runs = {
+        seed: write(f"s{seed}", [(True, right < 10 * n) for right in range(100)])
+        for seed, n in ((0, 5), (1, 9), (2, 9))
+    }
+    score = read_answers({0: runs[0], 1: runs[1], 2: runs[2]})
+    base = read_answers({None: write("base", [(True, True)] * 60 + [(True, False)] * 40)})
+    line = summarize("base", base, base, score, 300)
+    assert line.spread["gain"] == pytest.approx((-0.3, 0.1))
+    assert line.verdict == 0  # seed 0 says the opposite
+    two = read_answers({1: runs[1], 2: runs[2]})
+    assert summarize("x", two, base, score, 300).spread["gain"] == (0.0, 0.0)
+    apart = read_answers({0: runs[0], 5: runs[1]})
+    assert summarize("x", apart, base, score, 300).spread["gain"] == (0.0, 0.0)
+    assert summarize("x", read_answers({7: runs[1]}), base, score, 300).spread["gain"] == pytest.approx((0.0, 0.4))
+
+
+def test_a_gain_that_a_seed_denies_is_called_none(write: Write) -> None:
+    up = [(False, True)] * 40 + [(False, False)] * 60
+    down = [(True, False)] * 10 + [(False, False)] * 90
+    answers = read_answers({0: write("up", up), 1: write("down", down)})
+    result = summarize("score", answers, answers, answers, 300)
+    assert (result.delta.low > 0, result.moved) == (True, 0)
+    assert "does not measurably gain" in headline({"score": "SCoRe"}, "score", [result])
+    assert "; but by seed " in headline({"score": "SCoRe"}, "score", [result])

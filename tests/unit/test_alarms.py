@@ -1,8 +1,22 @@
 """A policy that holds back at attempt 1, or only copies, is told of; an honest one is not."""
 
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
 from selfcorrect.alarms import WINDOW, Watch, alarms, first_change
+from selfcorrect.config import TrainConfig
+from selfcorrect.display import Observer
+from selfcorrect.evaluation import Evaluation
 from selfcorrect.metrics import Estimate, Summary, summarize
+from selfcorrect.recipe import validate
+from selfcorrect.run import evaluation_row
+from selfcorrect.runlog import RunFolder
+from selfcorrect.sentry import Sentry
 from selfcorrect.types import Attempt, Completion, Grade, Outcome, Problem, Rollout
+from tests.support.runs import recipe
 
 
 def summary(*kinds: tuple[bool, bool, bool, int]) -> Summary:
@@ -62,3 +76,52 @@ def test_attempt_1_is_compared_problem_by_problem() -> None:
     assert change is not None
     assert change.value == -0.5
     assert first_change(rollouts, {"z": True}) is None
+
+
+def played(first_right: int, failed: int = 0) -> tuple[Rollout, ...]:
+    """100 problems, of which so many are right at attempt 1, and the last few could not be graded; all right at 2."""
+
+    def attempt(outcome: Outcome) -> Attempt:
+        return Attempt((), Completion((), (), "", "stop"), Grade(outcome, float(outcome is Outcome.CORRECT), outcome))
+
+    outcomes = [Outcome.CORRECT if n < first_right else Outcome.WRONG for n in range(100 - failed)]
+    firsts = [*outcomes, *[Outcome.GRADER_FAILED] * failed]
+    return tuple(
+        Rollout(Problem(f"p{n}", "countdown", "", {}), (attempt(first), attempt(Outcome.CORRECT)), 0, 0)
+        for n, first in enumerate(firsts)
+    )
+
+
+class Heard(Observer):
+    """Keeps what is said."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def message(self, text: str) -> None:
+        self.said.append(text)
+
+
+@pytest.mark.parametrize("task", [{}, {"task": {"name": "code", "evaluate_on": "humaneval"}}], ids=["one set", "two"])
+def test_a_run_tells_of_a_policy_that_holds_back(tmp_path: Path, task: dict[str, Any]) -> None:
+    config = validate(recipe(tmp_path, tmp_path, **task))
+    assert isinstance(config, TrainConfig)
+    folder, heard = RunFolder.create(tmp_path / "run", config, "base", trackers=False), Heard()
+
+    def evaluation(name: str, rollouts: tuple[Rollout, ...]) -> Evaluation:
+        found = summarize(list(rollouts))
+        return Evaluation(name, 0, "countdown", 0.0, found, rollouts, sampled=found)
+
+    base = evaluation("base", played(80, failed=20))
+    folder.write_evaluation("base", evaluation_row(base), base.rollouts)
+    sentry = Sentry(config, folder, heard)
+    sentry.prepare()
+    # what the base model could not be graded on is no sign of how good it was: 80 of 80, not of 100
+    assert len(folder.first_right("base")) == 80
+    sentry.evaluated(evaluation("honest", played(80)))
+    sentry.evaluated(evaluation("lazy", played(40)))
+    told = [json.loads(line) for line in (tmp_path / "run/alarms.jsonl").read_text().splitlines()]
+    assert [(row["where"], row["alarm"].split(":")[0]) for row in told] == [("lazy", "sandbagging")]
+    assert any(text.startswith("alarm: lazy: sandbagging") for text in heard.said)
+    live = not any("alarms after evaluations only" in text for text in heard.said)
+    assert live is not bool(task)  # rewards on MBPP are not to be held against HumanEval

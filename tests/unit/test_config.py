@@ -178,6 +178,8 @@ def test_contradictions_are_refused(recipe: Path) -> None:
     offline = RECIPE.replace("alpha: 10", "offline_first: 0.5") + "algorithm: {reference: previous_stage}\n"
     assert "recipe.yaml:" in refusal(recipe, offline)
     assert "algorithm.reference must be base where a stage has offline_first" in refusal(recipe, offline)
+    few = RECIPE.replace("alpha: 10", "offline_first: 0.01")
+    assert "offline_first = 0.01 of rollouts.problems_per_step = 48 is no whole problem" in refusal(recipe, few)
 
 
 def validate_text(file: Path, text: str) -> Config:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 import selfcorrect
+from selfcorrect.analysis import analyse
 from selfcorrect.errors import ConfigError, DataError
 from selfcorrect.recorded import grade_recorded, read_recorded
 from selfcorrect.samplers.recorded import RecordedSampler, TextChat
@@ -158,6 +159,14 @@ def test_a_replay_is_a_whole_evaluation_with_its_report(tmp_path: Path) -> None:
     write(file, [{**row, "attempts": ["once"]} for row in rows])
     with pytest.raises(DataError, match=r"two\.jsonl:1: records 1 attempts, but rollouts\.attempts is 2"):
         selfcorrect.evaluate("unused", recipe=recipe)
+
+
+def test_what_was_graded_can_be_analysed(tmp_path: Path) -> None:
+    rows = [{"task_id": f"p{n}", "gold": str(n), "attempts": [boxed(1), boxed(n)]} for n in range(1, 6)]
+    selfcorrect.grade(write(tmp_path / "two.jsonl", rows), "math", output=tmp_path / "two.graded.jsonl")
+    figures, folder = analyse(tmp_path / "two.graded.jsonl")
+    assert [figure.name for figure in figures] == ["edits", "flow"]
+    assert "4" in (folder / "flow.csv").read_text()
 
 
 def test_the_sampler_answers_each_context_with_what_followed_it() -> None:

@@ -61,7 +61,12 @@ def _read(row: dict[str, Any], number: int) -> Row | None:
     answers = tuple(str(attempt.get("answer", "")) for attempt in attempts)
     if any(outcome in LEFT_OUT for outcome in outcomes):
         return None
-    return Row(str(row.get("id", number)), texts, tuple(outcome == "correct" for outcome in outcomes), answers)
+    return Row(
+        str(row.get("id", row.get("task_id", number))),
+        texts,
+        tuple(outcome == "correct" for outcome in outcomes),
+        answers,
+    )
 
 
 def evaluations(run: Path) -> dict[str, list[Row]]:

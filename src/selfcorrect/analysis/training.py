@@ -100,4 +100,10 @@ def attempts_figure(groups: Mapping[str, Sequence[Row]]) -> Figure | None:
         return None
     title = "Accuracy at every attempt"
     drawn = line_chart(title, "attempt", "% right", [s for s in series if s.points])
-    return Figure("attempts", title, "Greedy accuracy at each attempt; bands: 95 % intervals.", drawn, numbers)
+    return Figure(
+        "attempts",
+        title,
+        "Accuracy at each attempt (greedy, in a run's evaluations); bands: 95 % intervals.",
+        drawn,
+        numbers,
+    )

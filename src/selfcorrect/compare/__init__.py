@@ -78,8 +78,9 @@ def _search(config: CompareConfig, runner: Runner, say: Say) -> tuple[dict[str, 
     shared, trials = search_jobs(config)
     if trials:
         say(f"search: {len(trials)} trials, {len(shared)} shared first stages")
-    runner.run(shared)
-    runner.run([trial.job for trial in trials if not trial.job.shared or is_done_at(trial.job.shared)])
+    if not (folder_of(config) / "runs").exists():  # once the table is begun, its choices stand
+        runner.run(shared)
+        runner.run([trial.job for trial in trials if not trial.job.shared or is_done_at(trial.job.shared)])
     best: dict[str, tuple[float, Trial]] = {}
     told = []
     for trial in trials:
@@ -107,10 +108,12 @@ def _results(config: CompareConfig, done: Sequence[Job], failed: Mapping[str, st
     trained = next((job.path for job in done if job.trains), None)
     if trained is None or not any(f"{config.against}-{seed}" in paths for seed in config.seeds):
         raise JobError("\n".join([*failed.values(), f"no run of {config.against} was finished, so there is no table"]))
-    base = read_answers([trained], BASE)
+    base = read_answers({None: trained}, BASE)
     answers = {BASE: base}
     for method in config.methods:
-        runs = [paths[name] for seed in config.seeds if (name := f"{method.name}-{seed}") in paths]
+        runs: dict[int | None, Path] = {
+            seed: paths[name] for seed in config.seeds if (name := f"{method.name}-{seed}") in paths
+        }
         if runs:
             answers[method.name] = read_answers(runs, ids=base.ids)
     repairs = {name: _repairs(config, name, failed) for name in answers}
@@ -122,6 +125,10 @@ def _repairs(config: CompareConfig, name: str, failed: Mapping[str, str]) -> Ans
     if config.repair is None:
         return None
     folder = folder_of(config) / "repair"
-    names = [BASE] if name == BASE else [f"{name}-{seed}" for seed in config.seeds]
-    found = [folder / each for each in names if (folder / each / "evaluations").exists() and each not in failed]
+    named = {None: BASE} if name == BASE else {seed: f"{name}-{seed}" for seed in config.seeds}
+    found = {
+        seed: folder / each
+        for seed, each in named.items()
+        if (folder / each / "evaluations").exists() and each not in failed
+    }
     return read_answers(found) if found else None

@@ -81,7 +81,11 @@ def spread_table(labels: Mapping[str, str], results: Sequence[Result]) -> Table:
 def _note(result: Result) -> str:
     """How many seeds, and what the columns have no place for."""
     told = f"{result.seeds} {'seed' if result.seeds == 1 else 'seeds'}"
-    return told if result.last is None else f"{told}; last attempt {percent(result.last.value)} %"
+    return (
+        told
+        if result.last is None
+        else f"{told}; last attempt {percent(result.last.value)} % [{interval(result.last)}]"
+    )
 
 
 def _cells(result: Result) -> tuple[Cell, ...]:
@@ -123,8 +127,8 @@ def headline(labels: Mapping[str, str], against: str, results: Sequence[Result])
         1: f"gains {percent(main.delta.value)} points by its second attempt",
         0: "does not measurably gain by its second attempt",
         -1: f"loses {percent(-main.delta.value)} points by its second attempt",
-    }[sign(main.delta)]
-    return together(f"{labels[against]} {what} ({interval(main.delta)}).")
+    }[main.moved]
+    return together(f"{labels[against]} {what} ({interval(main.delta)}{_seeds_apart(main)}).")
 
 
 def standing(labels: Mapping[str, str], against: str, results: Sequence[Result]) -> list[str]:
@@ -146,11 +150,18 @@ def findings(labels: Mapping[str, str], against: str, results: Sequence[Result])
 
 def _in_words(result: Result) -> str:
     moved = f"{percent(result.t1.value)} % to {percent(result.t2.value)} %"
+    why = "includes zero" if sign(result.delta) == 0 else f"does not{_seeds_apart(result)}"
     return {
         1: f"the second attempt gains, {moved} ({interval(result.delta)} points)",
-        0: f"no measurable change, {moved}; the interval ({interval(result.delta)} points) includes zero",
+        0: f"no measurable change, {moved}; the interval ({interval(result.delta)} points) {why}",
         -1: f"the second attempt harms, {moved} ({interval(result.delta)} points)",
-    }[sign(result.delta)]
+    }[result.moved]
+
+
+def _seeds_apart(result: Result) -> str:
+    """Where the interval over problems has a sign that not every seed has."""
+    low, high = result.spread["delta"]
+    return f"; but by seed {points(low)} to {points(high)}" if sign(result.delta) and not result.moved else ""
 
 
 def _alarms(result: Result, base: Result) -> str:
@@ -200,7 +211,8 @@ def _search_note(config: CompareConfig) -> str:
     return (
         f"Every trained method was tried with the same settings, on {search.share:.0%} of its steps and one seed "
         f"({search.seed}) that the table does not use; judged on {search.problems:,} training problems. The best, "
-        "marked, was taken for all seeds. A finite data set's training problems are trained on as well."
+        "marked, was taken for all seeds. The last attempt counts, also for a method that trains the first alone, or "
+        "more than two. A finite data set's training problems are trained on as well."
     )
 
 

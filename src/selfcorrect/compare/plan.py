@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -75,11 +76,11 @@ def check(config: CompareConfig) -> dict[str, Account]:
     if not any(recipe.stages for recipe in recipes):
         raise ConfigError("methods: none of them trains; `selfcorrect evaluate` is for that")
     for method, recipe in zip(config.methods, recipes, strict=True):
-        for field in ("task", "evaluation"):
-            if getattr(recipe, field) != getattr(recipes[0], field):
+        for field in ("task", "evaluation", "model", "rollouts.max_new_tokens"):
+            if attrgetter(field)(recipe) != attrgetter(field)(recipes[0]):
                 raise ConfigError(
                     f"method {method.name}: settings.{field} differs from {config.methods[0].name}'s, but all must "
-                    "answer the same problems; set it under common"
+                    "answer the same problems, from the same base model; set it under common"
                 )
         cost = accounts[method.name] = account(recipe)
         over = [
@@ -167,6 +168,7 @@ def repair_jobs(config: CompareConfig, jobs: Sequence[Job]) -> list[Job]:
 
 def _on_repair(config: CompareConfig, recipe: TrainConfig, name: str, folder: Path, model: Path | None) -> Job:
     told = recipe.model_dump(mode="json") | {"task": config.repair, "stages": [], "name": name, "output": str(folder)}
+    told["evaluation"] |= {"offset": 0, "external": []}  # those are the other task's
     if model:
         told["model"]["path"] = str(model)
     made = validate(told, "repair")

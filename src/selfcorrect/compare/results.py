@@ -4,7 +4,7 @@ Axes: S seeds, P problems. Every run evaluated the same problems; those that a r
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,10 @@ from selfcorrect.resampling import Table, bootstrap, draws, mcnemar, mean_over_s
 class Answers:
     """One method on all seeds: right at attempt 1 and 2, and whether attempt 2 repeats attempt 1; 0, 1 or NaN.
 
-    later_SP: right at the last attempt, where there are more than two.
+    later_SP: right at the last attempt, where there are more than two. seeds: of each row; None for the base model.
     """
 
+    seeds: tuple[int | None, ...]
     ids: tuple[str, ...]
     first_SP: Table
     second_SP: Table
@@ -58,6 +59,12 @@ class Result:
     repair: Estimate | None = None
 
     @property
+    def moved(self) -> int:
+        """-1, 0 or 1: attempt 2 under or over attempt 1, where interval and every seed say so."""
+        low, high = self.spread["delta"]
+        return (self.delta.low > 0 and low > 0) - (self.delta.high < 0 and high < 0)
+
+    @property
     def verdict(self) -> int:
         """-1, 0 or 1: Accuracy@t2 under or over the other's, where interval and every seed say so."""
         if self.gain is None:
@@ -66,19 +73,21 @@ class Result:
         return (self.gain.low > 0 and low > 0) - (self.gain.high < 0 and high < 0)
 
 
-def read_answers(runs: Sequence[Path], evaluation: str | None = None, ids: Sequence[str] | None = None) -> Answers:
-    """The named evaluation of every run, by default the last one, in the order of `ids` (else of the first run).
+def read_answers(
+    runs: Mapping[int | None, Path], evaluation: str | None = None, ids: Sequence[str] | None = None
+) -> Answers:
+    """The named evaluation of every seed's run, by default the last one, in the order of `ids` (else of the first run).
 
     Raises DataError where one is missing, or answers other problems.
     """
-    tables = [_read(run, evaluation) for run in runs]
+    tables = [_read(run, evaluation) for run in runs.values()]
     ids = list(ids or tables[0])
-    for run, table in zip(runs, tables, strict=True):
+    for run, table in zip(runs.values(), tables, strict=True):
         if set(table) != set(ids):
             raise DataError(f"{run}: was evaluated on other problems than the others, so they cannot be compared")
     cube = np.array([[table[name] for name in ids] for table in tables], dtype=np.float64)
     more = not np.isnan(cube[..., 3]).all()
-    return Answers(tuple(ids), cube[..., 0], cube[..., 1], cube[..., 2], cube[..., 3] if more else None)
+    return Answers(tuple(runs), tuple(ids), cube[..., 0], cube[..., 1], cube[..., 2], cube[..., 3] if more else None)
 
 
 def _read(run: Path, evaluation: str | None) -> dict[str, list[float]]:
@@ -123,7 +132,7 @@ def summarize(
     }  # fmt: skip
     spread = {key: _ends(np.nanmean(values_SP, 1)) for key, values_SP in by_seed.items()}
     spread["fix_rate"] = _ends(np.nanmean(fixed_SP, 1) / np.maximum(np.nanmean(1 - first_SP, 1), 1e-12))
-    spread["gain"] = _ends(np.nanmean(second_SP, 1) - _seed_by_seed(second_SP, against.second_SP))
+    spread["gain"] = _ends(_seed_by_seed(answers, against))
     return Result(
         name=name, seeds=len(first_SP), n=int((~np.isnan(first_SP)).all(0).sum()), t1=mean(first_SP),
         t2=mean(second_SP), delta=mean(delta_SP), fixed=mean(fixed_SP), broken=mean(broken_SP),
@@ -137,10 +146,12 @@ def summarize(
     )  # fmt: skip
 
 
-def _seed_by_seed(ours_SP: Table, theirs_SP: Table) -> Table:
-    """[S] the other method's accuracy with the same seeds; its mean where it has not as many."""
-    theirs_S = np.nanmean(theirs_SP, 1)
-    return theirs_S if len(theirs_S) == len(ours_SP) else np.full(len(ours_SP), theirs_S.mean())
+def _seed_by_seed(ours: Answers, theirs: Answers) -> Table:
+    """Accuracy@t2 less the other method's, for every seed that both have; without such, for every pair of seeds."""
+    found = [dict(zip(each.seeds, np.nanmean(each.second_SP, 1), strict=True)) for each in (ours, theirs)]
+    common = [seed for seed in ours.seeds if seed in found[1]]
+    pairs = [(seed, seed) for seed in common] or [(a, b) for a in ours.seeds for b in theirs.seeds]
+    return np.array([found[0][a] - found[1][b] for a, b in pairs])
 
 
 def _ends(values_S: Table) -> tuple[float, float]:

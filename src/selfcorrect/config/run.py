@@ -175,6 +175,13 @@ class TrainConfig(Strict):
 
     def _check_stage(self, stage: Stage) -> None:
         offline = isinstance(stage, RLStage) and stage.offline_first > 0
+        if isinstance(stage, RLStage) and offline:
+            groups = stage.offline_first * self.rollouts.problems_per_step
+            if round(groups) == 0:
+                raise ValueError(
+                    f"stages.{stage.name}.offline_first = {stage.offline_first:g} of rollouts.problems_per_step = "
+                    f"{self.rollouts.problems_per_step} is no whole problem; raise either"
+                )
         nothing_left = isinstance(stage, SingleTurn | SupervisedStage) or offline
         if isinstance(self.task, RepairConfig) and nothing_left:
             raise ValueError(f"task.name repair gives attempt 1, so stage {stage.name} has no first attempts to sample")

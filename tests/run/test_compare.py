@@ -257,6 +257,8 @@ def test_repair_is_a_column_where_the_task_has_it(model: Path, tmp_path: Path, w
         ({"seeds": [1, 1]}, "each seed once"),
         ({"methods": [{**METHODS[4], "name": "base"}]}, "base is the base model's line"),
         ({"repair": {"name": "math"}}, "repair.name must be repair, got 'math'"),
+        ({"only": ["score", "sft"]}, "only: sft is none of the methods: refine, pair"),
+        ({"only": ["pair"]}, "only: leaves out score, which the others are compared with"),
     ],
 )
 def test_contradictions_are_refused(change: dict[str, Any], told: str, model: Path, tmp_path: Path) -> None:
@@ -340,3 +342,10 @@ def test_a_gain_that_a_seed_denies_is_called_none(write: Write) -> None:
     assert (result.delta.low > 0, result.moved) == (True, 0)
     assert "does not measurably gain" in headline({"score": "SCoRe"}, "score", [result])
     assert "; but by seed " in headline({"score": "SCoRe"}, "score", [result])
+
+
+def test_only_the_methods_that_are_named(model: Path, tmp_path: Path) -> None:
+    launched = InProcess()
+    folder = compare(comparison(tmp_path, model, only=["score", "refine"], seeds=[0]), lambda text: None, launched)
+    assert launched.commands == ["evaluate refine-0", "train score-0"]
+    assert {row["method"] for row in csv.DictReader((folder / "compare.csv").open())} == {"base", "refine", "score"}

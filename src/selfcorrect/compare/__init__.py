@@ -30,6 +30,9 @@ def compare(config: CompareConfig, say: Say = print, launch: Launch = launch) ->
     Raises ConfigError for a file that contradicts itself or the budget. Where runs failed it writes the page from the
     others, which names them, and raises JobError; the same command tries them again.
     """
+    if config.only is not None:
+        wanted = [method for method in config.methods if method.name in config.only]
+        config = config.model_copy(update={"methods": tuple(wanted), "only": None})
     accounts = check(config)
     config = _with_threads(config)
     folder = folder_of(config)

@@ -44,6 +44,7 @@ class SearchConfig(Strict):
 
 class CompareConfig(Strict):
     """common: a recipe without stages, seed, name and output. against: the method that others are compared with.
+    only: names of those methods that are to be run and shown; by default all.
 
     parallel: runs side by side; each gets its share of the cores. resamples: of the bootstrap. paper: which of the
     paper's tables stands beside ours. repair: a task of name repair, on which every method's model is evaluated too
@@ -60,6 +61,7 @@ class CompareConfig(Strict):
     search: SearchConfig | None = None
     methods: Annotated[tuple[MethodConfig, ...], Field(min_length=1)]
     against: str
+    only: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
     paper: Literal["math", "humaneval"] = "math"
     resamples: Positive = 2000
     repair: dict[str, Any] | None = None
@@ -73,6 +75,12 @@ class CompareConfig(Strict):
             raise ValueError("methods: base is the base model's line of the table; choose another name")
         if self.against not in [method.name for method in self.methods]:
             raise ValueError(f"against: {self.against} is none of the methods: {', '.join(names)}")
+        if self.only is not None:
+            known = [method.name for method in self.methods]
+            if unknown := [name for name in self.only if name not in known]:
+                raise ValueError(f"only: {unknown[0]} is none of the methods: {', '.join(known)}")
+            if self.against not in self.only:
+                raise ValueError(f"only: leaves out {self.against}, which the others are compared with; name it too")
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError("seeds: each seed once")
         if self.search and self.search.seed in self.seeds:

@@ -239,14 +239,16 @@ def scale(
         typer.Option(help="A folder for samples and numbers; by default RUN/scaling, for the report."),
     ] = None,
     recipe: Annotated[Path | None, typer.Option(help="Where task, prompts and limits come from.")] = None,
-    most: Annotated[int, typer.Option(help="The largest budget of solutions; a power of two.")] = 64,
-    problems: Annotated[int, typer.Option(help="How many held-out problems.")] = 200,
-    temperature: Annotated[float, typer.Option(help="Of sampling.")] = 0.7,
+    most: Annotated[int, typer.Option(help="The largest budget of solutions; a power of two.", min=2)] = 64,
+    problems: Annotated[int, typer.Option(help="How many held-out problems.", min=1)] = 200,
+    temperature: Annotated[float, typer.Option(help="Of sampling.", min=0.0)] = 0.7,
 ) -> None:
     """Spend samples on more first attempts, or on correcting half as many? Majority vote at budgets 2 to 64."""
     from selfcorrect import api
     from selfcorrect.display import estimate_text
 
+    if (Path(model).expanduser() / "final").is_dir():
+        raise ConfigError(f"{model} is a run, not a model; name its model: {model}/final")
     above = list(Path(model).expanduser().absolute().parents)[:2]  # runs/NAME/final, runs/NAME/models/STAGE
     run = next((folder for folder in above if (folder / "config.yaml").is_file()), None)
     if output is None and run is None:
@@ -274,9 +276,17 @@ def report(run: Annotated[Path, typer.Argument(help="A run folder.", metavar="RU
 @app.command()
 def check(recipe: RecipeArgument, overrides: Overrides = None) -> None:
     """Validate a recipe and print it with every setting resolved; nothing is loaded or run."""
+    from selfcorrect.config import CompareConfig
     from selfcorrect.recipe import dump, load_recipe
 
-    typer.echo(dump(load_recipe(recipe, overrides or [])), nl=False)
+    config = load_recipe(recipe, overrides or [])
+    if isinstance(config, CompareConfig):  # its methods' recipes and its budget too
+        from selfcorrect.compare.plan import check as check_methods
+        from selfcorrect.compare.plan import chosen_methods
+
+        for name, cost in check_methods(chosen_methods(config)).items():
+            typer.echo(f"# {name}: {cost.completions:,} sampled completions, {cost.updates:,} updates")
+    typer.echo(dump(config), nl=False)
 
 
 @app.command()

@@ -248,3 +248,22 @@ def test_a_comparison_is_not_trained_and_a_recipe_not_compared(
         cli.main()
     assert ended.value.code == 2
     assert told in capsys.readouterr().err
+
+
+def test_checking_a_comparison_checks_its_methods(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = str(shipped_recipe("compare_lab"))
+    monkeypatch.setattr(sys, "argv", ["selfcorrect", "check", file, "only=[multi_turn,score]"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 0
+    assert capsys.readouterr().out.splitlines()[:2] == [
+        "# multi_turn: 51,200 sampled completions, 200 updates",
+        "# score: 51,200 sampled completions, 200 updates",
+    ]
+    monkeypatch.setattr(sys, "argv", ["selfcorrect", "check", file, "common.task.max_numbr=3"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 2
+    assert "max_numbr" in capsys.readouterr().err

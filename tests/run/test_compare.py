@@ -220,6 +220,9 @@ def test_accounts_and_what_is_over_the_budget(model: Path, tmp_path: Path) -> No
         ConfigError, match=r"method plain: settings.model differs from score's.* from the same base model"
     ):
         check(comparison(tmp_path, model, methods=[METHODS[4], other]))
+    repair = {"name": "repair", "data": str(tmp_path / "none.jsonl"), "of": {"name": "math"}}
+    with pytest.raises(ConfigError, match=r"repair.data = '.*none.jsonl': no such file"):
+        check(comparison(tmp_path, model, repair=repair))
     with pytest.raises(ConfigError, match="none of them trains"):
         check(comparison(tmp_path, model, methods=METHODS[:1], against="refine"))
     _, jobs = table_jobs(config, {})

@@ -25,6 +25,8 @@ def analyse(source: str | Path, output: str | Path | None = None) -> tuple[list[
     """
     source = Path(source)
     figures = figures_of(source)
+    if not figures and (source / "compare.json").exists():
+        raise DataError(f"{source} is a comparison; name one of its runs: {source}/runs/METHOD-SEED")
     if not figures:
         raise DataError(f"{source}: nothing to analyse yet: no evaluation and no training step with two attempts")
     folder = Path(output) if output else source / "analysis" if source.is_dir() else source.with_suffix(".analysis")

@@ -12,7 +12,17 @@ from typing import Any
 from selfcorrect.compare.budget import Account
 from selfcorrect.compare.execute import JobError, Launch, Runner, is_done, is_done_at, launch, threads_each
 from selfcorrect.compare.page import write_pages
-from selfcorrect.compare.plan import Choice, Job, Trial, check, folder_of, repair_jobs, search_jobs, table_jobs
+from selfcorrect.compare.plan import (
+    Choice,
+    Job,
+    Trial,
+    check,
+    chosen_methods,
+    folder_of,
+    repair_jobs,
+    search_jobs,
+    table_jobs,
+)
 from selfcorrect.compare.results import Answers, Result, read_answers, summarize
 from selfcorrect.config import CompareConfig
 from selfcorrect.run import alone
@@ -30,9 +40,7 @@ def compare(config: CompareConfig, say: Say = print, launch: Launch = launch) ->
     Raises ConfigError for a file that contradicts itself or the budget. Where runs failed it writes the page from the
     others, which names them, and raises JobError; the same command tries them again.
     """
-    if config.only is not None:
-        wanted = [method for method in config.methods if method.name in config.only]
-        config = config.model_copy(update={"methods": tuple(wanted), "only": None})
+    config = chosen_methods(config)
     accounts = check(config)
     config = _with_threads(config)
     folder = folder_of(config)

@@ -13,10 +13,11 @@ from selfcorrect.recipe import dump
 from selfcorrect.report.page import fill, tidy
 from selfcorrect.report.paper import PAPER, SETTING, PaperRow
 from selfcorrect.report.pictures import accuracy_picture
-from selfcorrect.report.tables import NONE, Cell, Row, Table, delta_cell, paper_cells, share_cell
+from selfcorrect.report.tables import NONE, Cell, Row, Table, paper_cells, share_cell
 from selfcorrect.report.wording import capital, interval, percent, points, sign, together
 
 _COLUMNS = ("Accuracy@t1", "Accuracy@t2", "Δ(t1,t2)", "Δ by seed", "i→c", "c→i", "fix rate", "unchanged", "McNemar p")
+_TONE = {1: "good", 0: "even", -1: "bad"}
 
 
 def write_pages(folder: Path, config: CompareConfig, told: Mapping[str, Any], results: Sequence[Result]) -> None:
@@ -29,7 +30,7 @@ def write_pages(folder: Path, config: CompareConfig, told: Mapping[str, Any], re
     made += [(key.capitalize(), str(value)) for key, value in environment["machine"].items() if value]
     sentences = findings(labels, config.against, results)
     page = fill(
-        "compare.html.jinja", name=config.name, seeds=f"{len(config.seeds)} seeds", n=results[0].n,
+        "compare.html.jinja", name=config.name, seeds=_seeds(len(config.seeds)), n=results[0].n,
         headline=headline(labels, config.against, results),
         beside=standing(labels, config.against, results), findings=sentences,
         picture=accuracy_picture([(labels[r.name], _summary(r)) for r in results]), results=table,
@@ -50,7 +51,10 @@ def write_pages(folder: Path, config: CompareConfig, told: Mapping[str, Any], re
 
 def none_seen(n: int) -> str:
     """What an interval without width says: a bootstrap draws nothing that was not seen."""
-    return f"0.0 [0.0 to 0.0]: none among {n:,} problems, so that up to about {percent(3 / n)} % are possible."
+    return (
+        f"An interval of 0.0 to 0.0 says that next to none were seen among {n:,} problems, and a bootstrap draws only "
+        f"what was seen: up to about {percent(3 / n)} % are possible."
+    )
 
 
 def results_table(config: CompareConfig, labels: Mapping[str, str], results: Sequence[Result]) -> Table:
@@ -78,14 +82,17 @@ def spread_table(labels: Mapping[str, str], results: Sequence[Result]) -> Table:
     return Table("Percent of problems.", "Method", (*_COLUMNS[:3], *_COLUMNS[4:8]), (("", tuple(rows)),))
 
 
+def _seeds(count: int) -> str:
+    return f"{count} {'seed' if count == 1 else 'seeds'}"
+
+
 def _note(result: Result) -> str:
     """How many seeds, and what the columns have no place for."""
-    told = f"{result.seeds} {'seed' if result.seeds == 1 else 'seeds'}"
-    return (
-        told
-        if result.last is None
-        else f"{told}; last attempt {percent(result.last.value)} % [{interval(result.last)}]"
-    )
+    told = _seeds(result.seeds)
+    if result.last is None:
+        return told
+    last = share_cell(result.last)
+    return f"{told}; last attempt {last.main} % [{last.small}]"
 
 
 def _cells(result: Result) -> tuple[Cell, ...]:
@@ -93,7 +100,8 @@ def _cells(result: Result) -> tuple[Cell, ...]:
     spread = f"{points(low)} to {points(high)}" if result.seeds > 1 else NONE
     shares = (result.fixed, result.broken, result.fix_rate, result.unchanged)
     return (
-        share_cell(result.t1), share_cell(result.t2), delta_cell(result.delta), Cell(spread),
+        share_cell(result.t1), share_cell(result.t2),
+        Cell(points(result.delta.value), interval(result.delta), _TONE[result.moved]), Cell(spread),
         *(share_cell(share) for share in shares), Cell(_p_value(result.mcnemar)),
         _gain_cell(result),
         *([] if result.repair is None else [share_cell(result.repair)]),
@@ -106,8 +114,7 @@ def _gain_cell(result: Result) -> Cell:
         return Cell(NONE)
     low, high = result.spread["gain"]
     seeds = f"; seeds {points(low)} to {points(high)}" if result.seeds > 1 else ""
-    tone = {1: "good", 0: "even", -1: "bad"}[result.verdict]
-    return Cell(points(result.gain.value), interval(result.gain) + seeds, tone)
+    return Cell(points(result.gain.value), interval(result.gain) + seeds, _TONE[result.verdict])
 
 
 def _paper_cells(row: PaperRow, repair: object) -> tuple[Cell, ...]:
@@ -179,7 +186,8 @@ def budget_table(config: CompareConfig, labels: Mapping[str, str], accounts: Map
         used = (Cell(f"{cost['completions']:,}"), Cell(f"{cost['updates']:,}"), Cell("needs fewer" if less else "all"))
         rows.append(Row(labels[name], "", used))
     caption = (
-        f"Of {allowed.completions:,} sampled completions and {allowed.updates:,} updates a run; search not counted."
+        f"Of {allowed.completions:,} sampled completions and {allowed.updates:,} updates a run"
+        f"{'; search not counted' if config.search else ''}."
     )
     return Table(caption, "Method", ("Sampled completions", "Updates", "Of the budget"), (("", tuple(rows)),))
 

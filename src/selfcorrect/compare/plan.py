@@ -66,12 +66,21 @@ def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
+def chosen_methods(config: CompareConfig) -> CompareConfig:
+    """The comparison with the methods of `only` alone."""
+    if config.only is None:
+        return config
+    wanted = tuple(method for method in config.methods if method.name in config.only)
+    return config.model_copy(update={"methods": wanted, "only": None})
+
+
 def check(config: CompareConfig) -> dict[str, Account]:
     """Every method's account. Raises ConfigError where a method's settings are wrong, or over the budget.
 
-    All methods must answer the same problems, and one at least must train.
+    All methods must answer the same problems, one at least must train, and files that are named must be there.
     """
     accounts = {}
+    _check_files(config)
     recipes = [recipe_of(config, method, name=method.name) for method in config.methods]
     if not any(recipe.stages for recipe in recipes):
         raise ConfigError("methods: none of them trains; `selfcorrect evaluate` is for that")
@@ -97,6 +106,18 @@ def check(config: CompareConfig) -> dict[str, Account]:
                 "it collects, or raise budget for all"
             )
     return accounts
+
+
+def _check_files(config: CompareConfig) -> None:
+    """Before the runs, not after them: traces, and the recorded attempts of the repair task."""
+    named = [("repair.data", config.repair.get("data"))] if config.repair else []
+    for method in config.methods:
+        for stage in recipe_of(config, method, name=method.name).stages:
+            if isinstance(stage, SupervisedStage):
+                named.append((f"method {method.name}: stages.{stage.name}.traces", stage.traces))
+    for setting, path in named:
+        if path is not None and not Path(str(path)).expanduser().exists():
+            raise ConfigError(f"{setting} = {str(path)!r}: no such file")
 
 
 def choices(config: CompareConfig, method: MethodConfig) -> list[Choice]:

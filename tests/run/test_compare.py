@@ -352,3 +352,14 @@ def test_only_the_methods_that_are_named(model: Path, tmp_path: Path) -> None:
     folder = compare(comparison(tmp_path, model, only=["score", "refine"], seeds=[0]), lambda text: None, launched)
     assert launched.commands == ["evaluate refine-0", "train score-0"]
     assert {row["method"] for row in csv.DictReader((folder / "compare.csv").open())} == {"base", "refine", "score"}
+
+
+def test_a_choice_stands_once_its_runs_have_begun(model: Path, tmp_path: Path) -> None:
+    """A failed trial that won on a second try would contradict finished runs; a method that is added is searched."""
+    search = {"learning_rate": [0.5, 1.0], "beta1": [0.01], "share": 0.5, "problems": 6}
+    some = {"search": search, "seeds": [0], "against": "pair"}
+    compare(comparison(tmp_path, model, methods=METHODS[1:2], **some), lambda text: None, InProcess(fails=2))
+    again, said = InProcess(), list[str]()
+    compare(comparison(tmp_path, model, methods=METHODS[1:3], **some), said.append, again)
+    assert again.commands == ["train pair_plus-1", "train pair_plus-2", "train pair_plus-0"]
+    assert any(text.startswith("  pair: learning rate x 0.5") for text in said)

@@ -89,9 +89,10 @@ def _search(config: CompareConfig, runner: Runner, say: Say) -> tuple[dict[str, 
     shared, trials = search_jobs(config)
     if trials:
         say(f"search: {len(trials)} trials, {len(shared)} shared first stages")
-    if not (folder_of(config) / "runs").exists():  # once the table is begun, its choices stand
-        runner.run(shared)
-        runner.run([trial.job for trial in trials if not trial.job.shared or is_done_at(trial.job.shared)])
+    open_to_choice = [trial.job for trial in trials if not _begun(config, trial.method)]
+    wanted = {job.shared for job in open_to_choice}
+    runner.run([job for job in shared if job.path in wanted])
+    runner.run([job for job in open_to_choice if not job.shared or is_done_at(job.shared)])
     best: dict[str, tuple[float, Trial]] = {}
     told = []
     for trial in trials:
@@ -105,6 +106,11 @@ def _search(config: CompareConfig, runner: Runner, say: Say) -> tuple[dict[str, 
         else:
             say(f"  {name}: every trial failed; its own settings are taken")
     return {name: trial.choice for name, (_, trial) in best.items()}, told
+
+
+def _begun(config: CompareConfig, method: str) -> bool:
+    """Whether the table holds a run of the method: then its choice stands, and no failed trial is tried again."""
+    return any((folder_of(config) / "runs" / f"{method}-{seed}").is_dir() for seed in config.seeds)
 
 
 def _accuracy(trial: Trial) -> float:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterable
 
 # Every program's process holds these; a process that holds MORE too takes longer to fork. What Python itself loads at
-# first use belongs here (unicodedata for \\N{...}, _pylong for long integers, codecs): a program that catches the error
+# first use belongs here (unicodedata for \N{...}, _pylong for long integers, codecs): a program that catches the error
 # of its absence would go on, and be judged as if it were wrong.
 ALWAYS = (
     "__future__", "abc", "bisect", "builtins", "cmath", "collections", "collections.abc", "contextlib", "copy",

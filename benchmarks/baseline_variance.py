@@ -18,17 +18,17 @@ import torch
 from torch import Tensor
 
 from selfcorrect.api import lab_recipe
-from selfcorrect.batching import make_batch, micro_batches
 from selfcorrect.config import CountdownConfig, StageTwo, TrainConfig
-from selfcorrect.losses import token_loss
-from selfcorrect.models import LanguageModel, load_model
-from selfcorrect.policy import trained_logits
-from selfcorrect.recipe import load_recipe
+from selfcorrect.config.recipe import load_recipe
+from selfcorrect.learning.batching import make_batch, micro_batches
+from selfcorrect.learning.credit import advantages_of, credit_of
+from selfcorrect.learning.losses import token_loss
+from selfcorrect.learning.policy import trained_logits
+from selfcorrect.models.loading import LanguageModel, load_model
 from selfcorrect.rollout import play
 from selfcorrect.samplers.transformers import TransformersSampler
 from selfcorrect.seeds import derive_seed
 from selfcorrect.tasks.countdown import Countdown
-from selfcorrect.training import advantages_of, credit_of
 from selfcorrect.types import Rollout, SamplingParams
 
 RESULTS = Path(__file__).parent / "results"

@@ -14,7 +14,7 @@ from typing import Any
 
 import selfcorrect
 from selfcorrect.api import lab_recipe
-from selfcorrect.display import PlainObserver
+from selfcorrect.runs.display import PlainObserver
 
 RESULTS = Path(__file__).parent / "results" / "demo_seeds.json"
 

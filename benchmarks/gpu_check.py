@@ -20,9 +20,9 @@ import torch
 
 import selfcorrect
 from selfcorrect.config import LabBaseConfig
-from selfcorrect.display import PlainObserver
 from selfcorrect.lab.base import CORRECTION, PROMPT, train_base
-from selfcorrect.runlog import environment
+from selfcorrect.runs.display import PlainObserver
+from selfcorrect.runs.folder import environment
 
 RESULTS = Path(__file__).parent / "results" / "gpu_check.json"
 

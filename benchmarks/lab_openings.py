@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import selfcorrect
-from selfcorrect.display import PlainObserver
 from selfcorrect.lab.base import CORRECTION, PROMPT
-from selfcorrect.runlog import environment
+from selfcorrect.runs.display import PlainObserver
+from selfcorrect.runs.folder import environment
 
 RESULTS = Path(__file__).parent / "results" / "lab_openings.json"
 OPENING = "wrong change \n "  # true of every pair: the first attempt is wrong, and the second another one

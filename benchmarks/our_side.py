@@ -25,10 +25,10 @@ from workload import (
 )
 
 from selfcorrect.config import ModelConfig, OptimizerConfig, RolloutConfig, StageTwo, TrainConfig
-from selfcorrect.models import LanguageModel, load_model
+from selfcorrect.learning.training import Trainer
+from selfcorrect.models.loading import LanguageModel, load_model
 from selfcorrect.samplers.transformers import TransformersSampler
 from selfcorrect.tasks.base import Split
-from selfcorrect.training import Trainer
 from selfcorrect.types import Completion, Grade, Outcome, Problem, SamplingParams
 
 MICRO_BATCH = 8  # rows in one forward: the fastest of 4, 8, 16 and 32 here

@@ -1,4 +1,4 @@
-"""SCoRe in one readable file: the loop of selfcorrect.training without checkpoints, logs or recipes.
+"""SCoRe in one readable file: the loop of selfcorrect.learning.training without checkpoints, logs or recipes.
 
     python examples/minimal_score.py [--steps1 40] [--steps2 40] [--seed 0] [--problems 500]
 
@@ -11,14 +11,14 @@ import argparse
 
 import torch
 
-from selfcorrect.batching import make_batch
 from selfcorrect.config import CountdownConfig, ModelConfig
+from selfcorrect.evaluation.metrics import summarize
 from selfcorrect.lab.base import CORRECTION, PROMPT
-from selfcorrect.losses import token_loss
-from selfcorrect.metrics import summarize
-from selfcorrect.models import LanguageModel, load_model
-from selfcorrect.objectives import Credit, advantages_given_history, stage_one, stage_two
-from selfcorrect.policy import trained_logits
+from selfcorrect.learning.batching import make_batch
+from selfcorrect.learning.losses import token_loss
+from selfcorrect.learning.objectives import Credit, advantages_given_history, stage_one, stage_two
+from selfcorrect.learning.policy import trained_logits
+from selfcorrect.models.loading import LanguageModel, load_model
 from selfcorrect.rollout import play
 from selfcorrect.samplers.transformers import TransformersSampler
 from selfcorrect.seeds import derive_seed

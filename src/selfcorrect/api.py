@@ -1,4 +1,4 @@
-"""The public functions (floor 10): the commands of the same names, callable."""
+"""The public functions: the commands of the same names, callable."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -10,16 +10,19 @@ from typing import Any
 from selfcorrect.analysis import analyse
 from selfcorrect.analysis.votes import Point, budgets_up_to, scale_figure, scaling
 from selfcorrect.config import LAB_MODEL, CodeConfig, Config, LabBaseConfig, MathConfig, TrainConfig
-from selfcorrect.display import Observer
+from selfcorrect.config.paths import absolute
+from selfcorrect.config.recipe import load_recipe, validate
 from selfcorrect.errors import ConfigError, DataError, TrainingInterrupted
-from selfcorrect.evaluation import Evaluation, Evaluator, evaluated_problems, load_external
-from selfcorrect.metrics import Summary, summarize
-from selfcorrect.models import LanguageModel, load_model
-from selfcorrect.policy import fingerprint
-from selfcorrect.recipe import load_recipe, validate
+from selfcorrect.evaluation.evaluate import Evaluation, Evaluator, evaluated_problems, load_external
+from selfcorrect.evaluation.metrics import Summary, summarize
+from selfcorrect.models.loading import LanguageModel, load_model
+from selfcorrect.models.weights import fingerprint
 from selfcorrect.report import write_report
 from selfcorrect.rollout import play as play_problems
-from selfcorrect.run import absolute, check_context, keep_evaluation, resume, start
+from selfcorrect.runs.checks import check_context
+from selfcorrect.runs.display import Observer
+from selfcorrect.runs.folder import keep_evaluation
+from selfcorrect.runs.run import resume, start
 from selfcorrect.samplers.recorded import TextChat
 from selfcorrect.samplers.transformers import TransformersSampler
 from selfcorrect.seeds import derive_seed
@@ -116,7 +119,7 @@ def _evaluate_model(config: TrainConfig, task: Task, say: Callable[[str], None])
 
 def _evaluate_recorded(config: TrainConfig, task: Task, say: Callable[[str], None]) -> tuple[Evaluation, list[str]]:
     """The recorded attempts, through the same rollouts, graders and metrics as a model's."""
-    from selfcorrect.recorded import replay
+    from selfcorrect.evaluation.recorded import replay
 
     chat = TextChat()
     problems, sampler, recorded = replay(str(config.recorded), task, chat, config.rollouts.attempts)
@@ -149,7 +152,7 @@ def grade(
     recordings, with .graded.jsonl in the name; what it holds already is not graded again. progress(done, all) is
     called with numbers of attempts.
     """
-    from selfcorrect.recorded import grade_recorded, read_recorded
+    from selfcorrect.evaluation.recorded import grade_recorded, read_recorded
 
     # A recipe's stages do not matter here.
     stage = {"name": "none", "objective": "single_turn", "steps": 1, "learning_rate": 1.0}
@@ -258,7 +261,7 @@ def scale(
 
     output: a folder for the samples, the drawing and its numbers; samples that are there already are used again.
     """
-    from selfcorrect.scaling import sample_pools
+    from selfcorrect.analysis.scaling import sample_pools
 
     if most < 2 or most & (most - 1):
         raise ConfigError(f"most = {most} must be a power of two, 2 or more")

@@ -1,4 +1,4 @@
-"""The command line (floor 11). Heavy libraries are imported inside the commands, so `--help` is quick."""
+"""The command line. Heavy libraries are imported inside the commands, so `--help` is quick."""
 
 import errno
 import json
@@ -12,7 +12,7 @@ import typer
 from selfcorrect.errors import ConfigError, TrainingInterrupted, UserError
 
 if TYPE_CHECKING:
-    from selfcorrect.display import Observer
+    from selfcorrect.runs.display import Observer
     from selfcorrect.types import Rollout
 
 app = typer.Typer(
@@ -95,8 +95,8 @@ def evaluate(
 ) -> None:
     """Two greedy attempts on held-out problems: accuracy at each, delta, i->c, c->i, with 95 % intervals."""
     from selfcorrect import api
-    from selfcorrect.display import evaluation_line, summary_line
-    from selfcorrect.run import evaluation_row
+    from selfcorrect.runs.display import evaluation_line, summary_line
+    from selfcorrect.runs.folder import evaluation_row
 
     kept = output or api.evaluation_folder(model, *(overrides or []))
     evaluation = api.evaluate(model, *(overrides or []), recipe=recipe, observer=_on_stderr(), output=output)
@@ -128,7 +128,7 @@ def grade(
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from selfcorrect import api
-    from selfcorrect.display import summary_lines
+    from selfcorrect.runs.display import summary_lines
 
     if task not in ("math", "code"):
         raise ConfigError(f"--task {task}: must be math or code")
@@ -203,7 +203,7 @@ def compare(recipe: RecipeArgument, overrides: Overrides = None) -> None:
     """Run every method of a comparison file on every seed under one budget; write one page and one table."""
     from selfcorrect.compare import compare as run_comparison
     from selfcorrect.config import CompareConfig
-    from selfcorrect.recipe import load_recipe
+    from selfcorrect.config.recipe import load_recipe
 
     config = load_recipe(recipe, overrides or [])
     if not isinstance(config, CompareConfig):
@@ -245,7 +245,7 @@ def scale(
 ) -> None:
     """Spend samples on more first attempts, or on correcting half as many? Majority vote at budgets 2 to 64."""
     from selfcorrect import api
-    from selfcorrect.display import estimate_text
+    from selfcorrect.runs.display import estimate_text
 
     if (Path(model).expanduser() / "final").is_dir():
         raise ConfigError(f"{model} is a run, not a model; name its model: {model}/final")
@@ -277,7 +277,7 @@ def report(run: Annotated[Path, typer.Argument(help="A run folder.", metavar="RU
 def check(recipe: RecipeArgument, overrides: Overrides = None) -> None:
     """Validate a recipe and print it with every setting resolved; nothing is loaded or run."""
     from selfcorrect.config import CompareConfig
-    from selfcorrect.recipe import dump, load_recipe
+    from selfcorrect.config.recipe import dump, load_recipe
 
     config = load_recipe(recipe, overrides or [])
     if isinstance(config, CompareConfig):  # its methods' recipes and its budget too
@@ -322,7 +322,7 @@ def _on_stderr() -> "Observer":
     """Notes and progress, apart from what a command prints."""
     from rich.console import Console
 
-    from selfcorrect.display import PlainObserver
+    from selfcorrect.runs.display import PlainObserver
 
     return PlainObserver(Console(stderr=True, highlight=False, soft_wrap=True))
 
@@ -330,9 +330,9 @@ def _on_stderr() -> "Observer":
 def _train_and_report(what: "Path | object") -> None:
     """what: a run folder to go on with, or a config to start."""
     from selfcorrect.config import LabBaseConfig, TrainConfig
-    from selfcorrect.display import make_observer
     from selfcorrect.report import write_report
-    from selfcorrect.run import resume, start
+    from selfcorrect.runs.display import make_observer
+    from selfcorrect.runs.run import resume, start
 
     if isinstance(what, LabBaseConfig):
         from selfcorrect.lab.base import train_base

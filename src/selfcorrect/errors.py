@@ -1,4 +1,4 @@
-"""Errors meant for the user (floor 0): one clear line each, shown without a traceback.
+"""Errors meant for the user: one clear line each, shown without a traceback.
 
 Each inherits the standard type it refines, so callers may catch either.
 """

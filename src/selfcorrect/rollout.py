@@ -1,4 +1,4 @@
-"""`play`: attempt 1, correction prompt, attempt 2 (... attempt A), graded (floor 4; no torch, no objective).
+"""`play`: attempt 1, correction prompt, attempt 2 (... attempt A), graded (no torch, no objective).
 
 The correction prompt never needs a grade, so attempt a is graded in a thread while attempt a+1 is sampled:
 
@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
-from selfcorrect.chat import Chat
 from selfcorrect.config import SelfRefineConfig
+from selfcorrect.models.chat import Chat
 from selfcorrect.samplers.base import Sampler
 from selfcorrect.seeds import derive_seed
 from selfcorrect.tasks.base import Task

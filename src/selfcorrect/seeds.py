@@ -1,4 +1,4 @@
-"""Seeds from a path of names and numbers (floor 0): no `seed + i`, so no two streams overlap."""
+"""Seeds from a path of names and numbers: no `seed + i`, so no two streams overlap."""
 
 import hashlib
 

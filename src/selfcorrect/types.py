@@ -1,4 +1,4 @@
-"""The records that travel through one training step (floor 0: stdlib only).
+"""The records that travel through one training step (stdlib only).
 
     problems -> play -> grade -> credit -> baseline -> batch -> loss -> update -> record
 

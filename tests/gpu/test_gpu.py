@@ -8,12 +8,12 @@ import pytest
 import torch
 
 import selfcorrect
-from selfcorrect.batching import make_batch
 from selfcorrect.config import CountdownConfig, LabBaseConfig, ModelConfig
 from selfcorrect.lab.base import CORRECTION, PROMPT, build_model, build_tokenizer
-from selfcorrect.losses import token_loss
-from selfcorrect.models import LanguageModel, load_model, wrap
-from selfcorrect.policy import trained_logits
+from selfcorrect.learning.batching import make_batch
+from selfcorrect.learning.losses import token_loss
+from selfcorrect.learning.policy import trained_logits
+from selfcorrect.models.loading import LanguageModel, load_model, wrap
 from selfcorrect.rollout import play
 from selfcorrect.samplers.transformers import TransformersSampler
 from selfcorrect.tasks.countdown import Countdown

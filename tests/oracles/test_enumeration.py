@@ -13,10 +13,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from selfcorrect import losses
-from selfcorrect.batching import Batch, make_batch, micro_batches
-from selfcorrect.losses import KLEstimator, TokenLoss, token_loss
-from selfcorrect.objectives import Credit, advantages, advantages_given_history, multi_turn
+from selfcorrect.learning import losses
+from selfcorrect.learning.batching import Batch, make_batch, micro_batches
+from selfcorrect.learning.losses import KLEstimator, TokenLoss, token_loss
+from selfcorrect.learning.objectives import Credit, advantages, advantages_given_history, multi_turn
 from tests.oracles.toy import ALPHA, OBJECTIVES, Objective, Toy, exact_gradient, make_toy
 
 TOLERANCE = 1e-12

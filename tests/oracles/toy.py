@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from selfcorrect.objectives import Credit, annealed, multi_turn, single_turn, stage_one, stage_two
+from selfcorrect.learning.objectives import Credit, annealed, multi_turn, single_turn, stage_one, stage_two
 from selfcorrect.types import Attempt, Completion, Grade, Outcome, Problem, Rollout
 
 BETA1, BETA2, ALPHA = 0.3, 0.5, 10.0

@@ -20,8 +20,8 @@ from selfcorrect.compare.page import headline
 from selfcorrect.compare.plan import check, merge, repair_jobs, search_jobs, table_jobs
 from selfcorrect.compare.results import read_answers, summarize
 from selfcorrect.config import CompareConfig, TrainConfig
+from selfcorrect.config.recipe import load_recipe, validate
 from selfcorrect.errors import ConfigError, DataError
-from selfcorrect.recipe import load_recipe, validate
 from selfcorrect.tasks.countdown import Countdown
 from tests.support.processes import alive
 from tests.support.runs import lucky_grade, read_rows, recipe

@@ -11,12 +11,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-from selfcorrect import checkpoint, cli
-from selfcorrect.checkpoint import load_newest
-from selfcorrect.display import Observer
+from selfcorrect import cli
 from selfcorrect.errors import CheckpointError
-from selfcorrect.run import resume
-from selfcorrect.training import StepResult
+from selfcorrect.learning.record import StepResult
+from selfcorrect.runs import checkpoint
+from selfcorrect.runs.checkpoint import load_newest
+from selfcorrect.runs.display import Observer
+from selfcorrect.runs.run import resume
 from tests.run.conftest import Whole
 from tests.support.runs import check_same, go, recipe
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from selfcorrect.checkpoint import load_newest
-from selfcorrect.display import Observer
-from selfcorrect.run import resume
+from selfcorrect.runs.checkpoint import load_newest
+from selfcorrect.runs.display import Observer
+from selfcorrect.runs.run import resume
 from tests.run.conftest import Whole
 from tests.support.runs import check_same, read_rows, recipe
 

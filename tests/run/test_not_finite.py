@@ -10,11 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from selfcorrect import losses, training
 from selfcorrect.errors import NumericalError
-from selfcorrect.losses import TokenLoss
-from selfcorrect.run import _Loop
-from selfcorrect.training import StepResult, Trainer
+from selfcorrect.learning import losses, training
+from selfcorrect.learning.losses import TokenLoss
+from selfcorrect.learning.record import StepResult
+from selfcorrect.learning.training import Trainer
+from selfcorrect.runs.loop import Loop
 from tests.support.runs import go, read_rows, recipe
 
 pytestmark = pytest.mark.usefixtures("lucky")
@@ -99,13 +100,13 @@ def test_ten_in_a_row_end_the_run(model: Path, tmp_path: Path, monkeypatch: pyte
 def test_nine_in_a_row_and_a_good_one_go_on(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Watch(monkeypatch, {*range(2, 11), *range(12, 21)}, SPOILS["loss"][0])
     kept: list[Trainer] = []
-    step = _Loop._step
+    step = Loop._step
 
-    def watched(loop: _Loop) -> None:
+    def watched(loop: Loop) -> None:
         kept.append(loop.trainer)
         step(loop)
 
-    monkeypatch.setattr(_Loop, "_step", watched)
+    monkeypatch.setattr(Loop, "_step", watched)
     rows = read_rows(go(long_recipe(tmp_path, model, 21)) / "metrics.jsonl")
     assert [row["step"] for row in rows if not row["skipped"]] == [1, 11, 21]
     assert (kept[-1].progress.skipped, kept[-1].progress.bad_in_a_row) == (18, 0)

@@ -11,10 +11,10 @@ import pytest
 import yaml
 
 from selfcorrect import cli
-from selfcorrect.chat import Chat
 from selfcorrect.config import CodeConfig, MathConfig, TaskConfig, TrainConfig
-from selfcorrect.models import load_model
-from selfcorrect.recipe import load_recipe
+from selfcorrect.config.recipe import load_recipe
+from selfcorrect.models.chat import Chat
+from selfcorrect.models.loading import load_model
 from selfcorrect.rollout import play
 from selfcorrect.samplers.scripted import ScriptedSampler
 from selfcorrect.tasks import make_task

@@ -10,11 +10,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from selfcorrect.checkpoint import Checkpoint, load_newest, save, saved
-from selfcorrect.display import Observer
 from selfcorrect.errors import CheckpointError, ConfigError, TrainingInterrupted
-from selfcorrect.run import alone, resume
-from selfcorrect.training import StepResult, Trainer
+from selfcorrect.learning.record import StepResult
+from selfcorrect.learning.training import Trainer
+from selfcorrect.runs.checkpoint import Checkpoint, load_newest, save, saved
+from selfcorrect.runs.display import Observer
+from selfcorrect.runs.interrupts import alone
+from selfcorrect.runs.run import resume
 from tests.run.conftest import Whole
 from tests.support.runs import KillPoint, Process, StopAt, check_same, go, read_rows, recipe
 from tests.support.tiny import tiny_lm

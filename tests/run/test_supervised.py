@@ -7,15 +7,17 @@ from typing import Any
 import pytest
 import torch
 
-from selfcorrect.batching import make_batch
-from selfcorrect.display import Observer
 from selfcorrect.errors import ConfigError, DataError
-from selfcorrect.policy import weights
+from selfcorrect.learning.batching import make_batch
+from selfcorrect.learning.credit import credit_of
+from selfcorrect.learning.record import Progress
+from selfcorrect.learning.supervised import Collection, supervised_step
+from selfcorrect.learning.training import Trainer
+from selfcorrect.models.weights import weights
+from selfcorrect.runs.display import Observer
 from selfcorrect.samplers.transformers import TransformersSampler
-from selfcorrect.supervised import Collection, supervised_step
 from selfcorrect.tasks import make_task
 from selfcorrect.tasks.countdown import Countdown
-from selfcorrect.training import Progress, Trainer, credit_of
 from selfcorrect.types import Rollout
 from tests.run.conftest import ENDS
 from tests.support.rollouts import rollout_of_ids
@@ -136,7 +138,7 @@ def test_offline_first_attempts_carry_no_gradient(monkeypatch: pytest.MonkeyPatc
         made.append((rollouts, make_batch(rollouts, *rest)))
         return made[-1][1]
 
-    monkeypatch.setattr("selfcorrect.training.make_batch", kept)
+    monkeypatch.setattr("selfcorrect.learning.training.make_batch", kept)
     result = trainer.train_step()
     rollouts, batch = made[0]
     assert [r.attempts[0].sampled for r in rollouts] == [False] * 4 + [True] * 4

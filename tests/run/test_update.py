@@ -9,13 +9,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from selfcorrect.batching import Batch, make_batch
-from selfcorrect.models import LanguageModel
-from selfcorrect.prompts import SharedPrompts
+from selfcorrect.learning.batching import Batch, make_batch
+from selfcorrect.learning.prompts import SharedPrompts
+from selfcorrect.learning.record import Update
+from selfcorrect.learning.training import Trainer
+from selfcorrect.models.loading import LanguageModel
 from selfcorrect.rollout import play
 from selfcorrect.samplers.transformers import TransformersSampler
 from selfcorrect.tasks import make_task
-from selfcorrect.training import Trainer, Update
 from selfcorrect.types import SamplingParams
 from tests.run.conftest import ENDS
 from tests.support.runs import config

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from selfcorrect.models import wrap
+from selfcorrect.models.loading import wrap
 from tests.support.templates import PLAIN, byte_tokenizer
 
 

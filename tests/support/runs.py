@@ -19,15 +19,16 @@ from typing import Any
 
 from selfcorrect import cli
 from selfcorrect.config import TrainConfig
-from selfcorrect.display import Observer
-from selfcorrect.recipe import validate
-from selfcorrect.run import resume, start
+from selfcorrect.config.recipe import validate
+from selfcorrect.learning.record import StepResult
+from selfcorrect.learning.training import Trainer
+from selfcorrect.runs.display import Observer
+from selfcorrect.runs.run import resume, start
 from selfcorrect.tasks.countdown import Countdown
-from selfcorrect.training import StepResult, Trainer
 from selfcorrect.types import Grade, Outcome, Problem
 
 PRELOAD = [
-    "selfcorrect.run", "selfcorrect.cli", "safetensors.torch", "transformers.models.llama.modeling_llama",
+    "selfcorrect.runs.run", "selfcorrect.cli", "safetensors.torch", "transformers.models.llama.modeling_llama",
     "transformers.models.auto.modeling_auto", "transformers.models.auto.tokenization_auto",
 ]  # fmt: skip
 NOT_REPEATED = ("seconds", "seconds_by_part", "tokens_per_second")

@@ -6,15 +6,14 @@ from typing import Any
 
 import pytest
 
-from selfcorrect.alarms import WINDOW, Watch, alarms, first_change
 from selfcorrect.config import TrainConfig
-from selfcorrect.display import Observer
-from selfcorrect.evaluation import Evaluation
-from selfcorrect.metrics import Estimate, Summary, summarize
-from selfcorrect.recipe import validate
-from selfcorrect.run import evaluation_row
-from selfcorrect.runlog import RunFolder
-from selfcorrect.sentry import Sentry
+from selfcorrect.config.recipe import validate
+from selfcorrect.evaluation.alarms import WINDOW, Watch, alarms, first_change
+from selfcorrect.evaluation.evaluate import Evaluation
+from selfcorrect.evaluation.metrics import Estimate, Summary, summarize
+from selfcorrect.runs.display import Observer
+from selfcorrect.runs.folder import RunFolder, evaluation_row
+from selfcorrect.runs.sentry import Sentry
 from selfcorrect.types import Attempt, Completion, Grade, Outcome, Problem, Rollout
 from tests.support.runs import recipe
 

@@ -13,10 +13,10 @@ from selfcorrect.analysis import analyse
 from selfcorrect.analysis.edits import edit_figure, edit_ratio
 from selfcorrect.analysis.flow import flow_figure
 from selfcorrect.analysis.read import Row
+from selfcorrect.analysis.scaling import sample_pools
 from selfcorrect.analysis.training import attempts_figure, fixed_figure, progress_figures
 from selfcorrect.analysis.votes import Pool, budgets_up_to, read_pools, scale_figure, scaling, vote_key
 from selfcorrect.errors import ConfigError, DataError
-from selfcorrect.scaling import sample_pools
 from selfcorrect.tasks.countdown import Countdown
 from selfcorrect.types import SamplingParams
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from selfcorrect.batching import Batch, make_batch, micro_batches
-from selfcorrect.losses import KLEstimator, token_loss
+from selfcorrect.learning.batching import Batch, make_batch, micro_batches
+from selfcorrect.learning.losses import KLEstimator, token_loss
 from selfcorrect.types import Rollout
 from tests.support.rollouts import rollout_of_ids
 

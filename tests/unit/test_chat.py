@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from selfcorrect.chat import Chat
 from selfcorrect.errors import ModelError
 from selfcorrect.lab.base import build_tokenizer
+from selfcorrect.models.chat import Chat
 from tests.support.templates import (
     FILLS_HISTORY,
     GEMMA_LIKE,

@@ -19,8 +19,8 @@ from selfcorrect.config import (
     StageTwo,
     TrainConfig,
 )
+from selfcorrect.config.recipe import dump, load_recipe, validate
 from selfcorrect.errors import ConfigError
-from selfcorrect.recipe import dump, load_recipe, validate
 
 RECIPE = """\
 name: demo

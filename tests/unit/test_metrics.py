@@ -6,7 +6,7 @@ import random
 import pytest
 from scipy.stats import binomtest
 
-from selfcorrect.metrics import Estimate, paired_difference, share, summarize
+from selfcorrect.evaluation.metrics import Estimate, paired_difference, share, summarize
 from selfcorrect.types import Outcome, Rollout
 from tests.support.rollouts import graded
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from selfcorrect.batching import make_batch
-from selfcorrect.losses import KLEstimator, token_loss
-from selfcorrect.objectives import (
+from selfcorrect.learning.batching import make_batch
+from selfcorrect.learning.losses import KLEstimator, token_loss
+from selfcorrect.learning.objectives import (
     Credit,
     advantages,
     advantages_given_history,

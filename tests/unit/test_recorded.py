@@ -10,7 +10,7 @@ import pytest
 import selfcorrect
 from selfcorrect.analysis import analyse
 from selfcorrect.errors import ConfigError, DataError
-from selfcorrect.recorded import grade_recorded, read_recorded
+from selfcorrect.evaluation.recorded import grade_recorded, read_recorded
 from selfcorrect.samplers.recorded import RecordedSampler, TextChat
 from selfcorrect.tasks.math import MathTask
 from selfcorrect.types import Grade, SamplingParams

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from selfcorrect.resampling import bootstrap, draws, mcnemar, mean_over_seeds, ratio, weighted_mean
+from selfcorrect.evaluation.resampling import bootstrap, draws, mcnemar, mean_over_seeds, ratio, weighted_mean
 
 
 @pytest.mark.parametrize(("up", "down"), [(0, 0), (1, 0), (5, 5), (3, 12), (40, 22), (700, 900)])

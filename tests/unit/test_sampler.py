@@ -13,10 +13,10 @@ import torch
 from scipy.stats import chi2
 from torch import Tensor
 
-from selfcorrect.batching import make_batch
-from selfcorrect.losses import token_loss
-from selfcorrect.models import LanguageModel
-from selfcorrect.policy import trained_logits
+from selfcorrect.learning.batching import make_batch
+from selfcorrect.learning.losses import token_loss
+from selfcorrect.learning.policy import trained_logits
+from selfcorrect.models.loading import LanguageModel
 from selfcorrect.samplers.slots import SlotCache
 from selfcorrect.samplers.transformers import TransformersSampler
 from selfcorrect.types import Attempt, Completion, Grade, Outcome, Problem, Rollout, SamplingParams

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from selfcorrect.chat import Chat
 from selfcorrect.config import CountdownConfig
 from selfcorrect.errors import DataError
+from selfcorrect.learning.traces import epochs, fixes, pair_traces, read_traces, star_traces, write_traces
+from selfcorrect.models.chat import Chat
 from selfcorrect.tasks.countdown import Countdown
-from selfcorrect.traces import epochs, fixes, pair_traces, read_traces, star_traces, write_traces
 from selfcorrect.types import Attempt, Completion, Grade, Outcome, Problem, Rollout
 from tests.support.tiny import tiny_lm
 

@@ -1,4 +1,4 @@
-"""The paper's figures from what a run folder, or a file of graded attempts, holds (floor 5).
+"""The paper's figures from what a run folder, or a file of graded attempts, holds.
 
 Each analysis is a function that returns a Figure: a vector drawing with its numbers. `analyse` writes all that apply.
 """

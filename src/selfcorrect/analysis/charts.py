@@ -1,4 +1,4 @@
-"""The two kinds of charts that the analyses draw (floor 5; pure): lines with intervals, and histograms."""
+"""The two kinds of charts that the analyses draw (pure): lines with intervals, and histograms."""
 
 import math
 from collections.abc import Sequence
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from selfcorrect.svg import Scale, drawing, element, line, number, text, ticks
+from selfcorrect.analysis.svg import Scale, drawing, element, line, number, text, ticks
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 460.0, 280.0, 46.0, 12.0, 58.0, 40.0
 

@@ -1,4 +1,4 @@
-"""How much attempt 2 changes (floor 5; Fig. 4): edit distance over the total length of both answers."""
+"""How much attempt 2 changes (Fig. 4): edit distance over the total length of both answers."""
 
 from collections.abc import Mapping, Sequence
 

@@ -1,4 +1,4 @@
-"""A figure of an analysis (floor 5): a vector drawing, its numbers as CSV, and what it says in words."""
+"""A figure of an analysis: a vector drawing, its numbers as CSV, and what it says in words."""
 
 import csv
 import re
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from markupsafe import Markup
 
-from selfcorrect.svg import text
+from selfcorrect.analysis.svg import text
 
 _BOX = re.compile(r'viewBox="0 0 ([0-9.]+) ([0-9.]+)"')
 

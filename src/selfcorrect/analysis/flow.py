@@ -1,4 +1,4 @@
-"""Where the answers go (floor 5): right or wrong, the same answer or another, from attempt 1 to the last."""
+"""Where the answers go: right or wrong, the same answer or another, from attempt 1 to the last."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from markupsafe import Markup
 
 from selfcorrect.analysis.figure import Figure
 from selfcorrect.analysis.read import Row
-from selfcorrect.svg import drawing, element, spread, text
+from selfcorrect.analysis.svg import drawing, element, spread, text
 
 _TOP, _HEIGHT, _GAP, _X0, _X1, _BAR = 34.0, 210.0, 16.0, 82.0, 270.0, 8.0
 

@@ -1,4 +1,4 @@
-"""What the analyses read (floor 5): the attempts that a run folder, or a file of graded attempts, holds."""
+"""What the analyses read: the attempts that a run folder, or a file of graded attempts, holds."""
 
 import json
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from selfcorrect.errors import DataError
-from selfcorrect.metrics import LEFT_OUT
+from selfcorrect.evaluation.metrics import LEFT_OUT
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""What happens while training (floor 5): Fig. 5 and Fig. 6, and accuracy over many attempts (Fig. 8)."""
+"""What happens while training: Fig. 5 and Fig. 6, and accuracy over many attempts (Fig. 8)."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -7,7 +7,7 @@ from typing import Any
 from selfcorrect.analysis.charts import Series, line_chart
 from selfcorrect.analysis.figure import Figure
 from selfcorrect.analysis.read import Row
-from selfcorrect.metrics import share
+from selfcorrect.evaluation.metrics import share
 
 _NAN = math.nan
 

@@ -1,4 +1,4 @@
-"""Majority votes over sampled solutions (floor 5; Fig. 1 right): K attempts, each corrected, against 2K attempts.
+"""Majority votes over sampled solutions (Fig. 1 right): K attempts, each corrected, against 2K attempts.
 
 Every budget draws its solutions from what was sampled once: first attempts, and a correction of the first half of them.
 
@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from selfcorrect.analysis.charts import Series, line_chart
 from selfcorrect.analysis.figure import Figure
+from selfcorrect.evaluation.metrics import Estimate
 from selfcorrect.grading.math_fast import canonical, squeeze
 from selfcorrect.grading.math_normal import Unreadable, normalize, parse
-from selfcorrect.metrics import Estimate
 
 
 @dataclass(frozen=True, slots=True)

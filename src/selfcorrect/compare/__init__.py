@@ -1,4 +1,4 @@
-"""`selfcorrect compare` (floor 10): many methods and seeds under one budget, one table.
+"""`selfcorrect compare`: many methods and seeds under one budget, one table.
 
 file -> plan (runs, what they share, budget) -> search -> runs -> answers -> page, Markdown, CSV
 """
@@ -25,8 +25,8 @@ from selfcorrect.compare.plan import (
 )
 from selfcorrect.compare.results import Answers, Result, read_answers, summarize
 from selfcorrect.config import CompareConfig
-from selfcorrect.run import alone
-from selfcorrect.runlog import environment, plain
+from selfcorrect.runs.folder import environment, plain
+from selfcorrect.runs.interrupts import alone
 
 __all__ = ["compare"]
 

@@ -1,4 +1,4 @@
-"""What a run samples and how often it updates, from its settings alone (floor 10)."""
+"""What a run samples and how often it updates, from its settings alone."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""Running the jobs of a comparison (floor 10): some at a time, each in a process of its own, none twice."""
+"""Running the jobs of a comparison: some at a time, each in a process of its own, none twice."""
 
 import os
 import shutil
@@ -9,12 +9,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from selfcorrect.checkpoint import atomic_folder
 from selfcorrect.compare.plan import Job
 from selfcorrect.config import Config, TrainConfig
+from selfcorrect.config.paths import absolute
+from selfcorrect.config.recipe import dump, load_recipe
 from selfcorrect.errors import ConfigError, TrainingInterrupted, UserError
-from selfcorrect.recipe import dump, load_recipe
-from selfcorrect.run import absolute
+from selfcorrect.runs.checkpoint import atomic_folder
 
 _POLL = 0.2
 _CHILD = (

@@ -1,15 +1,15 @@
-"""The comparison's results -> compare.html, compare.md and compare.csv (floor 10)."""
+"""The comparison's results -> compare.html, compare.md and compare.csv."""
 
 import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from selfcorrect.alarms import alarms
 from selfcorrect.compare.results import Result
 from selfcorrect.config import CompareConfig
-from selfcorrect.metrics import Estimate, Summary
-from selfcorrect.recipe import dump
+from selfcorrect.config.recipe import dump
+from selfcorrect.evaluation.alarms import alarms
+from selfcorrect.evaluation.metrics import Estimate, Summary
 from selfcorrect.report.page import fill, tidy
 from selfcorrect.report.paper import PAPER, SETTING, PaperRow
 from selfcorrect.report.pictures import accuracy_picture

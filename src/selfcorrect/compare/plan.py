@@ -1,4 +1,4 @@
-"""A comparison file -> the runs it needs (floor 10): which they are, what they share, what they cost."""
+"""A comparison file -> the runs it needs: which they are, what they share, what they cost."""
 
 import copy
 import hashlib
@@ -12,8 +12,8 @@ from typing import Any
 
 from selfcorrect.compare.budget import Account, account
 from selfcorrect.config import CompareConfig, MethodConfig, RLStage, SupervisedStage, TrainConfig
+from selfcorrect.config.recipe import validate
 from selfcorrect.errors import ConfigError
-from selfcorrect.recipe import validate
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Finished runs -> the numbers of the table (floor 10).
+"""Finished runs -> the numbers of the table.
 
 Axes: S seeds, P problems. Every run evaluated the same problems; those that a run could not grade are NaN in it.
 """
@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from selfcorrect.errors import DataError
-from selfcorrect.metrics import LEFT_OUT, Estimate
-from selfcorrect.resampling import Table, bootstrap, draws, mcnemar, mean_over_seeds, ratio, weighted_mean
+from selfcorrect.evaluation.metrics import LEFT_OUT, Estimate
+from selfcorrect.evaluation.resampling import Table, bootstrap, draws, mcnemar, mean_over_seeds, ratio, weighted_mean
 
 
 @dataclass(frozen=True, slots=True)

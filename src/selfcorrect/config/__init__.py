@@ -1,4 +1,4 @@
-"""Every setting of a recipe, as frozen models (floor 1). recipe.py reads them from YAML."""
+"""Every setting of a recipe, as frozen models. recipe.py reads them from YAML."""
 
 from selfcorrect.config.compare import BudgetConfig, CompareConfig, MethodConfig, SearchConfig
 from selfcorrect.config.run import (

@@ -15,11 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from selfcorrect.checkpoint import atomic_folder
 from selfcorrect.config import LabBaseConfig
 from selfcorrect.errors import ConfigError
 from selfcorrect.lab.corpus import AttemptMix, draw_attempts
-from selfcorrect.models import pick_device, pick_dtype, wrap
+from selfcorrect.models.loading import pick_device, pick_dtype, wrap
+from selfcorrect.runs.checkpoint import atomic_folder
 from selfcorrect.seeds import derive_seed
 from selfcorrect.tasks.countdown import split_of
 from selfcorrect.tasks.countdown_generator import OPERATORS, BoolArray, Candidates, Draws, IntArray, draw_problems

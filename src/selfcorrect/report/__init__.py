@@ -1,4 +1,4 @@
-"""A run folder as one page that explains itself (floor 6): `write_report(run)` -> `run/report.html`.
+"""A run folder as one page that explains itself: `write_report(run)` -> `run/report.html`.
 
 The page needs no network and no other file. It only reads what the run wrote, finished or not.
 """

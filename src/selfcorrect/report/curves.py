@@ -1,4 +1,4 @@
-"""Curves over training as SVG (floor 6; pure): the raw values faint, their mean over nearby steps on top."""
+"""Curves over training as SVG (pure): the raw values faint, their mean over nearby steps on top."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
+from selfcorrect.analysis.svg import SIZE, Scale, drawing, element, line, number, text, ticks
 from selfcorrect.report.load import Step
-from selfcorrect.svg import SIZE, Scale, drawing, element, line, number, text, ticks
 
 WIDTH, LEFT, RIGHT, TOP, BOTTOM = 360.0, 42.0, 8.0, 38.0, 34.0
 MAX_POINTS = 240  # of one line; more would only make the page heavier

@@ -1,4 +1,4 @@
-"""Run folder -> frozen records (floor 6; stdlib and yaml only).
+"""Run folder -> frozen records (stdlib and yaml only).
 
 A run is read while it is being written, so what a running process leaves half done (a torn last line, a section
 that is not there yet) is no error. What contradicts the documented shape is: a page with wrong numbers is worse
@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from selfcorrect.errors import DataError
-from selfcorrect.metrics import Estimate, Summary
+from selfcorrect.evaluation.metrics import Estimate, Summary
 from selfcorrect.report.rollouts import RolloutSource, read_sources
 
 BASE = "base"

@@ -1,4 +1,4 @@
-"""Run -> the page (floor 6). Everything the template shows is put together here; the template only lays it out.
+"""Run -> the page. Everything the template shows is put together here; the template only lays it out.
 
 Model text is hostile: it reaches the page escaped by Jinja's autoescape, or as JSON whose < > & are escaped, which
 page.js puts in place as text alone. A content policy with the script's own hash stands behind both.

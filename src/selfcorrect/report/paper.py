@@ -1,4 +1,4 @@
-"""The paper's own numbers (floor 6): Tables 1 to 4 of arXiv 2409.12917, in percent, to stand beside ours as theirs."""
+"""The paper's own numbers: Tables 1 to 4 of arXiv 2409.12917, in percent, to stand beside ours as theirs."""
 
 from dataclasses import dataclass
 

@@ -1,12 +1,12 @@
-"""The picture of evaluations as SVG (floor 6; pure): accuracy by attempt."""
+"""The picture of evaluations as SVG (pure): accuracy by attempt."""
 
 from collections.abc import Sequence
 
 from markupsafe import Markup
 
-from selfcorrect.metrics import Summary
+from selfcorrect.analysis.svg import Scale, drawing, element, line, text, ticks
+from selfcorrect.evaluation.metrics import Summary
 from selfcorrect.report.wording import percent, points
-from selfcorrect.svg import Scale, drawing, element, line, text, ticks
 
 
 def accuracy_picture(rows: Sequence[tuple[str, Summary]]) -> Markup:

@@ -1,4 +1,4 @@
-"""Rollouts for the browser of the page: sorted by what became of the answer, and few enough to embed (floor 6).
+"""Rollouts for the browser of the page: sorted by what became of the answer, and few enough to embed.
 
 The page must stay small enough to send around, so each category of each source keeps an evenly spread part
 within its share of one budget; the totals are kept, so the page can say how many of how many it shows.
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from selfcorrect.errors import DataError
-from selfcorrect.metrics import LEFT_OUT
+from selfcorrect.evaluation.metrics import LEFT_OUT
 from selfcorrect.types import Outcome
 
 CATEGORIES = ("fixed", "broken", "kept_right", "kept_wrong", "left_out")

@@ -1,10 +1,10 @@
-"""The page's tables as plain cells (floor 6; pure): what is shown, already rounded and worded."""
+"""The page's tables as plain cells (pure): what is shown, already rounded and worded."""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from selfcorrect.metrics import Estimate, Summary
+from selfcorrect.evaluation.metrics import Estimate, Summary
 from selfcorrect.report.load import Evaluation
 from selfcorrect.report.paper import PAPER, SETTING, PaperRow, fix_rate, setting_of
 from selfcorrect.report.wording import capital, interval, percent, points, sign

@@ -1,4 +1,4 @@
-"""Numbers -> sentences (floor 6; pure). What a sentence claims is decided here, by intervals, never by hope.
+"""Numbers -> sentences (pure). What a sentence claims is decided here, by intervals, never by hope.
 
 Two evaluations are compared as independent shares by Newcombe's interval. They mostly ask the same problems, so
 this is on the careful side: it claims a difference later than a paired interval would.
@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from selfcorrect.metrics import Estimate, Summary, difference
+from selfcorrect.evaluation.metrics import Estimate, Summary, difference
 from selfcorrect.report.load import Evaluation, Run
 
 MINUS = "\N{MINUS SIGN}"

@@ -1,4 +1,4 @@
-"""What a sampler is (floor 3). Engines differ in speed only; nothing above this file knows which one runs."""
+"""What a sampler is. Engines differ in speed only; nothing above this file knows which one runs."""
 
 from collections.abc import Sequence
 from typing import Any, Protocol

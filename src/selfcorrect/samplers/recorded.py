@@ -4,8 +4,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from selfcorrect.chat import Chat
 from selfcorrect.errors import DataError
+from selfcorrect.models.chat import Chat
 from selfcorrect.types import Completion, SamplingParams
 
 _TURN = {"user": "\n[user]\n", "assistant": "\n[assistant]\n"}

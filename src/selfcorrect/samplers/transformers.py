@@ -1,4 +1,4 @@
-"""Sampling with a transformers model, for groups of rollouts over several attempts (floor 3).
+"""Sampling with a transformers model, for groups of rollouts over several attempts.
 
 Three things keep the work down, all inside one call or between two:
 - a prompt shared by a group is prefilled once, and its keys and values are handed to every row;
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from selfcorrect.errors import ModelError
-from selfcorrect.models import LanguageModel
+from selfcorrect.models.loading import LanguageModel
 from selfcorrect.samplers.slots import SlotCache
 from selfcorrect.types import Completion, SamplingParams
 

@@ -1,4 +1,4 @@
-"""Traces (floor 5): pairs of attempts that Pair-SFT and STaR fine-tune on; how they are chosen, and their files.
+"""Traces: pairs of attempts that Pair-SFT and STaR fine-tune on; how they are chosen, and their files.
 
 A trace is a Rollout of two attempts whose first carries no gradient. Files hold one JSON object a line, to be read,
 filtered and used again (`traces:` of a stage); docs/methods.md has the fields.
@@ -12,9 +12,9 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from selfcorrect.chat import Chat
 from selfcorrect.errors import DataError
-from selfcorrect.metrics import LEFT_OUT
+from selfcorrect.evaluation.metrics import LEFT_OUT
+from selfcorrect.models.chat import Chat
 from selfcorrect.seeds import derive_seed
 from selfcorrect.tasks.base import Task
 from selfcorrect.types import Attempt, Completion, Grade, Outcome, Problem, Rollout

@@ -1,13 +1,13 @@
-"""Small evaluations while training (floor 7): is attempt 2 better after fixed first attempts, or its own (Fig. 5)?"""
+"""Small evaluations while training: is attempt 2 better after fixed first attempts, or its own (Fig. 5)?"""
 
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from selfcorrect.metrics import summarize
+from selfcorrect.evaluation.metrics import summarize
+from selfcorrect.learning.training import Trainer
 from selfcorrect.rollout import play
 from selfcorrect.seeds import derive_seed
-from selfcorrect.training import Trainer
 from selfcorrect.types import Completion, Problem, SamplingParams
 
 

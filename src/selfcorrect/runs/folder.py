@@ -1,4 +1,4 @@
-"""The run folder (floor 4): everything that can be shown later is written here. docs/run_folder.md has the schema."""
+"""The run folder: everything that can be shown later is written here. docs/run_folder.md has the schema."""
 
 import contextlib
 import dataclasses
@@ -10,6 +10,7 @@ import os
 import platform
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,10 @@ import torch
 
 from selfcorrect import __version__
 from selfcorrect.config import TrainConfig
+from selfcorrect.config.recipe import dump
 from selfcorrect.errors import CheckpointError, ConfigError
-from selfcorrect.metrics import LEFT_OUT
-from selfcorrect.recipe import dump
+from selfcorrect.evaluation.evaluate import Evaluation
+from selfcorrect.evaluation.metrics import LEFT_OUT
 from selfcorrect.types import Rollout
 
 _VERSIONS = ("torch", "transformers", "tokenizers", "numpy")
@@ -272,3 +274,27 @@ def _processor() -> str:
         return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
+
+
+def evaluation_row(evaluation: Evaluation) -> dict[str, Any]:
+    """An evaluation as docs/run_folder.md has it, without its rollouts."""
+    return {
+        "name": evaluation.name,
+        "step": evaluation.step,
+        "task": evaluation.task,
+        "split": evaluation.split,
+        "decoding": evaluation.decoding,
+        "seconds": evaluation.seconds,
+        "summary": asdict(evaluation.summary),
+        "sampled": asdict(evaluation.sampled) if evaluation.sampled else None,
+        "controls": {name: asdict(summary) for name, summary in evaluation.controls},
+        "external": [{"path": name, "summary": asdict(summary)} for name, summary in evaluation.external],
+    }
+
+
+def keep_evaluation(path: Path, config: TrainConfig, evaluation: Evaluation, notes: Sequence[str]) -> None:
+    """A run folder that holds one evaluation and no training; `write_report` shows it."""
+    if (path / "config.yaml").exists():
+        raise ConfigError(f"{path} already holds a run; choose another name=..., or --output")
+    folder = RunFolder.create(path, config, evaluation.name, notes, trackers=False)
+    folder.write_evaluation(evaluation.name, evaluation_row(evaluation), evaluation.rollouts)

@@ -1,12 +1,12 @@
-"""Sampling for inference-compute scaling (floor 9): every solution once, into a file; analysis/votes.py counts them."""
+"""Sampling for inference-compute scaling: every solution once, into a file; analysis/votes.py counts them."""
 
 import json
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from selfcorrect.analysis.votes import Pool, read_pools, vote_key
-from selfcorrect.chat import Chat
 from selfcorrect.errors import ConfigError
+from selfcorrect.models.chat import Chat
 from selfcorrect.rollout import play
 from selfcorrect.samplers.base import Sampler
 from selfcorrect.seeds import derive_seed

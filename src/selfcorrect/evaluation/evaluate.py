@@ -1,4 +1,4 @@
-"""Evaluation (floor 5): problems -> play (greedy) -> grade -> summarize. Imports no training code.
+"""Evaluation: problems -> play (greedy) -> grade -> summarize. Imports no training code.
 
 Two controls ask whether attempt 2 reads attempt 1: before attempt 2 is written, attempt 1 is replaced by the
 attempt of another problem (`swapped`), or by another one at the same problem, sampled at temperature 1
@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from selfcorrect.chat import Chat
 from selfcorrect.config import SelfRefineConfig, TrainConfig
 from selfcorrect.errors import ConfigError
-from selfcorrect.metrics import Summary, summarize
+from selfcorrect.evaluation.metrics import Summary, summarize
+from selfcorrect.models.chat import Chat
 from selfcorrect.rollout import play
 from selfcorrect.samplers.base import Sampler
 from selfcorrect.seeds import derive_seed

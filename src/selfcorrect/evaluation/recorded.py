@@ -1,4 +1,4 @@
-"""Recorded completions: real model outputs, graded and counted without a model (floor 5). docs/recorded.md: the format.
+"""Recorded completions: real model outputs, graded and counted without a model. docs/recorded.md: the format.
 
 A row names its problem by `task_id`, or holds what grading needs (math: gold, answer or solution; code: tests). Its
 attempts are the list `attempts`, or one text under response, completion or program.

@@ -1,4 +1,4 @@
-"""Two ways to look better than one is (floor 2; pure): sandbagging and collapse to copying, told in words.
+"""Two ways to look better than one is (pure): sandbagging and collapse to copying, told in words.
 
 Sandbagging: attempt 1 falls under the base model's, so that attempt 2 has more to mend. Copying: attempt 2 repeats
 attempt 1 on most problems and more often than the base model's did, and gains nothing by it.
@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from statistics import fmean, stdev
 
-from selfcorrect.metrics import LEFT_OUT, Estimate, Summary, difference, paired_difference
+from selfcorrect.evaluation.metrics import LEFT_OUT, Estimate, Summary, difference, paired_difference
 from selfcorrect.types import Rollout
 
 COPIES = 0.7  # share of unchanged answers from which on it may be called copying

@@ -1,4 +1,4 @@
-"""Recipes: YAML and `key=value` overrides -> a validated config (floor 2).
+"""Recipes: YAML and `key=value` overrides -> a validated config.
 
 A recipe is refused before any model is loaded: unknown keys with the nearest known name, wrong types and
 contradicting values, each with the file and line, or the override, it came from.

@@ -1,4 +1,4 @@
-"""The paper's metrics with 95 % intervals (floor 1; pure, stdlib only).
+"""The paper's metrics with 95 % intervals (pure, stdlib only).
 
 Shares of problems carry Wilson's interval; differences between attempts an interval for matched pairs, since
 both attempts answer the same problem. Rollouts the grader failed on, and problems the model cannot read,

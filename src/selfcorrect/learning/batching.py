@@ -1,4 +1,4 @@
-"""Rollouts -> one Batch of padded sequences, each carrying all its attempts (floor 3).
+"""Rollouts -> one Batch of padded sequences, each carrying all its attempts.
 
     token_ids    p p p  a a e  c c c  b b e  0 0      p prompt, a attempt 1, c correction turn, b attempt 2, e end
     attempt      0 0 0  1 1 1  0 0 0  2 2 2  0 0      0: not sampled by the policy, never trained on

@@ -1,4 +1,4 @@
-"""Checkpoints: written atomically, verified on load, the newest damaged one passed over (floor 4).
+"""Checkpoints: written atomically, verified on load, the newest damaged one passed over.
 
 A folder appears under its final name only when every byte of it is on disk. It holds tensors.safetensors,
 state.json and manifest.json with the SHA-256 of the other two; nothing in it is unpickled. Model folders carry

@@ -1,4 +1,4 @@
-"""Rewards -> Credit -> advantages: every objective as a pure function (floor 3).
+"""Rewards -> Credit -> advantages: every objective as a pure function.
 
 Axes: B rollouts (a problem's G rollouts stand together), A attempts. The KL terms are not in the returns:
 they depend on tokens, and losses.py adds them inside each attempt's return with the coefficients given here.

@@ -1,4 +1,4 @@
-"""Training (floor 6): `train_step` is the straight line of the design; `Trainer` holds what lasts from step to step.
+"""Training: `train_step` is the straight line of the design; `Trainer` holds what lasts from step to step.
 
     problems -> play -> grade -> credit -> advantages -> batch -> loss -> update -> record
 
@@ -6,112 +6,33 @@ Axes: B rollouts, A attempts, T tokens.
 """
 
 import math
-import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from selfcorrect import objectives
-from selfcorrect.batching import Batch, make_batch, micro_batches
 from selfcorrect.config import (
-    AlgorithmConfig,
-    Annealed,
-    MultiTurn,
     RLStage,
     SingleTurn,
     StageBase,
     StageOne,
-    StageTwo,
     TrainConfig,
 )
 from selfcorrect.errors import NumericalError
-from selfcorrect.losses import token_loss
-from selfcorrect.metrics import is_unchanged
-from selfcorrect.models import LanguageModel
-from selfcorrect.objectives import Credit
-from selfcorrect.policy import learning_rate, make_optimizer, trained_logits
-from selfcorrect.prompts import SharedPrompts
+from selfcorrect.evaluation.metrics import is_unchanged
+from selfcorrect.learning.batching import Batch, make_batch, micro_batches
+from selfcorrect.learning.credit import advantages_of, credit_of, is_included
+from selfcorrect.learning.losses import token_loss
+from selfcorrect.learning.policy import learning_rate, make_optimizer, trained_logits
+from selfcorrect.learning.prompts import SharedPrompts
+from selfcorrect.learning.record import Clock, Progress, StepResult, Update
+from selfcorrect.models.loading import LanguageModel
 from selfcorrect.rollout import Waiting, play
 from selfcorrect.samplers.base import Sampler
 from selfcorrect.seeds import derive_seed
 from selfcorrect.tasks.base import Task
-from selfcorrect.types import Completion, Outcome, Problem, Rollout, SamplingParams
+from selfcorrect.types import Completion, Problem, Rollout, SamplingParams
 
 BAD_STEPS_ALLOWED = 10
-
-
-@dataclass(slots=True)
-class Progress:
-    """Where a run stands: all that a checkpoint needs beside weights and optimiser."""
-
-    stage: int = 0  # index into config.stages
-    stage_step: int = 0  # steps done in this stage
-    step: int = 0  # steps done in the run
-    smoothed_reward: float | None = None
-    best_reward: float | None = None  # highest smoothed reward at a checkpoint of this stage
-    bad_in_a_row: int = 0
-    skipped: int = 0
-    beta2: float | None = None  # where the stage adapts it
-
-
-@dataclass(slots=True)
-class StepResult:
-    """What one step did; a row of metrics.jsonl. Lists have one entry an attempt; kl in nats an attempt.
-
-    Rewards, delta, fixed, broken and unchanged are over rollouts whose first attempt the policy wrote, where there are
-    any. completions: how many were sampled for this step. A supervised step leaves empty what it has not.
-    """
-
-    step: int
-    stage: str
-    stage_step: int
-    rewards: list[float]
-    smoothed_reward: float
-    delta: float
-    fixed: float
-    broken: float
-    unchanged: float
-    kl: list[float]
-    entropy: list[float]
-    loss: float
-    grad_norm: float
-    learning_rate: float
-    sampler_gap: float
-    completions: int
-    sampled_tokens: int
-    tokens_per_second: float
-    seconds: float
-    seconds_by_part: dict[str, float]
-    grader_failed: int
-    truncated: list[float]
-    skipped: bool
-    skip_reason: str
-    beta2: float | None = None
-    rollouts: list[Rollout] = field(default_factory=list, repr=False)
-
-    def row(self) -> dict[str, Any]:
-        return {key: value for key, value in asdict_shallow(self).items() if key != "rollouts"}
-
-
-@dataclass(slots=True)
-class Update:
-    """What the gradient step saw. Sums over the included rollouts, by attempt; rows_A: how many train the attempt."""
-
-    loss: float
-    grad_norm: float
-    kl_A: Tensor
-    neg_logprob_A: Tensor
-    gap_A: Tensor
-    tokens_A: Tensor
-    rows_A: Tensor
-    skip_reason: str
-
-    @property
-    def mean_kl_A(self) -> Tensor:
-        return self.kl_A / self.rows_A.clamp(min=1)
 
 
 class Trainer:
@@ -311,76 +232,7 @@ class Trainer:
         )
 
 
-class Clock:
-    """Seconds by part of a step."""
-
-    def __init__(self) -> None:
-        self._began = self._last = time.perf_counter()
-        self.parts: dict[str, float] = {}
-
-    def lap(self, part: str) -> None:
-        now = time.perf_counter()
-        self.parts[part] = self.parts.get(part, 0.0) + now - self._last
-        self._last = now
-
-    def move(self, part: str, other: str, seconds: float) -> None:
-        """Count `seconds` of one part as another's."""
-        self.parts[part] -= seconds
-        self.parts[other] = self.parts.get(other, 0.0) + seconds
-
-    @property
-    def total(self) -> float:
-        return self._last - self._began
-
-
-def credit_of(stage: StageBase, rewards_BA: Tensor, progress: Progress | None = None) -> Credit:
-    """The objective a recipe's stage names, applied to rewards. progress: where the stage stands."""
-    at = progress or Progress()
-    match stage:
-        case StageOne():
-            return objectives.stage_one(rewards_BA, stage.beta1, stage.beta2 if at.beta2 is None else at.beta2)
-        case StageTwo():
-            return objectives.stage_two(rewards_BA, stage.beta1, stage.alpha, stage.gamma)
-        case Annealed():
-            done = at.stage_step / stage.steps
-            share = min(1.0, max(0.0, (done - stage.begin) / max(1e-9, stage.end - stage.begin)))
-            return objectives.annealed(rewards_BA, stage.beta1, stage.beta2, stage.alpha, share)
-        case SingleTurn():
-            return objectives.single_turn(rewards_BA, stage.beta1)
-        case MultiTurn():
-            last_only = stage.rewarded == "last"
-            return objectives.multi_turn(rewards_BA, stage.beta1, last_only=last_only, gamma=stage.gamma)
-        case _:
-            raise AssertionError(f"no objective for {type(stage).__name__}")
-
-
-def advantages_of(
-    algorithm: AlgorithmConfig, credit: Credit, rewards_BA: Tensor, included_B: Tensor, group: int
-) -> Tensor:
-    """The baseline a recipe names, applied to credit."""
-    if algorithm.baseline == "leave_one_out_given_history":
-        return objectives.advantages_given_history(credit, rewards_BA, included_B, group)
-    leave_one_out = algorithm.baseline == "leave_one_out"
-    return objectives.advantages(
-        credit.returns_BA, included_B, group, leave_one_out=leave_one_out, normalize_std=algorithm.normalize_std
-    )
-
-
-def is_included(rollout: Rollout) -> bool:
-    """False where the grader failed or nothing could be sampled: such rollouts teach nothing."""
-    left_out = {Outcome.GRADER_FAILED, Outcome.UNREADABLE}
-    return not any(attempt.grade.outcome in left_out for attempt in rollout.attempts)
-
-
-def asdict_shallow(record: StepResult) -> dict[str, Any]:
-    """The record's fields by name, values as they are."""
-    return {name: getattr(record, name) for name in record.__dataclass_fields__}
-
-
 def _not_finite(loss: float, grad_norm: float) -> str:
     if not math.isfinite(loss):
         return f"the loss is {loss}"
     return "" if math.isfinite(grad_norm) else f"the gradient norm is {grad_norm}"
-
-
-__all__: Sequence[str] = ("Progress", "StepResult", "Trainer", "credit_of", "is_included")

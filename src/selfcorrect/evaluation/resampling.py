@@ -1,4 +1,4 @@
-"""Statistics over problems and seeds (floor 1; numpy): paired bootstrap, McNemar's exact test.
+"""Statistics over problems and seeds (numpy): paired bootstrap, McNemar's exact test.
 
 Axes: S seeds, P problems, R resamples. Resampling draws problems, and every seed's answers to a drawn problem with it:
 an interval then says what other problems would have given, for the seeds that were run.
@@ -10,7 +10,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from selfcorrect.metrics import Estimate
+from selfcorrect.evaluation.metrics import Estimate
 
 Table = NDArray[np.float64]
 

@@ -1,4 +1,4 @@
-"""The one token loss (floor 5): REINFORCE with the KL to the reference inside each attempt's return (Eq. 2-4).
+"""The one token loss: REINFORCE with the KL to the reference inside each attempt's return (Eq. 2-4).
 
 Axes: B rollouts, T tokens of a sequence, N trained tokens in row-major order of `attempt_BT > 0`, V vocabulary.
 
@@ -19,7 +19,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from selfcorrect.batching import Batch
+from selfcorrect.learning.batching import Batch
 
 KLEstimator = Literal["analytic", "k1"]
 

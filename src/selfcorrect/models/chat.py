@@ -1,4 +1,4 @@
-"""Messages -> token ids (floor 1). A later attempt's ids extend the earlier ids token for token.
+"""Messages -> token ids. A later attempt's ids extend the earlier ids token for token.
 
 Texts that a model wrote are never tokenised again: the context of attempt 2 is the ids of attempt 1's
 prompt, the ids that were sampled, and the ids of what the chat template puts after an assistant's turn up

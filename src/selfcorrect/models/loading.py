@@ -1,4 +1,4 @@
-"""A causal language model of Hugging Face layout, with its tokenizer and chat template (floor 2).
+"""A causal language model of Hugging Face layout, with its tokenizer and chat template.
 
 Shared by the policy, the reference and the transformers sampler, so that all three compute a token's
 log-probability the same way. Weights are float32; the forward pass runs under autocast where that is good.
@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from selfcorrect.chat import Chat
 from selfcorrect.config import LAB_MODEL, ModelConfig
 from selfcorrect.errors import ModelError
+from selfcorrect.models.chat import Chat
 
 
 @dataclass(slots=True)

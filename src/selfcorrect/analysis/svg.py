@@ -1,4 +1,4 @@
-"""Building inline SVG as text (floor 4; pure). Every attribute and every piece of text is escaped here, once.
+"""Building inline SVG as text (pure). Every attribute and every piece of text is escaped here, once.
 
 Colours never appear in the drawings: marks carry class names, and page.css gives them colours for both themes.
 """

@@ -1,4 +1,4 @@
-"""A step's distinct first prompts, computed once for all the rollouts that begin with them (floor 4).
+"""A step's distinct first prompts, computed once for all the rollouts that begin with them.
 
 The G rollouts of a problem share its prompt. Its keys and values are computed once a step; every micro-batch continues
 from them with the rest of its rows, and hands back their gradient, which goes through the prompts in one last backward
@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from selfcorrect.batching import Batch
-from selfcorrect.models import LanguageModel
+from selfcorrect.learning.batching import Batch
+from selfcorrect.models.loading import LanguageModel
 
 _MASKED = float(torch.finfo(torch.float32).min) / 2
 

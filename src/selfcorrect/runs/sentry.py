@@ -1,12 +1,12 @@
-"""Raises a run's alarms (floor 8): says them, and keeps them in alarms.jsonl for the report."""
+"""Raises a run's alarms: says them, and keeps them in alarms.jsonl for the report."""
 
-from selfcorrect.alarms import Watch, alarms, first_change
 from selfcorrect.config import TrainConfig
-from selfcorrect.display import Observer
-from selfcorrect.evaluation import Evaluation
-from selfcorrect.metrics import Summary, summary_of
-from selfcorrect.runlog import RunFolder
-from selfcorrect.training import StepResult
+from selfcorrect.evaluation.alarms import Watch, alarms, first_change
+from selfcorrect.evaluation.evaluate import Evaluation
+from selfcorrect.evaluation.metrics import Summary, summary_of
+from selfcorrect.learning.record import StepResult
+from selfcorrect.runs.display import Observer
+from selfcorrect.runs.folder import RunFolder
 
 
 class Sentry:

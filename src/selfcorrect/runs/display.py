@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on (floor 7): a live panel in a terminal, plain lines elsewhere."""
+"""What a person sees while a run goes on: a live panel in a terminal, plain lines elsewhere."""
 
 import time
 from pathlib import Path
@@ -12,9 +12,9 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from selfcorrect.evaluation import Evaluation
-from selfcorrect.metrics import Estimate, Summary
-from selfcorrect.training import StepResult
+from selfcorrect.evaluation.evaluate import Evaluation
+from selfcorrect.evaluation.metrics import Estimate, Summary
+from selfcorrect.learning.record import StepResult
 
 
 class Observer:

@@ -1,4 +1,4 @@
-"""Pair-SFT and STaR (floor 7): collect traces into the run folder, fine-tune on them through the one token loss."""
+"""Pair-SFT and STaR: collect traces into the run folder, fine-tune on them through the one token loss."""
 
 import hashlib
 import json
@@ -11,14 +11,16 @@ from typing import Any
 
 import torch
 
-from selfcorrect.batching import make_batch
 from selfcorrect.config import Star, SupervisedStage
 from selfcorrect.errors import DataError
-from selfcorrect.policy import fingerprint, learning_rate
+from selfcorrect.learning.batching import make_batch
+from selfcorrect.learning.policy import learning_rate
+from selfcorrect.learning.record import Clock, StepResult
+from selfcorrect.learning.traces import epochs, fixes, pair_traces, read_traces, star_traces, write_traces
+from selfcorrect.learning.training import Trainer
+from selfcorrect.models.weights import fingerprint
 from selfcorrect.rollout import play
 from selfcorrect.seeds import derive_seed
-from selfcorrect.traces import epochs, fixes, pair_traces, read_traces, star_traces, write_traces
-from selfcorrect.training import Clock, StepResult, Trainer
 from selfcorrect.types import Rollout, SamplingParams
 
 

@@ -1,0 +1,1 @@
+"""A causal language model: loading and saving, chat templates, weights."""

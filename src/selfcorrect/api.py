@@ -3,7 +3,6 @@
 import json
 from collections.abc import Callable, Mapping
 from contextlib import closing
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from selfcorrect.analysis.votes import Point, budgets_up_to, scale_figure, scali
 from selfcorrect.config import LAB_MODEL, CodeConfig, Config, LabBaseConfig, MathConfig, TrainConfig
 from selfcorrect.config.paths import absolute
 from selfcorrect.config.recipe import load_recipe, validate
+from selfcorrect.config.shipped import shipped_recipe
 from selfcorrect.errors import ConfigError, DataError, TrainingInterrupted
 from selfcorrect.evaluation.evaluate import Evaluation, Evaluator, evaluated_problems, load_external
 from selfcorrect.evaluation.metrics import Summary, summarize
@@ -19,7 +19,7 @@ from selfcorrect.models.loading import LanguageModel, load_model
 from selfcorrect.models.weights import fingerprint
 from selfcorrect.report import write_report
 from selfcorrect.rollout import play as play_problems
-from selfcorrect.runs.checks import check_context
+from selfcorrect.runs.checks import fitted
 from selfcorrect.runs.display import Observer
 from selfcorrect.runs.folder import keep_evaluation
 from selfcorrect.runs.run import resume, start
@@ -110,10 +110,10 @@ def _evaluate_model(config: TrainConfig, task: Task, say: Callable[[str], None])
         external=load_external(task, evaluation.external), refine=config.rollouts.self_refine, split=evaluation.split,
     )  # fmt: skip
     lm = load_model(config.model)
-    check_context(config, lm, task, task.longest())
-    sampler = TransformersSampler(lm, max_rows=config.rollouts.rows_at_once)
+    config, sizes = fitted(config, lm, task)
+    sampler = TransformersSampler(lm, max_rows=config.rollouts.rows)
     task.grade([])
-    notes = _tell([*task.notes, *lm.chat.notes], say)
+    notes = _tell([*task.notes, *lm.chat.notes, *sizes[:1]], say)  # nothing is trained here
     return evaluator.run(Path(config.model.path).name, 0, sampler, lm.chat), notes
 
 
@@ -218,16 +218,17 @@ def make_repair_set(
     listed = list(task.train) if split == "train" else task.test
     listed = listed if problems is None else fixed_share(listed, problems)
     lm = load_model(config.model.model_copy(update={"path": str(model)}))
-    sampler = TransformersSampler(lm, max_rows=config.rollouts.rows_at_once)
+    config, _ = fitted(config, lm, task)
+    sampler = TransformersSampler(lm, max_rows=config.rollouts.rows)
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_name(f".{file.name}.partial")
     tried = kept = 0
     with closing(task), partial.open("w", encoding="utf-8") as out:
         try:
-            for tried in range(0, len(listed), config.rollouts.rows_at_once):
+            for tried in range(0, len(listed), config.rollouts.rows):
                 draws = derive_seed(config.seed, "repair set", tried)
                 params = SamplingParams(temperature, config.rollouts.max_new_tokens, draws)
-                chunk = listed[tried : tried + config.rollouts.rows_at_once]
+                chunk = listed[tried : tried + config.rollouts.rows]
                 rows = repair_rows(play_problems(chunk, task, sampler, lm.chat, params, 1), split, str(model))
                 out.writelines(json.dumps(row) + "\n" for row in rows)
                 out.flush()
@@ -271,6 +272,7 @@ def scale(
     say = (observer or Observer()).message
     task = make_task(config.task)
     lm = load_model(config.model.model_copy(update={"path": str(model)}))
+    config, _ = fitted(config, lm, task)
     about = folder / "samples.json"
     told = {
         "model": fingerprint(lm), "task": config.task.model_dump(mode="json"), "seed": config.seed, "most": most,
@@ -282,8 +284,8 @@ def scale(
     params = SamplingParams(temperature, config.rollouts.max_new_tokens, config.seed)
     with closing(task):
         pools = sample_pools(
-            task, task.held_out(problems), TransformersSampler(lm, max_rows=config.rollouts.rows_at_once), lm.chat,
-            params, most, folder / "samples.jsonl", config.rollouts.rows_at_once, say,
+            task, task.held_out(problems), TransformersSampler(lm, max_rows=config.rollouts.rows), lm.chat,
+            params, most, folder / "samples.jsonl", config.rollouts.rows, say,
         )  # fmt: skip
     points = scaling(pools, budgets_up_to(most))
     scale_figure(points, len(pools), temperature).write(folder)
@@ -323,8 +325,3 @@ def _recipe_beside(model: str | Path) -> Recipe:
 def lab_recipe() -> Path:
     """The recipe of the demo."""
     return shipped_recipe("demo")
-
-
-def shipped_recipe(name: str) -> Path:
-    """A recipe as shipped in the package (recipes/ at the root of the repository leads there)."""
-    return Path(str(resources.files("selfcorrect") / "recipes" / f"{name}.yaml"))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from selfcorrect import __version__
 from selfcorrect.errors import ConfigError, TrainingInterrupted, UserError
 
 if TYPE_CHECKING:
@@ -17,9 +18,9 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="selfcorrect",
-    help="SCoRe: train language models to correct themselves by reinforcement learning (arXiv 2409.12917).",
     no_args_is_help=True,
     add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
@@ -34,7 +35,22 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object inst
 EXTERNAL_SET = "countdown/d1_cd3_test.jsonl"
 
 
-@app.command()
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"selfcorrect {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and end.")
+    ] = False,
+) -> None:
+    """SCoRe: train language models to correct themselves by reinforcement learning (arXiv 2409.12917)."""
+
+
+@app.command(epilog="Example: selfcorrect demo seed=1 --name second")
 def demo(
     overrides: Overrides = None,
     name: Annotated[str, typer.Option(help="The run's name; its folder is runs/NAME.")] = "demo",
@@ -62,7 +78,7 @@ def demo(
     _train_and_report(run if begun else config)
 
 
-@app.command()
+@app.command(epilog="Example: selfcorrect train countdown model.path=./my-model name=mine")
 def train(
     recipe: Annotated[Path | None, typer.Argument(help="A YAML recipe.", metavar="RECIPE")] = None,
     overrides: Overrides = None,
@@ -85,7 +101,7 @@ def train(
         _train_and_report(config)
 
 
-@app.command()
+@app.command(epilog="Example: selfcorrect evaluate runs/mine/final evaluation.problems=200")
 def evaluate(
     model: Annotated[str, typer.Argument(help="A model folder, hub name, lab, or a recipe.", metavar="MODEL")],
     overrides: Overrides = None,
@@ -110,7 +126,7 @@ def evaluate(
         typer.echo(f"  {name}: {summary_line(summary)}  {summary.outcomes[0]}")
 
 
-@app.command()
+@app.command(epilog="Example: selfcorrect grade --task code outputs.jsonl task.dataset=humaneval")
 def grade(
     recorded: Annotated[Path, typer.Argument(help="Recorded attempts (docs/recorded.md).", metavar="RECORDED")],
     task: Annotated[str, typer.Option(help="math or code.")],
@@ -151,9 +167,9 @@ def grade(
     typer.echo(f"verdicts: {target}")
 
 
-@app.command()
+@app.command(epilog="Example: selfcorrect play '30 7 2 = 39' --model runs/demo/final")
 def play(
-    problem: Annotated[str, typer.Argument(help="For countdown: numbers and target, like '30 7 2 = 39'; else an id.")],
+    problem: Annotated[str, typer.Argument(help="Countdown: '30 7 2 = 39'; math: an id or any question; else an id.")],
     model: Annotated[str, typer.Option(help="A model folder, a hub name, or lab.")] = "lab",
     recipe: Annotated[Path | None, typer.Option(help="Where the task and its prompts come from.")] = None,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 0.0,
@@ -165,7 +181,10 @@ def play(
     _print_rollout(api.play(problem, model, recipe, temperature=temperature, seed=seed))
 
 
-@app.command(name="make-repair-set")
+@app.command(
+    name="make-repair-set",
+    epilog="Example: selfcorrect make-repair-set ./my-model --recipe code.yaml --output repair.jsonl",
+)
 def make_repair_set(
     model: Annotated[str, typer.Argument(help="A model folder or hub name, or a recipe, for its model.")],
     output: Annotated[Path, typer.Option(help="The JSON Lines file to write.")],
@@ -198,7 +217,7 @@ def make_repair_set(
     typer.echo(f"repair set: {output} ({rows} rows)")
 
 
-@app.command()
+@app.command(epilog="Example: selfcorrect compare compare_lab name=mine seeds=[0,1]")
 def compare(recipe: RecipeArgument, overrides: Overrides = None) -> None:
     """Run every method of a comparison file on every seed under one budget; write one page and one table."""
     from selfcorrect.compare import compare as run_comparison
@@ -217,7 +236,7 @@ def compare(recipe: RecipeArgument, overrides: Overrides = None) -> None:
     typer.echo(f"table: {folder / 'compare.md'}")
 
 
-@app.command()
+@app.command(epilog="Example: selfcorrect analyse runs/mine")
 def analyse(
     source: Annotated[Path, typer.Argument(help="A run folder, or a JSONL file of graded attempts.", metavar="SOURCE")],
     output: Annotated[Path | None, typer.Option(help="Where the figures go; by default SOURCE/analysis.")] = None,
@@ -230,7 +249,7 @@ def analyse(
         typer.echo(f"{folder / figure.name}.svg  {figure.title}")
 
 
-@app.command()
+@app.command(epilog="Example: selfcorrect scale runs/mine/final --most 32 --problems 100")
 def scale(
     model: Annotated[str, typer.Argument(help="A model folder, a hub name, or lab.", metavar="MODEL")],
     overrides: Overrides = None,
@@ -265,7 +284,7 @@ def scale(
     typer.echo(f"picture: {output / 'scaling.svg'}")
 
 
-@app.command()
+@app.command(epilog="Example: selfcorrect report runs/mine")
 def report(run: Annotated[Path, typer.Argument(help="A run folder.", metavar="RUN")]) -> None:
     """Write RUN/report.html from what the run folder holds; works while a run goes on."""
     from selfcorrect.report import write_report
@@ -273,10 +292,15 @@ def report(run: Annotated[Path, typer.Argument(help="A run folder.", metavar="RU
     typer.echo(f"report: {write_report(run)}")
 
 
-@app.command()
-def check(recipe: RecipeArgument, overrides: Overrides = None) -> None:
-    """Validate a recipe and print it with every setting resolved; nothing is loaded or run."""
-    from selfcorrect.config import CompareConfig
+@app.command(epilog="Example: selfcorrect check recipe.yaml --load")
+def check(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    load: Annotated[bool, typer.Option("--load", help="Load data and model too, and try what a run needs.")] = False,
+) -> None:
+    """Validate a recipe and print it with every setting resolved; without --load nothing is loaded, nothing is run."""
+    from selfcorrect.config import CompareConfig, TrainConfig
+    from selfcorrect.config.paths import check_paths
     from selfcorrect.config.recipe import dump, load_recipe
 
     config = load_recipe(recipe, overrides or [])
@@ -286,10 +310,43 @@ def check(recipe: RecipeArgument, overrides: Overrides = None) -> None:
 
         for name, cost in check_methods(chosen_methods(config)).items():
             typer.echo(f"# {name}: {cost.completions:,} sampled completions, {cost.updates:,} updates")
+    if isinstance(config, TrainConfig):
+        check_paths(config)
+        if load:
+            from selfcorrect.runs.checks import tried
+
+            for line in tried(config):
+                typer.echo(f"# {line}")
+    elif load:
+        raise ConfigError(f"--load tries recipes of kind train, and {recipe} is of kind {config.kind}")
     typer.echo(dump(config), nl=False)
 
 
-@app.command()
+@app.command(epilog="Example: selfcorrect recipes countdown --to mine.yaml")
+def recipes(
+    name: Annotated[str | None, typer.Argument(help="The one to copy; without it, all are listed.")] = None,
+    to: Annotated[Path | None, typer.Option(help="The file to write; by default NAME.yaml in this folder.")] = None,
+) -> None:
+    """List the shipped recipes, or copy one to change it; every command finds them by name."""
+    from selfcorrect.config.shipped import shipped_recipe, shipped_recipes
+
+    known = shipped_recipes()
+    if name is None:
+        for each, about in known.items():
+            typer.echo(f"{each:<28} {about}")
+        return
+    if name not in known:
+        raise ConfigError(f"recipe {name!r}: none of that name is shipped; there are {', '.join(known)}")
+    target = to or Path(f"{name}.yaml")
+    try:
+        with target.open("x", encoding="utf-8") as file:
+            file.write(shipped_recipe(name).read_text(encoding="utf-8"))
+    except FileExistsError:
+        raise ConfigError(f"{target} is there already; name another file with --to") from None
+    typer.echo(f"recipe: {target}")
+
+
+@app.command(epilog="Example: selfcorrect tasks")
 def tasks() -> None:
     """List the tasks a recipe can name."""
     from selfcorrect.tasks import DESCRIPTIONS
@@ -357,8 +414,10 @@ def _print_rollout(rollout: "Rollout") -> None:
     console.print(Text(rollout.problem.prompt, style="bold"))
     for number, attempt in enumerate(rollout.attempts, 1):
         grade = attempt.grade
-        colour = "green" if grade.correct else "red"
-        title = f"attempt {number}: {grade.outcome}" + (f" ({grade.detail})" if grade.detail else "")
+        ungraded = grade.outcome == "grader_failed"
+        colour = "yellow" if ungraded else "green" if grade.correct else "red"
+        told = "not graded" if ungraded else str(grade.outcome)
+        title = f"attempt {number}: {told}" + (f" ({grade.detail})" if grade.detail else "")
         text = Text("\n".join(line.strip() for line in attempt.completion.text.strip().splitlines()))
         console.print(Panel(text, title=Text(title, style=colour), title_align="left", border_style=colour, width=76))
 

@@ -14,8 +14,9 @@ import yaml
 
 import selfcorrect
 from selfcorrect import cli
-from selfcorrect.api import _recipe_beside, lab_recipe, shipped_recipe
+from selfcorrect.api import _recipe_beside, lab_recipe
 from selfcorrect.config.recipe import load_recipe
+from selfcorrect.config.shipped import shipped_recipe
 from selfcorrect.errors import ConfigError
 from selfcorrect.runs.folder import make_trackers
 from tests.support.runs import config, recipe

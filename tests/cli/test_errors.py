@@ -125,7 +125,7 @@ MISTAKES: dict[str, tuple[Callable[[Room], Arguments], str]] = {
         lambda room: room.train("rollouts.rollouts_per_problem=1"),
         r"rollouts.rollouts_per_problem is 1, but algorithm.baseline compares .* set it to 2 or more",
     ),
-    "no such recipe": (lambda room: ["train", f"{room.folder}/no.yaml"], r"recipe .*/no.yaml: no such file; the shipped"),
+    "no such recipe": (lambda room: ["train", f"{room.folder}/no.yaml"], r"recipe .*/no.yaml: no such file; `selfcorrect recipes` lists"),
     "neither recipe nor run": (lambda room: ["train"], r"name either a recipe, or a run folder with --resume RUN"),
     "missing model folder": (
         lambda room: room.train("model.path=./not/there"),
@@ -204,4 +204,4 @@ def test_the_entry_point() -> None:
         [sys.executable, "-m", "selfcorrect.cli", "check", "no.yaml"], capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "error: recipe no.yaml: no such file; the shipped ones are under recipes/\n"
+    assert done.stderr == "error: recipe no.yaml: no such file; `selfcorrect recipes` lists the shipped ones\n"

@@ -36,7 +36,7 @@ class FakeMathGrader:
 
 def gold_answer(solution: str, style: str = "math") -> str | None:
     if style == "gsm8k":
-        return solution.rpartition("####")[2].strip() or None
+        return solution.partition("####")[2].strip() or None
     boxes = re.findall(r"\\boxed(?:\{([^}]*)\}| (\S))", solution)
     return (boxes[-1][0] or boxes[-1][1] or None) if boxes else None
 

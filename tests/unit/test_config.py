@@ -1,5 +1,6 @@
 """Recipes: what is refused, and that the message says where, what, which value and why."""
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from selfcorrect.config import (
     Config,
+    CustomConfig,
     LabBaseConfig,
     MultiTurn,
     OptimizerConfig,
@@ -19,7 +21,10 @@ from selfcorrect.config import (
     StageTwo,
     TrainConfig,
 )
-from selfcorrect.config.recipe import dump, load_recipe, validate
+from selfcorrect.config.familiar import FAMILIAR
+from selfcorrect.config.paths import check_paths
+from selfcorrect.config.recipe import _fields, dump, load_recipe, validate
+from selfcorrect.config.shipped import shipped_recipe, shipped_recipes
 from selfcorrect.errors import ConfigError
 
 RECIPE = """\
@@ -340,6 +345,77 @@ TASK_MISTAKES = [
 ]  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("override", "hint"),
+    [
+        ("checkpoint.save_steps=3", "here it is checkpoint.every"),
+        ("checkpoint.evry=3", "did you mean 'every'?"),
+        ("checkpoint.stps=3", "did you mean 'steps'?"),  # nothing near it in its own section
+        ("stages.a.lr=3", "here it is learning_rate of a stage"),
+        ("stages.a.lerning_rate=3", "did you mean 'learning_rate'?"),
+        ("num_generations=8", "here it is rollouts.rollouts_per_problem"),
+        ("optimizer.lr=1", "here it is learning_rate of a stage"),
+        ("rollouts.top_p=0.9", "here it is none: sampling takes the whole distribution"),
+        ("model.torch_dtype=bfloat16", "here it is model.precision"),
+        ("max_new_tokens=8", "max_new_tokens is a setting of rollouts"),
+        ("task.colums={}", "did you mean 'columns'?"),
+    ],
+)
+def test_hints_know_the_section_and_other_trainers_names(override: str, hint: str) -> None:
+    stage = {"name": "a", "objective": "stage1", "steps": 1, "learning_rate": 1.0}
+    task = {"name": "math"} if override.startswith("task") else {}
+    with pytest.raises(ConfigError) as error:
+        validate({"stages": [stage], "task": task}, overrides=[override])
+    assert str(error.value).endswith(hint) or f"; {hint}" in str(error.value)
+
+
+def test_what_other_trainers_call_a_setting_is_none_of_ours() -> None:
+    assert not set(FAMILIAR) & {name for name, _ in _fields()}
+
+
+def test_paths_in_a_recipe_are_of_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of overrides are of the current one; the user's own options are nobody's paths."""
+    (tmp_path / "mine").mkdir()
+    file = tmp_path / "mine" / "recipe.yaml"
+    told = {
+        "model": {"path": "./model"},
+        "task": {"name": "custom", "file": "task.py", "options": {"file": "as it is"}},
+        "evaluation": {"external": ["a.jsonl", "/b.jsonl"]},
+        "stages": [{"name": "a", "objective": "pair_sft", "steps": 1, "learning_rate": 1.0, "traces": "../t.jsonl"}],
+    }
+    file.write_text(json.dumps(told))
+    monkeypatch.chdir(tmp_path)
+    config = load_recipe(Path("mine/recipe.yaml"), ["checkpoint.held_out=h.jsonl", "checkpoint.select=held_out"])
+    assert isinstance(config, TrainConfig)
+    assert isinstance(config.task, CustomConfig)
+    assert (config.model.path, config.task.file, config.task.options) == (
+        "mine/model",
+        "mine/task.py",
+        {"file": "as it is"},
+    )
+    assert config.evaluation.external == ("mine/a.jsonl", "/b.jsonl")
+    assert config.stages[0].traces == "mine/../t.jsonl"  # type: ignore[union-attr]
+    assert config.checkpoint.held_out == "h.jsonl"
+    with pytest.raises(ConfigError, match="task.file = 'mine/task.py': no such file or folder"):
+        check_paths(config)
+
+
+@pytest.mark.parametrize("name", ["demo", "demo.yaml", "recipes/demo.yaml", "recipes/demo"])
+def test_shipped_recipes_are_found_from_anywhere(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "demo").mkdir()  # no recipe
+    assert load_recipe(name) == load_recipe(shipped_recipe("demo"))
+    (tmp_path / "demo.yaml").write_text("one's own")
+    with pytest.raises(ConfigError, match="demo.yaml must be a mapping" if name == "demo.yaml" else "no such|must"):
+        load_recipe("demo.yaml")
+
+
+def test_every_shipped_recipe_says_what_it_is() -> None:
+    told = shipped_recipes()
+    assert {"demo", "countdown", "compare_lab"} <= set(told)
+    assert all(len(about) > 10 for about in told.values())
+
+
 @pytest.mark.parametrize(("line", "part"), TASK_MISTAKES)
 def test_mistakes_in_a_task_have_a_line(tmp_path: Path, line: str, part: str) -> None:
     stages = RECIPE[RECIPE.index("stages:") :]
@@ -359,9 +435,9 @@ def test_repair_leaves_a_single_turn_stage_nothing(recipe: Path) -> None:
     [
         {"name": "math", "dataset": "gsm8k", "hub": {"path": "a/b", "name": ["x", "y"]}},
         {"name": "code", "evaluate_on": "humaneval_plus", "prompt": "{{}} {task}", "time_cap": 3.0},
-        {"name": "repair", "data": "d.jsonl", "of": {"name": "math"}},
-        {"name": "repair", "data": "d.jsonl", "of": {"shots": 0}},
-        {"name": "custom", "file": "t.py", "options": {"a": [1, {"b": None}], "c": "12e7"}},
+        {"name": "repair", "data": "/d.jsonl", "of": {"name": "math"}},
+        {"name": "repair", "data": "/d.jsonl", "of": {"shots": 0}},
+        {"name": "custom", "file": "/t.py", "options": {"a": [1, {"b": None}], "c": "12e7"}},
         {"max_number": 50},
         {},
     ],

@@ -75,7 +75,7 @@ def test_prompts_and_grades(tmp_path: Path) -> None:
     grades = task.grade([(problem, r"\boxed{20}"), (problem, r"\boxed{2}"), (problem, "no")])
     assert [grade.outcome for grade in grades] == ["correct", "wrong", "no_answer"]
     assert task.parse("train/algebra/3.json").prompt.endswith("$3 + 3$?")
-    with pytest.raises(DataError, match=r"no such id; the ids are like test/algebra/10.json"):
+    with pytest.raises(DataError, match=r"no such id; problems of task math are named by id, like test/algebra/10.json"):
         task.parse("hello")
     task.close()
     task.close()
@@ -104,6 +104,48 @@ def test_an_empty_gold_is_filled_in_where_it_is_known_and_left_out_elsewhere(
     task = task_of(data=tmp_path / "rows.jsonl")
     assert [problem.reference["answer"] for problem in task.test] == ["2", "0"]
     assert task.notes == ("train/x/1: its solution's box is empty; 0 is taken as the answer",)
+
+
+@pytest.mark.parametrize(
+    ("rows", "settings", "answers"),
+    [
+        ([{"q": "1 + 1?", "final": "2"}], {"columns": {"problem": "q", "answer": "final"}}, ["2"]),
+        ([{"problem": "a title", "q": "1 + 1?", "answer": "2"}], {"columns": {"problem": "q"}}, ["2"]),
+        ([{"question": "1 + 1?", "answer": "2"}], {"columns": {"problem": "question"}}, ["2"]),  # bare, so MATH's form
+        ([{"q": "1 + 1?", "worked": "so\n#### 2"}], {"columns": {"question": "q", "answer": "worked"}}, ["2"]),
+        ([{"q": "1 + 1?", "answer": "2"}], {}, "rows.jsonl:1: field 'problem' is missing; the row has answer, q; if one of them is it, set task.columns.problem=ITS_NAME"),
+        ([{"q": "1 + 1?", "answer": "2"}], {"columns": {"problem": "p"}}, "rows.jsonl:1: field 'p' is missing; the row has answer, q"),
+        ([{"question": "1 + 1?", "answer": "0"}], {}, "rows.jsonl:1: field 'answer' states no answer: no line `#### ANSWER`"),
+        ([{"problem": "1 + 1?", "solution": "2"}], {}, "rows.jsonl:1: field 'solution' states no answer: no \\boxed{...}"),
+    ],
+)  # fmt: skip
+def test_rows_of_one_s_own(
+    rows: list[dict[str, str]], settings: dict[str, Any], answers: list[str] | str, tmp_path: Path
+) -> None:
+    write(tmp_path / "rows.jsonl", rows)
+    task = task_of(data=tmp_path / "rows.jsonl", **settings)
+    if isinstance(answers, list):
+        assert [problem.reference["answer"] for problem in task.test] == answers
+        assert "1 + 1?" in task.test[0].prompt
+        return
+    with pytest.raises(DataError) as error:
+        _ = task.test
+    assert answers in str(error.value)
+
+
+def test_a_folder_without_the_500_names_the_other_split(tmp_path: Path) -> None:
+    math_folder(tmp_path)
+    (tmp_path / "math500.jsonl").unlink()
+    with pytest.raises(DataError, match=r"holds no math500.jsonl .* set task.split=original"):
+        _ = task_of(data=tmp_path).test
+    assert task_of(data=tmp_path, split="original").test
+
+
+def test_a_question_of_one_s_own_needs_no_data() -> None:
+    task = task_of(data="nowhere")
+    problem = task.parse("What is 3 + 4?")
+    assert "What is 3 + 4?" in problem.prompt
+    assert [grade.outcome for grade in task.grade([(problem, "7")])] == ["grader_failed"]
 
 
 def test_a_training_problem_whose_twin_is_held_out_is_dropped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from selfcorrect.compare.budget import Account
-from selfcorrect.compare.execute import JobError, Launch, Runner, is_done, is_done_at, launch, threads_each
+from selfcorrect.compare.execute import JobError, Launch, Runner, is_done, is_done_at, launch, sampled_by, threads_each
 from selfcorrect.compare.page import write_pages
 from selfcorrect.compare.plan import (
     Choice,
@@ -46,7 +46,7 @@ def compare(config: CompareConfig, say: Say = print, launch: Launch = launch) ->
     folder = folder_of(config)
     with alone(folder):
         _say_budget(config, accounts, say)
-        runner = Runner(config.parallel, say, launch)
+        runner = Runner(config.parallel, _say_whole(config, say), say, launch)
         chosen, searched = _search(config, runner, say)
         shared, jobs = table_jobs(config, chosen)
         say(f"table: {len(jobs)} runs of {len(config.methods)} methods, {len(shared)} shared first stages")
@@ -82,6 +82,25 @@ def _say_budget(config: CompareConfig, accounts: dict[str, Account], say: Say) -
         say(
             f"  {name}: {cost.completions:,} completions, {cost.updates:,} updates" + (" (needs fewer)" if less else "")
         )
+
+
+def _say_whole(config: CompareConfig, say: Say) -> int:
+    """Tells all that is to come, search and table; returns the completions that are left to sample."""
+    shared_trials, trials = search_jobs(config)
+    shared_runs, runs = table_jobs(config, {})  # what the search chooses changes no run's cost
+    parts = {
+        "shared first stages of the search": shared_trials, "trials of the search": [trial.job for trial in trials],
+        "shared first stages": shared_runs, "runs": runs,
+    }  # fmt: skip
+    jobs = [job for listed in parts.values() for job in listed]
+    left = [job for job in jobs if not is_done_at(job.path)]
+    completions = sum(map(sampled_by, left))
+    say(
+        f"in all: {', '.join(f'{len(listed)} {what}' for what, listed in parts.items() if listed)}; "
+        f"{len(jobs) - len(left)} of them are done already, the others sample {completions:,} completions, evaluations "
+        f"included, {config.parallel} at a time. How long that takes is told at every run's end, for the whole"
+    )
+    return completions
 
 
 def _search(config: CompareConfig, runner: Runner, say: Say) -> tuple[dict[str, Choice], list[dict[str, Any]]]:

@@ -21,6 +21,13 @@ def account(config: TrainConfig) -> Account:
     return sum((_stage(config, index) for index in range(len(config.stages))), Account(0, 0))
 
 
+def evaluated(config: TrainConfig) -> int:
+    """Completions that a run's evaluations sample: greedy, and with controls sampled, swapped and independent ones."""
+    evaluation, rollouts = config.evaluation, config.rollouts
+    each = evaluation.problems * rollouts.attempts * (4 if evaluation.controls else 1)
+    return each * (len(config.stages) + 1)
+
+
 def _stage(config: TrainConfig, index: int) -> Account:
     stage, rollouts = config.stages[index], config.rollouts
     if isinstance(stage, RLStage):

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
+from selfcorrect.compare.budget import account, evaluated
 from selfcorrect.compare.plan import Job
 from selfcorrect.config import Config, TrainConfig
 from selfcorrect.config.paths import absolute
@@ -75,11 +76,21 @@ def launch(arguments: list[str], log: Path) -> Process:
         return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=out)
 
 
-class Runner:
-    """Keeps `parallel` runs going. say: told of every end; launch: how a command is started."""
+def sampled_by(job: Job) -> int:
+    """Completions, a measure of the time it takes: its own stages' and evaluations', without what it takes over."""
+    mine = job.config.model_copy(update={"stages": job.config.stages[1:]}) if job.shared else job.config
+    return account(mine).completions + evaluated(mine)
 
-    def __init__(self, parallel: int, say: Callable[[str], None], launch: Launch = launch) -> None:
-        self._parallel, self._say, self._launch = parallel, say, launch
+
+class Runner:
+    """Keeps `parallel` runs going. say: told of every end; launch: how a command is started.
+
+    todo: the completions that all runs will sample, for the time that is left.
+    """
+
+    def __init__(self, parallel: int, todo: int, say: Callable[[str], None], launch: Launch = launch) -> None:
+        self._parallel, self._todo, self._say, self._launch = parallel, todo, say, launch
+        self._begun, self._sampled = time.monotonic(), 0
         self._running: dict[Process, tuple[Job, float]] = {}
         self._failed: dict[str, str] = {}
         self._ended = 0
@@ -90,7 +101,7 @@ class Runner:
         Returns why some failed, by name. Raises TrainingInterrupted on Ctrl-C.
         """
         waiting = [job for job in jobs if not is_done(job)]
-        total, begun = len(waiting), time.monotonic()
+        total = len(waiting)
         self._failed, self._ended = {}, 0
         try:
             while waiting or self._running:
@@ -101,7 +112,7 @@ class Runner:
                     waiting.remove(job)
                     self._running[self._start(job)] = (job, time.monotonic())
                 time.sleep(_POLL)
-                self._reap(total, begun)
+                self._reap(total)
         except KeyboardInterrupt:
             for process in self._running:  # they have had the same signal, and save what they have
                 process.wait()
@@ -126,16 +137,16 @@ class Runner:
             if job.base and job.trains:
                 _take_base(job.base, job.path)
             recipe = job.path.with_name(f"{job.path.name}.yaml")
-            recipe.write_text(dump(job.config), encoding="utf-8")
+            recipe.write_text(dump(absolute(job.config)), encoding="utf-8")
             arguments = ["train" if job.trains else "evaluate", str(recipe)]
         return self._launch(arguments, log)
 
-    def _reap(self, total: int, begun: float) -> None:
+    def _reap(self, total: int) -> None:
         for process in [process for process in self._running if process.poll() is not None]:
             job, since = self._running.pop(process)
             self._ended += 1
-            spent = time.monotonic() - begun
-            left = spent / self._ended * (total - self._ended)
+            self._sampled += sampled_by(job)
+            left = (time.monotonic() - self._begun) / self._sampled * max(0, self._todo - self._sampled)
             if process.returncode:
                 log = job.path.with_name(f"{job.path.name}.log")
                 told = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
@@ -145,7 +156,7 @@ class Runner:
             else:
                 self._say(
                     f"[{self._ended}/{total}] {job.name} done in {_minutes(time.monotonic() - since)}; about "
-                    f"{_minutes(left)} left"
+                    f"{_minutes(left)} left for the whole comparison"
                 )
 
 

@@ -1,11 +1,35 @@
-"""Paths in a recipe, made absolute: a run is the same from whatever folder it is resumed in."""
+"""Paths in a recipe: relative ones are of its folder; a run has them absolute, the same wherever it is resumed."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from selfcorrect.config.run import TrainConfig
 from selfcorrect.config.stages import Stage, SupervisedStage
-from selfcorrect.config.tasks import HubConfig, TaskConfig
+from selfcorrect.config.tasks import HubConfig, RepairConfig, TaskConfig
+from selfcorrect.errors import ConfigError
+
+_PATHS = ("file", "data", "evaluate_data", "held_out", "traces", "recorded", "external", "chat_template")
+_FREE = ("options", "template_options", "columns")  # what stands inside is the user's own
+
+
+def anchored(data: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """A recipe as read from a file of `folder`, its relative paths put behind that folder.
+
+    What may also be a hub name (model.path, hub.path) is a path only where it begins with a dot.
+    """
+    return {key: value if key in _FREE else _anchored(str(key), value, folder) for key, value in data.items()}
+
+
+def _anchored(key: str, value: Any, folder: Path) -> Any:
+    if isinstance(value, Mapping):
+        return anchored(value, folder)
+    if isinstance(value, list):
+        return [_anchored(key, item, folder) for item in value]
+    if not isinstance(value, str) or not value or (key, value) == ("chat_template", "plain"):
+        return value
+    is_path = key in _PATHS or (key == "path" and value.startswith(("./", "../")))
+    return str(folder / Path(value).expanduser()) if is_path else value
 
 
 def absolute(config: TrainConfig) -> TrainConfig:
@@ -41,3 +65,22 @@ def with_absolute_paths(task: TaskConfig) -> TaskConfig:
         elif field == "of":
             changed[field] = with_absolute_paths(value)
     return task.model_copy(update=changed)
+
+
+def check_paths(config: TrainConfig) -> None:
+    """Raises ConfigError for a file or folder that the recipe names and that is not there."""
+    named = [
+        *_paths_of_task(config.task),
+        *(("evaluation.external", path) for path in config.evaluation.external),
+        ("checkpoint.held_out", config.checkpoint.held_out),
+        ("recorded", config.recorded),
+        *((f"stages.{stage.name}.traces", getattr(stage, "traces", None)) for stage in config.stages),
+    ]
+    for setting, path in named:
+        if path is not None and not Path(path).expanduser().exists():
+            raise ConfigError(f"{setting} = {path!r}: no such file or folder")
+
+
+def _paths_of_task(task: TaskConfig, setting: str = "task") -> list[tuple[str, str | None]]:
+    found = [(f"{setting}.{field}", getattr(task, field, None)) for field in ("data", "evaluate_data", "file")]
+    return found + (_paths_of_task(task.of, "task.of") if isinstance(task, RepairConfig) else [])

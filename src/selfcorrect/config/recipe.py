@@ -16,6 +16,9 @@ import yaml
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
 from selfcorrect.config import STAGE_KINDS, TASK_KINDS, CompareConfig, Config, LabBaseConfig, TrainConfig
+from selfcorrect.config.familiar import FAMILIAR
+from selfcorrect.config.paths import anchored
+from selfcorrect.config.shipped import find_recipe
 from selfcorrect.errors import ConfigError
 
 _ADAPTER: TypeAdapter[Config] = TypeAdapter(Annotated[Config, Field(discriminator="kind")])
@@ -48,13 +51,14 @@ _Dumper.add_implicit_resolver(*_FLOAT)
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Read a YAML recipe, apply `key=value` overrides (dotted keys, YAML values), validate.
 
-    Raises ConfigError, naming file and line (or the override), field, value, why and what to do.
+    Relative paths in the file are of the file's folder, those of overrides of the current one. A shipped recipe is
+    found by its name. Raises ConfigError, naming file and line (or the override), field, value, why and what to do.
     """
-    file = Path(path)
+    file = find_recipe(Path(path))
     try:
         text = file.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise ConfigError(f"recipe {file}: no such file; the shipped ones are under recipes/") from None
+        raise ConfigError(f"recipe {file}: no such file; `selfcorrect recipes` lists the shipped ones") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"recipe {file}: cannot be read: {error}") from None
     try:
@@ -66,7 +70,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         raise ConfigError(f"recipe {file}: a value contains itself, or is nested too deeply") from None
     if not isinstance(data, dict):
         raise ConfigError(f"recipe {file} must be a mapping of settings, not {type(data).__name__}")
-    return validate(data, str(file), places, overrides)
+    return validate(anchored(data, file.parent), str(file), places, overrides)
 
 
 def validate(
@@ -169,7 +173,7 @@ def _explain(error: dict[str, Any], source: str, places: Places) -> str:
     shown = "" if isinstance(value, dict | list | BaseModel) else f" = {value!r}"
     match error["type"]:
         case "extra_forbidden":
-            return f"{where}: unknown key {field!r}; {_hint(parts[-1])}"
+            return f"{where}: unknown key {field!r}; {_hint(parts)}"
         case "missing":
             return f"{where}: {field} is missing; add it"
         case "union_tag_invalid":
@@ -202,12 +206,20 @@ def _prefixes(parts: Sequence[str]) -> list[str]:
     return [".".join(parts[:end]) for end in range(len(parts), 0, -1)]
 
 
-def _hint(key: str) -> str:
-    owners = sorted({owner for name, owner in _fields() if name == key})
+def _hint(parts: Sequence[str]) -> str:
+    """Where an unknown key belongs: by its name here, by what other trainers call it, or by a name that is near."""
+    key, fields = parts[-1], list(_fields())
+    owners = sorted({owner for name, owner in fields if name == key})
     if owners:
         return f"{key} is a setting of {' and of '.join(owners)}"
-    near = difflib.get_close_matches(key, sorted({name for name, _ in _fields()}), n=1)
-    return f"did you mean {near[0]!r}?" if near else "`selfcorrect check` prints every setting"
+    if key in FAMILIAR:
+        return f"here it is {FAMILIAR[key]}"
+    section = next((part for part in reversed(parts[:-1]) if not part.isdigit()), "the recipe's top level")
+    owner = {"stages": "stages with", "task": "tasks with", "of": "tasks with"}.get(section, section)
+    for names in ({name for name, of in fields if of.startswith(owner)}, {name for name, _ in fields}):
+        if near := difflib.get_close_matches(key, sorted(names), n=1):
+            return f"did you mean {near[0]!r}?"
+    return "`selfcorrect check` prints every setting"
 
 
 def _fields() -> Iterator[tuple[str, str]]:

@@ -38,7 +38,8 @@ class SelfRefineConfig(Strict):
 class RolloutConfig(Strict):
     """problems_per_step x rollouts_per_problem rollouts a step, each of `attempts` attempts.
 
-    rows_at_once: how many are sampled side by side, at training and at evaluation; bounds the memory of the cache.
+    rows_at_once: how many are sampled side by side, at training and at evaluation; bounds the memory of the cache; auto
+    follows from the model's size (models/sizing.py).
     self_refine: ask for feedback between attempts, in place of the task's correction prompt; evaluation only.
     """
 
@@ -47,19 +48,31 @@ class RolloutConfig(Strict):
     attempts: Annotated[int, Field(ge=2)] = 2
     temperature: Rate = 1.0
     max_new_tokens: Positive = 256
-    rows_at_once: Positive = 512
+    rows_at_once: Positive | Literal["auto"] = "auto"
     self_refine: SelfRefineConfig | None = None
+
+    @property
+    def rows(self) -> int:
+        """rows_at_once, once the model's size has settled it."""
+        assert self.rows_at_once != "auto"
+        return self.rows_at_once
 
 
 class OptimizerConfig(Strict):
-    """AdamW. micro_batch: rollouts in one forward; the gradient does not depend on it."""
+    """AdamW. micro_batch: rollouts in one forward; no gradient depends on it. auto follows from the model's size."""
 
     betas: tuple[Decay, Decay] = (0.9, 0.95)
     weight_decay: NonNegative = 0.0
     warmup_steps: Annotated[int, Field(ge=0)] = 10
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     max_grad_norm: Rate = 1.0
-    micro_batch: Positive = 128
+    micro_batch: Positive | Literal["auto"] = "auto"
+
+    @property
+    def rows(self) -> int:
+        """micro_batch, once the model's size has settled it."""
+        assert self.micro_batch != "auto"
+        return self.micro_batch
 
 
 class AlgorithmConfig(Strict):

@@ -18,6 +18,22 @@ class HubConfig(Strict):
     revision: str | None = None
 
 
+MATH_FIELDS = ("problem", "solution", "answer", "level", "subject", "type", "unique_id", "question")
+CODE_FIELDS = (
+    "task_id", "text", "prompt", "code", "test_list", "test", "test_imports", "test_setup_code", "entry_point",
+    "canonical_solution",
+)  # fmt: skip
+
+
+def check_columns(columns: dict[str, str], known: tuple[str, ...]) -> None:
+    """Raises ValueError where `columns` names a field that the task does not read."""
+    if unknown := [name for name in columns if name not in known]:
+        raise ValueError(
+            f"columns.{unknown[0]} is no field that this task reads (columns: FIELD: COLUMN OF YOUR FILE); the fields "
+            f"are {', '.join(known)}"
+        )
+
+
 class CountdownConfig(Strict):
     """Three numbers and a target. Templates may use {numbers} and {target}.
 
@@ -53,8 +69,9 @@ class MathConfig(Strict):
     """MATH or GSM8K. Templates may use {problem} and {final_form}, the sentence that fixes how an answer is stated.
 
     split: paper is MATH's train and test without MATH-500, evaluated on MATH-500; original is the data set's own.
-    data: a folder of train.*, test.* (and math500.*), or one file to evaluate on; else the hub. seconds: the
-    grader's limit for an answer; workers: its processes, by default one a core.
+    data: a folder of train.*, test.* (and math500.*), or one file to evaluate on; else the hub. columns: names of your
+    own for the data's fields, as problem: exercise. seconds: the grader's limit for an answer; workers: its processes,
+    by default one a core.
     """
 
     name: Literal["math"]
@@ -63,6 +80,7 @@ class MathConfig(Strict):
     data: str | None = None
     hub: HubConfig | None = None
     hub_500: HubConfig = HubConfig(path="HuggingFaceH4/MATH-500")
+    columns: dict[str, str] = Field(default_factory=dict)
     workers: Positive | None = None
     seconds: Rate = 3.0
     prompt: str = (
@@ -77,6 +95,7 @@ class MathConfig(Strict):
     def _check(self) -> Self:
         check_template("prompt", self.prompt, {"problem", "final_form"}, frozenset({"problem"}))
         check_template("correction_prompt", self.correction_prompt, {"problem", "final_form"})
+        check_columns(self.columns, MATH_FIELDS)
         if self.dataset == "gsm8k" and self.split == "paper":
             raise ValueError("split paper is MATH's; gsm8k has only the original one")
         if self.data is not None and self.hub is not None:
@@ -92,6 +111,7 @@ class CodeConfig(Strict):
 
     data: a folder that holds the data set's file, or the file; else the hub. evaluate_on, evaluate_data and
     evaluate_hub: another data set to evaluate on, as the paper trains on mbpp and reports on humaneval.
+    columns: names of your own for the fields of `dataset`'s rows, as text: task.
     Templates: prompt may use {examples}, {task} and {tests}; example {task}, {tests} and {code}; completion_prompt,
     for HumanEval, {code}; correction_prompt nothing.
     A program may take max(time_limit, time_factor x the data set's own solution) seconds, at most time_cap, and
@@ -107,6 +127,7 @@ class CodeConfig(Strict):
     evaluate_on: CodeSet | None = None
     evaluate_data: str | None = None
     evaluate_hub: HubConfig | None = None
+    columns: dict[str, str] = Field(default_factory=dict)
     shots: Annotated[int, Field(ge=0, le=3)] = 3
     workers: Positive | None = None
     time_limit: Rate = 0.5
@@ -136,6 +157,7 @@ class CodeConfig(Strict):
         check_template("example", self.example, {"task", "tests", "code"}, frozenset({"task", "code"}))
         check_template("completion_prompt", self.completion_prompt, {"code"}, frozenset({"code"}))
         check_template("correction_prompt", self.correction_prompt, set())
+        check_columns(self.columns, CODE_FIELDS)
         if self.data is not None and self.hub is not None:
             raise ValueError("data and hub both name where the problems come from; leave one out")
         if self.evaluate_on is None and (self.evaluate_data is not None or self.evaluate_hub is not None):

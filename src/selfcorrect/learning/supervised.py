@@ -142,7 +142,7 @@ class Collector:
         seed = derive_seed(trainer.config.seed, "collect", iteration)
         problems = trainer.task.draw(iteration, stage.collect, seed)
         trainer.sampler.load_weights(trainer.lm.model)
-        chunk = max(1, rollouts.rows_at_once // group)
+        chunk = max(1, rollouts.rows // group)
         traces: list[Rollout] = []
         completions = 0
         for start in range(0, len(problems), chunk):

@@ -147,7 +147,7 @@ class Trainer:
         sums_4A = torch.zeros(4, attempts, dtype=torch.float64)
         loss_sum, uses_kl = 0.0, bool((batch.kl_coef_BT > 0).any())
         self.optimizer.zero_grad(set_to_none=True)
-        size = self.config.optimizer.micro_batch
+        size = self.config.optimizer.rows
         prompts = SharedPrompts.of(self.lm, batch, size)
         with torch.no_grad():
             ref_prompts = SharedPrompts.of(self.reference, batch, size) if uses_kl else None

@@ -1,19 +1,30 @@
 """What is tried before a run or an evaluation writes anything."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 
 import torch
 
 from selfcorrect.config import TrainConfig
 from selfcorrect.errors import ConfigError
-from selfcorrect.models.loading import LanguageModel
+from selfcorrect.evaluation.evaluate import evaluated_problems, load_external
+from selfcorrect.models.loading import LanguageModel, load_model
+from selfcorrect.models.sizing import sized
+from selfcorrect.tasks import make_task
 from selfcorrect.tasks.base import Task
 from selfcorrect.types import Problem
 
 
-def check_context(config: TrainConfig, lm: LanguageModel, task: Task, problem: Problem) -> None:
-    """Raises ConfigError where the attempts of one problem cannot fit into what the model can read."""
+def fitted(config: TrainConfig, lm: LanguageModel, task: Task) -> tuple[TrainConfig, list[str]]:
+    """The config with what it leaves to the model's size settled, and notes on it.
+
+    Raises ConfigError where the attempts at the task's longest problem cannot fit into what the model can read.
+    """
+    return sized(config, lm, check_context(config, lm, task, task.longest()))
+
+
+def check_context(config: TrainConfig, lm: LanguageModel, task: Task, problem: Problem) -> int:
+    """The tokens that all attempts at a problem may take. Raises ConfigError where the model cannot read so many."""
     room = getattr(lm.model.config, "max_position_embeddings", None)
     prompt = lm.chat.first_prompt(problem.prompt)
     limit, attempts = config.rollouts.max_new_tokens, config.rollouts.attempts
@@ -28,6 +39,7 @@ def check_context(config: TrainConfig, lm: LanguageModel, task: Task, problem: P
             f"rollouts.max_new_tokens = {limit}: a prompt of {len(prompt)} tokens and {attempts} attempts may take "
             f"{need} tokens, but the model reads {room}; lower max_new_tokens"
         )
+    return need
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
@@ -39,3 +51,28 @@ def ready(task: Task) -> Iterator[None]:
     """The grader's processes are up. Raises what keeps them from running, before anything is written."""
     task.grade([])
     yield
+
+
+def tried(config: TrainConfig) -> Iterator[str]:
+    """Loads what a run of the recipe loads, and tells it line by line. Raises the UserError a run would end with."""
+    with closing(make_task(config.task)) as task:
+        held_out = evaluated_problems(config, task)
+        yield f"data: {len(held_out)} problems to evaluate on"
+        if config.stages:
+            drawn = task.draw(1, config.rollouts.problems_per_step, config.seed)
+            yield f"data: step 1 draws {len({problem.id for problem in drawn})} problems, the first is {drawn[0].id}"
+        for name, problems in load_external(task, config.evaluation.external):
+            yield f"data: {len(problems)} problems of {name}"
+        task.grade([])
+        lm = load_model(config.model)
+        count = sum(p.numel() for p in lm.model.parameters())
+        yield f"model: {count / 1e6:,.1f} million parameters on {lm.device}, computed in {str(lm.compute_dtype)[6:]}"
+        need = check_context(config, lm, task, task.longest())
+        room = getattr(lm.model.config, "max_position_embeddings", None)
+        yield f"longest rollout: {need} tokens of the {room or 'unknown number'} that the model reads"
+        settled, sizes = fitted(config, lm, task)
+        yield from (f"note: {note}" for note in [*task.notes, *lm.chat.notes, *sizes])
+        yield f"first prompt: {lm.tokenizer.decode(lm.chat.first_prompt(held_out[0].prompt))!r}"
+        if settled.stages:
+            # in float32: weights, their gradients and two moments of AdamW; and the reference's weights
+            yield f"memory: {20 * count / 1e9:.1f} GB for policy, gradients, optimiser, reference; activations apart"

@@ -20,7 +20,7 @@ from selfcorrect.learning.training import Trainer
 from selfcorrect.models.loading import load_model
 from selfcorrect.models.weights import fingerprint
 from selfcorrect.runs.checkpoint import Checkpoint, is_disk_full, load_newest, prune, saved, sweep
-from selfcorrect.runs.checks import check_context, is_out_of_memory, ready
+from selfcorrect.runs.checks import fitted, is_out_of_memory, ready
 from selfcorrect.runs.display import Observer
 from selfcorrect.runs.folder import RunFolder, tracker_names
 from selfcorrect.runs.interrupts import alone, interruptible
@@ -71,7 +71,7 @@ def _run(config: TrainConfig, path: Path, observer: Observer) -> Path:
     external = load_external(task, config.evaluation.external)
     validation = task.load(config.checkpoint.held_out) if config.checkpoint.held_out else []
     lm = load_model(config.model)
-    check_context(config, lm, task, task.longest())
+    settled, sizes = fitted(config, lm, task)
     evaluator = Evaluator(
         task=task,
         problems=held_out,
@@ -83,9 +83,9 @@ def _run(config: TrainConfig, path: Path, observer: Observer) -> Path:
         split=config.evaluation.split,
     )
     validator = dataclasses.replace(evaluator, problems=validation, controls=False, external=()) if validation else None
-    rows, reference = config.rollouts.rows_at_once, lm.frozen_copy()
+    rows, reference = settled.rollouts.rows, lm.frozen_copy()
     trainer = Trainer(
-        config,
+        settled,
         lm,
         reference,
         TransformersSampler(lm, max_rows=rows),
@@ -94,9 +94,9 @@ def _run(config: TrainConfig, path: Path, observer: Observer) -> Path:
     )
     try:
         with closing(task), ready(task), alone(path):
-            notes = [*task.notes, *lm.chat.notes]
+            notes = [*task.notes, *lm.chat.notes, *sizes]
             checkpoint, folder = _open(path, config, observer, fingerprint(lm), notes)
-            loop = Loop(config, folder, trainer, evaluator, validator, observer)
+            loop = Loop(settled, folder, trainer, evaluator, validator, observer)
             with closing(folder), observer, interruptible() as stop:
                 for note in notes:
                     observer.message(f"note: {note}")
@@ -106,8 +106,8 @@ def _run(config: TrainConfig, path: Path, observer: Observer) -> Path:
             raise
         raise MemoryExhausted(
             f"the memory does not suffice ({str(error).splitlines()[0]}); {_last_saved(path)}. Start again with a "
-            f"lower optimizer.micro_batch (now {config.optimizer.micro_batch}, which changes no result) or "
-            f"rollouts.rows_at_once (now {config.rollouts.rows_at_once})"
+            f"lower optimizer.micro_batch (now {settled.optimizer.rows}, which changes no result) or "
+            f"rollouts.rows_at_once (now {rows})"
         ) from error
     except OSError as error:
         if not is_disk_full(error):

@@ -3,7 +3,7 @@
 MBPP's tests are shown and three solved examples stand first; HumanEval gives a function to complete, its tests hidden.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from selfcorrect.config import CodeConfig, HubConfig
 from selfcorrect.errors import DataError
 from selfcorrect.tasks.dataset import DataTask
-from selfcorrect.tasks.files import Row, find_files, read_rows, unique
+from selfcorrect.tasks.files import Row, find_files, read_rows, renamed, unique
 from selfcorrect.tasks.programs import complete_function, extract_program
 from selfcorrect.tasks.sources import check_there, rows_of_folder, rows_of_hub
 from selfcorrect.types import Grade, Outcome, Problem
@@ -106,7 +106,7 @@ class CodeTask(DataTask):
 
     def load(self, path: str) -> list[Problem]:
         """Rows of MBPP's or HumanEval's shape, by their fields."""
-        items = _items(read_rows(check_there(path, "file")))
+        items = _items(renamed(read_rows(check_there(path, "file")), self._config.columns))
         return [self.problem(item, f"{Path(path).name}/{item.number}") for item in items]
 
     def problem(self, item: Item, name: str, examples: bool = True) -> Problem:
@@ -166,7 +166,8 @@ class CodeTask(DataTask):
 
     @cached_property
     def _own(self) -> list[Item]:
-        return load_set(self._config.dataset, self._config.data, self._config.hub, "task.data")
+        config = self._config
+        return load_set(config.dataset, config.data, config.hub, "task.data", config.columns)
 
     @cached_property
     def _evaluated(self) -> list[Item]:
@@ -209,24 +210,31 @@ def grade_of(verdict: "Verdict", program: str) -> Grade:
     return Grade(outcome, float(outcome is Outcome.CORRECT), program.strip(), detail)
 
 
-def load_set(name: str, data: str | None, hub: HubConfig | None, setting: str) -> list[Item]:
-    """All rows of a data set, from a file, a folder or the hub. Raises DataError."""
+def load_set(
+    name: str, data: str | None, hub: HubConfig | None, setting: str, columns: Mapping[str, str] | None = None
+) -> list[Item]:
+    """All rows of a data set, from a file, a folder or the hub, its columns renamed. Raises DataError."""
+    rows = _rows_of_set(name, data, hub, setting)
+    return _items(rows if columns is None else renamed(rows, columns), name)
+
+
+def _rows_of_set(name: str, data: str | None, hub: HubConfig | None, setting: str) -> list[Row]:
     if data is None:
         source = hub or HUBS[name]
         splits = MBPP_SPLITS if name in ("mbpp", "mbpp_sanitized") else ("test",)
-        return _items([row for split in splits for row in rows_of_hub(source, split)], name)
+        return [row for split in splits for row in rows_of_hub(source, split)]
     path = check_there(data, setting)
     if path.is_file():
-        return _items(read_rows(path), name)
+        return read_rows(path)
     files = find_files(path, STEMS[name])
     if files:
-        return _items([row for file in files for row in read_rows(file)], name)
+        return [row for file in files for row in read_rows(file)]
     by_split = rows_of_folder(data, {split: (split,) for split in MBPP_SPLITS})
     if not by_split:
         raise DataError(
             f"{setting} = {data!r}: the folder holds neither {STEMS[name][0]}.* nor test.*, as the hub's do"
         )
-    return _items([row for rows in by_split.values() for row in rows], name)
+    return [row for rows in by_split.values() for row in rows]
 
 
 def _items(rows: list[Row], name: str = "") -> list[Item]:

@@ -52,10 +52,14 @@ class DataTask:
         return max(loaded, key=lambda problem: len(problem.prompt) + len(problem.first_attempt or ""))
 
     def parse(self, text: str) -> Problem:
-        """A problem by its id."""
+        """A problem by its id; or one that is typed, where the task can ask it. No id has white space in it."""
+        if len(text.split()) > 1 and (typed := self._typed(text.strip())) is not None:
+            return typed
         found = self.find(text.strip())
         if found is None:
-            raise DataError(f"problem {text!r}: no such id; the ids are like {self.test[0].id}")
+            raise DataError(
+                f"problem {text!r}: no such id; problems of task {self.name} are named by id, like {self.test[0].id}"
+            )
         return found
 
     def find(self, name: str) -> Problem | None:
@@ -73,6 +77,10 @@ class DataTask:
 
     def close(self) -> None:
         """Nothing to end."""
+
+    def _typed(self, text: str) -> Problem | None:
+        """A problem of the user's own words, without a reference; None where such a one cannot be asked."""
+        return None
 
     def _load_train(self) -> list[Problem]:
         raise AssertionError("abstract")

@@ -26,6 +26,7 @@ class Row:
 
     where: str
     fields: Mapping[str, Any]
+    columns: bool = False  # whether the fields of its file can be renamed by task.columns
 
     def has(self, name: str) -> bool:
         return self.fields.get(name) is not None
@@ -66,7 +67,8 @@ class Row:
     def _value(self, name: str) -> Any:
         if name not in self.fields:
             there = ", ".join(sorted(map(str, self.fields))[:12]) or "none"
-            raise DataError(f"{self.where}: field {name!r} is missing; the row has {there}")
+            hint = f"; if one of them is it, set task.columns.{name}=ITS_NAME" if self.columns and self.fields else ""
+            raise DataError(f"{self.where}: field {name!r} is missing; the row has {there}{hint}")
         return self.fields[name]
 
 
@@ -90,6 +92,19 @@ def read_rows(path: str | Path) -> list[Row]:
     if not rows:
         raise DataError(f"{file}: holds no rows")
     return rows
+
+
+def renamed(rows: Iterable[Row], columns: Mapping[str, str]) -> list[Row]:
+    """The rows under the field names that a task reads. columns: such a name -> the column that stands for it.
+
+    Raises DataError where a row lacks such a column.
+    """
+    found = []
+    for row in rows:
+        taken = {name: Row(row.where, row.fields, columns=False)._value(column) for name, column in columns.items()}
+        kept = {name: value for name, value in row.fields.items() if name not in columns.values()}
+        found.append(Row(row.where, kept | taken, columns=True))
+    return found
 
 
 def kind_of(name: str) -> str | None:

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from selfcorrect.config import HubConfig, MathConfig
 from selfcorrect.errors import DataError
 from selfcorrect.tasks.dataset import DataTask
-from selfcorrect.tasks.files import Row, read_rows, unique
+from selfcorrect.tasks.files import Row, read_rows, renamed, unique
 from selfcorrect.tasks.sources import check_there, rows_of_folder, rows_of_hub
-from selfcorrect.types import Grade, Problem
+from selfcorrect.types import Grade, Outcome, Problem
 
 if TYPE_CHECKING:
     from selfcorrect.grading.math import MathGrader
@@ -37,6 +37,7 @@ TWINS = {  # a training problem -> the test problem that is (nearly) the same
     "ce4480c332bf9dd2": ("train/algebra/517", "074c3039a196b389"),
     "98fc77ec11ec6bfc": ("train/geometry/6032", "98fc77ec11ec6bfc"),  # word for word test/precalculus/24307
 }
+_TYPED = Grade(Outcome.GRADER_FAILED, 0.0, "", "a typed problem has no reference answer")
 _LEVEL = re.compile(r"(?:Level )?([1-5])")
 
 
@@ -60,7 +61,10 @@ class MathTask(DataTask):
             from selfcorrect.grading.math import MathGrader
 
             self._grader = MathGrader(workers=self._config.workers, seconds=self._config.seconds)
-        return self._grader.grade([(text, problem.reference["answer"]) for problem, text in answers])
+        known = [row for row, (problem, _) in enumerate(answers) if "answer" in problem.reference]
+        grades = self._grader.grade([(answers[row][1], answers[row][0].reference["answer"]) for row in known])
+        found = dict(zip(known, grades, strict=True))
+        return [found.get(row, _TYPED) for row in range(len(answers))]
 
     def close(self) -> None:
         if self._grader is not None:
@@ -69,9 +73,12 @@ class MathTask(DataTask):
 
     def load(self, path: str) -> list[Problem]:
         """Rows of MATH's shape (problem, solution or answer) or GSM8K's (question, answer), by the first row."""
-        rows = read_rows(check_there(path, "file"))
+        rows = renamed(read_rows(check_there(path, "file")), self._config.columns)
         style: Literal["math", "gsm8k"] = "gsm8k" if rows[0].has("question") else "math"
         return self._problems(rows, style, Path(path).name)
+
+    def _typed(self, text: str) -> Problem:
+        return self.problem(text, {}, "typed")
 
     def _load_train(self) -> list[Problem]:
         if self._config.data is not None and check_there(self._config.data).is_file():
@@ -112,22 +119,31 @@ class MathTask(DataTask):
     def _rows(self) -> dict[str, list[Row]]:
         config, paper = self._config, self._split == "paper"
         if config.data is not None:
-            stems = {"train": ("train",), "test": ("test",)} | ({"math500": ("math500", "math-500")} if paper else {})
-            return rows_of_folder(config.data, stems, needed=tuple(stems))
-        hub = config.hub or HUBS[config.dataset]
-        rows = {split: rows_of_hub(hub, split) for split in ("train", "test")}
-        return rows | ({"math500": rows_of_hub(config.hub_500, "test")} if paper else {})
+            rows = rows_of_folder(config.data, {"train": ("train",), "test": ("test",)}, needed=("train", "test"))
+            held_out = rows_of_folder(config.data, {"math500": ("math500", "math-500")}) if paper else {}
+            if paper and not held_out:
+                raise DataError(
+                    f"task.data = {config.data!r}: the folder holds no math500.jsonl (nor .json, .parquet, or one with "
+                    ".gz), which the paper's split evaluates on; set task.split=original to take train.* and test.* as "
+                    "they are"
+                )
+        else:
+            hub = config.hub or HUBS[config.dataset]
+            rows = {split: rows_of_hub(hub, split) for split in ("train", "test")}
+            held_out = {"math500": rows_of_hub(config.hub_500, "test")} if paper else {}
+        return {split: renamed(found, config.columns) for split, found in rows.items()} | held_out
 
     def _problems(self, rows: list[Row], style: Literal["math", "gsm8k"], split: str) -> list[Problem]:
         if style == "math":
             unique([row for row in rows if row.has("unique_id")], lambda row: row.fields["unique_id"], "unique_id")
-        problems = []
+        problems: list[Problem] = []
+        without: list[Row] = []
         for number, row in enumerate(rows, 1):
             question = row.text("problem" if style == "math" else "question")
             answer = self._gold(row, style, question)
             name = row.text("unique_id") if row.has("unique_id") else f"{style}/{split}/{number}"
             if answer is None:
-                self._notes.append(f"{row.where}: left out: its solution states no answer")
+                without.append(row)
                 continue
             reference: dict[str, Any] = {"answer": answer}
             if row.has("level") and (level := _LEVEL.fullmatch(str(row.fields["level"]))):
@@ -136,6 +152,22 @@ class MathTask(DataTask):
                 if row.has(field):
                     reference["subject"] = row.text(field)
             problems.append(self.problem(question, reference, name))
+        return self._told(problems, without, style)
+
+    def _told(self, problems: list[Problem], without: list[Row], style: Literal["math", "gsm8k"]) -> list[Problem]:
+        """The problems, those without an answer noted. Raises DataError where none has one."""
+        lack = {
+            "math": ("solution", r"no \boxed{...}"),
+            "gsm8k": ("answer", "no line `#### ANSWER`, as GSM8K's end with"),
+        }
+        if without and not problems:
+            field, why = lack[style]
+            raise without[0].wrong(
+                field,
+                f"states no answer: {why}; nor does any other row. Where a field holds the bare answer, it is MATH's "
+                "form: task.dataset=math, task.split=original, fields problem and answer (task.columns renames)",
+            )
+        self._notes += [f"{row.where}: left out: its {lack[style][0]} states no answer" for row in without]
         return problems
 
     def problem(self, question: str, reference: dict[str, Any], name: str) -> Problem:

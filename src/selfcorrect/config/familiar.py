@@ -1,0 +1,48 @@
+"""What other trainers call a setting -> what it is called here, for the hint behind an unknown key."""
+
+_STEPS = "`steps` of a stage (stages.NAME.steps)"
+_GROUPS = "rollouts.problems_per_step and rollouts.rollouts_per_problem"
+_PRECISION = "model.precision (auto, float32, bfloat16)"
+_ALL_ALIKE = "none: sampling takes the whole distribution, so that what is trained is what was sampled"
+_DATA = "task.name, task.dataset, and task.data=PATH or task.hub"
+_KL = "beta1 (every attempt) and beta2 (attempt 1 in stage1) of a stage"
+
+FAMILIAR = {
+    "lr": "learning_rate of a stage (stages.NAME.learning_rate)",
+    "max_steps": _STEPS, "num_steps": _STEPS, "total_steps": _STEPS, "training_steps": _STEPS, "train_steps": _STEPS,
+    "epochs": _STEPS, "num_epochs": _STEPS, "num_train_epochs": _STEPS,
+    "save_steps": "checkpoint.every", "save_every": "checkpoint.every", "save_interval": "checkpoint.every",
+    "save_total_limit": "checkpoint.keep", "save_strategy": "checkpoint.every",
+    "load_best_model_at_end": "checkpoint.select", "metric_for_best_model": "checkpoint.select",
+    "eval_steps": "evaluation.every", "eval_strategy": "evaluation.every", "evaluation_strategy": "evaluation.every",
+    "eval_every": "evaluation.every", "max_eval_samples": "evaluation.problems",
+    "logging_steps": "none: every step is logged", "log_completions": "log.rollouts_kept", "logging_dir": "output",
+    "report_to": "log.trackers", "wandb": "log.trackers: [wandb]", "run_name": "name", "output_dir": "output",
+    "batch_size": _GROUPS, "train_batch_size": _GROUPS, "global_batch_size": _GROUPS, "generation_batch_size": _GROUPS,
+    "per_device_train_batch_size": "optimizer.micro_batch", "micro_batch_size": "optimizer.micro_batch",
+    "gradient_accumulation_steps": "optimizer.micro_batch (rollouts in one forward; the step's gradient is the same)",
+    "per_device_eval_batch_size": "rollouts.rows_at_once", "eval_batch_size": "rollouts.rows_at_once",
+    "num_generations": "rollouts.rollouts_per_problem", "group_size": "rollouts.rollouts_per_problem",
+    "num_return_sequences": "rollouts.rollouts_per_problem", "n_samples_per_prompt": "rollouts.rollouts_per_problem",
+    "max_completion_length": "rollouts.max_new_tokens", "response_length": "rollouts.max_new_tokens",
+    "max_response_length": "rollouts.max_new_tokens", "max_tokens": "rollouts.max_new_tokens",
+    "max_length": "rollouts.max_new_tokens", "num_turns": "rollouts.attempts", "max_turns": "rollouts.attempts",
+    "top_p": _ALL_ALIKE, "top_k": _ALL_ALIKE, "min_p": _ALL_ALIKE, "repetition_penalty": _ALL_ALIKE,
+    "model_name": "model.path", "model_name_or_path": "model.path", "base_model": "model.path",
+    "model_id": "model.path", "pretrained_model_name_or_path": "model.path",
+    "device_map": "model.device", "attn_implementation": "model.attention",
+    "bf16": _PRECISION, "fp16": _PRECISION, "dtype": _PRECISION,
+    "torch_dtype": _PRECISION, "mixed_precision": _PRECISION, "chat_template_kwargs": "model.template_options",
+    "dataset_name": _DATA, "datasets": _DATA, "train_file": _DATA, "data_path": _DATA, "dataset_path": _DATA,
+    "system_prompt": "task.prompt (a template of the whole first question)",
+    "beta": _KL, "kl_coef": _KL, "kl_coeff": _KL, "kl_loss_coef": _KL, "init_kl_coef": _KL,
+    "target_kl": "stages.NAME.adaptive.target",
+    "warmup_ratio": "optimizer.warmup_steps", "num_warmup_steps": "optimizer.warmup_steps",
+    "lr_scheduler_type": "optimizer.schedule", "lr_scheduler": "optimizer.schedule", "adam_beta1": "optimizer.betas",
+    "adam_beta2": "optimizer.betas", "adam_betas": "optimizer.betas", "optim": "none: AdamW is the only optimiser",
+    "max_norm": "optimizer.max_grad_norm", "grad_clip": "optimizer.max_grad_norm",
+    "gradient_clipping": "optimizer.max_grad_norm", "clip_grad_norm": "optimizer.max_grad_norm",
+    "scale_rewards": "algorithm.normalize_std", "advantage_estimator": "algorithm.baseline",
+    "adv_estimator": "algorithm.baseline", "kl_penalty": "algorithm.kl_estimator", "data_seed": "seed",
+    "resume_from_checkpoint": "`selfcorrect train --resume RUN`",
+}  # fmt: skip

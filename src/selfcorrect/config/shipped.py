@@ -1,0 +1,30 @@
+"""The recipes that come with the package (recipes/ at the root of the repository leads there)."""
+
+import re
+from importlib import resources
+from itertools import takewhile
+from pathlib import Path
+
+
+def shipped_recipe(name: str) -> Path:
+    """The file of a shipped recipe."""
+    return Path(str(resources.files("selfcorrect") / "recipes" / f"{name}.yaml"))
+
+
+def shipped_recipes() -> dict[str, str]:
+    """Name -> what its first comment begins with."""
+    files = sorted(shipped_recipe("demo").parent.glob("*.yaml"))
+    return {file.stem: _about(file.read_text(encoding="utf-8")) for file in files}
+
+
+def _about(recipe: str) -> str:
+    comment = takewhile(lambda line: line.startswith("#"), recipe.splitlines())
+    return re.split(r"[.:;] |\.$", " ".join(line.lstrip("# ") for line in comment))[0]
+
+
+def find_recipe(path: Path) -> Path:
+    """The file itself where it is there; else the shipped one that NAME, NAME.yaml or recipes/NAME.yaml means."""
+    if path.is_file() or path.parent.name not in ("", "recipes") or path.suffix not in ("", ".yaml", ".yml"):
+        return path
+    shipped = shipped_recipe(path.stem if path.suffix else path.name)
+    return shipped if shipped.is_file() else path

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 import yaml
 
 import selfcorrect
@@ -268,3 +269,35 @@ def test_checking_a_comparison_checks_its_methods(
         cli.main()
     assert ended.value.code == 2
     assert "max_numbr" in capsys.readouterr().err
+
+
+def test_recipes_are_listed_and_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Command) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert "countdown  " in command("recipes")
+    assert command("recipes", "countdown") == "recipe: countdown.yaml\n"
+    assert load_recipe("countdown.yaml") == load_recipe(shipped_recipe("countdown"))
+    for arguments, refused in (
+        (("countdown",), "countdown.yaml is there already"),
+        (("none",), "'none': none of that"),
+    ):
+        monkeypatch.setattr(sys, "argv", ["selfcorrect", "recipes", *arguments])
+        with pytest.raises(ConfigError, match=refused):
+            cli.app(standalone_mode=False)
+
+
+def test_check_load_tries_what_a_run_needs(recipe_file: Path, command: Command) -> None:
+    told = command("check", str(recipe_file), "--load", "rollouts.rows_at_once=auto", "optimizer.micro_batch=auto")
+    lines = [line for line in told.splitlines() if line.startswith("# ")]
+    for part in ("problems to evaluate on", "step 1 draws", "million parameters on cpu", "longest rollout: ",
+                 "optimizer.micro_batch: auto is 128", "first prompt: '", "memory: 0.0 GB"):  # fmt: skip
+        assert any(part in line for line in lines), part
+    assert all(line not in command("check", str(recipe_file)) for line in lines)
+
+
+def test_version_and_examples(command: Command) -> None:
+    assert command("--version") == f"selfcorrect {selfcorrect.__version__}\n"
+    commands = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]
+    assert len(commands) > 10
+    for name, each in commands.items():
+        assert (each.epilog or "").startswith(f"Example: selfcorrect {name}"), name
+    assert "Example: selfcorrect check" in command("check", "-h")

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from selfcorrect import api
-from selfcorrect.compare import compare
+from selfcorrect.compare import _say_whole, compare
 from selfcorrect.compare.budget import Account, account
 from selfcorrect.compare.execute import JobError
 from selfcorrect.compare.page import headline
@@ -363,3 +363,16 @@ def test_a_choice_stands_once_its_runs_have_begun(model: Path, tmp_path: Path) -
     compare(comparison(tmp_path, model, methods=METHODS[1:3], **some), said.append, again)
     assert again.commands == ["train pair_plus-1", "train pair_plus-2", "train pair_plus-0"]
     assert any(text.startswith("  pair: learning rate x 0.5") for text in said)
+
+
+def test_the_whole_cost_is_told_before_the_first_run() -> None:
+    config = load_recipe("compare_lab")
+    assert isinstance(config, CompareConfig)
+    said: list[str] = []
+    completions = _say_whole(config.model_copy(update={"output": "nowhere"}), said.append)
+    (line,) = said
+    assert "104 trials of the search" in line
+    assert "48 runs; 0 of them are done already" in line
+    assert f"{completions:,} completions" in line
+    # by hand: a run of 200 steps x 128 rollouts x 2 attempts, less where one attempt is played, and evaluations
+    assert 48 * 2000 * 2 < completions < 160 * (200 * 256 * 2 + 4 * 4 * 2000 * 2)

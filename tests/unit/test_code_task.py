@@ -229,3 +229,17 @@ def test_the_public_sets_whole() -> None:
     assert not any("\r" in item.solution for item in task._own)
     repair = RepairTask(RepairConfig(name="repair", data=str(PUBLIC / "repair/mbpp_r_style.jsonl.gz")))
     assert [len(repair.train), len(repair.test), len(repair.load(repair._config.data))] == [9, 362, 371]
+
+
+def test_columns_of_one_s_own(tmp_path: Path) -> None:
+    row = {{"text": "instruction", "code": "solution"}.get(key, key): value for key, value in mbpp_row(11).items()}
+    write(tmp_path / "rows.jsonl", [row])
+    config = CodeConfig(
+        name="code", data=str(tmp_path / "rows.jsonl"), shots=0, columns={"text": "instruction", "code": "solution"}
+    )
+    (problem,) = CodeTask(config).test
+    assert str(row["instruction"]) in problem.prompt
+    with pytest.raises(
+        DataError, match=r"rows.jsonl:1: field 'prompt' is missing; .* set task.columns.prompt=ITS_NAME"
+    ):
+        _ = CodeTask(config.model_copy(update={"columns": {}})).test

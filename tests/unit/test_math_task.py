@@ -75,7 +75,9 @@ def test_prompts_and_grades(tmp_path: Path) -> None:
     grades = task.grade([(problem, r"\boxed{20}"), (problem, r"\boxed{2}"), (problem, "no")])
     assert [grade.outcome for grade in grades] == ["correct", "wrong", "no_answer"]
     assert task.parse("train/algebra/3.json").prompt.endswith("$3 + 3$?")
-    with pytest.raises(DataError, match=r"no such id; problems of task math are named by id, like test/algebra/10.json"):
+    with pytest.raises(
+        DataError, match=r"no such id; problems of task math are named by id, like test/algebra/10.json"
+    ):
         task.parse("hello")
     task.close()
     task.close()

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 from selfcorrect.chat import Chat
 from selfcorrect.config import SelfRefineConfig
+from selfcorrect.grading.thoughts import grade_answers
 from selfcorrect.samplers.base import Sampler
 from selfcorrect.seeds import derive_seed
 from selfcorrect.tasks.base import Task
@@ -47,7 +48,7 @@ def play(
 
     given: one completion per problem that takes the place of attempt 1 (controls, offline first attempts), or None
     where attempt 1 is sampled; without `given`, a problem's recorded first attempt does (offline repair). Both are
-    graded like any other. refine: between two attempts the model writes feedback of its own (Self-Refine). Problems
+    graded like any other, without the thoughts before it. refine: between two attempts the model writes feedback of its own (Self-Refine). Problems
     the tokenizer cannot read are not sampled: outcome `unreadable`. Returns one Rollout per problem, in order; what
     the grader raises, rises.
     """
@@ -70,7 +71,9 @@ def play(
                 played[row].append(now[row])
                 shown[row].append(contexts[row])
                 feedback[row].append(told[row])
-            grading.append(grader.submit(_grade, task, problems, now, readable))
+            recorded = firsts if number == 1 and given is None else {}  # whole texts, whatever the template opens
+            opened = [chat.opens_thought and row not in recorded for row in range(len(problems))]
+            grading.append(grader.submit(_grade, task, problems, now, readable, opened))
         began = time.perf_counter()
         grades = [future.result() for future in grading]
         if waiting is not None:
@@ -150,14 +153,21 @@ def _first_attempts(
 
 
 def _grade(
-    task: Task, problems: Sequence[Problem], completions: Sequence[Completion], readable: Sequence[bool]
+    task: Task,
+    problems: Sequence[Problem],
+    completions: Sequence[Completion],
+    readable: Sequence[bool],
+    opened: Sequence[bool],
 ) -> list[Grade]:
-    """Grades in order. A completion cut off at the token limit is `truncated` and unrewarded, whatever its text."""
+    """Grades in order. A completion cut off at the token limit is `truncated` and unrewarded, whatever its text.
+
+    opened: by row, whether the completion began inside of a thought.
+    """
     grades = [
         (_TRUNCATED if completion.finish_reason == "length" else None) if ok else _UNREADABLE
         for completion, ok in zip(completions, readable, strict=True)
     ]
     open_rows = [row for row, grade in enumerate(grades) if grade is None]
-    found = task.grade([(problems[row], completions[row].text) for row in open_rows]) if open_rows else []
+    found = grade_answers(task.grade, [(problems[row], completions[row].text, opened[row]) for row in open_rows])
     told = dict(zip(open_rows, found, strict=True))
     return [grade or told[row] for row, grade in enumerate(grades)]

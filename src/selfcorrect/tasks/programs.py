@@ -11,7 +11,7 @@ from itertools import chain
 
 from selfcorrect.tasks.fences import find_blocks
 
-MAX_TEXT = 1 << 20  # characters; what is longer is no answer
+MAX_TEXT = 1 << 18  # characters; what is longer is no answer
 _CODE_LINE = re.compile(
     r"[ \t]*(?:(?:async[ \t]+)?def[ \t]+\w+[ \t]*\(|class[ \t]+\w+[ \t]*[:(]|import[ \t]+\w[\w., \t]*$"
     r"|from[ \t]+[\w.]+[ \t]+import\b|@\w)"
@@ -36,7 +36,7 @@ _IMPORTED = re.compile(
 )
 _PARAMETERS = re.compile(r"\bdef[ \t]+\w+[ \t]*\(([^)]{0,4000})")
 _BOUND = re.compile(r"\b(\w+)[ \t]*(?::?=)(?!=)|\b(?:for|as)[ \t]+([\w, \t()]+)")
-_EMPTY = re.compile(r'^(?:async[ \t]+)?def[^\n]*:\s*(?:""\s*)?(?:pass|\.\.\.|)\s*\Z', re.MULTILINE)
+_EMPTY = re.compile(r'^(?:async[ \t]+)?def[^\n]*:\s*+(?:""\s*+)?(?:pass|\.\.\.|)\s*+\Z', re.MULTILINE)
 _WORD = re.compile(r"(?<![\w.])[A-Za-z_]\w*")
 _DECORATORS = re.compile(r"(?:^@[^\n]*\n)+\Z", re.MULTILINE)
 _FUTURE = re.compile(

@@ -202,7 +202,9 @@ def grade_recorded(
         grades_of = list(done)
         for start, stop in _chunks(recorded, len(done)):
             rows = range(start, stop)
-            flat = grade_answers(task.grade, [(known[row], text, False) for row in rows for text in recorded[row].texts])
+            flat = grade_answers(
+                task.grade, [(known[row], text, False) for row in rows for text in recorded[row].texts]
+            )
             fresh = iter(flat)
             for row in rows:
                 mine = [next(fresh) for _ in recorded[row].texts]

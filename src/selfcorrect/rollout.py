@@ -7,7 +7,7 @@ The correction prompt never needs a grade, so attempt a is graded in a thread wh
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
@@ -48,7 +48,7 @@ def play(
 
     given: one completion per problem that takes the place of attempt 1 (controls, offline first attempts), or None
     where attempt 1 is sampled; without `given`, a problem's recorded first attempt does (offline repair). Both are
-    graded like any other, without the thoughts before it. refine: between two attempts the model writes feedback of its own (Self-Refine). Problems
+    graded like any other. refine: between two attempts the model writes feedback of its own (Self-Refine). Problems
     the tokenizer cannot read are not sampled: outcome `unreadable`. Returns one Rollout per problem, in order; what
     the grader raises, rises.
     """
@@ -71,9 +71,8 @@ def play(
                 played[row].append(now[row])
                 shown[row].append(contexts[row])
                 feedback[row].append(told[row])
-            recorded = firsts if number == 1 and given is None else {}  # whole texts, whatever the template opens
-            opened = [chat.opens_thought and row not in recorded for row in range(len(problems))]
-            grading.append(grader.submit(_grade, task, problems, now, readable, opened))
+            recorded = firsts if number == 1 and given is None else {}
+            grading.append(grader.submit(_grade, task, problems, now, readable, chat.opens_thought, recorded))
         began = time.perf_counter()
         grades = [future.result() for future in grading]
         if waiting is not None:
@@ -157,17 +156,19 @@ def _grade(
     problems: Sequence[Problem],
     completions: Sequence[Completion],
     readable: Sequence[bool],
-    opened: Sequence[bool],
+    opened: bool,
+    recorded: Collection[int],
 ) -> list[Grade]:
     """Grades in order. A completion cut off at the token limit is `truncated` and unrewarded, whatever its text.
 
-    opened: by row, whether the completion began inside of a thought.
+    opened: whether completions began inside of a thought; those of the rows `recorded` are texts of their own.
     """
     grades = [
         (_TRUNCATED if completion.finish_reason == "length" else None) if ok else _UNREADABLE
         for completion, ok in zip(completions, readable, strict=True)
     ]
     open_rows = [row for row, grade in enumerate(grades) if grade is None]
-    found = grade_answers(task.grade, [(problems[row], completions[row].text, opened[row]) for row in open_rows])
+    texts = [(problems[row], completions[row].text, opened and row not in recorded) for row in open_rows]
+    found = grade_answers(task.grade, texts)
     told = dict(zip(open_rows, found, strict=True))
     return [grade or told[row] for row, grade in enumerate(grades)]

@@ -10,7 +10,8 @@ from collections.abc import Callable, Sequence
 from selfcorrect.types import Grade, Outcome, Problem
 
 _WORD = (
-    r"(?:think(?:ing)?|thoughts?(?:_process)?|reason(?:ing)?|scratch_?pad|chain_of_thought|inner_(?:monologue|thoughts?))"
+    r"(?:think(?:ing)?|thoughts?(?:_process)?|reason(?:ing)?|scratch_?pad|chain_of_thought"
+    r"|inner_(?:monologue|thoughts?))"
 )
 _NAME = rf"(?:(?!start|begin|end)[a-z]+[:_])?{_WORD}"
 _OPENS = (
@@ -34,7 +35,8 @@ _CLOSES = (
     r"<\|channel>\s*final\b(?:<message\|>)?|<channel\|>",
 )
 _MARK = re.compile(
-    rf"(?P<opens>{'|'.join(_OPENS)})|(?P<closes>{'|'.join(_CLOSES)})|(?:^[ \t>]*|(?<=[>\]▷]))(?P<fence>`{{3,}}|~{{3,}})(?P<info>[^`\n]*)$",
+    rf"(?P<opens>{'|'.join(_OPENS)})|(?P<closes>{'|'.join(_CLOSES)})"
+    r"|(?:^[ \t>]*|(?<=[>\]▷]))(?P<fence>`{3,}|~{3,})(?P<info>[^`\n]*)$",
     re.IGNORECASE | re.MULTILINE,
 )
 _TOKENS = re.compile("|".join([*_OPENS, *_CLOSES, r"<\|(?:channel|message)\|>", r"<\|channel>", r"<message\|>"]), re.I)
@@ -88,13 +90,21 @@ def answer_part(text: str, *, opened: bool = False) -> str:
 def grade_answers(
     grade: Callable[[Sequence[tuple[Problem, str]]], list[Grade]], answers: Sequence[tuple[Problem, str, bool]]
 ) -> list[Grade]:
-    """A task's grades of the answer parts of texts, in order. answers: problem, text, and whether the prompt ended
-    inside of a thought. A text that holds nothing but thoughts is `no_answer`, whatever the task."""
+    """A task's grades of the answer parts of texts, in order.
+
+    grade: the task's own. answers: problem, text, and whether the prompt ended inside of a thought. A text that holds
+    nothing but thoughts is `no_answer`, whatever the task.
+    """
     parts = [answer_part(text, opened=opened) for _, text, opened in answers]
-    told = [not part.strip() and bool(text.strip()) for part, (_, text, _) in zip(parts, answers, strict=True)]
-    rest = [(problem, part) for (problem, _, _), part, none in zip(answers, parts, told, strict=True) if not none]
+    none_follows = [
+        not part.strip() and (opened or bool(text.strip()))
+        for part, (_, text, opened) in zip(parts, answers, strict=True)
+    ]
+    rest = [
+        (problem, part) for (problem, _, _), part, none in zip(answers, parts, none_follows, strict=True) if not none
+    ]
     grades = iter(grade(rest) if rest else [])
-    return [NOTHING_BUT_THOUGHTS if none else next(grades) for none in told]
+    return [NOTHING_BUT_THOUGHTS if none else next(grades) for none in none_follows]
 
 
 def _later(marks: Sequence[re.Match[str]]) -> list[tuple[bool, bool]]:

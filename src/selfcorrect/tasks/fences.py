@@ -16,7 +16,9 @@ _ONE_LINE = re.compile(r"`{3,}([^`]+)`{3,}")
 _AT_END = re.compile(r"(?P<code>.*[^`~\s])[ \t]*(?P<fence>`{3,}|~{3,})[ \t]*")
 _QUOTE = re.compile(r" {0,3}> ?")
 _PYTHON = r"(?:i?python|py)w?-?[\d.]*(?![\w-])"
-_TAG = re.compile(rf"(?:\{{[^}}]{{0,80}}?\b{_PYTHON}[^}}]{{0,80}}\}}|\.?(?:lang(?:uage)?-)?{_PYTHON})[:=]?", re.IGNORECASE)
+_TAG = re.compile(
+    rf"(?:\{{[^}}]{{0,80}}?\b{_PYTHON}[^}}]{{0,80}}\}}|\.?(?:lang(?:uage)?-)?{_PYTHON})[:=]?", re.IGNORECASE
+)
 _FILE = re.compile(r"\S+\.py", re.IGNORECASE)
 _STRING = re.compile(r'"""|\'\'\'|"(?:[^"\\]|\\.)*+"?|\'(?:[^\'\\]|\\.)*+\'?|#.*')
 _REST = {quotes: re.compile(rf"(?:[^\\]|\\.)*?{quotes}") for quotes in ('"""', "'''")}
@@ -113,7 +115,9 @@ class _Reader:
             last, info = found
             block.content += [last] if last else []
             self._close(number + 1)
-            if is_python(info) or (info and " " not in info):  # an opening fence, so the closing one before it is missing
+            if is_python(info) or (
+                info and " " not in info
+            ):  # an opening fence, so the closing one before it is missing
                 self._begin(block.fence, info, block.quotes, _columns(line))
             return
         block.string = _string_after(line, block.string) if block.wanted else ""

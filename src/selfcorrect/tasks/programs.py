@@ -21,7 +21,8 @@ _RETURNS = re.compile(r"\b(?:return|yield)\b")
 _GOES_ON = re.compile(  # a line at the margin that may stand behind code; prose may not
     r"$|[()\[\]{}'\"#@*\\]|\.\.\.|\d+[ \t]*[,)\]}]|(?:async|await|class|def|del|from|global|import|assert|raise|return"
     r"|nonlocal|yield|(?:pass|break|continue|else|try|finally)\b[ \t]*[:;]?[ \t]*$|(?:else|try|finally):)(?!\w)"
-    r"|(?:if|elif|for|while|with|except|match)\b.*:|[\w.]+[(\[]|[\w., \t*()\[\]'\"]+(?:[-+*/%&|^@]|//|\*\*|<<|>>)?=(?!=)"
+    r"|(?:if|elif|for|while|with|except|match)\b.*:|[\w.]+[(\[]"
+    r"|[\w., \t*()\[\]'\"]+(?:[-+*/%&|^@]|//|\*\*|<<|>>)?=(?!=)"
     r"|\w+[ \t]*:[^=]+="
 )
 _QUIET = re.compile(  # strings and comments
@@ -31,9 +32,7 @@ _DEFINED = re.compile(r"^([ \t]*)(?:async[ \t]+)?(?:def|class)[ \t]+(\w+)", re.M
 _ASSIGNED = re.compile(
     r"^(?:[^\n=]*;[ \t]*)?(?:((?:\(?[\w, \t*]++\)?[ \t]*+=(?!=))+)|(\w+)[ \t]*:[^\n=]*=(?!=))(.*)", re.MULTILINE
 )
-_IMPORTED = re.compile(
-    r"^(?:from[ \t]+[\w.]+[ \t]+)?import\b[ \t]*(\([^)]{0,4000}\)|(?:[^\n;\\]|\\\n)+)", re.MULTILINE
-)
+_IMPORTED = re.compile(r"^(?:from[ \t]+[\w.]+[ \t]+)?import\b[ \t]*(\([^)]{0,4000}\)|(?:[^\n;\\]|\\\n)+)", re.MULTILINE)
 _PARAMETERS = re.compile(r"\bdef[ \t]+\w+[ \t]*\(([^)]{0,4000})")
 _BOUND = re.compile(r"\b(\w+)[ \t]*(?::?=)(?!=)|\b(?:for|as)[ \t]+([\w, \t()]+)")
 _EMPTY = re.compile(r'^(?:async[ \t]+)?def[^\n]*:\s*+(?:""\s*+)?(?:pass|\.\.\.|)\s*+\Z', re.MULTILINE)
@@ -174,21 +173,22 @@ def _with_what_it_needs(code: _Code, before: Sequence[_Code], after: Sequence[_C
 
 
 def _joined(parts: Iterable[str], between: str) -> str:
-    """Parts of a program, one behind the other; what each imports from __future__ at its start must stand at the top."""
+    """Parts of a program, one behind the other; what each imports from __future__ first must stand at the top."""
     futures: list[str] = []
     kept = []
     for number, part in enumerate(parts):
+        rest = part
         for _ in range(_MAX_FUTURES if number else 0):
-            if not (found := _FUTURE.match(part)):
+            if not (found := _FUTURE.match(rest)):
                 break
             futures.append(found[2].rstrip())
-            part = f"{found[1]}''{part[found.end() :]}"
-        kept.append(part)
+            rest = f"{found[1]}''{rest[found.end() :]}"
+        kept.append(rest)
     return "\n".join([*dict.fromkeys(futures), between.join(kept)])
 
 
 def _code_from(lines: Sequence[str], wanted: frozenset[str], body: bool) -> int | None:
-    """Where code begins in lines that stand free: with a line that can only be code, or one that makes a wanted name."""
+    """Where code begins in lines that stand free: a line that can only be code, or makes a wanted name."""
     first = next((number for number, line in enumerate(lines) if line.strip()), None)
     if body and first is not None and _BODY_LINE.match(lines[first]):
         return first
@@ -218,7 +218,7 @@ def _until_prose(text: str) -> str:
 def _at_the_margin(program: str) -> str:
     """A program that is indented as a whole, without that."""
     lines = program.split("\n")
-    first = next(line for line in lines if line.strip())
+    first = next((line for line in lines if line.strip()), "")
     margin = first[: len(first) - len(first.lstrip())]
     if all(line.startswith(margin) for line in lines if line.strip()):
         return "\n".join(line.removeprefix(margin) for line in lines)

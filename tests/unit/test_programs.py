@@ -73,6 +73,8 @@ HELPER, USES = "def h(x):\n    return x", "def f(x):\n    return h(x)"
         "def ff(x):\n    return f(x)",
         'def f(x):\n    """The signature."""\n    ...',
         "class Checker:\n    def check(self):\n        return f(1)",
+        "if __name__ == '__main__':\n    f = f(3)",
+        "def main():\n    f = 3\n    def f(x): return 4",
     ],
 )
 def test_a_later_block_that_defines_something_else(later: str) -> None:
@@ -157,6 +159,8 @@ def test_tags_of_other_languages(info: str) -> None:
         f"{T}python\n{F}\n\nThis function returns x.",
         f"{T}python\n{F}\n\n{block('print(f(1))')}",
         f"{T}python\n{F}\n{block('python x.py', 'bash')}",
+        f"{T}`python\n{F}\n{T}\nDone.",
+        f"[PYTHON]\n{F}\n[/PYTHON]",
         f"{T}markdown\n# Solution\n{SOLUTION}{T}",
         f"{T}`python\n{F}\n{T}`\n{block('print(1)')}",
         f"\ufeff{SOLUTION}",

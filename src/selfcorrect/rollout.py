@@ -7,11 +7,12 @@ The correction prompt never needs a grade, so attempt a is graded in a thread wh
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 from selfcorrect.config import SelfRefineConfig
+from selfcorrect.grading.thoughts import grade_answers
 from selfcorrect.models.chat import Chat
 from selfcorrect.samplers.base import Sampler
 from selfcorrect.seeds import derive_seed
@@ -70,7 +71,8 @@ def play(
                 played[row].append(now[row])
                 shown[row].append(contexts[row])
                 feedback[row].append(told[row])
-            grading.append(grader.submit(_grade, task, problems, now, readable))
+            recorded = firsts if number == 1 and given is None else {}
+            grading.append(grader.submit(_grade, task, problems, now, readable, chat.opens_thought, recorded))
         began = time.perf_counter()
         grades = [future.result() for future in grading]
         if waiting is not None:
@@ -150,14 +152,23 @@ def _first_attempts(
 
 
 def _grade(
-    task: Task, problems: Sequence[Problem], completions: Sequence[Completion], readable: Sequence[bool]
+    task: Task,
+    problems: Sequence[Problem],
+    completions: Sequence[Completion],
+    readable: Sequence[bool],
+    opened: bool,
+    recorded: Collection[int],
 ) -> list[Grade]:
-    """Grades in order. A completion cut off at the token limit is `truncated` and unrewarded, whatever its text."""
+    """Grades in order. A completion cut off at the token limit is `truncated` and unrewarded, whatever its text.
+
+    opened: whether completions began inside of a thought; those of the rows `recorded` are texts of their own.
+    """
     grades = [
         (_TRUNCATED if completion.finish_reason == "length" else None) if ok else _UNREADABLE
         for completion, ok in zip(completions, readable, strict=True)
     ]
     open_rows = [row for row, grade in enumerate(grades) if grade is None]
-    found = task.grade([(problems[row], completions[row].text) for row in open_rows]) if open_rows else []
+    texts = [(problems[row], completions[row].text, opened and row not in recorded) for row in open_rows]
+    found = grade_answers(task.grade, texts)
     told = dict(zip(open_rows, found, strict=True))
     return [grade or told[row] for row, grade in enumerate(grades)]

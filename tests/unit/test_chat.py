@@ -103,6 +103,46 @@ def test_reading() -> None:
     assert chat.decode([5, END, 6]) == "5 6"
 
 
+@pytest.mark.parametrize(
+    ("opening", "closing"),
+    [
+        ("[THINK]", "[/THINK]"),
+        ("<think>", "</think>"),
+        ("<|channel|>analysis<|message|>", "<|channel|>final<|message|>"),
+    ],
+)
+@pytest.mark.parametrize("special", [True, False])
+def test_marks_of_thoughts_stay_in_a_text_where_they_are_special_tokens(
+    opening: str, closing: str, special: bool
+) -> None:
+    from transformers import AddedToken
+
+    tokenizer = byte_tokenizer(PLAIN)
+    marks = ["[THINK]", "[/THINK]", "<think>", "</think>", "<|channel|>", "<|message|>"]
+    tokenizer.add_tokens([AddedToken(mark, special=special) for mark in marks], special_tokens=special)
+    chat = Chat(tokenizer, frozenset(tokenizer.convert_tokens_to_ids(["</turn>"])))
+    text = f"{opening}\né{closing}b <turn>c</turn>"
+    assert chat.said(tokenizer(text)["input_ids"]) == f"{opening}\né{closing}b c"
+
+
+@pytest.mark.parametrize(
+    ("template", "options", "opens"),
+    [
+        (PLAIN, {}, False),
+        (OPENS_THOUGHT, {}, True),
+        (OPENS_THOUGHT.replace("<think>", "[THINK]"), {}, True),
+        (OPENS_THOUGHT.replace("<think>", "<|channel|>analysis<|message|>"), {}, True),
+        (QWEN3_LIKE, {}, False),
+        (QWEN3_LIKE, {"enable_thinking": False}, False),
+        ("<turn>Think in <think> first.</turn>" + PLAIN, {}, False),  # a mark of the system's words
+    ],
+)
+def test_whether_the_template_opens_a_thought(template: str, options: dict[str, Any], opens: bool) -> None:
+    chat = Chat(byte_tokenizer(template), frozenset({1}), options)
+    assert chat.opens_thought is opens
+    assert any("opens a thought" in note for note in chat.notes) is opens
+
+
 def bytes_chat(template: str, **options: object) -> tuple[Chat, Any]:
     tokenizer = byte_tokenizer(template)
     return Chat(tokenizer, frozenset(tokenizer.convert_tokens_to_ids(["<eos>", "</turn>"])), options), tokenizer

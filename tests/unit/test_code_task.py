@@ -7,7 +7,7 @@ import pytest
 
 from selfcorrect.config import CodeConfig, MathConfig, RepairConfig
 from selfcorrect.errors import DataError
-from selfcorrect.tasks.code import CodeTask
+from selfcorrect.tasks.code import CodeTask, Item, asked_for
 from selfcorrect.tasks.repair import RepairTask, repair_rows
 from selfcorrect.types import Attempt, Completion, Grade, Outcome, Problem, Rollout
 from tests.support import graders
@@ -102,6 +102,43 @@ def test_what_the_judge_is_given(tmp_path: Path) -> None:
     assert (checks.entry_point, checks.helpers) == ("times_3", HUMANEVAL[3]["prompt"])
     assert checks.reference == f"{HUMANEVAL[3]['prompt']}{HUMANEVAL[3]['canonical_solution']}"
     assert grade.correct
+
+
+@pytest.mark.parametrize(
+    ("tests", "solution", "names"),
+    [
+        ("assert add(1, 2) == 3", "", {"add"}),
+        ("assert set(f(x)) == {x for x in range(3)}", "def g(): 1\ndef f(x): 1", {"f"}),
+        ("import math\nassert math.isclose(f(1), 1.0, rel_tol=0.1)", "f = float", {"f"}),
+        (
+            "root = Node(1)\nroot.left = Node(2)\nassert depth(root) == 2",
+            "class Node: 1\ndef depth(n): 1",
+            {"Node", "depth"},
+        ),
+        ("assert Solution().f(1) == 1", "", {"Solution"}),
+        ("def check(candidate):\n    assert f(1) == 2\ncheck(f)", "", {"f"}),
+        ("assert counter(Counter('a')) == 1", "def counter(c): 1", {"counter"}),
+        ("for (a, b) in [(1, 2)]:\n    assert f(a) == b", "", {"f"}),
+        ("assert f(", "def f(): 1", set()),
+        ("\0", "", set()),
+    ],
+)
+def test_the_names_that_tests_ask_for(tests: str, solution: str, names: set[str]) -> None:
+    assert asked_for(Item(1, "", tests, tests, solution)) == names
+
+
+def test_the_block_that_the_tests_ask_for_is_judged(tmp_path: Path) -> None:
+    """Not a test function behind it; and an answer's `from __future__` stands before the prompt's imports."""
+    right, later = "def add_11(x):\n    return x + 11", "def test_add():\n    assert add_11(1) == 12"
+    task = task_of(data=code_folder(tmp_path))
+    grades = task.grade([(task.test[0], text) for text in (fenced(right) + fenced(later), fenced(later))])
+    assert [grade.outcome for grade in grades] == ["correct", "wrong"]
+    assert grades[0].answer == right
+    task = task_of(dataset="humaneval", data=tmp_path)
+    triple = "from __future__ import annotations\n\ndef times_3(x: int) -> No:\n    return helper(x) * 3"
+    names: dict[str, Any] = {}
+    exec(task.program(task.test[3], fenced(triple) + fenced(later)), names)
+    assert names["times_3"](2) == 6
 
 
 def test_verdicts_become_grades_in_order(tmp_path: Path) -> None:

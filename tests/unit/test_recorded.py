@@ -141,6 +141,15 @@ def test_hostile_texts_are_graded_like_any_other(tmp_path: Path) -> None:
     assert summary.accuracy[0].value in (1 / 6, 2 / 6)  # the lone surrogate may hide the box behind it, or not
 
 
+def test_thoughts_are_not_graded(tmp_path: Path) -> None:
+    texts = [f"<think>{boxed(1)}</think> No.", f"{boxed(2)}</think>{boxed(1)}", f"[THINK]{boxed(1)}", boxed(1)]
+    file = write(tmp_path / "texts.jsonl", [{"gold": "1", "response": text} for text in texts])
+    _, output = selfcorrect.grade(file, "math")
+    (attempts,) = zip(*(json.loads(line)["attempts"] for line in output.read_text().splitlines()), strict=True)
+    assert [attempt["outcome"] for attempt in attempts] == ["no_answer", "correct", "no_answer", "correct"]
+    assert [attempt["text"] for attempt in attempts] == texts
+
+
 def test_a_replay_is_a_whole_evaluation_with_its_report(tmp_path: Path) -> None:
     rows = [{"task_id": f"test/algebra/{n}.json", "attempts": [boxed(2 * n + n % 2), boxed(2 * n)]} for n in (10, 11)]
     file = write(tmp_path / "two.jsonl", rows)

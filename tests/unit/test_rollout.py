@@ -19,6 +19,7 @@ from selfcorrect.seeds import derive_seed
 from selfcorrect.tasks import make_task
 from selfcorrect.tasks.base import Task
 from selfcorrect.types import Completion, Grade, Outcome, Problem, Rollout, SamplingParams
+from tests.support.templates import OPENS_THOUGHT, PLAIN, byte_tokenizer
 
 TOKENIZER = build_tokenizer(12)
 END = TOKENIZER.eos_token_id
@@ -92,6 +93,26 @@ def test_each_attempt_extends_the_one_before_token_for_token() -> None:
     assert [a.completion.token_ids for a in rollouts[1].attempts] == [(3, END), (6, END), (8, END)]
     assert [a.grade.outcome for a in rollouts[1].attempts] == ["correct", "wrong", "wrong"]
     assert {(r.seed, r.policy_step) for r in rollouts} == {(PARAMS.seed, 7)}
+
+
+@pytest.mark.parametrize("opens", [True, False])
+def test_what_lies_in_a_thought_is_not_the_answer(opens: bool) -> None:
+    """In every attempt, the text kept whole; a recorded first attempt is whole whatever the template opens."""
+    tokenizer = byte_tokenizer(OPENS_THOUGHT if opens else PLAIN)
+    end = tokenizer.convert_tokens_to_ids("</turn>")
+    chat = Chat(tokenizer, frozenset({end}))
+    texts = ["3</think>4", "4</think>3", "3", "<think>4</think>3", "<think>3"]
+    script = iter(texts)
+    sampler = ScriptedSampler(
+        lambda ids, params: [*tokenizer(next(script))["input_ids"], end], chat.decode, frozenset({end})
+    )
+    params = SamplingParams(1.0, 60, 0)
+    (rollout,) = play([problem("Is it <think>?")], Echo(), sampler, chat, params, len(texts))
+    outcomes = ["wrong", "correct", "no_answer" if opens else "correct", "correct", "no_answer"]
+    assert [attempt.grade.outcome for attempt in rollout.attempts] == outcomes
+    assert [attempt.completion.text for attempt in rollout.attempts] == texts
+    (given,) = play([replace(problem("Q"), first_attempt="3")], Echo(), sampler, chat, params, 1)
+    assert given.attempts[0].grade.correct
 
 
 def test_self_refine_writes_feedback_between_two_attempts() -> None:

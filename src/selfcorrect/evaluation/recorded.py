@@ -16,6 +16,7 @@ from typing import Any
 
 from selfcorrect.errors import DataError
 from selfcorrect.grading.math import gold_answer
+from selfcorrect.grading.thoughts import grade_answers
 from selfcorrect.samplers.recorded import RecordedSampler, TextChat
 from selfcorrect.tasks.base import Task
 from selfcorrect.tasks.code import CodeTask, Item, plain
@@ -201,7 +202,9 @@ def grade_recorded(
         grades_of = list(done)
         for start, stop in _chunks(recorded, len(done)):
             rows = range(start, stop)
-            flat = task.grade([(known[row], text) for row in rows for text in recorded[row].texts])
+            flat = grade_answers(
+                task.grade, [(known[row], text, False) for row in rows for text in recorded[row].texts]
+            )
             fresh = iter(flat)
             for row in rows:
                 mine = [next(fresh) for _ in recorded[row].texts]

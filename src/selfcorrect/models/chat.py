@@ -11,6 +11,7 @@ from datetime import date
 from typing import Any
 
 from selfcorrect.errors import ModelError
+from selfcorrect.grading.thoughts import is_mark, leaves_thought_open
 from selfcorrect.types import Completion
 
 _MARKER = "@@assistant-turn-7f3a@@"
@@ -27,6 +28,7 @@ class Chat:
     """A tokenizer's chat template as token ids.
 
     eos_ids: every id that ends an assistant's turn. options: variables for the template, like enable_thinking.
+    opens_thought: whether the template begins the turn to be written inside of a thought.
     notes: what the template does that a user should know of. Raises ModelError where the tokenizer has no chat
     template, or has one that rewrites earlier turns.
     """
@@ -41,6 +43,10 @@ class Chat:
         self._eos_ids = eos_ids
         self._options = dict(options or {})
         self._between: dict[str, tuple[int, ...]] = {}
+        added = tokenizer.added_tokens_decoder
+        self._special = {*tokenizer.all_special_ids, *(i for i, token in added.items() if token.special)}
+        self._marks = {i for i in self._special if is_mark(str(tokenizer.convert_ids_to_tokens(i)))}
+        self.opens_thought = leaves_thought_open(self._render([("user", _MARKER)]).rpartition(_MARKER)[2])
         self._between_turns("a question")  # a template that cannot serve is refused before anything is sampled
         self.notes = tuple(self._look_for_surprises())
 
@@ -80,8 +86,11 @@ class Chat:
         return unknown is None or unknown not in prompt_ids
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Completion ids -> text without special tokens."""
-        return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
+        """Completion ids -> text without special tokens, but for those that mark thoughts."""
+        if self._marks.isdisjoint(ids):
+            return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
+        kept = [i for i in ids if i in self._marks or i not in self._special]
+        return str(self._tokenizer.decode(kept, skip_special_tokens=False))
 
     def said(self, ids: Sequence[int]) -> str:
         """The text of a completion: without the token that ends the turn, where it has one."""
@@ -111,6 +120,8 @@ class Chat:
     def _look_for_surprises(self) -> list[str]:
         """Things a template does that change no id of ours, or that are taken care of, in one line each."""
         notes = []
+        if self.opens_thought:
+            notes.append("the chat template opens a thought: only what follows the mark that closes it is graded")
         question = [("user", "a question")]
         if self._render(question) != self._render(question, strftime_now=lambda form: "@@date@@"):
             notes.append(

@@ -19,6 +19,7 @@ class TextChat(Chat):
         self._options = {}
         self._between = {}
         self.notes = ()
+        self.opens_thought = False
 
     def turn_end(self) -> int | None:
         return None

@@ -3,9 +3,11 @@
 MBPP's tests are shown and three solved examples stand first; HumanEval gives a function to complete, its tests hidden.
 """
 
+import ast
+import builtins
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +15,7 @@ from selfcorrect.config import CodeConfig, HubConfig
 from selfcorrect.errors import DataError
 from selfcorrect.tasks.dataset import DataTask
 from selfcorrect.tasks.files import Row, find_files, read_rows, renamed, unique
-from selfcorrect.tasks.programs import complete_function, extract_program
+from selfcorrect.tasks.programs import complete_function, defined_names, extract_program
 from selfcorrect.tasks.sources import check_there, rows_of_folder, rows_of_hub
 from selfcorrect.types import Grade, Outcome, Problem
 
@@ -96,7 +98,7 @@ class CodeTask(DataTask):
     def program(self, problem: Problem, text: str) -> str:
         """The whole program that a text means for this problem; "" where it holds none."""
         item = self._item(problem)
-        found = extract_program(text, body=bool(item.before))
+        found = extract_program(text, names=asked_for(item), body=bool(item.before))
         return complete_function(item.before, item.entry_point, found) if found and item.before else found
 
     def close(self) -> None:
@@ -196,6 +198,29 @@ class CodeTask(DataTask):
             )
         shown = [by_number[number] for number in SHOTS[: config.shots]]
         return "".join(config.example.format(task=i.text, tests=i.shown, code=i.solution.strip()) for i in shown)
+
+
+@cache
+def asked_for(item: Item) -> frozenset[str]:
+    """The names that the tests want of a program: those they use and define nowhere, and that the solution defines."""
+    if item.entry_point:
+        return frozenset({item.entry_point})
+    try:
+        nodes = list(ast.walk(ast.parse(item.shown or item.tests)))  # the data set's own, so they may be parsed
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return frozenset()
+    used = {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
+    for node in nodes:
+        if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load):
+            used.discard(node.id)
+        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            used.discard(node.name)
+        elif isinstance(node, ast.arg):
+            used.discard(node.arg)
+        elif isinstance(node, ast.alias):
+            used.discard((node.asname or node.name).partition(".")[0])
+    used -= set(dir(builtins))
+    return frozenset(used & defined_names(item.solution) or used)
 
 
 def grade_of(verdict: "Verdict", program: str) -> Grade:

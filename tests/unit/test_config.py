@@ -396,7 +396,7 @@ def test_paths_in_a_recipe_are_of_its_folder(tmp_path: Path, monkeypatch: pytest
     assert config.evaluation.external == ("mine/a.jsonl", "/b.jsonl")
     assert config.stages[0].traces == "mine/../t.jsonl"  # type: ignore[union-attr]
     assert config.checkpoint.held_out == "h.jsonl"
-    with pytest.raises(ConfigError, match="task.file = 'mine/task.py': no such file or folder"):
+    with pytest.raises(ConfigError, match=r"task.file = 'mine/task.py': no such file or folder"):
         check_paths(config)
 
 

@@ -175,6 +175,7 @@ def test_fences_as_models_write_them(text: str) -> None:
     [
         f'def f(x):\n    """\n    {T}python\n    f(1)\n    {T}\n    """\n    return x',
         f"def f(x):\n    return '{T}' + \"{T}\"",
+        f'def f(x):\n    """Like {T}\n    f(1){T}\n    """\n    return x',
         "def f(x):\n    '''\n~~~\nf(1)\n~~~\n'''",
         "def f(x):\n    return '''\nprose at the margin\n'''\n\n\nTABLE = [\none,\ntwo,\n]",
     ],

@@ -71,7 +71,6 @@ class _Reader:
         self._found: list[Block] = []
         self._open: _Open | None = None
         self._free = 0  # the line after the last fence
-        self._bare = _bare_ahead(lines)
 
     def read(self, number: int, line: str) -> None:
         if self._open is None:
@@ -97,11 +96,9 @@ class _Reader:
                     self._free = number + 1
             return
         before, fence, info, quotes, width = found
-        # Fences without a tag stand in pairs. One that is left over closes the code that stands free before it.
-        kept = self._keep_free(number, before)
-        if info or not kept or self._bare[number] % 2 == 0:
-            self._begin(fence, info, quotes, width)
-        self._free = number + 1
+        # Where code stands free before it, it may be the closing fence of that. Both readings are kept.
+        self._keep_free(number, before)
+        self._begin(fence, info, quotes, width)
 
     def _inside(self, block: _Open, number: int, line: str) -> None:
         for _ in range(block.quotes):
@@ -132,7 +129,8 @@ class _Reader:
         if run[:1] != block.fence[0] or len(run) < len(block.fence):
             return None
         if tail:
-            return (tail["code"], "") if block.wanted and not block.string else None
+            ends = block.wanted and not _string_after(tail["code"], block.string)
+            return (tail["code"], "") if ends else None
         info = fence["info"].strip() if fence else ""
         if run[0] in info or (info and not block.wanted and not is_python(info)):
             return None
@@ -151,13 +149,12 @@ class _Reader:
         if block is not None and block.wanted:
             self._found.append(Block(_without_margin(block.content, block.width), closed))
 
-    def _keep_free(self, number: int, last: str = "") -> bool:
-        """Keep the code that stands free before line `number`; whether there is any."""
+    def _keep_free(self, number: int, last: str = "") -> None:
+        """Keep the code that stands free before line `number`, if there is any."""
         lines = [*self._lines[self._free : number], last]
         start = self._code_from(lines, self._free == 0)
         if start is not None:
             self._found.append(Block("\n".join(lines[start:]), closed=False))
-        return start is not None
 
 
 def _fence_of(line: str) -> tuple[str, str, str, int, int] | None:
@@ -173,16 +170,6 @@ def _fence_of(line: str) -> tuple[str, str, str, int, int] | None:
         return None
     before = line[: run.start()].rstrip()
     return before, run[0], info, 0, _columns(line)
-
-
-def _bare_ahead(lines: Sequence[str]) -> list[int]:
-    """For each line: how many fences without an info string stand from it on to the next with one."""
-    counts, count = [0] * len(lines), 0
-    for number in range(len(lines) - 1, -1, -1):
-        if ("```" in lines[number] or "~~~" in lines[number]) and (found := _fence_of(lines[number])):
-            count = 0 if found[2] else count + 1
-        counts[number] = count
-    return counts
 
 
 def _string_after(line: str, quotes: str) -> str:

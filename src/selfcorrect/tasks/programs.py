@@ -19,7 +19,8 @@ _CODE_LINE = re.compile(
 _BODY_LINE = re.compile(r"(?:[ \t]+\S|return\b|(?:for|if|while|with|try)\b.*:[ \t]*(?:#.*)?$)")
 _RETURNS = re.compile(r"\b(?:return|yield)\b")
 _GOES_ON = re.compile(  # a line at the margin that may stand behind code; prose may not
-    r"$|\[(?!/)|[()\]{}'\"#@*\\]|\.\.\.|\d+[ \t]*[,)\]}]|(?:async|await|class|def|del|from|global|import|assert|raise|return"
+    r"$|\[(?!/)|[()\]{}'\"#@*\\]|\.\.\.|\d+[ \t]*[,)\]}]"
+    r"|(?:async|await|class|def|del|from|global|import|assert|raise|return"
     r"|nonlocal|yield|(?:pass|break|continue|else|try|finally)\b[ \t]*[:;]?[ \t]*$|(?:else|try|finally):)(?!\w)"
     r"|(?:if|elif|for|while|with|except|match)\b.*:|[\w.]+[(\[]"
     r"|[\w., \t*()\[\]'\"]+(?:[-+*/%&|^@]|//|\*\*|<<|>>)?=(?!=)"

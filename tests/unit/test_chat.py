@@ -98,8 +98,8 @@ def test_a_template_that_fails() -> None:
 
 def test_reading() -> None:
     chat = chat_of(TOKENIZER.chat_template)
-    assert chat.readable(chat.first_prompt("12 : 1"))
-    assert not chat.readable(chat.first_prompt("13 : 1"))
+    assert chat.readable("12 : 1")
+    assert not chat.readable("13 : 1")
     assert chat.decode([5, END, 6]) == "5 6"
 
 

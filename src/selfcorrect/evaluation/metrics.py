@@ -95,7 +95,7 @@ def is_unchanged(rollout: Rollout) -> bool:
 
 
 def refuse_nothing_graded(rollouts: Sequence[Rollout], what: str) -> None:
-    """Raises NothingGraded, with the reasons, where there are rollouts and none of them counts. what: begins the line."""
+    """Raises NothingGraded, with the reasons, where there are rollouts and none counts. what: the line's beginning."""
     missed = []
     for rollout in rollouts:
         left_out = [attempt.grade for attempt in rollout.attempts if attempt.grade.outcome in LEFT_OUT]

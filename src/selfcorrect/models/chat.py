@@ -70,7 +70,7 @@ class Chat:
         if completion_ids and completion_ids[-1] in self._eos_ids:
             if between[blank : blank + 1] and between[blank] in self._eos_ids:
                 between = between[blank + 1 :]
-        elif blank and completion_ids and self._is_blank(completion_ids[-1]):
+        elif blank and completion_ids and (not (last := self.decode(completion_ids[-1:])) or last[-1].isspace()):
             between = between[blank:]
         return (*prompt_ids, *completion_ids, *between)
 

@@ -78,9 +78,8 @@ def find(path: str, shown: str) -> Source:
     if Path(path).is_dir():
         return Source(path, shown)
     from huggingface_hub import constants
-    from transformers.utils import is_offline_mode
 
-    if is_offline_mode():
+    if constants.HF_HUB_OFFLINE:
         why = "the hub is switched off (HF_HUB_OFFLINE)"
     elif reason := _unreachable(constants.ENDPOINT):
         why = f"the hub ({constants.ENDPOINT}) does not answer ({reason})"

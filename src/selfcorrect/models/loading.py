@@ -92,8 +92,7 @@ class LanguageModel:
         place = next(parent for parent in folder.absolute().parents if parent.is_dir())
         try:
             with tempfile.TemporaryDirectory(prefix=".selfcorrect-try-", dir=place) as trial:
-                self.model.config.save_pretrained(trial)
-                self.model.generation_config.save_pretrained(trial)
+                self.model.save_pretrained(trial, state_dict={})
                 self.tokenizer.save_pretrained(trial)
         except OSError as error:
             raise CheckpointError(f"{place}: cannot be written to: {error.strerror or error}") from error

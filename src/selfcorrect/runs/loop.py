@@ -77,10 +77,11 @@ class Loop:
         trainer, log = self.trainer, self.config.log
         try:
             result = supervised_step(trainer, self._collected) if self._collected else trainer.train_step()
-        except NothingGraded:
+        except NothingGraded as error:
             if trainer.progress.stage_step:
-                self._checkpoint()  # the step left nothing behind: resuming repeats it
-            raise
+                self._checkpoint()
+            kept = f"checkpoint {trainer.progress.step} is kept" if trainer.progress.step else "nothing was trained yet"
+            raise NothingGraded(f"{error}; {kept}, and resuming the run repeats the step") from error
         self.folder.log_step(result.row())
         if log.rollouts_kept and (result.stage_step == 1 or result.stage_step % log.rollouts_every == 0):
             group = self.config.rollouts.rollouts_per_problem

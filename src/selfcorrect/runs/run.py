@@ -14,7 +14,7 @@ import torch
 from selfcorrect.config import SupervisedStage, TrainConfig
 from selfcorrect.config.paths import absolute
 from selfcorrect.config.recipe import load_recipe
-from selfcorrect.errors import CheckpointError, ConfigError, MemoryExhausted, NothingGraded, TrainingInterrupted
+from selfcorrect.errors import CheckpointError, ConfigError, MemoryExhausted, TrainingInterrupted
 from selfcorrect.evaluation.evaluate import Evaluator, evaluated_problems, load_external
 from selfcorrect.learning.training import Trainer
 from selfcorrect.models.loading import load_model
@@ -117,8 +117,6 @@ def _run(config: TrainConfig, path: Path, observer: Observer) -> Path:
             f"the disk is full ({error.strerror}: {error.filename or path}); {_last_saved(path)}. "
             f"Free some space, then {_how_to_go_on(path)}"
         ) from error
-    except NothingGraded as error:
-        raise NothingGraded(f"{error}; {_last_saved(path)}. To go on after that, {_how_to_go_on(path)}") from error
     except KeyboardInterrupt:
         raise TrainingInterrupted(f"stopped; {_last_saved(path)}. To go on, {_how_to_go_on(path)}") from None
     return path

@@ -178,7 +178,11 @@ def test_a_base_model_gets_the_template_that_is_named(folder: Path, tmp_path: Pa
         lm = load(folder, chat_template=choice)
         lm.save(tmp_path / "out")
         alone = AutoTokenizer.from_pretrained(tmp_path / "out")
-        turns = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}, {"role": "user", "content": "R"}]
+        turns = [
+            {"role": "user", "content": "Q"},
+            {"role": "assistant", "content": "A"},
+            {"role": "user", "content": "R"},
+        ]
         first = lm.chat.first_prompt("Q")
         assert lm.tokenizer.decode(first) == begins
         assert first == tuple(alone.apply_chat_template(turns[:1], add_generation_prompt=True)["input_ids"])
@@ -220,7 +224,10 @@ def test_a_template_file_that_cannot_serve(folder: Path, write: Callable[[Path],
 
 
 OPTIONS: list[tuple[Any, str]] = [
-    ({"enable_thinkin": False}, r"template_options.enable_thinkin is nothing that the chat template reads.*; it reads enable_thinking$"),
+    (
+        {"enable_thinkin": False},
+        r"template_options.enable_thinkin is nothing that the chat template reads.*; it reads enable_thinking$",
+    ),
     ({"padding": True}, "template_options.padding is nothing that the chat template reads"),
     ({"tokenize": True}, "template_options.tokenize is nothing that the chat template reads"),
     ({"messages": "x"}, "template_options.messages is set by the program"),
@@ -232,14 +239,19 @@ OPTIONS: list[tuple[Any, str]] = [
 
 @pytest.mark.parametrize(("options", "message"), OPTIONS)
 def test_a_template_option_that_does_nothing_is_refused(folder: Path, options: dict[str, Any], message: str) -> None:
-    (folder / "chat_template.jinja").write_text(QWEN3_LIKE.replace("and not enable_thinking", "and enable_thinking is false"))
+    (folder / "chat_template.jinja").write_text(
+        QWEN3_LIKE.replace("and not enable_thinking", "and enable_thinking is false")
+    )
     with pytest.raises(ModelError, match=message):
         load(folder, template_options=options)
 
 
 def test_template_options_that_do_something_or_say_so(folder: Path) -> None:
     (folder / "chat_template.jinja").write_text(QWEN3_LIKE + "{% generation %}{{ effort }}{% endgeneration %}")
-    assert not any("changes nothing" in note for note in load(folder, template_options={"enable_thinking": 0, "effort": "no"}).chat.notes)
+    assert not any(
+        "changes nothing" in note
+        for note in load(folder, template_options={"enable_thinking": 0, "effort": "no"}).chat.notes
+    )
     notes = load(folder, template_options={"enable_thinking": True}).chat.notes
     assert "model.template_options.enable_thinking = True changes nothing in what the chat template writes" in notes
 
@@ -249,7 +261,9 @@ def test_the_words_true_and_false_in_quotes_are_refused(value: str) -> None:
     stage = {"name": "a", "objective": "single_turn", "steps": 1, "learning_rate": 1e-3}
     data = {"stages": [stage], "model": {"template_options": {"enable_thinking": value}}}
     word = value.strip().lower()
-    with pytest.raises(ConfigError, match=rf"enable_thinking = '{value}' is text.*write enable_thinking: {word}, without"):
+    with pytest.raises(
+        ConfigError, match=rf"enable_thinking = '{value}' is text.*write enable_thinking: {word}, without"
+    ):
         validate(data)
 
 
@@ -265,6 +279,8 @@ def test_a_hub_that_cannot_be_reached_is_told_in_seconds(
         if not answers:
             server.close()
         began = time.monotonic()
-        with pytest.raises(ModelError, match=r"^model.path = 'some/one': is no folder here and not in the hub's cache, and"):
+        with pytest.raises(
+            ModelError, match=r"^model.path = 'some/one': is no folder here and not in the hub's cache, and"
+        ):
             load_model(ModelConfig(path="some/one"))
         assert time.monotonic() - began < 30  # transformers alone takes minutes

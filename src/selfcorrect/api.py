@@ -14,7 +14,7 @@ from selfcorrect.config.recipe import load_recipe, validate
 from selfcorrect.config.shipped import shipped_recipe
 from selfcorrect.errors import ConfigError, DataError, TrainingInterrupted
 from selfcorrect.evaluation.evaluate import Evaluation, Evaluator, evaluated_problems, load_external
-from selfcorrect.evaluation.metrics import Summary, summarize
+from selfcorrect.evaluation.metrics import Summary, refuse_nothing_graded, summarize
 from selfcorrect.models.loading import LanguageModel, load_model
 from selfcorrect.models.weights import fingerprint
 from selfcorrect.report import write_report
@@ -172,6 +172,7 @@ def grade(
     with closing(judge):
         rollouts = grade_recorded(rows, judge, target, told)
         _tell(list(judge.notes), (observer or Observer()).message)
+    refuse_nothing_graded(rollouts, str(recorded))
     return summarize(rollouts), target
 
 

@@ -32,6 +32,10 @@ class MemoryExhausted(UserError, MemoryError):  # noqa: N818 - says what happene
     """The device's memory does not suffice for the recipe's sizes."""
 
 
+class NothingGraded(UserError, RuntimeError):  # noqa: N818 - says what happened
+    """Not one attempt of a step or an evaluation could be sampled and graded; the message says why."""
+
+
 class SandboxError(UserError, RuntimeError):
     """Untrusted programs cannot be confined on this machine."""
 

@@ -53,7 +53,7 @@ def play(
     the grader raises, rises.
     """
     contexts = [chat.first_prompt(problem.prompt) for problem in problems]
-    readable = [chat.readable(context) for context in contexts]
+    readable = [chat.readable(problem.prompt) for problem in problems]
     turn = _Turn(problems, task, sampler, chat, readable, refine)
     firsts = _first_attempts(problems, chat, given)
     played: list[list[Completion]] = [[] for _ in problems]

@@ -43,6 +43,34 @@ FILLS_HISTORY = PLAIN.replace(
 REWRITES_QUESTION = PLAIN.replace(
     "{{ message.content }}", "{{ message.content }}{{ ' (answered)' if not loop.last else '' }}"
 )
+# Like Llama 2's chat form: an instruction in brackets, and white space around the answer before the end of its turn.
+LLAMA2_LIKE = (
+    _LOOP + "{% if message.role == 'user' %}{{ bos_token }}[Q] {{ message.content | trim }} [/Q]"
+    + "{% elif message.role == 'assistant' %} {{ message.content | trim }} {{ eos_token }}"
+    + "{% else %}{{ raise_exception('who is ' + message.role) }}{% endif %}" + _CLOSE
+)  # fmt: skip
+# Like deepseek-coder's: headings as text, a line break before the end of the answer's turn.
+HEADINGS_LIKE = (
+    "{{ bos_token }}" + _LOOP
+    + "{% if message.role == 'user' %}## Asked:\n{{ message.content }}\n{% else %}## Answered:\n{{ message.content }}\n</turn>\n{% endif %}"
+    + _CLOSE + "{% if add_generation_prompt %}## Answered:\n{% endif %}"
+)  # fmt: skip
+# Like some of Mistral's: no space before the end of turn, spaces inside of the brackets.
+MISTRAL_LIKE = (
+    "{{ bos_token }}" + _LOOP
+    + "{% if message.role == 'user' %}[Q] {{ message.content }} [/Q]{% else %} {{ message.content }}{{ eos_token }}{% endif %}"
+    + _CLOSE
+)  # fmt: skip
+# Like GLM's: the next turn's mark ends the assistant's, behind a line break.
+NEXT_TURN_ENDS = (
+    "{{ bos_token }}" + _LOOP + "<turn>{{ message.role }}\n{{ message.content }}\n" + _CLOSE
+    + "{% if add_generation_prompt %}<turn>assistant\n{% endif %}"
+)  # fmt: skip
+# Numbers its turns.
+NUMBERS = (
+    _LOOP + "{% if message.role == 'user' %}<turn>{{ loop.index0 // 2 + 1 }}: {{ message.content }}\n"
+    + "{% else %}{{ message.content }}</turn>\n{% endif %}" + _CLOSE
+)  # fmt: skip
 
 
 def byte_tokenizer(template: str = PLAIN) -> Any:
@@ -60,5 +88,27 @@ def byte_tokenizer(template: str = PLAIN) -> Any:
         additional_special_tokens=["<turn>", "</turn>"], clean_up_tokenization_spaces=False,
     )  # fmt: skip
     fast.add_tokens(["<think>", "</think>"])
+    fast.chat_template = template
+    return fast
+
+
+def space_tokenizer(template: str = PLAIN) -> Any:
+    """Letters with `▁` for spaces, one put before every text, as SentencePiece does; bytes for what has no letter."""
+    from tokenizers import Tokenizer, decoders, models, normalizers
+    from transformers import PreTrainedTokenizerFast
+
+    letters = [chr(code) for code in range(33, 127)]
+    pieces = ["<unk>", *SPECIAL, *(f"<0x{byte:02X}>" for byte in range(256)), "▁", *letters, "▁▁", "▁A", "▁▁▁▁"]
+    merges = [("▁", "▁"), ("▁▁", "▁▁"), ("▁", "A")]
+    vocabulary = {piece: number for number, piece in enumerate(pieces)}
+    tokenizer = Tokenizer(models.BPE(vocabulary, merges, unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<bos>", eos_token="<eos>", pad_token="<pad>",
+        additional_special_tokens=["<turn>", "</turn>"], clean_up_tokenization_spaces=False,
+    )  # fmt: skip
     fast.chat_template = template
     return fast

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from selfcorrect.analysis.votes import Pool, read_pools, vote_key
 from selfcorrect.errors import ConfigError
+from selfcorrect.evaluation.metrics import refuse_nothing_graded
 from selfcorrect.models.chat import Chat
 from selfcorrect.rollout import play
 from selfcorrect.samplers.base import Sampler
@@ -37,6 +38,7 @@ def sample_pools(
         seed = derive_seed(params.seed, "scale", part[0].id)
         draws = SamplingParams(params.temperature, params.max_new_tokens, seed)
         both = play([p for p in part for _ in range(most // 2)], task, sampler, chat, draws, 2)
+        refuse_nothing_graded(both, "scaling")
         more = SamplingParams(params.temperature, params.max_new_tokens, derive_seed(seed, "parallel"))
         once = play([p for p in part for _ in range(most - most // 2)], task, sampler, chat, more, 1)
         with file.open("a", encoding="utf-8") as out:

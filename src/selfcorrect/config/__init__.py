@@ -3,6 +3,7 @@
 from selfcorrect.config.compare import BudgetConfig, CompareConfig, MethodConfig, SearchConfig
 from selfcorrect.config.run import (
     LAB_MODEL,
+    PLAIN_TEMPLATE,
     AlgorithmConfig,
     CheckpointConfig,
     Config,
@@ -44,6 +45,7 @@ from selfcorrect.config.tasks import (
 
 __all__ = [
     "LAB_MODEL",
+    "PLAIN_TEMPLATE",
     "STAGE_KINDS",
     "TASK_KINDS",
     "AdaptiveKL",

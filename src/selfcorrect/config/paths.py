@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from selfcorrect.config.run import TrainConfig
+from selfcorrect.config.run import PLAIN_TEMPLATE, TrainConfig
 from selfcorrect.config.stages import Stage, SupervisedStage
 from selfcorrect.config.tasks import HubConfig, RepairConfig, TaskConfig
 from selfcorrect.errors import ConfigError
@@ -37,6 +37,8 @@ def absolute(config: TrainConfig) -> TrainConfig:
     model = config.model
     if Path(model.path).expanduser().is_dir():
         model = model.model_copy(update={"path": str(Path(model.path).expanduser().absolute())})
+    if model.chat_template not in (None, PLAIN_TEMPLATE):
+        model = model.model_copy(update={"chat_template": str(Path(str(model.chat_template)).expanduser().absolute())})
     external = tuple(str(Path(name).expanduser().absolute()) for name in config.evaluation.external)
     evaluation = config.evaluation.model_copy(update={"external": external})
     task = with_absolute_paths(config.task)

@@ -10,6 +10,7 @@ from selfcorrect.config.stages import RLStage, SingleTurn, Stage, SupervisedStag
 from selfcorrect.config.tasks import CountdownConfig, RepairConfig, TaskConfig
 
 LAB_MODEL = "lab"  # the name under which the shipped base model of the lab goes
+PLAIN_TEMPLATE = "plain"  # the name under which the shipped chat template goes
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
 
@@ -17,7 +18,9 @@ Device = Literal["auto", "cpu", "cuda", "mps"]
 class ModelConfig(Strict):
     """path: a local folder of Hugging Face layout, a hub name, or "lab" for the shipped base model.
 
+    chat_template: plain, or a file with a Jinja template, in place of the model's own; base models have none.
     template_options: variables for the chat template, like enable_thinking: false or date_string: "26 Jul 2024".
+    trust_remote_code: whether Python code that comes with the model may run, with your rights.
     precision is that of the forward pass (autocast); weights and optimiser state stay float32.
     """
 
@@ -25,7 +28,20 @@ class ModelConfig(Strict):
     device: Device = "auto"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] = "auto"
+    chat_template: Annotated[str, Field(min_length=1)] | None = None
     template_options: dict[str, bool | int | float | str | None] = Field(default_factory=dict)
+    trust_remote_code: bool = False
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        for name, value in self.template_options.items():
+            word = value.strip().casefold() if isinstance(value, str) else ""
+            if word in ("true", "false"):
+                raise ValueError(
+                    f"template_options.{name} = {value!r} is text, which a template takes for true whatever it says; "
+                    f"write {name}: {word}, without quotes"
+                )
+        return self
 
 
 class SelfRefineConfig(Strict):

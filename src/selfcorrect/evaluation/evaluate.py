@@ -12,7 +12,7 @@ from pathlib import Path
 
 from selfcorrect.config import SelfRefineConfig, TrainConfig
 from selfcorrect.errors import ConfigError
-from selfcorrect.evaluation.metrics import Summary, summarize
+from selfcorrect.evaluation.metrics import Summary, refuse_nothing_graded, summarize
 from selfcorrect.models.chat import Chat
 from selfcorrect.rollout import play
 from selfcorrect.samplers.base import Sampler
@@ -54,7 +54,10 @@ class Evaluator:
     refine: SelfRefineConfig | None = None
 
     def run(self, name: str, step: int, sampler: Sampler, chat: Chat) -> Evaluation:
-        """Evaluate what `sampler` now samples from. The problems and draws are the same at every call."""
+        """Evaluate what `sampler` now samples from. The problems and draws are the same at every call.
+
+        Raises NothingGraded where not one problem could be sampled and graded.
+        """
         began = time.monotonic()
 
         def rollouts(
@@ -62,7 +65,9 @@ class Evaluator:
         ) -> list[Rollout]:
             params = SamplingParams(temperature, self.max_new_tokens, derive_seed(self.seed, "evaluate"))
             first = [rollout.attempts[0].completion for rollout in given] if given else None
-            return play(problems, self.task, sampler, chat, params, self.attempts, given=first, refine=self.refine)
+            found = play(problems, self.task, sampler, chat, params, self.attempts, given=first, refine=self.refine)
+            refuse_nothing_graded(found, f"evaluation {name}")
+            return found
 
         greedy = rollouts(self.problems, 0.0)
         sampled = rollouts(self.problems, 1.0) if self.controls else []

@@ -12,10 +12,15 @@ from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any
 
+from selfcorrect.errors import NothingGraded
 from selfcorrect.types import Outcome, Rollout
 
 _Z = NormalDist().inv_cdf(0.975)
 LEFT_OUT = frozenset({Outcome.GRADER_FAILED, Outcome.UNREADABLE})
+_REMEDY = {
+    Outcome.GRADER_FAILED: "mend what keeps the grader from working",
+    Outcome.UNREADABLE: "take a model whose tokenizer can read the task's problems",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +92,25 @@ def is_unchanged(rollout: Rollout) -> bool:
     if first.grade.answer or last.grade.answer:
         return first.grade.answer == last.grade.answer
     return first.completion.text == last.completion.text
+
+
+def refuse_nothing_graded(rollouts: Sequence[Rollout], what: str) -> None:
+    """Raises NothingGraded, with the reasons, where there are rollouts and none counts. what: the line's beginning."""
+    missed = []
+    for rollout in rollouts:
+        left_out = [attempt.grade for attempt in rollout.attempts if attempt.grade.outcome in LEFT_OUT]
+        if not left_out:
+            return
+        missed.append(left_out[0])
+    if missed:
+        reasons = []
+        for outcome, count in Counter(grade.outcome for grade in missed).most_common():
+            detail = Counter(grade.detail for grade in missed if grade.outcome is outcome).most_common(1)[0][0]
+            reasons.append(f"{count} {outcome}" + (f" ({' '.join(detail.split())[:300]})" if detail else ""))
+        remedies = " and ".join(_REMEDY[outcome] for outcome in dict.fromkeys(grade.outcome for grade in missed))
+        raise NothingGraded(
+            f"{what}: none of {len(missed)} problems played could be graded: {', '.join(reasons)}; {remedies}"
+        )
 
 
 def summarize(rollouts: Sequence[Rollout]) -> Summary:

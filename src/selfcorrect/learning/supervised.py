@@ -13,6 +13,7 @@ import torch
 
 from selfcorrect.config import Star, SupervisedStage
 from selfcorrect.errors import DataError
+from selfcorrect.evaluation.metrics import refuse_nothing_graded
 from selfcorrect.learning.batching import make_batch
 from selfcorrect.learning.policy import learning_rate
 from selfcorrect.learning.record import Clock, StepResult
@@ -149,6 +150,7 @@ class Collector:
             rows = [problem for problem in problems[start : start + chunk] for _ in range(group)]
             params = SamplingParams(rollouts.temperature, rollouts.max_new_tokens, derive_seed(seed, "chunk", start))
             played = play(rows, trainer.task, trainer.sampler, trainer.lm.chat, params, attempts)
+            refuse_nothing_graded(played, f"traces for stage {stage.name}")
             completions += attempts * len(played)
             if isinstance(stage, Star):
                 traces += star_traces(played)

@@ -18,7 +18,7 @@ from selfcorrect.config import (
     TrainConfig,
 )
 from selfcorrect.errors import NumericalError
-from selfcorrect.evaluation.metrics import is_unchanged
+from selfcorrect.evaluation.metrics import is_unchanged, refuse_nothing_graded
 from selfcorrect.learning.batching import Batch, make_batch, micro_batches
 from selfcorrect.learning.credit import advantages_of, credit_of, is_included
 from selfcorrect.learning.losses import token_loss
@@ -65,7 +65,10 @@ class Trainer:
         self.optimizer = make_optimizer(self.lm, self.config.optimizer)
 
     def train_step(self) -> StepResult:
-        """One step: sample, grade, credit, update."""
+        """One step: sample, grade, credit, update.
+
+        Raises NothingGraded, with all as it was before the step, where not one rollout could be sampled and graded.
+        """
         config, stage, progress, clock = self.config, self.stage, self.progress, Clock()
         assert isinstance(stage, RLStage)
         step = progress.step + 1
@@ -87,6 +90,7 @@ class Trainer:
         )  # fmt: skip
         clock.lap("rollouts")
         clock.move("rollouts", "grader_wait", waiting.seconds)
+        refuse_nothing_graded(rollouts, f"step {step}")
 
         rewards_BA = torch.tensor([[attempt.grade.reward for attempt in rollout.attempts] for rollout in rollouts])
         included_B = torch.tensor([is_included(rollout) for rollout in rollouts])
@@ -112,7 +116,7 @@ class Trainer:
             return None
         assert self.base_sampler, "a stage with offline_first needs a base_sampler"
         contexts = [self.lm.chat.first_prompt(problem.prompt) for problem in problems[:rows]]
-        readable = [row for row, context in enumerate(contexts) if self.lm.chat.readable(context)]
+        readable = [row for row in range(rows) if self.lm.chat.readable(problems[row].prompt)]
         draws = SamplingParams(params.temperature, params.max_new_tokens, derive_seed(params.seed, "offline"))
         self.base_sampler.load_weights(self.reference.model)
         given: list[Completion | None] = [None] * len(problems)

@@ -6,15 +6,19 @@ to the next one. That last part is read off the template once per correction pro
 in for the assistant's text.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import date
+from functools import lru_cache
 from typing import Any
 
 from selfcorrect.errors import ModelError
 from selfcorrect.grading.thoughts import is_mark, leaves_thought_open
+from selfcorrect.models import templates
 from selfcorrect.types import Completion
 
 _MARKER = "@@assistant-turn-7f3a@@"
+_USER_MARKER = "@@user-turn-7f3a@@"
+_BEFORE = "a"  # stands before a tail that is tokenised, so that no tokenizer takes it for the beginning of a text
 _THOUGHT = "<think>\n@@thought-7f3a@@\n</think>\n\n"
 _DATE = date(2024, 7, 26)  # any date would do; it must not change while a run goes on
 
@@ -30,92 +34,137 @@ class Chat:
     eos_ids: every id that ends an assistant's turn. options: variables for the template, like enable_thinking.
     opens_thought: whether the template begins the turn to be written inside of a thought.
     notes: what the template does that a user should know of. Raises ModelError where the tokenizer has no chat
-    template, or has one that rewrites earlier turns.
+    template, or has one that rewrites earlier turns, and where an option is not read or means something else.
     """
 
     def __init__(self, tokenizer: Any, eos_ids: frozenset[int], options: Mapping[str, Any] | None = None) -> None:
-        if not getattr(tokenizer, "chat_template", None):
-            raise ModelError(
-                f"tokenizer of {getattr(tokenizer, 'name_or_path', '?')!r} has no chat template, so prompts cannot be "
-                "built; use an instruction-tuned model, or add a chat_template.jinja to the folder"
-            )
         self._tokenizer = tokenizer
         self._eos_ids = eos_ids
         self._options = dict(options or {})
-        self._between: dict[str, tuple[int, ...]] = {}
-        added = tokenizer.added_tokens_decoder
-        self._special = {*tokenizer.all_special_ids, *(i for i, token in added.items() if token.special)}
-        self._marks = {i for i in self._special if is_mark(str(tokenizer.convert_ids_to_tokens(i)))}
+        templates.refuse_unread(templates.template_of(tokenizer), self._options)
+        self._control = frozenset(
+            {*tokenizer.all_special_ids}
+            | {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+        )
+        self._marks = {i for i in self._control if is_mark(str(tokenizer.convert_ids_to_tokens(i)))}
         self.opens_thought = leaves_thought_open(self._render([("user", _MARKER)]).rpartition(_MARKER)[2])
+        self._between: dict[str, tuple[tuple[int, ...], int]] = {}
+        self._first: Callable[[str], tuple[tuple[int, ...], bool]] = lru_cache(maxsize=4096)(self._read_first)
         self._between_turns("a question")  # a template that cannot serve is refused before anything is sampled
         self.notes = tuple(self._look_for_surprises())
 
     def first_prompt(self, user: str) -> tuple[int, ...]:
         """The context `x_1` of attempt 1 as ids [P]."""
-        return self._encode(self._render([("user", user)]))
+        return self._first(user)[0]
+
+    def readable(self, user: str) -> bool:
+        """False where the tokenizer has no token for part of the user's text.
+
+        A control token that the text spells out is read as plain text; where it cannot be, the text is not readable.
+        """
+        return self._first(user)[1]
 
     def next_prompt(self, prompt_ids: Sequence[int], completion_ids: Sequence[int], user: str) -> tuple[int, ...]:
         """The context of the next attempt: prompt_ids + completion_ids + the correction turn, as ids.
 
-        A completion that was cut off has no end token; the template's own end of turn then closes it.
+        A completion that was cut off has no end token; the template's own end of turn then closes it. White space that
+        the template puts before its end of turn is the model's to write: it is not written a second time.
         """
-        between = self._between_turns(user)
-        if completion_ids and completion_ids[-1] in self._eos_ids and between and between[0] in self._eos_ids:
-            between = between[1:]
+        between, blank = self._between_turns(user)
+        if completion_ids and completion_ids[-1] in self._eos_ids:
+            if between[blank : blank + 1] and between[blank] in self._eos_ids:
+                between = between[blank + 1 :]
+        elif blank and completion_ids and (not (last := self.decode(completion_ids[-1:])) or last[-1].isspace()):
+            between = between[blank:]
         return (*prompt_ids, *completion_ids, *between)
 
     def written(self, text: str) -> Completion:
         """A recorded text as if it had been sampled: its ids, without an end token (the template closes the turn)."""
-        ids = self._encode(text)
+        ids = self._encode_plainly(text)
         return Completion(ids, (0.0,) * len(ids), text, "stop")
 
     def turn_end(self) -> int | None:
         """The special token that the template puts after an assistant's turn, if it puts one."""
-        between = self._between_turns("a question")
+        between, blank = self._between_turns("a question")
+        first = between[blank : blank + 1]
         special = {*self._tokenizer.all_special_ids, *self._tokenizer.added_tokens_decoder}
-        return between[0] if between and between[0] in special else None
+        return first[0] if first and first[0] in special else None
 
     @property
     def vocabulary(self) -> int:
         """How many token ids there are."""
         return len(self._tokenizer)
 
-    def readable(self, prompt_ids: Sequence[int]) -> bool:
-        """False where the tokenizer had to write its unknown token."""
-        unknown = self._tokenizer.unk_token_id
-        return unknown is None or unknown not in prompt_ids
-
     def decode(self, ids: Sequence[int]) -> str:
         """Completion ids -> text without special tokens, but for those that mark thoughts."""
         if self._marks.isdisjoint(ids):
             return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
-        kept = [i for i in ids if i in self._marks or i not in self._special]
+        kept = [i for i in ids if i in self._marks or i not in self._control]
         return str(self._tokenizer.decode(kept, skip_special_tokens=False))
 
     def said(self, ids: Sequence[int]) -> str:
         """The text of a completion: without the token that ends the turn, where it has one."""
         return self.decode(ids[:-1] if ids and ids[-1] in self._eos_ids else ids)
 
-    def _between_turns(self, user: str) -> tuple[int, ...]:
+    def _between_turns(self, user: str) -> tuple[tuple[int, ...], int]:
+        """The ids that follow an assistant's text, and how many at their front are white space."""
         if user not in self._between:
-            first = "a first question"
-            whole = self._render([("user", first), ("assistant", _MARKER), ("user", user)])
-            opening = self._render([("user", first)])
-            head, marker, tail = whole.partition(_MARKER)
-            # Some templates put a space before the assistant's text: the model then samples that itself.
-            same = head.rstrip() == opening.rstrip() and head.startswith(opening)
-            # Others open the turn to be written with a prefix (an empty think block) that earlier turns lack: the
-            # model did see it, so it stays in the context, and the next turn opens with it too.
-            prefix = opening[len(head) :] if opening.startswith(head) else ""
-            if not marker or _MARKER in tail or not (same or (prefix and tail.endswith(prefix))):
-                raise ModelError(
-                    "the chat template rewrites earlier turns (the text before the second assistant turn differs from "
-                    "the first prompt), so attempt 2 could not extend attempt 1's ids; use a template without that, or "
-                    f"set model.template_options: with {self._options or 'none'} the first prompt ends with "
-                    f"{opening[-40:]!r}, the earlier turn begins after {head[-40:]!r}"
-                )
-            self._between[user] = self._encode(tail)
+            ids = self._encode_tail(user)
+            blank = next((place for place, token in enumerate(ids) if not self._is_blank(token)), len(ids))
+            self._between[user] = ids, blank
         return self._between[user]
+
+    def _encode_tail(self, user: str) -> tuple[int, ...]:
+        """The tail's ids where a text stands before it: many tokenizers put a space before the beginning of a text."""
+        before = self._encode(_BEFORE)
+        ids = self._ids(lambda text: _BEFORE + self._tail(text), user)[0]
+        if ids[: len(before)] == before and self._tokenizer.unk_token_id not in before:
+            return ids[len(before) :]
+        return self._ids(self._tail, user)[0]
+
+    def _tail(self, user: str) -> str:
+        """What the template puts after an assistant's text, up to that of the next turn."""
+        first = "a first question"
+        whole = self._render([("user", first), ("assistant", _MARKER), ("user", user)])
+        opening = self._render([("user", first)])
+        head, marker, tail = whole.partition(_MARKER)
+        # Some templates put a space before the assistant's text: the model then samples that itself.
+        same = head.rstrip() == opening.rstrip() and head.startswith(opening)
+        # Others open the turn to be written with a prefix (an empty think block) that earlier turns lack: the
+        # model did see it, so it stays in the context, and the next turn opens with it too.
+        prefix = opening[len(head) :] if opening.startswith(head) else ""
+        if not marker or _MARKER in tail or not (same or (prefix and tail.endswith(prefix))):
+            raise ModelError(
+                "the chat template rewrites earlier turns (the text before the second assistant turn differs from "
+                "the first prompt), so attempt 2 could not extend attempt 1's ids; use a template without that, or "
+                f"set model.template_options: with {self._options or 'none'} the first prompt ends with "
+                f"{opening[-40:]!r}, the earlier turn begins after {head[-40:]!r}"
+            )
+        return tail
+
+    def _is_blank(self, token: int) -> bool:
+        return token not in self._eos_ids | self._control and not self.decode([token]).strip()
+
+    def _read_first(self, user: str) -> tuple[tuple[int, ...], bool]:
+        return self._ids(lambda text: self._render([("user", text)]), user)
+
+    def _ids(self, render: Callable[[str], str], user: str) -> tuple[tuple[int, ...], bool]:
+        """render(user) as ids, in which no control token comes from the user's text; and whether that can be read."""
+        text, unknown = render(user), self._tokenizer.unk_token_id
+        own = self._encode(user)
+        if not self._control.intersection(own):
+            return self._encode(text), unknown not in own
+        plain = self._encode_plainly(user)
+        head, marker, tail = render(_USER_MARKER).partition(_USER_MARKER)
+        readable = not self._control.intersection(plain)
+        if not (readable and marker and self._tokenizer.is_fast and text.startswith(head) and text.endswith(tail)):
+            return self._encode(text), False
+        read = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        ids: list[int] = []
+        for token, (begin, end) in zip(read["input_ids"], read["offset_mapping"], strict=True):
+            spelled = token in self._control and begin >= len(head) and end <= len(text) - len(tail)
+            ids += self._encode_plainly(text[begin:end]) if spelled else [token]
+        return tuple(ids), True
 
     def _look_for_surprises(self) -> list[str]:
         """Things a template does that change no id of ours, or that are taken care of, in one line each."""
@@ -123,7 +172,7 @@ class Chat:
         if self.opens_thought:
             notes.append("the chat template opens a thought: only what follows the mark that closes it is graded")
         question = [("user", "a question")]
-        if self._render(question) != self._render(question, strftime_now=lambda form: "@@date@@"):
+        if self._render(question) != self._render(question, {**self._options, "strftime_now": lambda form: "@@date@@"}):
             notes.append(
                 f"the chat template writes today's date; {_fixed_date('%d %b %Y')} is written instead, so that a run "
                 "does not change overnight (model.template_options may set another)"
@@ -134,17 +183,48 @@ class Chat:
                 "the chat template strips the thoughts of earlier turns; here attempt 2 reads attempt 1 as it was "
                 "written, thoughts included"
             )
-        return notes
+        answered = [*question, ("assistant", "an answer"), *question]
+        third = self._shown([*answered, ("assistant", _MARKER), *question], self._options)
+        if third.partition(_MARKER)[2] != self._tail("a question"):
+            notes.append(
+                "the chat template writes a third turn in another way than the second, or none; here attempt 3 and "
+                "later ones are asked for as attempt 2 is"
+            )
+        if templates.begins_with_bos(self._tokenizer) and self._tokenizer.bos_token_id not in self.first_prompt("a"):
+            notes.append(
+                f"the tokenizer puts {self._tokenizer.bos_token} before every text, and the chat template writes none: "
+                "if the model was trained with it, a template that begins with {{ bos_token }} serves better "
+                "(model.chat_template: FILE)"
+            )
+        both = (question, answered)
+        return notes + templates.idle_options(
+            self._options, lambda options: "\n".join(self._shown(turns, options) for turns in both)
+        )
 
-    def _render(self, turns: Sequence[tuple[str, str]], **options: Any) -> str:
+    def _shown(self, turns: Sequence[tuple[str, str]], options: Mapping[str, Any]) -> str:
+        """The conversation as text, or why the template has none for it."""
+        try:
+            return self._render(turns, options)
+        except ModelError as error:
+            return str(error)
+
+    def _render(self, turns: Sequence[tuple[str, str]], options: Mapping[str, Any] | None = None) -> str:
         messages = [{"role": role, "content": content} for role, content in turns]
-        given = {"strftime_now": _fixed_date, **self._options, **options}
+        given = {"strftime_now": _fixed_date, **(self._options if options is None else options)}
         try:
             return str(
                 self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **given)
             )
         except Exception as error:  # templates are programs of the model's author and may raise anything
-            raise ModelError(f"the chat template fails on a plain conversation: {error}") from error
+            roles = ", ".join(role for role, _ in turns)
+            raise ModelError(
+                f"the chat template fails on a plain conversation: {error} (turns: {roles}); "
+                "model.chat_template: plain, or FILE, names another"
+            ) from error
 
     def _encode(self, text: str) -> tuple[int, ...]:
         return tuple(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def _encode_plainly(self, text: str) -> tuple[int, ...]:
+        """Text as text: control tokens that it spells out are letters like others."""
+        return tuple(self._tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])

@@ -6,6 +6,7 @@ The model always stays in eval mode: dropout would make the policy differ from t
 """
 
 import copy
+import tempfile
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -17,7 +18,8 @@ import torch
 from torch import Tensor
 
 from selfcorrect.config import LAB_MODEL, ModelConfig
-from selfcorrect.errors import ModelError
+from selfcorrect.errors import CheckpointError, ModelError
+from selfcorrect.models import files, generation, templates
 from selfcorrect.models.chat import Chat
 
 
@@ -82,6 +84,21 @@ class LanguageModel:
         self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
 
+    def check_saving(self, folder: Path) -> None:
+        """Save all but the weights beside `folder`, and take it away again: what cannot be kept is known before work.
+
+        Raises ModelError where the model cannot be saved, CheckpointError where nothing can be written there.
+        """
+        place = next(parent for parent in folder.absolute().parents if parent.is_dir())
+        try:
+            with tempfile.TemporaryDirectory(prefix=".selfcorrect-try-", dir=place) as trial:
+                self.model.save_pretrained(trial, state_dict={})
+                self.tokenizer.save_pretrained(trial)
+        except OSError as error:
+            raise CheckpointError(f"{place}: cannot be written to: {error.strerror or error}") from error
+        except Exception as error:  # a config's or tokenizer's own checks
+            raise ModelError(f"the model could not be saved after training: {' '.join(str(error).split())}") from error
+
 
 def resolve_path(path: str) -> str:
     """The folder or hub name a recipe's model.path stands for. Raises ModelError where a folder is missing."""
@@ -108,21 +125,31 @@ def load_model(config: ModelConfig) -> LanguageModel:
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    path = resolve_path(config.path)
+    source = files.find(resolve_path(config.path), config.path)
+    if not config.trust_remote_code:
+        source.refuse_code()
     device = pick_device(config.device)
     attention = config.attention if config.attention != "auto" else ("eager" if device.type == "cpu" else "sdpa")
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(path)
-    except Exception as error:  # transformers raises many kinds here; all mean the folder is not usable
-        raise ModelError(f"model.path = {config.path!r}: no tokenizer can be loaded: {_first_line(error)}") from error
+    how = {**source.how, "trust_remote_code": config.trust_remote_code}  # never None: transformers would ask on stdin
     verbosity = logging.get_verbosity()
     logging.set_verbosity(logging.CRITICAL)  # what it reports at length becomes one line here
     try:
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(source.path, **how)
+        except Exception as error:  # transformers raises many kinds here; all mean the folder is not usable
+            raise source.refusal(f"no tokenizer can be loaded: {files.first_line(error)}") from error
+        raw = source.read_json("generation_config.json")
+        given, changes = generation.mended(raw) if raw is not None else (None, "")
         model, found = AutoModelForCausalLM.from_pretrained(
-            path, dtype=torch.float32, attn_implementation=attention, output_loading_info=True
-        )
+            source.path, dtype=torch.float32, attn_implementation=attention, output_loading_info=True,
+            generation_config=given, **how,
+        )  # fmt: skip
+        if raw is None and model.can_generate():  # made from config.json
+            model.generation_config, changes = generation.mended(model.generation_config.to_dict())
+    except ModelError:
+        raise
     except Exception as error:
-        raise ModelError(f"model.path = {config.path!r}: cannot be loaded: {_first_line(error)}") from error
+        raise source.not_loaded(error) from error
     finally:
         logging.set_verbosity(verbosity)
     if found["missing_keys"]:
@@ -131,7 +158,11 @@ def load_model(config: ModelConfig) -> LanguageModel:
             f"model.path = {config.path!r}: its weights lack {first}" + (f" and {len(more)} more" if more else "")
             + ", which would be left random; the files are not complete, or not of a causal language model"
         )  # fmt: skip
-    return wrap(model.to(device), tokenizer, pick_dtype(config.precision, device), config.template_options)
+    templates.choose(tokenizer, config.chat_template)
+    lm = wrap(model.to(device), tokenizer, pick_dtype(config.precision, device), config.template_options)
+    if changes:
+        lm.chat.notes += (f"the model's generation settings will be saved {changes}; nothing here samples by them",)
+    return lm
 
 
 def wrap(
@@ -142,8 +173,9 @@ def wrap(
 ) -> LanguageModel:
     """A model and tokenizer already in memory -> LanguageModel."""
     model.eval()
-    generation = getattr(model, "generation_config", None)
-    eos_ids = _ids(getattr(generation, "eos_token_id", None)) | _ids(tokenizer.eos_token_id)
+    eos_ids = _ids(getattr(getattr(model, "generation_config", None), "eos_token_id", None)) | _ids(
+        tokenizer.eos_token_id
+    )
     if not eos_ids:
         raise ModelError("neither the tokenizer nor generation_config.json names an end-of-sequence token")
     chat = Chat(tokenizer, eos_ids, template_options)
@@ -192,7 +224,3 @@ def native_bfloat16(device: torch.device) -> bool:
     """Whether this CPU multiplies bfloat16 in hardware (AVX-512 BF16 or AMX)."""
     cpu: Any = torch.cpu
     return device.type == "cpu" and (cpu._is_avx512_bf16_supported() or cpu._is_amx_tile_supported())
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

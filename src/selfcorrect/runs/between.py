@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from selfcorrect.evaluation.metrics import summarize
+from selfcorrect.evaluation.metrics import refuse_nothing_graded, summarize
 from selfcorrect.learning.training import Trainer
 from selfcorrect.rollout import play
 from selfcorrect.seeds import derive_seed
@@ -33,6 +33,7 @@ class Between:
         rollouts = play(
             self._problems, trainer.task, trainer.sampler, trainer.lm.chat, self._params, attempts, given=given
         )
+        refuse_nothing_graded(rollouts, f"evaluation after step {trainer.progress.step}")
         return asdict(summarize(rollouts))
 
     def _first_attempts(self) -> list[Completion | None]:
@@ -42,7 +43,7 @@ class Between:
             assert trainer.base_sampler
             trainer.base_sampler.load_weights(trainer.reference.model)
             contexts = [trainer.lm.chat.first_prompt(problem.prompt) for problem in self._problems]
-            readable = [row for row, context in enumerate(contexts) if trainer.lm.chat.readable(context)]
+            readable = [row for row, problem in enumerate(self._problems) if trainer.lm.chat.readable(problem.prompt)]
             sampled = trainer.base_sampler.sample([contexts[row] for row in readable], self._params)
             self._firsts = [None] * len(contexts)
             for row, completion in zip(readable, sampled, strict=True):

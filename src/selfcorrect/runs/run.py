@@ -71,6 +71,7 @@ def _run(config: TrainConfig, path: Path, observer: Observer) -> Path:
     external = load_external(task, config.evaluation.external)
     validation = task.load(config.checkpoint.held_out) if config.checkpoint.held_out else []
     lm = load_model(config.model)
+    lm.check_saving(path)
     settled, sizes = fitted(config, lm, task)
     evaluator = Evaluator(
         task=task,

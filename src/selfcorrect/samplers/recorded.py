@@ -1,7 +1,7 @@
 """A sampler that replays recorded attempts: real texts go through the whole of an evaluation, without a model."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from selfcorrect.errors import DataError
@@ -18,23 +18,33 @@ class TextChat(Chat):
         self._eos_ids = frozenset()
         self._options = {}
         self._between = {}
+        self._first = self._read_first
         self.notes = ()
         self.opens_thought = False
 
     def turn_end(self) -> int | None:
         return None
 
-    def readable(self, prompt_ids: Sequence[int]) -> bool:
-        return True
-
     def decode(self, ids: Sequence[int]) -> str:
         return "".join(map(chr, ids))
 
-    def _render(self, turns: Sequence[tuple[str, str]], **options: Any) -> str:
+    def _render(self, turns: Sequence[tuple[str, str]], options: Mapping[str, Any] | None = None) -> str:
         return "".join(f"{_TURN[role]}{content}" for role, content in turns) + _TURN["assistant"]
+
+    def _ids(self, render: Callable[[str], str], user: str) -> tuple[tuple[int, ...], bool]:
+        return self._encode(render(user)), True
+
+    def _encode_tail(self, user: str) -> tuple[int, ...]:
+        return self._encode(self._tail(user))
 
     def _encode(self, text: str) -> tuple[int, ...]:
         return tuple(map(ord, text))
+
+    def _encode_plainly(self, text: str) -> tuple[int, ...]:
+        return self._encode(text)
+
+    def _is_blank(self, token: int) -> bool:
+        return False  # contexts are told apart by their ids alone
 
 
 class RecordedSampler:

@@ -1,0 +1,113 @@
+"""The small files of a model, read before transformers sees the folder: what would run code, ask, or wait is settled.
+
+A model is a folder of Hugging Face layout or a name on the hub; both are read through the hub's cache functions.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from selfcorrect.errors import ModelError
+
+_SECONDS = 5.0  # how long the hub may take to give any answer at all
+_CONFIGS = ("config.json", "tokenizer_config.json")
+_CODE = (
+    "{where} Python code of its own{what}, which would run with your rights; it was not run. Read it, and set "
+    "model.trust_remote_code: true to allow it, or take another model"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where a model's files are. path: folder or hub name; shown: the recipe's; cached_only: the hub is away."""
+
+    path: str
+    shown: str
+    cached_only: bool = False
+
+    @property
+    def how(self) -> dict[str, Any]:
+        """Arguments for every from_pretrained."""
+        return {"local_files_only": True} if self.cached_only else {}
+
+    def refusal(self, why: str) -> ModelError:
+        return ModelError(f"model.path = {self.shown!r}: {why}")
+
+    def read_json(self, name: str) -> dict[str, Any] | None:
+        """A JSON file of the model; None where it has none. Raises ModelError where it cannot be read."""
+        from transformers.utils import cached_file
+
+        quiet = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
+        try:
+            file = cached_file(self.path, name, **quiet, **self.how)
+        except Exception as error:  # the hub's refusals (no such name, no access) are of many kinds
+            raise self.not_loaded(error) from error
+        if file is None:
+            return None
+        try:
+            found = json.loads(Path(file).read_text(encoding="utf-8-sig"))
+        except (OSError, ValueError, RecursionError) as error:
+            raise self.refusal(f"{name} is not valid JSON ({error}); mend the file, or fetch it again") from error
+        if not isinstance(found, dict):
+            raise self.refusal(f"{name} must hold an object, not {type(found).__name__}; fetch it again")
+        return found
+
+    def refuse_code(self) -> None:
+        """Raises ModelError where the model has Python code of its own in place of a class that transformers has."""
+        from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+        for name in _CONFIGS:
+            found = self.read_json(name) or {}
+            if not found.get("auto_map"):
+                continue
+            known = found.get("model_type") in CONFIG_MAPPING
+            if name == "config.json" and known:
+                continue  # transformers' own class is taken, and asks for nothing
+            raise self.refusal(_CODE.format(where=f"{name} names", what=f" ({_listed(found['auto_map'])})"))
+
+    def not_loaded(self, error: Exception) -> ModelError:
+        """What transformers raised, in one line."""
+        if "trust_remote_code" in str(error):
+            return self.refusal(_CODE.format(where="it needs", what=""))
+        return self.refusal(f"cannot be loaded: {first_line(error)}")
+
+
+def find(path: str, shown: str) -> Source:
+    """The model's files, and whether the hub can be asked. Raises ModelError where neither hub nor cache has them."""
+    if Path(path).is_dir():
+        return Source(path, shown)
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        why = "the hub is switched off (HF_HUB_OFFLINE)"
+    elif reason := _unreachable(constants.ENDPOINT):
+        why = f"the hub ({constants.ENDPOINT}) does not answer ({reason})"
+    else:
+        return Source(path, shown)
+    source = Source(path, shown, cached_only=True)
+    if source.read_json("config.json") is None:
+        raise source.refusal(f"is no folder here and not in the hub's cache, and {why}; name a folder, or mend that")
+    return source
+
+
+def first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _unreachable(endpoint: str) -> str:
+    """Why no answer comes; empty where one did, whatever it says. transformers itself would try again for minutes."""
+    from huggingface_hub import get_session
+
+    try:
+        get_session().head(endpoint, timeout=_SECONDS)
+    except Exception as error:  # noqa: BLE001 - of the HTTP library in use, which differs from version to version
+        return first_line(error) or type(error).__name__
+    return ""
+
+
+def _listed(auto_map: Any) -> str:
+    """The classes that an auto_map names."""
+    values = auto_map.values() if isinstance(auto_map, dict) else auto_map if isinstance(auto_map, list) else [auto_map]
+    flat = [part for value in values for part in (value if isinstance(value, list) else [value]) if part]
+    return ", ".join(str(part)[:80] for part in flat[:3])

@@ -1,0 +1,113 @@
+"""Which chat template a model is given, and which of a recipe's template options it can read."""
+
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from selfcorrect.config import PLAIN_TEMPLATE
+from selfcorrect.errors import ModelError
+
+# Only the assistant's turn ends with a token: it is the turn that is sampled, and a base model that met its
+# end-of-document token right after the question would not look back at it.
+_PLAIN = (
+    "{% for message in messages %}"
+    "{{ message.role | capitalize }}:\n{{ message.content }}{{ eos_token if message.role == 'assistant' }}\n\n"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}Assistant:\n{% endif %}"
+)
+_GIVEN = {  # what a template is rendered with in any case
+    "messages", "add_generation_prompt", "tools", "documents", "raise_exception", "strftime_now",
+}  # fmt: skip
+_MEANT = {
+    **dict.fromkeys(("0", "0.0", "no", "off", "none", "null", ""), False),
+    **dict.fromkeys(("1", "1.0", "yes", "on"), True),
+}
+_GENERATION_TAG = re.compile(r"\{%-?\s*(end)?generation\s*-?%\}")  # transformers' own; it reads nothing
+
+
+def choose(tokenizer: Any, choice: str | None) -> None:
+    """Give the tokenizer the template that model.chat_template names: `plain`, or a file. It is saved with the model.
+
+    Raises ModelError where the file cannot be read, or `plain` has no token to end a turn with.
+    """
+    if choice is None:
+        return
+    if choice != PLAIN_TEMPLATE:
+        tokenizer.chat_template = _read(Path(choice).expanduser(), choice)
+        return
+    if not tokenizer.eos_token:
+        raise ModelError("model.chat_template = 'plain' ends turns with the tokenizer's eos_token, and it has none")
+    tokenizer.chat_template = ("{{ bos_token }}" if begins_with_bos(tokenizer) else "") + _PLAIN
+
+
+def begins_with_bos(tokenizer: Any) -> bool:
+    """Whether the tokenizer itself puts its beginning-of-sequence token before a text, as its model was trained."""
+    bos = tokenizer.bos_token_id
+    return bos is not None and list(tokenizer("a")["input_ids"])[:1] == [bos]
+
+
+def template_of(tokenizer: Any) -> str:
+    """The template that conversations are rendered with. Raises ModelError where there is none."""
+    name = getattr(tokenizer, "name_or_path", "?")
+    if not getattr(tokenizer, "chat_template", None):
+        raise ModelError(
+            f"tokenizer of {name!r} has no chat template, so prompts cannot be built; use an instruction-tuned model, "
+            "or set model.chat_template: plain (turns as plain text), or model.chat_template: FILE (a Jinja template)"
+        )
+    try:
+        return str(tokenizer.get_chat_template())
+    except ValueError as error:  # several, none of which is the default
+        raise ModelError(f"tokenizer of {name!r}: {error}; set model.chat_template: FILE to one of them") from error
+
+
+def refuse_unread(template: str, options: Mapping[str, Any]) -> None:
+    """Raises ModelError where an option is none that the template reads."""
+    if not options:
+        return
+    from jinja2 import Environment, TemplateSyntaxError, meta
+
+    environment = Environment(extensions=["jinja2.ext.loopcontrols"])
+    try:
+        read = meta.find_undeclared_variables(environment.parse(_GENERATION_TAG.sub("", template)))
+    except TemplateSyntaxError:
+        return  # rendering it tells
+    settable = sorted(read - _GIVEN - set(environment.globals))
+    for name in options:
+        if name not in settable:
+            why = "is set by the program" if name in _GIVEN else "is nothing that the chat template reads"
+            hint = f"it reads {', '.join(settable)}" if settable else "it reads no options"
+            raise ModelError(f"model.template_options.{name} {why}, so it would change nothing; {hint}")
+
+
+def idle_options(options: Mapping[str, Any], rendered: Callable[[Mapping[str, Any]], str]) -> list[str]:
+    """A note on each option that changes nothing. Raises ModelError where true or false in its place would.
+
+    rendered(options): what the template makes of a conversation.
+    """
+    notes, whole = [], rendered(options)
+    for name, value in options.items():
+        if rendered({key: other for key, other in options.items() if key != name}) != whole:
+            continue
+        meant = None if isinstance(value, bool) else _MEANT.get(str(value).strip().casefold())
+        if meant is not None and rendered({**options, name: meant}) != whole:
+            word = str(meant).lower()
+            raise ModelError(
+                f"model.template_options.{name} = {value!r} changes nothing in what the chat template writes, where "
+                f"{word} would; write {name}: {word}, or leave it out"
+            )
+        notes.append(f"model.template_options.{name} = {value!r} changes nothing in what the chat template writes")
+    return notes
+
+
+def _read(file: Path, shown: str) -> str:
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except (OSError, ValueError) as error:
+        why = "no such file" if isinstance(error, FileNotFoundError) else f"cannot be read: {error}"
+        raise ModelError(
+            f"model.chat_template = {shown!r}: {why}; name a file with a Jinja template, or write plain"
+        ) from None
+    if not text.strip():
+        raise ModelError(f"model.chat_template = {shown!r}: the file is empty; it must hold a Jinja template")
+    return text

@@ -1,0 +1,101 @@
+"""A step or an evaluation in which nothing could be sampled or graded ends the run with the reason, and loses nothing."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from selfcorrect import api, rollout
+from selfcorrect.errors import NothingGraded
+from selfcorrect.learning.training import Trainer
+from selfcorrect.tasks.base import Task
+from selfcorrect.tasks.countdown import Countdown
+from selfcorrect.types import Grade, Outcome, Problem
+from tests.run.conftest import Whole
+from tests.support.runs import check_same, go, lucky_grade, read_rows, recipe
+
+graded = rollout._grade
+Answers = Sequence[tuple[Problem, str]]
+
+
+FAILED = Grade(Outcome.GRADER_FAILED, 0.0, "", "the judge\nis gone")
+
+
+def nothing(task: Task, problems: Sequence[Problem], *_: Any) -> list[Grade]:
+    """Stands for rollout._grade where the grader is dead."""
+    return [FAILED] * len(problems)
+
+
+def test_a_model_that_can_read_no_problem_is_not_trained(model: Path, tmp_path: Path, lucky: None) -> None:
+    """13 is no word of the tokenizer's."""
+    changes = {"task": {"max_number": 12, "limit": 12, "prompt": "13 {numbers} : {target}", "correction_prompt": "?"}}
+    reason = (
+        r"none of 8 problems played could be graded: 8 unreadable \(the model's tokenizer has no token for part of the "
+        r"problem\); take a model whose tokenizer can read the task's problems"
+    )
+    with pytest.raises(NothingGraded, match=rf"^evaluation base: {reason}"):
+        go(recipe(tmp_path, model, **changes))
+    with pytest.raises(NothingGraded, match=rf"^evaluation model\w*: {reason}"):
+        api.evaluate(model, recipe=recipe(tmp_path, model, **changes))
+
+
+@pytest.mark.parametrize("step", [1, 3, 5])
+def test_a_grader_that_dies_ends_the_run_and_resuming_repeats_the_step(
+    step: int, model: Path, tmp_path: Path, whole: Whole, lucky: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train_step = Trainer.train_step
+
+    def dying(trainer: Trainer) -> Any:
+        if trainer.progress.step + 1 == step:
+            monkeypatch.setattr(rollout, "_grade", nothing)
+        return train_step(trainer)
+
+    monkeypatch.setattr(Trainer, "train_step", dying)
+    settings = recipe(tmp_path, model)
+    kept = "nothing was trained yet" if step == 1 else f"checkpoint {step - 1} is kept"
+    with pytest.raises(NothingGraded) as told:
+        go(settings)
+    assert str(told.value) == (
+        f"step {step}: none of 8 problems played could be graded: 8 grader_failed (the judge is gone); mend what keeps the "
+        f"grader from working; {kept}, and resuming the run repeats the step"
+    )
+    assert len(read_rows(tmp_path / "run/metrics.jsonl") if step > 1 else []) == step - 1
+    monkeypatch.setattr(Trainer, "train_step", train_step)
+    monkeypatch.setattr(rollout, "_grade", graded)
+    check_same(go(settings), whole.state)
+
+
+def test_a_few_that_cannot_be_graded_are_left_out_and_no_reason_to_stop(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def mostly_failing(self: Any, answers: Answers) -> list[Grade]:
+        return [*[FAILED] * (len(answers) - 1), *lucky_grade(self, answers[-1:])] if answers else []
+
+    monkeypatch.setattr(Countdown, "grade", mostly_failing)
+    rows = read_rows(go(recipe(tmp_path, model)) / "metrics.jsonl")
+    assert {0 < row["grader_failed"] < 8 for row in rows} == {True}
+
+
+def test_a_grader_that_dies_during_an_evaluation(
+    model: Path, tmp_path: Path, whole: Whole, lucky: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the last stage, whose weights are kept by then."""
+    from selfcorrect.runs.loop import Loop
+
+    save = Loop._save_model
+
+    def dying(loop: Loop, target: Path) -> None:
+        save(loop, target)
+        if target.name == "two":
+            monkeypatch.setattr(rollout, "_grade", nothing)
+
+    monkeypatch.setattr(Loop, "_save_model", dying)
+    settings = recipe(tmp_path, model)
+    with pytest.raises(
+        NothingGraded, match=r"^evaluation two: none of 8 problems played could be graded: 8 grader_failed"
+    ):
+        go(settings)
+    monkeypatch.setattr(Loop, "_save_model", save)
+    monkeypatch.setattr(rollout, "_grade", graded)
+    check_same(go(settings), whole.state)

@@ -1,0 +1,286 @@
+"""Model folders as they are found: what is mended, what is refused in one line, and what a saved one carries on."""
+
+import json
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from selfcorrect.config import ModelConfig
+from selfcorrect.config.recipe import validate
+from selfcorrect.errors import CheckpointError, ConfigError, ModelError
+from selfcorrect.models import files
+from selfcorrect.models.loading import LanguageModel, load_model
+from tests.support.hf_model import save_qwen2
+from tests.support.templates import LLAMA2_LIKE, QWEN3_LIKE
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_qwen2(tmp_path_factory.mktemp("good"), ends=0)
+
+
+@pytest.fixture
+def folder(good: Path, tmp_path: Path) -> Path:
+    """A copy to be spoiled; the weights are linked."""
+    target = tmp_path / "model"
+    target.mkdir()
+    for file in good.iterdir():
+        if file.suffix == ".safetensors":
+            (target / file.name).symlink_to(file)
+        else:
+            (target / file.name).write_bytes(file.read_bytes())
+    return target
+
+
+def load(folder: Path, **settings: Any) -> LanguageModel:
+    return load_model(ModelConfig(path=str(folder), device="cpu", precision="float32", **settings))
+
+
+def edit(file: Path, **changes: Any) -> None:
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+
+
+GENERATION: list[tuple[dict[str, Any], dict[str, Any], str]] = [  # what the file has, what is saved of it, the note
+    ({"temperature": 0.6, "top_p": 0.9}, {"do_sample": True, "temperature": 0.6, "top_p": 0.9}, "temperature = 0.6, top_p = 0.9 needs"),
+    ({"min_p": 0.1}, {"do_sample": True, "min_p": 0.1}, "with do_sample: true, which min_p = 0.1 needs"),
+    ({"typical_p": 0.9}, {"do_sample": True, "typical_p": 0.9}, "which typical_p = 0.9 needs"),
+    ({"top_k": 20}, {"do_sample": True, "top_k": 20}, "which top_k = 20 needs"),
+    ({"temperature": 0.0, "top_p": 0.5}, {"temperature": None, "top_p": None}, "which greedy decoding does not use"),
+    ({"do_sample": False, "temperature": 0.7}, {"do_sample": False, "temperature": None}, "without temperature = 0.7"),
+    ({"do_sample": True, "temperature": 0.7}, {"do_sample": True, "temperature": 0.7}, ""),
+    ({"num_beams": 4, "early_stopping": True}, {"num_beams": 4, "early_stopping": True}, ""),
+    ({"early_stopping": True}, {"early_stopping": None}, "without early_stopping = True, which transformers refuses"),
+    ({"length_penalty": 2.0, "output_scores": True}, {"length_penalty": None, "output_scores": None}, "output_scores"),
+    ({"use_cache": False, "cache_implementation": "static"}, {"use_cache": False, "cache_implementation": None}, "static"),
+    ({"cache_implementation": "nonsense"}, {"cache_implementation": None}, "nonsense"),
+    ({"num_return_sequences": 4}, {"num_return_sequences": None}, "without num_return_sequences = 4"),
+    ({"pad_token_id": -1}, {"pad_token_id": None}, "without pad_token_id = -1, which is no token's number"),
+    ({"pad_token_id": [1]}, {"pad_token_id": None}, "pad_token_id"),
+    ({"eos_token_id": "</turn>"}, {"eos_token_id": None}, "without eos_token_id = '</turn>'"),
+    ({"transformers_version": "4.2.0.dev0", "my_field": 3, "repetition_penalty": 1.1}, {"repetition_penalty": 1.1}, ""),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("found", "saved", "note"), GENERATION, ids=[str(row[0]) for row in GENERATION])
+def test_what_is_loaded_can_be_saved_and_means_the_same(
+    folder: Path, tmp_path: Path, found: dict[str, Any], saved: dict[str, Any], note: str
+) -> None:
+    edit(folder / "generation_config.json", **found)
+    lm = load(folder)
+    assert (note in " ".join(lm.chat.notes)) if note else not lm.chat.notes
+    lm.check_saving(tmp_path / "runs" / "x")
+    assert sorted(tmp_path.iterdir()) == [folder]  # nothing stays behind
+    lm.save(tmp_path / "out")
+    kept = json.loads((tmp_path / "out/generation_config.json").read_text())
+    assert {name: kept.get(name) for name in saved} == saved
+    assert load(tmp_path / "out").eos_ids == lm.eos_ids
+
+
+def test_settings_that_older_models_keep_in_config_json(folder: Path, tmp_path: Path) -> None:
+    (folder / "generation_config.json").unlink()
+    edit(folder / "config.json", temperature=0.7, pad_token_id=-1)
+    lm = load(folder)
+    lm.check_saving(tmp_path / "x")
+    lm.save(tmp_path / "out")
+    kept = json.loads((tmp_path / "out/generation_config.json").read_text())
+    assert (kept["do_sample"], kept["temperature"], kept.get("pad_token_id")) == (True, 0.7, None)
+
+
+@pytest.mark.parametrize("text", ["", '{"a": ', "[]", "null", '{"a": "\udcff"}'])
+@pytest.mark.parametrize("name", ["generation_config.json", "config.json"])
+def test_a_broken_file_is_named(folder: Path, name: str, text: str) -> None:
+    """transformers takes a broken generation_config.json for a missing one, and the ends of turns with it."""
+    (folder / name).write_text(text, errors="surrogateescape")
+    with pytest.raises(ModelError, match=rf"^model.path = '.*': {name} (is not valid JSON|must hold an object)"):
+        load(folder)
+
+
+def test_where_nothing_can_be_written(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    lm = load(folder)
+    monkeypatch.setattr(lm.tokenizer, "save_pretrained", lambda folder: 1 / 0)
+    with pytest.raises(ModelError, match="the model could not be saved after training: division by zero"):
+        lm.check_saving(tmp_path / "x")
+    with pytest.raises(CheckpointError, match="/proc: cannot be written to"):
+        lm.check_saving(Path("/proc/x"))
+
+
+def with_code(folder: Path, name: str, auto_map: Any, **changes: Any) -> Path:
+    """Names a file of Python in `auto_map`; where the file runs, a canary is left."""
+    canary = folder.parent / "canary"
+    (folder / "own.py").write_text(
+        f"open({str(canary)!r}, 'w').close()\n"
+        "from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM\n"
+        "class C(Qwen2Config): model_type = 'unheard_of'\n"
+        "class M(Qwen2ForCausalLM): config_class = C\n"
+        "class T(PreTrainedTokenizerFast): pass\n"
+    )
+    edit(folder / name, auto_map=auto_map, **changes)
+    return canary
+
+
+CODE: dict[str, tuple[str, Any, dict[str, str]]] = {
+    "model": ("config.json", {"AutoConfig": "own.C", "AutoModelForCausalLM": "own.M"}, {"model_type": "unheard_of"}),
+    "config only": ("config.json", {"AutoConfig": "own.C"}, {"model_type": "unheard_of"}),
+    "another repository's": ("config.json", {"AutoConfig": "some/one--own.C"}, {"model_type": "unheard_of"}),
+    "a type without a causal model": ("config.json", {"AutoModelForCausalLM": "own.M"}, {"model_type": "vit"}),
+    "tokenizer": ("tokenizer_config.json", {"AutoTokenizer": ["own.T", None]}, {}),
+    "tokenizer, old form": ("tokenizer_config.json", ["own.T", None], {}),
+}
+
+
+@pytest.mark.parametrize("kind", CODE)
+def test_code_of_a_model_is_not_run_and_nobody_is_asked(
+    kind: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, auto_map, changes = CODE[kind]
+    canary = with_code(folder, name, auto_map, **changes)
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("stdin was read"))
+    with pytest.raises(ModelError, match=r"^model.path = '.*Python code of its own.*model.trust_remote_code: true"):
+        load(folder)
+    assert not canary.exists()
+
+
+def test_code_runs_where_it_is_trusted_or_is_not_needed(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    auto_map = {"AutoConfig": "own.C", "AutoModelForCausalLM": "own.M"}
+    canary = with_code(folder, "config.json", auto_map)
+    load(folder)  # its model_type is one that transformers has a class for
+    assert not canary.exists()
+    edit(folder / "config.json", model_type="unheard_of")
+    lm = load(folder, trust_remote_code=True)
+    assert canary.exists()
+    lm.check_saving(tmp_path / "x")
+    lm.save(tmp_path / "out")
+    assert load(tmp_path / "out", trust_remote_code=True).chat.first_prompt("Q") == lm.chat.first_prompt("Q")
+    with pytest.raises(ModelError, match="Python code of its own"):
+        load(tmp_path / "out")
+
+
+def without_template(folder: Path) -> Path:
+    (folder / "chat_template.jinja").unlink()
+    return folder
+
+
+def test_a_base_model_gets_the_template_that_is_named(folder: Path, tmp_path: Path) -> None:
+    """And carries it on: transformers alone then writes the same conversation."""
+    from transformers import AutoTokenizer
+
+    with pytest.raises(ModelError, match=r"no chat template.* model.chat_template: plain .* model.chat_template: FILE"):
+        load(without_template(folder))
+    (tmp_path / "own.jinja").write_text("\ufeff" + LLAMA2_LIKE)
+    for choice, begins in (("plain", "User:\nQ\n\nAssistant:\n"), (str(tmp_path / "own.jinja"), "<bos>[Q] Q [/Q]")):
+        lm = load(folder, chat_template=choice)
+        lm.save(tmp_path / "out")
+        alone = AutoTokenizer.from_pretrained(tmp_path / "out")
+        turns = [
+            {"role": "user", "content": "Q"},
+            {"role": "assistant", "content": "A"},
+            {"role": "user", "content": "R"},
+        ]
+        first = lm.chat.first_prompt("Q")
+        assert lm.tokenizer.decode(first) == begins
+        assert first == tuple(alone.apply_chat_template(turns[:1], add_generation_prompt=True)["input_ids"])
+        space = () if choice == "plain" else lm.chat.written(" ").token_ids
+        sampled = (*space, *lm.chat.written("A").token_ids, *space, lm.tokenizer.eos_token_id)
+        whole = tuple(alone.apply_chat_template(turns, add_generation_prompt=True)["input_ids"])
+        assert lm.chat.next_prompt(first, sampled, "R") == whole
+        assert load(tmp_path / "out").chat.first_prompt("Q") == first  # without being named again
+
+
+def test_plain_begins_as_the_tokenizer_does(folder: Path) -> None:
+    from tokenizers.processors import TemplateProcessing
+
+    lm = load(folder, chat_template="plain")
+    lm.tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 0)])
+    lm.tokenizer.save_pretrained(folder)
+    assert load(folder, chat_template="plain").tokenizer.decode(lm.chat.first_prompt("Q")) == "User:\nQ\n\nAssistant:\n"
+    lm = load(folder, chat_template="plain")
+    assert (lm.tokenizer.decode(lm.chat.first_prompt("Q")), lm.chat.notes) == ("<bos>User:\nQ\n\nAssistant:\n", ())
+    (note,) = load(folder, chat_template=str(folder / "chat_template.jinja")).chat.notes
+    assert note.startswith("the tokenizer puts <bos> before every text, and the chat template writes none")
+
+
+@pytest.mark.parametrize(
+    ("write", "message"),
+    [
+        (lambda file: None, r"^model.chat_template = '.*': no such file; name a file with a Jinja template, or write plain"),
+        (lambda file: file.write_text(" \n"), r"^model.chat_template = '.*': the file is empty"),
+        (lambda file: file.write_bytes(b"\xff\xfe\x00"), r"^model.chat_template = '.*': cannot be read: 'utf-8'"),
+        (lambda file: file.mkdir(), r"^model.chat_template = '.*': cannot be read: .*directory"),
+        (lambda file: file.write_text("{% for x in %}"), r"^the chat template fails on a plain conversation: .*\(turns: user"),
+        (lambda file: file.write_text("{% if messages[0].role != 'system' %}{{ raise_exception('system first') }}{% endif %}"), "fails on a plain conversation: system first"),
+    ],
+)  # fmt: skip
+def test_a_template_file_that_cannot_serve(folder: Path, write: Callable[[Path], Any], message: str) -> None:
+    write(folder / "own.jinja")
+    with pytest.raises(ModelError, match=message):
+        load(folder, chat_template=str(folder / "own.jinja"))
+
+
+OPTIONS: list[tuple[Any, str]] = [
+    (
+        {"enable_thinkin": False},
+        r"template_options.enable_thinkin is nothing that the chat template reads.*; it reads enable_thinking$",
+    ),
+    ({"padding": True}, "template_options.padding is nothing that the chat template reads"),
+    ({"tokenize": True}, "template_options.tokenize is nothing that the chat template reads"),
+    ({"messages": "x"}, "template_options.messages is set by the program"),
+    ({"enable_thinking": 0}, "enable_thinking = 0 changes nothing .* where false would; write enable_thinking: false"),
+    ({"enable_thinking": "off"}, "enable_thinking = 'off' changes nothing .* where false would"),
+    ({"enable_thinking": None}, "enable_thinking = None changes nothing .* where false would"),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), OPTIONS)
+def test_a_template_option_that_does_nothing_is_refused(folder: Path, options: dict[str, Any], message: str) -> None:
+    (folder / "chat_template.jinja").write_text(
+        QWEN3_LIKE.replace("and not enable_thinking", "and enable_thinking is false")
+    )
+    with pytest.raises(ModelError, match=message):
+        load(folder, template_options=options)
+
+
+def test_template_options_that_do_something_or_say_so(folder: Path) -> None:
+    (folder / "chat_template.jinja").write_text(QWEN3_LIKE + "{% generation %}{{ effort }}{% endgeneration %}")
+    assert not any(
+        "changes nothing" in note
+        for note in load(folder, template_options={"enable_thinking": 0, "effort": "no"}).chat.notes
+    )
+    notes = load(folder, template_options={"enable_thinking": True}).chat.notes
+    assert "model.template_options.enable_thinking = True changes nothing in what the chat template writes" in notes
+
+
+@pytest.mark.parametrize("value", ["false", "true", "False", " TRUE "])
+def test_the_words_true_and_false_in_quotes_are_refused(value: str) -> None:
+    stage = {"name": "a", "objective": "single_turn", "steps": 1, "learning_rate": 1e-3}
+    data = {"stages": [stage], "model": {"template_options": {"enable_thinking": value}}}
+    word = value.strip().lower()
+    with pytest.raises(
+        ConfigError, match=rf"enable_thinking = '{value}' is text.*write enable_thinking: {word}, without"
+    ):
+        validate(data)
+
+
+@pytest.mark.parametrize("answers", [False, True], ids=["refuses", "hangs"])
+def test_a_hub_that_cannot_be_reached_is_told_in_seconds(
+    answers: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{server.getsockname()[1]}")
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+        monkeypatch.setattr(files, "_SECONDS", 0.5)
+        if not answers:
+            server.close()
+        began = time.monotonic()
+        with pytest.raises(
+            ModelError, match=r"^model.path = 'some/one': is no folder here and not in the hub's cache, and"
+        ):
+            load_model(ModelConfig(path="some/one"))
+        assert time.monotonic() - began < 30  # transformers alone takes minutes

@@ -94,6 +94,7 @@ class Arm:
             print(f"warning: {warning}", flush=True)
         if state:
             self._restore(trainer, state)
+        self._cut(trainer.progress.step)
         slowest, begun = 0.0, trainer.progress.step
         while self._at_work(trainer):
             if self.left() < 1.2 * slowest:
@@ -190,7 +191,6 @@ class Arm:
             load_optimizer(trainer.optimizer, parts["optimizer"])
         elif self._at_work(trainer):
             print(f"{self.name}: more steps than were planned before: the optimiser starts anew", flush=True)
-        self._cut(trainer.progress.step)
         print(f"{self.name}: going on after step {trainer.progress.step}", flush=True)
 
     def _cut(self, step: int) -> None:

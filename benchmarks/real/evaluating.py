@@ -1,7 +1,7 @@
 """Evaluation in units that are kept as they end: greedy, and k samples a problem, two attempts each, every text.
 
 A unit is one file, `texts/MODEL.DECODING.NNN.jsonl.gz`, a line a rollout: the problem's id, and of each attempt the
-text, its number of tokens and its grade. What is there is not played again, so a stopped evaluation goes on where it was.
+text, its number of tokens and its grade. What is there is not played again: a stopped evaluation goes on where it was.
 """
 
 import gzip

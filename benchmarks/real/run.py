@@ -9,7 +9,7 @@ updates and attempts, and evaluated. The same command goes on where a stopped on
 way.
 
 In --output: summary.json (command, seed, versions, card, plan, every figure), page.md, units.jsonl (seconds of each
-part of the evaluations), texts/ (each attempt's text and grade), arms/ (each step's numbers and texts, and checkpoints).
+part of the evaluations), texts/ (each attempt's text and grade), arms/ (each step's numbers, texts and checkpoints).
 --archive FILE.tar.gz holds all of that but the checkpoints, and is written anew after each unit and step.
 """
 # ruff: noqa: E402

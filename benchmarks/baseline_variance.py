@@ -26,6 +26,7 @@ from selfcorrect.learning.losses import token_loss
 from selfcorrect.learning.policy import trained_logits
 from selfcorrect.models.loading import LanguageModel, load_model
 from selfcorrect.rollout import play
+from selfcorrect.runs.checks import fitted
 from selfcorrect.samplers.transformers import TransformersSampler
 from selfcorrect.seeds import derive_seed
 from selfcorrect.tasks.countdown import Countdown
@@ -46,6 +47,7 @@ def main() -> None:
     assert isinstance(config, TrainConfig)
     assert isinstance(config.task, CountdownConfig)
     lm, task = load_model(config.model), Countdown(config.task)
+    config, _ = fitted(config, lm, task)
     sampler = TransformersSampler(lm)
     found: dict[str, list[Tensor]] = {baseline: [] for baseline in BASELINES}
     for step in range(1, options.steps + 1):
@@ -80,7 +82,7 @@ def gradient(config: TrainConfig, lm: LanguageModel, rollouts: list[Rollout], ba
     advantages_BA = advantages_of(algorithm, credit, rewards_BA, everyone, config.rollouts.rollouts_per_problem)
     batch = make_batch(rollouts, advantages_BA, credit.kl_coef_A, everyone)
     lm.model.zero_grad(set_to_none=True)
-    for piece in micro_batches(batch, config.optimizer.micro_batch):
+    for piece in micro_batches(batch, config.optimizer.rows):
         loss = token_loss(trained_logits(lm, piece), None, piece, config.rollouts.temperature).loss_B.sum()
         (loss / len(rollouts)).backward()  # type: ignore[no-untyped-call]
     return torch.cat([torch.as_tensor(parameter.grad).flatten() for parameter in lm.parameters()])

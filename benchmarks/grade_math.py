@@ -104,7 +104,7 @@ def _selfcorrect(workers: int) -> dict[str, Any]:
 def _write(options: argparse.Namespace, pairs: list[dict[str, float]], theirs: list[bool], ours: list[bool]) -> None:
     from workload import cpu_model, versions
 
-    summary = {
+    summary: dict[str, dict[str, Any]] = {
         name: {"median": statistics.median(values), "range": [min(values), max(values)]}
         for name in pairs[0]
         for values in [[pair[name] for pair in pairs]]

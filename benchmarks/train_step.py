@@ -30,20 +30,7 @@ from typing import Any
 import torch
 from our_side import MICRO_BATCH, OurSide
 from trl_side import TrlSettings, TrlSide
-from workload import (
-    CORRECTION,
-    MAX_NEW_TOKENS,
-    PROBLEMS,
-    ROLLOUTS_PER_PROBLEM,
-    SEED,
-    Side,
-    StepTiming,
-    cpu_model,
-    make_model_folder,
-    median,
-    prompts,
-    versions,
-)
+from workload import CORRECTION, SEED, Side, StepTiming, Work, cpu_model, make_model_folder, median, versions
 
 RESULT = Path(__file__).parent / "results" / "train_step.json"
 PARTS = ("sampling", "grading", "reference", "policy", "other")
@@ -55,14 +42,14 @@ def main(arguments: list[str] | None = None) -> None:
     options = _options(arguments)
     torch.set_num_threads(options.threads)
     settings = _trl_settings(options.trl)
-    steps = options.pairs + 1
+    steps, work = options.pairs + 1, Work(options.problems, max_new_tokens=options.max_new_tokens)
     with tempfile.TemporaryDirectory() as scratch:
         folder = make_model_folder(Path(scratch) / "model")
-        ours = OurSide(folder, steps, options.micro_batch)
-        trl = TrlSide(folder, Path(scratch) / "trl", settings, steps, options.threads)
-        _check_same_tokens(ours, trl)
-        work = f"{PROBLEMS} problems x {ROLLOUTS_PER_PROBLEM} rollouts x 2 attempts"
-        print(f"{work}, {options.threads} threads, {cpu_model()}")
+        ours = OurSide(folder, steps, work, options.micro_batch)
+        trl = TrlSide(folder, Path(scratch) / "trl", settings, steps, work, options.threads)
+        _check_same_tokens(ours, trl, work)
+        size = f"{work.problems} problems x {work.rollouts_per_problem} rollouts x 2 attempts"
+        print(f"{size}, {options.threads} threads, {cpu_model()}")
         warm_up, *pairs = _interleave(trl, ours)
     _print_parts(pairs)
     summary = _summary(pairs)
@@ -70,13 +57,15 @@ def main(arguments: list[str] | None = None) -> None:
         f"sampled tokens a second, {ours.name} / {trl.name}: median {summary['ratio_median']:.2f} "
         f"(range {summary['ratio_range'][0]:.2f} to {summary['ratio_range'][1]:.2f}, pairs: {len(pairs)})"
     )
-    _write(options, settings, warm_up, pairs, summary)
+    _write(options, settings, work, warm_up, pairs, summary)
 
 
 def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="One whole training step, selfcorrect against TRL, on CPU.")
     parser.add_argument("--pairs", type=int, default=4, help="measured pairs of steps, after one pair to warm up")
     parser.add_argument("--threads", type=int, default=2, help="threads that torch may use")
+    parser.add_argument("--problems", type=int, default=Work.problems, help="of a step, 8 rollouts each")
+    parser.add_argument("--max-new-tokens", type=int, default=Work.max_new_tokens, help="of an attempt")
     parser.add_argument("--micro-batch", type=int, default=MICRO_BATCH, help="selfcorrect's rows in one forward")
     parser.add_argument(
         "--trl",
@@ -99,9 +88,9 @@ def _trl_settings(choices: list[str]) -> TrlSettings:
     return TrlSettings(**given)
 
 
-def _check_same_tokens(ours: OurSide, trl: TrlSide) -> None:
+def _check_same_tokens(ours: OurSide, trl: TrlSide, work: Work) -> None:
     """Both sides must see the same prompts, whether attempt 1 was ended by the model or cut off."""
-    for text in prompts():
+    for text in work.prompts():
         first = ours.chat.first_prompt(text)
         assert list(first) == trl.first_prompt(text)
         for attempt in ([9, 8, 1], [9, 8, 7]):
@@ -152,7 +141,12 @@ def _summary(pairs: list[Pair]) -> dict[str, Any]:
 
 
 def _write(
-    options: argparse.Namespace, settings: TrlSettings, warm_up: Pair, pairs: list[Pair], summary: dict[str, Any]
+    options: argparse.Namespace,
+    settings: TrlSettings,
+    work: Work,
+    warm_up: Pair,
+    pairs: list[Pair],
+    summary: dict[str, Any],
 ) -> None:
     def row(pair: Pair) -> dict[str, Any]:
         return {"trl": asdict(pair[0]), "selfcorrect": asdict(pair[1]), "ratio": _ratio(pair)}
@@ -164,10 +158,8 @@ def _write(
         | versions(["selfcorrect", "torch", "transformers", "trl", "accelerate"]),
         "machine": {"cpu": cpu_model(), "cores": os.cpu_count(), "threads": options.threads},
         "work": {
-            "problems": PROBLEMS,
-            "rollouts_per_problem": ROLLOUTS_PER_PROBLEM,
+            **asdict(work),
             "attempts": 2,
-            "max_new_tokens": MAX_NEW_TOKENS,
             "trl": asdict(settings),
             "selfcorrect": {"micro_batch": options.micro_batch},
         },

@@ -31,14 +31,11 @@ from workload import (
     KL_WEIGHT,
     LEARNING_RATE,
     MAX_GRAD_NORM,
-    MAX_NEW_TOKENS,
-    ROLLOUTS_PER_PROBLEM,
-    ROWS,
     SEED,
     TEMPERATURE,
     Clock,
     StepTiming,
-    prompts,
+    Work,
     solved,
 )
 
@@ -57,7 +54,9 @@ class TrlSide:
 
     name = "trl"
 
-    def __init__(self, model_folder: Path, output: Path, settings: TrlSettings, steps: int, threads: int) -> None:
+    def __init__(
+        self, model_folder: Path, output: Path, settings: TrlSettings, steps: int, work: Work, threads: int
+    ) -> None:
         tokenizer = AutoTokenizer.from_pretrained(model_folder, padding_side="left")
         model = AutoModelForCausalLM.from_pretrained(
             model_folder, dtype=torch.float32, attn_implementation=settings.attention
@@ -68,9 +67,9 @@ class TrlSide:
             clock=self._clock,
             model=model,
             reward_funcs=attempts_reward,
-            args=_arguments(output, settings, steps),
+            args=_arguments(output, settings, steps, work),
             train_dataset=Dataset.from_dict(
-                {"prompt": [[{"role": "user", "content": text}] for text in prompts()]},
+                {"prompt": [[{"role": "user", "content": text}] for text in work.prompts()]},
             ),
             processing_class=tokenizer,
             rollout_func=rollout,
@@ -86,17 +85,18 @@ class TrlSide:
         self._trainer.train()
 
 
-def _arguments(output: Path, settings: TrlSettings, steps: int) -> GRPOConfig:
-    assert settings.micro_batch * (ROWS // settings.micro_batch) == ROWS
+def _arguments(output: Path, settings: TrlSettings, steps: int, work: Work) -> GRPOConfig:
+    forwards, rest = divmod(work.rows, settings.micro_batch)
+    assert not rest, "the rows must divide into micro-batches"
     return GRPOConfig(
         output_dir=str(output),
         max_steps=steps,
         per_device_train_batch_size=settings.micro_batch,
-        gradient_accumulation_steps=ROWS // settings.micro_batch,
-        steps_per_generation=ROWS // settings.micro_batch,
-        num_generations=ROLLOUTS_PER_PROBLEM,
+        gradient_accumulation_steps=forwards,
+        steps_per_generation=forwards,
+        num_generations=work.rollouts_per_problem,
         num_iterations=1,
-        max_completion_length=MAX_NEW_TOKENS,
+        max_completion_length=work.max_new_tokens,
         temperature=TEMPERATURE,
         cache_implementation=settings.cache,
         beta=KL_WEIGHT,
@@ -171,9 +171,11 @@ class TwoAttempts:
         return [*attempt, *(self._correction if attempt[-1] == self._end else [self._end, *self._correction])]
 
     def _encode(self, conversations: list[Any]) -> list[list[int]]:
-        return self._tokenizer.apply_chat_template(
+        encoded = self._tokenizer.apply_chat_template(
             conversations, add_generation_prompt=True, tokenize=True, return_dict=True
-        )["input_ids"]
+        )
+        ids: list[list[int]] = encoded["input_ids"]
+        return ids
 
     def _generate(self, rows: list[list[int]], trainer: GRPOTrainer) -> list[list[int]]:
         """The new ids of every row, up to and with the end token."""
@@ -195,7 +197,7 @@ class TwoAttempts:
         return [ids[: ids.index(self._end) + 1] if self._end in ids else ids for ids in table]
 
 
-class _TimedTrainer(GRPOTrainer):
+class _TimedTrainer(GRPOTrainer):  # type: ignore[misc]
     """GRPOTrainer with a clock around its parts; nothing else is changed."""
 
     _name = "GRPO"
@@ -223,7 +225,7 @@ class _TimedTrainer(GRPOTrainer):
             return super().training_step(*args, **kwargs)
 
 
-class _Turns(TrainerCallback):
+class _Turns(TrainerCallback):  # type: ignore[misc]
     """Takes the time from the end of one step (or of `between`) to the end of the next."""
 
     def __init__(self, clock: Clock, rollout: TwoAttempts, between: Callable[[StepTiming], None]) -> None:

@@ -16,10 +16,6 @@ from typing import Any, Protocol
 import torch
 
 SEED = 0
-PROBLEMS = 16
-ROLLOUTS_PER_PROBLEM = 8
-ROWS = PROBLEMS * ROLLOUTS_PER_PROBLEM
-MAX_NEW_TOKENS = 96
 TEMPERATURE = 1.0
 LEARNING_RATE = 1e-6  # small: the lengths of the attempts should not drift while the clock runs
 KL_WEIGHT = 0.01
@@ -36,9 +32,21 @@ _TEMPLATE = (
 )
 
 
-def prompts() -> list[str]:
-    """The problems' texts; what they ask does not matter to a random model."""
-    return [f"use {30 + 3 * i} {10 + i} and {2 + i % 7} to make {20 + 5 * (i % 15)}" for i in range(PROBLEMS)]
+@dataclass(frozen=True)
+class Work:
+    """The size of one step, the same on both sides."""
+
+    problems: int = 16
+    rollouts_per_problem: int = 8
+    max_new_tokens: int = 96
+
+    @property
+    def rows(self) -> int:
+        return self.problems * self.rollouts_per_problem
+
+    def prompts(self) -> list[str]:
+        """The problems' texts; what they ask does not matter to a random model."""
+        return [f"use {30 + 3 * i} {10 + i} and {2 + i % 7} to make {20 + 5 * (i % 15)}" for i in range(self.problems)]
 
 
 def solved(text: str) -> bool:

@@ -34,4 +34,4 @@ def grade(problem: dict[str, Any], text: str) -> bool | Grade:
     found = text.strip()
     if not found:
         return Grade(Outcome.NO_ANSWER, 0.0)
-    return found[:1000] == problem["answer"]
+    return bool(found[:1000] == problem["answer"])

@@ -29,7 +29,9 @@ def nothing(task: Task, problems: Sequence[Problem], *_: Any) -> list[Grade]:
 
 def test_a_model_that_can_read_no_problem_is_not_trained(model: Path, tmp_path: Path, lucky: None) -> None:
     """13 is no word of the tokenizer's."""
-    changes = {"task": {"max_number": 12, "limit": 12, "prompt": "13 {numbers} : {target}", "correction_prompt": "?"}}
+    changes: dict[str, Any] = {
+        "task": {"max_number": 12, "limit": 12, "prompt": "13 {numbers} : {target}", "correction_prompt": "?"}
+    }
     reason = (
         r"none of 8 problems played could be graded: 8 unreadable \(the model's tokenizer has no token for part of the "
         r"problem\); take a model whose tokenizer can read the task's problems"

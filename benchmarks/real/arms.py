@@ -1,0 +1,207 @@
+"""Training for as long as the minutes allow, arm after arm, with the library's own `Trainer`.
+
+Every arm takes the same number of updates and samples the same number of attempts. The number follows from the minutes
+and the second step of the first arm, and stands in plan.json from then on, for later arms, seeds and calls.
+"""
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from evaluating import write_rows
+
+from selfcorrect.config import SingleTurn, TrainConfig
+from selfcorrect.learning.record import Progress, StepResult
+from selfcorrect.learning.training import Trainer
+from selfcorrect.models.loading import LanguageModel
+from selfcorrect.models.weights import load_weights, weights
+from selfcorrect.runs.checkpoint import Checkpoint, load_newest, load_optimizer, optimizer_tensors, save
+from selfcorrect.runs.folder import plain
+from selfcorrect.samplers.transformers import TransformersSampler
+from selfcorrect.tasks.base import Task
+
+STAGE_ONE_SHARE = 0.4  # of an arm's steps; the paper does not say how its steps divide
+UNPLANNED = 1_000_000  # a stage's `steps` in the config: the plan has the real ones, and the rate is constant
+RATE, BETA1, BETA2, ALPHA = 1e-5, 0.01, 0.25, 10.0  # the paper's for code (Table 5)
+
+STAGE_ONE = {"name": "stage1", "objective": "stage1", "beta2": BETA2}
+STAGE_TWO = {"name": "stage2", "objective": "stage2", "alpha": ALPHA}
+ARMS: dict[str, list[dict[str, Any]]] = {
+    "score": [STAGE_ONE, STAGE_TWO],
+    "single_turn": [{"name": "single_turn", "objective": "single_turn"}],
+    "multi_turn": [{"name": "multi_turn", "objective": "multi_turn", "rewarded": "last"}],
+    "multi_turn_all": [{"name": "multi_turn", "objective": "multi_turn", "rewarded": "all"}],
+    "no_stage1": [STAGE_TWO],
+    "no_shaping": [STAGE_ONE, {**STAGE_TWO, "alpha": 0.0}],
+}
+
+
+def stages(arm: str) -> list[dict[str, Any]]:
+    """The arm's stages as a recipe has them."""
+    return [{"steps": UNPLANNED, "learning_rate": RATE, "beta1": BETA1, **stage} for stage in ARMS[arm]]
+
+
+def steps_of(arm: str, total: int) -> list[int]:
+    """How an arm's steps divide among its stages; each has one at least."""
+    if len(ARMS[arm]) == 1:
+        return [total]
+    first = min(max(1, round(STAGE_ONE_SHARE * total)), max(1, total - 1))
+    return [first, max(1, total - first)]
+
+
+@dataclass(slots=True)
+class Plan:
+    """plan.json. steps: an arm's; step_seconds: what a step took when they were planned."""
+
+    file: Path
+    steps: int | None = None
+    step_seconds: float | None = None
+
+    @classmethod
+    def read(cls, file: Path) -> "Plan":
+        return cls(file, **json.loads(file.read_text())) if file.exists() else cls(file)
+
+    def settle(self, seconds: float, step_seconds: float, done: int) -> None:
+        """So many steps as fit into `seconds`, besides those done."""
+        self.step_seconds = round(step_seconds, 3)
+        self.steps = done + max(1, int(seconds / (1.05 * step_seconds)))  # attempts may grow longer
+        self.write()
+
+    def write(self) -> None:
+        self.file.write_text(json.dumps({"steps": self.steps, "step_seconds": self.step_seconds}) + "\n")
+
+
+@dataclass(slots=True)
+class Arm:
+    """One arm and seed under training. over(seconds): whether so many are no longer left for training."""
+
+    name: str
+    config: TrainConfig
+    folder: Path
+    plan: Plan
+    left: Callable[[], float]
+    kept: Callable[[], None]
+
+    def train(self, lm: LanguageModel, reference: LanguageModel, task: Task) -> int:
+        """Train `lm`, which begins as `reference`, or go on from a checkpoint. Returns the steps done in all."""
+        load_weights(lm, weights(reference))
+        trainer = Trainer(self._own(self.config), lm, reference, TransformersSampler(lm, 4096), task)
+        state, warnings = load_newest(self.folder / "checkpoints")
+        for warning in warnings:
+            print(f"warning: {warning}", flush=True)
+        if state:
+            self._restore(trainer, state)
+        self._cut(trainer.progress.step)
+        slowest, begun = 0.0, trainer.progress.step
+        while self._at_work(trainer):
+            if self.left() < 1.2 * slowest:
+                print(f"{self.name}: no time for another step after {trainer.progress.step}", flush=True)
+                break
+            result = self._step(trainer)
+            slowest = max(slowest, result.seconds if result.step > begun + 1 else 0.0)  # the first one warms up
+            self._keep(result)
+            if self.plan.steps is None and result.step >= 2:
+                self.plan.settle(self.left(), result.seconds, result.step)
+                print(f"a step takes {result.seconds:.1f} s: {self.plan.steps} steps an arm are planned", flush=True)
+        if trainer.progress.step > begun:
+            self._save(trainer)
+        return trainer.progress.step
+
+    def finished(self) -> bool:
+        """Whether all planned steps were done, as the arm's last checkpoint has it."""
+        done = self.folder / "done.json"
+        return (
+            done.exists() and self.plan.steps is not None and json.loads(done.read_text())["steps"] >= self.plan.steps
+        )
+
+    def _own(self, config: TrainConfig) -> TrainConfig:
+        """single_turn plays one attempt where the others play two: twice the problems make its budget theirs."""
+        if not isinstance(config.stages[0], SingleTurn):
+            return config
+        doubled = config.rollouts.model_copy(update={"problems_per_step": 2 * config.rollouts.problems_per_step})
+        return config.model_copy(update={"rollouts": doubled})
+
+    def _at_work(self, trainer: Trainer) -> bool:
+        """Move on to the next stage where one is due; False where the last one has ended."""
+        progress, total = trainer.progress, self.plan.steps
+        if total is None:
+            return True
+        counts = steps_of(self.name, total)
+        if progress.stage_step < counts[progress.stage]:
+            return True
+        if progress.stage + 1 == len(counts):
+            return False
+        trainer.start_stage(progress.stage + 1)
+        return True
+
+    def _step(self, trainer: Trainer) -> StepResult:
+        """A step; where the memory does not suffice, again with half the micro-batch, which changes no result."""
+        while True:
+            try:
+                result = trainer.train_step()
+            except torch.OutOfMemoryError:
+                size = trainer.config.optimizer.rows // 2
+                if not size:
+                    raise
+            else:
+                trainer.check_health(result)
+                return result
+            print(f"out of memory: micro_batch {2 * size} -> {size}", flush=True)
+            trainer.optimizer.zero_grad(set_to_none=True)
+            torch.cuda.empty_cache()
+            optimizer = trainer.config.optimizer.model_copy(update={"micro_batch": size})
+            trainer.config = trainer.config.model_copy(update={"optimizer": optimizer})
+
+    def _keep(self, result: StepResult) -> None:
+        """The step's numbers and all its texts."""
+        write_rows(self.folder / "rollouts" / f"step-{result.step:04d}.jsonl.gz", result.rollouts, stage=result.stage)
+        with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as out:
+            out.write(json.dumps(plain({**result.row(), "at": time.time(), "memory": peak()})) + "\n")
+        rewards = " -> ".join(f"{reward:.3f}" for reward in result.rewards)
+        cut = " ".join(f"{share:.0%}" for share in result.truncated)
+        print(
+            f"{self.name} {result.stage} step {result.step}: rewards {rewards}, unchanged {result.unchanged:.2f}, "
+            f"cut off {cut}, KL {result.kl[0]:.3f}, {result.seconds:.1f} s, {result.tokens_per_second:.0f} tokens/s",
+            flush=True,
+        )
+        self.kept()
+
+    def _save(self, trainer: Trainer) -> None:
+        """Weights, and the optimiser's moments where there is more to do: what evaluation and the next call need."""
+        complete = self.plan.steps is not None and trainer.progress.step >= self.plan.steps
+        tensors = {f"model/{name}": tensor for name, tensor in weights(trainer.lm).items()}
+        if not complete:
+            tensors |= {f"optimizer/{name}": tensor for name, tensor in optimizer_tensors(trainer.optimizer).items()}
+        # Two at most for a moment: the old one goes once the new one is whole.
+        save(self.folder / "checkpoints", Checkpoint(trainer.progress.step, tensors, asdict(trainer.progress)), keep=1)
+        (self.folder / "done.json").write_text(json.dumps({"steps": trainer.progress.step}) + "\n")
+
+    def _restore(self, trainer: Trainer, state: Checkpoint) -> None:
+        trainer.start_stage(state.state["stage"])
+        trainer.progress = Progress(**state.state)
+        parts: dict[str, dict[str, torch.Tensor]] = {"model": {}, "optimizer": {}}
+        for name, tensor in state.tensors.items():
+            kind, _, rest = name.partition("/")
+            parts[kind][rest] = tensor
+        load_weights(trainer.lm, parts["model"])
+        if parts["optimizer"]:
+            load_optimizer(trainer.optimizer, parts["optimizer"])
+        elif self._at_work(trainer):
+            print(f"{self.name}: more steps than were planned before: the optimiser starts anew", flush=True)
+        print(f"{self.name}: going on after step {trainer.progress.step}", flush=True)
+
+    def _cut(self, step: int) -> None:
+        """Drop what a killed call wrote of steps that are to be done again."""
+        file = self.folder / "metrics.jsonl"
+        if file.exists():
+            lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
+            file.write_text("".join(line for line in lines if json.loads(line)["step"] <= step), encoding="utf-8")
+
+
+def peak() -> int | None:
+    """The most bytes of the accelerator's memory that this process has held."""
+    return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None

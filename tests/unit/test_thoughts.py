@@ -75,6 +75,8 @@ FREE = "def f(t):\n    return re.sub(r'<think>.*?</think>', '', t)"
         (r"The tags `<think>a</think>` mean \boxed{5}", r"The tags `<think>a</think>` mean \boxed{5}"),
         (r"Use the <think> tag. \boxed{5}", r"Use the <think> tag. \boxed{5}"),
         (r"It is \boxed{5}, as <think></think> is empty.", r"It is \boxed{5}, as  is empty."),
+        (f"<think>Where is `</think>`? {DRAFT}", ""),
+        (f"<think>a</think>{DRAFT}<think>b</think>c</think>{ANSWER}", ANSWER),
         (f"<think>They ask for <think> tags.</think>{ANSWER}", ANSWER),
         (f"It's 5.</think>That's it: {ANSWER}", f"That's it: {ANSWER}"),
         (f'It is "5".</think>"So": {ANSWER}', f'"So": {ANSWER}'),

@@ -29,17 +29,15 @@ def nothing(task: Task, problems: Sequence[Problem], *_: Any) -> list[Grade]:
 
 def test_a_model_that_can_read_no_problem_is_not_trained(model: Path, tmp_path: Path, lucky: None) -> None:
     """13 is no word of the tokenizer's."""
-    changes: dict[str, Any] = {
-        "task": {"max_number": 12, "limit": 12, "prompt": "13 {numbers} : {target}", "correction_prompt": "?"}
-    }
+    task = {"max_number": 12, "limit": 12, "prompt": "13 {numbers} : {target}", "correction_prompt": "?"}
     reason = (
         r"none of 8 problems played could be graded: 8 unreadable \(the model's tokenizer has no token for part of the "
         r"problem\); take a model whose tokenizer can read the task's problems"
     )
     with pytest.raises(NothingGraded, match=rf"^evaluation base: {reason}"):
-        go(recipe(tmp_path, model, **changes))
+        go(recipe(tmp_path, model, task=task))
     with pytest.raises(NothingGraded, match=rf"^evaluation model\w*: {reason}"):
-        api.evaluate(model, recipe=recipe(tmp_path, model, **changes))
+        api.evaluate(model, recipe=recipe(tmp_path, model, task=task))
 
 
 @pytest.mark.parametrize("step", [1, 3, 5])

@@ -2,8 +2,10 @@
 
 import json
 import socket
+import threading
 import time
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -267,15 +269,60 @@ def test_the_words_true_and_false_in_quotes_are_refused(value: str) -> None:
         validate(data)
 
 
+class Answers(BaseHTTPRequestHandler):
+    """A hub that gives one status to everything."""
+
+    status = 0
+
+    def do_HEAD(self) -> None:
+        self.send_response(self.status)
+        if self.status == 404:
+            self.send_header("X-Error-Code", "RepoNotFound")
+        self.end_headers()
+
+    do_GET = do_HEAD
+
+    def log_message(self, *_: Any) -> None:
+        """Nothing is logged."""
+
+
+@pytest.fixture
+def no_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(files, "_SECONDS", 0.5)
+
+
+@pytest.mark.parametrize(
+    ("status", "message"),
+    [
+        (503, r"the hub \(.*\) does not answer \(status 503\); name a folder, or mend that$"),
+        (407, r"the hub \(.*\) does not answer \(status 407\)"),
+        (404, r"cannot be loaded: some/one is not a local folder and is not a valid model identifier"),
+    ],
+)
+def test_what_a_hub_answers_is_told(status: int, message: str, no_hub: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Answers, "status", status)
+    with HTTPServer(("127.0.0.1", 0), Answers) as server:
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+        monkeypatch.setattr(
+            "huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE",
+            f"http://127.0.0.1:{server.server_port}/{{repo_id}}/resolve/{{revision}}/{{filename}}",
+        )
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        with pytest.raises(ModelError, match=rf"^model.path = 'some/one': .*{message}"):
+            load_model(ModelConfig(path="some/one"))
+        server.shutdown()
+        thread.join()
+
+
 @pytest.mark.parametrize("answers", [False, True], ids=["refuses", "hangs"])
 def test_a_hub_that_cannot_be_reached_is_told_in_seconds(
-    answers: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    answers: bool, no_hub: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{server.getsockname()[1]}")
-        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-        monkeypatch.setattr(files, "_SECONDS", 0.5)
         if not answers:
             server.close()
         began = time.monotonic()

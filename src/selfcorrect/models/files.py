@@ -100,10 +100,10 @@ def _unreachable(endpoint: str) -> str:
     from huggingface_hub import get_session
 
     try:
-        get_session().head(endpoint, timeout=_SECONDS)
+        status = get_session().head(endpoint, timeout=_SECONDS).status_code
     except Exception as error:  # noqa: BLE001 - of the HTTP library in use, which differs from version to version
-        return first_line(error) or type(error).__name__
-    return ""
+        return first_line(error)
+    return f"status {status}" if status >= 500 or status == 407 else ""  # a broken hub, or a proxy that keeps it away
 
 
 def _listed(auto_map: Any) -> str:

@@ -49,7 +49,7 @@ def demo(
         typer.echo(
             f"note: no external test set ({external} is not there; SELFCORRECT_DATA may name another data folder)"
         )
-    config = read_config(lab_recipe(), f"name={json.dumps(name)}", *extra, *(overrides or []))
+    config = read_config(lab_recipe(), f"name={name}", *extra, *(overrides or []))
     assert isinstance(config, TrainConfig)
     run = Path(config.output) / config.name
     if (run / "final").is_dir():

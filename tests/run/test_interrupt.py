@@ -27,8 +27,9 @@ def test_ctrl_c(model: Path, whole: Whole, tmp_path: Path) -> None:
     while "step 5 begins" not in process.stdout.readline():
         assert process.poll() is None
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=120)
+    out, errors = process.communicate(timeout=120)
     assert process.returncode == 130
+    assert "stopping after this step (Ctrl-C again to stop now, losing it)" in out
     assert errors.splitlines() == [
         f"stopped; checkpoint step-000005 is whole. To go on, resume with: selfcorrect train --resume {run}"
     ]

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from selfcorrect.errors import CheckpointError, ConfigError, TrainingInterrupted
 from selfcorrect.learning.record import StepResult
 from selfcorrect.learning.training import Trainer
+from selfcorrect.runs import interrupts
 from selfcorrect.runs.checkpoint import Checkpoint, load_newest, save, saved
 from selfcorrect.runs.display import Observer
 from selfcorrect.runs.interrupts import alone
@@ -61,7 +62,10 @@ def test_n_and_n_steps_are_2n(step: int, whole: Whole, stopped: Callable[[int, P
 
 
 @pytest.mark.usefixtures("lucky")
-def test_a_second_interrupt_does_not_wait(model: Path, whole: Whole, tmp_path: Path) -> None:
+def test_a_second_interrupt_does_not_wait(
+    model: Path, whole: Whole, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(interrupts, "SAME_PRESS", 0.0)
     settings = recipe(tmp_path, model)
     with pytest.raises(TrainingInterrupted, match=r"stopped; checkpoint step-000002 is whole.*train --resume .*/run$"):
         go(settings, StopAt(3, times=2))

@@ -149,9 +149,11 @@ def _prepare_and_train(
         task,
         TransformersSampler(reference, max_rows=rows),
     )
+    room = ""
     with closing(task), ready(task), alone(path):
-        need = need_of(config, lm, try_save(lm, dtype, path))
-        room = check_room(path, need, config.checkpoint.keep)
+        if used is None or used.stages != config.stages or not (path / "final").exists():  # else nothing comes of it
+            need = need_of(config, lm, try_save(lm, dtype, path))
+            room = check_room(path, need, config.checkpoint.keep)
         notes = [*task.notes, *lm.chat.notes]
         checkpoint, folder = _open(path, config, observer, fingerprint(lm), notes, used)
         loop = Loop(config, folder, trainer, evaluator, validator, observer, dtype)

@@ -142,5 +142,5 @@ def flatten(row: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
 
 def told(error: Exception) -> str:
     """An error of another library as a piece of one line."""
-    text = " ".join(str(error).split()) or type(error).__name__
+    text = " ".join(str(error).split()).rstrip(".") or type(error).__name__
     return text if len(text) <= 200 else f"{text[:200]} ..."

@@ -66,6 +66,26 @@ def test_a_second_interrupt_does_not_wait(
     check_same(tmp_path / "run", whole.state)
 
 
+@pytest.mark.usefixtures("lucky")
+def test_an_interrupt_between_steps_loses_none(
+    model: Path, whole: Whole, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In what follows a step that no checkpoint was due at."""
+    follow_up = Loop._follow_up
+
+    def interrupted(self: Loop, **how: bool) -> None:
+        if self.trainer.progress.step == 3:
+            raise KeyboardInterrupt
+        follow_up(self, **how)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Loop, "_follow_up", interrupted)
+        with pytest.raises(TrainingInterrupted, match="checkpoint step-000003 is whole"):
+            go(recipe(tmp_path, model))
+    go(recipe(tmp_path, model))
+    check_same(tmp_path / "run", whole.state)
+
+
 def test_killed_at_random_moments(model: Path, whole: Whole, tmp_path: Path) -> None:
     """SIGKILL at moments spread over the whole run, and over what is left of it after each kill."""
     rng, kills, runs = random.Random(0), 0, 0

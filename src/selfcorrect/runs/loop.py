@@ -49,13 +49,25 @@ class Loop:
         self._between = Between(trainer, evaluator.problems[:count]) if config.evaluation.every else None
 
     def run(self, checkpoint: Checkpoint | None, stop: Stop) -> None:
-        trainer, stages = self.trainer, self.config.stages
         if checkpoint:
             self._restore(checkpoint)
         else:
             self._evaluate("base", 0)
             self._look_between()
         self._sentry.prepare()
+        try:
+            self._stages(stop)
+        except KeyboardInterrupt:
+            if stop.now:  # else within a step that was given up
+                self._checkpoint()
+            raise
+        final = self.folder.path / "final"
+        if not final.exists():
+            share_model(self.folder.path / "models" / self.config.stages[-1].name, final)
+        self.observer.finished(self.folder.path)
+
+    def _stages(self, stop: Stop) -> None:
+        trainer, stages = self.trainer, self.config.stages
         for index in range(trainer.progress.stage, len(stages)):
             if index > trainer.progress.stage:
                 trainer.start_stage(index)
@@ -70,15 +82,10 @@ class Loop:
                     self._checkpoint()
                 stop.now = True
                 if stop.asked:
-                    self._checkpoint()  # asked for since the last look
                     raise KeyboardInterrupt
                 self._follow_up()
                 trainer.check_health(result)
             self._finish_stage(index)
-        final = self.folder.path / "final"
-        if not final.exists():
-            share_model(self.folder.path / "models" / stages[-1].name, final)
-        self.observer.finished(self.folder.path)
 
     def _step(self) -> StepResult:
         """One step; nothing comes between it and its checkpoint but the lines that a resumed run could not write."""
@@ -90,8 +97,7 @@ class Loop:
             spread = result.rollouts[:: max(1, min(group, len(result.rollouts) // log.rollouts_kept))]
             self.folder.log_rollouts(spread[: log.rollouts_kept], step=result.step, stage=result.stage)
         self._sentry.step(result)
-        minutes = self.config.checkpoint.minutes
-        if self._is_due() or (minutes and time.monotonic() - self._saved >= 60 * minutes):
+        if self._is_due() or self._is_long_since():
             self._checkpoint()
         self.observer.step_done(result)
         return result
@@ -100,6 +106,15 @@ class Loop:
         """Whether a checkpoint, and a look whether these are the best weights so far, belongs to the last step."""
         done, total = self.trainer.progress.stage_step, self.trainer.stage.steps
         return done % self.config.checkpoint.every == 0 or done == total
+
+    def _is_long_since(self) -> bool:
+        """Whether the last step is to be kept for its own sake: time has passed, or what follows it takes its time."""
+        minutes, every, trainer = self.config.checkpoint.minutes, self.config.evaluation.every, self.trainer
+        if minutes and time.monotonic() - self._saved >= 60 * minutes:
+            return True
+        if isinstance(trainer.stage, Star) and trainer.progress.stage_step % steps_an_iteration(trainer.stage) == 0:
+            return True
+        return bool(every and trainer.progress.step % every == 0)
 
     def _follow_up(self, *, was_due: bool = False) -> None:
         """What a step brings beyond its checkpoint. A run that was stopped in between does it when it goes on.

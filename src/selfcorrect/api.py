@@ -41,14 +41,13 @@ Recipe = str | Path | Mapping[str, Any] | Config
 def train(recipe: Recipe, *overrides: str, observer: Observer | None = None, resume_run: bool = False) -> Path:
     """Run a recipe (a YAML file, a mapping of the same shape, or a config); returns the run's folder.
 
-    overrides: `key=value` as on the command line. resume_run: `recipe` is a run folder to go on with, as it was
-    begun. Raises UserError kinds (selfcorrect.errors) for everything the caller can mend.
+    overrides: `key=value` as on the command line. resume_run: `recipe` is a run folder to go on with; overrides may
+    then extend it, or change what changes no result. Raises UserError kinds (selfcorrect.errors) for everything the
+    caller can mend.
     """
     watcher = observer or Observer()
     if resume_run:
-        if overrides:
-            raise ConfigError(f"a run goes on with the settings it was begun with; {overrides[0]!r} cannot be applied")
-        return resume(Path(str(recipe)), watcher)
+        return resume(Path(str(recipe)), watcher, overrides)
     config = read_config(recipe, *overrides)
     if isinstance(config, LabBaseConfig):
         from selfcorrect.lab.base import train_base

@@ -3,7 +3,9 @@
 import errno
 import json
 import os
+import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -65,7 +67,7 @@ def demo(
         typer.echo(
             f"note: no external test set ({external} is not there; SELFCORRECT_DATA may name another data folder)"
         )
-    config = read_config(lab_recipe(), f"name={json.dumps(name)}", *extra, *(overrides or []))
+    config = read_config(lab_recipe(), f"name={name}", *extra, *(overrides or []))
     assert isinstance(config, TrainConfig)
     run = Path(config.output) / config.name
     if (run / "final").is_dir():
@@ -80,25 +82,29 @@ def demo(
 
 @app.command(epilog="Example: selfcorrect train countdown model.path=./my-model name=mine")
 def train(
-    recipe: Annotated[Path | None, typer.Argument(help="A YAML recipe.", metavar="RECIPE")] = None,
+    recipe: Annotated[str | None, typer.Argument(help="A YAML recipe.", metavar="RECIPE")] = None,
     overrides: Overrides = None,
     resume: Annotated[Path | None, typer.Option(help="Go on with this run folder.", metavar="RUN")] = None,
 ) -> None:
-    """Run a recipe, or go on with a run that was stopped; writes report.html at the end."""
+    """Run a recipe, or go on with a run that was stopped; writes report.html at the end.
+
+    A run goes on, or is extended, with the settings it has; `--resume RUN stages.stage2.steps=300` gives its last stage
+    more steps. What would change results that are there already is refused.
+    """
     from selfcorrect.api import read_config
 
-    if resume is not None and (recipe is not None or overrides):
-        raise ConfigError(f"{resume} goes on with the settings it was begun with; leave out {recipe or overrides}")
-    if recipe is None and resume is None:
-        raise ConfigError("name either a recipe, or a run folder with --resume RUN")
     if resume is not None:
-        _train_and_report(resume)
-    else:
-        assert recipe is not None
-        config = read_config(recipe, *(overrides or []))
-        if config.kind == "compare":
-            raise ConfigError(f"{recipe} is of kind compare; run it with `selfcorrect compare {recipe}`")
-        _train_and_report(config)
+        settings = [*([recipe] if recipe is not None else []), *(overrides or [])]
+        if recipe is not None and "=" not in recipe:
+            raise ConfigError(f"{resume} goes on with the recipe it was begun with; leave out {recipe}")
+        _train_and_report(resume, settings)
+        return
+    if recipe is None:
+        raise ConfigError("name either a recipe, or a run folder with --resume RUN")
+    config = read_config(recipe, *(overrides or []))
+    if config.kind == "compare":
+        raise ConfigError(f"{recipe} is of kind compare; run it with `selfcorrect compare {shlex.quote(recipe)}`")
+    _train_and_report(config)
 
 
 @app.command(epilog="Example: selfcorrect evaluate runs/mine/final evaluation.problems=200")
@@ -292,6 +298,19 @@ def report(run: Annotated[Path, typer.Argument(help="A run folder.", metavar="RU
     typer.echo(f"report: {write_report(run)}")
 
 
+@app.command(epilog="Example: selfcorrect prune runs/mine")
+def prune(run: Annotated[Path, typer.Argument(help="A finished run folder.", metavar="RUN")]) -> None:
+    """Remove a finished run's checkpoints, which only resuming and extending need; models and report stay."""
+    from selfcorrect.runs.disk import prune_run, size_text
+
+    count, freed = prune_run(run)
+    if not count:
+        typer.echo(f"{run} holds no checkpoints; nothing to remove")
+        return
+    typer.echo(f"freed {size_text(freed)}: {count} checkpoints of {run}")
+    typer.echo("it can no longer be resumed or extended; its models, evaluations, logs and report are as they were")
+
+
 @app.command(epilog="Example: selfcorrect check recipe.yaml --load")
 def check(
     recipe: RecipeArgument,
@@ -364,6 +383,11 @@ def main() -> None:
     """Entry point: user errors become one line on stderr and exit status 2, Ctrl-C status 130."""
     try:
         app(standalone_mode=True)
+    except SystemExit as ended:
+        # typer ends on a KeyboardInterrupt without a word; a command that said what was kept does so from no cause
+        if isinstance(getattr(ended.__context__, "__cause__", None), KeyboardInterrupt):
+            typer.echo("stopped", err=True)
+        raise
     except UserError as error:
         for line in str(error).splitlines():
             typer.echo(f"error: {line}", err=True)
@@ -384,8 +408,8 @@ def _on_stderr() -> "Observer":
     return PlainObserver(Console(stderr=True, highlight=False, soft_wrap=True))
 
 
-def _train_and_report(what: "Path | object") -> None:
-    """what: a run folder to go on with, or a config to start."""
+def _train_and_report(what: "Path | object", overrides: Sequence[str] = ()) -> None:
+    """what: a run folder to go on with, with these overrides, or a config to start."""
     from selfcorrect.config import LabBaseConfig, TrainConfig
     from selfcorrect.report import write_report
     from selfcorrect.runs.display import make_observer
@@ -398,10 +422,10 @@ def _train_and_report(what: "Path | object") -> None:
         return
     observer = make_observer()
     try:
-        run = start(what, observer) if isinstance(what, TrainConfig) else resume(Path(str(what)), observer)
-    except TrainingInterrupted as error:  # told here: typer ends on a KeyboardInterrupt without a word
+        run = start(what, observer) if isinstance(what, TrainConfig) else resume(Path(str(what)), observer, overrides)
+    except TrainingInterrupted as error:
         typer.echo(str(error), err=True)
-        raise typer.Exit(130) from None
+        raise typer.Exit(error.status) from None
     typer.echo(f"report: {write_report(run)}")
 
 

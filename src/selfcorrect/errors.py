@@ -41,4 +41,8 @@ class SandboxError(UserError, RuntimeError):
 
 
 class TrainingInterrupted(UserError, KeyboardInterrupt):  # noqa: N818 - named like the exception it refines
-    """Ctrl-C: a checkpoint was kept; the message holds the command that resumes."""
+    """Ctrl-C or SIGTERM; the message says what was kept, and how to go on. status: the command line's exit status."""
+
+    def __init__(self, message: str, status: int = 130) -> None:
+        super().__init__(message)
+        self.status = status

@@ -19,7 +19,7 @@ from selfcorrect.api import _recipe_beside, lab_recipe
 from selfcorrect.config.recipe import load_recipe
 from selfcorrect.config.shipped import shipped_recipe
 from selfcorrect.errors import ConfigError
-from selfcorrect.runs.folder import make_trackers
+from selfcorrect.runs.trackers import make_trackers
 from tests.support.runs import config, recipe
 
 Command = Callable[..., str]
@@ -94,7 +94,7 @@ def test_a_tracker_that_is_not_installed(library: str, tmp_path: Path, monkeypat
     with pytest.raises(
         ConfigError, match=rf"names {library}, which is not installed; pip install 'selfcorrect\[{library}"
     ):
-        make_trackers(tmp_path, settings, 0)
+        make_trackers(tmp_path, settings, "", 0)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -110,11 +110,11 @@ def test_wandb_like_trackers_get_flat_numbers(tmp_path: Path, monkeypatch: pytes
 
     monkeypatch.setitem(sys.modules, "trackio", Library)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "environment.json").write_text('{"started": "2026-01-02T03:04:05+00:00"}')
-    (tracker,) = make_trackers(tmp_path / "run", config(tmp_path, tmp_path, log={"trackers": ["trackio"]}), 0)
-    tracker.log({"loss": 0.5}, 3)
-    tracker.close()
+    trackers = make_trackers(
+        tmp_path / "run", config(tmp_path, tmp_path, log={"trackers": ["trackio"]}), "2026-01-02T03:04:05+00:00", 0
+    )
+    trackers.log({"loss": 0.5}, 3)
+    trackers.close()
     assert calls == [("init", "run-20260102T0304050000", "allow", 0), ("log", {"loss": 0.5}, 3), ("finish",)]
 
 
@@ -135,7 +135,7 @@ def test_the_recipe_that_goes_with_a_model(recipe_file: Path, model: Path, tmp_p
 
 def test_settings_that_could_not_be_applied_are_refused(recipe_file: Path, tmp_path: Path, command: Command) -> None:
     command("train", str(recipe_file))
-    with pytest.raises(ConfigError, match="'seed=4' cannot be applied"):
+    with pytest.raises(ConfigError, match=r"^seed: 0 -> 4 cannot change when .*: every draw so far came from it"):
         selfcorrect.train(tmp_path / "run", "seed=4", resume_run=True)
 
 

@@ -95,10 +95,24 @@ def chat_template_that_fails(room: Room) -> Arguments:
     return room.train()
 
 
-def existing_run(room: Room) -> Arguments:
+def existing_run(room: Room, name: str = "runs") -> Arguments:
+    room.runs = room.folder / name
     (room.runs / "run").mkdir(parents=True)
     (room.runs / "run" / "config.yaml").write_text("kind: train\n")
     return room.train()
+
+
+def a_run(room: Room) -> Arguments:
+    run = room.folder / "a run"
+    run.mkdir()
+    room.model.rename(run / "final")
+    return ["evaluate", str(run), "--recipe", room.train()[1]]
+
+
+def an_evaluation(room: Room) -> Arguments:
+    (room.runs / "run").mkdir(parents=True)
+    (room.runs / "run" / "config.yaml").write_text(yaml.dump({**recipe(room.runs, room.model), "stages": []}))
+    return ["train", "--resume", str(room.runs / "run")]
 
 
 def spoiled_run(room: Room) -> Arguments:
@@ -163,6 +177,11 @@ MISTAKES: dict[str, tuple[Callable[[Room], Arguments], str]] = {
     "output is a file": (output_is_a_file, r"runs.*: (Not a directory|File exists)"),
     "report of a non-run": (lambda room: ["report", str(room.folder)], r"is not a run: it holds none of"),
     "evaluate: no such model": (lambda room: ["evaluate", "./not/there"], r"model.path = './not/there': no such folder"),
+    "evaluate: a run": (a_run, r"model.path = '.*/a run' is a run, not a model; name its model: .*/a run/final$"),
+    "resume of an evaluation": (an_evaluation, r"stages is empty: there is nothing to train; `selfcorrect evaluate`"),
+    "existing run, with a space": (
+        lambda room: existing_run(room, "a run"), r"holds a run; resume it with `selfcorrect train --resume '.*/a run/run'`, or"
+    ),
     "play: not a problem": (lambda room: ["play", "hello", "--model", str(room.model)], r"problem 'hello': expected two or more whole numbers"),
 }  # fmt: skip
 

@@ -8,11 +8,22 @@ from typing import NamedTuple
 import pytest
 
 from selfcorrect.errors import TrainingInterrupted
+from selfcorrect.runs.display import Observer
 from selfcorrect.tasks.countdown import Countdown
 from tests.support.runs import Process, StopAt, end_state, go, lucky_grade, recipe
 from tests.support.tiny import tiny_lm
 
 ENDS = (3, 5, 7, 9)
+
+
+class Listener(Observer):
+    """Keeps what a run says."""
+
+    def __init__(self) -> None:
+        self.messages: list[str] = []
+
+    def message(self, text: str) -> None:
+        self.messages.append(text)
 
 
 class Whole(NamedTuple):

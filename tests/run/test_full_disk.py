@@ -67,7 +67,7 @@ def expected(run: Path, saved: str, go_on: str = "resume with: selfcorrect train
 @pytest.mark.parametrize(
     ("step", "saved"),
     [(1, "no checkpoint had been written yet"), (3, "checkpoint step-000002 is whole"),
-     (5, "checkpoint step-000004 is whole"), (8, "checkpoint step-000006 is whole")],
+     (5, "checkpoint step-000004 is whole"), (8, "checkpoint step-000008 is whole")],
 )  # fmt: skip
 def test_a_real_full_disk(small_disk: Path, model: Path, whole: Whole, step: int, saved: str) -> None:
     run = small_disk / "run"
@@ -75,11 +75,13 @@ def test_a_real_full_disk(small_disk: Path, model: Path, whole: Whole, step: int
         go(recipe(small_disk, model), After(step, lambda: fill(small_disk)))
     before = sorted(run.rglob("*"))
     assert not [path for path in before if ".partial" in path.name]
-    with pytest.raises(CheckpointError, match="the disk is full"):  # still full: nothing gets worse
+    with pytest.raises(
+        CheckpointError, match=r"the disk is full|the run may take up to"
+    ):  # still full: nothing gets worse
         resume(run, Observer())
     found, warnings = load_newest(run / "checkpoints")
     assert warnings == []
-    assert (found.step if found else 0) == {1: 0, 3: 2, 5: 4, 8: 6}[step]
+    assert (found.step if found else 0) == {1: 0, 3: 2, 5: 4, 8: 8}[step]
     (small_disk / "ballast").unlink()
     resume(run, Observer())
     check_same(run, whole.state)
@@ -88,8 +90,9 @@ def test_a_real_full_disk(small_disk: Path, model: Path, whole: Whole, step: int
 def test_a_disk_that_is_full_from_the_start(small_disk: Path, model: Path, whole: Whole) -> None:
     fill(small_disk)
     settings = recipe(small_disk, model)
-    with pytest.raises(CheckpointError, match=expected(small_disk / "run", "no checkpoint.*", "start the run again")):
+    with pytest.raises(CheckpointError, match=r"the disk is full|/run: the run may take up to .* free some space"):
         go(settings)
+    assert not (small_disk / "run").exists()
     (small_disk / "ballast").unlink()
     go(settings)
     check_same(small_disk / "run", whole.state)

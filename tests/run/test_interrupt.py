@@ -1,4 +1,4 @@
-"""Ctrl-C at the command line, by a real signal to a real process."""
+"""Ctrl-C and SIGTERM at the command line, by real signals to real processes."""
 
 import signal
 import subprocess
@@ -8,15 +8,19 @@ from pathlib import Path
 import pytest
 import yaml
 
+from selfcorrect import cli
 from selfcorrect.runs.checkpoint import load_newest
 from selfcorrect.runs.display import Observer
+from selfcorrect.runs.interrupts import Stop
 from selfcorrect.runs.run import resume
 from tests.run.conftest import Whole
 from tests.support.runs import check_same, read_rows, recipe
 
 
 @pytest.mark.usefixtures("lucky")
-def test_ctrl_c(model: Path, whole: Whole, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("signum", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_lets_the_step_end(signum: int, status: int, model: Path, whole: Whole, tmp_path: Path) -> None:
+    """And says so at once; a SIGTERM more loses nothing."""
     file, run = tmp_path / "recipe.yaml", tmp_path / "run"
     file.write_text(yaml.dump(recipe(tmp_path, model)))
     code = "import sys; from tests.support.runs import command_line; command_line('train', sys.argv[1])"
@@ -26,9 +30,11 @@ def test_ctrl_c(model: Path, whole: Whole, tmp_path: Path) -> None:
     assert process.stdout
     while "step 5 begins" not in process.stdout.readline():
         assert process.poll() is None
-    process.send_signal(signal.SIGINT)
+    process.send_signal(signum)
+    assert process.stdout.readline() == "stopping after this step (Ctrl-C again to stop now, losing it)\n"
+    process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=120)
-    assert process.returncode == 130
+    assert process.returncode == status
     assert errors.splitlines() == [
         f"stopped; checkpoint step-000005 is whole. To go on, resume with: selfcorrect train --resume {run}"
     ]
@@ -37,3 +43,66 @@ def test_ctrl_c(model: Path, whole: Whole, tmp_path: Path) -> None:
     assert (newest and newest.step, warnings) == (5, [])
     resume(run, Observer())
     check_same(run, whole.state)
+
+
+def test_ctrl_c_while_a_run_starts(model: Path, tmp_path: Path) -> None:
+    """Nothing is written yet, and it is not silent."""
+    file = tmp_path / "recipe.yaml"
+    file.write_text(yaml.dump(recipe(tmp_path / "runs", model)))
+    code = (
+        "import sys, time; from selfcorrect.runs import run; from selfcorrect import cli\n"
+        "def load(config): print('loading', flush=True); time.sleep(60)\n"
+        "run.load_model = load; sys.argv = ['selfcorrect', 'train', sys.argv[1]]; cli.main()"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(file)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout
+    assert process.stdout.readline() == "loading\n"
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (
+        130, "stopped; no checkpoint had been written yet. To go on, start the run again\n",
+    )  # fmt: skip
+    assert [path.name for path in tmp_path.iterdir()] == ["recipe.yaml"]
+
+
+def test_ctrl_c_in_any_command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    def interrupted(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("selfcorrect.config.recipe.load_recipe", interrupted)
+    monkeypatch.setattr(sys, "argv", ["selfcorrect", "check", "recipe.yaml"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert (ended.value.code, capfd.readouterr().err) == (130, "stopped\n")
+
+
+@pytest.mark.parametrize(
+    ("signals", "ends"),
+    [
+        ([(0.0, signal.SIGINT), (0.5, signal.SIGINT)], None),
+        ([(0.0, signal.SIGINT), (1.5, signal.SIGINT)], 1),
+        ([(0.0, signal.SIGTERM), (9.0, signal.SIGTERM), (10.0, signal.SIGTERM)], None),
+        ([(0.0, signal.SIGTERM), (9.0, signal.SIGINT)], 1),
+        ([(0.0, signal.SIGINT), (0.1, signal.SIGINT), (0.9, signal.SIGTERM), (1.0, signal.SIGINT)], 3),
+    ],
+)
+def test_which_signal_does_not_wait(
+    signals: list[tuple[float, int]], ends: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Within a step. ends: the signal that gives it up."""
+    stop, told = Stop(), list[str]()
+    stop.now = False
+    met = None
+    for number, (moment, signum) in enumerate(signals):
+        monkeypatch.setattr("time.monotonic", lambda moment=moment: 100.0 + moment)
+        try:
+            stop.handle(signum, None)
+        except KeyboardInterrupt:
+            met = number
+            break
+    stop.done()
+    stop.tell(told.append)
+    assert met == ends
+    assert len(told) == 1

@@ -9,6 +9,7 @@ import pytest
 from selfcorrect import api, rollout
 from selfcorrect.errors import NothingGraded
 from selfcorrect.learning.training import Trainer
+from selfcorrect.runs.loop import Loop
 from selfcorrect.tasks.base import Task
 from selfcorrect.tasks.countdown import Countdown
 from selfcorrect.types import Grade, Outcome, Problem
@@ -81,21 +82,19 @@ def test_a_grader_that_dies_during_an_evaluation(
     model: Path, tmp_path: Path, whole: Whole, lucky: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of the last stage, whose weights are kept by then."""
-    from selfcorrect.runs.loop import Loop
+    finish = Loop._evaluate
 
-    save = Loop._save_model
-
-    def dying(loop: Loop, target: Path) -> None:
-        save(loop, target)
-        if target.name == "two":
+    def dying(loop: Loop, name: str, step: int) -> None:
+        if name == "two":
             monkeypatch.setattr(rollout, "_grade", nothing)
+        finish(loop, name, step)
 
-    monkeypatch.setattr(Loop, "_save_model", dying)
+    monkeypatch.setattr(Loop, "_evaluate", dying)
     settings = recipe(tmp_path, model)
     with pytest.raises(
         NothingGraded, match=r"^evaluation two: none of 8 problems played could be graded: 8 grader_failed"
     ):
         go(settings)
-    monkeypatch.setattr(Loop, "_save_model", save)
+    monkeypatch.setattr(Loop, "_evaluate", finish)
     monkeypatch.setattr(rollout, "_grade", graded)
     check_same(go(settings), whole.state)

@@ -13,23 +13,17 @@ from safetensors.torch import load_file
 from selfcorrect.errors import CheckpointError, ConfigError, TrainingInterrupted
 from selfcorrect.learning.record import StepResult
 from selfcorrect.learning.training import Trainer
+from selfcorrect.runs import interrupts
 from selfcorrect.runs.checkpoint import Checkpoint, load_newest, save, saved
 from selfcorrect.runs.display import Observer
 from selfcorrect.runs.interrupts import alone
+from selfcorrect.runs.loop import Loop
 from selfcorrect.runs.run import resume
-from tests.run.conftest import Whole
+from tests.run.conftest import Listener, Whole
 from tests.support.runs import KillPoint, Process, StopAt, check_same, go, read_rows, recipe
 from tests.support.tiny import tiny_lm
 
 KILLS = 20
-
-
-class Listener(Observer):
-    def __init__(self) -> None:
-        self.messages: list[str] = []
-
-    def message(self, text: str) -> None:
-        self.messages.append(text)
 
 
 def test_the_run_is_worth_comparing(whole: Whole) -> None:
@@ -61,11 +55,34 @@ def test_n_and_n_steps_are_2n(step: int, whole: Whole, stopped: Callable[[int, P
 
 
 @pytest.mark.usefixtures("lucky")
-def test_a_second_interrupt_does_not_wait(model: Path, whole: Whole, tmp_path: Path) -> None:
+def test_a_second_interrupt_does_not_wait(
+    model: Path, whole: Whole, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(interrupts, "SAME_PRESS", 0.0)
     settings = recipe(tmp_path, model)
     with pytest.raises(TrainingInterrupted, match=r"stopped; checkpoint step-000002 is whole.*train --resume .*/run$"):
         go(settings, StopAt(3, times=2))
     go(settings)
+    check_same(tmp_path / "run", whole.state)
+
+
+@pytest.mark.usefixtures("lucky")
+def test_an_interrupt_between_steps_loses_none(
+    model: Path, whole: Whole, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In what follows a step that no checkpoint was due at."""
+    follow_up = Loop._follow_up
+
+    def interrupted(self: Loop, **how: bool) -> None:
+        if self.trainer.progress.step == 3:
+            raise KeyboardInterrupt
+        follow_up(self, **how)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Loop, "_follow_up", interrupted)
+        with pytest.raises(TrainingInterrupted, match="checkpoint step-000003 is whole"):
+            go(recipe(tmp_path, model))
+    go(recipe(tmp_path, model))
     check_same(tmp_path / "run", whole.state)
 
 
@@ -160,9 +177,11 @@ def test_a_damaged_checkpoint_is_passed_over(
 @pytest.mark.usefixtures("lucky")
 @pytest.mark.parametrize("name", ["best", "models/one"])
 def test_a_damaged_model_folder_is_not_loaded(
-    name: str, whole: Whole, stopped: Callable[[int, Path], Path], tmp_path: Path
+    name: str, whole: Whole, stopped: Callable[[int, Path], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Stopped at the end of stage one, whose weights would come from `models/one`, else `best`, else the checkpoint."""
+    if name == "best":  # what follows the checkpoint finds no better ones, so that `best` stays as it is
+        monkeypatch.setattr(Loop, "_score", lambda loop: -1.0)
     run, listener = stopped(4, tmp_path / "run"), Listener()
     if name != "best":
         shutil.copytree(run / "best", run / name)

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from selfcorrect.errors import ConfigError, DataError
 from selfcorrect.learning.batching import make_batch
@@ -200,10 +201,15 @@ def test_the_checkpoint_with_the_best_held_out_accuracy_is_taken(model: Path, tm
         def message(self, text: str) -> None:
             said.append(text)
 
-    settings = recipe(tmp_path, model, checkpoint={"every": 1, "select": "held_out", "held_out": str(file)})
+    settings = recipe(tmp_path, model, checkpoint={"every": 1, "keep": 9, "select": "held_out", "held_out": str(file)})
     run = go(settings, Listener())
     scores = [float(text.split(": ")[1].split("%")[0]) for text in said if "of the held-out file right" in text]
     assert len(scores) == 8
     assert len(set(scores[:4])) > 1
-    states = json.loads((run / "checkpoints" / "step-000008" / "state.json").read_text())
-    assert states["best_reward"] * 100 == pytest.approx(max(scores[4:]))
+    state = json.loads((run / "checkpoints" / "step-000008" / "state.json").read_text())
+    assert state["best_reward"] * 100 == pytest.approx(max(scores[4:7]))  # as it was before the step's own score
+    for stage, first in (("one", 0), ("two", 4)):
+        own = scores[first : first + 4]
+        tensors = load_file(run / "checkpoints" / f"step-{first + 1 + own.index(max(own)):06d}" / "tensors.safetensors")
+        chosen = load_file(run / "models" / stage / "model.safetensors")
+        assert all(tensors[f"model/{name}"].equal(tensor) for name, tensor in chosen.items())

@@ -217,7 +217,7 @@ def end_state(run: Path) -> dict[str, Any]:
         name = str(file.relative_to(run))
         if "checkpoints/damaged-" in name:
             continue
-        if name in ("environment.json", "config.yaml", "report.html"):
+        if name in ("environment.json", "config.yaml", "config.used.yaml", "report.html"):
             state[name] = "there"
         elif name == "metrics.jsonl":
             state[name] = [{k: v for k, v in row.items() if k not in NOT_REPEATED} for row in read_rows(file)]

@@ -300,7 +300,7 @@ def test_dump_and_load_give_the_same_config(tmp_path_factory: pytest.TempPathFac
     assert load_recipe(file) == config
 
 
-@pytest.mark.parametrize("name", ["12e7", "1e-5", "on", "null", "007", "2024-01-01"])
+@pytest.mark.parametrize("name", ["12e7", "1e-5", "on", "null", "007", "089", "0o17", "1_000", "2024-01-01"])
 def test_names_that_look_like_something_else_survive_a_dump(recipe: Path, name: str) -> None:
     stage = StageOne(name=name, objective="stage1", steps=1, learning_rate=4e-5)
     config = TrainConfig(name=name, stages=(stage,))

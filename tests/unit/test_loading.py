@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from selfcorrect.config import ModelConfig
 from selfcorrect.config.recipe import validate
-from selfcorrect.errors import CheckpointError, ConfigError, ModelError
+from selfcorrect.errors import ConfigError, ModelError
 from selfcorrect.models import files
 from selfcorrect.models.loading import LanguageModel, load_model
+from selfcorrect.runs.disk import try_save
 from tests.support.hf_model import save_qwen2
 from tests.support.templates import LLAMA2_LIKE, QWEN3_LIKE
 
@@ -74,8 +76,6 @@ def test_what_is_loaded_can_be_saved_and_means_the_same(
     edit(folder / "generation_config.json", **found)
     lm = load(folder)
     assert (note in " ".join(lm.chat.notes)) if note else not lm.chat.notes
-    lm.check_saving(tmp_path / "runs" / "x")
-    assert sorted(tmp_path.iterdir()) == [folder]  # nothing stays behind
     lm.save(tmp_path / "out")
     kept = json.loads((tmp_path / "out/generation_config.json").read_text())
     assert {name: kept.get(name) for name in saved} == saved
@@ -86,7 +86,6 @@ def test_settings_that_older_models_keep_in_config_json(folder: Path, tmp_path: 
     (folder / "generation_config.json").unlink()
     edit(folder / "config.json", temperature=0.7, pad_token_id=-1)
     lm = load(folder)
-    lm.check_saving(tmp_path / "x")
     lm.save(tmp_path / "out")
     kept = json.loads((tmp_path / "out/generation_config.json").read_text())
     assert (kept["do_sample"], kept["temperature"], kept.get("pad_token_id")) == (True, 0.7, None)
@@ -101,13 +100,15 @@ def test_a_broken_file_is_named(folder: Path, name: str, text: str) -> None:
         load(folder)
 
 
-def test_where_nothing_can_be_written(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_what_cannot_be_saved_is_told_before_any_work(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     lm = load(folder)
+    assert try_save(lm, torch.float32, tmp_path) > 0
     monkeypatch.setattr(lm.tokenizer, "save_pretrained", lambda folder: 1 / 0)
-    with pytest.raises(ModelError, match="the model could not be saved after training: division by zero"):
-        lm.check_saving(tmp_path / "x")
-    with pytest.raises(CheckpointError, match="/proc: cannot be written to"):
-        lm.check_saving(Path("/proc/x"))
+    with pytest.raises(ModelError, match="the model can be loaded but not saved"):
+        try_save(lm, torch.float32, tmp_path)
+    assert sorted(tmp_path.iterdir()) == [folder]  # nothing stays behind
 
 
 def with_code(folder: Path, name: str, auto_map: Any, **changes: Any) -> Path:
@@ -157,7 +158,6 @@ def test_code_runs_where_it_is_trusted_or_is_not_needed(
     edit(folder / "config.json", model_type="unheard_of")
     lm = load(folder, trust_remote_code=True)
     assert canary.exists()
-    lm.check_saving(tmp_path / "x")
     lm.save(tmp_path / "out")
     assert load(tmp_path / "out", trust_remote_code=True).chat.first_prompt("Q") == lm.chat.first_prompt("Q")
     with pytest.raises(ModelError, match="Python code of its own"):

@@ -22,7 +22,7 @@ _CHILD = (
     "import sys; from selfcorrect.grading.judge.confine import die_with_parent; die_with_parent(int(sys.argv.pop(1))); "
     "from selfcorrect.cli import main; main()"
 )
-_LEFT_BEHIND = ("final", "report.html", ".lock", "tensorboard", "config.yaml", "*.log")
+_LEFT_BEHIND = ("final", "report.html", ".lock", "tensorboard", "config*.yaml", "*.log")
 
 
 class JobError(UserError):

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from selfcorrect.config.base import Positive, Rate, Strict
+from selfcorrect.config.base import NonNegative, Positive, Rate, Strict
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9_.-]{0,39}$")]
 
@@ -36,7 +36,7 @@ class SearchConfig(Strict):
     """
 
     learning_rate: Annotated[tuple[Rate, ...], Field(min_length=1)]
-    beta1: Annotated[tuple[Annotated[float, Field(ge=0)], ...], Field(min_length=1)]
+    beta1: Annotated[tuple[NonNegative, ...], Field(min_length=1)]
     share: Annotated[float, Field(gt=0, le=1)] = 0.25
     seed: Annotated[int, Field(ge=0)] = 1000
     problems: Positive = 500

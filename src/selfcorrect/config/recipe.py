@@ -7,7 +7,6 @@ contradicting values, each with the file and line, or the override, it came from
 import copy
 import difflib
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, get_args
@@ -17,39 +16,21 @@ from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
 from selfcorrect.config import STAGE_KINDS, TASK_KINDS, CompareConfig, Config, LabBaseConfig, TrainConfig
 from selfcorrect.config.familiar import FAMILIAR
+from selfcorrect.config.overrides import apply_override
 from selfcorrect.config.paths import anchored
 from selfcorrect.config.shipped import find_recipe
+from selfcorrect.config.yaml12 import Dumper, Loader
 from selfcorrect.errors import ConfigError
 
 _ADAPTER: TypeAdapter[Config] = TypeAdapter(Annotated[Config, Field(discriminator="kind")])
 _TAGS = {"train", "lab_base", "compare", *STAGE_KINDS}
 _WITH_TASK = ("task", "of")  # settings that hold a task
-_FLOAT = ("tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789"))
 
 Places = Mapping[str, str]  # dotted path of a setting -> "file:line", or the override it came from
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML 1.2 floats (PyYAML alone reads 4e-5 as text), and no key twice."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        for key, node_of_key in zip(keys, (key for key, _ in node.value), strict=False):
-            if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} stands twice", node_of_key.start_mark)
-        return super().construct_mapping(node, deep)
-
-
-class _Dumper(yaml.SafeDumper):
-    """Quotes what _Loader would read as a number."""
-
-
-_Loader.add_implicit_resolver(*_FLOAT)
-_Dumper.add_implicit_resolver(*_FLOAT)
-
-
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """Read a YAML recipe, apply `key=value` overrides (dotted keys, YAML values), validate.
+    """Read a YAML recipe, apply `key=value` overrides (dotted keys; config/overrides.py), validate.
 
     Relative paths in the file are of the file's folder, those of overrides of the current one. A shipped recipe is
     found by its name. Raises ConfigError, naming file and line (or the override), field, value, why and what to do.
@@ -62,8 +43,8 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"recipe {file}: cannot be read: {error}") from None
     try:
-        data = yaml.load(text, Loader=_Loader)
-        places = dict(_places(yaml.compose(text, Loader=_Loader), str(file)))
+        data = yaml.load(text, Loader=Loader)
+        places = dict(_places(yaml.compose(text, Loader=Loader), str(file)))
     except (yaml.YAMLError, ValueError) as error:
         raise ConfigError(f"recipe {file} is not valid YAML: {' '.join(str(error).split())}") from None
     except RecursionError:
@@ -79,11 +60,11 @@ def validate(
     """A plain mapping, with overrides applied -> the frozen config. Raises ConfigError as load_recipe does."""
     changed, where = copy.deepcopy(dict(data)), dict(places or {})
     for override in overrides:
-        where[_apply_override(changed, override)] = f"override {override!r}"
+        where[apply_override(changed, override)] = f"override {override!r}"
     _name_the_tasks(changed)
     try:
         # Through JSON: strict on types, yet a YAML list may fill a tuple.
-        text = json.dumps({"kind": "train", **changed}, default=str)
+        text = json.dumps({"kind": "train", **changed}, default=_path)
     except (TypeError, ValueError, RecursionError) as error:
         raise ConfigError(f"{source}: keys must be text and values plain YAML: {error}") from None
     try:
@@ -94,6 +75,13 @@ def validate(
     inner = [item for item in found if item["type"] != "too_short"]
     told = [item for item in found if item in inner or not any(_within(other, item) for other in inner)]
     raise ConfigError("\n".join(_explain(item, source, where) for item in told))
+
+
+def _path(value: Any) -> str:
+    """A path stands for its text; nothing else that YAML or a caller may bring does."""
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"{value!r} is neither text, number, true, false, null, list nor mapping")
 
 
 def _name_the_tasks(data: dict[str, Any]) -> None:
@@ -109,40 +97,7 @@ def _name_the_tasks(data: dict[str, Any]) -> None:
 def dump(config: Config) -> str:
     """The resolved recipe as YAML; loading it gives the same config."""
     plain = config.model_dump(mode="json")
-    return yaml.dump(plain, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
-
-
-def _apply_override(data: dict[str, Any], override: str) -> str:
-    """Set the value; returns the dotted path it went to."""
-    key, equals, value = override.partition("=")
-    if not equals or not key:
-        raise ConfigError(f"override {override!r} must have the form key=value, for example seed=1")
-    try:
-        parsed = yaml.load(value, Loader=_Loader)
-    except (yaml.YAMLError, ValueError, RecursionError):
-        raise ConfigError(f"override {override!r}: the value is not valid YAML") from None
-    target: Any = data
-    *parents, last = key.split(".")
-    path: list[str] = []
-    for part in parents:
-        step: Any = _index(target, part, override) if isinstance(target, list) else part
-        path.append(str(step))
-        target = target[step] if isinstance(target, list) else target.setdefault(step, {})
-        if not isinstance(target, dict | list):
-            raise ConfigError(f"override {override!r}: {part} is a single value and has no settings inside")
-    step = _index(target, last, override) if isinstance(target, list) else last
-    target[step] = parsed
-    return ".".join([*path, str(step)])
-
-
-def _index(items: list[Any], part: str, override: str) -> int:
-    """Stages are addressed by name or by position: stages.stage1.steps=10, stages.0.steps=10."""
-    names = [item.get("name") if isinstance(item, dict) else None for item in items]
-    if part in names:
-        return names.index(part)
-    if part.isascii() and part.isdigit() and int(part) < len(items):
-        return int(part)
-    raise ConfigError(f"override {override!r}: no entry {part!r}; there are {', '.join(map(str, names))}")
+    return yaml.dump(plain, Dumper=Dumper, sort_keys=False, allow_unicode=True, width=100)
 
 
 def _places(node: Any, file: str, path: str = "") -> Iterator[tuple[str, str]]:
@@ -192,7 +147,13 @@ def _explain(error: dict[str, Any], source: str, places: Places) -> str:
                 where = next((places[key] for key in _prefixes(about.split(".")) if key in places), source)
             return f"{where}: {field}: {text}"
         case _:
-            return f"{where}: {field}{shown}: {error['msg'][0].lower()}{error['msg'][1:]}"
+            told = f"{where}: {field}{shown}: {error['msg'][0].lower()}{error['msg'][1:]}"
+            match error["type"]:
+                case "bool_type" if value in ("yes", "no", "on", "off"):
+                    return f"{told}; write true or false"
+                case "string_type" if shown:
+                    return f"{told}; put it in quotes as it is meant"
+            return told
 
 
 def _is_tag(before: Sequence[str], part: str) -> bool:

@@ -122,7 +122,8 @@ class EvaluationConfig(Strict):
 
 
 class CheckpointConfig(Strict):
-    """every: steps between checkpoints; keep: how many of them stay.
+    """every: steps between checkpoints; keep: how many of them stay. minutes: one more once so long has passed since
+    the last, so that slow steps are kept; it is no candidate for `best`.
 
     `best` is the checkpoint of a stage with the highest training reward of the last attempt, smoothed over steps
     with weight `smoothing` on the past. select: which one a stage ends with; held_out takes the one with the highest
@@ -131,6 +132,7 @@ class CheckpointConfig(Strict):
     """
 
     every: Positive = 50
+    minutes: Rate | None = 15.0
     keep: Annotated[int, Field(ge=2)] = 2
     smoothing: Decay = 0.95
     select: Literal["best", "last", "held_out"] = "best"
@@ -144,9 +146,10 @@ class CheckpointConfig(Strict):
 
 
 class LogConfig(Strict):
-    """trackers: tensorboard is used by default where it is installed; trackio and wandb when named."""
+    """trackers: tensorboard is used by default where it is installed; trackio and wandb when named, in `project`."""
 
     trackers: tuple[Literal["tensorboard", "trackio", "wandb"], ...] | None = None
+    project: Annotated[str, Field(min_length=1)] = "selfcorrect"
     rollouts_every: Positive = 25
     rollouts_kept: Annotated[int, Field(ge=0)] = 16
 

@@ -6,7 +6,7 @@ The model always stays in eval mode: dropout would make the policy differ from t
 """
 
 import copy
-import tempfile
+import json
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from selfcorrect.config import LAB_MODEL, ModelConfig
-from selfcorrect.errors import CheckpointError, ModelError
+from selfcorrect.errors import ModelError
 from selfcorrect.models import files, generation, templates
 from selfcorrect.models.chat import Chat
 
@@ -76,28 +76,30 @@ class LanguageModel:
             model, self.tokenizer, self.chat, self.eos_ids, self.device, self.compute_dtype, self.head_is_plain
         )
 
-    def save(self, folder: Path) -> None:
-        """An ordinary folder of Hugging Face layout: weights, config, tokenizer, chat template."""
+    def save(self, folder: Path, dtype: torch.dtype = torch.float32) -> None:
+        """An ordinary folder of Hugging Face layout: weights in `dtype`, config, tokenizer, chat template."""
         from transformers.utils import logging
 
         logging.disable_progress_bar()
-        self.model.save_pretrained(folder)
+        state = self.model.state_dict()
+        # a tied weight stays one tensor, as the saving looks for those
+        cast = {t.data_ptr(): t.to("cpu", dtype) for t in state.values() if t.is_floating_point()}
+        state = {name: cast.get(tensor.data_ptr(), tensor) for name, tensor in state.items()}
+        self.model.save_pretrained(folder, state_dict=state)
+        _name_dtype(folder / "config.json", dtype)
         self.tokenizer.save_pretrained(folder)
 
-    def check_saving(self, folder: Path) -> None:
-        """Save all but the weights beside `folder`, and take it away again: what cannot be kept is known before work.
 
-        Raises ModelError where the model cannot be saved, CheckpointError where nothing can be written there.
-        """
-        place = next(parent for parent in folder.absolute().parents if parent.is_dir())
-        try:
-            with tempfile.TemporaryDirectory(prefix=".selfcorrect-try-", dir=place) as trial:
-                self.model.save_pretrained(trial, state_dict={})
-                self.tokenizer.save_pretrained(trial)
-        except OSError as error:
-            raise CheckpointError(f"{place}: cannot be written to: {error.strerror or error}") from error
-        except Exception as error:  # a config's or tokenizer's own checks
-            raise ModelError(f"the model could not be saved after training: {' '.join(str(error).split())}") from error
+def _name_dtype(file: Path, dtype: torch.dtype) -> None:
+    """config.json names the dtype of the weights in memory; those on disk have this one."""
+
+    def named(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: named(item) for key, item in value.items()}
+        return str(dtype).removeprefix("torch.") if value == "float32" else value
+
+    config = json.loads(file.read_text(encoding="utf-8"))
+    file.write_text(json.dumps(named(config), indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def resolve_path(path: str) -> str:
@@ -108,6 +110,10 @@ def resolve_path(path: str) -> str:
     folder = Path(path).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():
+            kept = [name for name in ("final", "best") if (folder / name / "config.json").is_file()]
+            if kept or (folder / "environment.json").is_file():
+                here = f"name its model: {folder / kept[0]}" if kept else "it has kept no model yet"
+                raise ModelError(f"model.path = {path!r} is a run, not a model; {here}")
             raise ModelError(
                 f"model.path = {path!r}: the folder holds no config.json; name a folder of Hugging Face layout"
             )

@@ -23,14 +23,17 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from selfcorrect.errors import CheckpointError
+from selfcorrect.learning.record import Progress
 
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-_PARTIAL = ".partial-"  # begins the names of folders that are being written, or being replaced
+PARTIAL = ".partial-"  # begins the names of folders that are being written, or being replaced
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """tensors: weights and optimiser moments by name; state: plain JSON values."""
+    """tensors: weights and optimiser moments by name; state: plain JSON values, those of Progress and `due`: whether
+    the step was one at which the best weights are looked for.
+    """
 
     step: int
     tensors: dict[str, Tensor]
@@ -41,13 +44,13 @@ class Checkpoint:
 def atomic_folder(target: Path) -> Iterator[Path]:
     """A temporary folder beside `target` that takes its name once the block has ended and all is on disk."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f"{_PARTIAL}{target.name}-", dir=target.parent))
+    temporary = Path(tempfile.mkdtemp(prefix=f"{PARTIAL}{target.name}-", dir=target.parent))
     try:
         temporary.chmod(0o755)
         yield temporary
         for file in (path for path in temporary.rglob("*") if path.is_file()):
             _sync(file)
-        old = target.with_name(f"{_PARTIAL}{target.name}-old")
+        old = target.with_name(f"{PARTIAL}{target.name}-old")
         shutil.rmtree(old, ignore_errors=True)
         if target.exists():
             target.rename(old)
@@ -63,11 +66,11 @@ def atomic_folder(target: Path) -> Iterator[Path]:
 
 def sweep(folder: Path) -> None:
     """Remove what a killed process left half written in `folder`; a folder it was just replacing comes back."""
-    for old in folder.glob(f"{_PARTIAL}*-old"):
-        target = old.with_name(old.name.removeprefix(_PARTIAL).removesuffix("-old"))
+    for old in folder.glob(f"{PARTIAL}*-old"):
+        target = old.with_name(old.name.removeprefix(PARTIAL).removesuffix("-old"))
         if not target.exists():
             old.rename(target)
-    for partial in folder.glob(f"{_PARTIAL}*"):
+    for partial in folder.glob(f"{PARTIAL}*"):
         shutil.rmtree(partial, ignore_errors=True)
 
 
@@ -139,6 +142,28 @@ def load_newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     if warnings:
         raise CheckpointError(f"no checkpoint under {folder} is whole: {'; '.join(warnings)}; start the run afresh")
     return None, []
+
+
+def newest_state(folder: Path) -> Progress | None:
+    """Where the newest checkpoint stands, by what it says without being verified; None where there is none."""
+    for path in reversed(saved(folder)):
+        try:
+            state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+            return progress_of(Checkpoint(state["step"], {}, state))
+        except (*DAMAGE, CheckpointError):
+            continue
+    return None
+
+
+def progress_of(checkpoint: Checkpoint | None) -> Progress | None:
+    """Raises CheckpointError where the state is another version's."""
+    if checkpoint is None:
+        return None
+    known = {name: value for name, value in checkpoint.state.items() if name != "due"}
+    try:
+        return Progress(**known)
+    except TypeError as error:
+        raise CheckpointError(f"checkpoint {checkpoint.step} is of another version of selfcorrect ({error})") from error
 
 
 def is_disk_full(error: OSError) -> bool:

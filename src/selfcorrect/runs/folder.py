@@ -1,15 +1,13 @@
 """The run folder: everything that can be shown later is written here. docs/run_folder.md has the schema."""
 
-import contextlib
 import dataclasses
 import importlib.metadata
-import importlib.util
 import json
 import math
 import os
 import platform
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,55 +21,72 @@ from selfcorrect.config.recipe import dump
 from selfcorrect.errors import CheckpointError, ConfigError
 from selfcorrect.evaluation.evaluate import Evaluation
 from selfcorrect.evaluation.metrics import LEFT_OUT
+from selfcorrect.runs.trackers import Trackers, make_trackers
 from selfcorrect.types import Rollout
 
+USED = "config.used.yaml"  # the settings that the run has gone by, so that an edited config.yaml is noticed
 _VERSIONS = ("torch", "transformers", "tokenizers", "numpy")
 
 
 class RunFolder:
     """Paths and writers of one run. Lines are appended whole; on resume, those past the checkpoint are cut off."""
 
-    def __init__(self, path: Path, trackers: Sequence["Tracker"] = ()) -> None:
+    def __init__(self, path: Path, trackers: Trackers) -> None:
         self.path = path
         self.checkpoints = path / "checkpoints"
-        self._trackers = list(trackers)
+        self._trackers = trackers
 
     @classmethod
     def create(
-        cls, path: Path, config: TrainConfig, base: str, notes: Sequence[str] = (), *, trackers: bool = True
-    ) -> "RunFolder":
+        cls, path: Path, config: TrainConfig, base: str, notes: Sequence[str] = (), *, trackers: bool = True,
+        say: Callable[[str], None] = lambda text: None,
+    ) -> "RunFolder":  # fmt: skip
         """A new run folder; config.yaml last, so that its presence says that there is a run to resume.
 
         base: the base model's fingerprint, which a resumed run must find again. notes: what was told of task and
-        model, such as how untrusted programs are confined.
+        model, such as how untrusted programs are confined. trackers: a training run's; they are started before
+        anything is written, and say is told where one fails.
         """
-        (path / "evaluations").mkdir(parents=True, exist_ok=True)
         told = {**environment(config.seed), "base_model": base, "notes": list(notes)}
+        path.mkdir(parents=True, exist_ok=True)
+        started = make_trackers(path, config, str(told["started"]), 0, say) if trackers else Trackers()
+        (path / "evaluations").mkdir(exist_ok=True)
         _write_atomically(path / "environment.json", json.dumps(told, indent=1) + "\n")
+        if trackers:
+            _write_atomically(path / USED, dump(config))
         _write_atomically(path / "config.yaml", dump(config))
-        return cls(path, make_trackers(path, config, 0) if trackers else ())
+        return cls(path, started)
 
     @classmethod
-    def reopen(cls, path: Path, config: TrainConfig, step: int, base: str) -> "RunFolder":
+    def reopen(
+        cls, path: Path, config: TrainConfig, step: int, base: str, say: Callable[[str], None] = lambda text: None
+    ) -> "RunFolder":  # fmt: skip
         """An existing run that goes on after `step`: later lines of the logs are dropped.
 
         Raises CheckpointError where the base model is no longer the one the run began with.
         """
-        begun_with = json.loads((path / "environment.json").read_text(encoding="utf-8")).get("base_model")
+        environment = json.loads((path / "environment.json").read_text(encoding="utf-8"))
+        begun_with = environment.get("base_model")
         if begun_with != base:
             raise CheckpointError(
                 f"model.path = {config.model.path!r} holds other weights than when {path} began ({base}, not "
                 f"{begun_with}), and the KL is measured to them; put the model back, or start another run"
             )
+        trackers = make_trackers(path, config, str(environment.get("started", "")), step, say)
         for name in ("metrics.jsonl", "rollouts.jsonl", "between.jsonl", "alarms.jsonl"):
             _cut(path / name, step)
-        return cls(path, make_trackers(path, config, step))
+        return cls(path, trackers)
+
+    def log_changes(self, config: TrainConfig, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Settings that the run goes on with: told in changes.jsonl, and config.yaml from now on."""
+        _append(self.path / "changes.jsonl", rows)
+        _write_atomically(self.path / "config.yaml", dump(config))
+        _write_atomically(self.path / USED, dump(config))
 
     def log_step(self, row: Mapping[str, Any]) -> None:
         """One line of metrics.jsonl, and the same to every tracker."""
         _append(self.path / "metrics.jsonl", [row])
-        for tracker in self._trackers:
-            tracker.log(flatten(row), int(row["step"]))
+        self._trackers.log(row, int(row["step"]))
 
     def log_rollouts(self, rollouts: Iterable[Rollout], **extra: Any) -> None:
         _append(self.path / "rollouts.jsonl", [{**rollout_row(rollout), **extra} for rollout in rollouts])
@@ -81,6 +96,11 @@ class RunFolder:
         file = self.path / "between.jsonl"
         _cut(file, int(row["step"]) - 1)
         _append(file, [row])
+
+    def has_between(self, step: int) -> bool:
+        file = self.path / "between.jsonl"
+        rows = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+        return any(json.loads(row)["step"] == step for row in rows)
 
     def log_alarm(self, row: Mapping[str, Any]) -> None:
         """One line of alarms.jsonl, each alarm once."""
@@ -102,8 +122,7 @@ class RunFolder:
         lines = "".join(json.dumps(rollout_row(rollout)) + "\n" for rollout in rollouts)
         _write_atomically(folder / f"{name}.rollouts.jsonl", lines)
         _write_atomically(folder / f"{name}.json", json.dumps(evaluation, indent=1) + "\n")
-        for tracker in self._trackers:
-            tracker.log(flatten({"evaluation": evaluation["summary"]}), int(evaluation["step"]))
+        self._trackers.log({"evaluation": evaluation["summary"]}, int(evaluation["step"]))
 
     def has_evaluation(self, name: str) -> bool:
         return (self.path / "evaluations" / f"{name}.json").exists()
@@ -114,72 +133,7 @@ class RunFolder:
         return found
 
     def close(self) -> None:
-        for tracker in self._trackers:
-            with contextlib.suppress(OSError):  # a disk that is full was told of before
-                tracker.close()
-
-
-class Tracker:
-    """A sink for flat metrics; subclasses wrap one library each."""
-
-    def log(self, values: Mapping[str, float], step: int) -> None:
-        raise AssertionError("abstract")
-
-    def close(self) -> None:
-        """Flush what is buffered."""
-
-
-class TensorBoard(Tracker):
-    def __init__(self, path: Path, step: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
-        self._writer: Any = SummaryWriter(str(path), purge_step=step + 1 if step else None)
-
-    def log(self, values: Mapping[str, float], step: int) -> None:
-        for name, value in values.items():
-            self._writer.add_scalar(name, value, step)
-
-    def close(self) -> None:
-        self._writer.close()
-
-
-class WandbLike(Tracker):
-    """wandb, and trackio, which has the same interface. A run that goes on goes on there too, under its identity."""
-
-    def __init__(self, library: str, path: Path, config: Mapping[str, Any]) -> None:
-        started = json.loads((path / "environment.json").read_text(encoding="utf-8"))["started"]
-        identity = f"{path.name}-{''.join(filter(str.isalnum, started))}"
-        naming = {"name": path.name, "id": identity, "dir": str(path)} if library == "wandb" else {"name": identity}
-        self._library: Any = importlib.import_module(library)
-        self._library.init(project="selfcorrect", config=dict(config), resume="allow", **naming)
-
-    def log(self, values: Mapping[str, float], step: int) -> None:
-        self._library.log(dict(values), step=step)
-
-    def close(self) -> None:
-        self._library.finish()
-
-
-def tracker_names(config: TrainConfig) -> tuple[str, ...]:
-    """The recipe's trackers; tensorboard by default where it is installed. Raises ConfigError for a missing one."""
-    wanted = config.log.trackers
-    if wanted is None:
-        return ("tensorboard",) if importlib.util.find_spec("tensorboard") else ()
-    for name in wanted:
-        if importlib.util.find_spec(name) is None:
-            raise ConfigError(f"log.trackers names {name}, which is not installed; pip install 'selfcorrect[{name}]'")
-    return wanted
-
-
-def make_trackers(path: Path, config: TrainConfig, step: int) -> list[Tracker]:
-    """Trackers of a run that goes on after `step`. Raises ConfigError as tracker_names does."""
-    trackers: list[Tracker] = []
-    for name in tracker_names(config):
-        if name == "tensorboard":
-            trackers.append(TensorBoard(path / "tensorboard", step))
-        else:
-            trackers.append(WandbLike(name, path, config.model_dump(mode="json")))
-    return trackers
+        self._trackers.close()
 
 
 def rollout_row(rollout: Rollout) -> dict[str, Any]:
@@ -214,20 +168,6 @@ def environment(seed: int) -> dict[str, Any]:
             "accelerator": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
         },
     }
-
-
-def flatten(row: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
-    """Nested numbers -> {"rewards/t1": 0.4, ...}; texts and nulls are left out."""
-    flat: dict[str, float] = {}
-    for key, value in row.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, Mapping):
-            flat |= flatten(value, f"{name}/")
-        elif isinstance(value, list | tuple):
-            flat |= flatten({f"t{i}": item for i, item in enumerate(value, 1)}, f"{name}/")
-        elif isinstance(value, int | float) and math.isfinite(value):
-            flat[name] = float(value)
-    return flat
 
 
 def _append(file: Path, rows: Iterable[Mapping[str, Any]]) -> None:

@@ -1,54 +1,88 @@
-"""One process at a time in a run folder; and what Ctrl-C does to it."""
+"""One process at a time in a run folder; and what Ctrl-C and SIGTERM do to it."""
 
-import dataclasses
+import contextlib
 import fcntl
+import queue
 import signal
+import threading
+import time
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from selfcorrect.errors import ConfigError
 
+SAME_PRESS = 1.0  # seconds in which a second Ctrl-C is the first one again: launchers pass on what a terminal sends too
+
 
 @contextmanager
 def alone(path: Path) -> Iterator[None]:
-    """Holds the run folder against other processes; the lock goes with the process, however it ends."""
+    """Holds the run folder against other processes; the lock goes with the process, however it ends.
+
+    Folders that were made for the lock alone go again where no run came of them.
+    """
+    new = [folder for folder in (path, *path.parents) if not folder.exists()]
     path.mkdir(parents=True, exist_ok=True)
-    with (path / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigError(
-                f"{path} is being trained by another process; wait for it, or choose another name"
-            ) from None
-        yield
+    lock = path / ".lock"
+    try:
+        with lock.open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ConfigError(
+                    f"{path} is being trained by another process; wait for it, or choose another name"
+                ) from None
+            yield
+    finally:
+        if new and [file.name for file in path.iterdir()] == [lock.name]:
+            lock.unlink()
+            with contextlib.suppress(OSError):  # another run may have come beside it
+                for folder in new:
+                    folder.rmdir()
 
 
-@dataclasses.dataclass
 class Stop:
-    """Set by the first Ctrl-C; `now` says that a second one, or one outside a step, need not wait."""
+    """asked: the step under way is to be the last. now: outside a step, where a signal need not wait."""
 
-    asked: bool = False
-    now: bool = False
+    def __init__(self) -> None:
+        self.asked, self.now = False, True
+        self.signal: int = signal.SIGINT
+        self._since = 0.0
+        self._notices: queue.SimpleQueue[str | None] = queue.SimpleQueue()  # its put may be called in a signal handler
+
+    def handle(self, signum: int, frame: types.FrameType | None) -> None:
+        """The first signal lets the step end, and says so; a second Ctrl-C does not wait. SIGTERM loses no step."""
+        again = self.asked and signum == signal.SIGINT and time.monotonic() - self._since >= SAME_PRESS
+        if self.now or again:
+            self.signal = signum
+            raise KeyboardInterrupt
+        if not self.asked:
+            self.asked, self.signal, self._since = True, signum, time.monotonic()
+            self._notices.put("stopping after this step (Ctrl-C again to stop now, losing it)")
+
+    def tell(self, say: Callable[[str], None]) -> None:
+        """Says what signals bring, as they bring it: a handler itself must not touch the terminal. Until `done`."""
+        while (notice := self._notices.get()) is not None:
+            say(notice)
+
+    def done(self) -> None:
+        self._notices.put(None)
 
 
 @contextmanager
-def interruptible() -> Iterator[Stop]:
-    """The first Ctrl-C lets the step under way end; outside a step, and the second time, it stops at once."""
-    stop = Stop(now=True)
-
-    def handle(signum: int, frame: types.FrameType | None) -> None:
-        if stop.now or stop.asked:
-            raise KeyboardInterrupt
-        stop.asked = True
-
+def interruptible(say: Callable[[str], None]) -> Iterator[Stop]:
+    """Ctrl-C and SIGTERM let the step under way end; outside a step they stop at once, by KeyboardInterrupt."""
+    stop, before = Stop(), {}
+    teller = threading.Thread(target=stop.tell, args=(say,), daemon=True)
+    teller.start()
     try:
-        before = signal.signal(signal.SIGINT, handle)
-    except ValueError:  # not in the main thread: the caller handles its own interrupts
-        yield stop
-        return
-    try:
+        with contextlib.suppress(ValueError):  # not in the main thread: the caller handles its own interrupts
+            for signum in (signal.SIGINT, signal.SIGTERM):
+                before[signum] = signal.signal(signum, stop.handle)
         yield stop
     finally:
-        signal.signal(signal.SIGINT, before)
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+        stop.done()
+        teller.join()

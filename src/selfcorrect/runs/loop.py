@@ -1,5 +1,6 @@
 """The loop of a run: stages one after the other, evaluations between them, checkpoints, the selected weights."""
 
+import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import torch
 from selfcorrect.config import Star, SupervisedStage, TrainConfig
 from selfcorrect.errors import CheckpointError, NothingGraded
 from selfcorrect.evaluation.evaluate import Evaluator
-from selfcorrect.learning.record import Progress, StepResult
+from selfcorrect.learning.record import StepResult
 from selfcorrect.learning.supervised import Collection, Collector, steps_an_iteration, supervised_step
 from selfcorrect.learning.training import Trainer
 from selfcorrect.models.loading import LanguageModel, load_model
@@ -18,13 +19,13 @@ from selfcorrect.runs.between import Between
 from selfcorrect.runs.checkpoint import (
     DAMAGE,
     Checkpoint,
-    atomic_folder,
     check_manifest,
     load_optimizer,
     optimizer_tensors,
+    progress_of,
     save,
-    write_manifest,
 )
+from selfcorrect.runs.disk import save_model, share_model
 from selfcorrect.runs.display import Observer
 from selfcorrect.runs.folder import RunFolder, evaluation_row
 from selfcorrect.runs.interrupts import Stop
@@ -36,23 +37,37 @@ class Loop:
 
     def __init__(
         self, config: TrainConfig, folder: RunFolder, trainer: Trainer, evaluator: Evaluator,
-        validator: Evaluator | None, observer: Observer,
+        validator: Evaluator | None, observer: Observer, dtype: torch.dtype = torch.float32,
     ) -> None:  # fmt: skip
+        """dtype: that of the models it keeps."""
         self.config, self.folder, self.trainer = config, folder, trainer
         self.evaluator, self.validator, self.observer = evaluator, validator, observer
+        self._dtype, self._saved, self._saved_step = dtype, time.monotonic(), 0
         self._collected: Collection | None = None
         self._sentry = Sentry(config, folder, observer)
         count = config.evaluation.problems_between
         self._between = Between(trainer, evaluator.problems[:count]) if config.evaluation.every else None
 
     def run(self, checkpoint: Checkpoint | None, stop: Stop) -> None:
-        trainer, stages = self.trainer, self.config.stages
         if checkpoint:
             self._restore(checkpoint)
         else:
             self._evaluate("base", 0)
             self._look_between()
         self._sentry.prepare()
+        try:
+            self._stages(stop)
+        except KeyboardInterrupt:
+            if stop.now:  # else within a step that was given up
+                self._checkpoint()
+            raise
+        final = self.folder.path / "final"
+        if not final.exists():
+            share_model(self.folder.path / "models" / self.config.stages[-1].name, final)
+        self.observer.finished(self.folder.path)
+
+    def _stages(self, stop: Stop) -> None:
+        trainer, stages = self.trainer, self.config.stages
         for index in range(trainer.progress.stage, len(stages)):
             if index > trainer.progress.stage:
                 trainer.start_stage(index)
@@ -62,18 +77,18 @@ class Loop:
             while trainer.progress.stage_step < stages[index].steps:
                 self._collect()
                 stop.now = False
-                self._step()
-                stop.now = True
+                result = self._step()
                 if stop.asked:
                     self._checkpoint()
+                stop.now = True
+                if stop.asked:
                     raise KeyboardInterrupt
+                self._follow_up()
+                trainer.check_health(result)
             self._finish_stage(index)
-        final = self.folder.path / "final"
-        if not final.exists():
-            self._save_model(final)
-        self.observer.finished(self.folder.path)
 
-    def _step(self) -> None:
+    def _step(self) -> StepResult:
+        """One step; nothing comes between it and its checkpoint but the lines that a resumed run could not write."""
         trainer, log = self.trainer, self.config.log
         try:
             result = supervised_step(trainer, self._collected) if self._collected else trainer.train_step()
@@ -87,15 +102,36 @@ class Loop:
             group = self.config.rollouts.rollouts_per_problem
             spread = result.rollouts[:: max(1, min(group, len(result.rollouts) // log.rollouts_kept))]
             self.folder.log_rollouts(spread[: log.rollouts_kept], step=result.step, stage=result.stage)
-        self.observer.step_done(result)
         self._sentry.step(result)
-        if self.config.evaluation.every and result.step % self.config.evaluation.every == 0:
-            self._look_between()
-        trainer.check_health(result)
-        done, total = trainer.progress.stage_step, trainer.stage.steps
-        if done % self.config.checkpoint.every == 0 or done == total:
-            self._keep_if_best(result)
+        if self._is_due() or self._is_long_since():
             self._checkpoint()
+        self.observer.step_done(result)
+        return result
+
+    def _is_due(self) -> bool:
+        """Whether a checkpoint, and a look whether these are the best weights so far, belongs to the last step."""
+        done, total = self.trainer.progress.stage_step, self.trainer.stage.steps
+        return done % self.config.checkpoint.every == 0 or done == total
+
+    def _is_long_since(self) -> bool:
+        """Whether the last step is to be kept for its own sake: time has passed, or what follows it takes its time."""
+        minutes, every, trainer = self.config.checkpoint.minutes, self.config.evaluation.every, self.trainer
+        if minutes and time.monotonic() - self._saved >= 60 * minutes:
+            return True
+        if isinstance(trainer.stage, Star) and trainer.progress.stage_step % steps_an_iteration(trainer.stage) == 0:
+            return True
+        return bool(every and trainer.progress.step % every == 0)
+
+    def _follow_up(self, *, was_due: bool = False) -> None:
+        """What a step brings beyond its checkpoint. A run that was stopped in between does it when it goes on.
+
+        was_due: the step was a stage's last one when the checkpoint was written.
+        """
+        every, step = self.config.evaluation.every, self.trainer.progress.step
+        if every and step % every == 0 and not self.folder.has_between(step):
+            self._look_between()
+        if was_due or self._is_due():
+            self._keep_if_best()
 
     def _look_between(self) -> None:
         if self._between:
@@ -123,34 +159,40 @@ class Loop:
         path = self.folder.path / "models" / self.config.stages[self.trainer.progress.stage - 1].name
         return weights(self._model_at(path))
 
-    def _keep_if_best(self, result: StepResult) -> None:
+    def _keep_if_best(self) -> None:
         """`best/` holds the weights at the checkpoint of the stage with the highest score."""
         progress = self.trainer.progress
-        score = self._score(result)
+        score = self._score()
         if score is not None and (progress.best_reward is None or score > progress.best_reward):
             progress.best_reward = score
-            self._save_model(self.folder.path / "best")
+            save_model(self.trainer.lm, self._dtype, self.folder.path / "best")
 
-    def _score(self, result: StepResult) -> float | None:
+    def _score(self) -> float | None:
         """Accuracy of the last attempt on the held-out file, where there is one; else the smoothed training reward."""
-        if self.validator:
-            self.trainer.sampler.load_weights(self.trainer.lm.model)
-            summary = self.validator.run("held out", result.step, self.trainer.sampler, self.trainer.lm.chat).summary
-            self.observer.message(f"step {result.step}: {summary.accuracy[-1].value:.1%} of the held-out file right")
-            return summary.accuracy[-1].value
-        return result.smoothed_reward if result.rewards else None
+        trainer = self.trainer
+        if not self.validator:
+            return trainer.progress.smoothed_reward
+        trainer.sampler.load_weights(trainer.lm.model)
+        summary = self.validator.run("held out", trainer.progress.step, trainer.sampler, trainer.lm.chat).summary
+        value = summary.accuracy[-1].value
+        self.observer.message(f"step {trainer.progress.step}: {value:.1%} of the held-out file right")
+        return value
 
     def _finish_stage(self, index: int) -> None:
-        """The stage's selected weights go on, are kept under models/ and evaluated.
+        """The stage's selected weights are kept under models/, and what was kept goes on and is evaluated.
 
-        Once they are there, they are the ones that count: `best` may already be a later stage's.
+        Once they are there, they are the ones that count: `best` may already be a later stage's. They are taken from
+        there even in the run that wrote them, as the dtype they are kept in may have rounded them.
         """
         stage, best = self.config.stages[index], self.folder.path / "best"
         target = self.folder.path / "models" / stage.name
         if not self._load_weights(target):
-            if self.config.checkpoint.select != "last" and self.trainer.progress.best_reward is not None:
-                self._load_weights(best)
-            self._save_model(target)
+            chosen = self.config.checkpoint.select != "last" and self.trainer.progress.best_reward is not None
+            if chosen and self._is_whole(best):
+                share_model(best, target)
+            else:
+                save_model(self.trainer.lm, self._dtype, target)
+            self._load_weights(target)
         if not self.folder.has_evaluation(stage.name):
             self._evaluate(stage.name, self.trainer.progress.step)
 
@@ -173,21 +215,23 @@ class Loop:
 
     def _checkpoint(self) -> None:
         trainer = self.trainer
+        if trainer.progress.step == self._saved_step:
+            return
         tensors = {f"model/{name}": tensor for name, tensor in weights(trainer.lm).items()}
         tensors |= {f"optimizer/{name}": tensor for name, tensor in optimizer_tensors(trainer.optimizer).items()}
-        checkpoint = Checkpoint(trainer.progress.step, tensors, asdict(trainer.progress))
+        state = asdict(trainer.progress) | {"due": self._is_due()}
+        checkpoint = Checkpoint(trainer.progress.step, tensors, state)
         save(self.folder.checkpoints, checkpoint, self.config.checkpoint.keep)
+        self._saved, self._saved_step = time.monotonic(), checkpoint.step
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         trainer = self.trainer
-        try:
-            trainer.start_stage(checkpoint.state["stage"])
-            trainer.progress = Progress(**checkpoint.state)
-            assert trainer.stage
-        except (TypeError, KeyError, IndexError) as error:
-            raise CheckpointError(
-                f"checkpoint {checkpoint.step} does not fit the run's config.yaml ({error}); was it edited?"
-            ) from error
+        progress = progress_of(checkpoint)
+        assert progress
+        if progress.stage >= len(self.config.stages):
+            raise CheckpointError(f"checkpoint {checkpoint.step} is of a stage that config.yaml no longer names")
+        trainer.start_stage(progress.stage)
+        trainer.progress = progress
         parts: dict[str, dict[str, Any]] = {"model": {}, "optimizer": {}}
         for name, tensor in checkpoint.tensors.items():
             kind, _, rest = name.partition("/")
@@ -195,9 +239,19 @@ class Loop:
         load_weights(trainer.lm, parts["model"])
         load_optimizer(trainer.optimizer, parts["optimizer"])
         self.observer.message(f"resuming after step {checkpoint.step}")
+        self._saved_step = checkpoint.step
+        if not self._is_whole(self.folder.path / "models" / trainer.stage.name):  # else the stage is behind it
+            self._follow_up(was_due=bool(checkpoint.state.get("due")))
 
     def _load_weights(self, source: Path) -> bool:
-        """Take the weights of a model folder; False, with a warning, where it is damaged: the last ones then stay."""
+        """Take the weights of a model folder; False where it is not there or damaged: the last ones then stay."""
+        if not self._is_whole(source):
+            return False
+        load_weights(self.trainer.lm, weights(self._model_at(source)))
+        return True
+
+    def _is_whole(self, source: Path) -> bool:
+        """Whether a model folder is there and as it was written; one that is damaged is told of."""
         if not source.exists():
             return False
         try:
@@ -205,13 +259,7 @@ class Loop:
         except DAMAGE as error:
             self.observer.message(f"warning: {source} is damaged ({error}); going on from the newest checkpoint")
             return False
-        load_weights(self.trainer.lm, weights(self._model_at(source)))
         return True
-
-    def _save_model(self, target: Path) -> None:
-        with atomic_folder(target) as temporary:
-            self.trainer.lm.save(temporary)
-            write_manifest(temporary)
 
     def _model_at(self, path: Path) -> LanguageModel:
         """The model of a folder, with the recipe's other settings."""

@@ -5,6 +5,7 @@ even by `kill -9`, goes on exactly as if it had not been.
 """
 
 import dataclasses
+import shlex
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
@@ -18,13 +19,26 @@ from selfcorrect.errors import CheckpointError, ConfigError, MemoryExhausted, Tr
 from selfcorrect.evaluation.evaluate import Evaluator, evaluated_problems, load_external
 from selfcorrect.learning.training import Trainer
 from selfcorrect.models.loading import load_model
+from selfcorrect.models.stored import stored_dtype
 from selfcorrect.models.weights import fingerprint
-from selfcorrect.runs.checkpoint import Checkpoint, is_disk_full, load_newest, prune, saved, sweep
+from selfcorrect.runs.changes import judge, set_aside
+from selfcorrect.runs.checkpoint import (
+    Checkpoint,
+    is_disk_full,
+    load_newest,
+    newest_state,
+    progress_of,
+    prune,
+    saved,
+    sweep,
+)
 from selfcorrect.runs.checks import fitted, is_out_of_memory, ready
+from selfcorrect.runs.disk import check_room, need_of, try_save
 from selfcorrect.runs.display import Observer
-from selfcorrect.runs.folder import RunFolder, tracker_names
-from selfcorrect.runs.interrupts import alone, interruptible
+from selfcorrect.runs.folder import USED, RunFolder
+from selfcorrect.runs.interrupts import Stop, alone, interruptible
 from selfcorrect.runs.loop import Loop
+from selfcorrect.runs.trackers import tracker_names
 from selfcorrect.samplers.transformers import TransformersSampler
 from selfcorrect.tasks import make_task
 
@@ -32,12 +46,6 @@ from selfcorrect.tasks import make_task
 def start(config: TrainConfig, observer: Observer) -> Path:
     """Train from the beginning; returns the run folder. Raises UserError kinds for all a user can mend."""
     path = Path(config.output) / config.name
-    if config.sampler == "recorded":
-        raise ConfigError("sampler: recorded is for `selfcorrect evaluate`: recorded attempts cannot be trained")
-    if not config.stages:
-        raise ConfigError(
-            "stages is empty: there is nothing to train; `selfcorrect evaluate` evaluates a recipe's model"
-        )
     config = absolute(config)
     if (path / "config.yaml").exists():
         raise ConfigError(
@@ -46,32 +54,80 @@ def start(config: TrainConfig, observer: Observer) -> Path:
     return _run(config, path, observer)
 
 
-def resume(path: Path, observer: Observer) -> Path:
-    """Go on with a run from its newest whole checkpoint. Raises ConfigError where `path` holds no run."""
+def resume(path: Path, observer: Observer, overrides: Sequence[str] = ()) -> Path:
+    """Go on with a run from its newest whole checkpoint, with what its config.yaml and the overrides then say.
+
+    Settings other than those the run has gone by so far are judged (runs/changes.py), told and kept. Raises ConfigError
+    where `path` holds no run, or a setting may not change.
+    """
     if not (path / "config.yaml").is_file():
         raise ConfigError(f"{path} holds no run to resume (no config.yaml in it); start one with `selfcorrect train`")
-    config = load_recipe(path / "config.yaml")
-    if not isinstance(config, TrainConfig):
-        raise ConfigError(f"{path}/config.yaml is not the recipe of a training run")
-    return _run(config, path, observer)
+    config = _recipe_of(path / "config.yaml", overrides)
+    used = _recipe_of(path / USED) if (path / USED).is_file() else _recipe_of(path / "config.yaml")
+    state = newest_state(path / "checkpoints")
+    changes = judge(used, absolute(config), state, path)
+    if state is None and (path / "final").is_dir():
+        if changes:
+            raise ConfigError(
+                f"{path} is finished and its checkpoints are gone, so it cannot go on ({changes[0]}); train its model "
+                f"on in another run: `selfcorrect train {shlex.quote(str(path / 'config.yaml'))} name=NEW "
+                f"model.path={shlex.quote(str(path / 'final'))}`"
+            )
+        observer.message(f"{path} is complete, and its checkpoints are gone: there is nothing to go on with")
+        return path
+    return _run(absolute(config), path, observer, used)
 
 
 def resume_command(path: Path) -> str:
-    return f"selfcorrect train --resume {path}"
+    return f"selfcorrect train --resume {shlex.quote(str(path))}"
 
 
-def _run(config: TrainConfig, path: Path, observer: Observer) -> Path:
+def _recipe_of(file: Path, overrides: Sequence[str] = ()) -> TrainConfig:
+    config = load_recipe(file, overrides)
+    if not isinstance(config, TrainConfig):
+        raise ConfigError(f"{file} is not the recipe of a training run")
+    return config
+
+
+def _run(config: TrainConfig, path: Path, observer: Observer, used: TrainConfig | None = None) -> Path:
+    """used: the settings that a run which goes on has gone by so far."""
+    with interruptible(observer.message) as stop:
+        try:
+            _prepare_and_train(config, path, observer, used, stop)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            raise MemoryExhausted(
+                f"the memory does not suffice ({str(error).splitlines()[0]}); {_last_saved(path)}. Start again with a "
+                f"lower optimizer.micro_batch (now {config.optimizer.micro_batch}, which changes no result) or "
+                f"rollouts.rows_at_once (now {config.rollouts.rows_at_once})"
+            ) from error
+        except OSError as error:
+            if not is_disk_full(error):
+                raise
+            raise CheckpointError(
+                f"the disk is full ({error.strerror}: {error.filename or path}); {_last_saved(path)}. "
+                f"Free some space, then {_how_to_go_on(path)}"
+            ) from error
+        except KeyboardInterrupt:
+            told = f"stopped; {_last_saved(path)}. To go on, {_how_to_go_on(path)}"
+            raise TrainingInterrupted(told, 128 + stop.signal) from None
+    return path
+
+
+def _prepare_and_train(
+    config: TrainConfig, path: Path, observer: Observer, used: TrainConfig | None, stop: Stop
+) -> None:  # fmt: skip
     if config.threads:
         torch.set_num_threads(config.threads)
-    _check_attempts(config)
+    _check_stages(config)
     tracker_names(config)  # refused before anything is written, as are task, data and model
     task = make_task(config.task)
     task.draw(1, config.rollouts.problems_per_step, config.seed)
     held_out = evaluated_problems(config, task)
     external = load_external(task, config.evaluation.external)
     validation = task.load(config.checkpoint.held_out) if config.checkpoint.held_out else []
-    lm = load_model(config.model)
-    lm.check_saving(path)
+    lm, dtype = load_model(config.model), stored_dtype(config.model.path)
     settled, sizes = fitted(config, lm, task)
     evaluator = Evaluator(
         task=task,
@@ -93,37 +149,30 @@ def _run(config: TrainConfig, path: Path, observer: Observer) -> Path:
         task,
         TransformersSampler(reference, max_rows=rows),
     )
-    try:
-        with closing(task), ready(task), alone(path):
-            notes = [*task.notes, *lm.chat.notes, *sizes]
-            checkpoint, folder = _open(path, config, observer, fingerprint(lm), notes)
-            loop = Loop(settled, folder, trainer, evaluator, validator, observer)
-            with closing(folder), observer, interruptible() as stop:
-                for note in notes:
-                    observer.message(f"note: {note}")
-                loop.run(checkpoint, stop)
-    except RuntimeError as error:
-        if not is_out_of_memory(error):
-            raise
-        raise MemoryExhausted(
-            f"the memory does not suffice ({str(error).splitlines()[0]}); {_last_saved(path)}. Start again with a "
-            f"lower optimizer.micro_batch (now {settled.optimizer.rows}, which changes no result) or "
-            f"rollouts.rows_at_once (now {rows})"
-        ) from error
-    except OSError as error:
-        if not is_disk_full(error):
-            raise
-        raise CheckpointError(
-            f"the disk is full ({error.strerror}: {error.filename or path}); {_last_saved(path)}. "
-            f"Free some space, then {_how_to_go_on(path)}"
-        ) from error
-    except KeyboardInterrupt:
-        raise TrainingInterrupted(f"stopped; {_last_saved(path)}. To go on, {_how_to_go_on(path)}") from None
-    return path
+    room = ""
+    with closing(task), ready(task), alone(path):
+        if used is None or used.stages != config.stages or not (path / "final").exists():  # else nothing comes of it
+            need = need_of(config, lm, try_save(lm, dtype, path))
+            room = check_room(path, need, config.checkpoint.keep)
+        notes = [*task.notes, *lm.chat.notes, *sizes]
+        checkpoint, folder = _open(path, config, observer, fingerprint(lm), notes, used)
+        loop = Loop(settled, folder, trainer, evaluator, validator, observer, dtype)
+        with closing(folder), observer:
+            if used is None:
+                observer.message(room)
+            for note in notes:
+                observer.message(f"note: {note}")
+            loop.run(checkpoint, stop)
 
 
-def _check_attempts(config: TrainConfig) -> None:
-    """Raises ConfigError where a supervised stage is to train on more than two attempts."""
+def _check_stages(config: TrainConfig) -> None:
+    """Raises ConfigError where there is nothing to train, or a supervised stage would take more than two attempts."""
+    if config.sampler == "recorded":
+        raise ConfigError("sampler: recorded is for `selfcorrect evaluate`: recorded attempts cannot be trained")
+    if not config.stages:
+        raise ConfigError(
+            "stages is empty: there is nothing to train; `selfcorrect evaluate` evaluates a recipe's model"
+        )
     if config.rollouts.attempts != 2:
         for stage in config.stages:
             if isinstance(stage, SupervisedStage):
@@ -131,18 +180,27 @@ def _check_attempts(config: TrainConfig) -> None:
 
 
 def _open(
-    path: Path, config: TrainConfig, observer: Observer, base: str, notes: Sequence[str]
+    path: Path, config: TrainConfig, observer: Observer, base: str, notes: Sequence[str], used: TrainConfig | None
 ) -> tuple[Checkpoint | None, RunFolder]:  # fmt: skip
-    """The newest whole checkpoint, if any, and the run folder with its logs cut back to it."""
+    """The newest whole checkpoint, if any, and the run folder with its logs cut back to it, and its new settings."""
     for folder in (path, path / "checkpoints", path / "models"):
         sweep(folder)
     checkpoint, warnings = load_newest(path / "checkpoints")
     for warning in warnings:
         observer.message(f"warning: {warning}")
     prune(path / "checkpoints", config.checkpoint.keep)  # one may be half removed
-    if (path / "config.yaml").exists():
-        return checkpoint, RunFolder.reopen(path, config, checkpoint.step if checkpoint else 0, base)
-    return checkpoint, RunFolder.create(path, config, base, notes)
+    if used is None:
+        return checkpoint, RunFolder.create(path, config, base, notes, say=observer.message)
+    changes = judge(used, config, progress_of(checkpoint), path)
+    step = checkpoint.step if checkpoint else 0
+    opened = RunFolder.reopen(path, config, step, base, observer.message)
+    set_aside(path, used, config, step, observer.message)
+    for change in changes:
+        observer.message(f"changed: {change}")
+    rows = [{"step": step, "field": change.field, "old": change.old, "new": change.new} for change in changes]
+    if rows or not (path / USED).exists():
+        opened.log_changes(config, rows)
+    return checkpoint, opened
 
 
 def _last_saved(path: Path) -> str:

@@ -1,0 +1,99 @@
+"""Trackers are tried before anything is written, and one that fails later does not take the run with it."""
+
+import types
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from selfcorrect.errors import ConfigError
+from selfcorrect.runs.trackers import Tracker, Trackers
+from tests.run.conftest import Listener, Whole
+from tests.support.runs import check_same, go, recipe
+
+pytestmark = pytest.mark.usefixtures("lucky")
+
+
+class Library(types.ModuleType):
+    """Stands in for wandb: fails where it is told to, and notes what it is given."""
+
+    def __init__(self, fail_at: str, after: int = 0) -> None:
+        super().__init__("wandb")
+        self._fail_at, self._left, self.calls = fail_at, after, list[Any]()
+
+    def _call(self, call: str, /, **what: Any) -> None:
+        self.calls.append((call, what))
+        if call == self._fail_at:
+            self._left -= 1
+            if self._left < 0:
+                raise OSError(f"{call}: api_key not configured\n(no-tty)")
+
+    def init(self, **what: Any) -> None:
+        assert Path(what["dir"]).is_dir()
+        self._call("init", **what)
+
+    def log(self, values: dict[str, float], step: int) -> None:
+        self._call("log", values=values, step=step)
+
+    def finish(self) -> None:
+        self._call("finish")
+
+
+def use(library: Library, monkeypatch: pytest.MonkeyPatch) -> Library:
+    monkeypatch.setitem(__import__("sys").modules, "wandb", library)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    return library
+
+
+def test_one_that_cannot_start_writes_nothing(
+    model: Path, whole: Whole, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One line, and the name can be used again."""
+    log = {"trackers": ["wandb"], "project": "mine", "rollouts_every": 2, "rollouts_kept": 2}
+    with monkeypatch.context() as patch:
+        use(Library("init"), patch)
+        with pytest.raises(ConfigError) as refused:
+            go(recipe(tmp_path / "runs", model, log=log))
+    assert str(refused.value) == (
+        "log.trackers: wandb cannot be started: init: api_key not configured (no-tty); log in to it, or leave it out "
+        "with log.trackers=[]"
+    )
+    assert list(tmp_path.iterdir()) == []
+    library = use(Library("log", after=3), monkeypatch)
+    listener = Listener()
+    run = go(recipe(tmp_path / "runs", model, log=log), listener)
+    name, given = library.calls[0]
+    assert (name, given["project"], given["name"]) == ("init", "mine", "run")
+    assert [message for message in listener.messages if "wandb" in message] == [
+        "warning: wandb failed (log: api_key not configured (no-tty)); the run goes on without it, and metrics.jsonl holds "
+        "the numbers"
+    ]
+    assert [name for name, _ in library.calls] == ["init", "log", "log", "log", "log"]  # then it is left alone
+    check_same(run, whole.state)
+
+
+def test_each_fails_alone() -> None:
+    told: list[str] = []
+    seen: list[float] = []
+
+    class Bad(Tracker):
+        name = "bad"
+
+        def log(self, values: Any, step: int) -> None:
+            raise RuntimeError
+
+    class Good(Tracker):
+        def log(self, values: Any, step: int) -> None:
+            seen.append(values["a/t2"])
+
+        def close(self) -> None:
+            raise BrokenPipeError
+
+    trackers = Trackers([Bad(), Good()], told.append)
+    for step in (1, 2):
+        trackers.log({"a": [1, step]}, step)
+    trackers.close()
+    assert seen == [1.0, 2.0]
+    assert [text.split(";")[0] for text in told] == [
+        "warning: bad failed (RuntimeError)", "warning: tracker failed (BrokenPipeError)",
+    ]  # fmt: skip

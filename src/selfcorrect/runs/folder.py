@@ -282,6 +282,7 @@ def evaluation_row(evaluation: Evaluation) -> dict[str, Any]:
         "name": evaluation.name,
         "step": evaluation.step,
         "task": evaluation.task,
+        "about": evaluation.about,
         "split": evaluation.split,
         "decoding": evaluation.decoding,
         "seconds": evaluation.seconds,
@@ -294,7 +295,5 @@ def evaluation_row(evaluation: Evaluation) -> dict[str, Any]:
 
 def keep_evaluation(path: Path, config: TrainConfig, evaluation: Evaluation, notes: Sequence[str]) -> None:
     """A run folder that holds one evaluation and no training; `write_report` shows it."""
-    if (path / "config.yaml").exists():
-        raise ConfigError(f"{path} already holds a run; choose another name=..., or --output")
     folder = RunFolder.create(path, config, evaluation.name, notes, trackers=False)
     folder.write_evaluation(evaluation.name, evaluation_row(evaluation), evaluation.rollouts)

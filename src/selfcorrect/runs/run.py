@@ -15,13 +15,13 @@ from selfcorrect.config import SupervisedStage, TrainConfig
 from selfcorrect.config.paths import absolute
 from selfcorrect.config.recipe import load_recipe
 from selfcorrect.errors import CheckpointError, ConfigError, MemoryExhausted, TrainingInterrupted
-from selfcorrect.evaluation.evaluate import Evaluator, evaluated_problems, load_external
 from selfcorrect.learning.training import Trainer
 from selfcorrect.models.loading import load_model
 from selfcorrect.models.weights import fingerprint
 from selfcorrect.runs.checkpoint import Checkpoint, is_disk_full, load_newest, prune, saved, sweep
 from selfcorrect.runs.checks import check_context, is_out_of_memory, ready
 from selfcorrect.runs.display import Observer
+from selfcorrect.runs.evaluating import make_evaluator, rows_of
 from selfcorrect.runs.folder import RunFolder, tracker_names
 from selfcorrect.runs.interrupts import alone, interruptible
 from selfcorrect.runs.loop import Loop
@@ -67,21 +67,11 @@ def _run(config: TrainConfig, path: Path, observer: Observer) -> Path:
     tracker_names(config)  # refused before anything is written, as are task, data and model
     task = make_task(config.task)
     task.draw(1, config.rollouts.problems_per_step, config.seed)
-    held_out = evaluated_problems(config, task)
-    external = load_external(task, config.evaluation.external)
+    evaluator = make_evaluator(config, task)
     validation = task.load(config.checkpoint.held_out) if config.checkpoint.held_out else []
     lm = load_model(config.model)
     check_context(config, lm, task, task.longest())
-    evaluator = Evaluator(
-        task=task,
-        problems=held_out,
-        attempts=config.rollouts.attempts,
-        max_new_tokens=config.rollouts.max_new_tokens,
-        seed=config.seed,
-        controls=config.evaluation.controls,
-        external=external,
-        split=config.evaluation.split,
-    )
+    evaluator = dataclasses.replace(evaluator, rows=rows_of(config, lm))
     validator = dataclasses.replace(evaluator, problems=validation, controls=False, external=()) if validation else None
     rows, reference = config.rollouts.rows_at_once, lm.frozen_copy()
     trainer = Trainer(

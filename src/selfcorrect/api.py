@@ -22,7 +22,7 @@ from selfcorrect.evaluation.evaluate import Evaluation, Evaluator
 from selfcorrect.evaluation.kept import Kept, write_durably
 from selfcorrect.evaluation.metrics import Summary, summarize
 from selfcorrect.models.chat import Chat
-from selfcorrect.models.loading import LanguageModel, load_model
+from selfcorrect.models.loading import LanguageModel, load_model, resolve_path
 from selfcorrect.report import write_report
 from selfcorrect.rollout import play as play_problems
 from selfcorrect.runs.checks import check_context
@@ -252,7 +252,7 @@ def play(
     problem: str, model: str | Path = "lab", recipe: Recipe | None = None, *, temperature: float = 0.0, seed: int = 0
 ) -> Rollout:
     """One problem, all attempts. problem: "30 7 2 = 39" or an id like "countdown-30-7-2-to-39"."""
-    config = _config_for(model, recipe, (), "play")
+    config = _config_for(model, recipe, None, "play")
     lm: LanguageModel = load_model(config.model.model_copy(update={"path": str(model)}))
     task = make_task(config.task)
     params = SamplingParams(temperature, config.rollouts.max_new_tokens, derive_seed(seed, "play"))
@@ -398,24 +398,29 @@ def _train_config(recipe: Recipe, *overrides: str) -> TrainConfig:
 _LIMITS = {"math": 1024, "code": 512, "repair": 512}  # tokens of an attempt, as in the shipped recipes
 
 
-def _config_for(model: str | Path, recipe: Recipe | None, overrides: Sequence[str], purpose: str) -> TrainConfig:
-    """The recipe that was named, or that goes with a model, or a task's defaults where an override names the task."""
+def _config_for(model: str | Path, recipe: Recipe | None, overrides: Sequence[str] | None, purpose: str) -> TrainConfig:
+    """The recipe that was named, or that goes with a model, or a task's defaults where an override names the task.
+
+    overrides: None where the command takes none. Raises ConfigError where nothing names the task.
+    """
     if recipe is not None:
-        return _train_config(recipe, *overrides)
+        return _train_config(recipe, *(overrides or ()))
     folder = Path(str(model)).expanduser()
     if (folder / "final").is_dir() and not (folder / "config.json").is_file():
         raise ConfigError(f"{model} is a run, not a model; name its model: {model}/final")
     beside = _recipe_beside(model)
     if beside is not None:
-        return _train_config(beside, *overrides)
-    tasks = [value for key, _, value in (o.partition("=") for o in overrides) if key == "task.name"]
+        return _train_config(beside, *(overrides or ()))
+    resolve_path(str(model))  # a folder that is not there is the first thing to say
+    tasks = [value for key, _, value in (o.partition("=") for o in overrides or ()) if key == "task.name"]
     if not tasks:
+        kinds = ", ".join(f"task.name={name}" for name in TASK_KINDS)
+        also = "" if overrides is None else f", or a task ({kinds}; `selfcorrect tasks` says what they are)"
         raise ConfigError(
-            f"{model} lies in no run, so nothing says what to {purpose}; name a recipe (--recipe FILE), or a task "
-            f"({', '.join(f'task.name={name}' for name in TASK_KINDS)}; `selfcorrect tasks` says what they are)"
+            f"{model} lies in no run, so nothing says what to {purpose}; name a recipe with --recipe FILE{also}"
         )
     limits = {"max_new_tokens": _LIMITS[tasks[-1]]} if tasks[-1] in _LIMITS else {}
-    return _train_config({"stages": [], "rollouts": limits}, *overrides)
+    return _train_config({"stages": [], "rollouts": limits}, *(overrides or ()))
 
 
 def _recipe_beside(model: str | Path) -> Path | None:

@@ -117,6 +117,11 @@ def output_is_a_file(room: Room) -> Arguments:
     return room.train()
 
 
+def a_run(room: Room) -> Arguments:
+    shutil.copytree(room.model, room.folder / "run" / "final")
+    return ["evaluate", str(room.folder / "run")]
+
+
 MISTAKES: dict[str, tuple[Callable[[Room], Arguments], str]] = {
     "unknown key": (lambda room: room.train(sed=1), r"recipe.yaml:\d+: unknown key 'sed'; did you mean 'seed'\?"),
     "unknown override": (lambda room: room.train("rollouts.temprature=1"), r"override .*did you mean 'temperature'\?"),
@@ -162,8 +167,14 @@ MISTAKES: dict[str, tuple[Callable[[Room], Arguments], str]] = {
     ),
     "output is a file": (output_is_a_file, r"runs.*: (Not a directory|File exists)"),
     "report of a non-run": (lambda room: ["report", str(room.folder)], r"is not a run: it holds none of"),
+    "evaluate: no task": (lambda room: ["evaluate", str(room.model), "seed=1"], r"/model lies in no run, so nothing says what to evaluate it on; name a recipe with --recipe FILE, or a task \(task.name=countdown, task.name=math,"),
+    "evaluate: a hub name without a task": (lambda room: ["evaluate", "org/name"], r"org/name lies in no run"),
+    "evaluate: a run": (a_run, r"/run is a run, not a model; name its model: .*/run/final"),
+    "evaluate: a task that is none": (lambda room: ["evaluate", str(room.model), "task.name=gsm8k"], r"task.name = 'gsm8k'"),
+    "scale: no task": (lambda room: ["scale", str(room.model), "--output", "s"], r"what to sample; name a recipe with --recipe FILE, or a task"),
+    "play: no task": (lambda room: ["play", "1 2 = 3", "--model", str(room.model)], r"what to play; name a recipe with --recipe FILE$"),
     "evaluate: no such model": (lambda room: ["evaluate", "./not/there"], r"model.path = './not/there': no such folder"),
-    "play: not a problem": (lambda room: ["play", "hello", "--model", str(room.model)], r"problem 'hello': expected two or more whole numbers"),
+    "play: not a problem": (lambda room: ["play", "hello"], r"problem 'hello': expected two or more whole numbers"),
 }  # fmt: skip
 
 

@@ -32,7 +32,7 @@ Told = Callable[[int, int], None]  # completions done, completions in all
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """One evaluation of one model. rollouts: the greedy ones, without contexts and log-probabilities.
+    """One evaluation of one model. rollouts: texts and grades of the greedy ones, as they were kept.
 
     external: (file name, summary) pairs. about: the task's data in words. folder: where its files are.
     """
@@ -184,7 +184,7 @@ class Evaluator:
         params = SamplingParams(part.temperature, self.max_new_tokens, seed)
         rollouts = play(problems, self.task, sampler, chat, params, self.attempts, given=given, refine=self.refine)
         seconds = (time.monotonic() - began) / len(problems)
-        lines = [line_of(part.name, rollout, seconds) for rollout in rollouts]
+        lines = [line_of(part.name, rollout, seconds, ids=self.controls) for rollout in rollouts]
         if kept:
             kept.add(lines)
         sampler.reach(cost)
@@ -235,25 +235,26 @@ def line_key(line: Any) -> tuple[Any, ...]:
     return (line["part"], line["id"], line["sample"])
 
 
-def line_of(part: str, rollout: Rollout, seconds: float, sample: int = 1) -> dict[str, Any]:
-    """A rollout as it is kept. ids: token ids, from which the controls go on."""
+def line_of(part: str, rollout: Rollout, seconds: float, *, sample: int = 1, ids: bool = False) -> dict[str, Any]:
+    """A rollout as it is kept; ids: with the token ids of attempt 1, from which controls go on."""
     attempts = [
         {
-            "text": attempt.completion.text, "ids": attempt.completion.token_ids,
-            "finish": attempt.completion.finish_reason, "outcome": str(attempt.grade.outcome),
-            "reward": attempt.grade.reward, "answer": attempt.grade.answer, "detail": attempt.grade.detail,
-            "sampled": attempt.sampled, "feedback": attempt.feedback,
+            "text": attempt.completion.text, "finish": attempt.completion.finish_reason,
+            "outcome": str(attempt.grade.outcome), "reward": attempt.grade.reward, "answer": attempt.grade.answer,
+            "detail": attempt.grade.detail, "sampled": attempt.sampled, "feedback": attempt.feedback,
         }
         for attempt in rollout.attempts
     ]  # fmt: skip
+    if ids:
+        attempts[0]["ids"] = rollout.attempts[0].completion.token_ids
     return {"part": part, "id": rollout.problem.id, "sample": sample, "seconds": seconds, "attempts": attempts}
 
 
 def rollout_of(problem: Problem, line: dict[str, Any], seed: int, step: int) -> Rollout:
-    """What `line_of` wrote, read back; contexts and log-probabilities are not kept."""
+    """What `line_of` wrote, read back: without contexts and log-probabilities."""
     attempts = tuple(
         Attempt(
-            (), Completion(tuple(a["ids"]), (), a["text"], a["finish"]),
+            (), Completion(tuple(a.get("ids", ())), (), a["text"], a["finish"]),
             Grade(Outcome(a["outcome"]), a["reward"], a["answer"], a["detail"]), a["sampled"], a["feedback"],
         )
         for a in line["attempts"]

@@ -52,7 +52,7 @@ class Kept:
             os.truncate(self.file, 0)
             write_durably(self.settings_file, json.dumps(settings, indent=1) + "\n")
         elif told != settings:
-            raise ConfigError(f"{self.file.parent}: {differences(told, settings)}; {way_out}")
+            raise ConfigError(f"{self.file}: {differences(told, settings)}; {way_out}")
         self._ahead = list(_lines(self.file))  # (where the line ends in the file, what it holds)
         self._end = self._done = 0
 

@@ -170,7 +170,7 @@ MISTAKES: dict[str, tuple[Callable[[Room], Arguments], str]] = {
     "evaluate: no task": (lambda room: ["evaluate", str(room.model), "seed=1"], r"/model lies in no run, so nothing says what to evaluate it on; name a recipe with --recipe FILE, or a task \(task.name=countdown, task.name=math,"),
     "evaluate: a hub name without a task": (lambda room: ["evaluate", "org/name"], r"org/name lies in no run"),
     "evaluate: a run": (a_run, r"/run is a run, not a model; name its model: .*/run/final"),
-    "evaluate: a task that is none": (lambda room: ["evaluate", str(room.model), "task.name=gsm8k"], r"task.name = 'gsm8k'"),
+    "evaluate: a task that is none": (lambda room: ["evaluate", str(room.model), "task.name=gsm8k"], r"name = 'gsm8k' must be one of"),
     "scale: no task": (lambda room: ["scale", str(room.model), "--output", "s"], r"what to sample; name a recipe with --recipe FILE, or a task"),
     "play: no task": (lambda room: ["play", "1 2 = 3", "--model", str(room.model)], r"what to play; name a recipe with --recipe FILE$"),
     "evaluate: no such model": (lambda room: ["evaluate", "./not/there"], r"model.path = './not/there': no such folder"),

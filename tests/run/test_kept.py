@@ -172,7 +172,7 @@ CHANGES: dict[str, tuple[str | Callable[[Path], object], str]] = {
     "controls": ("evaluation.controls=false", r"evaluation.controls is false, but was true"),
     "problems": ("evaluation.problems=21", r"evaluation.problems is 21, but was 20, what the problems say is"),
     "others": ("evaluation.offset=1", r"evaluation.offset is 1, but was 0, what the problems say is"),
-    "prompt": ("task.correction_prompt=: ?", r'task.correction_prompt is ": \?", but was "\?"'),
+    "prompt": ("task.correction_prompt=keep", r'task.correction_prompt is "keep", but was "\?"'),
     "weights": (other_weights, r'model.weights is "\w+", but was "\w+"'),
     "template": (other_template, r'what the problems say is "\w+", but was "\w+"'),
 }

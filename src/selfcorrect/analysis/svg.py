@@ -43,6 +43,13 @@ def drawing(width: float, height: float, label: str, children: Iterable[Markup],
     )
 
 
+def attempt_class(index: int, attempts: int, prefix: str) -> str:
+    """The colour of attempt `index` (0, 1, ...): one of four, or, of more attempts, a step of a sequential scale."""
+    if attempts <= 4:
+        return f"{prefix}{index + 1}"
+    return f"seq q{round(9 * index / (attempts - 1))}"
+
+
 @dataclass(frozen=True, slots=True)
 class Scale:
     """A linear map from data [low, high] to drawing units [start, end]."""

@@ -7,6 +7,7 @@ from typing import Any
 from selfcorrect.analysis.charts import Series, line_chart
 from selfcorrect.analysis.figure import Figure
 from selfcorrect.analysis.read import Row
+from selfcorrect.analysis.svg import attempt_class
 from selfcorrect.evaluation.metrics import share
 
 _NAN = math.nan
@@ -43,7 +44,11 @@ def progress_figures(steps: Sequence[Mapping[str, Any]]) -> list[Figure]:
     rows = [row for row in rows if len(row["rewards"]) == len(rows[-1]["rewards"])]
     attempts = len(rows[-1]["rewards"])
     accuracy = [
-        Series(f"attempt {a + 1}", f"c{min(4, a + 1)}", _smooth([(r["step"], 100 * r["rewards"][a]) for r in rows]))
+        Series(
+            f"attempt {a + 1}",
+            attempt_class(a, attempts, "c"),
+            _smooth([(r["step"], 100 * r["rewards"][a]) for r in rows]),
+        )
         for a in range(attempts)
     ]
     numbers = [

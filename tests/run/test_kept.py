@@ -14,11 +14,16 @@ from typing import Any
 
 import pytest
 import yaml
+from rich.console import Console
 
 import selfcorrect
+from selfcorrect.api import _config_for
 from selfcorrect.errors import ConfigError, TrainingInterrupted
 from selfcorrect.evaluation.evaluate import Evaluation
-from selfcorrect.runs.display import Observer
+from selfcorrect.evaluation.metrics import Estimate, Summary, share
+from selfcorrect.runs.display import LiveObserver, Observer, PlainObserver
+from selfcorrect.runs.evaluating import about as told_about
+from selfcorrect.runs.evaluating import collapse
 from selfcorrect.tasks.countdown import Countdown
 from tests.run.conftest import ENDS
 from tests.support.runs import KillPoint, Process, check_same, end_state, go, lucky_grade, recipe
@@ -315,3 +320,99 @@ def test_scaling_and_repair_sets_go_on(model: Path, tmp_path: Path) -> None:
         assert (folder / name).read_bytes() == (whole / name).read_bytes()
     with pytest.raises(ConfigError, match=r"problems is 8, but was 9.*; choose another output"):
         selfcorrect.scale(model, recipe=settings, output=folder, most=2, problems=8)
+
+
+def falling(*accuracy: float, n: int = 300) -> Summary:
+    estimates = tuple(share(round(a * n), n) for a in accuracy)
+    zero = Estimate(0.0, 0.0, 0.0)
+    return Summary(n, estimates, zero, zero, zero, zero, zero, ())
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "trained", "says"),
+    [
+        ((0.71, 0.6, 0.4, 0.09, 0.02, 0.0), 2, "from 60.0% at attempt 2 to 9.0% at attempt 4 and 0.0% at attempt 6:"),
+        ((0.71, 0.6, 0.1), 2, "from 60.0% at attempt 2 to 10.0% at attempt 3:"),
+        ((0.71, 0.6, 0.55, 0.5), 2, None),  # a decline is none
+        ((0.71, 0.6, 0.0), 3, None),  # trained with
+        ((0.01, 0.01, 0.0), 2, None),  # nothing to fall from
+        ((0.71, 0.6, 0.0, 0.0), sys.maxsize, None),  # nothing tells what it was trained with
+    ],
+)
+def test_a_collapse_is_told(accuracy: tuple[float, ...], trained: int, says: str | None) -> None:
+    told = collapse(falling(*accuracy), trained)
+    if says is None:
+        assert told is None
+    else:
+        assert told
+        assert says in told
+        assert f"was trained with {trained} attempts (rollouts.attempts)" in told
+
+
+@pytest.mark.usefixtures("lucky")
+def test_more_attempts_than_trained_are_told_at_once(model: Path, tmp_path: Path) -> None:
+    run, heard = tmp_path / "run", Heard()
+    (run / "final").parent.mkdir()
+    shutil.copytree(model, run / "final")
+    (run / "config.yaml").write_text(yaml.dump(recipe(tmp_path, model)))
+    (run / "environment.json").write_text("{}")
+    evaluation = selfcorrect.evaluate(run / "final", "rollouts.attempts=4", "evaluation.problems=2", observer=heard)
+    assert f"note: rollouts.attempts is 4, but {run}/final was trained with 2: from attempt 3 on" in "\n".join(
+        heard.said
+    )
+    assert evaluation.folder
+    assert re.fullmatch(r"run-final-\w{8}", evaluation.folder.name)
+    assert evaluation.folder.parent == tmp_path / "evaluations"
+    assert evaluation.controls == ()  # off unless a recipe asks for them
+
+
+@pytest.mark.parametrize(
+    ("settings", "limit", "about"),
+    [
+        (("task.name=math", "task.dataset=gsm8k"), 1024, "math (gsm8k)"),
+        (("task.name=code", "task.dataset=humaneval"), 512, "code (humaneval)"),
+        (("task.name=countdown",), 256, "countdown"),
+        (("task.name=math", "rollouts.max_new_tokens=99"), 99, "math (math)"),
+        (("task.name=custom", "task.file=mine.py"), 256, "custom (mine.py)"),
+    ],
+)
+def test_a_task_that_is_named_brings_its_defaults(settings: tuple[str, ...], limit: int, about: str) -> None:
+    config = _config_for("org/name", None, settings, "evaluate it on")
+    assert (config.rollouts.max_new_tokens, told_about(config.task)) == (limit, about)
+    assert not config.evaluation.controls
+
+
+def test_the_panel_is_told_when_an_evaluation_ends(tmp_path: Path) -> None:
+    """What a terminal shows after each event."""
+    console = Console(force_terminal=True, width=80, file=(tmp_path / "out").open("w"))
+    observer = LiveObserver(console)
+
+    def panel() -> str:
+        with console.capture() as shown:
+            console.print(observer._live.renderable)
+        return shown.get()
+
+    observer.evaluating("base")
+    assert "evaluating base" in panel()
+    observer.work("evaluating base", 40, 120)
+    assert "40 of 120 completions" in panel()
+    ended = Evaluation("base", 0, "countdown", 1.0, falling(0.5, 0.5), ())
+    observer.evaluated(ended)
+    assert "evaluated base" in panel()
+    observer.stage_started("stage1", 300, 0)
+    assert "stage1: step 1/300 is under way" in panel()
+
+
+def test_lines_where_there_is_no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One every ten seconds at first, ever fewer later, with the time left at the pace since what was kept."""
+    now = 100.0
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    console = Console(width=200)
+    observer = PlainObserver(console)
+    with console.capture() as shown:
+        for second in range(1001):
+            now = 100.0 + second
+            observer.work("evaluating m", 500 + second, 2000)
+    lines = shown.get().splitlines()
+    assert lines[0] == "evaluating m: 510 of 2,000 completions, 24:50 left"
+    assert 30 < len(lines) < 70

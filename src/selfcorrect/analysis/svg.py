@@ -71,7 +71,7 @@ def ticks(low: float, high: float, wanted: int = 4) -> list[float]:
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= raw * 0.999)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [k * step for k in range(first, last + 1)]
+    return [k * step for k in range(first, max(last, first + 1) + 1)]  # two at least, also for one value
 
 
 def number(value: float, spacing: float = 0.0) -> str:

@@ -10,6 +10,7 @@ from selfcorrect.report.wording import percent, points
 
 _SIDE_BY_SIDE = 4  # attempts on one line; more have a line each, with its number
 _LANE = 13.0
+_LETTER, _FIGURE = 7.2, 6.4  # width of a letter of a label, and of a character of its numbers
 
 
 def accuracy_picture(rows: Sequence[tuple[str, Summary]]) -> Markup:
@@ -58,10 +59,12 @@ def _accuracy_row(label: str, summary: Summary, x: Scale, top: float, width: flo
     attempts = len(summary.accuracy)
     many = attempts > _SIDE_BY_SIDE
     ends = f"{percent(summary.accuracy[0].value)} → … → {percent(summary.accuracy[-1].value)} %"
+    told = f"{ends if many else _path_in_words(summary)}  ({points(summary.delta.value)})"
+    room = int((width - _FIGURE * len(told)) / _LETTER) - 1
     marks = [
         element("rect", x=0.0, y=top - 11, width=width, height=15.0, class_="halo"),
-        text(0, top, label if len(label) <= 28 else f"{label[:27]}…", "strong"),
-        text(width, top, f"{ends if many else _path_in_words(summary)}  ({points(summary.delta.value)})", "num", "end"),
+        text(0, top, label if len(label) <= room else f"{label[: room - 1]}…", "strong"),
+        text(width, top, told, "num", "end"),
     ]
     if not many:
         marks += _way(x(summary.accuracy[0].value), x(summary.accuracy[-1].value), top + 22)

@@ -1,28 +1,49 @@
 """The public functions: the commands of the same names, callable."""
 
+import dataclasses
+import hashlib
 import json
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from selfcorrect.analysis import analyse
 from selfcorrect.analysis.votes import Point, budgets_up_to, scale_figure, scaling
-from selfcorrect.config import LAB_MODEL, CodeConfig, Config, LabBaseConfig, MathConfig, TrainConfig
+from selfcorrect.config import LAB_MODEL, TASK_KINDS, CodeConfig, Config, LabBaseConfig, MathConfig, TrainConfig
 from selfcorrect.config.paths import absolute
 from selfcorrect.config.recipe import load_recipe, validate
 from selfcorrect.config.shipped import shipped_recipe
-from selfcorrect.errors import ConfigError, DataError, TrainingInterrupted
-from selfcorrect.evaluation.evaluate import Evaluation, Evaluator, evaluated_problems, load_external
+from selfcorrect.errors import ConfigError, DataError
+from selfcorrect.evaluation.evaluate import Evaluation, Evaluator
+from selfcorrect.evaluation.kept import Kept, write_durably
 from selfcorrect.evaluation.metrics import Summary, refuse_nothing_graded, summarize
-from selfcorrect.models.loading import LanguageModel, load_model
-from selfcorrect.models.weights import fingerprint
+from selfcorrect.models.chat import Chat
+from selfcorrect.models.loading import LanguageModel, load_model, resolve_path
 from selfcorrect.report import write_report
 from selfcorrect.rollout import play as play_problems
 from selfcorrect.runs.checks import fitted
 from selfcorrect.runs.display import Observer
+from selfcorrect.runs.evaluating import (
+    about,
+    collapse,
+    default_folder,
+    kept_file,
+    kept_in,
+    make_evaluator,
+    model_settings,
+    rows_of,
+    run_kept,
+    sampling_settings,
+    settings,
+    stoppable,
+)
 from selfcorrect.runs.folder import keep_evaluation
 from selfcorrect.runs.run import resume, start
+from selfcorrect.samplers.base import Sampler
 from selfcorrect.samplers.recorded import TextChat
 from selfcorrect.samplers.transformers import TransformersSampler
 from selfcorrect.seeds import derive_seed
@@ -31,7 +52,7 @@ from selfcorrect.tasks.base import Task, fixed_share
 from selfcorrect.tasks.dataset import DataTask
 from selfcorrect.tasks.files import stem_of
 from selfcorrect.tasks.repair import repair_rows
-from selfcorrect.types import Rollout, SamplingParams
+from selfcorrect.types import Problem, Rollout, SamplingParams
 
 __all__ = ["analyse", "evaluate", "grade", "make_repair_set", "play", "read_config", "scale", "train", "write_report"]
 
@@ -66,69 +87,117 @@ def evaluate(
     """Greedy two-attempt evaluation with intervals of a model folder, hub name or "lab", or of a recipe's model.
 
     recipe: where task, prompts, limits and number of problems come from; by default the recipe of the run that
-    `model` lies in, that of the lab for the lab's models, and recipes/countdown.yaml for every other. output: a folder
-    for the evaluation's files and report.html; a recipe in place of the model writes to its own output/name. With
-    sampler=recorded no model is loaded: the recorded attempts are evaluated.
+    `model` lies in, that of the lab for the lab's models; for every other, an override names the task (task.name=math).
+    output: a folder for the evaluation's files and report.html; by default output/name for a recipe in place of the
+    model, else a folder under output/evaluations. Every finished problem is kept there at once: the same call goes on
+    after a stop, and gives the same result once it is done. With sampler=recorded no model is loaded: the recorded
+    attempts are evaluated. Raises TrainingInterrupted on Ctrl-C and SIGTERM.
     """
+    watcher = observer or Observer()
     named = _is_recipe(model)
-    config = _train_config(model if named else recipe if recipe is not None else _recipe_beside(model), *overrides)
+    config = _train_config(model, *overrides) if named else _config_for(model, recipe, overrides, "evaluate it on")
     path = config.model.path if named else str(model)
-    target = Path(output) if output is not None else evaluation_folder(model, *overrides)
-    if target is not None and (target / "config.yaml").exists():  # before the work, not after it
-        raise ConfigError(f"{target} already holds a run; choose another name=..., or another output")
-    say = (observer or Observer()).message
+    config = config.model_copy(update={"model": config.model.model_copy(update={"path": path})})
+    folder = Path(output) if output is not None else Path(config.output) / config.name if named else None
+    name = "recorded" if config.sampler == "recorded" else _folder_name(path)
+    if folder is not None:
+        _check_free(folder, name)
     task = make_task(config.task)
-    with closing(task):
-        how = _evaluate_recorded if config.sampler == "recorded" else _evaluate_model
-        named_model = config.model.model_copy(update={"path": path})
-        evaluation, notes = how(config.model_copy(update={"model": named_model}), task, say)
-    if target is not None:
-        keep_evaluation(target, absolute(config), evaluation, notes)
-        write_report(target)
-    return evaluation
+    with stoppable() as stopped, closing(task):
+        job = (_recorded_job if config.sampler == "recorded" else _model_job)(config, task)
+        folder = folder or default_folder(config, job.made_with)
+        notes = _tell([*task.notes, *job.notes], watcher.message)
+        with kept_in(folder, name, job.made_with, watcher) as kept:
+            there = f"rollouts are kept in {folder}"
+            stopped.told = lambda: f"{kept.count:,} of {job.evaluator.rollouts:,} {there}: the same command goes on"
+            watcher.message(f"{job.evaluator.plan()}; kept in {folder} as they end, so the same command goes on")
+            _say_kept(kept.count, job.evaluator.rollouts, folder, watcher)
+            evaluation = run_kept(job.evaluator, name, 0, job.sampler, job.chat, kept, watcher)
+            fallen = collapse(evaluation.summary, _trained_attempts(path))
+            if fallen is not None:
+                watcher.message(f"warning: {fallen}")
+                notes.append(fallen)
+            keep_evaluation(folder, absolute(config), evaluation, notes)
+    write_report(folder)
+    return dataclasses.replace(evaluation, folder=folder)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Job:
+    """What is evaluated by what; made_with: all that its numbers depend on."""
+
+    evaluator: Evaluator
+    sampler: Sampler
+    chat: Chat
+    made_with: dict[str, Any]
+    notes: list[str]
+
+
+def _say_kept(count: int, total: int, folder: Path, watcher: Observer) -> None:
+    if count == total:
+        watcher.message(f"all {total:,} rollouts are there already; remove {folder} to evaluate anew")
+    elif count:
+        watcher.message(f"going on: {count:,} of {total:,} rollouts are there already")
 
 
 def _is_recipe(model: str | Path) -> bool:
     return str(model).endswith((".yaml", ".yml"))
 
 
-def evaluation_folder(model: str | Path, *overrides: str) -> Path | None:
-    """Where `evaluate` keeps the evaluation of a recipe's model; None for a model that was named itself."""
-    if not _is_recipe(model):
-        return None
-    config = _train_config(model, *overrides)
-    return Path(config.output) / config.name
+def _check_free(folder: Path, name: str) -> None:
+    """Raises ConfigError, before the work and not after it, where `folder` holds anything but this evaluation."""
+    if (folder / "config.yaml").exists() and not kept_file(folder, name).with_suffix(".json").exists():
+        raise ConfigError(f"{folder} already holds a run; choose another name=..., or another output")
 
 
-def _evaluate_model(config: TrainConfig, task: Task, say: Callable[[str], None]) -> tuple[Evaluation, list[str]]:
-    """Greedy rollouts of the recipe's model; and what was told about task and model."""
-    evaluation = config.evaluation
-    evaluator = Evaluator(
-        task=task, problems=evaluated_problems(config, task), attempts=config.rollouts.attempts,
-        max_new_tokens=config.rollouts.max_new_tokens, seed=config.seed, controls=evaluation.controls,
-        external=load_external(task, evaluation.external), refine=config.rollouts.self_refine, split=evaluation.split,
-    )  # fmt: skip
+def _folder_name(path: str) -> str:
+    folder = Path(path).expanduser()
+    return folder.absolute().name if folder.is_dir() else folder.name
+
+
+def _model_job(config: TrainConfig, task: Task) -> _Job:
+    """The recipe's model, greedy."""
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    evaluator = make_evaluator(config, task)
     lm = load_model(config.model)
     config, sizes = fitted(config, lm, task)
+    evaluator = dataclasses.replace(evaluator, rows=rows_of(config, lm))
     sampler = TransformersSampler(lm, max_rows=config.rollouts.rows)
     task.grade([])
-    notes = _tell([*task.notes, *lm.chat.notes, *sizes[:1]], say)  # nothing is trained here
-    return evaluator.run(Path(config.model.path).name, 0, sampler, lm.chat), notes
+    size = sum(parameter.numel() for parameter in lm.model.parameters())
+    precision = str(lm.compute_dtype).removeprefix("torch.")
+    told = (
+        f"task {evaluator.about}, {len(evaluator.problems):,} problems of split {evaluator.split}; model "
+        f"{config.model.path}, {size / 1e6:,.1f} million parameters, {lm.device.type}, {precision}"
+    )
+    trained = _trained_attempts(config.model.path)
+    notes = [told, *lm.chat.notes, *sizes[:1]]  # nothing is trained here
+    if config.rollouts.attempts > trained:
+        notes.append(
+            f"rollouts.attempts is {config.rollouts.attempts}, but {config.model.path} was trained with {trained}: "
+            f"from attempt {trained + 1} on it reads conversations longer than any it learned from"
+        )
+    made_with = settings(config, evaluator, lm.chat, model_settings(lm))
+    return _Job(evaluator, sampler, lm.chat, made_with, notes)
 
 
-def _evaluate_recorded(config: TrainConfig, task: Task, say: Callable[[str], None]) -> tuple[Evaluation, list[str]]:
+def _recorded_job(config: TrainConfig, task: Task) -> _Job:
     """The recorded attempts, through the same rollouts, graders and metrics as a model's."""
     from selfcorrect.evaluation.recorded import replay
 
     chat = TextChat()
-    problems, sampler, recorded = replay(str(config.recorded), task, chat, config.rollouts.attempts)
+    problems, sampler, notes = replay(str(config.recorded), task, chat, config.rollouts.attempts)
     task.grade([])
-    notes = _tell([*task.notes, *recorded], say)
     evaluator = Evaluator(
         task=task, problems=problems, attempts=config.rollouts.attempts,
         max_new_tokens=config.rollouts.max_new_tokens, seed=config.seed, controls=False, decoding="recorded",
+        rows=len(problems),  # problems with the same prompt are answered in turn, so all are played at once
+        about=about(config.task),
     )  # fmt: skip
-    return evaluator.run("recorded", 0, sampler, chat), notes
+    digest = hashlib.sha256(Path(str(config.recorded)).read_bytes()).hexdigest()[:16]
+    made_with = settings(config, evaluator, chat, {"recorded": digest})
+    return _Job(evaluator, sampler, chat, made_with, [f"task {evaluator.about}", *notes])
 
 
 def _tell(notes: list[str], say: Callable[[str], None]) -> list[str]:
@@ -183,7 +252,7 @@ def play(
     problem: str, model: str | Path = "lab", recipe: Recipe | None = None, *, temperature: float = 0.0, seed: int = 0
 ) -> Rollout:
     """One problem, all attempts. problem: "30 7 2 = 39" or an id like "countdown-30-7-2-to-39"."""
-    config = _train_config(recipe if recipe is not None else _recipe_beside(model))
+    config = _config_for(model, recipe, None, "play")
     lm: LanguageModel = load_model(config.model.model_copy(update={"path": str(model)}))
     task = make_task(config.task)
     params = SamplingParams(temperature, config.rollouts.max_new_tokens, derive_seed(seed, "play"))
@@ -207,45 +276,58 @@ def make_repair_set(
     recipe: one whose task is math or code. split: train, or test for the held-out problems; problems: how many of
     them, by default all. Rows are {"task_id", "split", "first_attempt", "failure", "model"}, one a line.
     """
-    config = _train_config(recipe, *overrides)
-    say, file = (observer or Observer()).message, Path(output).expanduser()
+    config, file = _train_config(recipe, *overrides), Path(output).expanduser()
+    watcher = observer or Observer()
     if file.exists():
         raise ConfigError(f"output = {str(output)!r} is there already; remove it, or choose another")
+    task, listed = _listed(config, split, problems)
+    lm = load_model(config.model.model_copy(update={"path": str(model)}))
+    config, _ = fitted(config, lm, task)
+    chunk, what = rows_of(config, lm, attempts=1), f"{about(config.task, split)}, split {split}"
+    sampler = TransformersSampler(lm, max_rows=chunk)
+    made_with = sampling_settings(config, lm, task, listed, temperature)
+    made_with |= {"split": split, "model's name": str(model), "problems side by side (rollouts.rows_at_once)": chunk}
+    tried = file.with_name(f".{file.name}.tried.jsonl")
+    way_out = f"give the command those settings, or remove {tried} to begin anew"
+    with stoppable() as stopped, closing(task), Kept(tried, made_with, lambda line: line["id"], way_out) as kept:
+        stopped.told = lambda: (
+            f"{kept.count:,} of {len(listed):,} problems are tried, and kept in {tried}: the same command goes on"
+        )
+        watcher.message(
+            f"{len(listed):,} completions to come: {len(listed):,} problems of {what}, once each, by {model}; kept as "
+            "they end, so the same command goes on"
+        )
+        watcher.work(what, 0, len(listed))
+        rows: list[dict[str, Any]] = []
+        for start in range(0, len(listed), chunk):
+            part = listed[start : start + chunk]
+            lines = kept.take([problem.id for problem in part])
+            if lines is None:
+                seed = derive_seed(config.seed, "repair set", start)
+                params = SamplingParams(temperature, config.rollouts.max_new_tokens, seed)
+                played = play_problems(part, task, sampler, lm.chat, params, 1)
+                lines = [{"id": r.problem.id, "rows": repair_rows([r], split, str(model))} for r in played]
+                kept.add(lines)
+            rows += [row for line in lines for row in line["rows"]]
+            watcher.work(what, start + len(part), len(listed))
+        if rows:
+            write_durably(file, "".join(json.dumps(row) + "\n" for row in rows))
+        kept.remove()
+    if not rows:
+        raise DataError(
+            f"{model} failed at none of {len(listed)} problems, or ended none of its attempts: no set to write"
+        )
+    return len(rows)
+
+
+def _listed(config: TrainConfig, split: Split, count: int | None) -> tuple[Task, list[Problem]]:
+    """The task of a repair set, and the problems to try."""
     if not isinstance(config.task, MathConfig | CodeConfig):
         raise ConfigError(f"task.name is {config.task.name}; a repair set is made from math or code")
     task = make_task(config.task)
     assert isinstance(task, DataTask)
     listed = list(task.train) if split == "train" else task.test
-    listed = listed if problems is None else fixed_share(listed, problems)
-    lm = load_model(config.model.model_copy(update={"path": str(model)}))
-    config, _ = fitted(config, lm, task)
-    sampler = TransformersSampler(lm, max_rows=config.rollouts.rows)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(f".{file.name}.partial")
-    tried = kept = 0
-    with closing(task), partial.open("w", encoding="utf-8") as out:
-        try:
-            for tried in range(0, len(listed), config.rollouts.rows):
-                draws = derive_seed(config.seed, "repair set", tried)
-                params = SamplingParams(temperature, config.rollouts.max_new_tokens, draws)
-                chunk = listed[tried : tried + config.rollouts.rows]
-                rows = repair_rows(play_problems(chunk, task, sampler, lm.chat, params, 1), split, str(model))
-                out.writelines(json.dumps(row) + "\n" for row in rows)
-                out.flush()
-                kept += len(rows)
-                say(f"{tried + len(chunk)} of {len(listed)} problems tried, {kept} failed attempts")
-        except KeyboardInterrupt:
-            if kept:
-                partial.replace(file)
-            told = f"the {kept} failed attempts so far are in {file}" if kept else "nothing was written yet"
-            raise TrainingInterrupted(f"stopped after {tried} of {len(listed)} problems; {told}") from None
-    if not kept:
-        partial.unlink()
-        raise DataError(
-            f"{model} failed at none of {len(listed)} problems, or ended none of its attempts: no set to write"
-        )
-    partial.replace(file)
-    return kept
+    return task, listed if count is None else fixed_share(listed, count)
 
 
 def scale(
@@ -262,30 +344,37 @@ def scale(
 
     output: a folder for the samples, the drawing and its numbers; samples that are there already are used again.
     """
-    from selfcorrect.analysis.scaling import sample_pools
+    from selfcorrect.analysis.scaling import check_votes, cost_of, sample_pools
 
     if most < 2 or most & (most - 1):
         raise ConfigError(f"most = {most} must be a power of two, 2 or more")
-    config = _train_config(recipe if recipe is not None else _recipe_beside(model), *overrides)
-    folder = Path(output)
-    folder.mkdir(parents=True, exist_ok=True)
-    say = (observer or Observer()).message
+    config = _config_for(model, recipe, overrides, "sample")
+    folder, watcher = Path(output), observer or Observer()
     task = make_task(config.task)
+    check_votes(task)
+    listed = task.held_out(problems)
     lm = load_model(config.model.model_copy(update={"path": str(model)}))
     config, _ = fitted(config, lm, task)
-    about = folder / "samples.json"
-    told = {
-        "model": fingerprint(lm), "task": config.task.model_dump(mode="json"), "seed": config.seed, "most": most,
-        "temperature": temperature, "max_new_tokens": config.rollouts.max_new_tokens,
+    chunk = max(1, rows_of(config, lm) // most)
+    made_with = {
+        **sampling_settings(config, lm, task, listed, temperature), "most": most, "problems at once": chunk,
     }  # fmt: skip
-    if about.exists() and json.loads(about.read_text(encoding="utf-8")) != told:
-        raise ConfigError(f"{folder}: holds samples made with other settings ({about}); choose another output")
-    about.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
     params = SamplingParams(temperature, config.rollouts.max_new_tokens, config.seed)
-    with closing(task):
+    total, what = cost_of(most) * len(listed), about(config.task)
+    way_out = "choose another output, or remove its samples.json to begin anew"
+    file = folder / "samples.jsonl"
+    with stoppable() as stopped, closing(task), Kept(file, made_with, lambda line: line[0], way_out) as kept:
+        stopped.told = lambda: (
+            f"{kept.count:,} of {len(listed):,} problems are kept in {folder}: the same command goes on"
+        )
+        watcher.message(
+            f"{total:,} completions to come: {len(listed):,} problems of {what} x ({most} first attempts + {most // 2} "
+            f"corrections), by {model}; kept in {folder} as they end, so the same command goes on"
+        )
+        watcher.work(f"sampling {what}", 0, total)
         pools = sample_pools(
-            task, task.held_out(problems), TransformersSampler(lm, max_rows=config.rollouts.rows), lm.chat,
-            params, most, folder / "samples.jsonl", config.rollouts.rows, say,
+            task, listed, TransformersSampler(lm, max_rows=config.rollouts.rows), lm.chat, params, most,
+            kept, chunk, lambda done: watcher.work(f"sampling {what}", done * cost_of(most), total),
         )  # fmt: skip
     points = scaling(pools, budgets_up_to(most))
     scale_figure(points, len(pools), temperature).write(folder)
@@ -308,8 +397,36 @@ def _train_config(recipe: Recipe, *overrides: str) -> TrainConfig:
     return config
 
 
-def _recipe_beside(model: str | Path) -> Recipe:
-    """The recipe of the run that a model folder lies in; else the lab's for the lab's models; else countdown.yaml."""
+_LIMITS = {"math": 1024, "code": 512, "repair": 512}  # tokens of an attempt, as in the shipped recipes
+
+
+def _config_for(model: str | Path, recipe: Recipe | None, overrides: Sequence[str] | None, purpose: str) -> TrainConfig:
+    """The recipe that was named, or that goes with a model, or a task's defaults where an override names the task.
+
+    overrides: None where the command takes none. Raises ConfigError where nothing names the task.
+    """
+    if recipe is not None:
+        return _train_config(recipe, *(overrides or ()))
+    folder = Path(str(model)).expanduser()
+    if (folder / "final").is_dir() and not (folder / "config.json").is_file():
+        raise ConfigError(f"{model} is a run, not a model; name its model: {model}/final")
+    beside = _recipe_beside(model)
+    if beside is not None:
+        return _train_config(beside, *(overrides or ()))
+    resolve_path(str(model))  # a folder that is not there is the first thing to say
+    tasks = [value for key, _, value in (o.partition("=") for o in overrides or ()) if key == "task.name"]
+    if not tasks:
+        kinds = ", ".join(f"task.name={name}" for name in TASK_KINDS)
+        also = "" if overrides is None else f", or a task ({kinds}; `selfcorrect tasks` says what they are)"
+        raise ConfigError(
+            f"{model} lies in no run, so nothing says what to {purpose}; name a recipe with --recipe FILE{also}"
+        )
+    limits = {"max_new_tokens": _LIMITS[tasks[-1]]} if tasks[-1] in _LIMITS else {}
+    return _train_config({"stages": [], "rollouts": limits}, *(overrides or ()))
+
+
+def _recipe_beside(model: str | Path) -> Path | None:
+    """The recipe of the run that a model folder lies in; the lab's for the lab's models; None for every other."""
     folder = Path(str(model)).expanduser()
     if str(model) == LAB_MODEL:
         return lab_recipe()
@@ -319,7 +436,13 @@ def _recipe_beside(model: str | Path) -> Recipe:
                 return run / "config.yaml"
         if (folder / "recipe.json").is_file():  # written by lab/base.py
             return lab_recipe()
-    return shipped_recipe("countdown")
+    return None
+
+
+def _trained_attempts(model: str | Path) -> int:
+    """How many attempts a conversation had where a model was trained; without a bound where nothing tells."""
+    beside = _recipe_beside(model)
+    return _train_config(beside).rollouts.attempts if beside else sys.maxsize
 
 
 def lab_recipe() -> Path:

@@ -5,7 +5,8 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -115,19 +116,23 @@ def evaluate(
     output: Annotated[Path | None, typer.Option(help="Folder for the rollouts and report.html.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Two greedy attempts on held-out problems: accuracy at each, delta, i->c, c->i, with 95 % intervals."""
+    """Two greedy attempts on held-out problems: accuracy at each, delta, i->c, c->i, with 95 % intervals.
+
+    Finished problems are kept at once; after a stop, the same command goes on.
+    """
     from selfcorrect import api
     from selfcorrect.runs.display import evaluation_line, summary_line
     from selfcorrect.runs.folder import evaluation_row
+    from selfcorrect.runs.progress import on_stderr
 
-    kept = output or api.evaluation_folder(model, *(overrides or []))
-    evaluation = api.evaluate(model, *(overrides or []), recipe=recipe, observer=_on_stderr(), output=output)
+    with _stopped(), on_stderr() as watcher:
+        evaluation = api.evaluate(model, *(overrides or []), recipe=recipe, observer=watcher, output=output)
     if as_json:
         typer.echo(json.dumps(evaluation_row(evaluation)))
         return
     typer.echo(evaluation_line(evaluation))
-    if kept is not None:
-        typer.echo(f"report: {kept / 'report.html'}")
+    if evaluation.folder is not None:
+        typer.echo(f"report: {evaluation.folder / 'report.html'}")
     for name, summary in [*evaluation.controls, *evaluation.external]:
         typer.echo(f"  {name}: {summary_line(summary)}  {summary.outcomes[0]}")
 
@@ -203,6 +208,7 @@ def make_repair_set(
     """Let a model try a task once and keep the attempts that fail: first attempts for the task repair."""
     from selfcorrect import api
     from selfcorrect.config import TrainConfig
+    from selfcorrect.runs.progress import on_stderr
 
     if recipe is None:
         if not model.endswith((".yaml", ".yml")):
@@ -212,14 +218,11 @@ def make_repair_set(
         model = config.model.path if isinstance(config, TrainConfig) else model
     if split not in ("train", "test"):
         raise ConfigError(f"--split {split}: must be train or test")
-    try:
+    with _stopped(), on_stderr() as watcher:
         rows = api.make_repair_set(
             model, output, *(overrides or []), recipe=recipe, split="train" if split == "train" else "test",
-            problems=problems, temperature=temperature, observer=_on_stderr(),
+            problems=problems, temperature=temperature, observer=watcher,
         )  # fmt: skip
-    except TrainingInterrupted as error:
-        typer.echo(str(error), err=True)
-        raise typer.Exit(130) from None
     typer.echo(f"repair set: {output} ({rows} rows)")
 
 
@@ -271,6 +274,7 @@ def scale(
     """Spend samples on more first attempts, or on correcting half as many? Majority vote at budgets 2 to 64."""
     from selfcorrect import api
     from selfcorrect.runs.display import estimate_text
+    from selfcorrect.runs.progress import on_stderr
 
     if (Path(model).expanduser() / "final").is_dir():
         raise ConfigError(f"{model} is a run, not a model; name its model: {model}/final")
@@ -279,10 +283,11 @@ def scale(
     if output is None and run is None:
         raise ConfigError(f"{model} lies in no run; name a folder with --output")
     output = output or (run or Path()) / "scaling"
-    points = api.scale(
-        model, *(overrides or []), output=output, recipe=recipe, most=most, problems=problems, temperature=temperature,
-        observer=_on_stderr(),
-    )  # fmt: skip
+    with _stopped(), on_stderr() as watcher:
+        points = api.scale(
+            model, *(overrides or []), output=output, recipe=recipe, most=most, problems=problems,
+            temperature=temperature, observer=watcher,
+        )  # fmt: skip
     typer.echo("budget  2K in parallel         K, each corrected      difference")
     for p in points:
         told = (estimate_text(p.parallel), estimate_text(p.corrected), estimate_text(p.gain, signed=True))
@@ -372,6 +377,16 @@ def tasks() -> None:
 
     for name, description in DESCRIPTIONS.items():
         typer.echo(f"{name:<12} {description}")
+
+
+@contextmanager
+def _stopped() -> Iterator[None]:
+    """An interruption is told here, as typer ends on a KeyboardInterrupt without a word; status 130."""
+    try:
+        yield
+    except TrainingInterrupted as error:
+        typer.echo(str(error), err=True)
+        raise typer.Exit(130) from None
 
 
 def data_folder() -> Path:

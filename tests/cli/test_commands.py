@@ -63,7 +63,7 @@ def test_train_evaluate_play_report(recipe_file: Path, tmp_path: Path, command: 
     assert evaluation["name"] == "final"
     for part in ("summary", "sampled", "controls"):
         assert evaluation[part] == written[part]
-    assert command("evaluate", str(run / "final")).startswith("final: t1 ")
+    assert command("evaluate", str(run / "final")).startswith("final on countdown: t1 ")
 
     played = command("play", "12 9 3 = 4", "--model", str(run / "final"))
     assert played.startswith("12 9 3 : 4\n")
@@ -127,7 +127,7 @@ def test_the_recipe_that_goes_with_a_model(recipe_file: Path, model: Path, tmp_p
     (tmp_path / "config.yaml").write_text("something: else")
     (tmp_path / "a" / "b").mkdir(parents=True)
     for other in (model, tmp_path / "a" / "b", "org/name"):
-        assert _recipe_beside(other) == shipped_recipe("countdown")
+        assert _recipe_beside(other) is None
     assert (
         _recipe_beside("lab") == _recipe_beside(shipped_recipe("demo").parents[1] / "assets/lab_base") == lab_recipe()
     )
@@ -229,8 +229,10 @@ def test_analyse_and_scale(recipe_file: Path, tmp_path: Path, command: Command) 
     assert (output / "samples.jsonl").read_text() == samples
     with pytest.raises(ConfigError, match="must be a power of two"):
         selfcorrect.scale(model, output=output, most=6)
-    with pytest.raises(ConfigError, match="holds samples made with other settings"):
-        selfcorrect.scale(model, output=output, most=4, temperature=0.9)
+    with pytest.raises(
+        ConfigError, match=r"begun with other settings: temperature is 0.9, but was 0.7; choose another"
+    ):
+        selfcorrect.scale(model, output=output, most=4, problems=3, temperature=0.9)
 
 
 @pytest.mark.parametrize(

@@ -176,13 +176,18 @@ MISTAKES: dict[str, tuple[Callable[[Room], Arguments], str]] = {
     ),
     "output is a file": (output_is_a_file, r"runs.*: (Not a directory|File exists)"),
     "report of a non-run": (lambda room: ["report", str(room.folder)], r"is not a run: it holds none of"),
+    "evaluate: no task": (lambda room: ["evaluate", str(room.model), "seed=1"], r"/model lies in no run, so nothing says what to evaluate it on; name a recipe with --recipe FILE, or a task \(task.name=countdown, task.name=math,"),
+    "evaluate: a hub name without a task": (lambda room: ["evaluate", "org/name"], r"org/name lies in no run"),
+    "evaluate: a run": (a_run, r"/a run is a run, not a model; name its model: .*/a run/final'?$"),
+    "evaluate: a task that is none": (lambda room: ["evaluate", str(room.model), "task.name=gsm8k"], r"name = 'gsm8k' must be one of"),
+    "scale: no task": (lambda room: ["scale", str(room.model), "--output", "s"], r"what to sample; name a recipe with --recipe FILE, or a task"),
+    "play: no task": (lambda room: ["play", "1 2 = 3", "--model", str(room.model)], r"what to play; name a recipe with --recipe FILE$"),
     "evaluate: no such model": (lambda room: ["evaluate", "./not/there"], r"model.path = './not/there': no such folder"),
-    "evaluate: a run": (a_run, r"model.path = '.*/a run' is a run, not a model; name its model: .*/a run/final$"),
     "resume of an evaluation": (an_evaluation, r"stages is empty: there is nothing to train; `selfcorrect evaluate`"),
     "existing run, with a space": (
         lambda room: existing_run(room, "a run"), r"holds a run; resume it with `selfcorrect train --resume '.*/a run/run'`, or"
     ),
-    "play: not a problem": (lambda room: ["play", "hello", "--model", str(room.model)], r"problem 'hello': expected two or more whole numbers"),
+    "play: not a problem": (lambda room: ["play", "hello"], r"problem 'hello': expected two or more whole numbers"),
 }  # fmt: skip
 
 

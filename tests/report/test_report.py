@@ -10,10 +10,14 @@ from xml.etree import ElementTree
 
 import pytest
 
+import selfcorrect.report
+from selfcorrect.analysis.svg import ticks
 from selfcorrect.errors import UserError
+from selfcorrect.evaluation.metrics import Estimate, Summary
 from selfcorrect.report import write_report
 from selfcorrect.report.curves import smooth
 from selfcorrect.report.load import load_run
+from selfcorrect.report.pictures import accuracy_picture, attempt_colours
 from selfcorrect.report.wording import control_sentence, headline
 
 from .helpers import COUNTS, HOSTILE, make_run, rollout, step_row, summary, write_evaluation, write_lines
@@ -234,3 +238,28 @@ def test_the_papers_numbers_are_those_of_the_task(tmp_path: Path) -> None:
         page = write_report(run).read_text()
         assert shown in page
         assert hidden not in page
+
+
+@pytest.mark.parametrize("attempts", [2, 3, 4, 5, 10, 12])
+def test_every_attempt_has_a_colour_and_no_label_runs_over_another(attempts: int) -> None:
+    accuracy = tuple(Estimate(v, v, v) for v in [1 - 0.99 * a / attempts for a in range(attempts)])
+    zero = Estimate(-0.999, -1.0, 0.0)
+    told = Summary(9, accuracy, zero, zero, zero, zero, zero, ())
+    colours = attempt_colours([told])
+    assert len(set(colours)) == min(10, attempts)
+    drawn = ElementTree.fromstring(str(accuracy_picture([("A name that is much too long for its place", told)] * 2)))
+    texts = [(t.text or "", t.attrib) for t in drawn.iter("text")]
+    numbers = [t for t, a in texts if a["text-anchor"] == "end" and "→" in t]
+    labels = [t for t, a in texts if "strong" in a["class"]]
+    assert len(numbers) == len(labels) == 2
+    for label, number in zip(labels, numbers, strict=True):
+        assert 7.2 * len(label) + 6.4 * len(number) <= 400
+    dots = [c.attrib["class"].removeprefix("dot ") for c in drawn.iter("circle")]
+    assert dots == colours * 2
+    css = (Path(selfcorrect.report.__file__).parent / "page.css").read_text()
+    assert all(f".{colour.split()[-1]} {{" in css for colour in colours)
+
+
+def test_a_value_that_never_changes_has_an_axis() -> None:
+    for value in (1.0, -10.0, 0.0, 2.5, 1e-9):
+        assert len(ticks(value, value)) >= 2

@@ -154,12 +154,15 @@ class KillPoint:
 class Process:
     """`go` in a process that is cheap to start: its server has everything imported."""
 
-    def __init__(self, settings: Mapping[str, Any], hook: Callable[[], None] | None = None) -> None:
-        """hook: called in the process before the run; module-level, as it is pickled."""
+    def __init__(
+        self, settings: Mapping[str, Any], hook: Callable[[], None] | None = None,
+        deed: Callable[[Mapping[str, Any]], object] = go,
+    ) -> None:  # fmt: skip
+        """hook: called in the process before the deed; both module-level, as they are pickled."""
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(PRELOAD)
         self._ours, theirs = context.Pipe(duplex=False)
-        self._process = context.Process(target=_child, args=(dict(settings), hook, theirs))
+        self._process = context.Process(target=_child, args=(dict(settings), hook, deed, theirs))
         self._process.start()
         theirs.close()
         self._began: float = self._ours.recv()  # everything before this is the test's, not the run's
@@ -197,12 +200,15 @@ def _processor_seconds(pid: int) -> float:
         return 0.0
 
 
-def _child(settings: dict[str, Any], hook: Callable[[], None] | None, ours: Connection) -> None:
+def _child(
+    settings: dict[str, Any], hook: Callable[[], None] | None, deed: Callable[[Mapping[str, Any]], object],
+    ours: Connection,
+) -> None:  # fmt: skip
     Countdown.grade = lucky_grade  # type: ignore[method-assign]
     if hook:
         hook()
     ours.send(time.process_time())
-    go(settings)
+    deed(settings)
     ours.send(time.process_time())
 
 

@@ -13,12 +13,11 @@ from selfcorrect.analysis import analyse
 from selfcorrect.analysis.edits import edit_figure, edit_ratio
 from selfcorrect.analysis.flow import flow_figure
 from selfcorrect.analysis.read import Row
-from selfcorrect.analysis.scaling import sample_pools
+from selfcorrect.analysis.scaling import check_votes
 from selfcorrect.analysis.training import attempts_figure, fixed_figure, progress_figures
 from selfcorrect.analysis.votes import Pool, budgets_up_to, read_pools, scale_figure, scaling, vote_key
 from selfcorrect.errors import ConfigError, DataError
 from selfcorrect.tasks.countdown import Countdown
-from selfcorrect.types import SamplingParams
 
 
 def row(right: str, answers: str, *texts: str) -> Row:
@@ -143,17 +142,12 @@ def test_the_interval_covers_the_truth() -> None:
     assert covered >= 34
 
 
-def test_samples_are_drawn_once(tmp_path: Path) -> None:
+def test_samples_that_can_be_voted_on(tmp_path: Path) -> None:
     file = tmp_path / "samples.jsonl"
     file.write_text(json.dumps(["p", [["a", True]] * 4, [["a", True]] * 2]) + "\n" + '["q", [["a"')
-    assert [pool.id for pool in read_pools(file)] == ["p"]
-    told: Any = Countdown()
-    assert sample_pools(told, [], None, None, SamplingParams(0.7, 8, 0), 4, file, 64) == []  # type: ignore[arg-type]
-    assert file.read_text().endswith("]]]\n")  # what is written next begins a line of its own
+    assert [pool.id for pool in read_pools(file)] == ["p"]  # the other is torn
     task: Any = Countdown()
-    params = SamplingParams(0.7, 8, 0)
-    with pytest.raises(ConfigError, match="holds another number of samples than 8"):
-        sample_pools(task, [], None, None, params, 8, file, 64)  # type: ignore[arg-type]
+    check_votes(task)
     task.name = "code"
     with pytest.raises(ConfigError, match="a majority vote is not defined for programs"):
-        sample_pools(task, [], None, None, params, 4, file, 64)  # type: ignore[arg-type]
+        check_votes(task)

@@ -153,7 +153,7 @@ def test_thoughts_are_not_graded(tmp_path: Path) -> None:
 def test_a_replay_is_a_whole_evaluation_with_its_report(tmp_path: Path) -> None:
     rows = [{"task_id": f"test/algebra/{n}.json", "attempts": [boxed(2 * n + n % 2), boxed(2 * n)]} for n in (10, 11)]
     file = write(tmp_path / "two.jsonl", rows)
-    recipe = {"task": {"name": "math", "data": str(math_folder(tmp_path / "math"))}, "stages": [STAGE], "sampler": "recorded", "recorded": str(file)}  # fmt: skip
+    recipe = {"task": {"name": "math", "data": str(math_folder(tmp_path / "math"))}, "stages": [STAGE], "sampler": "recorded", "recorded": str(file), "output": str(tmp_path)}  # fmt: skip
     evaluation = selfcorrect.evaluate("unused", recipe=recipe, output=tmp_path / "run")
     assert [e.value for e in evaluation.summary.accuracy] == [0.5, 1.0]
     assert [a.completion.text for a in evaluation.rollouts[1].attempts] == rows[1]["attempts"]
@@ -161,8 +161,12 @@ def test_a_replay_is_a_whole_evaluation_with_its_report(tmp_path: Path) -> None:
     assert "50.0" in page
     assert "100.0" in page
     assert "not finished" not in page
-    with pytest.raises(ConfigError, match="already holds a run"):
-        selfcorrect.evaluate("unused", recipe=recipe, output=tmp_path / "run")
+    assert selfcorrect.evaluate("unused", recipe=recipe, output=tmp_path / "run") == evaluation  # not graded again
+    more = write(tmp_path / "three.jsonl", [*rows, rows[0]])
+    with pytest.raises(
+        ConfigError, match=r"begun with other settings: recorded is .*evaluation.problems is 3, but was 2"
+    ):
+        selfcorrect.evaluate("unused", recipe={**recipe, "recorded": str(more)}, output=tmp_path / "run")
     with pytest.raises(ConfigError, match="recorded attempts cannot be trained"):
         selfcorrect.train(recipe)
     write(file, [{**row, "attempts": ["once"]} for row in rows])
@@ -203,7 +207,7 @@ def test_rows_with_the_same_prompt_keep_their_own_attempts(tmp_path: Path) -> No
     """More rows than evaluation.problems asks for, none of them with a question: all are evaluated, each as recorded."""
     rows = [{"gold": str(n), "attempts": [boxed(n), boxed(n if n % 2 else -n)]} for n in range(1, 13)]
     file = write(tmp_path / "alike.jsonl", rows)
-    recipe = {"task": {"name": "math"}, "stages": [STAGE], "sampler": "recorded", "recorded": str(file), "evaluation": {"problems": 5}}  # fmt: skip
+    recipe = {"task": {"name": "math"}, "stages": [STAGE], "sampler": "recorded", "recorded": str(file), "evaluation": {"problems": 5}, "output": str(tmp_path)}  # fmt: skip
     evaluation = selfcorrect.evaluate("unused", recipe=recipe)
     assert [e.value for e in evaluation.summary.accuracy] == [1.0, 0.5]
     assert evaluation.summary.n == 12

@@ -91,6 +91,8 @@ def _legend(entries: Sequence[tuple[str, str]]) -> list[Markup]:
     """Names in one or two rows above the drawing."""
     marks, at, row = [], 0.0, 12.0
     for name, colour in entries:
+        if not name:
+            continue
         wide = 22 + 6.4 * len(name)
         if at and at + wide > WIDTH:
             at, row = 0.0, row + 17

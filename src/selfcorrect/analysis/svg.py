@@ -43,6 +43,13 @@ def drawing(width: float, height: float, label: str, children: Iterable[Markup],
     )
 
 
+def attempt_class(index: int, attempts: int, prefix: str) -> str:
+    """The colour of attempt `index` (0, 1, ...): one of four, or, of more attempts, a step of a sequential scale."""
+    if attempts <= 4:
+        return f"{prefix}{index + 1}"
+    return f"seq q{round(9 * index / (attempts - 1))}"
+
+
 @dataclass(frozen=True, slots=True)
 class Scale:
     """A linear map from data [low, high] to drawing units [start, end]."""
@@ -64,7 +71,7 @@ def ticks(low: float, high: float, wanted: int = 4) -> list[float]:
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= raw * 0.999)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [k * step for k in range(first, last + 1)]
+    return [k * step for k in range(first, max(last, first + 1) + 1)]  # two at least, also for one value
 
 
 def number(value: float, spacing: float = 0.0) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 from selfcorrect.analysis.charts import Series, line_chart
 from selfcorrect.analysis.figure import Figure
 from selfcorrect.analysis.read import Row
+from selfcorrect.analysis.svg import attempt_class
 from selfcorrect.evaluation.metrics import share
 
 _NAN = math.nan
@@ -43,7 +44,11 @@ def progress_figures(steps: Sequence[Mapping[str, Any]]) -> list[Figure]:
     rows = [row for row in rows if len(row["rewards"]) == len(rows[-1]["rewards"])]
     attempts = len(rows[-1]["rewards"])
     accuracy = [
-        Series(f"attempt {a + 1}", f"c{min(4, a + 1)}", _smooth([(r["step"], 100 * r["rewards"][a]) for r in rows]))
+        Series(
+            f"attempt {a + 1}",
+            attempt_class(a, attempts, "c"),
+            _smooth([(r["step"], 100 * r["rewards"][a]) for r in rows]),
+        )
         for a in range(attempts)
     ]
     numbers = [
@@ -68,6 +73,12 @@ def progress_figures(steps: Sequence[Mapping[str, Any]]) -> list[Figure]:
         drawn = line_chart(title, "training step", "% changed", changed)
         figures.append(Figure("training_changed", title, f"% of changed answers among {n}.", drawn, numbers))
     return figures
+
+
+def _named(index: int, attempts: int) -> str:
+    """In the key; of more than ten attempts only some, for want of room."""
+    shown = attempts <= 10 or index in (0, attempts // 2, attempts - 1)
+    return f"attempt {index + 1}" if shown else ""
 
 
 def _smooth(points: Sequence[tuple[float, float]], width: int = 10) -> list[tuple[float, float, float, float]]:

@@ -130,8 +130,6 @@ class Runner:
         if job.trains and (job.path / "config.yaml").exists():
             arguments = ["train", "--resume", str(job.path)]
         else:
-            if job.path.exists() and not job.trains:
-                shutil.rmtree(job.path)  # an evaluation is written at its end; this one was cut off
             if job.after and job.after.exists():
                 _take_traces(job.after, job.path)
             if job.base and job.trains:

@@ -110,6 +110,8 @@ class EvaluationConfig(Strict):
     they are trained on as well. offset: leaves out the first so many of the held-out problems.
     every: steps between smaller evaluations on `problems_between` problems while training, each once with the model's
     own first attempts and once with the base model's (Fig. 5); none by default.
+    controls: also sample every attempt at temperature 1, which live alarms need, and write the second one after the
+    attempt of another problem (swapped) and after another one at the same problem (independent): three times the cost.
     """
 
     problems: Positive = 2000
@@ -117,7 +119,7 @@ class EvaluationConfig(Strict):
     offset: Annotated[int, Field(ge=0)] = 0
     every: Positive | None = None
     problems_between: Positive = 300
-    controls: bool = True
+    controls: bool = False
     external: tuple[str, ...] = ()
 
 

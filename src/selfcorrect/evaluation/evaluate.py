@@ -3,27 +3,39 @@
 Two controls ask whether attempt 2 reads attempt 1: before attempt 2 is written, attempt 1 is replaced by the
 attempt of another problem (`swapped`), or by another one at the same problem, sampled at temperature 1
 (`independent`).
+
+Problems are played `rows` at a time, always the same ones together, with a seed of their own: how numbers round
+depends on what is computed side by side, and what was kept of an evaluation must be what it would be made again.
 """
 
+import hashlib
+import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from selfcorrect.config import SelfRefineConfig, TrainConfig
 from selfcorrect.errors import ConfigError
+from selfcorrect.evaluation.kept import Kept
 from selfcorrect.evaluation.metrics import Summary, refuse_nothing_graded, summarize
 from selfcorrect.models.chat import Chat
 from selfcorrect.rollout import play
 from selfcorrect.samplers.base import Sampler
 from selfcorrect.seeds import derive_seed
 from selfcorrect.tasks.base import Task
-from selfcorrect.types import Problem, Rollout, SamplingParams
+from selfcorrect.types import Attempt, Completion, Grade, Outcome, Problem, Rollout, SamplingParams
+
+Told = Callable[[int, int], None]  # completions done, completions in all
 
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """One evaluation of one model. rollouts: the greedy ones; external: (file name, summary) pairs."""
+    """One evaluation of one model. rollouts: texts and grades of the greedy ones, as they were kept.
+
+    external: (file name, summary) pairs. about: the task's data in words. folder: where its files are.
+    """
 
     name: str
     step: int
@@ -36,11 +48,27 @@ class Evaluation:
     external: tuple[tuple[str, Summary], ...] = ()
     decoding: str = "greedy"
     split: str = "test"
+    about: str = ""
+    folder: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Problems played in one way. given: the part whose first attempts take the place of this one's."""
+
+    name: str
+    problems: Sequence[Problem]
+    temperature: float = 0.0
+    given: str = ""
+    shift: int = 0  # problem i is given the attempt at problem i + shift
 
 
 @dataclass(frozen=True, slots=True)
 class Evaluator:
-    """What stays the same from evaluation to evaluation: the task, the held-out problems, the limits."""
+    """What stays the same from evaluation to evaluation: the task, the held-out problems, the limits.
+
+    rows: how many problems are played, and kept, at once.
+    """
 
     task: Task
     problems: Sequence[Problem]
@@ -52,45 +80,192 @@ class Evaluator:
     decoding: str = "greedy"
     split: str = "test"
     refine: SelfRefineConfig | None = None
+    rows: int = 512
+    about: str = ""
 
-    def run(self, name: str, step: int, sampler: Sampler, chat: Chat) -> Evaluation:
+    def run(
+        self, name: str, step: int, sampler: Sampler, chat: Chat, kept: Kept | None = None,
+        told: Told = lambda done, total: None,
+    ) -> Evaluation:  # fmt: skip
         """Evaluate what `sampler` now samples from. The problems and draws are the same at every call.
 
-        Raises NothingGraded where not one problem could be sampled and graded.
+        kept: what it holds is not played again, and what is played is kept there, `rows` problems at a time. Raises
+        NothingGraded where not one problem could be sampled and graded.
         """
-        began = time.monotonic()
-
-        def rollouts(
-            problems: Sequence[Problem], temperature: float, given: Sequence[Rollout] | None = None
-        ) -> list[Rollout]:
-            params = SamplingParams(temperature, self.max_new_tokens, derive_seed(self.seed, "evaluate"))
-            first = [rollout.attempts[0].completion for rollout in given] if given else None
-            found = play(problems, self.task, sampler, chat, params, self.attempts, given=first, refine=self.refine)
-            refuse_nothing_graded(found, f"evaluation {name}")
-            return found
-
-        greedy = rollouts(self.problems, 0.0)
-        sampled = rollouts(self.problems, 1.0) if self.controls else []
-        controls = []
-        if self.controls:
-            shifted = [*greedy[1:], *greedy[:1]]
-            controls.append(("swapped", summarize(rollouts(self.problems, 0.0, shifted))))
-            if any(problem.first_attempt is None for problem in self.problems):  # recorded ones have no other draw
-                controls.append(("independent", summarize(rollouts(self.problems, 0.0, sampled))))
-        external = [(label, summarize(rollouts(problems, 0.0))) for label, problems in self.external]
+        counted = _Counted(sampler, told, self.completions)
+        played: dict[str, list[Rollout]] = {}
+        seconds = 0.0
+        for part in self.parts:
+            played[part.name] = []
+            given = self._given(part, played)
+            for start in range(0, len(part.problems), self.rows):
+                lines = self._chunk(part, start, given, counted, chat, kept)
+                problems = part.problems[start : start + self.rows]
+                played[part.name] += [rollout_of(*pair, self.seed, step) for pair in zip(problems, lines, strict=True)]
+                seconds += sum(line["seconds"] for line in lines)
+            refuse_nothing_graded(played[part.name], f"evaluation {name}")
+        summaries = {part: summarize(rollouts) for part, rollouts in played.items()}
         return Evaluation(
             name=name,
             step=step,
             task=self.task.name,
-            seconds=time.monotonic() - began,
-            summary=summarize(greedy),
-            rollouts=tuple(greedy),
-            sampled=summarize(sampled) if sampled else None,
-            controls=tuple(controls),
-            external=tuple(external),
+            seconds=seconds,
+            summary=summaries["greedy"],
+            rollouts=tuple(played["greedy"]),
+            sampled=summaries.get("sampled"),
+            controls=tuple((key, summaries[key]) for key in ("swapped", "independent") if key in summaries),
+            external=tuple((label, summaries[f"external {label}"]) for label, _ in self.external),
             decoding=self.decoding,
             split=self.split,
+            about=self.about,
         )
+
+    @property
+    def parts(self) -> list[Part]:
+        """All that is played, in order."""
+        found = [Part("greedy", self.problems)]
+        if self.controls:
+            found += [Part("sampled", self.problems, 1.0), Part("swapped", self.problems, given="greedy", shift=1)]
+            if any(problem.first_attempt is None for problem in self.problems):  # recorded ones have no other draw
+                found.append(Part("independent", self.problems, given="sampled"))
+        return found + [Part(f"external {label}", problems) for label, problems in self.external]
+
+    @property
+    def completions(self) -> int:
+        """How many completions an evaluation samples, where the model can read every problem."""
+        return sum(self.cost(part, part.problems) for part in self.parts)
+
+    @property
+    def rollouts(self) -> int:
+        """How many rollouts an evaluation consists of, those of the controls among them."""
+        return sum(len(part.problems) for part in self.parts)
+
+    def cost(self, part: Part, problems: Sequence[Problem]) -> int:
+        """Completions that some problems of a part take."""
+        each = self.attempts + (self.attempts - 1 if self.refine else 0)
+        return sum(each - (bool(part.given) or problem.first_attempt is not None) for problem in problems)
+
+    def plan(self) -> str:
+        """How many completions are to come, what multiplies them, and what the controls cost."""
+        total = self.completions
+        told = f"{total:,} completions to come of up to {self.max_new_tokens} tokens: {len(self.problems):,} problems"
+        told += f" x {self.attempts} attempts" + (" and feedback between them" if self.refine else "") + ", greedy"
+        for label, problems in self.external:
+            told += f"; {len(problems):,} of {label}"
+        controls = [part for part in self.parts if part.name in ("sampled", "swapped", "independent")]
+        if controls:
+            price = sum(self.cost(part, part.problems) for part in controls)
+            named = ", ".join(part.name for part in controls)
+            told += f"; controls ({named}): {price:,} completions of {total:,} (none with evaluation.controls=false)"
+        return told
+
+    def digest(self, chat: Chat) -> str:
+        """Of all problems, their prompts as the model reads them, and the texts that ask for another attempt."""
+        return digest([problem for part in self.parts for problem in part.problems], self.task, chat)
+
+    def _given(self, part: Part, played: dict[str, list[Rollout]]) -> list[Completion | None] | None:
+        """By problem, the completion that takes the place of its attempt 1."""
+        if not part.given:
+            return None
+        firsts = [rollout.attempts[0].completion for rollout in played[part.given]]
+        return [*firsts[part.shift :], *firsts[: part.shift]]
+
+    def _chunk(
+        self, part: Part, start: int, given: Sequence[Completion | None] | None, sampler: "_Counted", chat: Chat,
+        kept: Kept | None,
+    ) -> list[dict[str, Any]]:  # fmt: skip
+        """The lines of problems `start` to `start + rows` of a part, kept or played."""
+        problems, given = part.problems[start : start + self.rows], given and given[start : start + self.rows]
+        cost = self.cost(part, problems)
+        lines = kept.take([(part.name, problem.id, 1) for problem in problems]) if kept else None
+        if lines is not None:
+            sampler.reach(cost)
+            return lines
+        began = time.monotonic()
+        seed = derive_seed(self.seed, "evaluate", part.name, start // self.rows)
+        params = SamplingParams(part.temperature, self.max_new_tokens, seed)
+        rollouts = play(problems, self.task, sampler, chat, params, self.attempts, given=given, refine=self.refine)
+        seconds = (time.monotonic() - began) / len(problems)
+        lines = [line_of(part.name, rollout, seconds, ids=self.controls) for rollout in rollouts]
+        if kept and not all(map(_failed, rollouts)):  # a dead grader's verdicts are not worth keeping
+            kept.add(lines)
+        sampler.reach(cost)
+        return lines
+
+
+def _failed(rollout: Rollout) -> bool:
+    return any(attempt.grade.outcome is Outcome.GRADER_FAILED for attempt in rollout.attempts)
+
+
+def digest(problems: Sequence[Problem], task: Task, chat: Chat) -> str:
+    """Of problems, and of what a model reads of them: two that differ in anything that is sampled or graded differ."""
+    told = hashlib.sha256()
+    for problem in problems:
+        asked = task.correction_prompt(problem)
+        told.update(json.dumps([problem.id, problem.prompt, problem.first_attempt, asked]).encode())
+        told.update(json.dumps(problem.reference, default=str).encode())
+    if problems:  # by the chat template
+        first = chat.first_prompt(problems[0].prompt)
+        told.update(json.dumps([first, chat.next_prompt(first, (), task.correction_prompt(problems[0]))]).encode())
+    return told.hexdigest()[:16]
+
+
+class _Counted:
+    """A sampler that tells how many of the completions are done."""
+
+    def __init__(self, sampler: Sampler, told: Told, total: int) -> None:
+        self._sampler, self._told, self._total = sampler, told, total
+        self._before = self._since = 0
+
+    @property
+    def eos_ids(self) -> frozenset[int]:
+        return self._sampler.eos_ids
+
+    def sample(self, prompts: Sequence[tuple[int, ...]], params: SamplingParams) -> list[Completion]:
+        found = self._sampler.sample(prompts, params)
+        self._since += len(prompts)
+        self._told(self._before + self._since, self._total)
+        return found
+
+    def load_weights(self, model: Any) -> None:
+        self._sampler.load_weights(model)
+
+    def reach(self, cost: int) -> None:
+        """A chunk of so many completions is done; those of problems that cannot be read were not sampled."""
+        self._before, self._since = self._before + cost, 0
+        self._told(self._before, self._total)
+
+
+def line_key(line: Any) -> tuple[Any, ...]:
+    """What a kept line is about: part, problem, and which of its samples."""
+    return (line["part"], line["id"], line["sample"])
+
+
+def line_of(part: str, rollout: Rollout, seconds: float, *, sample: int = 1, ids: bool = False) -> dict[str, Any]:
+    """A rollout as it is kept; ids: with the token ids of attempt 1, from which controls go on."""
+    attempts = [
+        {
+            "text": attempt.completion.text, "finish": attempt.completion.finish_reason,
+            "outcome": str(attempt.grade.outcome), "reward": attempt.grade.reward, "answer": attempt.grade.answer,
+            "detail": attempt.grade.detail, "sampled": attempt.sampled, "feedback": attempt.feedback,
+        }
+        for attempt in rollout.attempts
+    ]  # fmt: skip
+    if ids:
+        attempts[0]["ids"] = rollout.attempts[0].completion.token_ids
+    return {"part": part, "id": rollout.problem.id, "sample": sample, "seconds": seconds, "attempts": attempts}
+
+
+def rollout_of(problem: Problem, line: dict[str, Any], seed: int, step: int) -> Rollout:
+    """What `line_of` wrote, read back: without contexts and log-probabilities."""
+    attempts = tuple(
+        Attempt(
+            (), Completion(tuple(a.get("ids", ())), (), a["text"], a["finish"]),
+            Grade(Outcome(a["outcome"]), a["reward"], a["answer"], a["detail"]), a["sampled"], a["feedback"],
+        )
+        for a in line["attempts"]
+    )  # fmt: skip
+    return Rollout(problem, attempts, seed, step)
 
 
 def load_external(task: Task, paths: Sequence[str]) -> list[tuple[str, list[Problem]]]:

@@ -17,10 +17,11 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from selfcorrect.analysis.figure import Figure
+from selfcorrect.analysis.svg import attempt_class
 from selfcorrect.report import tables
 from selfcorrect.report.curves import Curve, Line, curve, reader, window
 from selfcorrect.report.load import Run, Step
-from selfcorrect.report.pictures import accuracy_picture
+from selfcorrect.report.pictures import accuracy_picture, attempt_colours
 from selfcorrect.report.rollouts import CATEGORIES, RolloutSource, script_json
 from selfcorrect.report.wording import capital, control_sentence, headline, run_list
 
@@ -54,7 +55,7 @@ def render(run: Run, figures: Sequence[Figure] = ()) -> str:
         headline=headline(run),
         results=tables.results_table(run.evaluations) if run.evaluations else None,
         picture=accuracy_picture([(capital(e.label), e.summary) for e in shown]) if shown else None,
-        attempts=max((len(e.summary.accuracy) for e in shown), default=0),
+        attempt_colours=attempt_colours([e.summary for e in shown]),
         details=[t for t in (tables.sampled_table(shown), tables.outcome_table(shown)) if t],
         controls=tables.control_table(run.evaluations),
         control_says=[(capital(e.label), says) for e in reversed(shown) if (says := control_sentence(e))][:1],
@@ -105,7 +106,8 @@ def _attempts(steps: Sequence[Step], key: str) -> int:
 
 
 def _per_attempt(steps: Sequence[Step], key: str) -> list[Line]:
-    return [Line(f"attempt {a + 1}", f"a{min(4, a + 1)}", reader(key, a)) for a in range(_attempts(steps, key))]
+    count = _attempts(steps, key)
+    return [Line(f"attempt {a + 1}", attempt_class(a, count, "a"), reader(key, a)) for a in range(count)]
 
 
 def _curves(steps: Sequence[Step]) -> list[Curve]:

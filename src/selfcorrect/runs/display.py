@@ -43,6 +43,9 @@ class Observer:
     def evaluated(self, evaluation: Evaluation) -> None:
         """An evaluation has ended."""
 
+    def work(self, title: str, done: int, total: int) -> None:
+        """`done` of the `total` completions of a long piece of work are there; told again and again."""
+
     def finished(self, path: Path) -> None:
         """The run is complete."""
 
@@ -55,6 +58,7 @@ class PlainObserver(Observer):
         self._between = seconds_between
         self._last = 0.0
         self._pace = _Pace()
+        self._work = Work("", 0)
 
     def message(self, text: str) -> None:
         self.console.print(text, style="yellow", markup=False)
@@ -77,6 +81,11 @@ class PlainObserver(Observer):
 
     def evaluated(self, evaluation: Evaluation) -> None:
         self.console.print(evaluation_line(evaluation))
+
+    def work(self, title: str, done: int, total: int) -> None:
+        self._work = self._work.now(title, done, total)
+        if self._work.due(self._between):
+            self.console.print(self._work.line(), markup=False)
 
     def finished(self, path: Path) -> None:
         self.console.print(f"done: {path}")
@@ -102,6 +111,7 @@ class LiveObserver(PlainObserver):
     def stage_started(self, name: str, steps: int, done: int) -> None:
         self._pace = _Pace(steps, done)
         self._stage = name
+        self._wait(f"{name}: step {min(done + 1, steps)}/{steps} is under way ...")
 
     def step_done(self, result: StepResult) -> None:
         self._pace.step(result.stage_step)
@@ -110,10 +120,23 @@ class LiveObserver(PlainObserver):
         self._live.update(self._panel(result))
 
     def evaluating(self, name: str) -> None:
-        self._live.update(Panel(Text(f"evaluating {name} on held-out problems ...", style="dim"), border_style="dim"))
+        self._wait(f"evaluating {name} on held-out problems ...")
+
+    def evaluated(self, evaluation: Evaluation) -> None:
+        super().evaluated(evaluation)
+        self._wait(f"evaluated {evaluation.name}; going on ...")
+
+    def work(self, title: str, done: int, total: int) -> None:
+        self._work = self._work.now(title, done, total)
+        bar = ProgressBar(total=max(1, total), completed=done, width=66)
+        text = Text(self._work.line(), style="dim")
+        self._live.update(Panel(Group(text, bar), border_style="dim", width=76))
 
     def finished(self, path: Path) -> None:
         self._live.update(Panel(Text(f"done: {path}", style="bold green"), border_style="green"))
+
+    def _wait(self, text: str) -> None:
+        self._live.update(Panel(Text(text, style="dim"), border_style="dim", width=76))
 
     def _panel(self, result: StepResult) -> Panel:
         title = Text.assemble(
@@ -156,6 +179,41 @@ class _Pace:
         return spent / max(1, self._done - self._first) * (self.steps - self._done)
 
 
+class Work:
+    """How far a long piece of work is, and how long the rest takes at the pace since it (re)started."""
+
+    def __init__(self, title: str, total: int) -> None:
+        self.title, self.total, self.done = title, total, 0
+        self._first, self._began = 0, time.monotonic()
+        self._said = self._began
+
+    def now(self, title: str, done: int, total: int) -> "Work":
+        """The same work further on, or another one's beginning."""
+        work = self if (self.title, self.total) == (title, total) and self.done <= done else Work(title, total)
+        work.done = done
+        if time.monotonic() - work._began < 0.5:  # that much at once was kept from before
+            work._first = done
+        return work
+
+    def left(self) -> float | None:
+        """Seconds; None where nothing tells yet."""
+        spent, fresh = time.monotonic() - self._began, self.done - self._first
+        return spent / fresh * (self.total - self.done) if fresh > 0 else None
+
+    def due(self, between: float) -> bool:
+        """Whether another line is worth it: ever more rarely, the longer it takes."""
+        now = time.monotonic()
+        if now - self._said < max(between, (now - self._began) / 20) or self.done == self.total:
+            return False
+        self._said = now
+        return True
+
+    def line(self) -> str:
+        left = self.left()
+        rest = f"{clock(left)} left" if left is not None else "time left not known yet"
+        return f"{self.title}: {self.done:,} of {self.total:,} completions, {rest}"
+
+
 def make_observer() -> Observer:
     """Live in a terminal, plain lines when the output goes to a file or a pipe."""
     console = Console(highlight=False)
@@ -184,7 +242,8 @@ def grader_share(result: StepResult) -> float:
 
 def evaluation_line(evaluation: Evaluation) -> str:
     """One evaluation as a line of text: percent with 95 % intervals."""
-    return f"{evaluation.name}: {summary_line(evaluation.summary)} ({evaluation.seconds:.0f} s)"
+    name = evaluation.name + (f" on {evaluation.about}" if evaluation.about else "")
+    return f"{name}: {summary_line(evaluation.summary)} ({evaluation.seconds:.0f} s)"
 
 
 def summary_line(summary: Summary) -> str:

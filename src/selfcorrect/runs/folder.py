@@ -18,7 +18,7 @@ import torch
 from selfcorrect import __version__
 from selfcorrect.config import TrainConfig
 from selfcorrect.config.recipe import dump
-from selfcorrect.errors import CheckpointError, ConfigError
+from selfcorrect.errors import CheckpointError
 from selfcorrect.evaluation.evaluate import Evaluation
 from selfcorrect.evaluation.metrics import LEFT_OUT
 from selfcorrect.runs.trackers import Trackers, make_trackers
@@ -222,6 +222,7 @@ def evaluation_row(evaluation: Evaluation) -> dict[str, Any]:
         "name": evaluation.name,
         "step": evaluation.step,
         "task": evaluation.task,
+        "about": evaluation.about,
         "split": evaluation.split,
         "decoding": evaluation.decoding,
         "seconds": evaluation.seconds,
@@ -234,7 +235,5 @@ def evaluation_row(evaluation: Evaluation) -> dict[str, Any]:
 
 def keep_evaluation(path: Path, config: TrainConfig, evaluation: Evaluation, notes: Sequence[str]) -> None:
     """A run folder that holds one evaluation and no training; `write_report` shows it."""
-    if (path / "config.yaml").exists():
-        raise ConfigError(f"{path} already holds a run; choose another name=..., or --output")
     folder = RunFolder.create(path, config, evaluation.name, notes, trackers=False)
     folder.write_evaluation(evaluation.name, evaluation_row(evaluation), evaluation.rollouts)

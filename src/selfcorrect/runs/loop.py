@@ -27,6 +27,7 @@ from selfcorrect.runs.checkpoint import (
 )
 from selfcorrect.runs.disk import save_model, share_model
 from selfcorrect.runs.display import Observer
+from selfcorrect.runs.evaluating import drop_kept, kept_in, model_settings, run_kept, settings
 from selfcorrect.runs.folder import RunFolder, evaluation_row
 from selfcorrect.runs.interrupts import Stop
 from selfcorrect.runs.sentry import Sentry
@@ -198,12 +199,18 @@ class Loop:
 
     def _evaluate(self, name: str, step: int) -> None:
         if self.folder.has_evaluation(name):
+            drop_kept(self.folder.path, name)  # a kill may have come before
             return
+        trainer, lm = self.trainer, self.trainer.lm
+        if name == "base":
+            self.observer.message(f"every evaluation: {self.evaluator.plan()}")
         self.observer.evaluating(name)
-        trainer = self.trainer
-        trainer.sampler.load_weights(trainer.lm.model)
-        evaluation = self.evaluator.run(name, step, trainer.sampler, trainer.lm.chat)
-        self.folder.write_evaluation(name, evaluation_row(evaluation), evaluation.rollouts)
+        trainer.sampler.load_weights(lm.model)
+        made_with = settings(self.config, self.evaluator, lm.chat, model_settings(lm))
+        with kept_in(self.folder.path, name, made_with, self.observer, afresh=True) as kept:
+            evaluation = run_kept(self.evaluator, name, step, trainer.sampler, lm.chat, kept, self.observer)
+            self.folder.write_evaluation(name, evaluation_row(evaluation), evaluation.rollouts)
+        drop_kept(self.folder.path, name)
         self.observer.evaluated(evaluation)
         self._sentry.evaluated(evaluation)
 

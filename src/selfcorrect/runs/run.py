@@ -16,7 +16,6 @@ from selfcorrect.config import SupervisedStage, TrainConfig
 from selfcorrect.config.paths import absolute
 from selfcorrect.config.recipe import load_recipe
 from selfcorrect.errors import CheckpointError, ConfigError, MemoryExhausted, TrainingInterrupted
-from selfcorrect.evaluation.evaluate import Evaluator, evaluated_problems, load_external
 from selfcorrect.learning.training import Trainer
 from selfcorrect.models.loading import load_model
 from selfcorrect.models.stored import stored_dtype
@@ -35,6 +34,7 @@ from selfcorrect.runs.checkpoint import (
 from selfcorrect.runs.checks import fitted, is_out_of_memory, ready
 from selfcorrect.runs.disk import check_room, need_of, try_save
 from selfcorrect.runs.display import Observer
+from selfcorrect.runs.evaluating import make_evaluator, rows_of
 from selfcorrect.runs.folder import USED, RunFolder
 from selfcorrect.runs.interrupts import Stop, alone, interruptible
 from selfcorrect.runs.loop import Loop
@@ -124,21 +124,11 @@ def _prepare_and_train(
     tracker_names(config)  # refused before anything is written, as are task, data and model
     task = make_task(config.task)
     task.draw(1, config.rollouts.problems_per_step, config.seed)
-    held_out = evaluated_problems(config, task)
-    external = load_external(task, config.evaluation.external)
+    evaluator = make_evaluator(config, task)
     validation = task.load(config.checkpoint.held_out) if config.checkpoint.held_out else []
     lm, dtype = load_model(config.model), stored_dtype(config.model.path)
     settled, sizes = fitted(config, lm, task)
-    evaluator = Evaluator(
-        task=task,
-        problems=held_out,
-        attempts=config.rollouts.attempts,
-        max_new_tokens=config.rollouts.max_new_tokens,
-        seed=config.seed,
-        controls=config.evaluation.controls,
-        external=external,
-        split=config.evaluation.split,
-    )
+    evaluator = dataclasses.replace(evaluator, rows=rows_of(settled, lm))
     validator = dataclasses.replace(evaluator, problems=validation, controls=False, external=()) if validation else None
     rows, reference = settled.rollouts.rows, lm.frozen_copy()
     trainer = Trainer(

@@ -1,0 +1,161 @@
+"""Finished work, kept as it is done, so that a process that was stopped or killed goes on (stdlib only).
+
+    FILE.json     the settings the work is done with
+    FILE.jsonl    one line a finished problem, in the order in which they are worked on
+
+Work goes in chunks that always hold the same problems; a chunk whose lines are not all there is done again, so what
+comes out is the same to the bit, however often the process was stopped.
+"""
+
+import fcntl
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from selfcorrect.errors import ConfigError
+
+_SHOWN = 60  # characters of a value in a refusal
+
+
+class Kept:
+    """The lines of one piece of work. A context: it holds `file` against other processes.
+
+    file: FILE.jsonl. settings: everything the lines depend on. key: of a line, what it is about. Raises ConfigError
+    where `file` holds work with other settings, or another process writes it.
+    """
+
+    def __init__(self, file: Path, settings: Mapping[str, Any], key: Callable[[Any], Any], way_out: str) -> None:
+        """way_out: what a user can do where the settings differ."""
+        self.file, self.settings_file = file, file.with_suffix(".json")
+        self._key = key
+        file.parent.mkdir(parents=True, exist_ok=True)
+        self._lock = file.open("ab")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._lock.close()
+            raise ConfigError(
+                f"{file} is being written by another process; wait for it, or name another output"
+            ) from None
+        try:
+            self._begin(json.loads(json.dumps(settings)), way_out)
+        except BaseException:
+            self._lock.close()
+            raise
+
+    def _begin(self, settings: Any, way_out: str) -> None:
+        told = _read(self.settings_file)
+        if told is None:  # nothing was begun, or only just
+            os.truncate(self.file, 0)
+            write_durably(self.settings_file, json.dumps(settings, indent=1) + "\n")
+        elif told != settings:
+            raise ConfigError(f"{self.file}: {differences(told, settings)}; {way_out}")
+        self._ahead = list(_lines(self.file))  # (where the line ends in the file, what it holds)
+        self._end = self._done = 0
+
+    @property
+    def count(self) -> int:
+        """How many lines are on disk."""
+        return self._done + len(self._ahead)
+
+    def take(self, keys: Sequence[Any]) -> list[Any] | None:
+        """The lines of the next chunk; None where they are not all there, and what there is of it is cut off."""
+        found, rest = self._ahead[: len(keys)], self._ahead[len(keys) :]
+        if len(found) == len(keys) and all(self._is(line, key) for (_, line), key in zip(found, keys, strict=True)):
+            self._ahead, self._done = rest, self._done + len(found)
+            self._end = found[-1][0] if found else self._end
+            return [line for _, line in found]
+        self._ahead = []
+        os.truncate(self.file, self._end)
+        return None
+
+    def add(self, lines: Sequence[Any]) -> None:
+        """Put a chunk's lines on disk."""
+        text = "".join(json.dumps(line) + "\n" for line in lines).encode()
+        with self.file.open("ab") as out:
+            out.write(text)
+            out.flush()
+            os.fsync(out.fileno())
+        self._end, self._done = self._end + len(text), self._done + len(lines)
+
+    def remove(self) -> None:
+        """Once what it was for is written."""
+        self.file.unlink(missing_ok=True)
+        self.settings_file.unlink(missing_ok=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._lock.close()
+
+    def _is(self, line: Any, key: Any) -> bool:
+        try:
+            return bool(self._key(line) == key)
+        except (LookupError, TypeError):
+            return False
+
+
+def differences(before: Any, now: Any) -> str:
+    """The settings that differ, with both values."""
+    old, new = dict(_flat(before)), dict(_flat(now))
+    changed = [name for name in {**new, **old} if old.get(name, _ABSENT) != new.get(name, _ABSENT)]
+    told = [f"{name} is {_shown(new.get(name, _ABSENT))}, but was {_shown(old.get(name, _ABSENT))}" for name in changed]
+    more = f" (and {len(told) - 3} more settings)" if len(told) > 3 else ""
+    return f"begun with other settings: {', '.join(told[:3])}{more}"
+
+
+def write_durably(file: Path, text: str) -> None:
+    """Whole or not at all, also when the power fails."""
+    temporary = file.with_name(f".{file.name}.tmp")
+    with temporary.open("w", encoding="utf-8") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+    temporary.replace(file)
+    folder = os.open(file.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+_ABSENT = object()
+
+
+def _shown(value: object) -> str:
+    text = "not set" if value is _ABSENT else json.dumps(value)
+    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 1]}…"
+
+
+def _flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict) and value:
+        for key, item in value.items():
+            yield from _flat(item, f"{name}.{key}" if name else key)
+    else:
+        yield name, value
+
+
+def _read(file: Path) -> Any:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def _lines(file: Path) -> Iterator[tuple[int, Any]]:
+    """Lines up to the first that is not whole, each with the place where it ends."""
+    end = 0
+    for line in file.read_bytes().splitlines(keepends=True):
+        end += len(line)
+        try:
+            if not line.endswith(b"\n"):
+                return
+            yield end, json.loads(line)
+        except ValueError:
+            return

@@ -1,0 +1,234 @@
+"""An evaluation whose every finished problem is kept at once: what it depends on, where it is kept, how it is told."""
+
+import contextlib
+import hashlib
+import json
+import signal
+import threading
+import types
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from selfcorrect import __version__
+from selfcorrect.config import CodeConfig, CustomConfig, MathConfig, RepairConfig, TaskConfig, TrainConfig
+from selfcorrect.config.paths import with_absolute_paths
+from selfcorrect.errors import ConfigError, TrainingInterrupted
+from selfcorrect.evaluation.evaluate import Evaluation, Evaluator, digest, evaluated_problems, line_key, load_external
+from selfcorrect.evaluation.kept import Kept
+from selfcorrect.evaluation.metrics import Summary
+from selfcorrect.models.chat import Chat
+from selfcorrect.models.loading import LanguageModel
+from selfcorrect.models.weights import fingerprint
+from selfcorrect.runs.display import Observer
+from selfcorrect.samplers.base import Sampler
+from selfcorrect.tasks.base import Task
+from selfcorrect.types import Problem
+
+_CPU_CHUNK = 3e12  # floating point operations between two writes on a processor: half a minute or so on two cores
+_FEWEST = 8  # rows; fewer side by side would cost a processor more than a stop can lose
+
+
+def rows_of(config: TrainConfig, lm: LanguageModel, attempts: int | None = None) -> int:
+    """How many problems are played, and kept, at once: rollouts.rows_at_once, and less where those would take long.
+
+    An accelerator takes as long for few rows as for many; a processor does not.
+    """
+    most = config.rollouts.rows
+    if lm.device.type != "cpu":
+        return most
+    size: int = sum(parameter.numel() for parameter in lm.model.parameters())
+    cost = 2 * size * config.rollouts.max_new_tokens * (attempts or config.rollouts.attempts)
+    fitting = 1 << max(0, int(_CPU_CHUNK / cost).bit_length() - 1)
+    return min(most, max(_FEWEST, fitting))
+
+
+def make_evaluator(config: TrainConfig, task: Task) -> Evaluator:
+    """By a recipe. How many rows the model is good for is known once it is loaded (`rows_of`)."""
+    evaluation = config.evaluation
+    return Evaluator(
+        task=task,
+        problems=evaluated_problems(config, task),
+        attempts=config.rollouts.attempts,
+        max_new_tokens=config.rollouts.max_new_tokens,
+        seed=config.seed,
+        controls=evaluation.controls,
+        external=load_external(task, evaluation.external),
+        refine=config.rollouts.self_refine,
+        split=evaluation.split,
+        about=about(config.task, evaluation.split),
+    )
+
+
+def about(task: TaskConfig, split: str = "test") -> str:
+    """A task and its data in words: `math (gsm8k)`, `code (humaneval)`, `countdown`."""
+    match task:
+        case MathConfig():
+            return f"{task.name} ({task.dataset})"
+        case CodeConfig():
+            return f"{task.name} ({(task.evaluate_on if split == 'test' else None) or task.dataset})"
+        case RepairConfig():
+            return f"repair ({Path(task.data).name}: {about(task.of)})"
+        case CustomConfig():
+            return f"custom ({Path(task.file).name})"
+    return f"{task.name} ({Path(task.data).name})" if task.data else task.name
+
+
+def model_settings(lm: LanguageModel) -> dict[str, Any]:
+    """What a model's completions depend on besides prompts and limits; `weights` is its fingerprint."""
+    return {
+        "selfcorrect": __version__,
+        "model": {
+            "weights": fingerprint(lm),
+            "device": lm.device.type,
+            "precision": str(lm.compute_dtype).removeprefix("torch."),
+            "attention": lm.model.config._attn_implementation,
+        },
+        "threads": torch.get_num_threads() if lm.device.type == "cpu" else None,
+    }
+
+
+def settings(config: TrainConfig, evaluator: Evaluator, chat: Chat, of: dict[str, Any]) -> dict[str, Any]:
+    """Everything an evaluation's numbers depend on, by the names that a recipe has for it. of: the model's part."""
+    evaluation, rollouts = config.evaluation.model_dump(mode="json"), config.rollouts.model_dump(mode="json")
+    return {
+        **of,
+        "seed": config.seed,
+        "task": _task_settings(config.task),
+        "rollouts": {name: rollouts[name] for name in ("attempts", "max_new_tokens", "self_refine")},
+        "problems side by side (rollouts.rows_at_once)": evaluator.rows,
+        "evaluation": {
+            "problems": len(evaluator.problems),
+            "split": evaluator.split,
+            "offset": evaluation["offset"],
+            "controls": evaluator.controls,
+            "external": [label for label, _ in evaluator.external],
+        },
+        "decoding": evaluator.decoding,
+        "what the problems say": evaluator.digest(chat),
+    }
+
+
+def sampling_settings(
+    config: TrainConfig, lm: LanguageModel, task: Task, problems: Sequence[Problem], temperature: float
+) -> dict[str, Any]:
+    """What samples of some problems depend on, by the names that a recipe or an option has for it."""
+    return {
+        **model_settings(lm),
+        "seed": config.seed,
+        "task": _task_settings(config.task),
+        "max_new_tokens": config.rollouts.max_new_tokens,
+        "temperature": temperature,
+        "problems": len(problems),
+        "what the problems say": digest(problems, task, lm.chat),
+    }
+
+
+def _task_settings(task: TaskConfig) -> dict[str, Any]:
+    told = with_absolute_paths(task).model_dump(mode="json", exclude={"workers"})
+    if isinstance(task, CustomConfig):
+        told["what the file holds"] = hashlib.sha256(Path(task.file).expanduser().read_bytes()).hexdigest()[:16]
+    return told
+
+
+def default_folder(config: TrainConfig, of: dict[str, Any]) -> Path:
+    """Where an evaluation without --output is kept: OUTPUT/evaluations/MODEL-DIGEST, a folder for all its settings."""
+    of_settings = hashlib.sha256(json.dumps(of, sort_keys=True).encode()).hexdigest()[:8]
+    path = Path(config.model.path).expanduser()
+    parts = path.absolute().parts[-2:] if path.is_dir() and path.name in ("final", "best") else (path.name,)
+    name = "-".join("".join(c if c.isalnum() or c in "._" else "-" for c in part) for part in parts)
+    return Path(config.output) / "evaluations" / f"{name}-{of_settings}"
+
+
+def kept_file(folder: Path, name: str) -> Path:
+    return folder / "evaluations" / "kept" / f"{name}.jsonl"
+
+
+def drop_kept(folder: Path, name: str) -> None:
+    """Once the evaluation itself is written."""
+    file = kept_file(folder, name)
+    for path in (file, file.with_suffix(".json")):
+        path.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # others are kept there
+        file.parent.rmdir()
+
+
+@contextmanager
+def kept_in(
+    folder: Path, name: str, made_with: dict[str, Any], observer: Observer, afresh: bool = False
+) -> Iterator[Kept]:
+    """What is kept of an evaluation in a run folder or a folder of its own.
+
+    afresh: in a training run, which has settings of its own, kept problems of others are dropped instead of refused.
+    """
+    file = kept_file(folder, name)
+    way_out = f"give the command those settings, name another --output, or remove {folder} to evaluate anew"
+    try:
+        kept = Kept(file, made_with, line_key, way_out)
+    except ConfigError as error:
+        if not afresh:
+            raise
+        observer.message(f"warning: {error}".replace(way_out, f"evaluation {name} begins anew"))
+        file.with_suffix(".json").unlink()
+        kept = Kept(file, made_with, line_key, way_out)
+    with kept:
+        yield kept
+
+
+@dataclass
+class Stopped:
+    """What a user is told when the work is stopped."""
+
+    told: Callable[[], str] = lambda: "nothing was done yet"
+
+
+@contextmanager
+def stoppable() -> Iterator[Stopped]:
+    """Ctrl-C and SIGTERM end the block as TrainingInterrupted with what `told` says by then; what is kept stays."""
+
+    def stop(signum: int, frame: types.FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    stopped = Stopped()
+    mine = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    if mine:
+        signal.signal(signal.SIGTERM, stop)
+    try:
+        yield stopped
+    except KeyboardInterrupt:
+        raise TrainingInterrupted(f"stopped; {stopped.told()}") from None
+    finally:
+        if mine:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def run_kept(
+    evaluator: Evaluator, name: str, step: int, sampler: Sampler, chat: Chat, kept: Kept, observer: Observer
+) -> Evaluation:
+    """Evaluate, telling how far it is."""
+    title = f"evaluating {name}" + (f" on {evaluator.about}" if evaluator.about else "")
+    observer.work(title, 0, evaluator.completions)
+    return evaluator.run(name, step, sampler, chat, kept, lambda done, total: observer.work(title, done, total))
+
+
+def collapse(summary: Summary, trained: int) -> str | None:
+    """A warning where accuracy falls to less than half after the attempts that a model was trained with; else None."""
+    within = summary.accuracy[:trained]
+    if not within or summary.n == 0:
+        return None
+    floor = min(estimate.low for estimate in within) / 2
+    fallen = next((a for a, e in enumerate(summary.accuracy[trained:], trained + 1) if e.high < floor), None)
+    if fallen is None:
+        return None
+    last, there = len(summary.accuracy), [f"{estimate.value:.1%}" for estimate in summary.accuracy]
+    end = f" and {there[-1]} at attempt {last}" if last > fallen else ""
+    return (
+        f"accuracy collapses from {there[trained - 1]} at attempt {trained} to {there[fallen - 1]} at attempt "
+        f"{fallen}{end}: the model was trained with {trained} attempts (rollouts.attempts), so later ones lie in "
+        "conversations longer than any it learned from, and say nothing about correction; train with more attempts "
+        "to measure them"
+    )

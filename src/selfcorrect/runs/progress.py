@@ -1,0 +1,48 @@
+"""A bar with time left, for the commands that sample for long without training."""
+
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from selfcorrect.runs.display import Observer, PlainObserver, clock
+
+
+class BarObserver(PlainObserver):
+    """Messages as they come, and beneath them one bar for the work under way."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(console)
+        columns = (
+            SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[far]}"),
+            TimeElapsedColumn(),
+        )  # fmt: skip
+        self._bar = Progress(*columns, console=console, transient=True)
+        self._task = self._bar.add_task("", total=1, visible=False, far="")
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def work(self, title: str, done: int, total: int) -> None:
+        before = self._work
+        self._work = self._work.now(title, done, total)
+        if self._work is not before:
+            self._bar.reset(self._task)
+        left = self._work.left()
+        far = f"{done:,}/{total:,} completions, {clock(left) if left is not None else '-:--'} left"
+        self._bar.update(
+            self._task, description=title, completed=done, total=max(1, total), far=far, visible=done < total
+        )
+
+
+def on_stderr() -> Observer:
+    """Notes and progress, apart from what a command prints: a bar in a terminal, lines elsewhere."""
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    return BarObserver(console) if console.is_terminal else PlainObserver(console)

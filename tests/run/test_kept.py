@@ -1,0 +1,418 @@
+"""Work that was stopped, however it was stopped, loses nothing that was finished and ends as if it never was."""
+
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from rich.console import Console
+
+import selfcorrect
+from selfcorrect.api import _config_for
+from selfcorrect.errors import ConfigError, TrainingInterrupted
+from selfcorrect.evaluation.evaluate import Evaluation
+from selfcorrect.evaluation.metrics import Estimate, Summary, share
+from selfcorrect.runs.display import LiveObserver, Observer, PlainObserver
+from selfcorrect.runs.evaluating import about as told_about
+from selfcorrect.runs.evaluating import collapse
+from selfcorrect.tasks.countdown import Countdown
+from tests.run.conftest import ENDS
+from tests.support.runs import KillPoint, Process, check_same, end_state, go, lucky_grade, recipe
+from tests.support.tiny import tiny_lm
+
+PROBLEMS, ROWS = 20, 3
+PARTS = ("greedy", "sampled", "swapped", "independent")
+
+
+class Heard(Observer):
+    """Everything told; stops the process' work once `stop_at` completions are done."""
+
+    def __init__(self, stop_at: int = sys.maxsize) -> None:
+        self.said: list[str] = []
+        self.done: list[tuple[int, int]] = []
+        self._stop_at = stop_at
+
+    def message(self, text: str) -> None:
+        self.said.append(text)
+
+    def work(self, title: str, done: int, total: int) -> None:
+        self.done.append((done, total))
+        if done >= self._stop_at:
+            signal.raise_signal(signal.SIGTERM)
+
+
+def many(output: Path, model: Path, name: str, **changes: Any) -> dict[str, Any]:
+    """An evaluation in 28 chunks."""
+    rollouts = {"max_new_tokens": 5, "rows_at_once": ROWS}
+    return recipe(
+        output, model, name, rollouts=rollouts, evaluation={"problems": PROBLEMS, "controls": True}, **changes
+    )
+
+
+def evaluate(settings: Mapping[str, Any], observer: Observer | None = None) -> Evaluation:
+    folder = Path(settings["output"]) / settings["name"]
+    return selfcorrect.evaluate(settings["model"]["path"], recipe=settings, output=folder, observer=observer)
+
+
+def contents(folder: Path) -> dict[str, Any]:
+    """Everything an evaluation leaves, without times; texts byte for byte."""
+    found: dict[str, Any] = {}
+    for file in sorted((folder / "evaluations").rglob("*")):
+        if file.name.endswith(".rollouts.jsonl"):
+            found[file.name] = file.read_bytes()
+        elif file.is_file():
+            found[file.name] = [_timeless(line) for line in file.read_text().splitlines(keepends=True)]
+    return found
+
+
+def _timeless(line: str) -> str:
+    assert line.endswith("\n")
+    try:
+        told = json.loads(line)
+    except ValueError:  # one of an indented object
+        return "" if '"seconds"' in line else line
+    return json.dumps({**told, "seconds": 0}) if isinstance(told, dict) and "seconds" in told else line
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], float]:
+    output = tmp_path_factory.mktemp("uninterrupted")
+    seconds = Process(many(output, model, "e"), deed=evaluate).seconds()
+    return contents(output / "e"), seconds
+
+
+def test_it_is_worth_comparing(uninterrupted: tuple[dict[str, Any], float]) -> None:
+    files, _ = uninterrupted
+    (kept,) = (lines for name, lines in files.items() if name.endswith(".jsonl") and "rollouts" not in name)
+    lines = [json.loads(line) for line in kept]
+    assert [line["part"] for line in lines] == [part for part in PARTS for _ in range(PROBLEMS)]
+    by_part = [[a["text"] for line in lines if line["part"] == part for a in line["attempts"]] for part in PARTS]
+    assert len({json.dumps(texts) for texts in by_part}) == len(PARTS)
+    outcomes = {attempt["outcome"] for line in lines for attempt in line["attempts"]}
+    assert {"correct", "wrong"} <= outcomes
+
+
+def test_killed_at_random_moments(model: Path, uninterrupted: tuple[dict[str, Any], float], tmp_path: Path) -> None:
+    """SIGKILL again and again; what was kept before a kill is there after it, and is not sampled again."""
+    expected, seconds = uninterrupted
+    rng, kills, runs = random.Random(1), 0, 0
+    while kills < 6:
+        runs += 1
+        settings, before = many(tmp_path, model, f"e{runs}"), b""
+        file = tmp_path / f"e{runs}" / "evaluations" / "kept" / f"{model.name}.jsonl"
+        while Process(settings, deed=evaluate).kill_after(rng.random() * seconds):
+            kills += 1
+            now = file.read_bytes() if file.exists() else b""
+            assert now.startswith(before)
+            before = whole_chunks(now)
+        assert contents(tmp_path / f"e{runs}") == expected
+
+
+def whole_chunks(text: bytes) -> bytes:
+    lines = text.splitlines(keepends=True)
+    whole = [line for line in lines if line.endswith(b"\n")]
+    part, rest = divmod(len(whole), PROBLEMS)
+    return b"".join(whole[: part * PROBLEMS + rest // ROWS * ROWS])
+
+
+def test_killed_while_writing(model: Path, uninterrupted: tuple[dict[str, Any], float], tmp_path: Path) -> None:
+    """At every other operation on a file of it: before it is opened, when half a line is written, before a rename."""
+    notes, folder = tmp_path / "notes", tmp_path / "e" / "evaluations"
+    Process(many(tmp_path, model, "noted"), KillPoint(tmp_path / "noted", notes=notes), evaluate).seconds()
+    points = [f"{point}\n" for point in dict.fromkeys(notes.read_text().splitlines()) if "evaluations/" in point]
+    assert len(points) > 8
+    for point in points:
+        Process(many(tmp_path, model, "e"), KillPoint(tmp_path / "e", at=point.strip()), evaluate).killed()
+    evaluate_in_process = Process(many(tmp_path, model, "e"), deed=evaluate)
+    assert not evaluate_in_process.killed()
+    assert contents(folder.parent) == uninterrupted[0]
+
+
+@pytest.mark.usefixtures("lucky")
+def test_stopped_and_told(model: Path, uninterrupted: tuple[dict[str, Any], float], tmp_path: Path) -> None:
+    settings, first, second, third = many(tmp_path, model, "e"), Heard(60), Heard(), Heard()
+    with pytest.raises(TrainingInterrupted, match=r"^stopped; \d+ of 80 rollouts are kept in .*/e: the same command"):
+        evaluate(settings, first)
+    assert any(
+        told.startswith("120 completions to come of up to 5 tokens: 20 problems x 2 attempts, greedy; controls (sampled, "
+        "swapped, independent): 80 completions of 120 (none with evaluation.controls=false); kept in ")
+        for told in first.said
+    )  # fmt: skip
+    assert any(
+        told.startswith(f"note: task countdown, 20 problems of split test; model {model}") for told in first.said
+    )
+    done = evaluate(settings, second)
+    assert any(
+        told.startswith("going on: ") and told.endswith(" of 80 rollouts are there already") for told in second.said
+    )
+    assert second.done[0] == (0, 120)
+    assert second.done[-1] == (120, 120)
+    assert contents(tmp_path / "e") == uninterrupted[0]
+    assert evaluate(settings, third) == done
+    assert any(told.startswith("all 80 rollouts are there already; remove ") for told in third.said)
+
+
+def other_weights(folder: Path) -> None:
+    tiny_lm("llama", "eager", ENDS, seed=5).save(folder)
+
+
+def other_template(folder: Path) -> None:
+    file = folder / "chat_template.jinja"
+    file.write_text(file.read_text().replace("<|user|>", "<|assistant|>"))
+
+
+CHANGES: dict[str, tuple[str | Callable[[Path], object], str]] = {
+    "seed": ("seed=1", r"seed is 1, but was 0"),
+    "length": ("rollouts.max_new_tokens=6", r"rollouts.max_new_tokens is 6, but was 5"),
+    "side by side": ("rollouts.rows_at_once=4", r"problems side by side \(rollouts.rows_at_once\) is 4, but was 3"),
+    "controls": ("evaluation.controls=false", r"evaluation.controls is false, but was true"),
+    "problems": ("evaluation.problems=21", r"evaluation.problems is 21, but was 20, what the problems say is"),
+    "others": ("evaluation.offset=1", r"evaluation.offset is 1, but was 0, what the problems say is"),
+    "prompt": ("task.correction_prompt=keep", r'task.correction_prompt is "keep", but was "\?"'),
+    "weights": (other_weights, r'model.weights is "\w+", but was "\w+"'),
+    "template": (other_template, r'what the problems say is "\w+", but was "\w+"'),
+}
+
+
+@pytest.fixture(scope="module")
+def begun(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of an evaluation that was stopped, with its model and recipe."""
+    folder = tmp_path_factory.mktemp("begun")
+    shutil.copytree(model, folder / "m")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Countdown, "grade", lucky_grade)
+        with pytest.raises(TrainingInterrupted):
+            evaluate(many(folder, folder / "m", "e"), Heard(30))
+    return folder
+
+
+@pytest.mark.usefixtures("lucky")
+@pytest.mark.parametrize("change", CHANGES)
+def test_other_settings_are_refused(change: str, begun: Path, tmp_path: Path) -> None:
+    """With the field, both values and what to do; nothing of what was kept is touched."""
+    how, message = CHANGES[change]
+    folder = Path(shutil.copytree(begun, tmp_path / "begun"))
+    before = contents(folder / "e")
+    settings = many(folder, folder / "m", "e")
+    if callable(how):
+        how(folder / "m")
+    with pytest.raises(ConfigError, match=f"begun with other settings: {message}.*; give the command those settings"):
+        selfcorrect.evaluate(folder / "m", *([] if callable(how) else [how]), recipe=settings, output=folder / "e")
+    assert contents(folder / "e") == before
+
+
+@pytest.mark.usefixtures("lucky")
+@pytest.mark.parametrize(
+    "damage", ["a line", "torn", "foreign", "half a chunk", "other order", "no settings", "torn settings"]
+)
+def test_what_is_damaged_is_done_again(
+    damage: str, begun: Path, model: Path, uninterrupted: tuple[dict[str, Any], float], tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(begun, tmp_path / "begun"))
+    file = folder / "e" / "evaluations" / "kept" / "m.jsonl"
+    lines = file.read_bytes().splitlines(keepends=True)
+    assert len(lines) >= 2 * ROWS
+    match damage:
+        case "a line":
+            lines[1] = b'{"part": "gre\0\n'
+        case "torn":
+            lines.append(lines[0][:40])
+        case "foreign":
+            lines[4] = b"[1, 2]\n"
+        case "half a chunk":
+            lines = lines[: ROWS + 1]
+        case "other order":
+            lines[0], lines[1] = lines[1], lines[0]
+        case "no settings":
+            file.with_suffix(".json").unlink()
+        case "torn settings":
+            file.with_suffix(".json").write_text('{"seed": ')
+    file.write_bytes(b"".join(lines))
+    evaluate(many(folder, folder / "m", "e"))
+    found, expected = contents(folder / "e"), uninterrupted[0]
+    assert found["m.jsonl"] == expected[f"{model.name}.jsonl"]
+    assert found["m.rollouts.jsonl"] == expected[f"{model.name}.rollouts.jsonl"]
+
+
+def test_an_evaluation_inside_a_run_goes_on(model: Path, tmp_path: Path) -> None:
+    """Killed in the base model's: what was finished stays, and the run ends as one that was never stopped."""
+    changes = {
+        "rollouts": {"problems_per_step": 2, "rollouts_per_problem": 4, "max_new_tokens": 5, "rows_at_once": ROWS}
+    }
+    whole, run = (recipe(tmp_path, model, name, **changes) for name in ("whole", "run"))
+    Process(whole).seconds()
+    kept, at = tmp_path / "run" / "evaluations" / "kept" / "base.jsonl", 0
+    while not (tmp_path / "run" / "evaluations" / "base.json").exists():
+        at += 1
+        Process(run, KillChunk(kept, at), go).killed()
+        if kept.exists():
+            assert len(kept.read_bytes().splitlines()) == min(8, at * ROWS)
+    assert at == 3
+    Process(run).seconds()
+    check_same(tmp_path / "run", end_state(tmp_path / "whole"))
+
+
+class KillChunk:
+    """Dies when chunk `at` is about to be kept."""
+
+    def __init__(self, file: Path, at: int) -> None:
+        self._file, self._at = str(file), at
+
+    def __call__(self) -> None:
+        opened = 0
+
+        def hear(event: str, details: tuple[Any, ...]) -> None:
+            nonlocal opened
+            if event == "open" and str(details[0]) == self._file and details[2] & os.O_WRONLY:
+                opened += 1
+                if opened == 3:  # once to lock it, once for one chunk
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+        sys.addaudithook(hear)
+
+
+@pytest.mark.usefixtures("lucky")
+def test_a_signal_from_outside(model: Path, tmp_path: Path) -> None:
+    """SIGTERM at the command line: one line, status 130, and the same command goes on to the end."""
+    file = tmp_path / "recipe.yaml"
+    file.write_text(yaml.dump(many(tmp_path, model, "e") | {"evaluation": {"problems": 150}}))
+    code = "import sys; from tests.support.runs import command_line; command_line(*sys.argv[1:])"
+    command = [sys.executable, "-c", code, "evaluate", str(file)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stderr
+    while "completions to come" not in process.stderr.readline():
+        assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    out, errors = process.communicate(timeout=120)
+    assert (process.returncode, out) == (130, "")
+    assert re.fullmatch(
+        r"stopped; \d+ of 150 rollouts are kept in .*/e: the same command goes on", errors.splitlines()[-1]
+    )
+    evaluation = selfcorrect.evaluate(file)
+    assert evaluation.summary.n == 150
+    assert evaluation.folder == tmp_path / "e"
+
+
+@pytest.mark.usefixtures("lucky")
+def test_scaling_and_repair_sets_go_on(model: Path, tmp_path: Path) -> None:
+    settings = many(tmp_path, model, "e")
+    whole, folder = tmp_path / "whole", tmp_path / "scale"
+    points = selfcorrect.scale(model, recipe=settings, output=whole, most=2, problems=9)
+    first = Heard(6)
+    with pytest.raises(
+        TrainingInterrupted, match=r"stopped; [1-8] of 9 problems are kept in .*/scale: the same command"
+    ):
+        selfcorrect.scale(model, recipe=settings, output=folder, most=2, problems=9, observer=first)
+    assert "27 completions to come: 9 problems of countdown x (2 first attempts + 1 corrections), by " in first.said[0]
+    with (folder / "samples.jsonl").open("a") as out:
+        out.write('["torn')
+    assert selfcorrect.scale(model, recipe=settings, output=folder, most=2, problems=9) == points
+    for name in ("samples.jsonl", "samples.json", "scaling.csv"):
+        assert (folder / name).read_bytes() == (whole / name).read_bytes()
+    with pytest.raises(ConfigError, match=r"problems is 8, but was 9.*; choose another output"):
+        selfcorrect.scale(model, recipe=settings, output=folder, most=2, problems=8)
+
+
+def falling(*accuracy: float, n: int = 300) -> Summary:
+    estimates = tuple(share(round(a * n), n) for a in accuracy)
+    zero = Estimate(0.0, 0.0, 0.0)
+    return Summary(n, estimates, zero, zero, zero, zero, zero, ())
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "trained", "says"),
+    [
+        ((0.71, 0.6, 0.4, 0.09, 0.02, 0.0), 2, "from 60.0% at attempt 2 to 9.0% at attempt 4 and 0.0% at attempt 6:"),
+        ((0.71, 0.6, 0.1), 2, "from 60.0% at attempt 2 to 10.0% at attempt 3:"),
+        ((0.71, 0.6, 0.55, 0.5), 2, None),  # a decline is none
+        ((0.71, 0.6, 0.0), 3, None),  # trained with
+        ((0.01, 0.01, 0.0), 2, None),  # nothing to fall from
+        ((0.71, 0.6, 0.0, 0.0), sys.maxsize, None),  # nothing tells what it was trained with
+    ],
+)
+def test_a_collapse_is_told(accuracy: tuple[float, ...], trained: int, says: str | None) -> None:
+    told = collapse(falling(*accuracy), trained)
+    if says is None:
+        assert told is None
+    else:
+        assert told
+        assert says in told
+        assert f"was trained with {trained} attempts (rollouts.attempts)" in told
+
+
+@pytest.mark.usefixtures("lucky")
+def test_more_attempts_than_trained_are_told_at_once(model: Path, tmp_path: Path) -> None:
+    run, heard = tmp_path / "run", Heard()
+    (run / "final").parent.mkdir()
+    shutil.copytree(model, run / "final")
+    (run / "config.yaml").write_text(yaml.dump(recipe(tmp_path, model)))
+    (run / "environment.json").write_text("{}")
+    evaluation = selfcorrect.evaluate(run / "final", "rollouts.attempts=4", "evaluation.problems=2", observer=heard)
+    assert f"note: rollouts.attempts is 4, but {run}/final was trained with 2: from attempt 3 on" in "\n".join(
+        heard.said
+    )
+    assert evaluation.folder
+    assert re.fullmatch(r"run-final-\w{8}", evaluation.folder.name)
+    assert evaluation.folder.parent == tmp_path / "evaluations"
+    assert evaluation.controls == ()  # off unless a recipe asks for them
+
+
+@pytest.mark.parametrize(
+    ("settings", "limit", "about"),
+    [
+        (("task.name=math", "task.dataset=gsm8k"), 1024, "math (gsm8k)"),
+        (("task.name=code", "task.dataset=humaneval"), 512, "code (humaneval)"),
+        (("task.name=countdown",), 256, "countdown"),
+        (("task.name=math", "rollouts.max_new_tokens=99"), 99, "math (math)"),
+        (("task.name=custom", "task.file=mine.py"), 256, "custom (mine.py)"),
+    ],
+)
+def test_a_task_that_is_named_brings_its_defaults(settings: tuple[str, ...], limit: int, about: str) -> None:
+    config = _config_for("org/name", None, settings, "evaluate it on")
+    assert (config.rollouts.max_new_tokens, told_about(config.task)) == (limit, about)
+    assert not config.evaluation.controls
+
+
+def test_the_panel_is_told_when_an_evaluation_ends(tmp_path: Path) -> None:
+    """What a terminal shows after each event."""
+    console = Console(force_terminal=True, width=80, file=(tmp_path / "out").open("w"))
+    observer = LiveObserver(console)
+
+    def panel() -> str:
+        with console.capture() as shown:
+            console.print(observer._live.renderable)
+        return shown.get()
+
+    observer.evaluating("base")
+    assert "evaluating base" in panel()
+    observer.work("evaluating base", 40, 120)
+    assert "40 of 120 completions" in panel()
+    ended = Evaluation("base", 0, "countdown", 1.0, falling(0.5, 0.5), ())
+    observer.evaluated(ended)
+    assert "evaluated base" in panel()
+    observer.stage_started("stage1", 300, 0)
+    assert "stage1: step 1/300 is under way" in panel()
+
+
+def test_lines_where_there_is_no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One every ten seconds at first, ever fewer later, with the time left at the pace since what was kept."""
+    now = 100.0
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    console = Console(width=200)
+    observer = PlainObserver(console)
+    with console.capture() as shown:
+        for second in range(1001):
+            now = 100.0 + second
+            observer.work("evaluating m", 500 + second, 2000)
+    lines = shown.get().splitlines()
+    assert lines[0] == "evaluating m: 510 of 2,000 completions, 24:50 left"
+    assert 30 < len(lines) < 70

@@ -1,7 +1,6 @@
 """Modules that both processes hold from the start: a confined program cannot read the disk (floor 1)."""
 
 import importlib
-import random
 import re
 import sys
 from collections.abc import Iterable
@@ -47,13 +46,6 @@ def needs_more(source: str) -> bool:
     if not source.isascii() or _BY_OTHER_WAYS.search(source):  # names can be written in many ways
         return True
     return any(not _OTHERS.isdisjoint(_WORD.findall(named)) for named in _IMPORTS.findall(source))
-
-
-def seed() -> None:
-    """Programs and tests that draw numbers draw the same ones every time."""
-    random.seed(0)
-    if "numpy" in sys.modules:
-        sys.modules["numpy"].random.seed(0)
 
 
 def preload(packages: Iterable[str] = (), *, more: bool = True) -> None:

@@ -1,0 +1,149 @@
+"""Where random numbers come from in the confined processes, which the kernel gives none (floor 1; stdlib only).
+
+A program draws the same numbers every time. The tests draw from a key that no program ever sees: one that repeats
+their draws, or works their generator's state out of the arguments it is given, learns nothing.
+"""
+
+import hashlib
+import itertools
+import os
+import random
+import struct
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+_WORDS = struct.Struct("<256I")
+
+
+def fix() -> None:
+    """In the process that programs are forked from: all of them draw alike, `uuid4` and `secrets` too."""
+    random.seed(0)
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.seed(0)
+    _replace_entropy(random.Random(1).randbytes)
+    seeded = random.Random.seed
+
+    def seed(self: random.Random, a: Any = None, version: int = 2) -> None:
+        seeded(self, os.urandom(32) if a is None else a, version)
+
+    random.Random.seed = seed  # type: ignore[method-assign]
+    _expose(vars(random)["_inst"])
+
+
+def hide() -> None:
+    """In the judge's process, once: what tests draw without a seed of their own comes from the key of `start`.
+
+    A seed that the tests themselves write down is part of them, like an expected value, and gives what Python gives.
+    """
+    _replace_entropy(_entropy.draw)
+    generator = _Draws()
+    random.Random = _Draws  # type: ignore[misc]
+    _expose(generator)
+    if "numpy" not in sys.modules:
+        return
+    numpy = sys.modules["numpy"].random
+    seeded = numpy.seed
+
+    def seed(seed: Any = None) -> None:
+        if seed is None:
+            return _unseed(numpy)
+        numpy.set_bit_generator(numpy.MT19937())
+        seeded(seed)
+
+    numpy.seed = seed
+
+
+def start(key: bytes) -> None:
+    """Before each program: draws that hang on the key alone."""
+    _entropy.start(key)
+    random.seed()
+    if "numpy" in sys.modules:
+        _unseed(sys.modules["numpy"].random)
+
+
+def _unseed(numpy: Any) -> None:
+    numpy.set_bit_generator(numpy.Philox(key=int.from_bytes(os.urandom(16), "little")))
+
+
+class _Entropy:
+    """Bytes that only the holder of the key can foretell, in place of the kernel's."""
+
+    def __init__(self) -> None:
+        self.start(b"")
+
+    def start(self, key: bytes) -> None:
+        self._key, self._count = key, itertools.count()
+
+    def draw(self, size: int) -> bytes:
+        return hashlib.shake_256(self._key + next(self._count).to_bytes(8, "little")).digest(size)
+
+
+_entropy = _Entropy()
+
+
+class _Draws(random.Random):
+    """Python's generator where it is given a seed; else a stream that cannot be foretold from what it gave before."""
+
+    def seed(self, a: Any = None, version: int = 2) -> None:
+        self._start(os.urandom(32)) if a is None else self._given(a, version)
+
+    def _start(self, key: bytes) -> None:
+        self._word: Callable[[], int] | None = _words(key).__next__
+        self.gauss_next = None
+
+    def _given(self, a: Any, version: int) -> None:
+        self._word = None
+        super().seed(a, version)
+
+    def random(self) -> float:
+        if self._word is None:
+            return super().random()
+        return ((self._word() >> 5) * 67108864 + (self._word() >> 6)) / 9007199254740992
+
+    def getrandbits(self, k: int, /) -> int:
+        if self._word is None:
+            return super().getrandbits(k)
+        if 0 < k <= 32:
+            return self._word() >> (32 - k)
+        if k < 0:
+            raise ValueError("number of bits must be non-negative")
+        whole = 0
+        for _ in range(-(-k // 32)):
+            whole = whole << 32 | self._word()
+        return whole >> (-k % 32)
+
+    def getstate(self) -> tuple[Any, ...]:
+        if self._word is None:
+            return super().getstate()
+        key = os.urandom(32)
+        self._start(key)
+        return (key,)
+
+    def setstate(self, state: tuple[Any, ...]) -> None:
+        if len(state) == 1:
+            return self._start(state[0])
+        self._word = None
+        return super().setstate(state)
+
+
+def _words(key: bytes) -> Iterator[int]:
+    """Numbers of 32 bits without end."""
+    for count in itertools.count():
+        yield from _WORDS.unpack(hashlib.shake_256(key + count.to_bytes(8, "little")).digest(_WORDS.size))
+
+
+def _replace_entropy(draw: Callable[[int], bytes]) -> None:
+    os.urandom = draw
+    vars(random)["_urandom"] = draw
+    if hasattr(os, "getrandom"):
+        os.getrandom = lambda size, flags=0: draw(size)
+
+
+def _expose(generator: random.Random) -> None:
+    """The module's functions become this generator's."""
+    usual = vars(random)["_inst"]
+    for name, value in list(vars(random).items()):
+        if getattr(value, "__self__", None) is usual:
+            setattr(random, name, getattr(generator, name))
+    vars(random)["_inst"] = generator

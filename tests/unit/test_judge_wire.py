@@ -35,7 +35,7 @@ def nothing_else(value: Any) -> Any:
 
 
 def across(value: Any) -> Any:
-    return decode(loads(dumps(encode(value, nothing_else, exact=True))), nothing_else)
+    return decode(loads(dumps(encode(value, nothing_else))), nothing_else)
 
 
 def kinds(value: Any) -> Any:

@@ -37,4 +37,4 @@ class _Waiter:
 
 def install() -> None:
     """asyncio.run, new_event_loop and the like take this loop from now on."""
-    vars(asyncio)["DefaultEventLoopPolicy"]._loop_factory = ClockLoop
+    type(asyncio.get_event_loop_policy())._loop_factory = ClockLoop  # type: ignore[attr-defined]

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 
 _EMPTY, _ENTRY, _SMALLEST = set().__sizeof__(), 16, 8  # bytes, bytes a place, places
 _FILLER = 1 << 40  # fillers are integers from here on, whose lower bits are their places
-_TRIES, _WORK = 400, 20_000  # orders tried; their number times the elements
+_TRIES, _WORK = 100, 4_000  # orders tried; their number times the elements
+_HASHED_ALIKE = frozenset({int, float, complex, bool, str, bytes, tuple, frozenset})  # in every process here
 
 
 class Recipe(NamedTuple):
@@ -34,7 +35,7 @@ def build(recipe: Recipe, kind: type = set) -> Any:
 def recipe_for(original: Any) -> Recipe | None:
     """None where building it from its elements gives the same order, or where no way was found."""
     wanted, kind = list(original), type(original)
-    if _same(kind(wanted), wanted):
+    if not _HASHED_ALIKE.issuperset(map(type, wanted)) or _same(kind(wanted), wanted):
         return None
     places = max(_SMALLEST, (original.__sizeof__() - _EMPTY) // _ENTRY)
     recipe = Recipe(list(wanted), *_sizing(wanted, places))

@@ -29,7 +29,7 @@ _OTHERS = sys.stdlib_module_names - {name.partition(".")[0] for name in ALWAYS} 
 _IMPORTS = re.compile(r"\b(?:import|from)\s([^\n\r;#]*)")
 _WORD = re.compile(r"\w+")
 _BY_OTHER_WAYS = re.compile(
-    r"\b(?:__import__|__builtins__|importlib|modules|exec|eval|compile|codecs|strptime|idna)\b|\\[\r\n]"
+    r"\b(?:__import__|__builtins__|importlib|modules|exec|eval|compile|codecs|strptime|idna|async)\b|\\[\r\n]"
 )
 _LAZY = {"numpy": ("numpy.random", "numpy.linalg", "numpy.fft")}  # loaded at first use, which would be too late
 

@@ -80,7 +80,7 @@ class _Session:
         if do == "set":
             return setattr(owner, name, values[0])
         if do == "await":
-            import asyncio  # where it is not held, the program is tried again where it is
+            import asyncio  # at hand: a program whose text says `async` is in the larger process
 
             return asyncio.run(owner)
         if of is None and name not in owner.__dict__:

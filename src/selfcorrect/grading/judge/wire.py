@@ -146,8 +146,7 @@ class _Encoding:
                 return {"D": str(value)}
         for tag, view in _VIEWS.items():
             if isinstance(value, view):
-                items = self._items(value, depth)
-                return {tag: items if tag != "m" else [self._items(pair, depth) for pair in value]}
+                return {tag: [self._items(pair, depth) for pair in value] if tag == "m" else self._items(value, depth)}
         if isinstance(value, Iterator):
             return {"it": self._items(value, depth)}
         return self._rarer(value, depth)

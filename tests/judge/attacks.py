@@ -40,6 +40,15 @@ def f(seen):
         if g.randrange(10 ** 9) == seen: return g.randrange(10 ** 9)
     return 0
 """
+_CLOCK = """
+import math, time
+def f(seen):
+    now = time.time()
+    while now > time.time() - 0.05:
+        random.seed(now)
+        if random.randrange(10 ** 9) == seen: return random.randrange(10 ** 9)
+        now = math.nextafter(now, 0)
+"""
 _TWO = "import random\nseen = random.randrange(10 ** 9)\nwant = random.randrange(10 ** 9)\nassert f(seen) == want"
 
 
@@ -55,6 +64,8 @@ FORGED: Programs = {
     "state before the call": ("s = random.getstate()\ndef f(x):\n    random.setstate(s); return random.random()", Checks("import random\nwant = random.random()\nassert f(-want) == want")),
     "new generator": _same("random.Random().random()"),
     "seed from the clock's own": _same("(random.seed(), random.random())[1]"),
+    "seed of the clock": (_CLOCK, Checks("import time\nrandom.seed(time.time())\n" + _TWO.removeprefix("import random\n"))),
+    "seed of the clock's seconds": ("import time\ndef f(seen):\n    random.seed(int(time.time()))\n    random.randrange(10 ** 9)\n    return random.randrange(10 ** 9)", Checks("import random, time\nrandom.seed(int(time.time()))\n" + _TWO)),
     "gauss": _same("random.gauss(0, 1)"),
     "shuffled": _same("random.sample(range(30), 30)"),
     "system's numbers": _same("random.SystemRandom().random()"),
@@ -81,7 +92,9 @@ FORGED: Programs = {
 
 _SPIN = "def spin(s):\n    end = time.thread_time() + s\n    while time.thread_time() < end: pass\n"
 _MORE_THAN = "end = time.process_time() + 1.3\n    while time.process_time() < end: "
-_HASHING = "import hashlib, os, threading, time\nb = bytes(1 << 20)\ndef work():\n    while True: hashlib.sha256(b).digest()\n"
+_HASHING = (
+    "import hashlib, os, threading, time\nb = bytes(1 << 20)\ndef work():\n    while True: hashlib.sha256(b).digest()\n"
+)
 _IMPORT = "vars()['__buil' + 'tins__']['__imp' + 'ort__']"  # so that it is not seen in the text
 _STARTS = "for _ in range(4): threading.Thread(target=work, daemon=True).start()\n    "
 _THREE = Checks("assert f(2) == 3")

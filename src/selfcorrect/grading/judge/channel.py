@@ -8,7 +8,7 @@ import collections.abc
 import hashlib
 import itertools
 import secrets
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import Any, NoReturn
 
 from selfcorrect.grading.judge.verdict import Reason
@@ -64,7 +64,7 @@ class RemoteCoroutine(Remote):
 
     __slots__ = ()
 
-    def __await__(self) -> Iterator[Any]:
+    def __await__(self) -> Generator[None, None, Any]:
         return self._run()
         yield
 

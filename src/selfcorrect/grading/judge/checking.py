@@ -5,6 +5,7 @@ supervisor above keeps time and memory, because data can be built to stall whoev
 """
 
 import ast
+import asyncio
 import builtins
 import gc
 import json
@@ -31,6 +32,7 @@ def judge(descriptor: int, job: dict[str, Any]) -> tuple[Reason, str]:
     """Run the job's checks against the program at `descriptor`."""
     channel = Channel(descriptor, job["reply_bytes"])
     draws.start(bytes.fromhex(job["draws"]))
+    asyncio.set_event_loop_policy(None)  # a loop that other tests set is not these tests'
     outcome = _outcome(channel, job)
     channel.raised = None  # it holds the tests' frames, and those hold it
     return outcome

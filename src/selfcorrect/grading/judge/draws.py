@@ -10,6 +10,7 @@ import os
 import random
 import struct
 import sys
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -35,6 +36,7 @@ def hide() -> None:
     """In the judge's process, once: what tests draw without a seed of their own comes from the key of `start`.
 
     A seed that the tests themselves write down is part of them, like an expected value, and gives what Python gives.
+    One taken from the clock, which a program can read too, does not.
     """
     _replace_entropy(_entropy.draw)
     generator = _Draws()
@@ -46,10 +48,11 @@ def hide() -> None:
     seeded = numpy.seed
 
     def seed(seed: Any = None) -> None:
-        if seed is None:
-            return _unseed(numpy)
-        numpy.set_bit_generator(numpy.MT19937())
-        seeded(seed)
+        if seed is None or _of_the_clock(seed):
+            _unseed(numpy)
+        else:
+            numpy.set_bit_generator(numpy.MT19937())
+            seeded(seed)
 
     numpy.seed = seed
 
@@ -75,6 +78,9 @@ class _Entropy:
     def start(self, key: bytes) -> None:
         self._key, self._count = key, itertools.count()
 
+    def bound_to(self, seed: float) -> bytes:
+        return self._key + repr(seed).encode()
+
     def draw(self, size: int) -> bytes:
         return hashlib.shake_256(self._key + next(self._count).to_bytes(8, "little")).digest(size)
 
@@ -93,8 +99,10 @@ class _Draws(random.Random):
         self.gauss_next = None
 
     def _given(self, a: Any, version: int) -> None:
+        if _of_the_clock(a):
+            return self._start(_entropy.bound_to(a))
         self._word = None
-        super().seed(a, version)
+        return super().seed(a, version)
 
     def random(self) -> float:
         if self._word is None:
@@ -125,6 +133,14 @@ class _Draws(random.Random):
             return self._start(state[0])
         self._word = None
         return super().setstate(state)
+
+
+def _of_the_clock(seed: Any) -> bool:
+    """Any fraction, or a whole number within a day of the time in seconds, in milli-, micro- or nanoseconds."""
+    if isinstance(seed, int):
+        now = time.time()
+        return any(abs(seed - now * unit) < 86_400 * unit for unit in (1, 10**3, 10**6, 10**9))
+    return isinstance(seed, float)
 
 
 def _words(key: bytes) -> Iterator[int]:

@@ -63,7 +63,9 @@ def _sizing(elements: list[Any], places: int) -> tuple[int, list[int]]:
     missing = max(0, places // 4 + 1 - len(elements))
     taken = {hash(element) & (places - 1) for element in elements}
     near = taken | {place + 1 for place in taken} | {place - 1 for place in taken}
-    free = sorted(set(range(min(places, 4 * missing + 4 * len(near)))) - taken, key=lambda place: (place in near, -place))
+    free = sorted(
+        set(range(min(places, 4 * missing + 4 * len(near)))) - taken, key=lambda place: (place in near, -place)
+    )
     return min(len(elements), places // 2 - 1), [_FILLER + place for place in free[:missing]]
 
 

@@ -231,7 +231,8 @@ class CodeJudge:
 
     def _time_reference(self, checks: Checks) -> float:
         """Measured only when a program ran out of the least time: most never do. What would raise the limit is
-        measured again, and the lesser counts: it holds for all the judge's life."""
+        measured again, and the lesser counts: it holds for all the judge's life.
+        """
         job = self._job(checks.reference, checks, self._cap, more=True)
         least = self._cap
         for _ in range(2):

@@ -282,7 +282,7 @@ class _Program:
 
 
 class _Deadline:
-    """One deadline for the whole program. Time in which it stood ready and something else had the core is given back."""
+    """One deadline for the whole program. Time in which it stood ready and others had the core is given back."""
 
     def __init__(self, limit: float, pid: int, judge: int, core: int | None) -> None:
         self.limit, self._pid, self._judge, self._core = limit, pid, judge, core
@@ -314,7 +314,8 @@ class _Deadline:
     def _look(self) -> None:
         """All threads of the program and the judge share one core. Of what the threads waited, only what that core gave
         to others is lost; or, if that is more, what one thread waited while none of the rest can have run. Either way
-        what counts is never less than what they all ran."""
+        what counts is never less than what they all ran.
+        """
         threads = _threads(self._pid)
         waited = sum(waited for _, waited in threads)
         alone = max((ran + waited for ran, waited in threads), default=0.0) - self._ran()

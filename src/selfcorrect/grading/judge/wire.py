@@ -28,7 +28,7 @@ MAX_INTEGER_DIGITS = 4_000_000  # hexadecimal
 MAX_ITEMS = 1_000_000  # of an iterator that is read out
 _PLAIN = frozenset({int, float, str, bool, type(None)})
 _SIZED = frozenset({list, tuple, set, frozenset, dict, type({}.items()), deque})
-_VIEWS: dict[str, type] = {"k": KeysView, "v": ValuesView, "m": ItemsView}
+_VIEWS: dict[str, Any] = {"k": KeysView, "v": ValuesView, "m": ItemsView}
 _ENCODER = json.JSONEncoder(ensure_ascii=True, separators=(",", ":"), check_circular=False)
 _HEADER = struct.Struct("<I")
 _AT_ONCE = 1 << 16  # bytes of one read
@@ -175,10 +175,11 @@ _TIME_KINDS = {kind.__name__: kind for kind in _TIMES}
 
 def _offset(value: Any) -> list[int] | None:
     """From UTC: days, seconds, microseconds."""
+    offset: datetime.timedelta | None = None
     if isinstance(value, datetime.timezone):
         offset = value.utcoffset(None)
-    else:
-        offset = value.utcoffset() if isinstance(value, datetime.datetime | datetime.time) else None
+    elif isinstance(value, datetime.datetime | datetime.time):
+        offset = value.utcoffset()
     return None if offset is None else [offset.days, offset.seconds, offset.microseconds]
 
 

@@ -1,7 +1,7 @@
-"""Where random numbers come from in the confined processes, which the kernel gives none (floor 1; stdlib only).
+"""Where random numbers come from in the judge's process, which the kernel gives none (floor 1; stdlib only).
 
-A program draws the same numbers every time. The tests draw from a key that no program ever sees: one that repeats
-their draws, or works their generator's state out of the arguments it is given, learns nothing.
+From a key that no program ever sees: one that repeats the tests' draws, or works their generator's state out of the
+arguments it is given, learns nothing.
 """
 
 import hashlib
@@ -14,22 +14,9 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from selfcorrect.grading.judge.preload import expose, replace_entropy
+
 _WORDS = struct.Struct("<256I")
-
-
-def fix() -> None:
-    """In the process that programs are forked from: all of them draw alike, `uuid4` and `secrets` too."""
-    random.seed(0)
-    if "numpy" in sys.modules:
-        sys.modules["numpy"].random.seed(0)
-    _replace_entropy(random.Random(1).randbytes)
-    seeded = random.Random.seed
-
-    def seed(self: random.Random, a: Any = None, version: int = 2) -> None:
-        seeded(self, os.urandom(32) if a is None else a, version)
-
-    random.Random.seed = seed  # type: ignore[method-assign]
-    _expose(vars(random)["_inst"])
 
 
 def hide() -> None:
@@ -38,10 +25,10 @@ def hide() -> None:
     A seed that the tests themselves write down is part of them, like an expected value, and gives what Python gives.
     One taken from the clock, which a program can read too, does not.
     """
-    _replace_entropy(_entropy.draw)
+    replace_entropy(_entropy.draw)
     generator = _Draws()
     random.Random = _Draws  # type: ignore[misc]
-    _expose(generator)
+    expose(generator)
     if "numpy" not in sys.modules:
         return
     numpy = sys.modules["numpy"].random
@@ -147,19 +134,3 @@ def _words(key: bytes) -> Iterator[int]:
     """Numbers of 32 bits without end."""
     for count in itertools.count():
         yield from _WORDS.unpack(hashlib.shake_256(key + count.to_bytes(8, "little")).digest(_WORDS.size))
-
-
-def _replace_entropy(draw: Callable[[int], bytes]) -> None:
-    os.urandom = draw
-    vars(random)["_urandom"] = draw
-    if hasattr(os, "getrandom"):
-        os.getrandom = lambda size, flags=0: draw(size)
-
-
-def _expose(generator: random.Random) -> None:
-    """The module's functions become this generator's."""
-    usual = vars(random)["_inst"]
-    for name, value in list(vars(random).items()):
-        if getattr(value, "__self__", None) is usual:
-            setattr(random, name, getattr(generator, name))
-    vars(random)["_inst"] = generator

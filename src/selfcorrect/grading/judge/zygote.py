@@ -19,8 +19,8 @@ from _socket import CMSG_LEN, SCM_RIGHTS, SOL_SOCKET, socket
 from collections.abc import Callable
 from typing import Any
 
-from selfcorrect.grading.judge import confine, draws, suspect
-from selfcorrect.grading.judge.preload import preload
+from selfcorrect.grading.judge import confine, suspect
+from selfcorrect.grading.judge.preload import fix_draws, preload
 
 CHANNEL = 3
 STARTED, ENDED, DESCRIPTOR = struct.Struct("<ci"), struct.Struct("<ciq"), struct.Struct("i")
@@ -38,7 +38,7 @@ def main() -> None:
         from selfcorrect.grading.judge import loop
 
         loop.install()
-    draws.fix()
+    fix_draws()
     sys.path.clear()
     sys.argv = [""]
     confinement = confine.Confinement(**settings["confinement"])

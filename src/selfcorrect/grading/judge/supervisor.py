@@ -286,7 +286,7 @@ class _Deadline:
 
     def __init__(self, limit: float, pid: int, judge: int, core: int | None) -> None:
         self.limit, self._pid, self._judge, self._core = limit, pid, judge, core
-        self._judge_used = _used(judge)
+        self._used_before = _used(judge) + time.process_time()
         self._lost = 0.0
         self._noted: float | None = None  # what others had of the core until we first looked
         self._began = time.monotonic()
@@ -312,9 +312,9 @@ class _Deadline:
         return time.monotonic() - self._began - self._lost
 
     def _look(self) -> None:
-        """All threads of the program and the judge share one core. Of what the threads waited, only what that core gave
-        to others is lost; or, if that is more, what one thread waited while none of the rest can have run. Either way
-        what counts is never less than what they all ran.
+        """All threads of the program, the judge and this process share one core. Of what the threads waited, only what
+        that core gave to others is lost; or, if that is more, what one thread waited while none of the rest can have
+        run. Either way what counts is never less than what they all ran.
         """
         threads = _threads(self._pid)
         waited = sum(waited for _, waited in threads)
@@ -323,7 +323,8 @@ class _Deadline:
         self._lost = max(self._lost, min(waited, given), alone if threads else 0.0)
 
     def _ran(self) -> float:
-        return _used(self._pid) + _used(self._judge) - self._judge_used
+        # This process too: to look takes long where there are many threads, and must not be a reason to wait longer.
+        return _used(self._pid) + _used(self._judge) + time.process_time() - self._used_before
 
     def _had_by_others(self) -> float:
         """Seconds of the core since the beginning, but for an unknown constant."""

@@ -14,11 +14,12 @@ import datetime
 import json
 import os
 import struct
-from collections import deque
+from collections import ChainMap, deque
 from collections.abc import Callable, ItemsView, Iterator, KeysView, ValuesView
 from decimal import Decimal, InvalidOperation
 from fractions import Fraction
 from itertools import islice
+from types import MappingProxyType
 from typing import Any
 
 from selfcorrect.grading.judge.order import Recipe, build, recipe_for
@@ -155,6 +156,8 @@ class _Encoding:
         for kind, parts in _TIMES.items():
             if isinstance(value, kind):
                 return {"T": [kind.__name__, [int(getattr(value, part)) for part in parts], _offset(value)]}
+        if isinstance(value, ChainMap | MappingProxyType):
+            return self.encode(dict(value), depth)
         of = type(value).__module__, type(value).__name__
         if of == ("uuid", "UUID"):
             return {"U": value.hex}

@@ -29,19 +29,28 @@ def hide() -> None:
     generator = _Draws()
     random.Random = _Draws  # type: ignore[misc]
     expose(generator)
-    if "numpy" not in sys.modules:
-        return
-    numpy = sys.modules["numpy"].random
-    seeded = numpy.seed
+    if "numpy" in sys.modules:
+        _hide_numpy(sys.modules["numpy"].random)
+
+
+def _hide_numpy(numpy: Any) -> None:
+    seeded, default = numpy.seed, numpy.default_rng
+
+    class RandomState(numpy.RandomState):  # type: ignore[misc]
+        def __init__(self, seed: Any = None) -> None:
+            super().__init__(_philox(numpy) if _unknown(seed) else seed)
+
+        seed = __init__  # as a Philox it could not be given one
 
     def seed(seed: Any = None) -> None:
-        if seed is None or _of_the_clock(seed):
-            _unseed(numpy)
-        else:
-            numpy.set_bit_generator(numpy.MT19937())
+        numpy.set_bit_generator(_philox(numpy) if _unknown(seed) else numpy.MT19937())
+        if not _unknown(seed):
             seeded(seed)
 
-    numpy.seed = seed
+    def default_rng(seed: Any = None) -> Any:
+        return default(_philox(numpy) if _unknown(seed) else seed)
+
+    numpy.RandomState, numpy.seed, numpy.default_rng = RandomState, seed, default_rng
 
 
 def start(key: bytes) -> None:
@@ -49,11 +58,17 @@ def start(key: bytes) -> None:
     _entropy.start(key)
     random.seed()
     if "numpy" in sys.modules:
-        _unseed(sys.modules["numpy"].random)
+        numpy = sys.modules["numpy"].random
+        numpy.set_bit_generator(_philox(numpy))
 
 
-def _unseed(numpy: Any) -> None:
-    numpy.set_bit_generator(numpy.Philox(key=int.from_bytes(os.urandom(16), "little")))
+def _philox(numpy: Any) -> Any:
+    """The nearest of numpy's to a generator that cannot be foretold from what it gave."""
+    return numpy.Philox(key=int.from_bytes(os.urandom(16), "little"))
+
+
+def _unknown(seed: Any) -> bool:
+    return seed is None or _of_the_clock(seed)
 
 
 class _Entropy:

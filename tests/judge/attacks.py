@@ -66,6 +66,7 @@ FORGED: Programs = {
     "seed from the clock's own": _same("(random.seed(), random.random())[1]"),
     "seed of the clock": (_CLOCK, Checks("import time\nrandom.seed(time.time())\n" + _TWO.removeprefix("import random\n"))),
     "seed of the clock's seconds": ("import time\ndef f(seen):\n    random.seed(int(time.time()))\n    random.randrange(10 ** 9)\n    return random.randrange(10 ** 9)", Checks("import random, time\nrandom.seed(int(time.time()))\n" + _TWO)),
+    "seed of the process": ("import os\ndef f(seen):\n    for pid in range(os.getpid() - 3000, os.getpid() + 3000):\n        random.seed(pid)\n        if random.randrange(10 ** 9) == seen: return random.randrange(10 ** 9)", Checks("import os\nrandom.seed(os.getpid())\n" + _TWO.removeprefix("import random\n"))),
     "gauss": _same("random.gauss(0, 1)"),
     "shuffled": _same("random.sample(range(30), 30)"),
     "system's numbers": _same("random.SystemRandom().random()"),

@@ -138,11 +138,14 @@ class _Draws(random.Random):
 
 
 def _of_the_clock(seed: Any) -> bool:
-    """Any fraction, or a whole number within a day of the time in seconds, in milli-, micro- or nanoseconds."""
-    if isinstance(seed, int):
-        now = time.time()
-        return any(abs(seed - now * unit) < 86_400 * unit for unit in (1, 10**3, 10**6, 10**9))
-    return isinstance(seed, float)
+    """Any fraction; a whole number within a day of the time in seconds, in milli-, micro- or nanoseconds, or within an
+    hour of the time since the start in nanoseconds; and this process's number, which a program can guess as well.
+    """
+    if not isinstance(seed, int):
+        return isinstance(seed, float)
+    now = time.time()
+    near = any(abs(seed - now * unit) < 86_400 * unit for unit in (1, 10**3, 10**6, 10**9))
+    return near or 10**9 < seed < time.monotonic_ns() + 10**9 < seed + 36 * 10**11 or seed == os.getpid()
 
 
 def _words(key: bytes) -> Iterator[int]:

@@ -44,9 +44,7 @@ def test_no_hostile_program_passes_or_outlives_its_deadline(judge: CodeJudge) ->
     assert {name: v for name, v in found.items() if v[0] in (Reason.PASSED, Reason.GRADER_FAILED)} == {}
     timeouts = sorted(seconds for reason, _, seconds in found.values() if reason is Reason.TIMEOUT)
     assert len(timeouts) >= 8
-    # Time spent waiting for a processor is given back: on a busy machine only the bound of that is sure.
-    assert timeouts[0] < LIMIT + 0.5
-    assert timeouts[-1] < LIMIT * 3 + 0.5
+    assert timeouts[-1] < LIMIT + 0.5
 
 
 def test_right_programs_pass_however_they_are_written(judge: CodeJudge) -> None:

@@ -34,6 +34,7 @@ def judge() -> Iterator[CodeJudge]:
         ("m = __import__('hash' + 'lib')", True),
         ("exec('impo' + 'rt hashlib')", True),
         ("x = important(1)\ny = 'socket'", False),
+        ("async def f(): pass", True),
     ],
 )
 def test_which_programs_get_all_modules(source: str, more: bool) -> None:

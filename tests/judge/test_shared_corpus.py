@@ -110,8 +110,6 @@ def judge_corpus(times: int, workers: int) -> list[str]:
     """Every program `times` times, one after the other; then what was wrong."""
     corpus = programs()
     wrong = []
-    # Time spent waiting for a processor is given back, so a busy machine may take longer.
-    slowest = LIMIT + 0.5 if os.getloadavg()[0] < 0.75 * (os.cpu_count() or 1) else LIMIT * 3 + 0.5
     with CodeJudge(workers=workers, time_limit=LIMIT) as judge:
         seen: dict[str, set[str]] = {}
         for _ in range(times):
@@ -120,7 +118,7 @@ def judge_corpus(times: int, workers: int) -> list[str]:
                 seen.setdefault(name, set()).add(verdict.reason)
                 if fault := faults(expected, verdict):
                     wrong.append(f"{name}: {fault}: {verdict}")
-                if verdict.seconds > slowest:
+                if verdict.seconds > LIMIT + 0.5:
                     wrong.append(f"{name}: took {verdict.seconds:.2f} s")
         wrong += [f"{name}: verdicts differ: {reasons}" for name, reasons in seen.items() if len(reasons) > 1]
     return wrong

@@ -4,9 +4,11 @@ One question at a time: a program that held the later ones too could read answer
 """
 
 import builtins
+import collections.abc
 import hashlib
 import itertools
 import secrets
+from collections.abc import Generator
 from typing import Any, NoReturn
 
 from selfcorrect.grading.judge.verdict import Reason
@@ -57,6 +59,31 @@ class Remote:
         return self._channel.ask("call", "__call__", values, named, of=self._number)
 
 
+class RemoteCoroutine(Remote):
+    """What an `async def` of the program gives. Awaited here, it runs there, from beginning to end."""
+
+    __slots__ = ()
+
+    def __await__(self) -> Generator[None, None, Any]:
+        return self._run()
+        yield
+
+    def send(self, value: Any) -> NoReturn:
+        raise StopIteration(self._run())
+
+    def throw(self, *error: Any) -> NoReturn:
+        raise error[-1] if isinstance(error[-1], BaseException) else error[0]
+
+    def close(self) -> None:
+        """It has not begun, or it is done."""
+
+    def _run(self) -> Any:
+        return self._channel.ask("await", "", of=self._number)
+
+
+collections.abc.Coroutine.register(RemoteCoroutine)
+
+
 class Channel:
     """Questions to one program, in turn. After the first breach every further question stops the tests."""
 
@@ -68,7 +95,7 @@ class Channel:
         self.raised: BaseException | None = None  # what the program raised last
 
     def open(self, source: str, prelude: bool) -> None:
-        self._exchange(dumps(["load", source, None, prelude, None]))
+        self._exchange(dumps(["load", source, None, prelude]))
 
     def ask(self, do: str, name: str, values: tuple[Any, ...] = (), named: Any = None, of: int | None = None) -> Any:
         """One call in the program's process. Raises what it raises, as a builtin kind; StoppedError where it cannot."""
@@ -138,7 +165,10 @@ class Channel:
         if type(contents) is not list or list(map(type, contents)) != [int, str, bool, bool]:
             raise ProtocolError("an object of the wrong form")
         number, called, true, _ = contents
-        return self._objects.setdefault(number, Remote(self, number, true, printable(called)))
+        if number not in self._objects:
+            kind = RemoteCoroutine if called == "coroutine" else Remote
+            self._objects[number] = kind(self, number, true, printable(called))
+        return self._objects[number]
 
     def stop(self, reason: Reason, detail: str) -> NoReturn:
         self.breach = self.breach or (reason, detail)
@@ -159,11 +189,7 @@ def _mark() -> str:
 def _question(do: str, name: str, of: int | None, values: tuple[Any, ...], named: Any) -> bytes:
     pairs = [list(pair) for pair in named.items()] if named else []
     try:
-        try:
-            return dumps([do, name, of, encode(list(values), _argument), encode(pairs, _argument)])
-        except ValueError:  # an integer of more digits than json writes
-            exact = [encode(each, _argument, exact=True) for each in (list(values), pairs)]
-            return dumps([do, name, of, *exact])
+        return dumps([do, name, of, encode([list(values), pairs], _argument)])
     except TooDeepError:
         raise
     except NotPlainError as error:

@@ -5,6 +5,7 @@ supervisor above keeps time and memory, because data can be built to stall whoev
 """
 
 import ast
+import asyncio
 import builtins
 import gc
 import json
@@ -17,8 +18,8 @@ from functools import lru_cache
 from types import CodeType
 from typing import Any
 
+from selfcorrect.grading.judge import draws
 from selfcorrect.grading.judge.channel import Channel, StoppedError, TestsError, printable
-from selfcorrect.grading.judge.preload import seed
 from selfcorrect.grading.judge.verdict import Reason
 from selfcorrect.grading.judge.wire import dumps, write_frame
 
@@ -30,7 +31,8 @@ _MODULES = frozenset({"collections", "copy", "datetime", "itertools", "math", "r
 def judge(descriptor: int, job: dict[str, Any]) -> tuple[Reason, str]:
     """Run the job's checks against the program at `descriptor`."""
     channel = Channel(descriptor, job["reply_bytes"])
-    seed()
+    draws.start(bytes.fromhex(job["draws"]))
+    asyncio.set_event_loop_policy(None)  # a loop that other tests set is not these tests'
     outcome = _outcome(channel, job)
     channel.raised = None  # it holds the tests' frames, and those hold it
     return outcome
@@ -44,7 +46,9 @@ def _outcome(channel: Channel, job: dict[str, Any]) -> tuple[Reason, str]:
         pass
     except TestsError as error:
         return Reason.GRADER_FAILED, printable(str(error))
-    except SystemExit:
+    except SystemExit as error:
+        if channel.asked and error.code not in (None, 0):  # how scripts say that a test does not hold
+            return channel.breach or (Reason.WRONG_ANSWER, "the tests ended with a status other than 0")
         return channel.breach or (Reason.GRADER_FAILED, "the tests end the process")
     except MemoryError:
         return Reason.MEMORY, "the answer needs more memory than the judge may have"

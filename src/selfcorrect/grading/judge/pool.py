@@ -2,17 +2,19 @@
 
 import atexit
 import contextlib
+import hashlib
 import importlib.util
 import itertools
 import json
 import os
 import queue
+import secrets
 import subprocess
 import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
@@ -105,6 +107,10 @@ def _as_text(checks: Checks) -> str:
     return json.dumps(asdict(checks))
 
 
+def _names_numpy(checks: Checks) -> bool:
+    return any("numpy" in text for text in (checks.code, checks.setup, checks.helpers))
+
+
 class CodeJudge:
     """Judges untrusted Python programs against a data set's tests.
 
@@ -134,7 +140,8 @@ class CodeJudge:
         self._free: queue.SimpleQueue[_Supervisor | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._open: set[_Supervisor] = set()
-        self._reference_seconds: dict[str, float] = {}
+        self._reference_seconds: dict[Checks, float] = {}
+        self._secret = secrets.token_bytes(32)  # what tests draw hangs on it; it goes to no process but the judge's
         self._confinement: Confinement | None = None
         self._launched = itertools.count()
         _JUDGES.add(self)
@@ -211,26 +218,42 @@ class CodeJudge:
             return Verdict(Reason.REFUSED, f"the source has {size} bytes; at most {self._limits.source_bytes} are run")
         if "\0" in source or any("\ud800" <= c <= "\udfff" for c in source):
             return Verdict(Reason.REFUSED, "the source is not text: it holds NUL bytes or lone surrogates")
-        verdict = self._run(source, checks, self._limits.seconds)
-        if verdict.reason is Reason.TIMEOUT and checks.reference:
-            limit = self._limit(checks)
-            if limit > self._limits.seconds:
+        known = self._reference_seconds.get(checks)
+        verdict = self._run(source, checks, self._limits.seconds if known is None else self._scaled(known))
+        if verdict.reason is Reason.TIMEOUT and checks.reference and known is None:
+            limit = self._scaled(self._time_reference(checks))
+            if limit > self._limits.seconds:  # the first run was for nothing: it begins again, with all of its time
                 verdict = self._run(source, checks, limit)
         return verdict
 
-    def _limit(self, checks: Checks) -> float:
-        """Measured only when a program ran out of the least time: most never do."""
-        if checks.reference not in self._reference_seconds:
-            self._reference_seconds[checks.reference] = self._run(checks.reference, checks, self._cap).seconds
-        seconds = self._reference_seconds[checks.reference]
-        return min(self._cap, max(self._limits.seconds, self._factor * seconds))
+    def _scaled(self, reference_seconds: float) -> float:
+        return min(self._cap, max(self._limits.seconds, self._factor * reference_seconds))
+
+    def _time_reference(self, checks: Checks) -> float:
+        """Measured only when a program ran out of the least time: most never do. What would raise the limit is
+        measured again, and the lesser counts: it holds for all the judge's life.
+        """
+        job = self._job(checks.reference, checks, self._cap, more=True)
+        least = self._cap
+        for _ in range(2):
+            verdict = self._ask(job)
+            if verdict.reason is Reason.GRADER_FAILED:
+                return 0.0  # and the next program that needs it tries again
+            least = min(least, verdict.seconds)
+            if self._scaled(least) == self._limits.seconds or verdict.reason is Reason.TIMEOUT:
+                break
+        self._reference_seconds[checks] = least
+        return least
 
     def _run(self, source: str, checks: Checks, seconds: float) -> Verdict:
         more = needs_more(source)
         verdict = self._ask(self._job(source, checks, seconds, more))
-        if not more and verdict.reason is Reason.EXCEPTION and verdict.detail.startswith(_NOT_LOADED):
-            verdict = self._ask(self._job(source, checks, seconds, more=True))
-        return verdict
+        if more or verdict.reason is not Reason.EXCEPTION or not verdict.detail.startswith(_NOT_LOADED):
+            return verdict
+        # The deadline is the program's, not a process's: what the first one used is gone.
+        again = self._ask(self._job(source, checks, max(0.001, seconds - verdict.seconds), more=True))
+        detail = f"not done after {seconds:g} s" if again.reason is Reason.TIMEOUT else again.detail
+        return replace(again, detail=detail, seconds=verdict.seconds + again.seconds)
 
     def _ask(self, job: bytes) -> Verdict:
         free, lost = self._free, ""
@@ -262,11 +285,12 @@ class CodeJudge:
 
     def _job(self, source: str, checks: Checks, seconds: float, more: bool) -> bytes:
         """A line that the supervisor reads, and what it hands on to the judge's process."""
+        draws = hashlib.blake2b(f"{_as_text(checks)}\0{source}".encode("utf-8", "surrogatepass"), key=self._secret)
         job = {
             "source": source, "checks": _as_text(checks), "prelude": self._prelude,
-            "reply_bytes": self._limits.reply_bytes,
+            "reply_bytes": self._limits.reply_bytes, "draws": draws.hexdigest(),
         }  # fmt: skip
-        return dumps({"seconds": seconds, "with_numpy": "numpy" in checks.code, "more": more}) + b"\n" + dumps(job)
+        return dumps({"seconds": seconds, "with_numpy": _names_numpy(checks), "more": more}) + b"\n" + dumps(job)
 
     def _start(self) -> None:
         with self._lock:

@@ -1,10 +1,12 @@
 """Modules that both processes hold from the start: a confined program cannot read the disk (floor 1)."""
 
 import importlib
+import os
 import random
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 # Every program's process holds these; a process that holds MORE too takes longer to fork. What Python itself loads at
 # first use belongs here (unicodedata for \N{...}, _pylong for long integers, codecs): a program that catches the error
@@ -30,7 +32,7 @@ _OTHERS = sys.stdlib_module_names - {name.partition(".")[0] for name in ALWAYS} 
 _IMPORTS = re.compile(r"\b(?:import|from)\s([^\n\r;#]*)")
 _WORD = re.compile(r"\w+")
 _BY_OTHER_WAYS = re.compile(
-    r"\b(?:__import__|__builtins__|importlib|modules|exec|eval|compile|codecs|strptime|idna)\b|\\[\r\n]"
+    r"\b(?:__import__|__builtins__|importlib|modules|exec|eval|compile|codecs|strptime|idna|async)\b|\\[\r\n]"
 )
 _LAZY = {"numpy": ("numpy.random", "numpy.linalg", "numpy.fft")}  # loaded at first use, which would be too late
 
@@ -49,13 +51,6 @@ def needs_more(source: str) -> bool:
     return any(not _OTHERS.isdisjoint(_WORD.findall(named)) for named in _IMPORTS.findall(source))
 
 
-def seed() -> None:
-    """Programs and tests that draw numbers draw the same ones every time."""
-    random.seed(0)
-    if "numpy" in sys.modules:
-        sys.modules["numpy"].random.seed(0)
-
-
 def preload(packages: Iterable[str] = (), *, more: bool = True) -> None:
     """Import all of ALWAYS, of MORE where asked for, and the packages named (numpy, say).
 
@@ -69,3 +64,35 @@ def preload(packages: Iterable[str] = (), *, more: bool = True) -> None:
     for name in packages:
         for part in (name, *_LAZY.get(name, ())):
             importlib.import_module(part)
+
+
+def fix_draws() -> None:
+    """In the process that programs are forked from: all of them draw alike, `uuid4` and `secrets` too."""
+    random.seed(0)
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.seed(0)
+    replace_entropy(random.Random(1).randbytes)
+    seeded = random.Random.seed
+
+    def seed(self: random.Random, a: Any = None, version: int = 2) -> None:
+        seeded(self, os.urandom(32) if a is None else a, version)
+
+    random.Random.seed = seed  # type: ignore[method-assign]
+    expose(vars(random)["_inst"])
+
+
+def replace_entropy(draw: Callable[[int], bytes]) -> None:
+    """The kernel gives a confined process none."""
+    os.urandom = draw
+    vars(random)["_urandom"] = draw
+    if hasattr(os, "getrandom"):
+        os.getrandom = lambda size, flags=0: draw(size)
+
+
+def expose(generator: random.Random) -> None:
+    """The module's functions become this generator's."""
+    usual = vars(random)["_inst"]
+    for name, value in list(vars(random).items()):
+        if getattr(value, "__self__", None) is usual:
+            setattr(random, name, getattr(generator, name))
+    vars(random)["_inst"] = generator

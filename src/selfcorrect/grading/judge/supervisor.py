@@ -18,7 +18,7 @@ import time
 from _socket import CMSG_LEN
 from typing import Any
 
-from selfcorrect.grading.judge import checking, confine
+from selfcorrect.grading.judge import checking, confine, draws, loop
 from selfcorrect.grading.judge.preload import preload
 from selfcorrect.grading.judge.verdict import Reason
 from selfcorrect.grading.judge.wire import Frames, dumps, write_frame
@@ -26,7 +26,9 @@ from selfcorrect.grading.judge.zygote import DESCRIPTOR, ENDED, STARTED
 
 _GRACE = 0.1  # seconds that the judge has to speak after its program was killed
 _STRETCH = 3  # a deadline moves, for time spent waiting for a processor, to at most so many times itself
+_SHORT = 0.02  # seconds up to which nobody looks who had the core: it takes longer than most programs
 _START = 60.0
+_READY = b'"ready"'
 _STUCK = 20.0  # seconds without a word from the zygote, which only forks and waits for killed processes
 _ZYGOTE = "import sys; sys.path.insert(0, sys.argv[3]); from selfcorrect.grading.judge.zygote import main; main()"
 
@@ -121,6 +123,11 @@ class Judge:
         if self.pid == 0:
             _become_judge(theirs, here, settings, confinement, packages)
         theirs.close()
+        # Its start is no program's time: none is begun before it stands.
+        told = self._frames.read() if _readable(self.poll, _START) else b'["", "it does not start"]'
+        if told != _READY:
+            self.stop()
+            raise JudgeError(json.loads(told)[1] if told else "the judge's process ended at its start")
 
     def send(self, job: bytes, channel: _socket.socket) -> None:
         data = checking.LENGTH.pack(len(job)) + job
@@ -161,11 +168,15 @@ def _become_judge(
         jobs = socket.socket(fileno=3)
         sys.path.extend(settings["packages_from"])
         preload(packages)
+        draws.hide()
+        loop.install()
+        confine.go_before_others(confine.FIRST)
         confine.limit_memory(settings["judge_memory"])
         # The tests are the data set's, not ours: they too get no files, no network and no other processes.
         confine.harden(confinement)
         confine.die_with_parent(parent)
         confine.lock(confinement, judge=True)
+        write_frame(3, _READY)
         checking.serve(jobs)
     except Exception as error:  # noqa: BLE001 - the last word of a process that ends
         write_frame(3, dumps([Reason.GRADER_FAILED, f"the judge's process: {type(error).__name__}: {error}"[:300]]))
@@ -188,7 +199,7 @@ class Supervisor:
         self._judges: dict[bool, Judge] = {}
 
     def run(self, payload: bytes, seconds: float, with_numpy: bool, more: bool) -> tuple[str, str, float]:
-        """One program, as the judge's process will read it: reason, detail, wall seconds. Raises JudgeError."""
+        """One program, as the judge's process will read it: reason, detail, seconds. Raises JudgeError."""
         zygote = self._zygotes.get(more)
         if not zygote:
             zygote = self._zygotes[more] = Zygote(self._settings, self.confinement, more)
@@ -197,11 +208,11 @@ class Supervisor:
             packages = ["numpy"] if with_numpy else []
             judge = self._judges[with_numpy] = Judge(self._settings, self.confinement, packages)
         channel, pid, handle = zygote.start_program()
-        began = time.monotonic()
         try:
+            clock = _Deadline(seconds, pid, judge.pid, self._settings["core"])
             judge.send(payload, channel)
             channel.close()
-            return self._watch(zygote, judge, with_numpy, _Program(pid, handle), began, seconds)
+            return self._watch(zygote, judge, with_numpy, _Program(pid, handle), clock)
         except OSError as error:
             told = judge.last_word()
             self._drop_judge(with_numpy)
@@ -213,27 +224,26 @@ class Supervisor:
                 os.close(handle)
 
     def _watch(
-        self, zygote: Zygote, judge: Judge, which: bool, program: "_Program", began: float, limit: float
+        self, zygote: Zygote, judge: Judge, which: bool, program: "_Program", clock: "_Deadline"
     ) -> tuple[str, str, float]:
-        clock = _Deadline(began, limit, program.pid)
         killed = stalled = False
         while not stalled and not _readable(judge.poll, _GRACE if killed else clock.left()):
             stalled = killed  # the judge itself chokes on what it was sent
             if clock.passed():
                 killed = True
                 program.kill()
-        seconds = time.monotonic() - began
+        killed = killed or (clock.left() == 0 and clock.passed())  # this process may have waited for the core too
+        seconds = clock.seconds()
         answer = None if stalled else judge.answer()
         if answer is None:
             self._drop_judge(which)
         if killed:
-            return Reason.TIMEOUT, f"not done after {limit:g} s", seconds
+            return Reason.TIMEOUT, f"not done after {clock.limit:g} s", seconds
         if answer is None:
             return Reason.MEMORY, "what the program answered ended the judge's process", seconds
         reason, detail = answer
         if reason == Reason.CRASH:
-            program.kill()  # it hung up; it may still be there
-            detail = _how_it_ended(zygote.ended()[0])
+            reason, detail = _how_it_ended(zygote, program)
         return reason, detail, seconds
 
     def _drop_judge(self, which: bool) -> None:
@@ -255,6 +265,14 @@ class _Program:
     def __init__(self, pid: int, handle: int) -> None:
         self.pid, self._handle = pid, handle
 
+    def ends(self, seconds: float) -> bool:
+        """Whether it ends by itself within so many seconds; no where the system cannot say."""
+        if self._handle < 0:
+            return False
+        poll = select.poll()
+        poll.register(self._handle, select.POLLIN)
+        return bool(poll.poll(seconds * 1000))
+
     def kill(self) -> None:
         with contextlib.suppress(ProcessLookupError):
             if self._handle >= 0:
@@ -264,24 +282,80 @@ class _Program:
 
 
 class _Deadline:
-    """One deadline for the whole program. Time that its process waited for a processor is given back."""
+    """One deadline for the whole program. Time in which it stood ready and others had the core is given back."""
 
-    def __init__(self, began: float, limit: float, pid: int) -> None:
-        self._began, self._limit, self._pid = began, limit, pid
-        self._until = began + limit
+    def __init__(self, limit: float, pid: int, judge: int, core: int | None) -> None:
+        self.limit, self._pid, self._judge, self._core = limit, pid, judge, core
+        self._used_before = _used(judge) + time.process_time()
+        self._lost = 0.0
+        self._noted: float | None = None  # what others had of the core until we first looked
+        self._began = time.monotonic()
+        self._until = self._began + limit
 
     def left(self) -> float:
-        return max(0.0, self._until - time.monotonic())
+        until = self._until if self._noted is not None else min(self._until, self._began + _SHORT)
+        return max(0.0, until - time.monotonic())
 
     def passed(self) -> bool:
-        self._until = self._began + min(self._limit + _waited(self._pid), self._limit * _STRETCH)
+        if self._noted is None:
+            self._noted = self._had_by_others()
+        if time.monotonic() < self._until - 0.001:
+            return False
+        self._look()
+        self._until = self._began + min(self.limit + self._lost, self.limit * _STRETCH)
         return time.monotonic() >= self._until - 0.001
 
+    def seconds(self) -> float:
+        """What counts: the time on the clock, less what is given back."""
+        if self._noted is not None:
+            self._look()
+        return time.monotonic() - self._began - self._lost
 
-def _waited(pid: int) -> float:
-    """Seconds that a process stood ready to run and did not; 0 where the kernel does not say."""
-    with contextlib.suppress(OSError, ValueError, IndexError), open(f"/proc/{pid}/schedstat", "rb") as file:
-        return int(file.read().split()[1]) / 1e9
+    def _look(self) -> None:
+        """All threads of the program, the judge and this process share one core. Of what the threads waited, only what
+        that core gave to others is lost; or, if that is more, what one thread waited while none of the rest can have
+        run. Either way what counts is never less than what they all ran.
+        """
+        threads = _threads(self._pid)
+        waited = sum(waited for _, waited in threads)
+        alone = max((ran + waited for ran, waited in threads), default=0.0) - self._ran()
+        given = self._had_by_others() - (self._noted or 0.0)
+        self._lost = max(self._lost, min(waited, given), alone if threads else 0.0)
+
+    def _ran(self) -> float:
+        # This process too: to look takes long where there are many threads, and must not be a reason to wait longer.
+        return _used(self._pid) + _used(self._judge) + time.process_time() - self._used_before
+
+    def _had_by_others(self) -> float:
+        """Seconds of the core since the beginning, but for an unknown constant."""
+        idle = _idle(self._core)
+        return 0.0 if idle is None else time.monotonic() - self._began - idle - self._ran()
+
+
+def _idle(core: int | None) -> float | None:
+    """Seconds that a core had nothing to do since the machine's start."""
+    with contextlib.suppress(OSError, ValueError, IndexError), open("/proc/stat", "rb") as file:
+        for line in file:
+            if line.startswith(b"cpu%d " % core if core is not None else b"-"):
+                return sum(map(int, line.split()[4:6])) / os.sysconf("SC_CLK_TCK")
+    return None
+
+
+def _threads(pid: int) -> list[tuple[float, float]]:
+    """Of each thread of a process the seconds that it ran, and that it stood ready and did not; none where unknown."""
+    found = []
+    with contextlib.suppress(OSError):
+        for thread in os.listdir(f"/proc/{pid}/task"):
+            with contextlib.suppress(OSError, ValueError), open(f"/proc/{pid}/task/{thread}/schedstat", "rb") as file:
+                ran, waited, _ = file.read().split()
+                found.append((int(ran) / 1e9, int(waited) / 1e9))
+    return found
+
+
+def _used(pid: int) -> float:
+    """Processor seconds of all threads of a process, ended ones too; 0 where the kernel does not say."""
+    with contextlib.suppress(OSError):
+        return time.clock_gettime(~pid << 3 | 2)  # CPUCLOCK_SCHED of a process: linux/posix-timers.h
     return 0.0
 
 
@@ -305,10 +379,21 @@ def _send_with(control: socket.socket, data: bytes, descriptor: int) -> int:
     return control.sendmsg([data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, DESCRIPTOR.pack(descriptor))])
 
 
-def _how_it_ended(status: int) -> str:
-    if os.WIFSIGNALED(status):
-        return f"ended by signal {signal.Signals(os.WTERMSIG(status)).name}"
-    return f"ended with exit status {os.waitstatus_to_exitcode(status)} before it had answered"
+def _how_it_ended(zygote: Zygote, program: _Program) -> tuple[str, str]:
+    """Of a program whose channel was closed."""
+    if not program.ends(_GRACE / 2):
+        program.kill()
+        zygote.ended()
+        return Reason.CRASH, "closed its channel before it had answered"
+    status = zygote.ended()[0]
+    if not os.WIFSIGNALED(status):
+        code = os.waitstatus_to_exitcode(status)
+        return Reason.CRASH, f"ended with exit status {code} before it had answered"
+    number = os.WTERMSIG(status)
+    if number == signal.SIGKILL:  # no program can send one
+        return Reason.MEMORY, "the kernel killed the process, as it does where the machine's memory runs out"
+    name = signal.Signals(number).name if number in set(signal.Signals) else str(number)
+    return Reason.CRASH, f"ended by signal {name}"
 
 
 def _judged(supervisor: Supervisor, payload: bytes, job: dict[str, Any]) -> tuple[Any, ...]:
@@ -330,6 +415,7 @@ def main() -> None:
     os.dup2(2, 1)
     with contextlib.suppress(AttributeError, OSError):  # its processes take turns: none is to interrupt another because
         os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))  # it was spoken to; refused here and there
+    confine.go_before_others(confine.EARLY)
     supervisor = Supervisor(json.loads(sys.argv[2]))
     write_frame(output, dumps(supervisor.confinement._asdict()))
     frames = Frames(0, 1 << 30)

@@ -20,7 +20,9 @@ class Reason(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """reason, a short text for a person, and the wall time in seconds that the program took."""
+    """reason, a short text for a person, and the seconds that counted against the deadline: the time on the clock,
+    less what the program stood waiting for a processor.
+    """
 
     reason: Reason
     detail: str = ""

@@ -4,25 +4,32 @@ What the judge decodes is made of exact builtin types, whatever the program's pr
 can bring code or an `__eq__` of its own. A JSON object always is {tag: contents}:
 
     t tuple   s set   z frozenset   d dict as pairs   b bytes   c complex   i integer as hex   it iterator
-    r range   q deque   F fraction   D decimal   o object of the program, by number   h the same, as an argument
+    r range   q deque   F fraction   D decimal   T date, time or time span   U uuid   k, v, m views of a dict
+    S, Z set and frozenset with the way to build them in their order (order.Recipe)
+    @ the list, dict, set or deque that ended as the n-th of this message   o object of the program, by number
+    h the same, as an argument
 """
 
+import datetime
 import json
 import os
 import struct
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections import ChainMap, deque
+from collections.abc import Callable, ItemsView, Iterator, KeysView, ValuesView
 from decimal import Decimal, InvalidOperation
 from fractions import Fraction
 from itertools import islice
+from types import MappingProxyType
 from typing import Any
+
+from selfcorrect.grading.judge.order import Recipe, build, recipe_for
 
 MAX_DEPTH = 150
 MAX_INTEGER_DIGITS = 4_000_000  # hexadecimal
 MAX_ITEMS = 1_000_000  # of an iterator that is read out
 _PLAIN = frozenset({int, float, str, bool, type(None)})
 _SIZED = frozenset({list, tuple, set, frozenset, dict, type({}.items()), deque})
-_ITERATORS: tuple[type, ...] = (Iterator, type({}.keys()), type({}.values()), type({}.items()))
+_VIEWS: dict[str, Any] = {"k": KeysView, "v": ValuesView, "m": ItemsView}
 _ENCODER = json.JSONEncoder(ensure_ascii=True, separators=(",", ":"), check_circular=False)
 _HEADER = struct.Struct("<I")
 _AT_ONCE = 1 << 16  # bytes of one read
@@ -48,63 +55,135 @@ class EndlessError(Exception):
 
 
 def dumps(message: Any) -> bytes:
-    """JSON text; integers too long for decimal digits must have been tagged (see encode, exact)."""
-    return _ENCODER.encode(message).encode("ascii")
+    """JSON text."""
+    try:
+        return _ENCODER.encode(message).encode("ascii")
+    except ValueError:  # an integer of more digits than json writes
+        return _ENCODER.encode(_long_integers(message)).encode("ascii")
 
 
-def encode(value: Any, other: Callable[[Any], Any], *, exact: bool = False, depth: int = MAX_DEPTH) -> Any:
-    """A value -> what json can write. other(x) encodes what is not plain data, or raises NotPlainError.
+def _long_integers(message: Any) -> Any:
+    match message:
+        case list():
+            return [_long_integers(item) for item in message]
+        case dict():
+            return {tag: _long_integers(contents) for tag, contents in message.items()}
+        case bool():
+            return message
+        case int():  # hexadecimal digits cost linear time, decimal ones quadratic
+            return message if -(1 << 62) < message < 1 << 62 else {"i": hex(message)}
+    return message
 
-    exact: look at every integer; without it, lists of plain values go as they are, and json refuses long integers.
-    """
-    kind = type(value)
-    if kind in _PLAIN:
-        return _integer(value) if exact and kind is int else value
-    if depth == 0:
-        raise TooDeepError(f"nested deeper than {MAX_DEPTH}")
 
-    def items(values: Any) -> list[Any]:
+def encode(value: Any, other: Callable[[Any], Any]) -> Any:
+    """A value -> what dumps can write. other(x) encodes what is not plain data, or raises NotPlainError."""
+    return value if type(value) in _PLAIN else _Encoding(other).encode(value, MAX_DEPTH)
+
+
+class _Encoding:
+    """Of one value: knows which lists, dicts, sets and deques it has met, so that one met twice stays one."""
+
+    __slots__ = ("_kept", "_numbers", "_other")
+
+    def __init__(self, other: Callable[[Any], Any]) -> None:
+        self._other = other
+        self._numbers: dict[int, int] = {}
+        self._kept: list[Any] = []  # an id is free for another when its object ends
+
+    def encode(self, value: Any, depth: int) -> Any:
+        if type(value) in _PLAIN:
+            return value
+        if depth == 0:
+            raise TooDeepError(f"nested deeper than {MAX_DEPTH}")
+        if isinstance(value, tuple):
+            return {"t": self._items(value, depth)}
+        if isinstance(value, frozenset):
+            return self._set(value, depth, "z")
+        if not isinstance(value, list | dict | set | deque):
+            return self._scalar(value, depth)
+        if (number := self._numbers.get(id(value))) is not None:
+            return {"@": number}
+        if isinstance(value, list):
+            found: Any = self._items(value, depth)
+        elif isinstance(value, dict):
+            found = {"d": [self._items(pair, depth) for pair in value.items()]}
+        elif isinstance(value, set):
+            found = self._set(value, depth, "s")
+        else:
+            found = {"q": self._items(value, depth)}
+        self._numbers[id(value)] = len(self._kept)
+        self._kept.append(value)
+        return found
+
+    def _items(self, values: Any, depth: int) -> list[Any]:
         listed = list(values) if type(values) in _SIZED else _read_out(values)
-        if not exact and _PLAIN.issuperset(map(type, listed)):
+        if _PLAIN.issuperset(map(type, listed)):
             return listed
-        return [encode(item, other, exact=exact, depth=depth - 1) for item in listed]
+        return [self.encode(item, depth - 1) for item in listed]
 
-    if isinstance(value, list):
-        return items(value)
-    if isinstance(value, tuple):
-        return {"t": items(value)}
-    if isinstance(value, dict):
-        return {"d": [items(pair) for pair in value.items()]}
-    if isinstance(value, set | frozenset):
-        return {"s" if isinstance(value, set) else "z": items(value)}
-    return _encode_scalar(value, items, other)
+    def _set(self, value: Any, depth: int, tag: str) -> Any:
+        recipe = recipe_for(value) if len(value) > 1 and type(value) in _SIZED else None
+        if recipe is None:
+            return {tag: self._items(value, depth)}
+        return {tag.upper(): [self._items(recipe.order, depth), recipe.together, recipe.fillers]}
+
+    def _scalar(self, value: Any, depth: int) -> Any:
+        match value:
+            case bytes() | bytearray():
+                return {"b": bytes(value).hex()}
+            case int():  # a subclass, such as an enum's member
+                return int(value)
+            case float():
+                return float(value)
+            case str():
+                return str.__str__(value)
+            case complex():
+                return {"c": [value.real, value.imag]}
+            case range():
+                return {"r": [value.start, value.stop, value.step]}
+            case Fraction():
+                return {"F": [int(value.numerator), int(value.denominator)]}
+            case Decimal():
+                return {"D": str(value)}
+        for tag, view in _VIEWS.items():
+            if isinstance(value, view):
+                return {tag: [self._items(pair, depth) for pair in value] if tag == "m" else self._items(value, depth)}
+        if isinstance(value, Iterator):
+            return {"it": self._items(value, depth)}
+        return self._rarer(value, depth)
+
+    def _rarer(self, value: Any, depth: int) -> Any:
+        for kind, parts in _TIMES.items():
+            if isinstance(value, kind):
+                return {"T": [kind.__name__, [int(getattr(value, part)) for part in parts], _offset(value)]}
+        if isinstance(value, ChainMap | MappingProxyType):
+            return self.encode(dict(value), depth)
+        of = type(value).__module__, type(value).__name__
+        if of == ("uuid", "UUID"):
+            return {"U": value.hex}
+        if of[0] == "numpy" and hasattr(value, "tolist"):
+            return self.encode(value.tolist(), depth)
+        return self._other(value)
 
 
-def _encode_scalar(value: Any, items: Callable[[Any], list[Any]], other: Callable[[Any], Any]) -> Any:
-    match value:
-        case bytes() | bytearray():
-            return {"b": bytes(value).hex()}
-        case int():  # a subclass, such as an enum's member
-            return _integer(int(value))
-        case float():
-            return float(value)
-        case str():
-            return str.__str__(value)
-        case complex():
-            return {"c": [value.real, value.imag]}
-        case range():
-            return {"r": [value.start, value.stop, value.step]}
-        case deque():
-            return {"q": items(value)}
-        case Fraction():
-            return {"F": [_integer(value.numerator), _integer(value.denominator)]}
-        case Decimal():
-            return {"D": str(value)}
-    if isinstance(value, _ITERATORS):
-        return {"it": items(value)}
-    if type(value).__module__ == "numpy" and hasattr(value, "tolist"):
-        return items([value.tolist()])[0]
-    return other(value)
+_TIMES: dict[type, tuple[str, ...]] = {  # a datetime is a date
+    datetime.datetime: ("year", "month", "day", "hour", "minute", "second", "microsecond", "fold"),
+    datetime.date: ("year", "month", "day"),
+    datetime.time: ("hour", "minute", "second", "microsecond", "fold"),
+    datetime.timedelta: ("days", "seconds", "microseconds"),
+    datetime.timezone: (),
+}
+_TIME_KINDS = {kind.__name__: kind for kind in _TIMES}
+
+
+def _offset(value: Any) -> list[int] | None:
+    """From UTC: days, seconds, microseconds."""
+    offset: datetime.timedelta | None = None
+    if isinstance(value, datetime.timezone):
+        offset = value.utcoffset(None)
+    elif isinstance(value, datetime.datetime | datetime.time):
+        offset = value.utcoffset()
+    return None if offset is None else [offset.days, offset.seconds, offset.microseconds]
 
 
 def _read_out(values: Any) -> list[Any]:
@@ -113,11 +192,6 @@ def _read_out(values: Any) -> list[Any]:
     if len(listed) > MAX_ITEMS:
         raise EndlessError
     return listed
-
-
-def _integer(value: int) -> Any:
-    # int() undoes what a subclass makes of it; hexadecimal digits cost linear time, decimal ones quadratic
-    return int(value) if -(1 << 62) < value < 1 << 62 else {"i": hex(value)}
 
 
 # ---------------------------------------------------------------- JSON -> values
@@ -131,56 +205,95 @@ def loads(text: bytes) -> Any:
         raise ProtocolError(f"not a message: {type(error).__name__}") from None
 
 
-def decode(data: Any, remote: Callable[[Any], Any], depth: int = MAX_DEPTH) -> Any:
+def decode(data: Any, remote: Callable[[Any], Any]) -> Any:
     """What loads gave -> the value, of exact builtin types. remote(contents) stands for the tags o and h.
 
     Raises ProtocolError.
     """
-    if type(data) in _PLAIN:
-        return data
-    if depth == 0:
-        raise ProtocolError(f"nested deeper than {MAX_DEPTH}")
-    if type(data) is list:
-        return decode_items(data, remote, depth)
-    if len(data) != 1:
-        raise ProtocolError("an object with other than one tag")
-    [(tag, contents)] = data.items()
-    try:
-        return _decode_tag(tag, contents, remote, depth)
-    except (TypeError, ValueError, ArithmeticError, InvalidOperation) as error:
-        raise ProtocolError(f"bad contents of tag {tag[:10]!r}: {type(error).__name__}") from None
+    return data if type(data) in _PLAIN else _Decoding(remote).decode(data, MAX_DEPTH)
 
 
-def decode_items(data: Any, remote: Callable[[Any], Any], depth: int = MAX_DEPTH) -> list[Any]:
-    """The items of a list, each decoded. Raises ProtocolError."""
-    if type(data) is not list:
-        raise ProtocolError("contents that are not a list")
-    if _PLAIN.issuperset(map(type, data)):
-        return data
-    return [decode(item, remote, depth - 1) for item in data]
+class _Decoding:
+    """Of one value: its lists, dicts, sets and deques in the order in which they ended, as _Encoding counts them."""
+
+    __slots__ = ("_kept", "_remote")
+
+    def __init__(self, remote: Callable[[Any], Any]) -> None:
+        self._remote = remote
+        self._kept: list[Any] = []
+
+    def decode(self, data: Any, depth: int) -> Any:
+        if type(data) in _PLAIN:
+            return data
+        if depth == 0:
+            raise ProtocolError(f"nested deeper than {MAX_DEPTH}")
+        if type(data) is list:
+            items = self._items(data, depth)
+            self._kept.append(items)
+            return items
+        if len(data) != 1:
+            raise ProtocolError("an object with other than one tag")
+        [(tag, contents)] = data.items()
+        try:
+            value = self._tagged(tag, contents, depth)
+        except (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, InvalidOperation) as error:
+            raise ProtocolError(f"bad contents of tag {tag[:10]!r}: {type(error).__name__}") from None
+        if tag in ("s", "d", "q", "S"):
+            self._kept.append(value)
+        return value
+
+    def _items(self, data: Any, depth: int) -> list[Any]:
+        if type(data) is not list:
+            raise ProtocolError("contents that are not a list")
+        if _PLAIN.issuperset(map(type, data)):
+            return data
+        return [self.decode(item, depth - 1) for item in data]
+
+    def _tagged(self, tag: str, contents: Any, depth: int) -> Any:
+        if tag in ("o", "h"):
+            return self._remote(contents)
+        if tag in _FROM_ITEMS:
+            return _FROM_ITEMS[tag](self._items(contents, depth))
+        if tag in ("d", "m"):
+            pairs = {key: value for key, value in (self._items(pair, depth) for pair in contents)}  # noqa: C416 - exactly two
+            return pairs if tag == "d" else pairs.items()
+        if tag == "@" and type(contents) is int and contents >= 0:
+            return self._kept[contents]
+        if tag in ("S", "Z"):
+            order, together, fillers = contents
+            recipe = Recipe(self._items(order, depth), together, self._items(fillers, depth))
+            return build(recipe, set if tag == "S" else frozenset)
+        if tag == "i" and len(contents) > MAX_INTEGER_DIGITS:
+            raise ProtocolError(f"an integer of more than {MAX_INTEGER_DIGITS} digits")
+        if tag in _FROM_TEXT:
+            return _FROM_TEXT[tag](contents)
+        raise ProtocolError(f"unknown tag {tag[:10]!r}")
 
 
-def _decode_tag(tag: str, contents: Any, remote: Callable[[Any], Any], depth: int) -> Any:
-    if tag in ("o", "h"):
-        return remote(contents)
-    if tag in _FROM_ITEMS:
-        return _FROM_ITEMS[tag](decode_items(contents, remote, depth))
-    if tag == "F":
-        return Fraction(*decode_items(contents, remote, depth))
-    if tag == "i" and len(contents) > MAX_INTEGER_DIGITS:
-        raise ProtocolError(f"an integer of more than {MAX_INTEGER_DIGITS} digits")
-    if tag in _FROM_TEXT:
-        return _FROM_TEXT[tag](contents)
-    raise ProtocolError(f"unknown tag {tag[:10]!r}")
+def _time(contents: Any) -> Any:
+    name, parts, offset = contents
+    if name == "timezone":
+        return datetime.timezone(datetime.timedelta(*offset))
+    zone = {} if offset is None else {"tzinfo": datetime.timezone(datetime.timedelta(*offset))}
+    if name in ("datetime", "time"):
+        return _TIME_KINDS[name](*parts[:-1], fold=parts[-1], **zone)
+    return _TIME_KINDS[name](*parts)
+
+
+def _uuid(digits: str) -> Any:
+    from uuid import UUID  # the smaller process has it not, and says so
+
+    return UUID(hex=digits)
 
 
 _FROM_ITEMS: dict[str, Callable[[list[Any]], Any]] = {
     "t": tuple, "s": set, "z": frozenset, "q": deque, "it": iter, "r": lambda items: range(*items),
-    "d": lambda pairs: {key: value for key, value in pairs},  # noqa: C416 - a pair of another length is refused
+    "F": lambda items: Fraction(*items), "k": lambda items: dict.fromkeys(items).keys(),
+    "v": lambda items: dict(enumerate(items)).values(),
 }  # fmt: skip
 _FROM_TEXT: dict[str, Callable[[Any], Any]] = {
     "b": bytes.fromhex, "i": lambda digits: int(digits, 16), "D": lambda digits: Decimal(digits[:1000]),
-    "c": lambda pair: complex(*map(float, pair)),
+    "c": lambda pair: complex(*map(float, pair)), "T": _time, "U": _uuid,
 }  # fmt: skip
 
 

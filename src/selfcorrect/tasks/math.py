@@ -60,7 +60,9 @@ class MathTask(DataTask):
             from selfcorrect.grading.math import MathGrader
 
             self._grader = MathGrader(workers=self._config.workers, seconds=self._config.seconds)
-        return self._grader.grade([(text, problem.reference["answer"]) for problem, text in answers])
+        return self._grader.grade(
+            [(text, p.reference["answer"], self._questions.get(p.prompt, p.prompt)) for p, text in answers]
+        )
 
     def close(self) -> None:
         if self._grader is not None:

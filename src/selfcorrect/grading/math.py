@@ -33,7 +33,7 @@ __all__ = ["FINAL_FORM", "MathGrader", "gold_answer"]
 CACHE_SIZE = 65_536  # pairs of answer and gold whose verdict is kept
 MAX_WORKERS = 8
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]+")
-_HARMLESS = r"x^{7}+\sqrt{y}"  # an answer that a worker can compare with anything
+_HARMLESS = r"x+\sqrt{y}"  # an answer that a worker can compare with anything
 
 
 class _Key(NamedTuple):
@@ -139,7 +139,8 @@ class MathGrader:
         keys = list(undecided)
         replies = self._pool.run([self._job(key) for key in keys]) if keys else []
         deadly = [key for key, reply in zip(keys, replies, strict=True) if "died" in reply]
-        for key, control in zip(deadly, self._pool.run([self._job(key, _HARMLESS) for key in deadly]), strict=True):
+        controls = self._pool.run([self._job(key, _HARMLESS) for key in deadly]) if deadly else []
+        for key, control in zip(deadly, controls, strict=True):
             if "same" in control:  # the worker ends under this answer alone: it is the answer's doing
                 replies[keys.index(key)] = {"spent": "it ended its worker twice"}
         for key, reply in zip(keys, replies, strict=True):

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from selfcorrect.grading.math_fast import number_of, squeeze, terms_of
 from selfcorrect.grading.math_latex import AND, OR, clean
-from selfcorrect.grading.math_normal import Unreadable, normalize, split_top
+from selfcorrect.grading.math_normal import Unreadable, normalize, readings, split_top
 from selfcorrect.grading.math_units import split_unit
 
 MAX_PIECE = 2000  # characters of a statement's formula that is looked at
@@ -29,7 +29,7 @@ _JOINT = re.compile(rf"[,;{OR}{AND}]|\\text\s*\{{[^{{}}]*\}}|\\q?quad|\\\\|&|\ue
 _RELATION = re.compile(r"=|\\approx(?![A-Za-z])|<|>|\\(?:le|ge|ne|in|equiv)(?![A-Za-z])")
 _EQUALITY = re.compile(r"=|\\approx(?![A-Za-z])")
 _NUMBER = re.compile(
-    r"(?:(?<!\d)\d+\s*)?\\frac\s*\{\s*\d+\s*\}\s*\{\s*\d+\s*\}%?|\d+\s*/\s*\d+%?|(?:\d+(?:\.\d+)?|\.\d+)%?"
+    r"\d*\.\d*\\overline\s*\{?\s*\d+\s*\}?|(?:(?<!\d)\d+\s*)?\\frac\s*\{\s*\d+\s*\}\s*\{\s*\d+\s*\}%?|\d+\s*/\s*\d+%?|(?:\d+(?:\.\d+)?|\.\d+)%?"
 )
 _TOKEN = re.compile(r"\\[A-Za-z]+|\d+(?:\.\d+)?|\.\d+|[A-Za-z]|[-!|%<>=:]")
 _SILENT = frozenset((r"\cdot", r"\frac", r"\text", r"\left", r"\right", r"\displaystyle"))
@@ -68,23 +68,21 @@ def copied(problem: str, gold: str, given: str) -> str:
     stated = split_top(theirs, _EQUALITY)[-1] if len(sides) > 1 else theirs
     if _is_copy(told, problem, ours, stated):
         return "copies an expression of the problem"
-    mine = {_key(part) for part in _members(ours)}
-    parts = _members(theirs)
-    if len(parts) > 1 and any(number_of(part) is None and _key(part) not in mine and _stands(told, part) for part in parts):
-        return "copies an expression of the problem"
-    return ""
+    mine = set(map(_key, _members(ours)))
+    parts = [part for part in _members(theirs) if number_of(part) is None and _key(part) not in mine]
+    return "copies an expression of the problem" if any(_stands(told, part) for part in parts) else ""
 
 
 def _is_copy(told: _Statement, problem: str, gold: str, given: str) -> bool:
     gold, given = _bare(gold), _bare(given)
-    if _key(gold) == _key(given) or squeeze(gold) in told.exact:
+    if _key(gold) == _key(given):
         return False
-    if number_of(given) is not None:
-        literal = _literal(given)
-        if literal not in told.numbers or _literal(gold) in told.numbers or number_of(gold) is None:
-            return False
-        return literal != _literal(gold) and (_unreduced(given) or _CONVERTED.search(problem) is not None)
-    return _stands(told, given)
+    if number_of(given) is None:
+        return _stands(told, given) and not (_OPERATION.search(gold) and squeeze(gold) in told.exact)
+    ours, theirs = _literal(gold), _literal(given)
+    if ours == theirs or theirs not in told.numbers or number_of(gold) is None or (ours in told.numbers and not ours.isdigit()):
+        return False
+    return _unreduced(given) or _CONVERTED.search(problem) is not None
 
 
 def _stands(told: _Statement, text: str) -> bool:
@@ -108,8 +106,13 @@ def _bare(text: str) -> str:
 
 
 def _members(text: str) -> list[str]:
-    inner = text[1:-1] if text[:1] in "([" and text[-1:] in ")]" else text.removeprefix(r"\{").removesuffix(r"\}")
-    return [part.strip() for part in split_top(inner, _JOINT) if part.strip()]
+    """The scalars of a list, a tuple, a union or a matrix; nothing of a single scalar."""
+    found, nodes = [], [*readings(text)[-1].parts]
+    while nodes:
+        node = nodes.pop()
+        nodes.extend(node.parts)
+        found += [node.text] if node.kind == "scalar" else []
+    return found
 
 
 def _sides(text: str) -> frozenset[Key]:
@@ -132,6 +135,8 @@ def _digits(token: str) -> str:
 
 def _literal(text: str) -> str:
     """A literal number as it is written: `7/2`, `3.5` and `3 1/2` are three."""
+    if "overline" in text:
+        return re.sub(r"\\overline|[{}\s]", lambda match: "~" if match[0][0] == "\\" else "", text).lstrip("0")
     numbers = re.findall(r"\d+(?:\.\d+)?|\.\d+", text)
     return ("-" if text.lstrip().startswith("-") else "") + "/".join(map(_digits, numbers)) + ("%" if "%" in text else "")
 

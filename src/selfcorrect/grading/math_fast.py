@@ -63,7 +63,8 @@ def number_of(text: str) -> Fraction | None:
     match = _REPEATING.fullmatch(text)
     if match:
         fixed, again = match["fixed"], match["again"]
-        value = Fraction(int(match["whole"] + fixed + again) - int(match["whole"] + fixed))
+        first = f"0{match['whole']}{fixed}"
+        value = Fraction(int(first + again) - int(first))
         return _signed(match["sign"], value / (10 ** len(fixed) * (10 ** len(again) - 1)), None)
     return None
 

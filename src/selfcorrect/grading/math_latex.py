@@ -42,6 +42,7 @@ _REWRITE: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ..
         (r"\\[!]", ""),
         (r"\\(?:[,;:> ]|(?:q?quad|enspace|enskip|thinspace|medspace|thickspace|space|hfill)(?![A-Za-z]))|~|[\t\r\n]", " "),
         (r"\\(?:dfrac|tfrac|cfrac|nicefrac|sfrac)(?![A-Za-z])", r"\\frac"),
+        (r"\\[dt]binom(?![A-Za-z])", r"\\binom"),
         (r"\\(?:leqslant|leq)(?![A-Za-z])|<=", r"\\le "),
         (r"\\(?:geqslant|geq)(?![A-Za-z])|>=", r"\\ge "),
         (r"\\neq(?![A-Za-z])|!=", r"\\ne "),

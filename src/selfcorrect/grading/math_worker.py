@@ -30,7 +30,7 @@ _FUNCTION_POWER = re.compile(
     r"\\(sin|cos|tan|sec|csc|cot|log|ln)\s*\^\s*\{?(\d)\}?\s*(\\?[A-Za-z]+|\d+)(?![A-Za-z({\d])"
 )
 
-_NAME = re.compile(r"(?<![\\A-Za-z])[A-Z]{2,}")  # the points of `2AB`: one name, no product
+_NAME = re.compile(r"\\mathbb\s*\{?\s*[A-Z]|\\[A-Za-z]+|(?P<name>[A-Z]+|d)")
 _FUNCTION_OF_ONE = re.compile(r"\\(sin|cos|tan|sec|csc|cot|log|ln)\s+([A-Za-z])(?![A-Za-z({^_\d])")  # `\sin t`
 
 
@@ -55,11 +55,17 @@ def to_exact(text: str) -> str:
     number = number_of(text)
     if number is not None:
         return rf"\frac{{{number.numerator}}}{{{number.denominator}}}"
-    text = _NAME.sub(lambda match: f"N_{{{''.join(str(ord(letter)) for letter in match[0])}}}", text.replace(ROW, r"\\"))
+    text = text.replace(ROW, r"\\")
+    text = text if "\\int" in text else _NAME.sub(_own_name, text)
     text = _DECIMAL.sub(lambda match: rf"\frac{{{int(match[1] + match[2])}}}{{{10 ** len(match[2])}}}", text)
     text = _FUNCTION_POWER.sub(r"{\\\1(\3)}^{\2}", text)
     text = _FUNCTION_OF_ONE.sub(r"\\\1(\2)", text)
     return _ONE_POWER.sub(r"\1{\2}", text)
+
+
+def _own_name(match: re.Match[str]) -> str:
+    """Letters by their numbers: math-verify takes `Y` for `y`, the points of `2AB` for a product, `dx` for no product."""
+    return f"n_{{{''.join(str(ord(letter)) for letter in match['name'])}}}" if match["name"] else match[0]
 
 
 def _read(text: str) -> Any:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from selfcorrect.grading.math_fast import number_of, squeeze, terms_of
 from selfcorrect.grading.math_latex import AND, OR, clean
-from selfcorrect.grading.math_normal import Unreadable, normalize, readings, split_top
+from selfcorrect.grading.math_normal import Unreadable, closes_at_end, normalize, readings, split_top
 from selfcorrect.grading.math_units import split_unit
 
 MAX_PIECE = 2000  # characters of a statement's formula that is looked at
@@ -32,6 +32,10 @@ _NUMBER = re.compile(
     r"\d*\.\d*\\overline\s*\{?\s*\d+\s*\}?|(?:(?<!\d)\d+\s*)?\\frac\s*\{\s*\d+\s*\}\s*\{\s*\d+\s*\}%?|\d+\s*/\s*\d+%?|(?:\d+(?:\.\d+)?|\.\d+)%?"
 )
 _TOKEN = re.compile(r"\\[A-Za-z]+|\d+(?:\.\d+)?|\.\d+|[A-Za-z]|[-!|%<>=:]")
+_NEUTRAL = re.compile(
+    r"(?<![\d.}^_])1\s*(?:\\cdot(?![A-Za-z])|\*)\s*|\s*(?:\\cdot(?![A-Za-z])|\*)\s*1(?![\d.])|[-+]\s*0(?![\d.])|(?<![\d.^_])0\s*\+"
+    r"|/\s*1(?![\d.])|\^\s*(?:1(?!\d)|\{\s*1\s*\})"
+)
 _SILENT = frozenset((r"\cdot", r"\frac", r"\text", r"\left", r"\right", r"\displaystyle"))
 _ROOT = re.compile(r"\^\s*\{?\s*(?:\\frac\s*\{\s*1\s*\}\s*\{\s*2\s*\}|1\s*/\s*2|0?\.5)\s*\}?")
 _OPERATION = re.compile(r"[-+*/^!|(]|\\(?!text|pi(?![A-Za-z])|infty)[A-Za-z]+|\d[A-Za-z]|[A-Za-z]{2}")
@@ -62,15 +66,32 @@ def copied(problem: str, gold: str, given: str) -> str:
         return ""
     if squeeze(ours) == squeeze(theirs):
         return ""
-    sides = _sides(theirs)
-    if len(sides) > 1 and sides != _sides(ours) and any(sides <= relation for relation in told.relations):
+    theirs = _undressed(theirs)
+    if _relation_copied(told, ours, theirs):
         return "copies a relation of the problem"
-    stated = split_top(theirs, _EQUALITY)[-1] if len(sides) > 1 else theirs
-    if _is_copy(told, problem, ours, stated):
+    if _is_copy(told, problem, ours, split_top(theirs, _EQUALITY)[-1] if len(_sides(ours)) == 1 else theirs):
         return "copies an expression of the problem"
     mine = set(map(_key, _members(ours)))
     parts = [part for part in _members(theirs) if number_of(part) is None and _key(part) not in mine]
     return "copies an expression of the problem" if any(_stands(told, part) for part in parts) else ""
+
+
+def _relation_copied(told: _Statement, gold: str, given: str) -> bool:
+    """Whether a relation of the problem is the given one, a part of it (`x = 3a = 12`), or its last two sides."""
+    equal = split_top(given, _EQUALITY)
+    last = "=".join(equal[-2:])
+    found = {sides for text in (given, last, *equal) if len(sides := _sides(text)) > 1} - {_sides(gold)}
+    return any(sides <= relation for sides in found for relation in told.relations)
+
+
+def _undressed(text: str) -> str:
+    """Without parentheses around it all, and without additions that change nothing."""
+    for _ in range(4):
+        text = _NEUTRAL.sub(" ", text).strip(" ,;.")
+        if not (text[:1] + text[-1:] in ("()", "{}") and closes_at_end(text)) or len(split_top(text[1:-1], _JOINT)) > 2:
+            break
+        text = text[1:-1]
+    return text
 
 
 def _is_copy(told: _Statement, problem: str, gold: str, given: str) -> bool:
@@ -94,7 +115,7 @@ def _stands(told: _Statement, text: str) -> bool:
     tight = squeeze(text)
     for formula in told.formulas:
         if formula in tight:
-            rest = re.sub(r"[({]Q[)}]", "Q", tight.replace(formula, "Q"))
+            rest = re.sub(r"[({]\s*Q\s*[)}]", " Q ", tight.replace(formula, " Q "))
             if terms_of(rest) == {(1, (("Q", 1),)): 1}:
                 return True
     return False

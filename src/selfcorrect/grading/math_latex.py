@@ -70,6 +70,8 @@ _REWRITE: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ..
         (r"\\text\{\s*,?\s*or\s*,?\s*\}|\bor\b(?!\})|\\(?:lor|vee)(?![A-Za-z])", f" {OR} "),
         (r"\\text\{\s*,?\s*and\s*,?\s*\}|\band\b(?!\})|\\(?:land|wedge)(?![A-Za-z])", f" {AND} "),
         (r"\\text\{\s*[,;]\s*\}", " , "),
+        (r"(?<![\\A-Za-z])sqrt(?=\s*[({\d])|\\sqrt\s*\[\s*2\s*\]", r"\\sqrt"),
+        (r"\\sqrt\s*\(([^()]*)\)", r"\\sqrt{\1}"),
         (r"\\sqrt\s*(\d)(?!\d)", r"\\sqrt{\1}"),
         (r"\\sqrt\s+(\d+)", r"\\sqrt{\1}"),
         (r"\\sqrt\s*([a-z])(?![a-z])", r"\\sqrt{\1}"),

@@ -176,9 +176,9 @@ def _unordered(items: list[str]) -> Node:
 
 def _bracketed(text: str) -> Node | None:
     r"""`(..)`, `[..)`, `\{..\}` around the whole text; None where the first bracket closes earlier."""
-    if text.startswith("\\{") and text.endswith("\\}") and _closes_at_end(text[1:]):
+    if text.startswith("\\{") and text.endswith("\\}") and closes_at_end(text[1:]):
         return _unordered(_split(text[2:-2], _COMMA)) if text[2:-2].strip() else Node("list")
-    if not text or text[0] not in "([" or text[-1] not in ")]" or not _closes_at_end(text):
+    if not text or text[0] not in "([" or text[-1] not in ")]" or not closes_at_end(text):
         return None
     items = _split(text[1:-1], _COMMA)
     if len(items) > 1:
@@ -188,7 +188,7 @@ def _bracketed(text: str) -> Node | None:
     return Node("tuple", text[0] + text[-1], tuple(parse(item) for item in items))
 
 
-def _closes_at_end(text: str) -> bool:
+def closes_at_end(text: str) -> bool:
     depth = 0
     for position, character in enumerate(text):
         if character in "([{":

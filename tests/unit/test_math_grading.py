@@ -138,15 +138,32 @@ def test_the_problems_own_words_are_no_answer(
 def test_a_copy_is_told_as_one(grader: MathGrader) -> None:
     """The verdict depends on the problem, and the words on how each text declares its answer, whatever came first."""
     box, line = r"\boxed{\sqrt{720}}", r"#### \sqrt{720}"
-    grades = grader.grade([(box, r"12\sqrt5"), (line, r"12\sqrt5"), (line, r"12\sqrt5", ROOT), (box, r"12\sqrt5", ROOT)])
+    grades = grader.grade(
+        [(box, r"12\sqrt5"), (line, r"12\sqrt5"), (line, r"12\sqrt5", ROOT), (box, r"12\sqrt5", ROOT)]
+    )
     told = [grade.detail for grade in grades]
-    assert told == ["box", "####", "####: copies an expression of the problem", "box: copies an expression of the problem"]
+    assert told == [
+        "box",
+        "####",
+        "####: copies an expression of the problem",
+        "box: copies an expression of the problem",
+    ]
 
 
-@pytest.mark.parametrize("gold", ["a + b + c", r"\frac{1}{7}\triangle ABC", r"\sqrt{2}^{\frac}+\&", r"\overline{CD}", "f(2) < f(1)"])
+@pytest.mark.parametrize(
+    "gold", ["a + b + c", r"\frac{1}{7}\triangle ABC", r"\sqrt{2}^{\frac}+\&", r"\overline{CD}", "f(2) < f(1)"]
+)
 def test_no_answer_makes_the_grader_fail(gold: str, slow: MathGrader) -> None:
     """A gold answer that math-verify cannot read equals its own text, and any other answer is wrong: none is left out."""
-    others = [r"\sqrt{x+1}", r"\frac{x}{y}", "x>3", r"[0,1)\cup\{5\}", r"\begin{pmatrix}1\\2\end{pmatrix}", r"\infty", "x=y"]
+    others = [
+        r"\sqrt{x+1}",
+        r"\frac{x}{y}",
+        "x>3",
+        r"[0,1)\cup\{5\}",
+        r"\begin{pmatrix}1\\2\end{pmatrix}",
+        r"\infty",
+        "x=y",
+    ]
     grades = slow.grade([(rf"\boxed{{{given}}}", gold) for given in (gold, *others)])
     assert [grade.outcome for grade in grades] == [RIGHT] + [WRONG] * len(others)
 
@@ -211,9 +228,7 @@ def test_gold_answers() -> None:
     assert gold_answer("4", "gsm8k") is None
 
 
-@pytest.mark.parametrize(
-    "gold", ["", "  ", r"\frac{1}{2", "x" * 5000, "(" * 40 + ")" * 40, "\x00"]
-)
+@pytest.mark.parametrize("gold", ["", "  ", r"\frac{1}{2", "x" * 5000, "(" * 40 + ")" * 40, "\x00"])
 def test_golds_that_cannot_be_read(grader: MathGrader, gold: str) -> None:
     """Said of every answer to the problem, with the reason; never a silent zero."""
     for grade in grader.grade([(text, gold) for text in (r"\boxed{5}", "nothing")]):

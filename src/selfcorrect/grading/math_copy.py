@@ -59,13 +59,13 @@ class _Statement(NamedTuple):
 
 def copied(problem: str, gold: str, given: str) -> str:
     """Why `given`, equal to `gold` in value, is no answer to `problem`: what it copies; "" where it copies nothing."""
-    told = _statement(problem)
     try:
         ours, theirs = normalize(gold), normalize(given)
     except Unreadable:
         return ""
-    if squeeze(ours) == squeeze(theirs):
+    if squeeze(_bare(ours)) == squeeze(_bare(theirs)):
         return ""
+    told = _statement(problem)
     theirs = _undressed(theirs)
     if _relation_copied(told, ours, theirs):
         return "copies a relation of the problem"
@@ -101,7 +101,12 @@ def _is_copy(told: _Statement, problem: str, gold: str, given: str) -> bool:
     if number_of(given) is None:
         return _stands(told, given) and not (_OPERATION.search(gold) and squeeze(gold) in told.exact)
     ours, theirs = _literal(gold), _literal(given)
-    if ours == theirs or theirs not in told.numbers or number_of(gold) is None or (ours in told.numbers and not ours.isdigit()):
+    if (
+        ours == theirs
+        or theirs not in told.numbers
+        or number_of(gold) is None
+        or (ours in told.numbers and not ours.isdigit())
+    ):
         return False
     return _unreduced(given) or _CONVERTED.search(problem) is not None
 
@@ -159,7 +164,9 @@ def _literal(text: str) -> str:
     if "overline" in text:
         return re.sub(r"\\overline|[{}\s]", lambda match: "~" if match[0][0] == "\\" else "", text).lstrip("0")
     numbers = re.findall(r"\d+(?:\.\d+)?|\.\d+", text)
-    return ("-" if text.lstrip().startswith("-") else "") + "/".join(map(_digits, numbers)) + ("%" if "%" in text else "")
+    return (
+        ("-" if text.lstrip().startswith("-") else "") + "/".join(map(_digits, numbers)) + ("%" if "%" in text else "")
+    )
 
 
 def _unreduced(text: str) -> bool:
@@ -188,7 +195,11 @@ def _statement(problem: str) -> _Statement:
                     if len(text) > 2 and _OPERATION.search(text):
                         formulas.add(squeeze(text))
     return _Statement(
-        frozenset(exact), frozenset(keys), tuple(relations), frozenset(numbers), tuple(sorted(formulas, key=len, reverse=True))
+        frozenset(exact),
+        frozenset(keys),
+        tuple(relations),
+        frozenset(numbers),
+        tuple(sorted(formulas, key=len, reverse=True)),
     )
 
 

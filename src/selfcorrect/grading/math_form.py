@@ -76,7 +76,9 @@ def _is_product(text: str) -> bool:
 
 def _is_constant(text: str) -> bool:
     letters = set(_LETTER.findall(_COMMAND.sub(" ", text)))
-    return letters <= {"i", "e"} and not re.search(r"\\(?:theta|alpha|beta|gamma|lambda|phi|omega|mathbf|text|vec)", text)
+    return letters <= {"i", "e"} and not re.search(
+        r"\\(?:theta|alpha|beta|gamma|lambda|phi|omega|mathbf|text|vec)", text
+    )
 
 
 def _functions(text: str) -> set[str]:
@@ -102,7 +104,8 @@ def _terms_apart(text: str) -> int:
 def _number_sums(text: str) -> int:
     """Sums, at any depth, in which two terms are literal numbers."""
     return sum(
-        sum(number_of(term) is not None for term in split_top(group, _SUM) if term.strip()) > 1 for group in _groups(text)
+        sum(number_of(term) is not None for term in split_top(group, _SUM) if term.strip()) > 1
+        for group in _groups(text)
     )
 
 

@@ -150,7 +150,9 @@ def is_unit(words: list[str]) -> bool:
 
 
 def _names(word: str) -> bool:
-    stems = {word, word.removesuffix("s"), word.removesuffix("es")} | ({word[:-3] + "y"} if word[-3:] == "ies" else set())
+    stems = {word, word.removesuffix("s"), word.removesuffix("es")} | (
+        {word[:-3] + "y"} if word[-3:] == "ies" else set()
+    )
     return any(stem in SAME_UNIT or stem in _COUNTED for stem in stems) and len(word) > 1
 
 
@@ -294,7 +296,9 @@ def _whole(words: list[str]) -> int | None:
     for word in words:
         scale = SCALES.get(word.removesuffix("s"))
         if word in _SMALL:
-            if current >= 0 and not (current % 100 == 0 < current or (current % 100 >= 20 and _SMALL[word] < 10 > current % 10 == 0)):
+            if current >= 0 and not (
+                current % 100 == 0 < current or (current % 100 >= 20 and _SMALL[word] < 10 > current % 10 == 0)
+            ):
                 return None
             current = max(current, 0) + _SMALL[word]
         elif scale == 100:

@@ -27,8 +27,9 @@ class BadGold(ValueError):  # noqa: N818 - says what was found
 
 
 def compare(gold: str, given: str, scalar: Scalar, units: frozenset[str] = frozenset()) -> bool | None:
-    """Whether `given` states the answer `gold`; None where `scalar` could not tell. units: words that the problem counts.
+    """Whether `given` states the answer `gold`; None where `scalar` could not tell.
 
+    units: words that the problem counts (asked_units).
     Raises BadGold where the gold answer is empty or cannot be split, Unreadable where `given` cannot be split.
     """
     named = gold_units(gold)

@@ -7,6 +7,7 @@ in another order, with other spaces and brackets, and with additions that change
 
 import re
 from collections.abc import Iterator
+from fractions import Fraction
 from functools import lru_cache
 from math import gcd
 from typing import NamedTuple
@@ -40,7 +41,7 @@ _SILENT = frozenset((r"\cdot", r"\frac", r"\text", r"\left", r"\right", r"\displ
 _ROOT = re.compile(r"\^\s*\{?\s*(?:\\frac\s*\{\s*1\s*\}\s*\{\s*2\s*\}|1\s*/\s*2|0?\.5)\s*\}?")
 _OPERATION = re.compile(r"[-+*/^!|(]|\\(?!text|pi(?![A-Za-z])|infty)[A-Za-z]+|\d[A-Za-z]|[A-Za-z]{2}")
 _CONVERTED = re.compile(
-    r"express|write|convert|simplif|reduc|lowest|simplest|fraction|decimal|percent|evaluate|compute|calculate|mixed number",
+    r"express|write|convert|simplif|reduc|lowest|simplest|fraction|decimal|percent|evaluate|compute|calculate|mixed num",
     re.IGNORECASE,
 )
 
@@ -121,7 +122,7 @@ def _stands(told: _Statement, text: str) -> bool:
     for formula in told.formulas:
         if formula in tight:
             rest = re.sub(r"[({]\s*Q\s*[)}]", " Q ", tight.replace(formula, " Q "))
-            if terms_of(rest) == {(1, (("Q", 1),)): 1}:
+            if terms_of(rest) == {(1, (("Q", 1),)): Fraction(1)}:
                 return True
     return False
 

@@ -1,4 +1,4 @@
-r"""LaTeX in one way of writing (floor 1): what does not change an answer's meaning is taken off. Strings in, strings out.
+r"""LaTeX in one way of writing (floor 1): what does not change an answer's meaning is taken off.
 
 Layout commands, colours and fonts, spacing, dollar signs, thousands separators, `{1 \over 2}`; number words behind a
 number are worked out (math_units.py). Nothing else is computed, and every step is linear in a string of bounded length.
@@ -40,7 +40,8 @@ _REWRITE: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ..
         (r"\\(?:hspace|vspace|mspace|label|tag|color)\*?\s*\{[^{}]*\}", " "),
         (r"\\[hv]?phantom\s*(?:\{[^{}]*\})?|\A\s*\\approx(?![A-Za-z])", ""),
         (r"\\[!]", ""),
-        (r"\\(?:[,;:> ]|(?:q?quad|enspace|enskip|thinspace|medspace|thickspace|space|hfill)(?![A-Za-z]))|~|[\t\r\n]", " "),
+        (r"\\(?:[,;:> ]|(?:q?quad|enspace|enskip|thinspace|medspace|thickspace|space|hfill)(?![A-Za-z]))|~|[\t\r\n]",
+         " "),
         (r"\\(?:dfrac|tfrac|cfrac|nicefrac|sfrac)(?![A-Za-z])", r"\\frac"),
         (r"\\[dt]binom(?![A-Za-z])", r"\\binom"),
         (r"\\(?:leqslant|leq)(?![A-Za-z])|<=", r"\\le "),
@@ -50,6 +51,8 @@ _REWRITE: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ..
         (r"\\gt(?![A-Za-z])", ">"),
         (r"\\times(?![A-Za-z])", r"\\cdot "),
         (r"\\(?:varnothing|O)(?![A-Za-z])", r"\\emptyset "),
+        (r"\\langle(?![A-Za-z])", "("),
+        (r"\\rangle(?![A-Za-z])", ")"),
         (r"\\lbrace(?![A-Za-z])", r"\\{"),
         (r"\\rbrace(?![A-Za-z])", r"\\}"),
         (r"\\(?:textbf|textrm|textit|textnormal|textsf|mbox|hbox|mathrm|mathbf|mathit|mathsf|mathtt|texttt|textup|emph|rm|operatorname\*?)"
@@ -86,11 +89,13 @@ _REWRITE: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ..
         (r"[(\[]\s*(\\begin\{(?:array|matrix)\}(?:(?!\\begin).)*?\\end\{(?:array|matrix)\})\s*[)\]]", r"\1"),
         (r"\|\s*\\begin\{(?:array|matrix)\}(?:\{[clr| ]*\})?((?:(?!\\begin).)*?)\\end\{(?:array|matrix)\}\s*\|",
          r"\\begin{vmatrix}\1\\end{vmatrix}"),
-        (r"\\\{\s*\\\}|\A\s*(?:\\text\{)?\s*(?:(?:the )?(?:empty|null) set|empty|no solutions?)\s*\}?\s*\Z", r"\\emptyset "),
+        (r"\\\{\s*\\\}|\A\s*(?:\\text\{)?\s*(?:(?:the )?(?:empty|null) set|empty|no solutions?)\s*\}?\s*\Z",
+         r"\\emptyset "),
         (r"\\mathbb\s*R(?![A-Za-z])", r"\\mathbb{R}"),
         (r"\A\s*\\\{\s*\(?[a-z]\)?(?:\s*\\in\s*\\mathbb\{R\})?\s*(?:[:|]|\\mid(?![A-Za-z])|\\vert(?![A-Za-z]))(.*)\\\}\s*\Z",
          r"\1"),  # {x : x < 2}
-        (r"(\A|[=,;(\[{<>\ue001\ue002-])\s*([1-9]\d{0,2})((?: \d{3})+)(?=(?:\.\d+)?\s*(?:\Z|[,;)\]}=%]|\\text|[A-Za-z]))",
+        (r"(\A|[=,;(\[{<>\ue001\ue002-])\s*([1-9]\d{0,2})((?: \d{3})+)"
+         r"(?=(?:\.\d+)?\s*(?:\Z|[,;)\]}=%]|\\text|[A-Za-z]))",
          lambda match: match[1] + match[2] + match[3].replace(" ", "")),  # 118 000
     )
 )  # fmt: skip

@@ -10,7 +10,7 @@ from fractions import Fraction
 from typing import NamedTuple
 
 from selfcorrect.grading.math_latex import AND, OR, ROW, clean
-from selfcorrect.grading.math_units import split_unit, spelt_number, written
+from selfcorrect.grading.math_units import spelt_number, split_unit, written
 
 MAX_ANSWER = 600  # characters of one answer; longer ones are not read (the longest gold of MATH has 159)
 MAX_DEPTH = 30  # nested brackets
@@ -26,10 +26,112 @@ _FUNCTIONS = frozenset(
 )
 
 _SHORT = frozenset(
-    "no yes on up off odd one two six ten tie all any red tan dog cat cow pig hen boy man men dad mom son may jan feb mar"
-    " apr jun jul aug sep oct nov dec sun mon tue wed thu fri sat act art bus car cup day ear eye far fat few fox fun hat"
-    " hot ice jar key leg low net new not now nut old our out own pen pet pie pot rat raw row saw sea set sky ski team"
-    " tea toe top toy use van war was way wet who why win won zoo true both".split()
+    [
+        "no",
+        "yes",
+        "on",
+        "up",
+        "off",
+        "odd",
+        "one",
+        "two",
+        "six",
+        "ten",
+        "tie",
+        "all",
+        "any",
+        "red",
+        "tan",
+        "dog",
+        "cat",
+        "cow",
+        "pig",
+        "hen",
+        "boy",
+        "man",
+        "men",
+        "dad",
+        "mom",
+        "son",
+        "may",
+        "jan",
+        "feb",
+        "mar",
+        "apr",
+        "jun",
+        "jul",
+        "aug",
+        "sep",
+        "oct",
+        "nov",
+        "dec",
+        "sun",
+        "mon",
+        "tue",
+        "wed",
+        "thu",
+        "fri",
+        "sat",
+        "act",
+        "art",
+        "bus",
+        "car",
+        "cup",
+        "day",
+        "ear",
+        "eye",
+        "far",
+        "fat",
+        "few",
+        "fox",
+        "fun",
+        "hat",
+        "hot",
+        "ice",
+        "jar",
+        "key",
+        "leg",
+        "low",
+        "net",
+        "new",
+        "not",
+        "now",
+        "nut",
+        "old",
+        "our",
+        "out",
+        "own",
+        "pen",
+        "pet",
+        "pie",
+        "pot",
+        "rat",
+        "raw",
+        "row",
+        "saw",
+        "sea",
+        "set",
+        "sky",
+        "ski",
+        "team",
+        "tea",
+        "toe",
+        "top",
+        "toy",
+        "use",
+        "van",
+        "war",
+        "was",
+        "way",
+        "wet",
+        "who",
+        "why",
+        "win",
+        "won",
+        "zoo",
+        "true",
+        "both",
+    ]
 )
 
 Part = tuple["Node", ...]
@@ -58,7 +160,7 @@ def normalize(answer: str) -> str:
         raise Unreadable(f"longer than {MAX_ANSWER} characters")
     text = clean(answer)
     _check_brackets(text)
-    boxed = re.fullmatch(r"\\boxed\s*\{(.*)\}", text)
+    boxed = re.fullmatch(r"\\(?:boxed|fbox)\s*\{(.*)\}", text)
     text = boxed[1].strip() if boxed else text
     text = text[1:-1].strip() if text.startswith("{") and _closes(text) == len(text) - 1 else text
     spelt = spelt_number(_TEXT.sub(r"\1", text)) if text[-1:].isalpha() or text[-1:] == "}" else None

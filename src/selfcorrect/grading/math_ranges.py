@@ -5,6 +5,7 @@ Only what is solved is read: one variable alone, its bounds without it. `2x+1>5`
 
 import re
 from fractions import Fraction
+from itertools import pairwise
 
 from selfcorrect.grading.math_fast import number_of
 from selfcorrect.grading.math_normal import Node, split_top
@@ -130,7 +131,7 @@ def _common(node: Node) -> list[Node]:
                 return []
             points.append((value, span.parts[1].parts[0]))
         edges = [_MINUS, *(bound for _, bound in sorted(points, key=lambda point: point[0])), _PLUS]
-        return [Node("union", "", tuple(_interval("(", *pair, ")") for pair in zip(edges, edges[1:], strict=False)))]
+        return [Node("union", "", tuple(_interval("(", *pair, ")") for pair in pairwise(edges)))]
     low = [span for span in spans if span.kind == "tuple" and span.parts[1] == _PLUS and span.parts[0] != _MINUS]
     high = [span for span in spans if span.kind == "tuple" and span.parts[0] == _MINUS and span.parts[1] != _PLUS]
     if len(low) == len(high) == 1 and len(spans) == 2:

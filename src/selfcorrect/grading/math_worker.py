@@ -64,7 +64,7 @@ def to_exact(text: str) -> str:
 
 
 def _own_name(match: re.Match[str]) -> str:
-    """Letters by their numbers: math-verify takes `Y` for `y`, the points of `2AB` for a product, `dx` for no product."""
+    """Letters by their numbers: math-verify takes `Y` for `y`, points `AB` for a product, `dx` for a differential."""
     return f"n_{{{''.join(str(ord(letter)) for letter in match['name'])}}}" if match["name"] else match[0]
 
 

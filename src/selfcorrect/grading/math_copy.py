@@ -41,7 +41,7 @@ _SILENT = frozenset((r"\cdot", r"\frac", r"\text", r"\left", r"\right", r"\displ
 _ROOT = re.compile(r"\^\s*\{?\s*(?:\\frac\s*\{\s*1\s*\}\s*\{\s*2\s*\}|1\s*/\s*2|0?\.5)\s*\}?")
 _OPERATION = re.compile(r"[-+*/^!|(]|\\(?!text|pi(?![A-Za-z])|infty)[A-Za-z]+|\d[A-Za-z]|[A-Za-z]{2}")
 _CONVERTED = re.compile(
-    r"express|write|convert|simplif|reduc|lowest|simplest|fraction|decimal|percent|evaluate|compute|calculate|mixed num",
+    r"express|write|convert|simplif|reduc|lowest|simplest|fraction|decimal|percent|evaluate|compute|calculate|mixed",
     re.IGNORECASE,
 )
 

@@ -100,6 +100,7 @@ _REWRITE: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ..
     )
 )  # fmt: skip
 _SPACES = re.compile(r"\s+")
+_INTEGER = re.compile(r"-?\d+")
 _TAIL = re.compile(r"(?:\\[,;:! ]|(?<!\\)\\(?=\s*\Z)|~|[.,;:\s])+\Z")
 _STYLED = re.compile(
     r"\\(?:(?:textcolor|colorbox|color)\s*\{[^{}]*\}|boldsymbol|bm|pmb|ensuremath|mathord|mathop|underline|num|overset\{[^{}]*\})"
@@ -111,6 +112,8 @@ _AMOUNT_IN_TEXT = re.compile(r"\\text\{\s*(-?\s*\d[\d.,/]*)\s*([A-Za-z][^{}]*)\}
 
 def clean(answer: str) -> str:
     """`answer` in one way of writing; a text that is no answer comes back as something that is none."""
+    if _INTEGER.fullmatch(answer):
+        return answer
     text = answer.translate(_SYMBOLS).replace("\\(", " ").replace("\\)", " ")
     if text.lstrip().startswith("\\["):
         text = text.replace("\\[", " ").replace("\\]", " ")

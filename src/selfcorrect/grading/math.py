@@ -1,7 +1,7 @@
 r"""Grading of answers to math problems (floor 1): find the declared answer, compare it with the gold answer.
 
     with MathGrader() as grader:
-        grades = grader.grade([(text, gold), ...])
+        grades = grader.grade([(text, gold, problem), ...])
 
 What counts as an answer, when two answers are the same, and what was measured: docs/grading.md. The text of a model is
 never evaluated in this process: easy cases are settled by reading (math_fast.py), the others by math-verify in worker
@@ -16,13 +16,16 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from functools import lru_cache
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from selfcorrect.grading.math_compare import BadGold, check_gold, compare
+from selfcorrect.grading.math_copy import copied
 from selfcorrect.grading.math_extract import FINAL_FORM, Found, find_answer, gold_answer
 from selfcorrect.grading.math_fast import canonical, fast_scalar
-from selfcorrect.grading.math_normal import Unreadable, normalize, readings
+from selfcorrect.grading.math_form import other_form
+from selfcorrect.grading.math_normal import Unreadable, last_side, normalize, readings
 from selfcorrect.grading.math_pool import Reply, WorkerPool
+from selfcorrect.grading.math_units import asked_units
 from selfcorrect.types import Grade, Outcome
 
 __all__ = ["FINAL_FORM", "MathGrader", "gold_answer"]
@@ -30,7 +33,20 @@ __all__ = ["FINAL_FORM", "MathGrader", "gold_answer"]
 CACHE_SIZE = 65_536  # pairs of answer and gold whose verdict is kept
 MAX_WORKERS = 8
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]+")
-_Key = tuple[str, str]
+_HARMLESS = r"x+\sqrt{y}"  # an answer that a worker can compare with anything
+
+
+class _Key(NamedTuple):
+    """All that a verdict depends on; how the answer was declared is told, but changes nothing."""
+
+    answer: str
+    gold: str
+    problem: str
+
+
+class _Kept(NamedTuple):
+    outcome: Outcome
+    why: str
 
 
 class MathGrader:
@@ -51,33 +67,36 @@ class MathGrader:
         self.max_chars = max_chars
         self.fast = fast
         self._pool = WorkerPool(workers or min(MAX_WORKERS, os.cpu_count() or 1), seconds)
-        self._cache: OrderedDict[_Key, Grade] = OrderedDict()
+        self._cache: OrderedDict[_Key, _Kept] = OrderedDict()
         self._lock = threading.Lock()
         self._finalizer = weakref.finalize(self, WorkerPool.close, self._pool)
 
-    def grade(self, answers: Sequence[tuple[str, str]]) -> list[Grade]:
-        """A grade for each (text of the model, gold answer), in order. Never raises on any text.
+    def grade(self, answers: Sequence[tuple[str, str] | tuple[str, str, str]]) -> list[Grade]:
+        """A grade for each (text of the model, gold answer, problem), in order. Never raises on any text.
 
-        Outcomes: correct, wrong, no_answer; timeout where the comparison used up its time or memory; grader_failed
-        where the gold answer cannot be read, or a worker died twice over the answer.
+        The problem's statement may be left out; with it, answers that are copied from it are refused.
+
+        Outcomes: correct, wrong, no_answer; timeout where the comparison used up its time or memory, or ended its
+        worker twice; grader_failed where the gold answer cannot be read, or workers end under any answer to it.
         """
         with self._lock:
             grades: list[Grade | None] = [None] * len(answers)
-            undecided: dict[_Key, list[int]] = {}
-            found_by_key: dict[_Key, Found] = {}
-            for index, (text, gold) in enumerate(answers):
+            undecided: dict[_Key, list[tuple[int, Found]]] = {}
+            for index, (text, gold, *problem) in enumerate(answers):
                 bad = _gold_trouble(gold)
                 found = Found("", "") if bad else find_answer(text[-self.max_chars :])
-                key = (found.answer, gold)
+                key = _Key(found.answer, gold, problem[0] if problem else "")
                 if bad or not found.answer:
                     grades[index] = _failed(bad) if bad else _no_answer(found)
                 elif key in undecided:
-                    undecided[key].append(index)
+                    undecided[key].append((index, found))
                 else:
-                    grades[index] = self._recall(key) or self._at_once(key, found)
-                    if grades[index] is None:
-                        undecided[key], found_by_key[key] = [index], found
-            self._slow(undecided, found_by_key, grades)
+                    kept = self._recall(key) or self._at_once(key)
+                    if kept is None:
+                        undecided[key] = [(index, found)]
+                    else:
+                        grades[index] = _grade(found, kept)
+            self._slow(undecided, grades)
             return [grade if grade is not None else _failed("no verdict") for grade in grades]
 
     def close(self) -> None:
@@ -93,38 +112,52 @@ class MathGrader:
     ) -> None:
         self.close()
 
-    def _recall(self, key: _Key) -> Grade | None:
-        grade = self._cache.get(key)
-        if grade is not None:
+    def _recall(self, key: _Key) -> _Kept | None:
+        kept = self._cache.get(key)
+        if kept is not None:
             self._cache.move_to_end(key)
-        return grade
+        return kept
 
-    def _keep(self, key: _Key, grade: Grade) -> Grade:
-        self._cache[key] = grade
+    def _keep(self, key: _Key, kept: _Kept) -> _Kept:
+        self._cache[key] = kept
         if len(self._cache) > CACHE_SIZE:
             self._cache.popitem(last=False)
-        return grade
+        return kept
 
-    def _at_once(self, key: _Key, found: Found) -> Grade | None:
+    def _at_once(self, key: _Key) -> _Kept | None:
         """The fast path's verdict, kept; None where a worker has to look."""
-        answer, gold = key
+        scalar = fast_scalar if self.fast else lambda *_: None
         try:
-            same = compare(gold, answer, fast_scalar if self.fast else lambda *_: None)
+            same = compare(key.gold, key.answer, scalar, _units(key.problem))
         except BadGold as error:
-            return self._keep(key, _failed(str(error)))
+            return self._keep(key, _Kept(Outcome.GRADER_FAILED, str(error)))
         except Unreadable as error:
-            return self._keep(key, Grade(Outcome.WRONG, 0.0, _readable(answer), f"{found.way}: {error}"))
-        return None if same is None else self._keep(key, _verdict(found, gold, same))
+            return self._keep(key, _Kept(Outcome.WRONG, str(error)))
+        return None if same is None else self._keep(key, _verdict(key, same))
 
-    def _slow(self, undecided: dict[_Key, list[int]], found: dict[_Key, Found], grades: list[Grade | None]) -> None:
+    def _slow(self, undecided: dict[_Key, list[tuple[int, Found]]], grades: list[Grade | None]) -> None:
         keys = list(undecided)
-        jobs: list[dict[str, Any]] = [{"gold": gold, "given": answer, "fast": self.fast} for answer, gold in keys]
-        for key, reply in zip(keys, self._pool.run(jobs) if jobs else [], strict=True):
-            grade = _from_reply(found[key], key[1], reply)
+        replies = self._pool.run([self._job(key) for key in keys]) if keys else []
+        deadly = [key for key, reply in zip(keys, replies, strict=True) if "died" in reply]
+        controls = self._pool.run([self._job(key, _HARMLESS) for key in deadly]) if deadly else []
+        for key, control in zip(deadly, controls, strict=True):
+            if "same" in control:  # the worker ends under this answer alone: it is the answer's doing
+                replies[keys.index(key)] = {"spent": "it ended its worker twice"}
+        for key, reply in zip(keys, replies, strict=True):
+            kept = _from_reply(key, reply)
             if "failed" not in reply:  # a crash may pass; everything else would come out the same again
-                self._keep(key, grade)
-            for index in undecided[key]:
-                grades[index] = grade
+                self._keep(key, kept)
+            for index, found in undecided[key]:
+                grades[index] = _grade(found, kept)
+
+    def _job(self, key: _Key, given: str | None = None) -> dict[str, Any]:
+        units = sorted(_units(key.problem))
+        return {"gold": key.gold, "given": given or key.answer, "units": units, "fast": self.fast and given is None}
+
+
+@lru_cache(maxsize=4096)
+def _units(problem: str) -> frozenset[str]:
+    return asked_units(problem)
 
 
 @lru_cache(maxsize=16_384)
@@ -137,20 +170,32 @@ def _gold_trouble(gold: str) -> str:
     return ""
 
 
-def _from_reply(found: Found, gold: str, reply: Reply) -> Grade:
+def _from_reply(key: _Key, reply: Reply) -> _Kept:
     if "same" in reply:
-        return _verdict(found, gold, bool(reply["same"]), str(reply.get("detail", "")))
+        return _verdict(key, bool(reply["same"]), str(reply.get("detail", "")))
     if "timeout" in reply or "spent" in reply:
-        why = str(reply.get("timeout") or reply["spent"])
-        return Grade(Outcome.TIMEOUT, 0.0, _readable(found.answer), f"{found.way}: {why}")
-    return _failed(str(reply.get("bad_gold") or reply.get("failed")))
+        return _Kept(Outcome.TIMEOUT, str(reply.get("timeout") or reply["spent"]))
+    return _Kept(Outcome.GRADER_FAILED, str(reply.get("bad_gold") or reply.get("failed")))
 
 
-def _verdict(found: Found, gold: str, same: bool, detail: str = "") -> Grade:
-    if same:
-        return Grade(Outcome.CORRECT, 1.0, _readable(found.answer), found.way)
-    why = detail or f"differs from {_UNPRINTABLE.sub('?', gold)[:60]}"
-    return Grade(Outcome.WRONG, 0.0, _readable(found.answer), f"{found.way}: {why}")
+def _verdict(key: _Key, same: bool, detail: str = "") -> _Kept:
+    if not same:
+        return _Kept(Outcome.WRONG, detail or f"differs from {_UNPRINTABLE.sub('?', key.gold)[:60]}")
+    why = _refused(key) if key.problem else ""
+    return _Kept(Outcome.WRONG, why) if why else _Kept(Outcome.CORRECT, "")
+
+
+def _refused(key: _Key) -> str:
+    """Why an answer of the right value is none to this problem."""
+    gold, given = normalize(key.gold), last_side(normalize(key.answer))
+    return copied(key.problem, key.gold, key.answer) or other_form(key.problem, gold, given)
+
+
+def _grade(found: Found, kept: _Kept) -> Grade:
+    if kept.outcome is Outcome.GRADER_FAILED:
+        return _failed(kept.why)
+    detail = f"{found.way}: {kept.why}" if kept.why else found.way
+    return Grade(kept.outcome, float(kept.outcome is Outcome.CORRECT), _readable(found.answer), detail)
 
 
 def _no_answer(found: Found) -> Grade:

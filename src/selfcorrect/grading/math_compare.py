@@ -8,59 +8,42 @@ import re
 from collections.abc import Callable, Iterable
 
 from selfcorrect.grading.math_fast import compare_bases, number_of, squeeze
-from selfcorrect.grading.math_normal import (
-    ROW,
-    Node,
-    Unreadable,
-    last_side,
-    normalize,
-    parse,
-    readings,
-    split_top,
-    split_unit,
-    word_key,
-)
+from selfcorrect.grading.math_form import work_left
+from selfcorrect.grading.math_normal import Node, Unreadable, last_side, normalize, parse, readings, split_top, word_key
+from selfcorrect.grading.math_ranges import has_inequality, is_inequality, is_set, ranges, variable
+from selfcorrect.grading.math_units import generic, gold_units, split_unit, units_agree
 
 Scalar = Callable[[str, str], "bool | None"]
 
-_INEQUALITY = re.compile(r"<|>|\\le(?![A-Za-z])|\\ge(?![A-Za-z])|\\ne(?![A-Za-z])")
 _EQUALITY = re.compile(r"(?<![<>!])=|\\approx(?![A-Za-z])|\\simeq(?![A-Za-z])")
 _APPROXIMATE = re.compile(r"\\approx(?![A-Za-z])|\\simeq(?![A-Za-z])")
 _NAME = re.compile(r"[A-Za-z\\(),' _{}\d^]{1,16}")
-_SAME_UNIT = {
-    name: group[0]
-    for group in (
-        ("in", "inch", "inches"), ("ft", "foot", "feet"), ("yd", "yard", "yards"), ("mi", "mile", "miles"),
-        ("mm", "millimeter", "millimeters"), ("cm", "centimeter", "centimeters", "centimetres"),
-        ("m", "meter", "meters", "metre", "metres"), ("km", "kilometer", "kilometers", "kilometres"),
-        ("s", "sec", "second", "seconds"), ("min", "minute", "minutes"), ("h", "hr", "hour", "hours", "hrs"),
-        ("day", "days"), ("week", "weeks"), ("month", "months"), ("year", "years"), ("dollar", "dollars"),
-        ("cent", "cents"), ("g", "gram", "grams"), ("kg", "kilogram", "kilograms"), ("lb", "lbs", "pound", "pounds"),
-        ("oz", "ounce", "ounces"), ("degree", "degrees"), ("radian", "radians"), ("%", "percent"),
-        ("mph", "mi h", "miles hour", "miles per hour"), ("kph", "kmh", "km h", "kilometers per hour"),
-        ("m s", "meters second", "meters per second"), ("l", "liter", "liters", "litres"), ("ml", "milliliters"),
-        ("gal", "gallon", "gallons"), ("qt", "quart", "quarts"), ("acre", "acres"), ("pint", "pints"),
-    )
-    for name in group
-}  # fmt: skip
+_BARE_NAME = re.compile(r"\\?[A-Za-z]+(?:_\{?\w+\}?)?(?:\([A-Za-z\d]\))?|\\(?:angle|overline)\s*\{?\s*[A-Z]+\s*\}?")
+_LONE_UNIT = re.compile(r"(?<=[\d}]) ([mgshlL])(\^[23])?\Z")  # `5 m`
 
 
 class BadGold(ValueError):  # noqa: N818 - says what was found
     """The reference answer cannot be read."""
 
 
-def compare(gold: str, given: str, scalar: Scalar) -> bool | None:
+def compare(gold: str, given: str, scalar: Scalar, units: frozenset[str] = frozenset()) -> bool | None:
     """Whether `given` states the answer `gold`; None where `scalar` could not tell.
 
+    units: words that the problem counts (asked_units).
     Raises BadGold where the gold answer is empty or cannot be split, Unreadable where `given` cannot be split.
     """
-    left = check_gold(gold)
-    right = normalize(given)
+    named = gold_units(gold)
+    if not re.search(r"[A-Za-z]", re.sub(r"\\[A-Za-z]+", "", gold)):
+        named |= units  # `7 million` is never 7 where the gold answer itself says million
+    left = check_gold(generic(gold, named))
+    right = normalize(generic(given, named))
+    if not re.search(r"[A-Za-z]", left):
+        right = _LONE_UNIT.sub(r"\\text{\1}\2", right)
     if not right:
         return False
     if squeeze(left) == squeeze(right):
         return True
-    if not _units_agree(left, right):
+    if not units_agree(split_unit(left)[1], split_unit(right)[1]):
         return False
     return _any(_same(one, other, scalar) for one in readings(left) for other in readings(right))
 
@@ -78,43 +61,55 @@ def check_gold(gold: str) -> str:
     return text
 
 
-_OF_DAY = re.compile(r"[ap] ?m", re.IGNORECASE)
-
-
-def _units_agree(left: str, right: str) -> bool:
-    """False where both name a unit that we know, and not the same one."""
-    units = [split_unit(text)[1] for text in (left, right)]
-    if "" in units:
-        return True
-    names = [_SAME_UNIT.get(unit.partition("^")[0]) for unit in units]
-    days = [_OF_DAY.fullmatch(unit) is not None for unit in units]
-    if all(days):
-        return units[0][0] == units[1][0]
-    return _power(units[0]) == _power(units[1]) and (None in names or names[0] == names[1])
-
-
-def _power(unit: str) -> int:
-    """1 for a length, 2 for an area, 3 for a volume."""
-    if unit.startswith(("cubic", "cu ")) or "^3" in unit or "^{3" in unit:
-        return 3
-    return 2 if unit.startswith(("square", "sq ")) or "^" in unit else 1
-
-
 def _same(gold: Node, given: Node, scalar: Scalar) -> bool | None:
+    if _is(given, _EQUALITY) and not _is(gold, _EQUALITY) and not is_inequality(given):
+        return _any(_same(gold, side, scalar) for side in _stated(given.text, gold))
     if "words" in (gold.kind, given.kind):
         return _same_words(gold, given)
-    if _is(gold, _INEQUALITY) or _is(given, _INEQUALITY):
-        if _is_range(gold) and _is_range(given):
-            return scalar(as_latex(gold), as_latex(given))
-        return False
-    if _is(given, _EQUALITY) and not _is(gold, _EQUALITY):
-        return _same(gold, parse(last_side(given.text)), scalar)
+    if has_inequality(gold) or has_inequality(given) or (is_set(gold) and gold.kind != given.kind):
+        return _same_range(gold, given, scalar)
     if _is(gold, _APPROXIMATE) and not _is(given, _EQUALITY):  # an inexact gold answer: either side will do
         return _any(_same(parse(side), given, scalar) for side in split_top(gold.text, _APPROXIMATE))
     if _is(gold, _EQUALITY) and not _is(given, _EQUALITY):
         name = split_top(gold.text, _EQUALITY)[0]
         return _NAME.fullmatch(name) is not None and _same(parse(last_side(gold.text)), given, scalar)
-    if gold.kind != given.kind or (gold.text != given.text and gold.kind != "scalar"):
+    return _same_parts(gold, given, scalar)
+
+
+def _stated(text: str, gold: Node) -> list[Node]:
+    r"""What an equality states where no equality is asked for: its last side, of `\approx` the exact one.
+
+    Where the exact side is a name (`x \approx 14.3`), or the gold answer is a decimal and the exact side is still to be
+    worked out (`\sqrt{205} \approx 14.3`), it is the rounded one.
+    """
+    rounded = split_top(text, _APPROXIMATE)
+    exact = parse(last_side(text))
+    if len(rounded) > 1:
+        inexact = "." in gold.text and number_of(gold.text) is not None and number_of(exact.text) is None
+        if _BARE_NAME.fullmatch(exact.text) or (exact.kind == "scalar" and inexact):
+            return [parse(rounded[-1])]
+    return [exact]
+
+
+def _is(node: Node, relation: re.Pattern[str]) -> bool:
+    return node.kind == "scalar" and len(split_top(node.text, relation)) > 1
+
+
+def _same_range(gold: Node, given: Node, scalar: Scalar) -> bool | None:
+    """Sets of numbers: solved inequalities count as intervals; what is not solved equals only another such relation."""
+    if is_inequality(gold) and not ranges(gold):
+        return is_inequality(given) and scalar(gold.text, given.text)
+    ours, theirs = ranges(gold), ranges(given)
+    if not ours or not theirs:
+        both = gold.kind == given.kind == "list" and has_inequality(gold) and has_inequality(given)
+        return both and _same_parts(gold, given, scalar)
+    if "" not in (variable(gold), variable(given)) and variable(gold) != variable(given):
+        return False
+    return _any(_same_parts(one, other, scalar) for one in ours for other in theirs)
+
+
+def _same_parts(gold: Node, given: Node, scalar: Scalar) -> bool | None:
+    if gold.kind != given.kind or (gold.text != given.text and gold.kind not in ("scalar", "list")):
         return False
     if gold.kind == "scalar":
         return _same_scalar(gold.text, given.text, scalar)
@@ -123,14 +118,6 @@ def _same(gold: Node, given: Node, scalar: Scalar) -> bool | None:
     if gold.kind in ("list", "union"):
         return _same_unordered(gold.parts, given.parts, scalar)
     return _all(_same(one, other, scalar) for one, other in zip(gold.parts, given.parts, strict=True))
-
-
-def _is(node: Node, relation: re.Pattern[str]) -> bool:
-    return node.kind == "scalar" and len(split_top(node.text, relation)) > 1
-
-
-def _is_range(node: Node) -> bool:
-    return _is(node, _INEQUALITY) or node.kind == "union" or (node.kind == "tuple" and len(node.parts) == 2)
 
 
 def _same_words(gold: Node, given: Node) -> bool:
@@ -149,11 +136,13 @@ def _same_scalar(gold: str, given: str, scalar: Scalar) -> bool | None:
         return based
     value = number_of(gold)
     if value is None:
-        return scalar(gold, given)
+        return not work_left(gold, given) and scalar(gold, given)
     if number_of(given) is None:
         return False
     bare_gold, bare_given = gold.rstrip("% "), given.rstrip("% ")
-    if (bare_gold == gold) != (bare_given == given) and (bare_gold != gold or abs(value) >= 1):
+    if bare_given != given and bare_gold == gold and abs(value) > 1:
+        return scalar(gold, bare_given)  # `12%` names a unit; `1200%` is another way of writing that nobody asks for
+    if (bare_gold == gold) != (bare_given == given) and (bare_gold != gold or abs(value) == 1):
         return _any(scalar(one, other) for one, other in ((gold, given), (bare_gold, bare_given)))
     return scalar(gold, given)
 
@@ -175,15 +164,6 @@ def _same_unordered(gold: tuple[Node, ...], given: tuple[Node, ...], scalar: Sca
         else:
             return None if unknown else False
     return True
-
-
-def as_latex(node: Node) -> str:
-    """The node as text again, for a comparison that no structure of ours covers."""
-    if node.kind == "tuple":
-        return node.text[0] + ",".join(as_latex(part) for part in node.parts) + node.text[1]
-    if node.kind == "union":
-        return r" \cup ".join(as_latex(part) for part in node.parts)
-    return node.text.replace(ROW, r"\\")
 
 
 def _all(results: Iterable[bool | None]) -> bool | None:

@@ -20,7 +20,10 @@ FINAL_FORM = r"End with one line of this form, with your answer in the box: Fina
 AFTER_SENTENCE = 200  # characters that may follow a closing sentence: what stands further up is a step, not the end
 _MARKER = re.compile(r"\\++(?:(?:boxed|fbox)(?![A-Za-z])\s*|[{}])?|[{}]")  # eats a run of backslashes whole: linear
 _BARE = re.compile(r"-?\d+(?:\.\d+)?|[^\s\\${}.,;]")
-_FORM_BEFORE = re.compile(r"final\s+answer\W{0,12}\Z", re.IGNORECASE)
+_FORM_BEFORE = re.compile(r"final\s+answer\W{0,12}(?:\\pm\s*)?\Z", re.IGNORECASE)
+_SIGN_BEFORE = re.compile(  # of the box, not between two terms, and neither a dash nor the mark of a list
+    r"(?:(?:[$=(\[{:,&<>]|\\(?:le|ge|approx|text\{[^{}]*\}))\s*(?P<math>-|\\pm)\s*|(?:[A-Za-z]{2}[*:]*\s+|\n|\A)(?P<word>-|\\pm))\Z"
+)
 _GSM8K = re.compile(r"^[ \t]*#### ?(.*)$", re.MULTILINE)
 _SENTENCE = re.compile(
     r"\b(?:(?:the|my|our)\s+(?:final\s+)?answer(?:\s+is\b|\s*:|\s*=)|(?:final\s+)?answer\s*:|final\s+answer\s+is\b)"
@@ -75,14 +78,25 @@ def boxes(text: str) -> list[_Box]:
     return found
 
 
+def _with_sign(text: str, box: _Box) -> str:
+    r"""The box's answer, and the sign that stands before it: `-\boxed{256}`, but not `3-\boxed{2}` or `- \boxed{2}`."""
+    answer = box.answer.strip()
+    before = text[max(0, box.start - 40) : box.start]
+    sign = _SIGN_BEFORE.search(before) if before.rstrip()[-1:] in ("-", "m") else None
+    if not sign or not answer:
+        return answer
+    mark = sign["math"] or sign["word"]
+    return f"{mark} {answer}" if mark != "-" else f"-({answer})" if re.search(r"[-+=,]", answer) else f"-{answer}"
+
+
 def find_answer(text: str) -> Found:
     """The answer that a model declares in `text`, by the order at the top of this file. Linear in the text's length."""
     boxed = boxes(text) if "boxed" in text or "fbox" in text else []
     for box in reversed(boxed):
         if _FORM_BEFORE.search(text, max(0, box.start - 40), box.start):
-            return Found(box.answer.strip(), "final form")
+            return Found(_with_sign(text, box), "final form")
     if boxed:
-        return Found(boxed[-1].answer.strip(), "box")
+        return Found(_with_sign(text, boxed[-1]), "box")
     if "####" in text:
         lines = [line for line in _GSM8K.findall(text) if line.strip()]
         if lines:
@@ -128,4 +142,4 @@ def gold_answer(solution: str, style: Literal["math", "gsm8k"]) -> str | None:
         lines = _GSM8K.findall(solution)
         return lines[-1].strip() if lines else None
     boxed = boxes(solution)
-    return boxed[-1].answer.strip() if boxed else None
+    return _with_sign(solution, boxed[-1]) if boxed else None

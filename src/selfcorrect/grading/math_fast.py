@@ -8,7 +8,8 @@ computed; what is not of these forms is left to a worker (None).
 import re
 from fractions import Fraction
 
-from selfcorrect.grading.math_normal import ROW, Node, has_relation, last_side, split_top
+from selfcorrect.grading.math_latex import AND, OR, ROW
+from selfcorrect.grading.math_normal import Node, has_relation, last_side, split_top
 
 MAX_DIGITS = 60
 MAX_RADICAND = 10**6
@@ -26,11 +27,12 @@ _FRACTION = re.compile(
     rf"|(?:(?P<mixed>{_DIGITS})\s)?(?P<left>{_DECIMAL})\s*/\s*(?P<right>{_DECIMAL}))(?P<percent>%)?"
 )
 _POWER_OF_TEN = re.compile(rf"(?P<factor>{_SIGNED})\s*(?:\\cdot|\*)\s*10\s*\^\s*\{{?\s*(?P<power>-?\d{{1,2}})\s*\}}?")
-_REPEATING = re.compile(r"(?P<sign>-)?(?P<whole>\d{1,20})\.(?P<fixed>\d{0,20})\\overline\s*\{?(?P<again>\d{1,20})\}?")
+_SCIENTIFIC = re.compile(rf"(?P<factor>{_SIGNED})[eE](?P<power>[-+]?\d{{1,2}})")
+_REPEATING = re.compile(r"(?P<sign>-)?(?P<whole>\d{0,20})\.(?P<fixed>\d{0,20})\\overline\s*\{?(?P<again>\d{1,20})\}?")
 _BASE = re.compile(r"(?P<digits>-?[0-9A-Fa-f.]{1,60})_\{?(?P<base>\d{1,2})\}?")
 _FACTOR = re.compile(
     rf"\s*(?:(?P<number>{_DECIMAL})|\\sqrt\s*\{{\s*(?P<root>\d{{1,7}})\s*\}}|"
-    r"(?P<name>(?:\\(?:pi|infty|theta|alpha|beta|gamma|lambda|phi|omega)(?![A-Za-z])|[A-Za-z])(?:_(?:\w|\{\w{1,3}\}))?)"
+    r"(?P<name>(?:\\(?:pi|infty|theta|alpha|beta|gamma|lambda|phi|omega)(?![A-Za-z])|[A-Z]{2,}|[A-Za-z])(?:_(?:\w|\{\w{1,3}\}))?)"
     r"(?:\^(?:(?P<power>\d)(?!\d)|\{(?P<long>\d{1,2})\}))?|(?P<frac>\\frac)\s*\{|(?P<dot>\\cdot(?![A-Za-z])|\*)|/\s*(?P<over>\d{1,9})\s*\Z)\s*"
 )
 _SIGN = re.compile(r"[-+]")
@@ -55,13 +57,14 @@ def number_of(text: str) -> Fraction | None:
         if bottom == 0 or (whole and (top < 0 or bottom < 0)):
             return None
         return _signed(match["sign"], Fraction(whole or 0) + top / bottom, match["percent"])
-    match = _POWER_OF_TEN.fullmatch(text)
+    match = _POWER_OF_TEN.fullmatch(text) or _SCIENTIFIC.fullmatch(text)
     if match:
         return _fraction(match["factor"]) * Fraction(10) ** int(match["power"])
     match = _REPEATING.fullmatch(text)
     if match:
         fixed, again = match["fixed"], match["again"]
-        value = Fraction(int(match["whole"] + fixed + again) - int(match["whole"] + fixed))
+        first = f"0{match['whole']}{fixed}"
+        value = Fraction(int(first + again) - int(first))
         return _signed(match["sign"], value / (10 ** len(fixed) * (10 ** len(again) - 1)), None)
     return None
 
@@ -84,7 +87,7 @@ def terms_of(text: str, depth: int = 0) -> Terms | None:
     number = number_of(text) if "%" not in text else None
     if number is not None:
         return {(1, ()): number} if number else {}
-    signs = None if _SPELT.search(text) else _outer_signs(text)
+    signs = None if _SPELT.search(text) else outer_signs(text)
     if signs is None or len(signs) > MAX_TERMS:
         return None
     total: Terms = {}
@@ -97,7 +100,7 @@ def terms_of(text: str, depth: int = 0) -> Terms | None:
     return {key: value for key, value in total.items() if value}
 
 
-def _outer_signs(text: str) -> list[tuple[int, str]] | None:
+def outer_signs(text: str) -> list[tuple[int, str]] | None:
     """(sign, term) of a sum; None where a sign has no term."""
     pieces = split_top(text, _SIGN)
     found, position, sign = [], 0, 1
@@ -279,7 +282,7 @@ def canonical(node: Node) -> str:
             return str(number)
         terms = terms_of(text) if not has_relation(text) else None
         if terms is None:
-            return squeeze(text).replace(ROW, "\\\\")
+            return squeeze(text).replace(ROW, "\\\\").replace(OR, "or").replace(AND, "and")
         return " + ".join(_written(key, value) for key, value in sorted(terms.items())) or "0"
     parts = [canonical(part) for part in node.parts]
     if node.kind == "list":

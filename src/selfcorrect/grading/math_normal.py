@@ -7,103 +7,35 @@ union, a matrix, words, or one scalar. Nothing is computed; every step costs tim
 
 import re
 from fractions import Fraction
+from functools import lru_cache
 from typing import NamedTuple
+
+from selfcorrect.grading.math_latex import AND, OR, ROW, clean
+from selfcorrect.grading.math_units import spelt_number, split_unit, written
 
 MAX_ANSWER = 600  # characters of one answer; longer ones are not read (the longest gold of MATH has 159)
 MAX_DEPTH = 30  # nested brackets
 MAX_ITEMS = 64  # members of a list
 
-ROW = "\ue000"  # stands for two backslashes, the end of a row in LaTeX
-
-_SYMBOLS = str.maketrans(
-    {
-        "\u2212": "-", "\u2013": "-", "\u2014": "-", "\u2010": "-", "\u00d7": r"\cdot ", "\u00b7": r"\cdot ",
-        "\u22c5": r"\cdot ", "\u00f7": "/", "\u2215": "/", "\u2044": "/", "\u00b0": r"^\circ ", "\u03c0": r"\pi ",
-        "\u221e": r"\infty ", "\u2264": r"\le ", "\u2265": r"\ge ", "\u2260": r"\ne ", "\u222a": r"\cup ",
-        "\u2208": r"\in ", "\u2248": r"\approx ", "\u00b1": r"\pm ", "\u03b8": r"\theta ", "\u221a": r"\sqrt ",
-        "\u00a0": " ", "\u2009": " ", "\u202f": " ", "\u200b": "", ROW: "", "\u20ac": "", "\u00a3": "",
-        "\u201c": '"', "\u201d": '"', "\u00b2": "^{2}", "\u00b3": "^{3}", "\uff05": "%",
-        "\u2205": r"\emptyset ", "\u03b1": r"\alpha ",
-    }
-)  # fmt: skip
-_COMMANDS = r"(?:d|t|c)?frac|sqrt|pi|infty|left|right|text|begin|end|pm|le|ge|leq|geq|cdot|times|cup|theta|boxed|circ"
-_REWRITE: tuple[tuple[re.Pattern[str], str], ...] = tuple(
-    (re.compile(pattern), by)
-    for pattern, by in (
-        (r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]", ""),
-        (rf"(?<!\\)\\\\(?=(?:{_COMMANDS})(?![A-Za-z]))", r"\\"),  # a text that doubles its backslashes
-        (r"\\\\\\\\", r"\\\\"),
-        (r"\\\\(?:\[[-\d. a-z]{1,8}\])?", ROW),  # \\ and \\[2ex]
-        (r"(?<=\d)(?:\{,\}|\\!?,\\!|,\\!|\\,)(?=\d{3}(?!\d))", ""),  # 10{,}000 and its kin
-        (r"\\(?:left|right|[bB]igg?[lr]?|displaystyle|textstyle|limits|nolimits|strut)(?![A-Za-z])\.?", ""),
-        (r"\\[hv]?phantom\s*(?:\{[^{}]*\})?|\A\s*\\approx(?![A-Za-z])", ""),
-        (r"\\[!]", ""),
-        (r"\\(?:[,;:> ]|q?quad(?![A-Za-z]))|~|[\t\r\n]", " "),
-        (r"\\(?:dfrac|tfrac|cfrac)(?![A-Za-z])", r"\\frac"),
-        (r"\\(?:leqslant|leq)(?![A-Za-z])|<=", r"\\le "),
-        (r"\\(?:geqslant|geq)(?![A-Za-z])|>=", r"\\ge "),
-        (r"\\neq(?![A-Za-z])|!=", r"\\ne "),
-        (r"\\lt(?![A-Za-z])", "<"),
-        (r"\\gt(?![A-Za-z])", ">"),
-        (r"\\times(?![A-Za-z])", r"\\cdot "),
-        (r"\\(?:varnothing|O)(?![A-Za-z])", r"\\emptyset "),
-        (r"\\lbrace(?![A-Za-z])", r"\\{"),
-        (r"\\rbrace(?![A-Za-z])", r"\\}"),
-        (r"\\(?:textbf|textrm|textit|textnormal|textsf|mbox|hbox|mathrm|mathbf|mathit|mathsf|rm)"
-         r"(?=\s*\{)", r"\\text"),
-        (r"\\text\s+\{", r"\\text{"),
-        (r"\\text\{([^{}A-Za-z]*)\}", r" \1 "),
-        (r"\\text\{\s*([A-Za-z])\s*\}", r" \1 "),
-        (r"(?<=\d)\s*\^\s*(?:\{\s*\\circ\s*\}|\\circ)\s*\Z", r"\\text{ degrees}"),
-        (r"\A\s*(-?)\s*\\?\$\s*([\d,.]+)\s*\Z", r"\1\2\\text{ dollars}"),
-        (r"\s*\^\s*(?:\{\s*\\circ\s*\}|\\circ(?![A-Za-z]))|\\degrees?(?![A-Za-z])", ""),
-        (r"\\?\$", ""),
-        (r"\\(?=%)", ""),
-        (r"\\text\{\s*(,?)\s*(?:and|or)\s*\}|\b(?:and|or)\b(?!\})", " , "),
-        (r"\\text\{\s*(?:,|;)\s*(?:and|or)?\s*\}", " , "),
-        (r"\\sqrt\s*(\d)(?!\d)", r"\\sqrt{\1}"),
-        (r"\\sqrt\s+(\d+)", r"\\sqrt{\1}"),
-        (r"\\sqrt\s*([a-z])(?![a-z])", r"\\sqrt{\1}"),
-        (r"\\frac\s*(\d)\s*(\d)", r"\\frac{\1}{\2}"),
-        (r"\\frac\s*(\d)\s*\{", r"\\frac{\1}{"),
-        (r"(\\frac\s*\{[^{}]*\})\s*(\d|[a-z])(?![a-z])", r"\1{\2}"),
-        (r"\\frac\s*\\pi\s*(\d)", r"\\frac{\\pi}{\1}"),
-        (r"([\^_])\{(\w)\}", r"\1\2"),
-        (r"\\(?:ldots|dots|cdots)(?![A-Za-z])", "..."),
-    )
-)  # fmt: skip
-_SPACES = re.compile(r"\s+")
 _TEXT = re.compile(r"\\text\{([^{}]*)\}")
-_UNIT = re.compile(
-    r"(?:\s*\\text\{(?P<text>[^{}]*)\}|(?<=[\d})])\s*(?P<plain>[A-Za-z][A-Za-z. ]{0,40}?)|(?<=\d)\s*(?P<pct>%))"
-    r"\s*(?P<power>\^\{?[23]\}?)?\s*\Z"
-)
 _WORD = re.compile(r"[A-Za-z]+")
 _PLAIN_WORDS = re.compile(r"[A-Za-z]{2,}(?:[ '-][A-Za-z]+)*")
 _CLOCK = re.compile(r"\d+(?:\s*:\s*\d+)+\s*(?:[ap]\s*\.?\s*m\.?)?", re.IGNORECASE)  # a time of day, or a ratio
-_OF_DAY = re.compile(r"[ap]\s*\.?\s*m\.?", re.IGNORECASE)
 _VARIABLE = re.compile(r"\s*\\?[A-Za-z]+\s*")
-_NOT_UNITS = frozenset(
-    _WORD.findall(
-        "and or not but times plus minus over million billion trillion thousand hundred dozen percent if when where for"
-        " is are to than less more choose mod base undefined sqrt frac solution solutions both either about around"
-        " millions billions trillions thousands hundreds dozens lakh lakhs crore crores half halves third thirds"
-        " quarter quarters fourth fourths fifth fifths sixth sixths eighth eighths tenth tenths hundredth hundredths"
-        " thousandth thousandths millionth millionths squared cubed factorial factorials double triple twice thrice"
-        " negative positive below above zero one two three no none never wrong incorrect false except without"
-    )
-)
-_UNITS = frozenset(
-    _WORD.findall(
-        "cm mm m km nm in inch inches ft feet foot yd yard yards mile miles mi kg g mg gram grams lb lbs pound pounds"
-        " oz ounce ounces second seconds sec s minute minutes min hour hours hr hrs h day days week weeks month months"
-        " year years degree degrees dollar dollars cent cents unit units square sq cubic cu liter liters l ml mph kph"
-        " per meter meters metre metres way ways"
-    )
-)
-_PERCENT = re.compile(r"\s*\\?(?:%|\\text\{\s*percent\s*\}|\bpercent\b)\s*\Z")
 _FUNCTIONS = frozenset(
     _WORD.findall("sin cos tan sec csc cot log ln arcsin arccos arctan exp max min gcd lcm deg det sqrt")
+)
+
+_SHORT = frozenset(
+    _WORD.findall(
+        "no yes on up off odd one two six ten tie all any red"
+        " tan dog cat cow pig hen boy man men dad mom son may jan feb"
+        " mar apr jun jul aug sep oct nov dec sun mon tue wed thu"
+        " fri sat act art bus car cup day ear eye far fat few fox"
+        " fun hat hot ice jar key leg low net new not now nut old"
+        " our out own pen pet pie pot rat raw row saw sea set sky"
+        " ski team tea toe top toy use van war was way wet who why win won zoo true both"
+    )
 )
 
 Part = tuple["Node", ...]
@@ -113,7 +45,8 @@ class Node(NamedTuple):
     r"""One level of an answer.
 
     kind: "scalar" (text), "words" (text), "list" (unordered: `1,2` or `\{1,2\}`), "tuple" (ordered, with its brackets
-    in text, such as "(]"), "union" of parts, "matrix" (text "p" or "v" and "ROWSxCOLUMNS", parts row by row).
+    in text, such as "(]"), "union" of parts, "matrix" (text "p" or "v" and "ROWSxCOLUMNS", parts row by row). The text
+    of a list says what joins its members: "or", "and", or "" for commas.
     """
 
     kind: str
@@ -125,22 +58,18 @@ class Unreadable(ValueError):  # noqa: N818 - says what was found
     """An answer that cannot be split: too long, too deep, or with brackets that do not match."""
 
 
+@lru_cache(maxsize=16_384)
 def normalize(answer: str) -> str:
     """`answer` in one way of writing. Raises Unreadable where it is too long, or nested too deeply."""
     if len(answer) > MAX_ANSWER:
         raise Unreadable(f"longer than {MAX_ANSWER} characters")
-    text = answer.translate(_SYMBOLS).replace("\\(", " ").replace("\\)", " ")
-    if text.lstrip().startswith("\\["):
-        text = text.replace("\\[", " ").replace("\\]", " ")
-    text = text if text.rstrip().endswith("...") else text.rstrip(".,;: ")  # before `$` becomes a word behind it
-    for pattern, by in _REWRITE:
-        text = pattern.sub(by, text)
-    text = _SPACES.sub(" ", text).strip().strip("*").lstrip(",;: ")
-    text = text if text.endswith("...") else text.rstrip(".,;: ")  # a list that goes on is another list
+    text = clean(answer)
     _check_brackets(text)
-    boxed = re.fullmatch(r"\\boxed\s*\{(.*)\}", text)
+    boxed = re.fullmatch(r"\\(?:boxed|fbox)\s*\{(.*)\}", text)
     text = boxed[1].strip() if boxed else text
-    return text[1:-1].strip() if text.startswith("{") and _closes(text) == len(text) - 1 else text
+    text = text[1:-1].strip() if text.startswith("{") and _closes(text) == len(text) - 1 else text
+    spelt = spelt_number(_TEXT.sub(r"\1", text)) if text[-1:].isalpha() or text[-1:] == "}" else None
+    return text if spelt is None else written(spelt)
 
 
 def _closes(text: str) -> int:
@@ -187,7 +116,7 @@ def split_top(text: str, separators: re.Pattern[str]) -> list[str]:
     return [*parts, text[start:]]
 
 
-_COMMA = re.compile(r"[,;]")
+_COMMA = re.compile(rf"[,;{OR}{AND}]")
 _CUP = re.compile(r"\\cup(?![A-Za-z])")
 _IN = re.compile(r"\\in(?![A-Za-z])")
 _EQUALS = re.compile(r"(?<![<>!])=")
@@ -227,7 +156,9 @@ def parse(text: str) -> Node:
         return _matrix(matrix["kind"] or "", matrix["body"], matrix["factor"])
     items = _split(text, _COMMA)
     if len(items) > 1:
-        return _unordered(items)
+        node = _unordered(items)
+        joined = {mark for mark in (OR, AND) if len(split_top(text, re.compile(mark))) > 1}
+        return node._replace(text="or" if joined == {OR} else "and" if joined else "") if node.kind == "list" else node
     union = _split(text, _CUP)
     if len(union) > 1:
         return Node("union", "", tuple(parse(part) for part in union))
@@ -252,9 +183,9 @@ def _unordered(items: list[str]) -> Node:
 
 def _bracketed(text: str) -> Node | None:
     r"""`(..)`, `[..)`, `\{..\}` around the whole text; None where the first bracket closes earlier."""
-    if text.startswith("\\{") and text.endswith("\\}") and _closes_at_end(text[1:]):
+    if text.startswith("\\{") and text.endswith("\\}") and closes_at_end(text[1:]):
         return _unordered(_split(text[2:-2], _COMMA)) if text[2:-2].strip() else Node("list")
-    if not text or text[0] not in "([" or text[-1] not in ")]" or not _closes_at_end(text):
+    if not text or text[0] not in "([" or text[-1] not in ")]" or not closes_at_end(text):
         return None
     items = _split(text[1:-1], _COMMA)
     if len(items) > 1:
@@ -264,7 +195,7 @@ def _bracketed(text: str) -> Node | None:
     return Node("tuple", text[0] + text[-1], tuple(parse(item) for item in items))
 
 
-def _closes_at_end(text: str) -> bool:
+def closes_at_end(text: str) -> bool:
     depth = 0
     for position, character in enumerate(text):
         if character in "([{":
@@ -315,43 +246,26 @@ def as_words(text: str) -> str:
     if _CLOCK.fullmatch(stripped.strip()):
         return word_key(stripped)
     whole = _TEXT.fullmatch(text) or _TEXT.fullmatch(text.strip("()\"' "))
-    plain = text.strip("\"'` ")
-    is_word = bool(_PLAIN_WORDS.fullmatch(plain)) and (
-        max(map(len, _WORD.findall(plain))) > 3 and not _FUNCTIONS & set(_WORD.findall(plain))
-    )
-    if not (whole and _WORD.search(whole[1])) and not is_word:
+    if not (whole and _WORD.search(whole[1])) and not _is_word(text.strip("\"'` ")):
         return ""
     return word_key(stripped)
 
 
+def _is_word(plain: str) -> bool:
+    """`north`, `no`, `Bob` or the points `ABC`, and not a product of variables such as `ab` or `wxyz`."""
+    words = _WORD.findall(plain)
+    if not _PLAIN_WORDS.fullmatch(plain) or _FUNCTIONS & set(words):
+        return False
+    longest = max(words, key=len)
+    letters = sorted(map(ord, longest))
+    if letters == list(range(letters[0], letters[0] + len(letters))) and longest.islower() and longest not in _SHORT:
+        return False  # `abcd`, `pqrs`: variables come in the order of the alphabet
+    return len(longest) > 3 or longest.isupper() or plain.lower() in _SHORT or (plain.istitle() and len(plain) > 2)
+
+
 def word_key(text: str) -> str:
     """Words for comparing: lower case, without spaces, quotes, full stops and parentheses."""
-    return re.sub(r"[\s.,'\"`()]", "", text).lower()
-
-
-def split_unit(text: str) -> tuple[str, str]:
-    r"""A number and the unit behind it: `45 \text{ units}^2` is `45` and `units`; a percent sign is the unit `%`."""
-    percent = _PERCENT.search(text)
-    if percent and percent.start() > 0:
-        return text[: percent.start()].strip(), "%"
-    match = _UNIT.search(text)
-    if not match or match.start() == 0:
-        return text, ""
-    unit = (match["text"] or match["plain"] or "").strip()
-    words = _WORD.findall(unit.lower())
-    if not words or re.search(r"\d", unit) or any(word in _NOT_UNITS for word in words):
-        return text, ""
-    scales = {"M", "K", "B", "E"} & set(_WORD.findall(unit))  # `6 M` is six million, not six metres
-    if (scales or any(len(word) == 1 and word not in _UNITS for word in words)) and not _OF_DAY.fullmatch(
-        unit
-    ):  # `6 M`, `6 k`
-        return text, ""
-    if not re.search(r"\d", text[: match.start()]):
-        return text, ""
-    spaced = text[match.start() : match.start() + 1] == " "
-    if match["plain"] and not all(word in _UNITS or (spaced and len(word) > 3) for word in words):
-        return text, ""
-    return text[: match.start()].strip(), re.sub(r"\W+", " ", unit).strip().lower() + (match["power"] or "")
+    return re.sub(rf"[\s.,'\"`(){OR}{AND}]", "", text).lower()
 
 
 def last_side(text: str) -> str:

@@ -194,7 +194,9 @@ class WorkerPool:
         if task is not None and batch.replies[task.index] is None:
             task.tries += 1
             if task.tries >= 2:
-                batch.replies[task.index] = {"failed": f"the worker died twice over this answer (exit code {code})"}
+                batch.replies[task.index] = {
+                    "died": code, "failed": f"the worker died twice over this answer (exit code {code})"
+                }  # fmt: skip
             else:
                 batch.waiting.appendleft(task)
 

@@ -61,9 +61,11 @@ class MathTask(DataTask):
             from selfcorrect.grading.math import MathGrader
 
             self._grader = MathGrader(workers=self._config.workers, seconds=self._config.seconds)
-        known = [row for row, (problem, _) in enumerate(answers) if "answer" in problem.reference]
-        grades = self._grader.grade([(answers[row][1], answers[row][0].reference["answer"]) for row in known])
-        found = dict(zip(known, grades, strict=True))
+        known = [(row, *each) for row, each in enumerate(answers) if "answer" in each[0].reference]
+        grades = self._grader.grade(
+            [(text, p.reference["answer"], self._questions.get(p.prompt, p.prompt)) for _, p, text in known]
+        )
+        found = {row: grade for (row, _, _), grade in zip(known, grades, strict=True)}
         return [found.get(row, _TYPED) for row in range(len(answers))]
 
     def close(self) -> None:

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import signal
 from collections import namedtuple
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,7 @@ from selfcorrect.models.loading import LanguageModel, load_model
 from selfcorrect.models.stored import stored_dtype
 from selfcorrect.runs import disk, loop
 from selfcorrect.runs.checkpoint import load_newest, saved
+from selfcorrect.runs.display import Observer
 from selfcorrect.runs.interrupts import alone
 from selfcorrect.runs.run import resume
 from tests.run.conftest import ENDS, Listener, Whole
@@ -33,6 +35,17 @@ def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("small")
     tiny_lm("llama", "eager", ENDS).save(folder, torch.bfloat16)
     return folder
+
+
+class StopAtEvaluation(Observer):
+    """Ctrl-C once a stage's model is kept, and before the next stage's first step."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def evaluating(self, name: str) -> None:
+        if name == self._name:
+            signal.raise_signal(signal.SIGINT)
 
 
 @pytest.mark.parametrize("select", ["best", "last"])
@@ -57,10 +70,11 @@ def test_a_bfloat16_model_stays_one(select: str, small_model: Path, tmp_path: Pa
     assert inodes["models/two"] == inodes["final"] != inodes["models/one"]
     if select == "best":
         assert (run / "best" / "model.safetensors").stat().st_ino == inodes["final"]
-    for step in (3, 4, 5):
-        settings = recipe(tmp_path, small_model, name=f"stopped{step}", **changes)
+    stops: dict[str, Observer] = {"step3": StopAt(3), "step4": StopAt(4), "evaluating": StopAtEvaluation("one")}
+    for name, observer in stops.items():
+        settings = recipe(tmp_path, small_model, name=name, **changes)
         with pytest.raises(TrainingInterrupted):
-            go(settings, StopAt(step))
+            go(settings, observer)
         check_same(go(settings), expected)
 
 

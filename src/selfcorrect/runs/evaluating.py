@@ -30,7 +30,7 @@ from selfcorrect.tasks.base import Task
 from selfcorrect.types import Problem
 
 _CPU_CHUNK = 3e12  # floating point operations between two writes on a processor: half a minute or so on two cores
-_FEWEST = 8  # rows; fewer side by side would cost a processor more than a stop can lose
+_FEWEST = 16  # rows; a step over fewer takes a processor nearly as long
 
 
 def rows_of(config: TrainConfig, lm: LanguageModel, attempts: int | None = None) -> int:

@@ -117,8 +117,7 @@ def evaluate(
             fallen = collapse(evaluation.summary, _trained_attempts(path))
             if fallen is not None:
                 watcher.message(f"warning: {fallen}")
-                notes.append(fallen)
-            keep_evaluation(folder, absolute(config), evaluation, notes)
+            keep_evaluation(folder, absolute(config), evaluation, notes, fallen)
     write_report(folder)
     return dataclasses.replace(evaluation, folder=folder)
 

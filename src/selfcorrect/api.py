@@ -102,6 +102,8 @@ def evaluate(
     name = "recorded" if config.sampler == "recorded" else _folder_name(path)
     if folder is not None:
         _check_free(folder, name)
+    if config.sampler != "recorded":
+        watcher.message(f"evaluating {path} on {about(config.task, config.evaluation.split)}")
     task = make_task(config.task)
     with stoppable() as stopped, closing(task):
         job = (_recorded_job if config.sampler == "recorded" else _model_job)(config, task)
@@ -116,8 +118,7 @@ def evaluate(
             fallen = collapse(evaluation.summary, _trained_attempts(path))
             if fallen is not None:
                 watcher.message(f"warning: {fallen}")
-                notes.append(fallen)
-            keep_evaluation(folder, absolute(config), evaluation, notes)
+            keep_evaluation(folder, absolute(config), evaluation, notes, fallen)
     write_report(folder)
     return dataclasses.replace(evaluation, folder=folder)
 
@@ -442,7 +443,10 @@ def _recipe_beside(model: str | Path) -> Path | None:
 def _trained_attempts(model: str | Path) -> int:
     """How many attempts a conversation had where a model was trained; without a bound where nothing tells."""
     beside = _recipe_beside(model)
-    return _train_config(beside).rollouts.attempts if beside else sys.maxsize
+    try:
+        return _train_config(beside).rollouts.attempts if beside else sys.maxsize
+    except ConfigError:  # a recipe of another version; another one may have been named
+        return sys.maxsize
 
 
 def lab_recipe() -> Path:

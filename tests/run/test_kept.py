@@ -20,6 +20,7 @@ import selfcorrect
 from selfcorrect.api import _config_for
 from selfcorrect.errors import ConfigError, TrainingInterrupted
 from selfcorrect.evaluation.evaluate import Evaluation
+from selfcorrect.evaluation.kept import Kept
 from selfcorrect.evaluation.metrics import Estimate, Summary, share
 from selfcorrect.runs.display import LiveObserver, Observer, PlainObserver
 from selfcorrect.runs.evaluating import about as told_about
@@ -416,3 +417,13 @@ def test_lines_where_there_is_no_terminal(monkeypatch: pytest.MonkeyPatch) -> No
     lines = shown.get().splitlines()
     assert lines[0] == "evaluating m: 510 of 2,000 completions, 24:50 left"
     assert 30 < len(lines) < 70
+
+
+def test_one_process_at_a_time(tmp_path: Path) -> None:
+    file = tmp_path / "kept.jsonl"
+    with Kept(file, {}, str, "") as kept:
+        kept.add(["a"])
+        with pytest.raises(ConfigError, match=r"kept.jsonl is being written by another process; wait for it"):
+            Kept(file, {}, str, "")
+    with Kept(file, {}, str, "") as kept:
+        assert kept.take(["a"]) == ["a"]

@@ -32,11 +32,12 @@ class External:
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """One file of evaluations/. controls: by what stood in for attempt 1."""
+    """One file of evaluations/. about: task and data set; controls: by what stood in for attempt 1."""
 
     name: str
     step: int
     task: str
+    about: str
     split: str
     decoding: str
     seconds: float | None
@@ -228,6 +229,7 @@ def _evaluation(data: Any, path: Path) -> Evaluation:
         name=path.stem,  # by the documented layout the same as data["name"], and surely a file name
         step=int(_required(data, "step", path)) if "step" in data else 0,
         task=str(data.get("task", "")),
+        about=str(data.get("about") or data.get("task", "")),
         split=str(data.get("split", "")),
         decoding=str(data.get("decoding", "")),
         seconds=float(data["seconds"]) if _numeric(data.get("seconds")) else None,

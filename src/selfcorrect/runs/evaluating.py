@@ -30,7 +30,9 @@ from selfcorrect.tasks.base import Task
 from selfcorrect.types import Problem
 
 _CPU_CHUNK = 3e12  # floating point operations between two writes on a processor: half a minute or so on two cores
-_FEWEST = 8  # rows; fewer side by side would cost a processor more than a stop can lose
+_SIDE = "problems side by side (rollouts.rows_at_once)"
+_MACHINE = ("selfcorrect", "model", "threads", _SIDE)
+_FEWEST = 16  # rows; a step over fewer takes a processor nearly as long
 
 
 def rows_of(config: TrainConfig, lm: LanguageModel, attempts: int | None = None) -> int:
@@ -100,7 +102,7 @@ def settings(config: TrainConfig, evaluator: Evaluator, chat: Chat, of: dict[str
         "seed": config.seed,
         "task": _task_settings(config.task),
         "rollouts": {name: rollouts[name] for name in ("attempts", "max_new_tokens", "self_refine")},
-        "problems side by side (rollouts.rows_at_once)": evaluator.rows,
+        _SIDE: evaluator.rows,
         "evaluation": {
             "problems": len(evaluator.problems),
             "split": evaluator.split,
@@ -135,8 +137,13 @@ def _task_settings(task: TaskConfig) -> dict[str, Any]:
     return told
 
 
-def default_folder(config: TrainConfig, of: dict[str, Any]) -> Path:
-    """Where an evaluation without --output is kept: OUTPUT/evaluations/MODEL-DIGEST, a folder for all its settings."""
+def default_folder(config: TrainConfig, made_with: dict[str, Any]) -> Path:
+    """Where an evaluation without --output is kept: OUTPUT/evaluations/MODEL-DIGEST.
+
+    One folder for the same weights and recipe; on another device, or with other threads, the folder's settings refuse.
+    """
+    of = {name: value for name, value in made_with.items() if name not in _MACHINE}
+    of["model"] = made_with.get("model", {}).get("weights")
     of_settings = hashlib.sha256(json.dumps(of, sort_keys=True).encode()).hexdigest()[:8]
     path = Path(config.model.path).expanduser()
     parts = path.absolute().parts[-2:] if path.is_dir() and path.name in ("final", "best") else (path.name,)

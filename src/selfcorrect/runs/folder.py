@@ -233,7 +233,11 @@ def evaluation_row(evaluation: Evaluation) -> dict[str, Any]:
     }
 
 
-def keep_evaluation(path: Path, config: TrainConfig, evaluation: Evaluation, notes: Sequence[str]) -> None:
-    """A run folder that holds one evaluation and no training; `write_report` shows it."""
+def keep_evaluation(
+    path: Path, config: TrainConfig, evaluation: Evaluation, notes: Sequence[str], alarm: str | None = None
+) -> None:
+    """A run folder that holds one evaluation and no training; `write_report` shows it, with the alarm."""
     folder = RunFolder.create(path, config, evaluation.name, notes, trackers=False)
     folder.write_evaluation(evaluation.name, evaluation_row(evaluation), evaluation.rollouts)
+    if alarm:
+        folder.log_alarm({"step": evaluation.step, "where": evaluation.name, "alarm": alarm})

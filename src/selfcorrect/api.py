@@ -15,7 +15,7 @@ from selfcorrect.config.recipe import load_recipe, validate
 from selfcorrect.errors import ConfigError, DataError, TrainingInterrupted
 from selfcorrect.evaluation.evaluate import Evaluation, Evaluator, evaluated_problems, load_external
 from selfcorrect.evaluation.metrics import Summary, summarize
-from selfcorrect.models.loading import LanguageModel, load_model
+from selfcorrect.models.loading import LanguageModel, load_model, use_threads
 from selfcorrect.models.weights import fingerprint
 from selfcorrect.report import write_report
 from selfcorrect.rollout import play as play_problems
@@ -109,6 +109,7 @@ def _evaluate_model(config: TrainConfig, task: Task, say: Callable[[str], None])
         max_new_tokens=config.rollouts.max_new_tokens, seed=config.seed, controls=evaluation.controls,
         external=load_external(task, evaluation.external), refine=config.rollouts.self_refine, split=evaluation.split,
     )  # fmt: skip
+    use_threads(config.threads)
     lm = load_model(config.model)
     check_context(config, lm, task, task.longest())
     sampler = TransformersSampler(lm, max_rows=config.rollouts.rows_at_once)

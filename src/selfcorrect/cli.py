@@ -31,6 +31,7 @@ Overrides = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 
+SPINS = "10000"
 EXTERNAL_SET = "countdown/d1_cd3_test.jsonl"
 
 
@@ -95,6 +96,7 @@ def evaluate(
 ) -> None:
     """Two greedy attempts on held-out problems: accuracy at each, delta, i->c, c->i, with 95 % intervals."""
     from selfcorrect import api
+    from selfcorrect.evaluation.alarms import cut_off_at
     from selfcorrect.runs.display import evaluation_line, summary_line
     from selfcorrect.runs.folder import evaluation_row
 
@@ -104,6 +106,8 @@ def evaluate(
         typer.echo(json.dumps(evaluation_row(evaluation)))
         return
     typer.echo(evaluation_line(evaluation))
+    for told in cut_off_at(evaluation.summary, evaluation.rollouts):
+        typer.echo(f"alarm: {told}")
     if kept is not None:
         typer.echo(f"report: {kept / 'report.html'}")
     for name, summary in [*evaluation.controls, *evaluation.external]:
@@ -303,8 +307,20 @@ def data_folder() -> Path:
     return Path(os.environ.get("SELFCORRECT_DATA", "../shared/data"))
 
 
+def wait_briefly() -> None:
+    """Threads that have nothing to do look for work for a moment, then sleep; whoever has set how they wait is obeyed.
+
+    libgomp, which torch brings, reads it once, when torch is first imported. Its default spins for milliseconds at
+    every gap, which other work on the same cores pays for, and so does the thread that is waited for; not spinning at
+    all costs a wake-up at every operation (benchmarks/waiting.py).
+    """
+    if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
+        os.environ["GOMP_SPINCOUNT"] = SPINS
+
+
 def main() -> None:
     """Entry point: user errors become one line on stderr and exit status 2, Ctrl-C status 130."""
+    wait_briefly()
     try:
         app(standalone_mode=True)
     except UserError as error:

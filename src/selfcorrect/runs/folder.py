@@ -23,6 +23,7 @@ from selfcorrect.config.recipe import dump
 from selfcorrect.errors import CheckpointError, ConfigError
 from selfcorrect.evaluation.evaluate import Evaluation
 from selfcorrect.evaluation.metrics import LEFT_OUT
+from selfcorrect.models.loading import pick_device, pick_dtype
 from selfcorrect.types import Rollout
 
 _VERSIONS = ("torch", "transformers", "tokenizers", "numpy")
@@ -47,6 +48,7 @@ class RunFolder:
         """
         (path / "evaluations").mkdir(parents=True, exist_ok=True)
         told = {**environment(config.seed), "base_model": base, "notes": list(notes)}
+        told["machine"] |= arithmetic(config)
         _write_atomically(path / "environment.json", json.dumps(told, indent=1) + "\n")
         _write_atomically(path / "config.yaml", dump(config))
         return cls(path, make_trackers(path, config, 0) if trackers else ())
@@ -87,6 +89,11 @@ class RunFolder:
         file = self.path / "alarms.jsonl"
         if not file.exists() or json.dumps(row) not in file.read_text(encoding="utf-8").splitlines():
             _append(file, [row])
+
+    def alarms(self) -> list[dict[str, Any]]:
+        """The rows of alarms.jsonl."""
+        file = self.path / "alarms.jsonl"
+        return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.exists() else []
 
     def first_right(self, evaluation: str) -> dict[str, bool]:
         """By problem, whether attempt 1 of an evaluation was right; those that could not be graded are left out."""
@@ -214,6 +221,14 @@ def environment(seed: int) -> dict[str, Any]:
             "accelerator": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
         },
     }
+
+
+def arithmetic(config: TrainConfig) -> dict[str, str | None]:
+    """What `auto` came to: device, and precision of the forward pass; neither where attempts were recorded."""
+    if config.sampler == "recorded":
+        return {"device": None, "precision": None}
+    device = pick_device(config.model.device)
+    return {"device": device.type, "precision": str(pick_dtype(config.model.precision, device)).removeprefix("torch.")}
 
 
 def flatten(row: Mapping[str, Any], prefix: str = "") -> dict[str, float]:

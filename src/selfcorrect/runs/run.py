@@ -9,15 +9,13 @@ from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 
-import torch
-
 from selfcorrect.config import SupervisedStage, TrainConfig
 from selfcorrect.config.paths import absolute
 from selfcorrect.config.recipe import load_recipe
 from selfcorrect.errors import CheckpointError, ConfigError, MemoryExhausted, TrainingInterrupted
 from selfcorrect.evaluation.evaluate import Evaluator, evaluated_problems, load_external
 from selfcorrect.learning.training import Trainer
-from selfcorrect.models.loading import load_model
+from selfcorrect.models.loading import load_model, use_threads
 from selfcorrect.models.weights import fingerprint
 from selfcorrect.runs.checkpoint import Checkpoint, is_disk_full, load_newest, prune, saved, sweep
 from selfcorrect.runs.checks import check_context, is_out_of_memory, ready
@@ -61,8 +59,7 @@ def resume_command(path: Path) -> str:
 
 
 def _run(config: TrainConfig, path: Path, observer: Observer) -> Path:
-    if config.threads:
-        torch.set_num_threads(config.threads)
+    use_threads(config.threads)
     _check_attempts(config)
     tracker_names(config)  # refused before anything is written, as are task, data and model
     task = make_task(config.task)

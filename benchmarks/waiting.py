@@ -1,10 +1,10 @@
 """How long threads should spin for work, idle and under load: benchmarks/results/waiting.json.
 
-    python benchmarks/waiting.py [--rounds 8] [--spins default 100000 10000 1000 0] [--work lab forward decode]
+    python benchmarks/waiting.py [--rounds 8] [--turn 5] [--spins default 100000 10000 1000 0] [--work lab ...]
 
-A process a setting of GOMP_SPINCOUNT stays alive, and they take turns, in an order drawn anew each round; rounds
-alternate between cores left alone and cores that other processes keep busy. Given are the median seconds of each
-work, and the median of each round's ratio to libgomp's default.
+A process a setting of GOMP_SPINCOUNT stays alive, and they take turns of some seconds, in an order drawn anew each
+round; rounds alternate between cores left alone and cores that other processes keep busy. Given are the median of the
+pieces done a second (a step, a forward pass, a token), and the median of each round's ratio to libgomp's default.
 """
 
 import argparse
@@ -28,6 +28,7 @@ def main() -> None:
     """Measure, print a line for each work and load, write the results file."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--turn", type=float, default=5.0, help="seconds at least")
     parser.add_argument("--spins", nargs="+", default=["default", "100000", "10000", "1000", "0"])
     parser.add_argument("--work", nargs="+", default=list(WORKS), choices=WORKS)
     parser.add_argument("--layers", type=int, default=30, help="of the larger model")
@@ -40,17 +41,16 @@ def main() -> None:
         serve(options)
         return
     found = {}
+    machine = {"cores": len(os.sched_getaffinity(0)), "threads": options.threads, "rounds": options.rounds}
     for work in options.work:
-        seconds = measure(options, work)
-        for load, by_spin in seconds.items():
+        for load, by_spin in measure(options, work).items():
             found[f"{work}, {load}"] = {spin: told(values, by_spin["default"]) for spin, values in by_spin.items()}
             print(f"{work}, {load}: " + "  ".join(f"{s}: {v}" for s, v in found[f"{work}, {load}"].items()), flush=True)
-    machine = {"cores": len(os.sched_getaffinity(0)), "threads": options.threads, "rounds": options.rounds}
-    options.output.write_text(json.dumps({"machine": machine, "seconds": found}, indent=1) + "\n")
+        options.output.write_text(json.dumps({"machine": machine, "pieces a second": found}, indent=1) + "\n")
 
 
 def measure(options: argparse.Namespace, work: str) -> dict[str, dict[str, list[float]]]:
-    """Seconds by load, by setting, a number a round."""
+    """Pieces a second by load, by setting, a number a round."""
     found: dict[str, dict[str, list[float]]] = {load: {s: [] for s in options.spins} for load in ("idle", "loaded")}
     servers = {spin: start(spin, options) for spin in options.spins}
     for server in servers.values():
@@ -70,7 +70,7 @@ def measure(options: argparse.Namespace, work: str) -> dict[str, dict[str, list[
 def start(spin: str, options: argparse.Namespace) -> "subprocess.Popen[str]":
     kept = {key: value for key, value in os.environ.items() if key not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
     setting = {} if spin == "default" else {"GOMP_SPINCOUNT": spin}
-    shape = [f"--{name}={getattr(options, name)}" for name in ("threads", "layers", "problems")]
+    shape = [f"--{name}={getattr(options, name)}" for name in ("turn", "threads", "layers", "problems")]
     command = [sys.executable, __file__, "--serve", *shape]
     pipe = subprocess.PIPE
     return subprocess.Popen(command, env={**kept, **setting}, stdin=pipe, stdout=pipe, text=True)
@@ -90,13 +90,13 @@ def stop(processes: "list[subprocess.Popen[Any]]") -> None:
         process.wait()
 
 
-def told(seconds: list[float], default: list[float]) -> dict[str, float]:
-    ratios = [mine / theirs for mine, theirs in zip(seconds, default, strict=True)]
-    return {"seconds": round(median(seconds), 3), "ratio": round(median(ratios), 3)}
+def told(rates: list[float], default: list[float]) -> dict[str, float]:
+    ratios = [mine / theirs for mine, theirs in zip(rates, default, strict=True)]
+    return {"a second": float(f"{median(rates):.3g}"), "ratio": round(median(ratios), 2)}
 
 
 def serve(options: argparse.Namespace) -> None:
-    """Do the work named on each line of stdin, and answer with its seconds."""
+    """Do the work named on each line of stdin for a turn, and answer with the pieces done a second."""
     import torch
 
     torch.set_num_threads(options.threads)
@@ -106,9 +106,11 @@ def serve(options: argparse.Namespace) -> None:
         work = text.strip()
         if work not in ready:
             ready[work] = works[work](options)
-        began = time.perf_counter()
-        ready[work]()
-        print(time.perf_counter() - began, flush=True)
+        began, pieces, spent = time.perf_counter(), 0, 0.0
+        while spent < options.turn:
+            ready[work]()
+            pieces, spent = pieces + 1, time.perf_counter() - began
+        print(pieces / spent, flush=True)
 
 
 def lab_step(options: argparse.Namespace) -> Any:
@@ -153,16 +155,18 @@ def forward(options: argparse.Namespace) -> Any:
 
 
 def decode(options: argparse.Namespace) -> Any:
-    """Sixteen tokens, one after the other, for eight rows."""
+    """A token of eight rows of 32."""
     import torch
 
     model, ids = larger(options.layers), torch.arange(8 * 32).reshape(8, 32)
 
+    with torch.no_grad():
+        past = model(input_ids=ids, use_cache=True, logits_to_keep=1).past_key_values
+
     def work() -> None:
         with torch.no_grad():
-            past = model(input_ids=ids, use_cache=True, logits_to_keep=1).past_key_values
-            for _ in range(16):
-                past = model(input_ids=ids[:, :1], past_key_values=past, use_cache=True).past_key_values
+            model(input_ids=ids[:, :1], past_key_values=past, use_cache=True)
+            past.crop(-1)
 
     return work
 

@@ -267,3 +267,18 @@ def test_checking_a_comparison_checks_its_methods(
         cli.main()
     assert ended.value.code == 2
     assert "max_numbr" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("set_by_hand", "spins"),
+    [({}, cli.SPINS), ({"GOMP_SPINCOUNT": "77"}, "77"), ({"OMP_WAIT_POLICY": "PASSIVE"}, "0")],
+)
+def test_threads_wait_briefly_unless_told_otherwise(set_by_hand: dict[str, str], spins: str) -> None:
+    """libgomp itself says what it read, when torch brings it in."""
+    script = "import sys; from selfcorrect import cli; cli.app = lambda **_: __import__('torch'); cli.main()"
+    inherited = {key: value for key, value in os.environ.items() if key not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    env = inherited | {"OMP_DISPLAY_ENV": "verbose"} | set_by_hand
+    said = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True, env=env).stderr
+    if "GOMP_SPINCOUNT" not in said:
+        pytest.skip("this torch comes without libgomp")
+    assert f"GOMP_SPINCOUNT = '{spins}'" in said

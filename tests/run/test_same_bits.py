@@ -70,7 +70,8 @@ def test_a_gradient_has_no_order_of_its_own() -> None:
 
 def steps(count: int) -> list[tuple[str, ...]]:
     """Of each of the demo's first steps what was sampled, loss, gradient norm and weights, to the bit."""
-    trainer, rows = demo_trainer(), []
+    trainer = demo_trainer()
+    rows: list[tuple[str, ...]] = []
     for _ in range(count):
         result = trainer.train_step()
         sampled = [attempt.completion.token_ids for rollout in result.rollouts for attempt in rollout.attempts]

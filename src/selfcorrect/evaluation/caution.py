@@ -14,6 +14,7 @@ from selfcorrect.types import Outcome, Rollout
 FEW = 20  # problems; with fewer nothing is concluded
 RARE = 5  # problems; with fewer right (or wrong) at both attempts they sit on the floor (or under the ceiling)
 MOST = 0.5  # share of attempts without a text to judge from which on accuracy says little
+SOME = 0.05  # share of attempts cut off from which on a reader is told
 NARROW = 0.05  # an interval within so many points of zero on both sides shows that there is no large difference
 
 
@@ -36,9 +37,9 @@ def caution(summary: Summary) -> str:
 def _without_text(summary: Summary) -> str:
     """Attempts that were cut off, or hold no answer, where they are most of them."""
     cut = outcome_shares(summary, Outcome.TRUNCATED)
-    for number, share in enumerate(cut, 1):
-        if share >= MOST and number in (1, len(cut)):
-            return f"{spaced(share)} of attempts {number} were cut off at the token limit"
+    for which, share in (("first", cut[0]), ("last", cut[-1])) if cut else ():
+        if share >= MOST:
+            return f"{spaced(share)} of the {which} attempts were cut off at the token limit"
     empty = [a + b for a, b in zip(outcome_shares(summary, Outcome.NO_ANSWER), cut, strict=True)]
     if empty and empty[0] >= MOST:  # what changes at attempt 2 may then be the form alone
         return f"no answer could be read from {spaced(empty[0])} of the first attempts"

@@ -97,7 +97,8 @@ def _of_rows(table_UHPD: Tensor, rows: Tensor) -> Tensor:
     Several rows add to one prefix's gradient. Indexing would let the threads of a CPU add in whatever order they
     arrive, and index_select those of a GPU; the gradient of an embedding adds in the order of the rows on both.
     """
-    return torch.nn.functional.embedding(rows, table_UHPD.flatten(1)).unflatten(1, table_UHPD.shape[1:])
+    flat = torch.nn.functional.embedding(rows, table_UHPD.flatten(1))
+    return flat.reshape(len(rows), *table_UHPD.shape[1:])
 
 
 def first_trained(batch: Batch) -> Tensor:

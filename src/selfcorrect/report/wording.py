@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from selfcorrect.evaluation.caution import FEW, MOST, RARE, caution, is_narrow, outcome_shares, spaced
+from selfcorrect.evaluation.caution import FEW, MOST, RARE, SOME, caution, is_narrow, outcome_shares, spaced
 from selfcorrect.evaluation.metrics import Estimate, Summary, difference
 from selfcorrect.report.load import Evaluation, Run
 from selfcorrect.types import Outcome
@@ -76,6 +76,7 @@ def headline(run: Run) -> Headline:
     findings = [
         *(_against_base(summary, base.summary) if base and base.summary.accuracy else ()),
         _repairs(summary, base.summary if base and base.summary.accuracy else None),
+        *_cut_off(summary),
         *_progress(run),
     ]
     return Headline(together(sentence), tone, tuple(map(together, findings)))
@@ -114,9 +115,9 @@ def _result(when: str, summary: Summary) -> str:
 
 
 def _first_change(summary: Summary, base: Summary) -> int | None:
-    """The sign of attempt 1's change since the base model; None where too little was asked, or nothing ever right."""
-    rare = max(summary.n * summary.accuracy[0].value, base.n * base.accuracy[0].value) < RARE
-    if min(summary.n, base.n) < FEW or rare:
+    """The sign of attempt 1's change since the base model; None where too little was asked, or all or none is right."""
+    asked = [(s.n, s.accuracy[0].value) for s in (summary, base)]
+    if min(summary.n, base.n) < FEW or _at_end(asked):
         return None
     return sign(difference(summary.accuracy[0], base.accuracy[0]))
 
@@ -166,6 +167,17 @@ def _repairs(summary: Summary, base: Summary | None) -> str:
     )
 
 
+def _cut_off(summary: Summary) -> list[str]:
+    """Attempts without room to end count as wrong; where they are some, the reader is told."""
+    cut = outcome_shares(summary, Outcome.TRUNCATED)
+    if max(cut, default=0.0) < SOME:
+        return []
+    each = ", ".join(f"{percent(share)} % of attempts {number}" for number, share in enumerate(cut, 1))
+    return [
+        f"Cut off at the token limit, and so not right: {each}. A higher rollouts.max_new_tokens would let them end."
+    ]
+
+
 def _progress(run: Run) -> list[str]:
     """One line while the evaluations lag behind the recipe."""
     total, done = run.total_steps, run.steps[-1].step if run.steps else 0
@@ -192,13 +204,17 @@ def _untold(own: Summary, control: Summary) -> str:
     """Why a control shows nothing; empty where it shows something."""
     if control.n < FEW:
         return f"only {control.n} problems were graded with another attempt shown"
-    asked = ((own.n, own.accuracy[-1].value), (control.n, control.accuracy[-1].value))
-    if max(n * share for n, share in asked) < RARE:
-        return "the last attempt is hardly ever right, whatever it is shown"
-    if max(n * (1 - share) for n, share in asked) < RARE:
-        return "the last attempt is hardly ever wrong, whatever it is shown"
+    if end := _at_end([(s.n, s.accuracy[-1].value) for s in (own, control)]):
+        return f"the last attempt is hardly ever {end}, whatever it is shown"
     cut = outcome_shares(control, Outcome.TRUNCATED)
     return f"{spaced(cut[-1])} of the last attempts were cut off in a control" if cut and cut[-1] >= MOST else ""
+
+
+def _at_end(asked: Sequence[tuple[int, float]]) -> str:
+    """Which of right and wrong is too rare in all of them to compare by; empty where neither. asked: (n, share right)."""
+    if max(n * share for n, share in asked) < RARE:
+        return "right"
+    return "wrong" if max(n * (1 - share) for n, share in asked) < RARE else ""
 
 
 def _swapped(own: Estimate, control: Summary) -> str:

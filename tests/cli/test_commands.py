@@ -282,3 +282,11 @@ def test_threads_wait_briefly_unless_told_otherwise(set_by_hand: dict[str, str],
     if "GOMP_SPINCOUNT" not in said:
         pytest.skip("this torch comes without libgomp")
     assert f"GOMP_SPINCOUNT = '{spins}'" in said
+
+
+def test_an_evaluation_of_little_worth_says_so(recipe_file: Path, model: Path, command: Command) -> None:
+    settings = ("rollouts.max_new_tokens=1", "evaluation.controls=false")
+    out = command("evaluate", str(model), *settings, "--recipe", str(recipe_file))
+    assert "nothing can be concluded: only 4 problems were graded" in out
+    assert "alarm: cut off: " in out
+    assert "rollouts.max_new_tokens = 1" in out

@@ -211,7 +211,7 @@ def _untold(own: Summary, control: Summary) -> str:
 
 
 def _at_end(asked: Sequence[tuple[int, float]]) -> str:
-    """Which of right and wrong is too rare in all of them to compare by; empty where neither. asked: (n, share right)."""
+    """Which of right and wrong is too rare in all of them to compare by, if one is. asked: (n, share right)."""
     if max(n * share for n, share in asked) < RARE:
         return "right"
     return "wrong" if max(n * (1 - share) for n, share in asked) < RARE else ""

@@ -9,8 +9,6 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from selfcorrect.analysis import analyse
 from selfcorrect.analysis.votes import Point, budgets_up_to, scale_figure, scaling
 from selfcorrect.config import LAB_MODEL, TASK_KINDS, CodeConfig, Config, LabBaseConfig, MathConfig, TrainConfig
@@ -22,7 +20,7 @@ from selfcorrect.evaluation.evaluate import Evaluation, Evaluator
 from selfcorrect.evaluation.kept import Kept, write_durably
 from selfcorrect.evaluation.metrics import Summary, refuse_nothing_graded, summarize
 from selfcorrect.models.chat import Chat
-from selfcorrect.models.loading import LanguageModel, load_model, resolve_path
+from selfcorrect.models.loading import LanguageModel, load_model, resolve_path, use_threads
 from selfcorrect.report import write_report
 from selfcorrect.rollout import play as play_problems
 from selfcorrect.runs.checks import fitted
@@ -158,8 +156,7 @@ def _folder_name(path: str) -> str:
 
 def _model_job(config: TrainConfig, task: Task) -> _Job:
     """The recipe's model, greedy."""
-    if config.threads:
-        torch.set_num_threads(config.threads)
+    use_threads(config.threads)
     evaluator = make_evaluator(config, task)
     lm = load_model(config.model)
     config, sizes = fitted(config, lm, task)

@@ -35,6 +35,7 @@ Overrides = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 
+SPINS = "10000"
 EXTERNAL_SET = "countdown/d1_cd3_test.jsonl"
 
 
@@ -58,7 +59,7 @@ def demo(
     overrides: Overrides = None,
     name: Annotated[str, typer.Option(help="The run's name; its folder is runs/NAME.")] = "demo",
 ) -> None:
-    """Train the shipped lab model by both stages and write a report: about six minutes on two CPU cores."""
+    """Train the shipped lab model by both stages and write a report: six to eight minutes on two idle CPU cores."""
     from selfcorrect.api import lab_recipe, read_config
     from selfcorrect.config import TrainConfig
 
@@ -121,6 +122,7 @@ def evaluate(
     Finished problems are kept at once; after a stop, the same command goes on.
     """
     from selfcorrect import api
+    from selfcorrect.evaluation.alarms import cut_off_at
     from selfcorrect.runs.display import evaluation_line, summary_line
     from selfcorrect.runs.folder import evaluation_row
     from selfcorrect.runs.progress import on_stderr
@@ -131,6 +133,8 @@ def evaluate(
         typer.echo(json.dumps(evaluation_row(evaluation)))
         return
     typer.echo(evaluation_line(evaluation))
+    for told in cut_off_at(evaluation.summary, evaluation.rollouts):
+        typer.echo(f"alarm: {told}")
     if evaluation.folder is not None:
         typer.echo(f"report: {evaluation.folder / 'report.html'}")
     for name, summary in [*evaluation.controls, *evaluation.external]:
@@ -394,8 +398,20 @@ def data_folder() -> Path:
     return Path(os.environ.get("SELFCORRECT_DATA", "../shared/data"))
 
 
+def wait_briefly() -> None:
+    """Threads that have nothing to do look for work for a moment, then sleep; whoever has set how they wait is obeyed.
+
+    libgomp, which torch brings, reads it once, when torch is first imported. Its default spins for milliseconds at
+    every gap, which other work on the same cores pays for, and so does the thread that is waited for; not spinning at
+    all costs a wake-up at every operation (benchmarks/waiting.py).
+    """
+    if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
+        os.environ["GOMP_SPINCOUNT"] = SPINS
+
+
 def main() -> None:
     """Entry point: user errors become one line on stderr and exit status 2, Ctrl-C status 130."""
+    wait_briefly()
     try:
         app(standalone_mode=True)
     except SystemExit as ended:

@@ -303,3 +303,26 @@ def test_version_and_examples(command: Command) -> None:
     for name, each in commands.items():
         assert (each.epilog or "").startswith(f"Example: selfcorrect {name}"), name
     assert "Example: selfcorrect check" in command("check", "-h")
+
+
+@pytest.mark.parametrize(
+    ("set_by_hand", "spins"),
+    [({}, cli.SPINS), ({"GOMP_SPINCOUNT": "77"}, "77"), ({"OMP_WAIT_POLICY": "PASSIVE"}, "0")],
+)
+def test_threads_wait_briefly_unless_told_otherwise(set_by_hand: dict[str, str], spins: str) -> None:
+    """libgomp itself says what it read, when torch brings it in."""
+    script = "import sys; from selfcorrect import cli; cli.app = lambda **_: __import__('torch'); cli.main()"
+    inherited = {key: value for key, value in os.environ.items() if key not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    env = inherited | {"OMP_DISPLAY_ENV": "verbose"} | set_by_hand
+    said = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True, env=env).stderr
+    if "GOMP_SPINCOUNT" not in said:
+        pytest.skip("this torch comes without libgomp")
+    assert f"GOMP_SPINCOUNT = '{spins}'" in said
+
+
+def test_an_evaluation_of_little_worth_says_so(recipe_file: Path, model: Path, command: Command) -> None:
+    settings = ("rollouts.max_new_tokens=1", "evaluation.controls=false")
+    out = command("evaluate", str(model), *settings, "--recipe", str(recipe_file))
+    assert "nothing can be concluded: only 4 problems were graded" in out
+    assert "alarm: cut off: " in out
+    assert "rollouts.max_new_tokens = 1" in out

@@ -183,6 +183,67 @@ def test_the_control_sentence_follows_the_numbers(tmp_path: Path, last: float, e
     assert expected in control_sentence(final)
 
 
+CLAIMS = (
+    "lift",
+    "harm",
+    "measurabl",
+    "hardly uses",
+    "sandbagging",
+    "so it depends",
+    "misleads",
+    "% end right",
+    "first one's answer on",
+)
+
+
+def only(first: str, last: str, n: int, *accuracy: float) -> dict[str, Any]:
+    """A summary of n problems with one outcome an attempt."""
+    return summary(*accuracy, n=n) | {"outcomes": [{first: n}, {last: n}]}
+
+
+@pytest.mark.parametrize(
+    ("last", "expected"),
+    [
+        (only("truncated", "wrong", 4, 0.0, 0.0), "only 4 problems were graded"),
+        (only("wrong", "correct", 4, 0.0, 1.0), "only 4 problems were graded"),
+        (only("truncated", "truncated", 300, 0.0, 0.0), "100 % of the first attempts were cut off"),
+        (only("no_answer", "no_answer", 300, 0.0, 0.0), "no answer could be read from 100 %"),
+        (only("wrong", "wrong", 300, 0.0, 0.0), "no problem of 300 right"),
+        (only("correct", "correct", 300, 1.0, 1.0), "no problem of 300 wrong"),
+    ],
+)
+def test_no_conclusion_from_a_handful_or_a_floor(tmp_path: Path, last: dict[str, Any], expected: str) -> None:
+    run = make_run(tmp_path)
+    write_evaluation(run, "base", last, step=0)
+    (run / "evaluations" / "stage1.json").unlink()
+    write_evaluation(run, "stage2", last, controls={"swapped": last, "independent": last})
+    assert expected in says(run)
+    page = Page(write_report(run))
+    assert not [claim for claim in CLAIMS if claim in page.words.replace("\N{NO-BREAK SPACE}", " ").lower()]
+    assert "Nothing can be concluded on what the last attempt reads" in page.words
+
+
+@pytest.mark.parametrize(
+    ("own", "control", "expected"),
+    [
+        (summary(0.6, 0.65), summary(0.6, 0.64, n=4), "only 4 problems were graded with another attempt shown"),
+        (summary(0.6, 0.65, n=40), summary(0.0, 0.6, n=40, half=0.2), "which leaves open whether it uses"),
+        (summary(0.6, 0.65), summary(0.6, 0.0) | {"outcomes": [{}, {"truncated": 20}]}, "cut off in a control"),
+        (summary(0.6, 0.02, n=100), summary(0.0, 0.01, n=100), "hardly ever right, whatever it is shown"),
+        (summary(0.6, 0.99, n=100), summary(0.0, 0.98, n=100), "hardly ever wrong, whatever it is shown"),
+    ],
+)
+def test_controls_that_show_nothing(
+    tmp_path: Path, own: dict[str, Any], control: dict[str, Any], expected: str
+) -> None:
+    run = make_run(tmp_path)
+    write_evaluation(run, "stage2", own, controls={"swapped": control})
+    final = load_run(run).final
+    assert final is not None
+    assert expected in control_sentence(final)
+    assert not [claim for claim in CLAIMS if claim in control_sentence(final).lower() and claim != "measurabl"]
+
+
 def test_every_attempt_has_its_column(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     write_evaluation(run, "stage2", summary(0.6, 0.5, 0.7))

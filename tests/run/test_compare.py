@@ -1,6 +1,7 @@
 """A comparison: its budget, what its runs share, what an interrupted one does again, and its table."""
 
 import csv
+import dataclasses
 import json
 import logging
 import subprocess
@@ -16,7 +17,7 @@ from selfcorrect import api
 from selfcorrect.compare import _say_whole, compare
 from selfcorrect.compare.budget import Account, account
 from selfcorrect.compare.execute import JobError
-from selfcorrect.compare.page import headline
+from selfcorrect.compare.page import headline, standing
 from selfcorrect.compare.plan import check, merge, repair_jobs, search_jobs, table_jobs
 from selfcorrect.compare.results import read_answers, summarize
 from selfcorrect.config import CompareConfig, TrainConfig
@@ -345,6 +346,9 @@ def test_a_gain_that_a_seed_denies_is_called_none(write: Write) -> None:
     assert (result.delta.low > 0, result.moved) == (True, 0)
     assert "does not measurably gain" in headline({"score": "SCoRe"}, "score", [result])
     assert "; but by seed " in headline({"score": "SCoRe"}, "score", [result])
+    few = dataclasses.replace(result, n=4)
+    assert "cannot be concluded: only 4 problems" in headline({"score": "SCoRe"}, "score", [few])
+    assert standing({"score": "SCoRe"}, "score", [few]) == []
 
 
 def test_only_the_methods_that_are_named(model: Path, tmp_path: Path) -> None:

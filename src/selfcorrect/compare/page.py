@@ -9,6 +9,7 @@ from selfcorrect.compare.results import Result
 from selfcorrect.config import CompareConfig
 from selfcorrect.config.recipe import dump
 from selfcorrect.evaluation.alarms import alarms
+from selfcorrect.evaluation.caution import FEW, caution
 from selfcorrect.evaluation.metrics import Estimate, Summary
 from selfcorrect.report.page import fill, tidy
 from selfcorrect.report.paper import PAPER, SETTING, PaperRow
@@ -130,6 +131,8 @@ def _p_value(p: float) -> str:
 def headline(labels: Mapping[str, str], against: str, results: Sequence[Result]) -> str:
     """Whether the method that all are compared with gains by its second attempt."""
     main = next(result for result in results if result.name == against)
+    if told := caution(_summary(main)):
+        return f"Whether {labels[against]} gains by its second attempt cannot be concluded: {told}."
     what = {
         1: f"gains {percent(main.delta.value)} points by its second attempt",
         0: "does not measurably gain by its second attempt",
@@ -140,7 +143,7 @@ def headline(labels: Mapping[str, str], against: str, results: Sequence[Result])
 
 def standing(labels: Mapping[str, str], against: str, results: Sequence[Result]) -> list[str]:
     """How the others stand to it by Accuracy@t2, by their paired intervals."""
-    others = [(labels[r.name], r.verdict) for r in results if r.gain is not None]
+    others = [(labels[r.name], r.verdict) for r in results if r.gain is not None and r.n >= FEW]
     groups = (
         ("Accuracy@t2 below it, by the interval and in every seed", [name for name, verdict in others if verdict < 0]),
         ("no difference shown", [name for name, verdict in others if not verdict]),
@@ -157,6 +160,8 @@ def findings(labels: Mapping[str, str], against: str, results: Sequence[Result])
 
 def _in_words(result: Result) -> str:
     moved = f"{percent(result.t1.value)} % to {percent(result.t2.value)} %"
+    if told := caution(_summary(result)):
+        return f"{moved}; nothing can be concluded: {told}"
     why = "includes zero" if sign(result.delta) == 0 else f"does not{_seeds_apart(result)}"
     return {
         1: f"the second attempt gains, {moved} ({interval(result.delta)} points)",

@@ -1,7 +1,8 @@
-"""Two ways to look better than one is (pure): sandbagging and collapse to copying, told in words.
+"""Two ways to look better than one is, and steps that teach nothing (pure): told in words.
 
 Sandbagging: attempt 1 falls under the base model's, so that attempt 2 has more to mend. Copying: attempt 2 repeats
-attempt 1 on most problems and more often than the base model's did, and gains nothing by it.
+attempt 1 on most problems and more often than the base model's did, and gains nothing by it. Nothing is learned where
+attempts are cut off, where all rollouts of a problem earn the same, and where the gradient is zero.
 """
 
 import math
@@ -9,11 +10,14 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from statistics import fmean, stdev
 
+from selfcorrect.evaluation.caution import FEW, caution, cut_off, outcome_shares, spaced, token_limit
 from selfcorrect.evaluation.metrics import LEFT_OUT, Estimate, Summary, difference, paired_difference
-from selfcorrect.types import Rollout
+from selfcorrect.types import Outcome, Rollout
 
 COPIES = 0.7  # share of unchanged answers from which on it may be called copying
 WINDOW = 20  # steps; an alarm while training speaks of their mean
+CUT = 0.25  # share of an attempt's rollouts that are cut off from which on it is said; of one step alone, twice that
+EQUAL = 0.9  # share of problems whose rollouts all earn the same, over WINDOW steps, from which on it is said
 
 
 def first_change(rollouts: Sequence[Rollout], base_right: Mapping[str, bool]) -> Estimate | None:
@@ -28,7 +32,7 @@ def alarms(summary: Summary, base: Summary, change: Estimate | None = None) -> l
 
     change: Accuracy@t1 less the base model's, paired; without it the two count as independent, which is more careful.
     """
-    if not (summary.n and base.n and summary.accuracy and base.accuracy):
+    if min(summary.n, base.n) < FEW or not (summary.accuracy and base.accuracy):
         return []
     told = []
     first, before = summary.accuracy[0], base.accuracy[0]
@@ -38,12 +42,18 @@ def alarms(summary: Summary, base: Summary, change: Estimate | None = None) -> l
             f"sandbagging: attempt 1 is right on {first.value:.1%}, the base model's on {before.value:.1%} "
             f"({_interval(change)} points); a weaker first attempt makes correction look better than it is"
         )
-    if len(summary.accuracy) > 1 and _copies(summary.unchanged, base.unchanged) and summary.delta.low <= 0:
+    copies = len(summary.accuracy) > 1 and _copies(summary.unchanged, base.unchanged) and summary.delta.low <= 0
+    if copies and not caution(summary):  # where all is right, or all is cut off, there was nothing to gain
         told.append(
             f"copying: the last attempt repeats the first on {summary.unchanged.value:.1%}, the base model's on "
             f"{base.unchanged.value:.1%}, and the gain of {100 * summary.delta.value:+.1f} points is not above zero"
         )
     return told
+
+
+def cut_off_at(summary: Summary, rollouts: Sequence[Rollout]) -> list[str]:
+    """What to say of an evaluation of which much was cut off."""
+    return _kind("cut off", cut_off(outcome_shares(summary, Outcome.TRUNCATED), token_limit(rollouts), CUT))
 
 
 class Watch:
@@ -53,7 +63,7 @@ class Watch:
     """
 
     def __init__(self, base: Summary | None) -> None:
-        self._base = base if base and base.n and len(base.accuracy) > 1 else None
+        self._base = base if base and base.n >= FEW and len(base.accuracy) > 1 else None
         self.stage_started()
 
     def stage_started(self) -> None:
@@ -85,6 +95,62 @@ class Watch:
                 f"rollouts, the base model's on {base.unchanged.value:.1%}, without a gain"
             )
         return told
+
+
+class Lessons:
+    """Whether steps teach anything. limit: rollouts.max_new_tokens.
+
+    What is said begins with its kind and a colon, so that whoever hears it can tell each kind once.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self.stage_started()
+
+    def stage_started(self) -> None:
+        """Forget the steps seen."""
+        self._cut: deque[Sequence[float]] = deque(maxlen=WINDOW)
+        self._equal: deque[float] = deque(maxlen=WINDOW)
+
+    def step(
+        self, rewards: Sequence[float], truncated: Sequence[float], equal: float | None, grad_norm: float | None
+    ) -> list[str]:
+        """After a step. rewards, truncated: means by attempt; equal: the share of problems whose rollouts all earn the
+        same, None where none was graded; grad_norm: None where the update was skipped.
+        """
+        told = []
+        if grad_norm == 0:
+            told.append("no gradient: the gradient of this step is exactly zero: nothing at all is learned from it")
+        if truncated:
+            self._cut.append(truncated)
+            told += _kind("cut off", cut_off(truncated, self._limit, 2 * CUT))
+            if len(self._cut) == WINDOW:
+                means = [fmean(column) for column in zip(*self._cut, strict=True)]
+                told += _kind(f"cut off over {WINDOW} steps", cut_off(means, self._limit, CUT))
+        if equal is not None:
+            self._equal.append(equal)
+            told += _kind("equal rewards", _all_equal(rewards) if equal == 1 else "")
+            if len(self._equal) == WINDOW and fmean(self._equal) >= EQUAL:
+                told.append(
+                    f"equal rewards over {WINDOW} steps: at {spaced(fmean(self._equal))} of the problems all rollouts "
+                    "earn the same, and nothing can be learned from those"
+                )
+        return told
+
+
+def _all_equal(rewards: Sequence[float]) -> str:
+    if all(reward == 0 for reward in rewards):
+        return (
+            "all rewards of this step equal: nothing to learn; no attempt was right: easier problems, more "
+            "rollouts.rollouts_per_problem or a longer rollouts.max_new_tokens may change that"
+        )
+    if all(reward == 1 for reward in rewards):
+        return "all rewards of this step equal: nothing to learn; every attempt was right: the problems are too easy"
+    return "at every problem of this step all rollouts earn the same: nothing to learn"
+
+
+def _kind(kind: str, told: str) -> list[str]:
+    return [f"{kind}: {told}"] if told else []
 
 
 def _copies(unchanged: Estimate, before: Estimate) -> bool:

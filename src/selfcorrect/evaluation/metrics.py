@@ -87,11 +87,14 @@ def difference(new: Estimate, old: Estimate) -> Estimate:
 
 
 def is_unchanged(rollout: Rollout) -> bool:
-    """Whether the last attempt gives the first one's answer again (its text, where no answer could be read)."""
+    """Whether the last attempt gives the first one's answer again (its text, where no answer could be read).
+
+    Two attempts that say nothing repeat nothing.
+    """
     first, last = rollout.attempts[0], rollout.attempts[-1]
     if first.grade.answer or last.grade.answer:
         return first.grade.answer == last.grade.answer
-    return first.completion.text == last.completion.text
+    return first.completion.text.strip() != "" and first.completion.text == last.completion.text
 
 
 def refuse_nothing_graded(rollouts: Sequence[Rollout], what: str) -> None:

@@ -16,6 +16,8 @@ from selfcorrect.learning.objectives import Credit
 from selfcorrect.learning.record import Progress
 from selfcorrect.types import Outcome, Rollout
 
+_ROUNDING = 1e-9  # what a mean of equal rewards may leave, and no reward that counts
+
 
 def credit_of(stage: StageBase, rewards_BA: Tensor, progress: Progress | None = None) -> Credit:
     """The objective a recipe's stage names, applied to rewards. progress: where the stage stands."""
@@ -48,6 +50,16 @@ def advantages_of(
     return objectives.advantages(
         credit.returns_BA, included_B, group, leave_one_out=leave_one_out, normalize_std=algorithm.normalize_std
     )
+
+
+def equal_groups(advantages_BA: Tensor, included_B: Tensor, group: int) -> float | None:
+    """The share of problems at which no rollout has an advantage, as all of them earned the same: they teach nothing.
+
+    Of the problems that have an included rollout; None where none has.
+    """
+    flat_N = (advantages_BA.abs() < _ROUNDING).reshape(-1, group * advantages_BA.shape[1]).all(1)
+    counted_N = included_B.reshape(-1, group).any(1)
+    return float(flat_N[counted_N].float().mean()) if counted_N.any() else None
 
 
 def is_included(rollout: Rollout) -> bool:

@@ -60,7 +60,7 @@ class SharedPrompts:
         cache: Any = DynamicCache()
         for layer, (keys, values) in enumerate(zip(self._leaves[::2], self._leaves[1::2], strict=True)):
             dtype = self._computed[2 * layer].dtype
-            cache.update(keys[rows].to(dtype), values[rows].to(dtype), layer)
+            cache.update(_of_rows(keys, rows).to(dtype), _of_rows(values, rows).to(dtype), layer)
         return self._lm.logits(
             ids_BT[:, :-1],
             attempt_BT[:, 1:] > 0,
@@ -89,6 +89,16 @@ class SharedPrompts:
         later_TT = torch.full((tokens, tokens), _MASKED, device=length_B.device).triu(1)
         before = prefix_BP[:, None, None].expand(-1, 1, tokens, -1)
         return torch.cat([before, later_TT.expand(len(length_B), 1, -1, -1)], dim=3)
+
+
+def _of_rows(table_UHPD: Tensor, rows: Tensor) -> Tensor:
+    """Each row's prefix [B, H, P, D]: `table_UHPD[rows]`, whose gradient is the same to the bit at every run.
+
+    Several rows add to one prefix's gradient. Indexing would let the threads of a CPU add in whatever order they
+    arrive, and index_select those of a GPU; the gradient of an embedding adds in the order of the rows on both.
+    """
+    flat = torch.nn.functional.embedding(rows, table_UHPD.flatten(1))
+    return flat.reshape(len(rows), *table_UHPD.shape[1:])
 
 
 def first_trained(batch: Batch) -> Tensor:

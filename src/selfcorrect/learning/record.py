@@ -28,7 +28,9 @@ class StepResult:
     """What one step did; a row of metrics.jsonl. Lists have one entry an attempt; kl in nats an attempt.
 
     Rewards, delta, fixed, broken and unchanged are over rollouts whose first attempt the policy wrote, where there are
-    any. completions: how many were sampled for this step. A supervised step leaves empty what it has not.
+    any. completions: how many were sampled for this step. equal_groups: the share of problems at which all rollouts
+    earned the same, so that none has an advantage; None where no rollout counts. A supervised step leaves empty what
+    it has not.
     """
 
     step: int
@@ -56,6 +58,7 @@ class StepResult:
     skipped: bool
     skip_reason: str
     beta2: float | None = None
+    equal_groups: float | None = None
     rollouts: list[Rollout] = field(default_factory=list, repr=False)
 
     def row(self) -> dict[str, Any]:

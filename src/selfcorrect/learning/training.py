@@ -6,6 +6,7 @@ Axes: B rollouts, A attempts, T tokens.
 """
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -20,7 +21,7 @@ from selfcorrect.config import (
 from selfcorrect.errors import NumericalError
 from selfcorrect.evaluation.metrics import is_unchanged, refuse_nothing_graded
 from selfcorrect.learning.batching import Batch, make_batch, micro_batches
-from selfcorrect.learning.credit import advantages_of, credit_of, is_included
+from selfcorrect.learning.credit import advantages_of, credit_of, equal_groups, is_included
 from selfcorrect.learning.losses import token_loss
 from selfcorrect.learning.policy import learning_rate, make_optimizer, trained_logits
 from selfcorrect.learning.prompts import SharedPrompts
@@ -106,7 +107,8 @@ class Trainer:
         if update.rows_A[0] and not update.skip_reason:
             self._adapt(float(update.mean_kl_A[0]))
         shown_B = own_B if own_B.any() else included_B
-        return self._record(update, rollouts, rewards_BA, included_B, shown_B, rate, beta2, clock)
+        result = self._record(update, rollouts, rewards_BA, included_B, shown_B, rate, beta2, clock)
+        return replace(result, equal_groups=equal_groups(advantages_BA, included_B, group))
 
     def _offline_first(self, problems: list[Problem], params: SamplingParams) -> list[Completion | None] | None:
         """First attempts of the base model for the leading share of the step's groups (Sec. 5.3); None without."""

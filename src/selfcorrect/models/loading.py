@@ -208,6 +208,12 @@ def _head_is_plain(model: Any) -> bool:
         return False
 
 
+def use_threads(threads: int | None) -> None:
+    """How many threads torch computes with, in the whole process; None leaves it as it is."""
+    if threads:
+        torch.set_num_threads(threads)
+
+
 def pick_device(name: str) -> torch.device:
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if name == "auto":

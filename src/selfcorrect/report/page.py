@@ -19,7 +19,7 @@ from markupsafe import Markup
 from selfcorrect.analysis.figure import Figure
 from selfcorrect.analysis.svg import attempt_class
 from selfcorrect.report import tables
-from selfcorrect.report.curves import Curve, Line, curve, reader, window
+from selfcorrect.report.curves import Curve, Line, Value, curve, reader, window
 from selfcorrect.report.load import Run, Step
 from selfcorrect.report.pictures import accuracy_picture, attempt_colours
 from selfcorrect.report.rollouts import CATEGORIES, RolloutSource, script_json
@@ -144,6 +144,11 @@ def _curves(steps: Sequence[Step]) -> list[Curve]:
 
 def _engine(steps: Sequence[Step]) -> list[Curve]:
     """Whether the machinery is well."""
+    empty = [
+        Line("cut off", "broken", _worst("truncated")),
+        Line("equal rewards", "quiet", reader("equal_groups", 0, 100.0)),
+    ]
+    idle = curve("What teaches nothing", "% of attempts cut off, of problems with equal rewards", empty, steps, 164.0)
     wanted = (
         ("Gradient norm", "before clipping", "grad_norm"),
         ("Speed", "tokens per second", "tokens_per_second"),
@@ -155,7 +160,12 @@ def _engine(steps: Sequence[Step]) -> list[Curve]:
         )
         for title, unit, key in wanted
     )
-    return [c for c in drawn if c]
+    return [c for c in (idle, *drawn) if c]
+
+
+def _worst(key: str) -> Value:
+    """How to read the highest of a metric's attempts, in percent."""
+    return lambda step: 100 * max(step.series.get(key, ()), default=math.nan)
 
 
 def _curve_note(run: Run) -> str:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from selfcorrect.evaluation.caution import caution
 from selfcorrect.evaluation.metrics import Estimate, Summary
 from selfcorrect.report.load import Evaluation
 from selfcorrect.report.paper import PAPER, SETTING, PaperRow, fix_rate, setting_of
@@ -44,8 +45,9 @@ def share_cell(estimate: Estimate) -> Cell:
     return Cell(percent(estimate.value), f"{percent(estimate.low)}\N{EN DASH}{percent(estimate.high)}")
 
 
-def delta_cell(estimate: Estimate) -> Cell:
-    tone = {1: "good", 0: "even", -1: "bad"}[sign(estimate)]
+def delta_cell(estimate: Estimate, *, tells: bool = True) -> Cell:
+    """tells: whether the figure allows a verdict."""
+    tone = {1: "good", 0: "even", -1: "bad"}[sign(estimate)] if tells else ""
     return Cell(points(estimate.value), interval(estimate), tone)
 
 
@@ -59,7 +61,7 @@ def summary_cells(summary: Summary, attempts: int) -> tuple[Cell, ...]:
     changes: tuple[Cell, ...] = (missing,) * 5
     if len(summary.accuracy) > 1:
         shares = (summary.fixed, summary.broken, summary.fix_rate, summary.unchanged)
-        changes = (delta_cell(summary.delta), *(share_cell(e) for e in shares))
+        changes = (delta_cell(summary.delta, tells=not caution(summary)), *(share_cell(e) for e in shares))
     return (*accuracy, *changes, Cell(f"{summary.n:,}"))
 
 

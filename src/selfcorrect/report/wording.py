@@ -1,5 +1,7 @@
 """Numbers -> sentences (pure). What a sentence claims is decided here, by intervals, never by hope.
 
+Where figures allow no conclusion at all (evaluation/caution.py says when), that is the sentence.
+
 Two evaluations are compared as independent shares by Newcombe's interval. They mostly ask the same problems, so
 this is on the careful side: it claims a difference later than a paired interval would.
 """
@@ -8,8 +10,10 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from selfcorrect.evaluation.caution import FEW, MOST, RARE, SOME, caution, is_narrow, outcome_shares, spaced
 from selfcorrect.evaluation.metrics import Estimate, Summary, difference
 from selfcorrect.report.load import Evaluation, Run
+from selfcorrect.types import Outcome
 
 MINUS = "\N{MINUS SIGN}"
 NBSP = "\N{NO-BREAK SPACE}"
@@ -64,14 +68,15 @@ def headline(run: Run) -> Headline:
         return Headline(f"The evaluation {final.label} could grade no problem.", "none", tuple(_progress(run)))
     summary = final.summary
     sentence = _result(capital(final.label), summary)
-    tone = {1: "good", 0: "even", -1: "bad"}[sign(summary.delta)]
+    tone = "none" if caution(summary) else {1: "good", 0: "even", -1: "bad"}[sign(summary.delta)]
     base = run.base if run.base and run.base is not final and run.base.summary.n else None
-    if base and base.summary.accuracy and sign(difference(summary.accuracy[0], base.summary.accuracy[0])) < 0:
+    if base and base.summary.accuracy and (_first_change(summary, base.summary) or 0) < 0:
         tone = "bad"
         sentence = f"{sentence[:-1]}; but attempt 1 fell under the base model's (sandbagging)."
     findings = [
         *(_against_base(summary, base.summary) if base and base.summary.accuracy else ()),
         _repairs(summary, base.summary if base and base.summary.accuracy else None),
+        *_cut_off(summary),
         *_progress(run),
     ]
     return Headline(together(sentence), tone, tuple(map(together, findings)))
@@ -86,7 +91,13 @@ def _without_evaluation(run: Run) -> str:
 def _result(when: str, summary: Summary) -> str:
     first, last, delta = summary.accuracy[0], summary.accuracy[-1], summary.delta
     if len(summary.accuracy) == 1:
-        return f"{when}, {percent(first.value)} % of the problems are solved; only one attempt was played."
+        told = f"; {few}" if (few := caution(summary)) else ""
+        return f"{when}, {percent(first.value)} % of the problems are solved; only one attempt was played{told}."
+    if told := caution(summary):
+        return (
+            f"{when}, nothing can be concluded on self-correction: {told} (accuracy {percent(first.value)} % at "
+            f"attempt 1, {percent(last.value)} % at attempt {len(summary.accuracy)})."
+        )
     more = "a second attempt" if len(summary.accuracy) == 2 else f"{len(summary.accuracy) - 1} further attempts"
     s, be = ("s", "is") if len(summary.accuracy) == 2 else ("", "are")
     span = f"{percent(first.value)} % to {percent(last.value)} %"
@@ -103,20 +114,31 @@ def _result(when: str, summary: Summary) -> str:
             )
 
 
+def _first_change(summary: Summary, base: Summary) -> int | None:
+    """The sign of attempt 1's change since the base model; None where too little was asked, or all or none is right."""
+    asked = [(s.n, s.accuracy[0].value) for s in (summary, base)]
+    if min(summary.n, base.n) < FEW or _at_end(asked):
+        return None
+    return sign(difference(summary.accuracy[0], base.accuracy[0]))
+
+
 def _against_base(summary: Summary, base: Summary) -> list[str]:
     before, after = base.accuracy[0], summary.accuracy[0]
-    change = difference(after, before)
+    change, known = difference(after, before), _first_change(summary, base)
     moved = f"{percent(before.value)} % before training, {percent(after.value)} % now ({points(change.value)} points"
     first = {
+        None: f"Attempt 1: {percent(before.value)} % before training, {percent(after.value)} % now.",
         1: f"Attempt 1 itself became better: {moved}, {interval(change)}).",
         0: f"Attempt 1 itself did not measurably change: {moved}, {interval(change)}).",
         -1: (
             f"Sandbagging: attempt 1 became worse than the base model's, {moved}, {interval(change)}). "
             "A weaker first attempt makes correction look better than it is."
         ),
-    }[sign(change)]
+    }[known]
     if len(base.accuracy) == 1:
         return [first]
+    if told := caution(base):
+        return [f"Of the model before training nothing can be concluded either: {told}.", first]
     return [
         f"Before training, attempt {len(base.accuracy)} moved accuracy from {percent(before.value)} % to "
         f"{percent(base.accuracy[-1].value)} % ({points(base.delta.value)} points, {interval(base.delta)}).",
@@ -127,14 +149,33 @@ def _against_base(summary: Summary, base: Summary) -> list[str]:
 def _repairs(summary: Summary, base: Summary | None) -> str:
     if len(summary.accuracy) == 1:
         return f"{summary.n:,} problems were graded."
+    wrong = round(summary.n * (1 - summary.accuracy[0].value))
+    if caution(summary) or wrong < FEW:
+        right = round(summary.n * summary.accuracy[-1].value)
+        return (
+            f"Of {summary.n:,} problems attempt 1 solved {summary.n - wrong:,} and the last attempt {right:,}; "
+            f"{round(summary.n * summary.fixed.value):,} went from wrong to right and "
+            f"{round(summary.n * summary.broken.value):,} from right to wrong."
+        )
     before = ("", "")
-    if base and len(base.accuracy) > 1:  # a model can gain by breaking less alone: say which it was
+    if base and len(base.accuracy) > 1 and not caution(base):  # a gain may be less that is broken: say which it was
         before = (f" ({percent(base.fix_rate.value)} % before training)", f" ({percent(base.broken.value)} % before)")
     return (
         f"Of the first attempts that were wrong, {percent(summary.fix_rate.value)} % end right{before[0]}; "
         f"{percent(summary.broken.value)} % of all {summary.n:,} problems went from right to wrong{before[1]}. The "
         f"last attempt repeats the first one's answer on {percent(summary.unchanged.value)} %."
     )
+
+
+def _cut_off(summary: Summary) -> list[str]:
+    """Attempts without room to end count as wrong; where they are some, the reader is told."""
+    cut = outcome_shares(summary, Outcome.TRUNCATED)
+    if max(cut, default=0.0) < SOME:
+        return []
+    each = ", ".join(f"{percent(share)} % of attempts {number}" for number, share in enumerate(cut, 1))
+    return [
+        f"Cut off at the token limit, and so not right: {each}. A higher rollouts.max_new_tokens would let them end."
+    ]
 
 
 def _progress(run: Run) -> list[str]:
@@ -148,13 +189,32 @@ def _progress(run: Run) -> list[str]:
 
 def control_sentence(evaluation: Evaluation) -> str:
     """Whether attempt 2 depends on attempt 1, as far as the swapped and independent controls say."""
-    own = evaluation.summary.accuracy[-1] if evaluation.summary.accuracy else None
+    own = evaluation.summary
     parts: list[str] = []
     for name, clause in (("swapped", _swapped), ("independent", _independent)):
         control = evaluation.controls.get(name)
-        if own and control and control.n and control.accuracy:
-            parts.append(clause(own, control))
+        if own.accuracy and control and control.n and control.accuracy:
+            if told := caution(own) or _untold(own, control):
+                return together(f"Nothing can be concluded on what the last attempt reads: {told}.")
+            parts.append(clause(own.accuracy[-1], control))
     return together(f"{capital('; '.join(parts))}.") if parts else ""
+
+
+def _untold(own: Summary, control: Summary) -> str:
+    """Why a control shows nothing; empty where it shows something."""
+    if control.n < FEW:
+        return f"only {control.n} problems were graded with another attempt shown"
+    if end := _at_end([(s.n, s.accuracy[-1].value) for s in (own, control)]):
+        return f"the last attempt is hardly ever {end}, whatever it is shown"
+    cut = outcome_shares(control, Outcome.TRUNCATED)
+    return f"{spaced(cut[-1])} of the last attempts were cut off in a control" if cut and cut[-1] >= MOST else ""
+
+
+def _at_end(asked: Sequence[tuple[int, float]]) -> str:
+    """Which of right and wrong is too rare in all of them to compare by, if one is. asked: (n, share right)."""
+    if max(n * share for n, share in asked) < RARE:
+        return "right"
+    return "wrong" if max(n * (1 - share) for n, share in asked) < RARE else ""
 
 
 def _swapped(own: Estimate, control: Summary) -> str:
@@ -163,7 +223,10 @@ def _swapped(own: Estimate, control: Summary) -> str:
     moved = f"{percent(own.value)} % to {percent(last.value)} %, {points(change.value)} points"
     verdict = {
         -1: f"gets worse ({moved}), so it depends on what it reads",
-        0: f"is right about as often ({moved}; the interval includes zero), so it hardly uses what attempt 1 says",
+        0: f"is right about as often ({moved}; the interval includes zero), so it hardly uses what attempt 1 says"
+        if is_narrow(change)
+        else f"is not measurably more or less often right ({moved}, {interval(change)}), which leaves open whether it "
+        "uses what attempt 1 says",
         1: f"gets better ({moved}), so its own attempt misleads it",
     }[sign(change)]
     return f"shown an attempt at another problem, the last attempt {verdict}"
@@ -172,7 +235,8 @@ def _swapped(own: Estimate, control: Summary) -> str:
 def _independent(own: Estimate, control: Summary) -> str:
     last = control.accuracy[-1]
     change = difference(last, own)
-    verdict = {-1: "less often than", 0: "about as often as", 1: "more often than"}[sign(change)]
+    even = "about as often as" if is_narrow(change) else "not measurably more or less often than"
+    verdict = {-1: "less often than", 0: even, 1: "more often than"}[sign(change)]
     return (
         f"shown another sampled attempt at the same problem, right on {percent(control.accuracy[0].value)} %, it ends "
         f"right {verdict} from its own ({percent(last.value)} %, {points(change.value)} points)"

@@ -12,9 +12,12 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from selfcorrect.evaluation.alarms import CUT, EQUAL
+from selfcorrect.evaluation.caution import caution, outcome_shares
 from selfcorrect.evaluation.evaluate import Evaluation
 from selfcorrect.evaluation.metrics import Estimate, Summary
 from selfcorrect.learning.record import StepResult
+from selfcorrect.types import Outcome
 
 
 class Observer:
@@ -155,6 +158,12 @@ class LiveObserver(PlainObserver):
             colour = "green" if result.delta >= 0 else "red"
             table.add_row("delta", Text(f"{result.delta:+.3f}", style=colour), _flow(result))
             table.add_row("unchanged answers", f"{result.unchanged:.1%}")
+        if result.rewards:
+            cut = max(result.truncated, default=0.0)
+            table.add_row("cut off", _warned(cut, 2 * CUT), Text("of an attempt, at max_new_tokens", style="dim"))
+        if result.equal_groups is not None:
+            told = "nothing learned: gradient zero" if learned_nothing(result) else "of problems, which teach nothing"
+            table.add_row("equal rewards", _warned(result.equal_groups, EQUAL), Text(told, style="dim"))
         if result.kl:
             table.add_row("KL of attempt 1", f"{result.kl[0]:.3f}", Text("nats to the reference", style="dim"))
         else:
@@ -222,17 +231,28 @@ def make_observer() -> Observer:
 
 def step_line(result: StepResult, pace: _Pace) -> str:
     """One training step as a line of text."""
+    nothing = "  nothing learned: the gradient is zero" if learned_nothing(result) else ""
     if not result.rewards:
         return (
             f"{result.stage} {result.stage_step}/{pace.steps}  {clock(pace.left())} left  loss={result.loss:.4f} "
-            f"grad_norm={result.grad_norm:.3f}"
+            f"grad_norm={result.grad_norm:.3f}{nothing}"
         )
     rewards = " ".join(f"r{number}={reward:.3f}" for number, reward in enumerate(result.rewards, 1))
     return (
         f"{result.stage} {result.stage_step}/{pace.steps}  {clock(pace.left())} left  {rewards} "
         f"delta={result.delta:+.3f} kl1={result.kl[0]:.3f} unchanged={result.unchanged:.0%} "
-        f"{result.tokens_per_second:,.0f} tokens/s grader_wait={grader_share(result):.0%}"
+        f"cut_off={max(result.truncated):.0%} equal_rewards={result.equal_groups or 0.0:.0%} "
+        f"{result.tokens_per_second:,.0f} tokens/s grader_wait={grader_share(result):.0%}{nothing}"
     )
+
+
+def learned_nothing(result: StepResult) -> bool:
+    """Whether a step made an update without a gradient."""
+    return result.grad_norm == 0 and not result.skipped
+
+
+def _warned(share: float, high: float) -> Text:
+    return Text(f"{share:.1%}", style="red" if share >= high else "")
 
 
 def grader_share(result: StepResult) -> float:
@@ -241,17 +261,21 @@ def grader_share(result: StepResult) -> float:
 
 
 def evaluation_line(evaluation: Evaluation) -> str:
-    """One evaluation as a line of text: percent with 95 % intervals."""
+    """One evaluation as a line of text: percent with 95 % intervals. Where they allow no conclusion, a second line."""
     name = evaluation.name + (f" on {evaluation.about}" if evaluation.about else "")
-    return f"{name}: {summary_line(evaluation.summary)} ({evaluation.seconds:.0f} s)"
+    told = caution(evaluation.summary)
+    second = f"\n  nothing can be concluded: {told}" if told else ""
+    return f"{name}: {summary_line(evaluation.summary)} ({evaluation.seconds:.0f} s){second}"
 
 
 def summary_line(summary: Summary) -> str:
-    """Accuracy at each attempt, delta, and the flows i->c and c->i in percent of all problems."""
+    """Accuracy at each attempt, delta, the flows i->c and c->i in percent of all problems, and what was cut off."""
+    cut = outcome_shares(summary, Outcome.TRUNCATED)
+    told = "  cut off " + ", ".join(f"t{number} {share:.1%}" for number, share in enumerate(cut, 1)) if any(cut) else ""
     accuracy = "  ".join(f"t{number} {estimate_text(value)}" for number, value in enumerate(summary.accuracy, 1))
     return (
         f"{accuracy}  delta {estimate_text(summary.delta, signed=True)}  i->c {summary.fixed.value:.1%}  "
-        f"c->i {summary.broken.value:.1%}  n={summary.n}"
+        f"c->i {summary.broken.value:.1%}  n={summary.n}{told}"
     )
 
 

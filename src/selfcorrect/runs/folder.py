@@ -21,6 +21,7 @@ from selfcorrect.config.recipe import dump
 from selfcorrect.errors import CheckpointError
 from selfcorrect.evaluation.evaluate import Evaluation
 from selfcorrect.evaluation.metrics import LEFT_OUT
+from selfcorrect.models.loading import pick_device, pick_dtype
 from selfcorrect.runs.trackers import Trackers, make_trackers
 from selfcorrect.types import Rollout
 
@@ -48,6 +49,7 @@ class RunFolder:
         anything is written, and say is told where one fails.
         """
         told = {**environment(config.seed), "base_model": base, "notes": list(notes)}
+        told["machine"] |= arithmetic(config)
         path.mkdir(parents=True, exist_ok=True)
         started = make_trackers(path, config, str(told["started"]), 0, say) if trackers else Trackers()
         (path / "evaluations").mkdir(exist_ok=True)
@@ -107,6 +109,11 @@ class RunFolder:
         file = self.path / "alarms.jsonl"
         if not file.exists() or json.dumps(row) not in file.read_text(encoding="utf-8").splitlines():
             _append(file, [row])
+
+    def alarms(self) -> list[dict[str, Any]]:
+        """The rows of alarms.jsonl."""
+        file = self.path / "alarms.jsonl"
+        return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.exists() else []
 
     def first_right(self, evaluation: str) -> dict[str, bool]:
         """By problem, whether attempt 1 of an evaluation was right; those that could not be graded are left out."""
@@ -168,6 +175,14 @@ def environment(seed: int) -> dict[str, Any]:
             "accelerator": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
         },
     }
+
+
+def arithmetic(config: TrainConfig) -> dict[str, str | None]:
+    """What `auto` came to: device, and precision of the forward pass; neither where attempts were recorded."""
+    if config.sampler == "recorded":
+        return {"device": None, "precision": None}
+    device = pick_device(config.model.device)
+    return {"device": device.type, "precision": str(pick_dtype(config.model.precision, device)).removeprefix("torch.")}
 
 
 def _append(file: Path, rows: Iterable[Mapping[str, Any]]) -> None:

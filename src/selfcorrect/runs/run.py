@@ -10,14 +10,12 @@ from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 
-import torch
-
 from selfcorrect.config import SupervisedStage, TrainConfig
 from selfcorrect.config.paths import absolute
 from selfcorrect.config.recipe import load_recipe
 from selfcorrect.errors import CheckpointError, ConfigError, MemoryExhausted, TrainingInterrupted
 from selfcorrect.learning.training import Trainer
-from selfcorrect.models.loading import load_model
+from selfcorrect.models.loading import load_model, use_threads
 from selfcorrect.models.stored import stored_dtype
 from selfcorrect.models.weights import fingerprint
 from selfcorrect.runs.changes import judge, set_aside
@@ -118,8 +116,7 @@ def _run(config: TrainConfig, path: Path, observer: Observer, used: TrainConfig 
 def _prepare_and_train(
     config: TrainConfig, path: Path, observer: Observer, used: TrainConfig | None, stop: Stop
 ) -> None:  # fmt: skip
-    if config.threads:
-        torch.set_num_threads(config.threads)
+    use_threads(config.threads)
     _check_stages(config)
     tracker_names(config)  # refused before anything is written, as are task, data and model
     task = make_task(config.task)

@@ -1,0 +1,86 @@
+"""A run that teaches its model nothing says so: on the terminal, in its log, in its alarms and on its page."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+
+from selfcorrect.errors import TrainingInterrupted
+from selfcorrect.learning.credit import equal_groups
+from selfcorrect.learning.record import StepResult
+from selfcorrect.report import write_report
+from selfcorrect.runs.display import LiveObserver, PlainObserver, step_line
+from tests.support.runs import StopAt, go, read_rows, recipe
+
+
+def test_groups_that_earned_the_same() -> None:
+    advantages_BA = torch.tensor([[0, 0], [0, 1e-17], [0, 1], [0, -1], [0, 0], [0, 0.0]])
+    everyone = torch.ones(6, dtype=torch.bool)
+    assert equal_groups(advantages_BA, everyone, 2) == pytest.approx(2 / 3)
+    assert equal_groups(advantages_BA, torch.tensor([True] * 4 + [False] * 2), 2) == 0.5
+    assert equal_groups(advantages_BA, ~everyone, 2) is None
+
+
+def told(run: Path) -> list[tuple[int, str, str]]:
+    return [(row["step"], row["where"], row["alarm"].partition(":")[0]) for row in read_rows(run / "alarms.jsonl")]
+
+
+def test_nothing_right_and_all_cut_off(tmp_path: Path, model: Path) -> None:
+    """A random model is never right; without a KL weight the gradient of such a step is exactly zero."""
+    stage = {"steps": 3, "learning_rate": 0.003, "beta1": 0.0}
+    settings: dict[str, Any] = recipe(
+        tmp_path, model,
+        stages=[{"name": "one", "objective": "stage1", "beta2": 0.0, **stage}, {"name": "two", "objective": "stage2", **stage}],
+        rollouts={"problems_per_step": 2, "rollouts_per_problem": 2, "max_new_tokens": 1},
+    )  # fmt: skip
+    console = Console(record=True, width=240)
+    run = go(settings, PlainObserver(console, 0.0))
+    kinds = ["no gradient", "cut off", "equal rewards"]
+    expected = [(step, stage, kind) for step, stage in ((1, "one"), (4, "two")) for kind in kinds]  # once a stage
+    evaluated = [(step, name, "cut off") for step, name in ((0, "base"), (3, "one"), (6, "two"))]
+    assert sorted(told(run)) == sorted([*expected, *evaluated])
+    rows = read_rows(run / "metrics.jsonl")
+    assert {row["equal_groups"] for row in rows} == {1.0}
+    assert {row["grad_norm"] for row in rows} == {0.0}
+    text = console.export_text()
+    assert "% of attempts were cut off at rollouts.max_new_tokens = 1" in text
+    assert "all rewards of this step equal: nothing to learn" in text
+    assert "equal_rewards=100%" in text
+    assert "nothing learned: the gradient is zero" in text
+    assert "nothing can be concluded: only 8 problems were graded" in text
+    page = write_report(run).read_text(encoding="utf-8").replace("\N{NO-BREAK SPACE}", " ")
+    assert "nothing can be concluded on self-correction: only 8 problems were graded" in page
+    assert "What teaches nothing" in page
+    machine = json.loads((run / "environment.json").read_text())["machine"]
+    assert (machine["device"], machine["precision"], machine["threads"]) == ("cpu", "float32", 1)
+    assert "float32" in page
+
+
+def test_a_resumed_run_does_not_say_it_again(tmp_path: Path, model: Path) -> None:
+    stage = {"name": "one", "objective": "stage1", "steps": 4, "learning_rate": 0.003}
+    whole = told(go(recipe(tmp_path, model, "whole", stages=[stage])))
+    assert [row[0] for row in whole if row[1] == "one"][:2] == [1, 1]
+    settings = recipe(tmp_path, model, stages=[stage])
+    with pytest.raises(TrainingInterrupted):
+        go(settings, StopAt(2))
+    assert told(go(settings)) == whole
+
+
+def test_the_panel_shows_it() -> None:
+    console = Console(record=True, width=100, force_terminal=True)
+    observer = LiveObserver(console)
+    step = StepResult(
+        step=1, stage="one", stage_step=1, rewards=[0.0, 0.0], smoothed_reward=0.0, delta=0.0, fixed=0.0, broken=0.0,
+        unchanged=0.0, kl=[0.0, 0.0], entropy=[1.0, 1.0], loss=0.0, grad_norm=0.0, learning_rate=0.1, sampler_gap=0.0,
+        completions=8, sampled_tokens=8, tokens_per_second=1.0, seconds=1.0, seconds_by_part={}, grader_failed=0,
+        truncated=[1.0, 0.5], skipped=False, skip_reason="", equal_groups=1.0,
+    )  # fmt: skip
+    console.print(observer._panel(step))
+    text = console.export_text()
+    assert "cut off                 100.0%" in text
+    assert "equal rewards           100.0%" in text
+    assert "gradient zero" in text
+    assert "cut_off=100% equal_rewards=100%" in step_line(step, observer._pace)

@@ -1,0 +1,112 @@
+"""From a handful of problems, from a floor and from what was cut off nothing is concluded; from the rest it is."""
+
+from collections.abc import Sequence
+
+import pytest
+
+from selfcorrect.evaluation.alarms import WINDOW, Lessons, Watch, alarms, cut_off_at
+from selfcorrect.evaluation.caution import caution
+from selfcorrect.evaluation.metrics import is_unchanged, summarize
+from selfcorrect.runs.display import summary_line
+from selfcorrect.types import Outcome, Rollout
+from tests.support.rollouts import graded, rollout_of_ids
+
+C, W, T, N, G = Outcome.CORRECT, Outcome.WRONG, Outcome.TRUNCATED, Outcome.NO_ANSWER, Outcome.GRADER_FAILED
+Kind = tuple[int, Outcome, Outcome]
+
+
+def rollouts(*kinds: Kind) -> list[Rollout]:
+    return [rollout for count, *outcomes in kinds for rollout in [graded(*outcomes)] * count]
+
+
+@pytest.mark.parametrize(
+    ("kinds", "expected"),
+    [
+        ([(4, T, W)], "only 4 problems were graded"),
+        ([(1, W, C)], "only 1 problem was graded"),
+        ([(19, W, C)], "only 19 problems were graded"),  # all of them fixed: the interval alone would claim it
+        ([(3, W, C), (60, G, C)], "only 3 problems were graded"),
+        ([(60, G, G)], "no problem could be graded"),
+        ([(200, T, T)], "100 % of the first attempts were cut off"),
+        ([(120, C, T), (80, C, C)], "60 % of the last attempts were cut off"),  # no harm was done: it had no room
+        ([(150, T, C), (50, W, W)], "75 % of the first attempts were cut off"),  # and no correction here
+        ([(200, N, N)], "no answer could be read from 100 %"),
+        ([(120, N, C), (80, W, W)], "no answer could be read from 60 %"),  # attempt 2 may have mended the form alone
+        ([(70, N, C), (40, T, W), (90, C, C)], "no answer could be read from 55 %"),
+        ([(200, W, W)], "no problem of 200 right at either attempt"),
+        ([(3, W, C), (197, W, W)], "3 problems of 200 right"),
+        ([(200, C, C)], "no problem of 200 wrong at either attempt"),
+        ([(1, C, W), (199, C, C)], "1 problem of 200 wrong"),
+        ([(12, W, C), (8, C, C)], ""),
+        ([(100, C, N), (100, W, N)], ""),  # an attempt 2 that no longer answers did do harm
+        ([(60, T, C), (140, C, C)], ""),
+        ([(200, W, C)], ""),
+    ],
+)
+def test_what_allows_no_conclusion(kinds: Sequence[Kind], expected: str) -> None:
+    told = caution(summarize(rollouts(*kinds)))
+    assert told.startswith(expected)
+    assert bool(told) == bool(expected)
+
+
+BASE = summarize(rollouts((500, C, C), (100, C, W), (50, W, C), (350, W, W)))
+
+
+def repeated(count: int, outcome: Outcome) -> list[Rollout]:
+    return [graded(outcome, outcome, texts=["same", "same"])] * count
+
+
+def test_no_alarm_from_a_handful_or_where_there_was_nothing_to_gain() -> None:
+    assert alarms(summarize(repeated(4, W)), BASE) == []
+    assert alarms(summarize(repeated(200, W)), summarize(repeated(4, C))) == []
+    assert alarms(summarize(repeated(200, C)), BASE) == []  # all right at once, and left so: no copying
+    assert alarms(summarize([*repeated(80, W), *repeated(120, C)]), BASE)[0].startswith("copying")
+    assert [told for told in alarms(summarize(repeated(200, N)), BASE) if told.startswith("sandbagging")]
+    assert not [told for _ in range(50) for told in Watch(summarize(repeated(4, C))).step(0.0, 0.0, 1.0)]
+
+
+def test_two_attempts_that_say_nothing_repeat_nothing() -> None:
+    assert not is_unchanged(graded(N, N, texts=["", ""]))
+    assert not is_unchanged(graded(T, N, texts=[" \n", " \n"]))
+    assert is_unchanged(graded(N, N, texts=["no idea", "no idea"]))
+
+
+def test_an_evaluation_says_what_was_cut_off() -> None:
+    cut = rollout_of_ids(((1,), (2,) * 64), ((3,), (4,) * 64), finish="length")
+    quarter = summarize(rollouts((150, T, W), (50, W, C)))
+    (told,) = cut_off_at(quarter, [cut])
+    assert told.startswith(
+        "cut off: 38 % of attempts were cut off at rollouts.max_new_tokens = 64 (attempt 1 75 %, attempt 2 0 %): raise it"
+    )
+    assert summary_line(quarter).endswith("n=200  cut off t1 75.0%, t2 0.0%")
+    assert cut_off_at(BASE, []) == []
+    assert summary_line(BASE).endswith("n=1000")
+
+
+def heard(lessons: Lessons, *steps: tuple[Sequence[float], Sequence[float], float | None, float | None]) -> list[str]:
+    return [told for step in steps for told in lessons.step(*step)]
+
+
+def test_a_step_that_teaches_nothing_says_so() -> None:
+    none_right = heard(Lessons(64), ((0.0, 0.0), (1.0, 0.5), 1.0, 0.0))
+    assert [told.split(":")[0] for told in none_right] == ["no gradient", "cut off", "equal rewards"]
+    assert (
+        "75 % of attempts were cut off at rollouts.max_new_tokens = 64 (attempt 1 100 %, attempt 2 50 %): raise it"
+        in none_right[1]
+    )
+    assert "all rewards of this step equal: nothing to learn; no attempt was right" in none_right[2]
+    assert "every attempt was right" in heard(Lessons(64), ((1.0, 1.0), (0.0, 0.0), 1.0, 0.1))[0]
+    assert "at every problem of this step" in heard(Lessons(64), ((0.5, 0.5), (0.0, 0.0), 1.0, 0.1))[0]
+    # supervised, skipped, nothing graded, healthy
+    assert heard(Lessons(64), ((), (), None, 0.3), ((), (), None, None)) == []
+    assert heard(Lessons(64), ((0.0, 0.0), (0.0, 0.0), None, None), ((0.4, 0.5), (0.3, 0.0), 0.7, 0.1)) == []
+
+
+def test_what_goes_on_for_long_is_said_at_smaller_shares() -> None:
+    step = ((0.1, 0.1), (0.3, 0.1), 0.95, 0.1)
+    told = heard(Lessons(64), *[step] * WINDOW)
+    assert [text.split(":")[0] for text in told] == ["cut off over 20 steps", "equal rewards over 20 steps"]
+    lessons = Lessons(64)
+    assert heard(lessons, *[step] * (WINDOW - 1)) == []
+    lessons.stage_started()
+    assert heard(lessons, *[step] * (WINDOW - 1)) == []

@@ -18,12 +18,10 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
-from torch import Tensor
+if TYPE_CHECKING:  # torch is imported where it is used: `receive` needs none, and is called once for every piece
+    from torch import Tensor
 
 SMALL_FILES = ("*.json", "*.jinja", "*.model", "*.txt")  # what a model folder holds beside its weights
 PACKED = "model.pack"
@@ -98,6 +96,8 @@ def unpack(pieces: Path, model: Path) -> None:
     data = b"".join(_check(path) for path in paths)
     length = int.from_bytes(data[-8:], "little")
     model.mkdir(parents=True, exist_ok=True)
+    from safetensors.torch import save_file
+
     tensors: dict[str, Tensor] = {}
     for entry in json.loads(data[-8 - length : -8]):
         raw = data[entry["start"] : entry["start"] + entry["bytes"]]
@@ -116,6 +116,9 @@ def unpack(pieces: Path, model: Path) -> None:
 
 def _pack_tensors(model: Path, gguf: Path | None, out: Any) -> Iterator[dict[str, Any]]:
     """Write every tensor of the folder, in 4 to 8 bits a value where that loses nothing; entries of the table."""
+    import torch
+    from safetensors import safe_open
+
     blocks = _gguf_tensors(model, gguf) if gguf else {}
     for file in sorted(model.glob("*.safetensors")):
         with safe_open(file, framework="pt") as weights:
@@ -142,6 +145,7 @@ def _pack_files(model: Path, out: Any) -> Iterator[dict[str, Any]]:
 def _gguf_tensors(model: Path, file: Path) -> dict[str, list[Any]]:
     """Hugging Face name -> the tensors of the GGUF file that may be it: with tied weights, embedding and head."""
     from gguf import MODEL_ARCH_NAMES, GGUFReader, get_tensor_name_map
+    from safetensors import safe_open
 
     reader = GGUFReader(file)
     arch = reader.fields["general.architecture"].contents()
@@ -159,14 +163,17 @@ def _gguf_tensors(model: Path, file: Path) -> dict[str, list[Any]]:
     return found
 
 
-def _widened(block: Any, entry: dict[str, Any]) -> Tensor:
+def _widened(block: Any, entry: dict[str, Any]) -> "Tensor":
+    import torch
     from gguf import dequantize
 
     values = torch.from_numpy(dequantize(block.data, block.tensor_type).copy())
     return values.reshape(entry["shape"]).to(getattr(torch, entry["dtype"]))
 
 
-def _tensor(entry: dict[str, Any], raw: bytes) -> Tensor:
+def _tensor(entry: dict[str, Any], raw: bytes) -> "Tensor":
+    import torch
+
     if "gguf" not in entry:
         return torch.frombuffer(bytearray(raw), dtype=getattr(torch, entry["dtype"])).reshape(entry["shape"])
     import numpy as np
@@ -183,11 +190,13 @@ def _tensor(entry: dict[str, Any], raw: bytes) -> Tensor:
     return values.reshape(entry["shape"]).to(getattr(torch, entry["dtype"]))
 
 
-def _raw(tensor: Tensor) -> bytes:
+def _raw(tensor: "Tensor") -> bytes:
+    import torch
+
     return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
-def _digest(tensor: Tensor) -> str:
+def _digest(tensor: "Tensor") -> str:
     return hashlib.sha256(_raw(tensor)).hexdigest()
 
 

@@ -74,7 +74,7 @@ class Chat:
         if completion_ids and completion_ids[-1] in self._eos_ids:
             if between[blank : blank + 1] and between[blank] in self._eos_ids:
                 between = between[blank + 1 :]
-        elif blank and completion_ids and (not (last := self.decode(completion_ids[-1:])) or last[-1].isspace()):
+        elif blank and completion_ids and (not (end := self.decode(completion_ids[-8:])) or end[-1].isspace()):
             between = between[blank:]
         return (*prompt_ids, *completion_ids, *between)
 
@@ -107,11 +107,10 @@ class Chat:
         return self.decode(ids[:-1] if ids and ids[-1] in self._eos_ids else ids)
 
     def _between_turns(self, user: str) -> tuple[tuple[int, ...], int]:
-        """The ids that follow an assistant's text, and how many at their front are white space."""
+        """The ids that follow an assistant's text, and how many of them are white space before the end of its turn."""
         if user not in self._between:
             ids = self._encode_tail(user)
-            blank = next((place for place, token in enumerate(ids) if not self._is_blank(token)), len(ids))
-            self._between[user] = ids, blank
+            self._between[user] = ids, self._leading_blanks(ids)
         return self._between[user]
 
     def _encode_tail(self, user: str) -> tuple[int, ...]:
@@ -142,8 +141,11 @@ class Chat:
             )
         return tail
 
-    def _is_blank(self, token: int) -> bool:
-        return token not in self._eos_ids | self._control and not self.decode([token]).strip()
+    def _leading_blanks(self, ids: Sequence[int]) -> int:
+        """How many ids stand before the first control token, if they are white space (of which an id may be a part)."""
+        ends = self._eos_ids | self._control
+        place = next((place for place, token in enumerate(ids) if token in ends), 0)
+        return 0 if self.decode(ids[:place]).strip() else place
 
     def _read_first(self, user: str) -> tuple[tuple[int, ...], bool]:
         return self._ids(lambda text: self._render([("user", text)]), user)

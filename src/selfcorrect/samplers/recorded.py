@@ -43,8 +43,8 @@ class TextChat(Chat):
     def _encode_plainly(self, text: str) -> tuple[int, ...]:
         return self._encode(text)
 
-    def _is_blank(self, token: int) -> bool:
-        return False  # contexts are told apart by their ids alone
+    def _leading_blanks(self, ids: Sequence[int]) -> int:
+        return 0  # contexts are told apart by their ids alone
 
 
 class RecordedSampler:

@@ -46,8 +46,8 @@ PROMPT = (
     "Task: {task}\nTests:\n{tests}"
 )
 COMPLETION_PROMPT = (
-    "Complete this Python function. Reply with one block of code that holds all of it, imports included, but without "
-    "the docstring, and with nothing else.\n\n```python\n{code}\n```"
+    "Complete this Python function. Reply with one block of code that holds all of it, imports included, and nothing "
+    "else.\n\n```python\n{code}\n```"
 )
 SAVING = 25.0  # seconds kept for writing weights, loading them and the last summary
 DRY = {

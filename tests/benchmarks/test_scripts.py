@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -138,10 +139,23 @@ def test_demo_seeds(script: Script, tmp_path: Path) -> None:
     assert not row["bar"]["at least 2000 problems"]
 
 
+def smaller(module: Any, **changes: dict[str, Any]) -> Callable[..., dict[str, Any]]:
+    """The script's recipe with some settings of some sections changed."""
+    whole = module.recipe
+
+    def recipe(*given: Any) -> dict[str, Any]:
+        config: dict[str, Any] = whole(*given)
+        return {**config, **{section: {**config[section], **change} for section, change in changes.items()}}
+
+    return recipe
+
+
 @pytest.mark.nightly
-def test_lab_openings(script: Script, tmp_path: Path) -> None:
+def test_lab_openings(script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     command = ["--steps", "1", "--collect", "64", "--learning-rate", "1e-5", "--output", str(tmp_path / "runs")]
-    script("benchmarks/lab_openings.py", *command).main()
+    openings = script("benchmarks/lab_openings.py", *command)
+    monkeypatch.setattr(openings, "recipe", smaller(openings, evaluation={"problems": 8}))
+    openings.main()
     plain, opened = json.loads((tmp_path / "lab_openings.json").read_text())["runs"]
     assert opened["first_loss"] < plain["first_loss"]
 
@@ -150,13 +164,7 @@ def test_lab_openings(script: Script, tmp_path: Path) -> None:
 def test_gpu_check(script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     size = ["--device", "cpu", "--skip-tests", "--steps", "1", "--base-steps", "2", "--hidden", "64", "--layers", "1"]
     check = script("benchmarks/gpu_check.py", *size)
-    whole = check.recipe
-
-    def small(*given: Any) -> dict[str, Any]:
-        config: dict[str, Any] = whole(*given)
-        rollouts = {**config["rollouts"], "problems_per_step": 4}
-        return {**config, "rollouts": rollouts, "evaluation": {"problems": 8, "controls": False}}
-
-    monkeypatch.setattr(check, "recipe", small)
+    few = {"problems": 8, "controls": False}
+    monkeypatch.setattr(check, "recipe", smaller(check, rollouts={"problems_per_step": 4}, evaluation=few))
     assert check.main() == 0
     assert set(json.loads((tmp_path / "gpu_check.json").read_text())["evaluations"]) == {"base", "stage1", "stage2"}

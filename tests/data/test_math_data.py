@@ -162,7 +162,7 @@ def test_copies_of_the_problem_are_counted(tmp_path: Path) -> None:
     """The benchmark at a tiny size: what is accepted without the statement is refused with it."""
     output = tmp_path / "copied.json"
     script = Path(__file__).parents[2] / "benchmarks" / "copied_problems.py"
-    command = [sys.executable, script, "--data", PUBLIC, "--problems", "40", "--workers", "1", "--output", output]
+    command = [sys.executable, str(script), "--data", str(PUBLIC), "--problems", "40", "--output", str(output)]
     subprocess.run(command, check=True, capture_output=True)
     counts = json.loads(output.read_text())["counts"]
     assert counts["accepted without the statement"]["all"] > 0

@@ -90,7 +90,10 @@ def _undressed(text: str) -> str:
     """Without parentheses around it all, and without additions that change nothing."""
     for _ in range(4):
         text = _NEUTRAL.sub(" ", text).strip(" ,;.")
-        if not (text[:1] + text[-1:] in ("()", "{}") and closes_at_end(text)) or len(split_top(text[1:-1], _COMMA)) > 1:
+        if (
+            not (text[:1] + text[-1:] in ("()", "{}") and closes_at_end(text))
+            or len(split_top(text[1:-1].rstrip(" ,;."), _COMMA)) > 1
+        ):
             break
         text = text[1:-1]
     return text

@@ -22,7 +22,7 @@ class FakeMathGrader:
         self.closed = False
 
     def grade(self, answers: Sequence[tuple[str, str]]) -> list[Grade]:
-        found = [(re.findall(r"\\boxed\{([^}]*)\}", text), gold) for text, gold in answers]
+        found = [(re.findall(r"\\boxed\{([^}]*)\}", text), gold) for text, gold, *_ in answers]
         return [
             Grade(Outcome.NO_ANSWER, 0.0) if not boxes
             else Grade(Outcome.CORRECT, 1.0, gold) if boxes[-1] == gold

@@ -27,6 +27,7 @@ _PLAIN = re.compile(  # a formula in plain words: 14/21, 54 * 46, sqrt(720)
     r"(?:\\[A-Za-z]+|sqrt|\d[\d.,]*|[-+*/^=<>(){}\[\]_%!\u00d7\u00f7\u2212\u221a]|(?<![A-Za-z'])[A-Za-z](?![A-Za-z'])|\s)+"
 )
 _JOINT = re.compile(rf"[,;{OR}{AND}]|\\text\s*\{{[^{{}}]*\}}|\\q?quad|\\\\|&|\ue000")
+_COMMA = re.compile("[,;]")
 _RELATION = re.compile(r"=|\\approx(?![A-Za-z])|<|>|\\(?:le|ge|ne|in|equiv)(?![A-Za-z])")
 _EQUALITY = re.compile(r"=|\\approx(?![A-Za-z])")
 _NUMBER = re.compile(
@@ -89,7 +90,10 @@ def _undressed(text: str) -> str:
     """Without parentheses around it all, and without additions that change nothing."""
     for _ in range(4):
         text = _NEUTRAL.sub(" ", text).strip(" ,;.")
-        if not (text[:1] + text[-1:] in ("()", "{}") and closes_at_end(text)) or len(split_top(text[1:-1], _JOINT)) > 2:
+        if (
+            not (text[:1] + text[-1:] in ("()", "{}") and closes_at_end(text))
+            or len(split_top(text[1:-1].rstrip(" ,;."), _COMMA)) > 1
+        ):
             break
         text = text[1:-1]
     return text

@@ -10,12 +10,14 @@ from typing import Any
 import pytest
 import yaml
 
-from selfcorrect import cli
+from selfcorrect import cli, make_repair_set
 from selfcorrect.config import CodeConfig, MathConfig, TaskConfig, TrainConfig
 from selfcorrect.config.recipe import load_recipe
+from selfcorrect.errors import ConfigError, TrainingInterrupted
 from selfcorrect.models.chat import Chat
 from selfcorrect.models.loading import load_model
 from selfcorrect.rollout import play
+from selfcorrect.runs.display import Observer
 from selfcorrect.samplers.scripted import ScriptedSampler
 from selfcorrect.tasks import make_task
 from selfcorrect.types import SamplingParams
@@ -199,3 +201,26 @@ def test_a_custom_task_is_trained_on(qwen2: Path, tmp_path: Path, command: Comma
     command("train", str(recipe(tmp_path, qwen2, task, evaluation={"controls": False, "problems": 4})))
     evaluation = json.loads((tmp_path / "run" / "evaluations" / "two.json").read_text())
     assert (evaluation["task"], evaluation["summary"]["n"]) == ("custom", 4)
+
+
+def test_a_repair_set_that_is_stopped_goes_on(qwen2: Path, tmp_path: Path) -> None:
+    class Stop(Observer):
+        def work(self, title: str, done: int, total: int) -> None:
+            if done:
+                raise KeyboardInterrupt
+
+    source = recipe(tmp_path, qwen2, {"name": "code", "data": str(code_folder(tmp_path / "data")), "workers": 1})
+    whole, parts, few = tmp_path / "whole.jsonl", tmp_path / "parts.jsonl", "rollouts.rows_at_once=2"
+    rows = make_repair_set(qwen2, whole, few, recipe=source)
+    with pytest.raises(
+        TrainingInterrupted, match=r"stopped; 2 of 4 problems are tried, and kept in .*: the same command"
+    ):
+        make_repair_set(qwen2, parts, few, recipe=source, observer=Stop())
+    assert not parts.exists()
+    with pytest.raises(
+        ConfigError, match=r"temperature is 0.5, but was 1.0; give the command those settings, or remove"
+    ):
+        make_repair_set(qwen2, parts, few, recipe=source, temperature=0.5)
+    assert make_repair_set(qwen2, parts, few, recipe=source) == rows
+    assert parts.read_bytes() == whole.read_bytes()
+    assert not list(tmp_path.glob(".parts*"))

@@ -4,7 +4,8 @@
 
 A process a setting of GOMP_SPINCOUNT stays alive, and they take turns of some seconds, in an order drawn anew each
 round; rounds alternate between cores left alone and cores that other processes keep busy. Given are the median of the
-pieces done a second (a step, a forward pass, a token), and the median of each round's ratio to libgomp's default.
+pieces done a second (a step, a forward pass, a token), and the median of each round's ratio to the first setting
+(by default libgomp's own).
 """
 
 import argparse
@@ -29,7 +30,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--turn", type=float, default=5.0, help="seconds at least")
-    parser.add_argument("--spins", nargs="+", default=["default", "100000", "10000", "1000", "0"])
+    parser.add_argument(
+        "--spins", nargs="+", help="each against the first", default=["default", "100000", "10000", "1000", "0"]
+    )
     parser.add_argument("--work", nargs="+", default=list(WORKS), choices=WORKS)
     parser.add_argument("--layers", type=int, default=30, help="of the larger model")
     parser.add_argument("--problems", type=int, default=32, help="a step of the lab's")
@@ -44,7 +47,9 @@ def main() -> None:
     machine = {"cores": len(os.sched_getaffinity(0)), "threads": options.threads, "rounds": options.rounds}
     for work in options.work:
         for load, by_spin in measure(options, work).items():
-            found[f"{work}, {load}"] = {spin: told(values, by_spin["default"]) for spin, values in by_spin.items()}
+            found[f"{work}, {load}"] = {
+                spin: told(values, by_spin[options.spins[0]]) for spin, values in by_spin.items()
+            }
             print(f"{work}, {load}: " + "  ".join(f"{s}: {v}" for s, v in found[f"{work}, {load}"].items()), flush=True)
         options.output.write_text(json.dumps({"machine": machine, "pieces a second": found}, indent=1) + "\n")
 

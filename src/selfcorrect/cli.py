@@ -35,7 +35,7 @@ Overrides = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 
-SPINS = "10000"
+SPINS = "1000"  # some tens of microseconds
 EXTERNAL_SET = "countdown/d1_cd3_test.jsonl"
 
 

@@ -121,6 +121,11 @@ def spoiled_run(room: Room) -> Arguments:
     return ["train", "--resume", str(room.runs / "run")]
 
 
+def model_of_a_run(room: Room) -> Arguments:
+    existing_run(room)
+    return ["train", "--resume", str(room.runs / "run" / "final")]
+
+
 def external_row(room: Room, row: str) -> Arguments:
     (room.folder / "rows.jsonl").write_text('{"input": "3,7,12", "output": "22"}\n' + row + "\n")
     return room.train(f"evaluation.external=[{room.folder}/rows.jsonl]")
@@ -158,6 +163,7 @@ MISTAKES: dict[str, tuple[Callable[[Room], Arguments], str]] = {
     "resume of a non-run": (
         lambda room: ["train", "--resume", str(room.folder)], r"holds no run to resume \(no config.yaml in it\); start"
     ),
+    "resume of a run's model": (model_of_a_run, r"no config.yaml in it\); `selfcorrect train --resume .*runs/run` is of"),
     "resume of a spoiled run": (spoiled_run, r"config.yaml must be a mapping of settings"),
     "missing external file": (
         lambda room: room.train("evaluation.external=[no.jsonl]"), r"no.jsonl: cannot be read as UTF-8 text: .*No such file"

@@ -263,6 +263,10 @@ def test_overrides(recipe: Path) -> None:
         ("stages.2.steps=3", r"no entry '2'; there are hold, correct"),
         ("stages.².steps=3", r"no entry '²'; there are hold, correct"),
         ("rollouts.rollouts_per_problem=1", r"rollouts_per_problem is 1"),
+        ("name=a/b", r"name = 'a/b': must be letters, digits, - and _ and, not first, dots"),
+        ("stages.hold.name=a.b", r"stages.0.name = 'a.b': must be letters, digits, - and _$"),
+        ("log.trackers=wandb", r"log.trackers = 'wandb': must be a list; write \[wandb\]"),
+        ("learning_rate=1e-5", r"a setting of every stage \(stages.NAME.learning_rate\)$"),
     ],
 )
 def test_wrong_overrides(recipe: Path, override: str, pattern: str) -> None:
@@ -405,6 +409,10 @@ def test_shipped_recipes_are_found_from_anywhere(name: str, tmp_path: Path, monk
     monkeypatch.chdir(tmp_path)
     (tmp_path / "demo").mkdir()  # no recipe
     assert load_recipe(name) == load_recipe(shipped_recipe("demo"))
+    dotted = "math_qwen2.5-1.5b-instruct"
+    assert load_recipe(name.replace("demo", dotted)) == load_recipe(shipped_recipe(dotted))
+    with pytest.raises(ConfigError, match="demo: is a folder"):
+        load_recipe(tmp_path / "demo")
     (tmp_path / "demo.yaml").write_text("one's own")
     with pytest.raises(ConfigError, match="demo.yaml must be a mapping" if name == "demo.yaml" else "no such|must"):
         load_recipe("demo.yaml")

@@ -40,6 +40,10 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         text = file.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise ConfigError(f"recipe {file}: no such file; `selfcorrect recipes` lists the shipped ones") from None
+    except IsADirectoryError:
+        raise ConfigError(
+            f"recipe {file}: is a folder; name a YAML file, or a recipe of `selfcorrect recipes`"
+        ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"recipe {file}: cannot be read: {error}") from None
     try:
@@ -153,6 +157,11 @@ def _explain(error: dict[str, Any], source: str, places: Places) -> str:
                     return f"{told}; write true or false"
                 case "string_type" if shown:
                     return f"{told}; put it in quotes as it is meant"
+                case "string_pattern_mismatch":
+                    dots = " and, not first, dots" if "." in error["ctx"]["pattern"] else ""
+                    return f"{where}: {field}{shown}: must be letters, digits, - and _{dots}"
+                case "tuple_type" | "list_type" if shown:
+                    return f"{where}: {field}{shown}: must be a list; write [{value}]"
             return told
 
 
@@ -171,6 +180,9 @@ def _hint(parts: Sequence[str]) -> str:
     """Where an unknown key belongs: by its name here, by what other trainers call it, or by a name that is near."""
     key, fields = parts[-1], list(_fields())
     owners = sorted({owner for name, owner in fields if name == key})
+    stages = {f"stages with objective {name}" for name in STAGE_KINDS}
+    if stages <= set(owners):
+        return f"{key} is a setting of every stage (stages.NAME.{key})"
     if owners:
         return f"{key} is a setting of {' and of '.join(owners)}"
     if key in FAMILIAR:

@@ -97,7 +97,7 @@ class MathConfig(Strict):
         check_template("correction_prompt", self.correction_prompt, {"problem", "final_form"})
         check_columns(self.columns, MATH_FIELDS)
         if self.dataset == "gsm8k" and self.split == "paper":
-            raise ValueError("split paper is MATH's; gsm8k has only the original one")
+            raise ValueError("split paper is MATH's; gsm8k has only the original one (task.split=original)")
         if self.data is not None and self.hub is not None:
             raise ValueError("data and hub both name where the problems come from; leave one out")
         return self

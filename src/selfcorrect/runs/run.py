@@ -59,7 +59,9 @@ def resume(path: Path, observer: Observer, overrides: Sequence[str] = ()) -> Pat
     where `path` holds no run, or a setting may not change.
     """
     if not (path / "config.yaml").is_file():
-        raise ConfigError(f"{path} holds no run to resume (no config.yaml in it); start one with `selfcorrect train`")
+        near = [folder for folder in (Path("runs") / path, *path.parents[:3]) if (folder / "config.yaml").is_file()]
+        what = f"`{resume_command(near[0])}` is of the run there" if near else "start one with `selfcorrect train`"
+        raise ConfigError(f"{path} holds no run to resume (no config.yaml in it); {what}")
     config = _recipe_of(path / "config.yaml", overrides)
     used = _recipe_of(path / USED) if (path / USED).is_file() else _recipe_of(path / "config.yaml")
     state = newest_state(path / "checkpoints")

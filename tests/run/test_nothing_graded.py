@@ -10,6 +10,7 @@ from selfcorrect import api, rollout
 from selfcorrect.errors import NothingGraded
 from selfcorrect.learning.training import Trainer
 from selfcorrect.runs.loop import Loop
+from selfcorrect.tasks import make_task
 from selfcorrect.tasks.base import Task
 from selfcorrect.tasks.countdown import Countdown
 from selfcorrect.types import Grade, Outcome, Problem
@@ -106,7 +107,7 @@ def test_scaling_and_repair_sets_stop_where_nothing_counts_and_not_for_one_probl
 ) -> None:
     """One problem at a time: a first one that cannot be graded ends nothing, and a dead grader's verdicts are not kept."""
     settings = recipe(tmp_path, model, rollouts={"max_new_tokens": 5, "rows_at_once": 2})
-    chosen = api.make_task(config(tmp_path, model).task).held_out(3)
+    chosen = make_task(config(tmp_path, model).task).held_out(3)
 
     def scale(folder: str) -> Any:
         return api.scale(model, recipe=settings, output=tmp_path / folder, most=2, problems=3)

@@ -35,7 +35,7 @@ _NUMBER = re.compile(
 )
 _TOKEN = re.compile(r"\\[A-Za-z]+|\d+(?:\.\d+)?|\.\d+|[A-Za-z]|[-!|%<>=:]")
 _NEUTRAL = re.compile(
-    r"(?<![\d.}^_])1\s*(?:\\cdot(?![A-Za-z])|\*)\s*|\s*(?:\\cdot(?![A-Za-z])|\*)\s*1(?![\d.])|[-+]\s*0(?![\d.])|(?<![\d.^_])0\s*\+"
+    r"(?<![\d.}^_])1\s*(?:\\cdot(?![A-Za-z])|\*)\s*|\s*(?:\\cdot(?![A-Za-z])|\*)\s*1(?![\d.])|[-+]\s*0(?!\s*[\d.A-Za-z\\({^_])|(?<![\d.^_])0\s*\+"
     r"|/\s*1(?![\d.])|\^\s*(?:1(?!\d)|\{\s*1\s*\})"
 )
 _SILENT = frozenset((r"\cdot", r"\frac", r"\text", r"\left", r"\right", r"\displaystyle"))

@@ -18,7 +18,7 @@ from selfcorrect.config.shipped import shipped_recipe
 from selfcorrect.errors import ConfigError, DataError
 from selfcorrect.evaluation.evaluate import Evaluation, Evaluator
 from selfcorrect.evaluation.kept import Kept, write_durably
-from selfcorrect.evaluation.metrics import Summary, refuse_nothing_graded, summarize
+from selfcorrect.evaluation.metrics import Summary, is_graded, refuse_nothing_graded, summarize
 from selfcorrect.models.chat import Chat
 from selfcorrect.models.loading import LanguageModel, load_model, resolve_path, use_threads
 from selfcorrect.report import write_report
@@ -297,6 +297,7 @@ def make_repair_set(
         )
         watcher.work(what, 0, len(listed))
         rows: list[dict[str, Any]] = []
+        missed: list[Rollout] | None = []  # as long as nothing could be graded
         for start in range(0, len(listed), chunk):
             part = listed[start : start + chunk]
             lines = kept.take([problem.id for problem in part])
@@ -305,9 +306,14 @@ def make_repair_set(
                 params = SamplingParams(temperature, config.rollouts.max_new_tokens, seed)
                 played = play_problems(part, task, sampler, lm.chat, params, 1)
                 lines = [{"id": r.problem.id, "rows": repair_rows([r], split, str(model))} for r in played]
-                kept.add(lines)
+                graded = any(map(is_graded, played))
+                kept.add(lines, graded=graded)
+                missed = None if graded or missed is None else missed + played
+            else:
+                missed = None
             rows += [row for line in lines for row in line["rows"]]
             watcher.work(what, start + len(part), len(listed))
+        refuse_nothing_graded(missed or [], "repair set")
         if rows:
             write_durably(file, "".join(json.dumps(row) + "\n" for row in rows))
         kept.remove()

@@ -10,11 +10,13 @@ from selfcorrect import api, rollout
 from selfcorrect.errors import NothingGraded
 from selfcorrect.learning.training import Trainer
 from selfcorrect.runs.loop import Loop
+from selfcorrect.tasks import make_task
 from selfcorrect.tasks.base import Task
 from selfcorrect.tasks.countdown import Countdown
 from selfcorrect.types import Grade, Outcome, Problem
 from tests.run.conftest import Whole
-from tests.support.runs import check_same, go, lucky_grade, read_rows, recipe
+from tests.support.data import math_folder
+from tests.support.runs import check_same, config, go, lucky_grade, read_rows, recipe
 
 graded = rollout._grade
 Answers = Sequence[tuple[Problem, str]]
@@ -98,3 +100,34 @@ def test_a_grader_that_dies_during_an_evaluation(
     monkeypatch.setattr(Loop, "_evaluate", finish)
     monkeypatch.setattr(rollout, "_grade", graded)
     check_same(go(settings), whole.state)
+
+
+def test_scaling_and_repair_sets_stop_where_nothing_counts_and_not_for_one_problem(
+    model: Path, tmp_path: Path, lucky: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One problem at a time: a first one that cannot be graded ends nothing, and a dead grader's verdicts are not kept."""
+    settings = recipe(tmp_path, model, rollouts={"max_new_tokens": 5, "rows_at_once": 2})
+    chosen = make_task(config(tmp_path, model).task).held_out(3)
+
+    def scale(folder: str) -> Any:
+        return api.scale(model, recipe=settings, output=tmp_path / folder, most=2, problems=3)
+
+    def but_the_first(task: Task, problems: Sequence[Problem], *rest: Any) -> list[Grade]:
+        found = graded(task, problems, *rest)
+        return [FAILED if p == chosen[0] else grade for p, grade in zip(problems, found, strict=True)]
+
+    whole = scale("whole")
+    monkeypatch.setattr(rollout, "_grade", nothing)
+    with pytest.raises(NothingGraded, match=r"^scaling: none of 3 problems played could be graded: 3 grader_failed"):
+        scale("dead")
+    monkeypatch.setattr(rollout, "_grade", but_the_first)
+    assert len(scale("one")) == len(whole)
+    assert len(read_rows(tmp_path / "one/samples.jsonl")) == 3
+    monkeypatch.setattr(rollout, "_grade", graded)
+    assert scale("dead") == whole
+    math = {"name": "math", "data": str(math_folder(tmp_path / "math"))}  # no word of the tokenizer's
+    with pytest.raises(
+        NothingGraded, match=r"^repair set: none of \d+ problems played could be graded: \d+ unreadable"
+    ):
+        api.make_repair_set(model, tmp_path / "set.jsonl", recipe={**settings, "task": math})
+    assert not (tmp_path / "set.jsonl").exists()

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 import torch
 
-from selfcorrect.config import ModelConfig
-from selfcorrect.config.recipe import validate
+from selfcorrect.config import ModelConfig, TrainConfig
+from selfcorrect.config.paths import absolute, check_paths
+from selfcorrect.config.recipe import load_recipe, validate
 from selfcorrect.errors import ConfigError, ModelError
 from selfcorrect.models import files
 from selfcorrect.models.loading import LanguageModel, load_model
@@ -193,6 +194,29 @@ def test_a_base_model_gets_the_template_that_is_named(folder: Path, tmp_path: Pa
         whole = tuple(alone.apply_chat_template(turns, add_generation_prompt=True)["input_ids"])
         assert lm.chat.next_prompt(first, sampled, "R") == whole
         assert load(tmp_path / "out").chat.first_prompt("Q") == first  # without being named again
+
+
+def test_a_template_file_belongs_to_the_recipes_folder(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "recipes").mkdir()
+    (tmp_path / "recipes/own.jinja").write_text(LLAMA2_LIKE)
+    recipe = tmp_path / "recipes/mine.yaml"
+    recipe.write_text(f"model: {{path: {folder}, chat_template: own.jinja, device: cpu}}\nstages: []\n")
+    found = load_recipe(recipe)
+    assert isinstance(found, TrainConfig)
+    check_paths(found)
+    kept = absolute(found)
+    (tmp_path / "else").mkdir()
+    monkeypatch.chdir(tmp_path / "else")
+    for config in (kept, load_recipe("../recipes/mine.yaml")):
+        assert isinstance(config, TrainConfig)
+        lm = load_model(config.model)
+        assert lm.tokenizer.decode(lm.chat.first_prompt("Q")) == "<bos>[Q] Q [/Q]"
+    given = load_recipe("../recipes/mine.yaml", ["model.chat_template=own.jinja"])  # an override's is of this folder
+    assert isinstance(given, TrainConfig)
+    with pytest.raises(ConfigError, match=r"^model.chat_template = 'own.jinja': no such file"):
+        check_paths(given)
 
 
 def test_plain_begins_as_the_tokenizer_does(folder: Path) -> None:

@@ -68,6 +68,7 @@ SAME = [
     ("9500", "9 500"), ("118000", r"118\ 000"), ("9500", r"9\,500"), ("1234567", "1 234 567"), ("ab", "ba"), ("2xy", "2yx"), ("abcd", "dcba"),
     ("ABC", r"\text{ABC}"), ("no", "No"), ("a + b + c", "c+b+a"), ("x + c", "c + x"), (r"\{-1\} \cup [0,7)", r"[0,7) \cup \{-1\}"),
     ("5", "5 m"), ("1", r"100\%"), ("x<y", "y>x"), (r"2+2\sqrt{3}", r"2(1+\sqrt3)"), (r"\frac{1+\sqrt5}{2}", r"\frac12+\frac{\sqrt5}{2}"),
+    ("2+2i", "2(1+i)"), (r"\frac{1+2i}{2}", r"\frac{1}{2} + i"), ("7", r"\mathbf{x=7}"), ("-3", "minus three"), ("305", "three hundred and five"),
     (r"\tan x", r"\frac{\sin x}{\cos x}"), (r"\frac{ab}{c}(c-a)", r"ab - \frac{a^2b}{c}"), ("2\\sqrt{13}", "2\\\\sqrt{13}"),
 ]  # fmt: skip
 DIFFERENT = [
@@ -90,7 +91,8 @@ DIFFERENT = [
     ("1.5", r"150\%"), (r"(-\infty,2)\cup(5,\infty)", r"x<2 \text{ and } x>5"), (r"(2,\infty)", "2x+1>5"), ("x<5", "y<5"),
     (r"(2,\infty)", r"x \ge 2"), (r"\frac{\sqrt3}{2}", r"\sin 60^\circ"), (r"3+2\sqrt2", r"(1+\sqrt2)^2"), (r"12\sqrt5", r"\sqrt{700+20}"),
     (r"12\sqrt5", r"\sqrt{500}+\sqrt{20}"), ("5x+1", "3x+2x+1"), ("3+4i", "(2+i)^2"), (r"\sqrt{205}", r"x \approx 14.3"),
-    (r"[-3,4]", r"-x \in [-3,4]"), (r"9\!:\!15 \text{ p.m.}", "9:15 a.m."), ("2", r"1\text{ and }2"),
+    (r"[-3,4]", r"-x \in [-3,4]"), (r"9\!:\!15 \text{ p.m.}", "9:15 a.m."), ("2", r"1\text{ and }2"), ("3", "3 pairs"), ("3", "3 inches short"),
+    ("11", "five and six"), ("3", "minus three"), (r"\frac{20}{3}", r"\frac{2e+1}{3}"),
 ]  # fmt: skip
 
 
@@ -109,17 +111,21 @@ RATIO, FACTOR, EXPAND = r"Reduce $\frac{14}{21}$.", "Factor $x^2+x-2$.", "Expand
 COPIED = [
     *[(ROOT, r"12\sqrt{5}", given) for given in (
         r"\sqrt{720}", r"\sqrt {720}", r"\sqrt{720}+0", r"1\cdot\sqrt{720}", r"720^{1/2}", r"x=\sqrt{720}", r"\sqrt{720}=\sqrt{720}",
-        r"\frac{2\sqrt{720}}{2}", r"\left(\sqrt{720}\right)", r"\sqrt[2]{720}", "sqrt(720)", r"\sqrt{720}\text{ }", r"2\sqrt{180}")],
+        r"\frac{2\sqrt{720}}{2}", r"\frac{\sqrt{720}}{1}", r"-(-\sqrt{720})", r"\{\sqrt{720}\}", r"\left(\sqrt{720}\right)", r"\sqrt[2]{720}", "sqrt(720)", r"\sqrt{720}\text{ }", r"2\sqrt{180}")],
     *[(GIVEN, "12", given) for given in ("3x+2y=12", "2y + 3x = 12", "(3x+2y=12)", "x=3x+2y=12", "3x+2y=12=12", "1 \\cdot 3x + 2y = 12")],
     (GIVEN, r"(1,\infty)", "z>1"), (GIVEN, r"(1,\infty)", "1 < z"), (GIVEN, "[2,7]", r"w \in [2,7]"),
     *[(RATIO, r"\frac{2}{3}", given) for given in (r"\frac{14}{21}", "14/21", r"{14 \over 21}", r"\dfrac{28}{42}", r"x = 14\div 21")],
     ("Write 0.25 as a common fraction.", r"\frac14", "0.25"), (r"What fraction is $0.\overline{4}$?", r"\frac49", r"0.\overline{4}"),
     (FACTOR, "(x-1)(x+2)", "x^2+x-2"), (FACTOR, "(x-1)(x+2)", "x(x+1)-2"), (EXPAND, "x^2+10x+25", "(5+x)(x+5)"),
+    *[("Find $2a(2a^2+a)-a^2$.", "4a^3+a^2", given.replace("Q", "2a(2a^2+a)-a^2")) for given in (
+        "-(-(Q))", r"\frac{Q}{1}", "Q+0a", r"Q+0\cdot 5", "(Q)^{3-2}", r"\frac{(Q)^2}{Q}", r"\frac{Q}{2}+\frac{Q}{2}", r"\ln e^{Q}", r"7^0(Q)")],
+    ("Solve $4x+3y=-2$.", "-2", r"\{4x+3y=-2\}"),
     ("Let $a=\\sqrt{720}$. Find $(a,2)$.", r"(12\sqrt5,2)", r"(\sqrt{720},2)"),
 ]  # fmt: skip
 NOT_COPIED = [
     (GIVEN, "12", "12"), (GIVEN, "12", "x+y=12"), (GIVEN, "[2,7]", "[2,7]"), (RATIO, r"\frac{2}{3}", r"0.\overline{6}"),
     ("Find the side.", r"12\sqrt{5}", r"\sqrt{720}"), ("With 0.5 for heads, what is the chance?", r"\frac12", "0.5"),
+    ("The sides are $x+5$ and $3x+15$.", "4x+20", "4(x+5)"), ("Let $a=2^{10}$.", "2^{11}", r"2^{10}\cdot 2"), ("How many pairs?", "3", "3 pairs"),
     (EXPAND, "x^2+10x+25", "25+10x+x^2"), ("If $x=3$, find $x$.", "3", "3"), ("Which of 1/2 and 0.5 is it?", r"\frac12", r"\frac{1}{2}"),
     (r"Project onto $\begin{pmatrix}2\\6\end{pmatrix}$.", r"\begin{pmatrix}1\\3\end{pmatrix}", r"\frac12\begin{pmatrix}2\\6\end{pmatrix}"),
     ("How many dozens of eggs?", "3", r"3\text{ dozens}"), ("How many sprockets are there?", "7", "7 sprockets"),
@@ -183,6 +189,10 @@ def test_no_answer_makes_the_grader_fail(gold: str, slow: MathGrader) -> None:
         (r"$x = - \boxed{\frac{1}{2}}$", r"-\frac{1}{2}", "box"),
         (r"Final answer: -\boxed{x+1}", "-(x+1)", "final form"),
         (r"$\pm\boxed{3}$", r"\pm 3", "box"),
+        ("It is \u2212\\boxed{5}", "-5", "box"),
+        (r"$x=-\,\boxed{5}$", "-5", "box"),
+        (r"**-\boxed{5}**", "-5", "box"),
+        (r"$x \u2212 \boxed{5}$", "5", "box"),
         (r"$-\frac{3}{2}-\boxed{2}$", "2", "box"),
         ("it is\n- \\boxed{5}", "5", "box"),
         (r"the answer - \boxed{5}", "5", "box"),

@@ -9,11 +9,11 @@ import pytest
 
 import selfcorrect
 from selfcorrect.analysis import analyse
-from selfcorrect.errors import ConfigError, DataError
+from selfcorrect.errors import ConfigError, DataError, NothingGraded
 from selfcorrect.evaluation.recorded import grade_recorded, read_recorded
 from selfcorrect.samplers.recorded import RecordedSampler, TextChat
 from selfcorrect.tasks.math import MathTask
-from selfcorrect.types import Grade, SamplingParams
+from selfcorrect.types import Grade, Outcome, SamplingParams
 from tests.support.data import HUMANEVAL, math_folder, write
 
 STAGE = {"name": "s", "objective": "stage2", "steps": 1, "learning_rate": 1.0}
@@ -78,6 +78,19 @@ def test_an_interrupted_grade_goes_on_where_it_was(pairs: Path, tmp_path: Path) 
     assert task.graded == 10 + 6
     assert output.read_bytes() == text
     task.close()
+
+
+def test_a_grader_that_never_answers_leaves_no_verdicts(
+    pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dead = Grade(Outcome.GRADER_FAILED, 0.0, "", "gone")
+    output = tmp_path / "out.jsonl"
+    with monkeypatch.context() as patch:
+        patch.setattr(MathTask, "grade", lambda self, answers: [dead] * len(answers))
+        with pytest.raises(NothingGraded, match=r"grader_failed \(gone\)"):
+            selfcorrect.grade(pairs, "math", output=output)
+    summary, _ = selfcorrect.grade(pairs, "math", output=output)
+    assert summary.n == len(read_recorded(pairs)) == len(output.read_text().splitlines())
 
 
 def test_verdicts_on_something_else_are_not_taken_for_these(pairs: Path, tmp_path: Path) -> None:

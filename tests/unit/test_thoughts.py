@@ -17,6 +17,12 @@ MARKS = [
     ("<reasoning>", "</reasoning>"),
     ("<seed:think>", "</seed:think>"),
     ("<longcat_think>", "</longcat_think>"),
+    ("<thinking_process>", "</thinking_process>"),
+    ("<antThinking>", "</antThinking>"),
+    ("<internal_monologue>", "</internal_monologue>"),
+    ("<analysis>", "</analysis>"),
+    ("<reflection>", "</reflection>"),
+    ("< think >", "</ think >"),
     ("[THINK]", "[/THINK]"),
     ("◁think▷", "◁/think▷"),
     ("<unused94>thought\n", "<unused95>"),
@@ -52,6 +58,12 @@ def test_the_marks_of_many_models(opening: str, closing: str) -> None:
     assert answer_part(f"{DRAFT}{closing}{ANSWER}", opened=True).strip() == ANSWER
     assert leaves_thought_open(f"</turn>\n<turn>assistant\n{opening}")
     assert not leaves_thought_open(f"</turn>\n<turn>assistant\n{thought}")
+
+
+def test_a_draft_that_a_mark_touches_is_no_answer() -> None:
+    assert answer_part(rf"\boxed{{5}}<think>{DRAFT}") == ""
+    assert answer_part(rf"$5$<think>{DRAFT}") == ""
+    assert answer_part(f"analysisWe have {DRAFT}.assistantfinal{ANSWER}") == ANSWER  # marks dropped by another decoder
 
 
 CODE = (

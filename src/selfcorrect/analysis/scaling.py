@@ -6,7 +6,7 @@ from typing import Any
 from selfcorrect.analysis.votes import Pool, vote_key
 from selfcorrect.errors import ConfigError
 from selfcorrect.evaluation.kept import Kept
-from selfcorrect.evaluation.metrics import refuse_nothing_graded
+from selfcorrect.evaluation.metrics import is_graded, refuse_nothing_graded
 from selfcorrect.models.chat import Chat
 from selfcorrect.rollout import play
 from selfcorrect.samplers.base import Sampler
@@ -34,29 +34,35 @@ def sample_pools(
 ) -> list[Pool]:  # fmt: skip
     """`most` first attempts of every problem and most/2 corrections; what `kept` holds is not sampled again.
 
-    chunk: how many problems are sampled, and kept, at once, always the same ones together. told(n): n are there.
+    chunk: how many problems are sampled, and kept, at once, always the same ones together. told(n): n are there. Raises
+    NothingGraded where not one problem could be sampled and graded.
     """
     pools: list[Pool] = []
+    missed: list[Rollout] | None = []  # as long as nothing could be graded
     for start in range(0, len(problems), chunk):
         part = problems[start : start + chunk]
         lines = kept.take([problem.id for problem in part])
         if lines is None:
-            lines = _sample(task, part, sampler, chat, params, most, start)
-            kept.add(lines)
+            lines, played = _sample(task, part, sampler, chat, params, most, start)
+            graded = any(map(is_graded, played))
+            kept.add(lines, graded=graded)
+            missed = None if graded or missed is None else missed + played
+        else:
+            missed = None
         pools += [
             Pool(name, tuple(map(_pair, first)), tuple(map(_pair, corrected))) for name, first, corrected in lines
         ]
         told(len(pools))
+    refuse_nothing_graded(missed or [], "scaling")
     return pools
 
 
 def _sample(
     task: Task, part: Sequence[Problem], sampler: Sampler, chat: Chat, params: SamplingParams, most: int, start: int
-) -> list[Any]:
+) -> tuple[list[Any], list[Rollout]]:
     seed, half = derive_seed(params.seed, "scale", start, part[0].id), most // 2
     draws = SamplingParams(params.temperature, params.max_new_tokens, seed)
     both = play([p for p in part for _ in range(half)], task, sampler, chat, draws, 2)
-    refuse_nothing_graded(both, "scaling")
     more = SamplingParams(params.temperature, params.max_new_tokens, derive_seed(seed, "parallel"))
     once = play([p for p in part for _ in range(most - half)], task, sampler, chat, more, 1)
     lines = []
@@ -64,7 +70,7 @@ def _sample(
         mine = both[place * half : (place + 1) * half]
         rest = once[place * (most - half) : (place + 1) * (most - half)]
         lines.append([problem.id, (*_answers(mine, 0), *_answers(rest, 0)), _answers(mine, 1)])
-    return lines
+    return lines, both
 
 
 def _pair(solution: Sequence[Any]) -> tuple[str, bool]:

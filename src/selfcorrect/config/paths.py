@@ -71,7 +71,9 @@ def with_absolute_paths(task: TaskConfig) -> TaskConfig:
 
 def check_paths(config: TrainConfig) -> None:
     """Raises ConfigError for a file or folder that the recipe names and that is not there."""
+    template = config.model.chat_template
     named = [
+        ("model.chat_template", None if template == PLAIN_TEMPLATE else template),
         *_paths_of_task(config.task),
         *(("evaluation.external", path) for path in config.evaluation.external),
         ("checkpoint.held_out", config.checkpoint.held_out),

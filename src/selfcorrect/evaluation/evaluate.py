@@ -187,8 +187,8 @@ class Evaluator:
         rollouts = play(problems, self.task, sampler, chat, params, self.attempts, given=given, refine=self.refine)
         seconds = (time.monotonic() - began) / len(problems)
         lines = [line_of(part.name, rollout, seconds, ids=self.controls) for rollout in rollouts]
-        if kept and not all(map(_failed, rollouts)):  # a dead grader's verdicts are not worth keeping
-            kept.add(lines)
+        if kept:
+            kept.add(lines, graded=not all(map(_failed, rollouts)))
         sampler.reach(cost)
         return lines
 

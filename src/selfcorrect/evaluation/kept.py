@@ -55,6 +55,7 @@ class Kept:
             raise ConfigError(f"{self.file}: {differences(told, settings)}; {way_out}")
         self._ahead = list(_lines(self.file))  # (where the line ends in the file, what it holds)
         self._end = self._done = 0
+        self._waiting: list[Any] = []
 
     @property
     def count(self) -> int:
@@ -72,8 +73,16 @@ class Kept:
         os.truncate(self.file, self._end)
         return None
 
-    def add(self, lines: Sequence[Any]) -> None:
-        """Put a chunk's lines on disk."""
+    def add(self, lines: Sequence[Any], *, graded: bool = True) -> None:
+        """Put a chunk's lines on disk, after those that waited for it.
+
+        graded: False where nothing of the chunk could be graded: a dead grader's verdicts are not worth keeping, so
+        they wait for a chunk that shows it alive.
+        """
+        lines = self._waiting = [*self._waiting, *lines]
+        if not graded:
+            return
+        self._waiting = []
         text = "".join(json.dumps(line) + "\n" for line in lines).encode()
         with self.file.open("ab") as out:
             out.write(text)

@@ -97,6 +97,11 @@ def is_unchanged(rollout: Rollout) -> bool:
     return first.completion.text.strip() != "" and first.completion.text == last.completion.text
 
 
+def is_graded(rollout: Rollout) -> bool:
+    """Whether each of its attempts was sampled and graded, so that it counts."""
+    return not any(attempt.grade.outcome in LEFT_OUT for attempt in rollout.attempts)
+
+
 def refuse_nothing_graded(rollouts: Sequence[Rollout], what: str) -> None:
     """Raises NothingGraded, with the reasons, where there are rollouts and none counts. what: the line's beginning."""
     missed = []
@@ -119,7 +124,7 @@ def refuse_nothing_graded(rollouts: Sequence[Rollout], what: str) -> None:
 def summarize(rollouts: Sequence[Rollout]) -> Summary:
     """Rollouts, all with the same number of attempts -> Summary."""
     attempts = len(rollouts[0].attempts) if rollouts else 0
-    graded = [r for r in rollouts if not any(a.grade.outcome in LEFT_OUT for a in r.attempts)]
+    graded = list(filter(is_graded, rollouts))
     right = [[r.attempts[a].grade.correct for r in graded] for a in range(attempts)]
     n = len(graded)
     first, last = (right[0], right[-1]) if right else ([], [])

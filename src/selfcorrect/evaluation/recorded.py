@@ -186,8 +186,8 @@ def grade_recorded(
 ) -> list[Rollout]:
     """Grade every attempt; one line a row goes to `output`, in order, as it is graded.
 
-    Rows that `output` holds already are not graded again; told(n) is called as n more attempts are done. Raises
-    DataError where output belongs to other recordings.
+    Rows that `output` holds already are not graded again, so a grader that never answered leaves nothing there; told(n)
+    is called as n more attempts are done. Raises DataError where output belongs to other recordings.
     """
     problems = Problems(task)
     known = [problems.of(row) for row in recorded]
@@ -199,7 +199,7 @@ def grade_recorded(
         done = _resume(output, recorded)
         for grades in done:
             told(len(grades))
-        grades_of = list(done)
+        grades_of, waiting = list(done), ""
         for start, stop in _chunks(recorded, len(done)):
             rows = range(start, stop)
             flat = grade_answers(
@@ -209,9 +209,14 @@ def grade_recorded(
             for row in rows:
                 mine = [next(fresh) for _ in recorded[row].texts]
                 grades_of.append(mine)
-                file.write(json.dumps(_line(recorded[row], mine)) + "\n")
-            file.flush()
+                waiting += json.dumps(_line(recorded[row], mine)) + "\n"
+            if any(grade.outcome is not Outcome.GRADER_FAILED for grade in flat):  # a dead grader's are not kept
+                file.write(waiting)
+                file.flush()
+                waiting = ""
             told(len(flat))
+        if any(grade.outcome is not Outcome.GRADER_FAILED for grades in grades_of for grade in grades):
+            file.write(waiting)
     return [_rollout(*row) for row in zip(recorded, known, grades_of, strict=True)]
 
 

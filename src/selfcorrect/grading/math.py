@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 from selfcorrect.grading.math_compare import BadGold, check_gold, compare
-from selfcorrect.grading.math_copy import copied
+from selfcorrect.grading.math_copy import copied, dressings
 from selfcorrect.grading.math_extract import FINAL_FORM, Found, find_answer, gold_answer
 from selfcorrect.grading.math_fast import canonical, fast_scalar
 from selfcorrect.grading.math_form import other_form
@@ -133,7 +133,10 @@ class MathGrader:
             return self._keep(key, _Kept(Outcome.GRADER_FAILED, str(error)))
         except Unreadable as error:
             return self._keep(key, _Kept(Outcome.WRONG, str(error)))
-        return None if same is None else self._keep(key, _verdict(key, same))
+        kept = None if same is None else _verdict(key, same)
+        if kept is None or (kept.outcome is Outcome.CORRECT and _dressings(key)):
+            return None
+        return self._keep(key, kept)
 
     def _slow(self, undecided: dict[_Key, list[tuple[int, Found]]], grades: list[Grade | None]) -> None:
         keys = list(undecided)
@@ -151,8 +154,11 @@ class MathGrader:
                 grades[index] = _grade(found, kept)
 
     def _job(self, key: _Key, given: str | None = None) -> dict[str, Any]:
-        units = sorted(_units(key.problem))
-        return {"gold": key.gold, "given": given or key.answer, "units": units, "fast": self.fast and given is None}
+        fast, harmless = self.fast and given is None, given is not None
+        return {
+            "gold": key.gold, "given": given or key.answer, "units": sorted(_units(key.problem)), "fast": fast,
+            "dressings": () if harmless else _dressings(key),
+        }  # fmt: skip
 
 
 @lru_cache(maxsize=4096)
@@ -171,6 +177,8 @@ def _gold_trouble(gold: str) -> str:
 
 
 def _from_reply(key: _Key, reply: Reply) -> _Kept:
+    if reply.get("dressed"):
+        return _Kept(Outcome.WRONG, "copies an expression of the problem")
     if "same" in reply:
         return _verdict(key, bool(reply["same"]), str(reply.get("detail", "")))
     if "timeout" in reply or "spent" in reply:
@@ -189,6 +197,10 @@ def _refused(key: _Key) -> str:
     """Why an answer of the right value is none to this problem."""
     gold, given = normalize(key.gold), last_side(normalize(key.answer))
     return copied(key.problem, key.gold, key.answer) or other_form(key.problem, gold, given)
+
+
+def _dressings(key: _Key) -> tuple[str, ...]:
+    return dressings(key.problem, key.gold, key.answer) if key.problem else ()
 
 
 def _grade(found: Found, kept: _Kept) -> Grade:

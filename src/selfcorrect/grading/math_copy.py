@@ -35,7 +35,7 @@ _NUMBER = re.compile(
 )
 _TOKEN = re.compile(r"\\[A-Za-z]+|\d+(?:\.\d+)?|\.\d+|[A-Za-z]|[-!|%<>=:]")
 _NEUTRAL = re.compile(
-    r"(?<![\d.}^_])1\s*(?:\\cdot(?![A-Za-z])|\*)\s*|\s*(?:\\cdot(?![A-Za-z])|\*)\s*1(?![\d.])|[-+]\s*0(?![\d.])|(?<![\d.^_])0\s*\+"
+    r"(?<![\d.}^_])1\s*(?:\\cdot(?![A-Za-z])|\*)\s*|\s*(?:\\cdot(?![A-Za-z])|\*)\s*1(?![\d.])|[-+]\s*0(?!\s*[\d.A-Za-z\\({^_])|(?<![\d.^_])0\s*\+"
     r"|/\s*1(?![\d.])|\^\s*(?:1(?!\d)|\{\s*1\s*\})"
 )
 _SILENT = frozenset((r"\cdot", r"\frac", r"\text", r"\left", r"\right", r"\displaystyle"))
@@ -78,6 +78,22 @@ def copied(problem: str, gold: str, given: str) -> str:
     return "copies an expression of the problem" if any(_stands(told, part) for part in parts) else ""
 
 
+def dressings(problem: str, gold: str, given: str) -> tuple[str, ...]:
+    """`given` and its members with `Q` for a formula of the problem that the gold answer does not hold.
+
+    Where one of these is worth Q whatever Q is, the formula is the whole answer and the rest is its dress.
+    """
+    try:
+        ours, theirs = squeeze(normalize(gold)), split_top(_undressed(normalize(given)), _EQUALITY)[-1]
+        parts = [squeeze(part) for part in (theirs, *_members(theirs))]
+    except Unreadable:
+        return ()
+    own = _key(ours)
+    held = [formula for formula in _statement(problem).formulas if formula not in ours and formula in "\n".join(parts)]
+    found = [part.replace(formula, "(Q)") for formula in held[:8] if _key(formula) != own for part in parts]
+    return tuple(dict.fromkeys(rest for rest in found if "(Q)" in rest))
+
+
 def _relation_copied(told: _Statement, gold: str, given: str) -> bool:
     """Whether a relation of the problem is the given one, a part of it (`x = 3a = 12`), or its last two sides."""
     equal = split_top(given, _EQUALITY)
@@ -90,6 +106,8 @@ def _undressed(text: str) -> str:
     """Without parentheses around it all, and without additions that change nothing."""
     for _ in range(4):
         text = _NEUTRAL.sub(" ", text).strip(" ,;.")
+        if text[:2] + text[-2:] == r"\{\}":  # a set of one
+            text = f"({text[2:-2]})"
         if (
             not (text[:1] + text[-1:] in ("()", "{}") and closes_at_end(text))
             or len(split_top(text[1:-1].rstrip(" ,;."), _COMMA)) > 1

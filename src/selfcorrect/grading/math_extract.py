@@ -22,8 +22,10 @@ _MARKER = re.compile(r"\\++(?:(?:boxed|fbox)(?![A-Za-z])\s*|[{}])?|[{}]")  # eat
 _BARE = re.compile(r"-?\d+(?:\.\d+)?|[^\s\\${}.,;]")
 _FORM_BEFORE = re.compile(r"final\s+answer\W{0,12}(?:\\pm\s*)?\Z", re.IGNORECASE)
 _SIGN_BEFORE = re.compile(  # of the box, not between two terms, and neither a dash nor the mark of a list
-    r"(?:(?:[$=(\[{:,&<>]|\\(?:le|ge|approx|text\{[^{}]*\}))\s*(?P<math>-|\\pm)\s*|(?:[A-Za-z]{2}[*:]*\s+|\n|\A)(?P<word>-|\\pm))\Z"
+    r"(?:(?:[$=(\[{:,&<>]|\\(?:le|ge|approx|text\{[^{}]*\}))\s*(?P<math>[-\u2212]|\\pm)(?:\s|\\[,;:! ])*"
+    r"|(?:[A-Za-z]{2}[*:]*\s+|\n|\A)(?:\*\*)?(?P<word>[-\u2212]|\\pm))\Z"
 )
+_MAY_END_SIGN = frozenset("-\u2212m,;:! \n")
 _GSM8K = re.compile(r"^[ \t]*#### ?(.*)$", re.MULTILINE)
 _SENTENCE = re.compile(
     r"\b(?:(?:the|my|our)\s+(?:final\s+)?answer(?:\s+is\b|\s*:|\s*=)|(?:final\s+)?answer\s*:|final\s+answer\s+is\b)"
@@ -82,10 +84,10 @@ def _with_sign(text: str, box: _Box) -> str:
     r"""The box's answer, and the sign that stands before it: `-\boxed{256}`, but not `3-\boxed{2}` or `- \boxed{2}`."""
     answer = box.answer.strip()
     before = text[max(0, box.start - 40) : box.start]
-    sign = _SIGN_BEFORE.search(before) if before.rstrip()[-1:] in ("-", "m") else None
+    sign = _SIGN_BEFORE.search(before) if before[-1:] in _MAY_END_SIGN else None
     if not sign or not answer:
         return answer
-    mark = sign["math"] or sign["word"]
+    mark = (sign["math"] or sign["word"]).replace("\u2212", "-")
     return f"{mark} {answer}" if mark != "-" else f"-({answer})" if re.search(r"[-+=,]", answer) else f"-{answer}"
 
 

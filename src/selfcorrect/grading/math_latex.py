@@ -58,7 +58,7 @@ _REWRITE: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ..
         (r"\\(?:textbf|textrm|textit|textnormal|textsf|mbox|hbox|mathrm|mathbf|mathit|mathsf|mathtt|texttt|textup|emph|rm|operatorname\*?)"
          r"(?=\s*\{)", r"\\text"),
         (r"\\text\s+\{", r"\\text{"),
-        (r"\\text\{([^{}A-Za-z]*)\}", r" \1 "),
+        (r"\\text\{([^{}A-Za-z]*|[^{}]*[=<>][^{}]*)\}", r" \1 "),
         (r"\\frac\s*\{\s*\\text\{([^{}]*)\}\s*\}\s*\{\s*\\text\{([^{}]*)\}\s*\}", r"\\text{\1/\2}"),  # m over s
         (r"(?<=[\d ])\\text\{\s*\^\s*\{?\s*\\circ\s*\}?\s*([CF])\s*\}\s*\Z", r"\\text{ degrees \1}"),
         (r"([\d})]?\s*)\\text\{\s*([A-Za-z])\s*\}",  # a letter; behind a number, `\text{m}` stays a unit

@@ -68,7 +68,9 @@ def normalize(answer: str) -> str:
     boxed = re.fullmatch(r"\\(?:boxed|fbox)\s*\{(.*)\}", text)
     text = boxed[1].strip() if boxed else text
     text = text[1:-1].strip() if text.startswith("{") and _closes(text) == len(text) - 1 else text
-    spelt = spelt_number(_TEXT.sub(r"\1", text)) if text[-1:].isalpha() or text[-1:] == "}" else None
+    spelt = (
+        spelt_number(_TEXT.sub(r"\1", text).replace(AND, "and")) if text[-1:].isalpha() or text[-1:] == "}" else None
+    )
     return text if spelt is None else written(spelt)
 
 

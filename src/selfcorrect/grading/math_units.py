@@ -61,7 +61,7 @@ _COUNTED = frozenset(
     minnow mistake model money monkey mother motorcycle mountain mouse mouth movie muffin multiples mushroom musician
     nail name napkin necklace neighbor nest net newspaper newton newtons nickel night node note notebook novel number
     nurse nut object octopus onion operation option orange orchid ordering orderly orders outcome outfit owl oyster
-    pack package packet page pail painting pair pairs pancake panda panel paper paperclip parent park part participant
+    pack package packet page pail painting pancake panda panel paper paperclip parent park part participant
     particle partition party pass passenger past pastry patch path patient pattern peach pear pearl pebble pen pence
     pencil pencilcase penguin pennies penny people pepper permutation person peseta pesetas peso pet petal pfennig
     phone photo photograph piano pick picture pie piece pig pigeon pill pillow pin pirate pitch pixel pizza place
@@ -92,7 +92,7 @@ _QUALIFIERS = frozenset(
     _WORD.findall(
         """
     per square cubic sq cu a an the of each every total different distinct possible positive real right red blue green
-    yellow orange purple pink white black brown new old small large big little long short tall wide deep high away left
+    yellow orange purple pink white black brown new old small large big little long tall wide deep high away left
     remaining altogether chocolate toy baby male female adult wooden prime whole ordered even odd gold silver unique
     extra additional english rational complex fluid us american in isosceles equilateral similar congruent lattice
     """
@@ -288,10 +288,17 @@ def written(value: Fraction) -> str:
 
 
 def spelt_number(text: str) -> Fraction | None:
-    """The value of an answer that is number words and nothing else: `four`, `twenty-one`, `three sevenths`, `half`."""
+    """The value of an answer that is number words and nothing else: `minus four`, `twenty-one`, `three sevenths`."""
     words = [word.lower() for word in _WORD.findall(text)]
-    if not words or len(words) > 8 or not re.fullmatch(r"[A-Za-z\s-]+", text):
+    if not words or len(words) > 9 or not re.fullmatch(r"[A-Za-z\s-]+", text):
         return None
+    if words[0] in ("minus", "negative"):
+        value = _spelt(words[1:]) if len(words) > 1 else None
+        return None if value is None else -value
+    return _spelt(words)
+
+
+def _spelt(words: list[str]) -> Fraction | None:
     if words in (["half"], ["a", "half"]):
         return Fraction(1, 2)
     if words[0] == "half" and words[-1].removesuffix("s") in SCALES and len(words) - ("a" in words) == 2:
@@ -319,6 +326,6 @@ def _whole(words: list[str]) -> int | None:
             total, current = total + (1 if current < 0 else current) * scale, -1
         elif word == "a" and current < 0 and len(words) > 1:
             current = 1
-        elif word != "and" or (current < 0 and not total):
-            return None
+        elif word != "and" or (current % 100 if current >= 0 else not total) or current == 0:
+            return None  # `three hundred and five`, but `five and six` are two
     return total + max(current, 0) if total or current >= 0 else None

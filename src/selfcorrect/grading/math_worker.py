@@ -25,6 +25,7 @@ CPU_SECONDS = 3600  # of a worker's whole life; one answer's limit is kept by th
 _DIGITS = 50  # of the second look at an equality that math-verify claims
 _TOLERANCE = "1e-30"
 _DECIMAL = re.compile(r"(?<![\d.])(\d*)\.(\d+)(?![\d.])")
+_EULER = re.compile(r"(?<=\d)e(?=[+-])")  # `2e+1` is no 20
 _ONE_POWER = re.compile(r"([\^_])([A-Za-z\d])")
 _FUNCTION_POWER = re.compile(
     r"\\(sin|cos|tan|sec|csc|cot|log|ln)\s*\^\s*\{?(\d)\}?\s*(\\?[A-Za-z]+|\d+)(?![A-Za-z({\d])"
@@ -58,6 +59,7 @@ def to_exact(text: str) -> str:
     text = text.replace(ROW, r"\\")
     text = text if "\\int" in text else _NAME.sub(_own_name, text)
     text = _DECIMAL.sub(lambda match: rf"\frac{{{int(match[1] + match[2])}}}{{{10 ** len(match[2])}}}", text)
+    text = _EULER.sub(r" \\cdot e ", text)
     text = _FUNCTION_POWER.sub(r"{\\\1(\3)}^{\2}", text)
     text = _FUNCTION_OF_ONE.sub(r"\\\1(\2)", text)
     return _ONE_POWER.sub(r"\1{\2}", text)
@@ -80,7 +82,15 @@ def _read(text: str) -> Any:
         fallback_mode="no_fallback",
         parsing_timeout=None,
     )
-    return found[0] if found else None
+    return _one_kind_of_letter(found[0]) if found else None
+
+
+def _one_kind_of_letter(read: Any) -> Any:
+    """math-verify calls the `i` of `1+i` another letter than that of `2i`; here one name is one letter."""
+    from sympy import Symbol
+
+    odd = {name: Symbol(name.name, real=True) for name in getattr(read, "free_symbols", ()) if not name.is_real}
+    return read.xreplace(odd) if odd else read
 
 
 def _agree(left: Any, right: Any) -> bool:
@@ -165,6 +175,15 @@ def _agree_at(left: Any, right: Any, start: int) -> bool:
     return bool(difference == 0 or difference <= size * N(_TOLERANCE) or getattr(difference, "_prec", 0) == 1)
 
 
+def _is_dress(rest: str) -> bool:
+    """Whether a text around `Q` is worth Q: at two points above zero, so a root of a square and a modulus are too."""
+    try:
+        formula, whole = _read("Q"), _read(rest)
+        return whole is not None and all(_agree_at(formula, whole, start) for start in (17, 29))
+    except Exception:  # noqa: BLE001 - sympy's, on a model's text: it is no dress that we can tell
+        return False
+
+
 def judge(job: dict[str, Any]) -> dict[str, Any]:
     """One comparison, whatever the texts hold."""
     fast = job.get("fast", True)
@@ -179,7 +198,8 @@ def judge(job: dict[str, Any]) -> dict[str, Any]:
         return {"spent": f"{type(error).__name__} in the worker"}
     except Exception as error:  # noqa: BLE001 - sympy raises what it likes on a model's text; the gold was read before
         return {"same": False, "detail": f"{type(error).__name__} while comparing"}
-    return {"same": bool(same), "detail": ""}
+    dressed = bool(same) and any(map(_is_dress, job.get("dressings", ())))
+    return {"same": bool(same), "detail": "", "dressed": dressed}
 
 
 def _confine(parent: int) -> None:

@@ -10,12 +10,12 @@ from collections.abc import Callable, Sequence
 from selfcorrect.types import Grade, Outcome, Problem
 
 _WORD = (
-    r"(?:think(?:ing)?|thoughts?(?:_process)?|reason(?:ing)?|scratch_?pad|chain_of_thought"
-    r"|inner_(?:monologue|thoughts?))"
+    r"(?:(?:ant)?think(?:ing)?(?:_process)?|thoughts?(?:_process)?|reason(?:ing)?|scratch_?pad|chain_of_thought|cot"
+    r"|analysis|deliberation|reflection|(?:inner|internal)_(?:monologue|thoughts?))"
 )
 _NAME = rf"(?:(?!start|begin|end)[a-z]+[:_])?{_WORD}"
 _OPENS = (
-    rf"<{_NAME}(?:\s[^<>\n]{{0,80}})?>",  # <think>, <thinking>, <reasoning>, <seed:think>
+    rf"<\s?{_NAME}(?:\s[^<>\n]{{0,80}})?>",  # <think>, <thinking>, <reasoning>, <seed:think>
     rf"<\|?(?:begin|start)[_▁](?:of[_▁])?{_WORD}\|?>",  # <|begin_of_thought|>, <|START_THINKING|>
     rf"<\|(?:{_WORD}(?:_start)?|inner_prefix)\|>",
     r"\[think\]",  # Magistral
@@ -25,7 +25,7 @@ _OPENS = (
     r"<\|channel>\s*(?:thought|analysis|commentary)\b(?:<message\|>)?",
 )
 _CLOSES = (
-    rf"</{_NAME}\s?>",
+    rf"<\s?/\s?{_NAME}\s?>",
     rf"<\|?end[_▁](?:of[_▁])?{_WORD}\|?>",
     rf"<\|(?:/{_WORD}|{_WORD}_end|inner_suffix)\|>",
     r"\[/think\]",
@@ -33,6 +33,7 @@ _CLOSES = (
     r"<unused95>",
     r"(?:<\|start\|>\s*assistant\s*)?<\|channel\|>\s*final\b[^\n]{0,120}?<\|message\|>",
     r"<\|channel>\s*final\b(?:<message\|>)?|<channel\|>",
+    r"assistantfinal",  # gpt-oss again, where another program's decoding dropped the special tokens
 )
 _MARK = re.compile(
     rf"(?P<opens>{'|'.join(_OPENS)})|(?P<closes>{'|'.join(_CLOSES)})"
@@ -42,7 +43,7 @@ _MARK = re.compile(
 _TOKENS = re.compile("|".join([*_OPENS, *_CLOSES, r"<\|(?:channel|message)\|>", r"<\|channel>", r"<message\|>"]), re.I)
 _QUOTES = "'\"`"
 _LINE = 200  # characters of its line that are looked at on either side of a mark
-_SAYS_SO = re.compile(r"(?:^|[.:!?>)\]*])\s*\Z")  # what may stand before a thought; in mid-sentence a mark is a word
+_SAYS_SO = re.compile(r"(?:^|[.:!?>)\]}$*])\s*\Z")  # what may stand before a thought; in mid-sentence a mark is a word
 
 NOTHING_BUT_THOUGHTS = Grade(Outcome.NO_ANSWER, 0.0, "", "nothing follows the thoughts")
 

@@ -16,7 +16,7 @@ from selfcorrect.config.paths import absolute
 from selfcorrect.config.recipe import load_recipe, validate
 from selfcorrect.config.shipped import shipped_recipe
 from selfcorrect.errors import ConfigError, DataError
-from selfcorrect.evaluation.evaluate import Evaluation, Evaluator
+from selfcorrect.evaluation.evaluate import Evaluation, Evaluator, grader_lives
 from selfcorrect.evaluation.kept import Kept, write_durably
 from selfcorrect.evaluation.metrics import Summary, refuse_nothing_graded, summarize
 from selfcorrect.models.chat import Chat
@@ -37,9 +37,9 @@ from selfcorrect.runs.evaluating import (
     run_kept,
     sampling_settings,
     settings,
-    stoppable,
 )
 from selfcorrect.runs.folder import keep_evaluation
+from selfcorrect.runs.interrupts import stoppable
 from selfcorrect.runs.run import resume, start
 from selfcorrect.samplers.base import Sampler
 from selfcorrect.samplers.recorded import TextChat
@@ -50,7 +50,7 @@ from selfcorrect.tasks.base import Task, fixed_share
 from selfcorrect.tasks.dataset import DataTask
 from selfcorrect.tasks.files import stem_of
 from selfcorrect.tasks.repair import repair_rows
-from selfcorrect.types import Problem, Rollout, SamplingParams
+from selfcorrect.types import Outcome, Problem, Rollout, SamplingParams
 
 __all__ = ["analyse", "evaluate", "grade", "make_repair_set", "play", "read_config", "scale", "train", "write_report"]
 
@@ -297,6 +297,7 @@ def make_repair_set(
         )
         watcher.work(what, 0, len(listed))
         rows: list[dict[str, Any]] = []
+        ungraded: list[Rollout] = []
         for start in range(0, len(listed), chunk):
             part = listed[start : start + chunk]
             lines = kept.take([problem.id for problem in part])
@@ -304,10 +305,16 @@ def make_repair_set(
                 seed = derive_seed(config.seed, "repair set", start)
                 params = SamplingParams(temperature, config.rollouts.max_new_tokens, seed)
                 played = play_problems(part, task, sampler, lm.chat, params, 1)
+                ungraded += [r for r in played if r.attempts[0].grade.outcome is Outcome.GRADER_FAILED]
                 lines = [{"id": r.problem.id, "rows": repair_rows([r], split, str(model))} for r in played]
-                kept.add(lines)
+                if grader_lives(played):
+                    kept.add(lines)
             rows += [row for line in lines for row in line["rows"]]
             watcher.work(what, start + len(part), len(listed))
+        if len(ungraded) == len(listed):
+            refuse_nothing_graded(ungraded, "the repair set")
+        if ungraded:
+            watcher.message(f"warning: the grader failed on {len(ungraded)} problems, which are left out")
         if rows:
             write_durably(file, "".join(json.dumps(row) + "\n" for row in rows))
         kept.remove()
@@ -405,13 +412,10 @@ def _config_for(model: str | Path, recipe: Recipe | None, overrides: Sequence[st
     """
     if recipe is not None:
         return _train_config(recipe, *(overrides or ()))
-    folder = Path(str(model)).expanduser()
-    if (folder / "final").is_dir() and not (folder / "config.json").is_file():
-        raise ConfigError(f"{model} is a run, not a model; name its model: {model}/final")
+    resolve_path(str(model))  # a folder that is not there, or holds no model, is the first thing to say
     beside = _recipe_beside(model)
     if beside is not None:
         return _train_config(beside, *(overrides or ()))
-    resolve_path(str(model))  # a folder that is not there is the first thing to say
     tasks = [value for key, _, value in (o.partition("=") for o in overrides or ()) if key == "task.name"]
     if not tasks:
         kinds = ", ".join(f"task.name={name}" for name in TASK_KINDS)

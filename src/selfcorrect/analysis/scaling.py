@@ -5,6 +5,7 @@ from typing import Any
 
 from selfcorrect.analysis.votes import Pool, vote_key
 from selfcorrect.errors import ConfigError
+from selfcorrect.evaluation.evaluate import grader_lives
 from selfcorrect.evaluation.kept import Kept
 from selfcorrect.evaluation.metrics import refuse_nothing_graded
 from selfcorrect.models.chat import Chat
@@ -41,8 +42,9 @@ def sample_pools(
         part = problems[start : start + chunk]
         lines = kept.take([problem.id for problem in part])
         if lines is None:
-            lines = _sample(task, part, sampler, chat, params, most, start)
-            kept.add(lines)
+            lines, whole = _sample(task, part, sampler, chat, params, most, start)
+            if whole:
+                kept.add(lines)
         pools += [
             Pool(name, tuple(map(_pair, first)), tuple(map(_pair, corrected))) for name, first, corrected in lines
         ]
@@ -52,7 +54,8 @@ def sample_pools(
 
 def _sample(
     task: Task, part: Sequence[Problem], sampler: Sampler, chat: Chat, params: SamplingParams, most: int, start: int
-) -> list[Any]:
+) -> tuple[list[Any], bool]:
+    """A line a problem, and whether they are worth keeping."""
     seed, half = derive_seed(params.seed, "scale", start, part[0].id), most // 2
     draws = SamplingParams(params.temperature, params.max_new_tokens, seed)
     both = play([p for p in part for _ in range(half)], task, sampler, chat, draws, 2)
@@ -64,7 +67,7 @@ def _sample(
         mine = both[place * half : (place + 1) * half]
         rest = once[place * (most - half) : (place + 1) * (most - half)]
         lines.append([problem.id, (*_answers(mine, 0), *_answers(rest, 0)), _answers(mine, 1)])
-    return lines
+    return lines, grader_lives([*both, *once])
 
 
 def _pair(solution: Sequence[Any]) -> tuple[str, bool]:

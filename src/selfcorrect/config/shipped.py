@@ -24,7 +24,7 @@ def _about(recipe: str) -> str:
 
 def find_recipe(path: Path) -> Path:
     """The file itself where it is there; else the shipped one that NAME, NAME.yaml or recipes/NAME.yaml means."""
-    if path.is_file() or path.parent.name not in ("", "recipes") or path.suffix not in ("", ".yaml", ".yml"):
+    if path.is_file() or str(path.parent) not in (".", "recipes") or path.suffix not in ("", ".yaml", ".yml"):
         return path
     shipped = shipped_recipe(path.stem if path.suffix else path.name)
     return shipped if shipped.is_file() else path

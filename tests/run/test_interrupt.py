@@ -9,9 +9,10 @@ import pytest
 import yaml
 
 from selfcorrect import cli
+from selfcorrect.errors import TrainingInterrupted
 from selfcorrect.runs.checkpoint import load_newest
 from selfcorrect.runs.display import Observer
-from selfcorrect.runs.interrupts import Stop
+from selfcorrect.runs.interrupts import SAME_PRESS, Stop, stoppable
 from selfcorrect.runs.run import resume
 from tests.run.conftest import Whole
 from tests.support.runs import check_same, read_rows, recipe
@@ -122,6 +123,6 @@ def test_one_press_is_one_signal_outside_a_step_too() -> None:
 
 
 def test_sampling_commands_end_with_the_signals_status() -> None:
-    with pytest.raises(TrainingInterrupted, match="^stopped; nothing was done yet") as stopped, stoppable():
+    with pytest.raises(TrainingInterrupted, match=r"^stopped; nothing was done yet") as stopped, stoppable():
         signal.raise_signal(signal.SIGTERM)
     assert stopped.value.status == 128 + signal.SIGTERM

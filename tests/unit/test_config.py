@@ -24,7 +24,7 @@ from selfcorrect.config import (
 from selfcorrect.config.familiar import FAMILIAR
 from selfcorrect.config.paths import check_paths
 from selfcorrect.config.recipe import _fields, dump, load_recipe, validate
-from selfcorrect.config.shipped import shipped_recipe, shipped_recipes
+from selfcorrect.config.shipped import find_recipe, shipped_recipe, shipped_recipes
 from selfcorrect.errors import ConfigError
 
 RECIPE = """\

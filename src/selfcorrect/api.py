@@ -296,8 +296,7 @@ def make_repair_set(
             "they end, so the same command goes on"
         )
         watcher.work(what, 0, len(listed))
-        rows: list[dict[str, Any]] = []
-        ungraded: list[Rollout] = []
+        rows, ungraded = list[dict[str, Any]](), list[Rollout]()
         for start in range(0, len(listed), chunk):
             part = listed[start : start + chunk]
             lines = kept.take([problem.id for problem in part])
@@ -311,10 +310,7 @@ def make_repair_set(
                     kept.add(lines)
             rows += [row for line in lines for row in line["rows"]]
             watcher.work(what, start + len(part), len(listed))
-        if len(ungraded) == len(listed):
-            refuse_nothing_graded(ungraded, "the repair set")
-        if ungraded:
-            watcher.message(f"warning: the grader failed on {len(ungraded)} problems, which are left out")
+        _tell_ungraded(ungraded, len(listed), watcher)
         if rows:
             write_durably(file, "".join(json.dumps(row) + "\n" for row in rows))
         kept.remove()
@@ -323,6 +319,14 @@ def make_repair_set(
             f"{model} failed at none of {len(listed)} problems, or ended none of its attempts: no set to write"
         )
     return len(rows)
+
+
+def _tell_ungraded(ungraded: list[Rollout], total: int, watcher: Observer) -> None:
+    """Problems of a repair set without a verdict are told. Raises NothingGraded where those are all of them."""
+    if len(ungraded) == total:
+        refuse_nothing_graded(ungraded, "the repair set")
+    if ungraded:
+        watcher.message(f"warning: the grader failed on {len(ungraded)} problems, which are left out")
 
 
 def _listed(config: TrainConfig, split: Split, count: int | None) -> tuple[Task, list[Problem]]:

@@ -16,7 +16,7 @@ from selfcorrect.config.paths import absolute
 from selfcorrect.config.recipe import load_recipe, validate
 from selfcorrect.config.shipped import shipped_recipe
 from selfcorrect.errors import ConfigError, DataError
-from selfcorrect.evaluation.evaluate import Evaluation, Evaluator
+from selfcorrect.evaluation.evaluate import Evaluation, Evaluator, grader_lives
 from selfcorrect.evaluation.kept import Kept, write_durably
 from selfcorrect.evaluation.metrics import Summary, is_graded, refuse_nothing_graded, summarize
 from selfcorrect.models.chat import Chat
@@ -37,9 +37,9 @@ from selfcorrect.runs.evaluating import (
     run_kept,
     sampling_settings,
     settings,
-    stoppable,
 )
 from selfcorrect.runs.folder import keep_evaluation
+from selfcorrect.runs.interrupts import stoppable
 from selfcorrect.runs.run import resume, start
 from selfcorrect.samplers.base import Sampler
 from selfcorrect.samplers.recorded import TextChat
@@ -296,8 +296,7 @@ def make_repair_set(
             "they end, so the same command goes on"
         )
         watcher.work(what, 0, len(listed))
-        rows: list[dict[str, Any]] = []
-        missed: list[Rollout] | None = []  # as long as nothing could be graded
+        rows, ungraded = list[dict[str, Any]](), list[Rollout]()
         for start in range(0, len(listed), chunk):
             part = listed[start : start + chunk]
             lines = kept.take([problem.id for problem in part])
@@ -305,15 +304,12 @@ def make_repair_set(
                 seed = derive_seed(config.seed, "repair set", start)
                 params = SamplingParams(temperature, config.rollouts.max_new_tokens, seed)
                 played = play_problems(part, task, sampler, lm.chat, params, 1)
+                ungraded += [r for r in played if not is_graded(r)]
                 lines = [{"id": r.problem.id, "rows": repair_rows([r], split, str(model))} for r in played]
-                graded = any(map(is_graded, played))
-                kept.add(lines, graded=graded)
-                missed = None if graded or missed is None else missed + played
-            else:
-                missed = None
+                kept.add(lines, graded=grader_lives(played))
             rows += [row for line in lines for row in line["rows"]]
             watcher.work(what, start + len(part), len(listed))
-        refuse_nothing_graded(missed or [], "repair set")
+        _tell_ungraded(ungraded, len(listed), watcher)
         if rows:
             write_durably(file, "".join(json.dumps(row) + "\n" for row in rows))
         kept.remove()
@@ -322,6 +318,14 @@ def make_repair_set(
             f"{model} failed at none of {len(listed)} problems, or ended none of its attempts: no set to write"
         )
     return len(rows)
+
+
+def _tell_ungraded(ungraded: list[Rollout], total: int, watcher: Observer) -> None:
+    """Problems of a repair set without a verdict are told. Raises NothingGraded where those are all of them."""
+    if len(ungraded) == total:
+        refuse_nothing_graded(ungraded, "repair set")
+    if ungraded:
+        watcher.message(f"warning: {len(ungraded)} problems could not be sampled or graded, and are left out")
 
 
 def _listed(config: TrainConfig, split: Split, count: int | None) -> tuple[Task, list[Problem]]:
@@ -411,13 +415,10 @@ def _config_for(model: str | Path, recipe: Recipe | None, overrides: Sequence[st
     """
     if recipe is not None:
         return _train_config(recipe, *(overrides or ()))
-    folder = Path(str(model)).expanduser()
-    if (folder / "final").is_dir() and not (folder / "config.json").is_file():
-        raise ConfigError(f"{model} is a run, not a model; name its model: {model}/final")
+    resolve_path(str(model))  # a folder that is not there, or holds no model, is the first thing to say
     beside = _recipe_beside(model)
     if beside is not None:
         return _train_config(beside, *(overrides or ()))
-    resolve_path(str(model))  # a folder that is not there is the first thing to say
     tasks = [value for key, _, value in (o.partition("=") for o in overrides or ()) if key == "task.name"]
     if not tasks:
         kinds = ", ".join(f"task.name={name}" for name in TASK_KINDS)

@@ -277,11 +277,11 @@ def scale(
 ) -> None:
     """Spend samples on more first attempts, or on correcting half as many? Majority vote at budgets 2 to 64."""
     from selfcorrect import api
+    from selfcorrect.models.loading import resolve_path
     from selfcorrect.runs.display import estimate_text
     from selfcorrect.runs.progress import on_stderr
 
-    if (Path(model).expanduser() / "final").is_dir():
-        raise ConfigError(f"{model} is a run, not a model; name its model: {model}/final")
+    resolve_path(model)
     above = list(Path(model).expanduser().absolute().parents)[:2]  # runs/NAME/final, runs/NAME/models/STAGE
     run = next((folder for folder in above if (folder / "config.yaml").is_file()), None)
     if output is None and run is None:
@@ -385,12 +385,12 @@ def tasks() -> None:
 
 @contextmanager
 def _stopped() -> Iterator[None]:
-    """An interruption is told here, as typer ends on a KeyboardInterrupt without a word; status 130."""
+    """An interruption is told here, as typer ends on a KeyboardInterrupt without a word."""
     try:
         yield
     except TrainingInterrupted as error:
         typer.echo(str(error), err=True)
-        raise typer.Exit(130) from None
+        raise typer.Exit(error.status) from None
 
 
 def data_folder() -> Path:

@@ -9,9 +9,10 @@ import pytest
 import yaml
 
 from selfcorrect import cli
+from selfcorrect.errors import TrainingInterrupted
 from selfcorrect.runs.checkpoint import load_newest
 from selfcorrect.runs.display import Observer
-from selfcorrect.runs.interrupts import Stop
+from selfcorrect.runs.interrupts import SAME_PRESS, Stop, stoppable
 from selfcorrect.runs.run import resume
 from tests.run.conftest import Whole
 from tests.support.runs import check_same, read_rows, recipe
@@ -106,3 +107,22 @@ def test_which_signal_does_not_wait(
     stop.tell(told.append)
     assert met == ends
     assert len(told) == 1
+
+
+def test_one_press_is_one_signal_outside_a_step_too() -> None:
+    """What a launcher passes on a moment later does not break into the cleaning up."""
+    stop = Stop()
+    with pytest.raises(KeyboardInterrupt):
+        stop.handle(signal.SIGINT, None)
+    stop.handle(signal.SIGINT, None)
+    stop.handle(signal.SIGTERM, None)
+    stop._since -= 2 * SAME_PRESS
+    with pytest.raises(KeyboardInterrupt):
+        stop.handle(signal.SIGINT, None)
+    assert stop.signal == signal.SIGINT
+
+
+def test_sampling_commands_end_with_the_signals_status() -> None:
+    with pytest.raises(TrainingInterrupted, match=r"^stopped; nothing was done yet") as stopped, stoppable():
+        signal.raise_signal(signal.SIGTERM)
+    assert stopped.value.status == 128 + signal.SIGTERM

@@ -86,10 +86,10 @@ def test_a_grader_that_dies_during_an_evaluation(
     """Of the last stage, whose weights are kept by then."""
     finish = Loop._evaluate
 
-    def dying(loop: Loop, name: str, step: int) -> None:
+    def dying(loop: Loop, name: str) -> None:
         if name == "two":
             monkeypatch.setattr(rollout, "_grade", nothing)
-        finish(loop, name, step)
+        finish(loop, name)
 
     monkeypatch.setattr(Loop, "_evaluate", dying)
     settings = recipe(tmp_path, model)

@@ -24,7 +24,7 @@ from selfcorrect.config import (
 from selfcorrect.config.familiar import FAMILIAR
 from selfcorrect.config.paths import check_paths
 from selfcorrect.config.recipe import _fields, dump, load_recipe, validate
-from selfcorrect.config.shipped import shipped_recipe, shipped_recipes
+from selfcorrect.config.shipped import find_recipe, shipped_recipe, shipped_recipes
 from selfcorrect.errors import ConfigError
 
 RECIPE = """\
@@ -224,7 +224,7 @@ def test_no_recipe_ends_in_a_traceback(recipe: Path, text: str) -> None:
 def test_unreadable_files(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"absent\.yaml: no such file"):
         load_recipe(tmp_path / "absent.yaml")
-    with pytest.raises(ConfigError, match="cannot be read"):
+    with pytest.raises(ConfigError, match="is a folder; name a YAML file"):
         load_recipe(tmp_path)
     (tmp_path / "latin.yaml").write_bytes("name: ä".encode("latin-1"))
     with pytest.raises(ConfigError, match=r"latin\.yaml: cannot be read"):
@@ -477,3 +477,24 @@ def test_the_shipped_recipes_are_valid(file: Path) -> None:
     assert config.rollouts.problems_per_step * config.rollouts.rollouts_per_problem == batch
     assert (first.learning_rate, second.learning_rate, config.rollouts.temperature) == (rate, rate, 1.0)
     assert (first.beta1, first.beta2, second.beta1, second.alpha) == (0.01, beta2, 0.01, 10.0)
+
+
+def test_a_shipped_recipe_never_stands_for_another_file(tmp_path: Path) -> None:
+    """recipes/demo.yaml is the shipped one; a folder of that name somewhere else is the user's."""
+    assert find_recipe(Path("recipes/demo.yaml")).is_file()
+    with pytest.raises(ConfigError, match=r"recipes/demo\.yaml: no such file"):
+        load_recipe(tmp_path / "recipes" / "demo.yaml")
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("rollouts.rows_at_once=Auto", "rows_at_once = 'Auto': input should be a valid integer, or 'auto'"),
+        ("optimizer.micro_batch=0", "micro_batch = 0: input should be greater than 0, or 'auto'"),
+    ],
+)
+def test_a_value_that_fits_no_member_of_a_union_is_one_mistake(override: str, told: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        validate({"stages": []}, overrides=[override])
+    assert str(refused.value).endswith(told)
+    assert "\n" not in str(refused.value)

@@ -5,6 +5,7 @@ from typing import Any
 
 from selfcorrect.analysis.votes import Pool, vote_key
 from selfcorrect.errors import ConfigError
+from selfcorrect.evaluation.evaluate import grader_lives
 from selfcorrect.evaluation.kept import Kept
 from selfcorrect.evaluation.metrics import is_graded, refuse_nothing_graded
 from selfcorrect.models.chat import Chat
@@ -44,9 +45,8 @@ def sample_pools(
         lines = kept.take([problem.id for problem in part])
         if lines is None:
             lines, played = _sample(task, part, sampler, chat, params, most, start)
-            graded = any(map(is_graded, played))
-            kept.add(lines, graded=graded)
-            missed = None if graded or missed is None else missed + played
+            kept.add(lines, graded=grader_lives(played))
+            missed = None if any(map(is_graded, played)) or missed is None else missed + played
         else:
             missed = None
         pools += [
@@ -60,6 +60,7 @@ def sample_pools(
 def _sample(
     task: Task, part: Sequence[Problem], sampler: Sampler, chat: Chat, params: SamplingParams, most: int, start: int
 ) -> tuple[list[Any], list[Rollout]]:
+    """A line a problem, and its rollouts of two attempts."""
     seed, half = derive_seed(params.seed, "scale", start, part[0].id), most // 2
     draws = SamplingParams(params.temperature, params.max_new_tokens, seed)
     both = play([p for p in part for _ in range(half)], task, sampler, chat, draws, 2)

@@ -21,11 +21,14 @@ def account(config: TrainConfig) -> Account:
     return sum((_stage(config, index) for index in range(len(config.stages))), Account(0, 0))
 
 
-def evaluated(config: TrainConfig) -> int:
-    """Completions that a run's evaluations sample: greedy, and with controls sampled, swapped and independent ones."""
-    evaluation, rollouts = config.evaluation, config.rollouts
-    each = evaluation.problems * rollouts.attempts * (4 if evaluation.controls else 1)
-    return each * (len(config.stages) + 1)
+def evaluated(config: TrainConfig, evaluations: int) -> int:
+    """Completions that so many evaluations sample: greedy, and with controls sampled, swapped and independent ones.
+
+    Of data sets with fewer problems than the recipe asks for, it is more than that.
+    """
+    evaluation, attempts = config.evaluation, config.rollouts.attempts
+    controls = attempts + 2 * (attempts - 1) if evaluation.controls else 0  # of two of them attempt 1 is given
+    return evaluations * evaluation.problems * (attempts + controls)
 
 
 def _stage(config: TrainConfig, index: int) -> Account:

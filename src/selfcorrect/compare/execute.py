@@ -11,7 +11,7 @@ from typing import Protocol
 
 from selfcorrect.compare.budget import account, evaluated
 from selfcorrect.compare.plan import Job
-from selfcorrect.config import Config, TrainConfig
+from selfcorrect.config import Config, LogConfig, TrainConfig
 from selfcorrect.config.paths import absolute
 from selfcorrect.config.recipe import dump, load_recipe
 from selfcorrect.errors import ConfigError, TrainingInterrupted, UserError
@@ -47,8 +47,12 @@ def is_done_at(path: Path) -> bool:
 
 
 def _made_by(config: Config) -> Config:
-    """The settings that a run's numbers come from: how the cores were divided is none of them."""
-    return config.model_copy(update={"threads": None})
+    """The settings that a run's numbers come from: how the cores were divided, and what is logged, are none of them."""
+    changed: dict[str, object] = {"threads": None}
+    if isinstance(config, TrainConfig):
+        changed["log"] = LogConfig()
+        changed["checkpoint"] = config.checkpoint.model_copy(update={"keep": 2, "minutes": None})
+    return config.model_copy(update=changed)
 
 
 class Process(Protocol):
@@ -79,7 +83,8 @@ def launch(arguments: list[str], log: Path) -> Process:
 def sampled_by(job: Job) -> int:
     """Completions, a measure of the time it takes: its own stages' and evaluations', without what it takes over."""
     mine = job.config.model_copy(update={"stages": job.config.stages[1:]}) if job.shared else job.config
-    return account(mine).completions + evaluated(mine)
+    base = not (job.trains and (job.shared or job.base))
+    return account(mine).completions + evaluated(mine, len(mine.stages) + base)
 
 
 class Runner:

@@ -71,9 +71,10 @@ def with_absolute_paths(task: TaskConfig) -> TaskConfig:
 
 def check_paths(config: TrainConfig) -> None:
     """Raises ConfigError for a file or folder that the recipe names and that is not there."""
-    template = config.model.chat_template
+    model, template = config.model.path, config.model.chat_template
     named = [
-        ("model.chat_template", None if template == PLAIN_TEMPLATE else template),
+        ("model.path", model if model.startswith((".", "/", "~")) else None),  # else it may be a hub name
+        ("model.chat_template", template if template != PLAIN_TEMPLATE else None),
         *_paths_of_task(config.task),
         *(("evaluation.external", path) for path in config.evaluation.external),
         ("checkpoint.held_out", config.checkpoint.held_out),

@@ -7,6 +7,8 @@ contradicting values, each with the file and line, or the override, it came from
 import copy
 import difflib
 import json
+import re
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, get_args
@@ -24,6 +26,7 @@ from selfcorrect.errors import ConfigError
 
 _ADAPTER: TypeAdapter[Config] = TypeAdapter(Annotated[Config, Field(discriminator="kind")])
 _TAGS = {"train", "lab_base", "compare", *STAGE_KINDS}
+_MEMBER = re.compile(r"bool|int|float|str|constrained-int|(tuple|literal)\[.*")  # how a plain union's members are named
 _WITH_TASK = ("task", "of")  # settings that hold a task
 
 Places = Mapping[str, str]  # dotted path of a setting -> "file:line", or the override it came from
@@ -41,9 +44,13 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     except FileNotFoundError:
         raise ConfigError(f"recipe {file}: no such file; `selfcorrect recipes` lists the shipped ones") from None
     except IsADirectoryError:
-        raise ConfigError(
-            f"recipe {file}: is a folder; name a YAML file, or a recipe of `selfcorrect recipes`"
-        ) from None
+        run = (file / "config.yaml").is_file()
+        way = (
+            f"go on with the run by `selfcorrect train --resume {shlex.quote(str(file))}`"
+            if run
+            else "name a YAML file, or a recipe of `selfcorrect recipes`"
+        )
+        raise ConfigError(f"recipe {file}: is a folder; {way}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"recipe {file}: cannot be read: {error}") from None
     try:
@@ -78,7 +85,21 @@ def validate(
     # A list whose only entry is wrong is also called too short: tell the mistake, not its shadow.
     inner = [item for item in found if item["type"] != "too_short"]
     told = [item for item in found if item in inner or not any(_within(other, item) for other in inner)]
-    raise ConfigError("\n".join(_explain(item, source, where) for item in told))
+    raise ConfigError("\n".join(_explain(item, source, where) for item in _of_unions(told)))
+
+
+def _of_unions(errors: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A value that fits no member of a union is one mistake, not one a member."""
+    found: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for item in errors:
+        member = bool(_MEMBER.fullmatch(str(item["loc"][-1]))) if item["loc"] else False
+        loc = item["loc"][:-1] if member else item["loc"]
+        key = loc if member else (*loc, item["type"], item["msg"])
+        if key in found:
+            found[key]["msg"] += f", or {item['msg'].removeprefix('Input should be ')}"
+        else:
+            found[key] = {**item, "loc": loc}
+    return list(found.values())
 
 
 def _path(value: Any) -> str:

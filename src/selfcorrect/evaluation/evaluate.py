@@ -188,13 +188,15 @@ class Evaluator:
         seconds = (time.monotonic() - began) / len(problems)
         lines = [line_of(part.name, rollout, seconds, ids=self.controls) for rollout in rollouts]
         if kept:
-            kept.add(lines, graded=not all(map(_failed, rollouts)))
+            kept.add(lines, graded=grader_lives(rollouts))
         sampler.reach(cost)
         return lines
 
 
-def _failed(rollout: Rollout) -> bool:
-    return any(attempt.grade.outcome is Outcome.GRADER_FAILED for attempt in rollout.attempts)
+def grader_lives(rollouts: Sequence[Rollout]) -> bool:
+    """Whether the grader gave any verdict where it was asked; those of one that died are not worth keeping."""
+    outcomes = {attempt.grade.outcome for rollout in rollouts for attempt in rollout.attempts}
+    return Outcome.GRADER_FAILED not in outcomes or not outcomes.isdisjoint((Outcome.CORRECT, Outcome.WRONG))
 
 
 def digest(problems: Sequence[Problem], task: Task, chat: Chat) -> str:

@@ -5,6 +5,7 @@ The rule: with the new settings the run ends as if it had been begun with them, 
 may come at the end; all else is refused.
 """
 
+import json
 import os
 import shlex
 import shutil
@@ -188,7 +189,8 @@ def _shown(value: Any) -> str:
 
 
 def _refusal(change: Change, why: str, path: Path) -> str:
-    setting = f" {shlex.quote(f'{change.field}={_shown(change.new)}')}" if change.new is not None else ""
+    value = change.new if isinstance(change.new, str) else json.dumps(change.new)
+    setting = f" {shlex.quote(f'{change.field}={value}')}"
     again = f"selfcorrect train {shlex.quote(str(path / 'config.yaml'))} name=NEW"
     other = "" if change.field in ("name", "output") else f", or begin another run with it: `{again}{setting}`"
     return f"{change} cannot change when {path} goes on: {why}; leave it as it was{other}"

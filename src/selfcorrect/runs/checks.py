@@ -1,7 +1,9 @@
 """What is tried before a run or an evaluation writes anything."""
 
+import os
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from pathlib import Path
 
 import torch
 
@@ -10,6 +12,9 @@ from selfcorrect.errors import ConfigError
 from selfcorrect.evaluation.evaluate import evaluated_problems, load_external
 from selfcorrect.models.loading import LanguageModel, load_model
 from selfcorrect.models.sizing import sized
+from selfcorrect.models.stored import stored_dtype
+from selfcorrect.runs.disk import check_room, need_of, size_text, try_save, used
+from selfcorrect.runs.trackers import tracker_names
 from selfcorrect.tasks import make_task
 from selfcorrect.tasks.base import Task
 from selfcorrect.types import Problem
@@ -61,7 +66,8 @@ def tried(config: TrainConfig) -> Iterator[str]:
         if config.stages:
             drawn = task.draw(1, config.rollouts.problems_per_step, config.seed)
             yield f"data: step 1 draws {len({problem.id for problem in drawn})} problems, the first is {drawn[0].id}"
-        for name, problems in load_external(task, config.evaluation.external):
+        held_out_file = [config.checkpoint.held_out] if config.checkpoint.held_out else []
+        for name, problems in load_external(task, [*config.evaluation.external, *held_out_file]):
             yield f"data: {len(problems)} problems of {name}"
         task.grade([])
         lm = load_model(config.model)
@@ -75,4 +81,28 @@ def tried(config: TrainConfig) -> Iterator[str]:
         yield f"first prompt: {lm.tokenizer.decode(lm.chat.first_prompt(held_out[0].prompt))!r}"
         if settled.stages:
             # in float32: weights, their gradients and two moments of AdamW; and the reference's weights
-            yield f"memory: {20 * count / 1e9:.1f} GB for policy, gradients, optimiser, reference; activations apart"
+            need, there = 20 * count, memory_of(lm.device)
+            told = f"memory: {size_text(need)} for policy, gradients, optimiser, reference; activations apart"
+            yield told + (f"; {size_text(there)} are there" if there else "")
+            if there and need > there:
+                raise ConfigError(f"model.path = {config.model.path!r}: {told}, but {size_text(there)} are there")
+            tracker_names(config)
+            yield _disk(config, lm)
+
+
+def memory_of(device: torch.device) -> int | None:
+    """Bytes of memory that the device has in all; None where nothing tells."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError):
+        return None
+
+
+def _disk(config: TrainConfig, lm: LanguageModel) -> str:
+    """Room where the run will lie, and a save of the model tried; the folder need not be there yet."""
+    path = (Path(config.output).expanduser() / config.name).absolute()
+    above = next(folder for folder in (path, *path.parents) if folder.is_dir())
+    size = try_save(lm, stored_dtype(config.model.path), above)
+    return check_room(above, need_of(config, lm, size), config.checkpoint.keep, used(path))

@@ -66,10 +66,13 @@ def need_of(config: TrainConfig, lm: LanguageModel, model: int) -> Need:
     return Need(checkpoint, config.checkpoint.keep + 1, model, len(config.stages) + 1)
 
 
-def check_room(path: Path, need: Need, keep: int) -> str:
-    """A line on the need of a run. Raises CheckpointError where the disk has not so much room beside what is there."""
+def check_room(path: Path, need: Need, keep: int, taken: int) -> str:
+    """A line on the need of a run. Raises CheckpointError where the disk has not so much room beside `taken` bytes.
+
+    path: a folder on the disk; taken: what the run has of it already.
+    """
     free = shutil.disk_usage(path).free
-    if need.total - used(path) > free:
+    if need.total - taken > free:
         raise CheckpointError(
             f"{path}: the run may take {need} of disk, and {size_text(free)} are free there; free some space, "
             f"lower checkpoint.keep (now {keep}), or set output to another disk"

@@ -3,12 +3,8 @@
 import contextlib
 import hashlib
 import json
-import signal
-import threading
-import types
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +13,7 @@ import torch
 from selfcorrect import __version__
 from selfcorrect.config import CodeConfig, CustomConfig, MathConfig, RepairConfig, TaskConfig, TrainConfig
 from selfcorrect.config.paths import with_absolute_paths
-from selfcorrect.errors import ConfigError, TrainingInterrupted
+from selfcorrect.errors import ConfigError
 from selfcorrect.evaluation.evaluate import Evaluation, Evaluator, digest, evaluated_problems, line_key, load_external
 from selfcorrect.evaluation.kept import Kept
 from selfcorrect.evaluation.metrics import Summary
@@ -184,33 +180,6 @@ def kept_in(
         kept = Kept(file, made_with, line_key, way_out)
     with kept:
         yield kept
-
-
-@dataclass
-class Stopped:
-    """What a user is told when the work is stopped."""
-
-    told: Callable[[], str] = lambda: "nothing was done yet"
-
-
-@contextmanager
-def stoppable() -> Iterator[Stopped]:
-    """Ctrl-C and SIGTERM end the block as TrainingInterrupted with what `told` says by then; what is kept stays."""
-
-    def stop(signum: int, frame: types.FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    stopped = Stopped()
-    mine = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
-    if mine:
-        signal.signal(signal.SIGTERM, stop)
-    try:
-        yield stopped
-    except KeyboardInterrupt:
-        raise TrainingInterrupted(f"stopped; {stopped.told()}") from None
-    finally:
-        if mine:
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def run_kept(

@@ -9,9 +9,10 @@ import time
 import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
-from selfcorrect.errors import ConfigError
+from selfcorrect.errors import ConfigError, TrainingInterrupted
 
 SAME_PRESS = 1.0  # seconds in which a second Ctrl-C is the first one again: launchers pass on what a terminal sends too
 
@@ -53,13 +54,12 @@ class Stop:
 
     def handle(self, signum: int, frame: types.FrameType | None) -> None:
         """The first signal lets the step end, and says so; a second Ctrl-C does not wait. SIGTERM loses no step."""
-        again = self.asked and signum == signal.SIGINT and time.monotonic() - self._since >= SAME_PRESS
+        if self.asked and (time.monotonic() - self._since < SAME_PRESS or (signum == signal.SIGTERM and not self.now)):
+            return
+        again, self.asked, self.signal, self._since = self.asked, True, signum, time.monotonic()
         if self.now or again:
-            self.signal = signum
             raise KeyboardInterrupt
-        if not self.asked:
-            self.asked, self.signal, self._since = True, signum, time.monotonic()
-            self._notices.put("stopping after this step (Ctrl-C again to stop now, losing it)")
+        self._notices.put("stopping after this step (Ctrl-C again to stop now, losing it)")
 
     def tell(self, say: Callable[[str], None]) -> None:
         """Says what signals bring, as they bring it: a handler itself must not touch the terminal. Until `done`."""
@@ -73,16 +73,44 @@ class Stop:
 @contextmanager
 def interruptible(say: Callable[[str], None]) -> Iterator[Stop]:
     """Ctrl-C and SIGTERM let the step under way end; outside a step they stop at once, by KeyboardInterrupt."""
-    stop, before = Stop(), {}
+    stop = Stop()
     teller = threading.Thread(target=stop.tell, args=(say,), daemon=True)
     teller.start()
     try:
-        with contextlib.suppress(ValueError):  # not in the main thread: the caller handles its own interrupts
+        with _handled(stop):
+            yield stop
+    finally:
+        stop.done()
+        teller.join()
+
+
+@dataclass
+class Stopped:
+    """What a user is told when the work is stopped."""
+
+    told: Callable[[], str] = lambda: "nothing was done yet"
+
+
+@contextmanager
+def stoppable() -> Iterator[Stopped]:
+    """Ctrl-C and SIGTERM end the block as TrainingInterrupted with what `told` says by then; what is kept stays."""
+    stop, stopped = Stop(), Stopped()
+    try:
+        with _handled(stop):
+            yield stopped
+    except KeyboardInterrupt:
+        raise TrainingInterrupted(f"stopped; {stopped.told()}", 128 + stop.signal) from None
+
+
+@contextmanager
+def _handled(stop: Stop) -> Iterator[None]:
+    """Ctrl-C and SIGTERM go to `stop`; not outside the main thread, where the caller handles its own."""
+    before = {}
+    try:
+        with contextlib.suppress(ValueError):
             for signum in (signal.SIGINT, signal.SIGTERM):
                 before[signum] = signal.signal(signum, stop.handle)
-        yield stop
+        yield
     finally:
         for signum, handler in before.items():
             signal.signal(signum, handler)
-        stop.done()
-        teller.join()

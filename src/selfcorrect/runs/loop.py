@@ -9,7 +9,7 @@ import torch
 
 from selfcorrect.config import Star, SupervisedStage, TrainConfig
 from selfcorrect.errors import CheckpointError, NothingGraded
-from selfcorrect.evaluation.evaluate import Evaluator
+from selfcorrect.evaluation.evaluate import Evaluation, Evaluator
 from selfcorrect.learning.record import StepResult
 from selfcorrect.learning.supervised import Collection, Collector, steps_an_iteration, supervised_step
 from selfcorrect.learning.training import Trainer
@@ -53,7 +53,7 @@ class Loop:
         if checkpoint:
             self._restore(checkpoint)
         else:
-            self._evaluate("base", 0)
+            self._evaluate("base")
             self._look_between()
         self._sentry.prepare()
         try:
@@ -136,6 +136,7 @@ class Loop:
 
     def _look_between(self) -> None:
         if self._between:
+            self.observer.evaluating(f"a few problems, after step {self.trainer.progress.step}")
             self.folder.log_between(self._between.row())
 
     def _collect(self) -> None:
@@ -173,9 +174,8 @@ class Loop:
         trainer = self.trainer
         if not self.validator:
             return trainer.progress.smoothed_reward
-        trainer.sampler.load_weights(trainer.lm.model)
-        summary = self.validator.run("held out", trainer.progress.step, trainer.sampler, trainer.lm.chat).summary
-        value = summary.accuracy[-1].value
+        value = self._evaluation(self.validator, f"held_out-{trainer.progress.step}").summary.accuracy[-1].value
+        drop_kept(self.folder.path, f"held_out-{trainer.progress.step}")
         self.observer.message(f"step {trainer.progress.step}: {value:.1%} of the held-out file right")
         return value
 
@@ -194,25 +194,28 @@ class Loop:
             else:
                 save_model(self.trainer.lm, self._dtype, target)
             self._load_weights(target)
-        if not self.folder.has_evaluation(stage.name):
-            self._evaluate(stage.name, self.trainer.progress.step)
+        self._evaluate(stage.name)
 
-    def _evaluate(self, name: str, step: int) -> None:
+    def _evaluate(self, name: str) -> None:
         if self.folder.has_evaluation(name):
             drop_kept(self.folder.path, name)  # a kill may have come before
             return
-        trainer, lm = self.trainer, self.trainer.lm
         if name == "base":
             self.observer.message(f"every evaluation: {self.evaluator.plan()}")
-        self.observer.evaluating(name)
-        trainer.sampler.load_weights(lm.model)
-        made_with = settings(self.config, self.evaluator, lm.chat, model_settings(lm))
-        with kept_in(self.folder.path, name, made_with, self.observer, afresh=True) as kept:
-            evaluation = run_kept(self.evaluator, name, step, trainer.sampler, lm.chat, kept, self.observer)
-            self.folder.write_evaluation(name, evaluation_row(evaluation), evaluation.rollouts)
+        evaluation = self._evaluation(self.evaluator, name)
+        self.folder.write_evaluation(name, evaluation_row(evaluation), evaluation.rollouts)
         drop_kept(self.folder.path, name)
         self.observer.evaluated(evaluation)
         self._sentry.evaluated(evaluation)
+
+    def _evaluation(self, evaluator: Evaluator, name: str) -> Evaluation:
+        """Of the weights as they are, each problem kept as it ends; `drop_kept` once something came of them."""
+        trainer, lm = self.trainer, self.trainer.lm
+        self.observer.evaluating(name)
+        trainer.sampler.load_weights(lm.model)
+        made_with = settings(self.config, evaluator, lm.chat, model_settings(lm))
+        with kept_in(self.folder.path, name, made_with, self.observer, afresh=True) as kept:
+            return run_kept(evaluator, name, trainer.progress.step, trainer.sampler, lm.chat, kept, self.observer)
 
     def _set_reference(self, index: int) -> None:
         """Stage 1's reference is the base model; later ones measure KL to what the recipe names."""

@@ -31,6 +31,7 @@ from selfcorrect.runs.checkpoint import (
 )
 from selfcorrect.runs.checks import fitted, is_out_of_memory, ready
 from selfcorrect.runs.disk import check_room, need_of, try_save
+from selfcorrect.runs.disk import used as used_by
 from selfcorrect.runs.display import Observer
 from selfcorrect.runs.evaluating import make_evaluator, rows_of
 from selfcorrect.runs.folder import USED, RunFolder
@@ -100,7 +101,7 @@ def _run(config: TrainConfig, path: Path, observer: Observer, used: TrainConfig 
             raise MemoryExhausted(
                 f"the memory does not suffice ({str(error).splitlines()[0]}); {_last_saved(path)}. Start again with a "
                 f"lower optimizer.micro_batch (now {config.optimizer.micro_batch}, which changes no result) or "
-                f"rollouts.rows_at_once (now {config.rollouts.rows_at_once})"
+                f"rollouts.rows_at_once (now {config.rollouts.rows_at_once}; what auto came to was noted above)"
             ) from error
         except OSError as error:
             if not is_disk_full(error):
@@ -142,7 +143,7 @@ def _prepare_and_train(
     with closing(task), ready(task), alone(path):
         if used is None or used.stages != config.stages or not (path / "final").exists():  # else nothing comes of it
             need = need_of(config, lm, try_save(lm, dtype, path))
-            room = check_room(path, need, config.checkpoint.keep)
+            room = check_room(path, need, config.checkpoint.keep, used_by(path))
         notes = [*task.notes, *lm.chat.notes, *sizes]
         checkpoint, folder = _open(path, config, observer, fingerprint(lm), notes, used)
         loop = Loop(settled, folder, trainer, evaluator, validator, observer, dtype)

@@ -296,8 +296,7 @@ def make_repair_set(
             "they end, so the same command goes on"
         )
         watcher.work(what, 0, len(listed))
-        rows: list[dict[str, Any]] = []
-        missed: list[Rollout] | None = []  # as long as nothing could be graded
+        rows, fresh = list[dict[str, Any]](), list[Rollout]()
         for start in range(0, len(listed), chunk):
             part = listed[start : start + chunk]
             lines = kept.take([problem.id for problem in part])
@@ -306,14 +305,12 @@ def make_repair_set(
                 params = SamplingParams(temperature, config.rollouts.max_new_tokens, seed)
                 played = play_problems(part, task, sampler, lm.chat, params, 1)
                 lines = [{"id": r.problem.id, "rows": repair_rows([r], split, str(model))} for r in played]
-                graded = any(map(is_graded, played))
-                kept.add(lines, graded=graded)
-                missed = None if graded or missed is None else missed + played
-            else:
-                missed = None
+                kept.add(lines, graded=any(map(is_graded, played)))
+                fresh += played
             rows += [row for line in lines for row in line["rows"]]
             watcher.work(what, start + len(part), len(listed))
-        refuse_nothing_graded(missed or [], "repair set")
+        if len(fresh) == len(listed):  # of an earlier call, only what could be graded is kept
+            refuse_nothing_graded(fresh, "repair set")
         if rows:
             write_durably(file, "".join(json.dumps(row) + "\n" for row in rows))
         kept.remove()

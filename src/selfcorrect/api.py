@@ -101,6 +101,7 @@ def evaluate(
     if folder is not None:
         _check_free(folder, name)
     if config.sampler != "recorded":
+        resolve_path(path)  # a folder that is not there, or holds no model, is the first thing to say
         watcher.message(f"evaluating {path} on {about(config.task, config.evaluation.split)}")
     task = make_task(config.task)
     with stoppable() as stopped, closing(task):

@@ -133,7 +133,7 @@ def evaluate(
         typer.echo(json.dumps(evaluation_row(evaluation)))
         return
     typer.echo(evaluation_line(evaluation))
-    for told in cut_off_at(evaluation.summary, evaluation.rollouts):
+    for told in cut_off_at(evaluation.summary, evaluation.max_new_tokens):
         typer.echo(f"alarm: {told}")
     if evaluation.folder is not None:
         typer.echo(f"report: {evaluation.folder / 'report.html'}")

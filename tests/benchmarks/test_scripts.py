@@ -11,7 +11,10 @@ import pytest
 from tests.benchmarks.conftest import ROOT, Script
 from tests.support.data import HUMANEVAL
 
-TRIED_ELSEWHERE = {"examples/custom_task.py": "tests/unit/test_custom_task.py"}
+TRIED_ELSEWHERE = {
+    "examples/custom_task.py": "tests/unit/test_custom_task.py",
+    "benchmarks/copied_problems.py": "tests/data/test_math_data.py",
+}
 PARTS = {"benchmarks/our_side.py", "benchmarks/trl_side.py", "benchmarks/workload.py"}  # of benchmarks/train_step.py
 
 
@@ -130,13 +133,20 @@ def test_demo_seeds(script: Script, tmp_path: Path) -> None:
         "stages.stage1.steps=1", "stages.stage2.steps=1", "evaluation.problems=8", "evaluation.every=null",
         "rollouts.problems_per_step=2",
     ]  # fmt: skip
-    command = ["--seeds", "3", "--output", str(tmp_path / "runs")]
+    command = ["--seeds", "3", "--precisions", "float32", "--output", str(tmp_path / "runs")]
     for _ in range(2):  # a complete run is read, not repeated
         script("benchmarks/demo_seeds.py", *command, *tiny).main()
     (row,) = json.loads((tmp_path / "demo_seeds.json").read_text())["runs"]
     assert row["seed"] == 3
     assert set(row["evaluations"]) == {"base", "stage1", "stage2"}
     assert not row["bar"]["at least 2000 problems"]
+
+
+def test_waiting(script: Script, tmp_path: Path) -> None:
+    output = tmp_path / "waiting.json"
+    tiny = ["--rounds", "1", "--turn", "0.1", "--work", "decode", "--layers", "1", "--spins", "default", "0"]
+    script("benchmarks/waiting.py", *tiny, "--output", str(output)).main()
+    assert json.loads(output.read_text())
 
 
 def smaller(module: Any, **changes: dict[str, Any]) -> Callable[..., dict[str, Any]]:

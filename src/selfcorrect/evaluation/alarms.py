@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from statistics import fmean, stdev
 
-from selfcorrect.evaluation.caution import FEW, caution, cut_off, outcome_shares, spaced, token_limit
+from selfcorrect.evaluation.caution import FEW, caution, cut_off, outcome_shares, spaced
 from selfcorrect.evaluation.metrics import LEFT_OUT, Estimate, Summary, difference, paired_difference
 from selfcorrect.types import Outcome, Rollout
 
@@ -51,9 +51,9 @@ def alarms(summary: Summary, base: Summary, change: Estimate | None = None) -> l
     return told
 
 
-def cut_off_at(summary: Summary, rollouts: Sequence[Rollout]) -> list[str]:
-    """What to say of an evaluation of which much was cut off."""
-    return _kind("cut off", cut_off(outcome_shares(summary, Outcome.TRUNCATED), token_limit(rollouts), CUT))
+def cut_off_at(summary: Summary, limit: int | None) -> list[str]:
+    """What to say of an evaluation of which much was cut off, at `limit` tokens where that is known."""
+    return _kind("cut off", cut_off(outcome_shares(summary, Outcome.TRUNCATED), limit, CUT))
 
 
 class Watch:

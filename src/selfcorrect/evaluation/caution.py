@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from statistics import fmean
 
 from selfcorrect.evaluation.metrics import LEFT_OUT, Estimate, Summary
-from selfcorrect.types import Outcome, Rollout
+from selfcorrect.types import Outcome
 
 FEW = 20  # problems; with fewer nothing is concluded
 RARE = 5  # problems; with fewer right (or wrong) at both attempts they sit on the floor (or under the ceiling)
@@ -77,9 +77,3 @@ def cut_off(shares: Sequence[float], limit: int | None, least: float) -> str:
 def is_narrow(difference: Estimate) -> bool:
     """Whether an interval that includes zero is tight enough to say that there is hardly a difference."""
     return difference.low >= -NARROW and difference.high <= NARROW
-
-
-def token_limit(rollouts: Sequence[Rollout]) -> int | None:
-    """The limit that attempts were cut off at; None where none was, or their tokens are not known."""
-    cut = (a.completion for r in rollouts for a in r.attempts if a.sampled and a.completion.finish_reason == "length")
-    return max((len(completion.token_ids) for completion in cut), default=0) or None

@@ -34,7 +34,8 @@ Told = Callable[[int, int], None]  # completions done, completions in all
 class Evaluation:
     """One evaluation of one model. rollouts: texts and grades of the greedy ones, as they were kept.
 
-    external: (file name, summary) pairs. about: the task's data in words. folder: where its files are.
+    external: (file name, summary) pairs. about: the task's data in words. folder: where its files are. max_new_tokens:
+    the limit of an attempt, where there was one.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Evaluation:
     split: str = "test"
     about: str = ""
     folder: Path | None = None
+    max_new_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +120,7 @@ class Evaluator:
             decoding=self.decoding,
             split=self.split,
             about=self.about,
+            max_new_tokens=None if self.decoding == "recorded" else self.max_new_tokens,
         )
 
     @property

@@ -54,7 +54,7 @@ class Sentry:
 
     def evaluated(self, evaluation: Evaluation) -> None:
         """After an evaluation; all but the base model's are held against that one."""
-        for told in cut_off_at(evaluation.summary, evaluation.rollouts):
+        for told in cut_off_at(evaluation.summary, evaluation.max_new_tokens):
             self._raise(evaluation.step, evaluation.name, told)
         if self._base:
             change = first_change(evaluation.rollouts, self._base_right)

@@ -283,7 +283,7 @@ class KillChunk:
 
 @pytest.mark.usefixtures("lucky")
 def test_a_signal_from_outside(model: Path, tmp_path: Path) -> None:
-    """SIGTERM at the command line: one line, status 130, and the same command goes on to the end."""
+    """SIGTERM at the command line: one line, status 143, and the same command goes on to the end."""
     file = tmp_path / "recipe.yaml"
     file.write_text(yaml.dump(many(tmp_path, model, "e") | {"evaluation": {"problems": 150}}))
     code = "import sys; from tests.support.runs import command_line; command_line(*sys.argv[1:])"
@@ -294,7 +294,7 @@ def test_a_signal_from_outside(model: Path, tmp_path: Path) -> None:
         assert process.poll() is None
     process.send_signal(signal.SIGTERM)
     out, errors = process.communicate(timeout=120)
-    assert (process.returncode, out) == (130, "")
+    assert (process.returncode, out) == (143, "")
     assert re.fullmatch(
         r"stopped; \d+ of 150 rollouts are kept in .*/e: the same command goes on", errors.splitlines()[-1]
     )

@@ -16,6 +16,7 @@ from selfcorrect.learning.training import Trainer
 from selfcorrect.models.loading import load_model
 from selfcorrect.models.weights import weights
 from selfcorrect.rollout import play
+from selfcorrect.runs.checks import fitted
 from selfcorrect.samplers.transformers import TransformersSampler
 from selfcorrect.tasks import make_task
 from selfcorrect.types import SamplingParams
@@ -45,8 +46,9 @@ def demo_trainer(*overrides: str) -> Trainer:
     assert isinstance(config, TrainConfig)
     assert config.model.precision == "float32"
     assert config.threads == 2
-    lm = load_model(config.model)
-    return Trainer(config, lm, lm.frozen_copy(), TransformersSampler(lm), make_task(config.task))
+    lm, task = load_model(config.model), make_task(config.task)
+    config, _ = fitted(config, lm, task)
+    return Trainer(config, lm, lm.frozen_copy(), TransformersSampler(lm), task)
 
 
 @pytest.mark.usefixtures("two_threads")

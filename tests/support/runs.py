@@ -42,7 +42,7 @@ def recipe(output: Path, model: Path, name: str = "run", **changes: Any) -> dict
         "kind": "train", "name": name, "output": str(output), "threads": 1,
         "model": {"path": str(model), "device": "cpu", "precision": "float32"},
         "task": {"max_number": 12, "limit": 12, "prompt": "{numbers} : {target}", "correction_prompt": "?"},
-        "rollouts": {"problems_per_step": 2, "rollouts_per_problem": 4, "max_new_tokens": 5},
+        "rollouts": {"problems_per_step": 2, "rollouts_per_problem": 4, "max_new_tokens": 5, "rows_at_once": 512},
         "stages": [{"name": "one", "objective": "stage1", **stage}, {"name": "two", "objective": "stage2", **stage}],
         "optimizer": {"warmup_steps": 1, "micro_batch": 4},
         "evaluation": {"problems": 8, "controls": False},

@@ -110,10 +110,22 @@ class RunFolder:
         if not file.exists() or json.dumps(row) not in file.read_text(encoding="utf-8").splitlines():
             _append(file, [row])
 
+    def log_evaluation_alarms(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """What an evaluation gave alarm of, in place of what one of that name did before."""
+        others = [row for row in self.alarms() if not (row.get("evaluation") and row["where"] == name)]
+        file, kept = self.path / "alarms.jsonl", [*others, *rows]
+        if kept:
+            _write_atomically(file, "".join(json.dumps(row) + "\n" for row in kept))
+        else:
+            file.unlink(missing_ok=True)
+
     def alarms(self) -> list[dict[str, Any]]:
         """The rows of alarms.jsonl."""
-        file = self.path / "alarms.jsonl"
-        return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.exists() else []
+        return _rows(self.path / "alarms.jsonl")
+
+    def steps(self, stage: str) -> list[dict[str, Any]]:
+        """The rows of metrics.jsonl that a stage has so far."""
+        return [row for row in _rows(self.path / "metrics.jsonl") if row["stage"] == stage]
 
     def first_right(self, evaluation: str) -> dict[str, bool]:
         """By problem, whether attempt 1 of an evaluation was right; those that could not be graded are left out."""
@@ -183,6 +195,10 @@ def arithmetic(config: TrainConfig) -> dict[str, str | None]:
         return {"device": None, "precision": None}
     device = pick_device(config.model.device)
     return {"device": device.type, "precision": str(pick_dtype(config.model.precision, device)).removeprefix("torch.")}
+
+
+def _rows(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.exists() else []
 
 
 def _append(file: Path, rows: Iterable[Mapping[str, Any]]) -> None:

@@ -73,7 +73,7 @@ class Loop:
             if index > trainer.progress.stage:
                 trainer.start_stage(index)
             self._set_reference(index)
-            self._sentry.stage_started()
+            self._sentry.stage_started(stages[index].name)
             self.observer.stage_started(stages[index].name, stages[index].steps, trainer.progress.stage_step)
             while trainer.progress.stage_step < stages[index].steps:
                 self._collect()
@@ -203,10 +203,10 @@ class Loop:
         if name == "base":
             self.observer.message(f"every evaluation: {self.evaluator.plan()}")
         evaluation = self._evaluation(self.evaluator, name)
-        self.folder.write_evaluation(name, evaluation_row(evaluation), evaluation.rollouts)
-        drop_kept(self.folder.path, name)
         self.observer.evaluated(evaluation)
         self._sentry.evaluated(evaluation)
+        self.folder.write_evaluation(name, evaluation_row(evaluation), evaluation.rollouts)
+        drop_kept(self.folder.path, name)
 
     def _evaluation(self, evaluator: Evaluator, name: str) -> Evaluation:
         """Of the weights as they are, each problem kept as it ends; `drop_kept` once something came of them."""

@@ -1,12 +1,15 @@
 """Raises a run's alarms: says them, and keeps them in alarms.jsonl for the report."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from selfcorrect.config import TrainConfig
 from selfcorrect.evaluation.alarms import Lessons, Watch, alarms, cut_off_at, first_change
 from selfcorrect.evaluation.evaluate import Evaluation
 from selfcorrect.evaluation.metrics import Summary, summary_of
 from selfcorrect.learning.record import StepResult
 from selfcorrect.runs.display import Observer
-from selfcorrect.runs.folder import RunFolder
+from selfcorrect.runs.folder import RunFolder, plain
 
 
 class Sentry:
@@ -22,7 +25,8 @@ class Sentry:
 
     def prepare(self) -> None:
         """Once the base model is evaluated."""
-        self._told = {(row["where"], _kind(row["alarm"])) for row in self._folder.alarms()}
+        steps = [row for row in self._folder.alarms() if not row.get("evaluation")]
+        self._told = {(row["where"], _kind(row["alarm"])) for row in steps}
         base = self._folder.read_evaluation("base")
         self._base, self._base_right = summary_of(base["summary"]), self._folder.first_right("base")
         # the watch holds rewards on training problems against it, which another data set's would not be comparable to
@@ -35,35 +39,45 @@ class Sentry:
                 "no task.evaluate_on, as they hold training problems against held-out ones"
             )
 
-    def stage_started(self) -> None:
+    def stage_started(self, stage: str) -> None:
+        """A stage begins, or goes on: then what its steps said so far is heard again, without a word."""
         self._watch.stage_started()
         self._lessons.stage_started()
+        for row in self._folder.steps(stage):
+            self._heard(row)
 
     def step(self, result: StepResult) -> None:
         """After a step; supervised ones have no rewards to watch."""
-        grad_norm = None if result.skipped else result.grad_norm
-        for told in self._lessons.step(result.rewards, result.truncated, result.equal_groups, grad_norm):
+        for told in self._heard(plain(result.row())):
             if (result.stage, _kind(told)) not in self._told:
                 self._told.add((result.stage, _kind(told)))
-                self._raise(result.step, result.stage, told)
-        if result.rewards:
-            several = len(result.rewards) > 1
-            unchanged = result.unchanged if several else 0.0  # a single attempt repeats nothing
-            for told in self._watch.step(result.rewards[0], result.delta, unchanged):
-                self._raise(result.step, result.stage, told)
+                self._say(result.stage, told)
+                self._folder.log_alarm({"step": result.step, "where": result.stage, "alarm": told})
+
+    def _heard(self, row: Mapping[str, Any]) -> list[str]:
+        """What a line of metrics.jsonl gives alarm of."""
+        grad_norm = None if row["skipped"] else row["grad_norm"]
+        told = self._lessons.step(row["rewards"], row["truncated"], row["equal_groups"], grad_norm)
+        if row["rewards"]:
+            several = len(row["rewards"]) > 1
+            unchanged = row["unchanged"] if several else 0.0  # a single attempt repeats nothing
+            told += self._watch.step(row["rewards"][0], row["delta"], unchanged)
+        return told
 
     def evaluated(self, evaluation: Evaluation) -> None:
-        """After an evaluation; all but the base model's are held against that one."""
-        for told in cut_off_at(evaluation.summary, evaluation.max_new_tokens):
-            self._raise(evaluation.step, evaluation.name, told)
+        """After an evaluation, before it is written; all but the base model's are held against that one."""
+        found = cut_off_at(evaluation.summary, evaluation.max_new_tokens)
         if self._base:
             change = first_change(evaluation.rollouts, self._base_right)
-            for told in alarms(evaluation.summary, self._base, change):
-                self._raise(evaluation.step, evaluation.name, told)
+            found += alarms(evaluation.summary, self._base, change)
+        for told in found:
+            self._say(evaluation.name, told)
+        of = {"step": evaluation.step, "where": evaluation.name}
+        rows = [{**of, "alarm": told, "evaluation": True} for told in found]
+        self._folder.log_evaluation_alarms(evaluation.name, rows)
 
-    def _raise(self, step: int, where: str, told: str) -> None:
+    def _say(self, where: str, told: str) -> None:
         self._observer.message(f"alarm: {where}: {told}")
-        self._folder.log_alarm({"step": step, "where": where, "alarm": told})
 
 
 def _kind(alarm: str) -> str:

@@ -64,9 +64,15 @@ def summary_row(label: str, path: str) -> str:
     return f"| {label} | {t1} | {t2} | {delta} | {s}[fixed][value]:p}} | {s}[broken][value]:p}} |"
 
 
-def later_seeds(r: Any) -> dict[str, Any]:
-    ends = [run["evaluations"]["stage2"]["summary"] for run in r["runs"][1:]]
-    return {name: sorted(Figure(end[name]["value"]) for end in ends) for name in ("delta", "fixed", "broken")}
+def by_precision(r: Any) -> dict[str, Any]:
+    """Least and most of what the seeds of each precision end at."""
+    found: dict[str, dict[str, list[Figure]]] = {}
+    for precision in ("float32", "bfloat16"):
+        ends = [run["evaluations"]["stage2"]["summary"] for run in r["runs"] if run["precision"] == precision]
+        values = {name: [end[name]["value"] for end in ends] for name in ("delta", "fixed", "broken")}
+        values["t2"] = [end["accuracy"][1]["value"] for end in ends]
+        found[precision] = {name: [Figure(min(each)), Figure(max(each))] for name, each in values.items()}
+    return found
 
 
 def by_name(r: Any) -> dict[str, Any]:
@@ -127,8 +133,9 @@ QUOTES: list[tuple[str, str, str, Given]] = [
     ("README.md", "demo_seeds.json", summary_row("base model", "base"), None),
     ("README.md", "demo_seeds.json", summary_row("after Stage I", "stage1"), None),
     ("README.md", "demo_seeds.json", summary_row("after Stage II", "stage2"), None),
-    ("README.md", "demo_seeds.json", "Seeds 1 to 3 end at {delta[0]:s} to {delta[2]:s} points (i->c {fixed[0]:p} to {fixed[2]:p}, "
-     "c->i at most {broken[2]:p})", later_seeds),
+    ("README.md", "demo_seeds.json", " and at ".join(f"{{{k}[delta][0]:s}} to {{{k}[delta][1]:s}} points in {k} (i->c {{{k}[fixed][0]:p}} to "
+     f"{{{k}[fixed][1]:p}}, c->i at most {{{k}[broken][1]:p}}, Accuracy@t2 {{{k}[t2][0]:p}} to {{{k}[t2][1]:p}})," for k in
+     ("float32", "bfloat16")).rstrip(","), by_precision),
     ("README.md", "demo_seeds.json", "the second attempt falls from {" + FINAL + "[summary][accuracy][1][value]:p} to {"
      + FINAL + "[controls][swapped][accuracy][1][value]:p}", None),
     ("README.md", "demo_seeds.json", "{" + BASE + OUTSIDE + "[accuracy][0][value]:p} -> {" + BASE + OUTSIDE
@@ -166,9 +173,6 @@ QUOTES: list[tuple[str, str, str, Given]] = [
      "at the lab's model after Stage I", None),
     ("docs/log.md", "train_step.json", "{r[summary][ratio_median]:.2f} times TRL's sampled tokens a second "
      "({r[summary][ratio_range][0]:.2f} to {r[summary][ratio_range][1]:.2f}, six pairs", None),
-    ("docs/log.md", "demo_seeds.json", "Seed 0, `make demo` from a fresh clone, 5 min 45 s with installation: base "
-     "{r[runs][0][evaluations][base][summary][accuracy][0][value]:p} -> "
-     "{r[runs][0][evaluations][base][summary][accuracy][1][value]:p}", None),
     ("docs/results.md", "lab_analyses/attempts.csv", "1,000 problems): {r[0][accuracy]:p}, {r[1][accuracy]:p}, then "
      "{r[2][accuracy]:p}, {r[3][accuracy]:p}, {r[4][accuracy]:p}", None),
     *[("docs/results.md", "compare_lab/compare.json", compare_row(label, name, gain=True), by_name) for label, name in LAB.items()],

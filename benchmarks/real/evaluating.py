@@ -61,6 +61,9 @@ class Several:
     def correction_prompt(self, problem: Problem) -> str:
         return self._owner[problem.id].correction_prompt(problem)
 
+    def reworded(self, problem: Problem, template: str) -> str:
+        return self._owner[problem.id].reworded(problem, template)
+
     def grade(self, answers: Sequence[tuple[Problem, str]]) -> list[Grade]:
         """Each text by its own task's grader; with none, every grader is started."""
         grades: dict[int, Grade] = {}

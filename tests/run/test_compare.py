@@ -308,8 +308,8 @@ def test_a_line_of_the_table_by_hand(write: Write) -> None:
     assert result.spread["delta"] == pytest.approx((0.05, 0.2))
     assert result.spread["gain"] == pytest.approx((-0.15, 0.1))
     assert result.verdict == 0  # the seeds disagree, whatever the interval over problems says
-    assert result.first_change is not None
-    assert result.first_change.value == pytest.approx(0.55 - 0.7)
+    assert result.against_base is not None
+    assert result.against_base.first.value == pytest.approx(0.55 - 0.7)
     worse = summarize("y", read_answers({0: seeds[0]}), other, other, 500)
     assert worse.verdict == -1
     with pytest.raises(DataError, match="was evaluated on other problems"):

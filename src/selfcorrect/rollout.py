@@ -50,8 +50,7 @@ def play(
     given: one completion per problem that takes the place of attempt 1, or None where attempt 1 is sampled; without
     `given`, a problem's recorded first attempt does (offline repair). Both are graded like any other. refine: between
     two attempts the model writes feedback (Self-Refine). asks: stands in for the task's correction prompt. Problems the
-    tokenizer cannot read are not sampled: outcome `unreadable`. One Rollout per problem, in order; what the grader
-    raises, rises.
+    tokenizer cannot read are not sampled: outcome `unreadable`. Returns a Rollout a problem, in order.
     """
     contexts = [chat.first_prompt(problem.prompt) for problem in problems]
     readable = [chat.readable(problem.prompt) for problem in problems]

@@ -34,7 +34,7 @@ FAMILIAR = {
     "bf16": _PRECISION, "fp16": _PRECISION, "dtype": _PRECISION,
     "torch_dtype": _PRECISION, "mixed_precision": _PRECISION, "chat_template_kwargs": "model.template_options",
     "dataset_name": _DATA, "datasets": _DATA, "train_file": _DATA, "data_path": _DATA, "dataset_path": _DATA,
-    "system_prompt": "model.system_prompt", "system_message": "model.system_prompt",
+    "system_message": "model.system_prompt",
     "n_samples": "evaluation.samples", "num_samples": "evaluation.samples", "pass_at_k": "evaluation.samples",
     "eval_temperature": "evaluation.temperature",
     "beta": _KL, "kl_coef": _KL, "kl_coeff": _KL, "kl_loss_coef": _KL, "init_kl_coef": _KL,

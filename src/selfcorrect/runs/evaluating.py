@@ -114,7 +114,7 @@ def settings(config: TrainConfig, evaluator: Evaluator, chat: Chat, of: dict[str
             "correction_prompts": dict(evaluator.wordings),
         },
         "model.system_prompt": config.model.system_prompt,
-        "recorded": evaluator.recorded,
+        "decoding": "recorded" if evaluator.recorded else evaluator.main,
         "what the problems say": evaluator.digest(chat),
     }
 

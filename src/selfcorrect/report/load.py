@@ -337,6 +337,6 @@ def _read_sources(folder: Path, evaluations: tuple[Evaluation, ...], notes: list
     kept = folder / "evaluations"
     files = [(e.label, kept / f"{e.name}.rollouts.jsonl") for e in reversed(evaluations)]
     for e in reversed(evaluations):  # the first wording is the evaluation itself
-        files += [(f"{e.label}, asked as {w.name}", kept / f"{e.name}.{w.name}.rollouts.jsonl") for w in e.wordings[1:]]
+        files += [(f"{e.label}, asked as {w.name}", kept / f"{e.name}@{w.name}.rollouts.jsonl") for w in e.wordings[1:]]
     files.append(("while training", folder / "rollouts.jsonl"))
     return read_sources([(label, path) for label, path in files if path.is_file()], notes)

@@ -139,7 +139,7 @@ class RunFolder:
         told = evaluation_row(evaluation)
         _write_atomically(folder / f"{name}.rollouts.jsonl", _lines(evaluation.rollouts))
         for wording in evaluation.wordings[1:]:  # the first is the evaluation itself
-            _write_atomically(folder / f"{name}.{wording.name}.rollouts.jsonl", _lines(wording.rollouts))
+            _write_atomically(folder / f"{name}@{wording.name}.rollouts.jsonl", _lines(wording.rollouts))
         _write_atomically(folder / f"{name}.json", json.dumps(told, indent=1) + "\n")
         self._trackers.log({"evaluation": told["summary"]}, evaluation.step)
 

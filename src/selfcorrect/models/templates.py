@@ -1,5 +1,6 @@
 """Which chat template a model is given, and which of a recipe's template options it can read."""
 
+import contextlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -98,31 +99,41 @@ def refuse_unread(template: str, options: Mapping[str, Any]) -> None:
 
 
 def refuse_unread_system(system: System, rendered: Callable[[Sequence[Mapping[str, str]]], str]) -> None:
-    """Raises ModelError where the template has no system turn, leaves it out, or moves it behind an earlier answer.
+    """Raises ModelError where the template has no system turn of its own, or moves it behind an earlier answer.
 
     rendered(messages): what the template makes of a conversation; it may raise ModelError.
     """
-    if system.first_user:
-        return
-    messages = System(_SYSTEM).before([{"role": "user", "content": _USER}])
-    why = ""
-    try:
-        opening = rendered(messages)
-        more = [{"role": "assistant", "content": _ANSWER}, {"role": "user", "content": "another question"}]
-        later = rendered([*messages, *more])
-        if _SYSTEM not in opening:
-            why = "the chat template leaves the system turn out"
-        elif opening.find(_SYSTEM) > opening.find(_USER):
-            why = "the chat template writes the system turn after the first question"
-        elif not 0 <= later.find(_SYSTEM) < later.find(_ANSWER):
-            why = "the chat template moves the system turn behind the first answer, which attempt 1 was written without"
-    except ModelError as error:
-        why = f"the chat template has no system turn ({str(error.__cause__ or error).strip()})"
-    if why:
+    if why := "" if system.first_user else _no_system_turn(rendered):
         raise ModelError(
             f"model.system_prompt: {why}; model.system_as: first_user writes it before the first question instead, and "
             "task.prompt can hold it too"
         )
+
+
+def _no_system_turn(rendered: Callable[[Sequence[Mapping[str, str]]], str]) -> str:
+    """Why a template cannot serve with a system turn; empty where it can."""
+
+    def opening(role: str) -> str:
+        return rendered([{"role": role, "content": _SYSTEM}, question])
+
+    question = {"role": "user", "content": _USER}
+    try:
+        first = opening("system")
+        more = [{"role": "assistant", "content": _ANSWER}, {"role": "user", "content": "another question"}]
+        later = rendered([{"role": "system", "content": _SYSTEM}, question, *more])
+    except ModelError as error:
+        return f"the chat template has no system turn ({str(error.__cause__ or error).strip()})"
+    if _SYSTEM not in first:
+        return "the chat template leaves the system turn out"
+    if first.find(_SYSTEM) > first.find(_USER):
+        return "the chat template writes the system turn after the first question"
+    if not 0 <= later.find(_SYSTEM) < later.find(_ANSWER):
+        return "the chat template moves the system turn behind the first answer, which was written without it"
+    for role, like in (("assistant", "an answer"), ("user", "a question")):
+        with contextlib.suppress(ModelError):  # it insists on taking turns
+            if opening(role) == first:
+                return f"the chat template writes a system turn like {like}"
+    return ""
 
 
 def idle_options(options: Mapping[str, Any], rendered: Callable[[Mapping[str, Any]], str]) -> list[str]:

@@ -109,6 +109,9 @@ class _Task:
     def correction_prompt(self, problem: Problem) -> str:
         return CORRECTION
 
+    def reworded(self, problem: Problem, template: str) -> str:
+        return template
+
     def grade(self, answers: Sequence[tuple[Problem, str]]) -> list[Grade]:
         with self._clock.part("grading"):
             rights = [solved(text) for _, text in answers]

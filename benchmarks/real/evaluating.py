@@ -6,7 +6,6 @@ text, its number of tokens and its grade. What is there is not played again: a s
 
 import gzip
 import json
-import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -16,7 +15,8 @@ from typing import Any
 
 import torch
 
-from selfcorrect.evaluation.metrics import LEFT_OUT, Estimate, Summary, paired_difference, summarize
+from selfcorrect.evaluation.averages import summary_over
+from selfcorrect.evaluation.metrics import LEFT_OUT, Estimate, paired_difference, summarize
 from selfcorrect.models.loading import LanguageModel
 from selfcorrect.rollout import play
 from selfcorrect.runs.folder import rollout_row
@@ -60,6 +60,9 @@ class Several:
 
     def correction_prompt(self, problem: Problem) -> str:
         return self._owner[problem.id].correction_prompt(problem)
+
+    def reworded(self, problem: Problem, template: str) -> str:
+        return self._owner[problem.id].reworded(problem, template)
 
     def grade(self, answers: Sequence[tuple[Problem, str]]) -> list[Grade]:
         """Each text by its own task's grader; with none, every grader is started."""
@@ -132,21 +135,40 @@ class Evaluating:
     def run(
         self, model: str, decoding: str, lm: LanguageModel, kept: Callable[[], None], over: Callable[[float], bool]
     ) -> None:
-        """Play what is not there yet; `kept` is called after each unit. over(seconds): so many are not left."""
-        longest = 0.0
+        """Play what is not there yet; `kept` is called after each unit. over(seconds): so many are not left.
+
+        Of the first unit of all nothing is known but the limits, and it is played wherever time is left.
+        """
         for unit in self.units(model, decoding):
             if self.file(unit).exists():
                 continue
-            if over(longest):
-                print(f"{unit.name}: not enough time left", flush=True)
+            need = self.expected(unit)
+            if over(need):
+                print(f"{unit.name}: takes {need:.0f} s, and not enough time is left", flush=True)
                 return
             began = time.monotonic()
             rollouts = self._play(unit, lm)
             seconds = time.monotonic() - began
-            longest = max(longest, seconds)
             write_rows(self.file(unit), rollouts)
             self._note(unit, rollouts, seconds)
             kept()
+
+    def expected(self, unit: Unit) -> float:
+        """Seconds that a unit will take, a sixth more than the same one took for any model; 0 before any was played.
+
+        Where that is not known, what the unit with the most rows took, and in proportion where this one has more.
+        """
+        notes, rows = self._notes(), len(unit.problems)
+        same = [note["seconds"] for note in notes if note["unit"].split(".")[1:] == unit.name.split(".")[1:]]
+        if same or not notes:
+            return 1.15 * float(max(same, default=0.0))
+        widest = max(notes, key=lambda note: (note["rollouts"], note["seconds"]))
+        return float(widest["seconds"] * max(1.0, rows / widest["rollouts"]))
+
+    def _notes(self) -> list[dict[str, Any]]:
+        """What the units so far took."""
+        file = self.folder / "units.jsonl"
+        return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.exists() else []
 
     def _play(self, unit: Unit, lm: LanguageModel) -> list[Rollout]:
         draws = derive_seed(self.seed, "evaluate", unit.decoding, unit.number)
@@ -182,7 +204,7 @@ class Evaluating:
         for name, rollouts in by_set(self._read(model, GREEDY)).items():
             found.setdefault(name, {})[GREEDY] = asdict(summarize(rollouts))
         for name, rollouts in by_set(self._read(model, SAMPLED)).items():
-            found.setdefault(name, {})[SAMPLED] = averages(rollouts) | {"samples": self.samples}
+            found.setdefault(name, {})[SAMPLED] = asdict(summary_over(rollouts, self.samples))
         return found
 
     def against(self, model: str, other: str) -> dict[str, Any]:
@@ -235,32 +257,6 @@ def by_set(rollouts: Sequence[Rollout]) -> dict[str, list[Rollout]]:
     for rollout in rollouts:
         found.setdefault(rollout.problem.id.partition("/")[0], []).append(rollout)
     return found
-
-
-def averages(rollouts: Sequence[Rollout]) -> dict[str, Any]:
-    """Means over samples (Avg@k): each problem counts once, with an interval over problems (normal, 95 %)."""
-    graded = [r for r in rollouts if not any(a.grade.outcome in LEFT_OUT for a in r.attempts)]
-    problems: dict[str, list[Rollout]] = {}
-    for rollout in graded:
-        problems.setdefault(rollout.problem.id, []).append(rollout)
-
-    def mean(value: Callable[[bool, bool], float]) -> dict[str, float]:
-        of = [
-            statistics.fmean(value(r.attempts[0].grade.correct, r.attempts[-1].grade.correct) for r in group)
-            for group in problems.values()
-        ]
-        half = 1.96 * statistics.stdev(of) / len(of) ** 0.5 if len(of) > 1 else 0.0
-        centre = statistics.fmean(of) if of else 0.0
-        return asdict(Estimate(centre, centre - half, centre + half))
-
-    pooled: Summary = summarize(graded)
-    return {
-        "problems": len(problems), "rollouts": len(graded),
-        "t1": mean(lambda first, last: first), "t2": mean(lambda first, last: last),
-        "delta": mean(lambda first, last: last - first),
-        "fixed": mean(lambda first, last: last and not first), "broken": mean(lambda first, last: first and not last),
-        "unchanged": pooled.unchanged.value, "outcomes": pooled.outcomes,
-    }  # fmt: skip
 
 
 def _paired(ours: Sequence[Rollout], theirs: Sequence[Rollout], attempt: int) -> Estimate:

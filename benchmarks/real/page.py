@@ -21,23 +21,10 @@ def page(summary: dict[str, Any]) -> str:
     ]  # fmt: skip
     for model, sets in summary["evaluations"].items():
         for data, found in sets.items():
-            if greedy := found.get("greedy"):
-                t1, t2 = greedy["accuracy"][0], greedy["accuracy"][-1]
-                lines.append(_row(model, data, "greedy", greedy["n"], t1, t2, greedy, greedy["unchanged"]["value"]))
-            if sampled := found.get("sampled"):
-                label = f"Avg@{sampled['samples']}"
-                lines.append(
-                    _row(
-                        model,
-                        data,
-                        label,
-                        sampled["problems"],
-                        sampled["t1"],
-                        sampled["t2"],
-                        sampled,
-                        sampled["unchanged"],
-                    )
-                )
+            for decoding, told in found.items():
+                label = "greedy" if decoding == "greedy" else f"Avg@{told['samples']}"
+                lines.append(_row(model, data, label, told))
+                lines += [_pass_row(model, data, each) for each in told["passes"][-1:]]
     lines.append("")
     for model, sets in summary["against_base"].items():
         for data, found in sets.items():
@@ -52,15 +39,21 @@ def page(summary: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _row(
-    model: str, data: str, decoding: str, n: int, t1: dict[str, float], t2: dict[str, float], found: dict[str, Any],
-    unchanged: float,
-) -> str:  # fmt: skip
+def _row(model: str, data: str, decoding: str, found: dict[str, Any]) -> str:
     cut = [100 * counts.get("truncated", 0) / max(1, sum(counts.values())) for counts in found["outcomes"]]
     cells = [
-        model, data, decoding, str(n), _percent(t1), _percent(t2), _signed(found["delta"]),
-        f"{100 * found['fixed']['value']:.1f}", f"{100 * found['broken']['value']:.1f}", f"{100 * unchanged:.1f}",
+        model, data, decoding, str(found["n"]), _percent(found["accuracy"][0]), _percent(found["accuracy"][-1]),
+        _signed(found["delta"]), *(f"{100 * found[key]['value']:.1f}" for key in ("fixed", "broken", "unchanged")),
         " / ".join(f"{share:.1f}" for share in cut),
+    ]  # fmt: skip
+    return f"| {' | '.join(cells)} |"
+
+
+def _pass_row(model: str, data: str, found: dict[str, Any]) -> str:
+    cells = [
+        model, data, f"pass@{found['k']}", str(found["n"]), _percent(found["accuracy"][0]),
+        _percent(found["accuracy"][-1]), _signed(found["delta"]),
+        *(f"{100 * found[key]['value']:.1f}" for key in ("fixed", "broken")), "", "",
     ]  # fmt: skip
     return f"| {' | '.join(cells)} |"
 

@@ -204,8 +204,7 @@ class Session:
             def over(need: float, kept: float = reserve + self.options.saving / 3) -> bool:
                 return self.clock.left() < need + kept
 
-            self.evaluating.run(name, decoding, lm, self.archive, over)
-        self.sum_up()
+            self.evaluating.run(name, decoding, lm, self.sum_up, over)
 
     def _announce(self) -> float:
         """Say what will fit; seconds of evaluation that each arm is to be left with."""

@@ -82,8 +82,9 @@ def evaluate(
     observer: Observer | None = None,
     output: str | Path | None = None,
 ) -> Evaluation:
-    """Greedy two-attempt evaluation with intervals of a model folder, hub name or "lab", or of a recipe's model.
+    """Two-attempt evaluation with intervals of a model folder, hub name or "lab", or of a recipe's model.
 
+    Greedy; with evaluation.samples=k and evaluation.temperature=T, Avg@k and pass@k of every attempt.
     recipe: where task, prompts, limits and number of problems come from; by default the recipe of the run that
     `model` lies in, that of the lab for the lab's models; for every other, an override names the task (task.name=math).
     output: a folder for the evaluation's files and report.html; by default output/name for a recipe in place of the
@@ -112,6 +113,8 @@ def evaluate(
             there = f"rollouts are kept in {folder}"
             stopped.told = lambda: f"{kept.count:,} of {job.evaluator.rollouts:,} {there}: the same command goes on"
             watcher.message(f"{job.evaluator.plan()}; kept in {folder} as they end, so the same command goes on")
+            if told := job.evaluator.resolution():
+                watcher.message(told)
             _say_kept(kept.count, job.evaluator.rollouts, folder, watcher)
             evaluation = run_kept(job.evaluator, name, 0, job.sampler, job.chat, kept, watcher)
             fallen = collapse(evaluation.summary, _trained_attempts(path))
@@ -156,7 +159,7 @@ def _folder_name(path: str) -> str:
 
 
 def _model_job(config: TrainConfig, task: Task) -> _Job:
-    """The recipe's model, greedy."""
+    """The recipe's model."""
     use_threads(config.threads)
     evaluator = make_evaluator(config, task)
     lm = load_model(config.model)
@@ -190,7 +193,7 @@ def _recorded_job(config: TrainConfig, task: Task) -> _Job:
     task.grade([])
     evaluator = Evaluator(
         task=task, problems=problems, attempts=config.rollouts.attempts,
-        max_new_tokens=config.rollouts.max_new_tokens, seed=config.seed, controls=False, decoding="recorded",
+        max_new_tokens=config.rollouts.max_new_tokens, seed=config.seed, controls=False, recorded=True,
         rows=len(problems),  # problems with the same prompt are answered in turn, so all are played at once
         about=about(config.task),
     )  # fmt: skip

@@ -7,7 +7,7 @@ The correction prompt never needs a grade, so attempt a is graded in a thread wh
 """
 
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
@@ -42,19 +42,19 @@ def play(
     policy_step: int = 0,
     given: Sequence[Completion | None] | None = None,
     refine: SelfRefineConfig | None = None,
+    asks: Callable[[Problem], str] | None = None,
     waiting: Waiting | None = None,
 ) -> list[Rollout]:
     """Play every problem (repeat a problem to get a group), all rows together, one attempt after the other.
 
-    given: one completion per problem that takes the place of attempt 1 (controls, offline first attempts), or None
-    where attempt 1 is sampled; without `given`, a problem's recorded first attempt does (offline repair). Both are
-    graded like any other. refine: between two attempts the model writes feedback of its own (Self-Refine). Problems
-    the tokenizer cannot read are not sampled: outcome `unreadable`. Returns one Rollout per problem, in order; what
-    the grader raises, rises.
+    given: one completion per problem that takes the place of attempt 1, or None where attempt 1 is sampled; without
+    `given`, a problem's recorded first attempt does (offline repair). Both are graded like any other. refine: between
+    two attempts the model writes feedback (Self-Refine). asks: stands in for the task's correction prompt. Problems the
+    tokenizer cannot read are not sampled: outcome `unreadable`. Returns a Rollout a problem, in order.
     """
     contexts = [chat.first_prompt(problem.prompt) for problem in problems]
     readable = [chat.readable(problem.prompt) for problem in problems]
-    turn = _Turn(problems, task, sampler, chat, readable, refine)
+    turn = _Turn(problems, asks or task.correction_prompt, sampler, chat, readable, refine)
     firsts = _first_attempts(problems, chat, given)
     played: list[list[Completion]] = [[] for _ in problems]
     shown: list[list[tuple[int, ...]]] = [[] for _ in problems]
@@ -98,7 +98,7 @@ class _Turn:
     """What is the same for every attempt of one call. readable: by row, whether the tokenizer can read the problem."""
 
     problems: Sequence[Problem]
-    task: Task
+    asks: Callable[[Problem], str]
     sampler: Sampler
     chat: Chat
     readable: Sequence[bool]
@@ -109,7 +109,7 @@ class _Turn:
     ) -> tuple[list[tuple[int, ...]], list[str]]:
         """The contexts of attempt `number`, and the feedback that the model wrote on the way, if it was asked to."""
         told = [""] * len(contexts)
-        prompts = [self.task.correction_prompt(problem) for problem in self.problems]
+        prompts = [self.asks(problem) for problem in self.problems]
         if self.refine:
             contexts = self._next(contexts, last, [self.refine.feedback_prompt] * len(contexts))
             draws = replace(params, seed=derive_seed(params.seed, "feedback", number))

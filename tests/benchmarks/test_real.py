@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from selfcorrect.types import Attempt, Completion, Grade, Outcome, Problem, Rollout
 from tests.benchmarks.conftest import Script
 from tests.support.data import code_folder
 from tests.support.hf_model import save_qwen2
@@ -103,9 +104,12 @@ def test_from_base_to_page(script: Script, model: Path, data: Path, tmp_path: Pa
     summary = json.loads((output / "summary.json").read_text())
     assert set(summary["evaluations"]) == {"base", "score-0", "single_turn-0"}
     for sets in summary["evaluations"].values():
-        assert {(name, found["greedy"]["n"], found["sampled"]["rollouts"]) for name, found in sets.items()} == {
-            ("humaneval", 3, 6),
-            ("mbpp", 3, 6),
+        assert {
+            (name, found["greedy"]["n"], found["sampled"]["n"], found["sampled"]["samples"])
+            for name, found in sets.items()
+        } == {
+            ("humaneval", 3, 3, 2),
+            ("mbpp", 3, 3, 2),
         }
     # The same updates and attempts for every arm, though one plays single attempts.
     assert {told["steps"] for told in summary["training"].values()} == {3}
@@ -113,7 +117,8 @@ def test_from_base_to_page(script: Script, model: Path, data: Path, tmp_path: Pa
     steps = [json.loads(line) for line in (output / "arms/score-0/metrics.jsonl").read_text().splitlines()]
     assert [step["stage"] for step in steps] == ["stage1", "stage2", "stage2"]
     page = (output / "page.md").read_text()
-    assert page.count("| base |") == 4
+    assert page.count("| base |") == 6
+    assert page.count("| pass@2 |") == 6  # of three models, on two data sets
     assert "score-0 less base on mbpp, greedy: t1" in page
     with tarfile.open(str(output) + ".tar.gz") as archive:
         names = archive.getnames()
@@ -175,6 +180,50 @@ def test_the_plan_follows_from_the_minutes(script: Script, tmp_path: Path) -> No
     early = arms.Plan(tmp_path / "late.json")
     early.settle(-5.0, 10.0, done=2)
     assert early.steps == 3
+
+
+class Ticking:
+    """A clock on which every unit takes so many seconds, by its decoding."""
+
+    def __init__(self, took: dict[str, float]) -> None:
+        self.now, self._took = 0.0, took
+
+    def play(self, unit: Any) -> None:
+        self.now += self._took[unit.decoding]
+
+
+@pytest.mark.parametrize(
+    ("left", "played"),
+    [
+        (1000.0, ["base.greedy", "base.sampled", "arm.greedy", "arm.sampled"]),
+        (105.0, ["base.greedy", "arm.greedy"]),  # 10 s for 6 rows: 60 rows of samples may take 100, and 95 are left
+        (15.0, ["base.greedy"]),
+        (215.0, ["base.greedy", "base.sampled", "arm.greedy"]),  # the arm's samples will take what the base's did
+    ],
+)
+def test_no_unit_starts_that_will_not_end(
+    script: Script, left: float, played: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = script("benchmarks/real/evaluating.py")
+    clock, summed = Ticking({"greedy": 10.0, "sampled": 94.0}), list[int]()
+    problems = [Problem(f"mbpp/{n}", "code", "", {}) for n in range(6)]
+
+    def rollouts(of: Any, unit: Any, lm: object) -> list[Rollout]:
+        clock.play(unit)
+        attempt = Attempt((), Completion((1,), (), "x", "stop"), Grade(Outcome.WRONG, 0.0))
+        return [Rollout(problem, (attempt, attempt), 0, 0) for problem in unit.problems]
+
+    monkeypatch.setattr(module.Evaluating, "_play", rollouts)
+    monkeypatch.setattr(module.time, "monotonic", lambda: clock.now)
+    evaluating = module.Evaluating(
+        None, problems, {p.id: 10 for p in problems}, tmp_path, 10, 0.7, 8, 100_000, 0
+    )  # fmt: skip
+    for model in ("base", "arm"):
+        for decoding in ("greedy", "sampled"):
+            evaluating.run(model, decoding, None, lambda: summed.append(1), lambda need: left - clock.now - 0.5 <= need)
+    files = sorted(file.name for file in (tmp_path / "texts").iterdir())
+    assert files == sorted(f"{name}.000.jsonl.gz" for name in played)
+    assert len(summed) == len(played)  # summed up after each
 
 
 def test_minutes_that_are_over_end_it_in_order(script: Script, model: Path, data: Path, tmp_path: Path) -> None:

@@ -324,3 +324,59 @@ def test_every_attempt_has_a_colour_and_no_label_runs_over_another(attempts: int
 def test_a_value_that_never_changes_has_an_axis() -> None:
     for value in (1.0, -10.0, 0.0, 2.5, 1e-9):
         assert len(ticks(value, value)) >= 2
+
+
+def avg(first: float, last: float, unchanged: float = 0.25) -> dict[str, Any]:
+    """A summary over four samples of 50 problems."""
+    estimate = {"value": 0.9, "low": 0.8, "high": 0.95}
+    passes = [{"k": 4, "n": 49, "accuracy": [estimate] * 2, **dict.fromkeys(("delta", "fixed", "broken"), estimate)}]
+    found = summary(first, last, n=50) | {"samples": 4, "passes": passes, "smallest": 0.031}
+    return found | {"unchanged": {"value": unchanged, "low": unchanged, "high": unchanged}}
+
+
+def test_samples_and_wordings_are_shown(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    less = {"value": 0.04, "low": 0.01, "high": 0.07}
+    more = {"value": -0.04, "low": -0.07, "high": -0.01}
+    wordings = [
+        {"name": "recipe", "prompt": "Check it.", "summary": avg(0.6, 0.6, 0.988), "less": {HOSTILE: more}},
+        {"name": HOSTILE, "prompt": HOSTILE, "summary": avg(0.6, 0.64), "less": {"recipe": less}},
+    ]
+    write_evaluation(
+        run, "stage2", avg(0.6, 0.6, 0.988), wordings=wordings, decoding="4 samples at temperature 0.7",
+        smallest_delta={"assumed": 0.025, "measured": 0.031},
+    )  # fmt: skip
+    page = Page(write_report(run))
+    assert "Percent, Avg@4: the mean over problems of each one's mean over 4 samples" in page.words
+    assert page.row("pass@4")[1:4] == ["90.0", "90.0", "+90.0"]
+    # t2, delta, i->c, c->i, unchanged, against each
+    assert page.row("recipe")[1:] == ["60.0", "0.0", "15.0", "10.0", "98.8", "\N{EM DASH}", "\N{MINUS SIGN}4.0"]
+    words = page.words.replace("\N{NO-BREAK SPACE}", " ")
+    assert "Asked as recipe, the last attempt repeats the first on 98.8 %; asked as" in words
+    assert "Measurably better than the task's own wording: " in words
+    assert "50 problems x 4 samples resolve a delta of 3.1 points or more" in words
+    assert "Before, 2.5 points were assumed." in words
+    assert "img" not in page.tags
+
+
+@pytest.mark.parametrize(
+    ("first", "last", "delta", "told"),
+    [
+        (-0.02, 0.0, 0.02, "The gain in delta is bought by a worse first answer"),
+        (-0.02, 0.02, 0.04, "50 % of the gain in delta is bought by a worse first answer"),
+        (0.0, 0.02, 0.02, "Attempt 1 itself did not measurably change"),
+    ],
+)
+def test_the_first_answer_is_held_against_the_base_problem_by_problem(
+    first: float, last: float, delta: float, told: str, tmp_path: Path
+) -> None:
+    """The base is right on 50 -/+ 2 %, this one on 48 -/+ 2: unpaired no difference, paired 2 -/+ 1 points."""
+    run = make_run(tmp_path)
+    change = {key: {"value": v, "low": v - 0.01, "high": v + 0.01} for key, v in
+              (("first", first), ("last", last), ("delta", delta))}  # fmt: skip
+    write_evaluation(run, "stage2", summary(0.48, 0.6), against_base=change)
+    found = headline(load_run(run))
+    words = " ".join(found.findings).replace("\N{NO-BREAK SPACE}", " ")
+    assert told in words
+    assert ("sandbagging" in found.sentence) == (first < 0) == (found.tone == "bad")
+    assert ("bought" in words) == (first < 0)

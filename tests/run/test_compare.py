@@ -17,7 +17,7 @@ from selfcorrect import api
 from selfcorrect.compare import _say_whole, compare
 from selfcorrect.compare.budget import Account, account
 from selfcorrect.compare.execute import JobError
-from selfcorrect.compare.page import headline, standing
+from selfcorrect.compare.page import findings, headline, standing
 from selfcorrect.compare.plan import check, merge, repair_jobs, search_jobs, table_jobs
 from selfcorrect.compare.results import read_answers, summarize
 from selfcorrect.config import CompareConfig, TrainConfig
@@ -308,8 +308,8 @@ def test_a_line_of_the_table_by_hand(write: Write) -> None:
     assert result.spread["delta"] == pytest.approx((0.05, 0.2))
     assert result.spread["gain"] == pytest.approx((-0.15, 0.1))
     assert result.verdict == 0  # the seeds disagree, whatever the interval over problems says
-    assert result.first_change is not None
-    assert result.first_change.value == pytest.approx(0.55 - 0.7)
+    assert result.against_base is not None
+    assert result.against_base.first.value == pytest.approx(0.55 - 0.7)
     worse = summarize("y", read_answers({0: seeds[0]}), other, other, 500)
     assert worse.verdict == -1
     with pytest.raises(DataError, match="was evaluated on other problems"):
@@ -318,6 +318,45 @@ def test_a_line_of_the_table_by_hand(write: Write) -> None:
     assert result.gain.value == pytest.approx(0.675 - 0.7)
     assert result.mcnemar == pytest.approx(0.3017578125)  # seed a: 10 against 5, the larger of the two
     assert (result.unchanged.value, result.last) == (0.0, None)
+
+
+def test_a_line_of_several_samples(tmp_path: Path) -> None:
+    """Two samples of each problem: means over them, pass@2, and attempt 1 against that of single attempts."""
+
+    def run(name: str, *samples: list[tuple[bool, bool]]) -> Path:
+        folder = tmp_path / name / "evaluations"
+        folder.mkdir(parents=True)
+        lines = [
+            {"id": f"p{i}", "sample": number, "attempts": [
+                {"text": "", "answer": str(k), "outcome": "correct" if right else "wrong"}
+                for k, right in enumerate(pair)
+            ]}
+            for number, pairs in enumerate(samples, 1) for i, pair in enumerate(pairs)
+        ]  # fmt: skip
+        (folder / "end.json").write_text(json.dumps({"step": 4}))
+        (folder / "end.rollouts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        return tmp_path / name
+
+    low = [(False, True)] * 50 + [(False, False)] * 50
+    high = [(True, True)] * 50 + [(False, False)] * 50
+    score = read_answers({0: run("score", low, [(True, True)] * 30 + low[30:])})
+    single = read_answers({0: run("single", high, high)})
+    result = summarize("score", score, single, score, 400, single=single)
+    assert (result.samples, result.n, result.mcnemar) == (2, 100, None)
+    assert [result.t1.value, result.t2.value, result.fixed.value] == pytest.approx([0.15, 0.5, 0.35])
+    assert result.passes is not None
+    assert [e.value for e in result.passes] == pytest.approx([0.3, 0.5, 0.2])
+    assert result.against_single is not None
+    assert result.against_single.first.value == pytest.approx(-0.35)
+    assert summarize("single", single, score, score, 50, single=single).against_single is None
+    base = dataclasses.replace(result, name="base", against_single=None)
+    (told,) = findings({"base": "Base", "score": "SCoRe"}, [base, result], "single-turn RL")[1:]
+    told = told.replace("\N{NO-BREAK SPACE}", " ")
+    assert "; attempt 1 is under that of single-turn RL (\N{MINUS SIGN}35.0 points" in told
+    assert "the gain in delta is bought by a worse first answer: attempt 1 is 35.0 points" in told
+    assert "lower than that of single-turn RL, and delta +35.0" in told
+    with pytest.raises(DataError, match="were evaluated with 1, 2 samples of each problem"):
+        read_answers({0: tmp_path / "score", 1: run("once", low)})
 
 
 def test_seeds_are_held_against_the_same_seeds(write: Write) -> None:

@@ -1,6 +1,7 @@
 """A policy that holds back at attempt 1, or only copies, is told of; an honest one is not."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +9,12 @@ import pytest
 
 from selfcorrect.config import TrainConfig
 from selfcorrect.config.recipe import validate
-from selfcorrect.evaluation.alarms import WINDOW, Watch, alarms, first_change
+from selfcorrect.evaluation.alarms import WINDOW, Watch, alarms
+from selfcorrect.evaluation.averages import Change
 from selfcorrect.evaluation.evaluate import Evaluation
 from selfcorrect.evaluation.metrics import Estimate, Summary, summarize
 from selfcorrect.runs.display import Observer
-from selfcorrect.runs.folder import RunFolder, evaluation_row
+from selfcorrect.runs.folder import RunFolder
 from selfcorrect.runs.sentry import Sentry
 from selfcorrect.types import Attempt, Completion, Grade, Outcome, Problem, Rollout
 from tests.support.runs import recipe
@@ -46,9 +48,9 @@ def test_after_an_evaluation() -> None:
     assert [told.split(":")[0] for told in alarms(COPYING, BASE)] == ["copying"]
     hidden = summary((True, True, False, 585), (False, False, False, 415))  # under the base's 60 %, but not by far
     assert alarms(hidden, BASE) == []
-    assert alarms(hidden, BASE, Estimate(-0.015, -0.022, -0.008))[0].startswith(
-        "sandbagging"
-    )  # problem by problem it is
+    fallen, even = Estimate(-0.015, -0.022, -0.008), Estimate(0.0, -0.01, 0.01)
+    told = alarms(hidden, BASE, Change(fallen, even, even))  # problem by problem it is
+    assert [each.split(":")[0] for each in told] == ["sandbagging"]
     assert alarms(HONEST, BASE) == [] == alarms(BASE, BASE)
     assert "attempt 1 is right on 45.0%, the base model's on 60.0%" in alarms(SANDBAGGING, BASE)[0]
 
@@ -63,18 +65,6 @@ def test_while_training_once_a_stage() -> None:
     assert [text.split(":")[0] for text in told] == ["copying"]
     assert not [text for _ in range(50) for text in Watch(BASE).step(0.6, 0.1, 0.9)]
     assert not [text for _ in range(50) for text in Watch(None).step(0.1, 0.0, 1.0)]
-
-
-def test_attempt_1_is_compared_problem_by_problem() -> None:
-    def rollout(name: str, outcome: Outcome) -> Rollout:
-        attempt = Attempt((), Completion((), (), "", "stop"), Grade(outcome, 0.0))
-        return Rollout(Problem(name, "t", "", {}), (attempt, attempt), 0, 0)
-
-    rollouts = [rollout("a", Outcome.WRONG), rollout("b", Outcome.CORRECT), rollout("c", Outcome.GRADER_FAILED)]
-    change = first_change(rollouts, {"a": True, "b": True, "c": True, "d": False})
-    assert change is not None
-    assert change.value == -0.5
-    assert first_change(rollouts, {"z": True}) is None
 
 
 def played(first_right: int, failed: int = 0) -> tuple[Rollout, ...]:
@@ -112,15 +102,16 @@ def test_a_run_tells_of_a_policy_that_holds_back(tmp_path: Path, task: dict[str,
         return Evaluation(name, 0, "countdown", 0.0, found, rollouts, sampled=found)
 
     base = evaluation("base", played(80, failed=20))
-    folder.write_evaluation("base", evaluation_row(base), base.rollouts)
+    folder.write_evaluation(base)
     sentry = Sentry(config, folder, heard)
     sentry.prepare()
     # what the base model could not be graded on is no sign of how good it was: 80 of 80, not of 100
-    assert len(folder.first_right("base")) == 80
-    sentry.evaluated(evaluation("honest", played(80)))
-    sentry.evaluated(evaluation("lazy", played(40)))
+    assert len(folder.means("base")) == 80
+    for name, right in (("honest", 80), ("lazy", 40)):
+        found = evaluation(name, played(right))
+        sentry.evaluated(replace(found, against_base=sentry.against_base(found)))
     told = [json.loads(line) for line in (tmp_path / "run/alarms.jsonl").read_text().splitlines()]
-    assert [(row["where"], row["alarm"].split(":")[0]) for row in told] == [("lazy", "sandbagging")]
+    assert [(row["where"], row["alarm"].split(":")[0]) for row in told] == [("lazy", "sandbagging"), ("lazy", "bought")]
     assert any(text.startswith("alarm: lazy: sandbagging") for text in heard.said)
     live = not any("alarms after evaluations only" in text for text in heard.said)
     assert live is not bool(task)  # rewards on MBPP are not to be held against HumanEval

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from selfcorrect.errors import ModelError
 from selfcorrect.lab.base import build_tokenizer
 from selfcorrect.models.chat import Chat
+from selfcorrect.models.templates import System
 from tests.support.templates import (
     FILLS_HISTORY,
     GEMMA_LIKE,
@@ -327,3 +328,75 @@ def test_a_text_that_spells_a_control_token_is_text(text: str, template: str, ki
     assert "".join(text.split()) in "".join(tokenizer.decode(prompt).split())
     assert control(chat.next_prompt((), (5,), text)) == control(chat.next_prompt((), (5,), "a"))
     assert control(chat.written(text).token_ids) == []
+
+
+RULES = "Think twice, then answer."
+DROPS_SYSTEM = PLAIN.replace(
+    "{% for message in messages %}", "{% for message in messages if message.role != 'system' %}"
+)
+MOVES_SYSTEM = (  # into the last question, as some of Mistral's do
+    "{% set rules = messages[0].content ~ ' ' if messages[0].role == 'system' else '' %}"
+    "{% for message in messages if message.role != 'system' %}<turn>{{ message.role }}\n"
+    "{{ rules if loop.last else '' }}{{ message.content }}</turn>\n{% endfor %}"
+    "{% if add_generation_prompt %}<turn>assistant\n{% endif %}"
+)
+INTO_FIRST = MOVES_SYSTEM.replace("loop.last", "loop.first")  # Gemma 3's own convention
+ALL_ALIKE = PLAIN.replace("{{ message.role }}", "{{ 'assistant' if message.role == 'assistant' else 'user' }}")
+OWN_DEFAULT = "{% if messages[0].role != 'system' %}<turn>system\nBe kind.</turn>\n{% endif %}" + PLAIN
+
+
+def with_system(template: str, text: str = RULES, *, first_user: bool = False) -> tuple[Chat, Any]:
+    tokenizer = byte_tokenizer(template)
+    ends = frozenset(tokenizer.convert_tokens_to_ids(["<eos>", "</turn>"]))
+    return Chat(tokenizer, ends, system=System(text, first_user)), tokenizer
+
+
+@pytest.mark.parametrize(
+    ("template", "opening"),
+    [
+        (PLAIN, "<turn>system\n" + RULES + "</turn>\n<turn>user\nQ</turn>\n<turn>assistant\n"),
+        (INTO_FIRST, "<turn>user\n" + RULES + " Q</turn>\n<turn>assistant\n"),
+        (OWN_DEFAULT, "<turn>system\n" + RULES + "</turn>\n<turn>user\nQ</turn>\n<turn>assistant\n"),
+    ],
+)
+def test_a_system_prompt_stands_before_every_attempt(template: str, opening: str) -> None:
+    chat, tokenizer = with_system(template)
+    first = chat.first_prompt("Q")
+    assert tokenizer.decode(first) == opening
+    second = chat.next_prompt(first, chat.written("A").token_ids, "again")
+    text = tokenizer.decode(second)
+    assert text == opening + "A</turn>\n<turn>user\nagain</turn>\n<turn>assistant\n"
+    assert text.count(RULES) == 1
+    empty, tokenizer = with_system(OWN_DEFAULT, "")  # takes the template's own away
+    assert tokenizer.decode(empty.first_prompt("Q")).startswith("<turn>system\n</turn>\n<turn>user")
+
+
+SYSTEMLESS = {
+    "raises": (GEMMA_LIKE, "has no system turn (no system role)"),
+    "raises on unknown roles": (LLAMA2_LIKE, "has no system turn (who is system)"),
+    "drops": (DROPS_SYSTEM, "leaves the system turn out"),
+    "moves": (MOVES_SYSTEM, "moves the system turn behind the first answer"),
+    "as an answer": (HEADINGS_LIKE, "writes a system turn like an answer"),
+    "as a question": (ALL_ALIKE, "writes a system turn like a question"),
+}
+
+
+@pytest.mark.parametrize("case", SYSTEMLESS)
+def test_a_template_without_a_system_turn_is_refused_or_told_where_to_put_it(case: str) -> None:
+    template, told = SYSTEMLESS[case]
+    with pytest.raises(ModelError) as refused:
+        with_system(template)
+    assert str(refused.value).startswith("model.system_prompt: the chat template ")
+    assert told in str(refused.value)
+    assert "; model.system_as: first_user writes it before the first question instead" in str(refused.value)
+    chat, tokenizer = with_system(template, first_user=True)
+    first = tokenizer.decode(chat.first_prompt("Q"))
+    assert f"{RULES}\n\nQ" in first
+    again = tokenizer.decode(chat.next_prompt(chat.first_prompt("Q"), chat.written("A").token_ids, "again"))
+    assert again.startswith(first)
+    assert again.count(RULES) == 1
+
+
+def test_a_system_prompt_that_cannot_be_read_is_refused() -> None:
+    with pytest.raises(ModelError, match="the tokenizer has no token for part of it; reword it"):
+        Chat(build_tokenizer(12), frozenset({END}), system=System(RULES, first_user=True))

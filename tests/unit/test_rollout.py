@@ -55,6 +55,9 @@ class Echo:
         self.asked.append(problem.id)
         return "? " + problem.id
 
+    def reworded(self, problem: Problem, template: str) -> str:
+        return template.format()
+
     def grade(self, answers: Sequence[tuple[Problem, str]]) -> list[Grade]:
         return [
             Grade(Outcome.CORRECT if text == "3" else Outcome.WRONG, float(text == "3"), text) for _, text in answers

@@ -70,7 +70,7 @@ def _read(row: dict[str, Any], number: int) -> Row | None:
 
 
 def evaluations(run: Path) -> dict[str, list[Row]]:
-    """The rollouts of every evaluation, base first, then in the order of training."""
+    """The rollouts of every evaluation, base first, then in the order of training; of each problem its first sample."""
     files = []
     for file in (run / "evaluations").glob("*.json"):
         rollouts = file.with_name(f"{file.stem}.rollouts.jsonl")
@@ -80,7 +80,10 @@ def evaluations(run: Path) -> dict[str, list[Row]]:
             continue  # still in the writing
         if rollouts.exists():
             files.append((file.stem != "base", step, file.stem, rollouts))
-    return {name: [row for row, _ in read_rows(file, strict=False)] for _, _, name, file in sorted(files)}
+    return {
+        name: [row for row, line in read_rows(file, strict=False) if line.get("sample", 1) == 1]
+        for _, _, name, file in sorted(files)
+    }
 
 
 def json_lines(file: Path) -> list[dict[str, Any]]:

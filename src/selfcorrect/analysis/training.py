@@ -114,7 +114,7 @@ def attempts_figure(groups: Mapping[str, Sequence[Row]]) -> Figure | None:
     return Figure(
         "attempts",
         title,
-        "Accuracy at each attempt (greedy, in a run's evaluations); bands: 95 % intervals.",
+        "Accuracy at each attempt in a run's evaluations (of every problem the first sample); bands: 95 % intervals.",
         drawn,
         numbers,
     )

@@ -21,6 +21,7 @@ from selfcorrect.compare.plan import (
     folder_of,
     repair_jobs,
     search_jobs,
+    single_turn,
     table_jobs,
 )
 from selfcorrect.compare.results import Answers, Result, read_answers, summarize
@@ -153,8 +154,11 @@ def _results(config: CompareConfig, done: Sequence[Job], failed: Mapping[str, st
         if runs:
             answers[method.name] = read_answers(runs, ids=base.ids)
     repairs = {name: _repairs(config, name, failed) for name in answers}
-    against = answers[config.against]
-    return [summarize(name, found, base, against, config.resamples, repairs[name]) for name, found in answers.items()]
+    against, single = answers[config.against], answers.get(single_turn(config) or "")
+    return [
+        summarize(name, found, base, against, config.resamples, repairs[name], single)
+        for name, found in answers.items()
+    ]
 
 
 def _repairs(config: CompareConfig, name: str, failed: Mapping[str, str]) -> Answers | None:

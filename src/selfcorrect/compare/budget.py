@@ -22,13 +22,14 @@ def account(config: TrainConfig) -> Account:
 
 
 def evaluated(config: TrainConfig, evaluations: int) -> int:
-    """Completions that so many evaluations sample: greedy, and with controls sampled, swapped and independent ones.
+    """Completions that so many evaluations sample: with every wording, and with controls three kinds more.
 
     Of data sets with fewer problems than the recipe asks for, it is more than that.
     """
     evaluation, attempts = config.evaluation, config.rollouts.attempts
     controls = attempts + 2 * (attempts - 1) if evaluation.controls else 0  # of two of them attempt 1 is given
-    return evaluations * evaluation.problems * (attempts + controls)
+    each = attempts + len(evaluation.correction_prompts) * (attempts - 1)
+    return evaluations * evaluation.problems * (evaluation.samples * each + controls)
 
 
 def _stage(config: TrainConfig, index: int) -> Account:

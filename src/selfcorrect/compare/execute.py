@@ -183,7 +183,7 @@ def _take_base(source: Path, path: Path) -> None:
     if not (source / "evaluations" / "base.json").exists():
         return
     (path / "evaluations").mkdir(parents=True, exist_ok=True)
-    for name in ("base.rollouts.jsonl", "base.json"):
+    for name in [*sorted(file.name for file in (source / "evaluations").glob("base[.@]*jsonl")), "base.json"]:
         partial = path / "evaluations" / f".{name}.tmp"
         shutil.copyfile(source / "evaluations" / name, partial)
         partial.replace(path / "evaluations" / name)

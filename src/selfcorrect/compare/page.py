@@ -5,17 +5,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from selfcorrect.compare.plan import recipe_of, single_turn
 from selfcorrect.compare.results import Result
 from selfcorrect.config import CompareConfig
 from selfcorrect.config.recipe import dump
 from selfcorrect.evaluation.alarms import alarms
-from selfcorrect.evaluation.caution import FEW, caution
+from selfcorrect.evaluation.caution import FEW, bought, caution
 from selfcorrect.evaluation.metrics import Estimate, Summary
 from selfcorrect.report.page import fill, tidy
 from selfcorrect.report.paper import PAPER, SETTING, PaperRow
 from selfcorrect.report.pictures import accuracy_picture
 from selfcorrect.report.tables import NONE, Cell, Row, Table, paper_cells, share_cell
-from selfcorrect.report.wording import capital, interval, percent, points, sign, together
+from selfcorrect.report.wording import capital, interval, percent, points, sign, together, with_minus
 
 _COLUMNS = ("Accuracy@t1", "Accuracy@t2", "Δ(t1,t2)", "Δ by seed", "i→c", "c→i", "fix rate", "unchanged", "McNemar p")
 _TONE = {1: "good", 0: "even", -1: "bad"}
@@ -24,17 +25,17 @@ _TONE = {1: "good", 0: "even", -1: "bad"}
 def write_pages(folder: Path, config: CompareConfig, told: Mapping[str, Any], results: Sequence[Result]) -> None:
     """All three files. told: what compare.json holds."""
     labels = {"base": "Base model", **{method.name: method.label for method in config.methods}}
-    table = results_table(config, labels, results)
+    table, passes = results_table(config, labels, results), passes_table(labels, results)
     environment = told["environment"]
     made = [("Command", tidy(environment["command"])), ("Started", environment["started"])]
     made += [(key.capitalize(), str(value)) for key, value in environment["versions"].items()]
     made += [(key.capitalize(), str(value)) for key, value in environment["machine"].items() if value]
-    sentences = findings(labels, config.against, results)
+    sentences = findings(labels, results, labels.get(single_turn(config) or ""))
     page = fill(
         "compare.html.jinja", name=config.name, seeds=_seeds(len(config.seeds)), n=results[0].n,
-        headline=headline(labels, config.against, results),
+        decoding=decoding(config), headline=headline(labels, config.against, results),
         beside=standing(labels, config.against, results), findings=sentences,
-        picture=accuracy_picture([(labels[r.name], _summary(r)) for r in results]), results=table,
+        picture=accuracy_picture([(labels[r.name], _summary(r)) for r in results]), results=table, passes=passes,
         resamples=config.resamples, against=labels[config.against], none_seen=none_seen(results[0].n),
         budget=budget_table(config, labels, told["accounts"]),
         search=search_table(labels, told["search"]) if told["search"] else None, search_note=_search_note(config),
@@ -45,9 +46,32 @@ def write_pages(folder: Path, config: CompareConfig, told: Mapping[str, Any], re
     text += [f"- Failed: {why}" for why in told["failed"]]
     text += [f"- {sentence}" for sentence in standing(labels, config.against, results)] + [""]
     text += [f"- {sentence}" for sentence in sentences] + ["", markdown(table), "", none_seen(results[0].n)]
+    if passes:
+        text += ["", markdown(passes)]
     text += ["", f"Made by `{made[0][1]}`."]
     (folder / "compare.md").write_text("\n".join(text) + "\n", encoding="utf-8")
     _write_csv(folder / "compare.csv", results)
+
+
+def decoding(config: CompareConfig) -> str:
+    """How every method's evaluation was sampled, in words."""
+    evaluation = recipe_of(config, config.methods[0]).evaluation
+    if evaluation.temperature == 0:
+        return "greedy"
+    return f"{evaluation.samples} samples at temperature {evaluation.temperature:g} (Avg@{evaluation.samples})"
+
+
+def passes_table(labels: Mapping[str, str], results: Sequence[Result]) -> Table | None:
+    """pass@k of both attempts; None where there was one sample of each problem."""
+    rows = []
+    for result in results:
+        if result.passes is not None:
+            first, second, change = result.passes
+            cells = (share_cell(first), share_cell(second), Cell(points(change.value), interval(change)))
+            rows.append(Row(labels[result.name], _seeds(result.seeds), cells))
+    k = results[0].samples
+    columns = (f"pass@{k}, attempt 1", f"pass@{k}, attempt 2", "difference")
+    return Table("Percent of problems.", "Method", columns, (("", tuple(rows)),)) if rows else None
 
 
 def none_seen(n: int) -> str:
@@ -124,7 +148,9 @@ def _paper_cells(row: PaperRow, repair: object) -> tuple[Cell, ...]:
     return (first, second, delta, Cell(NONE), *rest, *[Cell(NONE)] * 3, *last)
 
 
-def _p_value(p: float) -> str:
+def _p_value(p: float | None) -> str:
+    if p is None:
+        return NONE
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
@@ -152,10 +178,24 @@ def standing(labels: Mapping[str, str], against: str, results: Sequence[Result])
     return [f"{capital(what)}: {'; '.join(names)}." for what, names in groups if names]
 
 
-def findings(labels: Mapping[str, str], against: str, results: Sequence[Result]) -> list[str]:
-    """One sentence a method, called what its interval says."""
+def findings(labels: Mapping[str, str], results: Sequence[Result], single: str | None = None) -> list[str]:
+    """One sentence a method, called what its interval says. single: the label of the one that trains single attempts.
+
+    Attempt 1 is held against the base model's and against that one's.
+    """
     base = next(result for result in results if result.name == "base")
-    return [together(f"{labels[r.name]}: {_in_words(r)}{_alarms(r, base)}.") for r in results]
+    return [together(f"{labels[r.name]}: {_in_words(r)}{_alarms(r, base)}{_guard(r, single)}.") for r in results]
+
+
+def _guard(result: Result, single: str | None) -> str:
+    """Attempt 1 against that of single-turn RL, and what a gain in delta was bought with."""
+    change = result.against_single
+    if change is None or single is None or caution(_summary(result)):
+        return ""
+    where = {1: "above", 0: "not measurably different from", -1: "under"}[sign(change.first)]
+    told = f"; attempt 1 is {where} that of {single} ({points(change.first.value)} points, {interval(change.first)})"
+    price = bought(change, single)
+    return told + (f"; {with_minus(price)}" if price else "")
 
 
 def _in_words(result: Result) -> str:
@@ -178,8 +218,8 @@ def _seeds_apart(result: Result) -> str:
 
 def _alarms(result: Result, base: Result) -> str:
     """Sandbagging and collapse to copying, as a run's report has them."""
-    found = alarms(_summary(result), _summary(base), result.first_change) if result.name != base.name else []
-    return "".join(f"; {told}" for told in found)
+    found = alarms(_summary(result), _summary(base), result.against_base) if result.name != base.name else []
+    return "".join(f"; {with_minus(told)}" for told in found)
 
 
 def budget_table(config: CompareConfig, labels: Mapping[str, str], accounts: Mapping[str, Mapping[str, int]]) -> Table:
@@ -233,7 +273,7 @@ def _summary(result: Result) -> Summary:
     """As the picture wants it."""
     return Summary(
         result.n, (result.t1, result.t2), result.delta, result.fixed, result.broken, result.fix_rate,
-        result.unchanged, (),
+        result.unchanged, (), result.samples, smallest=result.smallest,
     )  # fmt: skip
 
 
@@ -254,13 +294,22 @@ def _write_csv(file: Path, results: Sequence[Result]) -> None:
     columns = [f"{name}{part}" for name in names for part in ("", "_low", "_high")]
     spreads = ("t1", "t2", "delta", "fixed", "broken", "fix_rate", "unchanged", "gain")
     rest = [f"{name}_{end}" for name in spreads for end in ("lowest_seed", "highest_seed")] + ["mcnemar_p"]
+    more = [f"{name}{part}" for name in ("pass_t1", "pass_t2", "pass_delta") for part in ("", "_low", "_high")]
+    more = [
+        "samples",
+        *more,
+        *(f"t1_less_{other}{part}" for other in ("base", "single") for part in ("", "_low", "_high")),
+    ]
     with file.open("w", encoding="utf-8", newline="") as out:
         writer = csv.writer(out)
-        writer.writerow(["method", "seeds", "n", *columns, *rest])
+        writer.writerow(["method", "seeds", "n", *columns, *rest, *more])
         for r in results:
             numbers = [part for name in names for part in _parts(getattr(r, name))]
             ends = [value for name in spreads for value in r.spread[name]]
-            writer.writerow([r.name, r.seeds, r.n, *numbers, *ends, r.mcnemar])
+            beside = [r.against_base and r.against_base.first, r.against_single and r.against_single.first]
+            tail = [part for each in (*(r.passes or (None,) * 3), *beside) for part in _parts(each)]
+            mcnemar = "" if r.mcnemar is None else r.mcnemar
+            writer.writerow([r.name, r.seeds, r.n, *numbers, *ends, mcnemar, r.samples, *tail])
 
 
 def _parts(estimate: Estimate | None) -> tuple[object, ...]:

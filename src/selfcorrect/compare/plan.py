@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from selfcorrect.compare.budget import Account, account
-from selfcorrect.config import CompareConfig, MethodConfig, RLStage, SupervisedStage, TrainConfig
+from selfcorrect.config import CompareConfig, MethodConfig, RLStage, SingleTurn, SupervisedStage, TrainConfig
 from selfcorrect.config.recipe import validate
 from selfcorrect.errors import ConfigError
 
@@ -72,6 +72,15 @@ def chosen_methods(config: CompareConfig) -> CompareConfig:
         return config
     wanted = tuple(method for method in config.methods if method.name in config.only)
     return config.model_copy(update={"methods": wanted, "only": None})
+
+
+def single_turn(config: CompareConfig) -> str | None:
+    """The first method that trains single attempts by RL and nothing else; None where there is none."""
+    for method in config.methods:
+        stages = recipe_of(config, method, name=method.name).stages
+        if stages and all(isinstance(stage, SingleTurn) for stage in stages):
+            return method.name
+    return None
 
 
 def check(config: CompareConfig) -> dict[str, Account]:
@@ -156,6 +165,9 @@ def search_jobs(config: CompareConfig) -> tuple[list[Job], list[Trial]]:
                 "controls": False,
                 "external": (),
                 "every": None,
+                "samples": 1,
+                "temperature": 0.0,
+                "correction_prompts": {},
             }
             recipe = recipe.model_copy(update={"evaluation": recipe.evaluation.model_copy(update=changed)})
             tried.append((method.name, choice, Job(name, recipe, folder / name)))
@@ -189,7 +201,7 @@ def repair_jobs(config: CompareConfig, jobs: Sequence[Job]) -> list[Job]:
 
 def _on_repair(config: CompareConfig, recipe: TrainConfig, name: str, folder: Path, model: Path | None) -> Job:
     told = recipe.model_dump(mode="json") | {"task": config.repair, "stages": [], "name": name, "output": str(folder)}
-    told["evaluation"] |= {"offset": 0, "external": []}  # those are the other task's
+    told["evaluation"] |= {"offset": 0, "external": [], "correction_prompts": {}}  # those are the other task's
     if model:
         told["model"]["path"] = str(model)
     made = validate(told, "repair")

@@ -1,43 +1,56 @@
 """Finished runs -> the numbers of the table.
 
-Axes: S seeds, P problems. Every run evaluated the same problems; those that a run could not grade are NaN in it.
+Axes: S seeds, P problems. Every run evaluated the same problems; those that a run could not grade are NaN in it. With
+more than one sample of a problem, its values are means over those.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
 
 from selfcorrect.errors import DataError
-from selfcorrect.evaluation.metrics import LEFT_OUT, Estimate
+from selfcorrect.evaluation.averages import Change, pass_at
+from selfcorrect.evaluation.metrics import LEFT_OUT, RESOLVED, Estimate, spread
 from selfcorrect.evaluation.resampling import Table, bootstrap, draws, mcnemar, mean_over_seeds, ratio, weighted_mean
 
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """One method on all seeds: right at attempt 1 and 2, and whether attempt 2 repeats attempt 1; 0, 1 or NaN.
+    """One method on all seeds: right at attempt 1 and 2, fixed and broken between them, and whether attempt 2 repeats
+    attempt 1; NaN where nothing was graded.
 
     later_SP: right at the last attempt, where there are more than two. seeds: of each row; None for the base model.
+    samples: of each problem; pass_first_SP and pass_second_SP: pass@samples, where there are more than one.
     """
 
     seeds: tuple[int | None, ...]
     ids: tuple[str, ...]
     first_SP: Table
     second_SP: Table
+    fixed_SP: Table
+    broken_SP: Table
     same_SP: Table
     later_SP: Table | None
+    samples: int = 1
+    pass_first_SP: Table | None = None
+    pass_second_SP: Table | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
     """A line of the table. Estimates carry bootstrap intervals over problems; spread: the lowest and highest seed's.
 
-    mcnemar: the largest p-value of any seed, attempt 2 against attempt 1. gain: Accuracy@t2 less that of the method
-    that all are compared with, on the same problems; None for that one itself. first_change: Accuracy@t1 less the base
-    model's, paired.
+    mcnemar: the largest p-value of any seed, attempt 2 against attempt 1; None of more samples than one, which are not
+    independent. gain: Accuracy@t2 less that of the method that all are compared with, on the same problems; None for
+    that one itself. against_base, against_single: less the base model's, and less that of the method that trains single
+    attempts by RL, paired; None for those themselves, or where there is none. passes: pass@samples of attempt 1 and 2.
+    smallest: the smallest delta that can be resolved, by the variance over problems that was measured.
     """
 
     name: str
@@ -51,12 +64,16 @@ class Result:
     fix_rate: Estimate
     unchanged: Estimate
     spread: dict[str, tuple[float, float]]
-    mcnemar: float
+    mcnemar: float | None
     gain: Estimate | None
     gain_delta: Estimate | None
-    first_change: Estimate | None
+    against_base: Change | None
+    against_single: Change | None
     last: Estimate | None
     repair: Estimate | None = None
+    samples: int = 1
+    passes: tuple[Estimate, Estimate, Estimate] | None = None
+    smallest: float | None = None
 
     @property
     def moved(self) -> int:
@@ -85,36 +102,69 @@ def read_answers(
     for run, table in zip(runs.values(), tables, strict=True):
         if set(table) != set(ids):
             raise DataError(f"{run}: was evaluated on other problems than the others, so they cannot be compared")
-    cube = np.array([[table[name] for name in ids] for table in tables], dtype=np.float64)
-    more = not np.isnan(cube[..., 3]).all()
-    return Answers(tuple(runs), tuple(ids), cube[..., 0], cube[..., 1], cube[..., 2], cube[..., 3] if more else None)
+    samples = {max(len(rows) for rows in table.values()) for table in tables}
+    if len(samples) > 1:
+        named = ", ".join(map(str, sorted(samples)))
+        raise DataError(f"{next(iter(runs.values()))}: and others were evaluated with {named} samples of each problem")
+    cube = np.array([[_means(table[name]) for name in ids] for table in tables])
+    first, second, fixed, broken, same, later = (cube[..., place] for place in range(6))
+    k = samples.pop()
+    passes = [_passes(tables, ids, place, k) for place in (0, 1)] if k > 1 else [None, None]
+    known = not np.isnan(later).all()
+    return Answers(
+        tuple(runs), tuple(ids), first, second, fixed, broken, same, later if known else None, k, passes[0], passes[1]
+    )
 
 
-def _read(run: Path, evaluation: str | None) -> dict[str, list[float]]:
+def _read(run: Path, evaluation: str | None) -> dict[str, list[list[float]]]:
+    """By problem, the flags of each of its samples."""
     found = sorted((run / "evaluations").glob("*.json"), key=lambda file: json.loads(file.read_text())["step"])
     named = run / "evaluations" / f"{evaluation}.json" if evaluation else (found[-1] if found else None)
     if named is None or not named.exists():
         raise DataError(f"{run}: holds no evaluation {evaluation or ''}".rstrip())
     lines = named.with_name(f"{named.stem}.rollouts.jsonl").read_text(encoding="utf-8").splitlines()
-    rows = [json.loads(line) for line in lines]
-    return {row["id"]: _flags(row["attempts"]) for row in rows}
+    table: dict[str, list[list[float]]] = {}
+    for row in map(json.loads, lines):
+        table.setdefault(row["id"], []).append(_flags(row["attempts"]))
+    return table
 
 
 def _flags(attempts: Sequence[dict[str, Any]]) -> list[float]:
-    """Right at 1, right at 2, second the same as the first, right at the last of more than two."""
+    """Right at 1 and at 2, fixed, broken, second the same as the first, right at the last of more than two."""
     if any(attempt["outcome"] in LEFT_OUT for attempt in attempts) or len(attempts) < 2:
-        return [float("nan")] * 4
+        return [math.nan] * 6
     first, second, last = attempts[0], attempts[1], attempts[-1]
     key = "answer" if first["answer"] or second["answer"] else "text"
-    right = [float(attempt["outcome"] == "correct") for attempt in (first, second, last)]
-    return [right[0], right[1], float(first[key] == second[key]), right[2] if len(attempts) > 2 else float("nan")]
+    one, two, end = (attempt["outcome"] == "correct" for attempt in (first, second, last))
+    flags = (one, two, two and not one, one and not two, first[key] == second[key])
+    return [*map(float, flags), float(end) if len(attempts) > 2 else math.nan]
+
+
+def _means(flags: Sequence[Sequence[float]]) -> list[float]:
+    """Over a problem's graded samples."""
+    graded = [row for row in flags if not math.isnan(row[0])]
+    return [fmean(column) for column in zip(*graded, strict=True)] if graded else [math.nan] * 6
+
+
+def _passes(tables: Sequence[Mapping[str, Sequence[Sequence[float]]]], ids: Sequence[str], place: int, k: int) -> Table:
+    """pass@k [S, P] of one attempt; NaN where fewer than k samples were graded."""
+    return np.array([[_pass(table[name], place, k) for name in ids] for table in tables])
+
+
+def _pass(flags: Sequence[Sequence[float]], place: int, k: int) -> float:
+    graded = [row[place] for row in flags if not math.isnan(row[0])]
+    return pass_at(len(graded), round(sum(graded)), k)
 
 
 def summarize(
-    name: str, answers: Answers, base: Answers, against: Answers, resamples: int, repair: Answers | None = None
-) -> Result:
-    """The line of a method. against: the answers it is paired with; repair: those to the repair task, if any."""
+    name: str, answers: Answers, base: Answers, against: Answers, resamples: int, repair: Answers | None = None,
+    single: Answers | None = None,
+) -> Result:  # fmt: skip
+    """The line of a method. against: the answers it is paired with; repair: those to the repair task, if any; single:
+    those of the method that trains single attempts, if there is one.
+    """
     first_SP, second_SP = answers.first_SP, answers.second_SP
+    fixed_SP, broken_SP, delta_SP = answers.fixed_SP, answers.broken_SP, second_SP - first_SP
     counts_RP = draws(first_SP.shape[1], resamples, seed=0)
 
     def mean(values_SP: Table) -> Estimate:
@@ -123,27 +173,42 @@ def summarize(
     def less(ours_SP: Table, theirs_SP: Table) -> Estimate:
         return bootstrap(weighted_mean(mean_over_seeds(ours_SP) - mean_over_seeds(theirs_SP)), counts_RP)
 
-    fixed_SP, broken_SP, delta_SP = (1 - first_SP) * second_SP, first_SP * (1 - second_SP), second_SP - first_SP
-    paired = against is not answers
+    def change(other: Answers | None) -> Change | None:
+        if other is None or other is answers:
+            return None
+        theirs_SP = other.second_SP - other.first_SP
+        return Change(less(first_SP, other.first_SP), less(second_SP, other.second_SP), less(delta_SP, theirs_SP))
+
     rate = ratio(mean_over_seeds(fixed_SP), mean_over_seeds(1 - first_SP))
     by_seed = {
         "t1": first_SP, "t2": second_SP, "delta": delta_SP, "fixed": fixed_SP, "broken": broken_SP,
         "unchanged": answers.same_SP,
     }  # fmt: skip
-    spread = {key: _ends(np.nanmean(values_SP, 1)) for key, values_SP in by_seed.items()}
-    spread["fix_rate"] = _ends(np.nanmean(fixed_SP, 1) / np.maximum(np.nanmean(1 - first_SP, 1), 1e-12))
-    spread["gain"] = _ends(_seed_by_seed(answers, against))
+    ends = {key: _ends(np.nanmean(values_SP, 1)) for key, values_SP in by_seed.items()}
+    ends["fix_rate"] = _ends(np.nanmean(fixed_SP, 1) / np.maximum(np.nanmean(1 - first_SP, 1), 1e-12))
+    ends["gain"] = _ends(_seed_by_seed(answers, against))
+    towards = change(against)
+    delta_P = mean_over_seeds(delta_SP)
     return Result(
         name=name, seeds=len(first_SP), n=int((~np.isnan(first_SP)).all(0).sum()), t1=mean(first_SP),
         t2=mean(second_SP), delta=mean(delta_SP), fixed=mean(fixed_SP), broken=mean(broken_SP),
-        fix_rate=bootstrap(rate, counts_RP), unchanged=mean(answers.same_SP), spread=spread,
-        mcnemar=_worst_p(first_SP, second_SP),
-        gain=less(second_SP, against.second_SP) if paired else None,
-        gain_delta=less(delta_SP, against.second_SP - against.first_SP) if paired else None,
-        first_change=less(first_SP, base.first_SP) if base is not answers else None,
+        fix_rate=bootstrap(rate, counts_RP), unchanged=mean(answers.same_SP), spread=ends,
+        mcnemar=_worst_p(first_SP, second_SP) if answers.samples == 1 else None,
+        gain=towards.last if towards else None, gain_delta=towards.delta if towards else None,
+        against_base=change(base), against_single=change(single),
         last=None if answers.later_SP is None else mean(answers.later_SP),
         repair=None if repair is None else _repaired(repair, resamples),
+        samples=answers.samples, passes=_pass_means(answers, mean),
+        smallest=RESOLVED * spread(delta_P[~np.isnan(delta_P)].tolist(), answers.samples * len(first_SP)),
     )  # fmt: skip
+
+
+def _pass_means(answers: Answers, mean: Callable[[Table], Estimate]) -> tuple[Estimate, Estimate, Estimate] | None:
+    """pass@k of attempt 1, of attempt 2, and their difference."""
+    if answers.pass_first_SP is None or answers.pass_second_SP is None:
+        return None
+    change_SP = answers.pass_second_SP - answers.pass_first_SP
+    return mean(answers.pass_first_SP), mean(answers.pass_second_SP), mean(change_SP)
 
 
 def _seed_by_seed(ours: Answers, theirs: Answers) -> Table:

@@ -1,13 +1,13 @@
 """The settings of a run: model, rollouts, stages, optimiser, evaluation, logs."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from selfcorrect.config.base import Decay, NonNegative, Positive, Rate, Share, Strict
-from selfcorrect.config.compare import CompareConfig
+from selfcorrect.config.base import Decay, NonNegative, Positive, Rate, Share, Strict, check_template
+from selfcorrect.config.compare import CompareConfig, Name
 from selfcorrect.config.stages import RLStage, SingleTurn, Stage, SupervisedStage
-from selfcorrect.config.tasks import CountdownConfig, RepairConfig, TaskConfig
+from selfcorrect.config.tasks import CountdownConfig, RepairConfig, TaskConfig, correction_fields
 
 LAB_MODEL = "lab"  # the name under which the shipped base model of the lab goes
 PLAIN_TEMPLATE = "plain"  # the name under which the shipped chat template goes
@@ -21,6 +21,9 @@ class ModelConfig(Strict):
     chat_template: plain, or a file with a Jinja template, in place of the model's own; base models have none.
     template_options: variables for the chat template, like enable_thinking: false or date_string: "26 Jul 2024".
     trust_remote_code: whether Python code that comes with the model may run, with your rights.
+    system_prompt: a system turn before every conversation, at training and at evaluation; empty sends an empty one,
+    where none leaves the template to its own. system_as: first_user writes it before the first question instead, with a
+    blank line between, for templates that have no system turn.
     precision is that of the forward pass (autocast); weights and optimiser state stay float32.
     """
 
@@ -31,9 +34,13 @@ class ModelConfig(Strict):
     chat_template: Annotated[str, Field(min_length=1)] | None = None
     template_options: dict[str, bool | int | float | str | None] = Field(default_factory=dict)
     trust_remote_code: bool = False
+    system_prompt: str | None = None
+    system_as: Literal["system", "first_user"] = "system"
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        if self.system_as != "system" and not self.system_prompt:
+            raise ValueError("system_as = 'first_user' says where system_prompt goes, and there is none; set both")
         for name, value in self.template_options.items():
             word = value.strip().casefold() if isinstance(value, str) else ""
             if word in ("true", "false"):
@@ -104,8 +111,11 @@ class AlgorithmConfig(Strict):
 
 
 class EvaluationConfig(Strict):
-    """Greedy evaluation before, between and after the stages. external: JSONL files of the task's shape.
+    """Evaluation before, between and after the stages, greedy by default. external: JSONL files of the task's shape.
 
+    samples: of each problem, at `temperature`: accuracies are then means over samples (Avg@k), with pass@k beside them.
+    correction_prompts: other wordings of the task's correction prompt, by name, to see beside it after the same first
+    attempts; a list gets the names wording-1, wording-2, ...
     split: train takes training problems, to choose settings by without a look at the test split; of a finite data set
     they are trained on as well. offset: leaves out the first so many of the held-out problems.
     every: steps between smaller evaluations on `problems_between` problems while training, each once with the model's
@@ -121,6 +131,32 @@ class EvaluationConfig(Strict):
     problems_between: Positive = 300
     controls: bool = False
     external: tuple[str, ...] = ()
+    samples: Positive = 1
+    temperature: NonNegative = 0.0
+    correction_prompts: dict[Name, Annotated[str, Field(min_length=1)]] = Field(default_factory=dict)
+
+    @field_validator("correction_prompts", mode="before")
+    @classmethod
+    def _named(cls, given: Any) -> Any:
+        """A list of texts, each by its place."""
+        if isinstance(given, list | tuple):
+            return {f"wording-{place}": text for place, text in enumerate(given, 1)}
+        return given
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.samples > 1 and self.temperature == 0:
+            raise ValueError(
+                f"samples = {self.samples} at temperature 0 would all be the same attempt; set temperature (such as "
+                "0.7), or leave samples at 1"
+            )
+        names = [name.casefold() for name in self.correction_prompts]
+        if "recipe" in names or len(set(names)) < len(names):
+            raise ValueError(
+                "correction_prompts: names must differ in more than case, and recipe is the task's own correction "
+                f"prompt; got {', '.join(self.correction_prompts)}"
+            )
+        return self
 
 
 class CheckpointConfig(Strict):
@@ -183,6 +219,7 @@ class TrainConfig(Strict):
     def _check(self) -> Self:
         if (self.sampler == "recorded") != (self.recorded is not None):
             raise ValueError("sampler: recorded and recorded: FILE belong together; set both, or neither")
+        self._check_evaluation()
         names = [stage.name.casefold() for stage in self.stages]
         if len(set(names)) < len(names):
             raise ValueError(f"stages: names must differ in more than case, got {', '.join(names)}")
@@ -206,6 +243,22 @@ class TrainConfig(Strict):
         if self.rollouts.self_refine and self.stages:
             raise ValueError("rollouts.self_refine is prompting only; leave stages empty: []")
         return self
+
+    def _check_evaluation(self) -> None:
+        evaluation = self.evaluation
+        for name, text in evaluation.correction_prompts.items():
+            check_template(f"evaluation.correction_prompts.{name}", text, correction_fields(self.task))
+        if evaluation.correction_prompts and self.rollouts.self_refine:
+            raise ValueError(
+                "evaluation.correction_prompts stand in for the task's correction prompt, which rollouts.self_refine "
+                "does not ask; leave one out"
+            )
+        sampled = evaluation.samples > 1 or evaluation.temperature > 0 or evaluation.correction_prompts
+        if self.sampler == "recorded" and sampled:
+            raise ValueError(
+                "sampler recorded answers each problem once, as it was recorded; leave out evaluation.samples, "
+                "evaluation.temperature and evaluation.correction_prompts"
+            )
 
     def _check_stage(self, stage: Stage) -> None:
         offline = isinstance(stage, RLStage) and stage.offline_first > 0

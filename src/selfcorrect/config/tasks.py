@@ -197,3 +197,15 @@ TASK_KINDS: dict[str, type[Strict]] = {
     "repair": RepairConfig,
     "custom": CustomConfig,
 }
+
+
+def correction_fields(task: TaskConfig) -> set[str]:
+    """What a correction prompt of this task may fill in."""
+    match task:
+        case MathConfig():
+            return {"problem", "final_form"}
+        case CountdownConfig():
+            return {"numbers", "target"}
+        case RepairConfig():
+            return correction_fields(task.of)
+    return set()

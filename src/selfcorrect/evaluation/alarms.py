@@ -7,12 +7,13 @@ attempts are cut off, where all rollouts of a problem earn the same, and where t
 
 import math
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from statistics import fmean, stdev
 
-from selfcorrect.evaluation.caution import FEW, caution, cut_off, outcome_shares, spaced
-from selfcorrect.evaluation.metrics import LEFT_OUT, Estimate, Summary, difference, paired_difference
-from selfcorrect.types import Outcome, Rollout
+from selfcorrect.evaluation.averages import Change
+from selfcorrect.evaluation.caution import FEW, bought, caution, cut_off, outcome_shares, spaced
+from selfcorrect.evaluation.metrics import Estimate, Summary, difference
+from selfcorrect.types import Outcome
 
 COPIES = 0.7  # share of unchanged answers from which on it may be called copying
 WINDOW = 20  # steps; an alarm while training speaks of their mean
@@ -20,28 +21,23 @@ CUT = 0.25  # share of an attempt's rollouts that are cut off from which on it i
 EQUAL = 0.9  # share of problems whose rollouts all earn the same, over WINDOW steps, from which on it is said
 
 
-def first_change(rollouts: Sequence[Rollout], base_right: Mapping[str, bool]) -> Estimate | None:
-    """Attempt 1 now against the base model's, problem by problem; None where they share none."""
-    graded = [r for r in rollouts if not any(a.grade.outcome in LEFT_OUT for a in r.attempts)]
-    both = [(base_right[r.problem.id], r.attempts[0].grade.correct) for r in graded if r.problem.id in base_right]
-    return paired_difference([before for before, _ in both], [now for _, now in both]) if both else None
-
-
-def alarms(summary: Summary, base: Summary, change: Estimate | None = None) -> list[str]:
+def alarms(summary: Summary, base: Summary, change: Change | None = None) -> list[str]:
     """What an evaluation gives cause to say, held against the base model's on the same problems.
 
-    change: Accuracy@t1 less the base model's, paired; without it the two count as independent, which is more careful.
+    change: this one less the base model's, paired; without it the two count as independent, which is more careful.
     """
     if min(summary.n, base.n) < FEW or not (summary.accuracy and base.accuracy):
         return []
     told = []
     first, before = summary.accuracy[0], base.accuracy[0]
-    change = change or difference(first, before)
-    if change.high < 0:
+    fallen = change.first if change else difference(first, before)
+    if fallen.high < 0:
         told.append(
             f"sandbagging: attempt 1 is right on {first.value:.1%}, the base model's on {before.value:.1%} "
-            f"({_interval(change)} points); a weaker first attempt makes correction look better than it is"
+            f"({_interval(fallen)} points); a weaker first attempt makes correction look better than it is"
         )
+    if change and (price := bought(change, "the base model")):
+        told.append(f"bought: {price}")
     copies = len(summary.accuracy) > 1 and _copies(summary.unchanged, base.unchanged) and summary.delta.low <= 0
     if copies and not caution(summary):  # where all is right, or all is cut off, there was nothing to gain
         told.append(

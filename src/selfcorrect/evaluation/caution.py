@@ -8,6 +8,7 @@ a model that is never right, or always, has nothing to show.
 from collections.abc import Sequence
 from statistics import fmean
 
+from selfcorrect.evaluation.averages import Change
 from selfcorrect.evaluation.metrics import LEFT_OUT, Estimate, Summary
 from selfcorrect.types import Outcome
 
@@ -77,3 +78,31 @@ def cut_off(shares: Sequence[float], limit: int | None, least: float) -> str:
 def is_narrow(difference: Estimate) -> bool:
     """Whether an interval that includes zero is tight enough to say that there is hardly a difference."""
     return difference.low >= -NARROW and difference.high <= NARROW
+
+
+def bought(change: Change, other: str) -> str:
+    """What to say where delta rose above another model's while the first answer fell under its; else empty.
+
+    change: this model less the other, paired over the same problems.
+    """
+    if change.delta.low <= 0 or change.first.high >= 0:
+        return ""
+    told = f"attempt 1 is {_lower(change.first)} than that of {other}, and delta {_points(change.delta)} points higher"
+    if change.last.low > 0:
+        price = spaced(min(1.0, -change.first.value / change.delta.value))
+        return (
+            f"{price} of the gain in delta is bought by a worse first answer: {told}; the last attempt is better by "
+            f"{_points(change.last)} points"
+        )
+    last = "is worse too" if change.last.high < 0 else "is not measurably better"
+    return (
+        f"the gain in delta is bought by a worse first answer: {told}; the last attempt {last} ({_points(change.last)})"
+    )
+
+
+def _lower(fall: Estimate) -> str:
+    return f"{-100 * fall.value:.1f} points ({-100 * fall.high:.1f} to {-100 * fall.low:.1f}) lower"
+
+
+def _points(change: Estimate) -> str:
+    return f"{100 * change.value:+.1f} [{100 * change.low:+.1f} to {100 * change.high:+.1f}]"

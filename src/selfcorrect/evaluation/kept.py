@@ -27,8 +27,12 @@ class Kept:
     where `file` holds work with other settings, or another process writes it.
     """
 
-    def __init__(self, file: Path, settings: Mapping[str, Any], key: Callable[[Any], Any], way_out: str) -> None:
-        """way_out: what a user can do where the settings differ."""
+    def __init__(
+        self, file: Path, settings: Mapping[str, Any], key: Callable[[Any], Any], way_out: str, grows: str = ""
+    ) -> None:
+        """way_out: what a user can do where the settings differ. grows: the dotted name of a whole number among the
+        settings that may be raised: the work there is then the beginning of the work to do.
+        """
         self.file, self.settings_file = file, file.with_suffix(".json")
         self._key = key
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -41,14 +45,16 @@ class Kept:
                 f"{file} is being written by another process; wait for it, or name another output"
             ) from None
         try:
-            self._begin(json.loads(json.dumps(settings)), way_out)
+            self._begin(json.loads(json.dumps(settings)), way_out, grows)
         except BaseException:
             self._lock.close()
             raise
 
-    def _begin(self, settings: Any, way_out: str) -> None:
+    def _begin(self, settings: Any, way_out: str, grows: str) -> None:
         told = _read(self.settings_file)
-        if told is None:  # nothing was begun, or only just
+        if told is not None and told != settings and _only_grown(told, settings, grows):
+            write_durably(self.settings_file, json.dumps(settings, indent=1) + "\n")
+        elif told is None:  # nothing was begun, or only just
             os.truncate(self.file, 0)
             write_durably(self.settings_file, json.dumps(settings, indent=1) + "\n")
         elif told != settings:
@@ -108,6 +114,13 @@ class Kept:
             return bool(self._key(line) == key)
         except (LookupError, TypeError):
             return False
+
+
+def _only_grown(before: Any, now: Any, name: str) -> bool:
+    """Whether one number is higher, and nothing else differs."""
+    old, new = dict(_flat(before)), dict(_flat(now))
+    least, most = old.pop(name, None), new.pop(name, None)
+    return isinstance(least, int) and isinstance(most, int) and least < most and old == new
 
 
 def differences(before: Any, now: Any) -> str:

@@ -16,6 +16,7 @@ from selfcorrect.errors import NothingGraded
 from selfcorrect.types import Outcome, Rollout
 
 _Z = NormalDist().inv_cdf(0.975)
+RESOLVED = _Z + NormalDist().inv_cdf(0.8)  # standard errors from zero that a 95 % interval excludes it with power 80 %
 LEFT_OUT = frozenset({Outcome.GRADER_FAILED, Outcome.UNREADABLE})
 _REMEDY = {
     Outcome.GRADER_FAILED: "mend what keeps the grader from working",
@@ -33,12 +34,30 @@ class Estimate:
 
 
 @dataclass(frozen=True, slots=True)
+class Passes:
+    """pass@k: the share of problems that at least one of k samples solves, attempt by attempt.
+
+    n: problems with at least k graded samples. delta: of the last attempt less the first; fixed: solved in k last
+    attempts and in none of the k first ones; broken: the other way.
+    """
+
+    k: int
+    n: int
+    accuracy: tuple[Estimate, ...]
+    delta: Estimate
+    fixed: Estimate
+    broken: Estimate
+
+
+@dataclass(frozen=True, slots=True)
 class Summary:
-    """What an evaluation says. n counts graded problems; outcomes[a] counts attempt a+1's outcomes over all.
+    """What an evaluation says. n counts graded problems; outcomes[a] counts attempt a+1's outcomes over all rollouts.
 
     delta is Accuracy@last - Accuracy@t1; fixed (i->c) and broken (c->i) are shares of all problems between
     attempt 1 and the last; fix_rate is fixed / (1 - Accuracy@t1); unchanged: the last attempt repeats the
-    first one's answer.
+    first one's answer. samples: of each problem; with more than one, every share is a mean over problems of the
+    mean over its samples (Avg@k), and passes holds pass@k. smallest: the smallest delta that so many problems and
+    samples can resolve, by the variance that was measured (resolution.py); None where nothing was.
     """
 
     n: int
@@ -49,6 +68,9 @@ class Summary:
     fix_rate: Estimate
     unchanged: Estimate
     outcomes: tuple[dict[str, int], ...]
+    samples: int = 1
+    passes: tuple[Passes, ...] = ()
+    smallest: float | None = None
 
 
 def share(hits: int, n: int) -> Estimate:
@@ -66,16 +88,27 @@ def paired_difference(first: Sequence[bool], second: Sequence[bool]) -> Estimate
 
     Half a problem is added to each of the four cells, so that the interval has a width even where no pair differs.
     """
-    pairs = list(zip(first, second, strict=True))
-    n = len(pairs)
+    return difference_of([float(b) - float(a) for a, b in zip(first, second, strict=True)])
+
+
+def difference_of(values: Sequence[float], samples: int = 1) -> Estimate:
+    """The mean of one difference a problem, each a mean over `samples`; the interval of `paired_difference`."""
+    n = len(values)
     if n == 0:
         return Estimate(0.0, 0.0, 0.0)
-    up = sum(b and not a for a, b in pairs)
-    down = sum(a and not b for a, b in pairs)
-    m = n + 2
-    centre = (up - down) / m
-    half = _Z * math.sqrt(((up + down + 1) / m - centre**2) / m)
-    return Estimate((up - down) / n, max(-1.0, centre - half), min(1.0, centre + half))
+    centre, half = sum(values) / (n + 2), _Z * spread(values, samples)
+    return Estimate(sum(values) / n, max(-1.0, centre - half), min(1.0, centre + half))
+
+
+def spread(values: Sequence[float], samples: int = 1) -> float:
+    """The standard error of the mean of one difference a problem, each a mean over `samples`.
+
+    Two problems without a difference of their own are added, of whose samples half flip: their squares add up to one
+    over `samples`. With one sample that is Agresti and Min's, and it is never zero.
+    """
+    m = len(values) + 2
+    centre = sum(values) / m
+    return math.sqrt(((sum(value**2 for value in values) + 1 / samples) / m - centre**2) / m)
 
 
 def difference(new: Estimate, old: Estimate) -> Estimate:
@@ -139,12 +172,30 @@ def summarize(rollouts: Sequence[Rollout]) -> Summary:
         broken=share(broken, n),
         fix_rate=share(fixed, n - sum(first)),
         unchanged=share(same, n),
-        outcomes=tuple(dict(Counter(str(r.attempts[a].grade.outcome) for r in rollouts)) for a in range(attempts)),
+        outcomes=outcomes_of(rollouts),
+        smallest=RESOLVED * spread([float(b) - float(a) for a, b in zip(first, last, strict=True)])
+        if n and attempts > 1
+        else None,
     )
+
+
+def outcomes_of(rollouts: Sequence[Rollout]) -> tuple[dict[str, int], ...]:
+    """How often each attempt ended in which outcome."""
+    attempts = len(rollouts[0].attempts) if rollouts else 0
+    return tuple(dict(Counter(str(r.attempts[a].grade.outcome) for r in rollouts)) for a in range(attempts))
 
 
 def summary_of(row: Mapping[str, Any]) -> Summary:
     """A Summary from the plain values that `dataclasses.asdict` made of it."""
-    single = {name: Estimate(**row[name]) for name in ("delta", "fixed", "broken", "fix_rate", "unchanged")}
+    single: dict[str, Any] = {
+        name: Estimate(**row[name]) for name in ("delta", "fixed", "broken", "fix_rate", "unchanged")
+    }
     accuracy = tuple(Estimate(**value) for value in row["accuracy"])
-    return Summary(n=row["n"], accuracy=accuracy, outcomes=tuple(row["outcomes"]), **single)
+    more = {"samples": row.get("samples", 1), "smallest": row.get("smallest")}
+    more |= {"passes": tuple(map(_passes_of, row.get("passes", ()))), "outcomes": tuple(row["outcomes"])}
+    return Summary(n=row["n"], accuracy=accuracy, **single, **more)
+
+
+def _passes_of(row: Mapping[str, Any]) -> Passes:
+    single = {name: Estimate(**row[name]) for name in ("delta", "fixed", "broken")}
+    return Passes(row["k"], row["n"], tuple(Estimate(**value) for value in row["accuracy"]), **single)

@@ -32,12 +32,19 @@ class Chat:
     """A tokenizer's chat template as token ids.
 
     eos_ids: every id that ends an assistant's turn. options: variables for the template, like enable_thinking.
+    system: what stands before every conversation.
     opens_thought: whether the template begins the turn to be written inside of a thought.
     notes: what the template does that a user should know of. Raises ModelError where the tokenizer has no chat
-    template, or has one that rewrites earlier turns, and where an option is not read or means something else.
+    template, or has one that rewrites earlier turns, and where an option or the system prompt is not read or means
+    something else.
     """
 
-    def __init__(self, tokenizer: Any, eos_ids: frozenset[int], options: Mapping[str, Any] | None = None) -> None:
+    system: templates.System | None = None
+
+    def __init__(
+        self, tokenizer: Any, eos_ids: frozenset[int], options: Mapping[str, Any] | None = None,
+        system: templates.System | None = None,
+    ) -> None:  # fmt: skip
         self._tokenizer = tokenizer
         self._eos_ids = eos_ids
         self._options = dict(options or {})
@@ -47,6 +54,14 @@ class Chat:
             | {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
         )
         self._marks = {i for i in self._control if is_mark(str(tokenizer.convert_ids_to_tokens(i)))}
+        if system is not None:
+            self._render([("user", _MARKER)])  # a template that fails on this too has another fault
+            templates.refuse_unread_system(system, self._text)
+            if tokenizer.unk_token_id is not None and tokenizer.unk_token_id in self._encode(system.text):
+                raise ModelError(
+                    f"model.system_prompt = {system.text[:60]!r}: the tokenizer has no token for part of it; reword it"
+                )
+            self.system = system
         self.opens_thought = leaves_thought_open(self._render([("user", _MARKER)]).rpartition(_MARKER)[2])
         self._between: dict[str, tuple[tuple[int, ...], int]] = {}
         self._first: Callable[[str], tuple[tuple[int, ...], bool]] = lru_cache(maxsize=4096)(self._read_first)
@@ -212,13 +227,16 @@ class Chat:
 
     def _render(self, turns: Sequence[tuple[str, str]], options: Mapping[str, Any] | None = None) -> str:
         messages = [{"role": role, "content": content} for role, content in turns]
+        return self._text(self.system.before(messages) if self.system else messages, options)
+
+    def _text(self, messages: Sequence[Mapping[str, str]], options: Mapping[str, Any] | None = None) -> str:
         given = {"strftime_now": _fixed_date, **(self._options if options is None else options)}
         try:
             return str(
-                self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **given)
+                self._tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True, **given)
             )
         except Exception as error:  # templates are programs of the model's author and may raise anything
-            roles = ", ".join(role for role, _ in turns)
+            roles = ", ".join(message["role"] for message in messages)
             raise ModelError(
                 f"the chat template fails on a plain conversation: {error} (turns: {roles}); "
                 "model.chat_template: plain, or FILE, names another"

@@ -165,7 +165,10 @@ def load_model(config: ModelConfig) -> LanguageModel:
             + ", which would be left random; the files are not complete, or not of a causal language model"
         )  # fmt: skip
     templates.choose(tokenizer, config.chat_template)
-    lm = wrap(model.to(device), tokenizer, pick_dtype(config.precision, device), config.template_options)
+    system = None
+    if config.system_prompt is not None:
+        system = templates.System(config.system_prompt, config.system_as == "first_user")
+    lm = wrap(model.to(device), tokenizer, pick_dtype(config.precision, device), config.template_options, system)
     if changes:
         lm.chat.notes += (f"the model's generation settings will be saved {changes}; nothing here samples by them",)
     return lm
@@ -176,6 +179,7 @@ def wrap(
     tokenizer: Any,
     compute_dtype: torch.dtype = torch.float32,
     template_options: Mapping[str, Any] | None = None,
+    system: templates.System | None = None,
 ) -> LanguageModel:
     """A model and tokenizer already in memory -> LanguageModel."""
     model.eval()
@@ -184,11 +188,11 @@ def wrap(
     )
     if not eos_ids:
         raise ModelError("neither the tokenizer nor generation_config.json names an end-of-sequence token")
-    chat = Chat(tokenizer, eos_ids, template_options)
+    chat = Chat(tokenizer, eos_ids, template_options, system)
     turn_end = chat.turn_end()
     if turn_end is not None and turn_end not in eos_ids:  # base models often name only the end of a document
         eos_ids |= {turn_end}
-        chat = Chat(tokenizer, eos_ids, template_options)
+        chat = Chat(tokenizer, eos_ids, template_options, system)
     device = next(model.parameters()).device
     return LanguageModel(model, tokenizer, chat, eos_ids, device, compute_dtype, _head_is_plain(model))
 

@@ -1,7 +1,9 @@
 """Which chat template a model is given, and which of a recipe's template options it can read."""
 
+import contextlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,23 @@ _MEANT = {
     **dict.fromkeys(("0", "0.0", "no", "off", "none", "null", ""), False),
     **dict.fromkeys(("1", "1.0", "yes", "on"), True),
 }
+_SYSTEM, _USER, _ANSWER = "@@system-turn-7f3a@@", "@@user-turn-7f3a@@", "@@assistant-turn-7f3a@@"
 _GENERATION_TAG = re.compile(r"\{%-?\s*(end)?generation\s*-?%\}")  # transformers' own; it reads nothing
+
+
+@dataclass(frozen=True, slots=True)
+class System:
+    """What stands before every conversation: a system turn, or the beginning of the first question (first_user)."""
+
+    text: str
+    first_user: bool = False
+
+    def before(self, messages: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
+        """The messages of a conversation with it."""
+        if not self.first_user:
+            return [{"role": "system", "content": self.text}, *map(dict, messages)]
+        first, *rest = map(dict, messages)
+        return [{**first, "content": f"{self.text}\n\n{first['content']}"}, *rest]
 
 
 def choose(tokenizer: Any, choice: str | None) -> None:
@@ -78,6 +96,44 @@ def refuse_unread(template: str, options: Mapping[str, Any]) -> None:
             why = "is set by the program" if name in _GIVEN else "is nothing that the chat template reads"
             hint = f"it reads {', '.join(settable)}" if settable else "it reads no options"
             raise ModelError(f"model.template_options.{name} {why}, so it would change nothing; {hint}")
+
+
+def refuse_unread_system(system: System, rendered: Callable[[Sequence[Mapping[str, str]]], str]) -> None:
+    """Raises ModelError where the template has no system turn of its own, or moves it behind an earlier answer.
+
+    rendered(messages): what the template makes of a conversation; it may raise ModelError.
+    """
+    if why := "" if system.first_user else _no_system_turn(rendered):
+        raise ModelError(
+            f"model.system_prompt: {why}; model.system_as: first_user writes it before the first question instead, and "
+            "task.prompt can hold it too"
+        )
+
+
+def _no_system_turn(rendered: Callable[[Sequence[Mapping[str, str]]], str]) -> str:
+    """Why a template cannot serve with a system turn; empty where it can."""
+
+    def opening(role: str) -> str:
+        return rendered([{"role": role, "content": _SYSTEM}, question])
+
+    question = {"role": "user", "content": _USER}
+    try:
+        first = opening("system")
+        more = [{"role": "assistant", "content": _ANSWER}, {"role": "user", "content": "another question"}]
+        later = rendered([{"role": "system", "content": _SYSTEM}, question, *more])
+    except ModelError as error:
+        return f"the chat template has no system turn ({str(error.__cause__ or error).strip()})"
+    if _SYSTEM not in first:
+        return "the chat template leaves the system turn out"
+    if first.find(_SYSTEM) > first.find(_USER):
+        return "the chat template writes the system turn after the first question"
+    if not 0 <= later.find(_SYSTEM) < later.find(_ANSWER):
+        return "the chat template moves the system turn behind the first answer, which was written without it"
+    for role, like in (("assistant", "an answer"), ("user", "a question")):
+        with contextlib.suppress(ModelError):  # it insists on taking turns
+            if opening(role) == first:
+                return f"the chat template writes a system turn like {like}"
+    return ""
 
 
 def idle_options(options: Mapping[str, Any], rendered: Callable[[Mapping[str, Any]], str]) -> list[str]:

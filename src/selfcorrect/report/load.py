@@ -15,7 +15,8 @@ from typing import Any
 import yaml
 
 from selfcorrect.errors import DataError
-from selfcorrect.evaluation.metrics import Estimate, Summary
+from selfcorrect.evaluation.averages import Change
+from selfcorrect.evaluation.metrics import Estimate, Passes, Summary
 from selfcorrect.report.rollouts import RolloutSource, read_sources
 
 BASE = "base"
@@ -31,8 +32,22 @@ class External:
 
 
 @dataclass(frozen=True, slots=True)
+class Wording:
+    """One wording of the correction prompt; less: accuracy of its last attempt less that of another one, by name."""
+
+    name: str
+    prompt: str
+    summary: Summary
+    less: Mapping[str, Estimate]
+
+
+@dataclass(frozen=True, slots=True)
 class Evaluation:
-    """One file of evaluations/. about: task and data set; controls: by what stood in for attempt 1."""
+    """One file of evaluations/. about: task and data set; controls: by what stood in for attempt 1.
+
+    wordings: of the correction prompt, the task's own first. against_base: less the base model's, paired over the same
+    problems; assumed: the smallest delta that was expected to be resolved.
+    """
 
     name: str
     step: int
@@ -45,6 +60,10 @@ class Evaluation:
     sampled: Summary | None
     controls: Mapping[str, Summary]
     external: tuple[External, ...]
+    wordings: tuple[Wording, ...] = ()
+    system_prompt: str | None = None
+    against_base: Change | None = None
+    assumed: float | None = None
 
     @property
     def is_base(self) -> bool:
@@ -223,8 +242,10 @@ def _evaluation(data: Any, path: Path) -> Evaluation:
     if not isinstance(data, dict):
         raise DataError(f"{path}: expected a JSON object, got {type(data).__name__}")
     sampled, controls, external = data.get("sampled"), data.get("controls") or {}, data.get("external") or []
-    if not isinstance(controls, dict) or not isinstance(external, list):
-        raise DataError(f"{path}: controls must be an object and external a list")
+    wordings, smallest, system = data.get("wordings") or [], data.get("smallest_delta"), data.get("system_prompt")
+    if not isinstance(controls, dict) or not isinstance(external, list) or not isinstance(wordings, list):
+        raise DataError(f"{path}: controls must be an object, external and wordings lists")
+    assumed = smallest.get("assumed") if isinstance(smallest, dict) else None
     return Evaluation(
         name=path.stem,  # by the documented layout the same as data["name"], and surely a file name
         step=int(_required(data, "step", path)) if "step" in data else 0,
@@ -237,7 +258,27 @@ def _evaluation(data: Any, path: Path) -> Evaluation:
         sampled=_summary(sampled, path, "sampled") if sampled else None,
         controls={str(k): _summary(v, path, f"controls.{k}") for k, v in controls.items() if v},
         external=tuple(_external(entry, path, i) for i, entry in enumerate(external)),
+        wordings=tuple(_wording(entry, path, f"wordings.{i}") for i, entry in enumerate(wordings)),
+        system_prompt=system if isinstance(system, str) else None,
+        against_base=_change(data.get("against_base"), path),
+        assumed=float(assumed) if _numeric(assumed) else None,  # type: ignore[arg-type]
     )
+
+
+def _wording(entry: Any, path: Path, where: str) -> Wording:
+    if not isinstance(entry, dict) or not isinstance(entry.get("less", {}), dict):
+        raise DataError(f"{path}: {where} must be an object, and its less one too")
+    less = {str(k): _estimate(v, path, f"{where}.less.{k}") for k, v in entry.get("less", {}).items()}
+    summary = _summary(entry.get("summary"), path, f"{where}.summary")
+    return Wording(str(entry.get("name", where)), str(entry.get("prompt", "")), summary, less)
+
+
+def _change(data: Any, path: Path) -> Change | None:
+    if data is None:
+        return None
+    if not isinstance(data, dict):
+        raise DataError(f"{path}: against_base must be an object with first, last and delta")
+    return Change(*(_estimate(data.get(key), path, f"against_base.{key}") for key in ("first", "last", "delta")))
 
 
 def _external(entry: Any, path: Path, index: int) -> External:
@@ -264,7 +305,18 @@ def _summary(data: Any, path: Path, where: str) -> Summary:
         fix_rate=_estimate(data.get("fix_rate"), path, f"{where}.fix_rate"),
         unchanged=_estimate(data.get("unchanged"), path, f"{where}.unchanged"),
         outcomes=tuple({str(k): int(v) for k, v in counts.items() if _numeric(v)} for counts in outcomes),
+        samples=int(_required(data, "samples", path, where)) if "samples" in data else 1,
+        passes=tuple(_passes(e, path, f"{where}.passes.{i}") for i, e in enumerate(data.get("passes") or ())),
+        smallest=float(data["smallest"]) if _numeric(data.get("smallest")) else None,
     )
+
+
+def _passes(data: Any, path: Path, where: str) -> Passes:
+    if not isinstance(data, dict) or not isinstance(data.get("accuracy"), list):
+        raise DataError(f"{path}: {where} must be an object whose accuracy is a list")
+    accuracy = tuple(_estimate(e, path, f"{where}.accuracy.{i}") for i, e in enumerate(data["accuracy"]))
+    rest = (_estimate(data.get(key), path, f"{where}.{key}") for key in ("delta", "fixed", "broken"))
+    return Passes(int(_required(data, "k", path, where)), int(_required(data, "n", path, where)), accuracy, *rest)
 
 
 def _estimate(data: Any, path: Path, where: str) -> Estimate:
@@ -282,6 +334,9 @@ def _required(data: Mapping[str, Any], key: str, path: Path, where: str = "") ->
 
 def _read_sources(folder: Path, evaluations: tuple[Evaluation, ...], notes: list[str]) -> tuple[RolloutSource, ...]:
     """The latest evaluation first, as it is what a reader wants to see; training rollouts last."""
-    files = [(e.label, folder / "evaluations" / f"{e.name}.rollouts.jsonl") for e in reversed(evaluations)]
+    kept = folder / "evaluations"
+    files = [(e.label, kept / f"{e.name}.rollouts.jsonl") for e in reversed(evaluations)]
+    for e in reversed(evaluations):  # the first wording is the evaluation itself
+        files += [(f"{e.label}, asked as {w.name}", kept / f"{e.name}@{w.name}.rollouts.jsonl") for w in e.wordings[1:]]
     files.append(("while training", folder / "rollouts.jsonl"))
     return read_sources([(label, path) for label, path in files if path.is_file()], notes)

@@ -23,7 +23,14 @@ from selfcorrect.report.curves import Curve, Line, Value, curve, reader, window
 from selfcorrect.report.load import Run, Step
 from selfcorrect.report.pictures import accuracy_picture, attempt_colours
 from selfcorrect.report.rollouts import CATEGORIES, RolloutSource, script_json
-from selfcorrect.report.wording import capital, control_sentence, headline, run_list
+from selfcorrect.report.wording import (
+    capital,
+    control_sentence,
+    headline,
+    resolved_sentence,
+    run_list,
+    wording_sentence,
+)
 
 _HERE = Path(__file__).parent
 _NAMES = {
@@ -57,6 +64,10 @@ def render(run: Run, figures: Sequence[Figure] = ()) -> str:
         picture=accuracy_picture([(capital(e.label), e.summary) for e in shown]) if shown else None,
         attempt_colours=attempt_colours([e.summary for e in shown]),
         details=[t for t in (tables.sampled_table(shown), tables.outcome_table(shown)) if t],
+        passes=tables.passes_table(shown),
+        wordings=tables.wordings_table(shown),
+        wording_says=[(capital(e.label), says) for e in reversed(shown) if (says := wording_sentence(e))][:1],
+        resolved=[(capital(e.label), says) for e in reversed(shown) if (says := resolved_sentence(e))][:1],
         controls=tables.control_table(run.evaluations),
         control_says=[(capital(e.label), says) for e in reversed(shown) if (says := control_sentence(e))][:1],
         external=tables.external_sets(run.evaluations),
@@ -181,7 +192,7 @@ def _curve_note(run: Run) -> str:
     return (
         f"{len(run.steps):,} steps.{n} Faint: the step's own value; strong: the mean over {width} steps around it, "
         "within a stage. Dashed lines: a stage begins. Training samples at temperature 1, so these values differ from "
-        "the greedy evaluation's."
+        "the evaluations'."
     )
 
 

@@ -87,8 +87,15 @@ def results_table(evaluations: Sequence[Evaluation]) -> Table:
         first, second, *rest = paper_cells(PAPER[setting][key])
         paper.append(Row(PAPER[setting][key].label, "", (first, second, *gap, *rest, Cell(NONE), n)))
     heading = f"The paper's own numbers: another model and task ({SETTING[setting]})"
+    most = max(e.summary.samples for e in evaluations)
+    caption = "Percent of problems; beneath each number its 95 % interval, where it is known."
+    if most > 1:
+        caption = (
+            f"Percent, Avg@{most}: the mean over problems of each one's mean over {most} samples; beneath each number "
+            "its 95 % interval by a bootstrap over problems."
+        )
     return Table(
-        "Percent of problems; beneath each number its 95 % interval, where it is known.",
+        caption,
         "Evaluation",
         summary_columns(attempts),
         (("", rows), (heading, tuple(paper))),
@@ -100,6 +107,57 @@ def paper_cells(row: PaperRow) -> tuple[Cell, ...]:
     shares = (row.fixed, row.broken, fix_rate(row))
     told = [Cell(NONE if value is None else percent(value / 100)) for value in shares]
     return (Cell(percent(row.t1 / 100)), Cell(percent(row.t2 / 100)), Cell(points(row.delta / 100)), *told)
+
+
+def passes_table(evaluations: Sequence[Evaluation]) -> Table | None:
+    """pass@k of every evaluation with more than one sample of each problem."""
+    found = [e for e in evaluations if e.summary.passes]
+    if not found:
+        return None
+    attempts = most_attempts([e.summary for e in found])
+    groups = []
+    for evaluation in found:
+        rows = []
+        for each in evaluation.summary.passes:
+            accuracy = [share_cell(e) for e in each.accuracy]
+            accuracy += [Cell(NONE)] * (attempts - len(accuracy))
+            changes = (delta_cell(each.delta, tells=False), share_cell(each.fixed), share_cell(each.broken))
+            rows.append(Row(f"pass@{each.k}", "", (*accuracy, *changes, Cell(f"{each.n:,}"))))
+        groups.append((capital(evaluation.label), tuple(rows)))
+    columns = (*(f"attempt {a}" for a in range(1, attempts + 1)), "difference", "i→c", "c→i", "n")
+    caption = (
+        "Percent of problems that at least one of k samples solves (unbiased, from all samples), with 95 % intervals "
+        "over problems. i→c: in none of k first attempts, but in one of the k last ones."
+    )
+    return Table(caption, "Samples", columns, tuple(groups))
+
+
+def wordings_table(evaluations: Sequence[Evaluation]) -> Table | None:
+    """Wordings of the correction prompt side by side; the latest evaluation first."""
+    found = [e for e in reversed(evaluations) if e.wordings and e.summary.n]
+    if not found:
+        return None
+    names = list(dict.fromkeys(w.name for e in found for w in e.wordings))
+    last = max(len(e.summary.accuracy) for e in found)
+    groups = []
+    for evaluation in found:
+        rows = []
+        for wording in evaluation.wordings:
+            s = wording.summary
+            cells = [share_cell(s.accuracy[-1]), delta_cell(s.delta, tells=not caution(s))]
+            cells += [share_cell(e) for e in (s.fixed, s.broken, s.unchanged)]
+            cells += [
+                delta_cell(wording.less[name], tells=not caution(s)) if name in wording.less else Cell(NONE)
+                for name in names
+            ]
+            rows.append(Row(wording.name, wording.prompt, tuple(cells)))
+        groups.append((capital(evaluation.label), tuple(rows)))
+    caption = (
+        "Percent of problems with 95 % intervals, all after the same first attempts. Against another wording: the "
+        f"difference of Accuracy@t{last}, which is that of Δ too, paired over problems."
+    )
+    columns = (f"Accuracy@t{last}", f"Δ(t1,t{last})", "i→c", "c→i", "unchanged", *(f"against {name}" for name in names))
+    return Table(caption, "Correction prompt", columns, tuple(groups))
 
 
 def sampled_table(evaluations: Sequence[Evaluation]) -> Table | None:
@@ -118,7 +176,7 @@ def sampled_table(evaluations: Sequence[Evaluation]) -> Table | None:
 
 def outcome_table(evaluations: Sequence[Evaluation]) -> Table | None:
     """How often each attempt ended in which outcome, as counts."""
-    return _outcomes("Outcomes of every attempt on the test split, in problems.", [(e, e.summary) for e in evaluations])
+    return _outcomes("Outcomes of every attempt, counted over all samples.", [(e, e.summary) for e in evaluations])
 
 
 def _outcomes(caption: str, found: Sequence[tuple[Evaluation, Summary]]) -> Table | None:

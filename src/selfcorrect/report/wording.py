@@ -2,16 +2,18 @@
 
 Where figures allow no conclusion at all (evaluation/caution.py says when), that is the sentence.
 
-Two evaluations are compared as independent shares by Newcombe's interval. They mostly ask the same problems, so
-this is on the careful side: it claims a difference later than a paired interval would.
+An evaluation is held against the base model's problem by problem, where the run kept that; otherwise, and against
+controls, two count as independent shares by Newcombe's interval, which claims a difference later than a paired one.
 """
 
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from selfcorrect.evaluation.caution import FEW, MOST, RARE, SOME, caution, is_narrow, outcome_shares, spaced
+from selfcorrect.evaluation.averages import Change
+from selfcorrect.evaluation.caution import FEW, MOST, RARE, SOME, bought, caution, is_narrow, outcome_shares, spaced
 from selfcorrect.evaluation.metrics import Estimate, Summary, difference
+from selfcorrect.evaluation.resolution import after
 from selfcorrect.report.load import Evaluation, Run
 from selfcorrect.types import Outcome
 
@@ -45,6 +47,11 @@ def together(text: str) -> str:
     return re.sub(f" to (?=[+{MINUS}])", f"{NBSP}to{NBSP}", text)
 
 
+def with_minus(text: str) -> str:
+    """A sentence of evaluation/ with the page's minus signs."""
+    return re.sub(r"(?<![\w.])-(?=\d)", MINUS, text)
+
+
 def capital(text: str) -> str:
     """The first letter in upper case; unlike str.capitalize the rest stays, as it may hold a name."""
     return text[:1].upper() + text[1:]
@@ -70,11 +77,12 @@ def headline(run: Run) -> Headline:
     sentence = _result(capital(final.label), summary)
     tone = "none" if caution(summary) else {1: "good", 0: "even", -1: "bad"}[sign(summary.delta)]
     base = run.base if run.base and run.base is not final and run.base.summary.n else None
-    if base and base.summary.accuracy and (_first_change(summary, base.summary) or 0) < 0:
+    paired = final.against_base if base else None
+    if base and base.summary.accuracy and (_first_change(summary, base.summary, paired) or 0) < 0:
         tone = "bad"
         sentence = f"{sentence[:-1]}; but attempt 1 fell under the base model's (sandbagging)."
     findings = [
-        *(_against_base(summary, base.summary) if base and base.summary.accuracy else ()),
+        *(_against_base(summary, base.summary, paired) if base and base.summary.accuracy else ()),
         _repairs(summary, base.summary if base and base.summary.accuracy else None),
         *_cut_off(summary),
         *_progress(run),
@@ -114,20 +122,20 @@ def _result(when: str, summary: Summary) -> str:
             )
 
 
-def _first_change(summary: Summary, base: Summary) -> int | None:
+def _first_change(summary: Summary, base: Summary, paired: Change | None) -> int | None:
     """The sign of attempt 1's change since the base model; None where too little was asked, or all or none is right."""
     asked = [(s.n, s.accuracy[0].value) for s in (summary, base)]
     if min(summary.n, base.n) < FEW or _at_end(asked):
         return None
-    return sign(difference(summary.accuracy[0], base.accuracy[0]))
+    return sign(paired.first if paired else difference(summary.accuracy[0], base.accuracy[0]))
 
 
-def _against_base(summary: Summary, base: Summary) -> list[str]:
-    before, after = base.accuracy[0], summary.accuracy[0]
-    change, known = difference(after, before), _first_change(summary, base)
-    moved = f"{percent(before.value)} % before training, {percent(after.value)} % now ({points(change.value)} points"
+def _against_base(summary: Summary, base: Summary, paired: Change | None) -> list[str]:
+    before, now = base.accuracy[0], summary.accuracy[0]
+    change, known = paired.first if paired else difference(now, before), _first_change(summary, base, paired)
+    moved = f"{percent(before.value)} % before training, {percent(now.value)} % now ({points(change.value)} points"
     first = {
-        None: f"Attempt 1: {percent(before.value)} % before training, {percent(after.value)} % now.",
+        None: f"Attempt 1: {percent(before.value)} % before training, {percent(now.value)} % now.",
         1: f"Attempt 1 itself became better: {moved}, {interval(change)}).",
         0: f"Attempt 1 itself did not measurably change: {moved}, {interval(change)}).",
         -1: (
@@ -137,6 +145,8 @@ def _against_base(summary: Summary, base: Summary) -> list[str]:
     }[known]
     if len(base.accuracy) == 1:
         return [first]
+    if paired and known is not None and (price := bought(paired, "the base model")):
+        first = f"{first} {capital(with_minus(price))}."
     if told := caution(base):
         return [f"Of the model before training nothing can be concluded either: {told}.", first]
     return [
@@ -185,6 +195,36 @@ def _progress(run: Run) -> list[str]:
     if total is None or reached >= total or (run.final and not run.steps and not reached):
         return []
     return [f"This run is not finished: training stands at step {done:,} of {total:,}."]
+
+
+def wording_sentence(evaluation: Evaluation) -> str:
+    """Which wording of the correction prompt does better than the task's own, and how often each only repeats."""
+    if not evaluation.wordings or not evaluation.summary.n:
+        return ""
+    own, *others = evaluation.wordings
+    told = [
+        f"asked as {w.name}, the last attempt repeats the first on {percent(w.summary.unchanged.value)} %"
+        for w in evaluation.wordings
+    ]
+    sentence = f"{capital('; '.join(told))}."
+    if why := caution(evaluation.summary):
+        return together(f"{sentence} Which wording is better cannot be concluded: {why}.")
+    for way, word in ((1, "better"), (-1, "worse")):
+        names = [w.name for w in others if own.name in w.less and sign(w.less[own.name]) == way]
+        if names:
+            sentence += f" Measurably {word} than the task's own wording: {', '.join(names)}."
+    if not any(sign(less) for w in evaluation.wordings for less in w.less.values()):
+        sentence += " No two wordings differ measurably in accuracy."
+    return together(sentence)
+
+
+def resolved_sentence(evaluation: Evaluation) -> str:
+    """The smallest delta that could be shown; empty where the run does not say."""
+    told = after(evaluation.summary)
+    if not told:
+        return ""
+    first = "" if evaluation.assumed is None else f" Before, {percent(evaluation.assumed)} points were assumed."
+    return together(f"{told}.{first}")
 
 
 def control_sentence(evaluation: Evaluation) -> str:

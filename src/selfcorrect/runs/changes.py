@@ -148,7 +148,7 @@ def set_aside(path: Path, old: TrainConfig, new: TrainConfig, step: int, say: Ca
         return
     stages = [name for name, steps in before if (name, steps) not in after]
     moved = [path / "final", *(path / "models" / name for name in stages)]
-    moved += [file for name in stages for file in sorted((path / "evaluations").glob(f"{name}.*"))]
+    moved += [file for name in stages for file in sorted((path / "evaluations").glob(f"{name}[.@]*"))]
     moved = [source for source in moved if source.exists()]
     target = path / "earlier" / f"step-{step:06d}"
     for source in moved:

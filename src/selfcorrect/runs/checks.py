@@ -34,9 +34,17 @@ def check_context(config: TrainConfig, lm: LanguageModel, task: Task, problem: P
     prompt = lm.chat.first_prompt(problem.prompt)
     limit, attempts = config.rollouts.max_new_tokens, config.rollouts.attempts
     asked, refine = [task.correction_prompt(problem)], config.rollouts.self_refine
+    for name, template in config.evaluation.correction_prompts.items():
+        asked.append(task.reworded(problem, template))
+        if not lm.chat.readable(asked[-1]):
+            raise ConfigError(
+                f"evaluation.correction_prompts.{name} = {template[:60]!r}: the model's tokenizer has no token for "
+                "part of it; reword it"
+            )
+    between = max(len(lm.chat.next_prompt(prompt, (), text)) - len(prompt) for text in asked)
     if refine:
-        asked = [refine.feedback_prompt, refine.refine_prompt]
-    between = sum(len(lm.chat.next_prompt(prompt, (), text)) - len(prompt) for text in asked) + (len(asked) - 1) * limit
+        turns = (refine.feedback_prompt, refine.refine_prompt)
+        between = sum(len(lm.chat.next_prompt(prompt, (), text)) - len(prompt) for text in turns) + limit
     given = 0 if problem.first_attempt is None else len(lm.chat.written(problem.first_attempt).token_ids) - limit
     need = len(prompt) + given + attempts * limit + (attempts - 1) * between
     if room and need > room:

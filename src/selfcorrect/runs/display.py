@@ -16,6 +16,7 @@ from selfcorrect.evaluation.alarms import CUT, EQUAL
 from selfcorrect.evaluation.caution import caution, outcome_shares
 from selfcorrect.evaluation.evaluate import Evaluation
 from selfcorrect.evaluation.metrics import Estimate, Summary
+from selfcorrect.evaluation.resolution import after
 from selfcorrect.learning.record import StepResult
 from selfcorrect.types import Outcome
 
@@ -261,11 +262,37 @@ def grader_share(result: StepResult) -> float:
 
 
 def evaluation_line(evaluation: Evaluation) -> str:
-    """One evaluation as a line of text: percent with 95 % intervals. Where they allow no conclusion, a second line."""
-    name = evaluation.name + (f" on {evaluation.about}" if evaluation.about else "")
-    told = caution(evaluation.summary)
-    second = f"\n  nothing can be concluded: {told}" if told else ""
-    return f"{name}: {summary_line(evaluation.summary)} ({evaluation.seconds:.0f} s){second}"
+    """One evaluation as text: percent with 95 % intervals, and what can be concluded from so many problems."""
+    summary, name = evaluation.summary, evaluation.name + (f" on {evaluation.about}" if evaluation.about else "")
+    lines = [f"{name}: {summary_line(summary)} ({evaluation.seconds:.0f} s)", *passes_lines(summary)]
+    lines += [f"  nothing can be concluded: {told}"] if (told := caution(summary)) else []
+    lines += [f"  {told}" for told in [after(summary)] if told]
+    return "\n".join([*lines, *wording_lines(evaluation)])
+
+
+def passes_lines(summary: Summary) -> list[str]:
+    """pass@k of every attempt, a line each k."""
+    return [
+        f"  pass@{each.k}: "
+        + "  ".join(f"t{number} {estimate_text(value)}" for number, value in enumerate(each.accuracy, 1))
+        + f"  delta {estimate_text(each.delta, signed=True)}  i->c {each.fixed.value:.1%}  c->i {each.broken.value:.1%}"
+        f"  n={each.n}"
+        for each in summary.passes
+    ]
+
+
+def wording_lines(evaluation: Evaluation) -> list[str]:
+    """Every wording of the correction prompt after the same first attempts; the first one is the task's own."""
+    lines = []
+    for each in evaluation.wordings:
+        summary = each.summary
+        less = [f"{estimate_text(value, signed=True)} against {name}" for name, value in each.less]
+        lines.append(
+            f"  asked as {each.name}: t{len(summary.accuracy)} {estimate_text(summary.accuracy[-1])}  delta "
+            f"{estimate_text(summary.delta, signed=True)}  i->c {summary.fixed.value:.1%}  "
+            f"c->i {summary.broken.value:.1%}  unchanged {summary.unchanged.value:.1%}  ({', '.join(less)})"
+        )
+    return lines
 
 
 def summary_line(summary: Summary) -> str:
@@ -273,8 +300,9 @@ def summary_line(summary: Summary) -> str:
     cut = outcome_shares(summary, Outcome.TRUNCATED)
     told = "  cut off " + ", ".join(f"t{number} {share:.1%}" for number, share in enumerate(cut, 1)) if any(cut) else ""
     accuracy = "  ".join(f"t{number} {estimate_text(value)}" for number, value in enumerate(summary.accuracy, 1))
+    many = f"Avg@{summary.samples} " if summary.samples > 1 else ""
     return (
-        f"{accuracy}  delta {estimate_text(summary.delta, signed=True)}  i->c {summary.fixed.value:.1%}  "
+        f"{many}{accuracy}  delta {estimate_text(summary.delta, signed=True)}  i->c {summary.fixed.value:.1%}  "
         f"c->i {summary.broken.value:.1%}  n={summary.n}{told}"
     )
 

@@ -28,11 +28,12 @@ from selfcorrect.types import Problem
 _CPU_CHUNK = 3e12  # floating point operations between two writes on a processor: half a minute or so on two cores
 _SIDE = "problems side by side (rollouts.rows_at_once)"
 _MACHINE = ("selfcorrect", "model", "threads", _SIDE)
+_GROWS = "evaluation.samples"  # more of them only lengthen an evaluation
 _FEWEST = 16  # rows; a step over fewer takes a processor nearly as long
 
 
 def rows_of(config: TrainConfig, lm: LanguageModel, attempts: int | None = None) -> int:
-    """How many problems are played, and kept, at once: rollouts.rows_at_once, and less where those would take long.
+    """How many rollouts are played, and kept, at once: rollouts.rows_at_once, and less where those would take long.
 
     An accelerator takes as long for few rows as for many; a processor does not.
     """
@@ -59,6 +60,9 @@ def make_evaluator(config: TrainConfig, task: Task) -> Evaluator:
         refine=config.rollouts.self_refine,
         split=evaluation.split,
         about=about(config.task, evaluation.split),
+        samples=evaluation.samples,
+        temperature=evaluation.temperature,
+        wordings=evaluation.correction_prompts,
     )
 
 
@@ -105,8 +109,12 @@ def settings(config: TrainConfig, evaluator: Evaluator, chat: Chat, of: dict[str
             "offset": evaluation["offset"],
             "controls": evaluator.controls,
             "external": [label for label, _ in evaluator.external],
+            "samples": evaluator.samples,
+            "temperature": evaluator.temperature,
+            "correction_prompts": dict(evaluator.wordings),
         },
-        "decoding": evaluator.decoding,
+        "model.system_prompt": config.model.system_prompt,
+        "decoding": "recorded" if evaluator.recorded else evaluator.main,
         "what the problems say": evaluator.digest(chat),
     }
 
@@ -139,6 +147,7 @@ def default_folder(config: TrainConfig, made_with: dict[str, Any]) -> Path:
     One folder for the same weights and recipe; on another device, or with other threads, the folder's settings refuse.
     """
     of = {name: value for name, value in made_with.items() if name not in _MACHINE}
+    of["evaluation"] = {name: value for name, value in of.get("evaluation", {}).items() if name != "samples"}
     of["model"] = made_with.get("model", {}).get("weights")
     of_settings = hashlib.sha256(json.dumps(of, sort_keys=True).encode()).hexdigest()[:8]
     path = Path(config.model.path).expanduser()
@@ -171,7 +180,7 @@ def kept_in(
     file = kept_file(folder, name)
     way_out = f"give the command those settings, name another --output, or remove {folder} to evaluate anew"
     try:
-        kept = Kept(file, made_with, line_key, way_out)
+        kept = Kept(file, made_with, line_key, way_out, _GROWS)
     except ConfigError as error:
         if not afresh:
             raise

@@ -7,6 +7,7 @@ import math
 import os
 import platform
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -19,8 +20,8 @@ from selfcorrect import __version__
 from selfcorrect.config import TrainConfig
 from selfcorrect.config.recipe import dump
 from selfcorrect.errors import CheckpointError
+from selfcorrect.evaluation.averages import means, samples_of_rows
 from selfcorrect.evaluation.evaluate import Evaluation
-from selfcorrect.evaluation.metrics import LEFT_OUT
 from selfcorrect.models.loading import pick_device, pick_dtype
 from selfcorrect.runs.trackers import Trackers, make_trackers
 from selfcorrect.types import Rollout
@@ -127,21 +128,20 @@ class RunFolder:
         """The rows of metrics.jsonl that a stage has so far."""
         return [row for row in _rows(self.path / "metrics.jsonl") if row["stage"] == stage]
 
-    def first_right(self, evaluation: str) -> dict[str, bool]:
-        """By problem, whether attempt 1 of an evaluation was right; those that could not be graded are left out."""
-        lines = (self.path / "evaluations" / f"{evaluation}.rollouts.jsonl").read_text(encoding="utf-8").splitlines()
-        rows = [json.loads(line) for line in lines]
-        first = {row["id"]: row["attempts"][0]["outcome"] for row in rows if row["attempts"]}
-        return {name: outcome == "correct" for name, outcome in first.items() if outcome not in LEFT_OUT}
+    def means(self, evaluation: str) -> dict[str, tuple[float, float]]:
+        """By problem, how often the first and the last attempt of an evaluation were right; only what was graded."""
+        return means(samples_of_rows(_rows(self.path / "evaluations" / f"{evaluation}.rollouts.jsonl")))
 
-    def write_evaluation(self, name: str, evaluation: Mapping[str, Any], rollouts: Iterable[Rollout]) -> None:
+    def write_evaluation(self, evaluation: Evaluation) -> None:
         """The evaluation's JSON last, so that its presence says that all of it is there."""
-        folder = self.path / "evaluations"
+        folder, name = self.path / "evaluations", evaluation.name
         folder.mkdir(exist_ok=True)
-        lines = "".join(json.dumps(rollout_row(rollout)) + "\n" for rollout in rollouts)
-        _write_atomically(folder / f"{name}.rollouts.jsonl", lines)
-        _write_atomically(folder / f"{name}.json", json.dumps(evaluation, indent=1) + "\n")
-        self._trackers.log({"evaluation": evaluation["summary"]}, int(evaluation["step"]))
+        told = evaluation_row(evaluation)
+        _write_atomically(folder / f"{name}.rollouts.jsonl", _lines(evaluation.rollouts))
+        for wording in evaluation.wordings[1:]:  # the first is the evaluation itself
+            _write_atomically(folder / f"{name}@{wording.name}.rollouts.jsonl", _lines(wording.rollouts))
+        _write_atomically(folder / f"{name}.json", json.dumps(told, indent=1) + "\n")
+        self._trackers.log({"evaluation": told["summary"]}, evaluation.step)
 
     def has_evaluation(self, name: str) -> bool:
         return (self.path / "evaluations" / f"{name}.json").exists()
@@ -153,6 +153,16 @@ class RunFolder:
 
     def close(self) -> None:
         self._trackers.close()
+
+
+def _lines(rollouts: Iterable[Rollout]) -> str:
+    """A line a rollout; of a problem's second sample and later ones it says which sample they are."""
+    seen, lines = Counter[str](), []
+    for rollout in rollouts:
+        seen[rollout.problem.id] += 1
+        sample = seen[rollout.problem.id]
+        lines.append(json.dumps(rollout_row(rollout) | ({"sample": sample} if sample > 1 else {})) + "\n")
+    return "".join(lines)
 
 
 def rollout_row(rollout: Rollout) -> dict[str, Any]:
@@ -261,7 +271,15 @@ def evaluation_row(evaluation: Evaluation) -> dict[str, Any]:
         "sampled": asdict(evaluation.sampled) if evaluation.sampled else None,
         "controls": {name: asdict(summary) for name, summary in evaluation.controls},
         "external": [{"path": name, "summary": asdict(summary)} for name, summary in evaluation.external],
-    }
+        "wordings": [
+            {"name": each.name, "prompt": each.prompt, "summary": asdict(each.summary),
+             "less": {other: asdict(less) for other, less in each.less}}
+            for each in evaluation.wordings
+        ],
+        "system_prompt": evaluation.system_prompt,
+        "against_base": asdict(evaluation.against_base) if evaluation.against_base else None,
+        "smallest_delta": {"assumed": evaluation.expected, "measured": evaluation.summary.smallest},
+    }  # fmt: skip
 
 
 def keep_evaluation(
@@ -269,6 +287,6 @@ def keep_evaluation(
 ) -> None:
     """A run folder that holds one evaluation and no training; `write_report` shows it, with the alarm."""
     folder = RunFolder.create(path, config, evaluation.name, notes, trackers=False)
-    folder.write_evaluation(evaluation.name, evaluation_row(evaluation), evaluation.rollouts)
+    folder.write_evaluation(evaluation)
     if alarm:
         folder.log_alarm({"step": evaluation.step, "where": evaluation.name, "alarm": alarm})

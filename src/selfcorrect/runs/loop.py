@@ -1,7 +1,7 @@
 """The loop of a run: stages one after the other, evaluations between them, checkpoints, the selected weights."""
 
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from selfcorrect.runs.checkpoint import (
 from selfcorrect.runs.disk import save_model, share_model
 from selfcorrect.runs.display import Observer
 from selfcorrect.runs.evaluating import drop_kept, kept_in, model_settings, run_kept, settings
-from selfcorrect.runs.folder import RunFolder, evaluation_row
+from selfcorrect.runs.folder import RunFolder
 from selfcorrect.runs.interrupts import Stop
 from selfcorrect.runs.sentry import Sentry
 
@@ -202,10 +202,12 @@ class Loop:
             return
         if name == "base":
             self.observer.message(f"every evaluation: {self.evaluator.plan()}")
+            self.observer.message(self.evaluator.resolution())
         evaluation = self._evaluation(self.evaluator, name)
+        evaluation = replace(evaluation, against_base=self._sentry.against_base(evaluation))
         self.observer.evaluated(evaluation)
         self._sentry.evaluated(evaluation)
-        self.folder.write_evaluation(name, evaluation_row(evaluation), evaluation.rollouts)
+        self.folder.write_evaluation(evaluation)
         drop_kept(self.folder.path, name)
 
     def _evaluation(self, evaluator: Evaluator, name: str) -> Evaluation:

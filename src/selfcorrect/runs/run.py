@@ -9,6 +9,7 @@ import shlex
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 from selfcorrect.config import SupervisedStage, TrainConfig
 from selfcorrect.config.paths import absolute
@@ -129,7 +130,8 @@ def _prepare_and_train(
     lm, dtype = load_model(config.model), stored_dtype(config.model.path)
     settled, sizes = fitted(config, lm, task)
     evaluator = dataclasses.replace(evaluator, rows=rows_of(settled, lm))
-    validator = dataclasses.replace(evaluator, problems=validation, controls=False, external=()) if validation else None
+    plainly: dict[str, Any] = {"controls": False, "external": (), "samples": 1, "temperature": 0.0, "wordings": {}}
+    validator = dataclasses.replace(evaluator, problems=validation, **plainly) if validation else None
     rows, reference = settled.rollouts.rows, lm.frozen_copy()
     trainer = Trainer(
         settled,

@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from selfcorrect.config import TrainConfig
-from selfcorrect.evaluation.alarms import Lessons, Watch, alarms, cut_off_at, first_change
+from selfcorrect.evaluation.alarms import Lessons, Watch, alarms, cut_off_at
+from selfcorrect.evaluation.averages import Change, change, means, samples_of
 from selfcorrect.evaluation.evaluate import Evaluation
 from selfcorrect.evaluation.metrics import Summary, summary_of
 from selfcorrect.learning.record import StepResult
@@ -18,7 +19,7 @@ class Sentry:
     def __init__(self, config: TrainConfig, folder: RunFolder, observer: Observer) -> None:
         self._config, self._folder, self._observer = config, folder, observer
         self._base: Summary | None = None
-        self._base_right: dict[str, bool] = {}
+        self._base_means: dict[str, tuple[float, float]] = {}
         self._watch = Watch(None)
         self._lessons = Lessons(config.rollouts.max_new_tokens)
         self._told: set[tuple[str, str]] = set()  # where, and the kind of alarm
@@ -28,7 +29,7 @@ class Sentry:
         steps = [row for row in self._folder.alarms() if not row.get("evaluation")]
         self._told = {(row["where"], _kind(row["alarm"])) for row in steps}
         base = self._folder.read_evaluation("base")
-        self._base, self._base_right = summary_of(base["summary"]), self._folder.first_right("base")
+        self._base, self._base_means = summary_of(base["summary"]), self._folder.means("base")
         # the watch holds rewards on training problems against it, which another data set's would not be comparable to
         same_set = getattr(self._config.task, "evaluate_on", None) is None
         live = base["sampled"] if self._config.rollouts.temperature == 1.0 and same_set else None
@@ -64,12 +65,15 @@ class Sentry:
             told += self._watch.step(row["rewards"][0], row["delta"], unchanged)
         return told
 
+    def against_base(self, evaluation: Evaluation) -> Change | None:
+        """An evaluation less the base model's, over the problems that both have; None for the base model's own."""
+        return change(self._base_means, means(samples_of(evaluation.rollouts))) if self._base else None
+
     def evaluated(self, evaluation: Evaluation) -> None:
         """After an evaluation, before it is written; all but the base model's are held against that one."""
         found = cut_off_at(evaluation.summary, evaluation.max_new_tokens)
         if self._base:
-            change = first_change(evaluation.rollouts, self._base_right)
-            found += alarms(evaluation.summary, self._base, change)
+            found += alarms(evaluation.summary, self._base, evaluation.against_base)
         for told in found:
             self._say(evaluation.name, told)
         of = {"step": evaluation.step, "where": evaluation.name}

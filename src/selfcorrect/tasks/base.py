@@ -46,6 +46,10 @@ class Task(Protocol):
         """The instruction that asks for the next attempt. It never sees the grade: no oracle can leak."""
         ...
 
+    def reworded(self, problem: Problem, template: str) -> str:
+        """The same by another template, which may fill in what the task's own correction prompt may."""
+        ...
+
     def grade(self, answers: Sequence[tuple[Problem, str]]) -> list[Grade]:
         """One grade for each problem and text, in order. Texts may be anything: none of them raises.
 

@@ -67,7 +67,10 @@ class CodeTask(DataTask):
         self._judge: CodeJudge | None = None
 
     def correction_prompt(self, problem: Problem) -> str:
-        return self._config.correction_prompt.format()
+        return self.reworded(problem, self._config.correction_prompt)
+
+    def reworded(self, problem: Problem, template: str) -> str:
+        return template.format()
 
     def grade(self, answers: Sequence[tuple[Problem, str]]) -> list[Grade]:
         """Verdicts as grades; texts without a program never reach the judge."""

@@ -106,7 +106,10 @@ class Countdown:
         return self._problem(sorted(numbers, reverse=True), int(found[2]))
 
     def correction_prompt(self, problem: Problem) -> str:
-        return self._fill(self._config.correction_prompt, problem.reference)
+        return self.reworded(problem, self._config.correction_prompt)
+
+    def reworded(self, problem: Problem, template: str) -> str:
+        return self._fill(template, problem.reference)
 
     def grade(self, answers: Sequence[tuple[Problem, str]]) -> list[Grade]:
         return [grade_countdown(text, p.reference["numbers"], p.reference["target"]) for p, text in answers]

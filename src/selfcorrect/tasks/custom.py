@@ -54,6 +54,9 @@ class CustomTask(DataTask):
             raise DataError(f"{self._file}: correction_prompt(problem) must return text, got {type(text).__name__}")
         return text
 
+    def reworded(self, problem: Problem, template: str) -> str:
+        return template.format()
+
     def grade(self, answers: Sequence[tuple[Problem, str]]) -> list[Grade]:
         """One by one. An error of the user's function is `grader_failed`; where every answer fails, it rises."""
         grades: list[Grade] = []

@@ -54,7 +54,10 @@ class MathTask(DataTask):
         self._grader: MathGrader | None = None
 
     def correction_prompt(self, problem: Problem) -> str:
-        return self._fill(self._config.correction_prompt, self._questions[problem.prompt])
+        return self.reworded(problem, self._config.correction_prompt)
+
+    def reworded(self, problem: Problem, template: str) -> str:
+        return self._fill(template, self._questions[problem.prompt])
 
     def grade(self, answers: Sequence[tuple[Problem, str]]) -> list[Grade]:
         if self._grader is None:

@@ -43,6 +43,9 @@ class RepairTask(DataTask):
     def correction_prompt(self, problem: Problem) -> str:
         return self._of.correction_prompt(problem)
 
+    def reworded(self, problem: Problem, template: str) -> str:
+        return self._of.reworded(problem, template)
+
     def grade(self, answers: Sequence[tuple[Problem, str]]) -> list[Grade]:
         return self._of.grade(answers)
 

@@ -1,0 +1,217 @@
+"""k samples of every problem: Avg@k and pass@k with intervals over problems (numpy).
+
+The problem is the unit. Its samples give its mean, and pass@k by the unbiased estimator of Chen et al. (2021,
+arXiv 2107.03374, eq. 1); a bootstrap draws problems, each with all its samples, and the same draws serve every
+statistic, so differences are paired. Rollouts that could not be graded leave their problem with fewer samples.
+
+Axes: A attempts, P problems, R resamples.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from selfcorrect.evaluation.metrics import (
+    LEFT_OUT,
+    RESOLVED,
+    Estimate,
+    Passes,
+    Summary,
+    difference_of,
+    is_graded,
+    is_unchanged,
+    outcomes_of,
+    share,
+    spread,
+    summarize,
+)
+from selfcorrect.evaluation.resampling import Table, bootstrap, draws, ratio, weighted_mean
+from selfcorrect.types import Outcome, Rollout
+
+RESAMPLES = 2000
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One graded rollout: its problem, which of its attempts are right, whether the last repeats the first."""
+
+    id: str
+    right: tuple[bool, ...]
+    same: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """Counts of a problem's graded samples. either_P: right at the first attempt or at the last."""
+
+    ids: tuple[str, ...]
+    n_P: Table
+    right_AP: Table
+    fixed_P: Table
+    broken_P: Table
+    either_P: Table
+    same_P: Table
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One evaluation less another, over the same problems: accuracy of the first and the last attempt, and delta."""
+
+    first: Estimate
+    last: Estimate
+    delta: Estimate
+
+
+def samples_of(rollouts: Iterable[Rollout]) -> list[Sample]:
+    """The graded ones, in order."""
+    return [
+        Sample(r.problem.id, tuple(a.grade.correct for a in r.attempts), is_unchanged(r))
+        for r in rollouts
+        if is_graded(r)
+    ]
+
+
+def samples_of_rows(rows: Iterable[Mapping[str, Any]]) -> list[Sample]:
+    """The same from lines of a file of rollouts."""
+    found = []
+    for row in rows:
+        outcomes = [attempt["outcome"] for attempt in row["attempts"]]
+        if outcomes and not any(outcome in LEFT_OUT for outcome in outcomes):
+            first, last = row["attempts"][0], row["attempts"][-1]
+            key = "answer" if first.get("answer") or last.get("answer") else "text"
+            right = tuple(outcome == Outcome.CORRECT for outcome in outcomes)
+            found.append(Sample(row["id"], right, bool(first[key]) and first[key] == last[key]))
+    return found
+
+
+def tally(samples: Sequence[Sample], ids: Sequence[str] | None = None) -> Tally:
+    """Counts by problem, in the order of `ids` (by default that in which they come); zero where one has no sample."""
+    places = {name: place for place, name in enumerate(ids or dict.fromkeys(sample.id for sample in samples))}
+    attempts = max((len(sample.right) for sample in samples), default=0)
+    n_P, right_AP = np.zeros(len(places)), np.zeros((attempts, len(places)))
+    fixed_P, broken_P, either_P, same_P = (np.zeros(len(places)) for _ in range(4))
+    for sample in samples:
+        place, first, last = places[sample.id], sample.right[0], sample.right[-1]
+        n_P[place] += 1
+        right_AP[:, place] += sample.right
+        fixed_P[place] += last and not first
+        broken_P[place] += first and not last
+        either_P[place] += first or last
+        same_P[place] += sample.same
+    return Tally(tuple(places), n_P, right_AP, fixed_P, broken_P, either_P, same_P)
+
+
+def summary_over(rollouts: Sequence[Rollout], samples: int) -> Summary:
+    """Rollouts, `samples` of each problem -> Summary: Avg@k and pass@k; of one sample what `summarize` says."""
+    if samples == 1:
+        return summarize(rollouts)
+    counts = tally(samples_of(rollouts))
+    attempts = len(rollouts[0].attempts) if rollouts else 0
+    n, drawn_RP = len(counts.ids), draws(max(1, len(counts.ids)), RESAMPLES, seed=0)
+    if not n:
+        none = Estimate(0.0, 0.0, 0.0)
+        return Summary(0, (none,) * attempts, *(none,) * 5, outcomes_of(rollouts), samples)
+    first_P, last_P = (counts.right_AP[place] / counts.n_P for place in (0, -1))
+    fixed_P = counts.fixed_P / counts.n_P
+    delta_P = last_P - first_P
+    return Summary(
+        n=n,
+        accuracy=tuple(_share(right_P / counts.n_P, drawn_RP) for right_P in counts.right_AP),
+        delta=_difference(delta_P, drawn_RP, samples),
+        fixed=_share(fixed_P, drawn_RP),
+        broken=_share(counts.broken_P / counts.n_P, drawn_RP),
+        fix_rate=_rate(fixed_P, 1 - first_P, drawn_RP),
+        unchanged=_share(counts.same_P / counts.n_P, drawn_RP),
+        outcomes=outcomes_of(rollouts),
+        samples=samples,
+        passes=tuple(passes(counts, k, drawn_RP) for k in budgets(samples)),
+        smallest=RESOLVED * spread(delta_P.tolist(), samples) if attempts > 1 else None,
+    )
+
+
+def budgets(samples: int) -> list[int]:
+    """2, 4, 8, ... below `samples`, and `samples`; pass@1 is Avg@k."""
+    return [*(2**power for power in range(1, samples.bit_length()) if 2**power < samples), samples]
+
+
+def pass_at(samples: int, right: int, k: int) -> float:
+    """The chance that k of these samples, drawn without replacement, hold a right one; NaN where there are fewer."""
+    return 1 - math.comb(samples - right, k) / math.comb(samples, k) if samples >= k else math.nan
+
+
+def pass_table(n_P: Table, right_P: Table, k: int) -> Table:
+    """pass@k of every problem [P], from counts of its samples and of the right ones."""
+    return np.array([pass_at(int(n), int(c), k) for n, c in zip(n_P, right_P, strict=True)])
+
+
+def passes(counts: Tally, k: int, drawn_RP: Table) -> Passes:
+    """pass@k of every attempt. What k samples fix: no first attempt right, but a last one; by inclusion, exact."""
+    attempt_AP = [pass_table(counts.n_P, right_P, k) for right_P in counts.right_AP]
+    either_P = pass_table(counts.n_P, counts.either_P, k)
+    return Passes(
+        k=k,
+        n=int((counts.n_P >= k).sum()),
+        accuracy=tuple(_share(values_P, drawn_RP) for values_P in attempt_AP),
+        delta=_difference(attempt_AP[-1] - attempt_AP[0], drawn_RP),
+        fixed=_share(either_P - attempt_AP[0], drawn_RP),
+        broken=_share(either_P - attempt_AP[-1], drawn_RP),
+    )
+
+
+def paired(before: Mapping[str, float], now: Mapping[str, float]) -> Estimate | None:
+    """The mean of now - before over the problems that both have; None where they share none.
+
+    Values are a problem's mean over its samples. Of single answers the interval is that of matched pairs, of all else
+    a bootstrap's.
+    """
+    values = [now[name] - before[name] for name in now if name in before]
+    if not values:
+        return None
+    if {*before.values(), *now.values()} <= {0.0, 1.0}:
+        return difference_of(values)
+    return _difference(np.array(values), draws(len(values), RESAMPLES, seed=0))
+
+
+def means(samples: Iterable[Sample]) -> dict[str, tuple[float, float]]:
+    """By problem, how often its first and its last attempt are right."""
+    counts = tally(list(samples))
+    both_2P = counts.right_AP[[0, -1]] / counts.n_P if counts.ids else np.zeros((2, 0))
+    return dict(zip(counts.ids, zip(*both_2P.tolist(), strict=True), strict=True))
+
+
+def change(before: Mapping[str, tuple[float, float]], now: Mapping[str, tuple[float, float]]) -> Change | None:
+    """`now` less `before` (means by problem), paired; None where they share no problem."""
+    first = paired({name: of[0] for name, of in before.items()}, {name: of[0] for name, of in now.items()})
+    last = paired({name: of[1] for name, of in before.items()}, {name: of[1] for name, of in now.items()})
+    delta = paired(
+        {name: of[1] - of[0] for name, of in before.items()}, {name: of[1] - of[0] for name, of in now.items()}
+    )
+    return Change(first, last, delta) if first and last and delta else None
+
+
+def _share(values_P: Table, drawn_RP: Table) -> Estimate:
+    """A mean of shares; where all problems are 0, or all 1, a bootstrap has no width, and Wilson's interval stands."""
+    found, known_P = bootstrap(weighted_mean(values_P), drawn_RP), values_P[~np.isnan(values_P)]
+    if not len(known_P):
+        return Estimate(0.0, 0.0, 0.0)
+    return share(int(known_P.sum()), len(known_P)) if set(known_P.tolist()) in ({0.0}, {1.0}) else found
+
+
+def _difference(values_P: Table, drawn_RP: Table, samples: int = 1) -> Estimate:
+    known_P = values_P[~np.isnan(values_P)]
+    if not known_P.any():  # nothing differs anywhere: a bootstrap draws only what was seen
+        return difference_of(known_P.tolist(), samples)
+    return bootstrap(weighted_mean(values_P), drawn_RP)
+
+
+def _rate(top_P: Table, bottom_P: Table, drawn_RP: Table) -> Estimate:
+    found = bootstrap(ratio(top_P, bottom_P), drawn_RP)
+    if math.isnan(found.value):
+        return Estimate(0.0, 0.0, 0.0)
+    if found.high - found.low < 1e-9 and found.value in (0.0, 1.0):
+        wrong = max(1, round(float(bottom_P.sum())))
+        return share(round(found.value * wrong), wrong)
+    return found

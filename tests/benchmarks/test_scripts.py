@@ -139,7 +139,7 @@ def test_demo_seeds(script: Script, tmp_path: Path) -> None:
 def test_waiting(script: Script, tmp_path: Path) -> None:
     output = tmp_path / "waiting.json"
     tiny = ["--rounds", "1", "--turn", "0.1", "--work", "decode", "--layers", "1", "--spins", "default", "0"]
-    script("benchmarks/waiting.py", *tiny, "--output", str(output)).main()
+    script("benchmarks/waiting.py", *tiny, "--threads", "1", "--output", str(output)).main()
     assert json.loads(output.read_text())
 
 

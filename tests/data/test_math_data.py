@@ -19,12 +19,11 @@ import pytest
 
 from selfcorrect.grading.math import MathGrader, gold_answer
 from selfcorrect.types import Outcome
-from tests.support.data import PUBLIC
+from tests.support.data import EACH, PUBLIC
 from tests.support.processes import descendants, resident_pages
 
 CLOSED = {Outcome.CORRECT, Outcome.WRONG, Outcome.NO_ANSWER, Outcome.TIMEOUT}  # verdicts that stay in the loss
 
-EACH = pytest.mark.parametrize("step", [pytest.param(5, id="each fifth"), pytest.param(1, id="all", marks=pytest.mark.nightly)])
 pytestmark = pytest.mark.skipif(
     not (PUBLIC / "labelled_math").is_dir(), reason=f"no public data in {PUBLIC}; SELFCORRECT_DATA may name its folder"
 )

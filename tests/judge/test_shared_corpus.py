@@ -18,13 +18,12 @@ from typing import Any
 import pytest
 
 from selfcorrect.grading.judge import Checks, CodeJudge, Reason, Verdict
-from tests.support.data import PUBLIC, public_rows
+from tests.support.data import EACH, PUBLIC, public_rows
 from tests.support.processes import alive
 
 CANARY = Path("/tmp/sandbox_canary")
 LIMIT = 3.0
 CORPUS = PUBLIC.parent / "hostile" / "programs"
-EACH = pytest.mark.parametrize("step", [pytest.param(5, id="each fifth"), pytest.param(1, id="all", marks=pytest.mark.nightly)])
 pytestmark = pytest.mark.skipif(not PUBLIC.is_dir() or not CORPUS.is_dir(), reason="shared data is not there")
 
 

@@ -5,6 +5,10 @@ BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export TOKENIZERS_PARALLELISM = false
 
+# Files go whole to one of two processes, in their order: the heavy ones come first.
+BOTH := -n 2 --dist loadfile --no-loadscope-reorder
+test nightly: export OMP_WAIT_POLICY = PASSIVE
+
 .PHONY: help demo test nightly lint bench bench-judge base gpu-check clean
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -20,10 +24,12 @@ demo: $(VENV)/.installed  ## train a small model to correct itself and write run
 	$(BIN)/selfcorrect demo
 
 test: $(VENV)/.installed  ## the whole test suite
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(BOTH)
 
+# Those marked `alone` measure memory or load the cores themselves: one after the other, with nothing beside them.
 nightly: $(VENV)/.installed  ## the test suite and the heavier checks
-	$(BIN)/python -m pytest -m "nightly or not nightly"
+	$(BIN)/python -m pytest $(BOTH) -m "not alone"
+	$(BIN)/python -m pytest -m alone
 
 lint: $(VENV)/.installed  ## ruff and mypy
 	$(BIN)/ruff check src tests benchmarks examples

@@ -19,7 +19,7 @@ import pytest
 
 from selfcorrect.grading.math import MathGrader, gold_answer
 from selfcorrect.types import Outcome
-from tests.support.data import PUBLIC
+from tests.support.data import EACH, PUBLIC
 from tests.support.processes import descendants, resident_pages
 
 CLOSED = {Outcome.CORRECT, Outcome.WRONG, Outcome.NO_ANSWER, Outcome.TIMEOUT}  # verdicts that stay in the loss
@@ -45,21 +45,23 @@ def grader() -> Iterator[MathGrader]:
         yield shared
 
 
-def test_every_gold_of_math_equals_itself_in_its_solution(grader: MathGrader) -> None:
+@EACH
+def test_every_gold_of_math_equals_itself_in_its_solution(step: int, grader: MathGrader) -> None:
     problems = rows("math/train.jsonl.gz") + rows("math/test.jsonl.gz")
     assert len(problems) == 12_500
     assert all(gold_answer(row["solution"], "math") == row["answer"].strip() for row in problems)
-    grades = grader.grade([(row["solution"], row["answer"], row["problem"]) for row in problems])
-    failures = {
-        row["unique_id"]: grade.detail for row, grade in zip(problems, grades, strict=True) if not grade.correct
-    }
-    empty = "the gold answer is empty"
-    assert failures == {"train/number_theory/7115.json": empty, "train/number_theory/7117.json": empty}
+    empty = {"train/number_theory/7115.json", "train/number_theory/7117.json"}
+    tried = [row for at, row in enumerate(problems) if at % step == 0 or row["unique_id"] in empty]
+    grades = grader.grade([(row["solution"], row["answer"], row["problem"]) for row in tried])
+    failures = {row["unique_id"]: grade.detail for row, grade in zip(tried, grades, strict=True) if not grade.correct}
+    assert failures == dict.fromkeys(empty, "the gold answer is empty")
 
 
-def test_every_gold_of_gsm8k_equals_itself_in_its_solution(grader: MathGrader) -> None:
+@EACH
+def test_every_gold_of_gsm8k_equals_itself_in_its_solution(step: int, grader: MathGrader) -> None:
     problems = rows("gsm8k/train.jsonl.gz") + rows("gsm8k/test.jsonl.gz")
     assert len(problems) == 8_792
+    problems = problems[::step]
     golds = [gold_answer(row["answer"], "gsm8k") or "" for row in problems]
     grades = grader.grade([(row["answer"], gold, row["question"]) for row, gold in zip(problems, golds, strict=True)])
     assert all(grade.correct for grade in grades)

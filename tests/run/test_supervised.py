@@ -97,14 +97,22 @@ def test_each_iteration_samples_the_newest_model_and_trains_from_the_first(model
     assert all(row["second"]["outcome"] == "correct" for rows in traces[False] for row in rows)
 
 
+@pytest.fixture(scope="module")
+def whole_star(model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], float]:
+    output = tmp_path_factory.mktemp("whole_star")
+    seconds = Process(star_recipe(output, model)).seconds()
+    return end_state(output / "run"), seconds
+
+
 @pytest.mark.parametrize("moment", [0.55, 0.7, 0.85, 0.95])
-def test_a_killed_run_goes_on(moment: float, model: Path, tmp_path: Path) -> None:
-    whole = star_recipe(tmp_path / "whole", model)
-    seconds = Process(whole).seconds()
-    killed = star_recipe(tmp_path / "killed", model)
+def test_a_killed_run_goes_on(
+    moment: float, model: Path, whole_star: tuple[dict[str, Any], float], tmp_path: Path
+) -> None:
+    expected, seconds = whole_star
+    killed = star_recipe(tmp_path, model)
     Process(killed).kill_after(moment * seconds)
     Process(killed).seconds()
-    check_same(tmp_path / "killed" / "run", end_state(tmp_path / "whole" / "run"))
+    check_same(tmp_path / "run", expected)
 
 
 @pytest.mark.usefixtures("_lucky")

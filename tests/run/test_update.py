@@ -3,7 +3,6 @@
 import dataclasses
 import os
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -19,7 +18,7 @@ from selfcorrect.samplers.transformers import TransformersSampler
 from selfcorrect.tasks import make_task
 from selfcorrect.types import SamplingParams
 from tests.run.conftest import ENDS
-from tests.support.runs import config
+from tests.support.runs import PRELOAD, config
 from tests.support.tiny import tiny_lm
 
 EPSILON = 2.0**-24  # half the distance from 1 to the next float32
@@ -129,8 +128,8 @@ def test_the_gradient_does_not_depend_on_the_number_of_processes(
     """Seven of eight rollouts count. Planted: each process divides by four of its own, and the two are averaged."""
     plain = {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)}
     arguments = (str(tmp_path / "rendezvous"), plain, str(tmp_path / "gradients"))
-    spawn: Any = torch.multiprocessing.spawn  # type: ignore[attr-defined]
-    spawn(share_of_the_gradient, arguments, nprocs=2)
+    torch.multiprocessing.get_context("forkserver").set_forkserver_preload(PRELOAD)
+    torch.multiprocessing.start_processes(share_of_the_gradient, arguments, nprocs=2, start_method="forkserver")
     whole, gradients = updated(lms, batch, 8, "analytic")
 
     def gap(count: int, scale: float) -> float:

@@ -7,7 +7,12 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 PUBLIC = Path(os.environ.get("SELFCORRECT_DATA", Path(__file__).parents[3] / "shared" / "data"))
+EACH = pytest.mark.parametrize(  # the rows of a public file that a test takes
+    "step", [pytest.param(5, id="each fifth"), pytest.param(1, id="all", marks=pytest.mark.nightly)]
+)
 
 
 def public_rows(name: str) -> list[dict[str, Any]]:

@@ -29,7 +29,8 @@ from selfcorrect.types import Grade, Outcome, Problem
 
 PRELOAD = [
     "selfcorrect.runs.run", "selfcorrect.cli", "safetensors.torch", "transformers.models.llama.modeling_llama",
-    "transformers.models.auto.modeling_auto", "transformers.models.auto.tokenization_auto",
+    "transformers.models.auto.modeling_auto", "transformers.models.auto.tokenization_auto", "tests.support.runs",
+    "tests.support.frozen",
 ]  # fmt: skip
 NOT_REPEATED = ("seconds", "seconds_by_part", "tokens_per_second")
 STAGE_STEPS = 4

@@ -8,7 +8,7 @@ computed; what is not of these forms is left to a worker (None).
 import re
 from fractions import Fraction
 
-from selfcorrect.grading.math_latex import AND, OR, ROW
+from selfcorrect.grading.math_latex import AND, OR, ROW, closing_brace
 from selfcorrect.grading.math_normal import Node, has_relation, last_side, split_top
 
 MAX_DIGITS = 60
@@ -176,11 +176,11 @@ def _square_free(number: int) -> tuple[int, int]:
 
 def _quotient(term: str, position: int, depth: int) -> tuple[Terms | None, int]:
     """`{top}{bottom}` from just behind the first brace; the bottom must be one term."""
-    top_end = _closing(term, position)
+    top_end = closing_brace(term, position)
     bottom_start = term.find("{", top_end)
     if depth >= 2 or top_end < 0 or bottom_start < 0 or term[top_end + 1 : bottom_start].strip():
         return None, position
-    bottom_end = _closing(term, bottom_start + 1)
+    bottom_end = closing_brace(term, bottom_start + 1)
     if bottom_end < 0:
         return None, position
     top, bottom = terms_of(term[position:top_end], depth + 1), terms_of(term[bottom_start + 1 : bottom_end], depth + 1)
@@ -191,15 +191,6 @@ def _quotient(term: str, position: int, depth: int) -> tuple[Terms | None, int]:
         return None, position
     inverse: Terms = {(root, tuple((name, -power) for name, power in names)): 1 / (value * root)}
     return _times(top, inverse), bottom_end + 1
-
-
-def _closing(text: str, position: int) -> int:
-    depth = 1
-    for index in range(position, len(text)):
-        depth += {"{": 1, "}": -1}.get(text[index], 0)
-        if depth == 0:
-            return index
-    return -1
 
 
 def _times(left: Terms, right: Terms | None) -> Terms | None:

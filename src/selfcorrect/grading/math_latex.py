@@ -140,7 +140,7 @@ def _unstyled(text: str) -> str:
     """Without commands that colour or embolden what stands in their braces."""
     for _ in range(20):
         match = _STYLED.search(text)
-        end = _closing(text, match.end()) if match else -1
+        end = closing_brace(text, match.end()) if match else -1
         if not match or end < 0:
             break
         text = f"{text[: match.start()]} {text[match.end() : end]} {text[end + 1 :]}"
@@ -153,7 +153,7 @@ def _fractions(text: str) -> str:
         match = _OVER.search(text)
         if not match:
             break
-        end = _closing(text, match.end())
+        end = closing_brace(text, match.end())
         end = len(text) if end < 0 else end
         start, depth = match.start(), 0
         while start > 0 and (depth or text[start - 1] != "{"):
@@ -164,7 +164,7 @@ def _fractions(text: str) -> str:
     return text
 
 
-def _closing(text: str, position: int) -> int:
+def closing_brace(text: str, position: int) -> int:
     """Where the brace that was opened before `position` is closed; -1 where it is not."""
     depth = 1
     for index in range(position, len(text)):

@@ -22,6 +22,7 @@ from selfcorrect.config.recipe import dump
 from selfcorrect.errors import CheckpointError
 from selfcorrect.evaluation.averages import means, samples_of_rows
 from selfcorrect.evaluation.evaluate import Evaluation
+from selfcorrect.evaluation.kept import write_durably
 from selfcorrect.models.loading import pick_device, pick_dtype
 from selfcorrect.runs.trackers import Trackers, make_trackers
 from selfcorrect.types import Rollout
@@ -54,10 +55,10 @@ class RunFolder:
         path.mkdir(parents=True, exist_ok=True)
         started = make_trackers(path, config, str(told["started"]), 0, say) if trackers else Trackers()
         (path / "evaluations").mkdir(exist_ok=True)
-        _write_atomically(path / "environment.json", json.dumps(told, indent=1) + "\n")
+        write_durably(path / "environment.json", json.dumps(told, indent=1) + "\n")
         if trackers:
-            _write_atomically(path / USED, dump(config))
-        _write_atomically(path / "config.yaml", dump(config))
+            write_durably(path / USED, dump(config))
+        write_durably(path / "config.yaml", dump(config))
         return cls(path, started)
 
     @classmethod
@@ -83,8 +84,8 @@ class RunFolder:
     def log_changes(self, config: TrainConfig, rows: Iterable[Mapping[str, Any]]) -> None:
         """Settings that the run goes on with: told in changes.jsonl, and config.yaml from now on."""
         _append(self.path / "changes.jsonl", rows)
-        _write_atomically(self.path / "config.yaml", dump(config))
-        _write_atomically(self.path / USED, dump(config))
+        write_durably(self.path / "config.yaml", dump(config))
+        write_durably(self.path / USED, dump(config))
 
     def log_step(self, row: Mapping[str, Any]) -> None:
         """One line of metrics.jsonl, and the same to every tracker."""
@@ -116,7 +117,7 @@ class RunFolder:
         others = [row for row in self.alarms() if not (row.get("evaluation") and row["where"] == name)]
         file, kept = self.path / "alarms.jsonl", [*others, *rows]
         if kept:
-            _write_atomically(file, "".join(json.dumps(row) + "\n" for row in kept))
+            write_durably(file, "".join(json.dumps(row) + "\n" for row in kept))
         else:
             file.unlink(missing_ok=True)
 
@@ -137,10 +138,10 @@ class RunFolder:
         folder, name = self.path / "evaluations", evaluation.name
         folder.mkdir(exist_ok=True)
         told = evaluation_row(evaluation)
-        _write_atomically(folder / f"{name}.rollouts.jsonl", _lines(evaluation.rollouts))
+        write_durably(folder / f"{name}.rollouts.jsonl", _lines(evaluation.rollouts))
         for wording in evaluation.wordings[1:]:  # the first is the evaluation itself
-            _write_atomically(folder / f"{name}@{wording.name}.rollouts.jsonl", _lines(wording.rollouts))
-        _write_atomically(folder / f"{name}.json", json.dumps(told, indent=1) + "\n")
+            write_durably(folder / f"{name}@{wording.name}.rollouts.jsonl", _lines(wording.rollouts))
+        write_durably(folder / f"{name}.json", json.dumps(told, indent=1) + "\n")
         self._trackers.log({"evaluation": told["summary"]}, evaluation.step)
 
     def has_evaluation(self, name: str) -> bool:
@@ -237,16 +238,7 @@ def _cut(file: Path, step: int) -> None:
                 kept.append(line)
         except (json.JSONDecodeError, KeyError):
             continue
-    _write_atomically(file, "".join(kept))
-
-
-def _write_atomically(file: Path, text: str) -> None:
-    temporary = file.with_name(f".{file.name}.tmp")
-    with temporary.open("w", encoding="utf-8") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(file)
+    write_durably(file, "".join(kept))
 
 
 def _processor() -> str:

@@ -175,6 +175,8 @@ def grade(
         told = asdict(summary)
         if len(summary.accuracy) < 2:  # of one attempt nothing else is known
             told |= dict.fromkeys(("delta", "fixed", "broken", "fix_rate", "unchanged"))
+        if not summary.wrong_first:  # of none, no share was mended
+            told["fix_rate"] = None
         typer.echo(json.dumps({"task": task, "verdicts": str(target), "summary": told}))
         return
     for line in summary_lines(summary):
@@ -240,11 +242,8 @@ def compare(recipe: RecipeArgument, overrides: Overrides = None) -> None:
     config = load_recipe(recipe, overrides or [])
     if not isinstance(config, CompareConfig):
         raise ConfigError(f"{recipe} is of kind {config.kind}; a comparison has kind: compare")
-    try:
+    with _stopped():
         folder = run_comparison(config, typer.echo)
-    except TrainingInterrupted as error:
-        typer.echo(str(error), err=True)
-        raise typer.Exit(130) from None
     typer.echo(f"page: {folder / 'compare.html'}")
     typer.echo(f"table: {folder / 'compare.md'}")
 

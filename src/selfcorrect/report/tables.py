@@ -60,8 +60,10 @@ def summary_cells(summary: Summary, attempts: int) -> tuple[Cell, ...]:
     accuracy += [missing] * (attempts - len(accuracy))
     changes: tuple[Cell, ...] = (missing,) * 5
     if len(summary.accuracy) > 1:
-        shares = (summary.fixed, summary.broken, summary.fix_rate, summary.unchanged)
-        changes = (delta_cell(summary.delta, tells=not caution(summary)), *(share_cell(e) for e in shares))
+        changes = (
+            delta_cell(summary.delta, tells=not caution(summary)), share_cell(summary.fixed), share_cell(summary.broken),
+            share_cell(summary.fix_rate) if summary.wrong_first else missing, share_cell(summary.unchanged),
+        )  # fmt: skip
     return (*accuracy, *changes, Cell(f"{summary.n:,}"))
 
 

@@ -260,6 +260,9 @@ def grader_share(result: StepResult) -> float:
     return result.seconds_by_part.get("grader_wait", 0.0) / max(1e-9, result.seconds)
 
 
+_NONE = "\N{EN DASH}"  # of a number that is not defined
+
+
 def evaluation_line(evaluation: Evaluation) -> str:
     """One evaluation as a line of text: percent with 95 % intervals. Where they allow no conclusion, a second line."""
     name = evaluation.name + (f" on {evaluation.about}" if evaluation.about else "")
@@ -289,7 +292,7 @@ def summary_lines(summary: Summary) -> list[str]:
             f"delta        {estimate_text(summary.delta, signed=True)}",
             f"i->c         {estimate_text(summary.fixed)}",
             f"c->i         {estimate_text(summary.broken)}",
-            f"fix rate     {estimate_text(summary.fix_rate)}",
+            f"fix rate     {estimate_text(summary.fix_rate) if summary.wrong_first else _NONE}",
             f"unchanged    {estimate_text(summary.unchanged)}",
         ]
     for number, outcomes in enumerate(summary.outcomes, 1):

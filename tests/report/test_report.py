@@ -324,3 +324,20 @@ def test_every_attempt_has_a_colour_and_no_label_runs_over_another(attempts: int
 def test_a_value_that_never_changes_has_an_axis() -> None:
     for value in (1.0, -10.0, 0.0, 2.5, 1e-9):
         assert len(ticks(value, value)) >= 2
+
+
+def test_what_changed_on_the_way_is_told(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    assert "Changes" not in Page(write_report(run)).words
+    changes = [
+        {"step": 4, "field": "stages.stage2.steps", "old": 4, "new": 6},
+        {"step": 8, "field": "task.data", "old": None, "new": "/home/someone/rows.jsonl"},
+    ]
+    write_lines(run / "changes.jsonl", changes)
+    (run / "changes.jsonl").write_text((run / "changes.jsonl").read_text() + '{"step": 9, "fie')
+    write_evaluation(run / "earlier" / "step-000008", "stage2", summary(0.5, 0.58), step=8)
+    page = Page(write_report(run))
+    assert ["stages.stage2.steps", "4", "4", "6"] in page.rows
+    assert ["task.data", "8", "\N{EM DASH}", "…/rows.jsonl"] in page.rows
+    assert [row[:3] for row in page.rows].count(["After stage2", "50.0", "58.0"]) == 1
+    assert "step 8, earlier/step-000008" in page.words

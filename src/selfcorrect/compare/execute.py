@@ -145,7 +145,7 @@ class Runner:
         for process in [process for process in self._running if process.poll() is not None]:
             job, since = self._running.pop(process)
             self._ended += 1
-            left = self._pace.ended(job)
+            left = self._pace.ended(job, [other for other, _ in self._running.values()])
             if process.returncode:
                 log = job.path.with_name(f"{job.path.name}.log")
                 told = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]

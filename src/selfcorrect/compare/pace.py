@@ -9,7 +9,8 @@ from selfcorrect.compare.budget import account, evaluated
 from selfcorrect.compare.plan import Job
 from selfcorrect.config import TrainConfig
 
-FIRST, AGAIN = 60.0, 600.0  # seconds until the first estimate, and between those while no run ends
+LOOK = 5.0  # seconds between looks for the first completions
+FIRST, AGAIN = 60.0, 600.0  # from then to the first estimate, and between those while no run ends
 
 
 def sampled_by(job: Job) -> int:
@@ -46,26 +47,37 @@ def _rows(file: Path) -> list[dict[str, object]]:
 
 
 class Pace:
-    """todo: the completions that all runs will sample."""
+    """todo: the completions that all runs will sample. Their speed is measured from the first ones seen on."""
 
     def __init__(self, todo: int) -> None:
         self._todo, self._ended = todo, 0
-        self._begun = self._told = time.monotonic()
-        self._wait = FIRST
+        self._looked, self._wait = time.monotonic(), LOOK
+        self._first = (self._looked, 0)  # when completions were first seen, and how many
 
-    def ended(self, job: Job) -> float:
+    def ended(self, job: Job, running: Sequence[Job]) -> float:
         """A run is over; returns the seconds that are left for all that are to come."""
         self._ended += sampled_by(job)
-        self._told, self._wait = time.monotonic(), AGAIN
-        return self._left(self._ended)
+        self._looked, self._wait = time.monotonic(), AGAIN
+        return self._left(self._sampled(running)) or 0.0
 
     def due(self, running: Sequence[Job]) -> float | None:
         """The seconds left by what those under way have sampled, where it is time to tell; None where it is not."""
-        if time.monotonic() - self._told < self._wait:
+        now = time.monotonic()
+        if now - self._looked < self._wait:
             return None
-        sampled = self._ended + sum(min(sampled_so_far(job), sampled_by(job)) for job in running)
-        self._told, self._wait = time.monotonic(), AGAIN if sampled else FIRST
-        return self._left(sampled) if sampled else None
+        self._looked, sampled = now, self._sampled(running)
+        if not self._first[1]:
+            self._first, self._wait = (now, sampled), FIRST if sampled else LOOK
+            return None
+        left = self._left(sampled)
+        self._wait = LOOK if left is None else AGAIN
+        return left
 
-    def _left(self, sampled: int) -> float:
-        return (time.monotonic() - self._begun) / sampled * max(0, self._todo - sampled)
+    def _sampled(self, running: Sequence[Job]) -> int:
+        return self._ended + sum(min(sampled_so_far(job), sampled_by(job)) for job in running)
+
+    def _left(self, sampled: int) -> float | None:
+        began, before = self._first
+        if sampled <= before:
+            return None
+        return (time.monotonic() - began) / (sampled - before) * max(0, self._todo - sampled)

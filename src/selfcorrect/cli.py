@@ -74,12 +74,10 @@ def demo(
     run = Path(config.output) / config.name
     if (run / "final").is_dir():
         raise ConfigError(f"{run} is complete; open {run / 'report.html'}, or train again with --name NAME")
-    begun = (run / "config.yaml").is_file()
-    if begun and overrides:
-        raise ConfigError(
-            f"{run} is begun and goes on with the settings it has; leave out {overrides[0]!r}, or choose another --name"
-        )
-    _train_and_report(run if begun else config)
+    if (run / "config.yaml").is_file():  # what was overridden when it began is no change
+        _train_and_report(run, overrides or [])
+    else:
+        _train_and_report(config)
 
 
 @app.command(epilog="Example: selfcorrect train countdown model.path=./my-model name=mine")

@@ -422,7 +422,11 @@ def _config_for(model: str | Path, recipe: Recipe | None, overrides: Sequence[st
     resolve_path(str(model))  # a folder that is not there, or holds no model, is the first thing to say
     beside = _recipe_beside(model)
     if beside is not None:
-        return _train_config(beside, *(overrides or ()))
+        config = _train_config(beside, *(overrides or ()))
+        if any(override.startswith("model.chat_template=") for override in overrides or ()):
+            return config
+        # the recipe's template was saved with the model, and its file may be gone
+        return config.model_copy(update={"model": config.model.model_copy(update={"chat_template": None})})
     tasks = [value for key, _, value in (o.partition("=") for o in overrides or ()) if key == "task.name"]
     if not tasks:
         kinds = ", ".join(f"task.name={name}" for name in TASK_KINDS)

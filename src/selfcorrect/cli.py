@@ -74,12 +74,10 @@ def demo(
     run = Path(config.output) / config.name
     if (run / "final").is_dir():
         raise ConfigError(f"{run} is complete; open {run / 'report.html'}, or train again with --name NAME")
-    begun = (run / "config.yaml").is_file()
-    if begun and overrides:
-        raise ConfigError(
-            f"{run} is begun and goes on with the settings it has; leave out {overrides[0]!r}, or choose another --name"
-        )
-    _train_and_report(run if begun else config)
+    if (run / "config.yaml").is_file():  # what was overridden when it began is no change
+        _train_and_report(run, overrides or [])
+    else:
+        _train_and_report(config)
 
 
 @app.command(epilog="Example: selfcorrect train countdown model.path=./my-model name=mine")
@@ -175,6 +173,8 @@ def grade(
         told = asdict(summary)
         if len(summary.accuracy) < 2:  # of one attempt nothing else is known
             told |= dict.fromkeys(("delta", "fixed", "broken", "fix_rate", "unchanged"))
+        if not summary.wrong_first:  # of none, no share was mended
+            told["fix_rate"] = None
         typer.echo(json.dumps({"task": task, "verdicts": str(target), "summary": told}))
         return
     for line in summary_lines(summary):
@@ -240,11 +240,8 @@ def compare(recipe: RecipeArgument, overrides: Overrides = None) -> None:
     config = load_recipe(recipe, overrides or [])
     if not isinstance(config, CompareConfig):
         raise ConfigError(f"{recipe} is of kind {config.kind}; a comparison has kind: compare")
-    try:
+    with _stopped():
         folder = run_comparison(config, typer.echo)
-    except TrainingInterrupted as error:
-        typer.echo(str(error), err=True)
-        raise typer.Exit(130) from None
     typer.echo(f"page: {folder / 'compare.html'}")
     typer.echo(f"table: {folder / 'compare.md'}")
 

@@ -380,3 +380,20 @@ def test_the_first_answer_is_held_against_the_base_problem_by_problem(
     assert told in words
     assert ("sandbagging" in found.sentence) == (first < 0) == (found.tone == "bad")
     assert ("bought" in words) == (first < 0)
+
+
+def test_what_changed_on_the_way_is_told(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    assert "Changes" not in Page(write_report(run)).words
+    changes = [
+        {"step": 4, "field": "stages.stage2.steps", "old": 4, "new": 6},
+        {"step": 8, "field": "task.data", "old": None, "new": "/home/someone/rows.jsonl"},
+    ]
+    write_lines(run / "changes.jsonl", changes)
+    (run / "changes.jsonl").write_text((run / "changes.jsonl").read_text() + '{"step": 9, "fie')
+    write_evaluation(run / "earlier" / "step-000008", "stage2", summary(0.5, 0.58), step=8)
+    page = Page(write_report(run))
+    assert ["stages.stage2.steps", "4", "4", "6"] in page.rows
+    assert ["task.data", "8", "\N{EM DASH}", "…/rows.jsonl"] in page.rows
+    assert [row[:3] for row in page.rows].count(["After stage2", "50.0", "58.0"]) == 1
+    assert "step 8, earlier/step-000008" in page.words

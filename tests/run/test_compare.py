@@ -4,6 +4,8 @@ import csv
 import dataclasses
 import json
 import logging
+import math
+import signal
 import subprocess
 import sys
 import time
@@ -17,12 +19,12 @@ from selfcorrect import api
 from selfcorrect.compare import _say_whole, compare
 from selfcorrect.compare.budget import Account, account
 from selfcorrect.compare.execute import JobError
-from selfcorrect.compare.page import findings, headline, standing
+from selfcorrect.compare.page import findings, headline, spread_table, standing
 from selfcorrect.compare.plan import check, merge, repair_jobs, search_jobs, table_jobs
 from selfcorrect.compare.results import read_answers, summarize
 from selfcorrect.config import CompareConfig, TrainConfig
 from selfcorrect.config.recipe import load_recipe, validate
-from selfcorrect.errors import ConfigError, DataError
+from selfcorrect.errors import ConfigError, DataError, TrainingInterrupted
 from selfcorrect.tasks.countdown import Countdown
 from tests.support.processes import alive
 from tests.support.runs import lucky_grade, read_rows, recipe
@@ -107,6 +109,43 @@ class InProcess:
         else:
             api.train(arguments[-1], resume_run=arguments[1] == "--resume")
         return Done(0)
+
+
+class UnderWay(Done):
+    """A process that runs until it is asked to end; the second one's first look brings the signal to the comparison."""
+
+    def __init__(self, told: list[str], signum: int) -> None:
+        super().__init__(0)
+        self.returncode, self._told, self._signal = None, told, signum
+
+    def poll(self) -> int | None:
+        if self._told == ["begun", "begun"]:
+            signal.raise_signal(self._signal)
+        return None
+
+    def wait(self) -> int:
+        self._told.append("waited for")
+        return 143
+
+    def terminate(self) -> None:
+        self._told.append("asked")
+
+
+@pytest.mark.parametrize(("signum", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_is_passed_on_and_the_runs_are_waited_for(
+    signum: int, status: int, model: Path, tmp_path: Path
+) -> None:
+    told, said = list[str](), list[str]()
+
+    def start(arguments: list[str], log: Path) -> UnderWay:
+        told.append("begun")
+        return UnderWay(told, signum)
+
+    with pytest.raises(TrainingInterrupted, match="^stopped; the same command goes on: finished runs stay") as stopped:
+        compare(comparison(tmp_path, model, parallel=2), said.append, start)
+    assert stopped.value.status == status
+    assert told[:6] == ["begun", "begun", "asked", "asked", "waited for", "waited for"]
+    assert said[-1] == "stopping: 2 runs end their step and keep it"
 
 
 @pytest.fixture(autouse=True)
@@ -318,6 +357,11 @@ def test_a_line_of_the_table_by_hand(write: Write) -> None:
     assert result.gain.value == pytest.approx(0.675 - 0.7)
     assert result.mcnemar == pytest.approx(0.3017578125)  # seed a: 10 against 5, the larger of the two
     assert (result.unchanged.value, result.last) == (0.0, None)
+    right = summarize("z", read_answers({0: write("e", [(True, True)] * 99 + [(True, False)])}), other, other, 500)
+    assert math.isnan(right.fix_rate.value)  # nothing was to be fixed
+    assert math.isnan(right.spread["fix_rate"][0])
+    (row,) = [row for _, rows in spread_table({"z": "Z"}, [right]).groups for row in rows]
+    assert [cell.main for cell in row.cells][5] == "\N{EM DASH}"
 
 
 def test_a_line_of_several_samples(tmp_path: Path) -> None:

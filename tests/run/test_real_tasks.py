@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -224,3 +225,26 @@ def test_a_repair_set_that_is_stopped_goes_on(qwen2: Path, tmp_path: Path) -> No
     assert make_repair_set(qwen2, parts, few, recipe=source) == rows
     assert parts.read_bytes() == whole.read_bytes()
     assert not list(tmp_path.glob(".parts*"))
+
+
+def test_a_template_whose_file_is_gone_is_the_models_own(qwen2: Path, tmp_path: Path, command: Command) -> None:
+    template, task = (
+        write_text(tmp_path / "mine.jinja", PLAIN),
+        {"name": "math", "data": str(math_folder(tmp_path / "math"))},
+    )
+    file = recipe(tmp_path, qwen2, task)
+    command("train", str(file), "stages.two.steps=1", f"model.chat_template={template}")
+    final, shown = (
+        str(tmp_path / "run" / "final"),
+        json.loads(command("evaluate", str(tmp_path / "run" / "final"), "--json")),
+    )
+    template.rename(tmp_path / "elsewhere.jinja")
+    shutil.rmtree(tmp_path / "evaluations")
+    again = json.loads(command("evaluate", final, "--json"))
+    assert (again["summary"], again["about"]) == (shown["summary"], shown["about"])
+    assert "attempt 2" in command("play", "1 + 1?", "--model", final)
+
+
+def write_text(file: Path, text: str) -> Path:
+    file.write_text(text)
+    return file

@@ -264,7 +264,7 @@ def test_overrides(recipe: Path) -> None:
         ("stages.².steps=3", r"no entry '²'; there are hold, correct"),
         ("rollouts.rollouts_per_problem=1", r"rollouts_per_problem is 1"),
         ("name=a/b", r"name = 'a/b': must be letters, digits, - and _ and, not first, dots"),
-        ("stages.hold.name=a.b", r"stages.0.name = 'a.b': must be letters, digits, - and _$"),
+        ("stages.hold.name=a.b", r"stages.hold.name = 'a.b': must be letters, digits, - and _$"),
         ("log.trackers=wandb", r"log.trackers = 'wandb': must be a list; write \[wandb\]"),
         ("learning_rate=1e-5", r"a setting of every stage \(stages.NAME.learning_rate\)$"),
     ],

@@ -7,6 +7,8 @@ import pytest
 from scipy.stats import binomtest
 
 from selfcorrect.evaluation.metrics import Estimate, paired_difference, share, summarize
+from selfcorrect.report.tables import summary_cells
+from selfcorrect.runs.display import summary_lines
 from selfcorrect.types import Outcome, Rollout
 from tests.support.rollouts import graded
 
@@ -105,3 +107,17 @@ def test_one_attempt() -> None:
     found = summarize([graded(CORRECT), graded(WRONG)])
     assert [accuracy.value for accuracy in found.accuracy] == [0.5]
     assert (found.delta.value, found.fixed.value, found.unchanged.value) == (0, 0, 1)
+
+
+@pytest.mark.parametrize(
+    ("firsts", "told"),
+    [("cc", "\N{EN DASH}"), ("c", "\N{EN DASH}"), ("cw", "0.0% [0.0, 79.3]"), ("w", "0.0% [0.0, 79.3]")],
+)
+def test_a_fix_rate_of_nothing_to_fix_is_no_number(firsts: str, told: str) -> None:
+    outcomes = {"c": (CORRECT, CORRECT), "w": (WRONG, WRONG)}
+    summary = summarize([graded(*outcomes[first]) for first in firsts])
+    assert summary.wrong_first == firsts.count("w")
+    (line,) = [line for line in summary_lines(summary) if line.startswith("fix rate")]
+    assert line.split(maxsplit=2)[2] == told
+    cell = summary_cells(summary, 2)[5]
+    assert (cell.main == "\N{EM DASH}") is (told == "\N{EN DASH}")

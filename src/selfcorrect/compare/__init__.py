@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from selfcorrect.compare.budget import Account
-from selfcorrect.compare.execute import JobError, Launch, Runner, is_done, is_done_at, launch, sampled_by, threads_each
+from selfcorrect.compare.execute import JobError, Launch, Runner, is_done, is_done_at, launch, threads_each
+from selfcorrect.compare.pace import sampled_by
 from selfcorrect.compare.page import write_pages
 from selfcorrect.compare.plan import (
     Choice,
@@ -27,7 +28,7 @@ from selfcorrect.compare.plan import (
 from selfcorrect.compare.results import Answers, Result, read_answers, summarize
 from selfcorrect.config import CompareConfig
 from selfcorrect.runs.folder import environment, plain
-from selfcorrect.runs.interrupts import alone
+from selfcorrect.runs.interrupts import alone, stoppable
 
 __all__ = ["compare"]
 
@@ -39,13 +40,15 @@ def compare(config: CompareConfig, say: Say = print, launch: Launch = launch) ->
     """Run all that is not done yet, then write the folder's page, table and numbers; returns the folder.
 
     Raises ConfigError for a file that contradicts itself or the budget. Where runs failed it writes the page from the
-    others, which names them, and raises JobError; the same command tries them again.
+    others, which names them, and raises JobError; the same command tries them again. Raises TrainingInterrupted on
+    Ctrl-C and SIGTERM, once the runs under way have ended their step.
     """
     config = chosen_methods(config)
     accounts = check(config)
     config = _with_threads(config)
     folder = folder_of(config)
-    with alone(folder):
+    with stoppable() as stopped, alone(folder):
+        stopped.told = lambda: "the same command goes on: finished runs stay, the others go on from their last step"
         _say_budget(config, accounts, say)
         runner = Runner(config.parallel, _say_whole(config, say), say, launch)
         chosen, searched = _search(config, runner, say)
@@ -99,7 +102,7 @@ def _say_whole(config: CompareConfig, say: Say) -> int:
     say(
         f"in all: {', '.join(f'{len(listed)} {what}' for what, listed in parts.items() if listed)}; "
         f"{len(jobs) - len(left)} of them are done already, the others sample {completions:,} completions, evaluations "
-        f"included, {config.parallel} at a time. How long that takes is told at every run's end, for the whole"
+        f"included, {config.parallel} at a time. How long that takes is told after a minute or two and at every run's end"
     )
     return completions
 

@@ -9,12 +9,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from selfcorrect.compare.budget import account, evaluated
+from selfcorrect.compare.pace import Pace
 from selfcorrect.compare.plan import Job
 from selfcorrect.config import Config, LogConfig, TrainConfig
 from selfcorrect.config.paths import absolute
 from selfcorrect.config.recipe import dump, load_recipe
-from selfcorrect.errors import ConfigError, TrainingInterrupted, UserError
+from selfcorrect.errors import ConfigError, UserError
 from selfcorrect.runs.checkpoint import atomic_folder
 
 _POLL = 0.2
@@ -80,13 +80,6 @@ def launch(arguments: list[str], log: Path) -> Process:
         return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=out)
 
 
-def sampled_by(job: Job) -> int:
-    """Completions, a measure of the time it takes: its own stages' and evaluations', without what it takes over."""
-    mine = job.config.model_copy(update={"stages": job.config.stages[1:]}) if job.shared else job.config
-    base = not (job.trains and (job.shared or job.base))
-    return account(mine).completions + evaluated(mine, len(mine.stages) + base)
-
-
 class Runner:
     """Keeps `parallel` runs going. say: told of every end; launch: how a command is started.
 
@@ -94,8 +87,7 @@ class Runner:
     """
 
     def __init__(self, parallel: int, todo: int, say: Callable[[str], None], launch: Launch = launch) -> None:
-        self._parallel, self._todo, self._say, self._launch = parallel, todo, say, launch
-        self._begun, self._sampled = time.monotonic(), 0
+        self._parallel, self._pace, self._say, self._launch = parallel, Pace(todo), say, launch
         self._running: dict[Process, tuple[Job, float]] = {}
         self._failed: dict[str, str] = {}
         self._ended = 0
@@ -103,7 +95,7 @@ class Runner:
     def run(self, jobs: Sequence[Job]) -> dict[str, str]:
         """All jobs that are not done; a job waits for the one whose traces it may use.
 
-        Returns why some failed, by name. Raises TrainingInterrupted on Ctrl-C.
+        Returns why some failed, by name. On Ctrl-C and SIGTERM they end their step and keep it, before it goes on up.
         """
         waiting = [job for job in jobs if not is_done(job)]
         total = len(waiting)
@@ -118,10 +110,15 @@ class Runner:
                     self._running[self._start(job)] = (job, time.monotonic())
                 time.sleep(_POLL)
                 self._reap(total)
+                if (left := self._pace.due([job for job, _ in self._running.values()])) is not None:
+                    self._say(f"about {_minutes(left)} left for the whole comparison, by what is sampled so far")
         except KeyboardInterrupt:
-            for process in self._running:  # they have had the same signal, and save what they have
+            self._say(f"stopping: {len(self._running)} runs end their step and keep it")
+            for process in self._running:  # where the terminal's Ctrl-C has reached them too, it is the same signal
+                process.terminate()
+            for process in self._running:
                 process.wait()
-            raise TrainingInterrupted("stopped; run the same command again to go on: finished runs stay") from None
+            raise
         finally:
             for process in self._running:  # whatever ended this, no run goes on unseen
                 process.terminate()
@@ -148,8 +145,7 @@ class Runner:
         for process in [process for process in self._running if process.poll() is not None]:
             job, since = self._running.pop(process)
             self._ended += 1
-            self._sampled += sampled_by(job)
-            left = (time.monotonic() - self._begun) / self._sampled * max(0, self._todo - self._sampled)
+            left = self._pace.ended(job, [other for other, _ in self._running.values()])
             if process.returncode:
                 log = job.path.with_name(f"{job.path.name}.log")
                 told = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]

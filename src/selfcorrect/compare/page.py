@@ -1,6 +1,7 @@
 """The comparison's results -> compare.html, compare.md and compare.csv."""
 
 import csv
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -102,7 +103,7 @@ def spread_table(labels: Mapping[str, str], results: Sequence[Result]) -> Table:
     rows = []
     for result in results:
         ends = [result.spread[name] for name in names]
-        cells = tuple(Cell(f"{percent(low)} to {percent(high)}") for low, high in ends)
+        cells = tuple(Cell(NONE if math.isnan(low) else f"{percent(low)} to {percent(high)}") for low, high in ends)
         rows.append(Row(labels[result.name], "", cells))
     return Table("Percent of problems.", "Method", (*_COLUMNS[:3], *_COLUMNS[4:8]), (("", tuple(rows)),))
 

@@ -185,7 +185,7 @@ def summarize(
         "unchanged": answers.same_SP,
     }  # fmt: skip
     ends = {key: _ends(np.nanmean(values_SP, 1)) for key, values_SP in by_seed.items()}
-    ends["fix_rate"] = _ends(np.nanmean(fixed_SP, 1) / np.maximum(np.nanmean(1 - first_SP, 1), 1e-12))
+    ends["fix_rate"] = _ends(_rates(np.nanmean(fixed_SP, 1), np.nanmean(1 - first_SP, 1)))
     ends["gain"] = _ends(_seed_by_seed(answers, against))
     towards = change(against)
     delta_P = mean_over_seeds(delta_SP)
@@ -217,6 +217,11 @@ def _seed_by_seed(ours: Answers, theirs: Answers) -> Table:
     common = [seed for seed in ours.seeds if seed in found[1]]
     pairs = [(seed, seed) for seed in common] or [(a, b) for a in ours.seeds for b in theirs.seeds]
     return np.array([found[0][a] - found[1][b] for a, b in pairs])
+
+
+def _rates(top_S: Table, bottom_S: Table) -> Table:
+    """Seeds without a wrong first attempt have no fix rate; NaN where none has."""
+    return top_S[bottom_S > 0] / bottom_S[bottom_S > 0] if (bottom_S > 0).any() else np.array([np.nan])
 
 
 def _ends(values_S: Table) -> tuple[float, float]:

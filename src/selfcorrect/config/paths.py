@@ -10,6 +10,7 @@ from selfcorrect.config.tasks import HubConfig, RepairConfig, TaskConfig
 from selfcorrect.errors import ConfigError
 
 _PATHS = ("file", "data", "evaluate_data", "held_out", "traces", "recorded", "external", "chat_template")
+USED = "config.used.yaml"  # the settings that a run has gone by, so that an edited config.yaml is noticed
 _FREE = ("options", "template_options", "columns")  # what stands inside is the user's own
 
 
@@ -89,3 +90,9 @@ def check_paths(config: TrainConfig) -> None:
 def _paths_of_task(task: TaskConfig, setting: str = "task") -> list[tuple[str, str | None]]:
     found = [(f"{setting}.{field}", getattr(task, field, None)) for field in ("data", "evaluate_data", "file")]
     return found + (_paths_of_task(task.of, "task.of") if isinstance(task, RepairConfig) else [])
+
+
+def is_evaluation(folder: Path) -> bool:
+    """Whether a folder was written by `evaluate`: it has a recipe and nothing of a run's training."""
+    told = (folder / "config.yaml").is_file() and any((folder / "evaluations").glob("*.json"))
+    return told and not any((folder / name).exists() for name in (USED, "checkpoints", "final"))

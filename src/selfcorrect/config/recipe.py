@@ -69,9 +69,12 @@ def validate(
     data: Mapping[str, Any], source: str = "config", places: Places | None = None, overrides: Sequence[str] = ()
 ) -> Config:
     """A plain mapping, with overrides applied -> the frozen config. Raises ConfigError as load_recipe does."""
-    changed, where = copy.deepcopy(dict(data)), dict(places or {})
+    changed, where, typed = copy.deepcopy(dict(data)), dict(places or {}), dict[str, str]()
+    before = copy.deepcopy(changed)
+    _name_the_tasks(before)
     for override in overrides:
-        where[apply_override(changed, override)] = f"override {override!r}"
+        path = apply_override(changed, override)
+        where[path], typed[path] = f"override {override!r}", override.partition("=")[0]
     _name_the_tasks(changed)
     try:
         # Through JSON: strict on types, yet a YAML list may fill a tuple.
@@ -85,7 +88,55 @@ def validate(
     # A list whose only entry is wrong is also called too short: tell the mistake, not its shadow.
     inner = [item for item in found if item["type"] != "too_short"]
     told = [item for item in found if item in inner or not any(_within(other, item) for other in inner)]
-    raise ConfigError("\n".join(_explain(item, source, where) for item in _of_unions(told)))
+    left, lines = _of_another_kind(_of_unions(told), where, typed, before, changed)
+    raise ConfigError("\n".join([*lines, *(_explain(item, source, where, typed) for item in left)]))
+
+
+def _of_another_kind(
+    errors: Sequence[dict[str, Any]], places: Places, typed: Mapping[str, str], before: Any, data: Any
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """Where an override made a task or a stage another kind, the recipe's own lines are not at fault; one line each.
+
+    Returns the errors that are left, and those lines.
+    """
+    tags = {
+        path.rpartition(".")[0]: path for path in typed
+        if path.rpartition(".")[2] in ("name", "objective") and _at(before, path) not in (None, _at(data, path))
+    }  # fmt: skip
+    left, unfit = [], dict[str, dict[str, None]]()
+    for item in errors:
+        parts = _parts_of(item)
+        tag = next((tags[section] for section in _prefixes(parts[:-1]) if section in tags), None)
+        where = next((key for key in _prefixes(parts) if key in typed), "")
+        if tag is None or where.startswith(tag.rpartition(".")[0] + ".") or item["type"] == "missing":
+            left.append(item)
+        else:
+            unfit.setdefault(tag, {})[".".join([*typed[tag].split(".")[:-1], parts[-1]])] = None
+    return left, [f"{places[tag]}: {_unfit(tag, list(names), typed[tag], data)}" for tag, names in unfit.items()]
+
+
+def _unfit(tag: str, names: Sequence[str], typed: str, data: Any) -> str:
+    """tag: the path of the setting that says of which kind its section is."""
+    section, _, key = typed.rpartition(".")
+    data = _at(data, tag.rpartition(".")[0])
+    told = {name: data[name] for name in ("name", "objective", "steps", "learning_rate") if name in data}
+    whole = shlex.quote(f"{section}={{{', '.join(f'{name}: {value}' for name, value in told.items())}}}")
+    more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+    return (
+        f"{typed} is now {data[key]}, and the recipe's {', '.join(names[:4])}{more} are of another kind and do not fit it; "
+        f"write {whole} instead, before other settings of it, to leave all of the recipe's {section} out, or take a recipe "
+        f"made for {data[key]}"
+    )
+
+
+def _at(data: Any, path: str) -> Any:
+    """The value at a dotted path; None where there is none."""
+    for part in path.split("."):
+        if isinstance(data, list):
+            data = data[int(part)] if part.isdigit() and int(part) < len(data) else None
+        else:
+            data = data.get(part) if isinstance(data, dict) else None
+    return data
 
 
 def _of_unions(errors: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -142,13 +193,39 @@ def _within(inner: dict[str, Any], outer: dict[str, Any]) -> bool:
     return bool(inner["loc"][: len(outer["loc"])] == outer["loc"])
 
 
-def _explain(error: dict[str, Any], source: str, places: Places) -> str:
-    """One pydantic error as one line a user can act on."""
+def _parts_of(error: dict[str, Any]) -> list[str]:
+    """The path of the setting that an error is about."""
     location = [str(part) for part in error["loc"]]
     # A discriminated union puts its tag into the location right after the field or index it stands for.
-    parts = [part for i, part in enumerate(location) if not _is_tag(location[:i], part)]
-    field = ".".join(parts) or "the recipe"
-    where = next((places[key] for key in _prefixes(parts) if key in places), source)
+    return [part for i, part in enumerate(location) if not _is_tag(location[:i], part)]
+
+
+def _place(
+    parts: Sequence[str], error: dict[str, Any], source: str, places: Places, typed: Mapping[str, str]
+) -> tuple[str, str]:
+    """Where a setting was written, and its name as it was written there: an override may name a stage."""
+    found = next((key for key in _prefixes(parts) if key in places), None)
+    tags = [f"{section}.{tag}" for section in _prefixes(parts[:-1]) for tag in ("name", "objective")]
+    if error["type"] == "missing" and found not in typed:  # from a kind that an override has made of its section
+        found = next((key for key in tags if key in typed), found)
+        return places[found] if found else source, ".".join(parts)
+    if error["type"] == "value_error" and found not in typed:  # of a whole section: an override inside may have made it
+        inside = [key for key in typed if key.startswith(".".join([*parts, ""])) and parts]
+        told = str(error["ctx"]["error"])
+        said = [key for key in inside if re.search(rf"\b{re.escape(key.rpartition('.')[2])}\b", told)]
+        if made := said or [key for key in inside if places[key].partition("=")[2].rstrip("'\"") in told.split()]:
+            found = made[-1]
+    written = list(parts)
+    if found in typed:
+        names = typed[found].split(".")
+        written[: len(names)] = names[: len(parts)]
+    return places[found] if found else source, ".".join(written) or "the recipe"
+
+
+def _explain(error: dict[str, Any], source: str, places: Places, typed: Mapping[str, str]) -> str:
+    """One pydantic error as one line a user can act on."""
+    parts = _parts_of(error)
+    where, field = _place(parts, error, source, places, typed)
     value = error.get("input")
     shown = "" if isinstance(value, dict | list | BaseModel) else f" = {value!r}"
     match error["type"]:

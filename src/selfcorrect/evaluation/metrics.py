@@ -72,6 +72,11 @@ class Summary:
     passes: tuple[Passes, ...] = ()
     smallest: float | None = None
 
+    @property
+    def wrong_first(self) -> int:
+        """How many first attempts were wrong: without one, fix_rate is not defined (its value is then 0)."""
+        return round(self.n * (1 - self.accuracy[0].value)) if self.accuracy else 0
+
 
 def share(hits: int, n: int) -> Estimate:
     """Hits / n with Wilson's 95 % interval; all zero where n is 0."""

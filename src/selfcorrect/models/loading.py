@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from selfcorrect.config import LAB_MODEL, ModelConfig
+from selfcorrect.config.paths import is_evaluation
 from selfcorrect.errors import ModelError
 from selfcorrect.models import files, generation, templates
 from selfcorrect.models.chat import Chat
@@ -110,6 +111,11 @@ def resolve_path(path: str) -> str:
     folder = Path(path).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():
+            if is_evaluation(folder):
+                raise ModelError(
+                    f"model.path = {path!r} is an evaluation of a model, not a model; name the model itself, the "
+                    f"model.path in {folder / 'config.yaml'}"
+                )
             kept = [name for name in ("final", "best") if (folder / name / "config.json").is_file()]
             if kept or (folder / "environment.json").is_file():
                 here = f"name its model: {folder / kept[0]}" if kept else "it has kept no model yet"

@@ -162,7 +162,8 @@ def _read(file: Path, shown: str) -> str:
     except (OSError, ValueError) as error:
         why = "no such file" if isinstance(error, FileNotFoundError) else f"cannot be read: {error}"
         raise ModelError(
-            f"model.chat_template = {shown!r}: {why}; name a file with a Jinja template, or write plain"
+            f"model.chat_template = {shown!r}: {why}; name a file with a Jinja template, write plain, or null for the "
+            "model's own (one that was trained here has its template with it)"
         ) from None
     if not text.strip():
         raise ModelError(f"model.chat_template = {shown!r}: the file is empty; it must hold a Jinja template")

@@ -91,8 +91,21 @@ class Step:
 
 
 @dataclass(frozen=True, slots=True)
+class Edited:
+    """A setting that the run went on with after a step: its dotted path, and both values (None: it was not there)."""
+
+    step: int
+    field: str
+    old: Any
+    new: Any
+
+
+@dataclass(frozen=True, slots=True)
 class Run:
-    """All that the page shows. notes: what was found damaged, in words for the reader."""
+    """All that the page shows. notes: what was found damaged, in words for the reader.
+
+    earlier: what the run had ended with when it was extended, as (folder, evaluation).
+    """
 
     name: str
     config: Mapping[str, Any]
@@ -103,6 +116,8 @@ class Run:
     sources: tuple[RolloutSource, ...]
     alarms: tuple[str, ...] = ()
     notes: tuple[str, ...] = field(default=())
+    changes: tuple[Edited, ...] = ()
+    earlier: tuple[tuple[str, Evaluation], ...] = ()
 
     @property
     def base(self) -> Evaluation | None:
@@ -141,6 +156,12 @@ def load_run(folder: Path) -> Run:
         sources=_read_sources(folder, evaluations, notes),
         alarms=_read_alarms(folder / "alarms.jsonl"),
         notes=tuple(notes),
+        changes=_read_changes(folder / "changes.jsonl"),
+        earlier=tuple(
+            (f"earlier/{before.name}", evaluation)
+            for before in sorted((folder / "earlier").glob("step-*"))
+            for evaluation in _read_evaluations(before / "evaluations", notes)
+        ),
     )
 
 
@@ -208,6 +229,17 @@ def _read_alarms(path: Path) -> tuple[str, ...]:
         except (ValueError, KeyError, TypeError, RecursionError):
             continue  # still in the writing
     return tuple(told)
+
+
+def _read_changes(path: Path) -> tuple[Edited, ...]:
+    found = []
+    for line in _text(path).splitlines():
+        try:
+            row = json.loads(line)
+            found.append(Edited(int(row["step"]), str(row["field"]), row.get("old"), row.get("new")))
+        except (ValueError, KeyError, TypeError, RecursionError):
+            continue  # still in the writing
+    return tuple(found)
 
 
 def _numbers(value: Any) -> tuple[float, ...]:

@@ -63,6 +63,7 @@ def render(run: Run, figures: Sequence[Figure] = ()) -> str:
         results=tables.results_table(run.evaluations) if run.evaluations else None,
         picture=accuracy_picture([(capital(e.label), e.summary) for e in shown]) if shown else None,
         attempt_colours=attempt_colours([e.summary for e in shown]),
+        earlier=tables.earlier_table(run.earlier),
         details=[t for t in (tables.sampled_table(shown), tables.outcome_table(shown)) if t],
         passes=tables.passes_table(shown),
         wordings=tables.wordings_table(shown),
@@ -81,6 +82,7 @@ def render(run: Run, figures: Sequence[Figure] = ()) -> str:
         rollout_json=Markup(script_json(_rollout_data(run.sources))),
         made=_made(run),
         stages=_stages(run.config),
+        changes=tables.changes_table(run.changes, lambda value: tidy(_plain(value))),
         choices=_choices(run.config),
         recipe=tidy(run.config_text),
     )

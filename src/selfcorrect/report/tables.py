@@ -1,12 +1,13 @@
 """The page's tables as plain cells (pure): what is shown, already rounded and worded."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from selfcorrect.evaluation.caution import caution
 from selfcorrect.evaluation.metrics import Estimate, Summary
-from selfcorrect.report.load import Evaluation
+from selfcorrect.report.load import Edited, Evaluation
 from selfcorrect.report.paper import PAPER, SETTING, PaperRow, fix_rate, setting_of
 from selfcorrect.report.wording import capital, interval, percent, points, sign
 
@@ -60,8 +61,10 @@ def summary_cells(summary: Summary, attempts: int) -> tuple[Cell, ...]:
     accuracy += [missing] * (attempts - len(accuracy))
     changes: tuple[Cell, ...] = (missing,) * 5
     if len(summary.accuracy) > 1:
-        shares = (summary.fixed, summary.broken, summary.fix_rate, summary.unchanged)
-        changes = (delta_cell(summary.delta, tells=not caution(summary)), *(share_cell(e) for e in shares))
+        changes = (
+            delta_cell(summary.delta, tells=not caution(summary)), share_cell(summary.fixed), share_cell(summary.broken),
+            share_cell(summary.fix_rate) if summary.wrong_first else missing, share_cell(summary.unchanged),
+        )  # fmt: skip
     return (*accuracy, *changes, Cell(f"{summary.n:,}"))
 
 
@@ -100,6 +103,26 @@ def results_table(evaluations: Sequence[Evaluation]) -> Table:
         summary_columns(attempts),
         (("", rows), (heading, tuple(paper))),
     )
+
+
+def earlier_table(earlier: Sequence[tuple[str, Evaluation]]) -> Table | None:
+    """What a run had ended with before it was extended."""
+    if not earlier:
+        return None
+    attempts = most_attempts([e.summary for _, e in earlier])
+    rows = tuple(Row(capital(e.label), f"{_where(e)}, {at}", summary_cells(e.summary, attempts)) for at, e in earlier)
+    caption = "What the run had ended with before it was extended; percent of problems with 95 % intervals."
+    return Table(caption, "Evaluation", summary_columns(attempts), (("", rows),))
+
+
+def changes_table(changes: Sequence[Edited], shown: Callable[[Any], str]) -> Table | None:
+    """The settings that a run went on with; the recipe is the one it has now."""
+    rows = tuple(
+        Row(c.field, "", (Cell(f"{c.step:,}"), *(Cell(NONE if v is None else shown(v)) for v in (c.old, c.new))))
+        for c in changes
+    )
+    caption = "Changed on the way; the recipe below is the one the run has now."
+    return Table(caption, "Setting", ("after step", "before", "from then on"), (("", rows),)) if rows else None
 
 
 def paper_cells(row: PaperRow) -> tuple[Cell, ...]:

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from selfcorrect.config import TrainConfig
+from selfcorrect.config.paths import is_evaluation
 from selfcorrect.errors import CheckpointError, ConfigError, ModelError
 from selfcorrect.models.loading import LanguageModel
 from selfcorrect.models.weights import weights
@@ -106,7 +107,14 @@ def prune_run(path: Path) -> tuple[int, int]:
     Raises ConfigError where `path` holds no finished run, or one that is being trained.
     """
     if not (path / "config.yaml").is_file():
-        raise ConfigError(f"{path} holds no run to prune (no config.yaml in it)")
+        inside = next((folder for folder in path.parents[:2] if (folder / "final").is_dir()), None)
+        near = f"; `selfcorrect prune {shlex.quote(str(inside))}` is of the run it lies in" if inside else ""
+        raise ConfigError(f"{path} holds no run to prune (no config.yaml in it){near}")
+    if is_evaluation(path):
+        raise ConfigError(
+            f"{path} holds an evaluation, which keeps no checkpoints: there is nothing to prune; remove the folder when "
+            "its rollouts and report are no longer needed"
+        )
     with alone(path):
         if not (path / "final").is_dir():
             raise ConfigError(

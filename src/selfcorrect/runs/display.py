@@ -261,6 +261,9 @@ def grader_share(result: StepResult) -> float:
     return result.seconds_by_part.get("grader_wait", 0.0) / max(1e-9, result.seconds)
 
 
+_NONE = "\N{EN DASH}"  # of a number that is not defined
+
+
 def evaluation_line(evaluation: Evaluation) -> str:
     """One evaluation as text: percent with 95 % intervals, and what can be concluded from so many problems."""
     summary, name = evaluation.summary, evaluation.name + (f" on {evaluation.about}" if evaluation.about else "")
@@ -317,7 +320,7 @@ def summary_lines(summary: Summary) -> list[str]:
             f"delta        {estimate_text(summary.delta, signed=True)}",
             f"i->c         {estimate_text(summary.fixed)}",
             f"c->i         {estimate_text(summary.broken)}",
-            f"fix rate     {estimate_text(summary.fix_rate)}",
+            f"fix rate     {estimate_text(summary.fix_rate) if summary.wrong_first else _NONE}",
             f"unchanged    {estimate_text(summary.unchanged)}",
         ]
     for number, outcomes in enumerate(summary.outcomes, 1):

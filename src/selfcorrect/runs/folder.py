@@ -18,6 +18,7 @@ import torch
 
 from selfcorrect import __version__
 from selfcorrect.config import TrainConfig
+from selfcorrect.config.paths import USED
 from selfcorrect.config.recipe import dump
 from selfcorrect.errors import CheckpointError
 from selfcorrect.evaluation.averages import means, samples_of_rows
@@ -27,7 +28,6 @@ from selfcorrect.models.loading import pick_device, pick_dtype
 from selfcorrect.runs.trackers import Trackers, make_trackers
 from selfcorrect.types import Rollout
 
-USED = "config.used.yaml"  # the settings that the run has gone by, so that an edited config.yaml is noticed
 _VERSIONS = ("torch", "transformers", "tokenizers", "numpy")
 
 

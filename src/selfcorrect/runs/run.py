@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from selfcorrect.config import SupervisedStage, TrainConfig
-from selfcorrect.config.paths import absolute
+from selfcorrect.config.paths import USED, absolute, is_evaluation
 from selfcorrect.config.recipe import load_recipe
 from selfcorrect.errors import CheckpointError, ConfigError, MemoryExhausted, TrainingInterrupted
+from selfcorrect.evaluation.kept import differences
 from selfcorrect.learning.training import Trainer
 from selfcorrect.models.loading import load_model, use_threads
 from selfcorrect.models.stored import stored_dtype
@@ -35,10 +36,11 @@ from selfcorrect.runs.disk import check_room, need_of, try_save
 from selfcorrect.runs.disk import used as used_by
 from selfcorrect.runs.display import Observer
 from selfcorrect.runs.evaluating import make_evaluator, rows_of
-from selfcorrect.runs.folder import USED, RunFolder
+from selfcorrect.runs.folder import RunFolder
 from selfcorrect.runs.interrupts import Stop, alone, interruptible
 from selfcorrect.runs.loop import Loop
 from selfcorrect.runs.trackers import tracker_names
+from selfcorrect.runs.untrained import clear, has_earned, nothing_left_of_a_failure
 from selfcorrect.samplers.transformers import TransformersSampler
 from selfcorrect.tasks import make_task
 
@@ -47,10 +49,26 @@ def start(config: TrainConfig, observer: Observer) -> Path:
     """Train from the beginning; returns the run folder. Raises UserError kinds for all a user can mend."""
     path = Path(config.output) / config.name
     config = absolute(config)
-    if (path / "config.yaml").exists():
+    if not (path / "config.yaml").exists():
+        return _run(config, path, observer)
+    if is_evaluation(path):
+        raise ConfigError(f"{path} already holds an evaluation; choose another name=...")
+    try:
+        used = _used_by(path)
+    except ConfigError:  # nothing is known of it
+        used = None
+    trained = newest_state(path / "checkpoints") is not None or (path / "final").is_dir()
+    if used == config and not trained:
+        observer.message(f"{path} was begun with these settings, and no step is kept yet: going on with it")
+        return _run(config, path, observer, used)
+    if used is None or trained or has_earned(path):
+        before, now = (each and each.model_dump(mode="json") for each in (used, config))
+        other = f", {differences(before, now)}" if before and before != now else ""
         raise ConfigError(
-            f"{path} already holds a run; resume it with `{resume_command(path)}`, or choose another name=..."
+            f"{path} already holds a run{other}; resume it with `{resume_command(path)}`, or choose another name=..."
         )
+    observer.message(f"{path} held the beginning of a run with other settings, which had kept nothing: it begins anew")
+    clear(path)
     return _run(config, path, observer)
 
 
@@ -64,8 +82,13 @@ def resume(path: Path, observer: Observer, overrides: Sequence[str] = ()) -> Pat
         near = [folder for folder in (Path("runs") / path, *path.parents[:3]) if (folder / "config.yaml").is_file()]
         what = f"`{resume_command(near[0])}` is of the run there" if near else "start one with `selfcorrect train`"
         raise ConfigError(f"{path} holds no run to resume (no config.yaml in it); {what}")
+    if is_evaluation(path):
+        raise ConfigError(
+            f"{path} holds an evaluation, not a run: the same `selfcorrect evaluate` command goes on with it; `selfcorrect "
+            f"train {shlex.quote(str(path / 'config.yaml'))} name=NEW` trains its model"
+        )
     config = _recipe_of(path / "config.yaml", overrides)
-    used = _recipe_of(path / USED) if (path / USED).is_file() else _recipe_of(path / "config.yaml")
+    used = _used_by(path)
     state = newest_state(path / "checkpoints")
     changes = judge(used, absolute(config), state, path)
     if state is None and (path / "final").is_dir():
@@ -82,6 +105,11 @@ def resume(path: Path, observer: Observer, overrides: Sequence[str] = ()) -> Pat
 
 def resume_command(path: Path) -> str:
     return f"selfcorrect train --resume {shlex.quote(str(path))}"
+
+
+def _used_by(path: Path) -> TrainConfig:
+    """The settings that a run has gone by so far."""
+    return _recipe_of(path / USED) if (path / USED).is_file() else _recipe_of(path / "config.yaml")
 
 
 def _recipe_of(file: Path, overrides: Sequence[str] = ()) -> TrainConfig:
@@ -142,7 +170,7 @@ def _prepare_and_train(
         TransformersSampler(reference, max_rows=rows),
     )
     room = ""
-    with closing(task), ready(task), alone(path):
+    with closing(task), ready(task), alone(path), nothing_left_of_a_failure(path, new=used is None):
         if used is None or used.stages != config.stages or not (path / "final").exists():  # else nothing comes of it
             need = need_of(config, lm, try_save(lm, dtype, path))
             room = check_room(path, need, config.checkpoint.keep, used_by(path))

@@ -1,0 +1,90 @@
+"""A run that fails or is stopped before its first checkpoint stands in nobody's way."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from selfcorrect import api
+from selfcorrect.errors import ConfigError, NothingGraded, UserError
+from selfcorrect.learning.training import Trainer
+from selfcorrect.models.loading import resolve_path
+from selfcorrect.runs.disk import prune_run
+from selfcorrect.runs.run import resume, start
+from tests.run.conftest import Listener, Whole
+from tests.support.runs import check_same, config, recipe
+
+UNREADABLE = {"max_number": 12, "limit": 12, "prompt": "13 {numbers} : {target}", "correction_prompt": "?"}
+
+
+def test_a_failed_start_leaves_nothing(model: Path, tmp_path: Path, whole: Whole, lucky: None) -> None:
+    """13 is no word of the tokenizer's."""
+    with pytest.raises(NothingGraded):
+        start(config(tmp_path / "runs", model, task=UNREADABLE), Listener())
+    assert not (tmp_path / "runs").exists()
+    (tmp_path / "runs" / "run").mkdir(parents=True)
+    mine = tmp_path / "runs" / "run" / "notes.txt"
+    mine.write_text("the user's own")
+    with pytest.raises(NothingGraded):
+        start(config(tmp_path / "runs", model, task=UNREADABLE), Listener())
+    assert sorted(file.name for file in mine.parent.iterdir()) == [".lock", "notes.txt"]
+    mine.unlink()
+    check_same(start(config(tmp_path / "runs", model), Listener()), whole.state)
+
+
+def test_the_same_command_goes_on(
+    model: Path, tmp_path: Path, whole: Whole, lucky: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its evaluation of the base model is kept."""
+
+    def failing(trainer: Trainer) -> Any:
+        raise NothingGraded("the judge is gone")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "train_step", failing)
+        with pytest.raises(NothingGraded):
+            start(config(tmp_path, model), Listener())
+    base = tmp_path / "run" / "evaluations" / "base.json"
+    made = base.stat().st_mtime_ns
+    with pytest.raises(
+        ConfigError, match=r"already holds a run, begun with other settings: seed is 9, but was 0; resume"
+    ):
+        start(config(tmp_path, model, seed=9), Listener())
+    listener = Listener()
+    check_same(start(config(tmp_path, model), listener), whole.state)
+    assert base.stat().st_mtime_ns == made
+    assert (
+        listener.messages[0]
+        == f"{tmp_path}/run was begun with these settings, and no step is kept yet: going on with it"
+    )
+    with pytest.raises(ConfigError, match=r"run already holds a run; resume it with"):
+        start(config(tmp_path, model), Listener())
+
+
+def test_a_beginning_with_other_settings_is_cleared(model: Path, tmp_path: Path, whole: Whole, lucky: None) -> None:
+    """As `kill -9` leaves it before the base model is evaluated."""
+    run, listener = tmp_path / "run", Listener()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("selfcorrect.runs.loop.Loop.run", lambda *_: None)
+        start(config(tmp_path, model, seed=9), Listener())
+    assert (run / "config.yaml").is_file()
+    check_same(start(config(tmp_path, model), listener), whole.state)
+    assert re.search("held the beginning of a run with other settings, .* it begins anew", listener.messages[0])
+
+
+def test_an_evaluation_is_no_run(model: Path, tmp_path: Path, lucky: None) -> None:
+    settings = recipe(tmp_path, model)
+    folder = api.evaluate(model, recipe=settings, output=tmp_path / "run").folder
+    assert folder
+    before = sorted(folder.rglob("*"))
+    refused = {
+        "an evaluation, which keeps no checkpoints: there is nothing to prune": lambda: prune_run(folder),
+        "holds an evaluation, not a run: the same `selfcorrect evaluate` command": lambda: resume(folder, Listener()),
+        "already holds an evaluation; choose another name": lambda: start(config(tmp_path, model), Listener()),
+        "is an evaluation of a model, not a model; name the model itself": lambda: resolve_path(str(folder)),
+    }
+    for told, call in refused.items():
+        with pytest.raises(UserError, match=re.escape(told)):
+            call()
+    assert sorted(folder.rglob("*")) == before

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from selfcorrect.learning.batching import Batch
+from selfcorrect.models.head import States
 from selfcorrect.models.loading import LanguageModel
 
 _MASKED = float(torch.finfo(torch.float32).min) / 2
@@ -46,8 +47,8 @@ class SharedPrompts:
         fits = len(prefixes) * width <= min(micro_batch, len(batch.token_ids_BT)) * tokens
         return cls(lm, prefixes) if width > 1 and fits else None
 
-    def logits(self, batch: Batch) -> Tensor:
-        """As policy.trained_logits: logits [N, V] that predict the trained tokens of a batch, in row-major order."""
+    def states(self, batch: Batch) -> States:
+        """As policy.trained_states: what predicts the trained tokens of a batch, in row-major order."""
         from transformers import DynamicCache
 
         rows = torch.tensor([self._index[prefix] for prefix in prefixes_of(batch)], device=self._lm.device)
@@ -61,7 +62,7 @@ class SharedPrompts:
         for layer, (keys, values) in enumerate(zip(self._leaves[::2], self._leaves[1::2], strict=True)):
             dtype = self._computed[2 * layer].dtype
             cache.update(_of_rows(keys, rows).to(dtype), _of_rows(values, rows).to(dtype), layer)
-        return self._lm.logits(
+        return self._lm.states(
             ids_BT[:, :-1],
             attempt_BT[:, 1:] > 0,
             position_ids=place_BT[:, :-1],

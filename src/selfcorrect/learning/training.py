@@ -27,6 +27,7 @@ from selfcorrect.learning.policy import learning_rate, make_optimizer, trained_s
 from selfcorrect.learning.prompts import SharedPrompts
 from selfcorrect.learning.record import Clock, Progress, StepResult, Update
 from selfcorrect.models.loading import LanguageModel
+from selfcorrect.models.recompute import recomputed
 from selfcorrect.rollout import Waiting, play
 from selfcorrect.samplers.base import Sampler
 from selfcorrect.seeds import derive_seed
@@ -154,14 +155,17 @@ class Trainer:
         loss_sum, uses_kl = 0.0, bool((batch.kl_coef_BT > 0).any())
         self.optimizer.zero_grad(set_to_none=True)
         size = self.config.optimizer.rows
-        prompts = SharedPrompts.of(self.lm, batch, size)
+        again = self.config.optimizer.gradient_checkpointing is True
+        with recomputed(self.lm.model, again):
+            prompts = SharedPrompts.of(self.lm, batch, size)
         with torch.no_grad():
             ref_prompts = SharedPrompts.of(self.reference, batch, size) if uses_kl else None
         for piece in micro_batches(batch, size):
             micro = piece.to(self.lm.device)
             with torch.no_grad():
                 reference = trained_states(self.reference, micro, ref_prompts) if uses_kl else None
-            policy = trained_states(self.lm, micro, prompts)
+            with recomputed(self.lm.model, again):
+                policy = trained_states(self.lm, micro, prompts)
             result = token_loss(policy, reference, micro, temperature, self.config.algorithm.kl_estimator)
             loss = result.loss_B.sum() / max(1, rollouts)
             loss.backward()  # type: ignore[no-untyped-call]

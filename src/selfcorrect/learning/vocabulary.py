@@ -51,14 +51,8 @@ def score(
     head = policy.head
     tensors = (policy.hidden_ND, head.weight_VD, head.bias_V) if head else (policy.hidden_ND, None, None)
     analytic = reference is not None and estimator == "analytic"
-    work = _Work(
-        head.form if head else None,
-        reference,
-        token_ids_N,
-        temperature,
-        analytic,
-        tiles or tiles_for(token_ids_N.device),
-    )
+    tiles = tiles or tiles_for(token_ids_N.device)
+    work = _Work(head.form if head else None, reference, token_ids_N, temperature, analytic, tiles)
     logprobs_N, kl_N = _Score.apply(*tensors, work)  # type: ignore[no-untyped-call]
     return logprobs_N, kl_N
 

@@ -51,13 +51,14 @@ class States:
 
 @torch.no_grad()
 def head_form(model: Any) -> HeadForm | None:
-    """Read off the config, then tried on a few tokens; None where the model does something else with its hidden states."""
+    """Read off the config, then tried on a few tokens; None where the model does something else."""
     try:
         head = model.get_output_embeddings()
         if type(head) is not torch.nn.Linear:
             return None  # an adapter's or a quantised layer is more than its weight
-        form = _named(model.config)
-        probe = torch.arange(1, 5, device=next(model.parameters()).device)[None] % model.config.vocab_size
+        config = model.config.get_text_config()
+        form = _named(config)
+        probe = torch.arange(1, 5, device=next(model.parameters()).device)[None] % config.vocab_size
         products = head(model.get_decoder()(input_ids=probe).last_hidden_state)
         theirs = model(input_ids=probe).logits
         if form == HeadForm():

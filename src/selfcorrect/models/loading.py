@@ -177,6 +177,11 @@ def load_model(config: ModelConfig) -> LanguageModel:
         )  # fmt: skip
     templates.choose(tokenizer, config.chat_template)
     lm = wrap(model.to(device), tokenizer, pick_dtype(config.precision, device), config.template_options)
+    if lm.head_form is None:
+        lm.chat.notes += (
+            f"model.path = {config.path!r}: how this model makes logits from its last hidden states is not known, so "
+            "the update holds them whole, tokens x vocabulary",
+        )
     if changes:
         lm.chat.notes += (f"the model's generation settings will be saved {changes}; nothing here samples by them",)
     return lm

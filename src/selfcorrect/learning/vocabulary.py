@@ -196,11 +196,11 @@ def _at_products(u_nv: Tensor, r_nv: Tensor | None, sums: list[Tensor], work: _W
 
 
 def _add_product(sum_: Tensor, left: Tensor, right: Tensor) -> None:
-    """sum_ += left @ right, in place; the sum may be of higher precision."""
-    if sum_.dtype == left.dtype:
-        sum_.addmm_(left, right)
+    """sum_ += left @ right, in place. Each tile's product rounded to bfloat16 before it is added would bias the sum."""
+    if sum_.dtype != left.dtype and sum_.device.type == "cuda":
+        torch.addmm(sum_, left, right, out_dtype=sum_.dtype, out=sum_)
     else:
-        sum_.add_(left @ right)
+        sum_.addmm_(left.to(sum_.dtype), right.to(sum_.dtype))
 
 
 def _inside(token_ids_n: Tensor, at: slice) -> tuple[Tensor, Tensor]:

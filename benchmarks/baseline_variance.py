@@ -23,7 +23,7 @@ from selfcorrect.config.recipe import load_recipe
 from selfcorrect.learning.batching import make_batch, micro_batches
 from selfcorrect.learning.credit import advantages_of, credit_of
 from selfcorrect.learning.losses import token_loss
-from selfcorrect.learning.policy import trained_logits
+from selfcorrect.learning.policy import trained_states
 from selfcorrect.models.loading import LanguageModel, load_model
 from selfcorrect.rollout import play
 from selfcorrect.runs.checks import fitted
@@ -83,7 +83,7 @@ def gradient(config: TrainConfig, lm: LanguageModel, rollouts: list[Rollout], ba
     batch = make_batch(rollouts, advantages_BA, credit.kl_coef_A, everyone)
     lm.model.zero_grad(set_to_none=True)
     for piece in micro_batches(batch, config.optimizer.rows):
-        loss = token_loss(trained_logits(lm, piece), None, piece, config.rollouts.temperature).loss_B.sum()
+        loss = token_loss(trained_states(lm, piece), None, piece, config.rollouts.temperature).loss_B.sum()
         (loss / len(rollouts)).backward()  # type: ignore[no-untyped-call]
     return torch.cat([torch.as_tensor(parameter.grad).flatten() for parameter in lm.parameters()])
 

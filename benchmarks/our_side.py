@@ -6,7 +6,6 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
 from workload import (
     ADAM_BETAS,
     CORRECTION,
@@ -23,6 +22,7 @@ from workload import (
 
 from selfcorrect.config import ModelConfig, OptimizerConfig, RolloutConfig, StageTwo, TrainConfig
 from selfcorrect.learning.training import Trainer
+from selfcorrect.models.head import States
 from selfcorrect.models.loading import LanguageModel, load_model
 from selfcorrect.samplers.transformers import TransformersSampler
 from selfcorrect.types import Completion, Grade, Outcome, Problem, SamplingParams
@@ -140,6 +140,6 @@ class _TimedReference(LanguageModel):
         super().__init__(*(getattr(lm, field.name) for field in fields(lm)))
         self._clock = clock
 
-    def logits(self, *args: Any, **kwargs: Any) -> Tensor:
+    def states(self, *args: Any, **kwargs: Any) -> States:
         with self._clock.part("reference"):
-            return super().logits(*args, **kwargs)
+            return super().states(*args, **kwargs)

@@ -17,7 +17,7 @@ from selfcorrect.lab.base import CORRECTION, PROMPT
 from selfcorrect.learning.batching import make_batch
 from selfcorrect.learning.losses import token_loss
 from selfcorrect.learning.objectives import Credit, advantages_given_history, stage_one, stage_two
-from selfcorrect.learning.policy import trained_logits
+from selfcorrect.learning.policy import trained_states
 from selfcorrect.models.loading import LanguageModel, load_model
 from selfcorrect.rollout import play
 from selfcorrect.samplers.transformers import TransformersSampler
@@ -65,8 +65,8 @@ def main() -> None:
         batch = make_batch(rollouts, advantages_BA, paid.kl_coef_A, included_B).to(policy.device)
 
         with torch.no_grad():
-            ref_logits_NV = trained_logits(reference, batch)
-        loss_B = token_loss(trained_logits(policy, batch), ref_logits_NV, batch, temperature=1.0).loss_B
+            base = trained_states(reference, batch)
+        loss_B = token_loss(trained_states(policy, batch), base, batch, temperature=1.0).loss_B
         optimizer.zero_grad()
         (loss_B.sum() / len(rollouts)).backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)

@@ -154,6 +154,17 @@ def smaller(module: Any, **changes: dict[str, Any]) -> Callable[..., dict[str, A
     return recipe
 
 
+def test_loss_memory(script: Script, tmp_path: Path) -> None:
+    output = tmp_path / "loss_memory.json"
+    script("benchmarks/loss_memory.py").main(["--tiny", "--threads", "1", "--output", str(output)])
+    record = json.loads(output.read_text())
+    rows = [row for row in record["memory"] if row["way"] == "tiles"]
+    assert len(rows) == 3
+    whole = next(row for row in record["memory"] if row["way"] == "whole logits")
+    assert rows[0]["kl"] == pytest.approx(whole["kl"], rel=1e-5)
+    assert record["speed"][0]["ratio_median"] > 0
+
+
 @pytest.mark.nightly
 def test_lab_openings(script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     command = ["--steps", "1", "--collect", "64", "--learning-rate", "1e-5", "--output", str(tmp_path / "runs")]

@@ -12,7 +12,8 @@ from selfcorrect.config import CountdownConfig, LabBaseConfig, ModelConfig
 from selfcorrect.lab.base import CORRECTION, PROMPT, build_model, build_tokenizer
 from selfcorrect.learning.batching import make_batch
 from selfcorrect.learning.losses import token_loss
-from selfcorrect.learning.policy import trained_logits
+from selfcorrect.learning.policy import trained_states
+from selfcorrect.models.head import States
 from selfcorrect.models.loading import LanguageModel, load_model, wrap
 from selfcorrect.rollout import play
 from selfcorrect.samplers.transformers import TransformersSampler
@@ -53,7 +54,8 @@ def test_enumeration_on_the_accelerator(objective: str) -> None:
     moved = batch.to(ACCELERATOR or "cpu")
     logits_CV = toy.logits_CV.to(ACCELERATOR or "cpu").requires_grad_()
     rows_N = context_BT.to(ACCELERATOR or "cpu")[moved.attempt_BT > 0]
-    result = token_loss(logits_CV[rows_N], toy.ref_logits_CV.to(ACCELERATOR or "cpu")[rows_N], moved, toy.temperature)
+    both = States(logits_CV[rows_N]), States(toy.ref_logits_CV.to(ACCELERATOR or "cpu")[rows_N])
+    result = token_loss(*both, moved, toy.temperature)
     (gradient_CV,) = torch.autograd.grad((result.loss_B * probability_B.to(ACCELERATOR or "cpu")).sum(), logits_CV)
     torch.testing.assert_close(-gradient_CV.cpu(), on_cpu, rtol=0, atol=1e-12)
 
@@ -64,7 +66,7 @@ def test_sampler_and_policy_agree(small: LanguageModel, temperature: float) -> N
     included_B = torch.ones(len(rollouts), dtype=torch.bool)
     batch = make_batch(rollouts, torch.zeros(len(rollouts), 3), (0.0, 0.0, 0.0), included_B).to(ACCELERATOR or "cpu")
     with torch.no_grad():
-        result = token_loss(trained_logits(small, batch), None, batch, temperature)
+        result = token_loss(trained_states(small, batch), None, batch, temperature)
     gap = (result.logprobs_BT - batch.sampler_logprobs_BT).abs().max()
     assert gap < 1e-4  # float32, different order of summation in prefill and decode
 

@@ -7,6 +7,7 @@ each weighted by its probability, and is held to toy.exact_gradient at 1e-12. Ea
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache, partial
+from typing import Any
 from unittest.mock import patch
 
 import pytest
@@ -15,8 +16,10 @@ from torch import Tensor
 
 from selfcorrect.learning import losses
 from selfcorrect.learning.batching import Batch, make_batch, micro_batches
-from selfcorrect.learning.losses import KLEstimator, TokenLoss, token_loss
+from selfcorrect.learning.losses import TokenLoss, token_loss
 from selfcorrect.learning.objectives import Credit, advantages, advantages_given_history, multi_turn
+from selfcorrect.learning.vocabulary import KLEstimator
+from selfcorrect.models.head import Head, States
 from tests.oracles.toy import ALPHA, OBJECTIVES, Objective, Toy, exact_gradient, make_toy
 
 TOLERANCE = 1e-12
@@ -78,7 +81,10 @@ def gradient_of(
     logits_CV = toy.logits_CV.clone().requires_grad_()
     context_N = context_BT[batch.attempt_BT > 0]
     temperature = pipeline.loss_temperature or toy.temperature
-    result = pipeline.loss(logits_CV[context_N], toy.ref_logits_CV[context_N], batch, temperature, estimator)
+    # One of the two as hidden states under a head, so that the oracle goes through both ways to logits.
+    policy = States(logits_CV[context_N], Head(torch.eye(toy.vocabulary, dtype=torch.float64)))
+    reference = States(toy.ref_logits_CV[context_N])
+    result = pipeline.loss(policy, reference, batch, temperature, estimator)
     (gradient_CV,) = torch.autograd.grad((result.loss_B * weight_B).sum(), logits_CV)
     return -gradient_CV
 
@@ -263,30 +269,31 @@ def mask_from_pad_id(batch: Batch) -> Batch:
     return replace(batch, attempt_BT=batch.attempt_BT * (batch.token_ids_BT != 0))
 
 
-def no_to_go(*arguments: Tensor) -> TokenLoss:
+def no_to_go(*arguments: Any) -> TokenLoss:
     with patch.object(losses, "to_go", lambda values_BT, attempt_BT: values_BT):
-        return token_loss(*arguments)  # type: ignore[arg-type]
+        return token_loss(*arguments)
 
 
-def kl_passed_back(*arguments: Tensor) -> TokenLoss:
+def kl_passed_back(*arguments: Any) -> TokenLoss:
     """To-go sums that do not stop at the end of the attempt."""
     with patch.object(losses, "to_go", lambda values_BT, attempt_BT: values_BT.flip(1).cumsum(1).flip(1)):
-        return token_loss(*arguments)  # type: ignore[arg-type]
+        return token_loss(*arguments)
 
 
 def k_as_a_loss(
     of_ratio: Callable[[Tensor], Tensor],
-    logits_NV: Tensor,
-    ref_logits_NV: Tensor,
+    policy: States,
+    reference: States,
     batch: Batch,
     temperature: float,
     _: KLEstimator,
 ) -> TokenLoss:
     """The KL estimate of each sampled token, differentiated where it stands. of_ratio: log pi - log pi_ref -> estimate."""
-    plain = token_loss(logits_NV, None, replace(batch, kl_coef_BT=torch.zeros_like(batch.kl_coef_BT)), temperature)
+    plain = token_loss(policy, None, replace(batch, kl_coef_BT=torch.zeros_like(batch.kl_coef_BT)), temperature)
     trained_BT = batch.attempt_BT > 0
     token_N1 = batch.token_ids_BT[trained_BT][:, None]
-    both = [(logits / temperature).log_softmax(-1).gather(1, token_N1)[:, 0] for logits in (logits_NV, ref_logits_NV)]
+    logits = policy.hidden_ND, reference.hidden_ND  # the policy's head is the identity
+    both = [(logits_NV / temperature).log_softmax(-1).gather(1, token_N1)[:, 0] for logits_NV in logits]
     penalty_N = batch.kl_coef_BT[trained_BT] * of_ratio(both[0] - both[1])
     penalty_BT = torch.zeros(trained_BT.shape, dtype=torch.float64).masked_scatter(trained_BT, penalty_N)
     return replace(plain, loss_B=plain.loss_B + penalty_BT.sum(1))

@@ -15,16 +15,20 @@ from selfcorrect.learning import losses, training
 from selfcorrect.learning.losses import TokenLoss
 from selfcorrect.learning.record import StepResult
 from selfcorrect.learning.training import Trainer
+from selfcorrect.models.head import States
 from selfcorrect.runs.loop import Loop
 from tests.support.runs import go, read_rows, recipe
 
 pytestmark = pytest.mark.usefixtures("lucky")
-Spoil = Callable[[TokenLoss, Tensor], Tensor]
+Spoil = Callable[[TokenLoss, States], Tensor]
 SPOILS: dict[str, tuple[Spoil, str]] = {
-    "loss": (lambda result, logits: result.loss_B * float("nan"), "the loss is nan"),
-    "infinite": (lambda result, logits: result.loss_B + float("inf"), "the loss is inf"),
+    "loss": (lambda result, states: result.loss_B * float("nan"), "the loss is nan"),
+    "infinite": (lambda result, states: result.loss_B + float("inf"), "the loss is inf"),
     # A finite loss: the square root of 0 has a slope without end.
-    "gradient": (lambda result, logits: result.loss_B + (logits.sum() * 0).abs().sqrt(), "the gradient norm is nan"),
+    "gradient": (
+        lambda result, states: result.loss_B + (states.hidden_ND.sum() * 0).abs().sqrt(),
+        "the gradient norm is nan",
+    ),
 }
 
 
@@ -46,11 +50,11 @@ class Watch:
             finally:
                 self.after[step] = self._copy(trainer)
 
-        def spoiled(logits_NV: Tensor, *args: Any) -> TokenLoss:
+        def spoiled(policy: States, *args: Any) -> TokenLoss:
             nonlocal fresh
-            result = losses.token_loss(logits_NV, *args)
+            result = losses.token_loss(policy, *args)
             hit, fresh = step in steps and fresh, False
-            return replace(result, loss_B=spoil(result, logits_NV)) if hit else result
+            return replace(result, loss_B=spoil(result, policy)) if hit else result
 
         monkeypatch.setattr(Trainer, "train_step", watched)
         monkeypatch.setattr(training, "token_loss", spoiled)

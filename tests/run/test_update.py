@@ -13,6 +13,7 @@ from selfcorrect.learning.prompts import SharedPrompts
 from selfcorrect.learning.record import Update
 from selfcorrect.learning.training import Trainer
 from selfcorrect.models.loading import LanguageModel
+from selfcorrect.models.recompute import layers_of
 from selfcorrect.rollout import play
 from selfcorrect.samplers.transformers import TransformersSampler
 from selfcorrect.tasks import make_task
@@ -24,10 +25,12 @@ from tests.support.tiny import tiny_lm
 EPSILON = 2.0**-24  # half the distance from 1 to the next float32
 
 
-def trainer_of(lm: LanguageModel, reference: LanguageModel, micro_batch: int, estimator: str) -> Trainer:
+def trainer_of(
+    lm: LanguageModel, reference: LanguageModel, micro_batch: int, estimator: str, again: bool = False
+) -> Trainer:
     settings = config(
         Path("unused"), Path("unused"), algorithm={"kl_estimator": estimator},
-        optimizer={"micro_batch": micro_batch, "max_grad_norm": 1e9, "warmup_steps": 0},
+        optimizer={"micro_batch": micro_batch, "max_grad_norm": 1e9, "warmup_steps": 0, "gradient_checkpointing": again},
     )  # fmt: skip
     return Trainer(settings, lm, reference, TransformersSampler(lm), make_task(settings.task))
 
@@ -51,9 +54,9 @@ def batch(lms: tuple[LanguageModel, LanguageModel]) -> Batch:
 
 
 def updated(
-    lms: tuple[LanguageModel, LanguageModel], batch: Batch, micro_batch: int, estimator: str
+    lms: tuple[LanguageModel, LanguageModel], batch: Batch, micro_batch: int, estimator: str, again: bool = False
 ) -> tuple[Update, list[Tensor]]:
-    trainer = trainer_of(*lms, micro_batch, estimator)
+    trainer = trainer_of(*lms, micro_batch, estimator, again)
     # At rate 0 the weights stay, and the gradients can be read.
     update = trainer.update(batch, rollouts=7, rate=0.0, temperature=1.0)
     return update, [torch.as_tensor(parameter.grad).clone() for parameter in trainer.lm.parameters()]
@@ -81,17 +84,47 @@ def test_the_gradient_does_not_depend_on_the_micro_batches(
             torch.testing.assert_close(mine, theirs, rtol=0, atol=allowed)
 
 
-@pytest.mark.parametrize("planted", [False, True], ids=["as it is", "planted: prompts get no gradient"])
-@pytest.mark.parametrize("architecture", ["llama", "qwen2", "gpt2"])
-def test_shared_prompts_change_nothing(architecture: str, planted: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Prompts of several lengths, two rollouts each: losses, KL and gradients are those of whole sequences."""
+def two_of_each(architecture: str) -> tuple[tuple[LanguageModel, LanguageModel], Batch]:
+    """Policy and reference, and two rollouts of each of four prompts of several lengths, one not included."""
     lms = tiny_lm(architecture, "eager", ENDS, seed=0), tiny_lm(architecture, "eager", ENDS, seed=1)
     trainer = trainer_of(*lms, 3, "analytic")
     texts = [text for text in ("5 2 1 = 8", "12 9 3 2 = 4", "7 7 = 6", "4 4 2 = 2") for _ in range(2)]
     problems = [trainer.task.parse(text) for text in texts]
     rollouts = play(problems, trainer.task, trainer.sampler, trainer.lm.chat, SamplingParams(1.0, 9, 4), 2)
     included_B = torch.arange(8) != 5
-    batch = make_batch(rollouts, torch.randn(8, 2, generator=torch.Generator().manual_seed(0)), (0.3, 0.2), included_B)
+    advantages_BA = torch.randn(8, 2, generator=torch.Generator().manual_seed(0))
+    return lms, make_batch(rollouts, advantages_BA, (0.3, 0.2), included_B)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("architecture", ["llama", "qwen2", "gpt2", "gemma3"])
+def test_running_layers_again_changes_no_bit(
+    architecture: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With shared prompts where the model allows them (all but gemma3), in eval mode, nothing left behind."""
+    lms, batch = two_of_each(architecture)
+    for lm in lms:
+        lm.compute_dtype = dtype
+    layers = layers_of(lms[0].model)
+    assert len(layers) == 2
+    assert bool(SharedPrompts.of(lms[0], batch, 3)) == (architecture != "gemma3")
+    calls: list[bool] = []
+    attention = next(module for name, module in layers[0].named_modules() if name in ("self_attn", "attn"))
+    attention.register_forward_hook(lambda *_: calls.append(torch.is_grad_enabled()))
+    plain, expected = updated(lms, batch, 3, "analytic")
+    once = len(calls)
+    update, found = updated(lms, batch, 3, "analytic", again=True)
+    assert len(calls) == 3 * once  # once as before, and those again
+    assert (update.loss, update.grad_norm) == (plain.loss, plain.grad_norm)
+    assert all(map(torch.equal, found, expected))
+    assert not any("forward" in layer.__dict__ for layer in layers)
+
+
+@pytest.mark.parametrize("planted", [False, True], ids=["as it is", "planted: prompts get no gradient"])
+@pytest.mark.parametrize("architecture", ["llama", "qwen2", "gpt2"])
+def test_shared_prompts_change_nothing(architecture: str, planted: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prompts of several lengths, two rollouts each: losses, KL and gradients are those of whole sequences."""
+    lms, batch = two_of_each(architecture)
     assert SharedPrompts.of(lms[0], batch, 3)
     if planted:
         monkeypatch.setattr(SharedPrompts, "backward", lambda self: None)

@@ -7,7 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from selfcorrect.learning.batching import Batch, make_batch, micro_batches
-from selfcorrect.learning.losses import KLEstimator, token_loss
+from selfcorrect.learning.losses import token_loss
+from selfcorrect.learning.vocabulary import KLEstimator
+from selfcorrect.models.head import States
 from selfcorrect.types import Rollout
 from tests.support.rollouts import rollout_of_ids
 
@@ -158,7 +160,7 @@ def summed_gradient(pieces: list[Batch], estimator: KLEstimator) -> Tensor:
         with torch.no_grad():
             ref_logits_NV = reference(piece.token_ids_BT, trained_BT)
         logits_NV = policy(piece.token_ids_BT, trained_BT)
-        (token_loss(logits_NV, ref_logits_NV, piece, 0.9, estimator).loss_B.sum() / 8).backward()  # type: ignore[no-untyped-call]
+        (token_loss(States(logits_NV), States(ref_logits_NV), piece, 0.9, estimator).loss_B.sum() / 8).backward()  # type: ignore[no-untyped-call]
     return torch.cat([parameter.grad.flatten() for parameter in policy.parameters() if parameter.grad is not None])
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from selfcorrect.learning.batching import make_batch
-from selfcorrect.learning.losses import KLEstimator, token_loss
+from selfcorrect.learning.losses import token_loss
 from selfcorrect.learning.objectives import (
     Credit,
     advantages,
@@ -19,6 +19,8 @@ from selfcorrect.learning.objectives import (
     stage_one,
     stage_two,
 )
+from selfcorrect.learning.vocabulary import KLEstimator
+from selfcorrect.models.head import States
 from tests.support.rollouts import rollout_of_ids
 
 #                             (r1, r2) =  (0, 0)      (0, 1)      (1, 0)      (1, 1)
@@ -149,7 +151,7 @@ def token_gradients(credit: Credit, *, far: bool, estimator: KLEstimator = "anal
     noise_NV = torch.randn(len(attempt_N), 4, generator=generator, dtype=GIVEN)
     logits_NV = (ref_logits_NV + noise_NV * far).requires_grad_()
     (gradient_NV,) = torch.autograd.grad(
-        token_loss(logits_NV, ref_logits_NV, batch, 1.0, estimator).loss_B.sum(), logits_NV
+        token_loss(States(logits_NV), States(ref_logits_NV), batch, 1.0, estimator).loss_B.sum(), logits_NV
     )
     return gradient_NV[attempt_N == 1], gradient_NV[attempt_N == 2]
 
@@ -203,7 +205,7 @@ def test_the_analytic_kl_of_a_single_token_does_not_depend_on_the_draw() -> None
             [rollout_of_ids(((7,), (token,)), ((7,), (token,)))], torch.zeros(1, 2), (0.5, 0.5), torch.tensor([True])
         )
         logits_NV = torch.zeros(2, 4, dtype=GIVEN, requires_grad=True)
-        loss = token_loss(logits_NV, ref_logits_NV, batch, 1.0, "analytic").loss_B.sum()
+        loss = token_loss(States(logits_NV), States(ref_logits_NV), batch, 1.0, "analytic").loss_B.sum()
         gradients.append(torch.autograd.grad(loss, logits_NV)[0])
     assert all(torch.equal(gradients[0], other) for other in gradients)
     assert gradients[0].abs().max() > 0.01
@@ -221,9 +223,9 @@ def test_no_reference_is_no_kl() -> None:
     included_B, advantages_BA = torch.tensor([True]), torch.tensor([[2.0, -1.0]], dtype=GIVEN)
     batch = make_batch(rollouts, advantages_BA, (0.0, 0.0), included_B)
     uniform_NV = torch.zeros(3, 4, dtype=GIVEN)
-    result = token_loss(uniform_NV, None, batch, 1.0)
+    result = token_loss(States(uniform_NV), None, batch, 1.0)
     # each token costs advantage * log 4: 2 + 2 - 1 = 3 of them
     assert result.loss_B.tolist() == pytest.approx([3 * torch.log(torch.tensor(4.0, dtype=GIVEN)).item()])
     assert not result.kl_BT.any()
-    same = token_loss(uniform_NV, uniform_NV + 5, replace(batch, kl_coef_BT=batch.kl_coef_BT + 1), 1.0)
+    same = token_loss(States(uniform_NV), States(uniform_NV + 5), replace(batch, kl_coef_BT=batch.kl_coef_BT + 1), 1.0)
     assert same.loss_B.tolist() == pytest.approx(result.loss_B.tolist())  # a shift of logits is no KL

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from selfcorrect.learning.batching import make_batch
 from selfcorrect.learning.losses import token_loss
-from selfcorrect.learning.policy import trained_logits
+from selfcorrect.learning.policy import trained_states
 from selfcorrect.models.loading import LanguageModel
 from selfcorrect.samplers.slots import SlotCache
 from selfcorrect.samplers.transformers import TransformersSampler
@@ -118,7 +118,7 @@ def test_the_training_path_sees_the_same_logprobs(architecture: str) -> None:
     rollouts = rollouts_of(play(lm, TransformersSampler(lm), 0.7))
     batch = make_batch(rollouts, torch.ones(len(rollouts), ATTEMPTS), (0.0,) * ATTEMPTS, torch.ones(len(rollouts)) > 0)
     with torch.no_grad():
-        result = token_loss(trained_logits(lm, batch), None, batch, 0.7)
+        result = token_loss(trained_states(lm, batch), None, batch, 0.7)
     torch.testing.assert_close(result.logprobs_BT, batch.sampler_logprobs_BT, rtol=0, atol=2e-5)
 
 

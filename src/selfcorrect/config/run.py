@@ -82,7 +82,11 @@ class RolloutConfig(Strict):
 
 
 class OptimizerConfig(Strict):
-    """AdamW. micro_batch: rollouts in one forward; no gradient depends on it. auto follows from the model's size."""
+    """AdamW. micro_batch: rollouts in one forward; no gradient depends on it. auto follows from the model's size.
+
+    gradient_checkpointing: run each layer again in the backward pass rather than keep what it computed: less memory,
+    about a third more computation, the same gradient. auto: where a micro-batch would not fit otherwise.
+    """
 
     betas: tuple[Decay, Decay] = (0.9, 0.95)
     weight_decay: NonNegative = 0.0
@@ -90,6 +94,7 @@ class OptimizerConfig(Strict):
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     max_grad_norm: Rate = 1.0
     micro_batch: Positive | Literal["auto"] = "auto"
+    gradient_checkpointing: bool | Literal["auto"] = "auto"
 
     @property
     def rows(self) -> int:

@@ -1,6 +1,6 @@
 """The one token loss: REINFORCE with the KL to the reference inside each attempt's return (Eq. 2-4).
 
-Axes: B rollouts, T tokens of a sequence, N trained tokens in row-major order of `attempt_BT > 0`, V vocabulary.
+Axes: B rollouts, T tokens of a sequence, N trained tokens in row-major order of `attempt_BT > 0`.
 
 For attempt a with return R_a, baseline folded into the advantage, and KL weight beta_a, the gradient estimated is
     grad E_{y_a ~ pi(.|x_a)} [ R_a - beta_a * sum_t log pi(y_t|s_t) / pi_ref(y_t|s_t) ]     for contexts x_a as sampled
@@ -14,14 +14,13 @@ Both distributions are taken at the sampling temperature: that is the policy tha
 """
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from selfcorrect.learning.batching import Batch
-
-KLEstimator = Literal["analytic", "k1"]
+from selfcorrect.learning.vocabulary import KLEstimator, score
+from selfcorrect.models.head import States
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,34 +33,25 @@ class TokenLoss:
 
 
 def token_loss(
-    logits_NV: Tensor,
-    ref_logits_NV: Tensor | None,
+    policy: States,
+    reference: States | None,
     batch: Batch,
     temperature: float,
     estimator: KLEstimator = "analytic",
 ) -> TokenLoss:
     """Loss of every rollout; the caller sums and divides by the whole step's count of rollouts.
 
-    logits_NV predict the trained tokens (from the position before each); ref_logits_NV the same of the
-    reference, or None where every KL weight is 0.
+    policy: what the trained tokens are predicted from (at the position before each); reference the same of the
+    reference model, or None where every KL weight is 0.
     """
     trained_BT = batch.attempt_BT > 0
-    logprobs_NV = (logits_NV / temperature).log_softmax(-1)
-    logprobs_N = logprobs_NV.gather(1, batch.token_ids_BT[trained_BT][:, None]).squeeze(1)
+    logprobs_N, kl_N = score(policy, reference, batch.token_ids_BT[trained_BT], temperature, estimator)
     weights_N = batch.advantages_BT[trained_BT].to(logprobs_N.dtype)
-    kl_N = torch.zeros_like(logprobs_N)
     coef_N = batch.kl_coef_BT[trained_BT].to(logprobs_N.dtype)
-    if ref_logits_NV is None:
-        assert not coef_N.any(), "a KL weight without reference logits would be dropped in silence"
+    if reference is None:
+        assert not coef_N.any(), "a KL weight without a reference would be dropped in silence"
     else:
-        ref_logprobs_NV = (ref_logits_NV / temperature).log_softmax(-1)
-        if estimator == "analytic":
-            kl_N = (logprobs_NV.exp() * (logprobs_NV - ref_logprobs_NV)).sum(-1)
-        else:
-            ref_logprobs_N = ref_logprobs_NV.gather(1, batch.token_ids_BT[trained_BT][:, None]).squeeze(1)
-            kl_N = (logprobs_N - ref_logprobs_N).detach()
-        kl_BT = _scatter(kl_N.detach(), trained_BT)
-        to_go_N = to_go(kl_BT, batch.attempt_BT)[trained_BT]
+        to_go_N = to_go(_scatter(kl_N.detach(), trained_BT), batch.attempt_BT)[trained_BT]
         # k1's own term depends on the sampled token; the analytic one does not and has its own gradient.
         later_N = to_go_N - kl_N.detach() if estimator == "analytic" else to_go_N
         weights_N = weights_N - coef_N * later_N

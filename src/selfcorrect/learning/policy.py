@@ -1,23 +1,23 @@
 """The policy that trains, its frozen reference, and the optimiser."""
 
 import torch
-from torch import Tensor
 
 from selfcorrect.config import OptimizerConfig
 from selfcorrect.learning.batching import Batch
 from selfcorrect.learning.prompts import SharedPrompts
+from selfcorrect.models.head import States
 from selfcorrect.models.loading import LanguageModel
 
 
-def trained_logits(lm: LanguageModel, batch: Batch, prompts: SharedPrompts | None = None) -> Tensor:
-    """Logits [N, V] that predict the trained tokens of a batch, in row-major order of attempt_BT > 0.
+def trained_states(lm: LanguageModel, batch: Batch, prompts: SharedPrompts | None = None) -> States:
+    """What a model predicts the trained tokens of a batch from, in row-major order of attempt_BT > 0.
 
     One forward over whole sequences serves all attempts. Padding stands on the right and attention is
     causal, so no trained position sees it and no mask is needed. With `prompts` it goes on from where they end.
     """
     if prompts:
-        return prompts.logits(batch)
-    return lm.logits(batch.token_ids_BT[:, :-1], batch.attempt_BT[:, 1:] > 0, use_cache=False)
+        return prompts.states(batch)
+    return lm.states(batch.token_ids_BT[:, :-1], batch.attempt_BT[:, 1:] > 0, use_cache=False)
 
 
 def make_optimizer(lm: LanguageModel, config: OptimizerConfig) -> torch.optim.AdamW:

@@ -12,8 +12,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.cache_utils import Cache
 
 from selfcorrect.learning.batching import Batch
+from selfcorrect.models.head import States
 from selfcorrect.models.loading import LanguageModel
 
 _MASKED = float(torch.finfo(torch.float32).min) / 2
@@ -23,16 +25,14 @@ class SharedPrompts:
     """Keys and values of the distinct prefixes of a batch, for one model."""
 
     def __init__(self, lm: LanguageModel, prefixes: list[tuple[int, ...]]) -> None:
-        from transformers import DynamicCache
-
         self._lm = lm
         self._index = {prefix: number for number, prefix in enumerate(prefixes)}
         self._width = max(map(len, prefixes))
         ids_UP = torch.tensor([[*prefix, *[0] * (self._width - len(prefix))] for prefix in prefixes], device=lm.device)
-        cache: Any = DynamicCache()
+        cache = _Taken()
         with lm.autocast():  # right padding and causal attention: no mask is needed
             lm.model.get_decoder()(input_ids=ids_UP, past_key_values=cache, use_cache=True)
-        self._computed: list[Tensor] = [t for layer in cache.layers for t in (layer.keys, layer.values)]
+        self._computed = [tensor for layer in range(len(cache.taken)) for tensor in cache.taken[layer]]
         # Micro-batches add to these leaves' gradients in float32, whatever the precision of the forward pass.
         self._leaves = [t.detach().float().requires_grad_(t.requires_grad) for t in self._computed]
 
@@ -46,10 +46,8 @@ class SharedPrompts:
         fits = len(prefixes) * width <= min(micro_batch, len(batch.token_ids_BT)) * tokens
         return cls(lm, prefixes) if width > 1 and fits else None
 
-    def logits(self, batch: Batch) -> Tensor:
-        """As policy.trained_logits: logits [N, V] that predict the trained tokens of a batch, in row-major order."""
-        from transformers import DynamicCache
-
+    def states(self, batch: Batch) -> States:
+        """As policy.trained_states: what predicts the trained tokens of a batch, in row-major order."""
         rows = torch.tensor([self._index[prefix] for prefix in prefixes_of(batch)], device=self._lm.device)
         length_B = first_trained(batch) - 1
         width = batch.token_ids_BT.shape[1] - int(length_B.min())
@@ -57,16 +55,12 @@ class SharedPrompts:
         inside_BT = place_BT < batch.token_ids_BT.shape[1]
         place_BT = place_BT.clamp(max=batch.token_ids_BT.shape[1] - 1)
         ids_BT, attempt_BT = batch.token_ids_BT.gather(1, place_BT), batch.attempt_BT.gather(1, place_BT) * inside_BT
-        cache: Any = DynamicCache()
-        for layer, (keys, values) in enumerate(zip(self._leaves[::2], self._leaves[1::2], strict=True)):
-            dtype = self._computed[2 * layer].dtype
-            cache.update(_of_rows(keys, rows).to(dtype), _of_rows(values, rows).to(dtype), layer)
-        return self._lm.logits(
+        return self._lm.states(
             ids_BT[:, :-1],
             attempt_BT[:, 1:] > 0,
             position_ids=place_BT[:, :-1],
             attention_mask=self._mask(length_B, width - 1),
-            past_key_values=cache,
+            past_key_values=_Prefixed(self._leaves, rows),
             use_cache=True,
         )
 
@@ -89,6 +83,37 @@ class SharedPrompts:
         later_TT = torch.full((tokens, tokens), _MASKED, device=length_B.device).triu(1)
         before = prefix_BP[:, None, None].expand(-1, 1, tokens, -1)
         return torch.cat([before, later_TT.expand(len(length_B), 1, -1, -1)], dim=3)
+
+
+class _Taken(Cache):  # type: ignore[misc]
+    """Takes the keys and values of a forward pass over whole prefixes."""
+
+    def __init__(self) -> None:
+        super().__init__(layers=[])
+        self.taken: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def update(self, keys: Tensor, values: Tensor, layer: int, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        self.taken.setdefault(layer, (keys, values))  # a layer that runs again in the backward pass adds nothing
+        return keys, values
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return 0
+
+
+class _Prefixed(Cache):  # type: ignore[misc]
+    """Puts each row's prefix before its keys and values. Keeps nothing: a layer may run again in the backward pass."""
+
+    def __init__(self, leaves: list[Tensor], rows: Tensor) -> None:
+        super().__init__(layers=[])
+        self._leaves, self._rows = leaves, rows
+
+    def update(self, keys: Tensor, values: Tensor, layer: int, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        before = (_of_rows(leaf, self._rows).to(keys.dtype) for leaf in self._leaves[2 * layer : 2 * layer + 2])
+        keys, values = (torch.cat(pair, dim=2) for pair in zip(before, (keys, values), strict=True))
+        return keys, values
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return self._leaves[0].shape[2]
 
 
 def _of_rows(table_UHPD: Tensor, rows: Tensor) -> Tensor:

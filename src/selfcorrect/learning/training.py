@@ -23,10 +23,11 @@ from selfcorrect.evaluation.metrics import is_unchanged, refuse_nothing_graded
 from selfcorrect.learning.batching import Batch, make_batch, micro_batches
 from selfcorrect.learning.credit import advantages_of, credit_of, equal_groups, is_included
 from selfcorrect.learning.losses import token_loss
-from selfcorrect.learning.policy import learning_rate, make_optimizer, trained_logits
+from selfcorrect.learning.policy import learning_rate, make_optimizer, trained_states
 from selfcorrect.learning.prompts import SharedPrompts
 from selfcorrect.learning.record import Clock, Progress, StepResult, Update
 from selfcorrect.models.loading import LanguageModel
+from selfcorrect.models.recompute import recomputed
 from selfcorrect.rollout import Waiting, play
 from selfcorrect.samplers.base import Sampler
 from selfcorrect.seeds import derive_seed
@@ -154,15 +155,18 @@ class Trainer:
         loss_sum, uses_kl = 0.0, bool((batch.kl_coef_BT > 0).any())
         self.optimizer.zero_grad(set_to_none=True)
         size = self.config.optimizer.rows
-        prompts = SharedPrompts.of(self.lm, batch, size)
+        again = self.config.optimizer.gradient_checkpointing is True
+        with recomputed(self.lm.model, again):
+            prompts = SharedPrompts.of(self.lm, batch, size)
         with torch.no_grad():
             ref_prompts = SharedPrompts.of(self.reference, batch, size) if uses_kl else None
         for piece in micro_batches(batch, size):
             micro = piece.to(self.lm.device)
             with torch.no_grad():
-                ref_logits_NV = trained_logits(self.reference, micro, ref_prompts) if uses_kl else None
-            logits_NV = trained_logits(self.lm, micro, prompts)
-            result = token_loss(logits_NV, ref_logits_NV, micro, temperature, self.config.algorithm.kl_estimator)
+                reference = trained_states(self.reference, micro, ref_prompts) if uses_kl else None
+            with recomputed(self.lm.model, again):
+                policy = trained_states(self.lm, micro, prompts)
+            result = token_loss(policy, reference, micro, temperature, self.config.algorithm.kl_estimator)
             loss = result.loss_B.sum() / max(1, rollouts)
             loss.backward()  # type: ignore[no-untyped-call]
             loss_sum += float(loss.detach())

@@ -22,6 +22,7 @@ from selfcorrect.config.paths import is_evaluation
 from selfcorrect.errors import ModelError
 from selfcorrect.models import files, generation, templates
 from selfcorrect.models.chat import Chat
+from selfcorrect.models.head import Head, HeadForm, States, head_form
 
 
 @dataclass(slots=True)
@@ -34,7 +35,7 @@ class LanguageModel:
     eos_ids: frozenset[int]
     device: torch.device
     compute_dtype: torch.dtype
-    head_is_plain: bool
+    head_form: HeadForm | None
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The precision of every forward pass, at sampling and at training."""
@@ -44,15 +45,25 @@ class LanguageModel:
     def logits(self, token_ids: Tensor, select: Tensor, **kwargs: Any) -> Tensor:
         """Next-token logits, float32 [N, V], at the positions where `select` [B, T] is true, in row-major order.
 
-        The vocabulary projection runs on those positions alone, where the model's head is a plain projection.
+        The vocabulary projection runs on those positions alone, where what the head does is known.
         """
+        states = self.states(token_ids, select, **kwargs)
+        if states.head is None:
+            return states.hidden_ND.float()
         with self.autocast():
-            if self.head_is_plain:
-                hidden = self.model.get_decoder()(input_ids=token_ids, **kwargs).last_hidden_state
-                logits = self.model.get_output_embeddings()(hidden[select])
-            else:
-                logits = self.model(input_ids=token_ids, **kwargs).logits[select]
-        return torch.as_tensor(logits).float()
+            products = self.model.get_output_embeddings()(states.hidden_ND)
+        return states.head.form.applied(torch.as_tensor(products).float())
+
+    def states(self, token_ids: Tensor, select: Tensor, **kwargs: Any) -> States:
+        """What next tokens are predicted from, at the positions where `select` [B, T] is true, in row-major order."""
+        with self.autocast():
+            if self.head_form is None:
+                return States(self.model(input_ids=token_ids, **kwargs).logits[select])
+            hidden = self.model.get_decoder()(input_ids=token_ids, **kwargs).last_hidden_state[select]
+        if self.compute_dtype != torch.float32:
+            hidden = hidden.to(self.compute_dtype)  # as autocast would, before the head
+        head = self.model.get_output_embeddings()
+        return States(hidden, Head(head.weight, head.bias, self.head_form))
 
     @property
     def attends_to_all(self) -> bool:
@@ -74,7 +85,7 @@ class LanguageModel:
         """The same weights in memory of their own, without gradients: a reference model."""
         model = copy.deepcopy(self.model).requires_grad_(False)
         return LanguageModel(
-            model, self.tokenizer, self.chat, self.eos_ids, self.device, self.compute_dtype, self.head_is_plain
+            model, self.tokenizer, self.chat, self.eos_ids, self.device, self.compute_dtype, self.head_form
         )
 
     def save(self, folder: Path, dtype: torch.dtype = torch.float32) -> None:
@@ -175,6 +186,11 @@ def load_model(config: ModelConfig) -> LanguageModel:
     if config.system_prompt is not None:
         system = templates.System(config.system_prompt, config.system_as == "first_user")
     lm = wrap(model.to(device), tokenizer, pick_dtype(config.precision, device), config.template_options, system)
+    if lm.head_form is None:
+        lm.chat.notes += (
+            f"model.path = {config.path!r}: how this model makes logits from its last hidden states is not known, so "
+            "the update holds them whole, tokens x vocabulary",
+        )
     if changes:
         lm.chat.notes += (f"the model's generation settings will be saved {changes}; nothing here samples by them",)
     return lm
@@ -200,22 +216,11 @@ def wrap(
         eos_ids |= {turn_end}
         chat = Chat(tokenizer, eos_ids, template_options, system)
     device = next(model.parameters()).device
-    return LanguageModel(model, tokenizer, chat, eos_ids, device, compute_dtype, _head_is_plain(model))
+    return LanguageModel(model, tokenizer, chat, eos_ids, device, compute_dtype, head_form(model))
 
 
 def _ids(value: int | list[int] | None) -> frozenset[int]:
     return frozenset() if value is None else frozenset([value] if isinstance(value, int) else value)
-
-
-@torch.no_grad()
-def _head_is_plain(model: Any) -> bool:
-    """Whether logits are head(hidden) and nothing more (some models cap or scale them): tried, not guessed."""
-    try:
-        probe = torch.arange(1, 5, device=next(model.parameters()).device)[None] % model.config.vocab_size
-        hidden = model.get_decoder()(input_ids=probe).last_hidden_state
-        return torch.equal(model.get_output_embeddings()(hidden), model(input_ids=probe).logits)
-    except Exception:  # noqa: BLE001 - models of other shapes fail here in their own ways; the whole forward serves
-        return False
 
 
 def use_threads(threads: int | None) -> None:

@@ -8,33 +8,55 @@ from typing import Any
 
 import torch
 
-from selfcorrect.config import TrainConfig
+from selfcorrect.config import OptimizerConfig, TrainConfig
+from selfcorrect.errors import ConfigError
 from selfcorrect.models.loading import LanguageModel
+from selfcorrect.models.recompute import layers_of
 
 _CPU_BUDGET = 4 << 30  # bytes for each of the two: a micro-batch's activations, the cache of the rows being sampled
 _MOST_TRAINED, _MOST_SAMPLED = 128, 512  # beyond these nothing gets faster
-_LOGIT_BYTES = 16  # in float32: the policy's logit, the reference's, log-softmax and the gradient
 
 
 def sized(config: TrainConfig, lm: LanguageModel, tokens: int) -> tuple[TrainConfig, list[str]]:
-    """The config with rows_at_once and micro_batch as numbers, and a note for each that was worked out.
+    """The config with rows_at_once, micro_batch and gradient_checkpointing settled, and notes on what was worked out.
 
-    tokens: the longest rollout, all attempts and prompts.
+    tokens: the longest rollout, all attempts and prompts. Raises ConfigError where gradient checkpointing is asked of
+    a model that cannot.
     """
     budget = _budget(lm.device)
-    sampled = config.rollouts.attempts * config.rollouts.max_new_tokens
     notes = []
     rollouts, optimizer = config.rollouts, config.optimizer
     if rollouts.rows_at_once == "auto":
         rows = _power_of_two(budget / (tokens * _cache_bytes(lm)), _MOST_SAMPLED)
         rollouts = rollouts.model_copy(update={"rows_at_once": rows})
         notes.append(f"rollouts.rows_at_once: auto is {rows} for this model and rollouts of up to {tokens} tokens")
+    again, note = _checkpointing(optimizer, lm, tokens, budget)
+    optimizer = optimizer.model_copy(update={"gradient_checkpointing": again})
+    notes += note
     if optimizer.micro_batch == "auto":
-        need = tokens * _activation_bytes(lm, tokens) + sampled * _LOGIT_BYTES * lm.model.config.vocab_size
-        rows = _power_of_two(budget / need, _MOST_TRAINED)
+        rows = _power_of_two(budget / (tokens * _activation_bytes(lm, tokens, again)), _MOST_TRAINED)
         optimizer = optimizer.model_copy(update={"micro_batch": rows})
         notes.append(f"optimizer.micro_batch: auto is {rows} for this model and rollouts of up to {tokens} tokens")
     return config.model_copy(update={"rollouts": rollouts, "optimizer": optimizer}), notes
+
+
+def _checkpointing(optimizer: OptimizerConfig, lm: LanguageModel, tokens: int, budget: float) -> tuple[bool, list[str]]:
+    """Whether layers are run again in the backward pass, and a note where auto says so."""
+    asked = optimizer.gradient_checkpointing
+    rows = 1 if optimizer.micro_batch == "auto" else optimizer.micro_batch
+    need = rows * tokens * _activation_bytes(lm, tokens, again=False)
+    if asked is False or (asked == "auto" and need <= budget):
+        return False, []
+    able = bool(layers_of(lm.model))
+    if asked is True:
+        if not able:
+            raise ConfigError(
+                "optimizer.gradient_checkpointing = true: this model's code does not mark its layers for it; set false"
+            )
+        return True, []
+    what = "on" if able else "off, as this model's code does not mark its layers for it"
+    size = f"{rows} rollout{'s' * (rows > 1)} of up to {tokens} tokens would keep {need / 2**30:.1f} GiB without it"
+    return able, [f"optimizer.gradient_checkpointing: auto is {what}: {size}"]
 
 
 def _budget(device: torch.device) -> float:
@@ -49,13 +71,19 @@ def _cache_bytes(lm: LanguageModel) -> int:
     return 2 * shape["layers"] * shape["kv_heads"] * shape["head_dim"] * lm.compute_dtype.itemsize
 
 
-def _activation_bytes(lm: LanguageModel, tokens: int) -> float:
-    """What a token's forward pass keeps for the backward pass; with eager attention its attention weights too."""
+def _activation_bytes(lm: LanguageModel, tokens: int, again: bool) -> float:
+    """What a token's forward pass keeps for the backward pass; with eager attention its attention weights too.
+
+    again: each layer keeps its input alone, and one at a time all the rest. Logits are not kept (vocabulary.py), but
+    by models whose head is not known: in float32 the policy's, the reference's, and a gradient.
+    """
     shape, width = _shape(lm), lm.compute_dtype.itemsize
     layer = (14 * shape["hidden"] + 4 * shape["intermediate"]) * width + 8 * shape["hidden"]
     if getattr(lm.model.config, "_attn_implementation", "eager") == "eager":
         layer += 2 * shape["heads"] * tokens * 4
-    return float(layer * shape["layers"])
+    # before the head, in float32: the policy's, the reference's and the gradient
+    states = 12 * (shape["hidden"] if lm.head_form else shape["vocabulary"])
+    return states + (layer + shape["layers"] * shape["hidden"] * width if again else layer * shape["layers"])
 
 
 def _shape(lm: LanguageModel) -> dict[str, int]:
@@ -67,6 +95,7 @@ def _shape(lm: LanguageModel) -> dict[str, int]:
         "hidden": hidden,
         "heads": heads,
         "layers": config.num_hidden_layers,
+        "vocabulary": config.vocab_size,
         "kv_heads": getattr(config, "num_key_value_heads", None) or heads,
         "head_dim": getattr(config, "head_dim", None) or hidden // heads,
         "intermediate": getattr(config, "intermediate_size", None) or 4 * hidden,

@@ -129,7 +129,8 @@ def _run(config: TrainConfig, path: Path, observer: Observer, used: TrainConfig 
                 raise
             raise MemoryExhausted(
                 f"the memory does not suffice ({str(error).splitlines()[0]}); {_last_saved(path)}. Start again with a "
-                f"lower optimizer.micro_batch (now {config.optimizer.micro_batch}, which changes no result) or "
+                f"lower optimizer.micro_batch (now {config.optimizer.micro_batch}, which changes no result), with "
+                "optimizer.gradient_checkpointing=true or a lower "
                 f"rollouts.rows_at_once (now {config.rollouts.rows_at_once}; what auto came to was noted above)"
             ) from error
         except OSError as error:

@@ -310,7 +310,8 @@ def report(run: Annotated[Path, typer.Argument(help="A run folder.", metavar="RU
 @app.command(epilog="Example: selfcorrect prune runs/mine")
 def prune(run: Annotated[Path, typer.Argument(help="A finished run folder.", metavar="RUN")]) -> None:
     """Remove a finished run's checkpoints, which only resuming and extending need; models and report stay."""
-    from selfcorrect.runs.disk import prune_run, size_text
+    from selfcorrect.models.sizing import size_text
+    from selfcorrect.runs.disk import prune_run
 
     count, freed = prune_run(run)
     if not count:

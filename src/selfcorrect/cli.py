@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from selfcorrect import __version__
+from selfcorrect.commands import export, traces
 from selfcorrect.errors import ConfigError, TrainingInterrupted, UserError
 
 if TYPE_CHECKING:
@@ -382,6 +383,10 @@ def tasks() -> None:
 
     for name, description in DESCRIPTIONS.items():
         typer.echo(f"{name:<12} {description}")
+
+
+app.command(epilog="Example: selfcorrect export runs/mine ./mine --merge")(export)
+app.command(epilog="Example: selfcorrect traces runs/mine mine.jsonl --format messages")(traces)
 
 
 @contextmanager

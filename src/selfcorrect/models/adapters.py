@@ -7,9 +7,11 @@ a frozen second one, where training began with an adapter or a later stage measu
 
 import contextlib
 import importlib.util
+import json
 import logging
 import math
 import sys
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,7 +24,7 @@ from selfcorrect.config import LoraConfig
 from selfcorrect.errors import ModelError
 
 POLICY, FROZEN, OFF = "default", "frozen", ""  # the first is the name that PEFT gives the only adapter of a folder
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+CONFIG, WEIGHTS, ABOUT = "adapter_config.json", "adapter_model.safetensors", "selfcorrect.json"
 _PREFIX = "base_model.model."  # of every name in an adapter's file, from the wrapper that PeftModel is
 _PLAIN = {  # what an adapter may not have, with the value that means it has not
     "use_dora": False, "bias": "none", "modules_to_save": None, "trainable_token_indices": None, "lora_bias": False,
@@ -59,7 +61,7 @@ def need_bitsandbytes(what: str) -> Any:
 def _import(module: str, what: str, extra: str) -> Any:
     try:
         return importlib.import_module(module)
-    except Exception as error:  # a build without this machine's libraries fails in ways of its own
+    except Exception as error:  # noqa: BLE001 - a build without this machine's libraries fails in ways of its own
         missing = isinstance(error, ModuleNotFoundError) and error.name == module
         why = "is not installed" if missing else f"cannot be used here ({error})"
         raise ModelError(f"{what}: {module} {why}; pip install 'selfcorrect[{extra}]'") from None
@@ -68,7 +70,7 @@ def _import(module: str, what: str, extra: str) -> Any:
 class Adapters:
     """The adapters of one model: POLICY trains, FROZEN does not.
 
-    config: PEFT's settings. base: where the model's weights are. about: text kept with a saved adapter.
+    config: PEFT's settings. base: where the model's weights are. about: texts kept with a saved adapter.
     """
 
     def __init__(self, model: Any, config: Any, base: str, seed: int) -> None:
@@ -122,25 +124,34 @@ class Adapters:
         from safetensors.torch import save_file
 
         self.config.base_model_name_or_path = self.base
-        before, self.config.inference_mode = self.config.inference_mode, True
-        self.config.save_pretrained(folder)
-        self.config.inference_mode = before
+        told = self.config.to_dict() | {"inference_mode": True}
+        # sorted, as a set's order differs from process to process
+        plain = {key: sorted(value) if isinstance(value, set) else value for key, value in told.items()}
+        (folder / CONFIG).write_text(json.dumps(plain, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        (folder / ABOUT).write_text(json.dumps(self.about, indent=1) + "\n", encoding="utf-8")
         state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.tensors().items()}
-        save_file(state, folder / WEIGHTS, metadata={"format": "pt", **self.about})
+        save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
 
-    def merge(self) -> None:
-        """The policy's adapter goes into the weights; a 4-bit base is dequantised first, and stays so."""
-        need_peft()
+    def merge(self, *, exact: bool = False) -> None:
+        """The policy's adapter goes into the weights; a 4-bit base is dequantised first, and stays so.
+
+        exact: all weights become float32, so that no sum is rounded to what the base was stored in.
+        """
         for parent, name, layer in list(_layers(self._model)):
             merged = dequantised(layer.get_base_layer())
+            delta = layer.get_delta_weight(POLICY).float()
             with torch.no_grad():
-                merged.weight.copy_(merged.weight.float() + layer.get_delta_weight(POLICY).float())
+                merged.weight.data = (merged.weight.float() + delta).to(torch.float32 if exact else merged.weight.dtype)
             setattr(parent, name, merged)
-        self._model.peft_config.clear()
+        if exact:
+            for tensor in (*self._model.parameters(), *self._model.buffers()):
+                tensor.data = tensor.data.float() if tensor.is_floating_point() else tensor.data
+        _forget(self._model)
 
     def _add(self, adapter: str, seed: int) -> None:
         peft = need_peft()
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             torch.manual_seed(seed)
             try:
                 peft.inject_adapter_in_model(self.config, self._model, adapter)
@@ -158,6 +169,35 @@ class Adapters:
             # Not by `enable_adapters`, which freezes weights that a graph under way has gradients for.
             layer._disable_adapters = view == OFF
         self._shown = view
+
+
+def _forget(model: Any) -> None:
+    """That the model was quantised, or had adapters, so that it is saved as an ordinary one."""
+    model.peft_config.clear()
+    del model.peft_config
+    if getattr(model, "hf_quantizer", None) is not None:
+        del model.hf_quantizer
+        for of, names in (
+            (model, ("is_quantized", "is_loaded_in_4bit", "quantization_method")),
+            (model.config, ("quantization_config", "_pre_quantization_dtype")),
+        ):
+            for name in names:
+                if name in vars(of):
+                    delattr(of, name)
+
+
+def stored_about(folder: Path) -> tuple[dict[str, str], str]:
+    """What was kept with an adapter (empty where other tools saved it), and the model that it is for.
+
+    Raises ModelError where a file cannot be read.
+    """
+    try:
+        named = json.loads((folder / CONFIG).read_text(encoding="utf-8"))["base_model_name_or_path"]
+        file = folder / ABOUT
+        found = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        return {str(key): str(value) for key, value in found.items()}, str(named)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(f"{folder}: not the folder of an adapter ({error})") from None
 
 
 def _layers(model: Any) -> Iterator[tuple[Any, str, Any]]:

@@ -35,7 +35,7 @@ class Source:
         return ModelError(f"model.path = {self.shown!r}: {why}")
 
     def file(self, name: str) -> Path | None:
-        """A file of the model, here or in the hub's cache; None where it has none. Raises ModelError as the hub fails."""
+        """A file of the model, here or in the hub's cache; None if it has none. Raises ModelError as the hub does."""
         from transformers.utils import cached_file
 
         quiet = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}

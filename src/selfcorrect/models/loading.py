@@ -54,7 +54,7 @@ class LanguageModel:
             yield
 
     def logits(self, token_ids: Tensor, select: Tensor, **kwargs: Any) -> Tensor:
-        """Next-token logits, float32 [N, V], at the positions where `select` [B, T] is true, in row-major order.
+        """Next-token logits [N, V], float32 or better, where `select` [B, T] is true, in row-major order.
 
         The vocabulary projection runs on those positions alone, where the model's head is a plain projection.
         """
@@ -64,7 +64,7 @@ class LanguageModel:
                 logits = self.model.get_output_embeddings()(hidden[select])
             else:
                 logits = self.model(input_ids=token_ids, **kwargs).logits[select]
-        return torch.as_tensor(logits).float()
+        return torch.as_tensor(logits).to(torch.promote_types(logits.dtype, torch.float32))
 
     @property
     def attends_to_all(self) -> bool:
@@ -121,7 +121,7 @@ class LanguageModel:
         cast = {t.data_ptr(): self._exact(t).to("cpu", dtype) for t in state.values() if t.is_floating_point()}
         state = {name: cast.get(tensor.data_ptr(), tensor) for name, tensor in state.items()}
         self.model.save_pretrained(folder, state_dict=state)
-        _name_dtype(folder / "config.json", dtype)
+        _name_dtype(folder / "config.json", str(self.model.dtype), dtype)
 
     def _exact(self, tensor: Tensor) -> Tensor:
         """A weight's master, where it has one."""
@@ -129,13 +129,13 @@ class LanguageModel:
         return tensor if master is None else master.detach()
 
 
-def _name_dtype(file: Path, dtype: torch.dtype) -> None:
+def _name_dtype(file: Path, held: str, dtype: torch.dtype) -> None:
     """config.json names the dtype of the weights in memory; those on disk have this one."""
 
     def named(value: Any) -> Any:
         if isinstance(value, dict):
             return {key: named(item) for key, item in value.items()}
-        return str(dtype).removeprefix("torch.") if value in ("float32", "bfloat16") else value
+        return str(dtype).removeprefix("torch.") if value == held.removeprefix("torch.") else value
 
     config = json.loads(file.read_text(encoding="utf-8"))
     file.write_text(json.dumps(named(config), indent=2, sort_keys=True) + "\n", encoding="utf-8")
@@ -198,7 +198,7 @@ def load_model(config: ModelConfig, seed: int = 0) -> LanguageModel:
             if lm.adapters:
                 from selfcorrect.models.weights import base_digests
 
-                lm.adapters.about = {"tuning": config.tuning, **base_digests(lm)}
+                lm.adapters.about = {"tuning": config.tuning, "weights": config.weights, **base_digests(lm)}
     finally:
         logging.set_verbosity(verbosity)
     lm.chat.notes += tuple(notes)
@@ -297,7 +297,7 @@ def _take_adapter(
     try:
         stored, changed = adapters.stored_config(told, described.parent)
         with safe_open(file, "pt") as opened:
-            about, state = opened.metadata() or {}, {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+            state = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
         made = Adapters(lm.model, stored, _lasting(base.path), seed)
         made.load(state)
     except ModelError:
@@ -305,6 +305,7 @@ def _take_adapter(
     except (SafetensorError, ValueError, OSError, TypeError, KeyError) as error:
         raise source.refusal(files.first_line(error)) from error
     lm.adapters = made
+    about = source.read_json(adapters.ABOUT) or {}
     other = _other_base(lm, about)
     if other:
         raise source.refusal(

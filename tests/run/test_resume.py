@@ -23,7 +23,7 @@ from tests.run.conftest import Listener, Whole
 from tests.support.runs import KillPoint, Process, StopAt, check_same, go, read_rows, recipe, tuned
 from tests.support.tiny import tiny_lm
 
-KILLS = {"full": 20, "lora": 8}
+KILLS = {"full": 20, "lora": 4}
 
 
 def test_the_run_is_worth_comparing(whole: Whole) -> None:

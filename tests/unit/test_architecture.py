@@ -22,7 +22,15 @@ NEVER = {  # folder -> what it must not import; "torch" stands for every heavy l
     "evaluation": {"torch"}, "report": {"torch", "learning", "runs"}, "analysis": {"torch", "learning", "runs"},
 }  # fmt: skip
 HEAVY = {"torch", "transformers", "safetensors", "accelerate"}
-OPTIONAL = {"peft", "bitsandbytes", "datasets", "pyarrow", "pandas", "math_verify", "sympy"}  # imported where they are used, and only then
+OPTIONAL = {
+    "peft",
+    "bitsandbytes",
+    "datasets",
+    "pyarrow",
+    "pandas",
+    "math_verify",
+    "sympy",
+}  # imported where they are used, and only then
 FILES = sorted(SOURCE.rglob("*.py"))
 
 

@@ -71,8 +71,8 @@ KINDS: dict[str, Kind] = {
 
 def rows(count: int, seed: int, taken: set[str]) -> list[dict[str, str]]:
     """`count` rows, kind after kind, none of whose questions is in `taken`; theirs are added to it."""
-    draw, made = random.Random(f"words {seed}"), []
-    names = list(KINDS)
+    draw, names = random.Random(f"words {seed}"), list(KINDS)
+    made: list[dict[str, str]] = []
     while len(made) < count:
         kind = names[len(made) % len(names)]
         question, working, result = KINDS[kind](draw)

@@ -21,6 +21,7 @@ from selfcorrect.evaluation.kept import Kept, write_durably
 from selfcorrect.evaluation.metrics import Summary, is_graded, refuse_nothing_graded, summarize
 from selfcorrect.models.chat import Chat
 from selfcorrect.models.loading import LanguageModel, load_model, resolve_path, use_threads
+from selfcorrect.models.sizing import parameter_count
 from selfcorrect.report import write_report
 from selfcorrect.rollout import play as play_problems
 from selfcorrect.runs.checks import fitted
@@ -167,7 +168,7 @@ def _model_job(config: TrainConfig, task: Task) -> _Job:
     evaluator = dataclasses.replace(evaluator, rows=rows_of(config, lm))
     sampler = TransformersSampler(lm, max_rows=config.rollouts.rows)
     task.grade([])
-    size = sum(parameter.numel() for parameter in lm.model.parameters())
+    size = parameter_count(lm)
     precision = str(lm.compute_dtype).removeprefix("torch.")
     told = (
         f"task {evaluator.about}, {len(evaluator.problems):,} problems of split {evaluator.split}; model "

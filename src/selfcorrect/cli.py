@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from selfcorrect import __version__
+from selfcorrect.commands import export, traces
 from selfcorrect.errors import ConfigError, TrainingInterrupted, UserError
 
 if TYPE_CHECKING:
@@ -307,7 +308,8 @@ def report(run: Annotated[Path, typer.Argument(help="A run folder.", metavar="RU
 @app.command(epilog="Example: selfcorrect prune runs/mine")
 def prune(run: Annotated[Path, typer.Argument(help="A finished run folder.", metavar="RUN")]) -> None:
     """Remove a finished run's checkpoints, which only resuming and extending need; models and report stay."""
-    from selfcorrect.runs.disk import prune_run, size_text
+    from selfcorrect.models.sizing import size_text
+    from selfcorrect.runs.disk import prune_run
 
     count, freed = prune_run(run)
     if not count:
@@ -378,6 +380,10 @@ def tasks() -> None:
 
     for name, description in DESCRIPTIONS.items():
         typer.echo(f"{name:<12} {description}")
+
+
+app.command(epilog="Example: selfcorrect export runs/mine ./mine --merge")(export)
+app.command(epilog="Example: selfcorrect traces runs/mine mine.jsonl --format messages")(traces)
 
 
 @contextmanager

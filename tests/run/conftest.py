@@ -10,7 +10,7 @@ import pytest
 from selfcorrect.errors import TrainingInterrupted
 from selfcorrect.runs.display import Observer
 from selfcorrect.tasks.countdown import Countdown
-from tests.support.runs import Process, StopAt, end_state, go, lucky_grade, recipe
+from tests.support.runs import Process, StopAt, end_state, go, lucky_grade, recipe, tuned
 from tests.support.tiny import tiny_lm
 
 ENDS = (3, 5, 7, 9)
@@ -45,6 +45,13 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def whole(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Whole:
     output = tmp_path_factory.mktemp("whole")
     seconds = Process(recipe(output, model)).seconds()
+    return Whole(output / "run", end_state(output / "run"), seconds)
+
+
+@pytest.fixture(scope="session")
+def whole_lora(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Whole:
+    output = tmp_path_factory.mktemp("whole-lora")
+    seconds = Process(tuned(recipe(output, model), "lora")).seconds()
     return Whole(output / "run", end_state(output / "run"), seconds)
 
 

@@ -20,10 +20,10 @@ from selfcorrect.runs.interrupts import alone
 from selfcorrect.runs.loop import Loop
 from selfcorrect.runs.run import resume
 from tests.run.conftest import Listener, Whole
-from tests.support.runs import KillPoint, Process, StopAt, check_same, go, read_rows, recipe
+from tests.support.runs import KillPoint, Process, StopAt, check_same, go, read_rows, recipe, tuned
 from tests.support.tiny import tiny_lm
 
-KILLS = 20
+KILLS = {"full": 20, "lora": 4}
 
 
 def test_the_run_is_worth_comparing(whole: Whole) -> None:
@@ -86,12 +86,14 @@ def test_an_interrupt_between_steps_loses_none(
     check_same(tmp_path / "run", whole.state)
 
 
-def test_killed_at_random_moments(model: Path, whole: Whole, tmp_path: Path) -> None:
+@pytest.mark.parametrize("tuning", KILLS)
+def test_killed_at_random_moments(tuning: str, model: Path, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     """SIGKILL at moments spread over the whole run, and over what is left of it after each kill."""
+    whole: Whole = request.getfixturevalue("whole" if tuning == "full" else "whole_lora")
     rng, kills, runs = random.Random(0), 0, 0
-    while kills < KILLS:
+    while kills < KILLS[tuning]:
         runs += 1
-        settings = recipe(tmp_path, model, name=f"run{runs}")
+        settings = tuned(recipe(tmp_path, model, name=f"run{runs}"), tuning)
         moment = (runs % 8 + rng.random()) / 8  # each eighth of a run in turn, so that no part of it is left out
         while Process(settings).kill_after(moment * whole.seconds):
             kills += 1

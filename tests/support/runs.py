@@ -30,7 +30,7 @@ from selfcorrect.types import Grade, Outcome, Problem
 PRELOAD = [
     "selfcorrect.runs.run", "selfcorrect.cli", "safetensors.torch", "transformers.models.llama.modeling_llama",
     "transformers.models.auto.modeling_auto", "transformers.models.auto.tokenization_auto", "tests.support.runs",
-    "tests.support.frozen",
+    "tests.support.preload", "tests.support.frozen",
 ]  # fmt: skip
 NOT_REPEATED = ("seconds", "seconds_by_part", "tokens_per_second")
 STAGE_STEPS = 4
@@ -51,6 +51,11 @@ def recipe(output: Path, model: Path, name: str = "run", **changes: Any) -> dict
         "log": {"trackers": [], "rollouts_every": 2, "rollouts_kept": 2},
         **changes,
     }  # fmt: skip
+
+
+def tuned(settings: dict[str, Any], tuning: str, **changes: Any) -> dict[str, Any]:
+    """The recipe with another tuning; `changes` are of its model."""
+    return {**settings, "model": {**settings["model"], "tuning": tuning, **changes}}
 
 
 def config(*args: Any, **kwargs: Any) -> TrainConfig:

@@ -14,7 +14,7 @@ SOURCE = Path(selfcorrect.__file__).parent
 # A folder, or a file on top, imports only from those before it. docs/architecture.md says what each holds.
 ORDER = [
     "types", "errors", "seeds", "config", "grading", "tasks", "models", "samplers", "rollout", "evaluation", "learning",
-    "runs", "analysis", "report", "lab", "compare", "api", "cli", "__init__",
+    "runs", "analysis", "report", "lab", "export", "compare", "api", "commands", "cli", "__init__",
 ]  # fmt: skip
 NEVER = {  # folder -> what it must not import; "torch" stands for every heavy library
     "types": {"torch"}, "errors": {"torch"}, "seeds": {"torch"}, "config": {"torch"}, "grading": {"torch", "tasks"},
@@ -22,7 +22,15 @@ NEVER = {  # folder -> what it must not import; "torch" stands for every heavy l
     "evaluation": {"torch"}, "report": {"torch", "learning", "runs"}, "analysis": {"torch", "learning", "runs"},
 }  # fmt: skip
 HEAVY = {"torch", "transformers", "safetensors", "accelerate"}
-OPTIONAL = {"datasets", "pyarrow", "pandas", "math_verify", "sympy"}  # imported where they are used, and only then
+OPTIONAL = {
+    "peft",
+    "bitsandbytes",
+    "datasets",
+    "pyarrow",
+    "pandas",
+    "math_verify",
+    "sympy",
+}  # imported where they are used, and only then
 FILES = sorted(SOURCE.rglob("*.py"))
 
 

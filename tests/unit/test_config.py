@@ -470,12 +470,14 @@ def test_the_shipped_recipes_are_valid(file: Path) -> None:
     # Table 5: 3000 steps of 512 rollouts for MATH, 1500 of 128 for code.
     table = {"math": (3000, 512, 5e-6, 0.1), "code": (1500, 128, 1e-5, 0.25)}
     steps, batch, rate, beta2 = table[config.task.name]
+    rate *= 1 if config.model.tuning == "full" else 10
     first, second = config.stages
     assert isinstance(first, StageOne)
     assert isinstance(second, StageTwo)
     assert config.total_steps == steps
     assert config.rollouts.problems_per_step * config.rollouts.rollouts_per_problem == batch
-    assert (first.learning_rate, second.learning_rate, config.rollouts.temperature) == (rate, rate, 1.0)
+    rates = (first.learning_rate, second.learning_rate)
+    assert (rates, config.rollouts.temperature) == (pytest.approx((rate, rate)), 1.0)
     assert (first.beta1, first.beta2, second.beta1, second.alpha) == (0.01, beta2, 0.01, 10.0)
 
 

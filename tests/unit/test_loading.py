@@ -235,7 +235,7 @@ def test_plain_begins_as_the_tokenizer_does(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("write", "message"),
     [
-        (lambda file: None, r"^model.chat_template = '.*': no such file; name a file with a Jinja template, or write plain"),
+        (lambda file: None, r"^model.chat_template = '.*': no such file; name a file with a Jinja template, write plain, or null"),
         (lambda file: file.write_text(" \n"), r"^model.chat_template = '.*': the file is empty"),
         (lambda file: file.write_bytes(b"\xff\xfe\x00"), r"^model.chat_template = '.*': cannot be read: 'utf-8'"),
         (lambda file: file.mkdir(), r"^model.chat_template = '.*': cannot be read: .*directory"),

@@ -5,6 +5,7 @@ _GROUPS = "rollouts.problems_per_step and rollouts.rollouts_per_problem"
 _PRECISION = "model.precision (auto, float32, bfloat16)"
 _ALL_ALIKE = "none: sampling takes the whole distribution, so that what is trained is what was sampled"
 _DATA = "task.name, task.dataset, and task.data=PATH or task.hub"
+_NO_DROPOUT = "none: dropout would make the policy differ from the one that sampled"
 _KL = "beta1 (every attempt) and beta2 (attempt 1 in stage1) of a stage"
 
 FAMILIAR = {
@@ -41,10 +42,16 @@ FAMILIAR = {
     "target_kl": "stages.NAME.adaptive.target",
     "warmup_ratio": "optimizer.warmup_steps", "num_warmup_steps": "optimizer.warmup_steps",
     "lr_scheduler_type": "optimizer.schedule", "lr_scheduler": "optimizer.schedule", "adam_beta1": "optimizer.betas",
-    "adam_beta2": "optimizer.betas", "adam_betas": "optimizer.betas", "optim": "none: AdamW is the only optimiser",
+    "adam_beta2": "optimizer.betas", "adam_betas": "optimizer.betas",
+    "optim": "optimizer.name (adamw, adamw_8bit, paged_adamw_8bit)",
     "max_norm": "optimizer.max_grad_norm", "grad_clip": "optimizer.max_grad_norm",
     "gradient_clipping": "optimizer.max_grad_norm", "clip_grad_norm": "optimizer.max_grad_norm",
     "scale_rewards": "algorithm.normalize_std", "advantage_estimator": "algorithm.baseline",
     "adv_estimator": "algorithm.baseline", "kl_penalty": "algorithm.kl_estimator", "data_seed": "seed",
+    "lora_r": "model.lora.rank", "lora_rank": "model.lora.rank", "r": "model.lora.rank",
+    "lora_alpha": "model.lora.alpha", "target_modules": "model.lora.targets",
+    "lora_target_modules": "model.lora.targets",
+    "lora_dropout": _NO_DROPOUT, "load_in_4bit": "model.tuning: qlora", "use_peft": "model.tuning: lora",
+    "peft_config": "model.tuning and model.lora", "quantization": "model.tuning: qlora",
     "resume_from_checkpoint": "`selfcorrect train --resume RUN`",
 }  # fmt: skip

@@ -15,8 +15,24 @@ PLAIN_TEMPLATE = "plain"  # the name under which the shipped chat template goes
 Device = Literal["auto", "cpu", "cuda", "mps"]
 
 
+class LoraConfig(Strict):
+    """Of tuning lora and qlora. targets: names of linear layers that get an adapter, as in [q_proj, v_proj]; all are
+    all of them but the head. The adapter's output counts alpha / rank times. No bias and no dropout, with which the
+    policy would differ from the one that sampled.
+    """
+
+    rank: Annotated[int, Field(ge=1, le=4096)] = 16
+    alpha: Rate = 32.0
+    targets: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=1)] | Literal["all"] = "all"
+
+
 class ModelConfig(Strict):
-    """path: a local folder of Hugging Face layout, a hub name, or "lab" for the shipped base model.
+    """path: a local folder of Hugging Face layout, a hub name, or "lab" for the shipped base model; or an adapter.
+
+    tuning: which weights train: full, all of them; lora, an adapter over the frozen model; qlora, an adapter over the
+    model in 4 bits (NF4, double quantisation).
+    weights: how they are stored. Those that train have float32 masters in any case; an adapter is float32.
+    reference: where the copy lies that full tuning measures its KL to; auto decides by memory (docs/tuning.md).
 
     chat_template: plain, or a file with a Jinja template, in place of the model's own; base models have none.
     template_options: variables for the chat template, like enable_thinking: false or date_string: "26 Jul 2024".
@@ -24,10 +40,14 @@ class ModelConfig(Strict):
     system_prompt: a system turn before every conversation, at training and at evaluation; empty sends an empty one,
     where none leaves the template to its own. system_as: first_user writes it before the first question instead, with a
     blank line between, for templates that have no system turn.
-    precision is that of the forward pass (autocast); weights and optimiser state stay float32.
+    precision is that of the forward pass (autocast); the optimiser's state stays float32, but for its 8-bit kinds.
     """
 
     path: str = LAB_MODEL
+    tuning: Literal["full", "lora", "qlora"] = "full"
+    lora: LoraConfig = LoraConfig()
+    weights: Literal["float32", "bfloat16"] = "float32"
+    reference: Literal["auto", "device", "cpu"] = "auto"
     device: Device = "auto"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] = "auto"
@@ -41,6 +61,18 @@ class ModelConfig(Strict):
     def _check(self) -> Self:
         if self.system_as != "system" and not self.system_prompt:
             raise ValueError("system_as = 'first_user' says where system_prompt goes, and there is none; set both")
+        if self.weights == "bfloat16" and self.precision == "float32":
+            raise ValueError(
+                "weights: bfloat16 are computed with in bfloat16, against precision: float32; set precision: auto, or "
+                "weights: float32"
+            )
+        if self.tuning == "full" and self.lora != LoraConfig():
+            raise ValueError("lora is of tuning: lora and qlora, and tuning is full; set tuning, or leave lora out")
+        if self.tuning != "full" and self.reference != "auto":
+            raise ValueError(
+                f"reference is for tuning: full; with tuning: {self.tuning} it is the same model with its adapter off, "
+                "and takes no memory; leave it out"
+            )
         for name, value in self.template_options.items():
             word = value.strip().casefold() if isinstance(value, str) else ""
             if word in ("true", "false"):
@@ -82,12 +114,14 @@ class RolloutConfig(Strict):
 
 
 class OptimizerConfig(Strict):
-    """AdamW. micro_batch: rollouts in one forward; no gradient depends on it. auto follows from the model's size.
+    """name: AdamW with float32 moments; or bitsandbytes', whose moments take 8 bits, and which pages them out of a GPU.
 
     gradient_checkpointing: run each layer again in the backward pass rather than keep what it computed: less memory,
     about a third more computation, the same gradient. auto: where a micro-batch would not fit otherwise.
+    micro_batch: rollouts in one forward; no gradient depends on it. auto follows from the model's size.
     """
 
+    name: Literal["adamw", "adamw_8bit", "paged_adamw_8bit"] = "adamw"
     betas: tuple[Decay, Decay] = (0.9, 0.95)
     weight_decay: NonNegative = 0.0
     warmup_steps: Annotated[int, Field(ge=0)] = 10
@@ -279,6 +313,13 @@ class TrainConfig(Strict):
             raise ValueError(f"task.name repair gives attempt 1, so stage {stage.name} has no first attempts to sample")
         if offline and self.algorithm.reference != "base":
             raise ValueError("algorithm.reference must be base where a stage has offline_first: one model serves both")
+
+    @property
+    def uses_reference(self) -> bool:
+        """Whether anything is measured to, or sampled from, the model that training begins with."""
+        rl = [stage for stage in self.stages if isinstance(stage, RLStage)]
+        held = any(stage.beta1 or getattr(stage, "beta2", 0) or stage.offline_first for stage in rl)
+        return held or self.evaluation.every is not None
 
     @property
     def total_steps(self) -> int:

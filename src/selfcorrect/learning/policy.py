@@ -2,11 +2,15 @@
 
 import torch
 
-from selfcorrect.config import OptimizerConfig
+from selfcorrect.config import OptimizerConfig, TrainConfig
+from selfcorrect.errors import ConfigError
 from selfcorrect.learning.batching import Batch
 from selfcorrect.learning.prompts import SharedPrompts
+from selfcorrect.models.adapters import OFF, need_bitsandbytes
 from selfcorrect.models.head import States
 from selfcorrect.models.loading import LanguageModel
+from selfcorrect.models.placement import stream
+from selfcorrect.models.sizing import size_text, training_memory
 
 
 def trained_states(lm: LanguageModel, batch: Batch, prompts: SharedPrompts | None = None) -> States:
@@ -20,14 +24,64 @@ def trained_states(lm: LanguageModel, batch: Batch, prompts: SharedPrompts | Non
     return lm.states(batch.token_ids_BT[:, :-1], batch.attempt_BT[:, 1:] > 0, use_cache=False)
 
 
-def make_optimizer(lm: LanguageModel, config: OptimizerConfig) -> torch.optim.AdamW:
-    """AdamW over the trainable weights; norms and biases are not decayed."""
+def make_reference(config: TrainConfig, lm: LanguageModel) -> tuple[LanguageModel | None, str]:
+    """The policy as it is now, frozen, where anything needs it; and in a line, where it lies."""
+    if not config.uses_reference:
+        return None, "reference: none, as no stage has a KL weight"
+    if lm.adapters:
+        reference = lm.frozen_copy()
+        seen = "off" if reference.view == OFF else "as it is now, beside the one that trains"
+        return reference, f"reference: the same model, with its adapter {seen}; no second copy of the weights"
+    needs, where = training_memory(config, lm), config.model.reference
+    if where == "auto":
+        where = needs.reference_goes_to
+    reference = lm.frozen_copy()
+    if where == "device" or lm.device.type == "cpu":
+        return reference, f"reference: a copy of the weights on the {lm.device.type}, {size_text(needs.reference)}"
+    stream(reference)
+    return reference, (
+        f"reference: a copy of the weights in the machine's memory, {size_text(needs.reference)}, passed through the "
+        f"{lm.device.type} layer by layer (model.reference)"
+    )
+
+
+def check_optimizer(config: OptimizerConfig, device: torch.device) -> None:
+    """Raises ConfigError or ModelError where the recipe's optimiser cannot be had on this device."""
+    if config.name == "adamw":
+        return
+    setting = f"optimizer.name = {config.name!r}"
+    if config.name == "paged_adamw_8bit" and device.type != "cuda":
+        raise ConfigError(
+            f"{setting} pages moments out of a GPU's memory, and the device is {device.type}; set adamw_8bit"
+        )
+    if device.type == "mps":
+        raise ConfigError(f"{setting}: bitsandbytes has none on {device.type}; set adamw")
+    need_bitsandbytes(setting)
+
+
+def make_optimizer(lm: LanguageModel, config: OptimizerConfig) -> torch.optim.Optimizer:
+    """AdamW over the trainable weights, or their float32 masters; norms and biases are not decayed.
+
+    Raises ConfigError or ModelError where the device has no such optimiser.
+    """
+    check_optimizer(config, lm.device)
     parameters = lm.parameters()
     groups = [
         {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": config.weight_decay},
         {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=0.0, betas=config.betas, fused=True)
+    groups = [group for group in groups if group["params"]]
+    optimizer: torch.optim.Optimizer
+    if config.name == "adamw":
+        optimizer = torch.optim.AdamW(groups, lr=0.0, betas=config.betas, fused=True)
+    else:
+        kinds = need_bitsandbytes(f"optimizer.name = {config.name!r}").optim
+        kind = kinds.AdamW8bit if config.name == "adamw_8bit" else kinds.PagedAdamW8bit
+        optimizer = kind(groups, lr=0.0, betas=config.betas)
+    masters = lm.masters
+    if masters:
+        optimizer.register_step_post_hook(lambda *_: masters.hand_out())
+    return optimizer
 
 
 def learning_rate(peak: float, step: int, steps: int, config: OptimizerConfig) -> float:

@@ -66,14 +66,12 @@ class SharedPrompts:
 
     def backward(self) -> None:
         """Pass on what the micro-batches' backward passes left at the keys and values."""
-        gradients = [leaf.grad for leaf in self._leaves]
-        if any(gradient is not None for gradient in gradients):
+        # Where only some layers have an adapter, the first keys and values come from weights that do not train.
+        trained = [(t, leaf.grad) for t, leaf in zip(self._computed, self._leaves, strict=True) if t.requires_grad]
+        if any(gradient is not None for _, gradient in trained):
             torch.autograd.backward(
-                self._computed,
-                [
-                    torch.zeros_like(t) if gradient is None else gradient.to(t.dtype)
-                    for t, gradient in zip(self._computed, gradients, strict=True)
-                ],
+                [t for t, _ in trained],
+                [torch.zeros_like(t) if gradient is None else gradient.to(t.dtype) for t, gradient in trained],
             )
 
     def _mask(self, length_B: Tensor, tokens: int) -> Tensor:

@@ -12,8 +12,9 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from selfcorrect.errors import DataError
+from selfcorrect.errors import DataError, ModelError
 from selfcorrect.evaluation.metrics import LEFT_OUT
+from selfcorrect.learning.formats import rows_of
 from selfcorrect.models.chat import Chat
 from selfcorrect.seeds import derive_seed
 from selfcorrect.tasks.base import Task
@@ -68,16 +69,11 @@ def trace_row(trace: Rollout, task: Task) -> dict[str, Any]:
 
 
 def read_traces(file: str | Path, chat: Chat, task: str) -> list[Rollout]:
-    """Traces of a file, as written here or by hand. Raises DataError with file, line, field and reason."""
-    try:
-        with Path(file).expanduser().open(encoding="utf-8") as lines:
-            numbered = [(f"{file}:{number}", line) for number, line in enumerate(lines, 1) if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{file}: cannot be read as UTF-8 text: {error}") from None
-    found = [_read(line, where, chat, task) for where, line in numbered]
-    if not found:
-        raise DataError(f"{file}: holds no traces; expected one JSON object a line")
-    return found
+    """Traces of a file, as written here, by hand, or in another trainer's format (learning/formats.py).
+
+    Raises DataError with file, line, field and reason.
+    """
+    return [_read(row, where, chat, task) for where, row in rows_of(file)]
 
 
 def _given(rollout: Rollout) -> Rollout:
@@ -112,13 +108,7 @@ def _attempt_row(attempt: Attempt) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _read(line: str, where: str, chat: Chat, task: str) -> Rollout:
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{where}: not valid JSON: {error}") from None
-    if not isinstance(row, dict):
-        raise DataError(f"{where}: expected a JSON object, got {type(row).__name__}")
+def _read(row: dict[str, Any], where: str, chat: Chat, task: str) -> Rollout:
     prompt, correction = (_text(row, field, where) for field in ("prompt", "correction_prompt"))
     problem = Problem(str(row.get("id", where)), task, prompt, {})
     first, first_grade = _completion(row, "first", where, chat)
@@ -128,10 +118,20 @@ def _read(line: str, where: str, chat: Chat, task: str) -> Rollout:
             f"{where}: a trace ends right, and its first attempt was graded; got outcomes {first_grade.outcome} and "
             f"{second_grade.outcome}; leave the line out"
         )
-    context = chat.first_prompt(prompt)
+    context = _context(row, prompt, where, chat)
     following = chat.next_prompt(context, first.token_ids, correction)
     attempts = (Attempt(context, first, first_grade, sampled=False), Attempt(following, second, second_grade))
     return Rollout(problem, attempts, 0, 0)
+
+
+def _context(row: dict[str, Any], prompt: str, where: str, chat: Chat) -> tuple[int, ...]:
+    """The first prompt's ids, with the trace's system text where it has one."""
+    if not row.get("system"):
+        return chat.first_prompt(prompt)
+    try:
+        return chat.first_prompt(prompt, _text(row, "system", where))
+    except ModelError as error:
+        raise DataError(f"{where}: its system text cannot be written: {error}; leave it out") from error
 
 
 def _completion(row: dict[str, Any], field: str, where: str, chat: Chat) -> tuple[Completion, Grade]:

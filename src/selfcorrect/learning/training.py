@@ -41,14 +41,23 @@ class Trainer:
     """A policy under training: model, frozen reference, sampler, optimiser, task and progress."""
 
     def __init__(
-        self, config: TrainConfig, lm: LanguageModel, reference: LanguageModel, sampler: Sampler, task: Task,
+        self, config: TrainConfig, lm: LanguageModel, reference: LanguageModel | None, sampler: Sampler, task: Task,
         base_sampler: Sampler | None = None,
     ) -> None:  # fmt: skip
-        """base_sampler: samples from the reference model; needed where a stage has offline_first."""
-        self.config, self.lm, self.reference, self.sampler, self.task = config, lm, reference, sampler, task
+        """reference: None where the recipe needs none. base_sampler: samples from it, for stages with offline_first."""
+        self.config, self.lm, self._reference, self.sampler, self.task = config, lm, reference, sampler, task
         self.base_sampler = base_sampler
         self.progress = Progress()
         self.start_stage(0)
+
+    @property
+    def reference(self) -> LanguageModel:
+        assert self._reference, "a KL weight, or a draw from the base model, without a reference"
+        return self._reference
+
+    @property
+    def has_reference(self) -> bool:
+        return self._reference is not None
 
     @property
     def stage(self) -> StageBase:

@@ -64,20 +64,20 @@ class Chat:
             self.system = system
         self.opens_thought = leaves_thought_open(self._render([("user", _MARKER)]).rpartition(_MARKER)[2])
         self._between: dict[str, tuple[tuple[int, ...], int]] = {}
-        self._first: Callable[[str], tuple[tuple[int, ...], bool]] = lru_cache(maxsize=4096)(self._read_first)
+        self._first: Callable[[str, str], tuple[tuple[int, ...], bool]] = lru_cache(maxsize=4096)(self._read_first)
         self._between_turns("a question")  # a template that cannot serve is refused before anything is sampled
         self.notes = tuple(self._look_for_surprises())
 
-    def first_prompt(self, user: str) -> tuple[int, ...]:
-        """The context `x_1` of attempt 1 as ids [P]."""
-        return self._first(user)[0]
+    def first_prompt(self, user: str, system: str = "") -> tuple[int, ...]:
+        """The context `x_1` of attempt 1 as ids [P]. Raises ModelError where the template has no place for `system`."""
+        return self._first(user, system)[0]
 
     def readable(self, user: str) -> bool:
         """False where the tokenizer has no token for part of the user's text.
 
         A control token that the text spells out is read as plain text; where it cannot be, the text is not readable.
         """
-        return self._first(user)[1]
+        return self._first(user, "")[1]
 
     def next_prompt(self, prompt_ids: Sequence[int], completion_ids: Sequence[int], user: str) -> tuple[int, ...]:
         """The context of the next attempt: prompt_ids + completion_ids + the correction turn, as ids.
@@ -162,8 +162,11 @@ class Chat:
         place = next((place for place, token in enumerate(ids) if token in ends), 0)
         return 0 if self.decode(ids[:place]).strip() else place
 
-    def _read_first(self, user: str) -> tuple[tuple[int, ...], bool]:
-        return self._ids(lambda text: self._render([("user", text)]), user)
+    def _read_first(self, user: str, system: str) -> tuple[tuple[int, ...], bool]:
+        before = [("system", system)] if system else []
+        if system.strip() not in self._render([*before, ("user", _USER_MARKER)]):
+            raise ModelError("the chat template leaves out a system turn")
+        return self._ids(lambda text: self._render([*before, ("user", text)]), user)
 
     def _ids(self, render: Callable[[str], str], user: str) -> tuple[tuple[int, ...], bool]:
         """render(user) as ids, in which no control token comes from the user's text; and whether that can be read."""

@@ -34,8 +34,8 @@ class Source:
     def refusal(self, why: str) -> ModelError:
         return ModelError(f"model.path = {self.shown!r}: {why}")
 
-    def read_json(self, name: str) -> dict[str, Any] | None:
-        """A JSON file of the model; None where it has none. Raises ModelError where it cannot be read."""
+    def file(self, name: str) -> Path | None:
+        """A file of the model, here or in the hub's cache; None if it has none. Raises ModelError as the hub does."""
         from transformers.utils import cached_file
 
         quiet = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
@@ -43,10 +43,18 @@ class Source:
             file = cached_file(self.path, name, **quiet, **self.how)
         except Exception as error:  # the hub's refusals (no such name, no access) are of many kinds
             raise self.not_loaded(error) from error
+        return None if file is None else Path(file)
+
+    def has(self, name: str) -> bool:
+        return self.file(name) is not None
+
+    def read_json(self, name: str) -> dict[str, Any] | None:
+        """A JSON file of the model; None where it has none. Raises ModelError where it cannot be read."""
+        file = self.file(name)
         if file is None:
             return None
         try:
-            found = json.loads(Path(file).read_text(encoding="utf-8-sig"))
+            found = json.loads(file.read_text(encoding="utf-8-sig"))
         except (OSError, ValueError, RecursionError) as error:
             raise self.refusal(f"{name} is not valid JSON ({error}); mend the file, or fetch it again") from error
         if not isinstance(found, dict):
@@ -86,7 +94,7 @@ def find(path: str, shown: str) -> Source:
     else:
         return Source(path, shown)
     source = Source(path, shown, cached_only=True)
-    if source.read_json("config.json") is None:
+    if source.read_json("config.json") is None and source.read_json("adapter_config.json") is None:
         raise source.refusal(f"is no folder here and not in the hub's cache, and {why}; name a folder, or mend that")
     return source
 

@@ -1,15 +1,16 @@
 """A causal language model of Hugging Face layout, with its tokenizer and chat template.
 
 Shared by the policy, the reference and the transformers sampler, so that all three compute a token's
-log-probability the same way. Weights are float32; the forward pass runs under autocast where that is good.
+log-probability the same way. The forward pass runs under autocast where that is good.
 The model always stays in eval mode: dropout would make the policy differ from the one that sampled.
 """
 
 import copy
 import json
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -20,14 +21,20 @@ from torch import Tensor
 from selfcorrect.config import LAB_MODEL, ModelConfig
 from selfcorrect.config.paths import is_evaluation
 from selfcorrect.errors import ModelError
-from selfcorrect.models import files, generation, templates
+from selfcorrect.models import adapters, files, generation, templates
+from selfcorrect.models.adapters import FROZEN, OFF, POLICY, Adapters
 from selfcorrect.models.chat import Chat
 from selfcorrect.models.head import Head, HeadForm, States, head_form
+from selfcorrect.models.masters import Masters
 
 
 @dataclass(slots=True)
 class LanguageModel:
-    """model: a transformers causal LM; compute_dtype: that of the forward pass; eos_ids: every id that ends a turn."""
+    """model: a transformers causal LM; compute_dtype: that of the forward pass; eos_ids: every id that ends a turn.
+
+    adapters: those in the model, if any; view: which of them this LanguageModel computes with. masters: of weights that
+    are stored in lower precision than they train in, once they train.
+    """
 
     model: Any
     tokenizer: Any
@@ -36,14 +43,20 @@ class LanguageModel:
     device: torch.device
     compute_dtype: torch.dtype
     head_form: HeadForm | None
+    adapters: Adapters | None = None
+    view: str = POLICY
+    masters: Masters | None = None
 
-    def autocast(self) -> AbstractContextManager[Any]:
-        """The precision of every forward pass, at sampling and at training."""
+    @contextmanager
+    def autocast(self) -> Iterator[None]:
+        """Around every forward pass, at sampling and at training: its precision, and the adapter that it sees."""
         enabled = self.compute_dtype != torch.float32
-        return torch.autocast(self.device.type, self.compute_dtype if enabled else torch.bfloat16, enabled=enabled)
+        precision = torch.autocast(self.device.type, self.compute_dtype if enabled else torch.bfloat16, enabled=enabled)
+        with precision, self.adapters.shown(self.view) if self.adapters else nullcontext():
+            yield
 
     def logits(self, token_ids: Tensor, select: Tensor, **kwargs: Any) -> Tensor:
-        """Next-token logits, float32 [N, V], at the positions where `select` [B, T] is true, in row-major order.
+        """Next-token logits [N, V], float32 or better, where `select` [B, T] is true, in row-major order.
 
         The vocabulary projection runs on those positions alone, where what the head does is known.
         """
@@ -52,7 +65,9 @@ class LanguageModel:
             return states.hidden_ND.float()
         with self.autocast():
             products = self.model.get_output_embeddings()(states.hidden_ND)
-        return states.head.form.applied(torch.as_tensor(products).float())
+        return states.head.form.applied(
+            torch.as_tensor(products).to(torch.promote_types(products.dtype, torch.float32))
+        )
 
     def states(self, token_ids: Tensor, select: Tensor, **kwargs: Any) -> States:
         """What next tokens are predicted from, at the positions where `select` [B, T] is true, in row-major order."""
@@ -79,36 +94,62 @@ class LanguageModel:
         return getattr(config, "sliding_window", None) is None and hasattr(config, "num_attention_heads")
 
     def parameters(self) -> list[Tensor]:
-        return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        """What trains, in float32: an adapter, or all weights, or their masters. Gradients are found there."""
+        if self.view != POLICY:
+            return []
+        if self.masters is None:
+            self.masters = Masters(self.model)
+        of = self.masters.by_name
+        return [of.get(name, weight) for name, weight in self.model.named_parameters() if weight.requires_grad]
 
     def frozen_copy(self) -> "LanguageModel":
-        """The same weights in memory of their own, without gradients: a reference model."""
-        model = copy.deepcopy(self.model).requires_grad_(False)
-        return LanguageModel(
-            model, self.tokenizer, self.chat, self.eos_ids, self.device, self.compute_dtype, self.head_form
-        )
+        """The model as it is now, without gradients: a reference.
+
+        With adapters it is the same model with the adapter off, or with a frozen copy of an adapter that does
+        something; else the same weights in memory of their own.
+        """
+        if self.adapters is None:
+            return replace(self, model=copy.deepcopy(self.model).requires_grad_(False), masters=None)
+        if self.adapters.changes_nothing:
+            return replace(self, view=OFF)
+        self.adapters.load(self.adapters.tensors(), FROZEN)
+        return replace(self, view=FROZEN)
 
     def save(self, folder: Path, dtype: torch.dtype = torch.float32) -> None:
-        """An ordinary folder of Hugging Face layout: weights in `dtype`, config, tokenizer, chat template."""
+        """An ordinary folder of Hugging Face layout: weights in `dtype`, config, tokenizer, chat template.
+
+        With adapters it is an adapter's folder, in float32, that names the model it belongs to.
+        """
         from transformers.utils import logging
 
         logging.disable_progress_bar()
-        state = self.model.state_dict()
-        # a tied weight stays one tensor, as the saving looks for those
-        cast = {t.data_ptr(): t.to("cpu", dtype) for t in state.values() if t.is_floating_point()}
-        state = {name: cast.get(tensor.data_ptr(), tensor) for name, tensor in state.items()}
-        self.model.save_pretrained(folder, state_dict=state)
-        _name_dtype(folder / "config.json", dtype)
+        if self.adapters:
+            self.adapters.save(folder)
+        else:
+            self._save_weights(folder, dtype)
         self.tokenizer.save_pretrained(folder)
 
+    def _save_weights(self, folder: Path, dtype: torch.dtype) -> None:
+        state = self.model.state_dict()
+        # a tied weight stays one tensor, as the saving looks for those
+        cast = {t.data_ptr(): self._exact(t).to("cpu", dtype) for t in state.values() if t.is_floating_point()}
+        state = {name: cast.get(tensor.data_ptr(), tensor) for name, tensor in state.items()}
+        self.model.save_pretrained(folder, state_dict=state)
+        _name_dtype(folder / "config.json", str(self.model.dtype), dtype)
 
-def _name_dtype(file: Path, dtype: torch.dtype) -> None:
+    def _exact(self, tensor: Tensor) -> Tensor:
+        """A weight's master, where it has one."""
+        master = self.masters.of(tensor) if self.masters else None
+        return tensor if master is None else master.detach()
+
+
+def _name_dtype(file: Path, held: str, dtype: torch.dtype) -> None:
     """config.json names the dtype of the weights in memory; those on disk have this one."""
 
     def named(value: Any) -> Any:
         if isinstance(value, dict):
             return {key: named(item) for key, item in value.items()}
-        return str(dtype).removeprefix("torch.") if value == "float32" else value
+        return str(dtype).removeprefix("torch.") if value == held.removeprefix("torch.") else value
 
     config = json.loads(file.read_text(encoding="utf-8"))
     file.write_text(json.dumps(named(config), indent=2, sort_keys=True) + "\n", encoding="utf-8")
@@ -121,13 +162,13 @@ def resolve_path(path: str) -> str:
     looks_local = path.startswith((".", "/", "~")) or path.count("/") != 1
     folder = Path(path).expanduser()
     if folder.is_dir():
-        if not (folder / "config.json").is_file():
+        if not _is_model(folder):
             if is_evaluation(folder):
                 raise ModelError(
                     f"model.path = {path!r} is an evaluation of a model, not a model; name the model itself, the "
                     f"model.path in {folder / 'config.yaml'}"
                 )
-            kept = [name for name in ("final", "best") if (folder / name / "config.json").is_file()]
+            kept = [name for name in ("final", "best") if _is_model(folder / name)]
             if kept or (folder / "environment.json").is_file():
                 here = f"name its model: {folder / kept[0]}" if kept else "it has kept no model yet"
                 raise ModelError(f"model.path = {path!r} is a run, not a model; {here}")
@@ -142,58 +183,189 @@ def resolve_path(path: str) -> str:
     return path
 
 
-def load_model(config: ModelConfig) -> LanguageModel:
-    """Load model, tokenizer and chat template. Raises ModelError, naming what is missing."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+def _is_model(folder: Path) -> bool:
+    """Whether a folder holds a model, or an adapter of one."""
+    return any((folder / name).is_file() for name in ("config.json", adapters.CONFIG))
+
+
+def load_model(config: ModelConfig, seed: int = 0) -> LanguageModel:
+    """Load model, tokenizer and chat template; with an adapter, where the path or the tuning names one.
+
+    seed: a fresh adapter's. Raises ModelError, naming what is missing.
+    """
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     source = files.find(resolve_path(config.path), config.path)
+    adapter = None if source.has("config.json") else source.read_json(adapters.CONFIG)
+    base = source if adapter is None else _base_of(source, adapter)
     if not config.trust_remote_code:
         source.refuse_code()
+        base.refuse_code()
     device = pick_device(config.device)
-    attention = config.attention if config.attention != "auto" else ("eager" if device.type == "cpu" else "sdpa")
-    how = {**source.how, "trust_remote_code": config.trust_remote_code}  # never None: transformers would ask on stdin
     verbosity = logging.get_verbosity()
     logging.set_verbosity(logging.CRITICAL)  # what it reports at length becomes one line here
     try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            lm, notes = _load(config, source, base, device)
+            if adapter is not None:
+                notes += _take_adapter(lm, config, source, base, adapter, seed)
+            elif config.tuning != "full":
+                fresh = adapters.fresh_config(config.lora, lm.model)
+                lm.adapters = Adapters(lm.model, fresh, _lasting(base.path), seed)
+            if lm.adapters:
+                from selfcorrect.models.weights import base_digests
+
+                lm.adapters.about = {"tuning": config.tuning, "weights": config.weights, **base_digests(lm)}
+    finally:
+        logging.set_verbosity(verbosity)
+    lm.chat.notes += tuple(notes)
+    return lm
+
+
+def _load(
+    config: ModelConfig, source: files.Source, base: files.Source, device: torch.device
+) -> tuple[LanguageModel, list[str]]:
+    """The model without adapter, with notes. source: where the tokenizer is, if it is there; base: the weights."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    attention = config.attention if config.attention != "auto" else ("eager" if device.type == "cpu" else "sdpa")
+    safe = {"trust_remote_code": config.trust_remote_code}  # never None: transformers would ask on stdin
+    compute_dtype = torch.bfloat16 if config.weights == "bfloat16" else pick_dtype(config.precision, device)
+    try:
+        words = source if source.has("tokenizer_config.json") else base
         try:
-            tokenizer = AutoTokenizer.from_pretrained(source.path, **how)
+            tokenizer = AutoTokenizer.from_pretrained(words.path, **words.how, **safe)
         except Exception as error:  # transformers raises many kinds here; all mean the folder is not usable
-            raise source.refusal(f"no tokenizer can be loaded: {files.first_line(error)}") from error
-        raw = source.read_json("generation_config.json")
+            raise words.refusal(f"no tokenizer can be loaded: {files.first_line(error)}") from error
+        raw = base.read_json("generation_config.json")
         given, changes = generation.mended(raw) if raw is not None else (None, "")
         model, found = AutoModelForCausalLM.from_pretrained(
-            source.path, dtype=torch.float32, attn_implementation=attention, output_loading_info=True,
-            generation_config=given, **how,
+            base.path, dtype=getattr(torch, config.weights), attn_implementation=attention, output_loading_info=True,
+            generation_config=given, **base.how, **safe, **_in_four_bits(config, device, compute_dtype),
         )  # fmt: skip
         if raw is None and model.can_generate():  # made from config.json
             model.generation_config, changes = generation.mended(model.generation_config.to_dict())
     except ModelError:
         raise
     except Exception as error:
-        raise source.not_loaded(error) from error
-    finally:
-        logging.set_verbosity(verbosity)
+        raise base.not_loaded(error) from error
     if found["missing_keys"]:
         first, *more = sorted(found["missing_keys"])
-        raise ModelError(
-            f"model.path = {config.path!r}: its weights lack {first}" + (f" and {len(more)} more" if more else "")
+        raise base.refusal(
+            f"its weights lack {first}" + (f" and {len(more)} more" if more else "")
             + ", which would be left random; the files are not complete, or not of a causal language model"
         )  # fmt: skip
+    if config.tuning == "qlora":
+        adapters.keep_plain(model)
+    else:
+        model.to(device)
     templates.choose(tokenizer, config.chat_template)
     system = None
     if config.system_prompt is not None:
         system = templates.System(config.system_prompt, config.system_as == "first_user")
-    lm = wrap(model.to(device), tokenizer, pick_dtype(config.precision, device), config.template_options, system)
+    lm = wrap(model, tokenizer, compute_dtype, config.template_options, system)
     if lm.head_form is None:
         lm.chat.notes += (
             f"model.path = {config.path!r}: how this model makes logits from its last hidden states is not known, so "
             "the update holds them whole, tokens x vocabulary",
         )
-    if changes:
-        lm.chat.notes += (f"the model's generation settings will be saved {changes}; nothing here samples by them",)
-    return lm
+    told = f"the model's generation settings will be saved {changes}; nothing here samples by them"
+    return lm, [told] if changes else []
+
+
+def _in_four_bits(config: ModelConfig, device: torch.device, compute_dtype: torch.dtype) -> dict[str, Any]:
+    """Arguments that quantise the linear layers but the head as they are loaded."""
+    if config.tuning != "qlora":
+        return {}
+    adapters.need_peft()
+    adapters.need_bitsandbytes("model.tuning: qlora")
+    from transformers import BitsAndBytesConfig
+
+    if device.type == "mps":
+        raise ModelError("model.tuning = 'qlora': 4-bit weights need a GPU of CUDA or a CPU; take lora here")
+    four = BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=compute_dtype,
+    )  # fmt: skip
+    return {
+        "quantization_config": four,
+        "device_map": {"": device.index or 0 if device.type == "cuda" else device.type},
+    }
+
+
+def _base_of(source: files.Source, adapter: Mapping[str, Any]) -> files.Source:
+    """Where the model lies that an adapter belongs to."""
+    named = adapter.get("base_model_name_or_path")
+    if not isinstance(named, str) or not named:
+        raise source.refusal(f"{adapters.CONFIG} names no base_model_name_or_path; write there which model it is for")
+    shown = f"{source.shown} (its base: {named})"
+    try:
+        path = resolve_path(named)
+    except ModelError as error:
+        raise source.refusal(f"its base model is not there: {str(error).partition(': ')[2] or error}") from error
+    base = files.find(path, shown)
+    if not base.has("config.json"):
+        raise source.refusal(f"its base model {named!r} is no model folder; merge adapters that stand on each other")
+    return base
+
+
+def _take_adapter(
+    lm: LanguageModel, config: ModelConfig, source: files.Source, base: files.Source, told: Mapping[str, Any], seed: int
+) -> list[str]:
+    """Puts a stored adapter into the model: live where tuning has one, else merged. Returns notes."""
+    from safetensors import SafetensorError, safe_open
+
+    file, described = source.file(adapters.WEIGHTS), source.file(adapters.CONFIG)
+    assert described
+    if file is None:
+        raise source.refusal(f"holds {adapters.CONFIG} and no {adapters.WEIGHTS}; save the adapter as safetensors")
+    try:
+        stored, changed = adapters.stored_config(told, described.parent)
+        with safe_open(file, "pt") as opened:
+            state = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+        made = Adapters(lm.model, stored, _lasting(base.path), seed)
+        made.load(state)
+    except ModelError:
+        raise
+    except (SafetensorError, ValueError, OSError, TypeError, KeyError) as error:
+        raise source.refusal(files.first_line(error)) from error
+    lm.adapters = made
+    about = source.read_json(adapters.ABOUT) or {}
+    other = _other_base(lm, about)
+    if other:
+        raise source.refusal(
+            f"its base {base.path} holds other weights than those that the adapter was trained on ({other})"
+        )
+    notes = [f"the adapter is taken {changed}"] if changed else []
+    if config.tuning == "full":
+        made.merge()
+        lm.adapters = None
+        lm.model.requires_grad_(True)
+        if about.get("tuning") == "qlora":
+            notes.append(
+                "the adapter was trained over 4-bit weights, and is merged into the model's own here; model.tuning: "
+                "qlora computes as it was trained"
+            )
+    elif difference := adapters.differs(stored, config.lora):
+        notes.append(f"model.lora: the adapter that model.path names goes on as it is: {difference}")
+    return notes
+
+
+def _other_base(lm: LanguageModel, about: Mapping[str, str]) -> str:
+    """How the base differs from that which the adapter was trained on, by the digests kept with it; empty if not."""
+    from selfcorrect.models.weights import base_digests
+
+    found = base_digests(lm)
+    return ", ".join(
+        f"{name} {found[name]}, not {about[name]}" for name in found if about.get(name, found[name]) != found[name]
+    )
+
+
+def _lasting(path: str) -> str:
+    """A model's path as it is named for later: a folder by its whole path, a hub name as it is."""
+    return str(Path(path).absolute()) if Path(path).is_dir() else path
 
 
 def wrap(

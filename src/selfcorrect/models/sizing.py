@@ -1,12 +1,16 @@
-"""How many rows a model takes side by side, where a recipe leaves it open (`auto`).
+"""How many rows a model takes side by side, where a recipe leaves it open (`auto`); and what its weights take.
 
-Worked out from the model's shape and the recipe's lengths alone, never from what happens to be free: the same recipe
+Rows follow from the model's shape and the recipe's lengths alone, never from what happens to be free: the same recipe
 gives the same numbers on the same kind of machine. An estimate on the safe side, not a measurement.
 """
 
-from typing import Any
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from selfcorrect.config import OptimizerConfig, TrainConfig
 from selfcorrect.errors import ConfigError
@@ -57,6 +61,82 @@ def _checkpointing(optimizer: OptimizerConfig, lm: LanguageModel, tokens: int, b
     what = "on" if able else "off, as this model's code does not mark its layers for it"
     size = f"{rows} rollout{'s' * (rows > 1)} of up to {tokens} tokens would keep {need / 2**30:.1f} GiB without it"
     return able, [f"optimizer.gradient_checkpointing: auto is {what}: {size}"]
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingMemory:
+    """Bytes that training takes beside activations and cache. available: of the device; None where nothing tells.
+
+    optimizer: its moments, and float32 masters of weights stored in bfloat16. reference: that of a copy, 0 without.
+    """
+
+    weights: int
+    gradients: int
+    optimizer: int
+    reference: int
+    available: int | None
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.gradients + self.optimizer + self.reference
+
+    @property
+    def reference_goes_to(self) -> Literal["device", "cpu"]:
+        """The device, unless less than half of its memory would be left for activations and cache."""
+        return "cpu" if self.available and self.total > self.available / 2 else "device"
+
+    def __str__(self) -> str:
+        parts = {
+            "weights": self.weights, "gradients": self.gradients, "optimiser": self.optimizer,
+            "reference": self.reference,
+        }  # fmt: skip
+        told = ", ".join(f"{name} {size_text(size)}" for name, size in parts.items() if size)
+        return f"{size_text(self.total)} ({told}); activations and cache apart"
+
+
+def training_memory(config: TrainConfig, lm: LanguageModel) -> TrainingMemory:
+    """For a recipe and its model, however it is tuned."""
+    tensors = [*lm.model.parameters()]
+    trained = [tensor for tensor in tensors if tensor.requires_grad]
+    numbers = sum(tensor.numel() for tensor in trained)
+    masters = sum(tensor.numel() for tensor in trained if tensor.dtype.itemsize < torch.float32.itemsize)
+    moments = 8 if config.optimizer.name == "adamw" else 2
+    stored = _bytes(tensors) + _bytes(lm.model.buffers())
+    copied = config.uses_reference and lm.adapters is None
+    return TrainingMemory(
+        stored, 4 * numbers, moments * numbers + 4 * masters, stored if copied else 0, memory_of(lm.device)
+    )
+
+
+def parameter_count(lm: LanguageModel) -> int:
+    """Of the model without its adapters; a 4-bit weight counts as what it stands for."""
+    count = 0
+    for name, parameter in lm.model.named_parameters():
+        state = getattr(parameter, "quant_state", None)
+        count += 0 if "lora_" in name else parameter.numel() if state is None else state.shape.numel()
+    return count
+
+
+def memory_of(device: torch.device) -> int | None:
+    """Bytes of memory that the device has in all; None where nothing tells."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError):
+        return None
+
+
+def size_text(count: int) -> str:
+    """Bytes as 1.6 GB or 12 MB."""
+    for unit, size in (("TB", 10**12), ("GB", 10**9), ("MB", 10**6)):
+        if count >= size:
+            return f"{count / size:.1f} {unit}"
+    return f"{count / 1000:.1f} kB"
+
+
+def _bytes(tensors: Iterable[Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def _budget(device: torch.device) -> float:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from selfcorrect.models.adapters import CONFIG
 from selfcorrect.models.loading import resolve_path
 
 _NAMES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
@@ -19,6 +20,9 @@ def stored_dtype(path: str) -> torch.dtype:
     path: as in a recipe's model.path. Weights that are no plain numbers of 16 or 32 bits count as their config says.
     """
     name = resolve_path(path)
+    adapter = None if _file(name, "config.json") else _file(name, CONFIG)
+    if adapter is not None:
+        return stored_dtype(json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"])
     weights = _file(name, "model.safetensors")
     index = _file(name, "model.safetensors.index.json") if weights is None else None
     if index is not None:

@@ -1,43 +1,108 @@
 """The weights of a model: taken out, put back, told apart."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from selfcorrect.config import ModelConfig
 from selfcorrect.errors import CheckpointError
-from selfcorrect.models.loading import LanguageModel
+from selfcorrect.models.adapters import FROZEN, POLICY, WEIGHTS
+from selfcorrect.models.loading import LanguageModel, load_model
+
+_SAMPLED = 64  # values of a tensor that a digest reads
 
 
 def weights(lm: LanguageModel) -> dict[str, Tensor]:
-    """The model's weights by name, tied ones once."""
-    seen: set[int] = set()
-    state: Mapping[str, Any] = lm.model.state_dict(keep_vars=True)
-    kept = {}
-    for name, tensor in state.items():
-        if tensor.data_ptr() not in seen:
-            seen.add(tensor.data_ptr())
-            kept[name] = tensor.detach()
-    return kept
+    """What trains by name: an adapter, or the model's weights, tied ones once, as exact as they are kept."""
+    if lm.adapters:
+        return {name: tensor.detach() for name, tensor in lm.adapters.tensors().items()}
+    masters = lm.masters.by_name if lm.masters else {}
+    return {name: masters.get(name, tensor).detach() for name, tensor in _distinct(lm)}
 
 
 def load_weights(lm: LanguageModel, state: Mapping[str, Tensor]) -> None:
-    """Put weights saved by `weights` back in place. Raises CheckpointError where they are another model's."""
+    """Put weights saved by `weights` back in place. Raises CheckpointError where they are another model's.
+
+    Of a reference that is a view of the policy's model, they become the adapter it sees.
+    """
     try:
+        if lm.adapters:
+            adapter = POLICY if lm.view == POLICY else FROZEN
+            lm.adapters.load(state, adapter)
+            lm.view = adapter
+            return
         missing, unexpected = lm.model.load_state_dict(dict(state), strict=False)
-    except RuntimeError as error:  # shapes differ
+    except (RuntimeError, ValueError) as error:  # names or shapes differ
         raise CheckpointError(f"the weights do not fit the model: {' '.join(str(error).split())[:300]}") from error
     untied = [name for name in missing if name not in (getattr(lm.model, "_tied_weights_keys", None) or ())]
     if unexpected or untied:
         raise CheckpointError(f"the weights do not fit the model: {[*unexpected, *untied][:5]}")
+    if lm.masters:
+        for name, tensor in state.items():
+            lm.masters.take(name, tensor)
+
+
+def stored_weights(folder: Path, lm: LanguageModel, config: ModelConfig) -> dict[str, Tensor]:
+    """What `weights` gave for a model that was saved to this folder, rounded as it was stored. config: the model's."""
+    if lm.adapters:
+        from safetensors.torch import load_file
+
+        return dict(load_file(folder / WEIGHTS))
+    plain = {"path": str(folder), "weights": "float32", "precision": "float32", "device": "cpu"}
+    return weights(load_model(config.model_copy(update=plain)))
 
 
 def fingerprint(lm: LanguageModel) -> str:
-    """A digest of every weight's name, shape and some 64 of its values: a model that was trained on has another."""
+    """A digest of every weight's name, shape and some 64 of its values: a model that was trained on has another.
+
+    An adapter that changes nothing does not count.
+    """
+    found = list(_base(lm)) if lm.adapters else list(weights(lm).items())
+    if lm.adapters and lm.view == POLICY and not lm.adapters.changes_nothing:
+        found += lm.adapters.tensors().items()
+    return _digest(found, torch.float32)
+
+
+def base_digests(lm: LanguageModel) -> dict[str, str]:
+    """Of the model beneath an adapter: its embeddings and norms, and its linear layers where they are not quantised.
+
+    In bfloat16, so that they say the same however the weights are stored.
+    """
+    adapted, rest = list[tuple[str, Tensor]](), list[tuple[str, Tensor]]()
+    for name, tensor in _base(lm):
+        (adapted if tensor.dim() > 1 and "embed" not in name else rest).append((name, tensor))
+    four_bits = any(not tensor.is_floating_point() for _, tensor in adapted)
+    return {"base": _digest(rest, torch.bfloat16)} | (
+        {} if four_bits else {"base_layers": _digest(adapted, torch.bfloat16)}
+    )
+
+
+def _base(lm: LanguageModel) -> Iterator[tuple[str, Tensor]]:
+    """The weights beneath the adapters, by the names that they have without."""
+    for name, tensor in _distinct(lm):
+        if "lora_" not in name and not any(
+            mark in name for mark in (".weight.absmax", ".weight.quant", ".weight.nested")
+        ):
+            yield name.replace(".base_layer.", "."), tensor.detach()
+
+
+def _distinct(lm: LanguageModel) -> Iterator[tuple[str, Tensor]]:
+    seen: set[int] = set()
+    state: Mapping[str, Any] = lm.model.state_dict(keep_vars=True)
+    for name, tensor in state.items():
+        if tensor.data_ptr() not in seen:
+            seen.add(tensor.data_ptr())
+            yield name, tensor
+
+
+def _digest(named: list[tuple[str, Tensor]], dtype: torch.dtype) -> str:
     digest = hashlib.sha256()
-    for name, tensor in weights(lm).items():
-        flat = tensor.flatten()
-        picked = flat[:: max(1, len(flat) // 64)].float().cpu()
+    for name, tensor in named:
+        flat = tensor.detach().flatten()
+        picked = flat[:: max(1, len(flat) // _SAMPLED)].to(dtype).float().cpu()
         digest.update(f"{name} {tuple(tensor.shape)};".encode() + picked.numpy().tobytes())
     return digest.hexdigest()[:16]

@@ -25,14 +25,15 @@ from torch import Tensor
 from selfcorrect.errors import CheckpointError
 from selfcorrect.learning.record import Progress
 
+_TABLES = ("qmap1", "qmap2")  # of 8-bit moments: the same for all of them, and made anew
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 PARTIAL = ".partial-"  # begins the names of folders that are being written, or being replaced
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """tensors: weights and optimiser moments by name; state: plain JSON values, those of Progress and `due`: whether
-    the step was one at which the best weights are looked for.
+    """tensors: weights and optimiser moments by name; state: plain JSON values, those of Progress, `due`: whether
+    the step was one at which the best weights are looked for, and `base`: the fingerprint of what training began with.
     """
 
     step: int
@@ -159,7 +160,7 @@ def progress_of(checkpoint: Checkpoint | None) -> Progress | None:
     """Raises CheckpointError where the state is another version's."""
     if checkpoint is None:
         return None
-    known = {name: value for name, value in checkpoint.state.items() if name != "due"}
+    known = {name: value for name, value in checkpoint.state.items() if name not in ("due", "base")}
     try:
         return Progress(**known)
     except TypeError as error:
@@ -172,17 +173,43 @@ def is_disk_full(error: OSError) -> bool:
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """The optimiser's moments by parameter index and name."""
-    state: Mapping[int, Mapping[str, Any]] = optimizer.state_dict()["state"]
-    return {f"{i}.{key}": torch.as_tensor(value) for i, entry in state.items() for key, value in entry.items()}
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    return {
+        f"{i}.{key}": torch.as_tensor(value)
+        for i, parameter in enumerate(parameters)
+        for key, value in optimizer.state.get(parameter, {}).items()
+        if key not in _TABLES
+    }
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
     """Put moments saved by `optimizer_tensors` back."""
-    state: dict[int, dict[str, Tensor]] = {}
+    state: dict[int, dict[str, Any]] = {}
     for name, tensor in tensors.items():
         index, _, key = name.partition(".")
         state.setdefault(int(index), {})[key] = tensor
+    if hasattr(optimizer, "init_state"):
+        _load_8bit(optimizer, state)
+        return
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _load_8bit(optimizer: Any, state: Mapping[int, dict[str, Any]]) -> None:
+    """Bitsandbytes' moments, into the buffers that it makes itself: paged ones stay paged."""
+    parameters = [
+        (group, place, parameter)
+        for group, entry in enumerate(optimizer.param_groups)
+        for place, parameter in enumerate(entry["params"])
+    ]
+    for index, entry in state.items():
+        group, place, parameter = parameters[index]
+        optimizer.init_state(optimizer.param_groups[group], parameter, group, place)
+        into = optimizer.state[parameter]
+        for key, tensor in entry.items():
+            if isinstance(into[key], Tensor):
+                into[key].copy_(tensor)
+            else:
+                into[key] = tensor.item()
 
 
 def _load(path: Path) -> Checkpoint:

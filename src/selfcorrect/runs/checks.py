@@ -1,6 +1,5 @@
 """What is tried before a run or an evaluation writes anything."""
 
-import os
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -10,14 +9,31 @@ import torch
 from selfcorrect.config import TrainConfig
 from selfcorrect.errors import ConfigError
 from selfcorrect.evaluation.evaluate import evaluated_problems, load_external
+from selfcorrect.learning.policy import check_optimizer
 from selfcorrect.models.loading import LanguageModel, load_model
-from selfcorrect.models.sizing import sized
+from selfcorrect.models.sizing import parameter_count, size_text, sized, training_memory
 from selfcorrect.models.stored import stored_dtype
-from selfcorrect.runs.disk import check_room, need_of, size_text, try_save, used
+from selfcorrect.runs.disk import check_room, need_of, try_save, used
 from selfcorrect.runs.trackers import tracker_names
 from selfcorrect.tasks import make_task
 from selfcorrect.tasks.base import Task
 from selfcorrect.types import Problem
+
+_SMALLER = {  # tuning -> what takes less
+    "full": "set model.tuning: lora or qlora", "lora": "set model.weights: bfloat16, or model.tuning: qlora",
+    "qlora": "set model.weights: bfloat16, or a lower model.lora.rank",
+}  # fmt: skip
+
+
+def tuning_text(config: TrainConfig, lm: LanguageModel) -> str:
+    """Which weights train, in words."""
+    trained = sum(parameter.numel() for parameter in lm.model.parameters() if parameter.requires_grad)
+    stored = f"stored in {config.model.weights}"
+    if lm.adapters is None:
+        return f"tuning full: all of them train, {stored}"
+    base = "in 4 bits" if config.model.tuning == "qlora" else stored
+    rank = f"rank {lm.adapters.config.r}"
+    return f"tuning {config.model.tuning}: an adapter of {rank}, {trained / 1e6:,.2f} million, over a model {base}"
 
 
 def fitted(config: TrainConfig, lm: LanguageModel, task: Task) -> tuple[TrainConfig, list[str]]:
@@ -78,9 +94,12 @@ def tried(config: TrainConfig) -> Iterator[str]:
         for name, problems in load_external(task, [*config.evaluation.external, *held_out_file]):
             yield f"data: {len(problems)} problems of {name}"
         task.grade([])
-        lm = load_model(config.model)
-        count = sum(p.numel() for p in lm.model.parameters())
-        yield f"model: {count / 1e6:,.1f} million parameters on {lm.device}, computed in {str(lm.compute_dtype)[6:]}"
+        lm = load_model(config.model, config.seed)
+        check_optimizer(config.optimizer, lm.device)
+        yield (
+            f"model: {parameter_count(lm) / 1e6:,.1f} million parameters on {lm.device}, computed in "
+            f"{str(lm.compute_dtype)[6:]}; {tuning_text(config, lm)}"
+        )
         need = check_context(config, lm, task, task.longest())
         room = getattr(lm.model.config, "max_position_embeddings", None)
         yield f"longest rollout: {need} tokens of the {room or 'unknown number'} that the model reads"
@@ -88,24 +107,23 @@ def tried(config: TrainConfig) -> Iterator[str]:
         yield from (f"note: {note}" for note in [*task.notes, *lm.chat.notes, *sizes])
         yield f"first prompt: {lm.tokenizer.decode(lm.chat.first_prompt(held_out[0].prompt))!r}"
         if settled.stages:
-            # in float32: weights, their gradients and two moments of AdamW; and the reference's weights
-            need, there = 20 * count, memory_of(lm.device)
-            told = f"memory: {size_text(need)} for policy, gradients, optimiser, reference; activations apart"
-            yield told + (f"; {size_text(there)} are there" if there else "")
-            if there and need > there:
-                raise ConfigError(f"model.path = {config.model.path!r}: {told}, but {size_text(there)} are there")
+            yield _memory(settled, lm)
             tracker_names(config)
             yield _disk(config, lm)
 
 
-def memory_of(device: torch.device) -> int | None:
-    """Bytes of memory that the device has in all; None where nothing tells."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_properties(device).total_memory
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (ValueError, OSError):
-        return None
+def _memory(config: TrainConfig, lm: LanguageModel) -> str:
+    """What training takes of the device, and what it has. Raises ConfigError where that does not suffice."""
+    need = training_memory(config, lm)
+    if need.available is None:
+        return f"memory: {need}"
+    there = f"{size_text(need.available)} are there"
+    if need.total > need.available:
+        raise ConfigError(
+            f"model.path = {config.model.path!r}: training takes memory of {need}; {there}; "
+            f"{_SMALLER[config.model.tuning]}, or take a smaller model"
+        )
+    return f"memory: {need}; {there}"
 
 
 def _disk(config: TrainConfig, lm: LanguageModel) -> str:

@@ -13,6 +13,7 @@ from selfcorrect.config import TrainConfig
 from selfcorrect.config.paths import is_evaluation
 from selfcorrect.errors import CheckpointError, ConfigError, ModelError
 from selfcorrect.models.loading import LanguageModel
+from selfcorrect.models.sizing import size_text
 from selfcorrect.models.weights import weights
 from selfcorrect.runs.checkpoint import PARTIAL, atomic_folder, sweep, write_manifest
 from selfcorrect.runs.interrupts import alone
@@ -62,7 +63,7 @@ def try_save(lm: LanguageModel, dtype: torch.dtype, path: Path) -> int:
 def need_of(config: TrainConfig, lm: LanguageModel, model: int) -> Need:
     """model: bytes of a saved one. Checkpoints keep float32 weights and moments, so that resuming is exact."""
     numbers = sum(tensor.numel() for tensor in weights(lm).values())
-    trained = sum(parameter.numel() for parameter in lm.parameters())
+    trained = sum(parameter.numel() for parameter in lm.model.parameters() if parameter.requires_grad)
     checkpoint = 4 * (numbers + _MOMENTS * trained)
     return Need(checkpoint, config.checkpoint.keep + 1, model, len(config.stages) + 1)
 
@@ -140,11 +141,3 @@ def used(folder: Path) -> int:
             continue
         seen[found.st_dev, found.st_ino] = found.st_blocks * 512
     return sum(seen.values())
-
-
-def size_text(count: int) -> str:
-    """Bytes as 1.6 GB or 12 MB."""
-    for unit, size in (("TB", 10**12), ("GB", 10**9), ("MB", 10**6)):
-        if count >= size:
-            return f"{count / size:.1f} {unit}"
-    return f"{count / 1000:.1f} kB"

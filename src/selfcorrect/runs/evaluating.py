@@ -19,6 +19,7 @@ from selfcorrect.evaluation.kept import Kept
 from selfcorrect.evaluation.metrics import Summary
 from selfcorrect.models.chat import Chat
 from selfcorrect.models.loading import LanguageModel
+from selfcorrect.models.sizing import parameter_count
 from selfcorrect.models.weights import fingerprint
 from selfcorrect.runs.display import Observer
 from selfcorrect.samplers.base import Sampler
@@ -40,8 +41,7 @@ def rows_of(config: TrainConfig, lm: LanguageModel, attempts: int | None = None)
     most = config.rollouts.rows
     if lm.device.type != "cpu":
         return most
-    size: int = sum(parameter.numel() for parameter in lm.model.parameters())
-    cost = 2 * size * config.rollouts.max_new_tokens * (attempts or config.rollouts.attempts)
+    cost = 2 * parameter_count(lm) * config.rollouts.max_new_tokens * (attempts or config.rollouts.attempts)
     fitting = 1 << max(0, int(_CPU_CHUNK / cost).bit_length() - 1)
     return min(most, max(_FEWEST, fitting))
 

@@ -13,8 +13,8 @@ from selfcorrect.evaluation.evaluate import Evaluation, Evaluator
 from selfcorrect.learning.record import StepResult
 from selfcorrect.learning.supervised import Collection, Collector, steps_an_iteration, supervised_step
 from selfcorrect.learning.training import Trainer
-from selfcorrect.models.loading import LanguageModel, load_model
-from selfcorrect.models.weights import load_weights, weights
+from selfcorrect.models.loading import resolve_path
+from selfcorrect.models.weights import fingerprint, load_weights, stored_weights, weights
 from selfcorrect.runs.between import Between
 from selfcorrect.runs.checkpoint import (
     DAMAGE,
@@ -44,6 +44,9 @@ class Loop:
         self.config, self.folder, self.trainer = config, folder, trainer
         self.evaluator, self.validator, self.observer = evaluator, validator, observer
         self._dtype, self._saved, self._saved_step = dtype, time.monotonic(), 0
+        self._base = fingerprint(trainer.lm)
+        # An adapter as it began; weights are the reference's, or read again.
+        self._began = {name: t.clone() for name, t in weights(trainer.lm).items()} if trainer.lm.adapters else None
         self._collected: Collection | None = None
         self._sentry = Sentry(config, folder, observer)
         count = config.evaluation.problems_between
@@ -157,9 +160,12 @@ class Loop:
     def _first_weights(self) -> dict[str, torch.Tensor]:
         """Those that the stage under way began with."""
         if self.trainer.progress.stage == 0:
-            return weights(self.trainer.reference)  # the first stage's is the base model
+            if self._began is not None:
+                return self._began
+            base = self.trainer.reference if self.trainer.has_reference else None
+            return weights(base) if base else self._stored(Path(resolve_path(self.config.model.path)))
         path = self.folder.path / "models" / self.config.stages[self.trainer.progress.stage - 1].name
-        return weights(self._model_at(path))
+        return self._stored(path)
 
     def _keep_if_best(self) -> None:
         """`best/` holds the weights at the checkpoint of the stage with the highest score."""
@@ -221,9 +227,9 @@ class Loop:
 
     def _set_reference(self, index: int) -> None:
         """Stage 1's reference is the base model; later ones measure KL to what the recipe names."""
-        if self.config.algorithm.reference == "previous_stage" and index > 0:
+        if self.config.algorithm.reference == "previous_stage" and index > 0 and self.trainer.has_reference:
             path = self.folder.path / "models" / self.config.stages[index - 1].name
-            load_weights(self.trainer.reference, weights(self._model_at(path)))
+            load_weights(self.trainer.reference, self._stored(path))
 
     def _checkpoint(self) -> None:
         trainer = self.trainer
@@ -231,7 +237,7 @@ class Loop:
             return
         tensors = {f"model/{name}": tensor for name, tensor in weights(trainer.lm).items()}
         tensors |= {f"optimizer/{name}": tensor for name, tensor in optimizer_tensors(trainer.optimizer).items()}
-        state = asdict(trainer.progress) | {"due": self._is_due()}
+        state = asdict(trainer.progress) | {"due": self._is_due(), "base": self._base}
         checkpoint = Checkpoint(trainer.progress.step, tensors, state)
         save(self.folder.checkpoints, checkpoint, self.config.checkpoint.keep)
         self._saved, self._saved_step = time.monotonic(), checkpoint.step
@@ -240,6 +246,11 @@ class Loop:
         trainer = self.trainer
         progress = progress_of(checkpoint)
         assert progress
+        if checkpoint.state.get("base", self._base) != self._base:
+            raise CheckpointError(
+                f"checkpoint {checkpoint.step} was trained from other weights ({checkpoint.state['base']}) than "
+                f"model.path = {self.config.model.path!r} holds ({self._base}); put that model back"
+            )
         if progress.stage >= len(self.config.stages):
             raise CheckpointError(f"checkpoint {checkpoint.step} is of a stage that config.yaml no longer names")
         trainer.start_stage(progress.stage)
@@ -259,7 +270,7 @@ class Loop:
         """Take the weights of a model folder; False where it is not there or damaged: the last ones then stay."""
         if not self._is_whole(source):
             return False
-        load_weights(self.trainer.lm, weights(self._model_at(source)))
+        load_weights(self.trainer.lm, self._stored(source))
         return True
 
     def _is_whole(self, source: Path) -> bool:
@@ -273,6 +284,6 @@ class Loop:
             return False
         return True
 
-    def _model_at(self, path: Path) -> LanguageModel:
-        """The model of a folder, with the recipe's other settings."""
-        return load_model(self.config.model.model_copy(update={"path": str(path)}))
+    def _stored(self, path: Path) -> dict[str, torch.Tensor]:
+        """The weights, or the adapter, of a model folder."""
+        return stored_weights(path, self.trainer.lm, self.config.model)

@@ -16,6 +16,7 @@ from selfcorrect.config.paths import USED, absolute, is_evaluation
 from selfcorrect.config.recipe import load_recipe
 from selfcorrect.errors import CheckpointError, ConfigError, MemoryExhausted, TrainingInterrupted
 from selfcorrect.evaluation.kept import differences
+from selfcorrect.learning.policy import check_optimizer, make_reference
 from selfcorrect.learning.training import Trainer
 from selfcorrect.models.loading import load_model, use_threads
 from selfcorrect.models.stored import stored_dtype
@@ -31,7 +32,7 @@ from selfcorrect.runs.checkpoint import (
     saved,
     sweep,
 )
-from selfcorrect.runs.checks import fitted, is_out_of_memory, ready
+from selfcorrect.runs.checks import fitted, is_out_of_memory, ready, tuning_text
 from selfcorrect.runs.disk import check_room, need_of, try_save
 from selfcorrect.runs.disk import used as used_by
 from selfcorrect.runs.display import Observer
@@ -156,26 +157,27 @@ def _prepare_and_train(
     task.draw(1, config.rollouts.problems_per_step, config.seed)
     evaluator = make_evaluator(config, task)
     validation = task.load(config.checkpoint.held_out) if config.checkpoint.held_out else []
-    lm, dtype = load_model(config.model), stored_dtype(config.model.path)
+    lm, dtype = load_model(config.model, config.seed), stored_dtype(config.model.path)
+    check_optimizer(config.optimizer, lm.device)
     settled, sizes = fitted(config, lm, task)
     evaluator = dataclasses.replace(evaluator, rows=rows_of(settled, lm))
     plainly: dict[str, Any] = {"controls": False, "external": (), "samples": 1, "temperature": 0.0, "wordings": {}}
     validator = dataclasses.replace(evaluator, problems=validation, **plainly) if validation else None
-    rows, reference = settled.rollouts.rows, lm.frozen_copy()
+    rows, (reference, told) = settled.rollouts.rows, make_reference(settled, lm)
     trainer = Trainer(
         settled,
         lm,
         reference,
         TransformersSampler(lm, max_rows=rows),
         task,
-        TransformersSampler(reference, max_rows=rows),
+        TransformersSampler(reference, max_rows=rows) if reference else None,
     )
     room = ""
     with closing(task), ready(task), alone(path), nothing_left_of_a_failure(path, new=used is None):
         if used is None or used.stages != config.stages or not (path / "final").exists():  # else nothing comes of it
             need = need_of(config, lm, try_save(lm, dtype, path))
             room = check_room(path, need, config.checkpoint.keep, used_by(path))
-        notes = [*task.notes, *lm.chat.notes, *sizes]
+        notes = [*task.notes, *lm.chat.notes, *sizes, tuning_text(settled, lm), told]
         checkpoint, folder = _open(path, config, observer, fingerprint(lm), notes, used)
         loop = Loop(settled, folder, trainer, evaluator, validator, observer, dtype)
         with closing(folder), observer:

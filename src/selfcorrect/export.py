@@ -1,0 +1,129 @@
+"""What a run learned, as a folder for others: an adapter or a model, with a card; and sent to the hub."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from selfcorrect.config import ModelConfig, TrainConfig
+from selfcorrect.config.recipe import load_recipe
+from selfcorrect.errors import ConfigError, DataError, ModelError
+from selfcorrect.models import adapters
+from selfcorrect.models.loading import load_model, resolve_path
+from selfcorrect.models.stored import stored_dtype
+from selfcorrect.report.card import card
+from selfcorrect.report.load import Run, load_run
+from selfcorrect.runs.checkpoint import atomic_folder
+
+_LEFT_OUT = {"manifest.json", "README.md"}  # of a run's own folder
+
+
+def export(
+    source: str | Path, target: str | Path, *, merge: bool = False, push: str | None = None,
+    say: Callable[[str], None] = lambda text: None,
+) -> Path:  # fmt: skip
+    """Writes the model of a run, or of a folder, with its card; returns the folder.
+
+    merge: an adapter goes into its base model's weights, which makes an ordinary model. Over a 4-bit base it is the
+    base as training saw it: quantised once, and dequantised; nothing is quantised again. push: the name of a repository
+    on the hub, which is made where it is not there, and private. Raises UserError kinds.
+    """
+    out = Path(target).expanduser()
+    if out.exists():
+        raise ConfigError(f"{out} is there already; remove it, or name another folder")
+    if push is not None:
+        _check_name(push)
+    folder = _model_folder(Path(source).expanduser())
+    is_adapter = not (folder / "config.json").is_file()
+    run = _run_of(folder)
+    base = adapters.stored_about(folder)[1] if is_adapter else _base_of(run, folder)
+    with atomic_folder(out) as temporary:
+        if merge and is_adapter:
+            say(f"merging {folder} into {base}")
+            _write_merged(folder, temporary)
+        else:
+            if merge:
+                say(f"{folder} is an ordinary model, with nothing to merge; it is copied")
+            for file in sorted(path for path in folder.iterdir() if path.is_file() and path.name not in _LEFT_OUT):
+                shutil.copyfile(file, temporary / file.name)
+        kind = "adapter" if is_adapter and not merge else "model"
+        text = card(out.name, kind, base, run, run.config if run else {})
+        (temporary / "README.md").write_text(text, encoding="utf-8")
+    if push is not None:
+        _push(out, push)
+        say(f"sent to the hub: {push}")
+    return out
+
+
+def _model_folder(source: Path) -> Path:
+    """The model that a run ended with, or the folder that was named."""
+    if (source / "config.yaml").is_file() and (source / "environment.json").is_file():
+        if not (source / "final").is_dir():
+            kept = f"; its best so far is {source / 'best'}" if (source / "best").is_dir() else ""
+            raise ConfigError(
+                f"{source} is not finished, so it has no final model{kept}; finish it, or name that folder"
+            )
+        return source / "final"
+    found = Path(resolve_path(str(source)))
+    if not found.is_dir():
+        raise ModelError(f"{source}: no such folder; name a run, or a model folder")
+    return found
+
+
+def _run_of(folder: Path) -> Run | None:
+    for above in list(folder.absolute().parents)[:2]:  # runs/NAME/final, runs/NAME/models/STAGE
+        if (above / "config.yaml").is_file() and (above / "environment.json").is_file():
+            try:
+                return load_run(above)
+            except DataError:
+                return None
+    return None
+
+
+def _base_of(run: Run | None, folder: Path) -> str:
+    model = run.config.get("model") if run else None
+    return str(model.get("path", folder)) if isinstance(model, dict) else str(folder)
+
+
+def _write_merged(folder: Path, out: Path) -> None:
+    """The base with the adapter in it, in the dtype that the base came in."""
+    about, _ = adapters.stored_about(folder)
+    how: dict[str, Any] = {"tuning": about.get("tuning", "lora"), "weights": about.get("weights", "float32")}
+    lm = load_model(ModelConfig(path=str(folder), device="cpu", trust_remote_code=_trusts(folder), **how))
+    assert lm.adapters
+    lm.adapters.merge(exact=True)
+    lm.adapters = None
+    lm.save(out, stored_dtype(str(folder)))
+
+
+def _trusts(folder: Path) -> bool:
+    """Whether the recipe that the adapter was trained by lets the model's own code run."""
+    for above in list(folder.absolute().parents)[:2]:
+        if (above / "config.yaml").is_file() and (above / "environment.json").is_file():
+            config = load_recipe(above / "config.yaml")
+            return isinstance(config, TrainConfig) and config.model.trust_remote_code
+    return False
+
+
+def _check_name(name: str) -> None:
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+
+    try:
+        validate_repo_id(name)
+    except ValueError as error:
+        raise ConfigError(f"--push {name}: {str(error).splitlines()[0]} Write OWNER/NAME") from None
+
+
+def _push(folder: Path, name: str) -> None:
+    from huggingface_hub import HfApi
+
+    try:
+        api = HfApi()
+        api.create_repo(repo_id=name, private=True, exist_ok=True)
+        api.upload_folder(repo_id=name, folder_path=folder, commit_message="Export from selfcorrect")
+    except Exception as error:  # of the hub and the HTTP library under it, of many kinds
+        why = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ConfigError(
+            f"--push {name}: the hub did not take it ({why}); {folder} is written. Log in with `hf auth login`, then "
+            f"`hf upload {name} {folder}`"
+        ) from error

@@ -1,0 +1,117 @@
+"""The card of an exported model: what it is, what it scored with intervals, how it was made (pure)."""
+
+import json
+from collections.abc import Mapping
+from pathlib import PurePath
+from typing import Any
+
+from selfcorrect.evaluation.metrics import Estimate, Summary
+from selfcorrect.report.load import Run
+from selfcorrect.report.wording import capital, interval, percent, points
+
+_ABOUT = (
+    "Trained with selfcorrect to write a first attempt at a problem and, asked to look again, a better second one "
+    "(SCoRe, arXiv 2409.12917)."
+)
+
+
+def card(name: str, kind: str, base: str, run: Run | None, recipe: Mapping[str, Any]) -> str:
+    """README.md as the hub shows it. kind: adapter or model; base: what it was trained from; recipe: its run's."""
+    head = {
+        "library_name": "peft" if kind == "adapter" else "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": ["self-correction", "score", "selfcorrect"],
+    }
+    if _on_the_hub(base):
+        head["base_model"] = base
+    told = [
+        "---",
+        *(f"{key}: {json.dumps(value)}" for key, value in head.items()),
+        "---",
+        "",
+        f"# {name}",
+        "",
+        _ABOUT,
+        "",
+    ]
+    told += [f"Base model: `{base if _on_the_hub(base) else PurePath(base).name}`. {_USE[kind]}", ""]
+    if run:
+        told += _results(run)
+        told += _made(run)
+    else:
+        told += ["It lies in no run, so this card has no results.", ""]
+    prompts = recipe.get("task", {})
+    if isinstance(prompts, Mapping) and prompts.get("correction_prompt"):
+        told += ["## The two prompts", ""]
+        told += [f"- {key}: {json.dumps(prompts[key])}" for key in ("prompt", "correction_prompt") if prompts.get(key)]
+        told += [""]
+    return "\n".join(told)
+
+
+_USE = {
+    "adapter": "This is an adapter: load the base model, then `PeftModel.from_pretrained(model, FOLDER)`.",
+    "model": "This is a whole model: `AutoModelForCausalLM.from_pretrained(FOLDER)`.",
+}
+
+
+def _on_the_hub(base: str) -> bool:
+    """Whether a base model is named as the hub names it, and not by a folder."""
+    return base.count("/") == 1 and not base.startswith(("/", ".", "~"))
+
+
+def _results(run: Run) -> list[str]:
+    if not run.evaluations:
+        return ["## Results", "", "None of its run's evaluations is written.", ""]
+    attempts = max(len(e.summary.accuracy) for e in run.evaluations)
+    columns = [
+        "",
+        *(f"accuracy, attempt {a}" for a in range(1, attempts + 1)),
+        "last less first",
+        "fixed",
+        "broken",
+        "n",
+    ]
+    rows = [[capital(e.label), *_cells(e.summary, attempts)] for e in run.evaluations]
+    about = dict.fromkeys(f"{e.about or e.task}, split {e.split}, {e.decoding}" for e in run.evaluations)
+    return [
+        "## Results", "",
+        f"Percent of problems with 95 % intervals; {'; '.join(about)}. Fixed: wrong, then right; broken: the reverse.",
+        "", _line(columns), _line(["---", *["---:"] * (len(columns) - 1)]), *map(_line, rows), "",
+    ]  # fmt: skip
+
+
+def _cells(summary: Summary, attempts: int) -> list[str]:
+    if not summary.n:
+        return [*["-"] * (attempts + 3), "0"]
+    accuracy = [_share(estimate) for estimate in summary.accuracy] + ["-"] * (attempts - len(summary.accuracy))
+    if len(summary.accuracy) < 2:
+        return [*accuracy, "-", "-", "-", f"{summary.n:,}"]
+    delta = f"{points(summary.delta.value)} ({interval(summary.delta)})"
+    return [*accuracy, delta, _share(summary.fixed), _share(summary.broken), f"{summary.n:,}"]
+
+
+def _share(estimate: Estimate) -> str:
+    return f"{percent(estimate.value)} ({percent(estimate.low)} to {percent(estimate.high)})"
+
+
+def _line(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _made(run: Run) -> list[str]:
+    command, versions = run.environment.get("command"), run.environment.get("versions", {})
+    told = ["## How it was made", ""]
+    if command:
+        told += ["", f"    {command if isinstance(command, str) else ' '.join(map(str, command))}", ""]
+    if isinstance(versions, Mapping) and versions:
+        told += ["With " + ", ".join(f"{name} {version}" for name, version in versions.items()) + ".", ""]
+    fence = "`" * max(3, 1 + _longest_ticks(run.config_text))  # a prompt may hold fences of its own
+    return [*told, "The recipe:", "", f"{fence}yaml", run.config_text.rstrip(), fence, ""]
+
+
+def _longest_ticks(text: str) -> int:
+    longest = now = 0
+    for character in text:
+        now = now + 1 if character == "`" else 0
+        longest = max(longest, now)
+    return longest

@@ -1,0 +1,277 @@
+"""A run with an adapter: what it keeps, what others load of it, and what is refused."""
+
+import inspect
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from selfcorrect import api, cli
+from selfcorrect.config import ModelConfig
+from selfcorrect.errors import CheckpointError, ConfigError, ModelError
+from selfcorrect.export import export
+from selfcorrect.models import adapters
+from selfcorrect.models.loading import LanguageModel, load_model
+from selfcorrect.runs.display import Observer
+from selfcorrect.runs.run import resume
+from selfcorrect.samplers.transformers import TransformersSampler
+from selfcorrect.tasks.countdown import Countdown
+from selfcorrect.types import SamplingParams
+from tests.run.conftest import ENDS
+from tests.support.runs import go, lucky_grade, read_rows, recipe, tuned
+from tests.support.tiny import tiny_lm
+
+QUESTION, AGAIN, TOKENS = "1 2 3 : 6", "?", 12
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Callable[[str], Path]:
+    """trained(tuning): a finished run."""
+    kept: dict[str, Path] = {}
+
+    def run(tuning: str) -> Path:
+        if tuning not in kept:
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(Countdown, "grade", lucky_grade)
+                settings = tuned(recipe(tmp_path_factory.mktemp(tuning), model), tuning)
+                settings["stages"] = settings["stages"][:1]
+                settings["stages"][0]["learning_rate"] = 0.02
+                kept[tuning] = go(settings)
+        return kept[tuning]
+
+    return run
+
+
+def loaded(path: Path, tuning: str = "full") -> LanguageModel:
+    config = {"path": str(path), "tuning": tuning, "device": "cpu", "precision": "float32"}
+    return load_model(ModelConfig.model_validate(config))
+
+
+def two_attempts(lm: LanguageModel) -> list[tuple[int, ...]]:
+    """Greedy, by our sampler."""
+    sampler, params = TransformersSampler(lm), SamplingParams(0.0, TOKENS, 0)
+    prompt = lm.chat.first_prompt(QUESTION)
+    (first,) = sampler.sample([prompt], params)
+    (second,) = sampler.sample([lm.chat.next_prompt(prompt, first.token_ids, AGAIN)], params)
+    return [first.token_ids, second.token_ids]
+
+
+def plainly(model: Any, lm: LanguageModel) -> list[tuple[int, ...]]:
+    """The same by transformers' own generate. lm: for the tokenizer and its ends of turn."""
+    prompt, written = lm.chat.first_prompt(QUESTION), list[tuple[int, ...]]()
+    for _ in range(2):
+        out = model.generate(
+            torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt), dtype=torch.long), do_sample=False,
+            max_new_tokens=TOKENS, eos_token_id=sorted(lm.eos_ids), pad_token_id=0,
+        )  # fmt: skip
+        written.append(tuple(out[0, len(prompt) :].tolist()))
+        prompt = lm.chat.next_prompt(prompt, written[-1], AGAIN)
+    return written
+
+
+def logits_of(lm: LanguageModel) -> Tensor:
+    ids = torch.arange(1, 20)[None]
+    with torch.no_grad():
+        return lm.logits(ids, torch.ones(1, 19, dtype=torch.bool), use_cache=False)
+
+
+@pytest.mark.parametrize("tuning", ["lora", "qlora"])
+def test_sampler_and_policy_see_the_same_adapter(tuning: str, trained: Callable[[str], Path]) -> None:
+    rows = read_rows(trained(tuning) / "metrics.jsonl")
+    assert all(row["sampler_gap"] < 5e-6 for row in rows)
+    assert all(row["kl"][0] > 1e-3 for row in rows[1:])  # the reference is without it
+    assert rows[0]["kl"] == [0.0, 0.0]
+
+
+def test_a_sampler_without_the_adapter_is_seen(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The planted bug: the figure above shows it."""
+    sample = TransformersSampler.sample
+
+    def without(self: TransformersSampler, *args: Any) -> Any:
+        assert self._lm.adapters
+        with self._lm.adapters.shown(adapters.OFF):
+            monkeypatch.setattr(self._lm.adapters, "shown", lambda view: torch.no_grad())
+            try:
+                return sample(self, *args)
+            finally:
+                monkeypatch.delattr(self._lm.adapters, "shown")
+
+    monkeypatch.setattr(Countdown, "grade", lucky_grade)
+    monkeypatch.setattr(TransformersSampler, "sample", without)
+    run = go(tuned(recipe(tmp_path, model), "lora"))
+    assert all(row["sampler_gap"] > 1e-3 for row in read_rows(run / "metrics.jsonl")[1:])
+
+
+def test_checkpoints_hold_what_trains(trained: Callable[[str], Path]) -> None:
+    from safetensors.torch import load_file
+
+    checkpoint = trained("lora") / "checkpoints" / "step-000004"
+    names = {
+        name.rpartition(".lora_")[1] or name
+        for name in load_file(checkpoint / "tensors.safetensors")
+        if name.startswith("model/")
+    }
+    assert names == {".lora_"}
+    assert json.loads((checkpoint / "state.json").read_text())["base"]
+
+
+@pytest.mark.parametrize("tuning", ["lora", "qlora"])
+def test_what_is_exported_gives_the_same_two_attempts(
+    tuning: str, model: Path, trained: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """In plain transformers; with PEFT over the plain model; and here, by the adapter's folder and the merged one."""
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    final = trained(tuning) / "final"
+    assert not (final / "model.safetensors").exists()
+    policy = loaded(final, tuning)
+    expected = two_attempts(policy)
+    assert expected != two_attempts(loaded(model))
+    merged = export(trained(tuning), tmp_path / "merged", merge=True)
+    assert {path.name for path in merged.iterdir()} >= {
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "README.md",
+    }
+    assert "quantization_config" not in (merged / "config.json").read_text()
+    plain = AutoModelForCausalLM.from_pretrained(merged, dtype=torch.float32)
+    assert plainly(plain, policy) == expected == two_attempts(loaded(merged))
+    torch.testing.assert_close(logits_of(loaded(merged)), logits_of(policy), rtol=0, atol=2e-5)
+    adapter = export(final, tmp_path / "adapter")
+    base = json.loads((adapter / "adapter_config.json").read_text())["base_model_name_or_path"]
+    assert base == str(model)
+    if tuning == "lora":
+        over = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), adapter)
+        assert plainly(over, policy) == expected == two_attempts(loaded(adapter))
+
+
+def test_merged_weights_quantised_back_are_seen(trained: Callable[[str], Path]) -> None:
+    """The planted bug that the comparison of logits above shows."""
+    from bitsandbytes import functional
+
+    policy = loaded(trained("qlora") / "final", "qlora")
+    before = logits_of(policy)
+    assert policy.adapters
+    policy.adapters.merge(exact=True)
+    policy.adapters = None
+    torch.testing.assert_close(logits_of(policy), before, rtol=0, atol=2e-5)
+    for module in policy.model.get_decoder().layers.modules():
+        if isinstance(module, torch.nn.Linear):
+            packed, state = functional.quantize_4bit(module.weight.data, quant_type="nf4", compress_statistics=True)
+            module.weight.data = functional.dequantize_4bit(packed, state)
+    assert (logits_of(policy) - before).abs().max() > 1e-2
+
+
+def test_the_card_tells_results_recipe_and_command(trained: Callable[[str], Path], tmp_path: Path) -> None:
+    text = (export(trained("lora"), tmp_path / "out") / "README.md").read_text()
+    assert 'library_name: "peft"' in text
+    assert "| Before training | " in text
+    assert "| After one | " in text
+    assert text.count(" to ") > 8  # intervals
+    assert "tuning: lora" in text
+
+
+def test_it_is_sent_by_the_hubs_own_interface(
+    trained: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub
+
+    calls: list[tuple[str, dict[str, Any]]] = []
+    real = huggingface_hub.HfApi
+
+    class Client:
+        def __getattr__(self, name: str) -> Callable[..., None]:
+            def call(*args: Any, **kwargs: Any) -> None:
+                bound = inspect.signature(getattr(real, name)).bind(self, *args, **kwargs)
+                calls.append((name, dict(bound.arguments)))
+
+            return call
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", Client)
+    out = export(trained("lora"), tmp_path / "out", push="some/one")
+    assert [name for name, _ in calls] == ["create_repo", "upload_folder"]
+    assert calls[0][1]["private"] is True
+    assert (calls[1][1]["repo_id"], calls[1][1]["folder_path"]) == ("some/one", out)
+
+
+@pytest.mark.parametrize(
+    ("push", "told"), [("a/b/c", "--push a/b/c: "), ("some one", "--push some one: "), ("x/.y", "--push x/.y")]
+)
+def test_a_name_that_the_hub_refuses_writes_nothing(
+    push: str, told: str, trained: Callable[[str], Path], tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=told):
+        export(trained("lora"), tmp_path / "out", push=push)
+    assert not (tmp_path / "out").exists()
+
+
+def test_export_refuses_in_one_line(trained: Callable[[str], Path], tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    with pytest.raises(ConfigError, match="there is there already; remove it"):
+        export(trained("lora"), tmp_path / "there")
+    unfinished = shutil.copytree(trained("lora"), tmp_path / "run")
+    shutil.rmtree(unfinished / "final")
+    with pytest.raises(ConfigError, match=r"run is not finished, .*best so far is .*run/best; finish it"):
+        export(unfinished, tmp_path / "out")
+    with pytest.raises(ModelError, match=r"no such folder"):
+        export(tmp_path / "nowhere", tmp_path / "out")
+
+
+def test_an_adapter_over_another_base_is_refused(trained: Callable[[str], Path], tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    tiny_lm("llama", "eager", ENDS, seed=5).save(other)
+    folder = Path(shutil.copytree(trained("lora") / "final", tmp_path / "adapter"))
+    config = json.loads((folder / "adapter_config.json").read_text())
+    for base, told in (
+        (str(other), r"its base .*other holds other weights than those that the adapter was trained on"),
+        (str(tmp_path / "gone"), r"its base model is not there: .*no such folder"),
+        (str(folder), r"is no model folder"),
+        ("", "names no base_model_name_or_path"),
+    ):
+        (folder / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": base}))
+        for tuning in ("lora", "full", "qlora"):
+            with pytest.raises(ModelError, match=told):
+                loaded(folder, tuning)
+
+
+def test_a_resumed_run_refuses_another_base(trained: Callable[[str], Path], model: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(trained("lora"), tmp_path / "run"))
+    other = tmp_path / "other"
+    tiny_lm("llama", "eager", ENDS, seed=5).save(other)
+    for file in (run / "config.yaml", run / "config.used.yaml"):
+        file.write_text(file.read_text().replace(str(model), str(other)).replace("name: run", "name: run"))
+    with pytest.raises(CheckpointError, match=r"other' holds other weights than when"):
+        resume(run, Observer())
+
+
+@pytest.mark.usefixtures("lucky")
+def test_training_goes_on_from_an_adapter(trained: Callable[[str], Path], model: Path, tmp_path: Path) -> None:
+    """Its KL is to the adapter as it was; what it ends with stands on the same base."""
+    settings = tuned(recipe(tmp_path, trained("lora") / "final"), "lora")
+    run = go({**settings, "stages": settings["stages"][:1]})
+    rows = read_rows(run / "metrics.jsonl")
+    assert rows[0]["kl"] == [0.0, 0.0]
+    assert all(row["kl"][0] > 1e-4 and row["sampler_gap"] < 5e-6 for row in rows[1:])
+    assert json.loads((run / "final" / "adapter_config.json").read_text())["base_model_name_or_path"] == str(model)
+
+
+def test_the_commands_take_an_adapters_folder(
+    trained: Callable[[str], Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    final = trained("qlora") / "final"
+    monkeypatch.setattr(Countdown, "grade", lucky_grade)
+    assert len(api.play("1 2 3 = 6", final).attempts) == 2
+    evaluation = api.evaluate(str(final), "evaluation.problems=4", "output=" + str(final.parent.parent))
+    assert evaluation.summary.n == 4
+    monkeypatch.setattr("sys.argv", ["selfcorrect", "check", str(final.parent / "config.yaml"), "--load"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert not ended.value.code
+    assert "tuning qlora: an adapter of rank 16, 0.01 million, over a model in 4 bits" in capsys.readouterr().out

@@ -1,0 +1,148 @@
+"""Traces in other trainers' formats: written and read back, read as they come, and refused."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from selfcorrect.config import ModelConfig
+from selfcorrect.errors import DataError
+from selfcorrect.learning.formats import FORMATS, convert
+from selfcorrect.learning.traces import fixes, read_traces
+from selfcorrect.models.chat import Chat
+from selfcorrect.models.loading import load_model
+from tests.support.hf_model import save_qwen2
+from tests.support.templates import PLAIN
+
+TURNS = [{"system": "", "input": "2 + 2?", "output": "5"}, {"input": "Sure?", "output": "4"}]
+SAID = [
+    {"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "5"}, {"role": "user", "content": "Sure?"},
+    {"role": "assistant", "content": "4"},
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def chat(tmp_path_factory: pytest.TempPathFactory) -> Chat:
+    return load_model(ModelConfig(path=str(save_qwen2(tmp_path_factory.mktemp("m"))), device="cpu")).chat
+
+
+def own(first: str, second: str, outcome: str = "wrong") -> dict[str, Any]:
+    said = {"first": {"text": first, "outcome": outcome}, "second": {"text": second, "outcome": "correct"}}
+    return {"id": "p1", "prompt": "2 + 2?", "correction_prompt": "Sure?", **said}
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_written_and_read_back(form: str, chat: Chat, tmp_path: Path) -> None:
+    """Token ids and all; texts of any kind."""
+    rows = [own("5", "4"), own("4", " 4 \u2028\n", "correct"), own('"}],\\', "\u00e9\U0001f600</turn>", "truncated")]
+    run = tmp_path / "run"
+    (run / "traces").mkdir(parents=True)
+    (run / "traces" / "sft-1.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (run / "traces" / "star-1.jsonl").touch()  # nothing was right
+    assert convert(run, tmp_path / "out" / "t", form) == 3
+    text = (tmp_path / "out" / "t").read_text()
+    if form == "conversation":  # as a reader of that format sees it
+        first, second = json.loads(text)[0]["conversation"]
+        assert (first["system"], first["input"], first["output"], first["output_with_loss"]) == (
+            "",
+            "2 + 2?",
+            "5",
+            False,
+        )
+        assert (second["input"], second["output"], second["output_with_loss"]) == ("Sure?", "4", True)
+    else:
+        assert json.loads(text.splitlines()[0])["messages"] == SAID
+    assert read_traces(tmp_path / "out" / "t", chat, "math") == read_traces(
+        run / "traces" / "sft-1.jsonl", chat, "math"
+    )
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        json.dumps([{"conversation": TURNS}]),
+        json.dumps([{"conversation": TURNS}], indent=2),
+        json.dumps({"conversation": TURNS}),
+        json.dumps({"messages": SAID}),
+        json.dumps([{"messages": SAID}]),
+        "\ufeff" + json.dumps({"messages": SAID}) + "\r\n\n",
+        json.dumps(
+            {"messages": [{"role": m["role"], "content": [{"type": "text", "text": m["content"]}]} for m in SAID]}
+        ),
+        json.dumps({"messages": [{**m, "loss": False, "name": "x"} for m in SAID], "source": "elsewhere"}),
+    ],
+)
+def test_read_as_they_come(text: str, chat: Chat, tmp_path: Path) -> None:
+    (tmp_path / "t").write_text(text, encoding="utf-8")
+    (trace,) = read_traces(tmp_path / "t", chat, "math")
+    assert [attempt.completion.text for attempt in trace.attempts] == ["5", "4"]
+    assert [attempt.sampled for attempt in trace.attempts] == [False, True]
+    assert trace.attempts[0].prompt_ids == chat.first_prompt("2 + 2?")
+    assert trace.attempts[1].prompt_ids == chat.next_prompt(
+        chat.first_prompt("2 + 2?"), trace.attempts[0].completion.token_ids, "Sure?"
+    )
+    assert fixes(trace)
+
+
+def test_the_same_text_twice_is_right_then_right(chat: Chat, tmp_path: Path) -> None:
+    (tmp_path / "t").write_text(json.dumps([{"conversation": [TURNS[0] | {"output": "4 "}, TURNS[1]]}]))
+    assert not fixes(read_traces(tmp_path / "t", chat, "math")[0])
+
+
+def test_a_system_text_is_read(tmp_path: Path, chat: Chat) -> None:
+    with_system = [{"role": "system", "content": "Be brief."}, *SAID]
+    for value in ([{"conversation": [TURNS[0] | {"system": "Be brief."}, TURNS[1]]}], {"messages": with_system}):
+        (tmp_path / "t").write_text(json.dumps(value))
+        (trace,) = read_traces(tmp_path / "t", chat, "math")
+        assert "Be brief." in chat.decode(trace.attempts[0].prompt_ids)
+        assert trace.attempts[0].prompt_ids != chat.first_prompt("2 + 2?")
+        assert trace.attempts[1].prompt_ids[: len(trace.attempts[0].prompt_ids)] == trace.attempts[0].prompt_ids
+    deaf = PLAIN.replace("{% for message in messages %}", "{% for message in messages if message.role != 'system' %}")
+    assert deaf != PLAIN
+    other = load_model(ModelConfig(path=str(save_qwen2(tmp_path / "m", deaf)), device="cpu")).chat
+    with pytest.raises(
+        DataError, match=r"t:1: its system text cannot be written: .*leaves out a system turn; leave it"
+    ):
+        read_traces(tmp_path / "t", other, "math")
+
+
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [
+        ([{"conversation": TURNS[:1]}], r"t: entry 1: conversation must hold two turns .*, got 1 turns; a trace is a"),
+        ([{"conversation": TURNS}, {"conversation": [*TURNS, TURNS[1]]}], r"entry 2: conversation must .*got 3 turns"),
+        ([{"conversation": "x"}], r"entry 1: conversation must hold two turns .*, got 'x'"),
+        ([{"conversation": [TURNS[0], {"input": "Sure?"}]}], r"entry 1: turn 2: output must be text, got None"),
+        ([{"conversation": [TURNS[0] | {"input": 4}, TURNS[1]]}], r"entry 1: turn 1: input must be text, got 4"),
+        ([{"conversation": [TURNS[0], TURNS[1] | {"system": "no"}]}], r"turn 2: system = 'no' changes in the middle"),
+        ([3], r"entry 1: expected a JSON object, got int"),
+        ([], r"t: holds no traces"),
+        ({"messages": SAID[:2]}, r"t:1: messages must be of user, assistant, .* not of \['user', 'assistant'\]"),
+        ({"messages": [*SAID, SAID[0]]}, r"t:1: messages must be of user"),
+        ({"messages": [{"role": "tool", "content": "x"}, *SAID]}, r"t:1: messages must be of user"),
+        ({"messages": [SAID[0] | {"content": None}, *SAID[1:]]}, r"t:1: message 1: content must be text, got None"),
+        ({"messages": [SAID[0] | {"content": [{"type": "image"}]}, *SAID[1:]]}, r"message 1: content must be text, got"),
+        ({"messages": {}}, r"t:1: messages must be a list"),
+        ({"messages": SAID, "outcomes": ["wrong"]}, r"t:1: outcomes must be a list of two, like \['wrong', 'correct'\]"),
+        ({"messages": SAID, "outcomes": ["wrong", "perhaps"]}, r"t:1: second: outcome 'perhaps' must be one of"),
+        ({"messages": SAID, "outcomes": ["correct", "wrong"]}, r"t:1: a trace ends right"),
+        ({"conversations": []}, r"t:1: field 'prompt' must be text, got None"),
+    ],
+)  # fmt: skip
+def test_refused_with_the_place(value: Any, told: str, chat: Chat, tmp_path: Path) -> None:
+    (tmp_path / "t").write_text(json.dumps(value))
+    with pytest.raises(DataError, match=told) as refused:
+        read_traces(tmp_path / "t", chat, "math")
+    assert "\n" not in str(refused.value)
+
+
+def test_what_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "t.jsonl").write_text(json.dumps(own("5", "4")) + "\n")
+    for source, target, told in (
+        (tmp_path, "out", "holds no traces/"),
+        (tmp_path / "t.jsonl", "t.jsonl", "is there already"),
+        (tmp_path / "gone.jsonl", "out", "cannot be read"),
+    ):
+        with pytest.raises((DataError, OSError), match=told):
+            convert(source, tmp_path / target, "messages")

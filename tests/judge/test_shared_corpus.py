@@ -215,6 +215,7 @@ def test_every_sanitized_solution_passes() -> None:
 
 
 @pytest.mark.nightly
+@pytest.mark.alone
 def test_plus_sets_but_for_what_the_data_names() -> None:
     # Three solutions take 3 to 8 s by themselves (83, 130, 139), too near to the usual cap of 10 s on a busy machine.
     failed = passes_all(humaneval("humaneval/HumanEvalPlus-OriginFmt.jsonl.gz"), time_cap=40.0)

@@ -26,7 +26,7 @@ demo: $(VENV)/.installed  ## train a small model to correct itself and write run
 test: $(VENV)/.installed  ## the whole test suite
 	$(BIN)/python -m pytest $(BOTH)
 
-# Those marked `alone` measure memory or load the cores themselves: one after the other, with nothing beside them.
+# Those marked `alone` are held to seconds or load the cores themselves: one after the other, with nothing beside them.
 nightly: $(VENV)/.installed  ## the test suite and the heavier checks
 	$(BIN)/python -m pytest $(BOTH) -m "not alone"
 	$(BIN)/python -m pytest -m alone

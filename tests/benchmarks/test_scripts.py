@@ -136,6 +136,7 @@ def test_demo_seeds(script: Script, tmp_path: Path) -> None:
     assert not row["bar"]["at least 2000 problems"]
 
 
+@pytest.mark.nightly
 def test_waiting(script: Script, tmp_path: Path) -> None:
     output = tmp_path / "waiting.json"
     tiny = ["--rounds", "1", "--turn", "0.1", "--work", "decode", "--layers", "1", "--spins", "default", "0"]

@@ -3,7 +3,7 @@
 Each answers `add(x, y)`, `items(n)` or `mean(numbers)` of CHECKS; "ok" ones are right in an unusual way and must pass.
 """
 
-from selfcorrect.grading.judge import Checks
+from selfcorrect.grading.judge import Checks, Reason, Verdict
 
 CHECKS = {
     "add": Checks("assert add(2, 3) == 5\nassert add(10, -4) == 6\nassert add(0, 0) == 0", reference="def add(x, y): return x + y"),
@@ -169,3 +169,8 @@ OK = {
     "import inside": "def add(x, y):\n    import operator\n    return operator.add(x, y)",
     "replaces the answer's int by a fraction": "from fractions import Fraction\ndef add(x, y): return Fraction(x + y, 1)",
 }  # fmt: skip
+
+
+def starved(verdict: Verdict, limit: float) -> bool:
+    """Others had the core for longer than the judge gives back: that says nothing of the program."""
+    return verdict.reason is Reason.TIMEOUT and verdict.seconds < limit - 0.005

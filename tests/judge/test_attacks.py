@@ -6,7 +6,7 @@ import pytest
 
 from selfcorrect.grading.judge import Checks, CodeJudge, Reason, Verdict
 from tests.judge.attacks import FORGED, LATE, LEFT_OUT, LIMIT, PASS, STEADY, everything, steady
-from tests.judge.hostile import CHECKS
+from tests.judge.hostile import CHECKS, starved
 from tests.support.processes import descendants
 
 
@@ -88,8 +88,12 @@ def test_a_stalled_judge_does_not_raise_the_limit() -> None:
             assert [verdict.reason for verdict in found] == [Reason.TIMEOUT, Reason.PASSED, Reason.TIMEOUT]
             assert found[2].detail.startswith("not done after 0.") or found[2].detail.startswith("not done after 1")
         # Nor does the start of a judge's process count against the first program: numpy takes longer than this.
-        with CodeJudge(workers=1, time_limit=0.1) as judge:
-            assert judge.grade([("def f(n): return n", Checks(tests))])[0].passed
+        for _ in range(4):
+            with CodeJudge(workers=1, time_limit=0.1) as judge:
+                [verdict] = judge.grade([("def f(n): return n", Checks(tests))])
+            if not starved(verdict, 0.1):
+                break
+        assert verdict.passed, verdict
 
 
 def test_two_runs_have_one_deadline_and_tell_their_sum() -> None:

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from selfcorrect.grading.judge import Checks, CodeJudge, Reason, Verdict
+from tests.judge.hostile import starved
 from tests.support.data import EACH, PUBLIC, public_rows
 from tests.support.processes import alive
 
@@ -114,6 +115,10 @@ def judge_corpus(times: int, workers: int) -> list[str]:
         seen: dict[str, set[str]] = {}
         for _ in range(times):
             found = judge.grade([(source, checks) for _, _, source, checks in corpus])
+            for at, (_, expected, source, checks) in enumerate(corpus):
+                for _ in range(3 if faults(expected, found[at]) else 0):
+                    if starved(found[at], LIMIT):
+                        found[at] = judge.grade([(source, checks)])[0]
             for (name, expected, _, _), verdict in zip(corpus, found, strict=True):
                 seen.setdefault(name, set()).add(verdict.reason)
                 if fault := faults(expected, verdict):
@@ -215,6 +220,7 @@ def test_every_sanitized_solution_passes() -> None:
 
 
 @pytest.mark.nightly
+@pytest.mark.alone
 def test_plus_sets_but_for_what_the_data_names() -> None:
     # Three solutions take 3 to 8 s by themselves (83, 130, 139), too near to the usual cap of 10 s on a busy machine.
     failed = passes_all(humaneval("humaneval/HumanEvalPlus-OriginFmt.jsonl.gz"), time_cap=40.0)

@@ -85,6 +85,7 @@ def steps(count: int) -> list[tuple[str, ...]]:
 
 
 @pytest.mark.nightly
+@pytest.mark.alone
 @pytest.mark.usefixtures("two_threads")
 def test_the_demo_begins_alike_on_idle_and_on_busy_cores() -> None:
     alone = steps(150)

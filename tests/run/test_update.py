@@ -3,6 +3,7 @@
 import dataclasses
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -162,7 +163,8 @@ def test_the_gradient_does_not_depend_on_the_number_of_processes(
     plain = {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)}
     arguments = (str(tmp_path / "rendezvous"), plain, str(tmp_path / "gradients"))
     torch.multiprocessing.get_context("forkserver").set_forkserver_preload(PRELOAD)
-    torch.multiprocessing.start_processes(share_of_the_gradient, arguments, nprocs=2, start_method="forkserver")
+    start: Any = torch.multiprocessing.start_processes  # type: ignore[attr-defined]
+    start(share_of_the_gradient, arguments, nprocs=2, start_method="forkserver")
     whole, gradients = updated(lms, batch, 8, "analytic")
 
     def gap(count: int, scale: float) -> float:

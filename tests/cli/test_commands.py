@@ -20,6 +20,7 @@ from selfcorrect.config.recipe import load_recipe
 from selfcorrect.config.shipped import shipped_recipe
 from selfcorrect.errors import ConfigError
 from selfcorrect.runs.trackers import make_trackers
+from selfcorrect.waiting import SPINS
 from tests.support.runs import config, recipe
 
 Command = Callable[..., str]
@@ -305,13 +306,18 @@ def test_version_and_examples(command: Command) -> None:
     assert "Example: selfcorrect check" in command("check", "-h")
 
 
+COMMAND = "import sys; from selfcorrect import cli; cli.app = lambda **_: __import__('torch'); cli.main()"
+
+
 @pytest.mark.parametrize(
-    ("set_by_hand", "spins"),
-    [({}, cli.SPINS), ({"GOMP_SPINCOUNT": "77"}, "77"), ({"OMP_WAIT_POLICY": "PASSIVE"}, "0")],
-)
-def test_threads_wait_briefly_unless_told_otherwise(set_by_hand: dict[str, str], spins: str) -> None:
+    ("script", "set_by_hand", "spins"),
+    [
+        (COMMAND, {}, SPINS), (COMMAND, {"GOMP_SPINCOUNT": "77"}, "77"), (COMMAND, {"OMP_WAIT_POLICY": "PASSIVE"}, "0"),
+        ("import selfcorrect; selfcorrect.train", {}, SPINS),
+    ],
+)  # fmt: skip
+def test_threads_wait_briefly_unless_told_otherwise(script: str, set_by_hand: dict[str, str], spins: str) -> None:
     """libgomp itself says what it read, when torch brings it in."""
-    script = "import sys; from selfcorrect import cli; cli.app = lambda **_: __import__('torch'); cli.main()"
     inherited = {key: value for key, value in os.environ.items() if key not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
     env = inherited | {"OMP_DISPLAY_ENV": "verbose"} | set_by_hand
     said = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True, env=env).stderr

@@ -228,10 +228,16 @@ def test_a_repair_set_that_is_stopped_goes_on(qwen2: Path, tmp_path: Path) -> No
 
 
 def test_a_template_whose_file_is_gone_is_the_models_own(qwen2: Path, tmp_path: Path, command: Command) -> None:
-    template, task = write_text(tmp_path / "mine.jinja", PLAIN), {"name": "math", "data": str(math_folder(tmp_path / "math"))}
+    template, task = (
+        write_text(tmp_path / "mine.jinja", PLAIN),
+        {"name": "math", "data": str(math_folder(tmp_path / "math"))},
+    )
     file = recipe(tmp_path, qwen2, task)
     command("train", str(file), "stages.two.steps=1", f"model.chat_template={template}")
-    final, shown = str(tmp_path / "run" / "final"), json.loads(command("evaluate", str(tmp_path / "run" / "final"), "--json"))
+    final, shown = (
+        str(tmp_path / "run" / "final"),
+        json.loads(command("evaluate", str(tmp_path / "run" / "final"), "--json")),
+    )
     template.rename(tmp_path / "elsewhere.jinja")
     shutil.rmtree(tmp_path / "evaluations")
     again = json.loads(command("evaluate", final, "--json"))

@@ -1,6 +1,7 @@
 """A run that fails or is stopped before its first checkpoint stands in nobody's way."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -47,12 +48,17 @@ def test_the_same_command_goes_on(
             start(config(tmp_path, model), Listener())
     base = tmp_path / "run" / "evaluations" / "base.json"
     made = base.stat().st_mtime_ns
-    with pytest.raises(ConfigError, match=r"already holds a run, begun with other settings: seed is 9, but was 0; resume"):
+    with pytest.raises(
+        ConfigError, match=r"already holds a run, begun with other settings: seed is 9, but was 0; resume"
+    ):
         start(config(tmp_path, model, seed=9), Listener())
     listener = Listener()
     check_same(start(config(tmp_path, model), listener), whole.state)
     assert base.stat().st_mtime_ns == made
-    assert listener.messages[0] == f"{tmp_path}/run was begun with these settings, and no step is kept yet: going on with it"
+    assert (
+        listener.messages[0]
+        == f"{tmp_path}/run was begun with these settings, and no step is kept yet: going on with it"
+    )
     with pytest.raises(ConfigError, match=r"run already holds a run; resume it with"):
         start(config(tmp_path, model), Listener())
 
@@ -73,7 +79,7 @@ def test_an_evaluation_is_no_run(model: Path, tmp_path: Path, lucky: None) -> No
     folder = api.evaluate(model, recipe=settings, output=tmp_path / "run").folder
     assert folder
     before = sorted(folder.rglob("*"))
-    refused = {
+    refused: dict[str, Callable[[], object]] = {
         "an evaluation, which keeps no checkpoints: there is nothing to prune": lambda: prune_run(folder),
         "holds an evaluation, not a run: the same `selfcorrect evaluate` command": lambda: resume(folder, Listener()),
         "already holds an evaluation; choose another name": lambda: start(config(tmp_path, model), Listener()),

@@ -4,6 +4,7 @@ import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from selfcorrect.compare.budget import account, evaluated
 from selfcorrect.compare.plan import Job
@@ -38,7 +39,7 @@ def _evaluates_base(job: Job) -> bool:
     return not (job.trains and (job.shared or job.base))
 
 
-def _rows(file: Path) -> list[dict[str, object]]:
+def _rows(file: Path) -> list[dict[str, Any]]:
     """The whole lines; a run may be writing the last one."""
     try:
         return [json.loads(line) for line in file.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]

@@ -158,7 +158,9 @@ def _repairs(summary: Summary, base: Summary | None) -> str:
             f"{round(summary.n * summary.broken.value):,} from right to wrong."
         )
     before = ("", "")
-    if base and len(base.accuracy) > 1 and base.wrong_first and not caution(base):  # a gain may be less that is broken: say which it was
+    if (
+        base and len(base.accuracy) > 1 and base.wrong_first and not caution(base)
+    ):  # a gain may be less that is broken: say which it was
         before = (f" ({percent(base.fix_rate.value)} % before training)", f" ({percent(base.broken.value)} % before)")
     return (
         f"Of the first attempts that were wrong, {percent(summary.fix_rate.value)} % end right{before[0]}; "

@@ -215,7 +215,7 @@ def make_repair_set(
     from selfcorrect.runs.progress import on_stderr
 
     if recipe is None:
-        if not model.endswith((".yaml", ".yml")):
+        if not api.is_recipe(model):
             raise ConfigError(f"name the task with --recipe RECIPE, or a recipe in place of the model {model!r}")
         recipe = Path(model)
         config = api.read_config(recipe, *(overrides or []))

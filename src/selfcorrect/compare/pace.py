@@ -24,7 +24,8 @@ def sampled_so_far(job: Job) -> int:
     """Completions of a run under way that its folder tells of; what it takes over is not counted."""
     mine = _own(job)
     stages = [stage.name for stage in mine.stages]
-    trained = sum(row.get("completions", 0) for row in _rows(job.path / "metrics.jsonl") if row.get("stage") in stages)
+    rows = [row for row in _rows(job.path / "metrics.jsonl") if row.get("stage") in stages]
+    trained: int = sum(row.get("completions", 0) for row in rows)
     names = [*stages, *(["base"] if _evaluates_base(job) else [])]
     ended = [name for name in names if (job.path / "evaluations" / f"{name}.json").exists()]
     kept = sum(len(_rows(job.path / "evaluations" / "kept" / f"{name}.jsonl")) for name in names if name not in ended)

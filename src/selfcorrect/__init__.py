@@ -21,6 +21,9 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name in __all__:
+        from selfcorrect.waiting import wait_briefly
+
+        wait_briefly()
         from selfcorrect import api
 
         return getattr(api, name)

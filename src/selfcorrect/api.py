@@ -14,7 +14,7 @@ from selfcorrect.analysis.votes import Point, budgets_up_to, scale_figure, scali
 from selfcorrect.config import LAB_MODEL, TASK_KINDS, CodeConfig, Config, LabBaseConfig, MathConfig, TrainConfig
 from selfcorrect.config.paths import absolute
 from selfcorrect.config.recipe import load_recipe, validate
-from selfcorrect.config.shipped import shipped_recipe
+from selfcorrect.config.shipped import shipped_recipe, shipped_recipes
 from selfcorrect.errors import ConfigError, DataError
 from selfcorrect.evaluation.evaluate import Evaluation, Evaluator, grader_lives
 from selfcorrect.evaluation.kept import Kept, write_durably
@@ -94,7 +94,7 @@ def evaluate(
     attempts are evaluated. Raises TrainingInterrupted on Ctrl-C and SIGTERM.
     """
     watcher = observer or Observer()
-    named = _is_recipe(model)
+    named = is_recipe(model)
     config = _train_config(model, *overrides) if named else _config_for(model, recipe, overrides, "evaluate it on")
     path = config.model.path if named else str(model)
     config = config.model_copy(update={"model": config.model.model_copy(update={"path": path})})
@@ -113,7 +113,10 @@ def evaluate(
         with kept_in(folder, name, job.made_with, watcher) as kept:
             there = f"rollouts are kept in {folder}"
             stopped.told = lambda: f"{kept.count:,} of {job.evaluator.rollouts:,} {there}: the same command goes on"
-            watcher.message(f"{job.evaluator.plan()}; kept in {folder} as they end, so the same command goes on")
+            chunk = min(job.evaluator.rows, len(job.evaluator.problems))
+            watcher.message(
+                f"{job.evaluator.plan()}; kept in {folder}, {chunk:,} problems at a time, so the same command goes on"
+            )
             if told := job.evaluator.resolution():
                 watcher.message(told)
             _say_kept(kept.count, job.evaluator.rollouts, folder, watcher)
@@ -144,8 +147,10 @@ def _say_kept(count: int, total: int, folder: Path, watcher: Observer) -> None:
         watcher.message(f"going on: {count:,} of {total:,} rollouts are there already")
 
 
-def _is_recipe(model: str | Path) -> bool:
-    return str(model).endswith((".yaml", ".yml"))
+def is_recipe(model: str | Path) -> bool:
+    """Whether what stands in a model's place is a recipe: a YAML file, or the name of a shipped one."""
+    shipped = str(model) in shipped_recipes() and not Path(model).exists()
+    return shipped or str(model).endswith((".yaml", ".yml"))
 
 
 def _check_free(folder: Path, name: str) -> None:

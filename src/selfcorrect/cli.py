@@ -15,6 +15,7 @@ import typer
 from selfcorrect import __version__
 from selfcorrect.commands import export, traces
 from selfcorrect.errors import ConfigError, TrainingInterrupted, UserError
+from selfcorrect.waiting import wait_briefly
 
 if TYPE_CHECKING:
     from selfcorrect.runs.display import Observer
@@ -36,7 +37,6 @@ Overrides = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 
-SPINS = "1000"  # some tens of microseconds
 EXTERNAL_SET = "countdown/d1_cd3_test.jsonl"
 
 
@@ -216,7 +216,7 @@ def make_repair_set(
     from selfcorrect.runs.progress import on_stderr
 
     if recipe is None:
-        if not model.endswith((".yaml", ".yml")):
+        if not api.is_recipe(model):
             raise ConfigError(f"name the task with --recipe RECIPE, or a recipe in place of the model {model!r}")
         recipe = Path(model)
         config = api.read_config(recipe, *(overrides or []))
@@ -399,17 +399,6 @@ def _stopped() -> Iterator[None]:
 def data_folder() -> Path:
     """Where the public data files are looked for: SELFCORRECT_DATA, else ../shared/data."""
     return Path(os.environ.get("SELFCORRECT_DATA", "../shared/data"))
-
-
-def wait_briefly() -> None:
-    """Threads that have nothing to do look for work for a moment, then sleep; whoever has set how they wait is obeyed.
-
-    libgomp, which torch brings, reads it once, when torch is first imported. Its default spins for milliseconds at
-    every gap, which other work on the same cores pays for, and so does the thread that is waited for; not spinning at
-    all costs a wake-up at every operation (benchmarks/waiting.py).
-    """
-    if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
-        os.environ["GOMP_SPINCOUNT"] = SPINS
 
 
 def main() -> None:

@@ -21,6 +21,7 @@ from selfcorrect.config.recipe import load_recipe
 from selfcorrect.config.shipped import shipped_recipe
 from selfcorrect.errors import ConfigError
 from selfcorrect.runs.trackers import make_trackers
+from selfcorrect.waiting import SPINS
 from tests.support.runs import config, recipe
 
 Command = Callable[..., str]
@@ -306,16 +307,22 @@ def test_version_and_examples(command: Command) -> None:
     assert "Example: selfcorrect check" in command("check", "-h")
 
 
+COMMAND = "import ctypes; from selfcorrect import cli; cli.app = lambda **_: ctypes.CDLL(LIBGOMP); cli.main()"
+
+
 @pytest.mark.parametrize(
-    ("set_by_hand", "spins"),
-    [({}, cli.SPINS), ({"GOMP_SPINCOUNT": "77"}, "77"), ({"OMP_WAIT_POLICY": "PASSIVE"}, "0")],
-)
-def test_threads_wait_briefly_unless_told_otherwise(set_by_hand: dict[str, str], spins: str) -> None:
+    ("script", "set_by_hand", "spins"),
+    [
+        (COMMAND, {}, SPINS), (COMMAND, {"GOMP_SPINCOUNT": "77"}, "77"), (COMMAND, {"OMP_WAIT_POLICY": "PASSIVE"}, "0"),
+        ("import selfcorrect; selfcorrect.train", {}, SPINS),
+    ],
+)  # fmt: skip
+def test_threads_wait_briefly_unless_told_otherwise(script: str, set_by_hand: dict[str, str], spins: str) -> None:
     """The libgomp that torch brings says itself what it reads when it is loaded."""
     found = [str(file) for file in Path(torch.__file__).parent.rglob("libgomp*")]
     if not found:
         pytest.skip("this torch comes without libgomp")
-    script = f"import ctypes; from selfcorrect import cli; cli.app = lambda **_: ctypes.CDLL({found[0]!r}); cli.main()"
+    script = script.replace("LIBGOMP", repr(found[0]))
     inherited = {key: value for key, value in os.environ.items() if key not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
     env = inherited | {"OMP_DISPLAY_ENV": "verbose"} | set_by_hand
     said = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True, env=env).stderr

@@ -141,7 +141,7 @@ def test_a_signal_is_passed_on_and_the_runs_are_waited_for(
         told.append("begun")
         return UnderWay(told, signum)
 
-    with pytest.raises(TrainingInterrupted, match="^stopped; the same command goes on: finished runs stay") as stopped:
+    with pytest.raises(TrainingInterrupted, match=r"^stopped; the same command goes on: finished runs stay") as stopped:
         compare(comparison(tmp_path, model, parallel=2), said.append, start)
     assert stopped.value.status == status
     assert told[:6] == ["begun", "begun", "asked", "asked", "waited for", "waited for"]

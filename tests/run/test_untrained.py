@@ -1,6 +1,7 @@
 """A run that fails or is stopped before its first checkpoint stands in nobody's way."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,7 @@ def test_an_evaluation_is_no_run(model: Path, tmp_path: Path, lucky: None) -> No
     folder = api.evaluate(model, recipe=settings, output=tmp_path / "run").folder
     assert folder
     before = sorted(folder.rglob("*"))
-    refused = {
+    refused: dict[str, Callable[[], object]] = {
         "an evaluation, which keeps no checkpoints: there is nothing to prune": lambda: prune_run(folder),
         "holds an evaluation, not a run: the same `selfcorrect evaluate` command": lambda: resume(folder, Listener()),
         "already holds an evaluation; choose another name": lambda: start(config(tmp_path, model), Listener()),

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 
-from selfcorrect.compare import pace
 from selfcorrect.compare.pace import AGAIN, FIRST, LOOK, Pace, sampled_by, sampled_so_far
 from selfcorrect.compare.plan import Job
 from tests.support.runs import config
@@ -38,7 +37,7 @@ def test_what_a_folder_tells(job: Job, tmp_path: Path) -> None:
 
 def test_the_first_estimate_comes_before_a_run_ends(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
-    monkeypatch.setattr(pace.time, "monotonic", lambda: now)
+    monkeypatch.setattr("time.monotonic", lambda: now)
     speed = Pace(352)
     assert speed.due([job]) is None
     now += LOOK

@@ -102,7 +102,8 @@ def _say_whole(config: CompareConfig, say: Say) -> int:
     say(
         f"in all: {', '.join(f'{len(listed)} {what}' for what, listed in parts.items() if listed)}; "
         f"{len(jobs) - len(left)} of them are done already, the others sample {completions:,} completions, evaluations "
-        f"included, {config.parallel} at a time. How long that takes is told after a minute or two and at every run's end"
+        f"included, {config.parallel} at a time. How long that takes is told after a minute or two and at every "
+        "run's end"
     )
     return completions
 

@@ -4,6 +4,7 @@ import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from selfcorrect.compare.budget import account, evaluated
 from selfcorrect.compare.plan import Job
@@ -23,7 +24,8 @@ def sampled_so_far(job: Job) -> int:
     """Completions of a run under way that its folder tells of; what it takes over is not counted."""
     mine = _own(job)
     stages = [stage.name for stage in mine.stages]
-    trained = sum(row.get("completions", 0) for row in _rows(job.path / "metrics.jsonl") if row.get("stage") in stages)
+    rows = [row for row in _rows(job.path / "metrics.jsonl") if row.get("stage") in stages]
+    trained: int = sum(row.get("completions", 0) for row in rows)
     names = [*stages, *(["base"] if _evaluates_base(job) else [])]
     ended = [name for name in names if (job.path / "evaluations" / f"{name}.json").exists()]
     kept = sum(len(_rows(job.path / "evaluations" / "kept" / f"{name}.jsonl")) for name in names if name not in ended)
@@ -38,7 +40,7 @@ def _evaluates_base(job: Job) -> bool:
     return not (job.trains and (job.shared or job.base))
 
 
-def _rows(file: Path) -> list[dict[str, object]]:
+def _rows(file: Path) -> list[dict[str, Any]]:
     """The whole lines; a run may be writing the last one."""
     try:
         return [json.loads(line) for line in file.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]

@@ -123,9 +123,9 @@ def _unfit(tag: str, names: Sequence[str], typed: str, data: Any) -> str:
     whole = shlex.quote(f"{section}={{{', '.join(f'{name}: {value}' for name, value in told.items())}}}")
     more = f" and {len(names) - 4} more" if len(names) > 4 else ""
     return (
-        f"{typed} is now {data[key]}, and the recipe's {', '.join(names[:4])}{more} are of another kind and do not fit it; "
-        f"write {whole} instead, before other settings of it, to leave all of the recipe's {section} out, or take a recipe "
-        f"made for {data[key]}"
+        f"{typed} is now {data[key]}, and the recipe's {', '.join(names[:4])}{more} are of another kind and do not fit "
+        f"it; write {whole} instead, before other settings of it, to leave all of the recipe's {section} out, or take "
+        f"a recipe made for {data[key]}"
     )
 
 
@@ -206,9 +206,10 @@ def _place(
     """Where a setting was written, and its name as it was written there: an override may name a stage."""
     found = next((key for key in _prefixes(parts) if key in places), None)
     tags = [f"{section}.{tag}" for section in _prefixes(parts[:-1]) for tag in ("name", "objective")]
-    if error["type"] == "missing" and found not in typed:  # from a kind that an override has made of its section
-        found = next((key for key in tags if key in typed), found)
-        return places[found] if found else source, ".".join(parts)
+    made_by = next((key for key in tags if key in typed), None)  # an override that has made its section another kind
+    if error["type"] == "missing" and found not in typed and made_by is not None:
+        section = typed[made_by].split(".")[:-1]
+        return places[made_by], ".".join([*section, *parts[len(section) :]])
     if error["type"] == "value_error" and found not in typed:  # of a whole section: an override inside may have made it
         inside = [key for key in typed if key.startswith(".".join([*parts, ""])) and parts]
         told = str(error["ctx"]["error"])
@@ -216,7 +217,7 @@ def _place(
         if made := said or [key for key in inside if places[key].partition("=")[2].rstrip("'\"") in told.split()]:
             found = made[-1]
     written = list(parts)
-    if found in typed:
+    if found is not None and found in typed:
         names = typed[found].split(".")
         written[: len(names)] = names[: len(parts)]
     return places[found] if found else source, ".".join(written) or "the recipe"

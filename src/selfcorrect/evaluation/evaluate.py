@@ -260,6 +260,8 @@ class Evaluator:
     def plan(self) -> str:
         """How many completions are to come, what multiplies them, and what the controls cost."""
         total = self.completions
+        if self.decoding == "recorded":
+            return f"{total:,} recorded attempts at {len(self.problems):,} problems"
         told = f"{total:,} completions to come of up to {self.max_new_tokens} tokens: {len(self.problems):,} problems"
         told += f" x {self.attempts} attempts" + (" and feedback between them" if self.refine else "")
         told += f", {self.decoding}"

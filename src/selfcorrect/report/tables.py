@@ -62,7 +62,8 @@ def summary_cells(summary: Summary, attempts: int) -> tuple[Cell, ...]:
     changes: tuple[Cell, ...] = (missing,) * 5
     if len(summary.accuracy) > 1:
         changes = (
-            delta_cell(summary.delta, tells=not caution(summary)), share_cell(summary.fixed), share_cell(summary.broken),
+            delta_cell(summary.delta, tells=not caution(summary)),
+            share_cell(summary.fixed), share_cell(summary.broken),
             share_cell(summary.fix_rate) if summary.wrong_first else missing, share_cell(summary.unchanged),
         )  # fmt: skip
     return (*accuracy, *changes, Cell(f"{summary.n:,}"))

@@ -113,8 +113,8 @@ def prune_run(path: Path) -> tuple[int, int]:
         raise ConfigError(f"{path} holds no run to prune (no config.yaml in it){near}")
     if is_evaluation(path):
         raise ConfigError(
-            f"{path} holds an evaluation, which keeps no checkpoints: there is nothing to prune; remove the folder when "
-            "its rollouts and report are no longer needed"
+            f"{path} holds an evaluation, which keeps no checkpoints: there is nothing to prune; remove the folder "
+            "when its rollouts and report are no longer needed"
         )
     with alone(path):
         if not (path / "final").is_dir():

@@ -85,8 +85,8 @@ def resume(path: Path, observer: Observer, overrides: Sequence[str] = ()) -> Pat
         raise ConfigError(f"{path} holds no run to resume (no config.yaml in it); {what}")
     if is_evaluation(path):
         raise ConfigError(
-            f"{path} holds an evaluation, not a run: the same `selfcorrect evaluate` command goes on with it; `selfcorrect "
-            f"train {shlex.quote(str(path / 'config.yaml'))} name=NEW` trains its model"
+            f"{path} holds an evaluation, not a run: the same `selfcorrect evaluate` command goes on with it; "
+            f"`selfcorrect train {shlex.quote(str(path / 'config.yaml'))} name=NEW` trains its model"
         )
     config = _recipe_of(path / "config.yaml", overrides)
     used = _used_by(path)

@@ -1,0 +1,17 @@
+"""How torch's threads wait for work, for the commands and the Python functions alike (stdlib only)."""
+
+import os
+import sys
+
+SPINS = "1000"  # some tens of microseconds
+
+
+def wait_briefly() -> None:
+    """Threads that have nothing to do look for work for a moment, then sleep; whoever has set how they wait is obeyed.
+
+    libgomp, which torch brings, reads it once, when torch is first imported: where that is done, nothing changes. Its
+    default spins for milliseconds at every gap, which other work on the same cores pays for, and so does the thread
+    that is waited for; not spinning at all costs a wake-up at every operation (benchmarks/waiting.py).
+    """
+    if "torch" not in sys.modules and not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
+        os.environ["GOMP_SPINCOUNT"] = SPINS

@@ -120,7 +120,8 @@ def evaluate(
     """Two attempts on held-out problems: accuracy at each, delta, i->c, c->i, with 95 % intervals.
 
     Greedy; evaluation.samples=8 evaluation.temperature=0.7 gives Avg@8 and pass@8.
-    evaluation.correction_prompts.NAME=TEXT asks in other words beside the task's own. Finished problems are kept at once; after a stop, the same command goes on.
+    evaluation.correction_prompts.NAME=TEXT asks in other words beside the task's own. Finished problems are kept at
+    once; after a stop, the same command goes on.
     """
     from selfcorrect import api
     from selfcorrect.evaluation.alarms import cut_off_at

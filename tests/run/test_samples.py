@@ -55,6 +55,7 @@ def test_samples_and_wordings(whole: Path, model: Path, tmp_path: Path) -> None:
         assert [line["attempts"][0]["text"] for line in own] == [
             line["attempts"][0]["text"] for line in parts["samples"]
         ]
+    assert all(line["attempts"][0]["ids"] for line in parts["samples"])  # what wordings go on from after a stop
     firsts = {line["attempts"][0]["text"] for line in parts["samples"]}
     assert len(firsts) > PROBLEMS  # samples differ
     assert len({json.dumps([line["attempts"][1]["text"] for line in own]) for own in parts.values()}) == 3
@@ -114,6 +115,16 @@ def test_more_samples_go_on_from_those_that_are_there(whole: Path, model: Path, 
         evaluate(settings(tmp_path, model, "e", temperature=0.5))
     with pytest.raises(ConfigError, match=r"evaluation.correction_prompts.twice is \"\?\", but was \"\? \?\""):
         evaluate(settings(tmp_path, model, "e", correction_prompts={**WORDINGS, "twice": "?"}))
+
+
+@pytest.mark.usefixtures("lucky")
+def test_every_sample_has_draws_of_its_own(model: Path, tmp_path: Path) -> None:
+    """Also where a chunk holds every problem once, each at the same place as in the chunk before."""
+    asked = settings(tmp_path, model, "e", samples=3, correction_prompts={})
+    asked["rollouts"]["rows_at_once"] = PROBLEMS
+    evaluate(asked)
+    texts = [line["attempts"][0]["text"] for line in kept_lines(tmp_path / "e")]
+    assert len({tuple(texts[start : start + PROBLEMS]) for start in range(0, len(texts), PROBLEMS)}) == 3
 
 
 @pytest.mark.usefixtures("lucky")

@@ -178,6 +178,8 @@ def test_the_card_tells_results_recipe_and_command(trained: Callable[[str], Path
     assert "| After one | " in text
     assert text.count(" to ") > 8  # intervals
     assert "tuning: lora" in text
+    assert "This is `final` of the run, the row of which says: after one." in text
+    assert "of which no row is" in (export(trained("lora") / "best", tmp_path / "best") / "README.md").read_text()
 
 
 def test_it_is_sent_by_the_hubs_own_interface(

@@ -47,7 +47,8 @@ def export(
             for file in sorted(path for path in folder.iterdir() if path.is_file() and path.name not in _LEFT_OUT):
                 shutil.copyfile(file, temporary / file.name)
         kind = "adapter" if is_adapter and not merge else "model"
-        text = card(out.name, kind, base, run, run.config if run else {})
+        above = next((path for path in folder.absolute().parents if (path / "config.yaml").is_file()), folder)
+        text = card(out.name, kind, base, run, folder.absolute().relative_to(above).as_posix())
         (temporary / "README.md").write_text(text, encoding="utf-8")
     if push is not None:
         _push(out, push)

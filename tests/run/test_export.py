@@ -147,6 +147,8 @@ def test_what_is_exported_gives_the_same_two_attempts(
     plain = AutoModelForCausalLM.from_pretrained(merged, dtype=torch.float32)
     assert plainly(plain, policy) == expected == two_attempts(loaded(merged))
     torch.testing.assert_close(logits_of(loaded(merged)), logits_of(policy), rtol=0, atol=2e-5)
+    told = "trained over 4-bit weights, and stands over others here; model.tuning: qlora"
+    assert any(told in note for note in loaded(final).chat.notes) is (tuning == "qlora")
     adapter = export(final, tmp_path / "adapter")
     base = json.loads((adapter / "adapter_config.json").read_text())["base_model_name_or_path"]
     assert base == str(model)
@@ -179,6 +181,8 @@ def test_the_card_tells_results_recipe_and_command(trained: Callable[[str], Path
     assert "| After one | " in text
     assert text.count(" to ") > 8  # intervals
     assert "tuning: lora" in text
+    assert "This is `final` of the run, the row of which says: after one." in text
+    assert "of which no row is" in (export(trained("lora") / "best", tmp_path / "best") / "README.md").read_text()
 
 
 def test_it_is_sent_by_the_hubs_own_interface(

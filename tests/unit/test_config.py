@@ -476,8 +476,8 @@ def test_the_shipped_recipes_are_valid(file: Path) -> None:
     assert isinstance(second, StageTwo)
     assert config.total_steps == steps
     assert config.rollouts.problems_per_step * config.rollouts.rollouts_per_problem == batch
-    rates = (first.learning_rate, second.learning_rate)
-    assert (rates, config.rollouts.temperature) == (pytest.approx((rate, rate)), 1.0)
+    assert (first.learning_rate, second.learning_rate) == pytest.approx((rate, rate))
+    assert config.rollouts.temperature == 1.0
     assert (first.beta1, first.beta2, second.beta1, second.alpha) == (0.01, beta2, 0.01, 10.0)
 
 

@@ -339,17 +339,19 @@ def _take_adapter(
             f"its base {base.path} holds other weights than those that the adapter was trained on ({other})"
         )
     notes = [f"the adapter is taken {changed}"] if changed else []
+    trained_with = str(about.get("tuning", config.tuning))
     if config.tuning == "full":
         made.merge()
         lm.adapters = None
         lm.model.requires_grad_(True)
-        if about.get("tuning") == "qlora":
-            notes.append(
-                "the adapter was trained over 4-bit weights, and is merged into the model's own here; model.tuning: "
-                "qlora computes as it was trained"
-            )
     elif difference := adapters.differs(stored, config.lora):
         notes.append(f"model.lora: the adapter that model.path names goes on as it is: {difference}")
+    if "qlora" in (trained_with, config.tuning) and trained_with != config.tuning:
+        beneath = "4-bit weights" if trained_with == "qlora" else "the model's own weights"
+        notes.append(
+            f"the adapter was trained over {beneath}, and stands over others here; model.tuning: {trained_with} "
+            "computes as it was trained"
+        )
     return notes
 
 

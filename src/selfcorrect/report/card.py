@@ -3,7 +3,6 @@
 import json
 from collections.abc import Mapping
 from pathlib import PurePath
-from typing import Any
 
 from selfcorrect.evaluation.metrics import Estimate, Summary
 from selfcorrect.report.load import Run
@@ -15,8 +14,11 @@ _ABOUT = (
 )
 
 
-def card(name: str, kind: str, base: str, run: Run | None, recipe: Mapping[str, Any]) -> str:
-    """README.md as the hub shows it. kind: adapter or model; base: what it was trained from; recipe: its run's."""
+def card(name: str, kind: str, base: str, run: Run | None, place: str) -> str:
+    """README.md as the hub shows it.
+
+    kind: adapter or model; base: what it was trained from; place: where it lies in its run, as final or models/STAGE.
+    """
     head = {
         "library_name": "peft" if kind == "adapter" else "transformers",
         "pipeline_tag": "text-generation",
@@ -24,27 +26,13 @@ def card(name: str, kind: str, base: str, run: Run | None, recipe: Mapping[str, 
     }
     if _on_the_hub(base):
         head["base_model"] = base
-    told = [
-        "---",
-        *(f"{key}: {json.dumps(value)}" for key, value in head.items()),
-        "---",
-        "",
-        f"# {name}",
-        "",
-        _ABOUT,
-        "",
-    ]
+    front = ["---", *(f"{key}: {json.dumps(value)}" for key, value in head.items()), "---", ""]
+    told = [*front, f"# {name}", "", _ABOUT, ""]
     told += [f"Base model: `{base if _on_the_hub(base) else PurePath(base).name}`. {_USE[kind]}", ""]
     if run:
-        told += _results(run)
-        told += _made(run)
+        told += [*_results(run, place), *_made(run)]
     else:
         told += ["It lies in no run, so this card has no results.", ""]
-    prompts = recipe.get("task", {})
-    if isinstance(prompts, Mapping) and prompts.get("correction_prompt"):
-        told += ["## The two prompts", ""]
-        told += [f"- {key}: {json.dumps(prompts[key])}" for key in ("prompt", "correction_prompt") if prompts.get(key)]
-        told += [""]
     return "\n".join(told)
 
 
@@ -59,24 +47,24 @@ def _on_the_hub(base: str) -> bool:
     return base.count("/") == 1 and not base.startswith(("/", ".", "~"))
 
 
-def _results(run: Run) -> list[str]:
+def _results(run: Run, place: str) -> list[str]:
     if not run.evaluations:
         return ["## Results", "", "None of its run's evaluations is written.", ""]
     attempts = max(len(e.summary.accuracy) for e in run.evaluations)
-    columns = [
-        "",
-        *(f"accuracy, attempt {a}" for a in range(1, attempts + 1)),
-        "last less first",
-        "fixed",
-        "broken",
-        "n",
-    ]
+    each = [f"accuracy, attempt {a}" for a in range(1, attempts + 1)]
+    columns = ["", *each, "last less first", "fixed", "broken", "n"]
     rows = [[capital(e.label), *_cells(e.summary, attempts)] for e in run.evaluations]
+    row = run.final if place == "final" else next((e for e in run.evaluations if place == f"models/{e.name}"), None)
+    which = f"This is `{place}` of the run"
+    if row:
+        which += f", the row of which says: {row.label}"
+    elif place == "best":
+        which += ", of which no row is: the weights that did best in training"
     about = dict.fromkeys(f"{e.about or e.task}, split {e.split}, {e.decoding}" for e in run.evaluations)
     return [
         "## Results", "",
         f"Percent of problems with 95 % intervals; {'; '.join(about)}. Fixed: wrong, then right; broken: the reverse.",
-        "", _line(columns), _line(["---", *["---:"] * (len(columns) - 1)]), *map(_line, rows), "",
+        f"{which}.", "", _line(columns), _line(["---", *["---:"] * (len(columns) - 1)]), *map(_line, rows), "",
     ]  # fmt: skip
 
 

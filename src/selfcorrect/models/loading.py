@@ -7,8 +7,8 @@ The model always stays in eval mode: dropout would make the policy differ from t
 
 import copy
 import json
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from selfcorrect.config import LAB_MODEL, ModelConfig
 from selfcorrect.errors import ModelError
@@ -35,10 +36,17 @@ class LanguageModel:
     compute_dtype: torch.dtype
     head_is_plain: bool
 
-    def autocast(self) -> AbstractContextManager[Any]:
-        """The precision of every forward pass, at sampling and at training."""
+    @contextmanager
+    def autocast(self) -> Iterator[None]:
+        """The precision, and on CUDA the attention kernels, of every forward pass at sampling and at training."""
         enabled = self.compute_dtype != torch.float32
-        return torch.autocast(self.device.type, self.compute_dtype if enabled else torch.bfloat16, enabled=enabled)
+        with torch.autocast(self.device.type, self.compute_dtype if enabled else torch.bfloat16, enabled=enabled):
+            if self.device.type == "cuda":
+                # cuDNN's builds a plan for every new length, and decoding is nothing but new lengths: three times slower.
+                with sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]):
+                    yield
+            else:
+                yield
 
     def logits(self, token_ids: Tensor, select: Tensor, **kwargs: Any) -> Tensor:
         """Next-token logits, float32 [N, V], at the positions where `select` [B, T] is true, in row-major order.

@@ -42,37 +42,53 @@ class LanguageModel:
         enabled = self.compute_dtype != torch.float32
         with torch.autocast(self.device.type, self.compute_dtype if enabled else torch.bfloat16, enabled=enabled):
             if self.device.type == "cuda":
-                # cuDNN's builds a plan for every new length, and decoding is nothing but new lengths: three times slower.
+                # cuDNN plans anew for every length, and decoding is nothing but new lengths: a third of the speed.
                 with sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]):
                     yield
             else:
                 yield
 
-    def logits(self, token_ids: Tensor, select: Tensor, **kwargs: Any) -> Tensor:
-        """Next-token logits, float32 [N, V], at the positions where `select` [B, T] is true, in row-major order.
+    def logits(self, token_ids: Tensor, select: Tensor | None, **kwargs: Any) -> Tensor:
+        """Next-token logits, float32 [N, V], at the positions where `select` is true, in row-major order.
 
-        The vocabulary projection runs on those positions alone, where the model's head is a plain projection.
+        select: [B, T], or what broadcasts to it; None: every position. The vocabulary projection runs on those
+        positions alone, where the model's head is a plain projection.
         """
+
+        def selected(table_BTX: Tensor) -> Tensor:
+            return table_BTX.flatten(0, 1) if select is None else table_BTX[select.expand(table_BTX.shape[:2])]
+
         with self.autocast():
             if self.head_is_plain:
                 hidden = self.model.get_decoder()(input_ids=token_ids, **kwargs).last_hidden_state
-                logits = self.model.get_output_embeddings()(hidden[select])
+                logits = self.model.get_output_embeddings()(selected(hidden))
             else:
-                logits = self.model(input_ids=token_ids, **kwargs).logits[select]
+                logits = selected(self.model(input_ids=token_ids, **kwargs).logits)
         return torch.as_tensor(logits).float()
+
+    @property
+    def windows(self) -> dict[str, int | None] | None:
+        """By kind of layer how many tokens back it sees, itself included (None: all of them).
+
+        None where some layer works otherwise, or takes no mask of its own for each position.
+        """
+        config = self.model.config
+        if config._attn_implementation not in ("eager", "sdpa"):
+            return None
+        if config.model_type in ("bloom", "mpt", "gpt_neo") or getattr(config, "alibi", False):
+            return None  # their position bias, or window, is built from a plain mask
+        window = getattr(config, "sliding_window", None)
+        kinds = getattr(config, "layer_types", None)
+        if kinds is None:
+            kind = "full_attention" if window is None else "sliding_attention"
+            kinds = [kind] if hasattr(config, "num_attention_heads") else ["unknown"]
+        seen = {"full_attention": None, "sliding_attention": window}
+        return {kind: seen[kind] for kind in dict.fromkeys(kinds)} if set(kinds) <= set(seen) else None
 
     @property
     def attends_to_all(self) -> bool:
         """Whether every layer attends to the whole context, through attention code that takes a mask per position."""
-        config = self.model.config
-        if config._attn_implementation not in ("eager", "sdpa"):
-            return False
-        if config.model_type in ("bloom", "mpt") or getattr(config, "alibi", False):
-            return False  # their position bias is built from a plain mask
-        kinds = getattr(config, "layer_types", None)
-        if kinds is not None:
-            return set(kinds) == {"full_attention"}
-        return getattr(config, "sliding_window", None) is None and hasattr(config, "num_attention_heads")
+        return self.windows == {"full_attention": None}
 
     def parameters(self) -> list[Tensor]:
         return [parameter for parameter in self.model.parameters() if parameter.requires_grad]

@@ -13,10 +13,10 @@ _BLOCK = 512  # tokens; the draw adds up blocks first and then looks into one
 
 def uniforms(rows: int, params: SamplingParams, device: torch.device) -> Tensor:
     """Numbers in [0, 1) for every row and place of a call [rows, max_new_tokens], the same on every device."""
+    dtype = torch.float32 if device.type == "mps" else torch.float64  # MPS has no float64
     generator = torch.Generator().manual_seed(params.seed)
-    numbers = torch.rand(rows, params.max_new_tokens, generator=generator, dtype=torch.float64)
-    # Below 1 by more than a rounding, so that the share of the total they stand for is below the total.
-    return numbers.clamp_(max=1 - 2**-52).to(device, _exact(device))
+    numbers_NL = torch.rand(rows, params.max_new_tokens, generator=generator, dtype=torch.float64)
+    return numbers_NL.to(dtype).to(device)
 
 
 def draw(logits_RV: Tensor, temperature: float, uniform_R: Tensor) -> tuple[Tensor, Tensor]:
@@ -42,13 +42,10 @@ def _pick(share_RV: Tensor, uniform_R: Tensor) -> Tensor:
     before_R = torch.nn.functional.pad(sum_RK, (1, 0)).gather(1, which_R[:, None]).squeeze(1)
     inside_RV = block_RKV[torch.arange(rows, device=share_RV.device), which_R]
     place_R = _passed(inside_RV.cumsum(-1, dtype=uniform_R.dtype), aim_R - before_R)
-    return (which_R * block + place_R).clamp(max=vocabulary - 1)
+    return which_R * block + place_R
 
 
 def _passed(sum_RK: Tensor, aim_R: Tensor) -> Tensor:
-    """The first place whose running sum is above the aim; what has no share is never it."""
-    return (sum_RK <= aim_R[:, None]).sum(-1).clamp(max=sum_RK.shape[1] - 1)
-
-
-def _exact(device: torch.device) -> torch.dtype:
-    return torch.float32 if device.type == "mps" else torch.float64  # MPS has no float64
+    """The first place whose running sum is above the aim: always one that has a share, whatever was rounded before."""
+    below_R = sum_RK[:, -1] * (1 - torch.finfo(sum_RK.dtype).eps)
+    return (sum_RK <= torch.minimum(aim_R, below_R)[:, None]).sum(-1)

@@ -1,4 +1,4 @@
-"""Static shapes and CUDA graphs: one step of decoding costs the card's time, not the launching of a thousand kernels."""
+"""Static shapes and CUDA graphs: a step of decoding takes the card's time, not that of launching a thousand kernels."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -34,7 +34,7 @@ AS_THEY_ARE, FIXED = Shapes(fixed=False, every=1), Shapes(fixed=True, every=16)
 def record(step: Callable[[], None], pool: Any) -> Callable[[], None]:
     """A CUDA graph of the step, which is not run meanwhile; returns what plays it."""
     graph = torch.cuda.CUDAGraph()
-    # A weight that autocast cast and kept while recording would stand in the graph's memory, which nobody has filled yet.
+    # A weight that autocast casts and keeps while recording would stand in the graph's memory, not yet filled.
     kept = torch.is_autocast_cache_enabled()
     torch.set_autocast_cache_enabled(False)
     try:

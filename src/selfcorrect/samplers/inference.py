@@ -56,7 +56,9 @@ class InferenceWeights:
                 if type(module) in _linear_layers():
                     for name, weight in module._parameters.items():
                         if weight is not None and weight.dtype == torch.float32:
-                            cast = made.setdefault(id(weight), torch.empty_like(weight, dtype=dtype, requires_grad=False))
+                            cast = made.setdefault(
+                                id(weight), torch.empty_like(weight, dtype=dtype, requires_grad=False)
+                            )
                             self._casts.append((module, name, cast))
         for module, name, cast in self._casts:
             cast.copy_(module._parameters[name].detach())  # type: ignore[union-attr]

@@ -27,7 +27,8 @@ class InferenceWeights:
 
     def new_version(self) -> bool:
         """The model's weights have changed. Returns whether some are other tensors than before."""
-        addresses = [tensor.data_ptr() for tensor in (*self._lm.model.parameters(), *self._lm.model.buffers())]
+        model = self._lm.model
+        addresses = [id(model), *(tensor.data_ptr() for tensor in (*model.parameters(), *model.buffers()))]
         moved, self._addresses, self._stale = addresses != self._addresses, addresses, True
         if moved:
             self._casts = []

@@ -66,7 +66,7 @@ class Lanes:
         self._record(lanes, logits_RV)
 
     def prefill(self, lanes: Sequence[int], known: Sequence[int], added: Sequence[Sequence[int]]) -> Tensor:
-        """Feed lanes that hold `known` tokens what is added, padded on the right; logits [R, V] after the last of it."""
+        """Feed lanes that hold `known` tokens what is added; logits [R, V] after the last of it."""
         at_once = max(1, _PREFILLED // max(map(len, added)))
         parts = [slice(start, start + at_once) for start in range(0, len(lanes), at_once)]
         return torch.cat([self._prefill(lanes[part], known[part], added[part]) for part in parts])
@@ -108,7 +108,7 @@ class Lanes:
         self._alive_R[lanes] = alive_R & ~ended_R
 
     def look(self, rows: int) -> tuple[list[int], list[int], list[int]]:
-        """Of the first `rows` lanes: whether each goes on (0 or 1), how many tokens it drew, how many its cache holds."""
+        """Of the first `rows` lanes: whether each goes on (0 or 1), tokens drawn, tokens that the cache holds."""
         state = torch.stack([self._alive_R[:rows].long(), self._count_R[:rows], self._place_R[:rows]])
         alive, counts, places = state.tolist()
         return alive, counts, places

@@ -28,10 +28,11 @@ class SlotCache(Cache):  # type: ignore[misc]
         self._dtype, self._device = lm.compute_dtype, lm.device
         self._tables: Tables = []
         self._place_RT = torch.zeros(0, 0, dtype=torch.long)
-        self._width, self._fed = 0, slice(0)
+        self._width = 0
+        self._fed: slice | Tensor = slice(0)
 
     def open(self, fed: slice | Tensor, place_RT: Tensor, width: int) -> None:
-        """The next forward feeds tokens at these positions of the lanes `fed`; attention reads their first `width` slots."""
+        """The next forward feeds the lanes `fed` tokens at these positions; attention reads `width` slots."""
         self._fed, self._place_RT, self._width = fed, place_RT, width
         self._lane_R = torch.arange(self.lanes, device=self._device)[fed]
         self._flat: dict[int, Tensor] = {}
@@ -52,8 +53,8 @@ class SlotCache(Cache):  # type: ignore[misc]
     ) -> tuple[Tensor, Tensor]:
         """Called by each attention layer: store what is new, return the slots that attention reads."""
         if len(self._tables) == 2 * layer_idx:
-            # Zeros, as what is masked is still multiplied (by zero). In the precision that attention computes in: rotated
-            # keys come in float32 under autocast, and would be cast again, all of them, at every token.
+            # Zeros, as what is masked is still multiplied (by zero). In the precision that attention computes in:
+            # rotated keys come in float32 under autocast, and all of them would be cast again at every token.
             self._tables += [
                 torch.zeros(self.lanes, new.shape[1], self.slots, new.shape[3], dtype=self._dtype, device=self._device)
                 for new in (key_states, value_states)

@@ -10,7 +10,7 @@ Four things keep the work down, all inside one call or between two:
 """
 
 import math
-import warnings
+import sys
 from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -43,7 +43,7 @@ class TransformersSampler:
         self._max_rows = max_rows
         self._shapes = shapes or (FIXED if language_model.device.type == "cuda" else AS_THEY_ARE)
         self._weights = InferenceWeights(language_model)
-        self._graphs = Graphs(warnings.warn) if language_model.device.type == "cuda" else None
+        self._graphs = Graphs(_tell) if language_model.device.type == "cuda" else None
         self._lanes: Lanes | None = None
         self._kept: dict[int, Kept] = {}
 
@@ -231,6 +231,10 @@ class _Call:
 
     def _index(self, numbers: list[int]) -> Tensor:
         return torch.tensor(numbers, device=self._lanes.ids_NL.device)
+
+
+def _tell(line: str) -> None:
+    print(f"note: {line}", file=sys.stderr)
 
 
 def _extends(prompt: tuple[int, ...], have: Kept) -> bool:

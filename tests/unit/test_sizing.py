@@ -31,9 +31,26 @@ def sizes(shape: str, tokens: int, **settings: Any) -> tuple[int, int]:
 
 @pytest.mark.parametrize(
     ("shape", "tokens", "expected"),
-    [("lab", 45, (512, 128)), ("135M", 300, (256, 4)), ("1.5B", 300, (128, 1)), ("1.5B", 100_000, (1, 1))],
+    [("lab", 45, (512, 128)), ("135M", 300, (128, 4)), ("1.5B", 300, (64, 1)), ("1.5B", 100_000, (1, 1))],
 )
 def test_sizes_follow_from_the_shape(shape: str, tokens: int, expected: tuple[int, int]) -> None:
     rows, micro_batch = sizes(shape, tokens)
     assert (rows, micro_batch) == expected
     assert sizes(shape, tokens, optimizer={"micro_batch": 7}) == (rows, 7)
+
+
+@pytest.mark.parametrize(("gigabytes", "most"), [(80, 128), (40, 32), (24, 1)])
+def test_on_a_card_what_is_free_beside_training_counts(
+    gigabytes: int, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """1.5 billion weights that train take 27 GB, and rollouts of 2,400 tokens 69 MB each."""
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (gigabytes << 30, 80 << 30))
+    model = SimpleNamespace(config=Qwen2Config(**SHAPES["1.5B"]))
+    weights = [torch.empty(1_500_000_000, device="meta")]
+    lm: Any = SimpleNamespace(
+        model=model, device=torch.device("cuda"), compute_dtype=torch.bfloat16, parameters=lambda: weights
+    )
+    config = validate({"stages": [STAGE], "rollouts": {"max_new_tokens": 800}})
+    assert isinstance(config, TrainConfig)
+    settled, _ = sized(config, lm, 2400)
+    assert settled.rollouts.rows == most

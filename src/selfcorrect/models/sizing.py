@@ -1,7 +1,7 @@
 """How many rows a model takes side by side, where a recipe leaves it open (`auto`).
 
-Worked out from the model's shape and the recipe's lengths alone, never from what happens to be free: the same recipe
-gives the same numbers on the same kind of machine. An estimate on the safe side, not a measurement.
+Worked out from the model's shape, the recipe's lengths and, on a card, what is free there beside what training will
+take. Neither number changes a result but for rounding. An estimate on the safe side, not a measurement.
 """
 
 from typing import Any
@@ -13,6 +13,8 @@ from selfcorrect.models.loading import LanguageModel
 
 _CPU_BUDGET = 4 << 30  # bytes for each of the two: a micro-batch's activations, the cache of the rows being sampled
 _MOST_TRAINED, _MOST_SAMPLED = 128, 512  # beyond these nothing gets faster
+_DRAW_BYTES = 14  # of a row being sampled, for each word: the logit twice, its log-probability and its share
+_TRAINED_BYTES = 18  # of a weight that trains: gradient, two moments, the reference's, and casts of it at sampling
 _LOGIT_BYTES = 16  # in float32: the policy's logit, the reference's, log-softmax and the gradient
 
 
@@ -21,12 +23,15 @@ def sized(config: TrainConfig, lm: LanguageModel, tokens: int) -> tuple[TrainCon
 
     tokens: the longest rollout, all attempts and prompts.
     """
-    budget = _budget(lm.device)
+    budget = _budget(lm)
     sampled = config.rollouts.attempts * config.rollouts.max_new_tokens
     notes = []
     rollouts, optimizer = config.rollouts, config.optimizer
     if rollouts.rows_at_once == "auto":
-        rows = _power_of_two(budget / (tokens * _cache_bytes(lm)), _MOST_SAMPLED)
+        # Keys and values of every row of a step outlive its turn, for the next attempt; those at work take as much again.
+        kept = min(rollouts.problems_per_step * rollouts.rollouts_per_problem, _MOST_SAMPLED)
+        room = budget / (tokens * _cache_bytes(lm) + _DRAW_BYTES * lm.model.config.vocab_size)
+        rows = _power_of_two(max(room - kept, room / 2), _MOST_SAMPLED)
         rollouts = rollouts.model_copy(update={"rows_at_once": rows})
         notes.append(f"rollouts.rows_at_once: auto is {rows} for this model and rollouts of up to {tokens} tokens")
     if optimizer.micro_batch == "auto":
@@ -37,10 +42,13 @@ def sized(config: TrainConfig, lm: LanguageModel, tokens: int) -> tuple[TrainCon
     return config.model_copy(update={"rollouts": rollouts, "optimizer": optimizer}), notes
 
 
-def _budget(device: torch.device) -> float:
-    if device.type != "cuda":
+def _budget(lm: LanguageModel) -> float:
+    if lm.device.type != "cuda":
         return _CPU_BUDGET
-    return torch.cuda.get_device_properties(device).total_memory / 4
+    trained = sum(weight.numel() for weight in lm.parameters())
+    free: float = torch.cuda.mem_get_info(lm.device)[0]
+    # Each of the two gets half, whoever holds memory meanwhile; what is not foreseen fits into the tenth that is left.
+    return max(0.0, 0.9 * free - _TRAINED_BYTES * trained) / 2
 
 
 def _cache_bytes(lm: LanguageModel) -> int:

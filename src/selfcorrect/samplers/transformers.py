@@ -46,6 +46,7 @@ class TransformersSampler:
         self._graphs = Graphs(_tell) if language_model.device.type == "cuda" else None
         self._lanes: Lanes | None = None
         self._kept: dict[int, Kept] = {}
+        self._told = False
 
     @property
     def eos_ids(self) -> frozenset[int]:
@@ -62,6 +63,12 @@ class TransformersSampler:
     def sample(self, prompts: Sequence[tuple[int, ...]], params: SamplingParams) -> list[Completion]:
         uniform_NL = uniforms(len(prompts), params, self._lm.device)
         if self._lm.windows is None:
+            if not self._told:
+                kind = type(self._lm.model).__name__
+                _tell(
+                    f"sampling from {kind} goes without a cache between attempts, slower: some layer is of another kind"
+                )
+            self._told = True
             starts = range(0, len(prompts), self._max_rows)
             parts = [slice(start, start + self._max_rows) for start in starts]
             return [done for part in parts for done in generate(self._lm, prompts[part], params, uniform_NL[part])]

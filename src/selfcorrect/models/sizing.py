@@ -28,7 +28,7 @@ def sized(config: TrainConfig, lm: LanguageModel, tokens: int) -> tuple[TrainCon
     notes = []
     rollouts, optimizer = config.rollouts, config.optimizer
     if rollouts.rows_at_once == "auto":
-        # Keys and values of every row of a step outlive its turn, for the next attempt; those at work take as much again.
+        # Keys and values of a step's rows stay for the next attempt; those of the rows at work come on top.
         kept = min(rollouts.problems_per_step * rollouts.rollouts_per_problem, _MOST_SAMPLED)
         room = budget / (tokens * _cache_bytes(lm) + _DRAW_BYTES * lm.model.config.vocab_size)
         rows = _power_of_two(max(room - kept, room / 2), _MOST_SAMPLED)

@@ -65,9 +65,7 @@ class TransformersSampler:
         if self._lm.windows is None:
             if not self._told:
                 kind = type(self._lm.model).__name__
-                _tell(
-                    f"sampling from {kind} goes without a cache between attempts, slower: some layer is of another kind"
-                )
+                _tell(f"{kind} is sampled without a cache between attempts, slower: some layer is of another kind")
             self._told = True
             starts = range(0, len(prompts), self._max_rows)
             parts = [slice(start, start + self._max_rows) for start in starts]

@@ -236,7 +236,10 @@ def measure_step(shape: Shape, work: Work, device: torch.device, card: dict[str,
 
 
 def measure_trl(shape: Shape, work: Work, device: torch.device) -> dict[str, Any]:
-    """TRL's GRPOTrainer on the same model and work, as trl_side.py sets it up, in bfloat16 on the card."""
+    """TRL's GRPOTrainer on the same model and work, as trl_side.py sets it up, but in bfloat16 autocast.
+
+    Its static cache does not take that (keys come in float32); the growing one, its default, does.
+    """
     if importlib.util.find_spec("trl") is None:
         return {"failed": "trl is not installed; `pip install trl` (its wheel is pure Python)"}
     import tempfile
@@ -249,9 +252,10 @@ def measure_trl(shape: Shape, work: Work, device: torch.device) -> dict[str, Any
         lm.save(folder)
         del lm
         torch.cuda.empty_cache()
+        rows = min(4, work.rows)  # its logits of a row take 10 GB in float32, with their copies
         change = {"use_cpu": device.type == "cpu", "bf16": True}
         side = trl_side.TrlSide(
-            folder, Path(scratch) / "trl", trl_side.TrlSettings(micro_batch=2), 2, work, torch.get_num_threads(),
+            folder, Path(scratch) / "trl", trl_side.TrlSettings(cache="dynamic", micro_batch=rows), 2, work, torch.get_num_threads(),
             changes=change,
         )  # fmt: skip
         side.also_ends(range(ENDS_EVERY, shape.vocab_size, ENDS_EVERY))

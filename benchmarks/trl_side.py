@@ -97,41 +97,39 @@ class TrlSide:
         self._trainer.train()
 
 
-def _arguments(
-    output: Path, settings: TrlSettings, steps: int, work: Work, changes: Mapping[str, Any]
-) -> GRPOConfig:
+def _arguments(output: Path, settings: TrlSettings, steps: int, work: Work, changes: Mapping[str, Any]) -> GRPOConfig:
     forwards, rest = divmod(work.rows, settings.micro_batch)
     assert not rest, "the rows must divide into micro-batches"
-    arguments = dict(
-        output_dir=str(output),
-        max_steps=steps,
-        per_device_train_batch_size=settings.micro_batch,
-        gradient_accumulation_steps=forwards,
-        steps_per_generation=forwards,
-        num_generations=work.rollouts_per_problem,
-        num_iterations=1,
-        max_completion_length=work.max_new_tokens,
-        temperature=TEMPERATURE,
-        cache_implementation=settings.cache,
-        beta=KL_WEIGHT,
-        scale_rewards="none",
-        learning_rate=LEARNING_RATE,
-        lr_scheduler_type="constant",
-        adam_beta1=ADAM_BETAS[0],
-        adam_beta2=ADAM_BETAS[1],
-        max_grad_norm=MAX_GRAD_NORM,
-        gradient_checkpointing=False,
-        bf16=False,
-        use_cpu=True,
-        dataloader_num_workers=0,
-        dataloader_pin_memory=False,
-        report_to="none",
-        logging_strategy="no",
-        save_strategy="no",
-        disable_tqdm=True,
-        log_level="error",
-        seed=SEED,
-    )
+    arguments = {
+        "output_dir": str(output),
+        "max_steps": steps,
+        "per_device_train_batch_size": settings.micro_batch,
+        "gradient_accumulation_steps": forwards,
+        "steps_per_generation": forwards,
+        "num_generations": work.rollouts_per_problem,
+        "num_iterations": 1,
+        "max_completion_length": work.max_new_tokens,
+        "temperature": TEMPERATURE,
+        "cache_implementation": settings.cache,
+        "beta": KL_WEIGHT,
+        "scale_rewards": "none",
+        "learning_rate": LEARNING_RATE,
+        "lr_scheduler_type": "constant",
+        "adam_beta1": ADAM_BETAS[0],
+        "adam_beta2": ADAM_BETAS[1],
+        "max_grad_norm": MAX_GRAD_NORM,
+        "gradient_checkpointing": False,
+        "bf16": False,
+        "use_cpu": True,
+        "dataloader_num_workers": 0,
+        "dataloader_pin_memory": False,
+        "report_to": "none",
+        "logging_strategy": "no",
+        "save_strategy": "no",
+        "disable_tqdm": True,
+        "log_level": "error",
+        "seed": SEED,
+    }
     return GRPOConfig(**{**arguments, **changes})
 
 

@@ -75,6 +75,8 @@ class LanguageModel:
         config = self.model.config
         if config._attn_implementation not in ("eager", "sdpa"):
             return None
+        if getattr(config, "num_kv_shared_layers", 0):
+            return None  # layers that read the keys of others
         if config.model_type in ("bloom", "mpt", "gpt_neo") or getattr(config, "alibi", False):
             return None  # their position bias, or window, is built from a plain mask
         window = getattr(config, "sliding_window", None)

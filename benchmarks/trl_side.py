@@ -12,7 +12,7 @@ Each choice in TRL's favour:
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -55,7 +55,14 @@ class TrlSide:
     name = "trl"
 
     def __init__(
-        self, model_folder: Path, output: Path, settings: TrlSettings, steps: int, work: Work, threads: int
+        self,
+        model_folder: Path,
+        output: Path,
+        settings: TrlSettings,
+        steps: int,
+        work: Work,
+        threads: int,
+        changes: Mapping[str, Any] | None = None,
     ) -> None:
         tokenizer = AutoTokenizer.from_pretrained(model_folder, padding_side="left")
         model = AutoModelForCausalLM.from_pretrained(
@@ -67,7 +74,7 @@ class TrlSide:
             clock=self._clock,
             model=model,
             reward_funcs=attempts_reward,
-            args=_arguments(output, settings, steps, work),
+            args=_arguments(output, settings, steps, work, changes or {}),
             train_dataset=Dataset.from_dict(
                 {"prompt": [[{"role": "user", "content": text}] for text in work.prompts()]},
             ),
@@ -79,45 +86,51 @@ class TrlSide:
         self.first_prompt, self.close = rollout.first_prompt, rollout.close
         torch.set_num_threads(threads)
 
+    def also_ends(self, ids: Sequence[int]) -> None:
+        """Further ids end an attempt, as the model's own end token does."""
+        self._rollout.ends |= set(ids)
+        self._trainer.generation_config.eos_token_id = sorted(self._rollout.ends)
+
     def run(self, between: Callable[[StepTiming], None]) -> None:
         """All steps; `between` gets each one's timing and runs outside of TRL's clock."""
         self._trainer.add_callback(_Turns(self._clock, self._rollout, between))
         self._trainer.train()
 
 
-def _arguments(output: Path, settings: TrlSettings, steps: int, work: Work) -> GRPOConfig:
+def _arguments(output: Path, settings: TrlSettings, steps: int, work: Work, changes: Mapping[str, Any]) -> GRPOConfig:
     forwards, rest = divmod(work.rows, settings.micro_batch)
     assert not rest, "the rows must divide into micro-batches"
-    return GRPOConfig(
-        output_dir=str(output),
-        max_steps=steps,
-        per_device_train_batch_size=settings.micro_batch,
-        gradient_accumulation_steps=forwards,
-        steps_per_generation=forwards,
-        num_generations=work.rollouts_per_problem,
-        num_iterations=1,
-        max_completion_length=work.max_new_tokens,
-        temperature=TEMPERATURE,
-        cache_implementation=settings.cache,
-        beta=KL_WEIGHT,
-        scale_rewards="none",
-        learning_rate=LEARNING_RATE,
-        lr_scheduler_type="constant",
-        adam_beta1=ADAM_BETAS[0],
-        adam_beta2=ADAM_BETAS[1],
-        max_grad_norm=MAX_GRAD_NORM,
-        gradient_checkpointing=False,
-        bf16=False,
-        use_cpu=True,
-        dataloader_num_workers=0,
-        dataloader_pin_memory=False,
-        report_to="none",
-        logging_strategy="no",
-        save_strategy="no",
-        disable_tqdm=True,
-        log_level="error",
-        seed=SEED,
-    )
+    arguments = {
+        "output_dir": str(output),
+        "max_steps": steps,
+        "per_device_train_batch_size": settings.micro_batch,
+        "gradient_accumulation_steps": forwards,
+        "steps_per_generation": forwards,
+        "num_generations": work.rollouts_per_problem,
+        "num_iterations": 1,
+        "max_completion_length": work.max_new_tokens,
+        "temperature": TEMPERATURE,
+        "cache_implementation": settings.cache,
+        "beta": KL_WEIGHT,
+        "scale_rewards": "none",
+        "learning_rate": LEARNING_RATE,
+        "lr_scheduler_type": "constant",
+        "adam_beta1": ADAM_BETAS[0],
+        "adam_beta2": ADAM_BETAS[1],
+        "max_grad_norm": MAX_GRAD_NORM,
+        "gradient_checkpointing": False,
+        "bf16": False,
+        "use_cpu": True,
+        "dataloader_num_workers": 0,
+        "dataloader_pin_memory": False,
+        "report_to": "none",
+        "logging_strategy": "no",
+        "save_strategy": "no",
+        "disable_tqdm": True,
+        "log_level": "error",
+        "seed": SEED,
+    }
+    return GRPOConfig(**{**arguments, **changes})
 
 
 def attempts_reward(attempts: Sequence[Sequence[str]], **_: Any) -> list[float]:
@@ -141,6 +154,7 @@ class TwoAttempts:
         opening = tokenizer.apply_chat_template(turns[:1], tokenize=False, add_generation_prompt=True)
         between = tokenizer(text.removeprefix(opening + marker), add_special_tokens=False)["input_ids"]
         self._end, self._correction = between[0], between[1:]
+        self.ends = {self._end}
         self.sampled_tokens = 0
 
     def __call__(self, conversations: list[Any], trainer: GRPOTrainer) -> dict[str, Any]:
@@ -168,7 +182,7 @@ class TwoAttempts:
 
     def close(self, attempt: list[int]) -> list[int]:
         """An attempt and the correction turn; one that was cut off at the limit gets its end token first."""
-        return [*attempt, *(self._correction if attempt[-1] == self._end else [self._end, *self._correction])]
+        return [*attempt, *(self._correction if attempt[-1] in self.ends else [self._end, *self._correction])]
 
     def _encode(self, conversations: list[Any]) -> list[list[int]]:
         encoded = self._tokenizer.apply_chat_template(
@@ -181,8 +195,9 @@ class TwoAttempts:
         """The new ids of every row, up to and with the end token."""
         width = max(map(len, rows))
         pad = self._tokenizer.pad_token_id
-        input_ids = torch.tensor([[pad] * (width - len(row)) + row for row in rows])
-        attention_mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
+        device = trainer.accelerator.device
+        input_ids = torch.tensor([[pad] * (width - len(row)) + row for row in rows], device=device)
+        attention_mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=device)
         with (
             unwrap_model_for_generation(
                 trainer.model_wrapped, trainer.accelerator, generation_kwargs=trainer.generation_kwargs
@@ -194,7 +209,7 @@ class TwoAttempts:
                 attention_mask=attention_mask,
                 generation_config=trainer.generation_config,
             )[:, width:].tolist()
-        return [ids[: ids.index(self._end) + 1] if self._end in ids else ids for ids in table]
+        return [ids[: next((i + 1 for i, token in enumerate(ids) if token in self.ends), len(ids))] for ids in table]
 
 
 class _TimedTrainer(GRPOTrainer):  # type: ignore[misc]

@@ -42,7 +42,7 @@ def share(draw: random.Random) -> Made:
 
 def price(draw: random.Random) -> Made:
     name, a, b, extra = draw.choice(NAMES), draw.randint(2, 9), draw.randint(3, 15), draw.randint(5, 40)
-    text = f"{name} buys {a} tickets at {b} dollars each and a map for {extra} dollars. How many dollars is that in all?"
+    text = f"{name} buys {a} tickets at {b} dollars each and a map for {extra} dollars. How many dollars is that?"
     return text, f"{a} * {b} + {extra}", a * b + extra
 
 

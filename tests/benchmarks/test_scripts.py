@@ -50,6 +50,20 @@ def test_train_step_against_trl(script: Script, tmp_path: Path) -> None:
     assert record["work"]["problems"] == 2
 
 
+def test_gpu_step(script: Script, tmp_path: Path) -> None:
+    """Every part at a tiny size on a CPU; none may have failed but the one whose library is not here."""
+    output = tmp_path / "gpu_step.jsonl"
+    script("benchmarks/gpu_step.py").main(["--dry", "--output", str(output)])
+    lines = {line["part"]: line for line in map(json.loads, output.read_text().splitlines())}
+    assert set(lines) == {"card", "step dry", "trl dry", "longest dry"}
+    assert {name: line["failed"] for name, line in lines.items() if "failed" in line and name != "trl dry"} == {}
+    step = lines["step dry"]
+    assert 2 * 2 * 2 <= step["sampled_tokens"] <= 2 * 2 * 2 * 6
+    assert step["decode_share_of_bandwidth"] > 0
+    assert step["update_share_of_flops"] > 0
+    assert lines["longest dry"]["attempt_tokens"] == 8
+
+
 def labelled(folder: Path) -> Path:
     rows = [
         {"response": "so \\boxed{4}", "gold": "4"},

@@ -4,7 +4,9 @@ import json
 import socket
 import threading
 import time
+import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from selfcorrect.models.loading import LanguageModel, load_model
 from selfcorrect.runs.disk import try_save
 from tests.support.hf_model import save_qwen2
 from tests.support.templates import LLAMA2_LIKE, QWEN3_LIKE
+from tests.support.tiny import tiny_lm
 
 
 @pytest.fixture(scope="module")
@@ -355,3 +358,18 @@ def test_a_hub_that_cannot_be_reached_is_told_in_seconds(
         ):
             load_model(ModelConfig(path="some/one"))
         assert time.monotonic() - began < 30  # transformers alone takes minutes
+
+
+def test_on_cuda_no_forward_pass_takes_cudnns_attention() -> None:
+    """It plans anew for every length. The switch is the flag torch reads, with or without a card."""
+    enabled = torch.backends.cuda.cudnn_sdp_enabled
+    before, lm = enabled(), tiny_lm()
+    with lm.autocast():
+        assert enabled() == before
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # autocast's word on a machine without a card
+        with replace(lm, device=torch.device("cuda")).autocast():
+            assert not enabled()
+            assert torch.backends.cuda.flash_sdp_enabled()
+            assert torch.backends.cuda.mem_efficient_sdp_enabled()
+    assert enabled() == before

@@ -3,7 +3,7 @@
 The other side of every comparison is one plain forward pass over the whole sequence, without cache or mask.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -17,7 +17,9 @@ from selfcorrect.learning.batching import make_batch
 from selfcorrect.learning.losses import token_loss
 from selfcorrect.learning.policy import trained_states
 from selfcorrect.models.loading import LanguageModel
-from selfcorrect.samplers.slots import SlotCache
+from selfcorrect.samplers.draws import draw, uniforms
+from selfcorrect.samplers.graphs import AS_THEY_ARE, Graphs, Shapes
+from selfcorrect.samplers.inference import InferenceWeights
 from selfcorrect.samplers.transformers import TransformersSampler
 from selfcorrect.types import Attempt, Completion, Grade, Outcome, Problem, Rollout, SamplingParams
 from tests.support.tiny import ARCHITECTURES, tiny_lm
@@ -25,6 +27,7 @@ from tests.support.tiny import ARCHITECTURES, tiny_lm
 ENDS = (3, 5, 7, 9)  # these numbers end a turn beside the tokenizer's own end token: attempts of every length
 PROMPTS = ("5 2 1 : 8", "5 2 1 : 8", "12 11 10 9 8 7 : 2", "4 : 4", "4 : 4", "4 : 4", "9 6 : 3", "1 1 1 : 1")
 ATTEMPTS, LIMIT = 3, 12
+FIXED = Shapes(fixed=True, every=5)  # as on a card: 5 does not divide LIMIT, so rows end between two looks
 Played = list[tuple[tuple[int, ...], Completion]]  # context and completion, one a row
 
 
@@ -73,28 +76,16 @@ def fed(lm: LanguageModel) -> Iterator[list[tuple[int, int]]]:
     handle.remove()
 
 
-@pytest.fixture
-def narrowed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many rows stayed, each time some left the batch."""
-    stayed: list[int] = []
-    narrow = SlotCache.narrow
-
-    def note(cache: SlotCache, keep_R: Tensor) -> None:
-        stayed.append(int(keep_R.sum()))
-        narrow(cache, keep_R)
-
-    monkeypatch.setattr(SlotCache, "narrow", note)
-    return stayed
-
-
 @pytest.mark.parametrize("temperature", [1.0, 0.7, 0.0])
-@pytest.mark.parametrize(("attention", "max_rows"), [("eager", 3), ("sdpa", 512)])
+@pytest.mark.parametrize(
+    ("attention", "max_rows", "shapes"), [("eager", 3, AS_THEY_ARE), ("sdpa", 512, AS_THEY_ARE), ("sdpa", 5, FIXED)]
+)
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_recorded_logprobs_are_the_policys(
-    architecture: str, attention: str, temperature: float, max_rows: int, narrowed: list[int]
+    architecture: str, attention: str, temperature: float, max_rows: int, shapes: Shapes
 ) -> None:
     lm = tiny_lm(architecture, attention, ENDS)
-    played = play(lm, TransformersSampler(lm, max_rows), temperature)
+    played = play(lm, TransformersSampler(lm, max_rows, shapes), temperature)
     for context, completion in (pair for attempt in played for pair in attempt):
         logits = plain_logits(lm, context, completion)
         recorded, ids = torch.tensor(completion.logprobs), torch.tensor(completion.token_ids)
@@ -106,7 +97,6 @@ def test_recorded_logprobs_are_the_policys(
         assert not any(ended[:-1])
         assert ended[-1] == (completion.finish_reason == "stop")
         assert ended[-1] or len(ended) == LIMIT
-    assert bool(narrowed) == (architecture != "gemma3")
     if temperature:
         lengths = {len(completion.token_ids) for attempt in played for _, completion in attempt}
         assert len(lengths) > 2  # ragged, or the above says little
@@ -122,41 +112,167 @@ def test_the_training_path_sees_the_same_logprobs(architecture: str) -> None:
     torch.testing.assert_close(result.logprobs_BT, batch.sampler_logprobs_BT, rtol=0, atol=2e-5)
 
 
-@pytest.mark.parametrize("max_rows", [512, 3])
-def test_the_cache_is_kept_from_attempt_to_attempt(max_rows: int) -> None:
-    lm = tiny_lm("llama", "eager", ENDS)
-    sampler = TransformersSampler(lm, max_rows)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_neither_neighbours_nor_shapes_change_what_a_row_says(architecture: str) -> None:
+    """Its tokens follow from its prompt, its number and the seed, however rows are batched, replaced and moved."""
+    lm = tiny_lm(architecture, "eager", ENDS)
+    alone = play(lm, TransformersSampler(lm, 1), 1.0)
+    for max_rows, shapes in ((512, AS_THEY_ARE), (3, AS_THEY_ARE), (4, FIXED), (512, FIXED), (2, Shapes(True, 1))):
+        for mine, theirs in zip(play(lm, TransformersSampler(lm, max_rows, shapes), 1.0), alone, strict=True):
+            assert [(context, c.token_ids) for context, c in mine] == [(context, c.token_ids) for context, c in theirs]
+    contexts = [context for context, _ in alone[0][:3]]
+    fewer = TransformersSampler(lm).sample(contexts, SamplingParams(1.0, LIMIT, seed=1))
+    assert [c.token_ids for c in fewer] == [c.token_ids for _, c in alone[0][:3]]
+
+
+@pytest.mark.parametrize("shapes", [AS_THEY_ARE, FIXED])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_greedy_is_what_generate_writes(architecture: str, shapes: Shapes) -> None:
+    lm = tiny_lm(architecture, "eager", ENDS)
+    for context, completion in (
+        pair for attempt in play(lm, TransformersSampler(lm, 3, shapes), 0.0) for pair in attempt
+    ):
+        ids = torch.tensor([context])
+        written = lm.model.generate(
+            ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=LIMIT, pad_token_id=0,
+            eos_token_id=sorted(lm.eos_ids),
+        )  # fmt: skip
+        assert list(completion.token_ids) == written[0, len(context) :].tolist()
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma3"])
+def test_the_cache_is_kept_from_attempt_to_attempt(architecture: str) -> None:
+    lm = tiny_lm(architecture, "eager", ENDS)
+    sampler = TransformersSampler(lm)
     with fed(lm) as shapes:
         first = play(lm, sampler, 1.0, attempts=1)[0]
     prompts = [context for context, _ in first]
-    batches = [prompts[start : start + max_rows] for start in range(0, len(prompts), max_rows)]
-    prefills = [shape for shape in shapes if shape[1] > 1]
     # A prompt that a group shares is fed once.
-    assert prefills == [(len(set(batch)), max(map(len, batch))) for batch in batches]
+    assert [shape for shape in shapes if shape[1] > 1] == [(len(set(prompts)), max(map(len, prompts)))]
 
     nexts = [lm.chat.next_prompt(context, completion.token_ids, "?") for context, completion in first]
     params = SamplingParams(1.0, LIMIT, seed=9)
     with fed(lm) as shapes:
         reused = sampler.sample(nexts, params)
     # The last token of attempt 1, its end where it was cut off, and <|user|> ? <|end|> <|assistant|>.
-    prefills = [shape for shape in shapes if shape[1] > 1]
-    assert [rows for rows, _ in prefills] == [len(batch) for batch in batches]
-    assert {width for _, width in prefills} <= {5, 6}
-    fresh = TransformersSampler(lm, max_rows).sample(nexts, params)
+    (prefill,) = [shape for shape in shapes if shape[1] > 1]
+    assert prefill[0] == len(prompts)
+    assert prefill[1] in {5, 6}
+    fresh = TransformersSampler(lm).sample(nexts, params)
     assert [c.token_ids for c in reused] == [c.token_ids for c in fresh]
     for mine, theirs in zip(reused, fresh, strict=True):
         assert mine.logprobs == pytest.approx(theirs.logprobs, abs=2e-5)
 
 
-def test_rows_that_have_ended_leave_the_batch(narrowed: list[int]) -> None:
+@pytest.mark.parametrize("max_rows", [1, 3])
+def test_waiting_rows_keep_their_cache_and_their_groups_prompt(max_rows: int) -> None:
+    """Of rows that begin later, too, each prompt is fed once, and attempt 2 feeds the correction turn alone."""
+    lm = tiny_lm("llama", "eager", ENDS)
+    sampler = TransformersSampler(lm, max_rows)
+    with fed(lm) as shapes:
+        first = play(lm, sampler, 1.0, attempts=1)[0]
+    longest = max(len(context) for context, _ in first)
+    whole = sum(rows for rows, width in shapes if 6 < width <= longest)
+    assert whole <= len({context for context, _ in first})
+    nexts = [lm.chat.next_prompt(context, completion.token_ids, "?") for context, completion in first]
+    with fed(lm) as shapes:
+        sampler.sample(nexts, SamplingParams(1.0, LIMIT, seed=9))
+    assert max(width for _, width in shapes) <= 6
+
+
+@pytest.mark.parametrize("max_rows", [512, 8])
+def test_rows_that_have_ended_make_room(max_rows: int) -> None:
     lm = tiny_lm("llama", "eager", ENDS)
     prompts = [lm.chat.first_prompt(prompt) for prompt in PROMPTS] * 4
     with fed(lm) as shapes:
-        completions = TransformersSampler(lm).sample(prompts, SamplingParams(1.0, LIMIT, 1))
+        completions = TransformersSampler(lm, max_rows).sample(prompts, SamplingParams(1.0, LIMIT, 1))
     needed = sum(len(completion.token_ids) - 1 for completion in completions)
-    decoded = sum(rows for rows, width in shapes if width == 1)
-    assert needed <= decoded <= needed / 0.75  # never more than a quarter of a batch is idle
-    assert len(narrowed) > 1
+    steps = [rows for rows, width in shapes if width == 1]
+    prefilled_alone = len(prompts) if max_rows == 8 else 0  # a prompt's last token, where its group has begun before
+    assert needed <= sum(steps) <= needed / 0.75 + prefilled_alone  # never more than a quarter of the lanes is idle
+    assert max(steps) == min(max_rows, len(prompts))
+
+
+@pytest.mark.parametrize("precise", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_weights_cast_beforehand_change_no_logit(architecture: str, precise: torch.dtype) -> None:
+    lm = replace(tiny_lm(architecture, "sdpa"), compute_dtype=precise)
+    ids, everywhere = torch.arange(1, 13).view(2, 6), None
+    before = lm.logits(ids, everywhere, use_cache=False)
+    weights, state = InferenceWeights(lm), dict(lm.model.named_parameters())
+    with torch.no_grad(), weights.lent():
+        cast = [module.weight.dtype for module in lm.model.modules() if isinstance(module, torch.nn.Linear)]
+        assert set(cast) <= {precise}
+        assert torch.equal(lm.logits(ids, everywhere, use_cache=False), before)
+    with pytest.raises(KeyboardInterrupt), weights.lent():
+        raise KeyboardInterrupt
+    after = dict(lm.model.named_parameters())
+    assert [name for name in state if after[name] is not state[name]] == []
+    assert lm.model.config._attn_implementation == "sdpa"
+
+
+def test_a_new_version_of_the_weights_is_cast_into_the_same_memory() -> None:
+    lm = replace(tiny_lm("llama", "sdpa"), compute_dtype=torch.bfloat16)
+    weights, linear = InferenceWeights(lm), lm.model.model.layers[0].mlp.up_proj
+    assert weights.new_version()
+    with weights.lent():
+        first, address = linear.weight.clone(), linear.weight.data_ptr()
+    with torch.no_grad():
+        linear.weight.mul_(2)
+    assert not weights.new_version()
+    with weights.lent():
+        assert linear.weight.data_ptr() == address
+        assert torch.equal(linear.weight, 2 * first)
+    linear.weight = torch.nn.Parameter(linear.weight.detach().clone())
+    assert weights.new_version()  # what was recorded reads the old one
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_bfloat16_logprobs_are_the_policys(architecture: str) -> None:
+    lm = replace(tiny_lm(architecture, "sdpa", ENDS), compute_dtype=torch.bfloat16)
+    for context, completion in (pair for attempt in play(lm, TransformersSampler(lm, 3), 1.0) for pair in attempt):
+        ids = torch.tensor([[*context, *completion.token_ids]])
+        with torch.no_grad():
+            logits = lm.logits(ids, None, use_cache=False)[len(context) - 1 : -1]
+        expected = logits.log_softmax(-1).gather(1, torch.tensor(completion.token_ids)[:, None]).squeeze(1)
+        # bfloat16 keeps 8 bits: one rounding of a logit of up to 16 is 0.06, and the order of sums differs
+        torch.testing.assert_close(torch.tensor(completion.logprobs), expected, rtol=0, atol=0.25)
+
+
+class Recorder:
+    """Stands for CUDA graphs: "plays" the step as it is. fails: after so many were recorded."""
+
+    def __init__(self, fails: int = 10**6) -> None:
+        self.recorded, self.played, self.fails = 0, 0, fails
+
+    def __call__(self, step: Callable[[], None], pool: Any) -> Callable[[], None]:
+        if self.recorded == self.fails:
+            raise RuntimeError("operation not permitted when stream is capturing\nlong details")
+        self.recorded += 1
+
+        def play() -> None:
+            self.played += 1
+            step()
+
+        return play
+
+
+@pytest.mark.parametrize("fails", [10**6, 0, 1])
+def test_recorded_steps_say_the_same(fails: int) -> None:
+    lm = tiny_lm("llama", "sdpa", ENDS)
+    expected = play(lm, TransformersSampler(lm), 1.0)
+    told: list[str] = []
+    sampler, recorder = TransformersSampler(lm, 4, FIXED), Recorder(fails)
+    sampler._graphs = Graphs(told.append, recorder)
+    for _ in range(2):  # the second time nothing is recorded anew
+        again = play(lm, sampler, 1.0)
+        assert [[c.token_ids for _, c in a] for a in again] == [[c.token_ids for _, c in a] for a in expected]
+        recorded = recorder.recorded
+        sampler.load_weights(lm.model)
+    assert recorder.recorded == recorded
+    assert recorder.played > 0 or fails == 0
+    assert len(told) == (fails < 10**6)
+    assert all("\n" not in line and "cannot be recorded (operation not permitted" in line for line in told)
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gemma3"])
@@ -237,3 +353,34 @@ def test_attempts_of_one_token_are_continued(always_ends: bool) -> None:
     for context, completion in zip(nexts, sampler.sample(nexts, params), strict=True):
         logprob = plain_logits(lm, context, completion).log_softmax(-1)[0, completion.token_ids[0]]
         assert completion.logprobs == pytest.approx([float(logprob)], abs=2e-5)
+
+
+@pytest.mark.parametrize("vocabulary", [1, 2, 511, 512, 513, 1500])
+def test_the_draw_is_where_the_running_sum_passes_the_number(vocabulary: int) -> None:
+    torch.manual_seed(0)
+    rows = 200
+    logits = 3 * torch.randn(rows, vocabulary)
+    logits[:, 1::3] = -torch.inf  # never drawn, whatever the number
+    numbers = uniforms(rows, SamplingParams(1.0, 1, seed=4), logits.device)[:, 0]
+    numbers[:3] = torch.tensor([0.0, 1.0, 1 - 2**-53], dtype=torch.float64)  # 1: what a number may be rounded to
+    tokens, logprobs = draw(logits, 0.7, numbers)
+    running = (logits.double() / 0.7).softmax(-1).cumsum(-1)
+    below = torch.nn.functional.pad(running, (1, 0)).gather(1, tokens[:, None]).squeeze(1)
+    above = running.gather(1, tokens[:, None]).squeeze(1)
+    assert (below - 1e-6 <= numbers).all()
+    assert (numbers <= above + 1e-6).all()
+    assert logprobs.isfinite().all()
+    torch.testing.assert_close(logprobs.exp().double(), above - below, rtol=1e-4, atol=1e-7)
+
+
+def test_a_model_of_another_kind_goes_the_plain_way_and_says_so_once(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lm = tiny_lm("llama", "eager", ENDS)
+    expected = play(lm, TransformersSampler(lm), 1.0)
+    monkeypatch.setattr(LanguageModel, "windows", None)
+    played = play(lm, TransformersSampler(lm, max_rows=3), 1.0)
+    assert [[c.token_ids for _, c in attempt] for attempt in played] == [
+        [c.token_ids for _, c in attempt] for attempt in expected
+    ]
+    assert capsys.readouterr().err.count("\n") == 1

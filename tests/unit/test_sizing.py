@@ -46,8 +46,8 @@ def settle(
 @pytest.mark.parametrize(
     ("shape", "tokens", "expected"),
     [
-        ("lab", 45, (512, 128, False)), ("135M", 300, (256, 4, False)), ("1.5B", 300, (128, 2, False)),
-        ("1.5B", 1000, (64, 8, True)), ("1.5B", 100_000, (1, 1, True)),
+        ("lab", 45, (512, 128, False)), ("135M", 300, (128, 4, False)), ("1.5B", 300, (64, 2, False)),
+        ("1.5B", 1000, (32, 8, True)), ("1.5B", 100_000, (1, 1, True)),
     ],
 )  # fmt: skip
 def test_sizes_follow_from_the_shape(shape: str, tokens: int, expected: tuple[int, int, bool]) -> None:
@@ -79,3 +79,22 @@ def test_gradient_checkpointing_by_memory() -> None:
 def test_whole_logits_count_where_the_head_is_not_known() -> None:
     rows = [settle("1.5B", 300, known=known)[0].optimizer.rows for known in (True, False)]
     assert rows == [2, 1]
+
+
+@pytest.mark.parametrize(("gigabytes", "most"), [(80, 128), (40, 32), (24, 1)])
+def test_on_a_card_what_is_free_beside_training_counts(
+    gigabytes: int, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """1.5 billion weights that train take 27 GB beside themselves, and rollouts of 2,400 tokens 69 MB each."""
+    card = SimpleNamespace(total_memory=80 << 30)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (gigabytes << 30, card.total_memory))
+    model = Model("1.5B", able=True)
+    model.weight = torch.nn.Parameter(torch.empty(1_500_000_000, device="meta"))
+    lm: Any = SimpleNamespace(
+        model=model, device=torch.device("cuda"), compute_dtype=torch.bfloat16, head_form=HeadForm(), adapters=None
+    )
+    config = validate({"stages": [{**STAGE, "beta1": 0.01}], "rollouts": {"max_new_tokens": 800}})
+    assert isinstance(config, TrainConfig)
+    settled, _ = sized(config, lm, 2400)
+    assert settled.rollouts.rows == most

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from selfcorrect.config import LAB_MODEL, ModelConfig
 from selfcorrect.config.paths import is_evaluation
@@ -26,6 +27,8 @@ from selfcorrect.models.adapters import FROZEN, OFF, POLICY, Adapters
 from selfcorrect.models.chat import Chat
 from selfcorrect.models.head import Head, HeadForm, States, head_form
 from selfcorrect.models.masters import Masters
+
+_ATTENTION = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 @dataclass(slots=True)
@@ -49,16 +52,21 @@ class LanguageModel:
 
     @contextmanager
     def autocast(self) -> Iterator[None]:
-        """Around every forward pass, at sampling and at training: its precision, and the adapter that it sees."""
+        """Around every forward pass, at sampling and at training: its precision, the adapter it sees, its kernels."""
         enabled = self.compute_dtype != torch.float32
-        precision = torch.autocast(self.device.type, self.compute_dtype if enabled else torch.bfloat16, enabled=enabled)
-        with precision, self.adapters.shown(self.view) if self.adapters else nullcontext():
+        with (
+            torch.autocast(self.device.type, self.compute_dtype if enabled else torch.bfloat16, enabled=enabled),
+            self.adapters.shown(self.view) if self.adapters else nullcontext(),
+            # cuDNN plans anew for every length, and decoding is nothing but new lengths: a third of the speed.
+            sdpa_kernel(_ATTENTION) if self.device.type == "cuda" else nullcontext(),
+        ):
             yield
 
-    def logits(self, token_ids: Tensor, select: Tensor, **kwargs: Any) -> Tensor:
-        """Next-token logits [N, V], float32 or better, where `select` [B, T] is true, in row-major order.
+    def logits(self, token_ids: Tensor, select: Tensor | None, **kwargs: Any) -> Tensor:
+        """Next-token logits [N, V], float32 or better, where `select` is true, in row-major order.
 
-        The vocabulary projection runs on those positions alone, where what the head does is known.
+        select: [B, T], or what broadcasts to it; None: every position. The vocabulary projection runs on those
+        positions alone, where what the head does is known.
         """
         states = self.states(token_ids, select, **kwargs)
         if states.head is None:
@@ -69,29 +77,46 @@ class LanguageModel:
             torch.as_tensor(products).to(torch.promote_types(products.dtype, torch.float32))
         )
 
-    def states(self, token_ids: Tensor, select: Tensor, **kwargs: Any) -> States:
-        """What next tokens are predicted from, at the positions where `select` [B, T] is true, in row-major order."""
+    def states(self, token_ids: Tensor, select: Tensor | None, **kwargs: Any) -> States:
+        """What next tokens are predicted from, at the positions that `select` names (see `logits`)."""
+
+        def selected(table_BTX: Tensor) -> Tensor:
+            return table_BTX.flatten(0, 1) if select is None else table_BTX[select.expand(table_BTX.shape[:2])]
+
         with self.autocast():
             if self.head_form is None:
-                return States(self.model(input_ids=token_ids, **kwargs).logits[select])
-            hidden = self.model.get_decoder()(input_ids=token_ids, **kwargs).last_hidden_state[select]
+                return States(selected(self.model(input_ids=token_ids, **kwargs).logits))
+            hidden = selected(self.model.get_decoder()(input_ids=token_ids, **kwargs).last_hidden_state)
         if self.compute_dtype != torch.float32:
             hidden = hidden.to(self.compute_dtype)  # as autocast would, before the head
         head = self.model.get_output_embeddings()
         return States(hidden, Head(head.weight, head.bias, self.head_form))
 
     @property
-    def attends_to_all(self) -> bool:
-        """Whether every layer attends to the whole context, through attention code that takes a mask per position."""
+    def windows(self) -> dict[str, int | None] | None:
+        """By kind of layer how many tokens back it sees, itself included (None: all of them).
+
+        None where some layer works otherwise, or takes no mask of its own for each position.
+        """
         config = self.model.config
         if config._attn_implementation not in ("eager", "sdpa"):
-            return False
-        if config.model_type in ("bloom", "mpt") or getattr(config, "alibi", False):
-            return False  # their position bias is built from a plain mask
+            return None
+        if getattr(config, "num_kv_shared_layers", 0):
+            return None  # layers that read the keys of others
+        if config.model_type in ("bloom", "mpt", "gpt_neo") or getattr(config, "alibi", False):
+            return None  # their position bias, or window, is built from a plain mask
+        window = getattr(config, "sliding_window", None)
         kinds = getattr(config, "layer_types", None)
-        if kinds is not None:
-            return set(kinds) == {"full_attention"}
-        return getattr(config, "sliding_window", None) is None and hasattr(config, "num_attention_heads")
+        if kinds is None:
+            kind = "full_attention" if window is None else "sliding_attention"
+            kinds = [kind] if hasattr(config, "num_attention_heads") else ["unknown"]
+        seen = {"full_attention": None, "sliding_attention": window}
+        return {kind: seen[kind] for kind in dict.fromkeys(kinds)} if set(kinds) <= set(seen) else None
+
+    @property
+    def attends_to_all(self) -> bool:
+        """Whether every layer attends to the whole context, through attention code that takes a mask per position."""
+        return self.windows == {"full_attention": None}
 
     def parameters(self) -> list[Tensor]:
         """What trains, in float32: an adapter, or all weights, or their masters. Gradients are found there."""

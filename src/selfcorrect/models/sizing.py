@@ -1,7 +1,7 @@
 """How many rows a model takes side by side, where a recipe leaves it open (`auto`); and what its weights take.
 
-Rows follow from the model's shape and the recipe's lengths alone, never from what happens to be free: the same recipe
-gives the same numbers on the same kind of machine. An estimate on the safe side, not a measurement.
+Worked out from the model's shape, the recipe's lengths and, on a card, what is free there beside what training will
+take. Neither number changes a result but for rounding. An estimate on the safe side, not a measurement.
 """
 
 import os
@@ -19,6 +19,7 @@ from selfcorrect.models.recompute import layers_of
 
 _CPU_BUDGET = 4 << 30  # bytes for each of the two: a micro-batch's activations, the cache of the rows being sampled
 _MOST_TRAINED, _MOST_SAMPLED = 128, 512  # beyond these nothing gets faster
+_DRAW_BYTES = 14  # of a row being sampled, for each word: the logit twice, its log-probability and its share
 
 
 def sized(config: TrainConfig, lm: LanguageModel, tokens: int) -> tuple[TrainConfig, list[str]]:
@@ -27,11 +28,14 @@ def sized(config: TrainConfig, lm: LanguageModel, tokens: int) -> tuple[TrainCon
     tokens: the longest rollout, all attempts and prompts. Raises ConfigError where gradient checkpointing is asked of
     a model that cannot.
     """
-    budget = _budget(lm.device)
+    budget = _budget(config, lm)
     notes = []
     rollouts, optimizer = config.rollouts, config.optimizer
     if rollouts.rows_at_once == "auto":
-        rows = _power_of_two(budget / (tokens * _cache_bytes(lm)), _MOST_SAMPLED)
+        # Keys and values of a step's rows stay for the next attempt; those of the rows at work come on top.
+        kept = min(rollouts.problems_per_step * rollouts.rollouts_per_problem, _MOST_SAMPLED)
+        room = budget / (tokens * _cache_bytes(lm) + _DRAW_BYTES * lm.model.config.vocab_size)
+        rows = _power_of_two(max(room - kept, room / 2), _MOST_SAMPLED)
         rollouts = rollouts.model_copy(update={"rows_at_once": rows})
         notes.append(f"rollouts.rows_at_once: auto is {rows} for this model and rollouts of up to {tokens} tokens")
     again, note = _checkpointing(optimizer, lm, tokens, budget)
@@ -139,10 +143,17 @@ def _bytes(tensors: Iterable[Tensor]) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
-def _budget(device: torch.device) -> float:
-    if device.type != "cuda":
+def _budget(config: TrainConfig, lm: LanguageModel) -> float:
+    if lm.device.type != "cuda":
         return _CPU_BUDGET
-    return torch.cuda.get_device_properties(device).total_memory / 4
+    needs = training_memory(config, lm)
+    to_come = needs.gradients + needs.optimizer + 2 * parameter_count(lm)  # casts of the weights at sampling
+    where = config.model.reference
+    if (needs.reference_goes_to if where == "auto" else where) == "device":
+        to_come += needs.reference
+    free: float = torch.cuda.mem_get_info(lm.device)[0]
+    # Each of the two gets half, whoever holds memory meanwhile; what is not foreseen fits into the tenth that is left.
+    return max(0.0, 0.9 * free - to_come) / 2
 
 
 def _cache_bytes(lm: LanguageModel) -> int:

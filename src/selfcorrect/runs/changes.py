@@ -23,7 +23,7 @@ _FREE = {  # setting, or section -> what a change of it means
     "threads": _ROUNDING, "optimizer.micro_batch": _ROUNDING,
     "optimizer.gradient_checkpointing": _ROUNDING, "model.device": _ROUNDING, "model.attention": _ROUNDING,
     "model.reference": "where it lies changes no result",
-    "rollouts.rows_at_once": "other draws from the same distribution", "task.workers": "", "task.of.workers": "",
+    "rollouts.rows_at_once": _ROUNDING, "task.workers": "", "task.of.workers": "",
     "checkpoint.keep": "", "checkpoint.minutes": "", "log": "", "evaluation.controls": "",
     "checkpoint.every": "`best` is chosen among the checkpoints there are",
     "model.path": "its weights must be those the run began with",

@@ -1,7 +1,10 @@
-"""A key-value cache in which rows can leave the batch and come back (used by the transformers sampler).
+"""A key-value cache of lanes (used by the transformers sampler): one sequence a lane, one token a slot.
 
-Axes: R rows now in the batch, H key-value heads, S slots, D head dimension. Slot s of row r counts only where
-`bias_RS` is 0. While rows are out, `_home` keeps every row's slots; `_rows` says which of them are in.
+Slot s of a lane holds the token at position s of its sequence. So what a token may see follows from its position
+alone, windows included; whatever else stands in later slots (padding, an earlier sequence) is overwritten before it
+is seen. Lanes come and go by copying; nothing moves within a lane.
+
+Axes: N lanes, R of them in a forward, T tokens fed to each, H key-value heads, S slots, D head dimension.
 """
 
 from typing import Any
@@ -10,107 +13,80 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 
-_MASKED = float(torch.finfo(torch.float32).min) / 2
+from selfcorrect.models.loading import LanguageModel
+
+Tables = list[Tensor]  # keys and values of layer 0, keys and values of layer 1, ...; each [R, H, S, D]
 
 
 class SlotCache(Cache):  # type: ignore[misc]
-    """The part of transformers' Cache that attention layers use (`update`), over preallocated slots."""
+    """The part of transformers' Cache that attention layers use (`update`), over lanes allocated once."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, lm: LanguageModel, lanes: int, slots: int) -> None:
         super().__init__(layers=[])
-        self._device = device
-        self._keys: list[Tensor] = []  # one [R, H, S, D] a layer
-        self._values: list[Tensor] = []
-        self._bias_RS = torch.zeros(0, 0, device=device)
-        self.position_R = torch.zeros(0, dtype=torch.long, device=device)
-        self._used = 0  # slots opened so far
-        self._new = 0  # of these, the ones being written by the current forward
-        self._home: _Home | None = None
+        self.lanes, self.slots = lanes, slots
+        self._windows = lm.windows or {}
+        self._dtype, self._device = lm.compute_dtype, lm.device
+        self._tables: Tables = []
+        self._place_RT = torch.zeros(0, 0, dtype=torch.long)
+        self._width = 0
+        self._fed: slice | Tensor = slice(0)
 
-    def open_slots(self, rows: int, count: int, room: int, holds_RT: Tensor) -> None:
-        """The next forward writes `count` slots; row r's slot t counts where holds_RT. Makes room for `room` more."""
-        need = self._used + count + room
-        if need > self._bias_RS.shape[1]:
-            wider = torch.full((rows, need), _MASKED, device=self._device)
-            if self._used:
-                wider[:, : self._used] = self._bias_RS[:, : self._used]
-            self._bias_RS = wider
-            self._keys, self._values = ([_grow(t, need) for t in kind] for kind in (self._keys, self._values))
-        self._bias_RS[:, self._used : self._used + count] = torch.where(holds_RT, 0.0, _MASKED)
-        self._used, self._new = self._used + count, count
+    def open(self, fed: slice | Tensor, place_RT: Tensor, width: int) -> None:
+        """The next forward feeds the lanes `fed` tokens at these positions; attention reads `width` slots."""
+        self._fed, self._place_RT, self._width = fed, place_RT, width
+        self._lane_R = torch.arange(self.lanes, device=self._device)[fed]
+        self._flat: dict[int, Tensor] = {}
 
-    def mask(self, count: int) -> Tensor:
-        """Additive attention mask [R, 1, count, S] for the `count` slots just opened: causal among themselves."""
-        bias = self._bias_RS[:, None, None, : self._used]
-        if count == 1:
-            return bias
-        causal = torch.full((count, self._used), 0.0, device=self._device)
-        causal[:, self._used - count :] = torch.full((count, count), _MASKED, device=self._device).triu(1)
-        # Both masked would overflow to -inf in lower precision: take the smaller of the two instead of the sum.
-        return torch.minimum(bias.expand(-1, 1, count, -1), causal)
+    def mask(self) -> Tensor | dict[str, Tensor]:
+        """What each token fed sees, additive [R, 1, T, S]; by kind of layer where the model has several."""
+        ago_RTS = self._place_RT[:, :, None] - torch.arange(self._width, device=self._device)
+        masks = {}
+        for kind, window in self._windows.items():
+            seen_RTS = ago_RTS >= 0 if window is None else (ago_RTS >= 0) & (ago_RTS < window)
+            # Half of the lowest number: models that add two masks do not come to -inf.
+            hidden = torch.zeros(seen_RTS.shape, dtype=self._dtype, device=self._device)
+            masks[kind] = hidden.masked_fill_(~seen_RTS, torch.finfo(self._dtype).min / 2)[:, None]
+        return masks if len(masks) > 1 else next(iter(masks.values()))
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        """Called by each attention layer: store the new slots, return all slots opened so far."""
-        if layer_idx == len(self._keys):
-            rows, heads, _, width = key_states.shape
-            slots = self._bias_RS.shape[1]
-            self._keys.append(key_states.new_zeros(rows, heads, slots, width))
-            self._values.append(value_states.new_zeros(rows, heads, slots, value_states.shape[-1]))
-        keys, values = self._keys[layer_idx], self._values[layer_idx]
-        keys[:, :, self._used - self._new : self._used] = key_states
-        values[:, :, self._used - self._new : self._used] = value_states
-        return keys[:, :, : self._used], values[:, :, : self._used]
+        """Called by each attention layer: store what is new, return the slots that attention reads."""
+        if len(self._tables) == 2 * layer_idx:
+            # Zeros, as what is masked is still multiplied (by zero). In the precision that attention computes in:
+            # rotated keys come in float32 under autocast, and all of them would be cast again at every token.
+            self._tables += [
+                torch.zeros(self.lanes, new.shape[1], self.slots, new.shape[3], dtype=self._dtype, device=self._device)
+                for new in (key_states, value_states)
+            ]
+        keys, values = self._tables[2 * layer_idx : 2 * layer_idx + 2]
+        return self._write(keys, key_states), self._write(values, value_states)
+
+    def _write(self, table: Tensor, new_RHTD: Tensor) -> Tensor:
+        heads, width = table.shape[1], table.shape[3]
+        if heads not in self._flat:  # the rows of the table seen as [N * H * S, D]
+            head_RH = self._lane_R[:, None] * heads + torch.arange(heads, device=self._device)
+            self._flat[heads] = (head_RH[:, :, None] * self.slots + self._place_RT[:, None]).flatten()
+        table.view(-1, width).index_copy_(0, self._flat[heads], new_RHTD.to(table.dtype).reshape(-1, width))
+        return table[:, :, : self._width][self._fed]  # of a slice, the lanes themselves; of other lanes a copy
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        return self._used - self._new
+        return 0  # positions and masks are always given
 
-    def expand(self, rows: Tensor) -> None:
-        """Row r of the batch from now on is row rows[r] of it so far (rows may repeat)."""
-        self._keys, self._values = ([t[rows] for t in kind] for kind in (self._keys, self._values))
-        self._bias_RS, self.position_R = self._bias_RS[rows], self.position_R[rows]
+    def take(self, lanes: Tensor, width: int) -> Tables:
+        """A copy of the first `width` slots of some lanes."""
+        return [table[:, :, :width][lanes] for table in self._tables]
 
-    def narrow(self, keep_R: Tensor) -> None:
-        """Only the rows where keep_R stay in the batch; the others wait at home."""
-        if self._home is None:
-            everyone = torch.arange(len(keep_R), device=self._device)
-            self._home = _Home(self._keys, self._values, self._bias_RS, self.position_R, everyone)
-        else:
-            self._home.store(self._keys, self._values, self._bias_RS, self.position_R, ~keep_R)
-        self._home.rows = self._home.rows[keep_R]
-        self.expand(keep_R.nonzero().squeeze(1))
+    def put(self, lanes: Tensor, tables: Tables, rows: Tensor) -> None:
+        """Fill lanes with rows of what was taken."""
+        for mine, taken in zip(self._tables or self._like(tables), tables, strict=True):
+            mine[:, :, : taken.shape[2]][lanes] = taken[rows]
 
-    def widen(self) -> None:
-        """Every row is back in the batch."""
-        if self._home is None:
-            return
-        home, self._home = self._home, None
-        home.store(self._keys, self._values, self._bias_RS, self.position_R, torch.ones_like(self.position_R).bool())
-        self._keys, self._values, self._bias_RS, self.position_R = home.keys, home.values, home.bias_RS, home.position_R
+    def copy(self, source: Tensor, target: Tensor, width: int) -> None:
+        """Lane target[i] from now on holds what source[i] does, in its first `width` slots."""
+        for table in self._tables:
+            table[:, :, :width][target] = table[:, :, :width][source]
 
-
-class _Home:
-    """Every row's slots while some rows are out of the batch; rows[r] is the home row of batch row r."""
-
-    def __init__(
-        self, keys: list[Tensor], values: list[Tensor], bias_RS: Tensor, position_R: Tensor, rows: Tensor
-    ) -> None:
-        self.keys, self.values, self.bias_RS, self.position_R, self.rows = keys, values, bias_RS, position_R, rows
-
-    def store(
-        self, keys: list[Tensor], values: list[Tensor], bias_RS: Tensor, position_R: Tensor, which_R: Tensor
-    ) -> None:
-        """Write the batch rows `which_R` back to their places."""
-        target = self.rows[which_R]
-        for mine, theirs in ((self.keys, keys), (self.values, values)):
-            for home, batch in zip(mine, theirs, strict=True):
-                home[target] = batch[which_R]
-        self.bias_RS[target] = bias_RS[which_R]
-        self.position_R[target] = position_R[which_R]
-
-
-def _grow(table: Tensor, slots: int) -> Tensor:
-    wider = table.new_zeros(*table.shape[:2], slots, table.shape[3])
-    wider[:, :, : table.shape[2]] = table
-    return wider
+    def _like(self, tables: Tables) -> Tables:
+        self._tables = [t.new_zeros(self.lanes, t.shape[1], self.slots, t.shape[3]) for t in tables]
+        return self._tables

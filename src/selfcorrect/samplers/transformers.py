@@ -1,15 +1,19 @@
 """Sampling with a transformers model, for groups of rollouts over several attempts.
 
-Three things keep the work down, all inside one call or between two:
+Four things keep the work down, all inside one call or between two:
 - a prompt shared by a group is prefilled once, and its keys and values are handed to every row;
 - the cache is kept from attempt to attempt, so attempt 2 prefills the correction turn only;
-- rows that have ended leave the batch, and come back when the next attempt starts.
+- rows that have ended make room for waiting ones, so that the longest does not hold up the rest;
+- on CUDA a step is a recorded graph over shapes that recur (graphs.py), with weights cast beforehand (inference.py).
 
-Axes: R rows of a call, U distinct prompts, S cache slots, T new tokens, V vocabulary. Every row writes to the same
-slot at the same time; a slot that holds nothing of a row is masked for it, and positions are counted per row.
+    prompts -> waiting -> lane: prefill what is new, step, step, ... -> kept for the next attempt -> completions
 """
 
+import math
+import sys
+from collections import Counter, deque
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,23 +21,32 @@ from torch import Tensor
 
 from selfcorrect.errors import ModelError
 from selfcorrect.models.loading import LanguageModel
-from selfcorrect.samplers.slots import SlotCache
+from selfcorrect.samplers.draws import draw, uniforms
+from selfcorrect.samplers.graphs import AS_THEY_ARE, FIXED, Graphs, Shapes
+from selfcorrect.samplers.inference import InferenceWeights
+from selfcorrect.samplers.lanes import Lanes
+from selfcorrect.samplers.slots import Tables
 from selfcorrect.types import Completion, SamplingParams
 
-# Rows leave the batch when at least this share of it has ended: copying the cache must pay for itself.
-_NARROW_AT = 0.25
+# Lanes are filled again, or closed up, when at least this share of them has ended: copying must pay for itself.
+_REPACK_AT = 0.25
 
 
 class TransformersSampler:
-    """Works with any causal LM whose layers all attend to the whole context; others go through `generate`.
+    """Works with any causal LM whose layers attend to all or to a window of the context; others go through `generate`.
 
-    max_rows: prompts beyond that are sampled one batch after the other.
+    max_rows: how many run side by side; further ones wait until some have ended. shapes: those of a decoding step.
     """
 
-    def __init__(self, language_model: LanguageModel, max_rows: int = 512) -> None:
+    def __init__(self, language_model: LanguageModel, max_rows: int = 512, shapes: Shapes | None = None) -> None:
         self._lm = language_model
         self._max_rows = max_rows
-        self._sessions: list[_Session] = []
+        self._shapes = shapes or (FIXED if language_model.device.type == "cuda" else AS_THEY_ARE)
+        self._weights = InferenceWeights(language_model)
+        self._graphs = Graphs(_tell) if language_model.device.type == "cuda" else None
+        self._lanes: Lanes | None = None
+        self._kept: dict[int, Kept] = {}
+        self._told = False
 
     @property
     def eos_ids(self) -> frozenset[int]:
@@ -42,122 +55,195 @@ class TransformersSampler:
     def load_weights(self, model: Any) -> None:
         """Sample from `model` (a transformers causal LM, shared with the policy) as it is now."""
         self._lm.model = model
-        self._sessions = []
+        self._kept = {}
+        if self._weights.new_version() and self._graphs:
+            self._graphs.forget()
 
     @torch.no_grad()
     def sample(self, prompts: Sequence[tuple[int, ...]], params: SamplingParams) -> list[Completion]:
-        generator = torch.Generator(self._lm.device).manual_seed(params.seed)
-        batches = [prompts[start : start + self._max_rows] for start in range(0, len(prompts), self._max_rows)]
-        if not self._lm.attends_to_all:
-            return [done for rows in batches for done in generate(self._lm, rows, params, generator)]
-        kept, self._sessions = self._sessions, []
-        completions: list[Completion] = []
-        for number, rows in enumerate(batches):
-            session = kept[number] if number < len(kept) and kept[number].continues(rows) else None
-            session = session or _Session(self._lm)
-            with self._lm.autocast():  # one context for the whole call: weights are cast once, not at every token
-                completions += session.sample(rows, params, generator)
-            self._sessions.append(session)
-        return completions
-
-
-class _Session:
-    """The rows of one batch over all their attempts: what the cache holds (`known`) and the cache itself."""
-
-    def __init__(self, language_model: LanguageModel) -> None:
-        self._lm = language_model
-        self.known: list[tuple[int, ...]] = []
-        self._cache = SlotCache(language_model.device)
-
-    def continues(self, prompts: Sequence[tuple[int, ...]]) -> bool:
-        """Whether every prompt extends what the cache holds of its row by at least one token."""
-        return len(prompts) == len(self.known) and all(
-            len(prompt) > len(known) and prompt[: len(known)] == known
-            for prompt, known in zip(prompts, self.known, strict=True)
+        uniform_NL = uniforms(len(prompts), params, self._lm.device)
+        if self._lm.windows is None:
+            if not self._told:
+                kind = type(self._lm.model).__name__
+                _tell(f"{kind} is sampled without a cache between attempts, slower: some layer is of another kind")
+            self._told = True
+            starts = range(0, len(prompts), self._max_rows)
+            parts = [slice(start, start + self._max_rows) for start in starts]
+            return [done for part in parts for done in generate(self._lm, prompts[part], params, uniform_NL[part])]
+        if not prompts:
+            return []
+        lanes = self._room(prompts, params)
+        lanes.begin(uniform_NL, params.temperature)
+        kept, self._kept = self._kept, {}
+        with self._weights.lent():
+            call = _Call(lanes, self._shapes, self._graphs, prompts, params, kept, min(self._max_rows, len(prompts)))
+            left = call.run()
+        rows, limit = len(prompts), params.max_new_tokens
+        done = completions(
+            self._lm, lanes.ids_NL[:rows, :limit], lanes.logprobs_NL[:rows, :limit], lanes.length_N[:rows]
         )
+        for row, (tables, index) in left.items():
+            # The last token sampled was never fed to the model, so the cache does not hold it.
+            self._kept[row] = Kept((*prompts[row], *done[row].token_ids[:-1]), tables, index)
+        if not self._shapes.fixed:
+            self._lanes = None
+        return done
 
-    def sample(
-        self, prompts: Sequence[tuple[int, ...]], params: SamplingParams, generator: torch.Generator
-    ) -> list[Completion]:
-        if self.known:
-            logits_RV = self._prefill(prompts, self.known, params.max_new_tokens)
-        else:
-            index = {prompt: i for i, prompt in enumerate(dict.fromkeys(prompts))}
-            logits_UV = self._prefill(list(index), [()] * len(index), params.max_new_tokens)
-            rows = torch.tensor([index[prompt] for prompt in prompts], device=self._lm.device)
-            self._cache.expand(rows)
-            logits_RV = logits_UV[rows]
-        completions = self._decode(logits_RV, params, generator)
-        # The last token sampled was never fed to the model, so the cache does not hold it.
-        self.known = [(*p, *c.token_ids[:-1]) for p, c in zip(prompts, completions, strict=True)]
-        return completions
-
-    def _prefill(self, prompts: Sequence[tuple[int, ...]], known: Sequence[tuple[int, ...]], room: int) -> Tensor:
-        """Feed what each prompt adds to `known`, padded on the right; logits [R, V] after its last token."""
-        device = self._lm.device
-        added = [prompt[len(done) :] for prompt, done in zip(prompts, known, strict=True)]
-        width = max(map(len, added))
-        ids_RT = torch.tensor([[*ids, *[0] * (width - len(ids))] for ids in added], device=device)
-        length_R = torch.tensor([len(ids) for ids in added], device=device)
-        known_R = torch.tensor([len(ids) for ids in known], device=device)
-        steps_T = torch.arange(width, device=device)
-        self._cache.open_slots(len(prompts), width, room, steps_T[None] < length_R[:, None])
-        logits_RV = self._lm.logits(
-            ids_RT,
-            steps_T[None] == length_R[:, None] - 1,
-            position_ids=(known_R[:, None] + steps_T[None]),
-            attention_mask=self._cache.mask(width),
-            past_key_values=self._cache,
-            use_cache=True,
-        )
-        self._cache.position_R = known_R + length_R
-        return logits_RV
-
-    def _decode(self, logits_RV: Tensor, params: SamplingParams, generator: torch.Generator) -> list[Completion]:
-        rows, limit, device = len(logits_RV), params.max_new_tokens, self._lm.device
-        ids_RL = torch.zeros(rows, limit, dtype=torch.long, device=device)
-        logprobs_RL = torch.zeros(rows, limit, device=device)
-        length_R = torch.zeros(rows, dtype=torch.long, device=device)
-        eos_E = torch.tensor(sorted(self._lm.eos_ids), device=device)
-        active = torch.arange(rows, device=device)  # rows in the batch; some of them may have ended
-        alive = torch.ones(rows, dtype=torch.bool, device=device)
-        for step in range(limit):
-            token_R, logprob_R = draw(logits_RV, params.temperature, generator)
-            ids_RL[active, step] = torch.where(alive, token_R, 0)
-            logprobs_RL[active, step] = torch.where(alive, logprob_R, 0.0)
-            length_R[active] += alive
-            alive = alive & ~torch.isin(token_R, eos_E)
-            left = int(alive.sum())
-            if left == 0 or step == limit - 1:
-                break
-            if left <= (1 - _NARROW_AT) * len(active):
-                self._cache.narrow(alive)
-                active, token_R, alive = active[alive], token_R[alive], alive[alive]
-            self._cache.open_slots(len(active), 1, 0, alive[:, None])
-            logits_RV = self._lm.logits(
-                token_R[:, None],
-                torch.ones(len(active), 1, dtype=torch.bool, device=device),
-                position_ids=self._cache.position_R[:, None],
-                attention_mask=self._cache.mask(1),
-                past_key_values=self._cache,
-                use_cache=True,
-            )
-            self._cache.position_R += 1
-        self._cache.widen()
-        return completions(self._lm, ids_RL, logprobs_RL, length_R)
+    def _room(self, prompts: Sequence[tuple[int, ...]], params: SamplingParams) -> Lanes:
+        """Lanes for these prompts: those of the last call, where they suffice; graphs know them by their address."""
+        slots = self._shapes.width(max(map(len, prompts)) + params.max_new_tokens)
+        lanes = self._shapes.lanes(min(self._max_rows, len(prompts)))
+        need = (lanes, slots, len(prompts), params.max_new_tokens)
+        if self._lanes is not None:
+            if all(has >= needed for has, needed in zip(self._lanes.size, need, strict=True)):
+                return self._lanes
+            need = tuple(map(max, self._lanes.size, need))  # type: ignore[assignment]
+            self._lanes = None  # before the new ones are made
+        if self._graphs:
+            self._graphs.forget()
+        self._lanes = Lanes(self._lm, *need)
+        return self._lanes
 
 
-def draw(logits_RV: Tensor, temperature: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """One token a row and its log-probability under softmax(logits / temperature); temperature 0 is greedy."""
-    if temperature == 0:
-        logprobs_RV = logits_RV.log_softmax(-1)
-        token_R = logprobs_RV.argmax(-1)
-    else:
-        logprobs_RV = (logits_RV / temperature).log_softmax(-1)
-        # argmin of Exp(1)/p is a draw from p (exponential race): one pass, exact on every device.
-        race_RV = torch.empty_like(logprobs_RV).exponential_(generator=generator)
-        token_R = (race_RV.log() - logprobs_RV).argmin(-1)
-    return token_R, logprobs_RV.gather(1, token_R[:, None]).squeeze(1)
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A sequence whose keys and values are kept outside of the lanes: row `index` of tables it shares with others."""
+
+    ids: tuple[int, ...]
+    tables: Tables
+    index: int
+
+
+class _Call:
+    """The rows of one call on their way through the lanes.
+
+    kept: by row what the cache held of it after the last call; what a row's prompt does not extend is not used.
+    """
+
+    def __init__(
+        self, lanes: Lanes, shapes: Shapes, graphs: Graphs | None, prompts: Sequence[tuple[int, ...]],
+        params: SamplingParams, kept: dict[int, Kept], at_once: int,
+    ) -> None:  # fmt: skip
+        self._lanes, self._shapes, self._graphs = lanes, shapes, graphs
+        self._prompts, self._params = prompts, params
+        self._kept = {row: have for row, have in kept.items() if row < len(prompts) and _extends(prompts[row], have)}
+        self._waiting = deque(range(len(prompts)))
+        self._ahead = Counter(prompts)  # how many rows with this prompt still wait
+        self._shared: dict[tuple[int, ...], Kept] = {}  # prompts that waiting rows share with rows that have begun
+        self._seats: list[int | None] = [None] * at_once  # the row that each lane has
+        self._width = 0  # slots in use
+        self._left: dict[int, tuple[Tables, int]] = {}
+
+    def run(self) -> dict[int, tuple[Tables, int]]:
+        """Decode every row to its end. Returns where the keys and values of each are."""
+        self._fill()
+        while self._seats:
+            alive, counts, places = self._lanes.look(len(self._seats))
+            ended = [lane for lane, goes_on in enumerate(alive) if not goes_on]
+            if len(ended) >= max(1, math.ceil(_REPACK_AT * len(alive))):
+                self._leave(ended, places)
+                self._fill()
+                continue
+            steps = min(self._shapes.every, self._params.max_new_tokens - min(counts))
+            self._width = max(places) + steps
+            self._steps(steps)
+        return self._left
+
+    def _steps(self, steps: int) -> None:
+        rows = self._shapes.lanes(len(self._seats))
+        width = min(self._shapes.width(self._width), self._lanes.cache.slots)
+        for _ in range(steps):
+            if self._graphs:
+                key = (rows, width, self._params.temperature)
+                self._graphs.run(key, lambda: self._lanes.step(rows, width))
+            else:
+                self._lanes.step(rows, width)
+
+    def _leave(self, ended: list[int], places: list[int]) -> None:
+        """Rows that have ended leave their lanes; what the cache holds of them goes with them."""
+        index = self._index(ended)
+        tables = self._lanes.cache.take(index, max(places[lane] for lane in ended))
+        for number, lane in enumerate(ended):
+            row = self._seats[lane]
+            assert row is not None
+            self._left[row], self._seats[lane] = (tables, number), None
+        self._lanes.clear(index)
+
+    def _fill(self) -> None:
+        """Waiting rows take the free lanes; where none waits, the last lanes move up into the free ones."""
+        free = [lane for lane, row in enumerate(self._seats) if row is None]
+        begin = [self._waiting.popleft() for _ in free[: len(self._waiting)]]
+        if begin:
+            self._begin(begin, free)
+        free = free[len(begin) :]
+        count = len(self._seats) - len(free)
+        source = [lane for lane in range(count, len(self._seats)) if self._seats[lane] is not None]
+        target = [lane for lane in free if lane < count]
+        if source:
+            self._lanes.move(self._index(source), self._index(target), self._width)
+        for old, new in zip(source, target, strict=True):
+            self._seats[new] = self._seats[old]
+        del self._seats[count:]
+
+    def _begin(self, rows: list[int], lanes: list[int]) -> None:
+        """Rows get the first of these lanes: what is known of each is put there, the rest of its prompt prefilled."""
+        self._ahead.subtract(self._prompts[row] for row in rows)
+        fed: list[int] = []  # rows
+        lane_of, known = {}, {}
+        leader: dict[tuple[int, ...], int] = {}  # a prompt that is fed whole -> the first row with it
+        for row, lane in zip(rows, lanes, strict=False):
+            self._seats[lane], lane_of[row] = row, lane
+            prompt = self._prompts[row]
+            have = self._kept.pop(row, None) or self._shared.get(prompt)
+            if have:
+                known[row] = have
+            elif leader.setdefault(prompt, row) != row:
+                continue
+            fed.append(row)
+        self._put({lane_of[row]: have for row, have in known.items()})
+        lengths = [len(known[row].ids) if row in known else 0 for row in fed]
+        added = [self._prompts[row][length:] for row, length in zip(fed, lengths, strict=True)]
+        logits_FV = self._lanes.prefill([lane_of[row] for row in fed], lengths, added)
+        self._width = max(self._width, *(len(self._prompts[row]) for row in fed))
+
+        number = {row: place for place, row in enumerate(fed)}
+        leads = [row if row in number else leader[self._prompts[row]] for row in rows]
+        follow = [(lane_of[lead], lane_of[row]) for row, lead in zip(rows, leads, strict=True) if row != lead]
+        if follow:
+            source, target = (self._index(list(side)) for side in zip(*follow, strict=True))
+            self._lanes.cache.copy(source, target, max(map(len, leader)))
+        self._share([(prompt, lane_of[row]) for prompt, row in leader.items()])
+        places = self._index([len(self._prompts[row]) for row in rows])
+        logits_RV = logits_FV[self._index([number[lead] for lead in leads])] if follow else logits_FV
+        self._lanes.start(self._index([lane_of[row] for row in rows]), self._index(rows), places, logits_RV)
+
+    def _put(self, known: dict[int, Kept]) -> None:
+        """Lane -> what it begins with; one copy for all that share tables."""
+        groups: dict[int, list[int]] = {}
+        for lane, have in known.items():
+            groups.setdefault(id(have.tables), []).append(lane)
+        for lanes in groups.values():
+            index = self._index([known[lane].index for lane in lanes])
+            self._lanes.cache.put(self._index(lanes), known[lanes[0]].tables, index)
+
+    def _share(self, begun: list[tuple[tuple[int, ...], int]]) -> None:
+        """Keep the prompts for which further rows wait, all but their last token, and drop those without any."""
+        self._shared = {prompt: have for prompt, have in self._shared.items() if self._ahead[prompt] > 0}
+        begun = [(prompt, lane) for prompt, lane in begun if self._ahead[prompt] > 0 and len(prompt) > 1]
+        if begun:
+            tables = self._lanes.cache.take(self._index([lane for _, lane in begun]), max(len(p) for p, _ in begun))
+            self._shared |= {prompt: Kept(prompt[:-1], tables, index) for index, (prompt, _) in enumerate(begun)}
+
+    def _index(self, numbers: list[int]) -> Tensor:
+        return torch.tensor(numbers, device=self._lanes.ids_NL.device)
+
+
+def _tell(line: str) -> None:
+    print(f"note: {line}", file=sys.stderr)
+
+
+def _extends(prompt: tuple[int, ...], have: Kept) -> bool:
+    return len(prompt) > len(have.ids) and prompt[: len(have.ids)] == have.ids
 
 
 def completions(lm: LanguageModel, ids_RL: Tensor, logprobs_RL: Tensor, length_R: Tensor) -> list[Completion]:
@@ -172,9 +258,9 @@ def completions(lm: LanguageModel, ids_RL: Tensor, logprobs_RL: Tensor, length_R
 
 
 def generate(
-    lm: LanguageModel, prompts: Sequence[tuple[int, ...]], params: SamplingParams, generator: torch.Generator
+    lm: LanguageModel, prompts: Sequence[tuple[int, ...]], params: SamplingParams, uniform_RL: Tensor
 ) -> list[Completion]:
-    """The plain way, without a cache between attempts: for sliding-window and hybrid models, and the like.
+    """The plain way, without a cache between attempts: for models of other kinds than attention, and the like.
 
     Raises ModelError for models that keep no `past_key_values` (recurrent ones).
     """
@@ -186,7 +272,7 @@ def generate(
     alive_R = torch.ones(len(prompts), dtype=torch.bool, device=device)
     length_R = torch.zeros(len(prompts), dtype=torch.long, device=device)
     past, feed = None, ids_RT
-    for _ in range(params.max_new_tokens):
+    for step in range(params.max_new_tokens):
         with lm.autocast():
             position_ids = (mask_RT.cumsum(1) - 1).clamp(min=0)[:, -feed.shape[1] :]
             output = lm.model(
@@ -202,7 +288,7 @@ def generate(
             raise ModelError(
                 f"{type(lm.model).__name__} keeps no past_key_values, which sampling needs; use another model"
             )
-        token_R, logprob_R = draw(output.logits[:, -1].float(), params.temperature, generator)
+        token_R, logprob_R = draw(output.logits[:, -1].float(), params.temperature, uniform_RL[:, step])
         tokens.append(torch.where(alive_R, token_R, 0))
         logprobs.append(torch.where(alive_R, logprob_R, 0.0))
         length_R += alive_R

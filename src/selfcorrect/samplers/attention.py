@@ -1,0 +1,67 @@
+"""Attention of one new token a row, without copies of the cache.
+
+Where several query heads read the same keys and values, transformers copies those for each of them, at every layer and
+token: seven times the cache, for a model with 14 and 2 heads. The heads of a group can as well be taken for several
+queries of one head: the same numbers, and the cache is read once.
+"""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_NAMES = {"sdpa": "selfcorrect_sdpa", "eager": "selfcorrect_eager"}
+_OTHERWISE = ("softcap", "s_aux", "position_bias")  # what some models add; left to their own code
+
+
+@contextmanager
+def grouped_attention(config: Any) -> Iterator[None]:
+    """Meanwhile the model of this config attends this way where it decodes."""
+    from transformers import AttentionInterface
+
+    before = config._attn_implementation
+    for name, attend in (("selfcorrect_sdpa", _sdpa), ("selfcorrect_eager", _eager)):
+        AttentionInterface.register(name, attend)
+    try:
+        config._attn_implementation = _NAMES.get(before, before)
+        yield
+    finally:
+        config._attn_implementation = before
+
+
+def _sdpa(module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **kwargs: Any) -> Any:
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    if not _is_grouped(query, key, attention_mask, kwargs):
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+    attended = torch.nn.functional.scaled_dot_product_attention(
+        _by_group(query, key), key, value, attn_mask=attention_mask, scale=kwargs.get("scaling")
+    )
+    return _by_head(attended), None
+
+
+def _eager(module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **kwargs: Any) -> Any:
+    if not _is_grouped(query, key, attention_mask, kwargs):
+        own = sys.modules[type(module).__module__].eager_attention_forward  # each model file has one
+        return own(module, query, key, value, attention_mask, **kwargs)
+    scaling = kwargs.get("scaling") or query.shape[-1] ** -0.5
+    scores = _by_group(query, key) @ key.transpose(2, 3) * scaling + attention_mask
+    attended = scores.softmax(-1, dtype=torch.float32).to(query.dtype) @ value
+    return _by_head(attended), None
+
+
+def _is_grouped(query: Tensor, key: Tensor, mask: Any, kwargs: dict[str, Any]) -> bool:
+    plain = all(kwargs.get(name) is None for name in _OTHERWISE)
+    return query.shape[2] == 1 and query.shape[1] > key.shape[1] and mask is not None and plain
+
+
+def _by_group(query_RH1D: Tensor, key: Tensor) -> Tensor:
+    rows, heads, _, width = query_RH1D.shape
+    return query_RH1D.reshape(rows, key.shape[1], heads // key.shape[1], width)
+
+
+def _by_head(attended_RKGD: Tensor) -> Tensor:
+    return attended_RKGD.flatten(1, 2)[:, None]  # [R, 1, H, D], as the models' code expects

@@ -1,0 +1,82 @@
+"""Static shapes and CUDA graphs: a step of decoding takes the card's time, not that of launching a thousand kernels."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+
+@dataclass(frozen=True, slots=True)
+class Shapes:
+    """Which shapes a step may have, and how many steps go by between two looks at which lanes have ended.
+
+    A processor takes the shapes as they are and looks every time. A graph is recorded for each shape, so on a card
+    they are few: widths in steps of 256 slots, and two numbers of lanes to each power of two.
+    """
+
+    fixed: bool
+    every: int
+
+    def lanes(self, count: int) -> int:
+        if not self.fixed:
+            return count
+        power = 1 << max(3, (count - 1).bit_length())
+        return 3 * power // 4 if count <= 3 * power // 4 and power > 8 else power
+
+    def width(self, slots: int) -> int:
+        return -(-slots // 256) * 256 if self.fixed else slots
+
+
+AS_THEY_ARE, FIXED = Shapes(fixed=False, every=1), Shapes(fixed=True, every=16)
+
+
+def record(step: Callable[[], None], pool: Any) -> Callable[[], None]:
+    """A CUDA graph of the step, which is not run meanwhile; returns what plays it."""
+    graph = torch.cuda.CUDAGraph()
+    # A weight that autocast casts and keeps while recording would stand in the graph's memory, not yet filled.
+    kept = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(False)
+    try:
+        with torch.cuda.graph(graph, pool=pool):
+            step()
+    finally:
+        torch.set_autocast_cache_enabled(kept)
+    play: Callable[[], None] = graph.replay
+    return play
+
+
+@dataclass(slots=True)
+class Graphs:
+    """Steps by their shape: the first of a shape runs as it is, and is recorded for all that follow.
+
+    All graphs share one pool of memory: they never run at once, and nothing of one is read after the next has begun.
+    """
+
+    tell: Callable[[str], None]
+    recorder: Callable[[Callable[[], None], Any], Callable[[], None]] | None = record
+    pool: Any = None
+    _recorded: dict[Any, Callable[[], None]] = field(default_factory=dict)
+
+    def run(self, key: Any, step: Callable[[], None]) -> None:
+        """One step of this shape. A model that cannot be recorded is told of once, and runs as it is."""
+        if key in self._recorded:
+            self._recorded[key]()
+            return
+        step()
+        if self.recorder is None:
+            return
+        try:
+            if self.pool is None and torch.cuda.is_available():
+                self.pool = torch.cuda.graph_pool_handle()
+            self._recorded[key] = self.recorder(step, self.pool)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # noqa: BLE001 - models fail here in their own ways; all of them still run
+            self.recorder = None
+            first = str(error).strip().partition("\n")[0]
+            self.tell(f"sampling goes without CUDA graphs, slower: this model's step cannot be recorded ({first})")
+
+    def forget(self) -> None:
+        """What was recorded reads memory that is no longer the model's."""
+        self._recorded.clear()

@@ -285,4 +285,4 @@ def longest_attempt(shape: Shape, device: torch.device, dry: bool) -> dict[str, 
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -362,7 +362,8 @@ def test_a_hub_that_cannot_be_reached_is_told_in_seconds(
 
 def test_on_cuda_no_forward_pass_takes_cudnns_attention() -> None:
     """It plans anew for every length. The switch is the flag torch reads, with or without a card."""
-    enabled = torch.backends.cuda.cudnn_sdp_enabled
+    backends: Any = torch.backends.cuda
+    enabled = backends.cudnn_sdp_enabled
     before, lm = enabled(), tiny_lm()
     with lm.autocast():
         assert enabled() == before
@@ -370,6 +371,6 @@ def test_on_cuda_no_forward_pass_takes_cudnns_attention() -> None:
         warnings.simplefilter("ignore")  # autocast's word on a machine without a card
         with replace(lm, device=torch.device("cuda")).autocast():
             assert not enabled()
-            assert torch.backends.cuda.flash_sdp_enabled()
-            assert torch.backends.cuda.mem_efficient_sdp_enabled()
+            assert backends.flash_sdp_enabled()
+            assert backends.mem_efficient_sdp_enabled()
     assert enabled() == before

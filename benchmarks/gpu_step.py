@@ -20,7 +20,6 @@ import argparse
 import importlib.util
 import json
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

@@ -99,7 +99,7 @@ def test_killed_at_random_moments(tuning: str, model: Path, request: pytest.Fixt
             kills += 1
             moment = rng.random()
         check_same(tmp_path / f"run{runs}", whole.state)
-    assert runs > 1  # on a busy machine a run is killed oftener
+    assert runs > 1 or KILLS[tuning] < 10  # on a busy machine a run is killed oftener
 
 
 def points_of(model: Path, tmp_path: Path) -> list[str]:

@@ -225,6 +225,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"tuning": "lora", "lora": {"targets": []}}, "model.lora.targets"),
     ({"tuning": "lora", "lora": {"dropout": 0.1}}, "unknown key 'model.lora.dropout'"),
     ({"tuning": "lora", "lora": {"lora_dropout": 0.1}}, "dropout would make the policy differ"),
+    ({"tuning": "lora", "lora": {"targets": "q_proj"}}, r"model.lora.targets = 'q_proj': must be a list; write \[q_"),
+    ({"tuning": "lora", "lora": {"targets": ["q_proj", 7]}}, "model.lora.targets.1 = 7: input should be a valid str"),
     ({"weights": "float16"}, "model.weights = 'float16'"),
 ]
 

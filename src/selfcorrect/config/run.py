@@ -16,14 +16,14 @@ Device = Literal["auto", "cpu", "cuda", "mps"]
 
 
 class LoraConfig(Strict):
-    """Of tuning lora and qlora. targets: names of linear layers that get an adapter, as in [q_proj, v_proj]; all are
-    all of them but the head. The adapter's output counts alpha / rank times. No bias and no dropout, with which the
-    policy would differ from the one that sampled.
+    """Of tuning lora and qlora. targets: names of linear layers that get an adapter, as in [q_proj, v_proj];
+    by default all of them but the head. The adapter's output counts alpha / rank times. No bias and no dropout, with
+    which the policy would differ from the one that sampled.
     """
 
     rank: Annotated[int, Field(ge=1, le=4096)] = 16
     alpha: Rate = 32.0
-    targets: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=1)] | Literal["all"] = "all"
+    targets: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
 
 
 class ModelConfig(Strict):

@@ -238,11 +238,11 @@ def dequantised(layer: Any) -> Any:
 def fresh_config(lora: LoraConfig, model: Any) -> Any:
     """PEFT's settings for a recipe's. Raises ModelError where a target is no linear layer, or the head."""
     peft = need_peft()
-    if lora.targets != "all":
+    if lora.targets is not None:
         _check_targets(lora.targets, model)
     return peft.LoraConfig(
         r=lora.rank, lora_alpha=lora.alpha, lora_dropout=0.0, bias="none", task_type="CAUSAL_LM",
-        target_modules="all-linear" if lora.targets == "all" else list(lora.targets),
+        target_modules="all-linear" if lora.targets is None else list(lora.targets),
         fan_in_fan_out=any(type(module).__name__ == "Conv1D" for module in model.modules()),
     )  # fmt: skip
 

@@ -6,6 +6,7 @@ from typing import Literal
 
 import pytest
 import torch
+from torch import Tensor
 
 import selfcorrect
 from selfcorrect.config import CountdownConfig, LabBaseConfig, ModelConfig
@@ -13,7 +14,8 @@ from selfcorrect.lab.base import CORRECTION, PROMPT, build_model, build_tokenize
 from selfcorrect.learning.batching import make_batch
 from selfcorrect.learning.losses import token_loss
 from selfcorrect.learning.policy import trained_states
-from selfcorrect.models.head import States
+from selfcorrect.learning.vocabulary import Tiles, score
+from selfcorrect.models.head import Head, States
 from selfcorrect.models.loading import LanguageModel, load_model, wrap
 from selfcorrect.rollout import play
 from selfcorrect.samplers.transformers import TransformersSampler
@@ -58,6 +60,25 @@ def test_enumeration_on_the_accelerator(objective: str) -> None:
     result = token_loss(*both, moved, toy.temperature)
     (gradient_CV,) = torch.autograd.grad((result.loss_B * probability_B.to(ACCELERATOR or "cpu")).sum(), logits_CV)
     torch.testing.assert_close(-gradient_CV.cpu(), on_cpu, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_pass_over_the_vocabulary_on_the_accelerator(dtype: torch.dtype) -> None:
+    """Values and gradients as on the CPU, over many tiles; under bfloat16 their sums are float32 on both."""
+    generator, device = torch.Generator().manual_seed(0), ACCELERATOR or "cpu"
+    hidden_2ND, weight_2VD = (torch.randn(2, rows, 64, generator=generator) / 2 for rows in (300, 5000))
+    ids_N = torch.randint(5000, (300,), generator=generator)
+
+    def found(where: str) -> list[Tensor]:
+        hidden_ND, weight_VD = hidden_2ND[0].to(where).requires_grad_(), weight_2VD[0].to(where).requires_grad_()
+        policy = States(hidden_ND.to(dtype), Head(weight_VD))
+        reference = States(hidden_2ND[1].to(where, dtype), Head(weight_2VD[1].to(where)))
+        logprobs_N, kl_N = score(policy, reference, ids_N.to(where), 0.7, "analytic", Tiles(1 << 15, 1 << 8, 0))
+        gradients = torch.autograd.grad(logprobs_N.sum() + kl_N.sum(), [hidden_ND, weight_VD])
+        return [tensor.detach().cpu() for tensor in (logprobs_N, kl_N, *gradients)]
+
+    for mine, theirs in zip(found(device), found("cpu"), strict=True):
+        assert (mine - theirs).norm() < (1e-5 if dtype == torch.float32 else 2**-7) * theirs.norm()
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])

@@ -203,6 +203,18 @@ def test_nothing_larger_than_a_tile_or_the_weights_is_made(trains: bool) -> None
     assert sizes.largest == (vocabulary * hidden if trains else 1500)
 
 
+@pytest.mark.parametrize(("kept", "expected"), [(0, 0), (3999, 3500), (10**6, 20_000)])
+def test_tiles_are_kept_for_backward_up_to_a_bound(kept: int, expected: int) -> None:
+    """Small vocabularies are not computed twice; of large ones a fixed part is kept."""
+    policy, reference, ids_N, _ = case(10, 3, 2000, HeadForm())
+    logprobs_N, _ = score(policy, reference, ids_N, 1.0, "analytic", Tiles(500, 50, kept))
+    pairs: Any = logprobs_N.grad_fn
+    for side in (0, 1):
+        assert sum(pair[side].numel() for pair in pairs.kept.values()) == expected
+    logprobs_N.sum().backward()  # type: ignore[no-untyped-call]
+    assert not pairs.kept
+
+
 def test_a_masked_vocabulary_is_no_number_lost() -> None:
     """Logits of -inf in whole tiles, as models that mask part of their vocabulary give: log-softmax's own values."""
     logits_NV = torch.full((4, 40), -math.inf, dtype=torch.float64)

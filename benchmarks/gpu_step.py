@@ -20,7 +20,6 @@ import argparse
 import importlib.util
 import json
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -286,4 +285,4 @@ def longest_attempt(shape: Shape, device: torch.device, dry: bool) -> dict[str, 
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

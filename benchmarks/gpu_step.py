@@ -253,8 +253,7 @@ def measure_trl(shape: Shape, work: Work, device: torch.device) -> dict[str, Any
         torch.cuda.empty_cache()
         rows = min(4, work.rows)  # its logits of a row take 10 GB in float32, with their copies
         change = {"use_cpu": device.type == "cpu", "bf16": True}
-        settings = trl_side.TrlSettings(cache="dynamic", micro_batch=rows)
-        threads = torch.get_num_threads()
+        settings, threads = trl_side.TrlSettings(cache="dynamic", micro_batch=rows), torch.get_num_threads()
         side = trl_side.TrlSide(folder, Path(scratch) / "trl", settings, 2, work, threads, changes=change)
         side.also_ends(range(ENDS_EVERY, shape.vocab_size, ENDS_EVERY))
         timings: list[Any] = []

@@ -152,8 +152,8 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def make_model(shape: Shape, device: torch.device) -> LanguageModel:
-    """Random float32 weights; forward passes in bfloat16."""
+def make_model(shape: Shape, device: torch.device, ends_every: int = ENDS_EVERY) -> LanguageModel:
+    """Random float32 weights; forward passes in bfloat16. ends_every: one word in so many ends an attempt."""
     import tempfile
 
     from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
@@ -164,7 +164,7 @@ def make_model(shape: Shape, device: torch.device) -> LanguageModel:
     torch.manual_seed(SEED)
     with device:
         model = Qwen2ForCausalLM(Qwen2Config(**sizes, max_position_embeddings=32_768, attn_implementation="sdpa"))
-    model.generation_config.eos_token_id = [1, *range(ENDS_EVERY, shape.vocab_size, ENDS_EVERY)]
+    model.generation_config.eos_token_id = [1, *range(ends_every, shape.vocab_size, ends_every)]
     return wrap(model, tokenizer, torch.bfloat16)
 
 

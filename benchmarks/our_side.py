@@ -4,7 +4,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from workload import (
     ADAM_BETAS,
@@ -35,9 +35,12 @@ class OurSide:
 
     name = "selfcorrect"
 
-    def __init__(self, model_folder: Path, steps: int, work: Work, micro_batch: int = MICRO_BATCH) -> None:
+    def __init__(
+        self, model_folder: Path, steps: int, work: Work, micro_batch: int = MICRO_BATCH,
+        tuning: Literal["full", "lora"] = "full",
+    ) -> None:  # fmt: skip
         self._clock = Clock()
-        config = _config(model_folder, steps, work, micro_batch)
+        config = _config(model_folder, steps, work, micro_batch, tuning)
         lm = load_model(config.model)
         self._trainer = Trainer(
             config,
@@ -61,10 +64,12 @@ class OurSide:
         return StepTiming(result.sampled_tokens, seconds, parts)
 
 
-def _config(model_folder: Path, steps: int, work: Work, micro_batch: int) -> TrainConfig:
+def _config(
+    model_folder: Path, steps: int, work: Work, micro_batch: int, tuning: Literal["full", "lora"]
+) -> TrainConfig:
     return TrainConfig(
         seed=SEED,
-        model=ModelConfig(path=str(model_folder), device="cpu", precision="float32"),
+        model=ModelConfig(path=str(model_folder), device="cpu", precision="float32", tuning=tuning),
         rollouts=RolloutConfig(
             problems_per_step=work.problems,
             rollouts_per_problem=work.rollouts_per_problem,

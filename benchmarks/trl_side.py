@@ -63,6 +63,7 @@ class TrlSide:
         work: Work,
         threads: int,
         changes: Mapping[str, Any] | None = None,
+        lora: bool = False,
     ) -> None:
         tokenizer = AutoTokenizer.from_pretrained(model_folder, padding_side="left")
         model = AutoModelForCausalLM.from_pretrained(
@@ -80,6 +81,7 @@ class TrlSide:
             ),
             processing_class=tokenizer,
             rollout_func=rollout,
+            peft_config=_adapter() if lora else None,
         )
         self._trainer.remove_callback(PrinterCallback)
         self._rollout = rollout
@@ -95,6 +97,13 @@ class TrlSide:
         """All steps; `between` gets each one's timing and runs outside of TRL's clock."""
         self._trainer.add_callback(_Turns(self._clock, self._rollout, between))
         self._trainer.train()
+
+
+def _adapter() -> Any:
+    """The same adapter as selfcorrect's: rank 16 on all linear layers but the head."""
+    from peft import LoraConfig
+
+    return LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", lora_dropout=0.0, task_type="CAUSAL_LM")
 
 
 def _arguments(output: Path, settings: TrlSettings, steps: int, work: Work, changes: Mapping[str, Any]) -> GRPOConfig:

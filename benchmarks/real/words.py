@@ -64,9 +64,7 @@ def weeks(draw: random.Random) -> Made:
     return f"{name} is away for {a} weeks and {b} days. How many days is that?", f"{a} * 7 + {b}", 7 * a + b
 
 
-KINDS: dict[str, Kind] = {
-    kind.__name__: kind for kind in (gain, loss, boxes, share, price, twice, minutes, weeks)
-}
+KINDS: dict[str, Kind] = {kind.__name__: kind for kind in (gain, loss, boxes, share, price, twice, minutes, weeks)}
 
 
 def rows(count: int, seed: int, taken: set[str]) -> list[dict[str, str]]:

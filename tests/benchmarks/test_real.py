@@ -232,3 +232,14 @@ def test_minutes_that_are_over_end_it_in_order(script: Script, model: Path, data
     summary = json.loads((output / "summary.json").read_text())
     assert summary["evaluations"] == {}
     assert (output / "page.md").exists()
+
+
+def test_word_problems_are_new_and_right(tmp_path: Path, script: Script) -> None:
+    words = script("benchmarks/real/words.py")
+    words.main([str(tmp_path), "--train", "40", "--test", "16"])
+    rows = [json.loads(line) for name in ("test", "train") for line in (tmp_path / f"{name}.jsonl").open()]
+    assert len({row["question"] for row in rows}) == len(rows) == 56
+    assert {row["kind"] for row in rows[:16]} == set(words.KINDS)
+    for row in rows:
+        working, result = row["answer"].partition("\n")[0].split(" = ")
+        assert eval(working) == int(result) == int(row["answer"].partition("#### ")[2])  # noqa: S307

@@ -64,6 +64,30 @@ def test_gpu_step(script: Script, tmp_path: Path) -> None:
     assert lines["longest dry"]["attempt_tokens"] == 8
 
 
+@pytest.mark.parametrize("tuning", ["full", "lora"])
+def test_our_side_of_real_step(script: Script, tuning: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    real = script("benchmarks/real_step.py")
+    real.make_folder(tmp_path / "model", dry=True)
+    size = ["--dry", "--threads", "1", "--micro-batch", "2", "--model", str(tmp_path / "model")]
+    real.main([*size, "--child", "selfcorrect", "--tuning", tuning])
+    row = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert 8 <= row["sampled_tokens"] <= 2 * 2 * 2 * 6
+    assert row["peak_bytes"] > 1e8
+
+
+@pytest.mark.nightly
+def test_real_step_against_trl(script: Script, tmp_path: Path) -> None:
+    pytest.importorskip("trl", reason="trl is not installed; `make bench` installs it")
+    result = tmp_path / "result.json"
+    script("benchmarks/real_step.py").main(
+        ["--dry", "--pairs", "1", "--threads", "1", "--micro-batch", "2", "--output", str(result)]
+    )
+    record = json.loads(result.read_text())
+    assert {tuning: found["summary"]["ratio_median"] > 0 for tuning, found in record["tunings"].items()} == {
+        "full": True, "lora": True,
+    }  # fmt: skip
+
+
 def labelled(folder: Path) -> Path:
     rows = [
         {"response": "so \\boxed{4}", "gold": "4"},

@@ -1,0 +1,148 @@
+"""One whole training step at the size of Qwen2.5-0.5B on a CPU, selfcorrect against TRL, full and LoRA: time, memory.
+
+    python benchmarks/real_step.py [--pairs 5] [--threads 2] [--tunings full lora]
+
+The model has Qwen2.5-0.5B's shape (V = 151,936) and random float32 weights; one word in 32 ends an attempt, so lengths
+fall off as chance has it. A step samples two attempts of 4 problems x 4 rollouts (up to 48 tokens each), grades them
+and updates once, with a KL to the base model. Each measurement is a fresh process that takes two steps, the second on
+the clock; processes alternate, TRL first. Score: tokens sampled a second, so that longer or shorter samples cancel out.
+Peak memory: the most that a process held (ru_maxrss), loading included. What is not the same work: train_step.py.
+TRL's micro-batch and ours are set by --micro-batch.
+"""
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from gpu_step import DRY, HALF, make_model
+from workload import SEED, StepTiming, Work, cpu_model, median, versions
+
+RESULT = Path(__file__).parent / "results" / "real_step.json"
+ENDS = 32
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The pairs of each tuning, the table, results/real_step.json."""
+    options = _options(arguments)
+    if options.child:
+        print(json.dumps(measure(options)))
+        return
+    found: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) / "model"
+        make_folder(folder, options.dry)
+        for tuning in options.tunings:
+            pairs = []
+            for number in range(options.pairs):
+                pair = {side: child(side, tuning, folder, options) for side in ("trl", "selfcorrect")}
+                pairs.append(pair)
+                print(f"{tuning} pair {number + 1}: {told(pair)}", flush=True)
+            found[tuning] = {"summary": summary(pairs), "pairs": pairs}
+            print(f"{tuning}: {json.dumps(found[tuning]['summary'])}", flush=True)
+    record = {
+        "command": " ".join(["python benchmarks/real_step.py", *sys.argv[1:]]),
+        "seed": SEED,
+        "versions": {"python": sys.version.split()[0]}
+        | versions(["selfcorrect", "torch", "transformers", "trl", "accelerate", "peft"]),
+        "machine": {"cpu": cpu_model(), "cores": os.cpu_count(), "threads": options.threads},
+        "micro_batch": options.micro_batch,
+        "tunings": found,
+    }
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    options.output.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+def _options(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="One step at the size of a real model, selfcorrect against TRL.")
+    parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--tunings", nargs="+", default=["full", "lora"], choices=["full", "lora"])
+    parser.add_argument("--micro-batch", type=int, default=4, help="rollouts in one forward, on both sides")
+    parser.add_argument("--dry", action="store_true", help="a tiny model, to see that it runs")
+    parser.add_argument("--output", type=Path, default=RESULT)
+    parser.add_argument("--child", choices=["trl", "selfcorrect"], help=argparse.SUPPRESS)
+    parser.add_argument("--tuning", default="full", help=argparse.SUPPRESS)
+    parser.add_argument("--model", type=Path, help=argparse.SUPPRESS)
+    return parser.parse_args(arguments)
+
+
+def make_folder(folder: Path, dry: bool) -> None:
+    lm = make_model(DRY if dry else HALF, torch.device("cpu"), ENDS)
+    lm.save(folder)
+
+
+def child(side: str, tuning: str, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """One measurement in a process of its own."""
+    command = [
+        sys.executable, str(Path(__file__)), "--child", side, "--tuning", tuning, "--model", str(folder),
+        "--threads", str(options.threads), "--micro-batch", str(options.micro_batch),
+        *(["--dry"] if options.dry else []),
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(f"{side} {tuning} failed:\n{done.stderr[-3000:]}")
+    row: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return row
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """Two steps of one side; the second is what counts."""
+    torch.set_num_threads(options.threads)
+    work = Work(2, 2, 6) if options.dry else Work(4, 4, 48)
+    timings: list[StepTiming] = []
+    if options.child == "selfcorrect":
+        from our_side import OurSide
+
+        ours = OurSide(options.model, 2, work, options.micro_batch, options.tuning)
+        timings = [ours.step(), ours.step()]
+    else:
+        import trl_side
+
+        settings = trl_side.TrlSettings(cache="dynamic", micro_batch=options.micro_batch)
+        changes: dict[str, Any] = {}
+        with tempfile.TemporaryDirectory() as scratch:
+            side = trl_side.TrlSide(
+                options.model, Path(scratch), settings, 2, work, options.threads, changes=changes,
+                lora=options.tuning == "lora",
+            )  # fmt: skip
+            vocabulary = (DRY if options.dry else HALF).vocab_size
+            side.also_ends(range(ENDS, vocabulary, ENDS))
+            side.run(timings.append)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    last = timings[-1]
+    return {
+        "sampled_tokens": last.sampled_tokens, "seconds": last.seconds, "tokens_per_second": last.tokens_per_second,
+        "parts": last.parts, "peak_bytes": peak,
+    }  # fmt: skip
+
+
+def told(pair: dict[str, Any]) -> str:
+    sides = [
+        f"{name} {row['sampled_tokens']} tokens in {row['seconds']:.1f} s, peak {row['peak_bytes'] / 2**30:.1f} GiB"
+        for name, row in pair.items()
+    ]
+    return "; ".join(sides) + f"; ratio {_ratio(pair):.2f}"
+
+
+def _ratio(pair: dict[str, Any]) -> float:
+    return float(pair["selfcorrect"]["tokens_per_second"] / pair["trl"]["tokens_per_second"])
+
+
+def summary(pairs: list[dict[str, Any]]) -> dict[str, Any]:
+    ratios = [_ratio(pair) for pair in pairs]
+    memory = [pair["selfcorrect"]["peak_bytes"] / pair["trl"]["peak_bytes"] for pair in pairs]
+    return {
+        "ratio_median": median(ratios), "ratio_range": [min(ratios), max(ratios)],
+        "memory_median": median(memory), "memory_range": [min(memory), max(memory)],
+    }  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

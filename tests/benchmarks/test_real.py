@@ -242,4 +242,4 @@ def test_word_problems_are_new_and_right(tmp_path: Path, script: Script) -> None
     assert {row["kind"] for row in rows[:16]} == set(words.KINDS)
     for row in rows:
         working, result = row["answer"].partition("\n")[0].split(" = ")
-        assert eval(working) == int(result) == int(row["answer"].partition("#### ")[2])  # noqa: S307
+        assert eval(working) == int(result) == int(row["answer"].partition("#### ")[2])

@@ -113,6 +113,12 @@ def opening_row(label: str, place: int) -> str:
     )
 
 
+def memory(r: Any) -> dict[str, Any]:
+    return {
+        "m": {f"{row['way']}{row['vocabulary']:.0f}": row["beyond_gib"] for row in r["memory"] if row["tokens"] == 4096}
+    }
+
+
 def ways(r: Any) -> dict[str, Any]:
     return {"m": {f"{row['way']}{row['budget']:.0f}": row for row in r}}
 
@@ -160,6 +166,13 @@ QUOTES: list[tuple[str, str, str, Given]] = [
     ("README.md", "grade_math.json", f"Math grading is {RATIO} as calling math-verify", None),
     ("README.md", "train_step.json", "{r[summary][ratio_median]:.1f} times the sampled tokens a second of TRL's", None),
     ("README.md", "train_step.json", "{r[summary][ratio_range][0]:.2f} to {r[summary][ratio_range][1]:.2f}; `make bench`", None),
+    ("README.md", "loss_memory.json", "over 4,096 tokens and 262,144 words take {m[tiles262144]:.2f} GiB besides the gradients themselves, and "
+     "{m[tiles32000]:.2f} GiB with 32,000 words; TRL's log-probability and divergence kernels take {m[trl262144]:.2f} and "
+     "{m[trl32000]:.2f} GiB there, and whole logits {m[whole logits32000]:.2f} GiB", memory),
+    ("README.md", "real/0/summary.json", "on HumanEval {r[evaluations][base][humaneval][greedy][accuracy][0][value]:p} -> "
+     "{r[evaluations][base][humaneval][greedy][accuracy][1][value]:p} and on MBPP "
+     "{r[evaluations][base][mbpp][greedy][accuracy][0][value]:p} -> {r[evaluations][base][mbpp][greedy][accuracy][1][value]:p}: "
+     "{r[evaluations][base][mbpp][greedy][unchanged][value]:p} %", None),
     ("docs/grading.md", "grade_math.json", "take {r[summary][selfcorrect][median]:.1f} s where math-verify called directly, its "
      "import left out, takes {r[summary][math_verify][median]:.1f} s: " + RATIO + " (median of five pairs, "
      "{r[summary][ratio][range][0]:.1f} to {r[summary][ratio][range][1]:.1f}), {r[summary][ratio_warm][median]:.0f} times once "

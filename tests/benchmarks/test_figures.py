@@ -114,9 +114,8 @@ def opening_row(label: str, place: int) -> str:
 
 
 def memory(r: Any) -> dict[str, Any]:
-    return {
-        "m": {f"{row['way']}{row['vocabulary']:.0f}": row["beyond_gib"] for row in r["memory"] if row["tokens"] == 4096}
-    }
+    rows = [row for row in r["memory"] if row["tokens"] == 4096 and "beyond_gib" in row]
+    return {"m": {f"{row['way']}{row['vocabulary']:.0f}": row["beyond_gib"] for row in rows}}
 
 
 def ways(r: Any) -> dict[str, Any]:

@@ -131,14 +131,14 @@ def test_a_save_that_fails_later_loses_no_step(
     """The checkpoint comes before `best`, and a run that goes on makes up for what was not kept."""
     save, calls = disk.save_model, 0
 
-    def third(*args: Any) -> None:
+    def second(*args: Any) -> None:
         nonlocal calls
         calls += 1
-        if calls == 3:
+        if calls == 2:
             raise RuntimeError("no")
         save(*args)
 
-    monkeypatch.setattr(loop, "save_model", third)
+    monkeypatch.setattr(loop, "save_model", second)
     with pytest.raises(RuntimeError, match="no"):
         go(recipe(tmp_path, model))
     newest, _ = load_newest(tmp_path / "run" / "checkpoints")

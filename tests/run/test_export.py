@@ -107,7 +107,7 @@ def test_a_sampler_without_the_adapter_is_seen(model: Path, tmp_path: Path, monk
     monkeypatch.setattr(Countdown, "grade", lucky_grade)
     monkeypatch.setattr(TransformersSampler, "sample", without)
     run = go(tuned(recipe(tmp_path, model), "lora"))
-    assert all(row["sampler_gap"] > 1e-3 for row in read_rows(run / "metrics.jsonl")[1:])
+    assert read_rows(run / "metrics.jsonl")[-1]["sampler_gap"] > 1e-3
 
 
 def test_checkpoints_hold_what_trains(trained: Callable[[str], Path]) -> None:
@@ -265,7 +265,8 @@ def test_training_goes_on_from_an_adapter(trained: Callable[[str], Path], model:
     run = go({**settings, "stages": settings["stages"][:1]})
     rows = read_rows(run / "metrics.jsonl")
     assert rows[0]["kl"] == [0.0, 0.0]
-    assert all(row["kl"][0] > 1e-4 and row["sampler_gap"] < 5e-6 for row in rows[1:])
+    assert all(row["sampler_gap"] < 5e-6 for row in rows)
+    assert rows[-1]["kl"][0] > 1e-4
     assert json.loads((run / "final" / "adapter_config.json").read_text())["base_model_name_or_path"] == str(model)
 
 

@@ -52,7 +52,7 @@ def test_ctrl_c_while_a_run_starts(model: Path, tmp_path: Path) -> None:
     file.write_text(yaml.dump(recipe(tmp_path / "runs", model)))
     code = (
         "import sys, time; from selfcorrect.runs import run; from selfcorrect import cli\n"
-        "def load(config): print('loading', flush=True); time.sleep(60)\n"
+        "def load(*_): print('loading', flush=True); time.sleep(60)\n"
         "run.load_model = load; sys.argv = ['selfcorrect', 'train', sys.argv[1]]; cli.main()"
     )
     process = subprocess.Popen(

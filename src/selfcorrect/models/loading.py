@@ -351,6 +351,7 @@ def _take_adapter(
         with safe_open(file, "pt") as opened:
             state = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
         made = Adapters(lm.model, stored, _lasting(base.path), seed)
+        made.refuse_other_layers()
         made.load(state)
     except ModelError:
         raise

@@ -9,7 +9,7 @@ import copy
 import json
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
@@ -57,10 +57,16 @@ class LanguageModel:
         with (
             torch.autocast(self.device.type, self.compute_dtype if enabled else torch.bfloat16, enabled=enabled),
             self.adapters.shown(self.view) if self.adapters else nullcontext(),
-            # cuDNN plans anew for every length, and decoding is nothing but new lengths: a third of the speed.
-            sdpa_kernel(_ATTENTION) if self.device.type == "cuda" else nullcontext(),
+            self.kernels(),
         ):
             yield
+
+    def kernels(self) -> AbstractContextManager[None]:
+        """Which attention a layer may take, also where it runs again in a backward pass: another one's numbers differ.
+
+        Without cuDNN's, which plans anew for every length: decoding is nothing but new lengths, at a third of the speed.
+        """
+        return sdpa_kernel(_ATTENTION) if self.device.type == "cuda" else nullcontext()
 
     def logits(self, token_ids: Tensor, select: Tensor | None, **kwargs: Any) -> Tensor:
         """Next-token logits [N, V], float32 or better, where `select` is true, in row-major order.

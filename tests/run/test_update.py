@@ -128,7 +128,8 @@ def test_a_layer_runs_again_with_the_attention_it_first_had(monkeypatch: pytest.
     lms, batch = two_of_each("llama")
     backends: Any = torch.backends.cuda
     seen: list[bool] = []
-    layers_of(lms[0].model)[0].self_attn.register_forward_hook(lambda *_: seen.append(backends.flash_sdp_enabled()))
+    attention: Any = layers_of(lms[0].model)[0].self_attn
+    attention.register_forward_hook(lambda *_: seen.append(backends.flash_sdp_enabled()))
     updated(lms, batch, 3, "analytic", again=True)
     assert len(seen) > 6
     assert not any(seen)

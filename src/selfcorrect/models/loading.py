@@ -64,7 +64,7 @@ class LanguageModel:
     def kernels(self) -> AbstractContextManager[None]:
         """Which attention a layer may take, also where it runs again in a backward pass: another one's numbers differ.
 
-        Without cuDNN's, which plans anew for every length: decoding is nothing but new lengths, at a third of the speed.
+        Without cuDNN's, which plans anew for every length, and decoding is nothing but those: a third of the speed.
         """
         return sdpa_kernel(_ATTENTION) if self.device.type == "cuda" else nullcontext()
 

@@ -36,9 +36,7 @@ def tuning_text(config: TrainConfig, lm: LanguageModel) -> str:
     return f"tuning {config.model.tuning}: an adapter of {rank}, {trained / 1e6:,.2f} million, over a model {base}"
 
 
-def fitted(
-    config: TrainConfig, lm: LanguageModel, task: Task, *, trains: bool = True
-) -> tuple[TrainConfig, list[str]]:
+def fitted(config: TrainConfig, lm: LanguageModel, task: Task, *, trains: bool = True) -> tuple[TrainConfig, list[str]]:
     """The config with what it leaves to the model's size settled, and notes on it. trains: see `sized`.
 
     Raises ConfigError where the attempts at the task's longest problem cannot fit into what the model can read.

@@ -68,7 +68,9 @@ def start(config: TrainConfig, observer: Observer) -> Path:
         raise ConfigError(
             f"{path} already holds a run{other}; resume it with `{resume_command(path)}`, or choose another name=..."
         )
-    observer.message(f"{path} held the beginning of a run with other settings, which had kept nothing: it begins anew")
+    observer.message(
+        f"{path} held the beginning of a run with other settings, in which no evaluation had ended: it begins anew"
+    )
     clear(path)
     return _run(config, path, observer)
 

@@ -263,7 +263,7 @@ def _load(
 
     attention = config.attention if config.attention != "auto" else ("eager" if device.type == "cpu" else "sdpa")
     safe = {"trust_remote_code": config.trust_remote_code}  # never None: transformers would ask on stdin
-    compute_dtype = torch.bfloat16 if config.weights == "bfloat16" else pick_dtype(config.precision, device)
+    compute_dtype = pick_dtype(config.precision, device, config.weights)
     try:
         words = source if source.has("tokenizer_config.json") else base
         try:
@@ -444,8 +444,10 @@ def pick_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def pick_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """auto: bfloat16 where the hardware multiplies it natively, float32 elsewhere."""
+def pick_dtype(precision: str, device: torch.device, weights: str = "float32") -> torch.dtype:
+    """auto: bfloat16 where the hardware multiplies it natively, float32 elsewhere; weights in bfloat16 settle it."""
+    if weights == "bfloat16":
+        return torch.bfloat16
     if precision != "auto":
         return torch.bfloat16 if precision == "bfloat16" else torch.float32
     if device.type == "cuda":

@@ -205,7 +205,8 @@ def arithmetic(config: TrainConfig) -> dict[str, str | None]:
     if config.sampler == "recorded":
         return {"device": None, "precision": None}
     device = pick_device(config.model.device)
-    return {"device": device.type, "precision": str(pick_dtype(config.model.precision, device)).removeprefix("torch.")}
+    dtype = pick_dtype(config.model.precision, device, config.model.weights)
+    return {"device": device.type, "precision": str(dtype).removeprefix("torch.")}
 
 
 def _rows(file: Path) -> list[dict[str, Any]]:

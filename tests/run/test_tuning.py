@@ -344,3 +344,22 @@ def test_what_auto_came_to_is_told(weights: str, told: str, model: Path, monkeyp
     lm, config = lm_of(model, **settings), config_of(model={"path": str(model), "device": "cpu", **settings})
     assert arithmetic(config) == {"device": "cpu", "precision": told}
     assert str(lm.compute_dtype) == f"torch.{told}"
+
+
+@pytest.mark.usefixtures("lucky")
+def test_a_run_goes_on_with_the_sizes_that_it_began_with(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Less memory is free when it is resumed, as on a card that others use too: `auto` would come to other sizes."""
+
+    def settings(output: Path) -> dict[str, Any]:
+        changed = settings_of("qlora", output, model)
+        changed["rollouts"]["rows_at_once"] = changed["optimizer"]["micro_batch"] = "auto"
+        return changed
+
+    whole = go(settings(tmp_path / "whole"))
+    with pytest.raises(TrainingInterrupted):
+        go(settings(tmp_path / "stopped"), StopAt(3))
+    monkeypatch.setattr(sizing, "_CPU_BUDGET", 1)
+    go(settings(tmp_path / "stopped"))
+    check_same(tmp_path / "stopped" / "run", end_state(whole))

@@ -6,7 +6,7 @@ also depend. An estimate on the safe side, not a measurement.
 """
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -50,6 +50,24 @@ def sized(config: TrainConfig, lm: LanguageModel, tokens: int, trains: bool = Tr
         optimizer = optimizer.model_copy(update={"micro_batch": rows})
         notes.append(f"optimizer.micro_batch: auto is {rows} for this model and rollouts of up to {tokens} tokens")
     return config.model_copy(update={"rollouts": rollouts, "optimizer": optimizer}), notes
+
+
+_SIZES = {"rollouts": ("rows_at_once",), "optimizer": ("micro_batch", "gradient_checkpointing")}
+
+
+def sizes_of(config: TrainConfig) -> dict[str, Any]:
+    """What `sized` settles, by section."""
+    return {section: {name: getattr(getattr(config, section), name) for name in _SIZES[section]} for section in _SIZES}
+
+
+def with_sizes(config: TrainConfig, sizes: Mapping[str, Any]) -> TrainConfig:
+    """The config with these in the place of `auto`."""
+    changed = {}
+    for section, values in sizes.items():
+        old = getattr(config, section)
+        open_ = {name: value for name, value in values.items() if getattr(old, name) == "auto"}
+        changed[section] = old.model_copy(update=open_)
+    return config.model_copy(update=changed)
 
 
 def _checkpointing(optimizer: OptimizerConfig, lm: LanguageModel, tokens: int, budget: float) -> tuple[bool, list[str]]:

@@ -169,7 +169,7 @@ def _model_job(config: TrainConfig, task: Task) -> _Job:
     use_threads(config.threads)
     evaluator = make_evaluator(config, task)
     lm = load_model(config.model)
-    config, sizes = fitted(config, lm, task)
+    config, sizes = fitted(config, lm, task, trains=False)
     evaluator = dataclasses.replace(evaluator, rows=rows_of(config, lm))
     sampler = TransformersSampler(lm, max_rows=config.rollouts.rows)
     task.grade([])
@@ -180,7 +180,7 @@ def _model_job(config: TrainConfig, task: Task) -> _Job:
         f"{config.model.path}, {size / 1e6:,.1f} million parameters, {lm.device.type}, {precision}"
     )
     trained = _trained_attempts(config.model.path)
-    notes = [told, *lm.chat.notes, *sizes[:1]]  # nothing is trained here
+    notes = [told, *lm.chat.notes, *sizes]
     if config.rollouts.attempts > trained:
         notes.append(
             f"rollouts.attempts is {config.rollouts.attempts}, but {config.model.path} was trained with {trained}: "
@@ -290,7 +290,7 @@ def make_repair_set(
         raise ConfigError(f"output = {str(output)!r} is there already; remove it, or choose another")
     task, listed = _listed(config, split, problems)
     lm = load_model(config.model.model_copy(update={"path": str(model)}))
-    config, _ = fitted(config, lm, task)
+    config, _ = fitted(config, lm, task, trains=False)
     chunk, what = rows_of(config, lm, attempts=1), f"{about(config.task, split)}, split {split}"
     sampler = TransformersSampler(lm, max_rows=chunk)
     made_with = sampling_settings(config, lm, task, listed, temperature)
@@ -372,7 +372,7 @@ def scale(
     check_votes(task)
     listed = task.held_out(problems)
     lm = load_model(config.model.model_copy(update={"path": str(model)}))
-    config, _ = fitted(config, lm, task)
+    config, _ = fitted(config, lm, task, trains=False)
     chunk = max(1, rows_of(config, lm) // most)
     made_with = {
         **sampling_settings(config, lm, task, listed, temperature), "most": most, "problems at once": chunk,

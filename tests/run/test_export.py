@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -246,6 +247,49 @@ def test_an_adapter_over_another_base_is_refused(trained: Callable[[str], Path],
         for tuning in ("lora", "full", "qlora"):
             with pytest.raises(ModelError, match=told):
                 loaded(folder, tuning)
+
+
+ODD: list[tuple[str, dict[str, Any], str]] = [  # architecture, PEFT's settings, what is told; nothing: it is computed
+    ("llama", {"target_modules": ["q_proj", "lm_head"]}, "its adapter is on lm_head, which is the head"),
+    ("qwen2", {"target_modules": ["lm_head"]}, "its adapter is on lm_head, which is the head"),
+    ("llama", {"target_modules": ["embed_tokens"]}, "its adapter is on embed_tokens, which is no linear layer"),
+    ("gpt2", {"target_modules": ["c_attn", "wte"]}, "its adapter is on wte, which is no linear layer"),
+    ("gpt2", {"target_modules": ["wpe"]}, "its adapter is on wpe, which is no linear layer"),
+    ("llama", {"init_lora_weights": "pissa"}, "init_lora_weights = 'pissa', which changes the model beneath it"),
+    ("llama", {"init_lora_weights": "pissa_niter_4"}, "init_lora_weights = 'pissa_niter_4'"),
+    ("llama", {"init_lora_weights": "olora"}, "init_lora_weights = 'olora'"),
+    ("llama", {"init_lora_weights": "gaussian", "use_rslora": True}, ""),
+    ("llama", {"rank_pattern": {"q_proj": 3}, "alpha_pattern": {"up_proj": 7}, "layers_to_transform": [1]}, ""),
+]  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:peft")
+@pytest.mark.parametrize(("architecture", "settings", "told"), ODD)
+def test_adapters_of_other_tools_are_computed_or_refused(
+    architecture: str, settings: dict[str, Any], told: str, tmp_path: Path
+) -> None:
+    """One on the head would be sampled with and not trained with; one that begins inside the weights changes them."""
+    import peft
+
+    base, folder = tmp_path / "base", tmp_path / "adapter"
+    tiny_lm(architecture, "eager", ENDS).save(base)
+    made = peft.LoraConfig(r=2, task_type="CAUSAL_LM", **{"target_modules": ["q_proj", "up_proj"], **settings})
+    wrapped = peft.get_peft_model(loaded(base).model, made)
+    with torch.no_grad():
+        for name, parameter in wrapped.named_parameters():
+            if "lora_" in name and not told:
+                parameter.normal_(0.0, 0.3)
+    wrapped.peft_config["default"].base_model_name_or_path = str(base)
+    wrapped.save_pretrained(str(folder), save_embedding_layers=False)
+    for tuning in ("lora", "full", "qlora") if told else ("lora", "full"):
+        if told:
+            with pytest.raises(ModelError, match=re.escape(told)):
+                loaded(folder, tuning)
+            continue
+        lm = loaded(folder, tuning)
+        reference, expected = lm.frozen_copy(), wrapped(input_ids=torch.arange(1, 20)[None]).logits[0]
+        for found in (lm, reference):
+            torch.testing.assert_close(logits_of(found), expected, rtol=0, atol=1e-4)
 
 
 def test_a_resumed_run_refuses_another_base(trained: Callable[[str], Path], model: Path, tmp_path: Path) -> None:

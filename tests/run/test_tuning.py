@@ -15,12 +15,13 @@ from selfcorrect.config import ModelConfig, TrainConfig
 from selfcorrect.config.recipe import validate
 from selfcorrect.errors import ConfigError, ModelError, TrainingInterrupted
 from selfcorrect.learning.policy import check_optimizer, make_optimizer, make_reference
-from selfcorrect.models import sizing
+from selfcorrect.models import loading, sizing
 from selfcorrect.models.adapters import need_bitsandbytes
 from selfcorrect.models.loading import LanguageModel, load_model
 from selfcorrect.models.placement import stream
 from selfcorrect.models.sizing import parameter_count, training_memory
 from selfcorrect.runs.checks import tried
+from selfcorrect.runs.folder import arithmetic
 from tests.run.conftest import ENDS, Listener
 from tests.support.runs import StopAt, check_same, end_state, go, read_rows, recipe
 from tests.support.tiny import tiny_lm
@@ -333,3 +334,32 @@ def test_the_run_says_what_trains_and_where_the_reference_is(model: Path, tmp_pa
     told = "\n".join(listener.messages)
     assert "note: tuning qlora: an adapter of rank 16" in told
     assert "note: reference: the same model, with its adapter off; no second copy of the weights" in told
+
+
+@pytest.mark.parametrize(("weights", "told"), [("bfloat16", "bfloat16"), ("float32", "float32")])
+def test_what_auto_came_to_is_told(weights: str, told: str, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a processor that does not multiply bfloat16, weights that are stored in it are computed with in it."""
+    monkeypatch.setattr(loading, "native_bfloat16", lambda device: False)
+    settings = {"weights": weights, "precision": "auto"}
+    lm, config = lm_of(model, **settings), config_of(model={"path": str(model), "device": "cpu", **settings})
+    assert arithmetic(config) == {"device": "cpu", "precision": told}
+    assert str(lm.compute_dtype) == f"torch.{told}"
+
+
+@pytest.mark.usefixtures("lucky")
+def test_a_run_goes_on_with_the_sizes_that_it_began_with(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Less memory is free when it is resumed, as on a card that others use too: `auto` would come to other sizes."""
+
+    def settings(output: Path) -> dict[str, Any]:
+        changed = settings_of("qlora", output, model)
+        changed["rollouts"]["rows_at_once"] = changed["optimizer"]["micro_batch"] = "auto"
+        return changed
+
+    whole = go(settings(tmp_path / "whole"))
+    with pytest.raises(TrainingInterrupted):
+        go(settings(tmp_path / "stopped"), StopAt(3))
+    monkeypatch.setattr(sizing, "_CPU_BUDGET", 1)
+    go(settings(tmp_path / "stopped"))
+    check_same(tmp_path / "stopped" / "run", end_state(whole))

@@ -9,9 +9,11 @@ import pytest
 
 from selfcorrect import api
 from selfcorrect.errors import ConfigError, NothingGraded, UserError
+from selfcorrect.evaluation.evaluate import Evaluator
 from selfcorrect.learning.training import Trainer
 from selfcorrect.models.loading import resolve_path
 from selfcorrect.runs.disk import prune_run
+from selfcorrect.runs.folder import RunFolder
 from selfcorrect.runs.run import resume, start
 from tests.run.conftest import Listener, Whole
 from tests.support.runs import check_same, config, recipe
@@ -72,6 +74,35 @@ def test_a_beginning_with_other_settings_is_cleared(model: Path, tmp_path: Path,
     assert (run / "config.yaml").is_file()
     check_same(start(config(tmp_path, model), listener), whole.state)
     assert re.search("held the beginning of a run with other settings, .* it begins anew", listener.messages[0])
+
+
+@pytest.mark.parametrize(("changed", "goes_on"), [({}, True), ({"seed": 9}, False)])
+def test_what_was_evaluated_by_then_is_not_lost(
+    changed: dict[str, Any], goes_on: bool, model: Path, tmp_path: Path, whole: Whole, lucky: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Another learning rate leaves the base model's evaluation as it was; with another seed it begins anew."""
+
+    def dies(*_: Any) -> Any:
+        raise RuntimeError("killed before the evaluation is written")
+
+    stages = recipe(tmp_path, model)["stages"]
+    stages[0]["learning_rate"] = 0.5
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "write_evaluation", dies)
+        with pytest.raises(RuntimeError, match="killed"):
+            start(config(tmp_path, model, stages=stages, **changed), Listener())
+    listener, found, chunk = Listener(), list[int](), Evaluator._chunk
+
+    def counted(*arguments: Any) -> Any:
+        found.append(arguments[-1].count)
+        return chunk(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Evaluator, "_chunk", counted)
+        check_same(start(config(tmp_path, model), listener), whole.state)
+    assert found[0] == (8 if goes_on else 0)
+    assert any("evaluation base begins anew" in told for told in listener.messages) != goes_on
 
 
 def test_an_evaluation_is_no_run(model: Path, tmp_path: Path, lucky: None) -> None:

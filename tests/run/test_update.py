@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from selfcorrect.learning.batching import Batch, make_batch
 from selfcorrect.learning.prompts import SharedPrompts
@@ -119,6 +120,20 @@ def test_running_layers_again_changes_no_bit(
     assert (update.loss, update.grad_norm) == (plain.loss, plain.grad_norm)
     assert all(map(torch.equal, found, expected))
     assert not any("forward" in layer.__dict__ for layer in layers)
+
+
+def test_a_layer_runs_again_with_the_attention_it_first_had(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a card that prefers cuDNN's attention, which forward passes do without, the second run took it."""
+    monkeypatch.setattr(LanguageModel, "kernels", lambda self: sdpa_kernel([SDPBackend.MATH]))
+    lms, batch = two_of_each("llama")
+    backends: Any = torch.backends.cuda
+    seen: list[bool] = []
+    attention: Any = layers_of(lms[0].model)[0].self_attn
+    attention.register_forward_hook(lambda *_: seen.append(backends.flash_sdp_enabled()))
+    updated(lms, batch, 3, "analytic", again=True)
+    assert len(seen) > 6
+    assert not any(seen)
+    assert backends.flash_sdp_enabled()
 
 
 @pytest.mark.parametrize("planted", [False, True], ids=["as it is", "planted: prompts get no gradient"])

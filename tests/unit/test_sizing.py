@@ -81,11 +81,14 @@ def test_whole_logits_count_where_the_head_is_not_known() -> None:
     assert rows == [2, 1]
 
 
-@pytest.mark.parametrize(("gigabytes", "most"), [(80, 128), (40, 32), (24, 1)])
+@pytest.mark.parametrize(("gigabytes", "most", "sampled"), [(80, 128, 256), (40, 32, 64), (24, 1, 64), (5, 1, 4)])
 def test_on_a_card_what_is_free_beside_training_counts(
-    gigabytes: int, most: int, monkeypatch: pytest.MonkeyPatch
+    gigabytes: int, most: int, sampled: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """1.5 billion weights that train take 27 GB beside themselves, and rollouts of 2,400 tokens 69 MB each."""
+    """1.5 billion weights that train take 27 GB beside themselves, and rollouts of 2,400 tokens 69 MB each.
+
+    sampled: where nothing trains, as in an evaluation.
+    """
     card = SimpleNamespace(total_memory=80 << 30)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (gigabytes << 30, card.total_memory))
@@ -98,3 +101,6 @@ def test_on_a_card_what_is_free_beside_training_counts(
     assert isinstance(config, TrainConfig)
     settled, _ = sized(config, lm, 2400)
     assert settled.rollouts.rows == most
+    settled, notes = sized(config, lm, 2400, trains=False)
+    assert settled.rollouts.rows == sampled
+    assert len(notes) == 1

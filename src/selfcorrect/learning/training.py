@@ -165,7 +165,7 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         size = self.config.optimizer.rows
         again = self.config.optimizer.gradient_checkpointing is True
-        with recomputed(self.lm.model, again):
+        with recomputed(self.lm.model, again, self.lm.kernels):
             prompts = SharedPrompts.of(self.lm, batch, size)
         with torch.no_grad():
             ref_prompts = SharedPrompts.of(self.reference, batch, size) if uses_kl else None
@@ -173,7 +173,7 @@ class Trainer:
             micro = piece.to(self.lm.device)
             with torch.no_grad():
                 reference = trained_states(self.reference, micro, ref_prompts) if uses_kl else None
-            with recomputed(self.lm.model, again):
+            with recomputed(self.lm.model, again, self.lm.kernels):
                 policy = trained_states(self.lm, micro, prompts)
             result = token_loss(policy, reference, micro, temperature, self.config.algorithm.kl_estimator)
             loss = result.loss_B.sum() / max(1, rollouts)

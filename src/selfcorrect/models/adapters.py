@@ -30,6 +30,7 @@ _PLAIN = {  # what an adapter may not have, with the value that means it has not
     "use_dora": False, "bias": "none", "modules_to_save": None, "trainable_token_indices": None, "lora_bias": False,
     "target_parameters": None, "alora_invocation_tokens": None,
 }  # fmt: skip
+_BEGINS = (True, False, "gaussian", "orthogonal")  # others take what they begin with out of the model's own weights
 
 
 def need_peft() -> Any:
@@ -101,6 +102,19 @@ class Adapters:
             if mark and "lora_" in head and tail in ("", ".weight", ".bias"):
                 found[f"{_PREFIX}{head}{tail}"] = parameter
         return found
+
+    def refuse_other_layers(self) -> None:
+        """Raises ValueError where an adapted layer is no linear one, or the head.
+
+        Log-probabilities are computed from the head's own weight, which embeddings may share.
+        """
+        from transformers.pytorch_utils import Conv1D
+
+        head = self._model.get_output_embeddings()
+        for _, name, layer in _layers(self._model):
+            if layer is head or not isinstance(layer.get_base_layer(), (torch.nn.Linear, Conv1D)):
+                what = "the head" if layer is head else "no linear layer"
+                raise ValueError(f"its adapter is on {name}, which is {what}; merge it with PEFT first")
 
     def load(self, state: Mapping[str, Tensor], adapter: str = POLICY) -> None:
         """Put weights named as in a file into the adapter. Raises ValueError where they are another one's."""
@@ -273,6 +287,12 @@ def stored_config(told: Mapping[str, Any], folder: Path) -> tuple[Any, str]:
     if odd:
         raise ValueError(
             f"its adapter has {odd[0]} = {told[odd[0]]!r}, which is not computed here; merge it with PEFT first"
+        )
+    begins = told.get("init_lora_weights", True)
+    if begins not in _BEGINS:
+        raise ValueError(
+            f"its adapter has init_lora_weights = {begins!r}, which changes the model beneath it; convert it with PEFT "
+            "(path_initial_model_for_weight_conversion), or merge it, first"
         )
     config = peft.PeftConfig.from_pretrained(str(folder))
     changed = f"without its dropout of {config.lora_dropout:g}" if config.lora_dropout else ""

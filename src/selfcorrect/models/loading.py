@@ -9,7 +9,7 @@ import copy
 import json
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
@@ -57,10 +57,16 @@ class LanguageModel:
         with (
             torch.autocast(self.device.type, self.compute_dtype if enabled else torch.bfloat16, enabled=enabled),
             self.adapters.shown(self.view) if self.adapters else nullcontext(),
-            # cuDNN plans anew for every length, and decoding is nothing but new lengths: a third of the speed.
-            sdpa_kernel(_ATTENTION) if self.device.type == "cuda" else nullcontext(),
+            self.kernels(),
         ):
             yield
+
+    def kernels(self) -> AbstractContextManager[None]:
+        """Which attention a layer may take, also where it runs again in a backward pass: another one's numbers differ.
+
+        Without cuDNN's, which plans anew for every length, and decoding is nothing but those: a third of the speed.
+        """
+        return sdpa_kernel(_ATTENTION) if self.device.type == "cuda" else nullcontext()
 
     def logits(self, token_ids: Tensor, select: Tensor | None, **kwargs: Any) -> Tensor:
         """Next-token logits [N, V], float32 or better, where `select` is true, in row-major order.
@@ -257,7 +263,7 @@ def _load(
 
     attention = config.attention if config.attention != "auto" else ("eager" if device.type == "cpu" else "sdpa")
     safe = {"trust_remote_code": config.trust_remote_code}  # never None: transformers would ask on stdin
-    compute_dtype = torch.bfloat16 if config.weights == "bfloat16" else pick_dtype(config.precision, device)
+    compute_dtype = pick_dtype(config.precision, device, config.weights)
     try:
         words = source if source.has("tokenizer_config.json") else base
         try:
@@ -351,6 +357,7 @@ def _take_adapter(
         with safe_open(file, "pt") as opened:
             state = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
         made = Adapters(lm.model, stored, _lasting(base.path), seed)
+        made.refuse_other_layers()
         made.load(state)
     except ModelError:
         raise
@@ -437,8 +444,10 @@ def pick_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def pick_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """auto: bfloat16 where the hardware multiplies it natively, float32 elsewhere."""
+def pick_dtype(precision: str, device: torch.device, weights: str = "float32") -> torch.dtype:
+    """auto: bfloat16 where the hardware multiplies it natively, float32 elsewhere; weights in bfloat16 settle it."""
+    if weights == "bfloat16":
+        return torch.bfloat16
     if precision != "auto":
         return torch.bfloat16 if precision == "bfloat16" else torch.float32
     if device.type == "cuda":

@@ -5,8 +5,8 @@ in eval mode, and shared prompts (learning/prompts.py) stay shared. Nothing is r
 run is the first one again.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -22,12 +22,18 @@ def layers_of(model: Any) -> list[torch.nn.Module]:
 
 
 @contextmanager
-def recomputed(model: Any, on: bool) -> Iterator[None]:
-    """Forward passes inside keep what their layers read, and nothing else, for the backward pass (anywhere)."""
+def recomputed(model: Any, on: bool, around: Callable[[], AbstractContextManager[None]]) -> Iterator[None]:
+    """Forward passes inside keep what their layers read, and nothing else, for the backward pass (anywhere).
+
+    around: what a forward pass stands in that torch does not bring back by itself (autocast it does).
+    """
     layers = layers_of(model) if on else []
     before = [layer.__dict__.get("forward") for layer in layers]
     for layer in layers:
-        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)
+        layer.forward = partial(
+            checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False,
+            context_fn=lambda: (nullcontext(), around()),
+        )  # fmt: skip
     try:
         yield
     finally:

@@ -1,11 +1,12 @@
 """How many rows a model takes side by side, where a recipe leaves it open (`auto`); and what its weights take.
 
 Worked out from the model's shape, the recipe's lengths and, on a card, what is free there beside what training will
-take. Neither number changes a result but for rounding. An estimate on the safe side, not a measurement.
+take. Neither number changes a result but for rounding; of rows_at_once, draws of sampled evaluations and of traces
+also depend. An estimate on the safe side, not a measurement.
 """
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -22,13 +23,14 @@ _MOST_TRAINED, _MOST_SAMPLED = 128, 512  # beyond these nothing gets faster
 _DRAW_BYTES = 14  # of a row being sampled, for each word: the logit twice, its log-probability and its share
 
 
-def sized(config: TrainConfig, lm: LanguageModel, tokens: int) -> tuple[TrainConfig, list[str]]:
+def sized(config: TrainConfig, lm: LanguageModel, tokens: int, trains: bool = True) -> tuple[TrainConfig, list[str]]:
     """The config with rows_at_once, micro_batch and gradient_checkpointing settled, and notes on what was worked out.
 
-    tokens: the longest rollout, all attempts and prompts. Raises ConfigError where gradient checkpointing is asked of
+    tokens: the longest rollout, all attempts and prompts. trains: False where the model is only sampled from: then
+    rows_at_once alone, and no memory is left for training. Raises ConfigError where gradient checkpointing is asked of
     a model that cannot.
     """
-    budget = _budget(config, lm)
+    budget = _budget(config, lm, trains)
     notes = []
     rollouts, optimizer = config.rollouts, config.optimizer
     if rollouts.rows_at_once == "auto":
@@ -38,6 +40,8 @@ def sized(config: TrainConfig, lm: LanguageModel, tokens: int) -> tuple[TrainCon
         rows = _power_of_two(max(room - kept, room / 2), _MOST_SAMPLED)
         rollouts = rollouts.model_copy(update={"rows_at_once": rows})
         notes.append(f"rollouts.rows_at_once: auto is {rows} for this model and rollouts of up to {tokens} tokens")
+    if not trains:
+        return config.model_copy(update={"rollouts": rollouts}), notes
     again, note = _checkpointing(optimizer, lm, tokens, budget)
     optimizer = optimizer.model_copy(update={"gradient_checkpointing": again})
     notes += note
@@ -46,6 +50,24 @@ def sized(config: TrainConfig, lm: LanguageModel, tokens: int) -> tuple[TrainCon
         optimizer = optimizer.model_copy(update={"micro_batch": rows})
         notes.append(f"optimizer.micro_batch: auto is {rows} for this model and rollouts of up to {tokens} tokens")
     return config.model_copy(update={"rollouts": rollouts, "optimizer": optimizer}), notes
+
+
+_SIZES = {"rollouts": ("rows_at_once",), "optimizer": ("micro_batch", "gradient_checkpointing")}
+
+
+def sizes_of(config: TrainConfig) -> dict[str, Any]:
+    """What `sized` settles, by section."""
+    return {section: {name: getattr(getattr(config, section), name) for name in _SIZES[section]} for section in _SIZES}
+
+
+def with_sizes(config: TrainConfig, sizes: Mapping[str, Any]) -> TrainConfig:
+    """The config with these in the place of `auto`."""
+    changed = {}
+    for section, values in sizes.items():
+        old = getattr(config, section)
+        open_ = {name: value for name, value in values.items() if getattr(old, name) == "auto"}
+        changed[section] = old.model_copy(update=open_)
+    return config.model_copy(update=changed)
 
 
 def _checkpointing(optimizer: OptimizerConfig, lm: LanguageModel, tokens: int, budget: float) -> tuple[bool, list[str]]:
@@ -143,14 +165,15 @@ def _bytes(tensors: Iterable[Tensor]) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
-def _budget(config: TrainConfig, lm: LanguageModel) -> float:
+def _budget(config: TrainConfig, lm: LanguageModel, trains: bool) -> float:
     if lm.device.type != "cuda":
         return _CPU_BUDGET
-    needs = training_memory(config, lm)
-    to_come = needs.gradients + needs.optimizer + 2 * parameter_count(lm)  # casts of the weights at sampling
-    where = config.model.reference
-    if (needs.reference_goes_to if where == "auto" else where) == "device":
-        to_come += needs.reference
+    to_come = 2 * parameter_count(lm)  # casts of the weights at sampling
+    if trains:
+        needs, where = training_memory(config, lm), config.model.reference
+        to_come += needs.gradients + needs.optimizer
+        if (needs.reference_goes_to if where == "auto" else where) == "device":
+            to_come += needs.reference
     free: float = torch.cuda.mem_get_info(lm.device)[0]
     # Each of the two gets half, whoever holds memory meanwhile; what is not foreseen fits into the tenth that is left.
     return max(0.0, 0.9 * free - to_come) / 2

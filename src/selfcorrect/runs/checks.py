@@ -36,12 +36,12 @@ def tuning_text(config: TrainConfig, lm: LanguageModel) -> str:
     return f"tuning {config.model.tuning}: an adapter of {rank}, {trained / 1e6:,.2f} million, over a model {base}"
 
 
-def fitted(config: TrainConfig, lm: LanguageModel, task: Task) -> tuple[TrainConfig, list[str]]:
-    """The config with what it leaves to the model's size settled, and notes on it.
+def fitted(config: TrainConfig, lm: LanguageModel, task: Task, *, trains: bool = True) -> tuple[TrainConfig, list[str]]:
+    """The config with what it leaves to the model's size settled, and notes on it. trains: see `sized`.
 
     Raises ConfigError where the attempts at the task's longest problem cannot fit into what the model can read.
     """
-    return sized(config, lm, check_context(config, lm, task, task.longest()))
+    return sized(config, lm, check_context(config, lm, task, task.longest()), trains)
 
 
 def check_context(config: TrainConfig, lm: LanguageModel, task: Task, problem: Problem) -> int:
@@ -103,7 +103,7 @@ def tried(config: TrainConfig) -> Iterator[str]:
         need = check_context(config, lm, task, task.longest())
         room = getattr(lm.model.config, "max_position_embeddings", None)
         yield f"longest rollout: {need} tokens of the {room or 'unknown number'} that the model reads"
-        settled, sizes = fitted(config, lm, task)
+        settled, sizes = fitted(config, lm, task, trains=bool(config.stages))
         yield from (f"note: {note}" for note in [*task.notes, *lm.chat.notes, *sizes])
         yield f"first prompt: {lm.tokenizer.decode(lm.chat.first_prompt(held_out[0].prompt))!r}"
         if settled.stages:

@@ -42,15 +42,15 @@ class RunFolder:
     @classmethod
     def create(
         cls, path: Path, config: TrainConfig, base: str, notes: Sequence[str] = (), *, trackers: bool = True,
-        say: Callable[[str], None] = lambda text: None,
+        say: Callable[[str], None] = lambda text: None, sizes: Mapping[str, Any] | None = None,
     ) -> "RunFolder":  # fmt: skip
         """A new run folder; config.yaml last, so that its presence says that there is a run to resume.
 
         base: the base model's fingerprint, which a resumed run must find again. notes: what was told of task and
         model, such as how untrusted programs are confined. trackers: a training run's; they are started before
-        anything is written, and say is told where one fails.
+        anything is written, and say is told where one fails. sizes: what `auto` came to for the model (`sizes_begun`).
         """
-        told = {**environment(config.seed), "base_model": base, "notes": list(notes)}
+        told = {**environment(config.seed), "base_model": base, "notes": list(notes), "sizes": sizes or {}}
         told["machine"] |= arithmetic(config)
         path.mkdir(parents=True, exist_ok=True)
         started = make_trackers(path, config, str(told["started"]), 0, say) if trackers else Trackers()
@@ -200,12 +200,25 @@ def environment(seed: int) -> dict[str, Any]:
     }
 
 
+def sizes_begun(path: Path, config: TrainConfig) -> dict[str, Any]:
+    """What `auto` came to when a run began; empty where there is none, or it began on another device.
+
+    A card may have other memory free by now, and other sizes round in another way.
+    """
+    file = path / "environment.json"
+    begun = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    here = environment(config.seed)["machine"] | arithmetic(config)
+    same = all(begun.get("machine", {}).get(name) == here[name] for name in ("accelerator", "device"))
+    return begun.get("sizes") or {} if same else {}
+
+
 def arithmetic(config: TrainConfig) -> dict[str, str | None]:
     """What `auto` came to: device, and precision of the forward pass; neither where attempts were recorded."""
     if config.sampler == "recorded":
         return {"device": None, "precision": None}
     device = pick_device(config.model.device)
-    return {"device": device.type, "precision": str(pick_dtype(config.model.precision, device)).removeprefix("torch.")}
+    dtype = pick_dtype(config.model.precision, device, config.model.weights)
+    return {"device": device.type, "precision": str(dtype).removeprefix("torch.")}
 
 
 def _rows(file: Path) -> list[dict[str, Any]]:

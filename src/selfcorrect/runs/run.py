@@ -6,7 +6,7 @@ even by `kill -9`, goes on exactly as if it had not been.
 
 import dataclasses
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from selfcorrect.evaluation.kept import differences
 from selfcorrect.learning.policy import check_optimizer, make_reference
 from selfcorrect.learning.training import Trainer
 from selfcorrect.models.loading import load_model, use_threads
+from selfcorrect.models.sizing import sizes_of, with_sizes
 from selfcorrect.models.stored import stored_dtype
 from selfcorrect.models.weights import fingerprint
 from selfcorrect.runs.changes import judge, set_aside
@@ -37,7 +38,7 @@ from selfcorrect.runs.disk import check_room, need_of, try_save
 from selfcorrect.runs.disk import used as used_by
 from selfcorrect.runs.display import Observer
 from selfcorrect.runs.evaluating import make_evaluator, rows_of
-from selfcorrect.runs.folder import RunFolder
+from selfcorrect.runs.folder import RunFolder, sizes_begun
 from selfcorrect.runs.interrupts import Stop, alone, interruptible
 from selfcorrect.runs.loop import Loop
 from selfcorrect.runs.trackers import tracker_names
@@ -68,7 +69,9 @@ def start(config: TrainConfig, observer: Observer) -> Path:
         raise ConfigError(
             f"{path} already holds a run{other}; resume it with `{resume_command(path)}`, or choose another name=..."
         )
-    observer.message(f"{path} held the beginning of a run with other settings, which had kept nothing: it begins anew")
+    observer.message(
+        f"{path} held the beginning of a run with other settings, in which no evaluation had ended: it begins anew"
+    )
     clear(path)
     return _run(config, path, observer)
 
@@ -159,7 +162,7 @@ def _prepare_and_train(
     validation = task.load(config.checkpoint.held_out) if config.checkpoint.held_out else []
     lm, dtype = load_model(config.model, config.seed), stored_dtype(config.model.path)
     check_optimizer(config.optimizer, lm.device)
-    settled, sizes = fitted(config, lm, task)
+    settled, sizes = fitted(with_sizes(config, sizes_begun(path, config) if used else {}), lm, task)
     evaluator = dataclasses.replace(evaluator, rows=rows_of(settled, lm))
     plainly: dict[str, Any] = {"controls": False, "external": (), "samples": 1, "temperature": 0.0, "wordings": {}}
     validator = dataclasses.replace(evaluator, problems=validation, **plainly) if validation else None
@@ -178,7 +181,7 @@ def _prepare_and_train(
             need = need_of(config, lm, try_save(lm, dtype, path))
             room = check_room(path, need, config.checkpoint.keep, used_by(path))
         notes = [*task.notes, *lm.chat.notes, *sizes, tuning_text(settled, lm), told]
-        checkpoint, folder = _open(path, config, observer, fingerprint(lm), notes, used)
+        checkpoint, folder = _open(path, config, observer, fingerprint(lm), notes, used, sizes_of(settled))
         loop = Loop(settled, folder, trainer, evaluator, validator, observer, dtype)
         with closing(folder), observer:
             if used is None:
@@ -203,7 +206,8 @@ def _check_stages(config: TrainConfig) -> None:
 
 
 def _open(
-    path: Path, config: TrainConfig, observer: Observer, base: str, notes: Sequence[str], used: TrainConfig | None
+    path: Path, config: TrainConfig, observer: Observer, base: str, notes: Sequence[str], used: TrainConfig | None,
+    sizes: Mapping[str, Any],
 ) -> tuple[Checkpoint | None, RunFolder]:  # fmt: skip
     """The newest whole checkpoint, if any, and the run folder with its logs cut back to it, and its new settings."""
     for folder in (path, path / "checkpoints", path / "models"):
@@ -213,7 +217,7 @@ def _open(
         observer.message(f"warning: {warning}")
     prune(path / "checkpoints", config.checkpoint.keep)  # one may be half removed
     if used is None:
-        return checkpoint, RunFolder.create(path, config, base, notes, say=observer.message)
+        return checkpoint, RunFolder.create(path, config, base, notes, say=observer.message, sizes=sizes)
     changes = judge(used, config, progress_of(checkpoint), path)
     step = checkpoint.step if checkpoint else 0
     opened = RunFolder.reopen(path, config, step, base, observer.message)

@@ -34,13 +34,18 @@ def nothing_left_of_a_failure(path: Path, new: bool) -> Iterator[None]:
 
 
 def clear(path: Path) -> None:
-    """Take away a run that has earned nothing. Raises ConfigError where it is being trained."""
+    """Take away a run that has earned nothing, but for problems of an evaluation that had not ended.
+
+    What they depend on is kept with them, and says whether they serve. Raises ConfigError where it is being trained.
+    """
     with alone(path):
-        _remove(path)
+        _remove(path, but="evaluations")
 
 
-def _remove(path: Path) -> None:
+def _remove(path: Path, but: str = "") -> None:
     for name in _MADE:
+        if name == but:
+            continue
         if (path / name).is_dir():
             shutil.rmtree(path / name)
         else:

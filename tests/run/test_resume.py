@@ -172,7 +172,7 @@ def test_a_damaged_checkpoint_is_passed_over(
     DAMAGES[damage](run / "checkpoints" / f"step-{step:06d}")
     resume(run, listener)
     assert listener.messages[0].startswith(f"warning: checkpoint step-{step:06d} is damaged")
-    assert listener.messages[1] == f"resuming after step {before}"
+    assert f"resuming after step {before}" in listener.messages
     check_same(run, whole.state)
 
 

@@ -67,7 +67,7 @@ def config(*args: Any, **kwargs: Any) -> TrainConfig:
 
 def lucky_grade(self: Any, answers: Sequence[tuple[Problem, str]]) -> list[Grade]:
     """Stands in for Countdown.grade."""
-    lucky = [hashlib.sha256(f"{problem.id} {text}".encode()).digest()[0] % 3 == 0 for problem, text in answers]
+    lucky = [hashlib.sha256(f"{problem.id} {text}".encode()).digest()[1] % 2 == 0 for problem, text in answers]
     return [
         Grade(Outcome.CORRECT if right else Outcome.WRONG, float(right), text)
         for right, (_, text) in zip(lucky, answers, strict=True)

@@ -101,6 +101,8 @@ def faults(expected: str, verdict: Verdict) -> str:
         return "passed"
     if expected == "fail (crash)" and "RecursionError" in verdict.detail and sys.version_info >= (3, 12):
         return ""  # a C stack overflow up to 3.11; an error of Python's own since
+    if expected == "fail (crash)" and verdict.reason is Reason.TIMEOUT and verdict.seconds >= LIMIT:
+        return ""  # it needs 2.7 s of an idle core to overflow its stack: a slower one reaches the limit first
     reason = re.match(r"fail \((\w+)", expected)
     if reason and verdict.reason != reason[1]:
         return f"should be {reason[1]}"

@@ -228,7 +228,8 @@ def test_plus_sets_but_for_what_the_data_names() -> None:
     failed = passes_all(humaneval("humaneval/HumanEvalPlus-OriginFmt.jsonl.gz"), time_cap=40.0)
     assert [line.split(":")[0] for line in failed] == ["HumanEval/32"]
     failed = passes_all(mbpp("mbpp/MbppPlus-OriginFmt.jsonl.gz"))
-    assert sorted(line.split(":")[0] for line in failed) == ["255", "599"]  # over 2 GB, over 10 s
+    # Over 2 GB (255), over 10 s (599), and about 10 s, by machine (392).
+    assert {line.split(":")[0] for line in failed} - {"392"} == {"255", "599"}
 
 
 @EACH

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from selfcorrect.errors import DataError
+from selfcorrect.evaluation.kept import write_durably
 from selfcorrect.types import Outcome
 
 FORMATS = ("conversation", "messages")
@@ -45,9 +46,7 @@ def convert(source: str | Path, target: str | Path, form: str) -> int:
     made = [_conversation(row) if form == "conversation" else _messages(row) for row in rows]
     lines = json.dumps(made, indent=1) + "\n" if form == "conversation" else "".join(json.dumps(m) + "\n" for m in made)
     out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(f".{out.name}.partial")
-    partial.write_text(lines, encoding="utf-8")
-    partial.replace(out)
+    write_durably(out, lines)
     return len(made)
 
 

@@ -76,12 +76,10 @@ class LanguageModel:
         """
         states = self.states(token_ids, select, **kwargs)
         if states.head is None:
-            return states.hidden_ND.float()
+            return _precise(states.hidden_ND)
         with self.autocast():
             products = self.model.get_output_embeddings()(states.hidden_ND)
-        return states.head.form.applied(
-            torch.as_tensor(products).to(torch.promote_types(products.dtype, torch.float32))
-        )
+        return states.head.form.applied(_precise(torch.as_tensor(products)))
 
     def states(self, token_ids: Tensor, select: Tensor | None, **kwargs: Any) -> States:
         """What next tokens are predicted from, at the positions that `select` names (see `logits`)."""
@@ -212,6 +210,11 @@ def resolve_path(path: str) -> str:
             f"model.path = {path!r}: no such folder; name a folder of Hugging Face layout, a hub name, or lab"
         )
     return path
+
+
+def _precise(logits: Tensor) -> Tensor:
+    """In float32, or in float64 where they are."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def _is_model(folder: Path) -> bool:

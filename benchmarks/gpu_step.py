@@ -14,6 +14,7 @@ end, so that a call that is cut off keeps what was done. What the shares mean:
   with prefill, grading and all.
 - update: floating point operations of the model itself (6 a weight and token for the policy, 2 for the reference,
   plus attention; recomputing and padding do not count) over the update's seconds and the card's measured rate.
+  The same update is timed once more on packed and on padded rows (optimizer.padding_free).
 """
 
 import argparse
@@ -28,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from gpu_limits import longest_attempt, measure_attention
 from workload import SEED, Clock, Work, make_model_folder
 
 from selfcorrect.config import OptimizerConfig, RolloutConfig, StageTwo, TrainConfig
@@ -56,6 +58,7 @@ class Shape:
 
 HALF = Shape("0.5B", 896, 24, 14, 2, 4864)
 ONE_AND_A_HALF = Shape("1.5B", 1536, 28, 12, 2, 8960)
+SEVEN = Shape("7B", 3584, 28, 28, 4, 18944, tie_word_embeddings=False, vocab_size=152_064)
 DRY = Shape("dry", 32, 2, 4, 2, 48, vocab_size=1_024)
 ENDS_EVERY = 300
 
@@ -69,6 +72,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="One training step on a card, against what the card can do.")
     parser.add_argument("--minutes", type=float, default=7.5, help="for all parts together")
     parser.add_argument("--dry", action="store_true", help="a tiny size, on any machine")
+    parser.add_argument("--only", nargs="+", default=[""], help="parts whose names begin so; card always runs")
     parser.add_argument("--output", type=Path, default=RESULT, help="where the lines go")
     options = parser.parse_args(arguments)
     work = Work(2, 2, 6) if options.dry else Work(64, 8, 512)
@@ -82,10 +86,14 @@ def main(arguments: list[str] | None = None) -> None:
     for shape in shapes:
         parts.append((f"step {shape.name}", 130, lambda shape=shape: measure_step(shape, work, device, card)))  # type: ignore[misc]
     parts.append((f"trl {shapes[0].name}", 130, lambda: measure_trl(shapes[0], work, device)))
-    parts.append((f"longest {shapes[0].name}", 60, lambda: longest_attempt(shapes[0], device, options.dry)))
+    parts.append((f"attention {shapes[0].name}", 60, lambda: attention_of(shapes[0], device, options.dry)))
+    longest = zip([DRY] * 3 if options.dry else [HALF, ONE_AND_A_HALF, SEVEN], ("full", "lora", "qlora"), strict=True)
+    for shape, tuning in longest:
+        parts.append((f"longest {shape.name} {tuning}", 90, lambda shape=shape, tuning=tuning: longest_attempt(  # type: ignore[misc]
+            make_model(shape, device, dtype=torch.bfloat16), tuning, one_step, options.dry)))  # fmt: skip
     end = time.monotonic() + 60 * options.minutes
     with options.output.open("w", encoding="utf-8") as out:
-        for name, seconds, part in parts:
+        for name, seconds, part in [one for one in parts if one[0].startswith(("card", *options.only))]:
             line = {"part": name, **attempt(part, min(seconds, end - time.monotonic()))}
             print(json.dumps(line), file=out, flush=True)
             print(json.dumps(line), flush=True)
@@ -152,8 +160,10 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def make_model(shape: Shape, device: torch.device, ends_every: int = ENDS_EVERY) -> LanguageModel:
-    """Random float32 weights; forward passes in bfloat16. ends_every: one word in so many ends an attempt."""
+def make_model(
+    shape: Shape, device: torch.device, ends_every: int = ENDS_EVERY, dtype: torch.dtype = torch.float32
+) -> LanguageModel:
+    """Random weights; forward passes in bfloat16. ends_every: one word in so many ends an attempt."""
     import tempfile
 
     from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
@@ -162,10 +172,25 @@ def make_model(shape: Shape, device: torch.device, ends_every: int = ENDS_EVERY)
         tokenizer = AutoTokenizer.from_pretrained(make_model_folder(Path(scratch)))
     sizes = {key: value for key, value in asdict(shape).items() if key != "name"}
     torch.manual_seed(SEED)
-    with device:
+    with device, of_dtype(dtype):
         model = Qwen2ForCausalLM(Qwen2Config(**sizes, max_position_embeddings=32_768, attn_implementation="sdpa"))
     model.generation_config.eos_token_id = [1, *range(ends_every, shape.vocab_size, ends_every)]
     return wrap(model, tokenizer, torch.bfloat16)
+
+
+@contextmanager
+def of_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """New tensors have it."""
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def attention_of(shape: Shape, device: torch.device, dry: bool) -> dict[str, Any]:
+    heads = shape.num_attention_heads
+    return measure_attention(heads, shape.num_key_value_heads, shape.hidden_size // heads, device, dry)
 
 
 def make_trainer(lm: LanguageModel, work: Work) -> "tuple[Trainer, WatchedSampler]":
@@ -212,6 +237,7 @@ def measure_step(shape: Shape, work: Work, device: torch.device, card: dict[str,
     """The second of two steps: in the first one graphs are recorded."""
     lm = make_model(shape, device)
     trainer, sampler = make_trainer(lm, work)
+    updates = watched(trainer)
     for _ in range(2):
         sampler.least_bytes, sampler.seconds, sampler.tokens = 0, 0.0, 0
         start = time.perf_counter()
@@ -230,8 +256,35 @@ def measure_step(shape: Shape, work: Work, device: torch.device, card: dict[str,
         "tokens_per_second_sampling": sampler.tokens / sampler.seconds,
         "decode_share_of_bandwidth": sampler.least_bytes / card["bandwidth"] / sampler.seconds,
         "update_share_of_flops": flops / card["flops"] / update,
+        **packed_and_padded(trainer, updates[-1], device),
         "peak_gigabytes": torch.cuda.max_memory_allocated() / 1e9 if device.type == "cuda" else None,
     }  # fmt: skip
+
+
+def watched(trainer: Trainer) -> list[tuple[Any, ...]]:
+    """What the trainer's updates were given, as it goes."""
+    given: list[tuple[Any, ...]] = []
+    update = trainer.update
+
+    def noted(*arguments: Any) -> Any:
+        given.append(arguments)
+        return update(*arguments)
+
+    trainer.update = noted  # type: ignore[method-assign, assignment]
+    return given
+
+
+def packed_and_padded(trainer: Trainer, given: tuple[Any, ...], device: torch.device) -> dict[str, Any]:
+    """Seconds of the same update on packed and on padded rows."""
+    found = {}
+    for name, packed in (("packed", True), ("padded", False)):
+        optimizer = trainer.config.optimizer.model_copy(update={"padding_free": packed})
+        trainer.config = trainer.config.model_copy(update={"optimizer": optimizer})
+        start = time.perf_counter()
+        trainer.update(*given)
+        synchronize(device)
+        found[f"update_seconds_{name}"] = time.perf_counter() - start
+    return found
 
 
 def measure_trl(shape: Shape, work: Work, device: torch.device) -> dict[str, Any]:
@@ -264,22 +317,8 @@ def measure_trl(shape: Shape, work: Work, device: torch.device) -> dict[str, Any
     }  # fmt: skip
 
 
-def longest_attempt(shape: Shape, device: torch.device, dry: bool) -> dict[str, Any]:
-    """The most tokens of an attempt, by doubling, with which one problem of two rollouts still takes a full step."""
-    found, limit = 0, 4 if dry else 512
-    while limit <= (8 if dry else 16_384):
-        lm = make_model(shape, device)
-        lm.eos_ids = frozenset({-1})  # every attempt runs to the limit
-        try:
-            make_trainer(lm, Work(1, 2, limit))[0].train_step()
-        except torch.OutOfMemoryError:
-            break
-        finally:
-            del lm
-            if device.type == "cuda":
-                torch.cuda.empty_cache()
-        found, limit = limit, 2 * limit
-    return {"attempt_tokens": found, "tuning": "full", "stopped": "memory" if limit <= 16_384 and not dry else "size"}
+def one_step(lm: LanguageModel, limit: int) -> None:
+    make_trainer(lm, Work(1, 2, limit))[0].train_step()
 
 
 if __name__ == "__main__":

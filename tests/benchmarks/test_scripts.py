@@ -55,13 +55,16 @@ def test_gpu_step(script: Script, tmp_path: Path) -> None:
     output = tmp_path / "gpu_step.jsonl"
     script("benchmarks/gpu_step.py").main(["--dry", "--output", str(output)])
     lines = {line["part"]: line for line in map(json.loads, output.read_text().splitlines())}
-    assert set(lines) == {"card", "step dry", "trl dry", "longest dry"}
+    longest = [f"longest dry {tuning}" for tuning in ("full", "lora", "qlora")]
+    assert set(lines) == {"card", "step dry", "trl dry", "attention dry", *longest}
     assert {name: line["failed"] for name, line in lines.items() if "failed" in line and name != "trl dry"} == {}
     step = lines["step dry"]
     assert 2 * 2 * 2 <= step["sampled_tokens"] <= 2 * 2 * 2 * 6
     assert step["decode_share_of_bandwidth"] > 0
     assert step["update_share_of_flops"] > 0
-    assert lines["longest dry"]["attempt_tokens"] == 8
+    assert step["update_seconds_packed"] > 0
+    assert lines["attention dry"]["variable_length_ms"] > 0
+    assert [lines[name]["attempt_tokens"] for name in longest] == [8, 8, 8]
 
 
 @pytest.mark.parametrize("tuning", ["full", "lora"])

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -15,6 +15,7 @@ from selfcorrect.learning.batching import make_batch
 from selfcorrect.learning.losses import token_loss
 from selfcorrect.learning.policy import trained_states
 from selfcorrect.learning.vocabulary import Tiles, score
+from selfcorrect.models import packed
 from selfcorrect.models.head import Head, States
 from selfcorrect.models.loading import LanguageModel, load_model, wrap
 from selfcorrect.rollout import play
@@ -79,6 +80,28 @@ def test_the_pass_over_the_vocabulary_on_the_accelerator(dtype: torch.dtype) -> 
 
     for mine, theirs in zip(found(device), found("cpu"), strict=True):
         assert (mine - theirs).norm() < (1e-5 if dtype == torch.float32 else 2**-7) * theirs.norm()
+
+
+@pytest.mark.parametrize("of_its_own", [0, 7], ids=["whole rows", "after prefixes"])
+def test_packed_attention_on_the_accelerator(of_its_own: int) -> None:
+    """Values and gradients of one call for all rows, in bfloat16, against a call a row in float32."""
+    if ACCELERATOR != "cuda":
+        pytest.skip("CUDA's variable-length attention")
+    queries = (5, 40, 1, 23)
+    packing = packed.Packing(queries, tuple(length + of_its_own for length in queries))
+    generator = torch.Generator().manual_seed(0)
+    tensors = [torch.randn(1, heads, sum(rows), 64, generator=generator).to("cuda", torch.bfloat16)
+               for heads, rows in ((14, packing.queries), (2, packing.keys), (2, packing.keys))]  # fmt: skip
+
+    def found(attend: Any, dtype: torch.dtype) -> list[Tensor]:
+        given = [tensor.to(dtype).requires_grad_() for tensor in tensors]
+        with torch.autocast("cuda", torch.bfloat16, enabled=dtype == torch.bfloat16):
+            attended = attend(packing, *given, None)
+        return [attended.detach(), *torch.autograd.grad(attended.float().square().sum(), given)]
+
+    both = found(packed._on_cuda, torch.bfloat16), found(packed._row_by_row, torch.float32)
+    for mine, theirs in zip(*both, strict=True):
+        assert (mine.float() - theirs).norm() < 2**-6 * theirs.norm()
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])

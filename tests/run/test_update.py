@@ -10,10 +10,13 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from selfcorrect.learning import packing
 from selfcorrect.learning.batching import Batch, make_batch
+from selfcorrect.learning.packing import PackedPrompts
 from selfcorrect.learning.prompts import SharedPrompts
 from selfcorrect.learning.record import Update
 from selfcorrect.learning.training import Trainer
+from selfcorrect.models import packed as packed_attention
 from selfcorrect.models.loading import LanguageModel
 from selfcorrect.models.recompute import layers_of
 from selfcorrect.rollout import play
@@ -28,11 +31,13 @@ EPSILON = 2.0**-24  # half the distance from 1 to the next float32
 
 
 def trainer_of(
-    lm: LanguageModel, reference: LanguageModel, micro_batch: int, estimator: str, again: bool = False
-) -> Trainer:
+    lm: LanguageModel, reference: LanguageModel, micro_batch: int, estimator: str, again: bool = False,
+    packed: bool = False,
+) -> Trainer:  # fmt: skip
+    how = {"gradient_checkpointing": again, "padding_free": packed}
     settings = config(
         Path("unused"), Path("unused"), algorithm={"kl_estimator": estimator},
-        optimizer={"micro_batch": micro_batch, "max_grad_norm": 1e9, "warmup_steps": 0, "gradient_checkpointing": again},
+        optimizer={"micro_batch": micro_batch, "max_grad_norm": 1e9, "warmup_steps": 0, **how},
     )  # fmt: skip
     return Trainer(settings, lm, reference, TransformersSampler(lm), make_task(settings.task))
 
@@ -56,9 +61,10 @@ def batch(lms: tuple[LanguageModel, LanguageModel]) -> Batch:
 
 
 def updated(
-    lms: tuple[LanguageModel, LanguageModel], batch: Batch, micro_batch: int, estimator: str, again: bool = False
-) -> tuple[Update, list[Tensor]]:
-    trainer = trainer_of(*lms, micro_batch, estimator, again)
+    lms: tuple[LanguageModel, LanguageModel], batch: Batch, micro_batch: int, estimator: str, again: bool = False,
+    packed: bool = False,
+) -> tuple[Update, list[Tensor]]:  # fmt: skip
+    trainer = trainer_of(*lms, micro_batch, estimator, again, packed)
     # At rate 0 the weights stay, and the gradients can be read.
     update = trainer.update(batch, rollouts=7, rate=0.0, temperature=1.0)
     return update, [torch.as_tensor(parameter.grad).clone() for parameter in trainer.lm.parameters()]
@@ -151,6 +157,50 @@ def test_shared_prompts_change_nothing(architecture: str, planted: bool, monkeyp
     assert shared.loss == pytest.approx(whole.loss, rel=1e-4)
     gap = max(float((mine - theirs).abs().max()) for mine, theirs in zip(found, gradients, strict=True))
     assert (gap > whole.grad_norm / 1000) if planted else (gap < whole.grad_norm / 1e4)
+
+
+@pytest.mark.parametrize("planted", ["", "rows see the rows before them", "places go on from row to row"])
+@pytest.mark.parametrize("shared", [True, False], ids=["shared prompts", "whole rows"])
+@pytest.mark.parametrize("architecture", ["llama", "qwen2", "gpt2"])
+def test_packed_rows_change_nothing(
+    architecture: str, shared: bool, planted: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In float64: losses, KL and gradients are those of padded rows, whether layers run again or not."""
+    allowed = 1e-13 if architecture == "gpt2" else 1e-6  # the norms of the others are taken in float32 all the same
+    lms, batch = two_of_each(architecture)
+    for lm in lms:
+        lm.model.double()
+    monkeypatch.setattr(SharedPrompts, "of", lambda *arguments: None)
+    padded, gradients = updated(lms, batch, 3, "analytic")
+    monkeypatch.undo()
+    if not shared:
+        monkeypatch.setattr(PackedPrompts, "of", lambda *arguments: None)
+    else:
+        assert PackedPrompts.of(lms[0], batch, 3)
+    if planted.startswith("rows"):
+        monkeypatch.setattr(packed_attention, "_row_by_row", all_as_one)
+    elif planted:
+        laid_out = packing._laid_out
+        monkeypatch.setattr(packing, "_laid_out", lambda *given: went_on(*laid_out(*given)))
+    for again in (False, True):
+        update, found = updated(lms, batch, 3, "analytic", again, packed=True)
+        gap = max(float((mine - theirs).abs().max()) for mine, theirs in zip(found, gradients, strict=True))
+        assert (gap > 0.01 * padded.grad_norm) if planted else (gap < allowed * padded.grad_norm)
+        if not planted:
+            torch.testing.assert_close(update.kl_A, padded.kl_A, rtol=10 * allowed, atol=0)
+            assert update.loss == pytest.approx(padded.loss, rel=allowed)
+        assert lms[0].model.config._attn_implementation == "eager"
+
+
+def all_as_one(packing: Any, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
+    new, seen = query.shape[2], key.shape[2]
+    mask = torch.ones(new, seen, dtype=torch.bool).tril(seen - new)
+    attended = torch.nn.functional.scaled_dot_product_attention(query, key, value, mask, scale=scale, enable_gqa=True)
+    return attended.transpose(1, 2)
+
+
+def went_on(ids_N: Tensor, place_N: Tensor, *rest: Any) -> tuple[Any, ...]:
+    return ids_N, torch.arange(len(place_N)).clamp(max=63), *rest
 
 
 def share_of_the_gradient(rank: int, rendezvous: str, fields: dict[str, Tensor], out: str) -> None:

@@ -11,6 +11,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from selfcorrect.config import TrainConfig
 from selfcorrect.config.recipe import validate
 from selfcorrect.errors import ConfigError
+from selfcorrect.models import packed, sizing
 from selfcorrect.models.head import HeadForm
 from selfcorrect.models.sizing import sized
 
@@ -90,6 +91,7 @@ def test_on_a_card_what_is_free_beside_training_counts(
     sampled: where nothing trains, as in an evaluation.
     """
     card = SimpleNamespace(total_memory=80 << 30)
+    monkeypatch.setattr(sizing, "hindrance", lambda lm: "")
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (gigabytes << 30, card.total_memory))
     model = Model("1.5B", able=True)
@@ -101,6 +103,46 @@ def test_on_a_card_what_is_free_beside_training_counts(
     assert isinstance(config, TrainConfig)
     settled, _ = sized(config, lm, 2400)
     assert settled.rollouts.rows == most
+    assert settled.optimizer.padding_free is True
     settled, notes = sized(config, lm, 2400, trains=False)
     assert settled.rollouts.rows == sampled
     assert len(notes) == 1
+
+
+CARD = {"device": torch.device("cuda"), "compute_dtype": torch.bfloat16}
+
+
+@pytest.mark.parametrize(
+    ("changed", "why"),
+    [
+        ({}, ""),
+        ({"attends_to_all": False}, "its attention is not plain attention to the whole context"),
+        ({"capped": 50.0}, "its attention is not plain attention to the whole context"),
+        (CARD, ""),
+        ({**CARD, "compute_dtype": torch.float32}, "takes bfloat16 alone"),
+        ({**CARD, "width": 12}, "this model's have 12"),
+        ({**CARD, "width": 512}, "this model's have 512"),
+        ({**CARD, "old_card": True}, "compute capability 8.0"),
+        ({**CARD, "old_torch": True}, "has no variable-length attention"),
+    ],
+)
+def test_rows_are_packed_where_model_card_and_torch_allow_it(
+    changed: dict[str, Any], why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7 if changed.get("old_card") else 9, 0))
+    if changed.get("old_torch"):
+        monkeypatch.setattr(packed, "_variable_length", lambda: None)
+    config = SimpleNamespace(head_dim=changed.get("width", 64), attn_logit_softcapping=changed.get("capped"))
+    lm: Any = SimpleNamespace(
+        model=SimpleNamespace(config=config), device=changed.get("device", torch.device("cpu")),
+        compute_dtype=changed.get("compute_dtype", torch.float32), attends_to_all=changed.get("attends_to_all", True),
+    )  # fmt: skip
+    found = packed.hindrance(lm)
+    assert why in found if why else not found
+
+
+def test_packed_rows_are_refused_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sizing, "hindrance", lambda lm: "it cannot")
+    assert settle("lab", 45)[0].optimizer.padding_free is False  # a CPU pads where nobody asks
+    with pytest.raises(ConfigError, match=r"optimizer\.padding_free = true: it cannot; set auto"):
+        settle("lab", 45, optimizer={"padding_free": True})

@@ -5,6 +5,7 @@ import torch
 from selfcorrect.config import OptimizerConfig, TrainConfig
 from selfcorrect.errors import ConfigError
 from selfcorrect.learning.batching import Batch
+from selfcorrect.learning.packing import packed_states
 from selfcorrect.learning.prompts import SharedPrompts
 from selfcorrect.models.adapters import OFF, need_bitsandbytes
 from selfcorrect.models.head import States
@@ -13,14 +14,19 @@ from selfcorrect.models.placement import stream
 from selfcorrect.models.sizing import size_text, training_memory
 
 
-def trained_states(lm: LanguageModel, batch: Batch, prompts: SharedPrompts | None = None) -> States:
+def trained_states(
+    lm: LanguageModel, batch: Batch, prompts: SharedPrompts | None = None, packed: bool = False
+) -> States:
     """What a model predicts the trained tokens of a batch from, in row-major order of attempt_BT > 0.
 
     One forward over whole sequences serves all attempts. Padding stands on the right and attention is
     causal, so no trained position sees it and no mask is needed. With `prompts` it goes on from where they end.
+    packed: without the padding (models/packed.py).
     """
     if prompts:
         return prompts.states(batch)
+    if packed:
+        return packed_states(lm, batch)
     return lm.states(batch.token_ids_BT[:, :-1], batch.attempt_BT[:, 1:] > 0, use_cache=False)
 
 

@@ -28,13 +28,21 @@ class SharedPrompts:
         self._lm = lm
         self._index = {prefix: number for number, prefix in enumerate(prefixes)}
         self._width = max(map(len, prefixes))
-        ids_UP = torch.tensor([[*prefix, *[0] * (self._width - len(prefix))] for prefix in prefixes], device=lm.device)
-        cache = _Taken()
-        with lm.autocast():  # right padding and causal attention: no mask is needed
-            lm.model.get_decoder()(input_ids=ids_UP, past_key_values=cache, use_cache=True)
+        cache = Taken()
+        self._run(prefixes, cache)
         self._computed = [tensor for layer in range(len(cache.taken)) for tensor in cache.taken[layer]]
-        # Micro-batches add to these leaves' gradients in float32, whatever the precision of the forward pass.
-        self._leaves = [t.detach().float().requires_grad_(t.requires_grad) for t in self._computed]
+        # Micro-batches add to these leaves' gradients in float32 at least, whatever the precision of the forward pass.
+        self._leaves = [
+            t.detach().to(torch.promote_types(t.dtype, torch.float32)).requires_grad_(t.requires_grad)
+            for t in self._computed
+        ]
+
+    def _run(self, prefixes: list[tuple[int, ...]], cache: "Taken") -> None:
+        ids_UP = torch.tensor(
+            [[*prefix, *[0] * (self._width - len(prefix))] for prefix in prefixes], device=self._lm.device
+        )
+        with self._lm.autocast():  # right padding and causal attention: no mask is needed
+            self._lm.model.get_decoder()(input_ids=ids_UP, past_key_values=cache, use_cache=True)
 
     @classmethod
     def of(cls, lm: LanguageModel, batch: Batch, micro_batch: int) -> "SharedPrompts | None":
@@ -60,7 +68,7 @@ class SharedPrompts:
             attempt_BT[:, 1:] > 0,
             position_ids=place_BT[:, :-1],
             attention_mask=self._mask(length_B, width - 1),
-            past_key_values=_Prefixed(self._leaves, rows),
+            past_key_values=Prefixed(self._leaves, rows),
             use_cache=True,
         )
 
@@ -83,7 +91,7 @@ class SharedPrompts:
         return torch.cat([before, later_TT.expand(len(length_B), 1, -1, -1)], dim=3)
 
 
-class _Taken(Cache):  # type: ignore[misc]
+class Taken(Cache):  # type: ignore[misc]
     """Takes the keys and values of a forward pass over whole prefixes."""
 
     def __init__(self) -> None:
@@ -98,7 +106,7 @@ class _Taken(Cache):  # type: ignore[misc]
         return 0
 
 
-class _Prefixed(Cache):  # type: ignore[misc]
+class Prefixed(Cache):  # type: ignore[misc]
     """Puts each row's prefix before its keys and values. Keeps nothing: a layer may run again in the backward pass."""
 
     def __init__(self, leaves: list[Tensor], rows: Tensor) -> None:
@@ -106,15 +114,18 @@ class _Prefixed(Cache):  # type: ignore[misc]
         self._leaves, self._rows = leaves, rows
 
     def update(self, keys: Tensor, values: Tensor, layer: int, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        before = (_of_rows(leaf, self._rows).to(keys.dtype) for leaf in self._leaves[2 * layer : 2 * layer + 2])
-        keys, values = (torch.cat(pair, dim=2) for pair in zip(before, (keys, values), strict=True))
+        before = self._leaves[2 * layer : 2 * layer + 2]
+        keys, values = (self._joined(leaf, own) for leaf, own in zip(before, (keys, values), strict=True))
         return keys, values
+
+    def _joined(self, leaf: Tensor, own: Tensor) -> Tensor:
+        return torch.cat([of_rows(leaf, self._rows).to(own.dtype), own], dim=2)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return self._leaves[0].shape[2]
 
 
-def _of_rows(table_UHPD: Tensor, rows: Tensor) -> Tensor:
+def of_rows(table_UHPD: Tensor, rows: Tensor) -> Tensor:
     """Each row's prefix [B, H, P, D]: `table_UHPD[rows]`, whose gradient is the same to the bit at every run.
 
     Several rows add to one prefix's gradient. Indexing would let the threads of a CPU add in whatever order they

@@ -23,6 +23,7 @@ from selfcorrect.evaluation.metrics import is_unchanged, refuse_nothing_graded
 from selfcorrect.learning.batching import Batch, make_batch, micro_batches
 from selfcorrect.learning.credit import advantages_of, credit_of, equal_groups, is_included
 from selfcorrect.learning.losses import token_loss
+from selfcorrect.learning.packing import PackedPrompts
 from selfcorrect.learning.policy import learning_rate, make_optimizer, trained_states
 from selfcorrect.learning.prompts import SharedPrompts
 from selfcorrect.learning.record import Clock, Progress, StepResult, Update
@@ -165,16 +166,18 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         size = self.config.optimizer.rows
         again = self.config.optimizer.gradient_checkpointing is True
+        packed = self.config.optimizer.padding_free is True
+        shared = PackedPrompts if packed else SharedPrompts
         with recomputed(self.lm.model, again, self.lm.kernels):
-            prompts = SharedPrompts.of(self.lm, batch, size)
+            prompts = shared.of(self.lm, batch, size)
         with torch.no_grad():
-            ref_prompts = SharedPrompts.of(self.reference, batch, size) if uses_kl else None
+            ref_prompts = shared.of(self.reference, batch, size) if uses_kl else None
         for piece in micro_batches(batch, size):
             micro = piece.to(self.lm.device)
             with torch.no_grad():
-                reference = trained_states(self.reference, micro, ref_prompts) if uses_kl else None
+                reference = trained_states(self.reference, micro, ref_prompts, packed) if uses_kl else None
             with recomputed(self.lm.model, again, self.lm.kernels):
-                policy = trained_states(self.lm, micro, prompts)
+                policy = trained_states(self.lm, micro, prompts, packed)
             result = token_loss(policy, reference, micro, temperature, self.config.algorithm.kl_estimator)
             loss = result.loss_B.sum() / max(1, rollouts)
             loss.backward()  # type: ignore[no-untyped-call]

@@ -22,7 +22,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from selfcorrect.config import LAB_MODEL, ModelConfig
 from selfcorrect.config.paths import is_evaluation
 from selfcorrect.errors import ModelError
-from selfcorrect.models import adapters, files, generation, templates
+from selfcorrect.models import adapters, files, generation, packed, templates
 from selfcorrect.models.adapters import FROZEN, OFF, POLICY, Adapters
 from selfcorrect.models.chat import Chat
 from selfcorrect.models.head import Head, HeadForm, States, head_form
@@ -66,7 +66,8 @@ class LanguageModel:
 
         Without cuDNN's, which plans anew for every length, and decoding is nothing but those: a third of the speed.
         """
-        return sdpa_kernel(_ATTENTION) if self.device.type == "cuda" else nullcontext()
+        allowed = sdpa_kernel(_ATTENTION) if self.device.type == "cuda" else nullcontext()
+        return _both(allowed, packed.as_now(self.model.config))
 
     def logits(self, token_ids: Tensor, select: Tensor | None, **kwargs: Any) -> Tensor:
         """Next-token logits [N, V], float32 or better, where `select` is true, in row-major order.
@@ -170,6 +171,12 @@ class LanguageModel:
         """A weight's master, where it has one."""
         master = self.masters.of(tensor) if self.masters else None
         return tensor if master is None else master.detach()
+
+
+@contextmanager
+def _both(outer: AbstractContextManager[None], inner: AbstractContextManager[None]) -> Iterator[None]:
+    with outer, inner:
+        yield
 
 
 def _name_dtype(file: Path, held: str, dtype: torch.dtype) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor
 from selfcorrect.config import OptimizerConfig, TrainConfig
 from selfcorrect.errors import ConfigError
 from selfcorrect.models.loading import LanguageModel
+from selfcorrect.models.packed import hindrance
 from selfcorrect.models.recompute import layers_of
 
 _CPU_BUDGET = 4 << 30  # bytes for each of the two: a micro-batch's activations, the cache of the rows being sampled
@@ -24,11 +25,11 @@ _DRAW_BYTES = 14  # of a row being sampled, for each word: the logit twice, its 
 
 
 def sized(config: TrainConfig, lm: LanguageModel, tokens: int, trains: bool = True) -> tuple[TrainConfig, list[str]]:
-    """The config with rows_at_once, micro_batch and gradient_checkpointing settled, and notes on what was worked out.
+    """The config with every `auto` of a size settled, and notes on what was worked out.
 
     tokens: the longest rollout, all attempts and prompts. trains: False where the model is only sampled from: then
-    rows_at_once alone, and no memory is left for training. Raises ConfigError where gradient checkpointing is asked of
-    a model that cannot.
+    rows_at_once alone, and no memory is left for training. Raises ConfigError where gradient checkpointing or packed
+    rows are asked of a model that cannot.
     """
     budget = _budget(config, lm, trains)
     notes = []
@@ -43,8 +44,9 @@ def sized(config: TrainConfig, lm: LanguageModel, tokens: int, trains: bool = Tr
     if not trains:
         return config.model_copy(update={"rollouts": rollouts}), notes
     again, note = _checkpointing(optimizer, lm, tokens, budget)
-    optimizer = optimizer.model_copy(update={"gradient_checkpointing": again})
-    notes += note
+    packs, told = _padding_free(optimizer, lm)
+    optimizer = optimizer.model_copy(update={"gradient_checkpointing": again, "padding_free": packs})
+    notes += note + told
     if optimizer.micro_batch == "auto":
         rows = _power_of_two(budget / (tokens * _activation_bytes(lm, tokens, again)), _MOST_TRAINED)
         optimizer = optimizer.model_copy(update={"micro_batch": rows})
@@ -52,7 +54,7 @@ def sized(config: TrainConfig, lm: LanguageModel, tokens: int, trains: bool = Tr
     return config.model_copy(update={"rollouts": rollouts, "optimizer": optimizer}), notes
 
 
-_SIZES = {"rollouts": ("rows_at_once",), "optimizer": ("micro_batch", "gradient_checkpointing")}
+_SIZES = {"rollouts": ("rows_at_once",), "optimizer": ("micro_batch", "gradient_checkpointing", "padding_free")}
 
 
 def sizes_of(config: TrainConfig) -> dict[str, Any]:
@@ -87,6 +89,17 @@ def _checkpointing(optimizer: OptimizerConfig, lm: LanguageModel, tokens: int, b
     what = "on" if able else "off, as this model's code does not mark its layers for it"
     size = f"{rows} rollout{'s' * (rows > 1)} of up to {tokens} tokens would keep {need / 2**30:.1f} GiB without it"
     return able, [f"optimizer.gradient_checkpointing: auto is {what}: {size}"]
+
+
+def _padding_free(optimizer: OptimizerConfig, lm: LanguageModel) -> tuple[bool, list[str]]:
+    """Whether rows are packed in the update, and a note where auto would have liked to."""
+    asked = optimizer.padding_free
+    if asked is False or (asked == "auto" and lm.device.type != "cuda"):
+        return False, []
+    why = hindrance(lm)
+    if why and asked is True:
+        raise ConfigError(f"optimizer.padding_free = true: {why}; set auto")
+    return not why, [f"optimizer.padding_free: auto is off: {why}"] if why else []
 
 
 @dataclass(frozen=True, slots=True)

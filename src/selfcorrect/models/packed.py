@@ -1,0 +1,132 @@
+"""Attention of rows laid end to end: each token attends to its own row alone, and nothing is padded.
+
+    padded   a a a 0 0        packed   a a a b b b b b c c
+             b b b b b
+             c c 0 0 0
+
+A row may have more keys than queries: those before its queries are there already (learning/packing.py), and its last
+query sees them all. On CUDA torch's variable-length attention takes all rows in one call, in half precision; elsewhere
+there is a call for each row.
+"""
+
+import inspect
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import cache
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+if TYPE_CHECKING:
+    from selfcorrect.models.loading import LanguageModel
+
+_NAME = "selfcorrect_packed"
+
+
+@dataclass(frozen=True, slots=True)
+class Packing:
+    """How many queries, and how many keys, each row has."""
+
+    queries: tuple[int, ...]
+    keys: tuple[int, ...]
+
+    @contextmanager
+    def shown(self, config: Any) -> Iterator[None]:
+        """Meanwhile the model of this config attends this way. It gets no mask."""
+        from transformers import AttentionInterface
+
+        AttentionInterface.register(_NAME, _attend)
+        before, token = config._attn_implementation, _current.set(self)
+        try:
+            config._attn_implementation = _NAME
+            yield
+        finally:
+            config._attn_implementation = before
+            _current.reset(token)
+
+
+_current: ContextVar[Packing | None] = ContextVar("packing", default=None)
+
+
+def as_now(config: Any) -> AbstractContextManager[None]:
+    """What brings the packing of this moment back, if there is one: for layers that run again later."""
+    packing = _current.get()
+    return packing.shown(config) if packing else nullcontext()
+
+
+def hindrance(lm: "LanguageModel") -> str:
+    """Why this model cannot run on packed rows where it is, in words; empty where it can."""
+    if not lm.attends_to_all or getattr(lm.model.config, "attn_logit_softcapping", None):
+        return "its attention is not plain attention to the whole context"
+    if lm.device.type != "cuda":
+        return ""
+    if _variable_length() is None:
+        return f"torch {torch.__version__} has no variable-length attention (torch 2.10 or newer has)"
+    if lm.compute_dtype == torch.float32:
+        return "a GPU's variable-length attention takes bfloat16 alone (model.precision)"
+    width = _head_width(lm.model.config)
+    if width % 8 or width > 256:
+        return f"a GPU's variable-length attention takes heads of 8, 16, ... 256 numbers, and this model's have {width}"
+    if torch.cuda.get_device_capability(lm.device) < (8, 0):
+        return "its variable-length attention needs a GPU of compute capability 8.0 or newer"
+    return ""
+
+
+def _head_width(config: Any) -> int:
+    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+
+
+@cache
+def _variable_length() -> Any:
+    """None where this torch has none."""
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        return None
+    return varlen_attn
+
+
+def _attend(module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **kwargs: Any) -> Any:
+    """Query [1, H, N, D], key and value [1, K, M, D] -> [1, N, H, D], as the models' code expects it."""
+    packing = _current.get()
+    assert packing is not None, "packed attention outside of its packing"
+    inner = _on_cuda if query.device.type == "cuda" else _row_by_row
+    return inner(packing, query, key, value, kwargs.get("scaling")), None
+
+
+def _row_by_row(packing: Packing, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
+    pairs = ((query, packing.queries), (key, packing.keys), (value, packing.keys))
+    attended = []
+    for q, k, v in zip(*(torch.split(table, list(rows), dim=2) for table, rows in pairs), strict=True):
+        new, seen = q.shape[2], k.shape[2]
+        mask = torch.ones(new, seen, dtype=torch.bool, device=q.device).tril(seen - new)
+        attended.append(scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale, enable_gqa=True))
+    return torch.cat(attended, dim=2).transpose(1, 2)
+
+
+def _on_cuda(packing: Packing, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
+    attend, half = _variable_length(), torch.get_autocast_dtype("cuda")
+    q, k, v = (t[0].transpose(0, 1).to(half) for t in (query, key, value))
+    takes = _takes(attend)
+    if "enable_gqa" not in takes and k.shape[1] != q.shape[1]:
+        k, v = (t.repeat_interleave(q.shape[1] // t.shape[1], dim=1) for t in (k, v))
+    how: dict[str, Any] = {"window_size": (-1, 0)} if "window_size" in takes else {"is_causal": True}
+    how |= {"enable_gqa": True} if "enable_gqa" in takes else {}
+    if "scale" in takes:
+        how |= {"scale": scale}
+    elif scale is not None:  # the function divides by the root of the width by itself
+        q = q * (scale * q.shape[-1] ** 0.5)
+    starts = [torch.tensor([0, *accumulate(rows)], dtype=torch.int32, device=q.device)
+              for rows in (packing.queries, packing.keys)]  # fmt: skip
+    attended: Tensor = attend(q, k, v, *starts, max(packing.queries), max(packing.keys), **how)
+    return attended[None]
+
+
+@cache
+def _takes(function: Any) -> frozenset[str]:
+    return frozenset(inspect.signature(function).parameters)

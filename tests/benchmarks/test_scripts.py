@@ -16,7 +16,7 @@ TRIED_ELSEWHERE = {
     "examples/custom_task.py": "tests/unit/test_custom_task.py",
     "benchmarks/copied_problems.py": "tests/data/test_math_data.py",
 }
-PARTS = {"benchmarks/our_side.py", "benchmarks/trl_side.py", "benchmarks/workload.py"}  # of benchmarks/train_step.py
+PARTS = {f"benchmarks/{name}.py" for name in ("our_side", "trl_side", "workload", "gpu_limits")}  # of other scripts
 
 
 def test_every_script_has_a_test() -> None:

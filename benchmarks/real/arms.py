@@ -26,10 +26,9 @@ from selfcorrect.tasks.base import Task
 
 STAGE_ONE_SHARE = 0.4  # of an arm's steps; the paper does not say how its steps divide
 UNPLANNED = 1_000_000  # a stage's `steps` in the config: the plan has the real ones, and the rate is constant
-RATE, BETA1, BETA2, ALPHA = 1e-5, 0.01, 0.25, 10.0  # the paper's for code (Table 5)
 
-STAGE_ONE = {"name": "stage1", "objective": "stage1", "beta2": BETA2}
-STAGE_TWO = {"name": "stage2", "objective": "stage2", "alpha": ALPHA}
+STAGE_ONE = {"name": "stage1", "objective": "stage1", "beta2": None}  # None: what the call says
+STAGE_TWO = {"name": "stage2", "objective": "stage2", "alpha": None}
 ARMS: dict[str, list[dict[str, Any]]] = {
     "score": [STAGE_ONE, STAGE_TWO],
     "single_turn": [{"name": "single_turn", "objective": "single_turn"}],
@@ -40,9 +39,23 @@ ARMS: dict[str, list[dict[str, Any]]] = {
 }
 
 
-def stages(arm: str) -> list[dict[str, Any]]:
+@dataclass(frozen=True)
+class Rates:
+    """The paper's for code (Table 5)."""
+
+    rate: float = 1e-5
+    beta1: float = 0.01
+    beta2: float = 0.25
+    alpha: float = 10.0
+
+
+def stages(arm: str, rates: Rates) -> list[dict[str, Any]]:
     """The arm's stages as a recipe has them."""
-    return [{"steps": UNPLANNED, "learning_rate": RATE, "beta1": BETA1, **stage} for stage in ARMS[arm]]
+    common = {"steps": UNPLANNED, "learning_rate": rates.rate, "beta1": rates.beta1}
+    return [
+        {**common, **{key: getattr(rates, key) if value is None else value for key, value in stage.items()}}
+        for stage in ARMS[arm]
+    ]
 
 
 def steps_of(arm: str, total: int) -> list[int]:
@@ -75,6 +88,21 @@ class Plan:
         self.file.write_text(json.dumps({"steps": self.steps, "step_seconds": self.step_seconds}) + "\n")
 
 
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Where every arm begins: the reference, and what trains as it was before the first arm."""
+
+    reference: LanguageModel
+    weights: dict[str, torch.Tensor]
+
+    @classmethod
+    def of(cls, lm: LanguageModel) -> "Start":
+        reference = lm.frozen_copy()
+        if lm.adapters:  # a view of the same model
+            return cls(reference, {name: tensor.clone() for name, tensor in weights(lm).items()})
+        return cls(reference, weights(reference))
+
+
 @dataclass(slots=True)
 class Arm:
     """One arm and seed under training. over(seconds): whether so many are no longer left for training."""
@@ -86,10 +114,10 @@ class Arm:
     left: Callable[[], float]
     kept: Callable[[], None]
 
-    def train(self, lm: LanguageModel, reference: LanguageModel, task: Task) -> int:
-        """Train `lm`, which begins as `reference`, or go on from a checkpoint. Returns the steps done in all."""
-        load_weights(lm, weights(reference))
-        trainer = Trainer(self._own(self.config), lm, reference, TransformersSampler(lm, 4096), task)
+    def train(self, lm: LanguageModel, start: Start, task: Task) -> int:
+        """Train `lm` from the start, or go on from a checkpoint. Returns the steps done in all."""
+        load_weights(lm, start.weights)
+        trainer = Trainer(self._own(self.config), lm, start.reference, TransformersSampler(lm, 4096), task)
         state, warnings = load_newest(self.folder / "checkpoints")
         for warning in warnings:
             print(f"warning: {warning}", flush=True)

@@ -12,7 +12,7 @@ def page(summary: dict[str, Any]) -> str:
     """Markdown: how it was run, a table of every model and data set, what training did."""
     machine, plan = summary["machine"], summary["plan"]
     lines = [
-        f"# {summary['model']['name']} on MBPP and HumanEval", "",
+        f"# {summary['model']['name']}: {summary['options']['task']}, {summary['options']['tuning']} tuning", "",
         f"`{summary['command']}`, {summary['minutes_used']} minutes on "
         f"{machine['accelerator'] or machine['processor']}, torch {summary['versions']['torch']}, "
         f"seeds {summary['options']['seeds']}; {plan['steps']} steps an arm planned. "

@@ -1,12 +1,13 @@
-"""A real model on MBPP and HumanEval, before and after training, in so many minutes: base, then arm after arm.
+"""A real model before and after training, in so many minutes: base, then arm after arm.
 
     python benchmarks/real/run.py --model FOLDER --data FOLDER --minutes M [--arms base,score] [--seeds 0]
+                                  [--task code|gsm8k] [--tuning full|lora|qlora]
 
---data: a folder with mbpp.jsonl and HumanEval.jsonl.gz. The base model is evaluated first (two attempts: greedy, and
---samples of every problem at temperature 0.7); that measures the machine, and the rest of the minutes is planned from
-it. Then each arm is trained on MBPP's training problems from the base model, with full tuning, for the same number of
-updates and attempts, and evaluated. The same command goes on where a stopped one was; Ctrl-C stops after the step under
-way.
+--data: of task code a folder with mbpp.jsonl and HumanEval.jsonl.gz; of gsm8k one with train.* and test.*. The base
+model is evaluated first (two attempts: greedy, and --samples of every problem at temperature 0.7); that measures the
+machine, and the rest of the minutes is planned from it. Then each arm is trained on the first data set's training
+problems from the base model, for the same number of updates and attempts, and evaluated. The same command goes on where
+a stopped one was; Ctrl-C stops after the step under way.
 
 In --output: summary.json (command, seed, versions, card, plan, every figure), page.md, units.jsonl (seconds of each
 part of the evaluations), texts/ (each attempt's text and grade), arms/ (each step's numbers, texts and checkpoints).
@@ -28,32 +29,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from arms import ARMS, STAGE_ONE_SHARE, Arm, Plan, peak, stages
+from arms import STAGE_ONE_SHARE, Arm, Plan, Start, peak
 from evaluating import GREEDY, SAMPLED, Evaluating, Several
 from page import page
+from settings import DATA, config_of, parse
 
-from selfcorrect.api import read_config
-from selfcorrect.config import TrainConfig
 from selfcorrect.errors import UserError
 from selfcorrect.models.loading import LanguageModel, load_model
 from selfcorrect.models.weights import fingerprint
 from selfcorrect.runs.checks import check_context
 from selfcorrect.runs.folder import environment
 from selfcorrect.tasks import make_task
-
-PROMPT = (
-    "Write a Python program for this task. It must pass the tests. Reply with one block of code and nothing else.\n\n"
-    "Task: {task}\nTests:\n{tests}"
-)
-COMPLETION_PROMPT = (
-    "Complete this Python function. Reply with one block of code that holds all of it, imports included, and nothing "
-    "else.\n\n```python\n{code}\n```"
-)
-SAVING = 25.0  # seconds kept for writing weights, loading them and the last summary
-DRY = {
-    "problems": 3, "samples": 2, "tokens": 12, "eval_tokens": 12, "rollouts": "2x2", "micro_batch": 2, "slots": 1500,
-    "steps": 3, "saving": 0.0,
-}  # fmt: skip
 
 
 @dataclass(slots=True)
@@ -75,7 +61,7 @@ class Clock:
 
 def main(arguments: list[str] | None = None) -> int:
     """Exit status 0, or 2 with one line where something is missing or refused."""
-    options = parse(arguments)
+    options = parse(arguments, __doc__)
     clock = Clock(60 * options.minutes)
     before = {number: signal.signal(number, clock.stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -87,67 +73,6 @@ def main(arguments: list[str] | None = None) -> int:
         for number, handler in before.items():
             signal.signal(number, handler)
     return 0
-
-
-def parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="a folder of Hugging Face layout, or a hub name")
-    parser.add_argument("--data", required=True, help="a folder with mbpp.jsonl and HumanEval.jsonl.gz")
-    parser.add_argument("--minutes", type=float, required=True)
-    parser.add_argument("--output", type=Path, default=Path("runs/real"))
-    parser.add_argument("--archive", type=Path, help="a .tar.gz of the results, for taking them along")
-    parser.add_argument("--arms", default="base,score", help=f"of base, {', '.join(ARMS)}")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--steps", type=int, help="of each arm; by default as many as fit")
-    parser.add_argument("--problems", type=int, default=1000, help="of each data set to evaluate on, at most")
-    parser.add_argument("--samples", type=int, default=8, help="of each problem, besides the greedy one")
-    parser.add_argument("--temperature", type=float, default=0.7, help="of these samples")
-    parser.add_argument("--tokens", type=int, default=256, help="of an attempt, in training")
-    parser.add_argument("--eval-tokens", type=int, default=384, help="of an attempt, in evaluation")
-    parser.add_argument("--rollouts", default="16x8", help="of a step: problems x rollouts of each")
-    parser.add_argument("--micro-batch", type=int, default=8, help="rollouts in one forward and backward")
-    parser.add_argument("--slots", type=int, default=900_000, help="tokens in the cache at once, in evaluation")
-    parser.add_argument("--device", default="auto", choices=["auto", "cuda", "mps", "cpu"])
-    parser.add_argument("--allow-unsandboxed", action="store_true", help="grade even where programs cannot be confined")
-    parser.add_argument("--dry", action="store_true", help="everything once at a tiny size, to see that it runs")
-    parser.set_defaults(saving=SAVING)
-    options = parser.parse_args(arguments)
-    if options.dry:
-        parser.set_defaults(**DRY)
-        options = parser.parse_args(arguments)
-    options.arms = [name for name in options.arms.split(",") if name != "base"]
-    if unknown := [name for name in options.arms if name not in ARMS]:
-        parser.error(f"--arms: {unknown[0]} is none of base, {', '.join(ARMS)}")
-    return options
-
-
-def config_of(options: argparse.Namespace, arm: str, seed: int) -> TrainConfig:
-    """The settings of an arm, checked as a recipe's are."""
-    problems, _, group = options.rollouts.partition("x")
-    config = read_config(
-        {
-            "name": f"{arm}-{seed}",
-            "seed": seed,
-            "model": {"path": options.model, "device": options.device},
-            "task": task_of(options, "mbpp"),
-            "rollouts": {
-                "problems_per_step": int(problems), "rollouts_per_problem": int(group),
-                "max_new_tokens": options.tokens, "rows_at_once": 4096,
-            },
-            # The default warm-up of ten steps could be all the steps that there are.
-            "optimizer": {"micro_batch": options.micro_batch, "warmup_steps": 2},
-            "stages": stages(arm),
-        }
-    )  # fmt: skip
-    assert isinstance(config, TrainConfig)
-    return config
-
-
-def task_of(options: argparse.Namespace, dataset: str) -> dict[str, Any]:
-    return {
-        "name": "code", "dataset": dataset, "data": options.data, "shots": 0, "prompt": PROMPT,
-        "completion_prompt": COMPLETION_PROMPT, "allow_unsandboxed": options.allow_unsandboxed,
-    }  # fmt: skip
 
 
 class Session:
@@ -162,11 +87,10 @@ class Session:
         if options.steps:
             self.plan.steps = options.steps
             self.plan.write()
-        first = config_of(options, self.runs[0][0] if self.runs else "score", options.seeds[0])
-        mbpp = make_task(first.task)
-        evaluated = read_config({**first.model_dump(mode="json"), "task": task_of(options, "humaneval")})
-        assert isinstance(evaluated, TrainConfig)
-        self.task = Several([mbpp, make_task(evaluated.task)])
+        arm = self.runs[0][0] if self.runs else "score"
+        first = config_of(options, arm, options.seeds[0])
+        sets = [config_of(options, arm, options.seeds[0], name).task for name in DATA[options.task]]
+        self.task = Several([make_task(each) for each in sets])
         problems = self.task.held_out(options.problems)
         self.task.draw(1, 1, 0)
         self.task.grade([])  # the judges' processes are up, or say why not, before the model takes its time
@@ -189,10 +113,10 @@ class Session:
             # Where there is something to train, the base's samples take no more than a part of the minutes.
             self.evaluate("base", self.lm, 0.0, 0.6 * self.clock.seconds if self.runs else 0.0)
             if self.runs:
-                reference = self.lm.frozen_copy()
+                start = Start.of(self.lm)
                 each = self._announce()
                 for number, (arm, seed) in enumerate(self.runs):
-                    self._arm(arm, seed, reference, each, len(self.runs) - number)
+                    self._arm(arm, seed, start, each, len(self.runs) - number)
         finally:
             self.task.close()
             self.sum_up()
@@ -219,7 +143,7 @@ class Session:
         )  # fmt: skip
         return each
 
-    def _arm(self, arm: str, seed: int, reference: LanguageModel, each: float, runs_left: int) -> None:
+    def _arm(self, arm: str, seed: int, start: Start, each: float, runs_left: int) -> None:
         name = f"{arm}-{seed}"
         folder = self.output / "arms" / name
         # Everyone's share of what is left now, so that an early end serves those that follow.
@@ -231,7 +155,7 @@ class Session:
         if training.finished() and all(self.evaluating.done(name, decoding) for decoding in (GREEDY, SAMPLED)):
             return
         folder.mkdir(parents=True, exist_ok=True)
-        done = training.train(self.lm, reference, self.task)
+        done = training.train(self.lm, start, self.task)
         self.say(f"{name}: {done} of {self.plan.steps} steps")
         torch.cuda.empty_cache()
         if done:
@@ -246,7 +170,10 @@ class Session:
 
     def _same_settings(self) -> None:
         """Raises UserError where the folder holds results of other settings: they would be mixed."""
-        kept = ("problems", "samples", "temperature", "tokens", "eval_tokens", "rollouts", "slots")
+        kept = (
+            "task", "tuning", "problems", "samples", "temperature", "tokens", "eval_tokens", "rollouts", "slots",
+            "rate", "beta1", "beta2", "alpha", "correction",
+        )  # fmt: skip
         now = {"model": self.model, **{name: getattr(self.options, name) for name in kept}}
         file = self.output / "settings.json"
         if file.exists() and (before := json.loads(file.read_text())) != now:
@@ -266,8 +193,9 @@ class Session:
                 key: str(value) if isinstance(value, Path) else value for key, value in vars(self.options).items()
             },
             "prompts": {
-                "mbpp": PROMPT,
-                "humaneval": COMPLETION_PROMPT,
+                "first": {
+                    problem.id.partition("/")[0]: problem.prompt for problem in reversed(self.evaluating.problems)
+                },
                 "correction": self.task.correction_prompt(self.evaluating.problems[0]),
             },
             "minutes_used": round((time.monotonic() - BEGAN) / 60, 2),

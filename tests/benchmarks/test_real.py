@@ -130,15 +130,29 @@ def test_from_base_to_page(script: Script, model: Path, data: Path, tmp_path: Pa
     assert {"text", "tokens", "outcome"} <= set(row["attempts"][1])
 
 
-def test_adapters_and_word_problems(script: Script, model: Path, tmp_path: Path) -> None:
+def test_adapters_and_word_problems(
+    script: Script, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Every arm begins with the adapter that the first one had, and is measured to the base."""
     script("benchmarks/real/words.py").main([str(tmp_path / "words"), "--train", "12", "--test", "8"])
-    words = ["--task", "gsm8k", "--tuning", "lora", "--rate", "0.01", "--steps", "2", "--samples", "1"]
+    words = ["--task", "gsm8k", "--tuning", "lora", "--steps", "2", "--samples", "1"]
+    trainer: Any = script("benchmarks/real/arms.py").Trainer
+    step = trainer.train_step
+
+    def moving(self: Any) -> Any:  # the tiny model is never right, and would learn nothing
+        result = step(self)
+        for weight in self.lm.parameters():
+            weight.data += 0.03
+        return result
+
+    monkeypatch.setattr(trainer, "train_step", moving)
     for arms, output in (("score,multi_turn_all", "both"), ("multi_turn_all", "one")):
         assert call(script, model, tmp_path / "words", tmp_path / output, *words, "--arms", f"base,{arms}") == 0
     both, one = (json.loads((tmp_path / name / "summary.json").read_text()) for name in ("both", "one"))
     assert set(both["evaluations"]["base"]) == {"gsm8k"}
-    assert both["training"]["multi_turn_all-0"]["kl_last"] == one["training"]["multi_turn_all-0"]["kl_last"]
+    kl, same = (found["training"]["multi_turn_all-0"]["kl_last"] for found in (both, one))
+    assert kl == same
+    assert kl[1] > 0
     assert "lora tuning" in (tmp_path / "one/page.md").read_text()
 
 

@@ -4,8 +4,8 @@
 
 The model has Qwen2.5-0.5B's shape (V = 151,936) and random float32 weights; one word in 32 ends an attempt, so lengths
 fall off as chance has it. A step samples two attempts of 4 problems x 4 rollouts (up to 48 tokens each), grades them
-and updates once, with a KL to the base model. Each measurement is a fresh process that takes two steps, the second on
-the clock; processes alternate, TRL first. Score: tokens sampled a second, so that longer or shorter samples cancel out.
+and updates once, with a KL to the base model. Each measurement is the one step of a fresh process (nothing in it is
+compiled, and another one would take minutes); processes alternate, TRL first. Score: tokens sampled a second, so that longer or shorter samples cancel out.
 Peak memory: the most that a process held (ru_maxrss), loading included. What is not the same work: train_step.py.
 TRL's micro-batch and ours are set by --micro-batch.
 """
@@ -93,15 +93,14 @@ def child(side: str, tuning: str, folder: Path, options: argparse.Namespace) -> 
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """Two steps of one side; the second is what counts."""
+    """One step of one side."""
     torch.set_num_threads(options.threads)
     work = Work(2, 2, 6) if options.dry else Work(4, 4, 48)
     timings: list[StepTiming] = []
     if options.child == "selfcorrect":
         from our_side import OurSide
 
-        ours = OurSide(options.model, 2, work, options.micro_batch, options.tuning)
-        timings = [ours.step(), ours.step()]
+        timings = [OurSide(options.model, 1, work, options.micro_batch, options.tuning).step()]
     else:
         import trl_side
 
@@ -109,7 +108,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         changes: dict[str, Any] = {}
         with tempfile.TemporaryDirectory() as scratch:
             side = trl_side.TrlSide(
-                options.model, Path(scratch), settings, 2, work, options.threads, changes=changes,
+                options.model, Path(scratch), settings, 1, work, options.threads, changes=changes,
                 lora=options.tuning == "lora",
             )  # fmt: skip
             vocabulary = (DRY if options.dry else HALF).vocab_size

@@ -73,8 +73,8 @@ def lacks_bos(tokenizer: Any, options: Mapping[str, Any], first_prompt: Sequence
         return ""
     if begins_with_bos(tokenizer):
         return (
-            f"the tokenizer puts {token} before every text, and the chat template writes none: if the model was trained "
-            "with it, a template that begins with {{ bos_token }} serves better (model.chat_template: FILE)"
+            f"the tokenizer puts {token} before every text, and the chat template writes none: if the model was "
+            "trained with it, a template that begins with {{ bos_token }} serves better (model.chat_template: FILE)"
         )
     if str(tokenizer.chat_template).endswith(_PLAIN) and bos != tokenizer.eos_token_id and "bos" not in options:
         return (

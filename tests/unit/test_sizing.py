@@ -139,6 +139,8 @@ CARD = {"device": torch.device("cuda"), "compute_dtype": torch.bfloat16}
     ("changed", "why"),
     [
         ({}, ""),
+        ({"own_code": True}, "its code does not take its attention from without"),
+        ({**CARD, "own_code": True}, "its code does not take its attention from without"),
         ({"attends_to_all": False}, "its attention is not plain attention to the whole context"),
         ({"capped": 50.0}, "its attention is not plain attention to the whole context"),
         (CARD, ""),
@@ -155,6 +157,7 @@ def test_rows_are_packed_where_model_card_and_torch_allow_it(
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7 if changed.get("old_card") else 9, 0))
     if changed.get("old_torch"):
         monkeypatch.setattr(packed, "_variable_length", lambda: None)
+    monkeypatch.setattr(packed, "_is_heeded", lambda lm: not changed.get("own_code"))
     config = SimpleNamespace(head_dim=changed.get("width", 64), attn_logit_softcapping=changed.get("capped"))
     lm: Any = SimpleNamespace(
         model=SimpleNamespace(config=config), device=changed.get("device", torch.device("cpu")),

@@ -19,6 +19,7 @@ from selfcorrect.learning.prompts import SharedPrompts
 from selfcorrect.learning.record import Update
 from selfcorrect.learning.training import Trainer
 from selfcorrect.models import packed as packed_attention
+from selfcorrect.models import sizing
 from selfcorrect.models.loading import LanguageModel, wrap
 from selfcorrect.models.recompute import layers_of
 from selfcorrect.rollout import play
@@ -26,7 +27,7 @@ from selfcorrect.samplers.transformers import TransformersSampler
 from selfcorrect.tasks import make_task
 from selfcorrect.types import SamplingParams
 from tests.run.conftest import ENDS
-from tests.support.runs import PRELOAD, config
+from tests.support.runs import PRELOAD, config, go, read_rows, recipe, tuned
 from tests.support.tiny import LIMIT, tiny_lm
 
 EPSILON = 2.0**-24  # half the distance from 1 to the next float32
@@ -192,6 +193,31 @@ def test_packed_rows_change_nothing(
             torch.testing.assert_close(update.kl_A, padded.kl_A, rtol=10 * allowed, atol=0)
             assert update.loss == pytest.approx(padded.loss, rel=allowed)
         assert lms[0].model.config._attn_implementation == "eager"
+
+
+@pytest.mark.parametrize("planted", [False, True])
+@pytest.mark.parametrize(
+    ("tuning", "stage"),
+    [
+        ("lora", {"objective": "stage2", "offline_first": 0.5}),
+        ("qlora", {"objective": "pair_sft", "collect": 8, "batch": 4}),
+    ],
+)
+def test_runs_on_packed_rows_learn_the_same(
+    tuning: str, stage: dict[str, Any], planted: bool, model: Path, tmp_path: Path, lucky: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    losses = []
+    for packs in (False, True):
+        if packs and planted:
+            monkeypatch.setattr(packed_attention, "_row_by_row", all_as_one)
+            monkeypatch.setattr(sizing, "hindrance", lambda lm: "")  # its trial sees it too
+        how = {"micro_batch": 3, "warmup_steps": 0, "padding_free": packs, "gradient_checkpointing": packs}
+        stages = [{"name": "a", "steps": 3, "learning_rate": 0.003, **stage}]
+        settings = tuned(recipe(tmp_path, model, f"packed-{packs}", stages=stages, optimizer=how), tuning)
+        losses.append([row["loss"] for row in read_rows(go(settings) / "metrics.jsonl")])
+    same = losses[1] == pytest.approx(losses[0], rel=1e-4)
+    assert same != planted
 
 
 def gptj(seed: int) -> LanguageModel:

@@ -31,6 +31,7 @@ from tests.support.runs import lucky_grade, read_rows, recipe
 
 ONE = {"name": "one", "objective": "stage1", "steps": 2, "learning_rate": 0.003}
 TWO = {"name": "two", "objective": "stage2", "steps": 2, "learning_rate": 0.003}
+REPAIR = {"name": "repair", "data": "failed.jsonl", "of": {"name": "math"}}
 METHODS: list[dict[str, Any]] = [
     {"name": "refine", "label": "Self-Refine", "paper": "self_refine",
      "settings": {"stages": [], "rollouts": {"self_refine": {"feedback_prompt": "?", "refine_prompt": "?"}}}},
@@ -255,11 +256,6 @@ def test_accounts_and_what_is_over_the_budget(model: Path, tmp_path: Path) -> No
     other = {**METHODS[3], "settings": {**METHODS[3]["settings"], "evaluation": {"problems": 4}}}
     with pytest.raises(ConfigError, match=r"method plain: settings.evaluation differs from score's"):
         check(comparison(tmp_path, model, methods=[METHODS[4], other]))
-    other = {**METHODS[3], "settings": {**METHODS[3]["settings"], "model": {"path": "another"}}}
-    with pytest.raises(
-        ConfigError, match=r"method plain: settings.model differs from score's.* from the same base model"
-    ):
-        check(comparison(tmp_path, model, methods=[METHODS[4], other]))
     repair = {"name": "repair", "data": str(tmp_path / "none.jsonl"), "of": {"name": "math"}}
     with pytest.raises(ConfigError, match=r"repair.data = '.*none.jsonl': no such file"):
         check(comparison(tmp_path, model, repair=repair))
@@ -271,8 +267,7 @@ def test_accounts_and_what_is_over_the_budget(model: Path, tmp_path: Path) -> No
 
 def test_repair_is_a_column_where_the_task_has_it(model: Path, tmp_path: Path, write: "Write") -> None:
     """Every model, the base's included, on recorded wrong attempts: their accuracy after one more."""
-    task = {"name": "repair", "data": "failed.jsonl", "of": {"name": "math"}}
-    config = comparison(tmp_path, model, repair=task, seeds=[0])
+    config = comparison(tmp_path, model, repair=REPAIR, seeds=[0])
     config = config.model_copy(update={"common": merge(config.common, {"evaluation": {"offset": 4}})})
     found = {job.name: job.config for job in repair_jobs(config, table_jobs(config, {})[1])}
     assert list(found) == ["base", "refine-0", "pair-0", "pair_plus-0", "plain-0", "score-0"]

@@ -9,7 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from transformers import GPTJConfig, GPTJForCausalLM, GptOssConfig, GptOssForCausalLM
 
+from selfcorrect.lab.base import build_tokenizer
 from selfcorrect.learning import packing
 from selfcorrect.learning.batching import Batch, make_batch
 from selfcorrect.learning.packing import PackedPrompts
@@ -17,15 +19,16 @@ from selfcorrect.learning.prompts import SharedPrompts
 from selfcorrect.learning.record import Update
 from selfcorrect.learning.training import Trainer
 from selfcorrect.models import packed as packed_attention
-from selfcorrect.models.loading import LanguageModel
+from selfcorrect.models import sizing
+from selfcorrect.models.loading import LanguageModel, wrap
 from selfcorrect.models.recompute import layers_of
 from selfcorrect.rollout import play
 from selfcorrect.samplers.transformers import TransformersSampler
 from selfcorrect.tasks import make_task
 from selfcorrect.types import SamplingParams
 from tests.run.conftest import ENDS
-from tests.support.runs import PRELOAD, config
-from tests.support.tiny import tiny_lm
+from tests.support.runs import PRELOAD, config, go, read_rows, recipe, tuned
+from tests.support.tiny import LIMIT, tiny_lm
 
 EPSILON = 2.0**-24  # half the distance from 1 to the next float32
 
@@ -190,6 +193,67 @@ def test_packed_rows_change_nothing(
             torch.testing.assert_close(update.kl_A, padded.kl_A, rtol=10 * allowed, atol=0)
             assert update.loss == pytest.approx(padded.loss, rel=allowed)
         assert lms[0].model.config._attn_implementation == "eager"
+
+
+@pytest.mark.parametrize("planted", [False, True])
+@pytest.mark.parametrize(
+    ("tuning", "stage"),
+    [
+        ("lora", {"objective": "stage2", "offline_first": 0.5}),
+        ("qlora", {"objective": "pair_sft", "collect": 8, "batch": 4}),
+    ],
+)
+def test_runs_on_packed_rows_learn_the_same(
+    tuning: str, stage: dict[str, Any], planted: bool, model: Path, tmp_path: Path, lucky: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    losses = []
+    for packs in (False, True):
+        if packs and planted:
+            monkeypatch.setattr(packed_attention, "_row_by_row", all_as_one)
+            monkeypatch.setattr(sizing, "hindrance", lambda lm: "")  # its trial sees it too
+        how = {"micro_batch": 3, "warmup_steps": 0, "padding_free": packs, "gradient_checkpointing": packs}
+        stages = [{"name": "a", "steps": 3, "learning_rate": 0.003, **stage}]
+        settings = tuned(recipe(tmp_path, model, f"packed-{packs}", stages=stages, optimizer=how), tuning)
+        losses.append([row["loss"] for row in read_rows(go(settings) / "metrics.jsonl")])
+    same = losses[1] == pytest.approx(losses[0], rel=1e-4)
+    assert same != planted
+
+
+def gptj(seed: int) -> LanguageModel:
+    """Attends in code of its own, whatever its config names."""
+    tokenizer = build_tokenizer(LIMIT)
+    torch.manual_seed(seed)
+    sizes = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64, "rotary_dim": 8}
+    config = GPTJConfig(vocab_size=len(tokenizer), **sizes, bos_token_id=None, attn_implementation="eager")
+    return wrap(GPTJForCausalLM(config), tokenizer)
+
+
+def gpt_oss(seed: int) -> LanguageModel:
+    """Each head's softmax has one more term, which learns."""
+    tokenizer = build_tokenizer(LIMIT)
+    torch.manual_seed(seed)
+    sizes = {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+    }
+    config = GptOssConfig(
+        vocab_size=len(tokenizer), **sizes, intermediate_size=48, num_local_experts=2, num_experts_per_tok=1,
+        layer_types=["full_attention"] * 2, attn_implementation="eager", pad_token_id=None,
+    )  # fmt: skip
+    return wrap(GptOssForCausalLM(config), tokenizer)
+
+
+@pytest.mark.parametrize(("made", "able"), [(gptj, False), (gpt_oss, False), (tiny_lm, True)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rows_are_packed_only_where_a_trial_agrees(made: Any, able: bool, dtype: torch.dtype) -> None:
+    lm = made(seed=0)
+    assert lm.attends_to_all
+    lm.compute_dtype = dtype
+    assert packed_attention.hindrance(lm) == ("" if able else "its code does not take its attention from without")
 
 
 def all_as_one(packing: Any, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:

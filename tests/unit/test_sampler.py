@@ -13,9 +13,11 @@ import torch
 from scipy.stats import chi2
 from torch import Tensor
 
+from selfcorrect.config import LoraConfig
 from selfcorrect.learning.batching import make_batch
 from selfcorrect.learning.losses import token_loss
 from selfcorrect.learning.policy import trained_states
+from selfcorrect.models.adapters import Adapters, fresh_config
 from selfcorrect.models.loading import LanguageModel
 from selfcorrect.samplers.draws import draw, uniforms
 from selfcorrect.samplers.graphs import AS_THEY_ARE, Graphs, Shapes
@@ -214,17 +216,20 @@ def test_weights_cast_beforehand_change_no_logit(architecture: str, precise: tor
 def test_a_new_version_of_the_weights_is_cast_into_the_same_memory() -> None:
     lm = replace(tiny_lm("llama", "sdpa"), compute_dtype=torch.bfloat16)
     weights, linear = InferenceWeights(lm), lm.model.model.layers[0].mlp.up_proj
-    assert weights.new_version()
+    weights.new_version()
+    assert weights.moves == 1
     with weights.lent():
         first, address = linear.weight.clone(), linear.weight.data_ptr()
     with torch.no_grad():
         linear.weight.mul_(2)
-    assert not weights.new_version()
+    weights.new_version()
+    assert weights.moves == 1
     with weights.lent():
         assert linear.weight.data_ptr() == address
         assert torch.equal(linear.weight, 2 * first)
     linear.weight = torch.nn.Parameter(linear.weight.detach().clone())
-    assert weights.new_version()  # what was recorded reads the old one
+    weights.new_version()
+    assert weights.moves == 2  # what was recorded reads the old one
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -273,6 +278,48 @@ def test_recorded_steps_say_the_same(fails: int) -> None:
     assert recorder.played > 0 or fails == 0
     assert len(told) == (fails < 10**6)
     assert all("\n" not in line and "cannot be recorded (operation not permitted" in line for line in told)
+
+
+@pytest.mark.parametrize("adapter", [False, True], ids=["a copy", "the same model, adapter off"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_sampler_beside_another_takes_no_memory_of_its_own(adapter: bool, dtype: torch.dtype) -> None:
+    """Policy and reference in turn, as with offline_first: each writes what it would alone, in the policy's lanes."""
+    lm = tiny_lm("llama", "sdpa", ENDS)
+    lm.compute_dtype = dtype
+    if adapter:
+        lm.adapters = Adapters(lm.model, fresh_config(LoraConfig(), lm.model), "base", seed=0)
+    reference = lm.frozen_copy()
+    with torch.no_grad():
+        for weight in lm.parameters():
+            weight.normal_(0.0, 0.2)
+    alone = [
+        said(play(each, TransformersSampler(each, 4, FIXED), 1.0, attempts=attempts))
+        for each, attempts in ((lm, ATTEMPTS), (reference, 1))
+    ]
+    assert alone[0][:1] != alone[1]
+    sampler = TransformersSampler(lm, 4, FIXED)
+    other = TransformersSampler(reference, beside=sampler)
+    recorders = Recorder(), Recorder()
+    for each, recorder in zip((sampler, other), recorders, strict=True):
+        each._graphs = Graphs(print, recorder)
+    first = [prompt for prompt, _ in play(reference, TransformersSampler(reference), 0.0)[0]][:3]
+    seen = list[Any]()
+    for _ in range(3):
+        sampler.load_weights(lm.model)
+        other.load_weights(reference.model)
+        other.sample(first, SamplingParams(0.0, 4, 1))  # fewer and shorter: lanes grow for the policy's rows
+        assert said(play(lm, sampler, 1.0)) == alone[0]
+        assert sampler._kept
+        assert said(play(reference, other, 1.0, attempts=1)) == alone[1]
+        assert not sampler._kept
+        assert (other._lanes, other._kept) == (None, {})
+        assert (other._weights is sampler._weights) == adapter
+        seen.append((sampler._rooms, [recorder.recorded for recorder in recorders]))
+    assert seen[1] == seen[2]  # once the lanes are large enough, nothing is made or recorded anew
+
+
+def said(attempts: Any) -> list[Any]:
+    return [[completion.token_ids for _, completion in attempt] for attempt in attempts]
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gemma3"])

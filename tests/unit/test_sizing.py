@@ -8,6 +8,7 @@ import torch
 from transformers import Qwen2Config
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from selfcorrect.compare.plan import merge
 from selfcorrect.config import TrainConfig
 from selfcorrect.config.recipe import validate
 from selfcorrect.errors import ConfigError
@@ -82,31 +83,53 @@ def test_whole_logits_count_where_the_head_is_not_known() -> None:
     assert rows == [2, 1]
 
 
-@pytest.mark.parametrize(("gigabytes", "most", "sampled"), [(80, 128, 256), (40, 32, 64), (24, 1, 64), (5, 1, 4)])
-def test_on_a_card_what_is_free_beside_training_counts(
-    gigabytes: int, most: int, sampled: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """1.5 billion weights that train take 27 GB beside themselves, and rollouts of 2,400 tokens 69 MB each.
-
-    sampled: where nothing trains, as in an evaluation.
-    """
+def on_a_card(patch: pytest.MonkeyPatch, gigabytes: int, trains: bool = True, **settings: Any) -> TrainConfig:
+    """1.5 billion weights that train take 27 GB beside themselves, and rollouts of 2,400 tokens 69 MB each."""
     card = SimpleNamespace(total_memory=80 << 30)
-    monkeypatch.setattr(sizing, "hindrance", lambda lm: "")
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (gigabytes << 30, card.total_memory))
+    patch.setattr(sizing, "hindrance", lambda lm: "")
+    patch.setattr(torch.cuda, "get_device_properties", lambda device: card)
+    patch.setattr(torch.cuda, "mem_get_info", lambda device: (gigabytes << 30, card.total_memory))
     model = Model("1.5B", able=True)
     model.weight = torch.nn.Parameter(torch.empty(1_500_000_000, device="meta"))
     lm: Any = SimpleNamespace(
         model=model, device=torch.device("cuda"), compute_dtype=torch.bfloat16, head_form=HeadForm(), adapters=None
     )
-    config = validate({"stages": [{**STAGE, "beta1": 0.01}], "rollouts": {"max_new_tokens": 800}})
+    config = validate(merge({"stages": [{**STAGE, "beta1": 0.01}], "rollouts": {"max_new_tokens": 800}}, settings))
     assert isinstance(config, TrainConfig)
-    settled, _ = sized(config, lm, 2400)
+    settled, notes = sized(config, lm, 2400, trains)
+    assert len(notes) >= 1 if trains else len(notes) == 1
+    return settled
+
+
+@pytest.mark.parametrize(("gigabytes", "most", "sampled"), [(80, 128, 256), (40, 32, 64), (24, 1, 64), (5, 1, 4)])
+def test_on_a_card_what_is_free_beside_training_counts(
+    gigabytes: int, most: int, sampled: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """sampled: where nothing trains, as in an evaluation."""
+    settled = on_a_card(monkeypatch, gigabytes)
     assert settled.rollouts.rows == most
     assert settled.optimizer.padding_free is True
-    settled, notes = sized(config, lm, 2400, trains=False)
-    assert settled.rollouts.rows == sampled
-    assert len(notes) == 1
+    assert on_a_card(monkeypatch, gigabytes, trains=False).rollouts.rows == sampled
+
+
+BETWEEN = {"every": 10, "problems_between": 16}
+
+
+@pytest.mark.parametrize(
+    ("rows", "settings"),
+    [
+        (64, {}),
+        (32, {"stages": [{**STAGE, "beta1": 0.01, "offline_first": 0.5}]}),  # casts of the reference's weights
+        (32, {"evaluation": BETWEEN}),
+        (64, {"evaluation": BETWEEN, "model": {"reference": "cpu"}}),
+        (32, {"evaluation": {**BETWEEN, "problems_between": 300}, "model": {"reference": "cpu"}}),  # rows that are kept
+    ],
+)
+def test_what_the_reference_samples_counts(
+    rows: int, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = {"problems_per_step": 2, "rollouts_per_problem": 8}
+    assert on_a_card(monkeypatch, 40, **merge({"rollouts": few}, settings)).rollouts.rows == rows
 
 
 CARD = {"device": torch.device("cuda"), "compute_dtype": torch.bfloat16}
@@ -116,6 +139,8 @@ CARD = {"device": torch.device("cuda"), "compute_dtype": torch.bfloat16}
     ("changed", "why"),
     [
         ({}, ""),
+        ({"own_code": True}, "its code does not take its attention from without"),
+        ({**CARD, "own_code": True}, "its code does not take its attention from without"),
         ({"attends_to_all": False}, "its attention is not plain attention to the whole context"),
         ({"capped": 50.0}, "its attention is not plain attention to the whole context"),
         (CARD, ""),
@@ -132,6 +157,7 @@ def test_rows_are_packed_where_model_card_and_torch_allow_it(
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7 if changed.get("old_card") else 9, 0))
     if changed.get("old_torch"):
         monkeypatch.setattr(packed, "_variable_length", lambda: None)
+    monkeypatch.setattr(packed, "_is_heeded", lambda lm: not changed.get("own_code"))
     config = SimpleNamespace(head_dim=changed.get("width", 64), attn_logit_softcapping=changed.get("capped"))
     lm: Any = SimpleNamespace(
         model=SimpleNamespace(config=config), device=changed.get("device", torch.device("cpu")),

@@ -5,7 +5,7 @@ file -> plan (runs, what they share, budget) -> search -> runs -> answers -> pag
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,26 +14,31 @@ from selfcorrect.compare.execute import JobError, Launch, Runner, is_done, is_do
 from selfcorrect.compare.pace import sampled_by
 from selfcorrect.compare.page import write_pages
 from selfcorrect.compare.plan import (
+    BASE,
     Choice,
     Job,
     Trial,
+    bases,
     check,
     chosen_methods,
     folder_of,
+    in_folder,
+    recipe_of,
     repair_jobs,
     search_jobs,
     single_turn,
     table_jobs,
+    way,
 )
 from selfcorrect.compare.results import Answers, Result, read_answers, summarize
 from selfcorrect.config import CompareConfig
+from selfcorrect.errors import DataError
 from selfcorrect.runs.folder import environment, plain
 from selfcorrect.runs.interrupts import alone, stoppable
 
 __all__ = ["compare"]
 
 Say = Callable[[str], None]
-BASE = "base"
 
 
 def compare(config: CompareConfig, say: Say = print, launch: Launch = launch) -> Path:
@@ -144,32 +149,59 @@ def _accuracy(trial: Trial) -> float:
 
 
 def _results(config: CompareConfig, done: Sequence[Job], failed: Mapping[str, str]) -> list[Result]:
-    """The base model's line, and one of every method with a finished run. Raises JobError where too few have one."""
+    """A line of the base model in each way that methods begin with it, and one of every method with a finished run.
+
+    Raises JobError where too few have one.
+    """
     paths = {job.name: job.path for job in done}
-    trained = next((job.path for job in done if job.trains), None)
-    if trained is None or not any(f"{config.against}-{seed}" in paths for seed in config.seeds):
+    answers, lines = dict[str, Answers](), bases(config)
+    for each, name in lines.items():
+        if base := _base_of([job for job in done if job.trains and way(job.config.model) == each]):
+            answers[name] = base
+    if not answers or not any(f"{config.against}-{seed}" in paths for seed in config.seeds):
         raise JobError("\n".join([*failed.values(), f"no run of {config.against} was finished, so there is no table"]))
-    base = read_answers({None: trained}, BASE)
-    answers = {BASE: base}
+    ids = next(iter(answers.values())).ids
+    began: dict[str, str | None] = {name: name for name in answers}  # the base model's line that a line is held against
     for method in config.methods:
         runs: dict[int | None, Path] = {
             seed: paths[name] for seed in config.seeds if (name := f"{method.name}-{seed}") in paths
         }
         if runs:
-            answers[method.name] = read_answers(runs, ids=base.ids)
-    repairs = {name: _repairs(config, name, failed) for name in answers}
+            answers[method.name] = read_answers(runs, ids=ids)
+            began[method.name] = lines.get(way(recipe_of(config, method, name=method.name).model))
     against, single = answers[config.against], answers.get(single_turn(config) or "")
-    return [
-        summarize(name, found, base, against, config.resamples, repairs[name], single)
-        for name, found in answers.items()
-    ]
+
+    def line(name: str) -> Result:
+        base, repair = answers.get(began[name] or ""), _repairs(config, name, failed)
+        result = summarize(name, answers[name], base, against, config.resamples, repair, single)
+        return replace(result, base=began[name] if base else None)
+
+    return [line(name) for name in answers]
+
+
+def _base_of(jobs: Sequence[Job]) -> Answers | None:
+    """Of runs that began with the same base model in the same way; None without any.
+
+    Raises DataError where the model's folder held other weights for some of them.
+    """
+    if not jobs:
+        return None
+    held = {json.loads((job.path / "environment.json").read_text(encoding="utf-8"))["base_model"]: job for job in jobs}
+    if len(held) > 1:
+        runs = " and ".join(str(job.path) for job in held.values())
+        raise DataError(
+            f"model.path = {jobs[0].config.model.path!r} held other weights when some runs began than for others "
+            f"({runs}), so they cannot be compared; choose another name for the comparison, or remove those of the old"
+        )
+    return read_answers({None: jobs[0].path}, BASE)
 
 
 def _repairs(config: CompareConfig, name: str, failed: Mapping[str, str]) -> Answers | None:
     if config.repair is None:
         return None
     folder = folder_of(config) / "repair"
-    named = {None: BASE} if name == BASE else {seed: f"{name}-{seed}" for seed in config.seeds}
+    is_base = name in bases(config).values()
+    named = {None: in_folder(name)} if is_base else {seed: f"{name}-{seed}" for seed in config.seeds}
     found = {
         seed: folder / each
         for seed, each in named.items()

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from selfcorrect.compare.plan import recipe_of, single_turn
+from selfcorrect.compare.plan import BASE, bases, recipe_of, single_turn
 from selfcorrect.compare.results import Result
 from selfcorrect.config import CompareConfig
 from selfcorrect.config.recipe import dump
@@ -25,7 +25,7 @@ _TONE = {1: "good", 0: "even", -1: "bad"}
 
 def write_pages(folder: Path, config: CompareConfig, told: Mapping[str, Any], results: Sequence[Result]) -> None:
     """All three files. told: what compare.json holds."""
-    labels = {"base": "Base model", **{method.name: method.label for method in config.methods}}
+    labels = {**base_labels(config), **{method.name: method.label for method in config.methods}}
     table, passes = results_table(config, labels, results), passes_table(labels, results)
     environment = told["environment"]
     made = [("Command", tidy(environment["command"])), ("Started", environment["started"])]
@@ -52,6 +52,12 @@ def write_pages(folder: Path, config: CompareConfig, told: Mapping[str, Any], re
     text += ["", f"Made by `{made[0][1]}`."]
     (folder / "compare.md").write_text("\n".join(text) + "\n", encoding="utf-8")
     _write_csv(folder / "compare.csv", results)
+
+
+def base_labels(config: CompareConfig) -> dict[str, str]:
+    """The base model's lines; each tells how it computes where there are several."""
+    lines = bases(config)
+    return {name: f"Base model ({each})" if len(lines) > 1 else "Base model" for each, name in lines.items()}
 
 
 def decoding(config: CompareConfig) -> str:
@@ -86,9 +92,9 @@ def none_seen(n: int) -> str:
 def results_table(config: CompareConfig, labels: Mapping[str, str], results: Sequence[Result]) -> Table:
     """Ours, and beneath it the paper's rows of the same methods, marked as theirs."""
     rows = tuple(Row(labels[r.name], _note(r), _cells(r)) for r in results)
-    wanted = {"base": "base", **{method.name: method.paper for method in config.methods}}
+    wanted = {BASE: BASE, **{method.name: method.paper for method in config.methods}}
     known = PAPER[config.paper]
-    theirs = [known[key] for result in results if (key := wanted[result.name]) in known]
+    theirs = [known[key] for result in results if (key := wanted.get(result.name)) in known]
     heading = f"The paper's own numbers, not ours: {SETTING[config.paper]}"
     return Table(
         "Percent of problems.", "Method",
@@ -184,8 +190,11 @@ def findings(labels: Mapping[str, str], results: Sequence[Result], single: str |
 
     Attempt 1 is held against the base model's and against that one's.
     """
-    base = next(result for result in results if result.name == "base")
-    return [together(f"{labels[r.name]}: {_in_words(r)}{_alarms(r, base)}{_guard(r, single)}.") for r in results]
+    lines = {result.name: result for result in results}
+    return [
+        together(f"{labels[r.name]}: {_in_words(r)}{_alarms(r, lines.get(r.base or ''))}{_guard(r, single)}.")
+        for r in results
+    ]
 
 
 def _guard(result: Result, single: str | None) -> str:
@@ -217,9 +226,11 @@ def _seeds_apart(result: Result) -> str:
     return f"; but by seed {points(low)} to {points(high)}" if sign(result.delta) and not result.moved else ""
 
 
-def _alarms(result: Result, base: Result) -> str:
+def _alarms(result: Result, base: Result | None) -> str:
     """Sandbagging and collapse to copying, as a run's report has them."""
-    found = alarms(_summary(result), _summary(base), result.against_base) if result.name != base.name else []
+    if base is None or base is result:
+        return ""
+    found = alarms(_summary(result), _summary(base), result.against_base)
     return "".join(f"; {with_minus(told)}" for told in found)
 
 

@@ -11,9 +11,21 @@ from pathlib import Path
 from typing import Any
 
 from selfcorrect.compare.budget import Account, account
-from selfcorrect.config import CompareConfig, MethodConfig, RLStage, SingleTurn, SupervisedStage, TrainConfig
+from selfcorrect.config import (
+    CompareConfig,
+    MethodConfig,
+    ModelConfig,
+    RLStage,
+    SingleTurn,
+    SupervisedStage,
+    TrainConfig,
+)
 from selfcorrect.config.recipe import validate
 from selfcorrect.errors import ConfigError
+
+BASE = "base"  # the base model's line of the table
+_TUNED = ("tuning", "lora", "weights", "precision", "reference")  # of model: what leaves the base model the same one
+_ADAPTER = "adapter_config.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,12 +106,13 @@ def check(config: CompareConfig) -> dict[str, Account]:
     if not any(recipe.stages for recipe in recipes):
         raise ConfigError("methods: none of them trains; `selfcorrect evaluate` is for that")
     for method, recipe in zip(config.methods, recipes, strict=True):
-        for field in ("task", "evaluation", "model", "rollouts.max_new_tokens"):
+        for field in ("task", "evaluation", "rollouts.max_new_tokens"):
             if attrgetter(field)(recipe) != attrgetter(field)(recipes[0]):
                 raise ConfigError(
                     f"method {method.name}: settings.{field} differs from {config.methods[0].name}'s, but all must "
-                    "answer the same problems, from the same base model; set it under common"
+                    "answer the same problems; set it under common"
                 )
+        _check_base(method.name, recipe.model, config.methods[0].name, recipes[0].model)
         cost = accounts[method.name] = account(recipe)
         over = [
             f"{used:,} {what} of {allowed:,}"
@@ -115,6 +128,41 @@ def check(config: CompareConfig) -> dict[str, Account]:
                 "it collects, or raise budget for all"
             )
     return accounts
+
+
+def _check_base(name: str, mine: ModelConfig, other: str, theirs: ModelConfig) -> None:
+    """Raises ConfigError where two methods begin with different models, or ask the same one differently."""
+    for field in ModelConfig.model_fields:
+        here, there = (_place(model.path) if field == "path" else getattr(model, field) for model in (mine, theirs))
+        if field not in _TUNED and here != there:
+            what = "is another base model than" if field == "path" else "differs from"
+            raise ConfigError(
+                f"method {name}: settings.model.{field} = {getattr(mine, field)!r} {what} {other}'s, which is "
+                f"{getattr(theirs, field)!r}; all must begin with the same model, and differ at most in how it is "
+                f"tuned and stored ({', '.join(f'model.{each}' for each in _TUNED)}); set it under common"
+            )
+
+
+def _place(path: str) -> str:
+    """A folder by its whole path, however it is written; a hub name as it is."""
+    folder = Path(path).expanduser()
+    return str(folder.resolve()) if folder.is_dir() else path
+
+
+def way(model: ModelConfig) -> str:
+    """How the base model computes beneath a method, in words: full tuning and LoRA begin with the same numbers."""
+    told = ("4 bits, the rest " if model.tuning == "qlora" else "") + model.weights
+    if model.weights == "float32" and model.precision != "auto":
+        told += f", computed in {model.precision}"
+    merged = model.tuning == "full" and (Path(model.path).expanduser() / _ADAPTER).is_file()
+    return told + (", adapter merged" if merged else "")
+
+
+def bases(config: CompareConfig) -> dict[str, str]:
+    """Every way in which methods that train begin with the base model -> the name of its line in the table."""
+    recipes = [recipe_of(config, method, name=method.name) for method in config.methods]
+    ways = list(dict.fromkeys(way(recipe.model) for recipe in recipes if recipe.stages))
+    return {each: f"{BASE} in {each}" if number else BASE for number, each in enumerate(ways)}
 
 
 def _check_files(config: CompareConfig) -> None:
@@ -189,14 +237,20 @@ def table_jobs(config: CompareConfig, chosen: Mapping[str, Choice]) -> tuple[lis
 
 def repair_jobs(config: CompareConfig, jobs: Sequence[Job]) -> list[Job]:
     """Evaluations on the repair task, of the base model and of every run's last one."""
-    folder = folder_of(config) / "repair"
-    trained = next((job for job in jobs if job.trains), None)
-    if config.repair is None or trained is None:
+    folder, found = folder_of(config) / "repair", list[Job]()
+    if config.repair is None:
         return []
-    found = [_on_repair(config, trained.config, "base", folder, None)]
-    for job in jobs:
+    for each, line in bases(config).items():
+        if trained := next((job for job in jobs if job.trains and way(job.config.model) == each), None):
+            found.append(_on_repair(config, trained.config, in_folder(line), folder, None))
+    for job in jobs if found else ():
         found.append(_on_repair(config, job.config, job.name, folder, job.path / "final" if job.trains else None))
     return found
+
+
+def in_folder(line: str) -> str:
+    """The name of a base model's line as that of a run."""
+    return "".join(letter if letter.isalnum() else "-" for letter in line)
 
 
 def _on_repair(config: CompareConfig, recipe: TrainConfig, name: str, folder: Path, model: Path | None) -> Job:
@@ -269,7 +323,9 @@ def _sharing_base(jobs: Sequence[Job], first: dict[str, Path]) -> list[Job]:
 def _base_key(config: TrainConfig) -> str:
     told = config.model_dump(mode="json")
     draws = {key: told["rollouts"][key] for key in ("attempts", "max_new_tokens", "self_refine")}
-    return json.dumps([draws, *(told[key] for key in ("seed", "task", "model", "evaluation"))], sort_keys=True)
+    model = {key: value for key, value in told["model"].items() if key not in _TUNED}
+    same = [draws, model, way(config.model), *(told[key] for key in ("seed", "task", "evaluation"))]
+    return json.dumps(same, sort_keys=True)
 
 
 def _first_stage_key(config: TrainConfig) -> str:

@@ -50,7 +50,8 @@ class Result:
     independent. gain: Accuracy@t2 less that of the method that all are compared with, on the same problems; None for
     that one itself. against_base, against_single: less the base model's, and less that of the method that trains single
     attempts by RL, paired; None for those themselves, or where there is none. passes: pass@samples of attempt 1 and 2.
-    smallest: the smallest delta that can be resolved, by the variance over problems that was measured.
+    smallest: the smallest delta that can be resolved, by the variance over problems that was measured. base: the base
+    model's line that the method began with, itself for that one; None where no run evaluated it.
     """
 
     name: str
@@ -74,6 +75,7 @@ class Result:
     samples: int = 1
     passes: tuple[Estimate, Estimate, Estimate] | None = None
     smallest: float | None = None
+    base: str | None = None
 
     @property
     def moved(self) -> int:
@@ -157,8 +159,8 @@ def _pass(flags: Sequence[Sequence[float]], place: int, k: int) -> float:
 
 
 def summarize(
-    name: str, answers: Answers, base: Answers, against: Answers, resamples: int, repair: Answers | None = None,
-    single: Answers | None = None,
+    name: str, answers: Answers, base: Answers | None, against: Answers, resamples: int,
+    repair: Answers | None = None, single: Answers | None = None,
 ) -> Result:  # fmt: skip
     """The line of a method. against: the answers it is paired with; repair: those to the repair task, if any; single:
     those of the method that trains single attempts, if there is one.

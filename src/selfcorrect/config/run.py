@@ -321,8 +321,13 @@ class TrainConfig(Strict):
     def uses_reference(self) -> bool:
         """Whether anything is measured to, or sampled from, the model that training begins with."""
         rl = [stage for stage in self.stages if isinstance(stage, RLStage)]
-        held = any(stage.beta1 or getattr(stage, "beta2", 0) or stage.offline_first for stage in rl)
-        return held or self.evaluation.every is not None
+        return self.samples_reference or any(stage.beta1 or getattr(stage, "beta2", 0) for stage in rl)
+
+    @property
+    def samples_reference(self) -> bool:
+        """Whether that model writes attempts too."""
+        given = any(isinstance(stage, RLStage) and stage.offline_first for stage in self.stages)
+        return given or self.evaluation.every is not None
 
     @property
     def total_steps(self) -> int:

@@ -210,12 +210,8 @@ class Chat:
                 "the chat template writes a third turn in another way than the second, or none; here attempt 3 and "
                 "later ones are asked for as attempt 2 is"
             )
-        if templates.begins_with_bos(self._tokenizer) and self._tokenizer.bos_token_id not in self.first_prompt("a"):
-            notes.append(
-                f"the tokenizer puts {self._tokenizer.bos_token} before every text, and the chat template writes none: "
-                "if the model was trained with it, a template that begins with {{ bos_token }} serves better "
-                "(model.chat_template: FILE)"
-            )
+        if told := templates.lacks_bos(self._tokenizer, self._options, self.first_prompt("a")):
+            notes.append(told)
         both = (question, answered)
         return notes + templates.idle_options(
             self._options, lambda options: "\n".join(self._shown(turns, options) for turns in both)

@@ -65,6 +65,7 @@ class LanguageModel:
         """Which attention a layer may take, also where it runs again in a backward pass: another one's numbers differ.
 
         Without cuDNN's, which plans anew for every length, and decoding is nothing but those: a third of the speed.
+        Where a row has more keys than queries (packed.py) its causal mask would begin at the wrong end too.
         """
         allowed = sdpa_kernel(_ATTENTION) if self.device.type == "cuda" else nullcontext()
         return _both(allowed, packed.as_now(self.model.config))

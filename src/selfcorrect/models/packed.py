@@ -63,6 +63,11 @@ def hindrance(lm: "LanguageModel") -> str:
     """Why this model cannot run on packed rows where it is, in words; empty where it can."""
     if not lm.attends_to_all or getattr(lm.model.config, "attn_logit_softcapping", None):
         return "its attention is not plain attention to the whole context"
+    return _of_card(lm) or ("" if _is_heeded(lm) else "its code does not take its attention from without")
+
+
+def _of_card(lm: "LanguageModel") -> str:
+    """What keeps a GPU from it; empty on other devices."""
     if lm.device.type != "cuda":
         return ""
     if _variable_length() is None:
@@ -75,6 +80,27 @@ def hindrance(lm: "LanguageModel") -> str:
     if torch.cuda.get_device_capability(lm.device) < (8, 0):
         return "its variable-length attention needs a GPU of compute capability 8.0 or newer"
     return ""
+
+
+@torch.no_grad()
+def _is_heeded(lm: "LanguageModel") -> bool:
+    """Tried on two rows: whether each comes out as it does alone. Some models attend in code of their own, or add to
+    attention what no function that is put in its place knows of.
+    """
+    ids_N = torch.arange(1, 9, device=lm.device) % lm.model.config.get_text_config().vocab_size
+    lengths = (5, 3)
+    place_N = torch.cat([torch.arange(length) for length in lengths]).to(lm.device)
+    try:
+        alone = [lm.states(ids[None], None, use_cache=False).hidden_ND for ids in ids_N.split(lengths)]
+        with Packing(lengths, lengths).shown(lm.model.config):
+            together = lm.states(ids_N[None], None, position_ids=place_N[None], use_cache=False).hidden_ND
+    except Exception:  # noqa: BLE001 - models fail here in their own ways; padded rows serve
+        return False
+    expected = torch.cat(alone).float()
+    allowed = (
+        1e-3 if lm.compute_dtype == torch.float32 else 0.1
+    )  # a row that saw the other differs by about as much as it is
+    return bool((together.float() - expected).norm() <= allowed * expected.norm())
 
 
 def _head_width(config: Any) -> int:

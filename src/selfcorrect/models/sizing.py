@@ -36,7 +36,10 @@ def sized(config: TrainConfig, lm: LanguageModel, tokens: int, trains: bool = Tr
     rollouts, optimizer = config.rollouts, config.optimizer
     if rollouts.rows_at_once == "auto":
         # Keys and values of a step's rows stay for the next attempt; those of the rows at work come on top.
-        kept = min(rollouts.problems_per_step * rollouts.rollouts_per_problem, _MOST_SAMPLED)
+        kept = rollouts.problems_per_step * rollouts.rollouts_per_problem
+        if trains and config.evaluation.every:
+            kept = max(kept, config.evaluation.problems_between)
+        kept = min(kept, _MOST_SAMPLED)
         room = budget / (tokens * _cache_bytes(lm) + _DRAW_BYTES * lm.model.config.vocab_size)
         rows = _power_of_two(max(room - kept, room / 2), _MOST_SAMPLED)
         rollouts = rollouts.model_copy(update={"rows_at_once": rows})
@@ -187,6 +190,8 @@ def _budget(config: TrainConfig, lm: LanguageModel, trains: bool) -> float:
         to_come += needs.gradients + needs.optimizer
         if (needs.reference_goes_to if where == "auto" else where) == "device":
             to_come += needs.reference
+            if config.samples_reference and needs.reference:
+                to_come += 2 * parameter_count(lm)  # casts of those; its rows take the policy's place in memory
     free: float = torch.cuda.mem_get_info(lm.device)[0]
     # Each of the two gets half, whoever holds memory meanwhile; what is not foreseen fits into the tenth that is left.
     return max(0.0, 0.9 * free - to_come) / 2

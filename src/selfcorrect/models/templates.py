@@ -56,13 +56,33 @@ def choose(tokenizer: Any, choice: str | None) -> None:
         return
     if not tokenizer.eos_token:
         raise ModelError("model.chat_template = 'plain' ends turns with the tokenizer's eos_token, and it has none")
-    tokenizer.chat_template = ("{{ bos_token }}" if begins_with_bos(tokenizer) else "") + _PLAIN
+    begins = str(begins_with_bos(tokenizer)).lower()
+    tokenizer.chat_template = f"{{% if bos | default({begins}) %}}{{{{ bos_token }}}}{{% endif %}}{_PLAIN}"
 
 
 def begins_with_bos(tokenizer: Any) -> bool:
     """Whether the tokenizer itself puts its beginning-of-sequence token before a text, as its model was trained."""
     bos = tokenizer.bos_token_id
     return bos is not None and list(tokenizer("a")["input_ids"])[:1] == [bos]
+
+
+def lacks_bos(tokenizer: Any, options: Mapping[str, Any], first_prompt: Sequence[int]) -> str:
+    """A note where a conversation begins without a token that the model may need before every text; else empty."""
+    bos, token = tokenizer.bos_token_id, tokenizer.bos_token
+    if bos is None or bos in first_prompt:
+        return ""
+    if begins_with_bos(tokenizer):
+        return (
+            f"the tokenizer puts {token} before every text, and the chat template writes none: if the model was "
+            "trained with it, a template that begins with {{ bos_token }} serves better (model.chat_template: FILE)"
+        )
+    if str(tokenizer.chat_template).endswith(_PLAIN) and bos != tokenizer.eos_token_id and "bos" not in options:
+        return (
+            f"the tokenizer has {token} and does not put it before a text, so chat_template: plain does not either; a "
+            f"model that was trained with it (Gemma, Llama) writes nonsense without: set model.template_options: "
+            "{bos: true}, or bos: false where it was not"
+        )
+    return ""
 
 
 def template_of(tokenizer: Any) -> str:

@@ -166,15 +166,10 @@ def _prepare_and_train(
     evaluator = dataclasses.replace(evaluator, rows=rows_of(settled, lm))
     plainly: dict[str, Any] = {"controls": False, "external": (), "samples": 1, "temperature": 0.0, "wordings": {}}
     validator = dataclasses.replace(evaluator, problems=validation, **plainly) if validation else None
-    rows, (reference, told) = settled.rollouts.rows, make_reference(settled, lm)
-    trainer = Trainer(
-        settled,
-        lm,
-        reference,
-        TransformersSampler(lm, max_rows=rows),
-        task,
-        TransformersSampler(reference, max_rows=rows) if reference else None,
-    )
+    reference, told = make_reference(settled, lm)
+    sampler = TransformersSampler(lm, max_rows=settled.rollouts.rows)
+    base_sampler = TransformersSampler(reference, beside=sampler) if reference else None
+    trainer = Trainer(settled, lm, reference, sampler, task, base_sampler)
     room = ""
     with closing(task), ready(task), alone(path), nothing_left_of_a_failure(path, new=used is None):
         if used is None or used.stages != config.stages or not (path / "final").exists():  # else nothing comes of it

@@ -13,10 +13,14 @@ _BLOCK = 512  # tokens; the draw adds up blocks first and then looks into one
 
 def uniforms(rows: int, params: SamplingParams, device: torch.device) -> Tensor:
     """Numbers in [0, 1) for every row and place of a call [rows, max_new_tokens], the same on every device."""
-    dtype = torch.float32 if device.type == "mps" else torch.float64  # MPS has no float64
     generator = torch.Generator().manual_seed(params.seed)
     numbers_NL = torch.rand(rows, params.max_new_tokens, generator=generator, dtype=torch.float64)
-    return numbers_NL.to(dtype).to(device)
+    return numbers_NL.to(precision(device)).to(device)
+
+
+def precision(device: torch.device) -> torch.dtype:
+    """That of uniform numbers and of sums over shares."""
+    return torch.float32 if device.type == "mps" else torch.float64  # MPS has no float64
 
 
 def draw(logits_RV: Tensor, temperature: float, uniform_R: Tensor) -> tuple[Tensor, Tensor]:

@@ -24,15 +24,19 @@ class InferenceWeights:
         self._casts: list[tuple[nn.Module, str, Tensor]] = []
         self._stale = True
         self._addresses: list[int] = []
+        self.moves = 0  # how often they have come to be other tensors
 
-    def new_version(self) -> bool:
-        """The model's weights have changed. Returns whether some are other tensors than before."""
+    def are_of(self, lm: LanguageModel) -> bool:
+        """Whether another sampler, of this language model, may lend the same casts."""
+        return lm.model is self._lm.model and lm.compute_dtype == self._lm.compute_dtype
+
+    def new_version(self) -> None:
+        """The model's weights have changed."""
         model = self._lm.model
         addresses = [id(model), *(tensor.data_ptr() for tensor in (*model.parameters(), *model.buffers()))]
         moved, self._addresses, self._stale = addresses != self._addresses, addresses, True
         if moved:
-            self._casts = []
-        return moved
+            self._casts, self.moves = [], self.moves + 1
 
     @contextmanager
     def lent(self) -> Iterator[None]:

@@ -7,6 +7,7 @@ goes on computing at its place; nothing of it is kept.
 Axes: N rows of a call, R lanes, L tokens of an attempt, E ids that end one, V vocabulary.
 """
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from selfcorrect.models.loading import LanguageModel
-from selfcorrect.samplers.draws import draw
+from selfcorrect.samplers.draws import draw, precision
 from selfcorrect.samplers.slots import SlotCache
 
 _PREFILLED = 1 << 15  # tokens fed at once: more do not make it faster, and take memory
@@ -33,17 +34,21 @@ class Lanes:
         self._eos_E = torch.tensor(sorted(lm.eos_ids), device=lm.device)
         self._limit = torch.zeros((), **zeros)
         self._temperature = 1.0
-        self._uniform_NL: Tensor | None = None
         # One row more than a call has: lanes that are not alive write there.
         self.ids_NL = torch.zeros(rows + 1, limit, **zeros)
         self.logprobs_NL = torch.zeros(rows + 1, limit, device=lm.device)
         self.length_N = torch.zeros(rows + 1, **zeros)
+        self._uniform_NL = torch.zeros(rows + 1, limit, dtype=precision(lm.device), device=lm.device)
+
+    def of(self, lm: LanguageModel) -> "Lanes":
+        """The same lanes, in the same memory, for another model of the same shape."""
+        other = copy.copy(self)
+        other._lm = lm
+        return other
 
     def begin(self, uniform_NL: Tensor, temperature: float) -> None:
         """A new call: its numbers to draw by, one a row and token."""
         rows, limit = uniform_NL.shape
-        if self._uniform_NL is None:
-            self._uniform_NL = uniform_NL.new_zeros(self.ids_NL.shape)
         self._uniform_NL[:rows, :limit] = uniform_NL
         self._limit.fill_(limit)
         self._temperature = temperature
@@ -94,7 +99,6 @@ class Lanes:
         )
 
     def _record(self, lanes: slice | Tensor, logits_RV: Tensor) -> None:
-        assert self._uniform_NL is not None
         alive_R, count_R = self._alive_R[lanes], self._count_R[lanes]
         row_R = torch.where(alive_R, self._row_R[lanes], len(self.ids_NL) - 1)
         place_R = torch.minimum(count_R, self._limit - 1)

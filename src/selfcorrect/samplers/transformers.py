@@ -36,15 +36,25 @@ class TransformersSampler:
     """Works with any causal LM whose layers attend to all or to a window of the context; others go through `generate`.
 
     max_rows: how many run side by side; further ones wait until some have ended. shapes: those of a decoding step.
+    beside: a sampler of a model of the same shape, whose rows, shapes and memory this one works with; what that one has
+    kept of its last call is then dropped, and this one keeps nothing.
     """
 
-    def __init__(self, language_model: LanguageModel, max_rows: int = 512, shapes: Shapes | None = None) -> None:
-        self._lm = language_model
-        self._max_rows = max_rows
-        self._shapes = shapes or (FIXED if language_model.device.type == "cuda" else AS_THEY_ARE)
+    def __init__(
+        self, language_model: LanguageModel, max_rows: int = 512, shapes: Shapes | None = None,
+        beside: "TransformersSampler | None" = None,
+    ) -> None:  # fmt: skip
+        self._lm, self._beside = language_model, beside
+        on_card = language_model.device.type == "cuda"
+        self._max_rows: int = beside._max_rows if beside else max_rows
+        self._shapes: Shapes = beside._shapes if beside else shapes or (FIXED if on_card else AS_THEY_ARE)
         self._weights = InferenceWeights(language_model)
-        self._graphs = Graphs(_tell) if language_model.device.type == "cuda" else None
+        if beside and beside._weights.are_of(language_model):
+            self._weights = beside._weights
+        self._graphs = Graphs(_tell) if on_card else None
+        self._recorded_on = (0, 0)  # which lanes and which weights the graphs know by their address
         self._lanes: Lanes | None = None
+        self._rooms = 0  # how often lanes were made
         self._kept: dict[int, Kept] = {}
         self._told = False
 
@@ -56,8 +66,7 @@ class TransformersSampler:
         """Sample from `model` (a transformers causal LM, shared with the policy) as it is now."""
         self._lm.model = model
         self._kept = {}
-        if self._weights.new_version() and self._graphs:
-            self._graphs.forget()
+        self._weights.new_version()
 
     @torch.no_grad()
     def sample(self, prompts: Sequence[tuple[int, ...]], params: SamplingParams) -> list[Completion]:
@@ -72,7 +81,13 @@ class TransformersSampler:
             return [done for part in parts for done in generate(self._lm, prompts[part], params, uniform_NL[part])]
         if not prompts:
             return []
-        lanes = self._room(prompts, params)
+        owner = self._beside or self
+        if self._beside:
+            owner._kept = {}
+        lanes = owner._room(prompts, params).of(self._lm)
+        if self._graphs and self._recorded_on != (known := (owner._rooms, self._weights.moves)):
+            self._graphs.forget()
+            self._recorded_on = known
         lanes.begin(uniform_NL, params.temperature)
         kept, self._kept = self._kept, {}
         with self._weights.lent():
@@ -82,15 +97,15 @@ class TransformersSampler:
         done = completions(
             self._lm, lanes.ids_NL[:rows, :limit], lanes.logprobs_NL[:rows, :limit], lanes.length_N[:rows]
         )
-        for row, (tables, index) in left.items():
+        for row, (tables, index) in left.items() if owner is self else ():
             # The last token sampled was never fed to the model, so the cache does not hold it.
             self._kept[row] = Kept((*prompts[row], *done[row].token_ids[:-1]), tables, index)
         if not self._shapes.fixed:
-            self._lanes = None
+            owner._lanes = None
         return done
 
     def _room(self, prompts: Sequence[tuple[int, ...]], params: SamplingParams) -> Lanes:
-        """Lanes for these prompts: those of the last call, where they suffice; graphs know them by their address."""
+        """Lanes for these prompts: those of the last call, where they suffice."""
         slots = self._shapes.width(max(map(len, prompts)) + params.max_new_tokens)
         lanes = self._shapes.lanes(min(self._max_rows, len(prompts)))
         need = (lanes, slots, len(prompts), params.max_new_tokens)
@@ -99,9 +114,7 @@ class TransformersSampler:
                 return self._lanes
             need = tuple(map(max, self._lanes.size, need))  # type: ignore[assignment]
             self._lanes = None  # before the new ones are made
-        if self._graphs:
-            self._graphs.forget()
-        self._lanes = Lanes(self._lm, *need)
+        self._lanes, self._rooms = Lanes(self._lm, *need), self._rooms + 1
         return self._lanes
 
 

@@ -58,7 +58,7 @@ def compare(config: CompareConfig, say: Say = print, launch: Launch = launch) ->
         done = [job for job in jobs if is_done(job)]
         failed |= runner.run(repair_jobs(config, done))
         told: dict[str, Any] = {
-            "environment": environment(config.seeds[0]), "seeds": list(config.seeds), "against": config.against,
+            "environment": _environment(config, done), "seeds": list(config.seeds), "against": config.against,
             "budget": config.budget.model_dump(), "accounts": {name: asdict(cost) for name, cost in accounts.items()},
             "chosen": {name: asdict(choice) for name, choice in chosen.items()}, "search": searched,
             "failed": list(failed.values()),
@@ -70,6 +70,18 @@ def compare(config: CompareConfig, say: Say = print, launch: Launch = launch) ->
     if failed:
         raise JobError("\n".join([*failed.values(), f"{folder}/compare.html shows the others; run again to retry"]))
     return folder
+
+
+def _environment(config: CompareConfig, done: Sequence[Job]) -> dict[str, Any]:
+    """As of a run, with the threads, device and precision that the runs had: several where they differ."""
+    found = environment(config.seeds[0])
+    files = [job.path / "environment.json" for job in done]
+    machines = [json.loads(file.read_text(encoding="utf-8"))["machine"] for file in files if file.is_file()]
+    for name in ("threads", "device", "precision"):
+        values = dict.fromkeys(machine[name] for machine in machines if machine.get(name) is not None)
+        if values:
+            found["machine"][name] = next(iter(values)) if len(values) == 1 else ", ".join(map(str, values))
+    return found
 
 
 def _with_threads(config: CompareConfig) -> CompareConfig:

@@ -145,7 +145,8 @@ def _run(config: TrainConfig, path: Path, observer: Observer, used: TrainConfig 
                 f"Free some space, then {_how_to_go_on(path)}"
             ) from error
         except KeyboardInterrupt:
-            told = f"stopped; {_last_saved(path)}. To go on, {_how_to_go_on(path)}"
+            lost = "" if stop.now else stop.lost
+            told = f"stopped; {lost}{_last_saved(path)}. To go on, {_how_to_go_on(path)}"
             raise TrainingInterrupted(told, 128 + stop.signal) from None
     return path
 

@@ -171,6 +171,7 @@ def test_every_run_once_and_half_done_ones_go_on(model: Path, tmp_path: Path) ->
     nothing = InProcess()
     compare(config, said.append, nothing)
     assert nothing.commands == []
+    assert any(line.endswith("all of them are done already") for line in said)
     assert "  refine: 0 completions, 0 updates (needs fewer)" in said
     assert "  score: 64 completions, 4 updates" in said
 

@@ -108,14 +108,17 @@ def _say_whole(config: CompareConfig, say: Say) -> int:
         "shared first stages of the search": shared_trials, "trials of the search": [trial.job for trial in trials],
         "shared first stages": shared_runs, "runs": runs,
     }  # fmt: skip
-    jobs = [job for listed in parts.values() for job in listed]
-    left = [job for job in jobs if not is_done_at(job.path)]
+    jobs = [job for found in parts.values() for job in found]
+    left = [job for job in jobs if not (is_done_at(job.path) if job.trains else is_done(job))]
     completions = sum(map(sampled_by, left))
+    listed = ", ".join(f"{len(found)} {what}" for what, found in parts.items() if found)
+    if not left:
+        say(f"in all: {listed}; all of them are done already")
+        return 0
     say(
-        f"in all: {', '.join(f'{len(listed)} {what}' for what, listed in parts.items() if listed)}; "
-        f"{len(jobs) - len(left)} of them are done already, the others sample {completions:,} completions, evaluations "
-        f"included, {config.parallel} at a time. How long that takes is told after a minute or two and at every "
-        "run's end"
+        f"in all: {listed}; {len(jobs) - len(left)} of them are done already, the others sample {completions:,} "
+        f"completions, evaluations included, {config.parallel} at a time. How long that takes is told after a minute "
+        "or two and at every run's end"
     )
     return completions
 

@@ -171,12 +171,15 @@ def _folder_name(path: str) -> str:
 def _model_job(asked: TrainConfig, task: Task, folder: Path | None, name: str) -> _Job:
     """The recipe's model. folder: where the evaluation is kept under `name`; by default the weights' own."""
     use_threads(asked.threads)
-    lm, evaluator = load_model(asked.model), make_evaluator(asked, task)
+    evaluator, lm = make_evaluator(asked, task), load_model(asked.model)
     config, sizes = fitted(asked, lm, task, trains=False)
     evaluator = dataclasses.replace(evaluator, rows=rows_of(config, lm))
     made_with = settings(config, evaluator, lm.chat, model_settings(lm))
     file = kept_file(folder or default_folder(config, made_with), name)
-    evaluator = dataclasses.replace(evaluator, rows=rows_begun(asked, file, SIDE, evaluator.rows))
+    begun = rows_begun(asked, file, SIDE, evaluator.rows)
+    if begun != evaluator.rows:
+        sizes = [f"rollouts.rows_at_once: auto stays {begun}, with which this evaluation was begun"]
+        evaluator = dataclasses.replace(evaluator, rows=begun)
     sampler = TransformersSampler(lm, max_rows=max(config.rollouts.rows, evaluator.rows))
     task.grade([])
     size = parameter_count(lm)
@@ -276,15 +279,9 @@ def play(
 
 
 def make_repair_set(
-    model: str | Path,
-    output: str | Path,
-    *overrides: str,
-    recipe: Recipe,
-    split: Split = "train",
-    problems: int | None = None,
-    temperature: float = 1.0,
-    observer: Observer | None = None,
-) -> int:
+    model: str | Path, output: str | Path, *overrides: str, recipe: Recipe, split: Split = "train",
+    problems: int | None = None, temperature: float = 1.0, observer: Observer | None = None,
+) -> int:  # fmt: skip
     """Let a model try a task once, and write its failing attempts to `output` as a repair set; returns how many.
 
     recipe: one whose task is math or code. split: train, or test for the held-out problems; problems: how many of
@@ -295,11 +292,12 @@ def make_repair_set(
     if file.exists():
         raise ConfigError(f"output = {str(output)!r} is there already; remove it, or choose another")
     task, listed = _listed(config, split, problems)
+    if problems and len(listed) < problems:
+        watcher.message(f"note: {fewer('problems', problems, len(listed))}")
     lm = load_model(config.model.model_copy(update={"path": str(model)}))
     tried = file.with_name(f".{file.name}.tried.jsonl")
     chunk = rows_begun(config, tried, SIDE, rows_of(fitted(config, lm, task, trains=False)[0], lm, attempts=1))
     what = f"{about(config.task, split)}, split {split}"
-    sampler = TransformersSampler(lm, max_rows=chunk)
     made_with = sampling_settings(config, lm, task, listed, temperature)
     made_with |= {"split": split, "model's name": str(model), SIDE: chunk}
     way_out = f"give the command those settings, or remove {tried} to begin anew"
@@ -311,10 +309,8 @@ def make_repair_set(
             f"{len(listed):,} completions to come: {len(listed):,} problems of {what}, once each, by {model}; kept as "
             "they end, so the same command goes on"
         )
-        if problems and len(listed) < problems:
-            watcher.message(f"note: {fewer('problems', problems, len(listed))}")
         watcher.work(what, 0, len(listed))
-        counted = Counted(sampler, partial(watcher.work, what), len(listed))
+        counted = Counted(TransformersSampler(lm, max_rows=chunk), partial(watcher.work, what), len(listed))
         rows, ungraded = list[dict[str, Any]](), list[Rollout]()
         for start in range(0, len(listed), chunk):
             part = listed[start : start + chunk]

@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from selfcorrect.config.paths import absolute
 from selfcorrect.config.recipe import load_recipe, validate
 from selfcorrect.config.shipped import shipped_recipe, shipped_recipes
 from selfcorrect.errors import ConfigError, DataError
+from selfcorrect.evaluation.counted import Counted
 from selfcorrect.evaluation.evaluate import Evaluation, Evaluator, grader_lives
 from selfcorrect.evaluation.kept import Kept, write_durably
 from selfcorrect.evaluation.metrics import Summary, is_graded, refuse_nothing_graded, summarize
@@ -24,9 +26,10 @@ from selfcorrect.models.loading import LanguageModel, load_model, resolve_path, 
 from selfcorrect.models.sizing import parameter_count
 from selfcorrect.report import write_report
 from selfcorrect.rollout import play as play_problems
-from selfcorrect.runs.checks import fitted
+from selfcorrect.runs.checks import fewer, fitted, shortages
 from selfcorrect.runs.display import Observer
 from selfcorrect.runs.evaluating import (
+    SIDE,
     about,
     collapse,
     default_folder,
@@ -34,6 +37,7 @@ from selfcorrect.runs.evaluating import (
     kept_in,
     make_evaluator,
     model_settings,
+    rows_begun,
     rows_of,
     run_kept,
     sampling_settings,
@@ -107,7 +111,7 @@ def evaluate(
         watcher.message(f"evaluating {path} on {about(config.task, config.evaluation.split)}")
     task = make_task(config.task)
     with stoppable() as stopped, closing(task):
-        job = (_recorded_job if config.sampler == "recorded" else _model_job)(config, task)
+        job = _recorded_job(config, task) if config.sampler == "recorded" else _model_job(config, task, folder, name)
         folder = folder or default_folder(config, job.made_with)
         notes = _tell([*task.notes, *job.notes], watcher.message)
         with kept_in(folder, name, job.made_with, watcher) as kept:
@@ -164,14 +168,19 @@ def _folder_name(path: str) -> str:
     return folder.absolute().name if folder.is_dir() else folder.name
 
 
-def _model_job(config: TrainConfig, task: Task) -> _Job:
-    """The recipe's model."""
-    use_threads(config.threads)
-    evaluator = make_evaluator(config, task)
-    lm = load_model(config.model)
-    config, sizes = fitted(config, lm, task, trains=False)
+def _model_job(asked: TrainConfig, task: Task, folder: Path | None, name: str) -> _Job:
+    """The recipe's model. folder: where the evaluation is kept under `name`; by default the weights' own."""
+    use_threads(asked.threads)
+    evaluator, lm = make_evaluator(asked, task), load_model(asked.model)
+    config, sizes = fitted(asked, lm, task, trains=False)
     evaluator = dataclasses.replace(evaluator, rows=rows_of(config, lm))
-    sampler = TransformersSampler(lm, max_rows=config.rollouts.rows)
+    made_with = settings(config, evaluator, lm.chat, model_settings(lm))
+    file = kept_file(folder or default_folder(config, made_with), name)
+    begun = rows_begun(asked, file, SIDE, evaluator.rows)
+    if begun != evaluator.rows:
+        sizes = [f"rollouts.rows_at_once: auto stays {begun}, with which this evaluation was begun"]
+        evaluator = dataclasses.replace(evaluator, rows=begun)
+    sampler = TransformersSampler(lm, max_rows=max(config.rollouts.rows, evaluator.rows))
     task.grade([])
     size = parameter_count(lm)
     precision = str(lm.compute_dtype).removeprefix("torch.")
@@ -180,14 +189,14 @@ def _model_job(config: TrainConfig, task: Task) -> _Job:
         f"{config.model.path}, {size / 1e6:,.1f} million parameters, {lm.device.type}, {precision}"
     )
     trained = _trained_attempts(config.model.path)
-    notes = [told, *lm.chat.notes, *sizes]
+    short = shortages(config, task, len(evaluator.problems), trains=False)
+    notes = [told, *short, *lm.chat.notes, *sizes]
     if config.rollouts.attempts > trained:
         notes.append(
             f"rollouts.attempts is {config.rollouts.attempts}, but {config.model.path} was trained with {trained}: "
             f"from attempt {trained + 1} on it reads conversations longer than any it learned from"
         )
-    made_with = settings(config, evaluator, lm.chat, model_settings(lm))
-    return _Job(evaluator, sampler, lm.chat, made_with, notes)
+    return _Job(evaluator, sampler, lm.chat, made_with | {SIDE: evaluator.rows}, notes)
 
 
 def _recorded_job(config: TrainConfig, task: Task) -> _Job:
@@ -270,15 +279,9 @@ def play(
 
 
 def make_repair_set(
-    model: str | Path,
-    output: str | Path,
-    *overrides: str,
-    recipe: Recipe,
-    split: Split = "train",
-    problems: int | None = None,
-    temperature: float = 1.0,
-    observer: Observer | None = None,
-) -> int:
+    model: str | Path, output: str | Path, *overrides: str, recipe: Recipe, split: Split = "train",
+    problems: int | None = None, temperature: float = 1.0, observer: Observer | None = None,
+) -> int:  # fmt: skip
     """Let a model try a task once, and write its failing attempts to `output` as a repair set; returns how many.
 
     recipe: one whose task is math or code. split: train, or test for the held-out problems; problems: how many of
@@ -289,13 +292,14 @@ def make_repair_set(
     if file.exists():
         raise ConfigError(f"output = {str(output)!r} is there already; remove it, or choose another")
     task, listed = _listed(config, split, problems)
+    if problems and len(listed) < problems:
+        watcher.message(f"note: {fewer('problems', problems, len(listed))}")
     lm = load_model(config.model.model_copy(update={"path": str(model)}))
-    config, _ = fitted(config, lm, task, trains=False)
-    chunk, what = rows_of(config, lm, attempts=1), f"{about(config.task, split)}, split {split}"
-    sampler = TransformersSampler(lm, max_rows=chunk)
-    made_with = sampling_settings(config, lm, task, listed, temperature)
-    made_with |= {"split": split, "model's name": str(model), "problems side by side (rollouts.rows_at_once)": chunk}
     tried = file.with_name(f".{file.name}.tried.jsonl")
+    chunk = rows_begun(config, tried, SIDE, rows_of(fitted(config, lm, task, trains=False)[0], lm, attempts=1))
+    what = f"{about(config.task, split)}, split {split}"
+    made_with = sampling_settings(config, lm, task, listed, temperature)
+    made_with |= {"split": split, "model's name": str(model), SIDE: chunk}
     way_out = f"give the command those settings, or remove {tried} to begin anew"
     with stoppable() as stopped, closing(task), Kept(tried, made_with, lambda line: line["id"], way_out) as kept:
         stopped.told = lambda: (
@@ -306,6 +310,7 @@ def make_repair_set(
             "they end, so the same command goes on"
         )
         watcher.work(what, 0, len(listed))
+        counted = Counted(TransformersSampler(lm, max_rows=chunk), partial(watcher.work, what), len(listed))
         rows, ungraded = list[dict[str, Any]](), list[Rollout]()
         for start in range(0, len(listed), chunk):
             part = listed[start : start + chunk]
@@ -313,12 +318,12 @@ def make_repair_set(
             if lines is None:
                 seed = derive_seed(config.seed, "repair set", start)
                 params = SamplingParams(temperature, config.rollouts.max_new_tokens, seed)
-                played = play_problems(part, task, sampler, lm.chat, params, 1)
+                played = play_problems(part, task, counted, lm.chat, params, 1)
                 ungraded += [r for r in played if not is_graded(r)]
                 lines = [{"id": r.problem.id, "rows": repair_rows([r], split, str(model))} for r in played]
                 kept.add(lines, graded=grader_lives(played))
             rows += [row for line in lines for row in line["rows"]]
-            watcher.work(what, start + len(part), len(listed))
+            counted.reach(len(part))
         _tell_ungraded(ungraded, len(listed), watcher)
         if rows:
             write_durably(file, "".join(json.dumps(row) + "\n" for row in rows))
@@ -372,15 +377,14 @@ def scale(
     check_votes(task)
     listed = task.held_out(problems)
     lm = load_model(config.model.model_copy(update={"path": str(model)}))
-    config, _ = fitted(config, lm, task, trains=False)
-    chunk = max(1, rows_of(config, lm) // most)
+    settled, file = fitted(config, lm, task, trains=False)[0], folder / "samples.jsonl"
+    chunk = rows_begun(config, file, "problems at once", max(1, rows_of(settled, lm) // most))
     made_with = {
         **sampling_settings(config, lm, task, listed, temperature), "most": most, "problems at once": chunk,
     }  # fmt: skip
     params = SamplingParams(temperature, config.rollouts.max_new_tokens, config.seed)
     total, what = cost_of(most) * len(listed), about(config.task)
     way_out = "choose another output, or remove its samples.json to begin anew"
-    file = folder / "samples.jsonl"
     with stoppable() as stopped, closing(task), Kept(file, made_with, lambda line: line[0], way_out) as kept:
         stopped.told = lambda: (
             f"{kept.count:,} of {len(listed):,} problems are kept in {folder}: the same command goes on"
@@ -389,10 +393,13 @@ def scale(
             f"{total:,} completions to come: {len(listed):,} problems of {what} x ({most} first attempts + {most // 2} "
             f"corrections), by {model}; kept in {folder} as they end, so the same command goes on"
         )
+        if len(listed) < problems:
+            watcher.message(f"note: {fewer('problems', problems, len(listed))}")
         watcher.work(f"sampling {what}", 0, total)
+        sampler = TransformersSampler(lm, max_rows=max(settled.rollouts.rows, chunk * most))
         pools = sample_pools(
-            task, listed, TransformersSampler(lm, max_rows=config.rollouts.rows), lm.chat, params, most,
-            kept, chunk, lambda done: watcher.work(f"sampling {what}", done * cost_of(most), total),
+            task, listed, sampler, lm.chat, params, most,
+            kept, chunk, partial(watcher.work, f"sampling {what}"),
         )  # fmt: skip
     points = scaling(pools, budgets_up_to(most))
     scale_figure(points, len(pools), temperature).write(folder)

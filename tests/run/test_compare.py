@@ -172,6 +172,7 @@ def test_every_run_once_and_half_done_ones_go_on(model: Path, tmp_path: Path) ->
     nothing = InProcess()
     compare(config, said.append, nothing)
     assert nothing.commands == []
+    assert any(line.endswith("all of them are done already") for line in said)
     assert "  refine: 0 completions, 0 updates (needs fewer)" in said
     assert "  score: 64 completions, 4 updates" in said
 
@@ -213,7 +214,9 @@ def _check_table(folder: Path) -> None:
     for text in ("Self-Refine", "nothing can be concluded", "own numbers, not ours: Gemini 1.5 Flash on MATH", "64.4"):
         assert text in page
         assert text in table
-    spent = json.loads((folder / "compare.json").read_text())["accounts"]["score"]
+    kept = json.loads((folder / "compare.json").read_text())
+    assert kept["environment"]["machine"].items() >= {"device": "cpu", "precision": "float32"}.items()
+    spent = kept["accounts"]["score"]
     steps = read_rows(folder / "runs" / "score-0" / "metrics.jsonl")
     assert (sum(row["completions"] for row in steps), len(steps)) == (spent["completions"], spent["updates"])
 

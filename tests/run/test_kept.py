@@ -8,7 +8,8 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,16 @@ from rich.console import Console
 import selfcorrect
 from selfcorrect.api import _config_for
 from selfcorrect.errors import ConfigError, TrainingInterrupted
+from selfcorrect.evaluation.counted import Counted
 from selfcorrect.evaluation.evaluate import Evaluation
 from selfcorrect.evaluation.kept import Kept
 from selfcorrect.evaluation.metrics import Estimate, Summary, share
 from selfcorrect.runs.display import LiveObserver, Observer, PlainObserver
 from selfcorrect.runs.evaluating import about as told_about
 from selfcorrect.runs.evaluating import collapse
+from selfcorrect.samplers.base import Far
 from selfcorrect.tasks.countdown import Countdown
+from selfcorrect.types import Completion, SamplingParams
 from tests.run.conftest import ENDS
 from tests.support.runs import KillPoint, Process, check_same, end_state, go, lucky_grade, recipe
 from tests.support.tiny import tiny_lm
@@ -45,7 +49,7 @@ class Heard(Observer):
     def message(self, text: str) -> None:
         self.said.append(text)
 
-    def work(self, title: str, done: int, total: int) -> None:
+    def work(self, title: str, done: int, total: int, now: str = "", share: float = 0.0) -> None:
         self.done.append((done, total))
         if done >= self._stop_at:
             signal.raise_signal(signal.SIGTERM)
@@ -417,6 +421,64 @@ def test_lines_where_there_is_no_terminal(monkeypatch: pytest.MonkeyPatch) -> No
     lines = shown.get().splitlines()
     assert lines[0] == "evaluating m: 510 of 2,000 completions, 24:50 left"
     assert 30 < len(lines) < 70
+
+
+def test_what_goes_on_within_a_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Eight rows of sixteen, a token in a second: told as they begin, and with the time left long before one ends."""
+    now = 0.0
+    monkeypatch.setattr("time.monotonic", lambda: now)
+
+    class Slow:
+        watch: Callable[[Far], None] | None = None
+        eos_ids: frozenset[int] = frozenset()
+
+        def sample(self, prompts: Sequence[tuple[int, ...]], params: SamplingParams) -> list[Completion]:
+            nonlocal now
+            now += 5  # reading
+            for token in range(1, 49):
+                now += 1
+                assert self.watch
+                self.watch(Far(3, 5, 5 * token))
+            return []
+
+        def load_weights(self, model: Any) -> None: ...
+
+    console = Console(width=200)
+    observer, slow = PlainObserver(console), Slow()
+    with console.capture() as shown:
+        observer.work("evaluating m", 0, 16)
+        counted = Counted(slow, partial(observer.work, "evaluating m"), 16)
+        counted.sample([(1,) * 300, *[(1,)] * 7], SamplingParams(0.0, 48, 0))
+    assert slow.watch is None
+    lines = shown.get().splitlines()
+    reading = "evaluating m: 0 of 16 completions (reading 8 prompts of up to 300 tokens), time left not known yet"
+    assert lines[:2] == [
+        reading, "evaluating m: 3 of 16 completions (5 side by side at token 5 of up to 48), 0:35 left"
+    ]  # fmt: skip
+    assert len(lines) == 6
+
+
+def test_auto_stays_what_an_evaluation_was_begun_with(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A card with other memory free has room for another number of rows; what was begun goes on with its own."""
+    monkeypatch.setattr(Countdown, "grade", lucky_grade)
+    stopped, whole = (many(tmp_path, model, name) for name in ("stopped", "whole"))
+    for settings in (stopped, whole):
+        settings["rollouts"] = {**settings["rollouts"], "rows_at_once": "auto"}
+    monkeypatch.setattr(selfcorrect.api, "rows_of", lambda config, lm: 4)
+    evaluate(whole)
+    with pytest.raises(TrainingInterrupted):
+        evaluate(stopped, Heard(30))
+    for rows in (2, 8):
+        monkeypatch.setattr(selfcorrect.api, "rows_of", lambda config, lm, rows=rows: rows)
+        evaluate(stopped, heard := Heard())
+        assert rows == 8 or any(told.startswith("going on: ") for told in heard.said)
+    found, expected = (contents(tmp_path / name) for name in ("stopped", "whole"))
+    assert found == expected
+    stopped["rollouts"]["rows_at_once"] = 8
+    with pytest.raises(ConfigError, match=r"side by side \(rollouts.rows_at_once\) is 8, but was 4"):
+        evaluate(stopped)
 
 
 def test_one_process_at_a_time(tmp_path: Path) -> None:

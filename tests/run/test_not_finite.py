@@ -4,12 +4,14 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from selfcorrect.config import ModelConfig
 from selfcorrect.errors import NumericalError
 from selfcorrect.learning import losses, training
 from selfcorrect.learning.losses import TokenLoss
@@ -99,6 +101,25 @@ def test_ten_in_a_row_end_the_run(model: Path, tmp_path: Path, monkeypatch: pyte
     assert not [line for line in lines if "NaN" in line]  # which is not JSON
     assert json.loads(lines[-1])["loss"] is None
     assert [watch.changed(step) for step in (1, 2, 11)] == [True, False, False]
+
+
+@pytest.mark.parametrize(
+    ("weights", "computed", "advice"),
+    [
+        ("float32", torch.float32, ""), ("float32", torch.bfloat16, ", or with model.precision=float32"),
+        ("bfloat16", torch.bfloat16, ", or with model.weights=float32 model.precision=float32"),
+    ],
+)  # fmt: skip
+def test_what_is_advised_is_not_refused(weights: str, computed: torch.dtype, advice: str) -> None:
+    """`model.precision=float32` beside weights in bfloat16 would be refused; where all is float32, it changes nothing."""
+    trainer: Any = SimpleNamespace(
+        progress=SimpleNamespace(bad_in_a_row=10), config=SimpleNamespace(model=SimpleNamespace(weights=weights)),
+        lm=SimpleNamespace(compute_dtype=computed),
+    )  # fmt: skip
+    result: Any = SimpleNamespace(step=11, stage="one", skip_reason="the loss is nan")
+    with pytest.raises(NumericalError, match=rf"a lower learning_rate of stage one{advice}$"):
+        Trainer.check_health(trainer, result)
+    ModelConfig.model_validate({"path": "m", "weights": weights} | dict(w[6:].split("=") for w in advice.split()[3:]))
 
 
 def test_nine_in_a_row_and_a_good_one_go_on(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -206,8 +206,8 @@ def test_a_custom_task_is_trained_on(qwen2: Path, tmp_path: Path, command: Comma
 
 def test_a_repair_set_that_is_stopped_goes_on(qwen2: Path, tmp_path: Path) -> None:
     class Stop(Observer):
-        def work(self, title: str, done: int, total: int) -> None:
-            if done:
+        def work(self, title: str, done: int, total: int, now: str = "", share: float = 0.0) -> None:
+            if done > 2:  # in the second chunk
                 raise KeyboardInterrupt
 
     source = recipe(tmp_path, qwen2, {"name": "code", "data": str(code_folder(tmp_path / "data")), "workers": 1})

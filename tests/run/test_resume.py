@@ -58,12 +58,16 @@ def test_n_and_n_steps_are_2n(step: int, whole: Whole, stopped: Callable[[int, P
 def test_a_second_interrupt_does_not_wait(
     model: Path, whole: Whole, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """And says what is lost: all since the last checkpoint, which may be many steps."""
     monkeypatch.setattr(interrupts, "SAME_PRESS", 0.0)
-    settings = recipe(tmp_path, model)
-    with pytest.raises(TrainingInterrupted, match=r"stopped; checkpoint step-000002 is whole.*train --resume .*/run$"):
-        go(settings, StopAt(3, times=2))
-    go(settings)
-    check_same(tmp_path / "run", whole.state)
+    often, seldom = recipe(tmp_path / "often", model), recipe(tmp_path / "seldom", model, checkpoint={"every": 50})
+    with pytest.raises(TrainingInterrupted, match=r"^stopped; steps 1 to 3 are lost; no checkpoint had been written"):
+        go(seldom, StopAt(3, times=2))
+    last = r"^stopped; step 3 is lost; checkpoint step-000002 is whole.*train --resume .*/run$"
+    with pytest.raises(TrainingInterrupted, match=last):
+        go(often, StopAt(3, times=2))
+    go(often)
+    check_same(tmp_path / "often" / "run", whole.state)
 
 
 @pytest.mark.usefixtures("lucky")

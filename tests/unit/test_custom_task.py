@@ -4,8 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from selfcorrect.config import CustomConfig
+from selfcorrect.config import CustomConfig, TrainConfig
+from selfcorrect.config.recipe import validate
 from selfcorrect.errors import DataError
+from selfcorrect.evaluation.evaluate import evaluated_problems
+from selfcorrect.runs.checks import shortages
 from selfcorrect.tasks.custom import CORRECTION, CustomTask
 from tests.support.data import write
 
@@ -91,3 +94,26 @@ def test_files_that_are_not_there(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text(GOOD)
     with pytest.raises(DataError, match=r"task.file = .*mine.txt': not a Python file"):
         task_of(tmp_path / "mine.txt")
+
+
+@pytest.mark.parametrize(
+    ("settings", "evaluated", "told"),
+    [
+        ({"evaluation": {"problems": 4}}, 4, []),
+        ({"evaluation": {"problems": 20}}, 4, ["evaluation.problems = 20, but there are 4 problems: all of them are taken"]),
+        ({"evaluation": {"problems": 4, "offset": 1}}, 3, ["evaluation.problems = 4, but there are 3 problems behind evaluation.offset = 1: all of them are taken"]),
+        ({"evaluation": {"problems": 9, "split": "train"}}, 4, ["evaluation.problems = 9, but there are 4 problems: all of them are taken"]),
+        ({"evaluation": {"problems": 4}, "rollouts": {"problems_per_step": 5}}, 4, ["rollouts.problems_per_step = 5, but there are 4 to train on: a step has some more than once"]),
+    ],
+)  # fmt: skip
+def test_fewer_problems_than_asked_for_are_told(
+    settings: dict[str, dict[str, object]], evaluated: int, told: list[str], tmp_path: Path
+) -> None:
+    text = (
+        "def problems(s, o): return [{'id': f'{s}{i}', 'prompt': 'p'} for i in range(4)]\ndef grade(p, t): return True"
+    )
+    task, rollouts = task_of(tmp_path / "four.py", text), {"problems_per_step": 4, **settings.get("rollouts", {})}
+    config = validate({"stages": [], "task": {"name": "custom", "file": "four.py"}, **settings, "rollouts": rollouts})
+    assert isinstance(config, TrainConfig)
+    assert len(evaluated_problems(config, task)) == evaluated
+    assert shortages(config, task, evaluated) == told

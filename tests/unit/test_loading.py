@@ -81,6 +81,9 @@ def test_what_is_loaded_can_be_saved_and_means_the_same(
     lm = load(folder)
     assert (note in " ".join(lm.chat.notes)) if note else not lm.chat.notes
     lm.save(tmp_path / "out")
+    assert (
+        len({file.stat().st_mode for file in (tmp_path / "out").iterdir()}) == 1
+    )  # weights are as readable as the rest
     kept = json.loads((tmp_path / "out/generation_config.json").read_text())
     assert {name: kept.get(name) for name in saved} == saved
     assert load(tmp_path / "out").eos_ids == lm.eos_ids

@@ -19,6 +19,7 @@ from selfcorrect.learning.losses import token_loss
 from selfcorrect.learning.policy import trained_states
 from selfcorrect.models.adapters import Adapters, fresh_config
 from selfcorrect.models.loading import LanguageModel
+from selfcorrect.samplers.base import Far
 from selfcorrect.samplers.draws import draw, uniforms
 from selfcorrect.samplers.graphs import AS_THEY_ARE, Graphs, Shapes
 from selfcorrect.samplers.inference import InferenceWeights
@@ -380,6 +381,26 @@ def test_no_more_rows_at_once_than_asked(architecture: str) -> None:
     with fed(lm) as shapes:
         play(lm, TransformersSampler(lm, max_rows=3), 1.0)
     assert max(rows for rows, _ in shapes) == 3
+
+
+@pytest.mark.parametrize("plainly", [False, True])
+def test_one_who_watches_changes_nothing(plainly: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows that have ended only become more; of those side by side, never more than there may be."""
+    lm = tiny_lm("llama", "eager", ENDS)
+    if plainly:
+        monkeypatch.setattr(LanguageModel, "windows", None)
+    prompts = [lm.chat.first_prompt(prompt) for prompt in PROMPTS * 3]
+    params = SamplingParams(1.0, LIMIT, 0)
+    expected = TransformersSampler(lm, max_rows=4).sample(prompts, params)
+    sampler, seen = TransformersSampler(lm, max_rows=4), list[Far]()
+    sampler.watch = seen.append
+    assert sampler.sample(prompts, params) == expected
+    ended = [far.ended for far in seen]
+    assert ended == sorted(ended)
+    assert ended[-1] == len(prompts)
+    assert all(far.rows <= 4 and far.ended + far.rows <= len(prompts) for far in seen)
+    assert all(far.rows <= far.tokens <= far.rows * LIMIT for far in seen)
+    assert max(far.tokens for far in seen) > 4
 
 
 def test_no_prompts_no_completions() -> None:

@@ -56,7 +56,7 @@ def test_sizes_follow_from_the_shape(shape: str, tokens: int, expected: tuple[in
     settled, notes = settle(shape, tokens)
     again = settled.optimizer.gradient_checkpointing
     assert (settled.rollouts.rows, settled.optimizer.rows, again) == expected
-    assert len(notes) == 2 + expected[2]
+    assert len(notes) == 1 + expected[2]
     settled, _ = settle(shape, tokens, optimizer={"micro_batch": 7})
     assert (settled.rollouts.rows, settled.optimizer.rows) == (expected[0], 7)
 
@@ -65,7 +65,7 @@ def test_gradient_checkpointing_by_memory() -> None:
     def told(**optimizer: Any) -> tuple[Any, list[str]]:
         able = optimizer.pop("able", True)
         settled, notes = settle("1.5B", 300, able=able, optimizer={"micro_batch": 8, **optimizer})
-        return settled.optimizer.gradient_checkpointing, notes[1:]
+        return settled.optimizer.gradient_checkpointing, notes
 
     size = "8 rollouts of up to 300 tokens would keep 15.2 GiB without it"
     assert told() == (True, [f"optimizer.gradient_checkpointing: auto is on: {size}"])
@@ -97,7 +97,7 @@ def on_a_card(patch: pytest.MonkeyPatch, gigabytes: int, trains: bool = True, **
     config = validate(merge({"stages": [{**STAGE, "beta1": 0.01}], "rollouts": {"max_new_tokens": 800}}, settings))
     assert isinstance(config, TrainConfig)
     settled, notes = sized(config, lm, 2400, trains)
-    assert len(notes) >= 1 if trains else len(notes) == 1
+    assert len(notes) >= 1 if trains else not notes
     return settled
 
 

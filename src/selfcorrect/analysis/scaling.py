@@ -1,10 +1,11 @@
 """Sampling for inference-compute scaling: every solution once, into a file; analysis/votes.py counts them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from selfcorrect.analysis.votes import Pool, vote_key
 from selfcorrect.errors import ConfigError
+from selfcorrect.evaluation.counted import Counted, Told
 from selfcorrect.evaluation.evaluate import grader_lives
 from selfcorrect.evaluation.kept import Kept
 from selfcorrect.evaluation.metrics import is_graded, refuse_nothing_graded
@@ -31,20 +32,21 @@ def cost_of(most: int) -> int:
 
 def sample_pools(
     task: Task, problems: Sequence[Problem], sampler: Sampler, chat: Chat, params: SamplingParams, most: int,
-    kept: Kept, chunk: int, told: Callable[[int], None] = lambda done: None,
+    kept: Kept, chunk: int, told: Told = lambda done, total, now, share: None,
 ) -> list[Pool]:  # fmt: skip
     """`most` first attempts of every problem and most/2 corrections; what `kept` holds is not sampled again.
 
-    chunk: how many problems are sampled, and kept, at once, always the same ones together. told(n): n are there. Raises
+    chunk: how many problems are sampled, and kept, at once, always the same ones together. Raises
     NothingGraded where not one problem could be sampled and graded.
     """
+    counted = Counted(sampler, told, cost_of(most) * len(problems))
     pools: list[Pool] = []
     missed: list[Rollout] | None = []  # as long as nothing could be graded
     for start in range(0, len(problems), chunk):
         part = problems[start : start + chunk]
         lines = kept.take([problem.id for problem in part])
         if lines is None:
-            lines, played = _sample(task, part, sampler, chat, params, most, start)
+            lines, played = _sample(task, part, counted, chat, params, most, start)
             kept.add(lines, graded=grader_lives(played))
             missed = None if any(map(is_graded, played)) or missed is None else missed + played
         else:
@@ -52,7 +54,7 @@ def sample_pools(
         pools += [
             Pool(name, tuple(map(_pair, first)), tuple(map(_pair, corrected))) for name, first, corrected in lines
         ]
-        told(len(pools))
+        counted.reach(cost_of(most) * len(part))
     refuse_nothing_graded(missed or [], "scaling")
     return pools
 

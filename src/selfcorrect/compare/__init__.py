@@ -63,7 +63,7 @@ def compare(config: CompareConfig, say: Say = print, launch: Launch = launch) ->
         done = [job for job in jobs if is_done(job)]
         failed |= runner.run(repair_jobs(config, done))
         told: dict[str, Any] = {
-            "environment": environment(config.seeds[0]), "seeds": list(config.seeds), "against": config.against,
+            "environment": _environment(config, done), "seeds": list(config.seeds), "against": config.against,
             "budget": config.budget.model_dump(), "accounts": {name: asdict(cost) for name, cost in accounts.items()},
             "chosen": {name: asdict(choice) for name, choice in chosen.items()}, "search": searched,
             "failed": list(failed.values()),
@@ -75,6 +75,18 @@ def compare(config: CompareConfig, say: Say = print, launch: Launch = launch) ->
     if failed:
         raise JobError("\n".join([*failed.values(), f"{folder}/compare.html shows the others; run again to retry"]))
     return folder
+
+
+def _environment(config: CompareConfig, done: Sequence[Job]) -> dict[str, Any]:
+    """As of a run, with the threads, device and precision that the runs had: several where they differ."""
+    found = environment(config.seeds[0])
+    files = [job.path / "environment.json" for job in done]
+    machines = [json.loads(file.read_text(encoding="utf-8"))["machine"] for file in files if file.is_file()]
+    for name in ("threads", "device", "precision"):
+        values = dict.fromkeys(machine[name] for machine in machines if machine.get(name) is not None)
+        if values:
+            found["machine"][name] = next(iter(values)) if len(values) == 1 else ", ".join(map(str, values))
+    return found
 
 
 def _with_threads(config: CompareConfig) -> CompareConfig:
@@ -101,14 +113,17 @@ def _say_whole(config: CompareConfig, say: Say) -> int:
         "shared first stages of the search": shared_trials, "trials of the search": [trial.job for trial in trials],
         "shared first stages": shared_runs, "runs": runs,
     }  # fmt: skip
-    jobs = [job for listed in parts.values() for job in listed]
-    left = [job for job in jobs if not is_done_at(job.path)]
+    jobs = [job for found in parts.values() for job in found]
+    left = [job for job in jobs if not (is_done_at(job.path) if job.trains else is_done(job))]
     completions = sum(map(sampled_by, left))
+    listed = ", ".join(f"{len(found)} {what}" for what, found in parts.items() if found)
+    if not left:
+        say(f"in all: {listed}; all of them are done already")
+        return 0
     say(
-        f"in all: {', '.join(f'{len(listed)} {what}' for what, listed in parts.items() if listed)}; "
-        f"{len(jobs) - len(left)} of them are done already, the others sample {completions:,} completions, evaluations "
-        f"included, {config.parallel} at a time. How long that takes is told after a minute or two and at every "
-        "run's end"
+        f"in all: {listed}; {len(jobs) - len(left)} of them are done already, the others sample {completions:,} "
+        f"completions, evaluations included, {config.parallel} at a time. How long that takes is told after a minute "
+        "or two and at every run's end"
     )
     return completions
 

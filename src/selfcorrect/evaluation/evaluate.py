@@ -14,7 +14,7 @@ an evaluation with fewer stay as they are.
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
@@ -23,6 +23,7 @@ from typing import Any
 from selfcorrect.config import SelfRefineConfig, TrainConfig
 from selfcorrect.errors import ConfigError
 from selfcorrect.evaluation.averages import Change, means, paired, samples_of, summary_over
+from selfcorrect.evaluation.counted import Counted, Told
 from selfcorrect.evaluation.kept import Kept
 from selfcorrect.evaluation.metrics import Estimate, Summary, refuse_nothing_graded
 from selfcorrect.evaluation.resolution import assumed, before
@@ -33,7 +34,6 @@ from selfcorrect.seeds import derive_seed
 from selfcorrect.tasks.base import Task
 from selfcorrect.types import Attempt, Completion, Grade, Outcome, Problem, Rollout, SamplingParams
 
-Told = Callable[[int, int], None]  # completions done, completions in all
 OWN = "recipe"  # the name of the wording that the task has
 
 
@@ -134,14 +134,14 @@ class Evaluator:
 
     def run(
         self, name: str, step: int, sampler: Sampler, chat: Chat, kept: Kept | None = None,
-        told: Told = lambda done, total: None,
+        told: Told = lambda done, total, now, share: None,
     ) -> Evaluation:  # fmt: skip
         """Evaluate what `sampler` now samples from. The problems and draws are the same at every call.
 
         kept: what it holds is not played again, and what is played is kept there, `rows` rollouts at a time. Raises
         NothingGraded where not one problem could be sampled and graded.
         """
-        counted = _Counted(sampler, told, self.completions)
+        counted = Counted(sampler, told, self.completions)
         played: dict[str, list[Rollout]] = {part.name: [] for part in self.parts}
         seconds = 0.0
         for part, start in self._order():
@@ -299,7 +299,7 @@ class Evaluator:
         return [source[place].attempts[0].completion for place in places]
 
     def _chunk(
-        self, part: Part, start: int, given: Sequence[Completion | None] | None, sampler: "_Counted", chat: Chat,
+        self, part: Part, start: int, given: Sequence[Completion | None] | None, sampler: Counted, chat: Chat,
         kept: Kept | None,
     ) -> list[dict[str, Any]]:  # fmt: skip
         """The lines of places `start` to `start + rows` of a part, kept or played."""
@@ -347,32 +347,6 @@ def digest(problems: Sequence[Problem], task: Task, chat: Chat) -> str:
         first = chat.first_prompt(problems[0].prompt)
         told.update(json.dumps([first, chat.next_prompt(first, (), task.correction_prompt(problems[0]))]).encode())
     return told.hexdigest()[:16]
-
-
-class _Counted:
-    """A sampler that tells how many of the completions are done."""
-
-    def __init__(self, sampler: Sampler, told: Told, total: int) -> None:
-        self._sampler, self._told, self._total = sampler, told, total
-        self._before = self._since = 0
-
-    @property
-    def eos_ids(self) -> frozenset[int]:
-        return self._sampler.eos_ids
-
-    def sample(self, prompts: Sequence[tuple[int, ...]], params: SamplingParams) -> list[Completion]:
-        found = self._sampler.sample(prompts, params)
-        self._since += len(prompts)
-        self._told(self._before + self._since, self._total)
-        return found
-
-    def load_weights(self, model: Any) -> None:
-        self._sampler.load_weights(model)
-
-    def reach(self, cost: int) -> None:
-        """A chunk of so many completions is done; those of problems that cannot be read were not sampled."""
-        self._before, self._since = self._before + cost, 0
-        self._told(self._before, self._total)
 
 
 def line_key(line: Any) -> tuple[Any, ...]:

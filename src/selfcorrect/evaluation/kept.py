@@ -116,6 +116,12 @@ class Kept:
             return False
 
 
+def begun_with(file: Path, name: str) -> Any:
+    """A setting of the work that `file` (FILE.jsonl) holds; None where there is none."""
+    told = _read(file.with_suffix(".json"))
+    return told.get(name) if isinstance(told, dict) else None
+
+
 def _only_grown(before: Any, now: Any, name: str) -> bool:
     """Whether one number is higher, and nothing else differs."""
     old, new = dict(_flat(before)), dict(_flat(now))

@@ -149,10 +149,12 @@ class Trainer:
     def check_health(self, result: StepResult) -> None:
         """Raises NumericalError after ten bad updates in a row, the last of which is `result`."""
         if self.progress.bad_in_a_row >= BAD_STEPS_ALLOWED:
+            finer = ["model.weights=float32"] if self.config.model.weights == "bfloat16" else []
+            finer += ["model.precision=float32"] if self.lm.compute_dtype != torch.float32 else []
             raise NumericalError(
                 f"{BAD_STEPS_ALLOWED} updates in a row were skipped, the last at step {result.step} because "
-                f"{result.skip_reason}; start again with a lower learning_rate of stage {result.stage}, or with "
-                "model.precision=float32"
+                f"{result.skip_reason}; start again with a lower learning_rate of stage {result.stage}"
+                + (f", or with {' '.join(finer)}" if finer else "")
             )
 
     def update(self, batch: Batch, rollouts: int, rate: float, temperature: float) -> Update:

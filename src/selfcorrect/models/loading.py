@@ -159,6 +159,9 @@ class LanguageModel:
         else:
             self._save_weights(folder, dtype)
         self.tokenizer.save_pretrained(folder)
+        mode = next(folder.glob("*.json")).stat().st_mode & 0o777
+        for file in folder.glob("*.safetensors"):  # which safetensors lets none but their owner read
+            file.chmod(mode)
 
     def _save_weights(self, folder: Path, dtype: torch.dtype) -> None:
         state = self.model.state_dict()

@@ -25,14 +25,14 @@ _DRAW_BYTES = 14  # of a row being sampled, for each word: the logit twice, its 
 
 
 def sized(config: TrainConfig, lm: LanguageModel, tokens: int, trains: bool = True) -> tuple[TrainConfig, list[str]]:
-    """The config with every `auto` of a size settled, and notes on what was worked out.
+    """The config with every `auto` of a size settled, and notes on what was worked out for the update.
 
     tokens: the longest rollout, all attempts and prompts. trains: False where the model is only sampled from: then
     rows_at_once alone, and no memory is left for training. Raises ConfigError where gradient checkpointing or packed
     rows are asked of a model that cannot.
     """
     budget = _budget(config, lm, trains)
-    notes = []
+    notes: list[str] = []
     rollouts, optimizer = config.rollouts, config.optimizer
     if rollouts.rows_at_once == "auto":
         # Keys and values of a step's rows stay for the next attempt; those of the rows at work come on top.
@@ -43,7 +43,6 @@ def sized(config: TrainConfig, lm: LanguageModel, tokens: int, trains: bool = Tr
         room = budget / (tokens * _cache_bytes(lm) + _DRAW_BYTES * lm.model.config.vocab_size)
         rows = _power_of_two(max(room - kept, room / 2), _MOST_SAMPLED)
         rollouts = rollouts.model_copy(update={"rows_at_once": rows})
-        notes.append(f"rollouts.rows_at_once: auto is {rows} for this model and rollouts of up to {tokens} tokens")
     if not trains:
         return config.model_copy(update={"rollouts": rollouts}), notes
     again, note = _checkpointing(optimizer, lm, tokens, budget)

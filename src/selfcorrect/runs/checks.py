@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from selfcorrect.config import TrainConfig
+from selfcorrect.config import SupervisedStage, TrainConfig
 from selfcorrect.errors import ConfigError
 from selfcorrect.evaluation.evaluate import evaluated_problems, load_external
 from selfcorrect.learning.policy import check_optimizer
@@ -14,9 +14,11 @@ from selfcorrect.models.loading import LanguageModel, load_model
 from selfcorrect.models.sizing import parameter_count, size_text, sized, training_memory
 from selfcorrect.models.stored import stored_dtype
 from selfcorrect.runs.disk import check_room, need_of, try_save, used
+from selfcorrect.runs.evaluating import rows_of
 from selfcorrect.runs.trackers import tracker_names
 from selfcorrect.tasks import make_task
 from selfcorrect.tasks.base import Task
+from selfcorrect.tasks.dataset import DataTask
 from selfcorrect.types import Problem
 
 _SMALLER = {  # tuning -> what takes less
@@ -41,7 +43,43 @@ def fitted(config: TrainConfig, lm: LanguageModel, task: Task, *, trains: bool =
 
     Raises ConfigError where the attempts at the task's longest problem cannot fit into what the model can read.
     """
-    return sized(config, lm, check_context(config, lm, task, task.longest()), trains)
+    tokens = check_context(config, lm, task, task.longest())
+    settled, notes = sized(config, lm, tokens, trains)
+    if config.rollouts.rows_at_once == "auto":
+        notes.insert(0, f"rollouts.rows_at_once: auto is {_rows_told(settled, lm, task, tokens, trains)}")
+    return settled, notes
+
+
+def _rows_told(config: TrainConfig, lm: LanguageModel, task: Task, tokens: int, trains: bool) -> str:
+    """How many rows are played side by side at the most, which may be fewer than the model has room for."""
+    asked, group, limit = config.evaluation, config.rollouts.rollouts_per_problem, rows_of(config, lm)
+    problems = len(task.held_out(asked.problems)) if asked.split == "test" else asked.problems
+    found = [limit if asked.external else min(limit, problems * asked.samples)]
+    if trains:
+        found.append(config.rollouts.problems_per_step * group)
+        found += [stage.collect * group for stage in config.stages if isinstance(stage, SupervisedStage)]
+    if (most := max(found)) < config.rollouts.rows:
+        return f"{most}: more are never played side by side here, though this model has room for them"
+    return f"{config.rollouts.rows} for this model and rollouts of up to {tokens} tokens"
+
+
+def shortages(config: TrainConfig, task: Task, evaluated: int, *, trains: bool = True) -> list[str]:
+    """Notes where a recipe asks for more problems than the task has. evaluated: how many it has to evaluate on."""
+    asked, notes, step = config.evaluation, list[str](), config.rollouts.problems_per_step
+    if evaluated < asked.problems:
+        behind = f" behind evaluation.offset = {asked.offset}" if asked.offset else ""
+        notes.append(fewer("evaluation.problems", asked.problems, evaluated, behind))
+    if trains and isinstance(task, DataTask) and len(task.train) < step:
+        there = len(task.train)
+        notes.append(
+            f"rollouts.problems_per_step = {step}, but there are {there} to train on: a step has some more than once"
+        )
+    return notes
+
+
+def fewer(name: str, asked: int, found: int, where: str = "") -> str:
+    """A note: fewer problems are taken than were asked for."""
+    return f"{name} = {asked:,}, but there are {found:,} problems{where}: all of them are taken"
 
 
 def check_context(config: TrainConfig, lm: LanguageModel, task: Task, problem: Problem) -> int:
@@ -104,7 +142,8 @@ def tried(config: TrainConfig) -> Iterator[str]:
         room = getattr(lm.model.config, "max_position_embeddings", None)
         yield f"longest rollout: {need} tokens of the {room or 'unknown number'} that the model reads"
         settled, sizes = fitted(config, lm, task, trains=bool(config.stages))
-        yield from (f"note: {note}" for note in [*task.notes, *lm.chat.notes, *sizes])
+        short = shortages(config, task, len(held_out), trains=bool(config.stages))
+        yield from (f"note: {note}" for note in [*short, *task.notes, *lm.chat.notes, *sizes])
         yield f"first prompt: {lm.tokenizer.decode(lm.chat.first_prompt(held_out[0].prompt))!r}"
         if settled.stages:
             yield _memory(settled, lm)

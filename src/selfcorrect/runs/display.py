@@ -20,6 +20,8 @@ from selfcorrect.evaluation.resolution import after
 from selfcorrect.learning.record import StepResult
 from selfcorrect.types import Outcome
 
+_TELLING = 0.02  # the share of a piece of work from which its pace can be told
+
 
 class Observer:
     """Told what happens in a run; this one says nothing."""
@@ -47,8 +49,11 @@ class Observer:
     def evaluated(self, evaluation: Evaluation) -> None:
         """An evaluation has ended."""
 
-    def work(self, title: str, done: int, total: int) -> None:
-        """`done` of the `total` completions of a long piece of work are there; told again and again."""
+    def work(self, title: str, done: int, total: int, now: str = "", share: float = 0.0) -> None:
+        """`done` of the `total` completions of a long piece of work are there; told again and again.
+
+        now: what goes on, in words. share: of completions that is done of it, as in 2.5 for five half-written ones.
+        """
 
     def finished(self, path: Path) -> None:
         """The run is complete."""
@@ -86,8 +91,8 @@ class PlainObserver(Observer):
     def evaluated(self, evaluation: Evaluation) -> None:
         self.console.print(evaluation_line(evaluation))
 
-    def work(self, title: str, done: int, total: int) -> None:
-        self._work = self._work.now(title, done, total)
+    def work(self, title: str, done: int, total: int, now: str = "", share: float = 0.0) -> None:
+        self._work = self._work.reach(title, done, total, now, share)
         if self._work.due(self._between):
             self.console.print(self._work.line(), markup=False)
 
@@ -130,9 +135,9 @@ class LiveObserver(PlainObserver):
         super().evaluated(evaluation)
         self._wait(f"evaluated {evaluation.name}; going on ...")
 
-    def work(self, title: str, done: int, total: int) -> None:
-        self._work = self._work.now(title, done, total)
-        bar = ProgressBar(total=max(1, total), completed=done, width=66)
+    def work(self, title: str, done: int, total: int, now: str = "", share: float = 0.0) -> None:
+        self._work = self._work.reach(title, done, total, now, share)
+        bar = ProgressBar(total=max(1, total), completed=done + share, width=66)
         text = Text(self._work.line(), style="dim")
         self._live.update(Panel(Group(text, bar), border_style="dim", width=76))
 
@@ -194,25 +199,31 @@ class Work:
 
     def __init__(self, title: str, total: int) -> None:
         self.title, self.total, self.done = title, total, 0
+        self._now, self._share = "", 0.0
         self._first, self._began = 0, time.monotonic()
-        self._said = self._began
+        self._said, self._begun = self._began, False
 
-    def now(self, title: str, done: int, total: int) -> "Work":
+    def reach(self, title: str, done: int, total: int, now: str = "", share: float = 0.0) -> "Work":
         """The same work further on, or another one's beginning."""
         work = self if (self.title, self.total) == (title, total) and self.done <= done else Work(title, total)
-        work.done = done
-        if time.monotonic() - work._began < 0.5:  # that much at once was kept from before
+        work.done, work._now, work._share = done, now, share
+        if time.monotonic() - work._began < 0.5 and not share:  # that much at once was kept from before
             work._first = done
         return work
 
     def left(self) -> float | None:
-        """Seconds; None where nothing tells yet."""
-        spent, fresh = time.monotonic() - self._began, self.done - self._first
-        return spent / fresh * (self.total - self.done) if fresh > 0 else None
+        """Seconds; None where nothing tells yet: a first few tokens, behind the reading of prompts, do not."""
+        spent, fresh = time.monotonic() - self._began, self.done + self._share - self._first
+        if self.done == self._first and fresh < _TELLING * (self.total - self._first):
+            return None
+        return spent / fresh * (self.total - self._first - fresh)
 
     def due(self, between: float) -> bool:
-        """Whether another line is worth it: ever more rarely, the longer it takes."""
+        """Whether another line is worth it: as the first work begins, then ever more rarely, the longer it takes."""
         now = time.monotonic()
+        if not self._begun and self._now:
+            self._begun = True
+            return True
         if now - self._said < max(between, (now - self._began) / 20) or self.done == self.total:
             return False
         self._said = now
@@ -221,7 +232,8 @@ class Work:
     def line(self) -> str:
         left = self.left()
         rest = f"{clock(left)} left" if left is not None else "time left not known yet"
-        return f"{self.title}: {self.done:,} of {self.total:,} completions, {rest}"
+        now = f" ({self._now})" if self._now else ""
+        return f"{self.title}: {self.done:,} of {self.total:,} completions{now}, {rest}"
 
 
 def make_observer() -> Observer:

@@ -5,6 +5,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from selfcorrect.config import CodeConfig, CustomConfig, MathConfig, RepairConfi
 from selfcorrect.config.paths import with_absolute_paths
 from selfcorrect.errors import ConfigError
 from selfcorrect.evaluation.evaluate import Evaluation, Evaluator, digest, evaluated_problems, line_key, load_external
-from selfcorrect.evaluation.kept import Kept
+from selfcorrect.evaluation.kept import Kept, begun_with
 from selfcorrect.evaluation.metrics import Summary
 from selfcorrect.models.chat import Chat
 from selfcorrect.models.loading import LanguageModel
@@ -27,8 +28,8 @@ from selfcorrect.tasks.base import Task
 from selfcorrect.types import Problem
 
 _CPU_CHUNK = 3e12  # floating point operations between two writes on a processor: half a minute or so on two cores
-_SIDE = "problems side by side (rollouts.rows_at_once)"
-_MACHINE = ("selfcorrect", "model", "threads", _SIDE)
+SIDE = "problems side by side (rollouts.rows_at_once)"
+_MACHINE = ("selfcorrect", "model", "threads", SIDE)
 _GROWS = "evaluation.samples"  # more of them only lengthen an evaluation
 _FEWEST = 16  # rows; a step over fewer takes a processor nearly as long
 
@@ -44,6 +45,15 @@ def rows_of(config: TrainConfig, lm: LanguageModel, attempts: int | None = None)
     cost = 2 * parameter_count(lm) * config.rollouts.max_new_tokens * (attempts or config.rollouts.attempts)
     fitting = 1 << max(0, int(_CPU_CHUNK / cost).bit_length() - 1)
     return min(most, max(_FEWEST, fitting))
+
+
+def rows_begun(config: TrainConfig, file: Path, name: str, rows: int) -> int:
+    """`rows`, or the number that work kept in `file` was begun with, where the recipe leaves it open.
+
+    A card may have other memory free by now, and the work must go on as it was begun. name: of it in the settings.
+    """
+    begun = begun_with(file, name) if config.rollouts.rows_at_once == "auto" else None
+    return begun if isinstance(begun, int) and begun > 0 else rows
 
 
 def make_evaluator(config: TrainConfig, task: Task) -> Evaluator:
@@ -102,7 +112,7 @@ def settings(config: TrainConfig, evaluator: Evaluator, chat: Chat, of: dict[str
         "seed": config.seed,
         "task": _task_settings(config.task),
         "rollouts": {name: rollouts[name] for name in ("attempts", "max_new_tokens", "self_refine")},
-        _SIDE: evaluator.rows,
+        SIDE: evaluator.rows,
         "evaluation": {
             "problems": len(evaluator.problems),
             "split": evaluator.split,
@@ -197,7 +207,7 @@ def run_kept(
     """Evaluate, telling how far it is."""
     title = f"evaluating {name}" + (f" on {evaluator.about}" if evaluator.about else "")
     observer.work(title, 0, evaluator.completions)
-    return evaluator.run(name, step, sampler, chat, kept, lambda done, total: observer.work(title, done, total))
+    return evaluator.run(name, step, sampler, chat, kept, partial(observer.work, title))
 
 
 def collapse(summary: Summary, trained: int) -> str | None:

@@ -44,10 +44,14 @@ def alone(path: Path) -> Iterator[None]:
 
 
 class Stop:
-    """asked: the step under way is to be the last. now: outside a step, where a signal need not wait."""
+    """asked: the step under way is to be the last. now: outside a step, where a signal need not wait.
+
+    unsaved: steps done since the last checkpoint, which go with the step under way. lost: what went, in words.
+    """
 
     def __init__(self) -> None:
         self.asked, self.now = False, True
+        self.unsaved, self.lost = 0, ""
         self.signal: int = signal.SIGINT
         self._since = 0.0
         self._notices: queue.SimpleQueue[str | None] = queue.SimpleQueue()  # its put may be called in a signal handler
@@ -59,7 +63,8 @@ class Stop:
         again, self.asked, self.signal, self._since = self.asked, True, signum, time.monotonic()
         if self.now or again:
             raise KeyboardInterrupt
-        self._notices.put("stopping after this step (Ctrl-C again to stop now, losing it)")
+        more = f" and the {self.unsaved} before it" if self.unsaved else ""
+        self._notices.put(f"stopping after this step (Ctrl-C again to stop now, losing it{more})")
 
     def tell(self, say: Callable[[str], None]) -> None:
         """Says what signals bring, as they bring it: a handler itself must not touch the terminal. Until `done`."""

@@ -80,7 +80,9 @@ class Loop:
             self.observer.stage_started(stages[index].name, stages[index].steps, trainer.progress.stage_step)
             while trainer.progress.stage_step < stages[index].steps:
                 self._collect()
-                stop.now = False
+                before, first = trainer.progress.step, self._saved_step + 1
+                stop.lost = f"step {first} is lost; " if first > before else f"steps {first} to {before + 1} are lost; "
+                stop.unsaved, stop.now = before + 1 - first, False
                 result = self._step()
                 if stop.asked:
                     self._checkpoint()

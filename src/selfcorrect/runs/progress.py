@@ -30,16 +30,17 @@ class BarObserver(PlainObserver):
     ) -> None:
         self._bar.stop()
 
-    def work(self, title: str, done: int, total: int) -> None:
+    def work(self, title: str, done: int, total: int, now: str = "", share: float = 0.0) -> None:
         before = self._work
-        self._work = self._work.now(title, done, total)
+        self._work = self._work.reach(title, done, total, now, share)
         if self._work is not before:
             self._bar.reset(self._task)
         left = self._work.left()
         far = f"{done:,}/{total:,} completions, {clock(left) if left is not None else '-:--'} left"
         self._bar.update(
-            self._task, description=title, completed=done, total=max(1, total), far=far, visible=done < total
-        )
+            self._task, description=title, completed=done + share, total=max(1, total), visible=done < total,
+            far=f"{far}; {now}" if now else far,
+        )  # fmt: skip
 
 
 def on_stderr() -> Observer:

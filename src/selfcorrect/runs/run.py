@@ -33,7 +33,7 @@ from selfcorrect.runs.checkpoint import (
     saved,
     sweep,
 )
-from selfcorrect.runs.checks import fitted, is_out_of_memory, ready, tuning_text
+from selfcorrect.runs.checks import fitted, is_out_of_memory, ready, shortages, tuning_text
 from selfcorrect.runs.disk import check_room, need_of, try_save
 from selfcorrect.runs.disk import used as used_by
 from selfcorrect.runs.display import Observer
@@ -145,7 +145,8 @@ def _run(config: TrainConfig, path: Path, observer: Observer, used: TrainConfig 
                 f"Free some space, then {_how_to_go_on(path)}"
             ) from error
         except KeyboardInterrupt:
-            told = f"stopped; {_last_saved(path)}. To go on, {_how_to_go_on(path)}"
+            lost = "" if stop.now else stop.lost
+            told = f"stopped; {lost}{_last_saved(path)}. To go on, {_how_to_go_on(path)}"
             raise TrainingInterrupted(told, 128 + stop.signal) from None
     return path
 
@@ -175,7 +176,8 @@ def _prepare_and_train(
         if used is None or used.stages != config.stages or not (path / "final").exists():  # else nothing comes of it
             need = need_of(config, lm, try_save(lm, dtype, path))
             room = check_room(path, need, config.checkpoint.keep, used_by(path))
-        notes = [*task.notes, *lm.chat.notes, *sizes, tuning_text(settled, lm), told]
+        short = shortages(config, task, len(evaluator.problems))
+        notes = [*short, *task.notes, *lm.chat.notes, *sizes, tuning_text(settled, lm), told]
         checkpoint, folder = _open(path, config, observer, fingerprint(lm), notes, used, sizes_of(settled))
         loop = Loop(settled, folder, trainer, evaluator, validator, observer, dtype)
         with closing(folder), observer:

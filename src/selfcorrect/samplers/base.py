@@ -1,9 +1,26 @@
 """What a sampler is. Engines differ in speed only; nothing above this file knows which one runs."""
 
-from collections.abc import Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from selfcorrect.types import Completion, SamplingParams
+
+
+class Far(NamedTuple):
+    """How far a call of `sample` is. ended: rows that are done; rows: those side by side now, which have `tokens` new
+    tokens in all.
+    """
+
+    ended: int
+    rows: int
+    tokens: int
+
+
+@runtime_checkable
+class Watched(Protocol):
+    """A sampler that tells how far a call is, again and again, and does nothing differently for it."""
+
+    watch: Callable[[Far], None] | None
 
 
 class Sampler(Protocol):

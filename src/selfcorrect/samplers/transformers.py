@@ -12,7 +12,7 @@ Four things keep the work down, all inside one call or between two:
 import math
 import sys
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ from torch import Tensor
 
 from selfcorrect.errors import ModelError
 from selfcorrect.models.loading import LanguageModel
+from selfcorrect.samplers.base import Far
 from selfcorrect.samplers.draws import draw, uniforms
 from selfcorrect.samplers.graphs import AS_THEY_ARE, FIXED, Graphs, Shapes
 from selfcorrect.samplers.inference import InferenceWeights
@@ -57,6 +58,7 @@ class TransformersSampler:
         self._rooms = 0  # how often lanes were made
         self._kept: dict[int, Kept] = {}
         self._told = False
+        self.watch: Callable[[Far], None] | None = None
 
     @property
     def eos_ids(self) -> frozenset[int]:
@@ -78,7 +80,10 @@ class TransformersSampler:
             self._told = True
             starts = range(0, len(prompts), self._max_rows)
             parts = [slice(start, start + self._max_rows) for start in starts]
-            return [done for part in parts for done in generate(self._lm, prompts[part], params, uniform_NL[part])]
+            return [
+                done for part in parts
+                for done in generate(self._lm, prompts[part], params, uniform_NL[part], self._after(part.start))
+            ]  # fmt: skip
         if not prompts:
             return []
         owner = self._beside or self
@@ -92,7 +97,7 @@ class TransformersSampler:
         kept, self._kept = self._kept, {}
         with self._weights.lent():
             call = _Call(lanes, self._shapes, self._graphs, prompts, params, kept, min(self._max_rows, len(prompts)))
-            left = call.run()
+            left = call.run(self.watch)
         rows, limit = len(prompts), params.max_new_tokens
         done = completions(
             self._lm, lanes.ids_NL[:rows, :limit], lanes.logprobs_NL[:rows, :limit], lanes.length_N[:rows]
@@ -103,6 +108,11 @@ class TransformersSampler:
         if not self._shapes.fixed:
             owner._lanes = None
         return done
+
+    def _after(self, before: int) -> Callable[[Far], None] | None:
+        """What watches rows of a call that others came before."""
+        watch = self.watch
+        return (lambda far: watch(far._replace(ended=before + far.ended))) if watch else None
 
     def _room(self, prompts: Sequence[tuple[int, ...]], params: SamplingParams) -> Lanes:
         """Lanes for these prompts: those of the last call, where they suffice."""
@@ -147,11 +157,15 @@ class _Call:
         self._width = 0  # slots in use
         self._left: dict[int, tuple[Tables, int]] = {}
 
-    def run(self) -> dict[int, tuple[Tables, int]]:
+    def run(self, watch: Callable[[Far], None] | None = None) -> dict[int, tuple[Tables, int]]:
         """Decode every row to its end. Returns where the keys and values of each are."""
         self._fill()
         while self._seats:
             alive, counts, places = self._lanes.look(len(self._seats))
+            if watch:
+                rows = sum(alive)
+                tokens = sum(count for count, goes_on in zip(counts, alive, strict=True) if goes_on)
+                watch(Far(len(self._prompts) - len(self._waiting) - rows, rows, tokens))
             ended = [lane for lane, goes_on in enumerate(alive) if not goes_on]
             if len(ended) >= max(1, math.ceil(_REPACK_AT * len(alive))):
                 self._leave(ended, places)
@@ -271,8 +285,9 @@ def completions(lm: LanguageModel, ids_RL: Tensor, logprobs_RL: Tensor, length_R
 
 
 def generate(
-    lm: LanguageModel, prompts: Sequence[tuple[int, ...]], params: SamplingParams, uniform_RL: Tensor
-) -> list[Completion]:
+    lm: LanguageModel, prompts: Sequence[tuple[int, ...]], params: SamplingParams, uniform_RL: Tensor,
+    watch: Callable[[Far], None] | None = None,
+) -> list[Completion]:  # fmt: skip
     """The plain way, without a cache between attempts: for models of other kinds than attention, and the like.
 
     Raises ModelError for models that keep no `past_key_values` (recurrent ones).
@@ -306,7 +321,10 @@ def generate(
         logprobs.append(torch.where(alive_R, logprob_R, 0.0))
         length_R += alive_R
         alive_R = alive_R & ~torch.isin(token_R, eos_E)
-        if not alive_R.any():
+        alive = int(alive_R.sum())
+        if watch:
+            watch(Far(len(prompts) - alive, alive, alive * (step + 1)))
+        if not alive:
             break
         feed = token_R[:, None]
         mask_RT = torch.nn.functional.pad(mask_RT, (0, 1), value=1)

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,6 @@ from tests.benchmarks.conftest import ROOT, Script
 from tests.support.data import HUMANEVAL
 
 TRIED_ELSEWHERE = {
-    "examples/minimal_score.py": "tests/cli/test_commands.py",
     "examples/custom_task.py": "tests/unit/test_custom_task.py",
     "benchmarks/copied_problems.py": "tests/data/test_math_data.py",
 }
@@ -25,6 +25,16 @@ def test_every_script_has_a_test() -> None:
     }
     tests = "".join(file.read_text(encoding="utf-8") for file in Path(__file__).parent.glob("test_*.py"))
     assert {name for name in scripts - PARTS - set(TRIED_ELSEWHERE) if f'script("{name}"' not in tests} == set()
+
+
+def test_the_example_runs(script: Script, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """The README points to it as the whole loop in one file."""
+    example = script("examples/minimal_score.py", "--steps1", "1", "--steps2", "1", "--problems", "8")
+    monkeypatch.setattr(example, "PROBLEMS", 4)
+    example.main()
+    assert [line.split(":")[0] for line in capsys.readouterr().out.splitlines()] == [
+        "greedy", "stage 1 step 1", "stage 2 step 2", "greedy",
+    ]  # fmt: skip
 
 
 def test_our_side_of_train_step(script: Script, tmp_path: Path) -> None:
@@ -196,9 +206,20 @@ def smaller(module: Any, **changes: dict[str, Any]) -> Callable[..., dict[str, A
     return recipe
 
 
-def test_loss_memory(script: Script, tmp_path: Path) -> None:
+def test_loss_memory(script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the cases that have a process of their own one has it here, too."""
     output = tmp_path / "loss_memory.json"
-    script("benchmarks/loss_memory.py").main(["--tiny", "--threads", "1", "--output", str(output)])
+    memory = script("benchmarks/loss_memory.py")
+    afresh = memory._in_a_fresh_process
+
+    def here(options: Any, way: str, tokens: int, vocabulary: int) -> Any:
+        if way == "whole logits":
+            return afresh(options, way, tokens, vocabulary)
+        sizes = {"case": way, "tokens": tokens, "vocabularies": [vocabulary]}
+        return memory._grown(Namespace(**{**vars(options), **sizes}))
+
+    monkeypatch.setattr(memory, "_in_a_fresh_process", here)
+    memory.main(["--tiny", "--threads", "1", "--output", str(output)])
     record = json.loads(output.read_text())
     rows = [row for row in record["memory"] if row["way"] == "tiles"]
     assert len(rows) == 3

@@ -8,8 +8,6 @@ import json
 import os
 import random
 import re
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +17,7 @@ import pytest
 
 from selfcorrect.grading.math import MathGrader, gold_answer
 from selfcorrect.types import Outcome
+from tests.benchmarks.conftest import Script
 from tests.support.data import EACH, PUBLIC
 from tests.support.processes import descendants, resident_pages
 
@@ -152,7 +151,7 @@ def never_left_out(step: int) -> None:
 
 
 def test_no_answer_is_left_out() -> None:
-    never_left_out(step=97)
+    never_left_out(step=199)
 
 
 @pytest.mark.nightly
@@ -160,12 +159,11 @@ def test_no_answer_is_left_out_anywhere() -> None:
     never_left_out(step=1)
 
 
-def test_copies_of_the_problem_are_counted(tmp_path: Path) -> None:
+def test_copies_of_the_problem_are_counted(script: Script, tmp_path: Path) -> None:
     """The benchmark at a tiny size: what is accepted without the statement is refused with it."""
     output = tmp_path / "copied.json"
-    script = Path(__file__).parents[2] / "benchmarks" / "copied_problems.py"
-    command = [sys.executable, str(script), "--data", str(PUBLIC), "--problems", "40", "--output", str(output)]
-    subprocess.run(command, check=True, capture_output=True)
+    size = ["--data", str(PUBLIC), "--problems", "40", "--output", str(output)]
+    script("benchmarks/copied_problems.py").main(size)
     counts = json.loads(output.read_text())["counts"]
     assert counts["accepted without the statement"]["all"] > 0
     assert counts["accepted with it"]["all"] == 0
@@ -205,10 +203,10 @@ def fuzz(labelled: list[dict[str, Any]], count: int, seed: int) -> Counter[Outco
 
 
 def test_mutated_outputs(labelled: list[dict[str, Any]]) -> None:
-    outcomes = fuzz(labelled, 1_000, seed=0)
+    outcomes = fuzz(labelled, 500, seed=0)
     assert outcomes.keys() <= {*CLOSED, Outcome.GRADER_FAILED}
-    assert outcomes[Outcome.CORRECT] > 100
-    assert outcomes[Outcome.WRONG] > 100
+    assert outcomes[Outcome.CORRECT] > 50
+    assert outcomes[Outcome.WRONG] > 50
 
 
 @pytest.mark.nightly
@@ -216,9 +214,10 @@ def test_many_mutated_outputs(labelled: list[dict[str, Any]]) -> None:
     assert fuzz(labelled, 30_000, seed=1).keys() <= {*CLOSED, Outcome.GRADER_FAILED}
 
 
-def test_fast_and_slow_path_agree(labelled: list[dict[str, Any]], grader: MathGrader) -> None:
-    """All real outputs once more, with every comparison of scalars left to math-verify."""
-    answers = [(row["response"], row["gold"]) for row in labelled]
+@EACH
+def test_fast_and_slow_path_agree(step: int, labelled: list[dict[str, Any]], grader: MathGrader) -> None:
+    """Real outputs once more, with every comparison of scalars left to math-verify."""
+    answers = [(row["response"], row["gold"]) for row in labelled[::step]]
     with MathGrader(workers=2, seconds=5.0, fast=False) as slow:
         careful = slow.grade(answers)
     quick = grader.grade(answers)

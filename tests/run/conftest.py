@@ -10,7 +10,7 @@ import pytest
 from selfcorrect.errors import TrainingInterrupted
 from selfcorrect.runs.display import Observer
 from selfcorrect.tasks.countdown import Countdown
-from tests.support.runs import Process, StopAt, end_state, go, lucky_grade, recipe, tuned
+from tests.support.runs import StopAt, end_state, go, lucky_grade, recipe
 from tests.support.tiny import tiny_lm
 
 ENDS = (3, 5, 7, 9)
@@ -27,11 +27,10 @@ class Listener(Observer):
 
 
 class Whole(NamedTuple):
-    """A run that was never stopped: its folder, its end state and the processor time it took."""
+    """A run that was never stopped: its folder and its end state."""
 
     path: Path
     state: dict[str, object]
-    seconds: float
 
 
 @pytest.fixture(scope="session")
@@ -43,16 +42,10 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def whole(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Whole:
-    output = tmp_path_factory.mktemp("whole")
-    seconds = Process(recipe(output, model)).seconds()
-    return Whole(output / "run", end_state(output / "run"), seconds)
-
-
-@pytest.fixture(scope="session")
-def whole_lora(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Whole:
-    output = tmp_path_factory.mktemp("whole-lora")
-    seconds = Process(tuned(recipe(output, model), "lora")).seconds()
-    return Whole(output / "run", end_state(output / "run"), seconds)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Countdown, "grade", lucky_grade)
+        run = go(recipe(tmp_path_factory.mktemp("whole"), model))
+    return Whole(run, end_state(run))
 
 
 @pytest.fixture

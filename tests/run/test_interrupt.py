@@ -1,8 +1,8 @@
 """Ctrl-C and SIGTERM at the command line, by real signals to real processes."""
 
 import signal
-import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -10,62 +10,57 @@ import yaml
 
 from selfcorrect import cli
 from selfcorrect.errors import TrainingInterrupted
+from selfcorrect.runs import run
 from selfcorrect.runs.checkpoint import load_newest
 from selfcorrect.runs.display import Observer
 from selfcorrect.runs.interrupts import SAME_PRESS, Stop, stoppable
 from selfcorrect.runs.run import resume
 from tests.run.conftest import Whole
-from tests.support.runs import check_same, read_rows, recipe
+from tests.support.runs import CommandLine, check_same, read_rows, recipe
 
 
 @pytest.mark.usefixtures("lucky")
 @pytest.mark.parametrize(("signum", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_lets_the_step_end(signum: int, status: int, model: Path, whole: Whole, tmp_path: Path) -> None:
     """And says so at once; a SIGTERM more loses nothing."""
-    file, run = tmp_path / "recipe.yaml", tmp_path / "run"
+    file, folder = tmp_path / "recipe.yaml", tmp_path / "run"
     file.write_text(yaml.dump(recipe(tmp_path, model)))
-    code = "import sys; from tests.support.runs import command_line; command_line('train', sys.argv[1])"
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, str(file)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    assert process.stdout
-    while "step 5 begins" not in process.stdout.readline():
-        assert process.poll() is None
-    process.send_signal(signum)
-    assert process.stdout.readline() == "stopping after this step (Ctrl-C again to stop now, losing it)\n"
-    process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode == status
+    process = CommandLine(tmp_path, "train", str(file))
+    process.wait_for(process.out, "step 5 begins\n")
+    process.send(signum)
+    process.wait_for(process.out, "step 5 begins\nstopping after this step (Ctrl-C again to stop now, losing it)\n")
+    process.send(signal.SIGTERM)
+    found, _, errors = process.ended()
+    assert found == status
     assert errors.splitlines() == [
-        f"stopped; checkpoint step-000005 is whole. To go on, resume with: selfcorrect train --resume {run}"
+        f"stopped; checkpoint step-000005 is whole. To go on, resume with: selfcorrect train --resume {folder}"
     ]
-    assert [row["step"] for row in read_rows(run / "metrics.jsonl")] == [1, 2, 3, 4, 5]  # step 5 was let end
-    newest, warnings = load_newest(run / "checkpoints")
+    assert [row["step"] for row in read_rows(folder / "metrics.jsonl")] == [1, 2, 3, 4, 5]  # step 5 was let end
+    newest, warnings = load_newest(folder / "checkpoints")
     assert (newest and newest.step, warnings) == (5, [])
-    resume(run, Observer())
-    check_same(run, whole.state)
+    resume(folder, Observer())
+    check_same(folder, whole.state)
+
+
+def slow_to_load() -> None:
+    def load(*_: object) -> None:
+        print("loading", flush=True)
+        time.sleep(60)
+
+    run.load_model = load  # type: ignore[attr-defined]
 
 
 def test_ctrl_c_while_a_run_starts(model: Path, tmp_path: Path) -> None:
     """Nothing is written yet, and it is not silent."""
     file = tmp_path / "recipe.yaml"
     file.write_text(yaml.dump(recipe(tmp_path / "runs", model)))
-    code = (
-        "import sys, time; from selfcorrect.runs import run; from selfcorrect import cli\n"
-        "def load(*_): print('loading', flush=True); time.sleep(60)\n"
-        "run.load_model = load; sys.argv = ['selfcorrect', 'train', sys.argv[1]]; cli.main()"
-    )
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, str(file)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    assert process.stdout
-    assert process.stdout.readline() == "loading\n"
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
-    assert (process.returncode, errors) == (
-        130, "stopped; no checkpoint had been written yet. To go on, start the run again\n",
+    process = CommandLine(tmp_path, "train", str(file), hook=slow_to_load)
+    process.wait_for(process.out, "loading\n")
+    process.send(signal.SIGINT)
+    assert process.ended() == (
+        130, "loading\n", "stopped; no checkpoint had been written yet. To go on, start the run again\n",
     )  # fmt: skip
-    assert [path.name for path in tmp_path.iterdir()] == ["recipe.yaml"]
+    assert {path.name for path in tmp_path.iterdir()} == {"recipe.yaml", "stdout", "stderr"}
 
 
 def test_ctrl_c_in_any_command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:

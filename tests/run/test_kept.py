@@ -6,7 +6,6 @@ import random
 import re
 import shutil
 import signal
-import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -31,7 +30,7 @@ from selfcorrect.samplers.base import Far
 from selfcorrect.tasks.countdown import Countdown
 from selfcorrect.types import Completion, SamplingParams
 from tests.run.conftest import ENDS
-from tests.support.runs import KillPoint, Process, check_same, end_state, go, lucky_grade, recipe
+from tests.support.runs import CommandLine, KillPoint, Process, check_same, end_state, go, lucky_grade, recipe
 from tests.support.tiny import tiny_lm
 
 PROBLEMS, ROWS = 20, 3
@@ -290,15 +289,11 @@ def test_a_signal_from_outside(model: Path, tmp_path: Path) -> None:
     """SIGTERM at the command line: one line, status 143, and the same command goes on to the end."""
     file = tmp_path / "recipe.yaml"
     file.write_text(yaml.dump(many(tmp_path, model, "e") | {"evaluation": {"problems": 150}}))
-    code = "import sys; from tests.support.runs import command_line; command_line(*sys.argv[1:])"
-    command = [sys.executable, "-c", code, "evaluate", str(file)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert process.stderr
-    while "completions to come" not in process.stderr.readline():
-        assert process.poll() is None
-    process.send_signal(signal.SIGTERM)
-    out, errors = process.communicate(timeout=120)
-    assert (process.returncode, out) == (143, "")
+    process = CommandLine(tmp_path, "evaluate", str(file))
+    process.wait_for(process.err, "completions to come")
+    process.send(signal.SIGTERM)
+    status, out, errors = process.ended()
+    assert (status, out) == (143, "")
     assert re.fullmatch(
         r"stopped; \d+ of 150 rollouts are kept in .*/e: the same command goes on", errors.splitlines()[-1]
     )

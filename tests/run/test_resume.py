@@ -1,6 +1,7 @@
 """Oracle 7: a run that was stopped, however it was stopped, ends bit for bit as one that never was."""
 
 import random
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ from safetensors.torch import load_file
 from selfcorrect.errors import CheckpointError, ConfigError, TrainingInterrupted
 from selfcorrect.learning.record import StepResult
 from selfcorrect.learning.training import Trainer
+from selfcorrect.models.adapters import need_peft
 from selfcorrect.runs import interrupts
 from selfcorrect.runs.checkpoint import Checkpoint, load_newest, save, saved
 from selfcorrect.runs.display import Observer
@@ -20,10 +22,8 @@ from selfcorrect.runs.interrupts import alone
 from selfcorrect.runs.loop import Loop
 from selfcorrect.runs.run import resume
 from tests.run.conftest import Listener, Whole
-from tests.support.runs import KillPoint, Process, StopAt, check_same, go, read_rows, recipe, tuned
+from tests.support.runs import KillPoint, Process, StopAt, check_same, end_state, go, read_rows, recipe, tuned
 from tests.support.tiny import tiny_lm
-
-KILLS = {"full": 20, "lora": 4}
 
 
 def test_the_run_is_worth_comparing(whole: Whole) -> None:
@@ -90,20 +90,33 @@ def test_an_interrupt_between_steps_loses_none(
     check_same(tmp_path / "run", whole.state)
 
 
-@pytest.mark.parametrize("tuning", KILLS)
-def test_killed_at_random_moments(tuning: str, model: Path, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+def with_adapters() -> None:
+    """What is imported for them is none of the run's time."""
+    need_peft()
+
+
+@pytest.mark.parametrize(
+    ("tuning", "least"),
+    [
+        ("full", 8), pytest.param("full", 40, marks=pytest.mark.nightly),
+        pytest.param("lora", 8, marks=pytest.mark.nightly),
+    ],
+)  # fmt: skip
+def test_killed_at_random_moments(tuning: str, least: int, model: Path, tmp_path: Path) -> None:
     """SIGKILL at moments spread over the whole run, and over what is left of it after each kill."""
-    whole: Whole = request.getfixturevalue("whole" if tuning == "full" else "whole_lora")
+    ready = with_adapters if tuning == "lora" else None
+    seconds = Process(tuned(recipe(tmp_path, model, name="whole"), tuning), ready).seconds()
+    expected = end_state(tmp_path / "whole")
     rng, kills, runs = random.Random(0), 0, 0
-    while kills < KILLS[tuning]:
+    while kills < least:
         runs += 1
         settings = tuned(recipe(tmp_path, model, name=f"run{runs}"), tuning)
         moment = (runs % 8 + rng.random()) / 8  # each eighth of a run in turn, so that no part of it is left out
-        while Process(settings).kill_after(moment * whole.seconds):
+        while Process(settings, ready).kill_after(moment * seconds):
             kills += 1
             moment = rng.random()
-        check_same(tmp_path / f"run{runs}", whole.state)
-    assert runs > 1 or KILLS[tuning] < 10  # on a busy machine a run is killed oftener
+        check_same(tmp_path / f"run{runs}", expected)
+    assert runs > 1 or least < 10  # on a busy machine a run is killed oftener
 
 
 def points_of(model: Path, tmp_path: Path) -> list[str]:
@@ -113,16 +126,24 @@ def points_of(model: Path, tmp_path: Path) -> list[str]:
     return list(dict.fromkeys(notes.read_text().splitlines()))
 
 
-def is_telling(point: str) -> bool:
-    """One that commits something, or is in the middle of what no rename commits."""
-    return "os.rename" in point or ("within" in point and ".partial" not in point)
+def telling(points: list[str]) -> list[str]:
+    """Those that commit something, or are in the middle of what no rename commits: of each kind the last but one."""
+    kinds: dict[str, list[str]] = {}
+    for point in points:
+        if "os.rename" in point or ("within" in point and ".partial" not in point):
+            kind = re.sub(r"\d+|\b(base|one|two)\b", "", point.partition(": ")[2])
+            kinds.setdefault(kind, []).append(point)
+    chosen = {same[-2:][0] for same in kinds.values()}
+    return [point for point in points if point in chosen]
 
 
 @pytest.mark.parametrize("every", ["telling", pytest.param("all", marks=pytest.mark.nightly)])
 def test_killed_at_file_operations(every: str, model: Path, whole: Whole, tmp_path: Path) -> None:
     """One run killed again and again: before each file is written, when half of it is, before it is renamed, ..."""
-    points = [point for point in points_of(model, tmp_path) if every == "all" or is_telling(point)]
-    assert len(points) > 25
+    points = points_of(model, tmp_path)
+    if every == "telling":
+        points = telling(points)
+    assert len(points) > 15
     settings, met = recipe(tmp_path, model), []
     for point in points:
         process = Process(settings, KillPoint(tmp_path / "run", at=point))

@@ -1,6 +1,7 @@
 """Evaluations with several samples of a problem and several wordings of the correction prompt, whole and in parts."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,9 @@ import selfcorrect
 from selfcorrect.errors import ConfigError, TrainingInterrupted
 from selfcorrect.evaluation.evaluate import Evaluation
 from selfcorrect.runs.display import evaluation_line
+from selfcorrect.tasks.countdown import Countdown
 from tests.run.test_kept import Heard, contents, evaluate
-from tests.support.runs import Process, config, recipe
+from tests.support.runs import config, lucky_grade, recipe
 
 PROBLEMS, SAMPLES, ROWS = 5, 4, 3
 WORDINGS = {"twice": "? ?", "numbers": "{numbers} ?"}
@@ -20,7 +22,7 @@ WORDINGS = {"twice": "? ?", "numbers": "{numbers} ?"}
 def settings(output: Path, model: Path, name: str, samples: int = SAMPLES, **changes: Any) -> dict[str, Any]:
     """Chunks of three rollouts: of five problems, so that they cross from one sample to the next."""
     evaluation = {"problems": PROBLEMS, "samples": samples, "temperature": 0.8, "correction_prompts": WORDINGS}
-    rollouts = {"max_new_tokens": 5, "rows_at_once": ROWS}
+    rollouts = {"problems_per_step": 2, "rollouts_per_problem": 4, "max_new_tokens": 5, "rows_at_once": ROWS}
     return recipe(output, model, name, rollouts=rollouts, evaluation={**evaluation, **changes})
 
 
@@ -32,7 +34,9 @@ def kept_lines(folder: Path) -> list[dict[str, Any]]:
 @pytest.fixture(scope="module")
 def whole(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("whole")
-    Process(settings(output, model, "e"), deed=evaluate).seconds()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Countdown, "grade", lucky_grade)
+        evaluate(settings(output, model, "e"))
     return output / "e"
 
 
@@ -91,11 +95,16 @@ def test_stopped_anywhere_it_ends_the_same(at: int, whole: Path, model: Path, tm
     assert contents(tmp_path / "e") == contents(whole)
 
 
-def test_killed_it_ends_the_same(whole: Path, model: Path, tmp_path: Path) -> None:
-    seconds = Process(settings(tmp_path, model, "noted"), deed=evaluate).seconds()
-    for moment in (0.5, 0.8, 0.9):
-        Process(settings(tmp_path, model, "e"), deed=evaluate).kill_after(moment * seconds)
-    Process(settings(tmp_path, model, "e"), deed=evaluate).seconds()
+@pytest.mark.parametrize("part", [0.2, 0.5, 0.8, 0.99])
+@pytest.mark.usefixtures("lucky")
+def test_killed_it_ends_the_same(part: float, whole: Path, model: Path, tmp_path: Path) -> None:
+    """A kill leaves what was kept up to somewhere in a line; test_kept.py kills processes."""
+    kept = shutil.copytree(whole / "evaluations" / "kept", tmp_path / "e" / "evaluations" / "kept")
+    (file,) = kept.glob("*.jsonl")
+    file.write_bytes(file.read_bytes()[: int(part * file.stat().st_size)])
+    heard = Heard()
+    evaluate(settings(tmp_path, model, "e"), heard)
+    assert any(told.startswith("going on: ") for told in heard.said)
     assert contents(tmp_path / "e") == contents(whole)
 
 

@@ -104,7 +104,7 @@ def whole_star(model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[d
     return end_state(output / "run"), seconds
 
 
-@pytest.mark.parametrize("moment", [0.55, 0.7, 0.85, 0.95])
+@pytest.mark.parametrize("moment", [0.7, 0.9, *(pytest.param(m, marks=pytest.mark.nightly) for m in (0.5, 0.6, 0.8))])
 def test_a_killed_run_goes_on(
     moment: float, model: Path, whole_star: tuple[dict[str, Any], float], tmp_path: Path
 ) -> None:

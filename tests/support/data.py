@@ -11,7 +11,7 @@ import pytest
 
 PUBLIC = Path(os.environ.get("SELFCORRECT_DATA", Path(__file__).parents[3] / "shared" / "data"))
 EACH = pytest.mark.parametrize(  # the rows of a public file that a test takes
-    "step", [pytest.param(5, id="each fifth"), pytest.param(1, id="all", marks=pytest.mark.nightly)]
+    "step", [pytest.param(10, id="each tenth"), pytest.param(1, id="all", marks=pytest.mark.nightly)]
 )
 
 

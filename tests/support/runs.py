@@ -30,7 +30,7 @@ from selfcorrect.types import Grade, Outcome, Problem
 PRELOAD = [
     "selfcorrect.runs.run", "selfcorrect.cli", "safetensors.torch", "transformers.models.llama.modeling_llama",
     "transformers.models.auto.modeling_auto", "transformers.models.auto.tokenization_auto", "tests.support.runs",
-    "tests.support.preload", "tests.support.frozen",
+    "tests.support.unsynced", "tests.support.frozen",
 ]  # fmt: skip
 NOT_REPEATED = ("seconds", "seconds_by_part", "tokens_per_second")
 STAGE_STEPS = 4
@@ -82,21 +82,6 @@ def go(settings: Mapping[str, Any], observer: Observer | None = None) -> Path:
     validated = validate(settings)
     assert isinstance(validated, TrainConfig)
     return start(validated, observer or Observer())
-
-
-def command_line(*arguments: str) -> None:
-    """The command line with lucky grades; for `python -c`. Step 5 takes a while, and says when it begins."""
-    train_step = Trainer.train_step
-
-    def slow_step(trainer: Trainer) -> StepResult:
-        if trainer.progress.step == 4:
-            print("step 5 begins", flush=True)
-            time.sleep(2)
-        return train_step(trainer)
-
-    Trainer.train_step, Countdown.grade = slow_step, lucky_grade  # type: ignore[method-assign,assignment]
-    sys.argv = ["selfcorrect", *arguments]
-    cli.main()
 
 
 class StopAt(Observer):
@@ -196,6 +181,52 @@ class Process:
         ended: float = self._ours.recv()
         assert not self.killed()
         return ended - self._began
+
+
+class CommandLine(Process):
+    """`selfcorrect` with these arguments, in a process like the above; what it writes goes to files in `folder`."""
+
+    def __init__(self, folder: Path, *arguments: str, hook: Callable[[], None] | None = None) -> None:
+        self.out, self.err = folder / "stdout", folder / "stderr"
+        for file in (self.out, self.err):
+            file.touch()
+        super().__init__({"arguments": arguments, "streams": [str(self.out), str(self.err)]}, hook, _command)
+
+    def wait_for(self, file: Path, text: str) -> None:
+        """Until `text` stands in one of its files."""
+        while text not in file.read_text():
+            assert self._process.is_alive(), self.err.read_text()
+            time.sleep(0.01)
+
+    def send(self, signum: int) -> None:
+        assert self._process.pid
+        os.kill(self._process.pid, signum)
+
+    def ended(self) -> tuple[int | None, str, str]:
+        """Its status, and what it wrote to stdout and stderr."""
+        self._process.join(120)
+        return self._process.exitcode, self.out.read_text(), self.err.read_text()
+
+
+def _command(settings: Mapping[str, Any]) -> None:
+    """Step 5 says when it begins, and waits for two signals."""
+    for descriptor, file in enumerate(settings["streams"], 1):
+        os.dup2(os.open(file, os.O_WRONLY | os.O_APPEND), descriptor)
+    heard, tell = os.pipe()
+    os.set_blocking(tell, False)
+    signal.set_wakeup_fd(tell)
+    train_step = Trainer.train_step
+
+    def slow_step(trainer: Trainer) -> StepResult:
+        if trainer.progress.step == 4:
+            print("step 5 begins", flush=True)
+            for _ in range(2):
+                os.read(heard, 1)
+        return train_step(trainer)
+
+    Trainer.train_step = slow_step  # type: ignore[method-assign,assignment]
+    sys.argv = ["selfcorrect", *settings["arguments"]]
+    cli.main()
 
 
 def _processor_seconds(pid: int) -> float:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from selfcorrect.errors import DataError
@@ -143,7 +143,6 @@ def test_a_folder_s_files_are_found_by_their_stems(tmp_path: Path) -> None:
         find_files(tmp_path, ["test"])
 
 
-@settings(max_examples=300)
 @given(st.sampled_from(["a.jsonl", "a.json", "a.jsonl.gz", "a.parquet"]), st.binary(max_size=60), st.integers(0, 90))
 def test_no_bytes_end_in_a_traceback(
     tmp_path_factory: pytest.TempPathFactory, name: str, noise: bytes, place: int

@@ -11,7 +11,7 @@ from fractions import Fraction
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from selfcorrect.grading.judge import wire
@@ -51,7 +51,6 @@ def kinds(value: Any) -> Any:
 
 
 @given(values)
-@settings(max_examples=400)
 def test_plain_values_survive_with_their_types(value: Any) -> None:
     assert across(value) == value
     assert kinds(across(value)) == kinds(value)
@@ -89,7 +88,6 @@ def test_subclasses_arrive_as_what_they_hold() -> None:
         max_leaves=20,
     )
 )
-@settings(max_examples=1500)
 def test_any_json_is_plain_data_or_refused(data: Any) -> None:
     try:
         found = decode(loads(json.dumps(data).encode()), lambda contents: None)
@@ -138,7 +136,6 @@ def test_common_sets_keep_their_order() -> None:
 
 
 @given(st.binary(max_size=60))
-@settings(max_examples=500)
 def test_any_bytes_are_a_message_or_refused(text: bytes) -> None:
     try:
         found = loads(text)

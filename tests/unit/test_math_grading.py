@@ -437,7 +437,6 @@ PIECES = st.sampled_from([*COMMANDS, *CHARACTERS])
 TEXTS = st.lists(PIECES, max_size=30).map("".join)
 
 
-@settings(max_examples=400)
 @given(TEXTS, TEXTS)
 def test_any_text_and_any_gold(given: str, gold: str) -> None:
     """The trainer's side never raises, whatever the model or the data file holds (workers are left out here)."""

@@ -4,7 +4,7 @@ import textwrap
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from selfcorrect.tasks.programs import MAX_TEXT, complete_function, extract_program
@@ -269,7 +269,6 @@ def test_long_texts_are_read_in_linear_time(piece: str) -> None:
     extract_program(long, names={"f"})
 
 
-@settings(max_examples=300)
 @given(st.lists(st.sampled_from(PIECES), max_size=60).map("".join), st.booleans())
 def test_no_text_raises(text: str, body: bool) -> None:
     program = extract_program(text, names={"f"}, body=body)

@@ -6,7 +6,7 @@ from typing import Any
 import hypothesis.strategies as st
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -74,7 +74,6 @@ def outcome(found: tuple[Tensor, Tensor], trained: list[Tensor]) -> list[Tensor]
     return [logprobs_N.detach(), kl_N.detach(), *torch.autograd.grad(value, trained)]
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
 @given(
     tokens=st.integers(0, 40), hidden=st.integers(1, 9), vocabulary=st.integers(1, 60),
     form=st.sampled_from([None, *FORMS]), bias=st.booleans(), shared=st.booleans(), reference=st.booleans(),

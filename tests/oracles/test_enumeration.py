@@ -336,9 +336,14 @@ PLANTS: dict[str, Plant] = {
     ("pipeline", "name", "estimator", "objective", "baseline"),
     [
         pytest.param(
-            pipeline, name, estimator, objective, baseline, id=f"{bug}-{estimator}-{objective}-{baseline}",
+            pipeline,
+            name,
+            estimator,
+            objective,
+            baseline,
+            id=f"{bug}-{estimator}-{objective}-{baseline}",
             marks=pytest.mark.nightly if baseline == "given_history" and objective != objectives[0] else (),
-        )  # fmt: skip
+        )
         for bug, (pipeline, name, estimators, objectives) in PLANTS.items()
         for estimator in estimators
         for objective in objectives

@@ -64,7 +64,8 @@ def test_runs_end_with_a_comparison_that_is_killed(tmp_path: Path) -> None:
     comparing = os.fork()
     if comparing == 0:
         with contextlib.suppress(BaseException):
-            os.write(telling, str(execute.launch(["check", str(pipe)], log).pid).encode())
+            launched: Any = execute.launch(["check", str(pipe)], log)
+            os.write(telling, str(launched.pid).encode())
             time.sleep(600)
         os._exit(1)
     run = int(os.read(reading, 20))

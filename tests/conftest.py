@@ -2,12 +2,16 @@
 
 import gc
 import os
+from collections.abc import Callable, Iterator
+from functools import wraps
+from inspect import unwrap
 
 import pytest
 import torch
 from hypothesis import settings
 
 import tests.support.unsynced  # noqa: F401
+from selfcorrect.grading.judge import Checks, Verdict, selftest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -19,6 +23,22 @@ gc.disable()  # until everything is imported: nothing of it is garbage
 
 def pytest_configure(config: pytest.Config) -> None:
     settings.load_profile("suite" if "not nightly" in config.option.markexpr else "nightly")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_self_test() -> Iterator[None]:
+    """The code judge tries itself whenever one starts, for 0.6 s: here the first time; test_judge.py sees to the rest."""
+
+    @wraps(selftest.holes)
+    def first(run: Callable[[str, Checks], Verdict]) -> list[str]:
+        if not found:
+            found.append(unwrap(first)(run))
+        return found[0]
+
+    found: list[list[str]] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(selftest, "holes", first)
+        yield
 
 
 def pytest_collection_finish() -> None:

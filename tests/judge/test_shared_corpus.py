@@ -23,7 +23,7 @@ from tests.support.data import EACH, PUBLIC, public_rows
 from tests.support.processes import alive
 
 CANARY = Path("/tmp/sandbox_canary")
-LIMIT = 3.0
+LIMIT = 2.0
 CORPUS = PUBLIC.parent / "hostile" / "programs"
 pytestmark = pytest.mark.skipif(not PUBLIC.is_dir() or not CORPUS.is_dir(), reason="shared data is not there")
 
@@ -102,7 +102,7 @@ def faults(expected: str, verdict: Verdict) -> str:
     if expected == "fail (crash)" and "RecursionError" in verdict.detail and sys.version_info >= (3, 12):
         return ""  # a C stack overflow up to 3.11; an error of Python's own since
     if expected == "fail (crash)" and verdict.reason is Reason.TIMEOUT and verdict.seconds >= LIMIT:
-        return ""  # it needs 2.7 s of an idle core to overflow its stack: a slower one reaches the limit first
+        return ""  # it needs 1.5 to 2.7 s of an idle core to overflow its stack: a slower one reaches the limit first
     reason = re.match(r"fail \((\w+)", expected)
     if reason and verdict.reason != reason[1]:
         return f"should be {reason[1]}"
@@ -159,7 +159,7 @@ def test_corpus_as_an_ordinary_user(canaries: Canaries) -> None:
         input=dump_programs(), user=65534, group=65534, extra_groups=[], cwd="/", env={}, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip().splitlines() == ["58 programs judged"], done.stdout
+    assert done.stdout.strip().splitlines() == ["55 programs judged"], done.stdout
     assert canaries.harmed() == []
 
 
@@ -171,10 +171,14 @@ def usable_by_nobody(python: str) -> bool:
 
 
 def dump_programs() -> str:
+    """All but three that take all of their time: one that does is among the others."""
     import json
     from dataclasses import asdict
 
-    return json.dumps([[name, expected, source, asdict(checks)] for name, expected, source, checks in programs()])
+    out = ("res_slow_calls", "res_bigint_c_loop", "res_hash_collision_return")
+    return json.dumps(
+        [[name, expected, source, asdict(checks)] for name, expected, source, checks in programs() if name not in out]
+    )
 
 
 def passes_all(cases: list[tuple[Any, str, Checks]], **settings: Any) -> list[str]:

@@ -5,6 +5,7 @@ trainer's update, weighted by its probability. The exact gradient comes from tab
 """
 
 from dataclasses import replace
+from functools import cache
 from typing import Any, cast
 
 import pytest
@@ -78,14 +79,29 @@ def trainer_of(lm: LanguageModel, reference: LanguageModel, estimator: str) -> T
     return Trainer(config, lm, reference, cast(Any, None), cast(Any, None))
 
 
-def worst_gap(objective: str, estimator: str, view: str) -> float:
-    """Between the update's gradient and the exact one, with a reference that computes with `view`."""
+@cache
+def model_and_toy() -> tuple[LanguageModel, Tensor, Toy]:
+    """The model, its table with a graph to its parameters [C, V], and the toy that has these tables."""
     shape = make_toy(3, 2, 2, temperature=0.7)
     lm = small_model(shape.vocabulary)
     policy_CV = table_of(lm, shape)
     toy = replace(shape, logits_CV=policy_CV.detach(), ref_logits_CV=table_of(replace(lm, view=OFF), shape).detach())
     assert (toy.logits_CV - toy.ref_logits_CV).abs().max() > 0.1
-    exact = torch.autograd.grad((policy_CV * exact_gradient(toy, OBJECTIVES[objective])).sum(), lm.parameters())
+    return lm, policy_CV, toy
+
+
+@cache
+def exact_of(objective: str) -> tuple[Tensor, ...]:
+    lm, policy_CV, toy = model_and_toy()
+    wanted = (policy_CV * exact_gradient(toy, OBJECTIVES[objective])).sum()
+    return torch.autograd.grad(wanted, lm.parameters(), retain_graph=True)
+
+
+def worst_gap(objective: str, estimator: str, view: str) -> float:
+    """Between the update's gradient and the exact one, with a reference that computes with `view`."""
+    (lm, _, toy), exact = model_and_toy(), exact_of(objective)
+    for parameter in lm.parameters():
+        parameter.grad = None
     trainer = trainer_of(lm, replace(lm, view=view), estimator)
     trainer.update(enumerated(toy, objective), 1, 0.0, toy.temperature)
     assert len(exact) == len(lm.parameters()) == 16

@@ -32,6 +32,7 @@ TOYS: dict[str, Callable[[], Toy]] = {
     "3attempts_end_early": lambda: make_toy(2, 2, 3, eos=1),
 }
 toy_named = cache(lambda name: TOYS[name]())
+probabilities = cache(lambda name: toy_named(name).probabilities_B())
 exact = cache(lambda toy, objective: exact_gradient(toy_named(toy), OBJECTIVES[objective]))
 
 
@@ -100,7 +101,7 @@ def expected_gradient(
     """The estimator's expectation over all groups of two rollouts."""
     pipeline, toy = pipeline or Pipeline(), toy_named(name)
     base, context_BT = context_rows(name)
-    rows, probability_B = all_pairs(len(toy.paths_B)), toy.probabilities_B()
+    rows, probability_B = all_pairs(len(toy.paths_B)), probabilities(name)
     credit = pipeline.credit(objective.credit(toy.rewards_BA[rows]))
     included_B = torch.ones(len(rows), dtype=torch.bool)
     if baseline == "given_history":
@@ -135,7 +136,7 @@ def step_batch(name: str, objective: str) -> tuple[Batch, Tensor]:
     credit = OBJECTIVES[objective].credit(toy.rewards_BA)
     included_B = torch.ones(len(toy.paths_B), dtype=torch.bool)
     advantages_BA = advantages(credit.returns_BA, included_B, 1, leave_one_out=False)
-    return make_batch(toy.rollouts(), advantages_BA, credit.kl_coef_A, included_B), toy.probabilities_B()
+    return make_batch(toy.rollouts(), advantages_BA, credit.kl_coef_A, included_B), probabilities(name)
 
 
 @pytest.mark.parametrize("baseline", ["leave_one_out", "given_history", "none"])
@@ -334,7 +335,15 @@ PLANTS: dict[str, Plant] = {
 @pytest.mark.parametrize(
     ("pipeline", "name", "estimator", "objective", "baseline"),
     [
-        pytest.param(pipeline, name, estimator, objective, baseline, id=f"{bug}-{estimator}-{objective}-{baseline}")
+        pytest.param(
+            pipeline,
+            name,
+            estimator,
+            objective,
+            baseline,
+            id=f"{bug}-{estimator}-{objective}-{baseline}",
+            marks=pytest.mark.nightly if baseline == "given_history" and objective != objectives[0] else (),
+        )
         for bug, (pipeline, name, estimators, objectives) in PLANTS.items()
         for estimator in estimators
         for objective in objectives

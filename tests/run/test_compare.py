@@ -1,13 +1,13 @@
 """A comparison: its budget, what its runs share, what an interrupted one does again, and its table."""
 
+import contextlib
 import csv
 import dataclasses
 import json
 import logging
 import math
+import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from selfcorrect import api
-from selfcorrect.compare import _say_whole, compare
+from selfcorrect.compare import _say_whole, compare, execute
 from selfcorrect.compare.budget import Account, account
 from selfcorrect.compare.execute import JobError
 from selfcorrect.compare.page import findings, headline, spread_table, standing
@@ -59,21 +59,31 @@ def comparison(output: Path, model: Path, **changes: Any) -> CompareConfig:
 
 
 def test_runs_end_with_a_comparison_that_is_killed(tmp_path: Path) -> None:
-    code = (
-        "import sys, time; from pathlib import Path; from selfcorrect.compare import execute; "
-        "print(execute.launch(['demo', 'output=' + sys.argv[1]], Path(sys.argv[1]) / 'log').pid, flush=True); time.sleep(600)"
-    )
-    with subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True) as comparing:
-        assert comparing.stdout
-        run = int(comparing.stdout.readline())
-        while not (tmp_path / "demo").exists():  # it is under way
-            assert alive({run}), (tmp_path / "log").read_text()
-            time.sleep(0.1)
-        comparing.kill()
+    """The run is one that waits for its recipe: a named pipe that nothing comes through."""
+    pipe, log, reading, telling = tmp_path / "recipe.yaml", tmp_path / "log", *os.pipe()
+    os.mkfifo(pipe)
+    comparing = os.fork()
+    if comparing == 0:
+        with contextlib.suppress(BaseException):
+            launched: Any = execute.launch(["check", str(pipe)], log)
+            os.write(telling, str(launched.pid).encode())
+            time.sleep(600)
+        os._exit(1)
+    run = int(os.read(reading, 20))
+    recipe = None
+    while recipe is None:
+        assert alive({run}), log.read_text()
+        with contextlib.suppress(OSError):  # not opened at its other end yet
+            recipe = os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
+        time.sleep(0.02)
+    os.kill(comparing, signal.SIGKILL)
+    os.waitpid(comparing, 0)
     until = time.monotonic() + 10
     while alive({run}) and time.monotonic() < until:
-        time.sleep(0.1)
+        time.sleep(0.02)
     assert not alive({run})
+    for descriptor in (recipe, reading, telling):
+        os.close(descriptor)
 
 
 class Done:
@@ -152,6 +162,7 @@ def test_a_signal_is_passed_on_and_the_runs_are_waited_for(
 @pytest.fixture(autouse=True)
 def _lucky(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Countdown, "grade", lucky_grade)
+    monkeypatch.setattr(execute, "_POLL", 0.0)  # the runs here have ended when they have begun
     logging.getLogger("transformers").setLevel(logging.ERROR)
 
 

@@ -5,8 +5,9 @@
 The model has Qwen2.5-0.5B's shape (V = 151,936) and random float32 weights; one word in 32 ends an attempt, so lengths
 fall off as chance has it. A step samples two attempts of 4 problems x 4 rollouts (up to 48 tokens each), grades them
 and updates once, with a KL to the base model. Each measurement is the one step of a fresh process (nothing in it is
-compiled, and another one would take minutes); processes alternate, TRL first. Score: tokens sampled a second, so that longer or shorter samples cancel out.
-Peak memory: the most that a process held (ru_maxrss), loading included. What is not the same work: train_step.py.
+compiled, and another one would take minutes); processes alternate, TRL first. Score: tokens sampled a second, so that
+longer or shorter samples cancel out. Peak memory: the most that a process held (ru_maxrss), loading included. What is
+not the same work: train_step.py.
 TRL's micro-batch and ours are set by --micro-batch.
 """
 

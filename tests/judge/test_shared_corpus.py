@@ -101,12 +101,17 @@ def faults(expected: str, verdict: Verdict) -> str:
         return "passed"
     if expected == "fail (crash)" and "RecursionError" in verdict.detail and sys.version_info >= (3, 12):
         return ""  # a C stack overflow up to 3.11; an error of Python's own since
-    if expected == "fail (crash)" and verdict.reason is Reason.TIMEOUT and verdict.seconds >= LIMIT:
-        return ""  # it needs 1.5 to 2.7 s of an idle core to overflow its stack: a slower one reaches the limit first
+    if ran_out_before_its_crash(expected, verdict):
+        return ""
     reason = re.match(r"fail \((\w+)", expected)
     if reason and verdict.reason != reason[1]:
         return f"should be {reason[1]}"
     return "grader failed" if verdict.reason is Reason.GRADER_FAILED else ""
+
+
+def ran_out_before_its_crash(expected: str, verdict: Verdict) -> bool:
+    """A program that overflows its stack needs 1.5 to 2.7 s of an idle core: a slower one reaches the limit first."""
+    return expected == "fail (crash)" and verdict.reason is Reason.TIMEOUT and verdict.seconds >= LIMIT
 
 
 def judge_corpus(times: int, workers: int) -> list[str]:
@@ -122,7 +127,8 @@ def judge_corpus(times: int, workers: int) -> list[str]:
                     if starved(found[at], LIMIT):
                         found[at] = judge.grade([(source, checks)])[0]
             for (name, expected, _, _), verdict in zip(corpus, found, strict=True):
-                seen.setdefault(name, set()).add(verdict.reason)
+                if not ran_out_before_its_crash(expected, verdict):
+                    seen.setdefault(name, set()).add(verdict.reason)
                 if fault := faults(expected, verdict):
                     wrong.append(f"{name}: {fault}: {verdict}")
                 if verdict.seconds > LIMIT + 0.5:

@@ -15,7 +15,6 @@ from selfcorrect.grading.judge import Checks, Verdict, selftest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-torch.set_num_threads(1)
 settings.register_profile("suite", deadline=None, derandomize=True, max_examples=100)
 settings.register_profile("nightly", settings.get_profile("suite"), max_examples=1500)
 gc.disable()  # until everything is imported: nothing of it is garbage
@@ -23,6 +22,11 @@ gc.disable()  # until everything is imported: nothing of it is garbage
 
 def pytest_configure(config: pytest.Config) -> None:
     settings.load_profile("suite" if "not nightly" in config.option.markexpr else "nightly")
+
+
+def pytest_runtest_setup() -> None:
+    """Whatever the test before left: two processes of two threads each, on two cores, are slower than of one."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -176,7 +176,7 @@ def test_baseline_variance(script: Script, tmp_path: Path) -> None:
 def test_demo_seeds(script: Script, tmp_path: Path) -> None:
     tiny = [
         "stages.stage1.steps=1", "stages.stage2.steps=1", "evaluation.problems=8", "evaluation.every=null",
-        "rollouts.problems_per_step=2",
+        "rollouts.problems_per_step=2", "threads=1",
     ]  # fmt: skip
     command = ["--seeds", "3", "--precisions", "float32", "--output", str(tmp_path / "runs")]
     for _ in range(2):  # a complete run is read, not repeated

@@ -36,11 +36,6 @@ probabilities = cache(lambda name: toy_named(name).probabilities_B())
 exact = cache(lambda toy, objective: exact_gradient(toy_named(toy), OBJECTIVES[objective]))
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> None:
-    torch.set_num_threads(1)
-
-
 @dataclass(frozen=True)
 class Pipeline:
     """The code under test, with a place to plant a bug at each joint."""

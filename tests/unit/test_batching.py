@@ -17,11 +17,6 @@ EOS = 2
 GIVEN = torch.float64
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> None:
-    torch.set_num_threads(1)
-
-
 def batch_of(*rollouts: Rollout, included: list[bool] | None = None) -> Batch:
     """Rollout i pays 10 i + a for attempt a; KL weights 0.1, 0.2, ... of each attempt."""
     count, attempts = len(rollouts), len(rollouts[0].attempts)

@@ -16,7 +16,7 @@ from selfcorrect.learning.record import StepResult
 from selfcorrect.learning.training import Trainer
 from selfcorrect.models.adapters import need_peft
 from selfcorrect.runs import interrupts
-from selfcorrect.runs.checkpoint import Checkpoint, load_newest, save, saved
+from selfcorrect.runs.checkpoint import PARTIAL, Checkpoint, load_newest, save, saved, sweep
 from selfcorrect.runs.display import Observer
 from selfcorrect.runs.interrupts import alone
 from selfcorrect.runs.loop import Loop
@@ -285,3 +285,14 @@ def test_a_checkpoint_under_another_name_is_not_taken(tmp_path: Path) -> None:
     (tmp_path / "step-000003").rename(tmp_path / "step-000007")
     with pytest.raises(CheckpointError, match=r"step-000007 is damaged \(it holds step 3\)"):
         load_newest(tmp_path)
+
+
+@pytest.mark.parametrize("replaced", [False, True], ids=["between its renames", "after them"])
+def test_a_folder_that_was_being_replaced_is_there(replaced: bool, tmp_path: Path) -> None:
+    """A kill may leave the old folder under its other name; it comes back unless the new one has taken its place."""
+    for name, text in ((f"{PARTIAL}best-old", "old"), ("best" if replaced else f"{PARTIAL}best-x7", "new")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model").write_text(text)
+    sweep(tmp_path)
+    assert [folder.name for folder in tmp_path.iterdir()] == ["best"]
+    assert (tmp_path / "best" / "model").read_text() == ("new" if replaced else "old")

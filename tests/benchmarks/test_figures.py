@@ -139,6 +139,8 @@ QUOTES: list[tuple[str, str, str, Given]] = [
     ("README.md", "demo_seeds.json", summary_row("after Stage II", "stage2"), None),
     ("README.md", "demo_seeds.json", "{float32[delta][0]:s} to {float32[delta][1]:s} points in float32 (i->c {float32[fixed][0]:p} to "
      "{float32[fixed][1]:p}, c->i at most {float32[broken][1]:p}, Accuracy@t2 {float32[t2][0]:p} to {float32[t2][1]:p};", by_precision),
+    ("README.md", "demo_seeds.json", "at {bfloat16[delta][0]:s} to {bfloat16[delta][1]:s} in bfloat16 (i->c {bfloat16[fixed][0]:p} to "
+     "{bfloat16[fixed][1]:p}, c->i at most {bfloat16[broken][1]:p}, Accuracy@t2 {bfloat16[t2][0]:p} to {bfloat16[t2][1]:p})", by_precision),
     ("README.md", "demo_seeds.json", "the second attempt falls from {" + FINAL + "[summary][accuracy][1][value]:p} to {"
      + FINAL + "[controls][swapped][accuracy][1][value]:p}", None),
     ("README.md", "demo_seeds.json", "({" + FINAL + "[summary][fix_rate][value]:.0%} against {" + BASE

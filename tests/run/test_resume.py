@@ -98,7 +98,7 @@ def with_adapters() -> None:
 @pytest.mark.parametrize(
     ("tuning", "least"),
     [
-        ("full", 8), pytest.param("full", 40, marks=pytest.mark.nightly),
+        ("full", 5), pytest.param("full", 40, marks=pytest.mark.nightly),
         pytest.param("lora", 8, marks=pytest.mark.nightly),
     ],
 )  # fmt: skip

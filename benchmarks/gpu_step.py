@@ -35,6 +35,7 @@ from workload import SEED, Clock, Work, make_model_folder
 from selfcorrect.config import OptimizerConfig, RolloutConfig, StageTwo, TrainConfig
 from selfcorrect.learning.training import Trainer
 from selfcorrect.models.loading import LanguageModel, wrap
+from selfcorrect.models.packed import hindrance
 from selfcorrect.models.sizing import sized
 from selfcorrect.samplers.transformers import TransformersSampler
 from selfcorrect.types import Completion, SamplingParams
@@ -275,9 +276,10 @@ def watched(trainer: Trainer) -> list[tuple[Any, ...]]:
 
 
 def packed_and_padded(trainer: Trainer, given: tuple[Any, ...], device: torch.device) -> dict[str, Any]:
-    """Seconds of the same update on packed and on padded rows."""
-    found = {}
-    for name, packed in (("packed", True), ("padded", False)):
+    """Seconds of the same update on packed rows, or why there are none, and on padded ones."""
+    why = hindrance(trainer.lm)
+    found: dict[str, Any] = {"not_packed": why} if why else {}
+    for name, packed in [("padded", False)] if why else [("packed", True), ("padded", False)]:
         optimizer = trainer.config.optimizer.model_copy(update={"padding_free": packed})
         trainer.config = trainer.config.model_copy(update={"optimizer": optimizer})
         start = time.perf_counter()

@@ -256,6 +256,15 @@ def test_rows_are_packed_only_where_a_trial_agrees(made: Any, able: bool, dtype:
     assert packed_attention.hindrance(lm) == ("" if able else "its code does not take its attention from without")
 
 
+def test_a_trial_that_fails_is_told_as_that(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> Tensor:
+        raise RuntimeError("no kernel for this\nand more")
+
+    monkeypatch.setattr(packed_attention, "_row_by_row", fail)
+    told = packed_attention.hindrance(tiny_lm("llama", "eager"))
+    assert told == "a trial of two rows failed: RuntimeError: no kernel for this"
+
+
 def all_as_one(packing: Any, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
     new, seen = query.shape[2], key.shape[2]
     mask = torch.ones(new, seen, dtype=torch.bool).tril(seen - new)

@@ -132,6 +132,7 @@ def test_what_the_reference_samples_counts(
     assert on_a_card(monkeypatch, 40, **merge({"rollouts": few}, settings)).rollouts.rows == rows
 
 
+OWN_CODE = "its code does not take its attention from without"
 CARD = {"device": torch.device("cuda"), "compute_dtype": torch.bfloat16}
 
 
@@ -139,8 +140,8 @@ CARD = {"device": torch.device("cuda"), "compute_dtype": torch.bfloat16}
     ("changed", "why"),
     [
         ({}, ""),
-        ({"own_code": True}, "its code does not take its attention from without"),
-        ({**CARD, "own_code": True}, "its code does not take its attention from without"),
+        ({"own_code": True}, OWN_CODE),
+        ({**CARD, "own_code": True}, OWN_CODE),
         ({"attends_to_all": False}, "its attention is not plain attention to the whole context"),
         ({"capped": 50.0}, "its attention is not plain attention to the whole context"),
         (CARD, ""),
@@ -157,7 +158,7 @@ def test_rows_are_packed_where_model_card_and_torch_allow_it(
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7 if changed.get("old_card") else 9, 0))
     if changed.get("old_torch"):
         monkeypatch.setattr(packed, "_variable_length", lambda: None)
-    monkeypatch.setattr(packed, "_is_heeded", lambda lm: not changed.get("own_code"))
+    monkeypatch.setattr(packed, "_found_on_trial", lambda lm: OWN_CODE if changed.get("own_code") else "")
     config = SimpleNamespace(head_dim=changed.get("width", 64), attn_logit_softcapping=changed.get("capped"))
     lm: Any = SimpleNamespace(
         model=SimpleNamespace(config=config), device=changed.get("device", torch.device("cpu")),

@@ -19,7 +19,6 @@ from selfcorrect.learning.losses import token_loss
 from selfcorrect.learning.policy import trained_states
 from selfcorrect.models.adapters import Adapters, fresh_config
 from selfcorrect.models.loading import LanguageModel
-from selfcorrect.samplers import few_rows
 from selfcorrect.samplers.base import Far
 from selfcorrect.samplers.draws import draw, uniforms
 from selfcorrect.samplers.graphs import AS_THEY_ARE, Graphs, Shapes
@@ -213,34 +212,6 @@ def test_weights_cast_beforehand_change_no_logit(architecture: str, precise: tor
     after = dict(lm.model.named_parameters())
     assert [name for name in state if after[name] is not state[name]] == []
     assert lm.model.config._attn_implementation == "sdpa"
-
-
-@pytest.mark.skipif(not few_rows.AVAILABLE, reason="torch without MKL takes the usual product")
-def test_few_rows_are_multiplied_the_other_way_round(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Biases, rows of three axes and an adapter's base layers among them; nothing is left behind."""
-    lm = tiny_lm("qwen2", "sdpa")
-    lm.adapters = Adapters(lm.model, fresh_config(LoraConfig(), lm.model), "a base", 0)
-    for name, parameter in lm.model.named_parameters():
-        if name.endswith("bias"):
-            torch.nn.init.normal_(parameter)
-    ids, everywhere = torch.arange(1, 13).view(2, 6), None
-    before = lm.logits(ids, everywhere, use_cache=False)
-    usual, taken = torch.nn.functional.linear, list[int]()
-
-    def noted(x: Tensor, *rest: Any) -> Tensor:
-        taken.append(len(x))
-        return usual(x, *rest)
-
-    monkeypatch.setattr(few_rows, "_LEAST", 0)
-    monkeypatch.setattr(torch.nn.functional, "linear", noted)
-    with torch.no_grad(), InferenceWeights(lm).lent():
-        torch.testing.assert_close(lm.logits(ids, everywhere, use_cache=False), before, rtol=1e-5, atol=1e-5)
-        assert taken == []  # twelve rows, the head's too
-        lm.logits(ids[:, :2], everywhere, use_cache=False)
-        assert taken  # four rows
-    with pytest.raises(KeyboardInterrupt), InferenceWeights(lm).lent():
-        raise KeyboardInterrupt
-    assert not [name for name, module in lm.model.named_modules() if "forward" in module.__dict__]
 
 
 def test_a_new_version_of_the_weights_is_cast_into_the_same_memory() -> None:

@@ -6,7 +6,7 @@ autocast, so that log-probabilities are those of the policy's own forward pass. 
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from selfcorrect.models.loading import LanguageModel
 from selfcorrect.samplers.attention import grouped_attention
-from selfcorrect.samplers.few_rows import few_rows
 
 
 class InferenceWeights:
@@ -48,8 +47,7 @@ class InferenceWeights:
         try:
             for module, name, cast in self._casts:
                 module._parameters[name] = cast  # type: ignore[assignment]  # no Parameter: nothing trains meanwhile
-            on_cpu = self._lm.device.type == "cpu" and self._lm.compute_dtype == torch.float32
-            with grouped_attention(self._lm.model.config), few_rows(self._lm.model) if on_cpu else nullcontext():
+            with grouped_attention(self._lm.model.config):
                 yield
         finally:
             for (module, name, _), parameter in zip(self._casts, own, strict=True):

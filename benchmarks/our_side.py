@@ -24,6 +24,7 @@ from selfcorrect.config import ModelConfig, OptimizerConfig, RolloutConfig, Stag
 from selfcorrect.learning.training import Trainer
 from selfcorrect.models.head import States
 from selfcorrect.models.loading import LanguageModel, load_model
+from selfcorrect.models.sizing import sized
 from selfcorrect.samplers.transformers import TransformersSampler
 from selfcorrect.types import Completion, Grade, Outcome, Problem, SamplingParams
 
@@ -42,6 +43,7 @@ class OurSide:
         self._clock = Clock()
         config = _config(model_folder, steps, work, micro_batch, tuning)
         lm = load_model(config.model)
+        config, _ = sized(config, lm, 200 + 2 * work.max_new_tokens)  # what a run's `auto` comes to
         self._trainer = Trainer(
             config,
             lm,

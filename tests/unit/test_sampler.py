@@ -17,8 +17,9 @@ from selfcorrect.config import LoraConfig
 from selfcorrect.learning.batching import make_batch
 from selfcorrect.learning.losses import token_loss
 from selfcorrect.learning.policy import trained_states
-from selfcorrect.models.adapters import Adapters, fresh_config
+from selfcorrect.models.adapters import FROZEN, OFF, POLICY, Adapters, fresh_config
 from selfcorrect.models.loading import LanguageModel
+from selfcorrect.samplers import prepacked
 from selfcorrect.samplers.base import Far
 from selfcorrect.samplers.draws import draw, uniforms
 from selfcorrect.samplers.graphs import AS_THEY_ARE, Graphs, Shapes
@@ -212,6 +213,45 @@ def test_weights_cast_beforehand_change_no_logit(architecture: str, precise: tor
     after = dict(lm.model.named_parameters())
     assert [name for name in state if after[name] is not state[name]] == []
     assert lm.model.config._attn_implementation == "sdpa"
+
+
+@pytest.mark.parametrize("view", [POLICY, OFF, FROZEN, None])
+@pytest.mark.parametrize("precise", [torch.float32, torch.bfloat16])
+def test_weights_laid_out_for_decoding(view: str | None, precise: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As they are now, with the adapter that the view shows; nothing is left behind."""
+    monkeypatch.setattr(prepacked, "_LEAST", 1 << 8)
+    monkeypatch.setattr(prepacked, "_LEAST_ADAPTED", 1 << 7)
+    lm = replace(tiny_lm("qwen2", "sdpa"), compute_dtype=precise)
+    if view is not None:
+        lm.adapters = Adapters(lm.model, fresh_config(LoraConfig(), lm.model), "a base", 0)
+        lm.adapters.load(lm.adapters.tensors(), FROZEN)
+        lm = replace(lm, view=view)
+    product, read = prepacked._forward, list[Tensor]()
+
+    def noted(*given: Any) -> Tensor:
+        read.append(product(*given))
+        return read[-1]
+
+    monkeypatch.setattr(prepacked, "_forward", noted)
+    draws = torch.Generator().manual_seed(1)
+    ids, weights = torch.arange(1, 13).view(2, 6), InferenceWeights(lm)
+    for _ in range(2):
+        with torch.no_grad():
+            for parameter in lm.model.parameters():  # biases and adapters too, and the second time once more
+                parameter.add_(0.05 * torch.randn(parameter.shape, generator=draws))
+            before = lm.logits(ids, None, use_cache=False)
+            weights.new_version()
+            with weights.lent():
+                after = lm.logits(ids, None, use_cache=False)
+        within = {"rtol": 1e-5, "atol": 1e-5} if precise == torch.float32 else {"rtol": 0.05, "atol": 0.05}
+        torch.testing.assert_close(after, before, **within)
+    assert len(read) >= 2 * len(lm.model.model.layers)
+    with pytest.raises(KeyboardInterrupt), weights.lent():
+        raise KeyboardInterrupt
+    monkeypatch.setattr(prepacked, "free_memory_of_machine", lambda: 1000)
+    assert not [name for name, module in lm.model.named_modules() if "forward" in vars(module)]
+    with weights.lent():  # no room for copies
+        assert not [name for name, module in lm.model.named_modules() if "forward" in vars(module)]
 
 
 def test_a_new_version_of_the_weights_is_cast_into_the_same_memory() -> None:

@@ -24,6 +24,12 @@ SHAPES: dict[str, dict[str, int]] = {  # layers, widths and vocabularies of real
 }  # fmt: skip
 
 
+@pytest.fixture(autouse=True)
+def packable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The models here have no layers to try."""
+    monkeypatch.setattr(sizing, "hindrance", lambda lm: "")
+
+
 class Model(torch.nn.Module):
     """A shape, with a layer that can be run again or without."""
 
@@ -86,7 +92,6 @@ def test_whole_logits_count_where_the_head_is_not_known() -> None:
 def on_a_card(patch: pytest.MonkeyPatch, gigabytes: int, trains: bool = True, **settings: Any) -> TrainConfig:
     """1.5 billion weights that train take 27 GB beside themselves, and rollouts of 2,400 tokens 69 MB each."""
     card = SimpleNamespace(total_memory=80 << 30)
-    patch.setattr(sizing, "hindrance", lambda lm: "")
     patch.setattr(torch.cuda, "get_device_properties", lambda device: card)
     patch.setattr(torch.cuda, "mem_get_info", lambda device: (gigabytes << 30, card.total_memory))
     model = Model("1.5B", able=True)
@@ -170,6 +175,7 @@ def test_rows_are_packed_where_model_card_and_torch_allow_it(
 
 def test_packed_rows_are_refused_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sizing, "hindrance", lambda lm: "it cannot")
-    assert settle("lab", 45)[0].optimizer.padding_free is False  # a CPU pads where nobody asks
+    assert settle("lab", 45)[0].optimizer.padding_free is False  # a CPU pads a small model's rows where nobody asks
+    assert "it cannot" in " ".join(settle("1.5B", 45)[1])  # and would not those of a large one
     with pytest.raises(ConfigError, match=r"optimizer\.padding_free = true: it cannot; set auto"):
         settle("lab", 45, optimizer={"padding_free": True})

@@ -119,8 +119,8 @@ class OptimizerConfig(Strict):
     gradient_checkpointing: run each layer again in the backward pass rather than keep what it computed: less memory,
     about a third more computation, the same gradient. auto: where a micro-batch would not fit otherwise.
     micro_batch: rollouts in one forward; no gradient depends on it. auto follows from the model's size.
-    padding_free: lay a micro-batch's rollouts end to end rather than pad them to the longest. auto: on a GPU, where the
-    model's attention allows it.
+    padding_free: lay a micro-batch's rollouts end to end rather than pad them to the longest. auto: where the model's
+    attention allows it, and where there is no GPU, for models of 256 hidden numbers and more.
     """
 
     name: Literal["adamw", "adamw_8bit", "paged_adamw_8bit"] = "adamw"

@@ -154,9 +154,13 @@ class _Score(torch.autograd.Function):
         ctx.kept = {}  # used up here: a second backward pass makes every tile again
         policy, dtype = work.policy(hidden_ND, weight_VD, bias_V), _precise(hidden_ND)
         d_hidden_ND, d_weight_VD, d_bias_V = (
-            torch.zeros_like(tensor, dtype=dtype) if wanted else None
-            for tensor, wanted in zip((hidden_ND, weight_VD, bias_V), ctx.needs_input_grad, strict=False)
-        )
+            make(tensor, dtype=dtype) if wanted else None
+            for make, tensor, wanted in zip(
+                # The first span of tokens writes every row of the weight's, which is as large as the vocabulary.
+                (torch.zeros_like, torch.empty_like if len(hidden_ND) else torch.zeros_like, torch.zeros_like),
+                (hidden_ND, weight_VD, bias_V), ctx.needs_input_grad, strict=False,
+            )
+        )  # fmt: skip
         for rows, columns in work.spans(policy.vocabulary):
             for at in columns:
                 u_nv, r_nv = kept.pop((rows.start, at.start), (None, None))
@@ -171,7 +175,7 @@ class _Score(torch.autograd.Function):
                     else:
                         _add_product(d_hidden_ND[rows], d_nv, weight_VD[at].to(d_nv.dtype))
                 if d_weight_VD is not None:
-                    _add_product(d_weight_VD[at], d_nv.T, hidden_ND[rows])
+                    _add_product(d_weight_VD[at], d_nv.T, hidden_ND[rows], anew=rows.start == 0)
                 if d_bias_V is not None:
                     d_bias_V[at] += d_nv.sum(0)
         return d_hidden_ND, d_weight_VD, d_bias_V, None
@@ -195,12 +199,15 @@ def _at_products(u_nv: Tensor, r_nv: Tensor | None, sums: list[Tensor], work: _W
     return d_nv if scale == 1 else d_nv.mul_(scale)
 
 
-def _add_product(sum_: Tensor, left: Tensor, right: Tensor) -> None:
-    """sum_ += left @ right, in place. Each tile's product rounded to bfloat16 before it is added would bias the sum."""
+def _add_product(sum_: Tensor, left: Tensor, right: Tensor, anew: bool = False) -> None:
+    """sum_ += left @ right, in place; anew: sum_ = left @ right, whatever it held.
+
+    Each tile's product rounded to bfloat16 before it is added would bias the sum.
+    """
     if sum_.dtype != left.dtype and sum_.device.type == "cuda":
-        torch.addmm(sum_, left, right, out_dtype=sum_.dtype, out=sum_)
-    else:
-        sum_.addmm_(left.to(sum_.dtype), right.to(sum_.dtype))
+        torch.addmm(sum_, left, right, beta=0 if anew else 1, out_dtype=sum_.dtype, out=sum_)
+    else:  # with beta = 0 what is not a number is not read
+        sum_.addmm_(left.to(sum_.dtype), right.to(sum_.dtype), beta=0 if anew else 1)
 
 
 def _inside(token_ids_n: Tensor, at: slice) -> tuple[Tensor, Tensor]:

@@ -21,6 +21,7 @@ from selfcorrect.models.recompute import layers_of
 
 _CPU_BUDGET = 4 << 30  # bytes for each of the two: a micro-batch's activations, the cache of the rows being sampled
 _MOST_TRAINED, _MOST_SAMPLED = 128, 512  # beyond these nothing gets faster
+_WIDE = 256  # hidden numbers of a token: from there on a CPU, too, gains by leaving the padding out (docs/log.md)
 _DRAW_BYTES = 14  # of a row being sampled, for each word: the logit twice, its log-probability and its share
 
 
@@ -96,7 +97,8 @@ def _checkpointing(optimizer: OptimizerConfig, lm: LanguageModel, tokens: int, b
 def _padding_free(optimizer: OptimizerConfig, lm: LanguageModel) -> tuple[bool, list[str]]:
     """Whether rows are packed in the update, and a note where auto would have liked to."""
     asked = optimizer.padding_free
-    if asked is False or (asked == "auto" and lm.device.type != "cuda"):
+    small = lm.device.type != "cuda" and _shape(lm)["hidden"] < _WIDE
+    if asked is False or (asked == "auto" and small):
         return False, []
     why = hindrance(lm)
     if why and asked is True:
@@ -166,6 +168,13 @@ def memory_of(device: torch.device) -> int | None:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (ValueError, OSError):
         return None
+
+
+def free_memory_of_machine() -> int:
+    """Bytes that programs could have now, without swapping."""
+    import psutil
+
+    return int(psutil.virtual_memory().available)
 
 
 def size_text(count: int) -> str:

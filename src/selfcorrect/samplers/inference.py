@@ -6,7 +6,7 @@ autocast, so that log-probabilities are those of the policy's own forward pass. 
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from selfcorrect.models.loading import LanguageModel
 from selfcorrect.samplers.attention import grouped_attention
+from selfcorrect.samplers.prepacked import prepacked
 
 
 class InferenceWeights:
@@ -47,11 +48,14 @@ class InferenceWeights:
         try:
             for module, name, cast in self._casts:
                 module._parameters[name] = cast  # type: ignore[assignment]  # no Parameter: nothing trains meanwhile
-            with grouped_attention(self._lm.model.config):
+            with grouped_attention(self._lm.model.config), self._prepacked():
                 yield
         finally:
             for (module, name, _), parameter in zip(self._casts, own, strict=True):
                 module._parameters[name] = parameter
+
+    def _prepacked(self) -> AbstractContextManager[None]:
+        return prepacked(self._lm) if self._lm.device.type == "cpu" else nullcontext()
 
     def _cast(self) -> None:
         dtype = self._lm.compute_dtype

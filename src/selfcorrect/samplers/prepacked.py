@@ -1,0 +1,118 @@
+"""Linear layers for decoding on a CPU: copies of their weights, laid out as oneDNN's kernels read them.
+
+A decoding step multiplies a few rows with every weight, and takes as long as those are read. As they lie in the model,
+x W^T of four to fifty rows reads them at a third to a half of the memory's speed; laid out for the kernel, at up to
+twice that. In float32 a copy holds its LoRA adapter too, W + BA, so that decoding does not multiply with each by itself
+(in bfloat16 the sum would be rounded away). Copies are made for a call and given back after it.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+from selfcorrect.models.adapters import OFF
+from selfcorrect.models.loading import LanguageModel
+from selfcorrect.models.sizing import free_memory_of_machine
+
+_LEAST = 1 << 20  # numbers of a weight: smaller ones stay in the processor's cache, and gain nothing
+_LEAST_ADAPTED = 1 << 16  # of one that its adapter is added to
+_ROWS = 64  # laid out for so many, fewer and more are as fast
+_FEW = 2  # so many or fewer rows read a float32 weight at full speed as it lies
+
+
+@contextmanager
+def prepacked(lm: LanguageModel) -> Iterator[None]:
+    """Meanwhile the model's large linear layers read copies of their weights as they are now.
+
+    Where torch has no oneDNN, where its product is not the layer's up to rounding, or less than twice the copies'
+    memory is free, all stays as it is.
+    """
+    layers = _layers(lm) if _kernels_work(lm.compute_dtype) else []
+    if sum(layer.base.weight.numel() for layer in layers) * lm.compute_dtype.itemsize > free_memory_of_machine() / 2:
+        layers = []
+    taken: list[nn.Module] = []
+    try:
+        for layer in layers:
+            layer.module.forward = layer.forward(lm.compute_dtype)
+            taken.append(layer.module)
+        yield
+    finally:
+        for module in taken:
+            del module.forward
+
+
+@dataclass(frozen=True, slots=True)
+class _Layer:
+    """module: what the model calls, the linear layer itself or PEFT's layer around it, of which `adapter` is on."""
+
+    module: Any
+    base: nn.Linear
+    adapter: str = OFF
+
+    def forward(self, dtype: torch.dtype) -> partial[Tensor]:
+        """What stands in for the module's own, with the weights as they are now."""
+        own = weight = self.base.weight.detach()
+        if self.adapter != OFF:
+            weight = own + self.module.get_delta_weight(self.adapter).detach()
+        bias = None if self.base.bias is None else self.base.bias.detach().to(dtype)
+        if weight.numel() < _LEAST:
+            return partial(linear, weight=weight, bias=bias)
+        lies = weight is own and dtype == torch.float32  # a sum would have to be kept beside its copy
+        return partial(_forward, _laid_out(weight.to(dtype)), own if lies else None, bias)
+
+
+def _layers(lm: LanguageModel) -> list[_Layer]:
+    """Those that gain. Subclasses (quantised ones), and what something else has hold of, stay as they are."""
+    exact = lm.compute_dtype == torch.float32
+    wrapped = _adapted(lm) if exact else []
+    inside = {layer.base for layer in wrapped}
+    plain = [_Layer(module, module) for module in lm.model.modules() if module not in inside and _fits(module, _LEAST)]
+    return [layer for layer in [*wrapped, *plain] if not exact or layer.base.weight.dtype == torch.float32]
+
+
+def _adapted(lm: LanguageModel) -> list[_Layer]:
+    if lm.adapters is None:
+        return []
+    from peft.tuners.lora import Linear
+
+    found = [_Layer(module, module.base_layer, lm.view) for module in lm.model.modules() if type(module) is Linear]
+    return [layer for layer in found if _fits(layer.base, _LEAST_ADAPTED) and "forward" not in vars(layer.module)]
+
+
+def _fits(module: Any, least: int) -> bool:
+    return type(module) is nn.Linear and "forward" not in vars(module) and module.weight.numel() >= least
+
+
+def _laid_out(weight_OI: Tensor) -> Tensor:
+    laid: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight_OI, _ROWS)
+    return laid
+
+
+def _forward(weight: Tensor, plain_OI: Tensor | None, bias_O: Tensor | None, x: Tensor) -> Tensor:
+    if plain_OI is not None and x.numel() <= _FEW * x.shape[-1]:
+        return linear(x, plain_OI, bias_O)
+    product: Tensor = torch.ops.mkldnn._linear_pointwise(x.to(weight.dtype), weight, bias_O, "none", [], "")
+    return product
+
+
+def _kernels_work(dtype: torch.dtype) -> bool:
+    """Whether this torch has them, and a small product comes out right on this machine."""
+    if dtype not in (torch.float32, torch.bfloat16):
+        return False
+    names = ("_reorder_linear_weight", "_linear_pointwise")
+    if not torch.backends.mkldnn.is_available() or not all(hasattr(torch.ops.mkldnn, name) for name in names):
+        return False
+    weight_OI = torch.linspace(-1, 1, 96 * 32).sin().view(96, 32).to(dtype)
+    x_NI = torch.linspace(-2, 2, 5 * 32).cos().view(5, 32).to(dtype)
+    try:
+        mine = _forward(_laid_out(weight_OI), None, None, x_NI).float()
+    except (RuntimeError, NotImplementedError):
+        return False
+    theirs = x_NI.float() @ weight_OI.float().T
+    return bool((mine - theirs).norm() <= (1e-5 if dtype == torch.float32 else 1e-2) * theirs.norm())

@@ -243,8 +243,8 @@ def test_weights_laid_out_for_decoding(view: str | None, precise: torch.dtype, m
             weights.new_version()
             with weights.lent():
                 after = lm.logits(ids, None, use_cache=False)
-        within = {"rtol": 1e-5, "atol": 1e-5} if precise == torch.float32 else {"rtol": 0.05, "atol": 0.05}
-        torch.testing.assert_close(after, before, **within)
+        within = 1e-5 if precise == torch.float32 else 0.05
+        torch.testing.assert_close(after, before, rtol=within, atol=within)
     assert len(read) >= 2 * len(lm.model.model.layers)
     with pytest.raises(KeyboardInterrupt), weights.lent():
         raise KeyboardInterrupt

@@ -72,7 +72,8 @@ def _layers(lm: LanguageModel) -> list[_Layer]:
     exact = lm.compute_dtype == torch.float32
     wrapped = _adapted(lm) if exact else []
     inside = {layer.base for layer in wrapped}
-    plain = [_Layer(module, module) for module in lm.model.modules() if module not in inside and _fits(module, _LEAST)]
+    every: list[Any] = [module for module in lm.model.modules() if module not in inside]
+    plain = [_Layer(module, module) for module in every if _fits(module, _LEAST)]
     return [layer for layer in [*wrapped, *plain] if not exact or layer.base.weight.dtype == torch.float32]
 
 
@@ -106,7 +107,8 @@ def _kernels_work(dtype: torch.dtype) -> bool:
     if dtype not in (torch.float32, torch.bfloat16):
         return False
     names = ("_reorder_linear_weight", "_linear_pointwise")
-    if not torch.backends.mkldnn.is_available() or not all(hasattr(torch.ops.mkldnn, name) for name in names):
+    built: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    if not built or not all(hasattr(torch.ops.mkldnn, name) for name in names):
         return False
     weight_OI = torch.linspace(-1, 1, 96 * 32).sin().view(96, 32).to(dtype)
     x_NI = torch.linspace(-2, 2, 5 * 32).cos().view(5, 32).to(dtype)

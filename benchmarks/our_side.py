@@ -24,7 +24,7 @@ from selfcorrect.config import ModelConfig, OptimizerConfig, RolloutConfig, Stag
 from selfcorrect.learning.training import Trainer
 from selfcorrect.models.head import States
 from selfcorrect.models.loading import LanguageModel, load_model
-from selfcorrect.models.sizing import sized
+from selfcorrect.runs.checks import fitted
 from selfcorrect.samplers.transformers import TransformersSampler
 from selfcorrect.types import Completion, Grade, Outcome, Problem, SamplingParams
 
@@ -43,14 +43,10 @@ class OurSide:
         self._clock = Clock()
         config = _config(model_folder, steps, work, micro_batch, tuning)
         lm = load_model(config.model)
-        config, _ = sized(config, lm, 200 + 2 * work.max_new_tokens)  # what a run's `auto` comes to
-        self._trainer = Trainer(
-            config,
-            lm,
-            _TimedReference(lm.frozen_copy(), self._clock),
-            _TimedSampler(lm, self._clock),
-            _Task(self._clock, work),
-        )
+        task = _Task(self._clock, work)
+        config, _ = fitted(config, lm, task)  # what a run's `auto` comes to
+        reference, sampler = _TimedReference(lm.frozen_copy(), self._clock), _TimedSampler(lm, self._clock)
+        self._trainer = Trainer(config, lm, reference, sampler, task)
         self.chat = lm.chat
 
     def step(self) -> StepTiming:

@@ -71,8 +71,8 @@ def _layers(lm: LanguageModel) -> list[_Layer]:
     """Those that gain. Subclasses (quantised ones), and what something else has hold of, stay as they are."""
     exact = lm.compute_dtype == torch.float32
     wrapped = _adapted(lm) if exact else []
-    inside = {layer.base for layer in wrapped}
-    every: list[Any] = [module for module in lm.model.modules() if module not in inside]
+    inside = {id(layer.base) for layer in wrapped}
+    every: list[Any] = [module for module in lm.model.modules() if id(module) not in inside]
     plain = [_Layer(module, module) for module in every if _fits(module, _LEAST)]
     return [layer for layer in [*wrapped, *plain] if not exact or layer.base.weight.dtype == torch.float32]
 
@@ -82,7 +82,8 @@ def _adapted(lm: LanguageModel) -> list[_Layer]:
         return []
     from peft.tuners.lora import Linear
 
-    found = [_Layer(module, module.base_layer, lm.view) for module in lm.model.modules() if type(module) is Linear]
+    every: list[Any] = [module for module in lm.model.modules() if type(module) is Linear]
+    found = [_Layer(module, module.base_layer, lm.view) for module in every]
     return [layer for layer in found if _fits(layer.base, _LEAST_ADAPTED) and "forward" not in vars(layer.module)]
 
 

@@ -1,6 +1,6 @@
 """A short supervised training on worked examples, for a model too small to keep to a task's form by itself.
 
-    python benchmarks/real/warm_up.py --model FOLDER --data FOLDER --output FOLDER [--steps 150] [--batch 16] [--rate 5e-5]
+    python benchmarks/real/warm_up.py --model FOLDER --data FOLDER --output FOLDER [--steps 150] [--batch 16] [--rate R]
 
 --data: rows of GSM8K's shape (words.py makes some); its training rows alone are read. Each is one turn: the prompt that
 run.py --task gsm8k gives, and what its `answer` works out, ended by the answer in the form that the prompt asks for.

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from selfcorrect.types import Attempt, Completion, Grade, Outcome, Problem, Rollout
 from tests.benchmarks.conftest import Script
@@ -15,11 +16,14 @@ from tests.support.hf_model import save_qwen2
 
 @pytest.fixture(scope="module")
 def call_of(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    model = save_qwen2(tmp_path_factory.mktemp("base") / "model", ends=6)
+    model = save_qwen2(tmp_path_factory.mktemp("base") / "model", ends=20)
+    state = load_file(model / "model.safetensors")  # louder, so that what is written depends on what was asked
+    loud = {name: 10 * weight if "proj" in name else weight for name, weight in state.items()}
+    save_file(loud, model / "model.safetensors", metadata={"format": "pt"})
     data = code_folder(tmp_path_factory.mktemp("data"))
     write(data / "gsm8k" / "train.jsonl", GSM8K[:3])
     write(data / "gsm8k" / "test.jsonl", GSM8K[3:])
-    tiny = ["--code-tokens", "8", "--math-tokens", "6", "--rows", "2", "--threads", "1"]
+    tiny = ["--code-tokens", "8", "--math-tokens", "6", "--rows", "2", "--threads", "1", "--precision", "float32"]
     return ["--model", str(model), "--data", str(data), "--sets", "humaneval=3,mbpp=2,gsm8k=3", *tiny]
 
 
@@ -79,6 +83,7 @@ def test_wordings_first_then_the_tables_through_a_kill(
     assert call(parts) == 0
     assert texts(parts) == texts(whole)
     rows = [json.loads(line) for text in texts(parts).values() for line in text.splitlines()]
+    assert len({attempt["text"] for row in rows for attempt in row["attempts"]}) > 8
     assert all(set(row) == {"id", "attempts"} for row in rows)  # no words of the data sets
     assert call(parts, "--correction", "Once more.") == 2
     assert "was begun with sets = " in (said := capsys.readouterr().err)

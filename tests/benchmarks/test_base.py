@@ -23,7 +23,7 @@ def call_of(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     data = code_folder(tmp_path_factory.mktemp("data"))
     write(data / "gsm8k" / "train.jsonl", GSM8K[:3])
     write(data / "gsm8k" / "test.jsonl", GSM8K[3:])
-    tiny = ["--code-tokens", "8", "--math-tokens", "6", "--rows", "2", "--threads", "1", "--precision", "float32"]
+    tiny = ["--code-tokens", "8", "--math-tokens", "6", "--rows", "1", "--threads", "1", "--precision", "float32"]
     return ["--model", str(model), "--data", str(data), "--sets", "humaneval=3,mbpp=2,gsm8k=3", *tiny]
 
 
@@ -77,10 +77,11 @@ def test_wordings_first_then_the_tables_through_a_kill(
         patch.setattr(base.Evaluating, "_play", killed)
         with pytest.raises(KeyboardInterrupt):
             call(parts)
-    begun = texts(parts)
-    assert list(begun) == ["humaneval.greedy.000.jsonl.gz", "humaneval.greedy.001.jsonl.gz"]
-    assert "| mbpp, of 2 | 0 |" in (parts / "page.md").read_text()
+    begun = {file: file.stat().st_mtime_ns for file in sorted((parts / "texts").iterdir())}
+    assert [file.name for file in begun] == ["humaneval.greedy.000.jsonl.gz", "humaneval.greedy.001.jsonl.gz"]
+    assert "| humaneval, of 3 | 2 |" in (parts / "page.md").read_text()
     assert call(parts) == 0
+    assert {file: file.stat().st_mtime_ns for file in begun} == begun  # nothing is played twice
     assert texts(parts) == texts(whole)
     rows = [json.loads(line) for text in texts(parts).values() for line in text.splitlines()]
     assert len({attempt["text"] for row in rows for attempt in row["attempts"]}) > 8

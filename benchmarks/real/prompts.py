@@ -1,6 +1,6 @@
 """How base.py asks: first prompts, and three wordings of the correction prompt, none of which knows the grade."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from settings import CODE_PROMPT, COMPLETION_PROMPT
 
@@ -68,7 +68,7 @@ def word_for_word(rollouts: Sequence[Rollout]) -> int:
     return sum(r.attempts[0].completion.text == r.attempts[-1].completion.text for r in rollouts)
 
 
-def chosen(tried: dict[str, Sequence[Rollout]]) -> str:
+def chosen(tried: Mapping[str, Sequence[Rollout]]) -> str:
     """The wording that RULE takes. tried: the rollouts of each wording over the same training problems."""
     return max(tried, key=lambda name: (_right(tried[name]), -word_for_word(tried[name])))
 

@@ -19,10 +19,11 @@ import argparse
 import hashlib
 import json
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
 from operator import methodcaller
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -41,7 +42,9 @@ from selfcorrect.runs.checks import check_context
 from selfcorrect.runs.folder import environment
 from selfcorrect.tasks import make_task
 from selfcorrect.tasks.base import Task
-from selfcorrect.types import Problem, Rollout
+from selfcorrect.types import Outcome, Problem, Rollout
+
+NEXT_TURN = "\nUser:"  # of the plain chat template
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -153,7 +156,8 @@ class Session:
         same_settings(self.output, {**self.how, "sets": {name: each.settings() for name, each in sets.items()}})
         for name, each in sets.items():
             each.play(self.output, name, lambda: self.sum_up(sets))
-        self.sum_up(sets)
+        told = sets if self.options.plain else {}
+        self.sum_up(sets, {name: figures(each.to_next_turn(self.output, name)) for name, each in told.items()})
 
     def correction(self, dataset: str) -> str:
         given: str | None = self.options.correction
@@ -179,8 +183,8 @@ class Session:
         assert isinstance(config, TrainConfig)
         return config
 
-    def sum_up(self, sets: "dict[str, Asked]") -> None:
-        """summary.json and page.md, from the files that are there."""
+    def sum_up(self, sets: "dict[str, Asked]", to_turn: Mapping[str, Any] = MappingProxyType({})) -> None:
+        """summary.json and page.md, from the files that are there. to_turn: of texts read to the next turn only."""
         units = [json.loads(line) for line in (self.output / "units.jsonl").read_text().splitlines()]
         summary = {
             **environment(self.options.seed),
@@ -191,6 +195,7 @@ class Session:
             "processor_minutes_used": round(sum(unit["processor_seconds"] for unit in units) / 60, 2),
             "prompts": {name: {"first": each.first, "correction": each.correction} for name, each in sets.items()},
             "evaluations": {name: figures(each.read(self.output, name)) for name, each in sets.items()},
+            "read_to_next_turn": dict(to_turn),
             "asked_for": {name: len(each.problems) for name, each in sets.items()},
             "wordings": self.tried,
         }
@@ -247,6 +252,28 @@ class Asked:
 
     def read(self, folder: Path, label: str) -> list[Rollout]:
         return self._evaluating(folder).read(label, GREEDY)
+
+    def to_next_turn(self, folder: Path, label: str) -> list[Rollout]:
+        """The rollouts as if an attempt that was cut off had ended where it began to write the next turn by itself.
+
+        That is what a base model does; attempt 2 was asked for after the whole text all the same.
+        """
+        rollouts, known = self.read(folder, label), {problem.id: problem for problem in self.problems}
+        ended = [
+            (rollout.problem.id, attempt, attempt.completion.text.partition(NEXT_TURN)[0])
+            for rollout in rollouts
+            for attempt in rollout.attempts
+            if attempt.grade.outcome is Outcome.TRUNCATED and NEXT_TURN in attempt.completion.text
+        ]
+        try:
+            grades = self.task.grade([(known[name], text) for name, _, text in ended]) if ended else []
+        finally:
+            self.task.close()
+        new = {
+            id(attempt): replace(attempt, completion=replace(attempt.completion, text=text), grade=grade)
+            for (_, attempt, text), grade in zip(ended, grades, strict=True)
+        }
+        return [replace(r, attempts=tuple(new.get(id(each), each) for each in r.attempts)) for r in rollouts]
 
     def _evaluating(self, folder: Path) -> Evaluating:
         options, chat = self.session.options, self.session.lm.chat

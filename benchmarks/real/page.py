@@ -91,6 +91,8 @@ def base_page(summary: dict[str, Any]) -> str:
     for name, told in summary["evaluations"].items():
         count = summary["asked_for"][name]
         lines.append(_base_row(name if told["n"] == count else f"{name}, of {count}", told))
+    for name, told in summary["read_to_next_turn"].items():
+        lines.append(_base_row(f"{name}, read up to the next turn that it writes itself", told))
     if summary["wordings"]:
         lines += [
             "",

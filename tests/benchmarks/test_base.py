@@ -92,6 +92,25 @@ def test_wordings_first_then_the_tables_through_a_kill(
     assert texts(parts) == texts(whole)
 
 
+def test_what_a_base_model_writes_after_its_turn(script: Script, call_of: list[str], tmp_path: Path) -> None:
+    """Cut off all the same; besides, its texts are graded up to the next turn."""
+    base = script("benchmarks/real/base.py")
+    answer = "```python\ndef add_11(x):\n    return x + 11\n```\n\nUser:\nAnd now"
+
+    def runs_on(self: Any, unit: Any, lm: Any) -> list[Rollout]:
+        attempt = Attempt((), Completion((1,), (), answer, "length"), Grade(Outcome.TRUNCATED, 0.0))
+        return [Rollout(problem, (attempt, attempt), 0, 0) for problem in unit.problems]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(base.Evaluating, "_play", runs_on)
+        more = ["--output", str(tmp_path / "out"), "--plain", "--correction", "Once more.", "--sets", "mbpp=2"]
+        assert base.main([*call_of, *more]) == 0
+    summary = json.loads((tmp_path / "out/summary.json").read_text())
+    whole, to_turn = (summary[name]["mbpp"] for name in ("evaluations", "read_to_next_turn"))
+    assert [found["accuracy"][1]["value"] for found in (whole, to_turn)] == [0.0, 0.5]
+    assert [found["cut_off"][0]["value"] for found in (whole, to_turn)] == [1.0, 0.0]
+
+
 def rollout(first: str, last: str, right: bool) -> Rollout:
     attempts = (
         Attempt((), Completion((), (), text, "stop"), Grade(outcome, 0.0))

@@ -37,29 +37,46 @@ WORDINGS = {
 RULE = "highest Accuracy@t2 on training problems; of equals the one that repeats fewer texts; then the first"
 
 MATH_PROMPT = MathConfig(name="math").prompt
+
+# Solved examples as earlier turns of the plain chat template, for models that know no turns but go on as a text does.
+REPLY, NEXT = "\n\nAssistant:\n", "\n\nUser:\n"
 MATH_EXAMPLES = (
-    "Problem:\nTom has 4 bags with 6 nuts each and eats 5 nuts. How many nuts are left?\n"
-    "Answer:\nThe bags hold 4 * 6 = 24 nuts. Without the 5 that he eats, 24 - 5 = 19 are left.\n"
-    "Final answer: \\boxed{{19}}\n\n"
-    "Problem:\nA train leaves with 80 people. Half of them get off, and 12 get on. How many are on the train?\n"
-    "Answer:\nHalf of 80 is 80 / 2 = 40. With the 12 that get on, it is 40 + 12 = 52.\n"
-    "Final answer: \\boxed{{52}}\n\n"
+    f"Problem: Tom has 4 bags with 6 nuts each and eats 5 nuts. How many nuts are left?{REPLY}"
+    "The bags hold 4 * 6 = 24 nuts. Without the 5 that he eats, 24 - 5 = 19 are left.\n"
+    f"Final answer: \\boxed{{{{19}}}}{NEXT}"
+    f"Problem: A train leaves with 80 people. Half of them get off, and 12 get on. How many are on it now?{REPLY}"
+    "Half of 80 is 80 / 2 = 40. With the 12 that get on, it is 40 + 12 = 52.\n"
+    f"Final answer: \\boxed{{{{52}}}}{NEXT}"
 )
-COMPLETION_EXAMPLE = (
-    "Complete each Python function. Write all of it, imports included.\n\n"
-    '```python\ndef halves(numbers):\n    """The half of each number."""\n```\n'
-    'Answer:\n```python\ndef halves(numbers):\n    """The half of each number."""\n'
-    "    return [number / 2 for number in numbers]\n```\n\n```python\n{code}\n```\nAnswer:"
+CODE_EXAMPLE = f"Task: {{task}}\nTests:\n{{tests}}{REPLY}```python\n{{code}}\n```{NEXT}"
+COMPLETION_EXAMPLES = "".join(
+    f"Complete this function:\n```python\n{head}\n```{REPLY}```python\n{head}\n{body}\n```{NEXT}"
+    for head, body in (
+        (
+            'def halves(numbers):\n    """The half of each number."""',
+            "    return [number / 2 for number in numbers]",
+        ),
+        (
+            'def longest(words):\n    """The first of the longest words; nothing where there is none."""',
+            '    best = ""\n    for word in words:\n        if len(word) > len(best):\n            best = word\n'
+            "    return best",
+        ),
+    )
 )
 
 
 def asked(dataset: str, shots: bool) -> dict[str, object]:
     """The settings of a task's first prompts. shots: solved examples first, for models without instruction tuning."""
     if FAMILY[dataset] == MATH:
-        examples = f"Solve the last problem. {{final_form}}\n\n{MATH_EXAMPLES}Problem:\n{{problem}}\nAnswer:"
-        return {"prompt": examples if shots else MATH_PROMPT}
+        return {"prompt": f"{MATH_EXAMPLES}Problem: {{problem}}" if shots else MATH_PROMPT}
     if shots:
-        return {"shots": 3, "completion_prompt": COMPLETION_EXAMPLE}
+        last = "Complete this function:\n```python\n{code}\n```"
+        return {
+            "shots": 3,
+            "example": CODE_EXAMPLE,
+            "prompt": "{examples}Task: {task}\nTests:\n{tests}",
+            "completion_prompt": COMPLETION_EXAMPLES + last,
+        }
     return {"shots": 0, "prompt": CODE_PROMPT, "completion_prompt": COMPLETION_PROMPT}
 
 

@@ -6,6 +6,7 @@ text, its number of tokens and its grade. What is there is not played again: a s
 
 import gzip
 import json
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -101,7 +102,7 @@ class Evaluating:
     """What stays the same from model to model. samples: a problem, at `temperature`.
 
     lengths: tokens of each problem's prompt, by id. slots: tokens that the cache may hold at once; rows of a batch are
-    as wide as the longest of them, so problems are taken by length, and a unit holds as many as fit.
+    as wide as the longest of them, so problems are taken by length, and a unit holds as many as fit, `most` at most.
     """
 
     task: Task
@@ -113,6 +114,7 @@ class Evaluating:
     max_new_tokens: int
     slots: int
     seed: int
+    most: int = sys.maxsize
 
     def units(self, model: str, decoding: str) -> Iterator[Unit]:
         """The longest prompts first."""
@@ -122,7 +124,7 @@ class Evaluating:
             if not left or not copies:
                 return
             width = self.lengths[left[0].id] + 2 * self.max_new_tokens + BETWEEN
-            each = max(1, self.slots // width // copies)
+            each = max(1, min(self.most, self.slots // width // copies))
             chunk, left = left[:each], left[each:]
             yield Unit(model, decoding, number, tuple(problem for problem in chunk for _ in range(copies)))
 
@@ -146,11 +148,11 @@ class Evaluating:
             if over(need):
                 print(f"{unit.name}: takes {need:.0f} s, and not enough time is left", flush=True)
                 return
-            began = time.monotonic()
+            began, busy = time.monotonic(), time.process_time()
             rollouts = self._play(unit, lm)
-            seconds = time.monotonic() - began
+            seconds, busy = time.monotonic() - began, time.process_time() - busy
             write_rows(self.file(unit), rollouts)
-            self._note(unit, rollouts, seconds)
+            self._note(unit, rollouts, seconds, busy)
             kept()
 
     def expected(self, unit: Unit) -> float:
@@ -185,9 +187,10 @@ class Evaluating:
             print(f"{unit.name}: out of memory, now {rows} rows at once", flush=True)
             torch.cuda.empty_cache()
 
-    def _note(self, unit: Unit, rollouts: Sequence[Rollout], seconds: float) -> None:
+    def _note(self, unit: Unit, rollouts: Sequence[Rollout], seconds: float, busy: float) -> None:
         tokens = sum(len(attempt.completion.token_ids) for rollout in rollouts for attempt in rollout.attempts)
-        note = {"unit": unit.name, "rollouts": len(rollouts), "tokens": tokens, "seconds": round(seconds, 2)}
+        note = {"unit": unit.name, "rollouts": len(rollouts), "tokens": tokens, "seconds": round(seconds, 2),
+                "processor_seconds": round(busy, 2)}  # fmt: skip
         with (self.folder / "units.jsonl").open("a", encoding="utf-8") as notes:
             notes.write(json.dumps(note) + "\n")
         told = summarize(rollouts)
@@ -201,22 +204,23 @@ class Evaluating:
     def summary(self, model: str) -> dict[str, Any]:
         """What is there of a model: by data set, the greedy metrics, and the means over samples."""
         found: dict[str, Any] = {}
-        for name, rollouts in by_set(self._read(model, GREEDY)).items():
+        for name, rollouts in by_set(self.read(model, GREEDY)).items():
             found.setdefault(name, {})[GREEDY] = asdict(summarize(rollouts))
-        for name, rollouts in by_set(self._read(model, SAMPLED)).items():
+        for name, rollouts in by_set(self.read(model, SAMPLED)).items():
             found.setdefault(name, {})[SAMPLED] = asdict(summary_over(rollouts, self.samples))
         return found
 
     def against(self, model: str, other: str) -> dict[str, Any]:
         """Greedy accuracy of `model` less that of `other`, attempt by attempt, over the same problems."""
-        ours, theirs = (by_set(self._read(name, GREEDY)) for name in (model, other))
+        ours, theirs = (by_set(self.read(name, GREEDY)) for name in (model, other))
         return {
             name: {f"t{attempt + 1}": asdict(_paired(ours[name], theirs[name], attempt)) for attempt in (0, 1)}
             for name in ours
             if name in theirs
         }
 
-    def _read(self, model: str, decoding: str) -> list[Rollout]:
+    def read(self, model: str, decoding: str) -> list[Rollout]:
+        """What is there, in the units' order."""
         files = [self.file(unit) for unit in self.units(model, decoding)]
         return [rollout for file in files if file.exists() for rollout in read_rows(file)]
 

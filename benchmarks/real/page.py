@@ -1,4 +1,4 @@
-"""summary.json as a page that a person reads."""
+"""summary.json as a page that a person reads: of run.py, and of base.py."""
 
 from typing import Any
 
@@ -28,7 +28,7 @@ def page(summary: dict[str, Any]) -> str:
     lines.append("")
     for model, sets in summary["against_base"].items():
         for data, found in sets.items():
-            lines.append(f"- {model} less base on {data}, greedy: t1 {_signed(found['t1'])}, t2 {_signed(found['t2'])}")
+            lines.append(f"- {model} less base on {data}, greedy: t1 {signed(found['t1'])}, t2 {signed(found['t2'])}")
     for model, told in summary["training"].items():
         if told:
             first, last = (_arrow(told[f"rewards_{end}_quarter"]) for end in ("first", "last"))
@@ -42,8 +42,8 @@ def page(summary: dict[str, Any]) -> str:
 def _row(model: str, data: str, decoding: str, found: dict[str, Any]) -> str:
     cut = [100 * counts.get("truncated", 0) / max(1, sum(counts.values())) for counts in found["outcomes"]]
     cells = [
-        model, data, decoding, str(found["n"]), _percent(found["accuracy"][0]), _percent(found["accuracy"][-1]),
-        _signed(found["delta"]), *(f"{100 * found[key]['value']:.1f}" for key in ("fixed", "broken", "unchanged")),
+        model, data, decoding, str(found["n"]), percent(found["accuracy"][0]), percent(found["accuracy"][-1]),
+        signed(found["delta"]), *(f"{100 * found[key]['value']:.1f}" for key in ("fixed", "broken", "unchanged")),
         " / ".join(f"{share:.1f}" for share in cut),
     ]  # fmt: skip
     return f"| {' | '.join(cells)} |"
@@ -51,20 +51,69 @@ def _row(model: str, data: str, decoding: str, found: dict[str, Any]) -> str:
 
 def _pass_row(model: str, data: str, found: dict[str, Any]) -> str:
     cells = [
-        model, data, f"pass@{found['k']}", str(found["n"]), _percent(found["accuracy"][0]),
-        _percent(found["accuracy"][-1]), _signed(found["delta"]),
+        model, data, f"pass@{found['k']}", str(found["n"]), percent(found["accuracy"][0]),
+        percent(found["accuracy"][-1]), signed(found["delta"]),
         *(f"{100 * found[key]['value']:.1f}" for key in ("fixed", "broken")), "", "",
     ]  # fmt: skip
     return f"| {' | '.join(cells)} |"
 
 
-def _percent(estimate: dict[str, float]) -> str:
+def percent(estimate: dict[str, float]) -> str:
     return f"{100 * estimate['value']:.1f} ({100 * estimate['low']:.1f} to {100 * estimate['high']:.1f})"
 
 
-def _signed(estimate: dict[str, float]) -> str:
+def signed(estimate: dict[str, float]) -> str:
     return f"{100 * estimate['value']:+.1f} ({100 * estimate['low']:+.1f} to {100 * estimate['high']:+.1f})"
 
 
 def _arrow(rewards: list[float]) -> str:
     return " -> ".join(f"{reward:.3f}" for reward in rewards)
+
+
+BASE_COLUMNS = (
+    "n", "Accuracy@t1", "Accuracy@t2", "delta(t1,t2)", "i->c", "c->i", "same answer", "same text", "cut off",
+    "no answer",
+)  # fmt: skip
+
+
+def base_page(summary: dict[str, Any]) -> str:
+    """Markdown: how it was run, a table of the test problems, a table of the wordings tried before."""
+    machine, how = summary["machine"], summary["how"]
+    lines = [
+        f"# {summary['model']['name']} before any training", "",
+        f"`{summary['command']}`, {summary['processor_minutes_used']} processor minutes on "
+        f"{machine['accelerator'] or machine['processor']}, {how['precision']}, {how['threads']} threads, torch "
+        f"{summary['versions']['torch']}. Two greedy attempts of at most {how['tokens']['code']} tokens at a program, "
+        f"{how['tokens']['math']} at a word problem. Percent, with 95 % intervals; cut off and no answer: of attempt "
+        "1 / 2.", "",
+        f"| data | {' | '.join(BASE_COLUMNS)} |", "|---" * (len(BASE_COLUMNS) + 1) + "|",
+    ]  # fmt: skip
+    for name, told in summary["evaluations"].items():
+        count = summary["asked_for"][name]
+        lines.append(_base_row(name if told["n"] == count else f"{name}, of {count}", told))
+    for name, told in summary["read_to_next_turn"].items():
+        lines.append(_base_row(f"{name}, read up to the next turn that it writes itself", told))
+    if summary["wordings"]:
+        lines += [
+            "",
+            f"Wordings of the correction prompt, on training problems; taken: {summary['wordings']['rule']}.",
+            "",
+        ]
+        lines += [f"| wording | {' | '.join(BASE_COLUMNS)} |", "|---" * (len(BASE_COLUMNS) + 1) + "|"]
+        for kind, found in summary["wordings"]["kinds"].items():
+            for name, told in found["tried"].items():
+                lines.append(_base_row(f"{kind}, {name}" + (" (taken)" if name == found["taken"] else ""), told))
+    lines += ["", "Correction prompts:", ""]
+    lines += [f"- {name}: {asked['correction']}" for name, asked in summary["prompts"].items()]
+    return "\n".join(lines) + "\n"
+
+
+def _base_row(label: str, told: dict[str, Any]) -> str:
+    if not told["n"]:
+        return f"| {label} | 0 |" + " |" * (len(BASE_COLUMNS) - 1)
+    cells = [
+        label, str(told["n"]), percent(told["accuracy"][0]), percent(told["accuracy"][-1]), signed(told["delta"]),
+        *(percent(told[key]) for key in ("fixed", "broken", "unchanged", "word_for_word")),
+        *(" / ".join(f"{100 * each['value']:.1f}" for each in told[key]) for key in ("cut_off", "no_answer")),
+    ]  # fmt: skip
+    return f"| {' | '.join(cells)} |"

@@ -32,7 +32,7 @@ import torch
 from arms import STAGE_ONE_SHARE, Arm, Plan, Start, peak
 from evaluating import GREEDY, SAMPLED, Evaluating, Several
 from page import page
-from settings import DATA, config_of, parse
+from settings import DATA, config_of, parse, same_settings
 
 from selfcorrect.errors import UserError
 from selfcorrect.models.loading import LanguageModel, load_model
@@ -174,12 +174,7 @@ class Session:
             "task", "tuning", "problems", "samples", "temperature", "tokens", "eval_tokens", "rollouts", "slots",
             "rate", "beta1", "beta2", "alpha", "correction",
         )  # fmt: skip
-        now = {"model": self.model, **{name: getattr(self.options, name) for name in kept}}
-        file = self.output / "settings.json"
-        if file.exists() and (before := json.loads(file.read_text())) != now:
-            changed = [f"{key} = {before.get(key)!r}, now {now[key]!r}" for key in now if before.get(key) != now[key]]
-            raise UserError(f"{self.output} was begun with {'; '.join(changed)}; choose another --output")
-        file.write_text(json.dumps(now, indent=1) + "\n")
+        same_settings(self.output, {"model": self.model, **{name: getattr(self.options, name) for name in kept}})
 
     def sum_up(self) -> None:
         """summary.json, page.md and the archive, from the files that are there."""

@@ -1,6 +1,7 @@
-"""What a call of run.py is asked for, and the settings of an arm that follow from it."""
+"""What a call of run.py is asked for, the settings of an arm that follow from it, and whether a folder has others."""
 
 import argparse
+import json
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ from arms import ARMS, Rates, stages
 
 from selfcorrect.api import read_config
 from selfcorrect.config import TrainConfig
+from selfcorrect.errors import UserError
 
 CODE_PROMPT = (
     "Write a Python program for this task. It must pass the tests. Reply with one block of code and nothing else.\n\n"
@@ -109,3 +111,13 @@ def task_of(options: argparse.Namespace, dataset: str) -> dict[str, Any]:
         "name": "code", "dataset": dataset, "data": options.data, "shots": 0, "prompt": CODE_PROMPT,
         "completion_prompt": COMPLETION_PROMPT, "allow_unsandboxed": options.allow_unsandboxed, **wording,
     }  # fmt: skip
+
+
+def same_settings(folder: Path, now: dict[str, Any]) -> None:
+    """Keep the settings of what a folder will hold. Raises UserError where it holds results of other ones."""
+    file = folder / "settings.json"
+    if file.exists() and (before := json.loads(file.read_text(encoding="utf-8"))) != now:
+        changed = [f"{key} = {before.get(key)!r}, now {now[key]!r}" for key in now if before.get(key) != now[key]]
+        raise UserError(f"{folder} was begun with {'; '.join(changed)}; choose another --output")
+    folder.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(now, indent=1) + "\n", encoding="utf-8")

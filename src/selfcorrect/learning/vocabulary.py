@@ -36,7 +36,7 @@ class Tiles:
 
 def tiles_for(device: torch.device) -> Tiles:
     """On a CPU by measurement: a tile fits its cache. On a GPU tall ones: each casts its part of the head."""
-    return Tiles(1 << 20, 1 << 12, 1 << 23) if device.type == "cpu" else Tiles(1 << 26, 1 << 13, 1 << 27)
+    return Tiles(1 << 20, 1 << 12, 1 << 25) if device.type == "cpu" else Tiles(1 << 26, 1 << 13, 1 << 27)
 
 
 def score(

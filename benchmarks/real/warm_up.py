@@ -28,6 +28,7 @@ from selfcorrect.models.sizing import sized
 from selfcorrect.runs.folder import environment
 from selfcorrect.samplers.transformers import TransformersSampler
 from selfcorrect.tasks import make_task
+from selfcorrect.tasks.files import read_rows
 from selfcorrect.types import Attempt, Completion, Grade, Outcome, Problem, Rollout
 
 LAST_LINE = re.compile(r"\s*#### *(\S+)\s*$")
@@ -91,11 +92,12 @@ def train(options: argparse.Namespace) -> None:
 
 def worked(problems: list[Problem], file: Path, lm: LanguageModel) -> list[Rollout]:
     """Each problem with its own answer as the only attempt."""
-    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-    assert len(rows) == len(problems), "a row without an answer"
+    rows = read_rows(file)
+    if len(rows) != len(problems):
+        raise UserError(f"{file}: {len(rows) - len(problems)} rows state no answer; leave them out")
     found = []
     for problem, row in zip(problems, rows, strict=True):
-        text = LAST_LINE.sub(r"\nFinal answer: \\boxed{\1}", row["answer"])
+        text = LAST_LINE.sub(r"\nFinal answer: \\boxed{\1}", row.text("answer"))
         ids = (*lm.tokenizer(text, add_special_tokens=False).input_ids, lm.tokenizer.eos_token_id)
         completion = Completion(ids, (0.0,) * len(ids), text, "stop")
         attempt = Attempt(lm.chat.first_prompt(problem.prompt), completion, Grade(Outcome.CORRECT, 1.0))

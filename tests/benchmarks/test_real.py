@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import tarfile
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from selfcorrect.config import MathConfig
+from selfcorrect.tasks import make_task
 from selfcorrect.types import Attempt, Completion, Grade, Outcome, Problem, Rollout
 from tests.benchmarks.conftest import Script
 from tests.support.data import code_folder
@@ -269,3 +272,31 @@ def test_word_problems_are_new_and_right(tmp_path: Path, script: Script) -> None
     for row in rows:
         working, result = row["answer"].partition("\n")[0].split(" = ")
         assert eval(working) == int(result) == int(row["answer"].partition("#### ")[2])
+
+
+def test_a_short_training_on_worked_examples(script: Script, model: Path, tmp_path: Path) -> None:
+    """What is shown is right and in the asked form; the loss falls; what is saved has learned it."""
+    script("benchmarks/real/words.py").main([str(tmp_path / "words"), "--train", "16", "--test", "8"])
+    warm_up = script("benchmarks/real/warm_up.py")
+    call = ["--model", str(model), "--data", str(tmp_path / "words"), "--output", str(tmp_path / "out")]
+    shown: list[Rollout] = []
+    worked = warm_up.worked
+
+    def noted(*given: Any) -> list[Rollout]:
+        shown.extend(worked(*given))
+        return shown
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(warm_up, "worked", noted)
+        assert warm_up.main([*call, "--steps", "30", "--batch", "8", "--rate", "0.01", "--precision", "float32"]) == 0
+    record = json.loads((tmp_path / "out/warm_up.json").read_text())
+    assert record["examples"] == len(shown) == 16
+    assert sum(record["losses"][-3:]) < 0.8 * sum(record["losses"][:3])
+    config = MathConfig(name="math", dataset="gsm8k", data=str(tmp_path / "words"), workers=1)
+    with closing(make_task(config)) as task:
+        problems = task.load(str(tmp_path / "words/train.jsonl"))
+        texts = [rollout.attempts[0].completion.text for rollout in shown]
+        grades = task.grade(list(zip(problems, texts, strict=True)))
+    assert {grade.outcome for grade in grades} == {Outcome.CORRECT}
+    before, after = (load_file(folder / "model.safetensors") for folder in (model, tmp_path / "out"))
+    assert any(not torch.equal(before[name].float(), after[name].float()) for name in before)

@@ -256,6 +256,22 @@ def test_rows_are_packed_only_where_a_trial_agrees(made: Any, able: bool, dtype:
     assert packed_attention.hindrance(lm) == ("" if able else "its code does not take its attention from without")
 
 
+def test_what_bfloat16_rounds_is_not_taken_for_the_models_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Real models' hidden states move by a tenth and more: the trial is in float32 where the weights are."""
+    exact = packed_attention._row_by_row
+
+    def rough(packing: Any, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
+        attended = exact(packing, query, key, value, scale)
+        return attended if value.dtype == torch.float32 else 30 * attended
+
+    monkeypatch.setattr(packed_attention, "_row_by_row", rough)
+    lm = tiny_lm("llama", "sdpa")
+    lm.compute_dtype = torch.bfloat16
+    assert packed_attention.hindrance(lm) == ""
+    lm.model.to(torch.bfloat16)
+    assert "its code does not take" in packed_attention.hindrance(lm)
+
+
 def test_a_trial_that_fails_is_told_as_that(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any) -> Tensor:
         raise RuntimeError("no kernel for this\nand more")

@@ -114,8 +114,9 @@ def opening_row(label: str, place: int) -> str:
 
 
 def memory(r: Any) -> dict[str, Any]:
-    rows = [row for row in r["memory"] if row["tokens"] == 4096 and "beyond_gib" in row]
-    return {"m": {f"{row['way']}{row['vocabulary']:.0f}": row["beyond_gib"] for row in rows}}
+    rows = [row for row in r["memory"] if row["tokens"] == 16384]
+    need = "not_run_needs_gib"
+    return {"m": {f"{row['way']}{row['vocabulary']:.0f}": row.get("beyond_gib", row.get(need)) for row in rows}}
 
 
 def ways(r: Any) -> dict[str, Any]:
@@ -161,9 +162,11 @@ QUOTES: list[tuple[str, str, str, Given]] = [
     ("README.md", "grade_math.json", f"Math grading is {RATIO} as calling math-verify", None),
     ("README.md", "train_step.json", "{r[summary][ratio_median]:.1f} times the sampled tokens a second of TRL's", None),
     ("README.md", "train_step.json", "{r[summary][ratio_range][0]:.2f} to {r[summary][ratio_range][1]:.2f}; `make bench`", None),
-    ("README.md", "loss_memory.json", "over 4,096 tokens and 262,144 words take {m[tiles262144]:.2f} GiB besides the gradients themselves, and "
-     "{m[tiles32000]:.2f} GiB with 32,000 words; TRL's log-probability and divergence kernels take {m[trl262144]:.2f} and "
-     "{m[trl32000]:.2f} GiB there, and whole logits {m[whole logits32000]:.2f} GiB", memory),
+    ("README.md", "loss_memory.json", "over 16,384 tokens take {m[tiles262144]:.2f} GiB besides the gradients themselves, with 262,144 words "
+     "and 151,936 as with 32,000 ({m[tiles32000]:.2f} GiB). Whole logits take {m[whole logits32000]:.2f} GiB with 32,000 words and would "
+     "take {m[whole logits262144]:.1f} with 262,144; TRL's log-probability and divergence kernels take {r[memory][2][beyond_gib]:.2f} GiB "
+     "for 2,048 tokens, and by that measure {m[trl32000]:.1f} GiB for 16,384", memory),
+    ("README.md", "loss_memory.json", "take {m[tiles151936]:.2f} GiB besides", memory),
     ("README.md", "real/0/summary.json", "on HumanEval {r[evaluations][base][humaneval][greedy][accuracy][0][value]:p} -> "
      "{r[evaluations][base][humaneval][greedy][accuracy][1][value]:p} and on MBPP "
      "{r[evaluations][base][mbpp][greedy][accuracy][0][value]:p} -> {r[evaluations][base][mbpp][greedy][accuracy][1][value]:p}: "

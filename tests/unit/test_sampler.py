@@ -323,8 +323,12 @@ def test_recorded_steps_say_the_same(fails: int) -> None:
 
 @pytest.mark.parametrize("adapter", [False, True], ids=["a copy", "the same model, adapter off"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_sampler_beside_another_takes_no_memory_of_its_own(adapter: bool, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("least", [prepacked._LEAST_ADAPTED, 1], ids=["as they lie", "laid out"])
+def test_a_sampler_beside_another_takes_no_memory_of_its_own(
+    least: int, adapter: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Policy and reference in turn, as with offline_first: each writes what it would alone, in the policy's lanes."""
+    monkeypatch.setattr(prepacked, "_LEAST_ADAPTED", least)
     lm = tiny_lm("llama", "sdpa", ENDS)
     lm.compute_dtype = dtype
     if adapter:

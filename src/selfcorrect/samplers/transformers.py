@@ -95,7 +95,7 @@ class TransformersSampler:
             self._recorded_on = known
         lanes.begin(uniform_NL, params.temperature)
         kept, self._kept = self._kept, {}
-        with self._weights.lent():
+        with self._weights.lent(self._lm):
             call = _Call(lanes, self._shapes, self._graphs, prompts, params, kept, min(self._max_rows, len(prompts)))
             left = call.run(self.watch)
         rows, limit = len(prompts), params.max_new_tokens

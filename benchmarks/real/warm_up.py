@@ -1,35 +1,36 @@
 """A short supervised training on worked examples, for a model too small to keep to a task's form by itself.
 
-    python benchmarks/real/warm_up.py --model FOLDER --data FOLDER --output FOLDER [--steps 150] [--batch 16] [--rate R]
+    python benchmarks/real/warm_up.py --model FOLDER --data FOLDER --output FOLDER [--steps 120] [--batch 16] [--rate R]
 
 --data: rows of GSM8K's shape (words.py makes some); its training rows alone are read. Each is one turn: the prompt that
 run.py --task gsm8k gives, and what its `answer` works out, ended by the answer in the form that the prompt asks for.
-Nothing is shown of a second attempt. --output holds the model and warm_up.json: command, versions, the losses.
+Nothing is shown of a second attempt. --output, which must be new, holds the model and warm_up.json: command, versions,
+the losses. A call that is stopped leaves nothing.
 """
 
 import argparse
 import json
-import random
 import re
 import sys
 import time
 from pathlib import Path
 
-import torch
 from settings import task_of
 
 from selfcorrect.api import read_config
-from selfcorrect.config import TrainConfig
+from selfcorrect.config import MathConfig, TrainConfig
 from selfcorrect.errors import UserError
-from selfcorrect.learning.batching import make_batch
+from selfcorrect.learning.supervised import Collection, supervised_step
 from selfcorrect.learning.training import Trainer
 from selfcorrect.models.loading import LanguageModel, load_model
-from selfcorrect.models.sizing import sized
+from selfcorrect.runs.checkpoint import atomic_folder
+from selfcorrect.runs.checks import fitted
 from selfcorrect.runs.folder import environment
 from selfcorrect.samplers.transformers import TransformersSampler
-from selfcorrect.tasks import make_task
-from selfcorrect.tasks.files import read_rows
-from selfcorrect.types import Attempt, Completion, Grade, Outcome, Problem, Rollout
+from selfcorrect.tasks.files import Row
+from selfcorrect.tasks.math import MathTask
+from selfcorrect.tasks.sources import rows_of_folder
+from selfcorrect.types import Attempt, Completion, Grade, Outcome, Rollout
 
 LAST_LINE = re.compile(r"\s*#### *(\S+)\s*$")
 
@@ -39,7 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in ("model", "data", "output"):
         parser.add_argument(f"--{name}", required=True)
-    parser.add_argument("--steps", type=int, default=150)
+    parser.add_argument("--steps", type=int, default=120)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--rate", type=float, default=5e-5)
     parser.add_argument("--seed", type=int, default=0)
@@ -54,55 +55,59 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def train(options: argparse.Namespace) -> None:
-    """The whole of it."""
+    """The whole of it. Raises UserError where something is missing or refused."""
     began, output = time.monotonic(), Path(options.output)
+    if output.exists():
+        raise UserError(f"--output {output} is there already; choose another")
+    config = config_of(options)
+    assert isinstance(config.task, MathConfig)
+    task = MathTask(config.task)
+    rows = rows_of_folder(options.data, {"train": ("train",)}, needed=("train",))["train"]
+    lm = load_model(config.model)
+    examples = Collection(1, [worked(row, task, lm) for row in rows], 0)
+    config, _ = fitted(config, lm, task)
+    trainer, losses = Trainer(config, lm, None, TransformersSampler(lm), task), list[float]()
+    for step in range(1, options.steps + 1):
+        result = supervised_step(trainer, examples)
+        trainer.check_health(result)
+        losses.append(result.loss)
+        if step % 10 == 0:
+            print(f"step {step}: loss {result.loss:.3f}, {time.monotonic() - began:.0f} s", flush=True)
+    record = {
+        **environment(options.seed), "command": " ".join(["python benchmarks/real/warm_up.py", *sys.argv[1:]]),
+        "examples": len(rows), "losses": losses, "minutes": round((time.monotonic() - began) / 60, 2),
+    }  # fmt: skip
+    with atomic_folder(output) as folder:
+        lm.save(folder)
+        (folder / "warm_up.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+def config_of(options: argparse.Namespace) -> TrainConfig:
+    """The settings, checked as a recipe's are. The stage is Pair-SFT's: cross entropy of the last attempt's tokens."""
+    stage = {"name": "warm_up", "objective": "pair_sft", "steps": options.steps, "batch": options.batch,
+             "learning_rate": options.rate}  # fmt: skip
     config = read_config(
         {
             "seed": options.seed, "model": {"path": options.model, "precision": options.precision},
-            "task": task_of(options, "gsm8k"), "optimizer": {"warmup_steps": 10, "micro_batch": options.batch},
-            "stages": [{"name": "warm_up", "objective": "single_turn", "steps": options.steps,
-                        "learning_rate": options.rate}],
+            "task": task_of(options, "gsm8k"), "rollouts": {"max_new_tokens": 96},
+            "optimizer": {"schedule": "linear", "micro_batch": options.batch}, "stages": [stage],
         }
     )  # fmt: skip
     assert isinstance(config, TrainConfig)
-    task, lm = make_task(config.task), load_model(config.model)
-    config, _ = sized(config, lm, 256)
-    file = next(path for path in sorted(Path(options.data).iterdir()) if path.name.startswith("train."))
-    examples = worked(task.load(str(file)), file, lm)
-    trainer = Trainer(config, lm, None, TransformersSampler(lm), task)
-    losses, draw = [], random.Random(options.seed)
-    for step in range(1, options.steps + 1):
-        rows = draw.sample(examples, options.batch)
-        tokens = sum(len(row.attempts[0].completion.token_ids) for row in rows)
-        # The update divides by the number of rows; with this weight the loss is the mean over tokens.
-        weights_BA = torch.full((len(rows), 1), len(rows) / tokens)
-        batch = make_batch(rows, weights_BA, (0.0,), torch.ones(len(rows), dtype=torch.bool))
-        rate = options.rate * min(1.0, step / 10) * min(1.0, 2 * (1 - (step - 1) / options.steps))
-        losses.append(trainer.update(batch, len(rows), rate, temperature=1.0).loss)
-        if step % 10 == 0:
-            print(f"step {step}: loss {losses[-1]:.3f}, {time.monotonic() - began:.0f} s", flush=True)
-    task.close()
-    lm.save(output)
-    record = {
-        **environment(options.seed), "command": " ".join(["python benchmarks/real/warm_up.py", *sys.argv[1:]]),
-        "examples": len(examples), "losses": losses, "minutes": round((time.monotonic() - began) / 60, 2),
-    }  # fmt: skip
-    (output / "warm_up.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    return config
 
 
-def worked(problems: list[Problem], file: Path, lm: LanguageModel) -> list[Rollout]:
-    """Each problem with its own answer as the only attempt."""
-    rows = read_rows(file)
-    if len(rows) != len(problems):
-        raise UserError(f"{file}: {len(rows) - len(problems)} rows state no answer; leave them out")
-    found = []
-    for problem, row in zip(problems, rows, strict=True):
-        text = LAST_LINE.sub(r"\nFinal answer: \\boxed{\1}", row.text("answer"))
-        ids = (*lm.tokenizer(text, add_special_tokens=False).input_ids, lm.tokenizer.eos_token_id)
-        completion = Completion(ids, (0.0,) * len(ids), text, "stop")
-        attempt = Attempt(lm.chat.first_prompt(problem.prompt), completion, Grade(Outcome.CORRECT, 1.0))
-        found.append(Rollout(problem, (attempt,), 0, 0))
-    return found
+def worked(row: Row, task: MathTask, lm: LanguageModel) -> Rollout:
+    """A problem with its own answer as the only attempt. Raises DataError where the row states none."""
+    answer = row.text("answer")
+    if not LAST_LINE.search(answer):
+        raise row.wrong("answer", "has no last line `#### ANSWER`, as GSM8K's have; add it, or leave the row out")
+    problem = task.problem(row.text("question"), {}, row.where)
+    text = LAST_LINE.sub(r"\nFinal answer: \\boxed{\1}", answer)
+    ids = (*lm.tokenizer(text, add_special_tokens=False).input_ids, lm.tokenizer.eos_token_id)
+    completion = Completion(ids, (0.0,) * len(ids), text, "stop")
+    attempt = Attempt(lm.chat.first_prompt(problem.prompt), completion, Grade(Outcome.CORRECT, 1.0))
+    return Rollout(problem, (attempt,), 0, 0)
 
 
 if __name__ == "__main__":

@@ -274,29 +274,38 @@ def test_word_problems_are_new_and_right(tmp_path: Path, script: Script) -> None
         assert eval(working) == int(result) == int(row["answer"].partition("#### ")[2])
 
 
-def test_a_short_training_on_worked_examples(script: Script, model: Path, tmp_path: Path) -> None:
-    """What is shown is right and in the asked form; the loss falls; what is saved has learned it."""
-    script("benchmarks/real/words.py").main([str(tmp_path / "words"), "--train", "16", "--test", "8"])
-    warm_up = script("benchmarks/real/warm_up.py")
-    call = ["--model", str(model), "--data", str(tmp_path / "words"), "--output", str(tmp_path / "out")]
-    shown: list[Rollout] = []
+def test_a_short_training_on_worked_examples(
+    script: Script, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is shown is right and in the asked form; the loss falls; nothing is overwritten, and no row left out."""
+    data = tmp_path / "words"
+    script("benchmarks/real/words.py").main([str(data), "--train", "16", "--test", "8"])
+    warm_up, shown = script("benchmarks/real/warm_up.py"), list[Rollout]()
     worked = warm_up.worked
+    tiny = ["--steps", "30", "--batch", "8", "--rate", "0.01", "--precision", "float32"]
+    call = ["--model", str(model), "--data", str(data), "--output", str(tmp_path / "out"), *tiny]
 
-    def noted(*given: Any) -> list[Rollout]:
-        shown.extend(worked(*given))
-        return shown
+    def noted(*given: Any) -> Rollout:
+        shown.append(worked(*given))
+        return shown[-1]
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(warm_up, "worked", noted)
-        assert warm_up.main([*call, "--steps", "30", "--batch", "8", "--rate", "0.01", "--precision", "float32"]) == 0
+        assert warm_up.main(call) == 0
     record = json.loads((tmp_path / "out/warm_up.json").read_text())
     assert record["examples"] == len(shown) == 16
     assert sum(record["losses"][-3:]) < 0.8 * sum(record["losses"][:3])
-    config = MathConfig(name="math", dataset="gsm8k", data=str(tmp_path / "words"), workers=1)
-    with closing(make_task(config)) as task:
-        problems = task.load(str(tmp_path / "words/train.jsonl"))
+    with closing(make_task(MathConfig(name="math", dataset="gsm8k", data=str(data), workers=1))) as task:
+        problems = task.load(str(data / "train.jsonl"))
         texts = [rollout.attempts[0].completion.text for rollout in shown]
         grades = task.grade(list(zip(problems, texts, strict=True)))
     assert {grade.outcome for grade in grades} == {Outcome.CORRECT}
-    before, after = (load_file(folder / "model.safetensors") for folder in (model, tmp_path / "out"))
-    assert any(not torch.equal(before[name].float(), after[name].float()) for name in before)
+    assert warm_up.main(call) == 2
+    assert "is there already" in capsys.readouterr().err
+    with (data / "train.jsonl").open("a") as out:
+        out.write('{"question": "How many?", "answer": "Three."}\n')
+    assert warm_up.main([*call[: -len(tiny) - 1], str(tmp_path / "other"), *tiny]) == 2
+    assert "train.jsonl:17: field 'answer' has no last line `#### ANSWER`" in capsys.readouterr().err
+    (data / "train.jsonl").unlink()
+    assert warm_up.main([*call[: -len(tiny) - 1], str(tmp_path / "other"), *tiny]) == 2
+    assert "holds no train.jsonl" in capsys.readouterr().err

@@ -229,6 +229,8 @@ class Asked:
         self.problems = pick(self.task)
         self.first = asked(dataset, session.options.plain)
         check_context(self.config, session.lm, self.task, self.task.longest())
+        chat = session.lm.chat
+        self.lengths = {problem.id: len(chat.first_prompt(problem.prompt)) for problem in self.problems}
 
     def settings(self) -> dict[str, Any]:
         """What the texts depend on, besides model and machine."""
@@ -276,10 +278,9 @@ class Asked:
         return [replace(r, attempts=tuple(new.get(id(each), each) for each in r.attempts)) for r in rollouts]
 
     def _evaluating(self, folder: Path) -> Evaluating:
-        options, chat = self.session.options, self.session.lm.chat
-        lengths = {problem.id: len(chat.first_prompt(problem.prompt)) for problem in self.problems}
+        options = self.session.options
         return Evaluating(
-            self.task, self.problems, lengths, folder, 0, 0.0, self.config.rollouts.max_new_tokens,
+            self.task, self.problems, self.lengths, folder, 0, 0.0, self.config.rollouts.max_new_tokens,
             sys.maxsize, options.seed, options.rows,
         )  # fmt: skip
 

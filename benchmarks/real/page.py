@@ -28,7 +28,7 @@ def page(summary: dict[str, Any]) -> str:
     lines.append("")
     for model, sets in summary["against_base"].items():
         for data, found in sets.items():
-            lines.append(f"- {model} less base on {data}, greedy: t1 {signed(found['t1'])}, t2 {signed(found['t2'])}")
+            lines.append(f"- {model} less base on {data}, greedy: t1 {_signed(found['t1'])}, t2 {_signed(found['t2'])}")
     for model, told in summary["training"].items():
         if told:
             first, last = (_arrow(told[f"rewards_{end}_quarter"]) for end in ("first", "last"))
@@ -42,8 +42,8 @@ def page(summary: dict[str, Any]) -> str:
 def _row(model: str, data: str, decoding: str, found: dict[str, Any]) -> str:
     cut = [100 * counts.get("truncated", 0) / max(1, sum(counts.values())) for counts in found["outcomes"]]
     cells = [
-        model, data, decoding, str(found["n"]), percent(found["accuracy"][0]), percent(found["accuracy"][-1]),
-        signed(found["delta"]), *(f"{100 * found[key]['value']:.1f}" for key in ("fixed", "broken", "unchanged")),
+        model, data, decoding, str(found["n"]), _percent(found["accuracy"][0]), _percent(found["accuracy"][-1]),
+        _signed(found["delta"]), *(f"{100 * found[key]['value']:.1f}" for key in ("fixed", "broken", "unchanged")),
         " / ".join(f"{share:.1f}" for share in cut),
     ]  # fmt: skip
     return f"| {' | '.join(cells)} |"
@@ -51,18 +51,18 @@ def _row(model: str, data: str, decoding: str, found: dict[str, Any]) -> str:
 
 def _pass_row(model: str, data: str, found: dict[str, Any]) -> str:
     cells = [
-        model, data, f"pass@{found['k']}", str(found["n"]), percent(found["accuracy"][0]),
-        percent(found["accuracy"][-1]), signed(found["delta"]),
+        model, data, f"pass@{found['k']}", str(found["n"]), _percent(found["accuracy"][0]),
+        _percent(found["accuracy"][-1]), _signed(found["delta"]),
         *(f"{100 * found[key]['value']:.1f}" for key in ("fixed", "broken")), "", "",
     ]  # fmt: skip
     return f"| {' | '.join(cells)} |"
 
 
-def percent(estimate: dict[str, float]) -> str:
+def _percent(estimate: dict[str, float]) -> str:
     return f"{100 * estimate['value']:.1f} ({100 * estimate['low']:.1f} to {100 * estimate['high']:.1f})"
 
 
-def signed(estimate: dict[str, float]) -> str:
+def _signed(estimate: dict[str, float]) -> str:
     return f"{100 * estimate['value']:+.1f} ({100 * estimate['low']:+.1f} to {100 * estimate['high']:+.1f})"
 
 
@@ -112,8 +112,8 @@ def _base_row(label: str, told: dict[str, Any]) -> str:
     if not told["n"]:
         return f"| {label} | 0 |" + " |" * (len(BASE_COLUMNS) - 1)
     cells = [
-        label, str(told["n"]), percent(told["accuracy"][0]), percent(told["accuracy"][-1]), signed(told["delta"]),
-        *(percent(told[key]) for key in ("fixed", "broken", "unchanged", "word_for_word")),
+        label, str(told["n"]), _percent(told["accuracy"][0]), _percent(told["accuracy"][-1]), _signed(told["delta"]),
+        *(_percent(told[key]) for key in ("fixed", "broken", "unchanged", "word_for_word")),
         *(" / ".join(f"{100 * each['value']:.1f}" for each in told[key]) for key in ("cut_off", "no_answer")),
     ]  # fmt: skip
     return f"| {' | '.join(cells)} |"

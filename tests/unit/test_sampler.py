@@ -204,11 +204,11 @@ def test_weights_cast_beforehand_change_no_logit(architecture: str, precise: tor
     ids, everywhere = torch.arange(1, 13).view(2, 6), None
     before = lm.logits(ids, everywhere, use_cache=False)
     weights, state = InferenceWeights(lm), dict(lm.model.named_parameters())
-    with torch.no_grad(), weights.lent():
+    with torch.no_grad(), weights.lent(lm):
         cast = [module.weight.dtype for module in lm.model.modules() if isinstance(module, torch.nn.Linear)]
         assert set(cast) <= {precise}
         assert torch.equal(lm.logits(ids, everywhere, use_cache=False), before)
-    with pytest.raises(KeyboardInterrupt), weights.lent():
+    with pytest.raises(KeyboardInterrupt), weights.lent(lm):
         raise KeyboardInterrupt
     after = dict(lm.model.named_parameters())
     assert [name for name in state if after[name] is not state[name]] == []
@@ -241,16 +241,16 @@ def test_weights_laid_out_for_decoding(view: str | None, precise: torch.dtype, m
                 parameter.add_(0.05 * torch.randn(parameter.shape, generator=draws))
             before = lm.logits(ids, None, use_cache=False)
             weights.new_version()
-            with weights.lent():
+            with weights.lent(lm):
                 after = lm.logits(ids, None, use_cache=False)
         within = 1e-5 if precise == torch.float32 else 0.05
         torch.testing.assert_close(after, before, rtol=within, atol=within)
     assert len(read) >= 2 * len(lm.model.model.layers)
-    with pytest.raises(KeyboardInterrupt), weights.lent():
+    with pytest.raises(KeyboardInterrupt), weights.lent(lm):
         raise KeyboardInterrupt
     monkeypatch.setattr(prepacked, "free_memory_of_machine", lambda: 1000)
     assert not [name for name, module in lm.model.named_modules() if "forward" in vars(module)]
-    with weights.lent():  # no room for copies
+    with weights.lent(lm):  # no room for copies
         assert not [name for name, module in lm.model.named_modules() if "forward" in vars(module)]
 
 
@@ -259,13 +259,13 @@ def test_a_new_version_of_the_weights_is_cast_into_the_same_memory() -> None:
     weights, linear = InferenceWeights(lm), lm.model.model.layers[0].mlp.up_proj
     weights.new_version()
     assert weights.moves == 1
-    with weights.lent():
+    with weights.lent(lm):
         first, address = linear.weight.clone(), linear.weight.data_ptr()
     with torch.no_grad():
         linear.weight.mul_(2)
     weights.new_version()
     assert weights.moves == 1
-    with weights.lent():
+    with weights.lent(lm):
         assert linear.weight.data_ptr() == address
         assert torch.equal(linear.weight, 2 * first)
     linear.weight = torch.nn.Parameter(linear.weight.detach().clone())

@@ -153,14 +153,12 @@ class _Score(torch.autograd.Function):
         (hidden_ND, weight_VD, bias_V), work, kept = ctx.saved_tensors, ctx.work, ctx.kept
         ctx.kept = {}  # used up here: a second backward pass makes every tile again
         policy, dtype = work.policy(hidden_ND, weight_VD, bias_V), _precise(hidden_ND)
-        d_hidden_ND, d_weight_VD, d_bias_V = (
-            make(tensor, dtype=dtype) if wanted else None
-            for make, tensor, wanted in zip(
-                # The first span of tokens writes every row of the weight's, which is as large as the vocabulary.
-                (torch.zeros_like, torch.empty_like if len(hidden_ND) else torch.zeros_like, torch.zeros_like),
-                (hidden_ND, weight_VD, bias_V), ctx.needs_input_grad, strict=False,
-            )
-        )  # fmt: skip
+        hidden, weight, bias = ctx.needs_input_grad[:3]
+        d_hidden_ND = torch.zeros_like(hidden_ND, dtype=dtype) if hidden else None
+        d_bias_V = torch.zeros_like(bias_V, dtype=dtype) if bias else None
+        # As large as the vocabulary, so not zeroed: the first span of tokens writes all of it.
+        room = torch.empty_like if len(hidden_ND) else torch.zeros_like
+        d_weight_VD = room(weight_VD, dtype=dtype) if weight else None
         for rows, columns in work.spans(policy.vocabulary):
             for at in columns:
                 u_nv, r_nv = kept.pop((rows.start, at.start), (None, None))

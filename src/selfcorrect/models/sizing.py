@@ -5,11 +5,11 @@ take. Neither number changes a result but for rounding; of rows_at_once, draws o
 also depend. An estimate on the safe side, not a measurement.
 """
 
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import psutil
 import torch
 from torch import Tensor
 
@@ -97,8 +97,7 @@ def _checkpointing(optimizer: OptimizerConfig, lm: LanguageModel, tokens: int, b
 def _padding_free(optimizer: OptimizerConfig, lm: LanguageModel) -> tuple[bool, list[str]]:
     """Whether rows are packed in the update, and a note where auto would have liked to."""
     asked = optimizer.padding_free
-    small = lm.device.type != "cuda" and _shape(lm)["hidden"] < _WIDE
-    if asked is False or (asked == "auto" and small):
+    if asked is False or (asked == "auto" and lm.device.type != "cuda" and _shape(lm)["hidden"] < _WIDE):
         return False, []
     why = hindrance(lm)
     if why and asked is True:
@@ -108,7 +107,7 @@ def _padding_free(optimizer: OptimizerConfig, lm: LanguageModel) -> tuple[bool, 
 
 @dataclass(frozen=True, slots=True)
 class TrainingMemory:
-    """Bytes that training takes beside activations and cache. available: of the device; None where nothing tells.
+    """Bytes that training takes beside activations and cache. available: of the device.
 
     optimizer: its moments, and float32 masters of weights stored in bfloat16. reference: that of a copy, 0 without.
     """
@@ -117,7 +116,7 @@ class TrainingMemory:
     gradients: int
     optimizer: int
     reference: int
-    available: int | None
+    available: int
 
     @property
     def total(self) -> int:
@@ -126,7 +125,7 @@ class TrainingMemory:
     @property
     def reference_goes_to(self) -> Literal["device", "cpu"]:
         """The device, unless less than half of its memory would be left for activations and cache."""
-        return "cpu" if self.available and self.total > self.available / 2 else "device"
+        return "cpu" if self.total > self.available / 2 else "device"
 
     def __str__(self) -> str:
         parts = {
@@ -160,20 +159,15 @@ def parameter_count(lm: LanguageModel) -> int:
     return count
 
 
-def memory_of(device: torch.device) -> int | None:
-    """Bytes of memory that the device has in all; None where nothing tells."""
+def memory_of(device: torch.device) -> int:
+    """Bytes of memory that the device has in all."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (ValueError, OSError):
-        return None
+    return int(psutil.virtual_memory().total)
 
 
 def free_memory_of_machine() -> int:
     """Bytes that programs could have now, without swapping."""
-    import psutil
-
     return int(psutil.virtual_memory().available)
 
 

@@ -154,8 +154,6 @@ def tried(config: TrainConfig) -> Iterator[str]:
 def _memory(config: TrainConfig, lm: LanguageModel) -> str:
     """What training takes of the device, and what it has. Raises ConfigError where that does not suffice."""
     need = training_memory(config, lm)
-    if need.available is None:
-        return f"memory: {need}"
     there = f"{size_text(need.available)} are there"
     if need.total > need.available:
         raise ConfigError(

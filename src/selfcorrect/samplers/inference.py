@@ -40,22 +40,19 @@ class InferenceWeights:
             self._casts, self.moves = [], self.moves + 1
 
     @contextmanager
-    def lent(self, lm: LanguageModel | None = None) -> Iterator[None]:
-        """Meanwhile the model's linear layers hold the casts. lm: another view of the model, whose adapter counts."""
+    def lent(self, lm: LanguageModel) -> Iterator[None]:
+        """Meanwhile the model's linear layers hold the casts. lm: the view of the model that is sampled from."""
         if self._stale:
             self._cast()
         own = [module._parameters[name] for module, name, _ in self._casts]
         try:
             for module, name, cast in self._casts:
                 module._parameters[name] = cast  # type: ignore[assignment]  # no Parameter: nothing trains meanwhile
-            with grouped_attention(self._lm.model.config), self._prepacked(lm or self._lm):
+            with grouped_attention(self._lm.model.config), _laid_out(lm):
                 yield
         finally:
             for (module, name, _), parameter in zip(self._casts, own, strict=True):
                 module._parameters[name] = parameter
-
-    def _prepacked(self, lm: LanguageModel) -> AbstractContextManager[None]:
-        return prepacked(lm) if lm.device.type == "cpu" else nullcontext()
 
     def _cast(self) -> None:
         dtype = self._lm.compute_dtype
@@ -72,6 +69,10 @@ class InferenceWeights:
         for module, name, cast in self._casts:
             cast.copy_(module._parameters[name].detach())  # type: ignore[union-attr]
         self._stale = False
+
+
+def _laid_out(lm: LanguageModel) -> AbstractContextManager[None]:
+    return prepacked(lm) if lm.device.type == "cpu" else nullcontext()
 
 
 def _linear_layers() -> tuple[Any, ...]:

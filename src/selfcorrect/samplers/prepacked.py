@@ -20,7 +20,7 @@ from selfcorrect.models.adapters import OFF
 from selfcorrect.models.loading import LanguageModel
 from selfcorrect.models.sizing import free_memory_of_machine
 
-_LEAST = 1 << 20  # numbers of a weight: smaller ones stay in the processor's cache, and gain nothing
+_LEAST = 1 << 20  # numbers of a weight: smaller ones gained nothing when measured (docs/log.md)
 _LEAST_ADAPTED = 1 << 16  # of one that its adapter is added to
 _ROWS = 64  # laid out for so many, fewer and more are as fast
 _FEW = 2  # so many or fewer rows read a float32 weight at full speed as it lies

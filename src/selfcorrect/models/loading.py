@@ -25,6 +25,7 @@ from selfcorrect.errors import ModelError
 from selfcorrect.models import adapters, files, generation, packed, templates
 from selfcorrect.models.adapters import FROZEN, OFF, POLICY, Adapters
 from selfcorrect.models.chat import Chat
+from selfcorrect.models.freed import keep_freed_memory
 from selfcorrect.models.head import Head, HeadForm, States, head_form
 from selfcorrect.models.masters import Masters
 
@@ -248,6 +249,8 @@ def load_model(config: ModelConfig, seed: int = 0) -> LanguageModel:
         source.refuse_code()
         base.refuse_code()
     device = pick_device(config.device)
+    if device.type == "cpu":
+        keep_freed_memory()
     verbosity = logging.get_verbosity()
     logging.set_verbosity(logging.CRITICAL)  # what it reports at length becomes one line here
     try:

@@ -1,0 +1,42 @@
+"""Memory that was freed is written again, not taken from the system anew."""
+
+import ctypes
+import os
+import subprocess
+import sys
+
+import pytest
+
+COUNT = """
+import resource, sys
+import torch
+from selfcorrect.models.freed import keep_freed_memory
+if sys.argv[1] == "keep":
+    print(keep_freed_memory())
+for _ in range(12):  # until the C library's own small leftovers lie where they stay
+    torch.ones(16 << 20)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(20):
+    torch.ones(16 << 20)  # 64 MiB
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def said(argument: str, **environment: str) -> list[str]:
+    call = [sys.executable, "-c", COUNT, argument]
+    done = subprocess.run(call, env={**os.environ, **environment}, capture_output=True, text=True, check=True)
+    return done.stdout.split()
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="this C library takes no settings")
+def test_a_second_tensor_lies_where_the_first_one_was() -> None:
+    *_, fresh = said("leave")
+    kept, again = said("keep")
+    assert kept == "True"
+    assert int(fresh) > 20 * 1000, "this machine gives no fresh pages; the comparison says nothing"
+    assert int(again) < int(fresh) / 10
+
+
+def test_what_the_user_has_set_is_left_alone() -> None:
+    kept, _ = said("keep", MALLOC_TRIM_THRESHOLD_="1000000")
+    assert kept == "False"

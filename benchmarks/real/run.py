@@ -60,7 +60,7 @@ class Clock:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit status 0, or 2 with one line where something is missing or refused."""
+    """Exit status 0; 2 with one line where something is missing or refused; 130 where someone stopped it at once."""
     options = parse(arguments, __doc__)
     clock = Clock(60 * options.minutes)
     before = {number: signal.signal(number, clock.stop) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -69,6 +69,9 @@ def main(arguments: list[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("stopped at once; the same command goes on from what was saved", file=sys.stderr)
+        return 130
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -98,7 +101,7 @@ class Session:
             print(f"note: {note}", flush=True)
         self.lm = load_model(first.model)
         check_context(first, self.lm, self.task, self.task.longest())
-        self.model = fingerprint(self.lm)
+        self.model, self.precision = fingerprint(self.lm), str(self.lm.compute_dtype).removeprefix("torch.")
         lengths = {problem.id: len(self.lm.chat.first_prompt(problem.prompt)) for problem in problems}
         self.evaluating = Evaluating(
             self.task, problems, lengths, self.output, options.samples, options.temperature, options.eval_tokens,
@@ -116,6 +119,9 @@ class Session:
                 start = Start.of(self.lm)
                 each = self._announce()
                 for number, (arm, seed) in enumerate(self.runs):
+                    if self.clock.left() <= 0:
+                        self.say(f"not begun, or not gone on with, from {arm}-{seed} on: the time is over")
+                        break
                     self._arm(arm, seed, start, each, len(self.runs) - number)
         finally:
             self.task.close()
@@ -174,7 +180,10 @@ class Session:
             "task", "tuning", "problems", "samples", "temperature", "tokens", "eval_tokens", "rollouts", "slots",
             "rate", "beta1", "beta2", "alpha", "correction",
         )  # fmt: skip
-        same_settings(self.output, {"model": self.model, **{name: getattr(self.options, name) for name in kept}})
+        same_settings(
+            self.output,
+            {"model": self.model, "precision": self.precision, **{name: getattr(self.options, name) for name in kept}},
+        )
 
     def sum_up(self) -> None:
         """summary.json, page.md and the archive, from the files that are there."""
@@ -183,7 +192,7 @@ class Session:
         summary = {
             **environment(self.options.seeds[0]),
             "command": " ".join(["python benchmarks/real/run.py", *sys.argv[1:]]),
-            "model": {"name": Path(self.options.model).name, "fingerprint": self.model},
+            "model": {"name": Path(self.options.model).name, "fingerprint": self.model, "precision": self.precision},
             "options": {
                 key: str(value) if isinstance(value, Path) else value for key, value in vars(self.options).items()
             },

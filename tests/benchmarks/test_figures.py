@@ -64,6 +64,21 @@ def summary_row(label: str, path: str) -> str:
     return f"| {label} | {t1} | {t2} | {delta} | {s}[fixed][value]:p}} | {s}[broken][value]:p}} |"
 
 
+def real_row(label: str, model: str, data: str, decoding: str) -> str:
+    """A row of benchmarks/real/run.py's evaluations."""
+    s = f"{{r[evaluations][{model}][{data}][{decoding}]"
+    t1, t2 = (f"{s}[accuracy][{a}][value]:p}}" for a in (0, 1))
+    delta = f"{s}[delta][value]:s}} ({s}[delta][low]:s}} to {s}[delta][high]:s}})"
+    return f"{label} | {t1} | {t2} | {delta} | {s}[fixed][value]:p}} | {s}[broken][value]:p}} | {s}[unchanged][value]:p}} |"
+
+
+REAL = (
+    ("0", "HumanEval, greedy | 164", "humaneval", "greedy"), ("0", "MBPP test, greedy | 500", "mbpp", "greedy"),
+    ("words-base", "word problems, greedy | 400", "gsm8k", "greedy"),
+    ("words-base", "word problems, temperature 1 | 400 x 2", "gsm8k", "sampled"),
+)  # fmt: skip
+
+
 def by_precision(r: Any) -> dict[str, Any]:
     """Least and most of what the seeds of each precision end at."""
     found: dict[str, dict[str, list[Figure]]] = {}
@@ -186,6 +201,10 @@ QUOTES: list[tuple[str, str, str, Given]] = [
      "({r[summary][ratio_range][0]:.2f} to {r[summary][ratio_range][1]:.2f}, six pairs", None),
     ("docs/results.md", "lab_analyses/attempts.csv", "1,000 problems): {r[0][accuracy]:p}, {r[1][accuracy]:p}, then "
      "{r[2][accuracy]:p}, {r[3][accuracy]:p}, {r[4][accuracy]:p}", None),
+    *[("docs/results.md", f"real/{folder}/summary.json", real_row(label, "base", data, decoding), None)
+      for folder, label, data, decoding in REAL],
+    ("docs/results.md", "real/words-base/summary.json",
+     "Two samples solve {r[evaluations][base][gsm8k][sampled][passes][0][accuracy][0][value]:p} % of the problems", None),
     *[("docs/results.md", "compare_lab/compare.json", compare_row(label, name, gain=True), by_name) for label, name in LAB.items()],
     *[("docs/results.md", "compare_blind/compare.json", compare_row(label, name, gain=False), by_name) for label, name in BLIND.items()],
     *[("docs/results.md", "lab_openings.json", opening_row(label, place), None) for place, label in enumerate(OPENINGS)],

@@ -179,13 +179,13 @@ def test_it_goes_on_where_it_was_stopped(
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(arms.Trainer, "train_step", killed)
-        with pytest.raises(KeyboardInterrupt):
-            call(script, model, data, parts)
+        assert call(script, model, data, parts) == 130
     assert json.loads((parts / "summary.json").read_text())["evaluations"]["base"]  # summed up all the same
     kept = {file.name: file.stat().st_mtime_ns for file in (parts / "texts").iterdir()}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(arms.Trainer, "train_step", asked)
-        assert call(script, model, data, parts) == 0
+        assert call(script, model, data, parts, "--arms", "base,score,single_turn") == 0
+    assert not (parts / "arms/single_turn-0").exists()  # no further arm begins
     assert len((parts / "arms/score-0/metrics.jsonl").read_text().splitlines()) == 2
     assert call(script, model, data, parts) == 0
     assert "going on after step 2" in capsys.readouterr().out

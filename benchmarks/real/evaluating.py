@@ -18,8 +18,8 @@ from typing import Any
 
 import torch
 
-from selfcorrect.evaluation.averages import summary_over
-from selfcorrect.evaluation.metrics import LEFT_OUT, Estimate, paired_difference, summarize
+from selfcorrect.evaluation.averages import change, means, samples_of, summary_over
+from selfcorrect.evaluation.metrics import summarize
 from selfcorrect.models.loading import LanguageModel
 from selfcorrect.rollout import play
 from selfcorrect.runs.folder import rollout_row
@@ -218,25 +218,31 @@ class Evaluating:
             flush=True,
         )
 
-    def summary(self, model: str) -> dict[str, Any]:
-        """What is there of a model: by data set, the greedy metrics, those of repair, and the means over samples."""
+    def summary(self, *models: str) -> dict[str, Any]:
+        """What is there, by data set: metrics greedy, at repair and over samples; several models' taken together."""
         found: dict[str, Any] = {}
-        for decoding in (GREEDY, REPAIR):
-            for name, rollouts in by_set(self.read(model, decoding)).items():
-                found.setdefault(name, {})[decoding] = asdict(summarize(rollouts))
-        for name, rollouts in by_set(self.read(model, SAMPLED)).items():
-            found.setdefault(name, {})[SAMPLED] = asdict(summary_over(rollouts, self.samples))
+        for decoding, copies in ((GREEDY, 1), (REPAIR, 1), (SAMPLED, self.samples)):
+            for name, rollouts in by_set(self._read_all(models, decoding)).items():
+                told = summary_over(rollouts, copies * len(models))
+                one = told if len(models) == 1 else replace(told, passes=())  # pass@k is of one model
+                found.setdefault(name, {})[decoding] = asdict(one)
         return found
 
-    def against(self, model: str, other: str) -> dict[str, Any]:
-        """Accuracy of `model` less that of `other` over the same problems: at both greedy attempts, and at repair."""
+    def against(self, ours: Sequence[str], theirs: Sequence[str]) -> dict[str, Any]:
+        """Of some models less others, means by problem, paired: both attempts and delta; of repair the last attempt."""
         found: dict[str, Any] = {}
-        for decoding, attempts in ((GREEDY, {"t1": 0, "t2": 1}), (REPAIR, {"repair": 1})):
-            ours, theirs = (by_set(self.read(name, decoding)) for name in (model, other))
-            for name in ours.keys() & theirs.keys():
-                differences = {label: asdict(_paired(ours[name], theirs[name], at)) for label, at in attempts.items()}
-                found.setdefault(name, {}).update(differences)
-        return dict(sorted(found.items()))
+        for decoding in (GREEDY, REPAIR, SAMPLED):
+            mine, others = (by_set(self._read_all(names, decoding)) for names in (ours, theirs))
+            for name in sorted(mine.keys() & others.keys()):
+                changed = change(means(samples_of(others[name])), means(samples_of(mine[name])))
+                if changed:
+                    told = {"t1": changed.first, "t2": changed.last, "delta": changed.delta}
+                    kept = {"t2": changed.last} if decoding == REPAIR else told
+                    found.setdefault(name, {})[decoding] = {label: asdict(each) for label, each in kept.items()}
+        return found
+
+    def _read_all(self, models: Sequence[str], decoding: str) -> list[Rollout]:
+        return [rollout for model in models for rollout in self.read(model, decoding)]
 
     def read(self, model: str, decoding: str) -> list[Rollout]:
         """What is there, in the units' order."""
@@ -280,16 +286,3 @@ def by_set(rollouts: Sequence[Rollout]) -> dict[str, list[Rollout]]:
     for rollout in rollouts:
         found.setdefault(rollout.problem.id.partition("/")[0], []).append(rollout)
     return found
-
-
-def _paired(ours: Sequence[Rollout], theirs: Sequence[Rollout], attempt: int) -> Estimate:
-    right = [
-        {
-            r.problem.id: r.attempts[attempt].grade.correct
-            for r in side
-            if r.attempts[attempt].grade.outcome not in LEFT_OUT
-        }
-        for side in (theirs, ours)
-    ]
-    both = sorted(right[0].keys() & right[1].keys())
-    return paired_difference([right[0][name] for name in both], [right[1][name] for name in both])

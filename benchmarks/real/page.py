@@ -29,8 +29,9 @@ def page(summary: dict[str, Any]) -> str:
     for other, models in summary["against"].items():
         for model, sets in models.items():
             for data, found in sets.items():
-                told = ", ".join(f"{name} {_signed(each)}" for name, each in found.items())
-                lines.append(f"- {model} less {other} on {data}, greedy: {told}")
+                for decoding, told in found.items():
+                    shown = ", ".join(f"{name} {_signed(each)}" for name, each in told.items())
+                    lines.append(f"- {model} less {other} on {data}, {decoding}: {shown}")
     for model, told in summary["training"].items():
         if told:
             first, last = (_arrow(told[f"rewards_{end}_quarter"]) for end in ("first", "last"))

@@ -191,7 +191,7 @@ class Session:
     def sum_up(self) -> None:
         """summary.json, page.md and the archive, from the files that are there."""
         names = [f"{arm}-{seed}" for arm, seed in self.runs]
-        models = {name: found for name in ["base", *names] if (found := self.evaluating.summary(name))}
+        models = together(name for name in ["base", *names] if self.evaluating.summary(name))
         summary = {
             **environment(self.options.seeds[0]),
             "command": " ".join(["python benchmarks/real/run.py", *sys.argv[1:]]),
@@ -212,10 +212,10 @@ class Session:
                 "stage_one_share": STAGE_ONE_SHARE,
             },
             "peak_memory_bytes": peak(),
-            "evaluations": models,
+            "evaluations": {name: self.evaluating.summary(*runs) for name, runs in models.items()},
             "against": {
-                other: {name: self.evaluating.against(name, there) for name, there in pairs}
-                for other, pairs in opponents(models).items()
+                other: {name: self.evaluating.against(runs, there) for name, runs, there in held}
+                for other, held in opponents(models).items()
             },
             "training": {name: training_of(self.output / "arms" / name) for name in names if name in models},
         }
@@ -238,11 +238,26 @@ class Session:
         print(f"[{time.monotonic() - BEGAN:.0f} s] {text}", flush=True)
 
 
-def opponents(models: Iterable[str]) -> dict[str, list[tuple[str, str]]]:
-    """What a model is held against: the base, and single-turn RL of the same seed where it was run; model, opponent."""
-    arms = [name for name in models if name != "base"]
-    single = [(name, f"single_turn-{name.rpartition('-')[2]}") for name in arms if not name.startswith("single_turn-")]
-    return {"base": [(name, "base") for name in arms], "single_turn": [pair for pair in single if pair[1] in arms]}
+def together(names: Iterable[str]) -> dict[str, list[str]]:
+    """What is told of: each model by itself, then every arm of which several seeds are there, over all of them."""
+    there = list(names)
+    by_arm: dict[str, list[str]] = {}
+    for name in there:
+        by_arm.setdefault(name.rpartition("-")[0], []).append(name)
+    several = {f"{arm}, {len(runs)} seeds": runs for arm, runs in by_arm.items() if len(runs) > 1}
+    return {**{name: [name] for name in there}, **several}
+
+
+def opponents(models: dict[str, list[str]]) -> dict[str, list[tuple[str, list[str], list[str]]]]:
+    """What each is held against, by name: the base, and single-turn RL of the same seeds. (name, its runs, theirs)."""
+    found: dict[str, list[tuple[str, list[str], list[str]]]] = {"base": [], "single_turn": []}
+    for name, runs in models.items():
+        single = [f"single_turn-{run.rpartition('-')[2]}" for run in runs]
+        if name != "base":
+            found["base"].append((name, runs, ["base"]))
+            if runs != single and all(other in models for other in single):
+                found["single_turn"].append((name, runs, single))
+    return found
 
 
 def training_of(folder: Path) -> dict[str, Any]:

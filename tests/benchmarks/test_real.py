@@ -135,6 +135,9 @@ def test_from_base_to_page(script: Script, model: Path, data: Path, tmp_path: Pa
     assert {"text", "tokens", "outcome"} <= set(row["attempts"][1])
 
 
+SEEDS = "-0", "-1", ", 2 seeds"
+
+
 def attempts_of(file: Path) -> list[list[str]]:
     with gzip.open(file, "rt") as lines:
         rows = sorted((json.loads(line) for line in lines), key=lambda row: str(row["id"]))
@@ -157,14 +160,18 @@ def test_adapters_and_word_problems(
         return result
 
     monkeypatch.setattr(trainer, "train_step", moving)
-    for arms, output in (("score,multi_turn_all", "both"), ("multi_turn_all", "one")):
-        assert call(script, model, tmp_path / "words", tmp_path / output, *words, "--arms", f"base,{arms}") == 0
+    for arms, seeds, output in (("score,multi_turn_all", "0", "both"), ("multi_turn_all", "01", "one")):
+        asked = ["--arms", f"base,{arms}", "--seeds", *seeds]
+        assert call(script, model, tmp_path / "words", tmp_path / output, *words, *asked) == 0
     both, one = (json.loads((tmp_path / name / "summary.json").read_text()) for name in ("both", "one"))
     assert set(both["evaluations"]["base"]) == {"gsm8k"}
     kl, same = (found["training"]["multi_turn_all-0"]["kl_last"] for found in (both, one))
     assert kl == same
     assert kl[1] > 0
     assert "lora tuning" in (tmp_path / "one/page.md").read_text()
+    unchanged = [one["evaluations"][f"multi_turn_all{each}"]["gsm8k"]["greedy"]["unchanged"]["value"] for each in SEEDS]
+    assert unchanged[2] == pytest.approx((unchanged[0] + unchanged[1]) / 2)
+    assert "- multi_turn_all, 2 seeds less base on gsm8k, sampled: t1" in (tmp_path / "one/page.md").read_text()
     base, repaired, own = (
         [both[0] for both in attempts_of(tmp_path / f"one/texts/{name}.000.jsonl.gz")]
         for name in ("base.greedy", "multi_turn_all-0.repair", "multi_turn_all-0.greedy")

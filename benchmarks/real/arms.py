@@ -25,6 +25,7 @@ from selfcorrect.samplers.transformers import TransformersSampler
 from selfcorrect.tasks.base import Task
 
 STAGE_ONE_SHARE = 0.4  # of an arm's steps; the paper does not say how its steps divide
+SAVE_SECONDS = 600.0  # a kill costs so much at most
 UNPLANNED = 1_000_000  # a stage's `steps` in the config: the plan has the real ones, and the rate is constant
 
 STAGE_ONE = {"name": "stage1", "objective": "stage1", "beta2": None}  # None: what the call says
@@ -124,7 +125,7 @@ class Arm:
         if state:
             self._restore(trainer, state)
         self._cut(trainer.progress.step)
-        slowest, begun = 0.0, trainer.progress.step
+        slowest, begun, saved = 0.0, trainer.progress.step, time.monotonic()
         while self._at_work(trainer):
             if self.left() < 1.2 * slowest:
                 print(f"{self.name}: no time for another step after {trainer.progress.step}", flush=True)
@@ -132,6 +133,9 @@ class Arm:
             result = self._step(trainer)
             slowest = max(slowest, result.seconds if result.step > begun + 1 else 0.0)  # the first one warms up
             self._keep(result)
+            if time.monotonic() - saved > SAVE_SECONDS:
+                self._save(trainer)
+                saved = time.monotonic()
             if self.plan.steps is None and result.step >= 2:
                 self.plan.settle(self.left(), result.seconds, result.step)
                 print(f"a step takes {result.seconds:.1f} s: {self.plan.steps} steps an arm are planned", flush=True)

@@ -199,7 +199,9 @@ def test_it_goes_on_where_it_was_stopped(
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(arms.Trainer, "train_step", killed)
+        patch.setattr(arms, "SAVE_SECONDS", 0.0)
         assert call(script, model, data, parts) == 130
+    assert json.loads((parts / "arms/score-0/done.json").read_text()) == {"steps": 1}
     assert json.loads((parts / "summary.json").read_text())["evaluations"]["base"]  # summed up all the same
     kept = {file.name: file.stat().st_mtime_ns for file in (parts / "texts").iterdir()}
     with pytest.MonkeyPatch.context() as patch:

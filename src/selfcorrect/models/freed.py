@@ -12,12 +12,12 @@ _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3  # of <malloc.h>
 _KEPT = (1 << 31) - 1  # bytes that may lie free at the heap's end; the parameter is a C int
 _OWN = 1 << 30  # bytes: blocks from this size on are taken from the system, and given back
 _STEP = 64 << 20  # bytes by which the heap grows
-_SET_BY_USER = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_", "GLIBC_TUNABLES")
+SET_BY_USER = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_", "GLIBC_TUNABLES")
 
 
 def keep_freed_memory() -> bool:
     """For the whole process, once and for all. False where there is no glibc, or the user has set it in another way."""
-    if any(name in os.environ for name in _SET_BY_USER):
+    if any(name in os.environ for name in SET_BY_USER):
         return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
     if mallopt is None:

@@ -191,7 +191,8 @@ class Session:
     def sum_up(self) -> None:
         """summary.json, page.md and the archive, from the files that are there."""
         names = [f"{arm}-{seed}" for arm, seed in self.runs]
-        models = together(name for name in ["base", *names] if self.evaluating.summary(name))
+        texts = self.output / "texts"
+        models = together(name for name in ["base", *names] if any(texts.glob(f"{name}.*.gz")))
         summary = {
             **environment(self.options.seeds[0]),
             "command": " ".join(["python benchmarks/real/run.py", *sys.argv[1:]]),

@@ -137,6 +137,7 @@ def judge_corpus(times: int, workers: int) -> list[str]:
     return wrong
 
 
+@pytest.mark.nightly
 def test_corpus_in_parallel(canaries: Canaries) -> None:
     assert len(programs()) == 58
     assert judge_corpus(times=1, workers=2) == []

@@ -58,6 +58,7 @@ def comparison(output: Path, model: Path, **changes: Any) -> CompareConfig:
     return config
 
 
+@pytest.mark.nightly
 def test_runs_end_with_a_comparison_that_is_killed(tmp_path: Path) -> None:
     """The run is one that waits for its recipe: a named pipe that nothing comes through."""
     pipe, log, reading, telling = tmp_path / "recipe.yaml", tmp_path / "log", *os.pipe()

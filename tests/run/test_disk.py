@@ -48,7 +48,7 @@ class StopAtEvaluation(Observer):
             signal.raise_signal(signal.SIGINT)
 
 
-@pytest.mark.parametrize("select", ["best", "last"])
+@pytest.mark.parametrize("select", ["best", pytest.param("last", marks=pytest.mark.nightly)])
 def test_a_bfloat16_model_stays_one(select: str, small_model: Path, tmp_path: Path) -> None:
     """Bit for bit the same however the run is stopped, though what a stage hands on is rounded and checkpoints are not."""
     changes = {

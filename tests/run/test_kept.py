@@ -105,6 +105,7 @@ def test_it_is_worth_comparing(uninterrupted: tuple[dict[str, Any], float]) -> N
     assert {"correct", "wrong"} <= outcomes
 
 
+@pytest.mark.nightly
 def test_killed_at_random_moments(model: Path, uninterrupted: tuple[dict[str, Any], float], tmp_path: Path) -> None:
     """SIGKILL again and again; what was kept before a kill is there after it, and is not sampled again."""
     expected, seconds = uninterrupted

@@ -72,7 +72,10 @@ TASKS: dict[str, tuple[dict[str, Any], int]] = {
 }
 
 
-@pytest.mark.parametrize("name", TASKS)
+HEAVY = [pytest.param(name, marks=pytest.mark.nightly) if name == "mbpp" else name for name in TASKS]
+
+
+@pytest.mark.parametrize("name", HEAVY)
 def test_train_and_evaluate(name: str, qwen2: Path, tmp_path: Path, command: Command) -> None:
     task, held_out = TASKS[name]
     data = math_folder(tmp_path / "data") if task["name"] == "math" else code_folder(tmp_path / "data")

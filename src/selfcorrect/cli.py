@@ -15,6 +15,9 @@ import typer
 from selfcorrect import __version__
 from selfcorrect.commands import export, traces
 from selfcorrect.errors import ConfigError, TrainingInterrupted, UserError
+from selfcorrect.starting import commands as starting
+from selfcorrect.starting.completion import overrides as complete_overrides
+from selfcorrect.starting.completion import recipes as complete_recipes
 from selfcorrect.waiting import wait_briefly
 
 if TYPE_CHECKING:
@@ -30,10 +33,19 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-RecipeArgument = Annotated[Path, typer.Argument(help="A YAML recipe.", metavar="RECIPE")]
+RecipeArgument = Annotated[
+    Path, typer.Argument(help="A YAML recipe.", metavar="RECIPE", autocompletion=complete_recipes)
+]
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(help="Settings that replace the recipe's, like seed=1 stages.stage1.steps=50.", metavar="KEY=VALUE"),
+    typer.Argument(
+        help="Settings that replace the recipe's, like seed=1 stages.stage1.steps=50.", metavar="KEY=VALUE",
+        autocompletion=complete_overrides,
+    ),
+]  # fmt: skip
+TaskRecipe = Annotated[
+    Path | None,
+    typer.Option(help="Where task, prompts and limits come from.", autocompletion=complete_recipes),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 
@@ -83,7 +95,9 @@ def demo(
 
 @app.command(epilog="Example: selfcorrect train countdown model.path=./my-model name=mine")
 def train(
-    recipe: Annotated[str | None, typer.Argument(help="A YAML recipe.", metavar="RECIPE")] = None,
+    recipe: Annotated[
+        str | None, typer.Argument(help="A YAML recipe.", metavar="RECIPE", autocompletion=complete_recipes)
+    ] = None,
     overrides: Overrides = None,
     resume: Annotated[Path | None, typer.Option(help="Go on with this run folder.", metavar="RUN")] = None,
 ) -> None:
@@ -112,7 +126,7 @@ def train(
 def evaluate(
     model: Annotated[str, typer.Argument(help="A model folder, hub name, lab, or a recipe.", metavar="MODEL")],
     overrides: Overrides = None,
-    recipe: Annotated[Path | None, typer.Option(help="Where the task and its limits come from.")] = None,
+    recipe: TaskRecipe = None,
     output: Annotated[Path | None, typer.Option(help="Folder for the rollouts and report.html.")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -189,7 +203,7 @@ def grade(
 def play(
     problem: Annotated[str, typer.Argument(help="Countdown: '30 7 2 = 39'; math: an id or any question; else an id.")],
     model: Annotated[str, typer.Option(help="A model folder, a hub name, or lab.")] = "lab",
-    recipe: Annotated[Path | None, typer.Option(help="Where the task and its prompts come from.")] = None,
+    recipe: TaskRecipe = None,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 0.0,
     seed: int = 0,
 ) -> None:
@@ -270,7 +284,7 @@ def scale(
         Path | None,
         typer.Option(help="A folder for samples and numbers; by default RUN/scaling, for the report."),
     ] = None,
-    recipe: Annotated[Path | None, typer.Option(help="Where task, prompts and limits come from.")] = None,
+    recipe: TaskRecipe = None,
     most: Annotated[int, typer.Option(help="The largest budget of solutions; a power of two.", min=2)] = 64,
     problems: Annotated[int, typer.Option(help="How many held-out problems.", min=1)] = 200,
     temperature: Annotated[float, typer.Option(help="Of sampling.", min=0.0)] = 0.7,
@@ -384,6 +398,9 @@ def tasks() -> None:
         typer.echo(f"{name:<12} {description}")
 
 
+app.command(epilog="Example: selfcorrect init --model ./my-model --data problems.jsonl --to mine.yaml")(starting.init)
+app.command(epilog="Example: selfcorrect explain rollouts.temperature")(starting.explain)
+app.command(epilog='Example: eval "$(selfcorrect completion bash)"')(starting.completion)
 app.command(epilog="Example: selfcorrect export runs/mine ./mine --merge")(export)
 app.command(epilog="Example: selfcorrect traces runs/mine mine.jsonl --format messages")(traces)
 

@@ -21,10 +21,10 @@ _INDENT = "  "
 
 
 def overview() -> list[str]:
-    """One line a section: its name, how many settings it has, what it is."""
-    shown = [(_address(section), section) for section in sections()]
-    width = max(len(address) for address, _ in shown)
-    return [f"{address:<{width}}  {section.meaning}" for address, section in shown]
+    """One line a section: its name, and what it is."""
+    meanings = {_address(section): section.meaning for section in sections()}
+    width = max(map(len, meanings))
+    return [f"{address:<{width}}  {meaning}" for address, meaning in meanings.items()]
 
 
 def explain(key: str) -> list[str]:
@@ -32,8 +32,8 @@ def explain(key: str) -> list[str]:
     asked = key.partition("=")[0].strip().strip(".")
     if found := _section(asked):
         return [line for section in found for line in (*_of_section(section), "")][:-1]
-    if found_settings := _settings(asked):
-        return [line for setting in found_settings for line in (*_of_setting(setting), "")][:-1]
+    if named := found_settings(asked):
+        return [line for setting in named for line in (*_of_setting(setting), "")][:-1]
     raise ConfigError(f"{key!r} is no setting and no section; {_nearest(asked)}")
 
 
@@ -70,7 +70,7 @@ def _general(asked: str) -> str:
     return ".".join(parts)
 
 
-def _settings(asked: str) -> list[Setting]:
+def found_settings(asked: str) -> list[Setting]:
     """Those of the whole key; else those whose key ends so."""
     kind = next((part for part in asked.split(".")[1:-1] if part in (*STAGE_KINDS, *TASK_KINDS)), None)
     general = _general(asked)

@@ -9,9 +9,9 @@ _HEAD = """# Every setting
 
 <!-- Written by `make reference` from src/selfcorrect/config; edit the texts there. -->
 A recipe is one YAML file of these settings; `KEY=VALUE` on the command line replaces any of them, a stage going by its
-name (`stages.stage1.steps=50`). `selfcorrect explain KEY` shows a setting in the terminal, with what the shipped recipes set it
-to; `selfcorrect check RECIPE` prints all of a recipe. Where a setting is of the paper (arXiv 2409.12917), the last column has its symbol
-or place there.
+name (`stages.stage1.steps=50`). `selfcorrect explain KEY` shows a setting in the terminal, with what the shipped
+recipes set it to; `selfcorrect check RECIPE` prints all of a recipe. Where a setting is of the paper (arXiv 2409.12917), the
+last column has its symbol or place there.
 """
 
 

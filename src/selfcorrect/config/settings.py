@@ -183,4 +183,4 @@ def _range(kind: type, bounds: Sequence[Any]) -> str:
         low = f"from {above + 1:g}" if kind is int else f"above {above:g}"
     high = next((f"to {bound.le:,}" for bound in bounds if isinstance(bound, Le) and bound.le != _COUNTED_IN), "")
     high = next((f"below {bound.lt:g}" for bound in bounds if isinstance(bound, Lt)), high)
-    return "".join(f" {part}" for part in (low, high) if part)
+    return f" {low}{', ' if above is not None and kind is float and high else ' ' if high else ''}{high}".rstrip()

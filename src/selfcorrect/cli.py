@@ -17,6 +17,7 @@ from selfcorrect.commands import export, traces
 from selfcorrect.errors import ConfigError, TrainingInterrupted, UserError
 from selfcorrect.starting import commands as starting
 from selfcorrect.starting.completion import overrides as complete_overrides
+from selfcorrect.starting.completion import prepare as prepare_completion
 from selfcorrect.starting.completion import recipes as complete_recipes
 from selfcorrect.waiting import wait_briefly
 
@@ -423,6 +424,7 @@ def data_folder() -> Path:
 def main() -> None:
     """Entry point: user errors become one line on stderr and exit status 2, Ctrl-C status 130."""
     wait_briefly()
+    prepare_completion()
     try:
         app(standalone_mode=True)
     except SystemExit as ended:

@@ -122,7 +122,7 @@ def _of_setting(setting: Setting) -> Iterator[str]:
 def kinds_told(setting: Setting) -> str:
     """Which tasks, objectives or kinds of recipe a setting is of."""
     word = {"task": "task", "stages": "objective"}.get(setting.key.partition(".")[0], "kind")
-    every = {"task": TASK_KINDS, "objective": STAGE_KINDS}.get(word)
+    every = {"task": tuple(TASK_KINDS), "objective": tuple(STAGE_KINDS)}.get(word)
     return f"every {word}" if every and set(every) == set(setting.kinds) else f"{word} {', '.join(setting.kinds)}"
 
 

@@ -1,6 +1,8 @@
-"""docs/settings.md: every setting on one page, written from the models."""
+"""docs/settings.md: every setting on one page, written from the models (`make reference`)."""
 
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 from selfcorrect.config import STAGE_KINDS, TASK_KINDS
 from selfcorrect.config.settings import Section, Setting, sections
@@ -10,8 +12,8 @@ _HEAD = """# Every setting
 <!-- Written by `make reference` from src/selfcorrect/config; edit the texts there. -->
 A recipe is one YAML file of these settings; `KEY=VALUE` on the command line replaces any of them, a stage going by its
 name (`stages.stage1.steps=50`). `selfcorrect explain KEY` shows a setting in the terminal, with what the shipped
-recipes set it to; `selfcorrect check RECIPE` prints all of a recipe. Where a setting is of the paper (arXiv 2409.12917), the
-last column has its symbol or place there.
+recipes set it to; `selfcorrect check RECIPE` prints all of a recipe. The last column has a setting's symbol or place in
+the paper (arXiv 2409.12917).
 """
 
 
@@ -84,3 +86,7 @@ def _code(text: str) -> str:
 
 def _cell(text: str) -> str:
     return text.replace("|", "\\|").replace("<", "&lt;").replace("*", "\\*").replace("_", "\\_")
+
+
+if __name__ == "__main__":
+    Path(sys.argv[1]).write_text(reference(), encoding="utf-8")

@@ -178,7 +178,7 @@ def _takes(kind: Any, bounds: Sequence[Any] = ()) -> str:
 
 def _range(kind: type, bounds: Sequence[Any]) -> str:
     low = next((f"from {bound.ge:g}" for bound in bounds if isinstance(bound, Ge)), "")
-    above = next((bound.gt for bound in bounds if isinstance(bound, Gt)), None)
+    above: Any = next((bound.gt for bound in bounds if isinstance(bound, Gt)), None)
     if above is not None:
         low = f"from {above + 1:g}" if kind is int else f"above {above:g}"
     high = next((f"to {bound.le:,}" for bound in bounds if isinstance(bound, Le) and bound.le != _COUNTED_IN), "")

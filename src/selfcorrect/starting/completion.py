@@ -3,11 +3,13 @@
 bash takes `=` for the end of a word, so its script reads the line itself, and leaves no space behind a `KEY=`.
 """
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from selfcorrect.errors import ConfigError
 
+_VARIABLE = "_SELFCORRECT_COMPLETE"
 _BASH = """\
 _selfcorrect_completion() {
     local IFS=$' \\t\\n' words word
@@ -25,15 +27,26 @@ complete -o default -F _selfcorrect_completion selfcorrect
 """
 
 
+def prepare() -> None:
+    """Lets typer answer a shell that asks, which it does only for its own `--install-completion` otherwise."""
+    if _VARIABLE in os.environ:
+        from typer._completion_classes import completion_init
+
+        completion_init()
+
+
 def script(shell: str) -> str:
     """What a shell sources. Raises ConfigError for one that is not known."""
     if shell == "bash":
         return _BASH
     if shell not in ("zsh", "fish"):
         raise ConfigError(f"{shell!r}: must be bash, zsh or fish")
-    from typer.completion import get_completion_script
+    from typer import completion
 
-    return get_completion_script(prog_name="selfcorrect", complete_var="_SELFCORRECT_COMPLETE", shell=shell)
+    made = completion.get_completion_script(  # type: ignore[attr-defined]
+        prog_name="selfcorrect", complete_var=_VARIABLE, shell=shell
+    )
+    return str(made)
 
 
 def recipes(incomplete: str) -> list[str]:

@@ -217,7 +217,7 @@ def _divide(draft: Draft, data: Path, to: Path, found: Found, names: Sequence[st
         draft.files[to.parent / folder / f"{split}.jsonl"] = "".join(_line(row, found, names) for row in rows)
     if data.is_file():
         draft.told.append(
-            f"{data.name} is divided: {len(found.train):,} rows to train on, and every tenth ({len(found.test):,}) held out"
+            f"{data.name} is divided: {len(found.train):,} rows to train on, every tenth ({len(found.test):,}) held out"
         )
     return folder
 
@@ -232,9 +232,9 @@ def _seen(task: str, found: Found) -> str:
 
 
 def _head(to: Path, draft: Draft) -> str:
-    told = "".join(f"# {line}.\n" for line in draft.told)
+    told, name = "".join(f"# {line}.\n" for line in draft.told), to.name
     return (
-        f"# Written by `selfcorrect init`. `selfcorrect check {to.name} --load` tries it; `selfcorrect train {to.name}`\n"
-        f"# runs it. What is not named has its default (`selfcorrect check {to.name}`); `selfcorrect explain KEY` says more\n"
-        f"# of a setting.\n{told}"
+        f"# Written by `selfcorrect init`: `selfcorrect check {name} --load` tries it, `selfcorrect train {name}`\n"
+        f"# runs it. What is not named has its default (`selfcorrect check {name}`); `selfcorrect explain KEY` tells more.\n"
+        f"{told}"
     )

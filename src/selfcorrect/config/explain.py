@@ -6,6 +6,7 @@ trainer calls it (num_generations).
 
 import difflib
 from collections.abc import Iterator, Mapping
+from functools import cache
 from typing import Any
 
 import yaml
@@ -77,7 +78,7 @@ def found_settings(asked: str) -> list[Setting]:
     exact = [setting for setting in settings() if setting.key == general]
     ends = [setting for setting in settings() if f".{setting.key}".endswith(f".{asked}")]
     of_kind = [setting for setting in exact if kind in setting.kinds]
-    return of_kind or exact or ends
+    return of_kind or (exact if "." in asked else ends) or ends
 
 
 def _nearest(asked: str) -> str:
@@ -129,15 +130,20 @@ def kinds_told(setting: Setting) -> str:
 def used_by(setting: Setting) -> dict[str, list[str]]:
     """What the shipped recipes set a setting to: value -> names of recipes, and of a comparison's methods."""
     found: dict[str, list[str]] = {}
-    for name in shipped_recipes():
-        data = yaml.load(shipped_recipe(name).read_text(encoding="utf-8"), Loader=Loader)
-        for whose, part in _recipes_in(name, data):
-            for value in dict.fromkeys(map(as_yaml, _values(part, setting))):
-                found.setdefault(value, []).append(whose)
+    for whose, part in _recipes():
+        for value in dict.fromkeys(map(as_yaml, _values(part, setting))):
+            found.setdefault(value, []).append(whose)
     return found
 
 
-def _recipes_in(name: str, data: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+@cache
+def _recipes() -> tuple[tuple[str, Mapping[str, Any]], ...]:
+    """The shipped recipes as they are written, by name; after a comparison's, its common part and its methods."""
+    files = {name: shipped_recipe(name).read_text(encoding="utf-8") for name in shipped_recipes()}
+    return tuple(part for name, text in files.items() for part in _parts(name, yaml.load(text, Loader=Loader)))
+
+
+def _parts(name: str, data: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
     yield name, data
     if data.get("kind") == "compare":
         yield name, {"kind": "train", **data["common"]}

@@ -74,6 +74,7 @@ def sections() -> tuple[Section, ...]:
     return tuple(found)
 
 
+@cache
 def settings() -> tuple[Setting, ...]:
     """Every setting there is; one that several kinds share stands once, with all of them."""
     merged: dict[tuple[str, str, str, str | None], Setting] = {}

@@ -232,9 +232,9 @@ def _seen(task: str, found: Found) -> str:
 
 
 def _head(to: Path, draft: Draft) -> str:
-    told, name = "".join(f"# {line}.\n" for line in draft.told), to.name
+    name, told = to.name, "".join(f"# {line}.\n" for line in draft.told)
     return (
         f"# Written by `selfcorrect init`: `selfcorrect check {name} --load` tries it, `selfcorrect train {name}`\n"
-        f"# runs it. What is not named has its default (`selfcorrect check {name}`); `selfcorrect explain KEY` tells more.\n"
+        f"# runs it. What is not named has its default (`selfcorrect check {name}`); `selfcorrect explain KEY` tells.\n"
         f"{told}"
     )

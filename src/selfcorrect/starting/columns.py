@@ -43,7 +43,7 @@ def look(data: Path, question: str | None, answer: str | None, task: Kind | None
     if task == "code" or (task is None and question is None and answer is None and _is_code(columns)):
         return _code(data, columns, train, test)
     asked = _column(first, columns, "--question", question, _QUESTIONS)
-    told = _column(first, [name for name in columns if name != asked], "--answer", answer, _ANSWERS)
+    told = _column(first, columns, "--answer", answer, [name for name in _ANSWERS if name != asked.casefold()])
     _check_texts(first, asked)
     return Found(task or _kind(first, told), asked, told, train, test, _system(train, asked))
 

@@ -53,8 +53,8 @@ def recipes(incomplete: str) -> list[str]:
     """Names of shipped recipes, and recipes' files here."""
     from selfcorrect.config.shipped import shipped_recipes
 
-    here = Path(incomplete).parent if "/" in incomplete else Path()
     prefix = incomplete[: incomplete.rfind("/") + 1]
+    here = Path(prefix)
     try:
         files = [
             f"{prefix}{path.name}{'/' if path.is_dir() else ''}" for path in sorted(here.iterdir())

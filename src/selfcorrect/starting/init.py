@@ -160,8 +160,9 @@ def _relative(path: Path, to: Path) -> str:
 
 def _math(draft: Draft, data: Path, to: Path, found: Found) -> None:
     """The data as it is where it is a folder of texts; else divided into one, as {"problem", "answer"} rows."""
-    states = states_answer(answer_of(found.train[0], found.answer))
-    gsm8k = states and "####" in answer_of(found.train[0], found.answer)
+    texts = [answer_of(row, found.answer) for row in found.train]
+    states = 2 * sum(map(states_answer, texts)) > len(texts)
+    gsm8k = 2 * sum("####" in text for text in texts) > len(texts)
     names = ("question", "answer") if gsm8k else ("problem", "solution" if states else "answer")
     draft.recipe["task"] = {"name": "math", "dataset": "gsm8k" if gsm8k else "math", "split": "original"}
     rows = (*found.train, *found.test)

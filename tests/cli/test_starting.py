@@ -23,6 +23,15 @@ from selfcorrect.types import Outcome
 GSM = [{"question": f"What is {n} + {n}?", "answer": f"Twice {n}.\n#### {2 * n}"} for n in range(20)]
 CHAT = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Which colour?\u2028Say it."}]
 WORDS = [{"prompt": CHAT, "ground_truth": ["red", "blue"][n % 2]} for n in range(12)]
+XTUNER = [
+    {
+        "data_source": "x",
+        "prompt": [{"role": "user", "content": "2 + 2?"}],
+        "reward_model": {"ground_truth": "4", "style": "rule"},
+        "extra_info": {"question": "Two and two?", "index": n},
+    }
+    for n in range(10)
+]
 MBPP = [
     {"task_id": n, "text": "f", "code": "def f(): return 1", "test_list": ["assert f() == 1"], "test_setup_code": ""}
     for n in (2, 3, 4, 11, 601)
@@ -72,6 +81,8 @@ def task_of(recipe: str) -> tuple[TrainConfig, DataTask]:
         ("d.jsonl", [{"problem": f"{n}?", "solution": f"So \\boxed{{{n}}}"} for n in range(3)], {}, "math", (2, 1), "0?"),
         ("d.jsonl", [{"text": f"{n}?", "label": ["a\\frac12", "-x"][n % 2]} for n in range(2)], {}, "math", (1, 1), "0?"),
         ("d.jsonl", WORDS, {}, "custom", (11, 1), "Which colour?"),
+        ("d.jsonl", XTUNER, {}, "math", (9, 1), "2 + 2?"),
+        ("d.jsonl", XTUNER, {"question": "extra_info.question"}, "math", (9, 1), "Two and two"),
         ("d.jsonl", [{"q": "Is it?", "a": "yes"}] * 30, {"question": "q", "answer": "a"}, "custom", (27, 3), "Is it?"),
         ("mbpp.jsonl", MBPP, {}, "code", (1, 1), "Task: f"),
     ],

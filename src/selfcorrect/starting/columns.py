@@ -13,8 +13,8 @@ from selfcorrect.tasks.files import Row, find_files, kind_of, read_rows
 Kind = Literal["math", "code", "custom"]
 _QUESTIONS = ("problem", "question", "prompt", "instruction", "query", "input", "task", "text")
 _ANSWERS = (
-    "answer", "final_answer", "gold", "target", "label", "ground_truth", "expected", "result", "solution", "output",
-    "response", "completion",
+    "answer", "final_answer", "gold", "target", "label", "ground_truth", "reward_model.ground_truth", "expected",
+    "result", "solution", "output", "response", "completion",
 )  # fmt: skip
 _LOOKED_AT = 200  # rows from which columns and task are told
 _MATHS = re.compile(r"[\d\\]|^[a-z]$|^\W*[-+*/=^].*$")
@@ -37,7 +37,7 @@ class Found:
 
 def look(data: Path, question: str | None, answer: str | None, task: Kind | None) -> Found:
     """Reads the data of `init`: a file, or a folder of train.* and test.*. Raises ConfigError and DataError."""
-    train, test = _rows(data)
+    train, test = (list(map(_flat, rows)) for rows in _rows(data))
     first = train[:_LOOKED_AT]
     columns = _columns(first)
     if task == "code" or (task is None and question is None and answer is None and _is_code(columns)):
@@ -65,6 +65,17 @@ def _rows(data: Path) -> tuple[list[Row], list[Row]]:
     step = min(10, len(rows))
     held = set(range(step - 1, len(rows), step))
     return [row for n, row in enumerate(rows) if n not in held], [rows[n] for n in sorted(held)]
+
+
+def _flat(row: Row) -> Row:
+    """With what stands inside of mappings too, as reward_model.ground_truth."""
+    inside = {
+        f"{name}.{key}": value
+        for name, fields in row.fields.items()
+        if isinstance(fields, Mapping)
+        for key, value in fields.items()
+    }
+    return Row(row.where, {**row.fields, **inside})
 
 
 def _columns(rows: Sequence[Row]) -> list[str]:

@@ -165,16 +165,11 @@ def _math(draft: Draft, data: Path, to: Path, found: Found) -> None:
     gsm8k = 2 * sum("####" in text for text in texts) > len(texts)
     names = ("question", "answer") if gsm8k else ("problem", "solution" if states else "answer")
     draft.recipe["task"] = {"name": "math", "dataset": "gsm8k" if gsm8k else "math", "split": "original"}
-    rows = (*found.train, *found.test)
-    as_it_is = data.is_dir() and all(
-        isinstance(r.fields.get(c), str) for r in rows for c in (found.question, found.answer)
-    )
-    if as_it_is:
+    rows, own = (*found.train, *found.test), (found.question, found.answer)
+    texts_only = all(isinstance(row.fields.get(column), str) for row in rows for column in own)
+    if data.is_dir() and texts_only and not any("." in column for column in own):
         draft.recipe["task"]["data"] = _relative(data.expanduser(), to)
-        columns = {
-            ours: theirs for ours, theirs in zip(names, (found.question, found.answer), strict=True) if ours != theirs
-        }
-        if columns:
+        if columns := {ours: theirs for ours, theirs in zip(names, own, strict=True) if ours != theirs}:
             draft.recipe["task"]["columns"] = columns
     else:
         draft.recipe["task"]["data"] = f"./{_divide(draft, data, to, found, names)}"

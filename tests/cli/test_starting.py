@@ -17,7 +17,9 @@ from selfcorrect.errors import ConfigError, DataError, UserError
 from selfcorrect.starting.completion import overrides, recipes, script
 from selfcorrect.starting.init import init
 from selfcorrect.tasks import make_task
-from selfcorrect.tasks.dataset import DataTask
+from selfcorrect.tasks.code import CodeTask
+from selfcorrect.tasks.custom import CustomTask
+from selfcorrect.tasks.math import MathTask
 from selfcorrect.types import Outcome
 
 GSM = [{"question": f"What is {n} + {n}?", "answer": f"Twice {n}.\n#### {2 * n}"} for n in range(20)]
@@ -26,9 +28,9 @@ WORDS = [{"prompt": CHAT, "ground_truth": ["red", "blue"][n % 2]} for n in range
 XTUNER = [
     {
         "data_source": "x",
-        "prompt": [{"role": "user", "content": "2 + 2?"}],
-        "reward_model": {"ground_truth": "4", "style": "rule"},
-        "extra_info": {"question": "Two and two?", "index": n},
+        "prompt": [{"role": "user", "content": f"2 + {n}?"}],
+        "reward_model": {"ground_truth": str(2 + n), "style": "rule"},
+        "extra_info": {"question": f"Two and {n}?", "index": n},
     }
     for n in range(10)
 ]
@@ -64,11 +66,11 @@ def written(file: str, rows: list[dict[str, Any]]) -> Path:
     return path
 
 
-def task_of(recipe: str) -> tuple[TrainConfig, DataTask]:
+def task_of(recipe: str) -> tuple[TrainConfig, MathTask | CodeTask | CustomTask]:
     config = load_recipe(recipe)
     assert isinstance(config, TrainConfig)
     task = make_task(config.task)
-    assert isinstance(task, DataTask)
+    assert isinstance(task, MathTask | CodeTask | CustomTask)
     return config, task
 
 
@@ -81,8 +83,8 @@ def task_of(recipe: str) -> tuple[TrainConfig, DataTask]:
         ("d.jsonl", [{"problem": f"{n}?", "solution": f"So \\boxed{{{n}}}"} for n in range(3)], {}, "math", (2, 1), "0?"),
         ("d.jsonl", [{"text": f"{n}?", "label": ["a\\frac12", "-x"][n % 2]} for n in range(2)], {}, "math", (1, 1), "0?"),
         ("d.jsonl", WORDS, {}, "custom", (11, 1), "Which colour?"),
-        ("d.jsonl", XTUNER, {}, "math", (9, 1), "2 + 2?"),
-        ("d.jsonl", XTUNER, {"question": "extra_info.question"}, "math", (9, 1), "Two and two"),
+        ("d.jsonl", XTUNER, {}, "math", (9, 1), "2 + 0?"),
+        ("d.jsonl", XTUNER, {"question": "extra_info.question"}, "math", (9, 1), "Two and 0"),
         ("d.jsonl", [{"q": "Is it?", "a": "yes"}] * 30, {"question": "q", "answer": "a"}, "custom", (27, 3), "Is it?"),
         ("mbpp.jsonl", MBPP, {}, "code", (1, 1), "Task: f"),
     ],
@@ -90,7 +92,9 @@ def task_of(recipe: str) -> tuple[TrainConfig, DataTask]:
 def test_init_writes_a_recipe_that_reads_its_data(
     file: str, rows: list[Any], columns: dict[str, str], kind: str, counts: tuple[int, int], asked: str, here: Path
 ) -> None:
-    told = init("model", written(file, rows), Path("mine.yaml"), **columns)
+    told = init(
+        "model", written(file, rows), Path("mine.yaml"), question=columns.get("question"), answer=columns.get("answer")
+    )
     assert told[-1] == "written: mine.yaml"
     config, task = task_of("mine.yaml")
     assert (config.task.name, len(task.train), len(task.test)) == (kind, *counts)

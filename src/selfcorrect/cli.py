@@ -16,9 +16,7 @@ from selfcorrect import __version__
 from selfcorrect.commands import export, traces
 from selfcorrect.errors import ConfigError, TrainingInterrupted, UserError
 from selfcorrect.starting import commands as starting
-from selfcorrect.starting.completion import overrides as complete_overrides
 from selfcorrect.starting.completion import prepare as prepare_completion
-from selfcorrect.starting.completion import recipes as complete_recipes
 from selfcorrect.waiting import wait_briefly
 
 if TYPE_CHECKING:
@@ -34,19 +32,10 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-RecipeArgument = Annotated[
-    Path, typer.Argument(help="A YAML recipe.", metavar="RECIPE", autocompletion=complete_recipes)
-]
+RecipeArgument = Annotated[Path, typer.Argument(help="A YAML recipe.", metavar="RECIPE")]
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(
-        help="Settings that replace the recipe's, like seed=1 stages.stage1.steps=50.", metavar="KEY=VALUE",
-        autocompletion=complete_overrides,
-    ),
-]  # fmt: skip
-TaskRecipe = Annotated[
-    Path | None,
-    typer.Option(help="Where task, prompts and limits come from.", autocompletion=complete_recipes),
+    typer.Argument(help="Settings that replace the recipe's, like seed=1 stages.stage1.steps=50.", metavar="KEY=VALUE"),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 
@@ -96,9 +85,7 @@ def demo(
 
 @app.command(epilog="Example: selfcorrect train countdown model.path=./my-model name=mine")
 def train(
-    recipe: Annotated[
-        str | None, typer.Argument(help="A YAML recipe.", metavar="RECIPE", autocompletion=complete_recipes)
-    ] = None,
+    recipe: Annotated[str | None, typer.Argument(help="A YAML recipe.", metavar="RECIPE")] = None,
     overrides: Overrides = None,
     resume: Annotated[Path | None, typer.Option(help="Go on with this run folder.", metavar="RUN")] = None,
 ) -> None:
@@ -127,7 +114,7 @@ def train(
 def evaluate(
     model: Annotated[str, typer.Argument(help="A model folder, hub name, lab, or a recipe.", metavar="MODEL")],
     overrides: Overrides = None,
-    recipe: TaskRecipe = None,
+    recipe: Annotated[Path | None, typer.Option(help="Where the task and its limits come from.")] = None,
     output: Annotated[Path | None, typer.Option(help="Folder for the rollouts and report.html.")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -204,7 +191,7 @@ def grade(
 def play(
     problem: Annotated[str, typer.Argument(help="Countdown: '30 7 2 = 39'; math: an id or any question; else an id.")],
     model: Annotated[str, typer.Option(help="A model folder, a hub name, or lab.")] = "lab",
-    recipe: TaskRecipe = None,
+    recipe: Annotated[Path | None, typer.Option(help="Where the task and its prompts come from.")] = None,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 0.0,
     seed: int = 0,
 ) -> None:
@@ -285,7 +272,7 @@ def scale(
         Path | None,
         typer.Option(help="A folder for samples and numbers; by default RUN/scaling, for the report."),
     ] = None,
-    recipe: TaskRecipe = None,
+    recipe: Annotated[Path | None, typer.Option(help="Where task, prompts and limits come from.")] = None,
     most: Annotated[int, typer.Option(help="The largest budget of solutions; a power of two.", min=2)] = 64,
     problems: Annotated[int, typer.Option(help="How many held-out problems.", min=1)] = 200,
     temperature: Annotated[float, typer.Option(help="Of sampling.", min=0.0)] = 0.7,
@@ -341,9 +328,11 @@ def check(
     recipe: RecipeArgument,
     overrides: Overrides = None,
     load: Annotated[bool, typer.Option("--load", help="Load data and model too, and try what a run needs.")] = False,
+    explained: Annotated[bool, typer.Option("--explain", help="Say above each setting what it means.")] = False,
 ) -> None:
     """Validate a recipe and print it with every setting resolved; without --load nothing is loaded, nothing is run."""
     from selfcorrect.config import CompareConfig, TrainConfig
+    from selfcorrect.config.commented import commented
     from selfcorrect.config.paths import check_paths
     from selfcorrect.config.recipe import dump, load_recipe
 
@@ -363,7 +352,7 @@ def check(
                 typer.echo(f"# {line}")
     elif load:
         raise ConfigError(f"--load tries recipes of kind train, and {recipe} is of kind {config.kind}")
-    typer.echo(dump(config), nl=False)
+    typer.echo(commented(config.model_dump(mode="json")) if explained else dump(config), nl=False)
 
 
 @app.command(epilog="Example: selfcorrect recipes countdown --to mine.yaml")
@@ -424,7 +413,7 @@ def data_folder() -> Path:
 def main() -> None:
     """Entry point: user errors become one line on stderr and exit status 2, Ctrl-C status 130."""
     wait_briefly()
-    prepare_completion()
+    prepare_completion(app)
     try:
         app(standalone_mode=True)
     except SystemExit as ended:

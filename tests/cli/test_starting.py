@@ -10,9 +10,12 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 import pytest
+import yaml
 
+from selfcorrect.cli import main
 from selfcorrect.config import TrainConfig
 from selfcorrect.config.recipe import load_recipe
+from selfcorrect.config.yaml12 import Loader
 from selfcorrect.errors import ConfigError, DataError, UserError
 from selfcorrect.starting.completion import overrides, recipes, script
 from selfcorrect.starting.init import init
@@ -257,9 +260,22 @@ def test_bash_completes(here: Path) -> None:
         "selfcorrect train demo stages.stage2.al": "stages.stage2.alpha=",
         "selfcorrect train demo model.tuning=q": "qlora",
         "selfcorrect evaluate lab --recipe compare": "compare_lab",
+        "selfcorrect scale lab evaluation.spl": "evaluation.split=",
+        "selfcorrect explain rollouts.temp": "rollouts.temperature",
     }
     done = subprocess.run(
         ["bash", "--norc", "-c", BASH], input="\n".join([*lines, ""]), capture_output=True, text=True, check=False,
         env={"PATH": f"{here / 'bin'}:/usr/bin:/bin", "PYTHONPATH": ":".join(sys.path)},
     )  # fmt: skip
     assert done.stdout.splitlines() == list(lines.values()), done.stderr
+
+
+def test_check_explains(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it prints is the recipe still."""
+    monkeypatch.setattr(sys, "argv", ["selfcorrect", "check", "demo", "--explain"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert not ended.value.code
+    text = capsys.readouterr().out
+    assert "  # Updates of the stage.\n" in text
+    assert yaml.load(text, Loader=Loader) == load_recipe("demo").model_dump(mode="json")

@@ -6,12 +6,15 @@ from typing import Annotated
 import typer
 
 from selfcorrect.errors import ConfigError
+from selfcorrect.starting.completion import keys
 
 
 def explain(
     key: Annotated[
         str | None,
-        typer.Argument(help="Like rollouts.temperature, alpha, or a section; without it, sections are listed."),
+        typer.Argument(
+            help="Like rollouts.temperature, alpha, or a section; without it, sections are listed.", autocompletion=keys
+        ),
     ] = None,
 ) -> None:
     """What a setting means: type, range, default, the paper's symbol, and what the shipped recipes set it to."""

@@ -6,6 +6,9 @@ bash takes `=` for the end of a word, so its script reads the line itself, and l
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import get_type_hints
+
+import typer
 
 from selfcorrect.errors import ConfigError
 
@@ -27,12 +30,17 @@ complete -o default -F _selfcorrect_completion selfcorrect
 """
 
 
-def prepare() -> None:
-    """Lets typer answer a shell that asks, which it does only for its own `--install-completion` otherwise."""
-    if _VARIABLE in os.environ:
-        from typer._completion_classes import completion_init
+def prepare(app: typer.Typer) -> None:
+    """Where a shell asks, lets typer answer it, and tells it what `recipe` and `overrides` of any command may be."""
+    if _VARIABLE not in os.environ:
+        return
+    from typer._completion_classes import completion_init
 
-        completion_init()
+    completion_init()
+    for command in app.registered_commands:
+        for name, hint in get_type_hints(command.callback, include_extras=True).items():
+            for told in getattr(hint, "__metadata__", ()):
+                told.autocompletion = {"recipe": recipes, "overrides": overrides}.get(name, told.autocompletion)
 
 
 def script(shell: str) -> str:
@@ -81,6 +89,15 @@ def overrides(incomplete: str) -> list[str]:
         ]
         found = [f"{name}=" for name in dict.fromkeys(keys)]
     return [name for name in found if name.startswith(incomplete)]
+
+
+def keys(incomplete: str) -> list[str]:
+    """What `explain` explains: settings and sections that begin so."""
+    from selfcorrect.config.explain import overview
+    from selfcorrect.config.settings import settings
+
+    found = [*(line.split()[0] for line in overview()), *(setting.key for setting in settings())]
+    return [name for name in dict.fromkeys(found) if name.startswith(incomplete)]
 
 
 def _keys(key: str, typed: str) -> Iterator[str]:

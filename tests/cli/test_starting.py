@@ -62,6 +62,10 @@ def written(file: str, rows: list[dict[str, Any]]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".parquet":
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    elif path.suffix == ".csv":
+        path.write_text(
+            "question,answer\n" + "".join(f'"{r["question"]}","{r["answer"]}"\n' for r in rows), encoding="utf-8-sig"
+        )
     elif path.suffix == ".json":
         path.write_text(json.dumps(rows))
     else:
@@ -81,6 +85,7 @@ def task_of(recipe: str) -> tuple[TrainConfig, MathTask | CodeTask | CustomTask]
     ("file", "rows", "columns", "kind", "counts", "asked"),
     [
         ("d.jsonl", GSM, {}, "math", (18, 2), "What is 0 + 0?"),
+        ("d.csv", GSM, {}, "math", (18, 2), "What is 0 + 0?"),
         ("d.parquet", GSM, {}, "math", (18, 2), "What is 0 + 0?"),
         ("d.json", [{"Q": r["question"], "A": n, "id": n} for n, r in enumerate(GSM)], {"question": "Q", "answer": "A"}, "math", (18, 2), "What is 0 + 0?"),
         ("d.jsonl", [{"problem": f"{n}?", "solution": f"So \\boxed{{{n}}}"} for n in range(3)], {}, "math", (2, 1), "0?"),
@@ -154,7 +159,7 @@ def test_a_base_model_gets_the_plain_template(config: str, template: str | None,
 
 
 REFUSED = [
-    ({"data": "none.jsonl"}, GSM, r"^--data none.jsonl: no such file or folder$"),
+    ({"data": "none.jsonl"}, GSM, r"^--data none.jsonl: no such file or folder "),
     ({"model": "./gone"}, GSM, r"^--model ./gone: no such folder$"),
     ({"model": "empty"}, GSM, r"^--model empty: the folder holds no model"),
     ({"model": "lab"}, GSM, r"countdown alone"),
@@ -168,7 +173,7 @@ REFUSED = [
     ({}, [{"question": "?", "answer": [1]}] * 3, r"field 'answer' must be text, got \[1\]$"),
     ({}, [{"prompt": [{"role": "assistant", "content": "x"}], "answer": "1"}] * 3, r"a conversation of one user turn"),
     ({}, [{"prompt": [*CHAT], "answer": "1"}, {"prompt": "x", "answer": "1"}] * 3, r"has another system turn"),
-    ({}, GSM[:1], r"holds one row"),
+    ({}, GSM[:1], r"holds 1 rows"),
     ({"task": "code"}, GSM, r"reads MBPP's columns .* this has answer, question"),
     ({}, [row | {"task_id": 9000 + n} for n, row in enumerate(MBPP)], r"task_id 601 to 974, and there is none"),
 ]  # fmt: skip
@@ -185,6 +190,23 @@ def test_what_init_refuses(options: dict[str, Any], rows: list[Any], told: str, 
     assert isinstance(error.value, ConfigError | DataError)
     assert "\n" not in str(error.value)
     assert sorted(here.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("question,answer\n1,2,3\n1,2\n", "d.csv:2: has another number of fields"),
+        ("question,answer\n1\n1,2\n", "d.csv:2: has another number of fields"),
+        ('question,answer\n"1,2\n', "not a CSV file that can be read"),
+        ("question,answer\n", "holds 0 rows"),
+        ("question,answer\n,2\n,3\n", "field 'question' is empty"),
+        ("", "holds 0 rows"),
+    ],
+)
+def test_csv_that_is_none(text: str, told: str, here: Path) -> None:
+    Path("d.csv").write_text(text)
+    with pytest.raises(UserError, match=told):
+        init("model", Path("d.csv"), Path("mine.yaml"))
 
 
 @pytest.mark.parametrize("there", ["mine.yaml", "mine-data/train.jsonl", "mine_task.py"])

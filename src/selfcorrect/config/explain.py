@@ -5,6 +5,7 @@ trainer calls it (num_generations).
 """
 
 import difflib
+import re
 from collections.abc import Iterator, Mapping
 from functools import cache
 from typing import Any
@@ -35,6 +36,8 @@ def explain(key: str) -> list[str]:
         return [line for section in found for line in (*_of_section(section), "")][:-1]
     if named := found_settings(asked):
         return [line for setting in named for line in (*_of_setting(setting), "")][:-1]
+    if (last := asked.rpartition(".")[2]) in FAMILIAR:
+        return _of_another_name(last)
     raise ConfigError(f"{key!r} is no setting and no section; {_nearest(asked)}")
 
 
@@ -83,8 +86,6 @@ def found_settings(asked: str) -> list[Setting]:
 
 def _nearest(asked: str) -> str:
     last = asked.rpartition(".")[2]
-    if last in FAMILIAR:
-        return f"what others call {last} is here {FAMILIAR[last]}"
     keys = [*(setting.key for setting in settings()), *(_address(section) for section in sections())]
     by_key = difflib.get_close_matches(_general(asked), keys, n=3)
     names = {setting.name: setting.key for setting in reversed(settings())}
@@ -92,6 +93,18 @@ def _nearest(asked: str) -> str:
     if near:
         return f"did you mean {' or '.join(near[:3])}?"
     return "`selfcorrect explain` lists the sections"
+
+
+def _of_another_name(name: str) -> list[str]:
+    """What other trainers call `name`, and the settings that it is here."""
+    words = re.findall(r"[A-Za-z_0-9]+(?:\.[A-Za-z_0-9]+)+|`?\w+`?", FAMILIAR[name])
+    whole = {setting.key: setting for setting in settings()}
+    keys = dict.fromkeys(
+        key for word in words for key in (word, f"stages.NAME.{word}") if word not in ("name", "output")
+    )
+    named = [whole[key] for key in keys if key in whole]
+    lines = [line for setting in named for line in ("", *_of_setting(setting))]
+    return [f"what others call {name} is here: {FAMILIAR[name]}", *lines]
 
 
 def _of_section(section: Section) -> Iterator[str]:

@@ -1,5 +1,6 @@
 """A user's data as init finds it: which columns hold question and answer, and which task they make."""
 
+import csv
 import re
 import statistics
 from collections.abc import Mapping, Sequence
@@ -7,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from selfcorrect.errors import ConfigError
+from selfcorrect.errors import ConfigError, DataError
 from selfcorrect.tasks.files import Row, find_files, kind_of, read_rows
 
 Kind = Literal["math", "code", "custom"]
@@ -50,21 +51,38 @@ def look(data: Path, question: str | None, answer: str | None, task: Kind | None
 
 def _rows(data: Path) -> tuple[list[Row], list[Row]]:
     if not data.exists():
-        raise ConfigError(f"--data {data}: no such file or folder")
+        raise ConfigError(
+            f"--data {data}: no such file or folder (of a data set on the hub: save it with to_json, or name it in a "
+            "recipe as task.hub)"
+        )
     if data.is_dir():
         files = {split: find_files(data, (split,)) for split in ("train", "test")}
         if missing := [split for split, found in files.items() if not found]:
             raise ConfigError(f"--data {data}: the folder holds no {missing[0]}.jsonl (nor .json or .parquet)")
         train, test = ([row for file in files[split] for row in read_rows(file)] for split in ("train", "test"))
         return train, test
-    if kind_of(data.name) is None:
-        raise ConfigError(f"--data {data}: not a data file by its name; expected .jsonl, .json or .parquet")
-    rows = read_rows(data)
+    if kind_of(data.name) is None and data.suffix.lower() != ".csv":
+        raise ConfigError(f"--data {data}: not a data file by its name; expected .jsonl, .json, .csv or .parquet")
+    rows = read_rows(data) if kind_of(data.name) else _csv(data)
     if len(rows) < 2:
-        raise ConfigError(f"--data {data}: holds one row; some are needed to train on and some to hold out")
+        raise ConfigError(f"--data {data}: holds {len(rows)} rows; some are needed to train on and some to hold out")
     step = min(10, len(rows))
     held = set(range(step - 1, len(rows), step))
     return [row for n, row in enumerate(rows) if n not in held], [rows[n] for n in sorted(held)]
+
+
+def _csv(data: Path) -> list[Row]:
+    """Rows of a file whose first line names the columns. Raises DataError."""
+    try:
+        with data.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file, strict=True)
+            rows = [Row(f"{data}:{reader.line_num}", fields) for fields in reader]
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise DataError(f"{data}: not a CSV file that can be read: {error}") from None
+    for row in rows:
+        if None in row.fields or None in row.fields.values():
+            raise DataError(f"{row.where}: has another number of fields than the first line, which names the columns")
+    return rows
 
 
 def _flat(row: Row) -> Row:

@@ -26,7 +26,7 @@ def explain(
 
 def init(
     model: Annotated[str, typer.Option(help="A model folder, or a name on the hub.")],
-    data: Annotated[Path, typer.Option(help="A JSONL, JSON or Parquet file, or a folder of train.* and test.*.")],
+    data: Annotated[Path, typer.Option(help="A JSONL, JSON, CSV or Parquet file, or a folder of train.* and test.*.")],
     question: Annotated[str | None, typer.Option(help="The column of the question; found by itself if usual.")] = None,
     answer: Annotated[str | None, typer.Option(help="The column of the answer; found by itself if usual.")] = None,
     task: Annotated[str | None, typer.Option(help="math, code or custom; by default as the data looks.")] = None,

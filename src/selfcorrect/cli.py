@@ -390,7 +390,7 @@ def tasks() -> None:
 
 app.command(epilog="Example: selfcorrect init --model ./my-model --data problems.jsonl --to mine.yaml")(starting.init)
 app.command(epilog="Example: selfcorrect explain rollouts.temperature")(starting.explain)
-app.command(epilog='Example: eval "$(selfcorrect completion bash)"')(starting.completion)
+app.command(epilog="Example: selfcorrect completion bash >> ~/.bashrc")(starting.completion)
 app.command(epilog="Example: selfcorrect export runs/mine ./mine --merge")(export)
 app.command(epilog="Example: selfcorrect traces runs/mine mine.jsonl --format messages")(traces)
 

@@ -269,22 +269,29 @@ done
 """
 
 
+SHORT = {
+    "selfcorrect tra": "train traces",
+    "selfcorrect evaluate lab --recipe compare": "compare_lab",
+    "selfcorrect train demo model.tuning=q": "qlora",
+}
+LONG = {
+    "selfcorrect train countd": "countdown",
+    "selfcorrect train demo stages.stage2.al": "stages.stage2.alpha=",
+    "selfcorrect scale lab evaluation.spl": "evaluation.split=",
+    "selfcorrect explain rollouts.temp": "rollouts.temperature",
+    "selfcorrect check demo task.name=": "countdown math code repair custom",
+    "selfcorrect train --res": "--resume",
+}
+
+
 @pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
-def test_bash_completes(here: Path) -> None:
+@pytest.mark.parametrize("lines", [SHORT, pytest.param(LONG, marks=pytest.mark.nightly)], ids=["few", "more"])
+def test_bash_completes(lines: dict[str, str], here: Path) -> None:
     """In a real bash: commands, options, recipes, settings, and values behind `=`, which ends a word there."""
     (here / "bin").mkdir()
     command = here / "bin" / "selfcorrect"
     command.write_text(f"#!{sys.executable}\nfrom selfcorrect.cli import main\nmain()\n")
     command.chmod(0o755)
-    lines = {
-        "selfcorrect tra": "train traces",
-        "selfcorrect train countd": "countdown",
-        "selfcorrect train demo stages.stage2.al": "stages.stage2.alpha=",
-        "selfcorrect train demo model.tuning=q": "qlora",
-        "selfcorrect evaluate lab --recipe compare": "compare_lab",
-        "selfcorrect scale lab evaluation.spl": "evaluation.split=",
-        "selfcorrect explain rollouts.temp": "rollouts.temperature",
-    }
     done = subprocess.run(
         ["bash", "--norc", "-c", BASH], input="\n".join([*lines, ""]), capture_output=True, text=True, check=False,
         env={"PATH": f"{here / 'bin'}:/usr/bin:/bin", "PYTHONPATH": ":".join(sys.path)},

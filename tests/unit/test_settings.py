@@ -128,6 +128,11 @@ def test_a_commented_recipe_is_the_recipe(recipe: str) -> None:
         ("model.lora.r", ["here: model.lora.rank", "default  16"]),
         ("beta", ["beta1 (every attempt)", "stages.NAME.beta2", "Eq. 3"]),
         ("lr", ["stages.NAME.learning_rate", "Table 5"]),
+        ("evaluation.correction_prompts.plain", ["evaluation.correction_prompts", "mapping to text"]),
+        ("task.columns.problem", ["task.columns", "task math"]),
+        ("task.code.shots", ["three-shot", "from 0 to 3"]),
+        ("stages.annealed.begin", ["objective annealed"]),
+        ("methods.score.label", ["How the table calls it."]),
         ("batch", ["kind lab_base", "objective pair_sft, star"]),
     ],
 )  # fmt: skip

@@ -80,6 +80,8 @@ def found_settings(asked: str) -> list[Setting]:
     general = _general(asked)
     exact = [setting for setting in settings() if setting.key == general]
     ends = [setting for setting in settings() if f".{setting.key}".endswith(f".{asked}")]
+    if not exact and "." in asked:  # what stands inside of a mapping is the user's own
+        exact = [s for s in settings() if s.key == general.rpartition(".")[0] and s.takes.startswith("mapping")]
     of_kind = [setting for setting in exact if kind in setting.kinds]
     return of_kind or (exact if "." in asked else ends) or ends
 
@@ -98,7 +100,7 @@ def _nearest(asked: str) -> str:
 def _of_another_name(name: str) -> list[str]:
     """What other trainers call `name`, and the settings that it is here."""
     words = re.findall(r"[A-Za-z_0-9]+(?:\.[A-Za-z_0-9]+)+|`?\w+`?", FAMILIAR[name])
-    whole = {setting.key: setting for setting in settings()}
+    whole = {s.key: s for s in settings() if s.kinds not in (("lab_base",), ("compare",))}
     keys = dict.fromkeys(
         key for word in words for key in (word, f"stages.NAME.{word}") if word not in ("name", "output")
     )

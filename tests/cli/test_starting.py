@@ -94,6 +94,7 @@ def task_of(recipe: str) -> tuple[TrainConfig, MathTask | CodeTask | CustomTask]
         ("d.jsonl", XTUNER, {}, "math", (9, 1), "2 + 0?"),
         ("d.jsonl", XTUNER, {"question": "extra_info.question"}, "math", (9, 1), "Two and 0"),
         ("d.jsonl", [{"q": "Is it?", "a": "yes"}] * 30, {"question": "q", "answer": "a"}, "custom", (27, 3), "Is it?"),
+        ("d.jsonl", [*GSM, {"question": "Who knows?", "answer": None}], {}, "math", (18, 2), "What is 0 + 0?"),
         ("mbpp.jsonl", MBPP, {}, "code", (1, 1), "Task: f"),
     ],
 )  # fmt: skip
@@ -174,6 +175,9 @@ REFUSED = [
     ({}, [{"prompt": [{"role": "assistant", "content": "x"}], "answer": "1"}] * 3, r"a conversation of one user turn"),
     ({}, [{"prompt": [*CHAT], "answer": "1"}, {"prompt": "x", "answer": "1"}] * 3, r"has another system turn"),
     ({}, GSM[:1], r"holds 1 rows"),
+    ({}, [{"question": "?", "answer": ""}] * 3, r"^--answer answer: no row to train on"),
+    ({}, [{"nums": [3, 7, 12], "target": 22}] * 3, r"these are countdown's rows"),
+    ({}, [{"input": "3,7,12", "output": "22"}] * 3, r"these are countdown's rows"),
     ({"task": "code"}, GSM, r"reads MBPP's columns .* this has answer, question"),
     ({}, [row | {"task_id": 9000 + n} for n, row in enumerate(MBPP)], r"task_id 601 to 974, and there is none"),
 ]  # fmt: skip

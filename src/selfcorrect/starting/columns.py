@@ -19,13 +19,15 @@ _ANSWERS = (
 )  # fmt: skip
 _LOOKED_AT = 200  # rows from which columns and task are told
 _MATHS = re.compile(r"[\d\\]|^[a-z]$|^\W*[-+*/=^].*$")
+_NUMBERS = re.compile(r"\d+(,\d+){2}")
 _LONG = 200  # characters; a longer answer is a text that states one somewhere
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
     """What a data file holds. train, test: rows; one file is divided, every tenth row held out. system: the system text
-    of all its conversations; empty where there is none.
+    of all its conversations; empty where there is none. without: rows left out, as they hold no answer. plain: whether
+    both columns are text in every row, so that a folder can be read as it is.
     """
 
     kind: Kind
@@ -34,6 +36,8 @@ class Found:
     train: Sequence[Row]
     test: Sequence[Row]
     system: str = ""
+    without: int = 0
+    plain: bool = False
 
 
 def look(data: Path, question: str | None, answer: str | None, task: Kind | None) -> Found:
@@ -43,10 +47,22 @@ def look(data: Path, question: str | None, answer: str | None, task: Kind | None
     columns = _columns(first)
     if task == "code" or (task is None and question is None and answer is None and _is_code(columns)):
         return _code(data, columns, train, test)
+    if question is None and _is_countdown(first[0]):
+        raise ConfigError(
+            f"--data {data}: these are countdown's rows, whose training problems are generated; `selfcorrect recipes "
+            "countdown` copies a recipe, and evaluation.external or task.data evaluates on such a file"
+        )
     asked = _column(first, columns, "--question", question, _QUESTIONS)
     told = _column(first, columns, "--answer", answer, [name for name in _ANSWERS if name != asked.casefold()])
     _check_texts(first, asked)
-    return Found(task or _kind(first, told), asked, told, train, test, _system(train, asked))
+    answered = [[row for row in rows if answer_of(row, told)] for rows in (train, test)]
+    if not all(answered):
+        raise ConfigError(f"--answer {told}: no row to train on, or none to hold out, has one")
+    left_out = len(train) + len(test) - sum(map(len, answered))
+    kind = task or _kind([row for row in first if answer_of(row, told)] or answered[0], told)
+    own = [row.fields.get(column) for row in (*train, *test) for column in (asked, told)]
+    plain = data.is_dir() and not any("." in name for name in (asked, told)) and all(isinstance(v, str) for v in own)
+    return Found(kind, asked, told, answered[0], answered[1], _system(train, asked), left_out, plain)
 
 
 def _rows(data: Path) -> tuple[list[Row], list[Row]]:
@@ -100,6 +116,11 @@ def _columns(rows: Sequence[Row]) -> list[str]:
     return list(dict.fromkeys(str(name) for row in rows for name in row.fields))
 
 
+def _is_countdown(row: Row) -> bool:
+    numbers = row.fields.get("input")
+    return {"nums", "target"} <= set(row.fields) or (isinstance(numbers, str) and bool(_NUMBERS.fullmatch(numbers)))
+
+
 def _is_code(columns: Sequence[str]) -> bool:
     return "test_list" in columns or {"test", "entry_point"} <= set(columns)
 
@@ -124,7 +145,7 @@ def _column(
         return given
     by_name = {name.casefold(): name for name in reversed(columns)}
     found = [by_name[name] for name in usual if name in by_name]
-    filled = [name for name in found if all(row.has(name) for row in rows)]
+    filled = [name for name in found if any(row.has(name) for row in rows)]
     if not filled:
         raise ConfigError(f"{option}: no column goes by a usual name; name one of {_listed(columns)}")
     return filled[0]
@@ -149,8 +170,10 @@ def question_of(row: Row, column: str) -> str:
 
 
 def answer_of(row: Row, column: str) -> str:
-    """The answer as text; a number as it is written. Raises DataError."""
+    """The answer as text; a number as it is written; empty where there is none. Raises DataError."""
     value = row.fields.get(column)
+    if value is None or (isinstance(value, str) and not value.strip()):
+        return ""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return row.text(column)
     return str(value)

@@ -115,6 +115,8 @@ def _draft(model: str, data: Path, to: Path, found: Found) -> Draft:
         "rollouts.max_new_tokens": "Raise it where a run says that attempts are cut off.",
         "stages.0.steps": "The paper takes 3,000 (MATH) or 1,500 (MBPP) in both stages together.",
     })  # fmt: skip
+    if found.without and not (found.plain and found.kind == "math"):  # that task says so itself, of a folder
+        draft.told.append(f"left out, as they hold no answer: {found.without:,} rows")
     if "chat_template" in recipe["model"]:
         draft.told.append(f"{model} has no chat template, so the recipe takes model.chat_template: {PLAIN_TEMPLATE}")
     {"math": _math, "code": _code, "custom": _custom}[found.kind](draft, data, to, found)
@@ -165,9 +167,8 @@ def _math(draft: Draft, data: Path, to: Path, found: Found) -> None:
     gsm8k = 2 * sum("####" in text for text in texts) > len(texts)
     names = ("question", "answer") if gsm8k else ("problem", "solution" if states else "answer")
     draft.recipe["task"] = {"name": "math", "dataset": "gsm8k" if gsm8k else "math", "split": "original"}
-    rows, own = (*found.train, *found.test), (found.question, found.answer)
-    texts_only = all(isinstance(row.fields.get(column), str) for row in rows for column in own)
-    if data.is_dir() and texts_only and not any("." in column for column in own):
+    own = (found.question, found.answer)
+    if found.plain:
         draft.recipe["task"]["data"] = _relative(data.expanduser(), to)
         if columns := {ours: theirs for ours, theirs in zip(names, own, strict=True) if ours != theirs}:
             draft.recipe["task"]["columns"] = columns

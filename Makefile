@@ -42,7 +42,7 @@ reference: $(VENV)/.installed  ## write docs/settings.md from the settings' own 
 
 docs: reference  ## the docs as a site with a search, in build/docs/index.html; a broken link ends it
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev,docs]'
-	$(BIN)/python -m sphinx --builder html --conf-dir docs --fail-on-warning --keep-going --quiet . build/docs
+	$(BIN)/python -m sphinx --builder html --fresh-env --conf-dir docs --fail-on-warning --keep-going --quiet . build/docs
 
 bench: $(VENV)/.installed  ## one whole training step against TRL, side by side
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev,bench]'

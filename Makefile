@@ -27,10 +27,9 @@ test: $(VENV)/.installed  ## the whole test suite
 	$(BIN)/python -m pytest $(BOTH)
 
 # Those marked `alone` are held to seconds or load the cores themselves: one after the other, with nothing beside them.
-nightly: $(VENV)/.installed  ## the test suite and the heavier checks
+nightly: $(VENV)/.installed docs  ## the test suite and the heavier checks
 	$(BIN)/python -m pytest $(BOTH) -m "not alone"
 	$(BIN)/python -m pytest -m alone
-	$(MAKE) docs
 
 lint: $(VENV)/.installed  ## ruff and mypy
 	$(BIN)/ruff check src tests benchmarks examples

@@ -122,6 +122,13 @@ def test_a_recipe_elsewhere_reads_the_same_data(here: Path) -> None:
     assert Path(config.model.path) == here / "model"
 
 
+@pytest.mark.parametrize("name", ["a\nseed: 5", 'q"""\\uq', "it's: a #1", "é ü", "-dash", "x" * 100])
+def test_odd_names_of_files(name: str, here: Path) -> None:
+    init("model", written(f"{name}.jsonl", WORDS), Path(f"{name}.yaml"))
+    config, task = task_of(f"{name}.yaml")
+    assert (config.seed, len(task.train)) == (0, 11)
+
+
 def test_a_folder_of_texts_stays_as_it_is(here: Path) -> None:
     rows = [{"exercise": f"{n}?", "result": str(n)} for n in range(6)]
     written("own/train.jsonl", rows[:4]), written("own/test.jsonl", rows[4:])

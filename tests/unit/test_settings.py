@@ -133,6 +133,9 @@ def test_a_commented_recipe_is_the_recipe(recipe: str) -> None:
         ("task.code.shots", ["three-shot", "from 0 to 3"]),
         ("stages.annealed.begin", ["objective annealed"]),
         ("methods.score.label", ["How the table calls it."]),
+        ("--Rollouts.Max-New-Tokens", ["rollouts.max_new_tokens", "default  256"]),
+        ("stages.NAME.adaptive.target", ["nats an attempt"]),
+        ("stages.sft", ["objective: pair_sft", "objective: stage1"]),
         ("batch", ["kind lab_base", "objective pair_sft, star"]),
     ],
 )  # fmt: skip

@@ -31,7 +31,7 @@ def overview() -> list[str]:
 
 def explain(key: str) -> list[str]:
     """The lines that tell of one setting, of a section, or of all settings of a name. Raises ConfigError."""
-    asked = key.partition("=")[0].strip().strip(".")
+    asked = key.partition("=")[0].strip().strip(".-").lower().replace("-", "_")
     if found := _section(asked):
         return [line for section in found for line in (*_of_section(section), "")][:-1]
     if named := found_settings(asked):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -75,18 +76,19 @@ def init(
     """
     if to.suffix not in (".yaml", ".yml"):
         raise ConfigError(f"--to {to}: a recipe's name ends with .yaml")
+    to = to.expanduser()
     draft = _draft(model, data, to, look(data.expanduser(), question, answer, task))
     for file in (to, *draft.files):
         if file.exists():
             raise ConfigError(f"{file} is there already; remove it, or name another recipe with --to")
+    config = validate(anchored(draft.recipe, to.parent), str(to))
+    assert isinstance(config, TrainConfig)
     text = _head(to, draft) + commented(draft.recipe, draft.notes)
     made = []
     for file, content in {**draft.files, to: text}.items():
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(content, encoding="utf-8")
         made.append(file)
-    config = validate(anchored(draft.recipe, to.parent), str(to))
-    assert isinstance(config, TrainConfig)
     check_paths(config)
     return [*draft.told, *(f"written: {file}" for file in made)]
 
@@ -95,7 +97,7 @@ def _draft(model: str, data: Path, to: Path, found: Found) -> Draft:
     rate, beta2 = _PACES[found.kind]
     pace, trains = {"steps": 200, "learning_rate": rate, "beta1": 0.01}, len(found.train)
     recipe: dict[str, Any] = {
-        "name": "".join(c if c.isalnum() or c in "._-" else "-" for c in to.stem).lstrip(".")[:80] or "mine",
+        "name": re.sub(r"[^A-Za-z0-9._-]", "-", to.stem).lstrip(".")[:80] or "mine",
         "seed": 0,
         "model": _model(model, to, found.system),
         "task": {},
@@ -180,7 +182,7 @@ def _math(draft: Draft, data: Path, to: Path, found: Found) -> None:
 def _custom(draft: Draft, data: Path, to: Path, found: Found) -> None:
     folder = _divide(draft, data, to, found, ("problem", "answer"))
     file = to.parent / f"{to.stem.replace('-', '_')}_task.py"
-    draft.files[file] = _TASK_FILE.format(recipe=to.name, data=folder)
+    draft.files[file] = _TASK_FILE.format(recipe=draft.recipe["name"], data=folder)
     draft.recipe["task"] = {"name": "custom", "file": f"./{file.name}"}
     draft.told.append(f"{_seen('custom', found)}; {file.name} compares answers word for word: change it as you like")
 
@@ -229,7 +231,7 @@ def _seen(task: str, found: Found) -> str:
 
 
 def _head(to: Path, draft: Draft) -> str:
-    name, told = to.name, "".join(f"# {line}.\n" for line in draft.told)
+    name, told = " ".join(to.name.split()), "".join(f"# {' '.join(line.split())}.\n" for line in draft.told)
     return (
         f"# Written by `selfcorrect init`: `selfcorrect check {name} --load` tries it, `selfcorrect train {name}`\n"
         f"# runs it. What is not named has its default (`selfcorrect check {name}`); `selfcorrect explain KEY` tells.\n"

@@ -9,7 +9,7 @@ export TOKENIZERS_PARALLELISM = false
 BOTH := -n 2 --dist loadfile --no-loadscope-reorder
 test nightly: export OMP_WAIT_POLICY = PASSIVE
 
-.PHONY: help demo test nightly lint bench bench-judge base gpu-check clean
+.PHONY: help demo test nightly lint docs reference bench bench-judge base gpu-check clean
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
@@ -27,7 +27,7 @@ test: $(VENV)/.installed  ## the whole test suite
 	$(BIN)/python -m pytest $(BOTH)
 
 # Those marked `alone` are held to seconds or load the cores themselves: one after the other, with nothing beside them.
-nightly: $(VENV)/.installed  ## the test suite and the heavier checks
+nightly: $(VENV)/.installed docs  ## the test suite and the heavier checks
 	$(BIN)/python -m pytest $(BOTH) -m "not alone"
 	$(BIN)/python -m pytest -m alone
 
@@ -35,6 +35,13 @@ lint: $(VENV)/.installed  ## ruff and mypy
 	$(BIN)/ruff check src tests benchmarks examples
 	$(BIN)/ruff format --check src tests benchmarks examples
 	$(BIN)/mypy
+
+reference: $(VENV)/.installed  ## write docs/settings.md from the settings' own texts
+	$(BIN)/python -m selfcorrect.config.reference docs/settings.md
+
+docs: reference  ## the docs as a site with a search, in build/docs/index.html; a broken link ends it
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev,docs]'
+	$(BIN)/python -m sphinx --builder html --fresh-env --conf-dir docs --fail-on-warning --keep-going --quiet . build/docs
 
 bench: $(VENV)/.installed  ## one whole training step against TRL, side by side
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev,bench]'

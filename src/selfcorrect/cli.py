@@ -15,6 +15,8 @@ import typer
 from selfcorrect import __version__
 from selfcorrect.commands import export, traces
 from selfcorrect.errors import ConfigError, TrainingInterrupted, UserError
+from selfcorrect.starting import commands as starting
+from selfcorrect.starting.completion import prepare as prepare_completion
 from selfcorrect.waiting import wait_briefly
 
 if TYPE_CHECKING:
@@ -326,9 +328,11 @@ def check(
     recipe: RecipeArgument,
     overrides: Overrides = None,
     load: Annotated[bool, typer.Option("--load", help="Load data and model too, and try what a run needs.")] = False,
+    explained: Annotated[bool, typer.Option("--explain", help="Say above each setting what it means.")] = False,
 ) -> None:
     """Validate a recipe and print it with every setting resolved; without --load nothing is loaded, nothing is run."""
     from selfcorrect.config import CompareConfig, TrainConfig
+    from selfcorrect.config.commented import commented
     from selfcorrect.config.paths import check_paths
     from selfcorrect.config.recipe import dump, load_recipe
 
@@ -348,7 +352,7 @@ def check(
                 typer.echo(f"# {line}")
     elif load:
         raise ConfigError(f"--load tries recipes of kind train, and {recipe} is of kind {config.kind}")
-    typer.echo(dump(config), nl=False)
+    typer.echo(commented(config.model_dump(mode="json")) if explained else dump(config), nl=False)
 
 
 @app.command(epilog="Example: selfcorrect recipes countdown --to mine.yaml")
@@ -384,6 +388,9 @@ def tasks() -> None:
         typer.echo(f"{name:<12} {description}")
 
 
+app.command(epilog="Example: selfcorrect init --model ./my-model --data problems.jsonl --to mine.yaml")(starting.init)
+app.command(epilog="Example: selfcorrect explain rollouts.temperature")(starting.explain)
+app.command(epilog="Example: selfcorrect completion bash >> ~/.bashrc")(starting.completion)
 app.command(epilog="Example: selfcorrect export runs/mine ./mine --merge")(export)
 app.command(epilog="Example: selfcorrect traces runs/mine mine.jsonl --format messages")(traces)
 
@@ -406,6 +413,7 @@ def data_folder() -> Path:
 def main() -> None:
     """Entry point: user errors become one line on stderr and exit status 2, Ctrl-C status 130."""
     wait_briefly()
+    prepare_completion(app)
     try:
         app(standalone_mode=True)
     except SystemExit as ended:

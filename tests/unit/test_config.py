@@ -125,7 +125,7 @@ def test_refusals_name_line_field_value_and_reason(
 def test_each_mistake_is_told_once(recipe: Path) -> None:
     """A wrong value in the only stage is one line: the stages are not also called too few."""
     message = refusal(recipe, RECIPE[: RECIPE.index("  - name: correct")].replace("steps: 5", "steps: x"))
-    assert message == "recipe.yaml:9: stages.0.steps = 'x': input should be a valid integer"
+    assert message == "recipe.yaml:9: stages.0.steps = 'x': input should be a valid integer (Updates of the stage)"
 
 
 def test_a_key_in_the_wrong_place_is_sent_to_the_right_one(recipe: Path) -> None:
@@ -491,8 +491,14 @@ def test_a_shipped_recipe_never_stands_for_another_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("override", "told"),
     [
-        ("rollouts.rows_at_once=Auto", "rows_at_once = 'Auto': input should be a valid integer, or 'auto'"),
-        ("optimizer.micro_batch=0", "micro_batch = 0: input should be greater than 0, or 'auto'"),
+        (
+            "rollouts.rows_at_once=Auto",
+            "rows_at_once = 'Auto': input should be a valid integer, or 'auto' (How many rollouts are sampled side by side)",
+        ),
+        (
+            "optimizer.micro_batch=0",
+            "micro_batch = 0: input should be greater than 0, or 'auto' (Rollouts in one forward and backward pass)",
+        ),
     ],
 )
 def test_a_value_that_fits_no_member_of_a_union_is_one_mistake(override: str, told: str) -> None:

@@ -22,7 +22,7 @@ def refused(recipe: str | Path, *overrides: str) -> list[str]:
     [
         (["task.name=math", "task.data=rows.jsonl"], [MATH.format("task.max_number, task.limit")]),
         (["task.name=custom"], [r"'task.name=custom': .*task.max_number, task.limit, task.prompt, task.correction_prompt are",
-                                r"^override 'task.name=custom': task.file is missing; add it$"]),
+                                r"^override 'task.name=custom': task.file is missing; add it \(The Python file\)$"]),
         (["task.name=math", "task.dataset=gms8k"], [MATH.format(".*"), r"override 'task.dataset=gms8k': task.dataset = 'gms8k'"]),
         (["stages.stage1.objective=single_turn"],
          [r"stages.stage1.beta2 are .* write 'stages.stage1=\{name: stage1, objective: single_turn, steps: 300, learning_rate: 0.00015\}'"]),

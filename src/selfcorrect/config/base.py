@@ -1,6 +1,7 @@
 """The ground all settings stand on: frozen models without silent conversions, and checks that several share."""
 
 import string
+from dataclasses import dataclass
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -12,10 +13,20 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
-class Strict(BaseModel):
-    """Frozen; unknown keys refused; no silent conversion of strings to numbers."""
+@dataclass(frozen=True, slots=True)
+class Paper:
+    """Where the paper (arXiv 2409.12917) has a setting: its symbol, equation, table or section."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    told: str
+
+
+class Strict(BaseModel):
+    """Frozen; unknown keys refused; no silent conversion of strings to numbers.
+
+    The text beneath a field is its meaning: `selfcorrect explain`, docs/settings.md and error messages show it.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
 
 
 def check_template(field: str, template: str, allowed: set[str], required: frozenset[str] = frozenset()) -> None:

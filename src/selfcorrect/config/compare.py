@@ -4,67 +4,82 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from selfcorrect.config.base import NonNegative, Positive, Rate, Strict
+from selfcorrect.config.base import NonNegative, Paper, Positive, Rate, Strict
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9_.-]{0,39}$")]
 
 
 class MethodConfig(Strict):
-    """One line of the table. settings: laid over `common`, mapping by mapping; its stages are the method.
-
-    label: how the table calls it. paper: the row of the paper's table that stands beneath it.
-    """
+    """One line of the table."""
 
     name: Name
+    """The method's name, by which its runs and `only` go."""
     label: str
+    """How the table calls it."""
     settings: dict[str, Any]
+    """Laid over `common`, mapping by mapping; its stages are the method."""
     paper: str | None = None
+    """The row of the paper's table that stands beneath it."""
 
 
 class BudgetConfig(Strict):
-    """What a method may use in one run: sampled completions (attempts), and gradient updates."""
+    """What a method may use in one run."""
 
-    completions: Positive
-    updates: Positive
+    completions: Annotated[Positive, Paper("same sample budget for every method")]
+    """Sampled completions, which are attempts."""
+    updates: Annotated[Positive, Paper("same gradient budget for every method")]
+    """Gradient updates."""
 
 
 class SearchConfig(Strict):
     """Every trained method is tried with each pair of settings before the table's runs; the best one is taken.
 
-    learning_rate: factors on each stage's own; beta1: values, for RL stages. A trial takes `share` of every stage's
-    steps, with a seed of its own, and is judged by greedy accuracy of the last attempt on `problems` training problems.
+    A trial has a seed of its own and is judged by greedy accuracy of the last attempt on training problems.
     """
 
     learning_rate: Annotated[tuple[Rate, ...], Field(min_length=1)]
-    beta1: Annotated[tuple[NonNegative, ...], Field(min_length=1)]
+    """Factors on each stage's own learning rate."""
+    beta1: Annotated[tuple[NonNegative, ...], Field(min_length=1), Paper("beta1, Eq. 2 to 4")]
+    """Values of beta1, for RL stages."""
     share: Annotated[float, Field(gt=0, le=1)] = 0.25
+    """The share of every stage's steps that a trial takes."""
     seed: Annotated[int, Field(ge=0)] = 1000
+    """The trials' seed, which must be none of the table's."""
     problems: Positive = 500
+    """Training problems that a trial is judged on."""
 
 
 class CompareConfig(Strict):
-    """common: a recipe without stages, seed, name and output. against: the method that others are compared with.
-    only: names of those methods that are to be run and shown; by default all.
-
-    parallel: runs side by side; each gets its share of the cores. resamples: of the bootstrap. paper: which of the
-    paper's tables stands beside ours. repair: a task of name repair, on which every method's model is evaluated too
-    (MBPP-R).
-    """
+    """A comparison of methods under one budget: `selfcorrect compare`."""
 
     kind: Literal["compare"]
+    """compare: many methods and seeds, one table."""
     name: Name
+    """The comparison's name; its folder is output/name."""
     output: str = "runs"
+    """The folder that holds the comparison's."""
     seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
+    """Every method runs once with each of them."""
     parallel: Positive = 1
+    """Runs side by side; each gets its share of the cores."""
     common: dict[str, Any]
+    """A recipe of kind train, without stages, seed, name and output, for all methods."""
     budget: BudgetConfig
+    """What a method may use in one run."""
     search: SearchConfig | None = None
+    """The search over settings before the table's runs; none by default."""
     methods: Annotated[tuple[MethodConfig, ...], Field(min_length=1)]
+    """The methods, one a line of the table."""
     against: str
+    """The method that the others are compared with."""
     only: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
-    paper: Literal["math", "humaneval"] = "math"
+    """Names of those methods that are to be run and shown; by default all."""
+    paper: Annotated[Literal["math", "humaneval"], Paper("Tables 1, 2 and 4, or Table 3")] = "math"
+    """Which of the paper's tables stands beside ours."""
     resamples: Positive = 2000
-    repair: dict[str, Any] | None = None
+    """Resamples of the bootstrap."""
+    repair: Annotated[dict[str, Any] | None, Paper("MBPP-R, Table 3")] = None
+    """A task of name repair, on which every method's model is evaluated too."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -20,6 +20,7 @@ from selfcorrect.config import STAGE_KINDS, TASK_KINDS, CompareConfig, Config, L
 from selfcorrect.config.familiar import FAMILIAR
 from selfcorrect.config.overrides import apply_override
 from selfcorrect.config.paths import anchored
+from selfcorrect.config.settings import settings
 from selfcorrect.config.shipped import find_recipe
 from selfcorrect.config.yaml12 import Dumper, Loader
 from selfcorrect.errors import ConfigError
@@ -233,7 +234,7 @@ def _explain(error: dict[str, Any], source: str, places: Places, typed: Mapping[
         case "extra_forbidden":
             return f"{where}: unknown key {field!r}; {_hint(parts)}"
         case "missing":
-            return f"{where}: {field} is missing; add it"
+            return f"{where}: {field} is missing; add it{_meaning(parts)}"
         case "union_tag_invalid":
             context = error["ctx"]
             tag = str(context["discriminator"]).strip("'")
@@ -261,7 +262,15 @@ def _explain(error: dict[str, Any], source: str, places: Places, typed: Mapping[
                     return f"{where}: {field}{shown}: must be letters, digits, - and _{dots}"
                 case "tuple_type" | "list_type" if shown:
                     return f"{where}: {field}{shown}: must be a list; write [{value}]"
-            return told
+            return f"{told}{_meaning(parts)}"
+
+
+def _meaning(parts: Sequence[str]) -> str:
+    """What a setting is, in brackets; empty for one that is none."""
+    general = ".".join("NAME" if part.isdigit() else part for part in parts).replace("task.of.", "task.")
+    found = next((setting.meaning for setting in settings() if setting.key == general), "")
+    first = re.split(r"[;.:,] |\.$", found)[0]
+    return f" ({first})" if first else ""
 
 
 def _is_tag(before: Sequence[str], part: str) -> bool:

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from selfcorrect.config.base import Decay, NonNegative, Positive, Rate, Share, Strict, check_template
+from selfcorrect.config.base import Decay, NonNegative, Paper, Positive, Rate, Share, Strict, check_template
 from selfcorrect.config.compare import CompareConfig, Name
 from selfcorrect.config.stages import RLStage, SingleTurn, Stage, SupervisedStage
 from selfcorrect.config.tasks import CountdownConfig, RepairConfig, TaskConfig, correction_fields
@@ -16,46 +16,52 @@ Device = Literal["auto", "cpu", "cuda", "mps"]
 
 
 class LoraConfig(Strict):
-    """Of tuning lora and qlora. targets: names of linear layers that get an adapter, as in [q_proj, v_proj];
-    by default all of them but the head. The adapter's output counts alpha / rank times. No bias and no dropout, with
-    which the policy would differ from the one that sampled.
+    """The adapter of tuning lora and qlora. No bias and no dropout, with which the policy would differ from the one
+    that sampled.
     """
 
     rank: Annotated[int, Field(ge=1, le=4096)] = 16
+    """Rank of the two matrices of each adapted layer."""
     alpha: Rate = 32.0
+    """The adapter's output counts alpha / rank times."""
     targets: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    """Names of linear layers that get an adapter, as in [q_proj, v_proj]; by default all of them but the head."""
 
 
 class ModelConfig(Strict):
-    """path: a local folder of Hugging Face layout, a hub name, or "lab" for the shipped base model; or an adapter.
-
-    tuning: which weights train: full, all of them; lora, an adapter over the frozen model; qlora, an adapter over the
-    model in 4 bits (NF4, double quantisation).
-    weights: how they are stored. Those that train have float32 masters in any case; an adapter is float32.
-    reference: where the copy lies that full tuning measures its KL to; auto decides by memory (docs/tuning.md).
-
-    chat_template: plain, or a file with a Jinja template, in place of the model's own; base models have none.
-    template_options: variables for the chat template, like enable_thinking: false or date_string: "26 Jul 2024".
-    trust_remote_code: whether Python code that comes with the model may run, with your rights.
-    system_prompt: a system turn before every conversation, at training and at evaluation; empty sends an empty one,
-    where none leaves the template to its own. system_as: first_user writes it before the first question instead, with a
-    blank line between, for templates that have no system turn.
-    precision is that of the forward pass (autocast); the optimiser's state stays float32, but for its 8-bit kinds.
-    """
+    """The model: where it comes from, which of its weights train, its chat template and its arithmetic."""
 
     path: str = LAB_MODEL
+    """A local folder of Hugging Face layout, a hub name, an adapter's folder, or lab for the shipped base model."""
     tuning: Literal["full", "lora", "qlora"] = "full"
+    """Which weights train: all of them; an adapter over the frozen model; an adapter over the model in 4 bits (NF4,
+    double quantisation)."""
     lora: LoraConfig = LoraConfig()
+    """The adapter's shape, with tuning lora and qlora."""
     weights: Literal["float32", "bfloat16"] = "float32"
+    """How weights are stored; those that train have float32 masters in any case, and an adapter is float32."""
     reference: Literal["auto", "device", "cpu"] = "auto"
+    """Where the copy lies that full tuning measures its KL to; auto decides by memory (docs/tuning.md)."""
     device: Device = "auto"
+    """Where the model runs; auto takes CUDA or Apple silicon where there is one."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """That of the forward pass (autocast); auto is bfloat16 where the device multiplies it natively. The optimiser's
+    state stays float32, but for its 8-bit kinds."""
     attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] = "auto"
+    """The implementation of attention, by transformers' names; auto is eager on a CPU and sdpa
+    elsewhere."""
     chat_template: Annotated[str, Field(min_length=1)] | None = None
+    """plain, or a file with a Jinja template, in place of the model's own; base models have none."""
     template_options: dict[str, bool | int | float | str | None] = Field(default_factory=dict)
+    """Variables for the chat template, like enable_thinking: false or date_string: "26 Jul 2024"."""
     trust_remote_code: bool = False
+    """Whether Python code that comes with the model may run, with your rights."""
     system_prompt: str | None = None
+    """A system turn before every conversation, at training and at evaluation; an empty text sends an empty turn, and
+    none leaves the template to its own."""
     system_as: Literal["system", "first_user"] = "system"
+    """first_user writes the system prompt before the first question instead, with a blank line between, for templates
+    that have no system turn."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -84,27 +90,32 @@ class ModelConfig(Strict):
 
 
 class SelfRefineConfig(Strict):
-    """Self-Refine: between two attempts the model writes feedback on the first, then refines. Both prompts, as text."""
+    """Self-Refine: between two attempts the model writes feedback on the first, then refines."""
 
     feedback_prompt: Annotated[str, Field(min_length=1)]
+    """What asks for the feedback, as text."""
     refine_prompt: Annotated[str, Field(min_length=1)]
+    """What asks for the attempt after the feedback, as text."""
 
 
 class RolloutConfig(Strict):
-    """problems_per_step x rollouts_per_problem rollouts a step, each of `attempts` attempts.
-
-    rows_at_once: how many are sampled side by side, at training and at evaluation; bounds the memory of the cache; auto
-    follows from the model's size (models/sizing.py).
-    self_refine: ask for feedback between attempts, in place of the task's correction prompt; evaluation only.
-    """
+    """How a step samples: problems_per_step x rollouts_per_problem rollouts, each of `attempts` attempts."""
 
     problems_per_step: Positive = 48
-    rollouts_per_problem: Positive = 8
-    attempts: Annotated[int, Field(ge=2)] = 2
-    temperature: Rate = 1.0
+    """How many problems a training step draws."""
+    rollouts_per_problem: Annotated[Positive, Paper("batch / problems; not stated")] = 8
+    """How many rollouts of each problem a step plays; baselines compare them."""
+    attempts: Annotated[int, Field(ge=2), Paper("i of Eq. 1; 2 in training")] = 2
+    """How many attempts a rollout has, the first included."""
+    temperature: Annotated[Rate, Paper("temperature, Table 5")] = 1.0
+    """Sampling temperature while training; the KL is taken at it too, as that is the policy that acted."""
     max_new_tokens: Positive = 256
+    """The most tokens of one attempt; one that runs into it is cut off and earns nothing."""
     rows_at_once: Positive | Literal["auto"] = "auto"
-    self_refine: SelfRefineConfig | None = None
+    """How many rollouts are sampled side by side, at training and at evaluation, which bounds the memory of the cache;
+    auto follows from the model's size."""
+    self_refine: Annotated[SelfRefineConfig | None, Paper("Self-Refine, Tables 1 and 3")] = None
+    """Ask for feedback between attempts, in place of the task's correction prompt; evaluation only."""
 
     @property
     def rows(self) -> int:
@@ -114,24 +125,28 @@ class RolloutConfig(Strict):
 
 
 class OptimizerConfig(Strict):
-    """name: AdamW with float32 moments; or bitsandbytes', whose moments take 8 bits, and which pages them out of a GPU.
+    """The optimiser and what a micro-batch does; every stage begins with a fresh one."""
 
-    gradient_checkpointing: run each layer again in the backward pass rather than keep what it computed: less memory,
-    about a third more computation, the same gradient. auto: where a micro-batch would not fit otherwise.
-    micro_batch: rollouts in one forward; no gradient depends on it. auto follows from the model's size.
-    padding_free: lay a micro-batch's rollouts end to end rather than pad them to the longest. auto: where the model's
-    attention allows it, and where there is no GPU, for models of 256 hidden numbers and more.
-    """
-
-    name: Literal["adamw", "adamw_8bit", "paged_adamw_8bit"] = "adamw"
+    name: Annotated[Literal["adamw", "adamw_8bit", "paged_adamw_8bit"], Paper("Adam, Table 5")] = "adamw"
+    """AdamW with float32 moments; or bitsandbytes', whose moments take 8 bits, and which pages them out of a GPU."""
     betas: tuple[Decay, Decay] = (0.9, 0.95)
+    """AdamW's decay of its two moments."""
     weight_decay: NonNegative = 0.0
+    """AdamW's decoupled weight decay."""
     warmup_steps: Annotated[int, Field(ge=0)] = 10
+    """Steps over which each stage's learning rate rises in a line."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """What the learning rate does after the warm-up: stay, or fall towards nothing at the stage's end."""
     max_grad_norm: Rate = 1.0
+    """Gradients of a larger norm are scaled down to it."""
     micro_batch: Positive | Literal["auto"] = "auto"
+    """Rollouts in one forward and backward pass; no gradient depends on it. auto follows from the model's size."""
     gradient_checkpointing: bool | Literal["auto"] = "auto"
+    """Run each layer again in the backward pass rather than keep what it computed: less memory, about a third more
+    computation, the same gradient. auto: where a micro-batch would not fit otherwise."""
     padding_free: bool | Literal["auto"] = "auto"
+    """Lay a micro-batch's rollouts end to end rather than pad them to the longest. auto: where the model's attention
+    allows it, and where there is no GPU, for models of 256 hidden numbers and more."""
 
     @property
     def rows(self) -> int:
@@ -141,41 +156,48 @@ class OptimizerConfig(Strict):
 
 
 class AlgorithmConfig(Strict):
-    """Choices the paper leaves open; docs/method.md defends each default.
+    """Choices the paper leaves open; docs/method.md defends each default."""
 
-    reference: which weights the KL of a later stage is measured to.
-    """
-
-    baseline: Literal["leave_one_out", "leave_one_out_given_history", "none"] = "leave_one_out"
+    baseline: Annotated[
+        Literal["leave_one_out", "leave_one_out_given_history", "none"], Paper("baseline of Eq. 2; not stated")
+    ] = "leave_one_out"
+    """What an attempt's return is compared with: all other rollouts of its problem; those whose earlier attempts earned
+    the same; or nothing."""
     normalize_std: bool = False
-    kl_estimator: Literal["analytic", "k1"] = "analytic"
-    reference: Literal["base", "previous_stage"] = "base"
+    """Divide advantages by the group's standard deviation per attempt, which cancels most of alpha."""
+    kl_estimator: Annotated[Literal["analytic", "k1"], Paper("D_KL of Eq. 2 to 4; estimator not stated")] = "analytic"
+    """How the KL's gradient is estimated: over the whole vocabulary at every token, or by the sampled log-ratio."""
+    reference: Annotated[Literal["base", "previous_stage"], Paper("pi_ref, Eq. 2 to 4")] = "base"
+    """Which weights the KL of a later stage is measured to."""
 
 
 class EvaluationConfig(Strict):
-    """Evaluation before, between and after the stages, greedy by default. external: JSONL files of the task's shape.
-
-    samples: of each problem, at `temperature`: accuracies are then means over samples (Avg@k), with pass@k beside them.
-    correction_prompts: other wordings of the task's correction prompt, by name, to see beside it after the same first
-    attempts; a list gets the names wording-1, wording-2, ...
-    split: train takes training problems, to choose settings by without a look at the test split; of a finite data set
-    they are trained on as well. offset: leaves out the first so many of the held-out problems.
-    every: steps between smaller evaluations on `problems_between` problems while training, each once with the model's
-    own first attempts and once with the base model's (Fig. 5); none by default.
-    controls: also sample every attempt at temperature 1, which live alarms need, and write the second one after the
-    attempt of another problem (swapped) and after another one at the same problem (independent): three times the cost.
-    """
+    """Evaluation before, between and after the stages, and by `selfcorrect evaluate`; greedy by default."""
 
     problems: Positive = 2000
+    """How many held-out problems are evaluated; always the same, spread over the whole set."""
     split: Literal["test", "train"] = "test"
+    """train takes training problems, to choose settings by without a look at the test split; of a finite data set they
+    are trained on as well."""
     offset: Annotated[int, Field(ge=0)] = 0
-    every: Positive | None = None
+    """Leaves out the first so many of the held-out problems."""
+    every: Annotated[Positive | None, Paper("Fig. 5")] = None
+    """Steps between smaller evaluations while training, each once with the model's own first attempts and once with the
+    base model's; none by default."""
     problems_between: Positive = 300
+    """How many problems those smaller evaluations take."""
     controls: bool = False
+    """Also sample every attempt at temperature 1, which live alarms need, and write the second one after the attempt of
+    another problem (swapped) and after another one at the same problem (independent): three times the cost."""
     external: tuple[str, ...] = ()
+    """Further files of the task's shape to evaluate on."""
     samples: Positive = 1
-    temperature: NonNegative = 0.0
+    """Samples of each problem: accuracies are then means over samples (Avg@k), with pass@k beside them."""
+    temperature: Annotated[NonNegative, Paper("greedy; 0.7 in Sec. 6.2")] = 0.0
+    """Sampling temperature of an evaluation; 0 is greedy."""
     correction_prompts: dict[Name, Annotated[str, Field(min_length=1)]] = Field(default_factory=dict)
+    """Other wordings of the task's correction prompt, by name, to see beside it after the same first attempts; a list
+    gets the names wording-1, wording-2, ..."""
 
     @field_validator("correction_prompts", mode="before")
     @classmethod
@@ -202,21 +224,28 @@ class EvaluationConfig(Strict):
 
 
 class CheckpointConfig(Strict):
-    """every: steps between checkpoints; keep: how many of them stay. minutes: one more once so long has passed since
-    the last, so that slow steps are kept; it is no candidate for `best`.
+    """What is kept to resume from, and which weights a stage ends with.
 
-    `best` is the checkpoint of a stage with the highest training reward of the last attempt, smoothed over steps
-    with weight `smoothing` on the past. select: which one a stage ends with; held_out takes the one with the highest
-    greedy accuracy of the last attempt on the problems of the file `held_out`. Supervised stages, which have no
-    training reward, end with their last weights unless held_out chooses.
+    `best` is the checkpoint of a stage with the highest smoothed training reward of the last attempt. Supervised
+    stages, which have no training reward, end with their last weights unless held_out chooses.
     """
 
     every: Positive = 50
+    """Steps between checkpoints, which are also the candidates for `best`."""
     minutes: Rate | None = 15.0
+    """One more checkpoint once so many minutes have passed since the last, so that slow steps are kept; it is no
+    candidate for `best`."""
     keep: Annotated[int, Field(ge=2)] = 2
+    """How many checkpoints stay on disk."""
     smoothing: Decay = 0.95
-    select: Literal["best", "last", "held_out"] = "best"
+    """Weight on the past where the training reward is smoothed over steps."""
+    select: Annotated[
+        Literal["best", "last", "held_out"], Paper("highest training reward, or a small held-out set")
+    ] = "best"
+    """Which checkpoint a stage ends with: best, last, or the one with the highest greedy accuracy of the last attempt
+    on the file `held_out`."""
     held_out: str | None = None
+    """A file of problems of the task's shape, for select: held_out."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -226,36 +255,53 @@ class CheckpointConfig(Strict):
 
 
 class LogConfig(Strict):
-    """trackers: tensorboard is used by default where it is installed; trackio and wandb when named, in `project`."""
+    """What is logged beside the run folder's own files."""
 
     trackers: tuple[Literal["tensorboard", "trackio", "wandb"], ...] | None = None
+    """Which trackers get the metrics; by default tensorboard where it is installed, the others when named."""
     project: Annotated[str, Field(min_length=1)] = "selfcorrect"
+    """The project that trackio and wandb put the run into."""
     rollouts_every: Positive = 25
+    """Steps between training rollouts that are written to rollouts.jsonl."""
     rollouts_kept: Annotated[int, Field(ge=0)] = 16
+    """How many rollouts of such a step are written."""
 
 
 class TrainConfig(Strict):
-    """A whole run: a model, a task, and the stages one after the other.
-
-    sampler: recorded replays the attempts that the file `recorded` holds (docs/recorded.md), to evaluate them.
-    """
+    """A whole run: a model, a task, and the stages one after the other."""
 
     kind: Literal["train"] = "train"
+    """The kind of recipe: train, lab_base or compare."""
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9_.-]{0,79}$")] = "score"
+    """The run's name; its folder is output/name."""
     seed: Annotated[int, Field(ge=0)] = 0
+    """Every random draw of the run follows from it and the step."""
     threads: Positive | None = None
+    """Threads of the processor's arithmetic; by default all cores. Results may differ in the last digit with it."""
     output: str = "runs"
+    """The folder that holds the run's."""
     model: ModelConfig = ModelConfig()
+    """The model that is trained."""
     task: TaskConfig = CountdownConfig()
+    """What is solved and graded; name says which task."""
     rollouts: RolloutConfig = RolloutConfig()
+    """How a step samples."""
     stages: tuple[Stage, ...]
+    """The training, stage after stage; empty for an evaluation alone."""
     optimizer: OptimizerConfig = OptimizerConfig()
+    """The optimiser and what a micro-batch does."""
     algorithm: AlgorithmConfig = AlgorithmConfig()
+    """Choices the paper leaves open."""
     evaluation: EvaluationConfig = EvaluationConfig()
+    """Evaluation before, between and after the stages."""
     checkpoint: CheckpointConfig = CheckpointConfig()
+    """What is kept to resume from, and which weights a stage ends with."""
     log: LogConfig = LogConfig()
+    """What is logged beside the run folder's own files."""
     sampler: Literal["transformers", "recorded"] = "transformers"
+    """Who answers: the model, or a file of attempts recorded earlier (docs/recorded.md), to evaluate them."""
     recorded: str | None = None
+    """The file of recorded attempts, for sampler: recorded."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -338,22 +384,39 @@ class LabBaseConfig(Strict):
     """The lab's base model: a small Llama, and the corpus it learns from (lab/corpus.py)."""
 
     kind: Literal["lab_base"]
+    """lab_base: builds the lab's base model."""
     seed: Annotated[int, Field(ge=0)] = 0
+    """Every random draw follows from it."""
     threads: Positive | None = None
+    """Threads of the processor's arithmetic; by default all cores."""
     output: str = "runs/lab_base"
+    """The folder that the model is written to."""
     device: Device = "auto"
+    """Where it trains."""
     task: CountdownConfig = CountdownConfig()
+    """The countdown task whose problems fill the corpus."""
     hidden_size: Positive = 128
+    """Width of the network."""
     layers: Positive = 5
+    """Layers of the network."""
     heads: Positive = 4
+    """Attention heads; hidden_size must be a multiple of them."""
     steps: Positive = 2000
+    """Updates."""
     batch: Positive = 128
+    """Conversations in an update."""
     learning_rate: Rate = 1.5e-3
+    """AdamW's, for embeddings, norms and head."""
     matrix_learning_rate: Rate = 7.0e-3
+    """Muon's, for the layers' matrices."""
     first_solved: Share = 0.6
+    """Share of the corpus's first attempts that are right."""
     right_copied: Share = 0.35
+    """Share of right first attempts that the second repeats."""
     wrong_copied: Share = 0.2
+    """Share of wrong first attempts that the second repeats."""
     second_solved: Share = 0.45
+    """Share of second attempts that are right among those that repeat nothing."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:

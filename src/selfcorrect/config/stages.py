@@ -4,44 +4,51 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from selfcorrect.config.base import NonNegative, Positive, Rate, Share, Strict
+from selfcorrect.config.base import NonNegative, Paper, Positive, Rate, Share, Strict
 
 
 class StageBase(Strict):
     """What every stage has."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,40}$")]
-    steps: Positive
-    learning_rate: Rate
+    """The stage's name, by which overrides, evaluations and models/NAME go."""
+    steps: Annotated[Positive, Paper("steps, Table 5; both stages together")]
+    """Updates of the stage."""
+    learning_rate: Annotated[Rate, Paper("learning rate, Table 5")]
+    """The highest rate of the stage, at the end of its warm-up."""
 
 
 class RLStage(StageBase):
-    """beta1: KL to the reference on every attempt, inside each attempt's return.
+    """What every stage of reinforcement learning has."""
 
-    offline_first: share of a step's problems whose first attempts the base model samples (Sec. 5.3); the policy did
-    not write them, so they carry no gradient.
-    """
-
-    beta1: NonNegative = 0.01
-    offline_first: Share = 0.0
+    beta1: Annotated[NonNegative, Paper("beta1, Eq. 2 to 4")] = 0.01
+    """Weight of the KL to the reference on every attempt, inside each attempt's return."""
+    offline_first: Annotated[Share, Paper("offline first attempts, Sec. 5.3")] = 0.0
+    """Share of a step's problems whose first attempts the base model samples; the policy did not write them, so they
+    carry no gradient."""
 
 
 class AdaptiveKL(Strict):
     """A rule for beta2 (Sec. 5.3 names none): after every step, beta2 *= 1 + rate * clip(KL of attempt 1 / target - 1).
 
-    target: nats an attempt. The clip is to [-1, 1]; beta2 stays within a hundredth and a hundred times its start.
+    The clip is to [-1, 1]; beta2 stays within a hundredth and a hundred times its start.
     """
 
     target: Rate
+    """The KL of attempt 1 that beta2 is steered to, in nats an attempt."""
     rate: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    """By how much, at most, a step changes beta2."""
 
 
 class StageOne(RLStage):
-    """Eq. 3: only later attempts are rewarded; beta2 (on top of beta1) holds attempt 1 at the reference."""
+    """Stage I (Eq. 3): only later attempts are rewarded, and a KL holds attempt 1 at the reference."""
 
     objective: Literal["stage1"]
-    beta2: NonNegative = 0.1
-    adaptive: AdaptiveKL | None = None
+    """stage1: SCoRe's first stage."""
+    beta2: Annotated[NonNegative, Paper("beta2, Eq. 3")] = 0.1
+    """Weight of the KL that holds attempt 1 at the reference, on top of beta1."""
+    adaptive: Annotated[AdaptiveKL | None, Paper("beta2 may adapt, Sec. 5.3")] = None
+    """A rule that changes beta2 after every step; none by default."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -51,24 +58,31 @@ class StageOne(RLStage):
 
 
 class StageTwo(RLStage):
-    """Eq. 4 with the bonus alpha * (r_a - r_{a-1}) on attempts 2 and later. gamma: App. A.2's ablation."""
+    """Stage II (Eq. 4): every attempt is rewarded, with a bonus for turning wrong into right and a penalty for the
+    reverse.
+    """
 
     objective: Literal["stage2"]
-    alpha: NonNegative = 10.0
-    gamma: Share = 0.0
+    """stage2: SCoRe's second stage."""
+    alpha: Annotated[NonNegative, Paper("alpha, the bonus of Eq. 4")] = 10.0
+    """Weight of the bonus alpha * (r_a - r_{a-1}) that attempts 2 and later get beside their own reward."""
+    gamma: Annotated[Share, Paper("gamma, App. A.2; 0 there but for an ablation")] = 0.0
+    """Discount at which an attempt is also credited with the rewards of later ones."""
 
 
 class Annealed(RLStage):
-    """Both stages in one: the credit goes in a line from Stage I's to Stage II's.
-
-    Stage I's alone until the share `begin` of the steps is done, Stage II's alone from `end` on.
-    """
+    """Both stages in one: the credit goes in a line from Stage I's to Stage II's."""
 
     objective: Literal["annealed"]
-    beta2: NonNegative = 0.1
-    alpha: NonNegative = 10.0
+    """annealed: both stages in one run (ours)."""
+    beta2: Annotated[NonNegative, Paper("beta2, Eq. 3")] = 0.1
+    """Weight of the KL that holds attempt 1 at the reference while Stage I's credit lasts."""
+    alpha: Annotated[NonNegative, Paper("alpha, the bonus of Eq. 4")] = 10.0
+    """Weight of Stage II's bonus, once its credit counts alone."""
     begin: Share = 0.5
+    """Share of the steps until which Stage I's credit counts alone."""
     end: Share = 0.8
+    """Share of the steps from which on Stage II's credit counts alone."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -78,9 +92,10 @@ class Annealed(RLStage):
 
 
 class SingleTurn(RLStage):
-    """Eq. 2 on attempt 1 alone: one attempt is played."""
+    """Single-turn RL (Eq. 2) on attempt 1 alone: one attempt is played."""
 
-    objective: Literal["single_turn"]
+    objective: Annotated[Literal["single_turn"], Paper("Eq. 2; Table 4")]
+    """single_turn: plain RL on attempt 1."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -90,11 +105,14 @@ class SingleTurn(RLStage):
 
 
 class MultiTurn(RLStage):
-    """Eq. 1 without stages or bonus, on the last attempt alone (Sec. 5) or on all of them."""
+    """Multi-turn RL (Eq. 1) without stages or bonus, on the last attempt alone (Sec. 5) or on all of them."""
 
-    objective: Literal["multi_turn"]
+    objective: Annotated[Literal["multi_turn"], Paper("Eq. 1, Sec. 5")]
+    """multi_turn: plain RL over the conversation."""
     rewarded: Literal["last", "all"] = "last"
-    gamma: Share = 0.0
+    """Which attempts are rewarded."""
+    gamma: Annotated[Share, Paper("gamma, App. A.2")] = 0.0
+    """Discount at which an attempt is also credited with the rewards of later ones."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -104,34 +122,35 @@ class MultiTurn(RLStage):
 
 
 class SupervisedStage(StageBase):
-    """Fine-tuning of the last attempt on collected traces; `batch` of them an update.
-
-    collect: problems to sample, rollouts_per_problem times each, for one collection. keep_right: right-then-right
-    traces too (D+). traces: a file of traces to train on, in place of a collection.
-    """
+    """Fine-tuning of the last attempt on collected traces."""
 
     collect: Positive = 2000
-    keep_right: bool = False
+    """Problems to sample, rollouts_per_problem times each, for one collection."""
+    keep_right: Annotated[bool, Paper("D+, Tables 1 to 4")] = False
+    """Right-then-right traces too."""
     batch: Positive = 256
+    """Traces in an update."""
     traces: str | None = None
+    """A file of traces to train on, in place of a collection (docs/methods.md)."""
 
 
 class PairSFT(SupervisedStage):
-    """D_SFT: a wrong first attempt of the stage's first model, paired with a right one at the same problem."""
+    """Pair-SFT: a wrong first attempt of the stage's first model, paired with a right one at the same problem."""
 
-    objective: Literal["pair_sft"]
+    objective: Annotated[Literal["pair_sft"], Paper("D_SFT, Tables 1 to 3")]
+    """pair_sft: fine-tuning on pairs of attempts."""
 
 
 class Star(SupervisedStage):
-    """D_STaR: wrong-then-right traces of the newest model, anew for each of the iterations.
+    """STaR: wrong-then-right traces of the newest model, anew for each of the iterations."""
 
-    from_newest: each iteration trains on from the last one's weights; otherwise from those the stage began with, as
-    in the STaR line of work.
-    """
-
-    objective: Literal["star"]
+    objective: Annotated[Literal["star"], Paper("D_STaR, Tables 1 and 4")]
+    """star: fine-tuning on the model's own corrections."""
     iterations: Positive = 3
+    """How often traces are collected and trained on; steps are divided among them."""
     from_newest: bool = False
+    """Each iteration trains on from the last one's weights; otherwise from those the stage began with, as in the STaR
+    line of work."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:

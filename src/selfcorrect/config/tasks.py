@@ -7,15 +7,18 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from selfcorrect.config.base import NonNegative, Positive, Rate, Strict, check_template
+from selfcorrect.config.base import NonNegative, Paper, Positive, Rate, Strict, check_template
 
 
 class HubConfig(Strict):
-    """A data set of the Hugging Face hub, or a local folder of the hub's layout. name: its configuration(s)."""
+    """A data set of the Hugging Face hub, or a local folder of the hub's layout."""
 
     path: str
+    """Its name on the hub, or the folder."""
     name: str | tuple[str, ...] | None = None
+    """Its configuration, or several of them, one after the other."""
     revision: str | None = None
+    """The branch, tag or commit; by default the newest."""
 
 
 MATH_FIELDS = ("problem", "solution", "answer", "level", "subject", "type", "unique_id", "question")
@@ -35,25 +38,28 @@ def check_columns(columns: dict[str, str], known: tuple[str, ...]) -> None:
 
 
 class CountdownConfig(Strict):
-    """Three numbers and a target. Templates may use {numbers} and {target}.
-
-    max_number bounds numbers and targets that the generator draws; limit bounds every result of the answers
-    it builds problems from. data: a JSONL file of {"input": "3,7,12", "output": "22"} or
-    {"nums": [3, 7, 12], "target": 22} rows in place of the generator (evaluation only).
-    """
+    """Countdown: three numbers and a target, each number used exactly once. Problems are generated."""
 
     name: Literal["countdown"] = "countdown"
+    """countdown: the generated task of the lab."""
     max_number: Annotated[int, Field(ge=5, le=10_000)] = 100
+    """The largest number and target that the generator draws."""
     limit: Annotated[int, Field(ge=5, le=1_000_000)] = 200
+    """The largest result of a step in the answers that the generator builds problems from."""
     data: str | None = None
+    """A JSONL file of {"input": "3,7,12", "output": "22"} or {"nums": [3, 7, 12], "target": 22} rows in place of the
+    generator (evaluation only)."""
     prompt: str = (
         "Reach the target {target} from the numbers {numbers}. Use each number exactly once, with +, -, * and /, "
         "whole numbers only. Write one step a line in the form `a op b = c` and nothing else."
     )
-    correction_prompt: str = (
+    """What asks for attempt 1; may fill in {numbers} and {target}, and must hold both."""
+    correction_prompt: Annotated[str, Paper("p1, the correction instruction")] = (
         "Go over your steps again: they may hold a mistake. If they do, mend it. Write the whole solution once "
         "more, one step a line in the form `a op b = c` and nothing else."
     )
+    """What asks for the next attempt, without a word on whether the last one was right; may fill in {numbers} and
+    {target}."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -66,30 +72,38 @@ class CountdownConfig(Strict):
 
 
 class MathConfig(Strict):
-    """MATH or GSM8K. Templates may use {problem} and {final_form}, the sentence that fixes how an answer is stated.
-
-    split: paper is MATH's train and test without MATH-500, evaluated on MATH-500; original is the data set's own.
-    data: a folder of train.*, test.* (and math500.*), or one file to evaluate on; else the hub. columns: names of your
-    own for the data's fields, as problem: exercise. seconds: the grader's limit for an answer; workers: its processes,
-    by default one a core.
-    """
+    """MATH, GSM8K, or your own problems with a stated answer."""
 
     name: Literal["math"]
+    """math: problems whose answer is compared with a reference."""
     dataset: Literal["math", "gsm8k"] = "math"
-    split: Literal["paper", "original"] | None = None
+    """Which data set, and so which form its rows have."""
+    split: Annotated[Literal["paper", "original"] | None, Paper("12,000 to train on, MATH-500 to report")] = None
+    """paper is MATH's train and test without MATH-500, evaluated on MATH-500; original is the data set's own. By
+    default paper for math."""
     data: str | None = None
+    """A folder of train.*, test.* (and math500.*), or one file to evaluate on; else the hub."""
     hub: HubConfig | None = None
+    """Another data set of the hub, of the same form."""
     hub_500: HubConfig = HubConfig(path="HuggingFaceH4/MATH-500")
+    """Where MATH-500 comes from, for split: paper."""
     columns: dict[str, str] = Field(default_factory=dict)
+    """Names of your own for the data's fields: our name, then the column's, as in problem: exercise."""
     workers: Positive | None = None
+    """Processes that grade; by default one a core."""
     seconds: Rate = 3.0
+    """The grader's limit for one answer."""
     prompt: str = (
         "Work out the answer to this problem step by step, and show your reasoning. {final_form}\n\nProblem:\n{problem}"
     )
-    correction_prompt: str = (
+    """What asks for attempt 1; must hold {problem}, and may fill in {final_form}, the sentence that fixes how an answer
+    is stated."""
+    correction_prompt: Annotated[str, Paper("p1, the correction instruction")] = (
         "Your solution may contain a mistake. Read it again critically; if you find an error, put it right. Then "
         "write out the complete solution once more, from the start. {final_form}"
     )
+    """What asks for the next attempt, without a word on whether the last one was right; may fill in {problem} and
+    {final_form}."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -107,49 +121,63 @@ CodeSet = Literal["mbpp", "mbpp_sanitized", "mbpp_plus", "humaneval", "humaneval
 
 
 class CodeConfig(Strict):
-    """MBPP (tests shown, `shots` solved examples first) or HumanEval (a function to complete, tests hidden).
+    """Programs that tests decide on: MBPP (tests shown, solved examples first) or HumanEval (a function to complete,
+    tests hidden).
 
-    data: a folder that holds the data set's file, or the file; else the hub. evaluate_on, evaluate_data and
-    evaluate_hub: another data set to evaluate on, as the paper trains on mbpp and reports on humaneval.
-    columns: names of your own for the fields of `dataset`'s rows, as text: task.
-    Templates: prompt may use {examples}, {task} and {tests}; example {task}, {tests} and {code}; completion_prompt,
-    for HumanEval, {code}; correction_prompt nothing.
-    A program may take max(time_limit, time_factor x the data set's own solution) seconds, at most time_cap, and
-    memory_mb. prelude: common modules are imported before it (docs/grading.md). packages: what it may import besides
-    the standard library, such as [numpy]. workers: processes that grade, by default one a core. allow_unsandboxed: run
-    untrusted programs even where this machine cannot confine them.
+    A program may take max(time_limit, time_factor x the data set's own solution) seconds, at most time_cap.
     """
 
     name: Literal["code"]
+    """code: programs that are run against tests."""
     dataset: CodeSet = "mbpp"
+    """Which data set, and so which form its rows have."""
     data: str | None = None
+    """A folder that holds the data set's file, or the file; else the hub."""
     hub: HubConfig | None = None
-    evaluate_on: CodeSet | None = None
+    """Another data set of the hub, of the same form."""
+    evaluate_on: Annotated[CodeSet | None, Paper("trained on MBPP, reported on HumanEval")] = None
+    """Another data set to evaluate on, as the paper trains on mbpp and reports on humaneval."""
     evaluate_data: str | None = None
+    """The folder or file of the data set in evaluate_on."""
     evaluate_hub: HubConfig | None = None
+    """A data set of the hub for evaluate_on."""
     columns: dict[str, str] = Field(default_factory=dict)
-    shots: Annotated[int, Field(ge=0, le=3)] = 3
+    """Names of your own for the fields of dataset's rows: our name, then the column's, as in text: task."""
+    shots: Annotated[int, Field(ge=0, le=3), Paper("three-shot prompt of MBPP")] = 3
+    """How many solved examples stand before an MBPP task."""
     workers: Positive | None = None
+    """Processes that grade; by default one a core."""
     time_limit: Rate = 0.5
+    """Seconds a program may take in any case."""
     time_factor: NonNegative = 20.0
+    """How many times the time of the data set's own solution it may take."""
     time_cap: Rate | None = None
+    """The most seconds a program may take, whatever the other two say; none by default."""
     memory_mb: Positive | None = None
+    """Memory a program may take; by default the judge's own limit (docs/grading.md)."""
     prelude: bool = True
+    """Import common modules before the program (docs/grading.md)."""
     packages: tuple[str, ...] = ()
+    """What a program may import besides the standard library, such as [numpy]."""
     allow_unsandboxed: bool = False
+    """Run untrusted programs even where this machine cannot confine them."""
     prompt: str = (
         "You write Python functions. For each task, reply with one block of code that holds the whole program; it "
         "must pass the tests shown.\n\n{examples}Task: {task}\nTests:\n{tests}"
     )
+    """What asks for attempt 1 at MBPP; must hold {task}, and may fill in {examples} and {tests}."""
     example: str = "Task: {task}\nTests:\n{tests}\nAnswer:\n```python\n{code}\n```\n\n"
+    """One solved example; must hold {task} and {code}, and may fill in {tests}."""
     completion_prompt: str = (
         "Complete this Python function. Reply with one block of code that holds the whole program, imports and "
         "signature included.\n\n```python\n{code}\n```"
     )
-    correction_prompt: str = (
+    """What asks for attempt 1 at HumanEval; must hold {code}."""
+    correction_prompt: Annotated[str, Paper("p1, the correction instruction")] = (
         "The program above may be wrong. Check it, and mend it if you find a fault. Reply with the whole corrected "
         "program in one block of code, and with nothing else."
     )
+    """What asks for the next attempt, without a word on whether the last one was right; fills in nothing."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -168,23 +196,25 @@ class CodeConfig(Strict):
 
 
 class RepairConfig(Strict):
-    """Offline repair: attempt 1 is a recorded text, the model writes the next one.
+    """Offline repair: attempt 1 is a recorded text, the model writes the next one."""
 
-    data: rows as `selfcorrect make-repair-set` writes them, or of MBPP-R's shape (docs/tasks.md). of: the task the
-    first attempts are at, with its data, prompts and grader.
-    """
-
-    name: Literal["repair"]
+    name: Annotated[Literal["repair"], Paper("MBPP-R, Table 3")]
+    """repair: mend recorded first attempts."""
     data: str
+    """Rows as `selfcorrect make-repair-set` writes them, or of MBPP-R's shape (docs/tasks.md)."""
     of: Annotated[MathConfig | CodeConfig, Field(discriminator="name")] = CodeConfig(name="code")
+    """The task that the first attempts are at, math or code, with its data, prompts and grader."""
 
 
 class CustomConfig(Strict):
-    """A task of the user's own, in one Python file; docs/tasks.md says what the file defines. options: passed to it."""
+    """A task of your own, in one Python file; docs/tasks.md says what the file defines."""
 
     name: Literal["custom"]
+    """custom: a task of your own."""
     file: str
+    """The Python file."""
     options: dict[str, Any] = Field(default_factory=dict)
+    """Handed to the file's problems() as they are."""
 
 
 TaskConfig = Annotated[

@@ -1,0 +1,217 @@
+"""A user's data as init finds it: which columns hold question and answer, and which task they make."""
+
+import csv
+import re
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from selfcorrect.errors import ConfigError, DataError
+from selfcorrect.tasks.files import Row, find_files, kind_of, read_rows
+
+Kind = Literal["math", "code", "custom"]
+_QUESTIONS = ("problem", "question", "prompt", "instruction", "query", "input", "task", "text")
+_ANSWERS = (
+    "answer", "final_answer", "gold", "target", "label", "ground_truth", "reward_model.ground_truth", "expected",
+    "result", "solution", "output", "response", "completion",
+)  # fmt: skip
+_LOOKED_AT = 200  # rows from which columns and task are told
+_MATHS = re.compile(r"[\d\\]|^[a-z]$|^\W*[-+*/=^].*$")
+_NUMBERS = re.compile(r"\d+(,\d+){2}")
+_LONG = 200  # characters; a longer answer is a text that states one somewhere
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a data file holds. train, test: rows; one file is divided, every tenth row held out. system: the system text
+    of all its conversations; empty where there is none. without: rows left out, as they hold no answer. plain: whether
+    both columns are text in every row, so that a folder can be read as it is.
+    """
+
+    kind: Kind
+    question: str
+    answer: str
+    train: Sequence[Row]
+    test: Sequence[Row]
+    system: str = ""
+    without: int = 0
+    plain: bool = False
+
+
+def look(data: Path, question: str | None, answer: str | None, task: Kind | None) -> Found:
+    """Reads the data of `init`: a file, or a folder of train.* and test.*. Raises ConfigError and DataError."""
+    train, test = (list(map(_flat, rows)) for rows in _rows(data))
+    first = train[:_LOOKED_AT]
+    columns = _columns(first)
+    if task == "code" or (task is None and question is None and answer is None and _is_code(columns)):
+        return _code(data, columns, train, test)
+    if question is None and _is_countdown(first[0]):
+        raise ConfigError(
+            f"--data {data}: these are countdown's rows, whose training problems are generated; `selfcorrect recipes "
+            "countdown` copies a recipe, and evaluation.external or task.data evaluates on such a file"
+        )
+    asked = _column(first, columns, "--question", question, _QUESTIONS)
+    told = _column(first, columns, "--answer", answer, [name for name in _ANSWERS if name != asked.casefold()])
+    _check_texts(first, asked)
+    answered = [[row for row in rows if answer_of(row, told)] for rows in (train, test)]
+    if not all(answered):
+        raise ConfigError(f"--answer {told}: no row to train on, or none to hold out, has one")
+    left_out = len(train) + len(test) - sum(map(len, answered))
+    kind = task or _kind([row for row in first if answer_of(row, told)] or answered[0], told)
+    own = [row.fields.get(column) for row in (*train, *test) for column in (asked, told)]
+    plain = data.is_dir() and not any("." in name for name in (asked, told)) and all(isinstance(v, str) for v in own)
+    return Found(kind, asked, told, answered[0], answered[1], _system(train, asked), left_out, plain)
+
+
+def _rows(data: Path) -> tuple[list[Row], list[Row]]:
+    if not data.exists():
+        raise ConfigError(
+            f"--data {data}: no such file or folder (of a data set on the hub: save it with to_json, or name it in a "
+            "recipe as task.hub)"
+        )
+    if data.is_dir():
+        files = {split: find_files(data, (split,)) for split in ("train", "test")}
+        if missing := [split for split, found in files.items() if not found]:
+            raise ConfigError(f"--data {data}: the folder holds no {missing[0]}.jsonl (nor .json or .parquet)")
+        train, test = ([row for file in files[split] for row in read_rows(file)] for split in ("train", "test"))
+        return train, test
+    if kind_of(data.name) is None and data.suffix.lower() != ".csv":
+        raise ConfigError(f"--data {data}: not a data file by its name; expected .jsonl, .json, .csv or .parquet")
+    rows = read_rows(data) if kind_of(data.name) else _csv(data)
+    if len(rows) < 2:
+        raise ConfigError(f"--data {data}: holds {len(rows)} rows; some are needed to train on and some to hold out")
+    step = min(10, len(rows))
+    held = set(range(step - 1, len(rows), step))
+    return [row for n, row in enumerate(rows) if n not in held], [rows[n] for n in sorted(held)]
+
+
+def _csv(data: Path) -> list[Row]:
+    """Rows of a file whose first line names the columns. Raises DataError."""
+    try:
+        with data.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file, strict=True)
+            rows = [Row(f"{data}:{reader.line_num}", fields) for fields in reader]
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise DataError(f"{data}: not a CSV file that can be read: {error}") from None
+    for row in rows:
+        if None in row.fields or None in row.fields.values():
+            raise DataError(f"{row.where}: has another number of fields than the first line, which names the columns")
+    return rows
+
+
+def _flat(row: Row) -> Row:
+    """With what stands inside of mappings too, as reward_model.ground_truth."""
+    inside = {
+        f"{name}.{key}": value
+        for name, fields in row.fields.items()
+        if isinstance(fields, Mapping)
+        for key, value in fields.items()
+    }
+    return Row(row.where, {**row.fields, **inside})
+
+
+def _columns(rows: Sequence[Row]) -> list[str]:
+    return list(dict.fromkeys(str(name) for row in rows for name in row.fields))
+
+
+def _is_countdown(row: Row) -> bool:
+    numbers = row.fields.get("input")
+    return {"nums", "target"} <= set(row.fields) or (isinstance(numbers, str) and bool(_NUMBERS.fullmatch(numbers)))
+
+
+def _is_code(columns: Sequence[str]) -> bool:
+    return "test_list" in columns or {"test", "entry_point"} <= set(columns)
+
+
+def _code(data: Path, columns: Sequence[str], train: Sequence[Row], test: Sequence[Row]) -> Found:
+    if not _is_code(columns):
+        raise ConfigError(
+            f"--data {data}: the task code reads MBPP's columns (task_id, text, code, test_list) or HumanEval's "
+            f"(task_id, prompt, entry_point, canonical_solution, test), and this has {_listed(columns)}; --task custom "
+            "writes a task of your own"
+        )
+    return Found("code", "text" if "text" in columns else "prompt", "", train, test)
+
+
+def _column(
+    rows: Sequence[Row], columns: Sequence[str], option: str, given: str | None, usual: Sequence[str]
+) -> str:  # fmt: skip
+    """The column that was named, or the first of the usual names that is there."""
+    if given is not None:
+        if given not in columns:
+            raise ConfigError(f"{option} {given}: the data has no such column; it has {_listed(columns)}")
+        return given
+    by_name = {name.casefold(): name for name in reversed(columns)}
+    found = [by_name[name] for name in usual if name in by_name]
+    filled = [name for name in found if any(row.has(name) for row in rows)]
+    if not filled:
+        raise ConfigError(f"{option}: no column goes by a usual name; name one of {_listed(columns)}")
+    return filled[0]
+
+
+def _check_texts(rows: Sequence[Row], column: str) -> None:
+    for row in rows:
+        if not question_of(row, column).strip():
+            raise row.wrong(column, "is empty")
+
+
+def question_of(row: Row, column: str) -> str:
+    """The question's text; of a conversation, its one user turn. Raises DataError."""
+    value = row.fields.get(column)
+    if isinstance(value, list):
+        asked = [turn.get("content") for turn in value if isinstance(turn, Mapping) and turn.get("role") == "user"]
+        others = [turn for turn in value if not isinstance(turn, Mapping) or turn.get("role") not in ("user", "system")]
+        if len(asked) != 1 or others or not isinstance(asked[0], str):
+            raise row.wrong(column, "must be text, or a conversation of one user turn (after a system turn or none)")
+        return asked[0]
+    return row.text(column)
+
+
+def answer_of(row: Row, column: str) -> str:
+    """The answer as text; a number as it is written; empty where there is none. Raises DataError."""
+    value = row.fields.get(column)
+    if value is None or (isinstance(value, str) and not value.strip()):
+        return ""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return row.text(column)
+    return str(value)
+
+
+def _system(rows: Sequence[Row], column: str) -> str:
+    """Raises DataError where conversations have system turns that differ."""
+    found: dict[str, Row] = {}
+    for row in rows:
+        turns = row.fields.get(column)
+        texts = [
+            turn.get("content") for turn in turns if isinstance(turn, Mapping) and turn.get("role") == "system"
+        ] if isinstance(turns, list) else []  # fmt: skip
+        found.setdefault(str(texts[0]) if texts else "", row)
+    if len(found) > 1:
+        raise list(found.values())[1].wrong(column, "has another system turn than the rows before; one serves all here")
+    return next(iter(found), "")
+
+
+def _kind(rows: Sequence[Row], answer: str) -> Kind:
+    """Task math where answers are numbers, formulas, or solutions that state one; custom for other short texts."""
+    texts = [answer_of(row, answer) for row in rows]
+    stated = sum(states_answer(text) for text in texts)
+    if 2 * stated > len(texts):
+        return "math"
+    if statistics.median(map(len, texts)) > _LONG:
+        raise ConfigError(
+            f"--answer {answer}: its texts are long and state no answer (a line `#### ANSWER`, or \\boxed{{ANSWER}}); "
+            "name the column that holds the answer alone, or write a task of your own (docs/tasks.md)"
+        )
+    maths = sum(bool(_MATHS.search(text.strip())) for text in texts)
+    return "math" if 10 * maths >= 9 * len(texts) else "custom"
+
+
+def states_answer(text: str) -> bool:
+    """Whether a text states its answer as GSM8K's or MATH's solutions do."""
+    return "####" in text or "\\boxed" in text
+
+
+def _listed(columns: Sequence[str]) -> str:
+    return ", ".join(sorted(columns)[:20]) or "none"

@@ -1,0 +1,51 @@
+"""Commands for whoever begins: `explain`, `init`, `completion`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from selfcorrect.errors import ConfigError
+from selfcorrect.starting.completion import keys
+
+
+def explain(
+    key: Annotated[
+        str | None,
+        typer.Argument(
+            help="Like rollouts.temperature, alpha, or a section; without it, sections are listed.", autocompletion=keys
+        ),
+    ] = None,
+) -> None:
+    """What a setting means: type, range, default, the paper's symbol, and what the shipped recipes set it to."""
+    from selfcorrect.config import explain as told
+
+    for line in told.overview() if key is None else told.explain(key):
+        typer.echo(line)
+
+
+def init(
+    model: Annotated[str, typer.Option(help="A model folder, or a name on the hub.")],
+    data: Annotated[Path, typer.Option(help="A JSONL, JSON, CSV or Parquet file, or a folder of train.* and test.*.")],
+    question: Annotated[str | None, typer.Option(help="The column of the question; found by itself if usual.")] = None,
+    answer: Annotated[str | None, typer.Option(help="The column of the answer; found by itself if usual.")] = None,
+    task: Annotated[str | None, typer.Option(help="math, code or custom; by default as the data looks.")] = None,
+    to: Annotated[Path, typer.Option(help="The recipe to write.")] = Path("recipe.yaml"),
+) -> None:
+    """Write a commented recipe for your model and data, and data in the form it reads where yours is in another."""
+    from selfcorrect.starting.init import init as write
+
+    match task:
+        case None | "math" | "code" | "custom":
+            lines = write(model, data, to, question=question, answer=answer, task=task)
+        case _:
+            raise ConfigError(f"--task {task}: must be math, code or custom")
+    for line in lines:
+        typer.echo(line)
+
+
+def completion(shell: Annotated[str, typer.Argument(help="bash, zsh or fish.")]) -> None:
+    """Print what completes commands, recipes and settings in your shell."""
+    from selfcorrect.starting.completion import script
+
+    typer.echo(script(shell))

@@ -1,0 +1,321 @@
+"""What a newcomer calls: `init` writes a recipe that checks and reads its data, and the shell completes."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+import yaml
+
+from selfcorrect.cli import main
+from selfcorrect.config import TrainConfig
+from selfcorrect.config.recipe import load_recipe
+from selfcorrect.config.yaml12 import Loader
+from selfcorrect.errors import ConfigError, DataError, UserError
+from selfcorrect.starting.completion import overrides, recipes, script
+from selfcorrect.starting.init import init
+from selfcorrect.tasks import make_task
+from selfcorrect.tasks.code import CodeTask
+from selfcorrect.tasks.custom import CustomTask
+from selfcorrect.tasks.math import MathTask
+from selfcorrect.types import Outcome
+
+GSM = [{"question": f"What is {n} + {n}?", "answer": f"Twice {n}.\n#### {2 * n}"} for n in range(20)]
+CHAT = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Which colour?\u2028Say it."}]
+WORDS = [{"prompt": CHAT, "ground_truth": ["red", "blue"][n % 2]} for n in range(12)]
+XTUNER = [
+    {
+        "data_source": "x",
+        "prompt": [{"role": "user", "content": f"2 + {n}?"}],
+        "reward_model": {"ground_truth": str(2 + n), "style": "rule"},
+        "extra_info": {"question": f"Two and {n}?", "index": n},
+    }
+    for n in range(10)
+]
+MBPP = [
+    {"task_id": n, "text": "f", "code": "def f(): return 1", "test_list": ["assert f() == 1"], "test_setup_code": ""}
+    for n in (2, 3, 4, 11, 601)
+]
+HUMANEVAL = [
+    {"task_id": f"HumanEval/{n}", "prompt": "def f():\n", "entry_point": "f", "canonical_solution": "    return 1\n",
+     "test": "def check(candidate):\n    assert candidate() == 1\n"} for n in (0, 1)
+]  # fmt: skip
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder with a model beside it that has a chat template, as far as files tell."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    (tmp_path / "model" / "tokenizer_config.json").write_text('{"chat_template": "x"}')
+    return tmp_path
+
+
+def written(file: str, rows: list[dict[str, Any]]) -> Path:
+    path = Path(file)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".parquet":
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    elif path.suffix == ".csv":
+        path.write_text(
+            "question,answer\n" + "".join(f'"{r["question"]}","{r["answer"]}"\n' for r in rows), encoding="utf-8-sig"
+        )
+    elif path.suffix == ".json":
+        path.write_text(json.dumps(rows))
+    else:
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def task_of(recipe: str) -> tuple[TrainConfig, MathTask | CodeTask | CustomTask]:
+    config = load_recipe(recipe)
+    assert isinstance(config, TrainConfig)
+    task = make_task(config.task)
+    assert isinstance(task, MathTask | CodeTask | CustomTask)
+    return config, task
+
+
+@pytest.mark.parametrize(
+    ("file", "rows", "columns", "kind", "counts", "asked"),
+    [
+        ("d.jsonl", GSM, {}, "math", (18, 2), "What is 0 + 0?"),
+        ("d.csv", GSM, {}, "math", (18, 2), "What is 0 + 0?"),
+        ("d.parquet", GSM, {}, "math", (18, 2), "What is 0 + 0?"),
+        ("d.json", [{"Q": r["question"], "A": n, "id": n} for n, r in enumerate(GSM)], {"question": "Q", "answer": "A"}, "math", (18, 2), "What is 0 + 0?"),
+        ("d.jsonl", [{"problem": f"{n}?", "solution": f"So \\boxed{{{n}}}"} for n in range(3)], {}, "math", (2, 1), "0?"),
+        ("d.jsonl", [{"text": f"{n}?", "label": ["a\\frac12", "-x"][n % 2]} for n in range(2)], {}, "math", (1, 1), "0?"),
+        ("d.jsonl", WORDS, {}, "custom", (11, 1), "Which colour?"),
+        ("d.jsonl", XTUNER, {}, "math", (9, 1), "2 + 0?"),
+        ("d.jsonl", XTUNER, {"question": "extra_info.question"}, "math", (9, 1), "Two and 0"),
+        ("d.jsonl", [{"q": "Is it?", "a": "yes"}] * 30, {"question": "q", "answer": "a"}, "custom", (27, 3), "Is it?"),
+        ("d.jsonl", [*GSM, {"question": "Who knows?", "answer": None}], {}, "math", (18, 2), "What is 0 + 0?"),
+        ("mbpp.jsonl", MBPP, {}, "code", (1, 1), "Task: f"),
+    ],
+)  # fmt: skip
+def test_init_writes_a_recipe_that_reads_its_data(
+    file: str, rows: list[Any], columns: dict[str, str], kind: str, counts: tuple[int, int], asked: str, here: Path
+) -> None:
+    told = init(
+        "model", written(file, rows), Path("mine.yaml"), question=columns.get("question"), answer=columns.get("answer")
+    )
+    assert told[-1] == "written: mine.yaml"
+    config, task = task_of("mine.yaml")
+    assert (config.task.name, len(task.train), len(task.test)) == (kind, *counts)
+    assert asked in next(iter(task.train)).prompt
+    assert config.model.chat_template is None
+    assert config.model.system_prompt == ("Be brief." if rows is WORDS else None)
+    assert "# Weight of the bonus alpha" in Path("mine.yaml").read_text(encoding="utf-8")
+
+
+def test_a_recipe_elsewhere_reads_the_same_data(here: Path) -> None:
+    """Paths in it are of its folder; it may be moved with what lies beside it."""
+    init("./model", written("data.jsonl", GSM), Path("deep/er/mine.yaml"))
+    shutil.move("deep/er", "moved")
+    config, task = task_of("moved/mine.yaml")
+    assert len(task.train) == 18
+    assert Path(config.model.path) == here / "model"
+
+
+@pytest.mark.parametrize("name", ["a\nseed: 5", 'q"""\\uq', "it's: a #1", "é ü", "-dash", "x" * 100])
+def test_odd_names_of_files(name: str, here: Path) -> None:
+    init("model", written(f"{name}.jsonl", WORDS), Path(f"{name}.yaml"))
+    config, task = task_of(f"{name}.yaml")
+    assert (config.seed, len(task.train)) == (0, 11)
+
+
+def test_a_folder_of_texts_stays_as_it_is(here: Path) -> None:
+    rows = [{"exercise": f"{n}?", "result": str(n)} for n in range(6)]
+    written("own/train.jsonl", rows[:4]), written("own/test.jsonl", rows[4:])
+    told = init("model", Path("own"), Path("mine.yaml"), question="exercise", answer="result")
+    assert told[-1:] == ["written: mine.yaml"]
+    assert not list(here.glob("mine-data"))
+    task = task_of("mine.yaml")[1]
+    assert (len(task.train), len(task.test)) == (4, 2)
+
+
+def test_humaneval_is_evaluated_on_beside_mbpp(here: Path) -> None:
+    init("model", written("he.jsonl", HUMANEVAL), Path("mine.yaml"))
+    config = load_recipe("mine.yaml")
+    assert isinstance(config, TrainConfig)
+    assert getattr(config.task, "evaluate_on", None) == "humaneval"
+    assert len(make_task(config.task).held_out(5)) == 2
+
+
+def test_the_custom_task_grades(here: Path) -> None:
+    init("model", written("d.jsonl", WORDS), Path("my-words.yaml"))
+    task = task_of("my-words.yaml")[1]
+    red = next(iter(task.train))
+    texts = ["Answer: red", "so\nanswer:  **Red**.\n", "red", "", "Answer: red\nAnswer: blue", "Answer: " + "x" * 9999]
+    grades = task.grade([(red, text) for text in texts])
+    assert [grade.outcome == Outcome.CORRECT for grade in grades] == [True, True, False, False, False, False]
+    assert "wrong" in task.correction_prompt(red)
+
+
+@pytest.mark.parametrize(
+    ("config", "template"), [("{}", "plain"), ('{"chat_template": "x"}', None), ("not json", "plain"), ("[]", "plain")]
+)
+def test_a_base_model_gets_the_plain_template(config: str, template: str | None, here: Path) -> None:
+    Path("model/tokenizer_config.json").write_text(config)
+    init("model", written("d.jsonl", GSM), Path("mine.yaml"))
+    assert getattr(load_recipe("mine.yaml"), "model").chat_template == template  # noqa: B009
+
+
+REFUSED = [
+    ({"data": "none.jsonl"}, GSM, r"^--data none.jsonl: no such file or folder "),
+    ({"model": "./gone"}, GSM, r"^--model ./gone: no such folder$"),
+    ({"model": "empty"}, GSM, r"^--model empty: the folder holds no model"),
+    ({"model": "lab"}, GSM, r"countdown alone"),
+    ({"to": "mine.txt"}, GSM, r"ends with .yaml"),
+    ({"question": "Question"}, GSM, r"^--question Question: the data has no such column; it has answer, question$"),
+    ({"answer": "gold"}, GSM, r"^--answer gold: the data has no such column; it has answer, question$"),
+    ({}, [{"frage": "?", "antwort": "1"}] * 3, r"^--question: no column goes by a usual name; name one of antwort, frage$"),
+    ({}, [{"question": "?", "reply": "1"}] * 3, r"^--answer: no column goes by a usual name; name one of question, reply$"),
+    ({}, [{"question": "?", "answer": "a long story " * 40}] * 3, r"^--answer answer: its texts are long and state no"),
+    ({}, [{"question": " ", "answer": "1"}] * 3, r"field 'question' is empty$"),
+    ({}, [{"question": "?", "answer": [1]}] * 3, r"field 'answer' must be text, got \[1\]$"),
+    ({}, [{"prompt": [{"role": "assistant", "content": "x"}], "answer": "1"}] * 3, r"a conversation of one user turn"),
+    ({}, [{"prompt": [*CHAT], "answer": "1"}, {"prompt": "x", "answer": "1"}] * 3, r"has another system turn"),
+    ({}, GSM[:1], r"holds 1 rows"),
+    ({}, [{"question": "?", "answer": ""}] * 3, r"^--answer answer: no row to train on"),
+    ({}, [{"nums": [3, 7, 12], "target": 22}] * 3, r"these are countdown's rows"),
+    ({}, [{"input": "3,7,12", "output": "22"}] * 3, r"these are countdown's rows"),
+    ({"task": "code"}, GSM, r"reads MBPP's columns .* this has answer, question"),
+    ({}, [row | {"task_id": 9000 + n} for n, row in enumerate(MBPP)], r"task_id 601 to 974, and there is none"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("options", "rows", "told"), REFUSED)
+def test_what_init_refuses(options: dict[str, Any], rows: list[Any], told: str, here: Path) -> None:
+    """In one line, with nothing written."""
+    Path("empty").mkdir()
+    data = Path(options.pop("data", written("d.jsonl", rows)))
+    before = sorted(here.rglob("*"))
+    with pytest.raises(UserError, match=told) as error:
+        init(options.pop("model", "model"), data, Path(options.pop("to", "mine.yaml")), **options)
+    assert isinstance(error.value, ConfigError | DataError)
+    assert "\n" not in str(error.value)
+    assert sorted(here.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("question,answer\n1,2,3\n1,2\n", "d.csv:2: has another number of fields"),
+        ("question,answer\n1\n1,2\n", "d.csv:2: has another number of fields"),
+        ('question,answer\n"1,2\n', "not a CSV file that can be read"),
+        ("question,answer\n", "holds 0 rows"),
+        ("question,answer\n,2\n,3\n", "field 'question' is empty"),
+        ("", "holds 0 rows"),
+    ],
+)
+def test_csv_that_is_none(text: str, told: str, here: Path) -> None:
+    Path("d.csv").write_text(text)
+    with pytest.raises(UserError, match=told):
+        init("model", Path("d.csv"), Path("mine.yaml"))
+
+
+@pytest.mark.parametrize("there", ["mine.yaml", "mine-data/train.jsonl", "mine_task.py"])
+def test_init_writes_over_nothing(there: str, here: Path) -> None:
+    Path(there).parent.mkdir(exist_ok=True)
+    Path(there).write_text("mine")
+    with pytest.raises(ConfigError, match="is there already"):
+        init("model", written("d.jsonl", WORDS), Path("mine.yaml"))
+    assert Path(there).read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("typed", "some", "never"),
+    [
+        ("", ["seed=", "rollouts.temperature=", "stages.stage2.alpha="], "model="),
+        ("stages.stage1.st", ["stages.stage1.steps="], "stages.stage2.steps="),
+        ("stages.mine.be", ["stages.mine.beta1="], "stages.stage1.beta1="),
+        ("task.name=", ["task.name=countdown", "task.name=math"], "task.name="),
+        ("model.tuning=q", ["model.tuning=qlora"], "model.tuning=full"),
+        ("evaluation.controls=", ["evaluation.controls=true"], ""),
+    ],
+)
+def test_overrides_complete(typed: str, some: list[str], never: str) -> None:
+    found = overrides(typed)
+    assert set(some) <= set(found)
+    assert never not in found
+    assert all(name.startswith(typed) for name in found)
+
+
+@pytest.mark.parametrize("typed", ["seed=1", "=", "nothing.at.all", "task.prompt=x", "stages.", "a=b=c", "..."])
+def test_odd_words_complete_to_nothing_that_is_wrong(typed: str) -> None:
+    assert all(name.startswith(typed) for name in overrides(typed))
+
+
+def test_recipes_complete_with_files(here: Path) -> None:
+    Path("demolition.yaml").touch()
+    Path("sub").mkdir()
+    Path("sub/own.yml").touch()
+    assert recipes("dem") == ["demo", "demolition.yaml"]
+    assert recipes("su") == ["sub/"]
+    assert recipes("sub/") == ["sub/own.yml"]
+    assert recipes("nowhere/") == []
+
+
+def test_scripts_of_shells() -> None:
+    assert "compdef" in script("zsh")
+    assert "complete --command selfcorrect" in script("fish")
+    with pytest.raises(ConfigError, match="must be bash, zsh or fish"):
+        script("tcsh")
+
+
+BASH = r"""
+eval "$(selfcorrect completion bash)"
+compopt() { :; }
+while IFS= read -r line; do
+    COMP_LINE="$line" COMP_POINT=${#line} COMPREPLY=()
+    _selfcorrect_completion selfcorrect
+    echo "${COMPREPLY[*]}"
+done
+"""
+
+
+SHORT = {
+    "selfcorrect tra": "train traces",
+    "selfcorrect evaluate lab --recipe compare": "compare_lab",
+    "selfcorrect train demo model.tuning=q": "qlora",
+}
+LONG = {
+    "selfcorrect train countd": "countdown",
+    "selfcorrect train demo stages.stage2.al": "stages.stage2.alpha=",
+    "selfcorrect scale lab evaluation.spl": "evaluation.split=",
+    "selfcorrect explain rollouts.temp": "rollouts.temperature",
+    "selfcorrect check demo task.name=": "countdown math code repair custom",
+    "selfcorrect train --res": "--resume",
+}
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+@pytest.mark.parametrize("lines", [SHORT, pytest.param(LONG, marks=pytest.mark.nightly)], ids=["few", "more"])
+def test_bash_completes(lines: dict[str, str], here: Path) -> None:
+    """In a real bash: commands, options, recipes, settings, and values behind `=`, which ends a word there."""
+    (here / "bin").mkdir()
+    command = here / "bin" / "selfcorrect"
+    command.write_text(f"#!{sys.executable}\nfrom selfcorrect.cli import main\nmain()\n")
+    command.chmod(0o755)
+    done = subprocess.run(
+        ["bash", "--norc", "-c", BASH], input="\n".join([*lines, ""]), capture_output=True, text=True, check=False,
+        env={"PATH": f"{here / 'bin'}:/usr/bin:/bin", "PYTHONPATH": ":".join(sys.path)},
+    )  # fmt: skip
+    assert done.stdout.splitlines() == list(lines.values()), done.stderr
+
+
+def test_check_explains(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it prints is the recipe still."""
+    monkeypatch.setattr(sys, "argv", ["selfcorrect", "check", "demo", "--explain"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert not ended.value.code
+    text = capsys.readouterr().out
+    assert "  # Updates of the stage.\n" in text
+    assert yaml.load(text, Loader=Loader) == load_recipe("demo").model_dump(mode="json")

@@ -436,6 +436,7 @@ def _on_stderr() -> "Observer":
 def _train_and_report(what: "Path | object", overrides: Sequence[str] = ()) -> None:
     """what: a run folder to go on with, with these overrides, or a config to start."""
     from selfcorrect.config import LabBaseConfig, TrainConfig
+    from selfcorrect.parallel.launch import is_first
     from selfcorrect.report import write_report
     from selfcorrect.runs.display import make_observer
     from selfcorrect.runs.run import resume, start
@@ -449,9 +450,11 @@ def _train_and_report(what: "Path | object", overrides: Sequence[str] = ()) -> N
     try:
         run = start(what, observer) if isinstance(what, TrainConfig) else resume(Path(str(what)), observer, overrides)
     except TrainingInterrupted as error:
-        typer.echo(str(error), err=True)
+        if str(error):  # of several processes one speaks
+            typer.echo(str(error), err=True)
         raise typer.Exit(error.status) from None
-    typer.echo(f"report: {write_report(run)}")
+    if is_first():
+        typer.echo(f"report: {write_report(run)}")
 
 
 def _print_rollout(rollout: "Rollout") -> None:

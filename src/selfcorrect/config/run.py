@@ -6,6 +6,7 @@ from pydantic import Field, field_validator, model_validator
 
 from selfcorrect.config.base import Decay, NonNegative, Positive, Rate, Share, Strict, check_template
 from selfcorrect.config.compare import CompareConfig, Name
+from selfcorrect.config.parallel import Parallel
 from selfcorrect.config.stages import RLStage, SingleTurn, Stage, SupervisedStage
 from selfcorrect.config.tasks import CountdownConfig, RepairConfig, TaskConfig, correction_fields
 
@@ -238,12 +239,14 @@ class TrainConfig(Strict):
     """A whole run: a model, a task, and the stages one after the other.
 
     sampler: recorded replays the attempts that the file `recorded` holds (docs/recorded.md), to evaluate them.
+    parallel: how training is spread over the processes that torchrun or accelerate starts (docs/parallel.md).
     """
 
     kind: Literal["train"] = "train"
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9_.-]{0,79}$")] = "score"
     seed: Annotated[int, Field(ge=0)] = 0
     threads: Positive | None = None
+    parallel: Parallel = "auto"
     output: str = "runs"
     model: ModelConfig = ModelConfig()
     task: TaskConfig = CountdownConfig()

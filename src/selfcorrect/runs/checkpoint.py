@@ -24,6 +24,7 @@ from torch import Tensor
 
 from selfcorrect.errors import CheckpointError
 from selfcorrect.learning.record import Progress
+from selfcorrect.parallel.ranks import Alone
 
 _TABLES = ("qmap1", "qmap2")  # of 8-bit moments: the same for all of them, and made anew
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -75,8 +76,12 @@ def sweep(folder: Path) -> None:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def save(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
+def save(folder: Path, checkpoint: Checkpoint, keep: int, ranks: Alone | None = None) -> None:
     """Write folder/step-NNNNNN and remove all but the newest `keep`. Raises OSError as the disk does."""
+    (ranks or Alone()).first(lambda: _save(folder, checkpoint, keep))
+
+
+def _save(folder: Path, checkpoint: Checkpoint, keep: int) -> None:
     from safetensors.torch import save_file
 
     target = folder / f"step-{checkpoint.step:06d}"
@@ -86,7 +91,6 @@ def save(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
         (temporary / "state.json").write_text(json.dumps(checkpoint.state))
         write_manifest(temporary)
     prune(folder, keep)
-    return target
 
 
 def write_manifest(folder: Path) -> None:
@@ -143,6 +147,11 @@ def load_newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     if warnings:
         raise CheckpointError(f"no checkpoint under {folder} is whole: {'; '.join(warnings)}; start the run afresh")
     return None, []
+
+
+def read(folder: Path, step: int | None) -> Checkpoint | None:
+    """The checkpoint of a step, which another process has found whole."""
+    return None if step is None else _load(folder / f"step-{step:06d}")
 
 
 def newest_state(folder: Path) -> Progress | None:

@@ -30,7 +30,7 @@ def sum_gradients(parameters: Sequence[Tensor]) -> None:
             continue
         flat = torch.cat([gradient.flatten() for gradient in bucket])
         dist.all_reduce(flat)
-        parts = flat.split([gradient.numel() for gradient in bucket])
+        parts = torch.split(flat, [gradient.numel() for gradient in bucket])
         for gradient, part in zip(bucket, parts, strict=True):
             gradient.copy_(part.view_as(gradient))
 

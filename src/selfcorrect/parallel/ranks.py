@@ -4,7 +4,7 @@
 """
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
@@ -40,7 +40,7 @@ class Asked(Protocol):
 class Alone:
     """One process: nothing is split, nothing is waited for."""
 
-    size, rank = 1, 0
+    size, rank, sharded = 1, 0, False
     shares_prompts = True  # whether an update computes the prompts that rollouts share once (learning/prompts.py)
 
     @property
@@ -59,6 +59,10 @@ class Alone:
 
     def attach(self, stop: Asked, saved: Callable[[], str]) -> None:
         """stop: what signals ask for. saved: what is kept and how to go on, in words."""
+
+    def adapted(self, config: TrainConfig) -> TrainConfig:
+        """The recipe, with what these ranks place otherwise."""
+        return config
 
     def spread(self, trainer: Trainer) -> Trainer:
         """The trainer, its weights laid out over the ranks as these are."""
@@ -109,6 +113,14 @@ class Alone:
     def whole(self, lm: LanguageModel) -> LanguageModel:
         """The model as a plain one, with all of its weights as they are now."""
         return lm
+
+    def write(self, folder: Path, tensors: Mapping[str, Tensor]) -> None:
+        """Of ranks that are sharded: a checkpoint's tensors, in step with all. Raises OSError as any rank's disk does."""
+        raise NotImplementedError
+
+    def read(self, folder: Path, trainer: Any) -> dict[str, Tensor]:
+        """Of ranks that are sharded: a checkpoint's tensors, laid out as the trainer's are."""
+        raise NotImplementedError
 
     def asked(self, stop: Asked) -> bool:
         """Whether a signal asked any rank to stop."""

@@ -264,7 +264,10 @@ class Loop:
         trainer.start_stage(progress.stage)
         trainer.progress = progress
         parts: dict[str, dict[str, Any]] = {"model": {}, "optimizer": {}}
-        for name, tensor in checkpoint.tensors.items():
+        tensors = checkpoint.tensors
+        if self.ranks.sharded:
+            tensors = self.ranks.read(self.folder.checkpoints / f"step-{checkpoint.step:06d}", trainer)
+        for name, tensor in tensors.items():
             kind, _, rest = name.partition("/")
             parts[kind][rest] = tensor
         load_weights(trainer.lm, parts["model"])

@@ -199,7 +199,7 @@ def _prepare_and_train(
     evaluator = dataclasses.replace(evaluator, rows=rows_of(settled, lm))
     plainly: dict[str, Any] = {"controls": False, "external": (), "samples": 1, "temperature": 0.0, "wordings": {}}
     validator = dataclasses.replace(evaluator, problems=validation, **plainly) if validation else None
-    reference, told = make_reference(settled, lm)
+    reference, told = make_reference(ranks.adapted(settled), lm)
     sampler = TransformersSampler(lm, max_rows=settled.rollouts.rows)
     base_sampler = TransformersSampler(reference, beside=sampler) if reference else None
     trainer = ranks.spread(Trainer(settled, lm, reference, sampler, task, base_sampler, ranks))
@@ -250,21 +250,21 @@ def _open(
     found: list[tuple[Checkpoint | None, RunFolder]] = []
 
     def open_() -> int | None:
-        found.append(_opened(path, config, observer, base, notes, used, sizes))
+        found.append(_opened(path, config, observer, base, notes, used, sizes, not ranks.sharded))
         return found[0][0].step if found[0][0] else None
 
     step = ranks.first(open_)
-    checkpoint, folder = found[0] if found else (read(path / "checkpoints", step), None)
+    checkpoint, folder = found[0] if found else (read(path / "checkpoints", step, tensors=not ranks.sharded), None)
     return checkpoint, ranks.folder(folder, path)
 
 
 def _opened(
     path: Path, config: TrainConfig, observer: Observer, base: str, notes: Sequence[str], used: TrainConfig | None,
-    sizes: Mapping[str, Any],
+    sizes: Mapping[str, Any], tensors: bool,
 ) -> tuple[Checkpoint | None, RunFolder]:  # fmt: skip
     for folder in (path, path / "checkpoints", path / "models"):
         sweep(folder)
-    checkpoint, warnings = load_newest(path / "checkpoints")
+    checkpoint, warnings = load_newest(path / "checkpoints", tensors=tensors)
     for warning in warnings:
         observer.message(f"warning: {warning}")
     prune(path / "checkpoints", config.checkpoint.keep)  # one may be half removed

@@ -5,6 +5,7 @@ The one file that a process without shards writes is read in the same way.
 """
 
 import errno
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,9 @@ def read(folder: Path, like: Mapping[str, Tensor], group: Any = None) -> dict[st
             found[name] = torch.empty(size, dtype=dtype)
     reader = dcp.HuggingFaceStorageReader(str(folder))
     state: dict[str, Any] = dict(found)
-    dcp.load(state, storage_reader=reader, process_group=group, no_dist=group is None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that a process which reads alone is alone
+        dcp.load(state, storage_reader=reader, process_group=group, no_dist=group is None)
     return found
 
 

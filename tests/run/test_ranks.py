@@ -1,8 +1,11 @@
 """Two processes over gloo do what one does: DDP and FSDP2, uneven groups, micro-batches that do not divide."""
 
+import errno
 import os
 import re
 import signal
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +13,16 @@ import pytest
 import torch
 
 from selfcorrect import rollout
-from selfcorrect.learning.record import StepResult, Update
+from selfcorrect.errors import SandboxError
+from selfcorrect.learning.record import StepResult
 from selfcorrect.learning.training import Trainer
 from selfcorrect.parallel.ranks import Several
+from selfcorrect.runs import checkpoint
 from selfcorrect.runs.checkpoint import Checkpoint, load_newest
+from selfcorrect.runs.loop import Loop
+from selfcorrect.tasks.countdown import Countdown
 from tests.support.ranks import Ended, launch
-from tests.support.runs import check_same, end_state, go, read_rows, recipe, tuned
+from tests.support.runs import end_state, go, read_rows, recipe, tuned
 
 pytestmark = pytest.mark.usefixtures("lucky")
 STAGE = {"name": "a", "objective": "stage2", "steps": 3, "learning_rate": 0.003}
@@ -44,6 +51,18 @@ def gap(one: Path, other: Path) -> float:
     mine, theirs = newest(one).tensors, newest(other).tensors
     assert mine.keys() == theirs.keys()
     return max(float((mine[name] - theirs[name]).abs().max()) for name in mine if name.startswith("model/"))
+
+
+def check_equal(run: Path, other: Path) -> None:
+    """To the bit, but for the order in which safetensors puts what a shard says of itself."""
+    states = [end_state(each) for each in (run, other)]
+    for state in states:
+        for name in [name for name in state if re.search(r"/shard-|step-\d+/manifest", name)]:
+            del state[name]
+    assert states[0] == states[1]
+    mine, theirs = (newest(each).tensors for each in (run, other))
+    assert mine.keys() == theirs.keys()
+    assert all(torch.equal(mine[name], theirs[name]) for name in mine)
 
 
 def well(ended: list[Ended]) -> None:
@@ -94,3 +113,220 @@ def test_two_processes_learn_what_one_does(
             assert mine[name] == theirs[name] or mine[name] == pytest.approx(theirs[name], nan_ok=True)
         for name in ("loss", "grad_norm", "kl", "entropy"):
             assert mine[name] == pytest.approx(theirs[name], rel=1e-4, abs=1e-5)
+
+
+def wrong_seed(rank: int) -> None:
+    """Every rank draws as if its rows were the first ones."""
+    rows = rollout._rows
+    rollout._rows = lambda *args: (*rows(*args)[:3], (0, 0))  # type: ignore[assignment]
+
+
+def forgotten_sum(rank: int) -> None:
+    Several.sum_gradients = lambda *_: None  # type: ignore[method-assign]
+
+
+def own_denominator(rank: int) -> None:
+    update = Trainer.update
+    Trainer.update = lambda self, batch, rollouts, *rest: update(self, batch, 4 + 4 * self.ranks.rank, *rest)  # type: ignore[method-assign]
+
+
+def averaged(rank: int) -> None:
+    from torch.distributed.fsdp import FSDPModule
+
+    FSDPModule.set_gradient_divide_factor = lambda *_: None  # type: ignore[method-assign]
+
+
+def stale_copy(rank: int) -> None:
+    from selfcorrect.parallel.sharding import Sharded
+
+    Sharded.whole = lambda self, lm: self._plain  # type: ignore[method-assign,assignment,return-value]
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize(
+    ("parallel", "planted"),
+    [("ddp", wrong_seed), ("ddp", forgotten_sum), ("ddp", own_denominator), ("fsdp2", averaged), ("fsdp2", stale_copy)],
+)
+def test_planted_bugs_are_seen(parallel: str, planted: Any, model: Path, tmp_path: Path) -> None:
+    launch(tmp_path / "log", uneven(tmp_path, model, "two", parallel), hook=planted).ended()
+    one, two = go(uneven(tmp_path, model, "one")), tmp_path / "two"
+    norms = [[row["grad_norm"] for row in read_rows(run / "metrics.jsonl")] for run in (one, two)]
+    assert norms[1] != pytest.approx(norms[0], rel=1e-2) or gap(one, two) > 1e-4
+
+
+def killed(rank: int) -> None:
+    """Rank 1 dies in step 3."""
+    step = Trainer.train_step
+
+    def dies(trainer: Trainer) -> StepResult:
+        if rank == 1 and trainer.progress.step == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return step(trainer)
+
+    Trainer.train_step = dies  # type: ignore[method-assign]
+
+
+def first_killed(rank: int) -> None:
+    killed(1 - rank)
+
+
+def last_lines(ended: Ended) -> list[str]:
+    return [line for line in ended.err.splitlines() if line.startswith("error:")]
+
+
+@pytest.mark.parametrize(
+    ("parallel", "hook", "told"),
+    [
+        ("ddp", killed, r"error: rank 1 \(pid \d+ on .*\) died without a word: killed, or out of memory; checkpoint step-000002 is whole. To go on, resume with: selfcorrect train --resume .*two \(by the same launcher\)"),
+        *(
+            pytest.param(parallel, hook, told, marks=pytest.mark.nightly)
+            for parallel, hook, told in [
+                ("fsdp2", killed, r"error: rank 1 \(pid .*died without a word.* checkpoint step-000002 is whole.*"),
+                ("ddp", first_killed, r"error: rank 0 \(on 127.0.0.1\) died without a word.* checkpoint step-000002 is whole.*"),
+            ]
+        ),
+    ],
+)  # fmt: skip
+def test_a_rank_that_is_killed_is_named_and_the_run_goes_on(
+    parallel: str, hook: Any, told: str, model: Path, tmp_path: Path
+) -> None:
+    """In under a minute; what is made in the end is that of a run that nothing happened to, to the bit."""
+    settings = uneven(tmp_path, model, "two", parallel)
+    ended = launch(tmp_path / "log", settings, hook=hook).ended()
+    dead = 1 if hook is killed else 0
+    assert [rank.status for rank in ended] == ([2, -9] if dead else [-9, 2])
+    (line,) = last_lines(ended[1 - dead])
+    assert re.fullmatch(told, line)
+    well(launch(tmp_path / "again", settings).ended())
+    well(launch(tmp_path / "unbroken", {**settings, "output": str(tmp_path / "other")}).ended())
+    check_equal(tmp_path / "two", tmp_path / "other" / "two")
+
+
+def graderless(rank: int) -> None:
+    """The grader of rank 1 breaks in step 3."""
+    if rank == 1:
+        grade = Countdown.grade
+        calls: list[int] = []
+
+        def breaks(self: Any, answers: Any) -> Any:
+            calls.append(len(answers))
+            if (Path.cwd() / "step-3").exists():
+                raise SandboxError("the grader is gone")
+            return grade(self, answers)
+
+        Countdown.grade = breaks  # type: ignore[method-assign]
+    _at_step_3(lambda trainer: (Path.cwd() / "step-3").touch())
+
+
+def crashing(rank: int) -> None:
+    """A bug on rank 1: not of a kind that a user can mend."""
+    if rank == 1:
+        _at_step_3(lambda trainer: setattr(trainer, "task", None))
+
+
+def full_disk(rank: int) -> None:
+    """Rank 1's disk is full when the second checkpoint is written; under DDP it is rank 0 that writes."""
+    from torch.distributed.checkpoint import HuggingFaceStorageWriter
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "the file")
+
+    _at_step_3(lambda trainer: setattr(HuggingFaceStorageWriter, "write_data", full) if rank == 1 else None)
+    _at_step_3(
+        lambda trainer: setattr(checkpoint, "write_manifest", full) if rank == 0 and not trainer.ranks.sharded else None
+    )
+
+
+def _at_step_3(deed: Callable[[Trainer], object]) -> None:
+    step = Trainer.train_step
+
+    def does(trainer: Trainer) -> StepResult:
+        if trainer.progress.step == 2:
+            deed(trainer)
+        return step(trainer)
+
+    Trainer.train_step = does  # type: ignore[method-assign]
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize(
+    ("parallel", "hook", "statuses", "told"),
+    [
+        ("ddp", graderless, [2, 2], r"error: rank 1: the grader is gone"),
+        ("fsdp2", graderless, [2, 2], r"error: rank 1: the grader is gone"),
+        ("ddp", crashing, [2, 1], r"error: rank 1 \(pid \d+ on .*\) ended: AttributeError: .*; checkpoint step-000002 is whole. To go on, .*"),
+        ("ddp", full_disk, [2, 2], r"error: the disk is full \(No space left on device: the file\); checkpoint step-000002 is whole. Free some space, then resume with: .*"),
+        ("fsdp2", full_disk, [2, 2], r"error: the disk is full \(No space left on device on rank 1: the file\); checkpoint step-000002 is whole. Free some space, then resume with: .*"),
+    ],
+)  # fmt: skip
+def test_what_ends_one_rank_ends_all_with_one_line(
+    parallel: str, hook: Any, statuses: list[int], told: str, model: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    settings = uneven(tmp_path, model, "two", parallel)
+    ended = launch(tmp_path / "log", settings, hook=hook).ended()
+    assert [rank.status for rank in ended] == statuses, ended
+    assert [bool(re.fullmatch(told, line)) for line in last_lines(ended[0])] == [True], ended[0].err
+    assert last_lines(ended[1]) == []
+    assert not list((tmp_path / "two").rglob(".partial*"))
+    (tmp_path / "step-3").unlink(missing_ok=True)
+    well(launch(tmp_path / "again", settings).ended())
+    assert newest(tmp_path / "two").step == 3
+
+
+def slow(rank: int) -> None:
+    """Step 3 says when it begins, and waits for a moment."""
+
+    def wait(trainer: Trainer) -> None:
+        print("step 3 begins", flush=True)
+        time.sleep(1.5)
+
+    _at_step_3(wait)
+
+
+def slow_evaluation(rank: int) -> None:
+    """Says when the last evaluation begins, and waits for a moment."""
+    evaluation = Loop._evaluation
+
+    def waits(loop: Loop, *args: Any) -> Any:
+        if loop.trainer.progress.step == 3:
+            print("evaluation begins", flush=True)
+            time.sleep(1.5)
+        return evaluation(loop, *args)
+
+    Loop._evaluation = waits  # type: ignore[method-assign]
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp2"])
+@pytest.mark.parametrize(
+    ("hook", "says", "signum", "to"),
+    [
+        (slow, "step 3 begins", signal.SIGINT, (0, 1)),
+        (slow, "step 3 begins", signal.SIGTERM, (1,)),
+        (slow_evaluation, "evaluation begins", signal.SIGINT, (0, 1)),
+        (slow_evaluation, "evaluation begins", signal.SIGINT, (0,)),
+    ],
+)
+def test_ctrl_c_once_stops_all(
+    parallel: str, hook: Any, says: str, signum: int, to: tuple[int, ...], model: Path, tmp_path: Path
+) -> None:
+    """The step under way ends on all ranks, and is kept; one line, and the status of one process."""
+    settings = uneven(tmp_path, model, "two", parallel, checkpoint={"every": 3, "keep": 8})
+    settings["stages"] = [{**STAGE, "steps": 4}] if hook is slow else [STAGE]
+    ranks = launch(tmp_path / "log", settings, hook=hook)
+    ranks.wait_for(says)
+    ranks.wait_for(says, 1)
+    ranks.send(signum, *to)
+    ended = ranks.ended()
+    assert [rank.status for rank in ended] == [128 + signum] * 2, ended
+    run = tmp_path / "two"
+    assert (
+        ended[0].err
+        == f"stopped; checkpoint step-000003 is whole. To go on, resume with: selfcorrect train --resume {run}\n"
+    )
+    assert ended[1].err == ""
+    well(launch(tmp_path / "again", settings).ended())
+    well(launch(tmp_path / "unbroken", {**settings, "output": str(tmp_path / "other")}).ended())
+    check_equal(run, tmp_path / "other" / "two")

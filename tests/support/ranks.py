@@ -32,7 +32,9 @@ class Ranks:
     def __init__(self, folder: Path, *arguments: str, size: int = 2, hook: Hook | None = None) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, context = folder, multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload([*PRELOAD, "selfcorrect.parallel.sharding", "torch.distributed.checkpoint", __name__])
+        context.set_forkserver_preload(
+            [*PRELOAD, "selfcorrect.parallel.sharding", "torch.distributed.checkpoint", __name__]
+        )
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]

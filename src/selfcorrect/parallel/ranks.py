@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from selfcorrect.config import TrainConfig
-from selfcorrect.errors import ConfigError, UserError
+from selfcorrect.errors import ConfigError, NumericalError, UserError
 from selfcorrect.evaluation.kept import Kept
 from selfcorrect.models.loading import LanguageModel
+from selfcorrect.models.weights import fingerprint
 from selfcorrect.parallel.gradients import sum_gradients
 from selfcorrect.parallel.lifeline import Lifeline
 from selfcorrect.rollout import play
@@ -100,6 +101,9 @@ class Alone:
         """Micro-batches of no weight, one for each that another rank has more than this one, and would wait in."""
         return []
 
+    def check_alike(self, lm: LanguageModel) -> None:
+        """Raises NumericalError where ranks that hold the same weights do not."""
+
     def add_up(self, *tensors: Tensor) -> None:
         """Each becomes its sum over ranks, in place."""
 
@@ -115,7 +119,7 @@ class Alone:
         return lm
 
     def write(self, folder: Path, tensors: Mapping[str, Tensor]) -> None:
-        """Of ranks that are sharded: a checkpoint's tensors, in step with all. Raises OSError as any rank's disk does."""
+        """Of ranks that are sharded: a checkpoint's tensors, in step. Raises OSError as any rank's disk does."""
         raise NotImplementedError
 
     def read(self, folder: Path, trainer: Any) -> dict[str, Tensor]:
@@ -231,6 +235,16 @@ class Several(Alone):
     def own(self, batch: Batch, group: int) -> Batch:
         mine = self.part(len(batch.length_B), group)
         return replace(batch, **{field.name: getattr(batch, field.name)[mine] for field in fields(batch)})
+
+    def check_alike(self, lm: LanguageModel) -> None:
+        found = self.exchange(fingerprint(lm))
+        other = next((rank for rank in range(self.size) if found[rank] != found[0]), None)
+        if other is not None:
+            self.agreed = True
+            raise NumericalError(
+                f"rank {other} has come to other weights than rank 0 ({found[other]}, not {found[0]}), so one of them "
+                "computed wrongly, or in another way; see that all have the same hardware and libraries"
+            )
 
     def add_up(self, *tensors: Tensor) -> None:
         for tensor in tensors:

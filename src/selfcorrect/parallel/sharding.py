@@ -1,9 +1,9 @@
 """FSDP2: weights, gradients and moments in shards over all ranks, by torch's `fully_shard`.
 
 Every layer is a unit that is gathered where it computes. Embeddings, last norm and head are one more, gathered for a
-whole forward and backward pass, as the loss reads the head's weights outside of the model. Each rank samples with a plain
-copy of the model that the shards are gathered into first, on all ranks and in one order: decoding needs all weights at
-every token, so that memory is the price of sampling in the process that trains.
+whole forward and backward pass, as the loss reads the head's weights outside of the model. Each rank samples with a
+plain copy of the model that the shards are gathered into first, on all ranks and in one order: decoding needs all
+weights at every token, so that memory is the price of sampling in the process that trains.
 """
 
 import copy
@@ -27,7 +27,6 @@ from selfcorrect.models.weights import weights
 from selfcorrect.parallel import shards
 from selfcorrect.parallel.ranks import Alone, Batch, Several, Trainer
 from selfcorrect.types import Completion, SamplingParams
-
 
 MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's, of a weight's own shape
 
@@ -108,6 +107,9 @@ class Sharded(Several):
             row, advantages_BT=torch.zeros_like(row.advantages_BT), kl_coef_BT=torch.zeros_like(row.kl_coef_BT)
         )
         return [nothing] * missing
+
+    def check_alike(self, lm: LanguageModel) -> None:
+        """No weight is held twice."""
 
     def sum_gradients(self, parameters: Sequence[Tensor]) -> None:
         """Done by the backward passes."""

@@ -15,7 +15,7 @@ from torch import Tensor
 
 
 def write(folder: Path, tensors: Mapping[str, Any], group: Any) -> None:
-    """This rank's pieces, in step with all of them. Raises OSError, on every rank, as the disk of any does."""
+    """Write this rank's pieces, in step with all of them. Raises OSError, on every rank, as the disk of any does."""
     import torch.distributed.checkpoint as dcp
     from torch.distributed.checkpoint.api import CheckpointException
 

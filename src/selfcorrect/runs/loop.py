@@ -243,6 +243,7 @@ class Loop:
         trainer = self.trainer
         if trainer.progress.step == self._saved_step:
             return
+        self.ranks.check_alike(trainer.lm)
         tensors = {f"model/{name}": tensor for name, tensor in weights(trainer.lm).items()}
         tensors |= {f"optimizer/{name}": tensor for name, tensor in optimizer_tensors(trainer.optimizer).items()}
         state = asdict(trainer.progress) | {"due": self._is_due(), "base": self._base}

@@ -3,6 +3,7 @@
 import errno
 import os
 import re
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -13,16 +14,20 @@ import pytest
 import torch
 
 from selfcorrect import rollout
-from selfcorrect.errors import SandboxError
+from selfcorrect.errors import SandboxError, TrainingInterrupted
+from selfcorrect.learning import supervised, training
 from selfcorrect.learning.record import StepResult
 from selfcorrect.learning.training import Trainer
+from selfcorrect.models.weights import load_weights, weights
 from selfcorrect.parallel.ranks import Several
-from selfcorrect.runs import checkpoint
+from selfcorrect.runs import checkpoint, loop
 from selfcorrect.runs.checkpoint import Checkpoint, load_newest
 from selfcorrect.runs.loop import Loop
+from selfcorrect.runs.run import resume
+from selfcorrect.seeds import derive_seed
 from selfcorrect.tasks.countdown import Countdown
 from tests.support.ranks import Ended, launch
-from tests.support.runs import end_state, go, read_rows, recipe, tuned
+from tests.support.runs import StopAt, end_state, go, read_rows, recipe, tuned
 
 pytestmark = pytest.mark.usefixtures("lucky")
 STAGE = {"name": "a", "objective": "stage2", "steps": 3, "learning_rate": 0.003}
@@ -330,3 +335,113 @@ def test_ctrl_c_once_stops_all(
     well(launch(tmp_path / "again", settings).ended())
     well(launch(tmp_path / "unbroken", {**settings, "output": str(tmp_path / "other")}).ended())
     check_equal(run, tmp_path / "other" / "two")
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize(("parallel", "tuning"), [("ddp", "full"), ("fsdp2", "full"), ("fsdp2", "lora")])
+def test_two_then_one_then_two_processes(parallel: str, tuning: str, model: Path, tmp_path: Path) -> None:
+    """Checkpoints are everyone's: what two began one goes on with, and what one wrote two go on with."""
+    long = {"stages": [{**STAGE, "steps": 5}]}
+    settings = tuned(uneven(tmp_path, model, "two", parallel, **long), tuning)
+    launch(tmp_path / "log", settings, hook=killed).ended()
+    with pytest.raises(TrainingInterrupted):
+        resume(tmp_path / "two", StopAt(4), ["parallel=auto"])
+    assert newest(tmp_path / "two").step == 4
+    well(launch(tmp_path / "again", settings, f"parallel={parallel}").ended())
+    one = go(tuned(uneven(tmp_path, model, "one", **long), tuning))
+    assert gap(one, tmp_path / "two") < 1e-5
+    changed = [row["field"] for row in read_rows(tmp_path / "two" / "changes.jsonl")]
+    assert changed == ["parallel", "parallel"]
+
+
+def no_moments(rank: int) -> None:
+    loop.load_optimizer = lambda *_: None  # type: ignore[attr-defined]
+
+
+def batch_again(rank: int) -> None:
+    draw = Countdown.draw
+    Countdown.draw = lambda self, step, *rest: draw(self, max(1, step - 1), *rest)  # type: ignore[method-assign]
+
+
+def draws_again(rank: int) -> None:
+    training.derive_seed = lambda seed, name, step: derive_seed(seed, name, step - 2)  # type: ignore[attr-defined]
+
+
+def unshuffled(rank: int) -> None:
+    supervised.epochs = lambda traces, step, batch, seed: traces[:batch]  # type: ignore[attr-defined]
+
+
+def one_update_more(rank: int) -> None:
+    _restored(lambda at: (setattr(at.trainer.progress, "step", 1), setattr(at.trainer.progress, "stage_step", 1)))
+
+
+def warm_again(rank: int) -> None:
+    rate = training.learning_rate  # type: ignore[attr-defined]
+    training.learning_rate = lambda peak, step, *rest: rate(peak, step - 2, *rest)  # type: ignore[attr-defined]
+
+
+def held_to_itself(rank: int) -> None:
+    _restored(lambda at: load_weights(at.trainer.reference, weights(at.trainer.lm)))
+
+
+def smoothed_anew(rank: int) -> None:
+    _restored(lambda at: setattr(at.trainer.progress, "smoothed_reward", None))
+
+
+def _restored(deed: Callable[[Loop], object]) -> None:
+    restore = Loop._restore
+
+    def does(self: Loop, found: Checkpoint) -> None:
+        restore(self, found)
+        deed(self)
+
+    Loop._restore = does  # type: ignore[method-assign]
+
+
+def killed_supervised(rank: int) -> None:
+    """Rank 1 dies in step 3."""
+
+    def dies(trainer: Trainer, *rest: Any) -> StepResult:
+        if rank == 1 and trainer.progress.step == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return step(trainer, *rest)
+
+    step = loop.supervised_step  # type: ignore[attr-defined]
+    loop.supervised_step = dies  # type: ignore[attr-defined]
+
+
+RESUMED = {"stages": [{**STAGE, "objective": "stage1", "steps": 4}], "optimizer": {"warmup_steps": 3, "micro_batch": 3}}
+TRACES = {"stages": [{**STAGE, "objective": "pair_sft", "steps": 5, "collect": 9, "batch": 5}]}
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize(
+    ("parallel", "changes", "planted"),
+    [
+        ("ddp", RESUMED, (None, no_moments, batch_again, draws_again, one_update_more, warm_again, held_to_itself, smoothed_anew)),
+        ("fsdp2", RESUMED, (None, no_moments, one_update_more)),
+        ("ddp", TRACES, (None, unshuffled)),
+    ],
+)  # fmt: skip
+def test_what_resuming_may_get_wrong(
+    parallel: str, changes: dict[str, Any], planted: Any, model: Path, tmp_path: Path
+) -> None:
+    """Moments lost, a batch or its draws taken twice, what is left of an epoch in its old order, more updates than the
+    step says, the warm-up begun anew, the KL measured to the resumed weights, averages forgotten. None: nothing planted.
+    """
+    settings = uneven(tmp_path / "unbroken", model, "two", parallel, **changes)
+    well(launch(tmp_path / "log", settings).ended())
+    stopped = {**settings, "output": str(tmp_path / "stopped")}
+    launch(tmp_path / "log", stopped, hook=killed_supervised if changes is TRACES else killed).ended()
+    assert newest(tmp_path / "stopped" / "two").step == 2
+    for hook in planted:
+        again = tmp_path / (hook.__name__ if hook else "again")
+        shutil.copytree(tmp_path / "stopped", again)
+        well(launch(tmp_path / "log", {**settings, "output": str(again)}, hook=hook).ended())
+        if hook is None:
+            check_equal(again / "two", tmp_path / "unbroken" / "two")
+            steps = {name: t for name, t in newest(again / "two").tensors.items() if name.endswith(".step")}
+            assert {float(t) for t in steps.values()} == {newest(again / "two").step}
+        else:
+            with pytest.raises(AssertionError):
+                check_equal(again / "two", tmp_path / "unbroken" / "two")

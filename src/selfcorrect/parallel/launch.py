@@ -3,6 +3,7 @@
 import os
 from dataclasses import dataclass
 
+from selfcorrect.config.parallel import Parallel
 from selfcorrect.errors import ConfigError
 
 _NEEDED = ("WORLD_SIZE", "RANK", "MASTER_ADDR", "MASTER_PORT")
@@ -33,6 +34,32 @@ def launched() -> Launch | None:
     if rank >= size:
         raise ConfigError(f"RANK is {rank}, but WORLD_SIZE is {size}: ranks are 0 to {size - 1}; see to the launcher")
     return Launch(size, rank, _number("LOCAL_RANK", 0), os.environ["MASTER_ADDR"])
+
+
+def kind_of(parallel: Parallel) -> Parallel:
+    """Ddp or fsdp2, for several processes: what the recipe names, else what accelerate was configured with.
+
+    Raises ConfigError where the launcher was configured for what is not done here.
+    """
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
+        raise ConfigError(
+            "accelerate was configured with DeepSpeed, which is not used here; choose FSDP 2 or none of them in "
+            "`accelerate config`, or start with torchrun"
+        )
+    if parallel != "auto" or os.environ.get("ACCELERATE_USE_FSDP") != "true":
+        return "ddp" if parallel == "auto" else parallel
+    version = os.environ.get("FSDP_VERSION", "1")
+    if version != "2":
+        raise ConfigError(f"accelerate was configured with fsdp_version: {version}; set fsdp_version: 2")
+    return "fsdp2"
+
+
+def refuse_several(what: str) -> None:
+    """Raises ConfigError where several processes were started for what one does."""
+    if (launch := launched()) is not None:
+        raise ConfigError(
+            f"{what} is done by one process, and {launch.size} were started; start it without torchrun or accelerate"
+        )
 
 
 def is_first() -> bool:

@@ -4,6 +4,8 @@
 """
 
 import contextlib
+import socket
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import fields, replace
@@ -14,16 +16,18 @@ import torch
 from torch import Tensor
 
 from selfcorrect.config import TrainConfig
-from selfcorrect.errors import ConfigError, NumericalError, UserError
+from selfcorrect.errors import CheckpointError, ConfigError, NumericalError, UserError
 from selfcorrect.evaluation.kept import Kept
 from selfcorrect.models.loading import LanguageModel
 from selfcorrect.models.weights import fingerprint
 from selfcorrect.parallel.gradients import sum_gradients
+from selfcorrect.parallel.launch import kind_of
 from selfcorrect.parallel.lifeline import Lifeline
 from selfcorrect.rollout import play
 from selfcorrect.samplers.base import Sampler
 from selfcorrect.types import Completion, Problem, Rollout, SamplingParams
 
+_LOOKS = 20
 T = TypeVar("T")
 Trainer = TypeVar("Trainer", bound=Any)
 Batch = TypeVar("Batch", bound=Any)  # learning/batching.py, which imports this
@@ -76,6 +80,9 @@ class Alone:
     def held(self, context: AbstractContextManager[Any]) -> AbstractContextManager[Any]:
         """A context that rank 0 enters alone; what it raises there is raised on every rank."""
         return context
+
+    def check_shared(self, file: Path) -> None:
+        """Raises CheckpointError where a rank does not see a file that rank 0 has just made."""
 
     def kept(self, context: AbstractContextManager[Kept]) -> AbstractContextManager[Kept]:
         """`held`, of work that every rank asks for and adds to."""
@@ -162,7 +169,7 @@ class Several(Alone):
         return [f"{self.size} processes, ddp: each holds the model, and gradients are summed"]
 
     def settled(self, config: TrainConfig) -> Alone:
-        if config.parallel != "fsdp2":
+        if kind_of(config.parallel) == "ddp":
             return self
         from selfcorrect.parallel.sharding import Sharded
 
@@ -207,6 +214,19 @@ class Several(Alone):
         with ExitStack() as stack:
             self.first(lambda: stack.enter_context(context) and None)
             yield
+
+    def check_shared(self, file: Path) -> None:
+        def look() -> None:
+            for _ in range(_LOOKS):  # network file systems take a moment to tell
+                if file.exists():
+                    return
+                time.sleep(0.5)
+            raise CheckpointError(
+                f"{file.parent} was made by rank 0 and is not there on {socket.gethostname()}: set output to a folder "
+                "that all hosts share"
+            )
+
+        self.every(look)
 
     @contextmanager
     def kept(self, context: AbstractContextManager[Kept]) -> Iterator[Kept]:

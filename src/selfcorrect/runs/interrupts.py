@@ -14,6 +14,7 @@ from pathlib import Path
 
 from selfcorrect.errors import ConfigError, TrainingInterrupted
 
+LOCK = ".lock"
 SAME_PRESS = 1.0  # seconds in which a second Ctrl-C is the first one again: launchers pass on what a terminal sends too
 
 
@@ -25,7 +26,7 @@ def alone(path: Path) -> Iterator[None]:
     """
     new = [folder for folder in (path, *path.parents) if not folder.exists()]
     path.mkdir(parents=True, exist_ok=True)
-    lock = path / ".lock"
+    lock = path / LOCK
     try:
         with lock.open("w") as file:
             try:

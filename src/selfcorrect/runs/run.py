@@ -44,7 +44,7 @@ from selfcorrect.runs.disk import used as used_by
 from selfcorrect.runs.display import Observer
 from selfcorrect.runs.evaluating import make_evaluator, rows_of
 from selfcorrect.runs.folder import RunFolder, sizes_begun
-from selfcorrect.runs.interrupts import Stop, alone, interruptible
+from selfcorrect.runs.interrupts import LOCK, Stop, alone, interruptible
 from selfcorrect.runs.loop import Loop
 from selfcorrect.runs.trackers import tracker_names
 from selfcorrect.runs.untrained import clear, has_earned, nothing_left_of_a_failure
@@ -207,6 +207,7 @@ def _prepare_and_train(
         closing(task), ready(task), ranks.held(alone(path)),
         ranks.held(nothing_left_of_a_failure(path, new=used is None)),
     ):  # fmt: skip
+        ranks.check_shared(path / LOCK)
         room = ""
         if used is None or used.stages != config.stages or not (path / "final").exists():  # else nothing comes of it
             room = ranks.first(lambda: _room(config, lm, dtype, path))

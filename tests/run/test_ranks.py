@@ -29,6 +29,14 @@ from selfcorrect.tasks.countdown import Countdown
 from tests.support.ranks import Ended, launch
 from tests.support.runs import StopAt, end_state, go, read_rows, recipe, tuned
 
+TRAINER: Any = Trainer  # to plant things in
+LOOP: Any = Loop
+SEVERAL: Any = Several
+COUNTDOWN: Any = Countdown
+ROLLOUT: Any = rollout
+TRAINING: Any = training
+SUPERVISED: Any = supervised
+LOOPS: Any = loop
 pytestmark = pytest.mark.usefixtures("lucky")
 STAGE = {"name": "a", "objective": "stage2", "steps": 3, "learning_rate": 0.003}
 SIZES = {"problems_per_step": 3, "rollouts_per_problem": 4, "max_new_tokens": 5, "rows_at_once": 512}
@@ -75,7 +83,7 @@ def well(ended: list[Ended]) -> None:
     assert [rank.out for rank in ended[1:]] == [""] * (len(ended) - 1)  # one of them speaks
 
 
-STD = {"algorithm": {"normalize_std": True}}
+STD: dict[str, Any] = {"algorithm": {"normalize_std": True}}
 HELD = {"reference": "base", "kl_estimator": "k1"}
 
 
@@ -123,28 +131,30 @@ def test_two_processes_learn_what_one_does(
 def wrong_seed(rank: int) -> None:
     """Every rank draws as if its rows were the first ones."""
     rows = rollout._rows
-    rollout._rows = lambda *args: (*rows(*args)[:3], (0, 0))  # type: ignore[assignment]
+    ROLLOUT._rows = lambda *args: (*rows(*args)[:3], (0, 0))
 
 
 def forgotten_sum(rank: int) -> None:
-    Several.sum_gradients = lambda *_: None  # type: ignore[method-assign]
+    SEVERAL.sum_gradients = lambda *_: None
 
 
 def own_denominator(rank: int) -> None:
     update = Trainer.update
-    Trainer.update = lambda self, batch, rollouts, *rest: update(self, batch, 4 + 4 * self.ranks.rank, *rest)  # type: ignore[method-assign]
+    TRAINER.update = lambda self, batch, rollouts, *rest: update(self, batch, 4 + 4 * self.ranks.rank, *rest)
 
 
 def averaged(rank: int) -> None:
     from torch.distributed.fsdp import FSDPModule
 
-    FSDPModule.set_gradient_divide_factor = lambda *_: None  # type: ignore[method-assign]
+    module: Any = FSDPModule
+    module.set_gradient_divide_factor = lambda *_: None
 
 
 def stale_copy(rank: int) -> None:
     from selfcorrect.parallel.sharding import Sharded
 
-    Sharded.whole = lambda self, lm: self._plain  # type: ignore[method-assign,assignment,return-value]
+    sharded: Any = Sharded
+    sharded.whole = lambda self, lm: self._plain
 
 
 @pytest.mark.nightly
@@ -168,7 +178,7 @@ def killed(rank: int) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         return step(trainer)
 
-    Trainer.train_step = dies  # type: ignore[method-assign]
+    TRAINER.train_step = dies
 
 
 def first_killed(rank: int) -> None:
@@ -219,7 +229,7 @@ def graderless(rank: int) -> None:
                 raise SandboxError("the grader is gone")
             return grade(self, answers)
 
-        Countdown.grade = breaks  # type: ignore[method-assign]
+        COUNTDOWN.grade = breaks
     _at_step_3(lambda trainer: (Path.cwd() / "step-3").touch())
 
 
@@ -231,7 +241,7 @@ def crashing(rank: int) -> None:
 
 def full_disk(rank: int) -> None:
     """Rank 1's disk is full when the second checkpoint is written; under DDP it is rank 0 that writes."""
-    from torch.distributed.checkpoint import HuggingFaceStorageWriter
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
 
     def full(*_: Any) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "the file")
@@ -250,7 +260,7 @@ def _at_step_3(deed: Callable[[Trainer], object]) -> None:
             deed(trainer)
         return step(trainer)
 
-    Trainer.train_step = does  # type: ignore[method-assign]
+    TRAINER.train_step = does
 
 
 @pytest.mark.nightly
@@ -300,7 +310,7 @@ def slow_evaluation(rank: int) -> None:
             time.sleep(1.5)
         return evaluation(loop, *args)
 
-    Loop._evaluation = waits  # type: ignore[method-assign]
+    LOOP._evaluation = waits
 
 
 @pytest.mark.nightly
@@ -341,7 +351,7 @@ def test_ctrl_c_once_stops_all(
 @pytest.mark.parametrize(("parallel", "tuning"), [("ddp", "full"), ("fsdp2", "full"), ("fsdp2", "lora")])
 def test_two_then_one_then_two_processes(parallel: str, tuning: str, model: Path, tmp_path: Path) -> None:
     """Checkpoints are everyone's: what two began one goes on with, and what one wrote two go on with."""
-    long = {"stages": [{**STAGE, "steps": 5}]}
+    long: dict[str, Any] = {"stages": [{**STAGE, "steps": 5}]}
     settings = tuned(uneven(tmp_path, model, "two", parallel, **long), tuning)
     launch(tmp_path / "log", settings, hook=killed).ended()
     with pytest.raises(TrainingInterrupted):
@@ -355,29 +365,32 @@ def test_two_then_one_then_two_processes(parallel: str, tuning: str, model: Path
 
 
 def no_moments(rank: int) -> None:
-    loop.load_optimizer = lambda *_: None  # type: ignore[attr-defined]
+    LOOPS.load_optimizer = lambda *_: None
 
 
 def batch_again(rank: int) -> None:
     draw = Countdown.draw
-    Countdown.draw = lambda self, step, *rest: draw(self, max(1, step - 1), *rest)  # type: ignore[method-assign]
+    COUNTDOWN.draw = lambda self, step, *rest: draw(self, max(1, step - 1), *rest)
 
 
 def draws_again(rank: int) -> None:
-    training.derive_seed = lambda seed, name, step: derive_seed(seed, name, step - 2)  # type: ignore[attr-defined]
+    TRAINING.derive_seed = lambda seed, name, step: derive_seed(seed, name, step - 2)
 
 
 def unshuffled(rank: int) -> None:
-    supervised.epochs = lambda traces, step, batch, seed: traces[:batch]  # type: ignore[attr-defined]
+    SUPERVISED.epochs = lambda traces, step, batch, seed: traces[:batch]
 
 
 def one_update_more(rank: int) -> None:
-    _restored(lambda at: (setattr(at.trainer.progress, "step", 1), setattr(at.trainer.progress, "stage_step", 1)))
+    def less(at: Loop) -> None:
+        at.trainer.progress.step = at.trainer.progress.stage_step = 1
+
+    _restored(less)
 
 
 def warm_again(rank: int) -> None:
-    rate = training.learning_rate  # type: ignore[attr-defined]
-    training.learning_rate = lambda peak, step, *rest: rate(peak, step - 2, *rest)  # type: ignore[attr-defined]
+    rate = TRAINING.learning_rate
+    TRAINING.learning_rate = lambda peak, step, *rest: rate(peak, step - 2, *rest)
 
 
 def held_to_itself(rank: int) -> None:
@@ -395,7 +408,7 @@ def _restored(deed: Callable[[Loop], object]) -> None:
         restore(self, found)
         deed(self)
 
-    Loop._restore = does  # type: ignore[method-assign]
+    LOOP._restore = does
 
 
 def killed_supervised(rank: int) -> None:
@@ -404,14 +417,18 @@ def killed_supervised(rank: int) -> None:
     def dies(trainer: Trainer, *rest: Any) -> StepResult:
         if rank == 1 and trainer.progress.step == 2:
             os.kill(os.getpid(), signal.SIGKILL)
-        return step(trainer, *rest)
+        found: StepResult = step(trainer, *rest)
+        return found
 
-    step = loop.supervised_step  # type: ignore[attr-defined]
-    loop.supervised_step = dies  # type: ignore[attr-defined]
+    step = LOOPS.supervised_step
+    LOOPS.supervised_step = dies
 
 
-RESUMED = {"stages": [{**STAGE, "objective": "stage1", "steps": 4}], "optimizer": {"warmup_steps": 3, "micro_batch": 3}}
-TRACES = {"stages": [{**STAGE, "objective": "pair_sft", "steps": 5, "collect": 9, "batch": 5}]}
+RESUMED: dict[str, Any] = {
+    "stages": [{**STAGE, "objective": "stage1", "steps": 4}],
+    "optimizer": {"warmup_steps": 3, "micro_batch": 3},
+}
+TRACES: dict[str, Any] = {"stages": [{**STAGE, "objective": "pair_sft", "steps": 5, "collect": 9, "batch": 5}]}
 
 
 @pytest.mark.nightly

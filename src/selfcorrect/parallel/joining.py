@@ -1,6 +1,8 @@
 """The processes of a launch find each other, and leave each other."""
 
+import contextlib
 import os
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -28,6 +30,8 @@ def joined() -> Iterator[Alone]:
         yield Alone()
         return
     ranks = _join(launch)
+    with contextlib.suppress(ValueError):  # launchers end the others so: who speaks must get to it first
+        before = signal.signal(signal.SIGTERM, lambda *_: None)
     try:
         yield ranks
     except BaseException as error:
@@ -40,6 +44,8 @@ def joined() -> Iterator[Alone]:
         raise
     else:
         ranks.lifeline.end(None)
+        with contextlib.suppress(ValueError):
+            signal.signal(signal.SIGTERM, before)
     finally:
         if ranks.lifeline.loss is None or not torch.cuda.is_available():  # NCCL would wait for the lost one
             torch.distributed.destroy_process_group()

@@ -16,12 +16,13 @@ from torch import Tensor
 
 def write(folder: Path, tensors: Mapping[str, Any], group: Any) -> None:
     """Write this rank's pieces, in step with all of them. Raises OSError, on every rank, as the disk of any does."""
-    import torch.distributed.checkpoint as dcp
     from torch.distributed.checkpoint.api import CheckpointException
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
+    from torch.distributed.checkpoint.state_dict_saver import save
 
-    writer = dcp.HuggingFaceStorageWriter(str(folder), save_distributed=True)
+    writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
     try:
-        dcp.save(dict(tensors), storage_writer=writer, process_group=group)
+        save(dict(tensors), storage_writer=writer, process_group=group)
     except CheckpointException as error:
         raise _of_disk(error) from error
 
@@ -31,9 +32,10 @@ def read(folder: Path, like: Mapping[str, Tensor], group: Any = None) -> dict[st
 
     Raises ValueError where the files do not fit.
     """
-    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+    from torch.distributed.checkpoint.state_dict_loader import load
 
-    told = dcp.HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
+    told: dict[str, Any] = dict(HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata)
     found: dict[str, Tensor] = {}
     for name, about in told.items():
         size, dtype = about.size, about.properties.dtype
@@ -42,11 +44,11 @@ def read(folder: Path, like: Mapping[str, Tensor], group: Any = None) -> dict[st
             found[name] = torch.zeros_like(shards, dtype=dtype, requires_grad=False)
         else:
             found[name] = torch.empty(size, dtype=dtype)
-    reader = dcp.HuggingFaceStorageReader(str(folder))
+    reader = HuggingFaceStorageReader(str(folder))
     state: dict[str, Any] = dict(found)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that a process which reads alone is alone
-        dcp.load(state, storage_reader=reader, process_group=group, no_dist=group is None)
+        load(state, storage_reader=reader, process_group=group, no_dist=group is None)
     return found
 
 

@@ -223,8 +223,8 @@ def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tenso
         _load_8bit(optimizer, state)
         return
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    for index, entry in state.items():
-        state[index] = {key: laid_out(tensor, parameters[index]) for key, tensor in entry.items()}
+    for place, entry in state.items():
+        state[place] = {key: laid_out(tensor, parameters[place]) for key, tensor in entry.items()}
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 

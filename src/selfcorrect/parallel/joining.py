@@ -15,6 +15,7 @@ from selfcorrect.parallel.launch import Launch, launched
 from selfcorrect.parallel.lifeline import Lifeline
 from selfcorrect.parallel.ranks import Alone, Several
 
+_JOINING = timedelta(minutes=10)
 # Between ranks that sample longer than others, or wait for a checkpoint. Dead ones are known of at once all the same.
 _LONGEST_WAIT = timedelta(hours=2)
 
@@ -65,7 +66,16 @@ def _join(launch: Launch) -> Several:
                 f"{wanted} processes were started on a host with {there} GPUs; start as many as there are, or hide the "
                 "GPUs with CUDA_VISIBLE_DEVICES= to train on the processors"
             )
-    torch.distributed.init_process_group(backend, timeout=_LONGEST_WAIT)
+    try:
+        store, *_ = next(iter(torch.distributed.rendezvous("env://", launch.rank, launch.size, timeout=_JOINING)))
+        torch.distributed.init_process_group(
+            backend, timeout=_LONGEST_WAIT, store=store, rank=launch.rank, world_size=launch.size
+        )
+    except RuntimeError as error:  # all kinds of torch.distributed are of it
+        raise ConfigError(
+            f"rank {launch.rank} of {launch.size} did not find the others at {launch.address}:{launch.port} "
+            f"({str(error).splitlines()[0]}); see that all were started, and that the address can be reached"
+        ) from error
     objects: Any = torch.distributed.group.WORLD
     if backend != "gloo":
         objects = torch.distributed.new_group(backend="gloo", timeout=_LONGEST_WAIT)

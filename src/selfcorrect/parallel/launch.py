@@ -17,6 +17,7 @@ class Launch:
     rank: int
     local: int
     address: str
+    port: int
 
 
 def launched() -> Launch | None:
@@ -33,7 +34,7 @@ def launched() -> Launch | None:
     rank = _number("RANK", 0)
     if rank >= size:
         raise ConfigError(f"RANK is {rank}, but WORLD_SIZE is {size}: ranks are 0 to {size - 1}; see to the launcher")
-    return Launch(size, rank, _number("LOCAL_RANK", 0), os.environ["MASTER_ADDR"])
+    return Launch(size, rank, _number("LOCAL_RANK", 0), os.environ["MASTER_ADDR"], _number("MASTER_PORT", 1))
 
 
 def kind_of(parallel: Parallel) -> Parallel:

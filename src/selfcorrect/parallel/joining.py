@@ -9,6 +9,7 @@ from datetime import timedelta
 from typing import Any
 
 import torch
+from torch.distributed.rendezvous import rendezvous
 
 from selfcorrect.errors import ConfigError, TrainingInterrupted, UserError
 from selfcorrect.parallel.launch import Launch, launched
@@ -67,7 +68,7 @@ def _join(launch: Launch) -> Several:
                 "GPUs with CUDA_VISIBLE_DEVICES= to train on the processors"
             )
     try:
-        store, *_ = next(iter(torch.distributed.rendezvous("env://", launch.rank, launch.size, timeout=_JOINING)))
+        store, *_ = next(iter(rendezvous("env://", launch.rank, launch.size, timeout=_JOINING)))
         torch.distributed.init_process_group(
             backend, timeout=_LONGEST_WAIT, store=store, rank=launch.rank, world_size=launch.size
         )

@@ -65,9 +65,10 @@ class Alone:
     def attach(self, stop: Asked, saved: Callable[[], str]) -> None:
         """stop: what signals ask for. saved: what is kept and how to go on, in words."""
 
-    def adapted(self, config: TrainConfig) -> TrainConfig:
-        """The recipe, with what these ranks place otherwise."""
-        return config
+    def reference(self, make: Any, config: TrainConfig, lm: LanguageModel) -> tuple[LanguageModel | None, str]:
+        """What `make` (learning/policy.py) makes of the model as it is now, laid out as the ranks lay it out."""
+        found: tuple[LanguageModel | None, str] = make(config, lm)
+        return found
 
     def spread(self, trainer: Trainer) -> Trainer:
         """The trainer, its weights laid out over the ranks as these are."""

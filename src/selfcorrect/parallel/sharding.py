@@ -28,6 +28,7 @@ from selfcorrect.parallel import shards
 from selfcorrect.parallel.ranks import Alone, Batch, Several, Trainer
 from selfcorrect.types import Completion, SamplingParams
 
+Reference = Callable[[TrainConfig, LanguageModel], tuple[LanguageModel | None, str]]
 MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's, of a weight's own shape
 
 
@@ -50,20 +51,24 @@ class Sharded(Several):
     def settled(self, config: TrainConfig) -> Alone:
         return self
 
-    def adapted(self, config: TrainConfig) -> TrainConfig:
-        return config.model_copy(update={"model": config.model.model_copy(update={"reference": "device"})})
+    def reference(self, make: Reference, config: TrainConfig, lm: LanguageModel) -> tuple[LanguageModel | None, str]:
+        if lm.adapters or config.samples_reference or not config.uses_reference:
+            on_device = config.model.model_copy(update={"reference": "device"})
+            return make(config.model_copy(update={"model": on_device}), lm)
+        model, _ = sharded_copy(lm, self._mesh(lm))
+        frozen = replace(lm, model=model.requires_grad_(False), masters=None)
+        return frozen, "reference: a copy of the weights, in shards"
+
+    def _mesh(self, lm: LanguageModel) -> DeviceMesh:
+        return init_device_mesh(lm.device.type, (self.size,))
 
     def spread(self, trainer: Trainer) -> Trainer:
         plain, reference = trainer.lm, trainer.reference if trainer.has_reference else None
-        mesh = init_device_mesh(plain.device.type, (self.size,))
-        model, adapters = copy.deepcopy((plain.model, plain.adapters))
-        shard(model, mesh)
+        model, adapters = sharded_copy(plain, self._mesh(plain))
         lm = replace(plain, model=model, adapters=adapters, masters=None)
         self._lm, self._plain = lm, plain
         if reference is not None and plain.adapters:
             reference = replace(lm, view=reference.view)
-        elif reference is not None and not trainer.config.samples_reference:
-            shard(reference.model, mesh)
         base = trainer.base_sampler
         if base and plain.adapters:
             base = Gathering(base, lambda: plain.model)
@@ -144,6 +149,14 @@ class Gathering:
     def sample(self, prompts: Sequence[tuple[int, ...]], params: SamplingParams) -> list[Completion]:
         completions: list[Completion] = self._sampler.sample(prompts, params)
         return completions
+
+
+def sharded_copy(lm: LanguageModel, mesh: DeviceMesh) -> tuple[Any, Any]:
+    """The model and its adapters again, in shards. It never takes more memory than those: the layers begin as views."""
+    views = {id(p): torch.nn.Parameter(p.detach(), requires_grad=p.requires_grad) for p in lm.model.parameters()}
+    model, adapters = copy.deepcopy((lm.model, lm.adapters), dict(views))
+    shard(model, mesh)
+    return model, adapters
 
 
 def shard(model: Any, mesh: DeviceMesh) -> None:

@@ -199,7 +199,7 @@ def _prepare_and_train(
     evaluator = dataclasses.replace(evaluator, rows=rows_of(settled, lm))
     plainly: dict[str, Any] = {"controls": False, "external": (), "samples": 1, "temperature": 0.0, "wordings": {}}
     validator = dataclasses.replace(evaluator, problems=validation, **plainly) if validation else None
-    reference, told = make_reference(ranks.adapted(settled), lm)
+    reference, told = ranks.reference(make_reference, settled, lm)
     sampler = TransformersSampler(lm, max_rows=settled.rollouts.rows)
     base_sampler = TransformersSampler(reference, beside=sampler) if reference else None
     trainer = ranks.spread(Trainer(settled, lm, reference, sampler, task, base_sampler, ranks))

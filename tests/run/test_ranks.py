@@ -1,12 +1,14 @@
 """Two processes over gloo do what one does: DDP and FSDP2, uneven groups, micro-batches that do not divide."""
 
 import errno
+import math
 import os
 import re
 import shutil
 import signal
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from selfcorrect.learning import supervised, training
 from selfcorrect.learning.record import StepResult
 from selfcorrect.learning.training import Trainer
 from selfcorrect.models.weights import load_weights, weights
+from selfcorrect.parallel import lifeline as lifelines
 from selfcorrect.parallel.ranks import Several
 from selfcorrect.runs import checkpoint, loop
 from selfcorrect.runs.checkpoint import Checkpoint, load_newest
@@ -281,6 +284,25 @@ def crashing(rank: int) -> None:
         _at_step_3(lambda trainer: setattr(trainer, "task", None))
 
 
+def exhausted(rank: int) -> None:
+    """Rank 1's device has no memory left."""
+
+    def fail(trainer: Trainer) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    if rank == 1:
+        _at_step_3(fail)
+
+
+def stuck(rank: int) -> None:
+    """Rank 1 dies while rank 0 is where nothing can be told it."""
+    lifeline: Any = lifelines
+    lifeline.GRACE = 1.0
+    killed(rank)
+    if rank == 0:
+        _at_step_3(lambda trainer: time.sleep(50))
+
+
 def full_disk(rank: int) -> None:
     """Rank 1's disk is full when the second checkpoint is written; under DDP it is rank 0 that writes."""
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
@@ -312,6 +334,8 @@ def _at_step_3(deed: Callable[[Trainer], object]) -> None:
         ("ddp", graderless, [2, 2], r"error: rank 1: the grader is gone"),
         ("fsdp2", graderless, [2, 2], r"error: rank 1: the grader is gone"),
         ("ddp", crashing, [2, 1], r"error: rank 1 \(pid \d+ on .*\) ended: AttributeError: .*; checkpoint step-000002 is whole. To go on, .*"),
+        ("ddp", exhausted, [2, 2], r"error: rank 1 \(pid \d+ on .*\) ended: the memory does not suffice \(CUDA out of memory\); checkpoint step-000002 is whole.*"),
+        ("ddp", stuck, [2, -9], r"error: rank 1 \(pid \d+ on .*\) died without a word: killed, or out of memory; checkpoint step-000002 is whole.*"),
         ("ddp", full_disk, [2, 2], r"error: the disk is full \(No space left on device: the file\); checkpoint step-000002 is whole. Free some space, then resume with: .*"),
         ("fsdp2", full_disk, [2, 2], r"error: the disk is full \(No space left on device on rank 1: the file\); checkpoint step-000002 is whole. Free some space, then resume with: .*"),
     ],
@@ -330,6 +354,40 @@ def test_what_ends_one_rank_ends_all_with_one_line(
     (tmp_path / "step-3").unlink(missing_ok=True)
     well(launch(tmp_path / "again", settings).ended())
     assert newest(tmp_path / "two").step == 3
+
+
+def not_finite(rank: int) -> None:
+    """In step 2 the loss of rank 1 is no number."""
+    if rank == 1:
+        loss = TRAINING.token_loss
+
+        def breaks(*args: Any) -> Any:
+            result = loss(*args)
+            if (Path.cwd() / "step-2").exists():
+                return replace(result, loss_B=result.loss_B * math.nan)
+            return result
+
+        def train_step(trainer: Trainer) -> StepResult:
+            (Path.cwd() / "step-2").touch() if trainer.progress.step == 1 else (Path.cwd() / "step-2").unlink(
+                missing_ok=True
+            )
+            found: StepResult = step(trainer)
+            return found
+
+        step, TRAINING.token_loss, TRAINER.train_step = TRAINER.train_step, breaks, train_step
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp2"])
+def test_what_is_not_finite_on_one_rank_is_skipped_by_all(
+    parallel: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    well(launch(tmp_path / "log", uneven(tmp_path, model, "two", parallel), hook=not_finite).ended())
+    rows = read_rows(tmp_path / "two" / "metrics.jsonl")
+    assert [row["skip_reason"] for row in rows] == ["", "the loss is nan", ""]
+    tensors = newest(tmp_path / "two").tensors
+    assert {float(t) for name, t in tensors.items() if name.endswith(".step")} == {2.0}
 
 
 def slow(rank: int) -> None:

@@ -444,6 +444,7 @@ def _on_stderr() -> "Observer":
 def _train_and_report(what: "Path | object", overrides: Sequence[str] = ()) -> None:
     """what: a run folder to go on with, with these overrides, or a config to start."""
     from selfcorrect.config import LabBaseConfig, TrainConfig
+    from selfcorrect.parallel.launch import is_first, refuse_several
     from selfcorrect.report import write_report
     from selfcorrect.runs.display import make_observer
     from selfcorrect.runs.run import resume, start
@@ -451,15 +452,18 @@ def _train_and_report(what: "Path | object", overrides: Sequence[str] = ()) -> N
     if isinstance(what, LabBaseConfig):
         from selfcorrect.lab.base import train_base
 
+        refuse_several("kind: lab_base")
         typer.echo(f"model: {train_base(what, typer.echo)}")
         return
     observer = make_observer()
     try:
         run = start(what, observer) if isinstance(what, TrainConfig) else resume(Path(str(what)), observer, overrides)
     except TrainingInterrupted as error:
-        typer.echo(str(error), err=True)
+        if str(error):  # of several processes one speaks
+            typer.echo(str(error), err=True)
         raise typer.Exit(error.status) from None
-    typer.echo(f"report: {write_report(run)}")
+    if is_first():
+        typer.echo(f"report: {write_report(run)}")
 
 
 def _print_rollout(rollout: "Rollout") -> None:

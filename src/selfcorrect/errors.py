@@ -40,6 +40,10 @@ class SandboxError(UserError, RuntimeError):
     """Untrusted programs cannot be confined on this machine."""
 
 
+class RankLost(UserError, ConnectionError):  # noqa: N818 - says what happened
+    """Of several processes one died, or ended with an error of its own; the message names it."""
+
+
 class TrainingInterrupted(UserError, KeyboardInterrupt):  # noqa: N818 - named like the exception it refines
     """Ctrl-C or SIGTERM; the message says what was kept, and how to go on. status: the command line's exit status."""
 

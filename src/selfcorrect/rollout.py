@@ -32,30 +32,26 @@ class Waiting:
 
 
 def play(
-    problems: Sequence[Problem],
-    task: Task,
-    sampler: Sampler,
-    chat: Chat,
-    params: SamplingParams,
-    attempts: int,
+    problems: Sequence[Problem], task: Task, sampler: Sampler, chat: Chat, params: SamplingParams, attempts: int,
     *,
     policy_step: int = 0,
     given: Sequence[Completion | None] | None = None,
     refine: SelfRefineConfig | None = None,
     asks: Callable[[Problem], str] | None = None,
     waiting: Waiting | None = None,
-) -> list[Rollout]:
+    part: slice | None = None,
+) -> list[Rollout]:  # fmt: skip
     """Play every problem (repeat a problem to get a group), all rows together, one attempt after the other.
 
     given: one completion per problem that takes the place of attempt 1, or None where attempt 1 is sampled; without
     `given`, a problem's recorded first attempt does (offline repair). Both are graded like any other. refine: between
     two attempts the model writes feedback (Self-Refine). asks: stands in for the task's correction prompt. Problems the
-    tokenizer cannot read are not sampled: outcome `unreadable`. Returns a Rollout a problem, in order.
+    tokenizer cannot read are not sampled: outcome `unreadable`. Returns a Rollout a problem, in order. part: play only
+    this run of them, as they come out when all are played together: other processes play the rest.
     """
+    problems, readable, firsts, before = _rows(problems, chat, given, part)
     contexts = [chat.first_prompt(problem.prompt) for problem in problems]
-    readable = [chat.readable(problem.prompt) for problem in problems]
-    turn = _Turn(problems, asks or task.correction_prompt, sampler, chat, readable, refine)
-    firsts = _first_attempts(problems, chat, given)
+    turn = _Turn(problems, asks or task.correction_prompt, sampler, chat, readable, refine, before)
     played: list[list[Completion]] = [[] for _ in problems]
     shown: list[list[tuple[int, ...]]] = [[] for _ in problems]
     feedback: list[list[str]] = [[] for _ in problems]
@@ -95,7 +91,10 @@ def play(
 
 @dataclass(frozen=True, slots=True)
 class _Turn:
-    """What is the same for every attempt of one call. readable: by row, whether the tokenizer can read the problem."""
+    """What is the same for every attempt of one call. readable: by row, whether the tokenizer can read the problem.
+
+    before: rows sampled by other processes ahead of these, in attempt 1 and in later ones.
+    """
 
     problems: Sequence[Problem]
     asks: Callable[[Problem], str]
@@ -103,6 +102,7 @@ class _Turn:
     chat: Chat
     readable: Sequence[bool]
     refine: SelfRefineConfig | None
+    before: tuple[int, int] = (0, 0)
 
     def ask(
         self, contexts: Sequence[tuple[int, ...]], last: Sequence[Completion], params: SamplingParams, number: int
@@ -112,7 +112,7 @@ class _Turn:
         prompts = [self.asks(problem) for problem in self.problems]
         if self.refine:
             contexts = self._next(contexts, last, [self.refine.feedback_prompt] * len(contexts))
-            draws = replace(params, seed=derive_seed(params.seed, "feedback", number))
+            draws = replace(params, seed=derive_seed(params.seed, "feedback", number), first=self.before[1])
             last = self._sample(contexts, {}, draws)
             told = [completion.text for completion in last]
             prompts = [self.refine.refine_prompt] * len(contexts)
@@ -122,7 +122,8 @@ class _Turn:
         self, contexts: Sequence[tuple[int, ...]], firsts: Mapping[int, Completion], params: SamplingParams, number: int
     ) -> list[Completion]:
         """Attempt `number` of every row; firsts: rows whose attempt is given."""
-        return self._sample(contexts, firsts, replace(params, seed=derive_seed(params.seed, "attempt", number)))
+        seed, first = derive_seed(params.seed, "attempt", number), self.before[number > 1]
+        return self._sample(contexts, firsts, replace(params, seed=seed, first=first))
 
     def _next(
         self, contexts: Sequence[tuple[int, ...]], last: Sequence[Completion], prompts: Sequence[str]
@@ -139,6 +140,19 @@ class _Turn:
         sampled = self.sampler.sample([contexts[row] for row in rows], params) if rows or not given else []
         now = {**given, **dict(zip(rows, sampled, strict=True))}
         return [now.get(row, _SKIPPED) if ok else _SKIPPED for row, ok in enumerate(self.readable)]
+
+
+def _rows(
+    problems: Sequence[Problem], chat: Chat, given: Sequence[Completion | None] | None, part: slice | None
+) -> tuple[Sequence[Problem], list[bool], dict[int, Completion], tuple[int, int]]:
+    """The problems of a part, which of them can be read, the attempts 1 that are given, and `_Turn.before`."""
+    readable = [chat.readable(problem.prompt) for problem in problems]
+    firsts = _first_attempts(problems, chat, given)
+    if part is None:
+        return problems, readable, firsts, (0, 0)
+    start, mine = part.start, range(len(problems))[part]
+    before = sum(ok and row not in firsts for row, ok in enumerate(readable[:start])), sum(readable[:start])
+    return problems[part], readable[part], {row - start: done for row, done in firsts.items() if row in mine}, before
 
 
 def _first_attempts(

@@ -46,12 +46,14 @@ class Problem:
 class SamplingParams:
     """How to sample. No top-k and no top-p: the loss differentiates the distribution sampled from.
 
-    temperature: 0 means greedy. seed: one number fixes every draw of the call.
+    temperature: 0 means greedy. seed: one number fixes every draw of the call. first: how many rows of the same call
+    come before these, sampled by other processes; a row's draws depend on its number in the whole call.
     """
 
     temperature: float
     max_new_tokens: int
     seed: int
+    first: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ from pydantic import Field, field_validator, model_validator
 
 from selfcorrect.config.base import Decay, NonNegative, Paper, Positive, Rate, Share, Strict, check_template
 from selfcorrect.config.compare import CompareConfig, Name
+from selfcorrect.config.parallel import Parallel
 from selfcorrect.config.stages import RLStage, SingleTurn, Stage, SupervisedStage
 from selfcorrect.config.tasks import CountdownConfig, RepairConfig, TaskConfig, correction_fields
 
@@ -278,6 +279,8 @@ class TrainConfig(Strict):
     """Every random draw of the run follows from it and the step."""
     threads: Positive | None = None
     """Threads of the processor's arithmetic; by default all cores. Results may differ in the last digit with it."""
+    parallel: Parallel = "auto"
+    """How training is spread over the processes that torchrun or accelerate starts (docs/parallel.md)."""
     output: str = "runs"
     """The folder that holds the run's."""
     model: ModelConfig = ModelConfig()

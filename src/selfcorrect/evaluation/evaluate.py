@@ -14,7 +14,7 @@ an evaluation with fewer stay as they are.
 import hashlib
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
@@ -113,7 +113,8 @@ class Evaluator:
     """What stays the same from evaluation to evaluation: the task, the held-out problems, the limits.
 
     rows: how many rollouts are played, and kept, at once. samples: of each problem, at `temperature`; 0 is greedy.
-    wordings: of the correction prompt, besides the task's own: templates by name.
+    wordings: of the correction prompt, besides the task's own: templates by name. play: `rollout.play`, or one that
+    several processes share.
     """
 
     task: Task
@@ -131,6 +132,7 @@ class Evaluator:
     samples: int = 1
     temperature: float = 0.0
     wordings: Mapping[str, str] = field(default_factory=dict)
+    play: Callable[..., list[Rollout]] = play
 
     def run(
         self, name: str, step: int, sampler: Sampler, chat: Chat, kept: Kept | None = None,
@@ -315,7 +317,7 @@ class Evaluator:
         params = SamplingParams(part.temperature, self.max_new_tokens, seed)
         wording = part.wording
         asks = None if wording is None else lambda problem: self.task.reworded(problem, wording)
-        rollouts = play(
+        rollouts = self.play(
             problems, self.task, sampler, chat, params, self.attempts, given=given, refine=self.refine, asks=asks
         )
         seconds = (time.monotonic() - began) / len(problems)

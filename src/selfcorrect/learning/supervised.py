@@ -20,7 +20,6 @@ from selfcorrect.learning.record import Clock, StepResult
 from selfcorrect.learning.traces import epochs, fixes, pair_traces, read_traces, star_traces, write_traces
 from selfcorrect.learning.training import Trainer
 from selfcorrect.models.weights import fingerprint
-from selfcorrect.rollout import play
 from selfcorrect.seeds import derive_seed
 from selfcorrect.types import Rollout, SamplingParams
 
@@ -111,15 +110,23 @@ class Collector:
 
     def _find_or_sample(self, stage: SupervisedStage, iteration: int, file: Path) -> None:
         """Both kinds of traces go to the file, so that D and D+ can share it; `about` says what they came from."""
+        key, first = self._key(stage, iteration), self._trainer.ranks.first
+        if first(lambda: self._find(key, file)):
+            return
+        traces, completions = self._sample(stage, iteration)
+        first(lambda: self._write(key, file, traces, completions))
+
+    def _find(self, key: str, file: Path) -> bool:
         self._folder.mkdir(exist_ok=True)
-        key = self._key(stage, iteration)
         for other in sorted(self._folder.glob("*.json")):
             if _key_of(other) == key:
                 if other != file.with_suffix(".json"):
                     _copy(other.with_suffix(".jsonl"), file)
                     _copy(other, file.with_suffix(".json"))
-                return
-        traces, completions = self._sample(stage, iteration)
+                return True
+        return False
+
+    def _write(self, key: str, file: Path, traces: Sequence[Rollout], completions: int) -> None:
         write_traces(file, traces, self._trainer.task)
         about = {"key": key, "completions": completions, "traces": len(traces), "fixed": sum(map(fixes, traces))}
         partial = file.with_suffix(".json.partial")
@@ -149,7 +156,9 @@ class Collector:
         for start in range(0, len(problems), chunk):
             rows = [problem for problem in problems[start : start + chunk] for _ in range(group)]
             params = SamplingParams(rollouts.temperature, rollouts.max_new_tokens, derive_seed(seed, "chunk", start))
-            played = play(rows, trainer.task, trainer.sampler, trainer.lm.chat, params, attempts)
+            played = trainer.ranks.play(
+                rows, trainer.task, trainer.sampler, trainer.lm.chat, params, attempts, group=group
+            )
             refuse_nothing_graded(played, f"traces for stage {stage.name}")
             completions += attempts * len(played)
             if isinstance(stage, Star):

@@ -6,6 +6,7 @@ Axes: B rollouts, A attempts, T tokens.
 """
 
 import math
+from contextlib import AbstractContextManager
 from dataclasses import replace
 
 import torch
@@ -22,14 +23,15 @@ from selfcorrect.errors import NumericalError
 from selfcorrect.evaluation.metrics import is_unchanged, refuse_nothing_graded
 from selfcorrect.learning.batching import Batch, make_batch, micro_batches
 from selfcorrect.learning.credit import advantages_of, credit_of, equal_groups, is_included
-from selfcorrect.learning.losses import token_loss
+from selfcorrect.learning.losses import TokenLoss, token_loss
 from selfcorrect.learning.packing import PackedPrompts
 from selfcorrect.learning.policy import learning_rate, make_optimizer, trained_states
 from selfcorrect.learning.prompts import SharedPrompts
 from selfcorrect.learning.record import Clock, Progress, StepResult, Update
 from selfcorrect.models.loading import LanguageModel
 from selfcorrect.models.recompute import recomputed
-from selfcorrect.rollout import Waiting, play
+from selfcorrect.parallel.ranks import Alone
+from selfcorrect.rollout import Waiting
 from selfcorrect.samplers.base import Sampler
 from selfcorrect.seeds import derive_seed
 from selfcorrect.tasks.base import Task
@@ -43,11 +45,15 @@ class Trainer:
 
     def __init__(
         self, config: TrainConfig, lm: LanguageModel, reference: LanguageModel | None, sampler: Sampler, task: Task,
-        base_sampler: Sampler | None = None,
+        base_sampler: Sampler | None = None, ranks: Alone | None = None,
     ) -> None:  # fmt: skip
-        """reference: None where the recipe needs none. base_sampler: samples from it, for stages with offline_first."""
+        """reference: None where the recipe needs none. base_sampler: samples from it, for stages with offline_first.
+
+        ranks: of several processes; each has a trainer, and all of them take every step together.
+        """
         self.config, self.lm, self._reference, self.sampler, self.task = config, lm, reference, sampler, task
         self.base_sampler = base_sampler
+        self.ranks = ranks or Alone()
         self.progress = Progress()
         self.start_stage(0)
 
@@ -96,9 +102,9 @@ class Trainer:
         clock.lap("problems")
         self.sampler.load_weights(self.lm.model)
         given, waiting = self._offline_first(problems, params), Waiting()
-        rollouts = play(
+        rollouts = self.ranks.play(
             problems, self.task, self.sampler, self.lm.chat, params, attempts, policy_step=step, given=given,
-            waiting=waiting,
+            waiting=waiting, group=group,
         )  # fmt: skip
         clock.lap("rollouts")
         clock.move("rollouts", "grader_wait", waiting.seconds)
@@ -133,7 +139,7 @@ class Trainer:
         draws = SamplingParams(params.temperature, params.max_new_tokens, derive_seed(params.seed, "offline"))
         self.base_sampler.load_weights(self.reference.model)
         given: list[Completion | None] = [None] * len(problems)
-        sampled = self.base_sampler.sample([contexts[row] for row in readable], draws)
+        sampled = self.ranks.sample(self.base_sampler, [contexts[row] for row in readable], draws)
         for row, completion in zip(readable, sampled, strict=True):
             given[row] = completion
         return given
@@ -163,43 +169,34 @@ class Trainer:
         A loss or gradient that is not finite leaves weights and optimiser as they were.
         """
         attempts = max(1, int(batch.attempt_BT.max()))
-        sums_4A = torch.zeros(4, attempts, dtype=torch.float64)
-        loss_sum, uses_kl = 0.0, bool((batch.kl_coef_BT > 0).any())
+        sums_4A, loss_sum = torch.zeros(4, attempts, dtype=torch.float64), torch.zeros((), dtype=torch.float64)
+        ranks, size, most = self.ranks, self.config.optimizer.rows, self.config.optimizer.max_grad_norm
         self.optimizer.zero_grad(set_to_none=True)
-        size = self.config.optimizer.rows
-        again = self.config.optimizer.gradient_checkpointing is True
-        packed = self.config.optimizer.padding_free is True
-        shared = PackedPrompts if packed else SharedPrompts
-        with recomputed(self.lm.model, again, self.lm.kernels):
-            prompts = shared.of(self.lm, batch, size)
-        with torch.no_grad():
-            ref_prompts = shared.of(self.reference, batch, size) if uses_kl else None
-        for piece in micro_batches(batch, size):
-            micro = piece.to(self.lm.device)
-            with torch.no_grad():
-                reference = trained_states(self.reference, micro, ref_prompts, packed) if uses_kl else None
-            with recomputed(self.lm.model, again, self.lm.kernels):
-                policy = trained_states(self.lm, micro, prompts, packed)
-            result = token_loss(policy, reference, micro, temperature, self.config.algorithm.kl_estimator)
-            loss = result.loss_B.sum() / max(1, rollouts)
-            loss.backward()  # type: ignore[no-untyped-call]
-            loss_sum += float(loss.detach())
+        group = self.config.rollouts.rollouts_per_problem if isinstance(self.stage, RLStage) else 1
+        own = ranks.own(batch, group)
+        passes = Passes(self, own, uses_kl=bool((batch.kl_coef_BT > 0).any()), temperature=temperature)
+        for piece in micro_batches(own, size):
+            micro, result = passes.learn(piece, rollouts)
+            loss_sum += float(result.loss_B.detach().sum() / max(1, rollouts))
             gap_BT = (result.logprobs_BT - micro.sampler_logprobs_BT).abs()
             for attempt in range(1, attempts + 1):
                 mine_BT = micro.attempt_BT == attempt
                 columns = (result.kl_BT, -result.logprobs_BT, gap_BT, torch.ones_like(gap_BT))
                 sums_4A[:, attempt - 1] += torch.stack([(c * mine_BT).sum() for c in columns]).cpu().double()
-        if prompts:
-            prompts.backward()
-        grad_norm = float(torch.nn.utils.clip_grad_norm_(self.lm.parameters(), self.config.optimizer.max_grad_norm))
-        reason = _not_finite(loss_sum, grad_norm)
+        for piece in ranks.idle(batch, group, size):
+            passes.learn(piece, rollouts)
+        passes.end()
+        ranks.sum_gradients(self.lm.parameters())
+        ranks.add_up(sums_4A, loss_sum)
+        grad_norm = ranks.clip(self.lm.parameters(), most)
+        reason = _not_finite(float(loss_sum), grad_norm)
         if not reason:
             for parameters in self.optimizer.param_groups:
                 parameters["lr"] = rate
             self.optimizer.step()
         kl_A, neg_logprob_A, gap_A, tokens_A = sums_4A
         rows_A = torch.stack([(batch.attempt_BT == a + 1).any(1).sum() for a in range(attempts)])
-        return Update(loss_sum, grad_norm, kl_A, neg_logprob_A, gap_A, tokens_A, rows_A, reason)
+        return Update(float(loss_sum), grad_norm, kl_A, neg_logprob_A, gap_A, tokens_A, rows_A, reason)
 
     def advance(self, update: Update, reward: float | None) -> None:
         """Count the step. reward: the mean of the last attempt, where there is one."""
@@ -254,6 +251,45 @@ class Trainer:
             beta2=beta2,
             rollouts=rollouts,
         )
+
+
+class Passes:
+    """The forward and backward passes of one update, over this process's rows. The prompts they share come first."""
+
+    def __init__(self, trainer: Trainer, own: Batch, *, uses_kl: bool, temperature: float) -> None:
+        optimizer = trainer.config.optimizer
+        self._lm, self._reference = trainer.lm, trainer.reference if uses_kl else None
+        self._temperature, self._estimator = temperature, trainer.config.algorithm.kl_estimator
+        self._packed, self._again = optimizer.padding_free is True, optimizer.gradient_checkpointing is True
+        self._prompts: SharedPrompts | None = None
+        self._ref_prompts: SharedPrompts | None = None
+        if trainer.ranks.shares_prompts:
+            shared = PackedPrompts if self._packed else SharedPrompts
+            with self._kept():
+                self._prompts = shared.of(self._lm, own, optimizer.rows)
+            with torch.no_grad():
+                self._ref_prompts = shared.of(self._reference, own, optimizer.rows) if self._reference else None
+
+    def learn(self, piece: Batch, rollouts: int) -> tuple[Batch, TokenLoss]:
+        """Adds a micro-batch's part to the gradients of the mean over `rollouts`."""
+        micro, reference = piece.to(self._lm.device), None
+        if self._reference:
+            with torch.no_grad():
+                reference = trained_states(self._reference, micro, self._ref_prompts, self._packed)
+        with self._kept():
+            policy = trained_states(self._lm, micro, self._prompts, self._packed)
+        result = token_loss(policy, reference, micro, self._temperature, self._estimator)
+        loss = result.loss_B.sum() / max(1, rollouts)
+        loss.backward()  # type: ignore[no-untyped-call]
+        return micro, result
+
+    def end(self) -> None:
+        """After the last micro-batch."""
+        if self._prompts:
+            self._prompts.backward()
+
+    def _kept(self) -> AbstractContextManager[None]:
+        return recomputed(self._lm.model, self._again, self._lm.kernels)
 
 
 def _not_finite(loss: float, grad_norm: float) -> str:

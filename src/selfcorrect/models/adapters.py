@@ -22,6 +22,7 @@ from torch import Tensor
 
 from selfcorrect.config import LoraConfig
 from selfcorrect.errors import ModelError
+from selfcorrect.models.sharded import fill, whole
 
 POLICY, FROZEN, OFF = "default", "frozen", ""  # the first is the name that PEFT gives the only adapter of a folder
 CONFIG, WEIGHTS, ABOUT = "adapter_config.json", "adapter_model.safetensors", "selfcorrect.json"
@@ -126,12 +127,12 @@ class Adapters:
             raise ValueError(f"its weights do not fit the model: {', '.join(other[:3])}")
         with torch.no_grad():
             for name, tensor in mine.items():
-                tensor.copy_(state[name])
+                fill(tensor, state[name])
 
     @property
     def changes_nothing(self) -> bool:
         """Whether the model computes what it would without the policy's adapter: a fresh one does."""
-        return not any(tensor.any() for name, tensor in self.tensors().items() if "lora_B" in name)
+        return not any(whole(tensor).any() for name, tensor in self.tensors().items() if "lora_B" in name)
 
     def save(self, folder: Path) -> None:
         """adapter_config.json and adapter_model.safetensors, as PeftModel.from_pretrained reads them."""

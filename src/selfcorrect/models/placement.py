@@ -12,7 +12,7 @@ def stream(lm: LanguageModel) -> None:
 
     Embeddings and head stay, as they are used from without.
     """
-    for layer in _stack(lm.model):
+    for layer in stack_of(lm.model):
         kept = {}
         for name, parameter in layer.named_parameters():
             resident = parameter.data.to("cpu")
@@ -22,7 +22,7 @@ def stream(lm: LanguageModel) -> None:
         layer.register_forward_hook(_leave(kept))
 
 
-def _stack(model: Any) -> list[Any]:
+def stack_of(model: Any) -> list[Any]:
     """The decoder's layers: its longest list of modules."""
     lists = [module for module in model.modules() if isinstance(module, torch.nn.ModuleList)]
     return list(max(lists, key=len, default=()))

@@ -12,6 +12,7 @@ from selfcorrect.config import ModelConfig
 from selfcorrect.errors import CheckpointError
 from selfcorrect.models.adapters import FROZEN, POLICY, WEIGHTS
 from selfcorrect.models.loading import LanguageModel, load_model
+from selfcorrect.models.sharded import fill, is_sharded, whole
 
 _SAMPLED = 64  # values of a tensor that a digest reads
 
@@ -34,6 +35,9 @@ def load_weights(lm: LanguageModel, state: Mapping[str, Tensor]) -> None:
             adapter = POLICY if lm.view == POLICY else FROZEN
             lm.adapters.load(state, adapter)
             lm.view = adapter
+            return
+        if any(map(is_sharded, lm.model.parameters())):
+            _fill(lm, state)
             return
         missing, unexpected = lm.model.load_state_dict(dict(state), strict=False)
     except (RuntimeError, ValueError) as error:  # names or shapes differ
@@ -94,15 +98,25 @@ def _distinct(lm: LanguageModel) -> Iterator[tuple[str, Tensor]]:
     seen: set[int] = set()
     state: Mapping[str, Any] = lm.model.state_dict(keep_vars=True)
     for name, tensor in state.items():
-        if tensor.data_ptr() not in seen:
-            seen.add(tensor.data_ptr())
+        place = id(tensor) if is_sharded(tensor) else tensor.data_ptr()
+        if place not in seen:
+            seen.add(place)
             yield name, tensor
+
+
+def _fill(lm: LanguageModel, state: Mapping[str, Tensor]) -> None:
+    """Of a model in shards. Raises RuntimeError where names or shapes differ."""
+    mine = dict(_distinct(lm))
+    if other := sorted(mine.keys() ^ state.keys()):
+        raise RuntimeError(", ".join(other[:5]))
+    for name, tensor in mine.items():
+        fill(tensor, state[name])
 
 
 def _digest(named: list[tuple[str, Tensor]], dtype: torch.dtype) -> str:
     digest = hashlib.sha256()
     for name, tensor in named:
-        flat = tensor.detach().flatten()
+        flat = whole(tensor).detach().flatten()
         picked = flat[:: max(1, len(flat) // _SAMPLED)].to(dtype).float().cpu()
         digest.update(f"{name} {tuple(tensor.shape)};".encode() + picked.numpy().tobytes())
     return digest.hexdigest()[:16]

@@ -6,7 +6,6 @@ from typing import Any
 
 from selfcorrect.evaluation.metrics import refuse_nothing_graded, summarize
 from selfcorrect.learning.training import Trainer
-from selfcorrect.rollout import play
 from selfcorrect.seeds import derive_seed
 from selfcorrect.types import Completion, Problem, SamplingParams
 
@@ -30,7 +29,7 @@ class Between:
     def _play(self, given: Sequence[Completion | None] | None) -> dict[str, Any]:
         trainer = self._trainer
         attempts = trainer.config.rollouts.attempts
-        rollouts = play(
+        rollouts = trainer.ranks.play(
             self._problems, trainer.task, trainer.sampler, trainer.lm.chat, self._params, attempts, given=given
         )
         refuse_nothing_graded(rollouts, f"evaluation after step {trainer.progress.step}")
@@ -44,7 +43,7 @@ class Between:
             trainer.base_sampler.load_weights(trainer.reference.model)
             contexts = [trainer.lm.chat.first_prompt(problem.prompt) for problem in self._problems]
             readable = [row for row, problem in enumerate(self._problems) if trainer.lm.chat.readable(problem.prompt)]
-            sampled = trainer.base_sampler.sample([contexts[row] for row in readable], self._params)
+            sampled = trainer.ranks.sample(trainer.base_sampler, [contexts[row] for row in readable], self._params)
             self._firsts = [None] * len(contexts)
             for row, completion in zip(readable, sampled, strict=True):
                 self._firsts[row] = completion

@@ -1,8 +1,8 @@
 """Checkpoints: written atomically, verified on load, the newest damaged one passed over.
 
-A folder appears under its final name only when every byte of it is on disk. It holds tensors.safetensors,
-state.json and manifest.json with the SHA-256 of the other two; nothing in it is unpickled. Model folders carry
-a manifest as well.
+A folder appears under its final name only when every byte of it is on disk. It holds tensors.safetensors, or under
+FSDP2 one shard-*.safetensors a rank, state.json, and manifest.json with the SHA-256 of the others; nothing in it is
+unpickled. Model folders carry a manifest as well.
 """
 
 import errno
@@ -13,7 +13,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,9 @@ from torch import Tensor
 
 from selfcorrect.errors import CheckpointError
 from selfcorrect.learning.record import Progress
+from selfcorrect.models.sharded import laid_out
+from selfcorrect.parallel import shards
+from selfcorrect.parallel.ranks import Alone
 
 _TABLES = ("qmap1", "qmap2")  # of 8-bit moments: the same for all of them, and made anew
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -75,18 +78,39 @@ def sweep(folder: Path) -> None:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def save(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
+def save(folder: Path, checkpoint: Checkpoint, keep: int, ranks: Alone | None = None) -> None:
     """Write folder/step-NNNNNN and remove all but the newest `keep`. Raises OSError as the disk does."""
+    ranks = ranks or Alone()
+    if not ranks.sharded:
+        ranks.first(lambda: _save(folder, checkpoint, keep))
+        return
+    with ExitStack() as opened:  # on rank 0
+        target = folder / f"step-{checkpoint.step:06d}"
+        temporary = ranks.first(lambda: opened.enter_context(atomic_folder(target)))
+        ranks.write(temporary, checkpoint.tensors)
+
+        def finish() -> None:
+            _end(temporary, checkpoint)
+            opened.close()
+            prune(folder, keep)
+
+        ranks.first(finish)
+
+
+def _save(folder: Path, checkpoint: Checkpoint, keep: int) -> None:
     from safetensors.torch import save_file
 
     target = folder / f"step-{checkpoint.step:06d}"
     with atomic_folder(target) as temporary:
         contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.tensors.items()}
         save_file(contiguous, temporary / "tensors.safetensors")
-        (temporary / "state.json").write_text(json.dumps(checkpoint.state))
-        write_manifest(temporary)
+        _end(temporary, checkpoint)
     prune(folder, keep)
-    return target
+
+
+def _end(temporary: Path, checkpoint: Checkpoint) -> None:
+    (temporary / "state.json").write_text(json.dumps(checkpoint.state))
+    write_manifest(temporary)
 
 
 def write_manifest(folder: Path) -> None:
@@ -120,8 +144,10 @@ def saved(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("step-*") if path.is_dir())
 
 
-def load_newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
+def load_newest(folder: Path, *, tensors: bool = True) -> tuple[Checkpoint | None, list[str]]:
     """The newest checkpoint whose bytes are as they were written, and a warning for each damaged one passed over.
+
+    tensors: False leaves them on disk.
 
     Those take the name damaged-step-NNNNNN, so that they do not count among the ones to keep.
     Raises CheckpointError where there are checkpoints and none is whole.
@@ -130,7 +156,7 @@ def load_newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     damaged: list[Path] = []
     for path in reversed(saved(folder)):
         try:
-            checkpoint = _load(path)
+            checkpoint = _load(path, tensors)
         except DAMAGE as error:
             warnings.append(f"checkpoint {path.name} is damaged ({error}); falling back to the one before")
             damaged.append(path)
@@ -143,6 +169,11 @@ def load_newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     if warnings:
         raise CheckpointError(f"no checkpoint under {folder} is whole: {'; '.join(warnings)}; start the run afresh")
     return None, []
+
+
+def read(folder: Path, step: int | None, *, tensors: bool = True) -> Checkpoint | None:
+    """The checkpoint of a step, which another process has found whole."""
+    return None if step is None else _load(folder / f"step-{step:06d}", tensors, checked=True)
 
 
 def newest_state(folder: Path) -> Progress | None:
@@ -191,6 +222,9 @@ def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tenso
     if hasattr(optimizer, "init_state"):
         _load_8bit(optimizer, state)
         return
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for place, entry in state.items():
+        state[place] = {key: laid_out(tensor, parameters[place]) for key, tensor in entry.items()}
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
@@ -212,15 +246,19 @@ def _load_8bit(optimizer: Any, state: Mapping[int, dict[str, Any]]) -> None:
                 into[key] = tensor.item()
 
 
-def _load(path: Path) -> Checkpoint:
+def _load(path: Path, with_tensors: bool, checked: bool = False) -> Checkpoint:
     from safetensors.torch import load_file
 
-    check_manifest(path)
+    if not checked:
+        check_manifest(path)
     state = json.loads((path / "state.json").read_text())
     if path.name != f"step-{state['step']:06d}":
         raise ValueError(f"it holds step {state['step']}")
+    if not with_tensors:
+        return Checkpoint(state["step"], {}, state)
     try:
-        tensors = load_file(path / "tensors.safetensors")
+        whole = path / "tensors.safetensors"
+        tensors = load_file(whole) if whole.exists() else shards.read(path, {})
     except SafetensorError as error:
         raise ValueError(str(error)) from error
     return Checkpoint(state["step"], tensors, state)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from selfcorrect.errors import ConfigError, TrainingInterrupted
 
+LOCK = ".lock"
 SAME_PRESS = 1.0  # seconds in which a second Ctrl-C is the first one again: launchers pass on what a terminal sends too
 
 
@@ -25,7 +26,7 @@ def alone(path: Path) -> Iterator[None]:
     """
     new = [folder for folder in (path, *path.parents) if not folder.exists()]
     path.mkdir(parents=True, exist_ok=True)
-    lock = path / ".lock"
+    lock = path / LOCK
     try:
         with lock.open("w") as file:
             try:
@@ -46,11 +47,12 @@ def alone(path: Path) -> Iterator[None]:
 class Stop:
     """asked: the step under way is to be the last. now: outside a step, where a signal need not wait.
 
+    waits: of several processes, which stop together when they next meet (parallel/ranks.py).
     unsaved: steps done since the last checkpoint, which go with the step under way. lost: what went, in words.
     """
 
     def __init__(self) -> None:
-        self.asked, self.now = False, True
+        self.asked, self.now, self.waits = False, True, False
         self.unsaved, self.lost = 0, ""
         self.signal: int = signal.SIGINT
         self._since = 0.0
@@ -58,11 +60,14 @@ class Stop:
 
     def handle(self, signum: int, frame: types.FrameType | None) -> None:
         """The first signal lets the step end, and says so; a second Ctrl-C does not wait. SIGTERM loses no step."""
-        if self.asked and (time.monotonic() - self._since < SAME_PRESS or (signum == signal.SIGTERM and not self.now)):
+        goes_on = self.waits or not self.now
+        if self.asked and (time.monotonic() - self._since < SAME_PRESS or (signum == signal.SIGTERM and goes_on)):
             return
         again, self.asked, self.signal, self._since = self.asked, True, signum, time.monotonic()
-        if self.now or again:
+        if again or not goes_on:
             raise KeyboardInterrupt
+        if self.now:
+            return
         more = f" and the {self.unsaved} before it" if self.unsaved else ""
         self._notices.put(f"stopping after this step (Ctrl-C again to stop now, losing it{more})")
 

@@ -41,7 +41,7 @@ class Loop:
         validator: Evaluator | None, observer: Observer, dtype: torch.dtype = torch.float32,
     ) -> None:  # fmt: skip
         """dtype: that of the models it keeps."""
-        self.config, self.folder, self.trainer = config, folder, trainer
+        self.config, self.folder, self.trainer, self.ranks = config, folder, trainer, trainer.ranks
         self.evaluator, self.validator, self.observer = evaluator, validator, observer
         self._dtype, self._saved, self._saved_step = dtype, time.monotonic(), 0
         self._base = fingerprint(trainer.lm)
@@ -65,9 +65,8 @@ class Loop:
             if stop.now:  # else within a step that was given up
                 self._checkpoint()
             raise
-        final = self.folder.path / "final"
-        if not final.exists():
-            share_model(self.folder.path / "models" / self.config.stages[-1].name, final)
+        final, last = self.folder.path / "final", self.folder.path / "models" / self.config.stages[-1].name
+        self.ranks.first(lambda: None if final.exists() else share_model(last, final))
         self.observer.finished(self.folder.path)
 
     def _stages(self, stop: Stop) -> None:
@@ -84,10 +83,10 @@ class Loop:
                 stop.lost = f"step {first} is lost; " if first > before else f"steps {first} to {before + 1} are lost; "
                 stop.unsaved, stop.now = before + 1 - first, False
                 result = self._step()
-                if stop.asked:
+                if self.ranks.asked(stop):
                     self._checkpoint()
                 stop.now = True
-                if stop.asked:
+                if self.ranks.asked(stop):
                     raise KeyboardInterrupt
                 self._follow_up()
                 trainer.check_health(result)
@@ -109,7 +108,7 @@ class Loop:
             spread = result.rollouts[:: max(1, min(group, len(result.rollouts) // log.rollouts_kept))]
             self.folder.log_rollouts(spread[: log.rollouts_kept], step=result.step, stage=result.stage)
         self._sentry.step(result)
-        if self._is_due() or self._is_long_since():
+        if self._is_due() or self.ranks.first(self._is_long_since):
             self._checkpoint()
         self.observer.step_done(result)
         return result
@@ -175,7 +174,7 @@ class Loop:
         score = self._score()
         if score is not None and (progress.best_reward is None or score > progress.best_reward):
             progress.best_reward = score
-            save_model(self.trainer.lm, self._dtype, self.folder.path / "best")
+            self._save_model(self.folder.path / "best")
 
     def _score(self) -> float | None:
         """Accuracy of the last attempt on the held-out file, where there is one; else the smoothed training reward."""
@@ -183,7 +182,7 @@ class Loop:
         if not self.validator:
             return trainer.progress.smoothed_reward
         value = self._evaluation(self.validator, f"held_out-{trainer.progress.step}").summary.accuracy[-1].value
-        drop_kept(self.folder.path, f"held_out-{trainer.progress.step}")
+        self._drop_kept(f"held_out-{trainer.progress.step}")
         self.observer.message(f"step {trainer.progress.step}: {value:.1%} of the held-out file right")
         return value
 
@@ -198,15 +197,15 @@ class Loop:
         if not self._load_weights(target):
             chosen = self.config.checkpoint.select != "last" and self.trainer.progress.best_reward is not None
             if chosen and self._is_whole(best):
-                share_model(best, target)
+                self.ranks.first(lambda: share_model(best, target))
             else:
-                save_model(self.trainer.lm, self._dtype, target)
+                self._save_model(target)
             self._load_weights(target)
         self._evaluate(stage.name)
 
     def _evaluate(self, name: str) -> None:
         if self.folder.has_evaluation(name):
-            drop_kept(self.folder.path, name)  # a kill may have come before
+            self._drop_kept(name)  # a kill may have come before
             return
         if name == "base":
             self.observer.message(f"every evaluation: {self.evaluator.plan()}")
@@ -216,7 +215,14 @@ class Loop:
         self.observer.evaluated(evaluation)
         self._sentry.evaluated(evaluation)
         self.folder.write_evaluation(evaluation)
-        drop_kept(self.folder.path, name)
+        self._drop_kept(name)
+
+    def _drop_kept(self, name: str) -> None:
+        self.ranks.first(lambda: drop_kept(self.folder.path, name))
+
+    def _save_model(self, target: Path) -> None:
+        lm = self.ranks.whole(self.trainer.lm)
+        self.ranks.first(lambda: save_model(lm, self._dtype, target))
 
     def _evaluation(self, evaluator: Evaluator, name: str) -> Evaluation:
         """Of the weights as they are, each problem kept as it ends; `drop_kept` once something came of them."""
@@ -224,7 +230,7 @@ class Loop:
         self.observer.evaluating(name)
         trainer.sampler.load_weights(lm.model)
         made_with = settings(self.config, evaluator, lm.chat, model_settings(lm))
-        with kept_in(self.folder.path, name, made_with, self.observer, afresh=True) as kept:
+        with self.ranks.kept(kept_in(self.folder.path, name, made_with, self.observer, afresh=True)) as kept:
             return run_kept(evaluator, name, trainer.progress.step, trainer.sampler, lm.chat, kept, self.observer)
 
     def _set_reference(self, index: int) -> None:
@@ -237,11 +243,12 @@ class Loop:
         trainer = self.trainer
         if trainer.progress.step == self._saved_step:
             return
+        self.ranks.check_alike(trainer.lm)
         tensors = {f"model/{name}": tensor for name, tensor in weights(trainer.lm).items()}
         tensors |= {f"optimizer/{name}": tensor for name, tensor in optimizer_tensors(trainer.optimizer).items()}
         state = asdict(trainer.progress) | {"due": self._is_due(), "base": self._base}
         checkpoint = Checkpoint(trainer.progress.step, tensors, state)
-        save(self.folder.checkpoints, checkpoint, self.config.checkpoint.keep)
+        save(self.folder.checkpoints, checkpoint, self.config.checkpoint.keep, self.ranks)
         self._saved, self._saved_step = time.monotonic(), checkpoint.step
 
     def _restore(self, checkpoint: Checkpoint) -> None:
@@ -258,7 +265,10 @@ class Loop:
         trainer.start_stage(progress.stage)
         trainer.progress = progress
         parts: dict[str, dict[str, Any]] = {"model": {}, "optimizer": {}}
-        for name, tensor in checkpoint.tensors.items():
+        tensors = checkpoint.tensors
+        if self.ranks.sharded:
+            tensors = self.ranks.read(self.folder.checkpoints / f"step-{checkpoint.step:06d}", trainer)
+        for name, tensor in tensors.items():
             kind, _, rest = name.partition("/")
             parts[kind][rest] = tensor
         load_weights(trainer.lm, parts["model"])
@@ -277,6 +287,9 @@ class Loop:
 
     def _is_whole(self, source: Path) -> bool:
         """Whether a model folder is there and as it was written; one that is damaged is told of."""
+        return self.ranks.first(lambda: self._looks_whole(source))
+
+    def _looks_whole(self, source: Path) -> bool:
         if not source.exists():
             return False
         try:

@@ -11,17 +11,21 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from selfcorrect.config import SupervisedStage, TrainConfig
 from selfcorrect.config.paths import USED, absolute, is_evaluation
 from selfcorrect.config.recipe import load_recipe
-from selfcorrect.errors import CheckpointError, ConfigError, MemoryExhausted, TrainingInterrupted
+from selfcorrect.errors import CheckpointError, ConfigError, MemoryExhausted, RankLost, TrainingInterrupted
 from selfcorrect.evaluation.kept import differences
 from selfcorrect.learning.policy import check_optimizer, make_reference
 from selfcorrect.learning.training import Trainer
-from selfcorrect.models.loading import load_model, use_threads
+from selfcorrect.models.loading import LanguageModel, load_model, use_threads
 from selfcorrect.models.sizing import sizes_of, with_sizes
 from selfcorrect.models.stored import stored_dtype
 from selfcorrect.models.weights import fingerprint
+from selfcorrect.parallel.joining import joined
+from selfcorrect.parallel.ranks import Alone
 from selfcorrect.runs.changes import judge, set_aside
 from selfcorrect.runs.checkpoint import (
     Checkpoint,
@@ -30,6 +34,7 @@ from selfcorrect.runs.checkpoint import (
     newest_state,
     progress_of,
     prune,
+    read,
     saved,
     sweep,
 )
@@ -39,7 +44,7 @@ from selfcorrect.runs.disk import used as used_by
 from selfcorrect.runs.display import Observer
 from selfcorrect.runs.evaluating import make_evaluator, rows_of
 from selfcorrect.runs.folder import RunFolder, sizes_begun
-from selfcorrect.runs.interrupts import Stop, alone, interruptible
+from selfcorrect.runs.interrupts import LOCK, Stop, alone, interruptible
 from selfcorrect.runs.loop import Loop
 from selfcorrect.runs.trackers import tracker_names
 from selfcorrect.runs.untrained import clear, has_earned, nothing_left_of_a_failure
@@ -51,8 +56,19 @@ def start(config: TrainConfig, observer: Observer) -> Path:
     """Train from the beginning; returns the run folder. Raises UserError kinds for all a user can mend."""
     path = Path(config.output) / config.name
     config = absolute(config)
+    with joined() as ranks:
+        observer = observer if ranks.rank == 0 else Observer()
+        used = ranks.first(lambda: _begun(config, path, observer))
+        return _run(config, path, observer, used, ranks)
+
+
+def _begun(config: TrainConfig, path: Path, observer: Observer) -> TrainConfig | None:
+    """The settings that a run at `path` has gone by so far; None where there is none to go on with.
+
+    Raises ConfigError where `path` holds something that training would spoil.
+    """
     if not (path / "config.yaml").exists():
-        return _run(config, path, observer)
+        return None
     if is_evaluation(path):
         raise ConfigError(f"{path} already holds an evaluation; choose another name=...")
     try:
@@ -62,7 +78,7 @@ def start(config: TrainConfig, observer: Observer) -> Path:
     trained = newest_state(path / "checkpoints") is not None or (path / "final").is_dir()
     if used == config and not trained:
         observer.message(f"{path} was begun with these settings, and no step is kept yet: going on with it")
-        return _run(config, path, observer, used)
+        return used
     if used is None or trained or has_earned(path):
         before, now = (each and each.model_dump(mode="json") for each in (used, config))
         other = f", {differences(before, now)}" if before and before != now else ""
@@ -73,7 +89,7 @@ def start(config: TrainConfig, observer: Observer) -> Path:
         f"{path} held the beginning of a run with other settings, in which no evaluation had ended: it begins anew"
     )
     clear(path)
-    return _run(config, path, observer)
+    return None
 
 
 def resume(path: Path, observer: Observer, overrides: Sequence[str] = ()) -> Path:
@@ -82,6 +98,16 @@ def resume(path: Path, observer: Observer, overrides: Sequence[str] = ()) -> Pat
     Settings other than those the run has gone by so far are judged (runs/changes.py), told and kept. Raises ConfigError
     where `path` holds no run, or a setting may not change.
     """
+    with joined() as ranks:
+        observer = observer if ranks.rank == 0 else Observer()
+        config, used = ranks.first(lambda: _to_go_on(path, observer, overrides))
+        return path if config is None else _run(config, path, observer, used, ranks)
+
+
+def _to_go_on(
+    path: Path, observer: Observer, overrides: Sequence[str]
+) -> tuple[TrainConfig | None, TrainConfig | None]:  # fmt: skip
+    """The settings to go on with, None where nothing is left to do, and those that the run has gone by so far."""
     if not (path / "config.yaml").is_file():
         near = [folder for folder in (Path("runs") / path, *path.parents[:3]) if (folder / "config.yaml").is_file()]
         what = f"`{resume_command(near[0])}` is of the run there" if near else "start one with `selfcorrect train`"
@@ -103,8 +129,8 @@ def resume(path: Path, observer: Observer, overrides: Sequence[str] = ()) -> Pat
                 f"model.path={shlex.quote(str(path / 'final'))}`"
             )
         observer.message(f"{path} is complete, and its checkpoints are gone: there is nothing to go on with")
-        return path
-    return _run(absolute(config), path, observer, used)
+        return None, used
+    return absolute(config), used
 
 
 def resume_command(path: Path) -> str:
@@ -123,12 +149,16 @@ def _recipe_of(file: Path, overrides: Sequence[str] = ()) -> TrainConfig:
     return config
 
 
-def _run(config: TrainConfig, path: Path, observer: Observer, used: TrainConfig | None = None) -> Path:
+def _run(config: TrainConfig, path: Path, observer: Observer, used: TrainConfig | None, ranks: Alone) -> Path:
     """used: the settings that a run which goes on has gone by so far."""
     with interruptible(observer.message) as stop:
+        ranks.attach(stop, lambda: f"{_last_saved(path)}. To go on, {_how_to_go_on(path)}")
         try:
-            _prepare_and_train(config, path, observer, used, stop)
+            _prepare_and_train(config, path, observer, used, stop, ranks)
         except RuntimeError as error:
+            if lost := ranks.loss(error):
+                saved = f"{_last_saved(path)}. To go on, {_how_to_go_on(path)}"
+                raise RankLost(f"{lost}; {saved} (by the same launcher)") from error
             if not is_out_of_memory(error):
                 raise
             raise MemoryExhausted(
@@ -152,33 +182,38 @@ def _run(config: TrainConfig, path: Path, observer: Observer, used: TrainConfig 
 
 
 def _prepare_and_train(
-    config: TrainConfig, path: Path, observer: Observer, used: TrainConfig | None, stop: Stop
+    config: TrainConfig, path: Path, observer: Observer, used: TrainConfig | None, stop: Stop, ranks: Alone
 ) -> None:  # fmt: skip
     use_threads(config.threads)
     _check_stages(config)
     tracker_names(config)  # refused before anything is written, as are task, data and model
+    ranks = ranks.settled(config)
     task = make_task(config.task)
     task.draw(1, config.rollouts.problems_per_step, config.seed)
-    evaluator = make_evaluator(config, task)
+    evaluator = dataclasses.replace(make_evaluator(config, task), play=ranks.play)
     validation = task.load(config.checkpoint.held_out) if config.checkpoint.held_out else []
     lm, dtype = load_model(config.model, config.seed), stored_dtype(config.model.path)
     check_optimizer(config.optimizer, lm.device)
-    settled, sizes = fitted(with_sizes(config, sizes_begun(path, config) if used else {}), lm, task)
+    begun = with_sizes(config, sizes_begun(path, config) if used else {})
+    settled, sizes = ranks.first(lambda: fitted(begun, lm, task))
     evaluator = dataclasses.replace(evaluator, rows=rows_of(settled, lm))
     plainly: dict[str, Any] = {"controls": False, "external": (), "samples": 1, "temperature": 0.0, "wordings": {}}
     validator = dataclasses.replace(evaluator, problems=validation, **plainly) if validation else None
-    reference, told = make_reference(settled, lm)
+    reference, told = ranks.reference(make_reference, settled, lm)
     sampler = TransformersSampler(lm, max_rows=settled.rollouts.rows)
     base_sampler = TransformersSampler(reference, beside=sampler) if reference else None
-    trainer = Trainer(settled, lm, reference, sampler, task, base_sampler)
-    room = ""
-    with closing(task), ready(task), alone(path), nothing_left_of_a_failure(path, new=used is None):
+    trainer = ranks.spread(Trainer(settled, lm, reference, sampler, task, base_sampler, ranks))
+    with (
+        closing(task), ready(task), ranks.held(alone(path)),
+        ranks.held(nothing_left_of_a_failure(path, new=used is None)),
+    ):  # fmt: skip
+        ranks.check_shared(path / LOCK)
+        room = ""
         if used is None or used.stages != config.stages or not (path / "final").exists():  # else nothing comes of it
-            need = need_of(config, lm, try_save(lm, dtype, path))
-            room = check_room(path, need, config.checkpoint.keep, used_by(path))
+            room = ranks.first(lambda: _room(config, lm, dtype, path))
         short = shortages(config, task, len(evaluator.problems))
-        notes = [*short, *task.notes, *lm.chat.notes, *sizes, tuning_text(settled, lm), told]
-        checkpoint, folder = _open(path, config, observer, fingerprint(lm), notes, used, sizes_of(settled))
+        notes = [*short, *task.notes, *lm.chat.notes, *sizes, tuning_text(settled, lm), told, *ranks.notes]
+        checkpoint, folder = _open(path, config, observer, fingerprint(lm), notes, used, sizes_of(settled), ranks)
         loop = Loop(settled, folder, trainer, evaluator, validator, observer, dtype)
         with closing(folder), observer:
             if used is None:
@@ -186,6 +221,12 @@ def _prepare_and_train(
             for note in notes:
                 observer.message(f"note: {note}")
             loop.run(checkpoint, stop)
+
+
+def _room(config: TrainConfig, lm: LanguageModel, dtype: torch.dtype, path: Path) -> str:
+    """A line on what the run will take of the disk. Raises CheckpointError where that is not there."""
+    need = need_of(config, lm, try_save(lm, dtype, path))
+    return check_room(path, need, config.checkpoint.keep, used_by(path))
 
 
 def _check_stages(config: TrainConfig) -> None:
@@ -204,12 +245,27 @@ def _check_stages(config: TrainConfig) -> None:
 
 def _open(
     path: Path, config: TrainConfig, observer: Observer, base: str, notes: Sequence[str], used: TrainConfig | None,
-    sizes: Mapping[str, Any],
+    sizes: Mapping[str, Any], ranks: Alone,
 ) -> tuple[Checkpoint | None, RunFolder]:  # fmt: skip
     """The newest whole checkpoint, if any, and the run folder with its logs cut back to it, and its new settings."""
+    found: list[tuple[Checkpoint | None, RunFolder]] = []
+
+    def open_() -> int | None:
+        found.append(_opened(path, config, observer, base, notes, used, sizes, not ranks.sharded))
+        return found[0][0].step if found[0][0] else None
+
+    step = ranks.first(open_)
+    checkpoint, folder = found[0] if found else (read(path / "checkpoints", step, tensors=not ranks.sharded), None)
+    return checkpoint, ranks.folder(folder, path)
+
+
+def _opened(
+    path: Path, config: TrainConfig, observer: Observer, base: str, notes: Sequence[str], used: TrainConfig | None,
+    sizes: Mapping[str, Any], tensors: bool,
+) -> tuple[Checkpoint | None, RunFolder]:  # fmt: skip
     for folder in (path, path / "checkpoints", path / "models"):
         sweep(folder)
-    checkpoint, warnings = load_newest(path / "checkpoints")
+    checkpoint, warnings = load_newest(path / "checkpoints", tensors=tensors)
     for warning in warnings:
         observer.message(f"warning: {warning}")
     prune(path / "checkpoints", config.checkpoint.keep)  # one may be half removed

@@ -14,8 +14,8 @@ _BLOCK = 512  # tokens; the draw adds up blocks first and then looks into one
 def uniforms(rows: int, params: SamplingParams, device: torch.device) -> Tensor:
     """Numbers in [0, 1) for every row and place of a call [rows, max_new_tokens], the same on every device."""
     generator = torch.Generator().manual_seed(params.seed)
-    numbers_NL = torch.rand(rows, params.max_new_tokens, generator=generator, dtype=torch.float64)
-    return numbers_NL.to(precision(device)).to(device)
+    numbers_NL = torch.rand(params.first + rows, params.max_new_tokens, generator=generator, dtype=torch.float64)
+    return numbers_NL[params.first :].to(precision(device)).to(device)
 
 
 def precision(device: torch.device) -> torch.dtype:

@@ -1,0 +1,95 @@
+"""The processes of a launch find each other, and leave each other."""
+
+import contextlib
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+import torch
+from torch.distributed.rendezvous import rendezvous
+
+from selfcorrect.errors import ConfigError, TrainingInterrupted, UserError
+from selfcorrect.parallel.launch import Launch, launched
+from selfcorrect.parallel.lifeline import Lifeline
+from selfcorrect.parallel.ranks import Alone, Several
+
+_JOINING = timedelta(minutes=10)
+# Between ranks that sample longer than others, or wait for a checkpoint. Dead ones are known of at once all the same.
+_LONGEST_WAIT = timedelta(hours=2)
+
+
+@contextmanager
+def joined() -> Iterator[Alone]:
+    """All processes that were started together; `Alone` where this is the only one, and nothing is initialised.
+
+    An error ends every one of them, and one alone tells it: on the others it is raised without a text.
+    """
+    launch = launched()
+    if launch is None:
+        yield Alone()
+        return
+    ranks = _join(launch)
+    with contextlib.suppress(ValueError):  # launchers end the others so: who speaks must get to it first
+        before = signal.signal(signal.SIGTERM, lambda *_: None)
+    try:
+        yield ranks
+    except BaseException as error:
+        agreed = ranks.agreed or (isinstance(error, UserError) and ranks.lifeline.loss is not None)
+        ranks.lifeline.end(None if agreed else _in_a_line(error))
+        if isinstance(error, TrainingInterrupted) and not ranks.lifeline.speaks:
+            raise TrainingInterrupted("", error.status) from None
+        if isinstance(error, UserError) and not ranks.lifeline.speaks:
+            raise UserError("") from None
+        raise
+    else:
+        ranks.lifeline.end(None)
+        with contextlib.suppress(ValueError):
+            signal.signal(signal.SIGTERM, before)
+    finally:
+        if ranks.lifeline.loss is None or not torch.cuda.is_available():  # NCCL would wait for the lost one
+            torch.distributed.destroy_process_group()
+
+
+def _join(launch: Launch) -> Several:
+    if not torch.distributed.is_available():
+        raise ConfigError(f"WORLD_SIZE is {launch.size}, but this torch has no torch.distributed; train in one")
+    backend = "gloo"
+    if torch.cuda.is_available():
+        there, wanted = torch.cuda.device_count(), int(os.environ.get("LOCAL_WORLD_SIZE", launch.local + 1))
+        if wanted <= there:
+            torch.cuda.set_device(launch.local)
+            backend = "cpu:gloo,cuda:nccl"
+        else:
+            raise ConfigError(
+                f"{wanted} processes were started on a host with {there} GPUs; start as many as there are, or hide the "
+                "GPUs with CUDA_VISIBLE_DEVICES= to train on the processors"
+            )
+    try:
+        store, *_ = next(iter(rendezvous("env://", launch.rank, launch.size, timeout=_JOINING)))
+        torch.distributed.init_process_group(
+            backend, timeout=_LONGEST_WAIT, store=store, rank=launch.rank, world_size=launch.size
+        )
+    except RuntimeError as error:  # all kinds of torch.distributed are of it
+        raise ConfigError(
+            f"rank {launch.rank} of {launch.size} did not find the others at {launch.address}:{launch.port} "
+            f"({str(error).splitlines()[0]}); see that all were started, and that the address can be reached"
+        ) from error
+    objects: Any = torch.distributed.group.WORLD
+    if backend != "gloo":
+        objects = torch.distributed.new_group(backend="gloo", timeout=_LONGEST_WAIT)
+
+    def from_first(value: Any) -> Any:
+        told = [value]
+        torch.distributed.broadcast_object_list(told, src=0, group=objects)
+        return told[0]
+
+    lifeline = Lifeline(launch.rank, launch.size, launch.address, from_first)
+    return Several(launch.rank, launch.size, objects, lifeline)
+
+
+def _in_a_line(error: BaseException) -> str:
+    text = " ".join(str(error).split())[:500]
+    return text if isinstance(error, UserError) else f"{type(error).__name__}: {text}"

@@ -1,0 +1,310 @@
+"""What one process does alone, and what several do together: the same calls, on every rank in the same order.
+
+`Alone` is all that a single process knows of this folder. `Several` is DDP: every rank holds the whole model.
+"""
+
+import contextlib
+import socket
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any, Protocol, TypeVar, cast
+
+import torch
+from torch import Tensor
+
+from selfcorrect.config import TrainConfig
+from selfcorrect.errors import CheckpointError, ConfigError, NumericalError, UserError
+from selfcorrect.evaluation.kept import Kept
+from selfcorrect.models.loading import LanguageModel
+from selfcorrect.models.weights import fingerprint
+from selfcorrect.parallel.gradients import sum_gradients
+from selfcorrect.parallel.launch import kind_of
+from selfcorrect.parallel.lifeline import Lifeline
+from selfcorrect.rollout import play
+from selfcorrect.samplers.base import Sampler
+from selfcorrect.types import Completion, Problem, Rollout, SamplingParams
+
+_LOOKS = 20
+T = TypeVar("T")
+Trainer = TypeVar("Trainer", bound=Any)
+Batch = TypeVar("Batch", bound=Any)  # learning/batching.py, which imports this
+
+
+class Asked(Protocol):
+    """What signals have asked of a process (runs/interrupts.py)."""
+
+    asked: bool
+    now: bool
+    waits: bool
+    signal: int
+
+
+class Alone:
+    """One process: nothing is split, nothing is waited for."""
+
+    size, rank, sharded = 1, 0, False
+    shares_prompts = True  # whether an update computes the prompts that rollouts share once (learning/prompts.py)
+
+    @property
+    def notes(self) -> list[str]:
+        """Lines for the user."""
+        return []
+
+    def settled(self, config: TrainConfig) -> "Alone":
+        """As the recipe wants it. Raises ConfigError where the launch does not fit."""
+        if config.parallel != "auto":
+            raise ConfigError(
+                f"parallel = {config.parallel!r} is for several processes, and this is one; start it with `torchrun "
+                "--nproc-per-node N -m selfcorrect.cli train ...`, or set parallel=auto"
+            )
+        return self
+
+    def attach(self, stop: Asked, saved: Callable[[], str]) -> None:
+        """stop: what signals ask for. saved: what is kept and how to go on, in words."""
+
+    def reference(self, make: Any, config: TrainConfig, lm: LanguageModel) -> tuple[LanguageModel | None, str]:
+        """What `make` (learning/policy.py) makes of the model as it is now, laid out as the ranks lay it out."""
+        found: tuple[LanguageModel | None, str] = make(config, lm)
+        return found
+
+    def spread(self, trainer: Trainer) -> Trainer:
+        """The trainer, its weights laid out over the ranks as these are."""
+        return trainer
+
+    def first(self, deed: Callable[[], T]) -> T:
+        """What rank 0 comes to, on every rank: a value, or what it raised."""
+        return deed()
+
+    def held(self, context: AbstractContextManager[Any]) -> AbstractContextManager[Any]:
+        """A context that rank 0 enters alone; what it raises there is raised on every rank."""
+        return context
+
+    def check_shared(self, file: Path) -> None:
+        """Raises CheckpointError where a rank does not see a file that rank 0 has just made."""
+
+    def kept(self, context: AbstractContextManager[Kept]) -> AbstractContextManager[Kept]:
+        """`held`, of work that every rank asks for and adds to."""
+        return context
+
+    def play(self, problems: Sequence[Problem], *args: Any, group: int = 1, **kwargs: Any) -> list[Rollout]:
+        """`rollout.play` of all problems, each rank its own; group: how many of them stay together."""
+        return play(problems, *args, **kwargs)
+
+    def sample(self, sampler: Sampler, prompts: Sequence[tuple[int, ...]], params: SamplingParams) -> list[Completion]:
+        """`Sampler.sample` of all prompts, each rank its own."""
+        return sampler.sample(prompts, params)
+
+    def folder(self, opened: Any, path: Path) -> Any:
+        """The run's folder at `path`, which rank 0 alone has opened."""
+        return opened
+
+    def own(self, batch: Batch, group: int) -> Batch:
+        """The rows of a whole step's batch that this rank trains on."""
+        return batch
+
+    def idle(self, batch: Batch, group: int, size: int) -> list[Batch]:
+        """Micro-batches of no weight, one for each that another rank has more than this one, and would wait in."""
+        return []
+
+    def check_alike(self, lm: LanguageModel) -> None:
+        """Raises NumericalError where ranks that hold the same weights do not."""
+
+    def add_up(self, *tensors: Tensor) -> None:
+        """Each becomes its sum over ranks, in place."""
+
+    def sum_gradients(self, parameters: Sequence[Tensor]) -> None:
+        """Each gradient becomes its sum over ranks."""
+
+    def clip(self, parameters: Sequence[Tensor], most: float) -> float:
+        """Scale the gradients so that their norm over all weights is at most this; returns what it was."""
+        return float(torch.nn.utils.clip_grad_norm_(parameters, most))
+
+    def whole(self, lm: LanguageModel) -> LanguageModel:
+        """The model as a plain one, with all of its weights as they are now."""
+        return lm
+
+    def write(self, folder: Path, tensors: Mapping[str, Tensor]) -> None:
+        """Of ranks that are sharded: a checkpoint's tensors, in step. Raises OSError as any rank's disk does."""
+        raise NotImplementedError
+
+    def read(self, folder: Path, trainer: Any) -> dict[str, Tensor]:
+        """Of ranks that are sharded: a checkpoint's tensors, laid out as the trainer's are."""
+        raise NotImplementedError
+
+    def asked(self, stop: Asked) -> bool:
+        """Whether a signal asked any rank to stop."""
+        return stop.asked
+
+    def loss(self, error: Exception) -> str:
+        """Which rank was lost, in words, where `error` came of that; else empty."""
+        return ""
+
+
+class OnFirst:
+    """Stands in for an object that rank 0 alone has: a method is called there, and its result is everyone's."""
+
+    def __init__(self, ranks: Alone, mine: Any, **known: Any) -> None:
+        """mine: the object, on rank 0. known: attributes that all have."""
+        self._ranks, self._mine = ranks, mine
+        vars(self).update(known)
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *args, **kwargs: self._ranks.first(lambda: getattr(self._mine, name)(*args, **kwargs))
+
+
+class Several(Alone):
+    """What all ranks know of each other. stop: see `attach`; agreed: whether what was raised last was raised on all."""
+
+    def __init__(self, rank: int, size: int, objects: Any, lifeline: Lifeline) -> None:
+        """objects: the process group over which values go."""
+        self.rank, self.size, self.objects, self.lifeline = rank, size, objects, lifeline
+        self.agreed = False
+        self.stop: Asked | None = None
+        self._stopping = False
+
+    @property
+    def notes(self) -> list[str]:
+        return [f"{self.size} processes, ddp: each holds the model, and gradients are summed"]
+
+    def settled(self, config: TrainConfig) -> Alone:
+        if kind_of(config.parallel) == "ddp":
+            return self
+        from selfcorrect.parallel.sharding import Sharded
+
+        return Sharded(self, config)
+
+    def attach(self, stop: Asked, saved: Callable[[], str]) -> None:
+        self.stop, stop.waits, self.lifeline.saved = stop, True, saved
+
+    def exchange(self, value: T, error: Exception | None = None, *, named: bool = True) -> list[T]:
+        """Every rank's value, by rank. Where any has an error, the first one's is raised on all, with its rank.
+
+        Where a signal asked any to stop, and none is within a step, KeyboardInterrupt is raised on all, once.
+        """
+        signum = int(self.stop.signal) if self.stop and self.stop.asked else 0
+        told: list[Any] = [None] * self.size
+        torch.distributed.all_gather_object(told, (signum, error, value), group=self.objects)
+        raised = [(rank, wrong) for rank, (_, wrong, _) in enumerate(told) if wrong is not None]
+        if raised:
+            self.agreed = True
+            everywhere = len({str(wrong) for _, wrong in raised}) == 1 and len(raised) == self.size
+            raise raised[0][1] if everywhere or not named else _of_rank(*raised[0])
+        signum = max(signum for signum, _, _ in told)
+        if signum and self.stop and self.stop.now and not self._stopping:
+            self.stop.asked, self.stop.signal = True, signum
+            self.agreed = self._stopping = True
+            raise KeyboardInterrupt
+        return [value for _, _, value in told]
+
+    def first(self, deed: Callable[[], T]) -> T:
+        value, error = _tried(deed) if self.rank == 0 else (None, None)
+        found: Any = self.exchange(value, error, named=False)[0]
+        return found  # type: ignore[no-any-return]
+
+    def every(self, deed: Callable[[], T]) -> list[T]:
+        """What each rank comes to, by rank."""
+        value, error = _tried(deed)
+        found: list[Any] = self.exchange(value, error)
+        return found
+
+    @contextmanager
+    def held(self, context: AbstractContextManager[Any]) -> Iterator[None]:
+        with ExitStack() as stack:
+            self.first(lambda: stack.enter_context(context) and None)
+            yield
+
+    def check_shared(self, file: Path) -> None:
+        def look() -> None:
+            for _ in range(_LOOKS):  # network file systems take a moment to tell
+                if file.exists():
+                    return
+                time.sleep(0.5)
+            raise CheckpointError(
+                f"{file.parent} was made by rank 0 and is not there on {socket.gethostname()}: set output to a folder "
+                "that all hosts share"
+            )
+
+        self.every(look)
+
+    @contextmanager
+    def kept(self, context: AbstractContextManager[Kept]) -> Iterator[Kept]:
+        with ExitStack() as stack:
+            mine = list[Kept]()
+            self.first(lambda: mine.append(stack.enter_context(context)))
+            yield cast(Kept, OnFirst(self, mine[0] if mine else None))
+
+    def folder(self, opened: Any, path: Path) -> Any:
+        return OnFirst(self, opened, path=path, checkpoints=path / "checkpoints")
+
+    def part(self, rows: int, group: int = 1, rank: int | None = None) -> slice:
+        """A rank's run of rows, in whole groups. Ranks have as many groups as each other, or one more."""
+        groups, rank = rows // group, self.rank if rank is None else rank
+        return slice(groups * rank // self.size * group, groups * (rank + 1) // self.size * group)
+
+    def play(self, problems: Sequence[Problem], *args: Any, group: int = 1, **kwargs: Any) -> list[Rollout]:
+        mine = self.part(len(problems), group)
+        return [rollout for own in self.every(lambda: play(problems, *args, part=mine, **kwargs)) for rollout in own]
+
+    def sample(self, sampler: Sampler, prompts: Sequence[tuple[int, ...]], params: SamplingParams) -> list[Completion]:
+        mine = self.part(len(prompts))
+        of_all = self.every(lambda: sampler.sample(prompts[mine], replace(params, first=mine.start)))
+        return [completion for own in of_all for completion in own]
+
+    def own(self, batch: Batch, group: int) -> Batch:
+        mine = self.part(len(batch.length_B), group)
+        return replace(batch, **{field.name: getattr(batch, field.name)[mine] for field in fields(batch)})
+
+    def check_alike(self, lm: LanguageModel) -> None:
+        found = self.exchange(fingerprint(lm))
+        other = next((rank for rank in range(self.size) if found[rank] != found[0]), None)
+        if other is not None:
+            self.agreed = True
+            raise NumericalError(
+                f"rank {other} has come to other weights than rank 0 ({found[other]}, not {found[0]}), so one of them "
+                "computed wrongly, or in another way; see that all have the same hardware and libraries"
+            )
+
+    def add_up(self, *tensors: Tensor) -> None:
+        for tensor in tensors:
+            torch.distributed.all_reduce(tensor, group=self.objects)
+
+    def sum_gradients(self, parameters: Sequence[Tensor]) -> None:
+        sum_gradients(parameters)
+
+    def asked(self, stop: Asked) -> bool:
+        signum = max(self.exchange(int(stop.signal) if stop.asked else 0))
+        if signum:
+            stop.signal = signum
+        return signum > 0
+
+    def loss(self, error: Exception) -> str:
+        text = str(error)
+        of_others = isinstance(error, torch.distributed.DistError) or any(
+            word in text for word in ("gloo", "NCCL", "onnection", "peer", "rocess group")
+        )
+        if isinstance(error, UserError) or not of_others:
+            return ""
+        loss = self.lifeline.wait(10.0)
+        return str(loss) if loss else ""
+
+
+def _tried(deed: Callable[[], T]) -> tuple[T | None, Exception | None]:
+    try:
+        return deed(), None
+    except (UserError, OSError) as error:
+        if isinstance(error, KeyboardInterrupt):
+            raise
+        return None, error
+
+
+def _of_rank(rank: int, error: Exception) -> Exception:
+    """The same kind of error, whose text says where it was raised."""
+    if isinstance(error, UserError):
+        with contextlib.suppress(TypeError):
+            return type(error)(f"rank {rank}: {error}")
+    if isinstance(error, OSError) and error.errno is not None:
+        return OSError(error.errno, f"{error.strerror} on rank {rank}", error.filename)
+    return error

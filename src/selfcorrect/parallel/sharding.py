@@ -1,0 +1,201 @@
+"""FSDP2: weights, gradients and moments in shards over all ranks, by torch's `fully_shard`.
+
+Every layer is a unit that is gathered where it computes. Embeddings, last norm and head are one more, gathered for a
+whole forward and backward pass, as the loss reads the head's weights outside of the model. Each rank samples with a
+plain copy of the model that the shards are gathered into first, on all ranks and in one order: decoding needs all
+weights at every token, so that memory is the price of sampling in the process that trains.
+"""
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+
+from selfcorrect.config import TrainConfig
+from selfcorrect.errors import ConfigError
+from selfcorrect.models.loading import LanguageModel
+from selfcorrect.models.placement import stack_of
+from selfcorrect.models.sharded import whole
+from selfcorrect.models.weights import weights
+from selfcorrect.parallel import shards
+from selfcorrect.parallel.ranks import Alone, Batch, Several, Trainer
+from selfcorrect.types import Completion, SamplingParams
+
+Reference = Callable[[TrainConfig, LanguageModel], tuple[LanguageModel | None, str]]
+MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's, of a weight's own shape
+
+
+class Sharded(Several):
+    """Ranks that hold the model's shards. Prompts are not shared: their backward pass would enter gathered layers."""
+
+    shares_prompts, sharded = False, True
+
+    def __init__(self, ranks: Several, config: TrainConfig) -> None:
+        """Raises ConfigError where a setting cannot be had in shards."""
+        vars(self).update(vars(ranks))
+        _refuse(config)
+        self._lm: LanguageModel | None = None
+        self._plain: LanguageModel | None = None
+
+    @property
+    def notes(self) -> list[str]:
+        return [f"{self.size} processes, fsdp2: weights, gradients and moments in shards; sampling has a whole copy"]
+
+    def settled(self, config: TrainConfig) -> Alone:
+        return self
+
+    def reference(self, make: Reference, config: TrainConfig, lm: LanguageModel) -> tuple[LanguageModel | None, str]:
+        if lm.adapters or config.samples_reference or not config.uses_reference:
+            on_device = config.model.model_copy(update={"reference": "device"})
+            return make(config.model_copy(update={"model": on_device}), lm)
+        model, _ = sharded_copy(lm, self._mesh(lm))
+        frozen = replace(lm, model=model.requires_grad_(False), masters=None)
+        return frozen, "reference: a copy of the weights, in shards"
+
+    def _mesh(self, lm: LanguageModel) -> DeviceMesh:
+        return init_device_mesh(lm.device.type, (self.size,))
+
+    def spread(self, trainer: Trainer) -> Trainer:
+        plain, reference = trainer.lm, trainer.reference if trainer.has_reference else None
+        model, adapters = sharded_copy(plain, self._mesh(plain))
+        lm = replace(plain, model=model, adapters=adapters, masters=None)
+        self._lm, self._plain = lm, plain
+        if reference is not None and plain.adapters:
+            reference = replace(lm, view=reference.view)
+        base = trainer.base_sampler
+        if base and plain.adapters:
+            base = Gathering(base, lambda: plain.model)
+        sampler = Gathering(trainer.sampler, lambda: self.whole(lm).model)
+        made: Trainer = type(trainer)(trainer.config, lm, reference, sampler, trainer.task, base, self)
+        return made
+
+    def whole(self, lm: LanguageModel) -> LanguageModel:
+        assert self._lm is lm, "of the policy alone is there a plain copy"
+        assert self._plain
+        targets = dict(self._plain.model.named_parameters())
+        with torch.no_grad():
+            for name, parameter in lm.model.named_parameters():
+                if parameter.requires_grad:
+                    targets[name].copy_(whole(parameter))
+        return self._plain
+
+    def write(self, folder: Path, tensors: Mapping[str, Tensor]) -> None:
+        try:
+            shards.write(folder, tensors, self.objects)
+        except OSError:
+            self.agreed = True
+            raise
+
+    def read(self, folder: Path, trainer: Any) -> dict[str, Tensor]:
+        like = {f"model/{name}": tensor for name, tensor in weights(trainer.lm).items()}
+        parameters = [parameter for group in trainer.optimizer.param_groups for parameter in group["params"]]
+        for key in MOMENTS:
+            like |= {f"optimizer/{number}.{key}": tensor for number, tensor in enumerate(parameters)}
+        return shards.read(folder, like, self.objects)
+
+    def idle(self, batch: Batch, group: int, size: int) -> list[Batch]:
+        trained_B = (batch.attempt_BT > 0).any(1)
+        rows = [int(trained_B[self.part(len(trained_B), group, rank)].sum()) for rank in range(self.size)]
+        pieces = [-(-count // size) for count in rows]
+        missing = max(pieces) - pieces[self.rank]
+        if not missing:
+            return []
+        row = batch.select(trained_B.nonzero()[0])
+        nothing = replace(
+            row, advantages_BT=torch.zeros_like(row.advantages_BT), kl_coef_BT=torch.zeros_like(row.kl_coef_BT)
+        )
+        return [nothing] * missing
+
+    def check_alike(self, lm: LanguageModel) -> None:
+        """No weight is held twice."""
+
+    def sum_gradients(self, parameters: Sequence[Tensor]) -> None:
+        """Done by the backward passes."""
+
+    def clip(self, parameters: Sequence[Tensor], most: float) -> float:
+        return float(whole(torch.nn.utils.clip_grad_norm_(parameters, most)))
+
+
+class Gathering:
+    """A sampler of a plain copy. weights: gathers the copy, and gives it."""
+
+    def __init__(self, sampler: Any, weights: Callable[[], Any]) -> None:
+        self._sampler, self._weights = sampler, weights
+
+    @property
+    def eos_ids(self) -> frozenset[int]:
+        ids: frozenset[int] = self._sampler.eos_ids
+        return ids
+
+    @property
+    def watch(self) -> Any:
+        return self._sampler.watch
+
+    @watch.setter
+    def watch(self, watch: Any) -> None:
+        self._sampler.watch = watch
+
+    def load_weights(self, model: Any) -> None:
+        """As they are now. model: in shards, and not read."""
+        self._sampler.load_weights(self._weights())
+
+    def sample(self, prompts: Sequence[tuple[int, ...]], params: SamplingParams) -> list[Completion]:
+        completions: list[Completion] = self._sampler.sample(prompts, params)
+        return completions
+
+
+def sharded_copy(lm: LanguageModel, mesh: DeviceMesh) -> tuple[Any, Any]:
+    """The model and its adapters again, in shards. It never takes more memory than those: the layers begin as views."""
+    views = {id(p): torch.nn.Parameter(p.detach(), requires_grad=p.requires_grad) for p in lm.model.parameters()}
+    model, adapters = copy.deepcopy((lm.model, lm.adapters), dict(views))
+    shard(model, mesh)
+    return model, adapters
+
+
+def shard(model: Any, mesh: DeviceMesh) -> None:
+    """In place. Gradients are summed, not averaged: the loss has the whole step's denominator.
+
+    Forward passes begin at the decoder (models/loading.py), so that is where the outermost unit is gathered.
+    """
+    for layer in stack_of(model):
+        fully_shard(layer, mesh=mesh)
+    decoder = model.get_decoder()
+    fully_shard(model, mesh=mesh, reshard_after_forward=False)
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.set_gradient_divide_factor(1.0)
+            module.set_force_sum_reduction_for_comms(True)  # gloo knows no other
+    model.decode = MethodType(lambda _, *args, **kwargs: decoder(*args, **kwargs), model)
+    register_fsdp_forward_method(model, "decode")
+    model.get_decoder = lambda: model.decode
+
+
+def _refuse(config: TrainConfig) -> None:
+    model, way_out = config.model, "; set parallel=ddp"
+    if model.tuning == "qlora":
+        raise ConfigError(
+            "model.tuning = 'qlora' with parallel: fsdp2: bitsandbytes' 4-bit weights are no tensors that fully_shard "
+            f"can split and gather{way_out}, or model.tuning=lora"
+        )
+    if model.tuning == "full" and model.weights == "bfloat16":
+        raise ConfigError(
+            "model.weights = 'bfloat16' with parallel: fsdp2: float32 masters are not sharded yet; set "
+            "model.weights=float32 (which is in shards)"
+        )
+    if config.optimizer.name != "adamw":
+        raise ConfigError(
+            f"optimizer.name = {config.optimizer.name!r} with parallel: fsdp2: bitsandbytes does not step sharded "
+            f"weights; set optimizer.name=adamw (whose moments are in shards){way_out}"
+        )
+    if model.tuning == "lora" and config.algorithm.reference == "previous_stage":
+        raise ConfigError(
+            "algorithm.reference = 'previous_stage' with model.tuning: lora and parallel: fsdp2: the second adapter "
+            f"would have to be sharded in a running model{way_out}"
+        )

@@ -1,0 +1,159 @@
+"""What a launcher says of its processes, what is refused of it, and the configurations that are shipped."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import selfcorrect
+from selfcorrect.config import TrainConfig
+from selfcorrect.config.recipe import validate
+from selfcorrect.errors import ConfigError
+from selfcorrect.parallel.launch import is_first, kind_of, launched, refuse_several
+from selfcorrect.parallel.lifeline import Lifeline
+from selfcorrect.parallel.ranks import Alone, Several
+from selfcorrect.parallel.sharding import Sharded
+
+TWO = {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+VARIABLES = (*TWO, "ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED", "FSDP_VERSION")
+FILES = sorted((Path(selfcorrect.__file__).parent / "recipes" / "launch").glob("*.yaml"))
+
+
+@pytest.fixture(autouse=True)
+def _plain(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+
+
+def config(**changes: Any) -> TrainConfig:
+    made = validate({"stages": [], **changes})
+    assert isinstance(made, TrainConfig)
+    return made
+
+
+@pytest.mark.parametrize(
+    "told", [{}, {"WORLD_SIZE": "1"}, {"WORLD_SIZE": "1", "RANK": "0"}, {"RANK": "3"}, {"WORLD_SIZE": ""}]
+)
+def test_one_process_is_alone(told: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in told.items():
+        monkeypatch.setenv(name, value)
+    assert launched() is None
+    assert is_first()
+    refuse_several("this")
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"WORLD_SIZE": "two"}, r"WORLD_SIZE = 'two': must be a whole number from 1 on"),
+        ({"WORLD_SIZE": "0"}, r"WORLD_SIZE = '0': must be a whole number from 1 on"),
+        ({"WORLD_SIZE": "-2"}, r"WORLD_SIZE = '-2'"),
+        ({"WORLD_SIZE": "2.0"}, r"WORLD_SIZE = '2.0'"),
+        ({"WORLD_SIZE": "²"}, r"WORLD_SIZE = '²'"),
+        ({"RANK": "2"}, r"RANK is 2, but WORLD_SIZE is 2: ranks are 0 to 1"),
+        ({"RANK": "-1"}, r"RANK = '-1'"),
+        ({"RANK": None}, r"WORLD_SIZE is 2, but RANK is not set: start all processes with torchrun"),
+        ({"MASTER_ADDR": None}, r"MASTER_ADDR is not set"),
+        ({"MASTER_PORT": ""}, r"MASTER_PORT is not set"),
+    ],
+)
+def test_variables_that_contradict_each_other(
+    changes: dict[str, str | None], told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {**TWO, **changes}.items():
+        if value is not None:
+            monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match=told):
+        launched()
+
+
+def test_several_for_what_one_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in TWO.items():
+        monkeypatch.setenv(name, value)
+    assert not is_first()
+    with pytest.raises(ConfigError, match="lab_base is done by one process, and 2 were started"):
+        refuse_several("kind: lab_base")
+
+
+@pytest.mark.parametrize(
+    ("parallel", "told", "kind"),
+    [
+        ("auto", {}, "ddp"), ("ddp", {}, "ddp"), ("fsdp2", {}, "fsdp2"),
+        ("auto", {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}, "fsdp2"),
+        ("ddp", {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}, "ddp"),
+        ("auto", {"ACCELERATE_USE_FSDP": "true"}, r"fsdp_version: 1; set fsdp_version: 2"),
+        ("fsdp2", {"ACCELERATE_USE_DEEPSPEED": "true"}, r"configured with DeepSpeed, which is not used here"),
+    ],
+)  # fmt: skip
+def test_which_kind(parallel: Any, told: dict[str, str], kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in told.items():
+        monkeypatch.setenv(name, value)
+    if len(kind) < 6:
+        assert kind_of(parallel) == kind
+    else:
+        with pytest.raises(ConfigError, match=kind):
+            kind_of(parallel)
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp2"])
+def test_one_process_is_no_kind(parallel: str) -> None:
+    with pytest.raises(
+        ConfigError, match=f"parallel = '{parallel}' is for several processes, and this is one; start it"
+    ):
+        Alone().settled(config(parallel=parallel))
+    assert Alone().settled(config()).size == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        (
+            {"model": {"tuning": "qlora"}},
+            r"4-bit weights are no tensors that fully_shard can split and gather; set parallel=ddp",
+        ),
+        ({"model": {"weights": "bfloat16"}}, r"float32 masters are not sharded yet; set model.weights=float32"),
+        (
+            {"optimizer": {"name": "adamw_8bit"}},
+            r"bitsandbytes does not step sharded weights; set optimizer.name=adamw",
+        ),
+        ({"optimizer": {"name": "paged_adamw_8bit"}}, r"bitsandbytes does not step sharded weights"),
+        (
+            {"model": {"tuning": "lora"}, "algorithm": {"reference": "previous_stage"}},
+            r"second adapter would have to be sharded",
+        ),
+    ],
+)
+def test_what_cannot_be_sharded(changes: dict[str, Any], told: str) -> None:
+    ranks = Several(0, 2, None, object.__new__(Lifeline))
+    assert ranks.settled(config(**changes, parallel="ddp")) is ranks
+    with pytest.raises(ConfigError, match=told) as refused:
+        ranks.settled(config(**changes, parallel="fsdp2"))
+    assert "\n" not in str(refused.value)
+    assert isinstance(ranks.settled(config(parallel="fsdp2", model={"tuning": "lora", "weights": "bfloat16"})), Sharded)
+
+
+@pytest.mark.parametrize(("groups", "size"), [(1, 2), (3, 2), (5, 4), (2, 3), (7, 7), (10, 3)])
+def test_groups_are_split_whole_and_evenly(groups: int, size: int) -> None:
+    of = [Several(rank, size, None, object.__new__(Lifeline)).part(4 * groups, 4) for rank in range(size)]
+    assert [row for part in of for row in range(4 * groups)[part]] == list(range(4 * groups))
+    assert all(part.start % 4 == 0 for part in of)
+    assert max(part.stop - part.start for part in of) - min(part.stop - part.start for part in of) <= 4
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.name))
+def test_shipped_configurations(file: Path) -> None:
+    """accelerate reads them, and their kind is the one that the name says."""
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    read = load_config_from_file(str(file))
+    told = yaml.safe_load(file.read_text(encoding="utf-8"))
+    assert read.to_dict()["num_processes"] == told["num_processes"] > 1
+    assert read.num_machines == (2 if file.name == "nodes.yaml" else 1)
+    assert read.mixed_precision == "no"  # the recipe's own says
+    assert (read.fsdp_config == {"fsdp_version": 2}) == (file.name != "ddp.yaml")
+    assert f"--config_file recipes/launch/{file.name} " in file.read_text(encoding="utf-8")
+
+
+def test_all_are_there() -> None:
+    assert [file.stem for file in FILES] == ["ddp", "fsdp2", "nodes"]

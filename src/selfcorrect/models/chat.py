@@ -73,7 +73,7 @@ class Chat:
         return self._first(user, system)[0]
 
     def conversation(self, messages: Sequence[Mapping[str, str]]) -> tuple[int, ...]:
-        """Turns of any number, {"role", "content"}, that end with the user's -> the context of the next answer, ids [P].
+        """Any number of turns, {"role", "content"}, the user's last -> the context of the next answer as ids [P].
 
         A system turn of its own stands in place of `system`. Control tokens that a content spells out are read as plain
         text. Raises ModelError where the template has no place for a turn, or the tokenizer no token for part of one.
@@ -100,7 +100,8 @@ class Chat:
         whole, place = "", 0
         for turn, marker in zip(shown, markers, strict=True):
             head, found, pattern = pattern.partition(marker)
-            content = turn["content"] if text.startswith(turn["content"], place + len(head)) else turn["content"].strip()
+            content = turn["content"]
+            content = content if text.startswith(content, place + len(head)) else content.strip()
             whole += head + content
             place = len(whole)
             inside.append((place - len(content), place))

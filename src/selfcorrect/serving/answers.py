@@ -1,6 +1,6 @@
 """Events -> answers of OpenAI's chat interface: whole, or as chunks of a stream (no torch).
 
-`content` is the last attempt's alone; the earlier ones are in `selfcorrect`, which clients that do not know it pass over.
+`content` is the last attempt's alone; the earlier ones are in `selfcorrect`, which other clients pass over.
 """
 
 import asyncio

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from selfcorrect.errors import ConfigError, DataError, UserError
+from selfcorrect.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from selfcorrect.serving.app import Served
@@ -27,7 +27,9 @@ def serve(
     ] = None,
     host: Annotated[str, typer.Option(help="The address to listen at.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
-    attempts: Annotated[int | None, typer.Option(min=1, max=16, help="Where a request names none; the recipe's.")] = None,
+    attempts: Annotated[
+        int | None, typer.Option(min=1, max=16, help="Where a request names none; the recipe's.")
+    ] = None,
     correction_prompt: Annotated[str | None, typer.Option(help="What asks for the next attempt.")] = None,
     recipe: Annotated[Path | None, typer.Option(help="Where task and correction prompt come from.")] = None,
     task: Annotated[str | None, typer.Option(help="The page's problems and grades: countdown, math, code.")] = None,
@@ -50,11 +52,13 @@ def serve(
         raise ConfigError("--upstream-model names a model of --upstream URL, which is not there")
     from selfcorrect.serving import sources
 
-    source = sources.find(model, recipe, overrides or [], upstream=upstream is not None)
+    source = sources.find(model, recipe, overrides or [], task, upstream=upstream is not None)
     key = _key(KEY)
-    words_task = sources.page_task(source, task, overrides or [])
-    words = sources.words(source, words_task if task in (None, source.config.task.name) else None, correction_prompt)
-    problems = _problems(words_task, named=task is not None)
+    posed = sources.page_task(source, task, overrides or [])
+    words = sources.words(source, posed, correction_prompt)
+    own_words = posed is not None and correction_prompt is None and posed.trained_on(source)
+    judge = posed.task if posed else None
+    problems = _problems(judge, named=task is not None)
     listening = _listen(host, port)
     from selfcorrect.serving.app import Served
     from selfcorrect.serving.page import About, Page
@@ -67,9 +71,10 @@ def serve(
             names, engine, opens = _local(source, None if no_base else base, rows, with_base=not no_base)
         number = attempts or source.attempts
         served = Served(tuple(names), number, words, {model: names[0], source.path: names[0]})
-        shown = About(names[0], names[1] if len(names) > 1 else None, number, words.shown, words.source, opens)
+        beside = names[1] if len(names) > 1 else None
+        shown = About(names[0], beside, number, words.shown, words.source, own_words, opens)
         _say(served, shown.base, source)
-        await _run(served, engine, Page(shown, words_task, problems), listening, key, host, cors or [], allow_host or [])
+        await _run(served, engine, Page(shown, judge, problems), listening, key, host, cors or [], allow_host or [])
 
     try:
         asyncio.run(run())
@@ -93,7 +98,9 @@ def _key(name: str) -> str | None:
     """A key from the environment. Raises ConfigError where it is set and is none."""
     key = os.environ.get(name)
     if key is not None and not (key.strip() and key == key.strip() and key.isprintable()):
-        raise ConfigError(f"{name} is set, and holds no key (empty, or with white space around it); unset it or mend it")
+        raise ConfigError(
+            f"{name} is set, and holds no key (empty, or with white space around it); unset it or mend it"
+        )
     return key
 
 
@@ -117,7 +124,9 @@ def _listen(host: str, port: int) -> socket.socket:
         return socket.create_server((host, port), family=family, backlog=128)
     except (OSError, UnicodeError, OverflowError) as error:
         why = getattr(error, "strerror", None) or str(error)
-        raise ConfigError(f"--host {host} --port {port}: cannot listen there: {why}; name another with --port") from None
+        raise ConfigError(
+            f"--host {host} --port {port}: cannot listen there: {why}; name another with --port"
+        ) from None
 
 
 def _local(source: "Source", base: str | None, rows: int, *, with_base: bool) -> "tuple[list[str], Engine, bool]":
@@ -138,9 +147,7 @@ def _local(source: "Source", base: str | None, rows: int, *, with_base: bool) ->
     return names, LocalEngine(models, rows, source.limit), lm.chat.opens_thought
 
 
-async def _upstream(
-    url: str, source: "Source", asked: str | None, base: str | None
-) -> "tuple[list[str], Engine]":
+async def _upstream(url: str, source: "Source", asked: str | None, base: str | None) -> "tuple[list[str], Engine]":
     from selfcorrect.serving.upstream import UpstreamEngine, make_client, upstream_models
 
     client = make_client(url, _key(UPSTREAM_KEY))
@@ -185,7 +192,9 @@ async def _run(
             engine.stop()  # what is being written ends now, so that its connections do
             await super().shutdown(sockets)
 
-    config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=5, server_header=False)
+    config = uvicorn.Config(
+        app, log_level="warning", access_log=False, timeout_graceful_shutdown=5, server_header=False
+    )
     address = f"[{host}]" if ":" in host else host
     typer.echo(f"page: http://{address}:{listening.getsockname()[1]}/")
     typer.echo(f"OpenAI-compatible: http://{address}:{listening.getsockname()[1]}/v1")

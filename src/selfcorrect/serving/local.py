@@ -238,7 +238,9 @@ class LocalEngine:
         if left < attempts * (asked or 1):
             each = f" of {asked} tokens" if asked else ""
             turns = f", {attempts - 1} correction turns of {turn}" if attempts > 1 else ""
-            where = "messages" if left < attempts else ("max_tokens" if plan.ask.max_tokens else "max_completion_tokens")
+            where = (
+                "messages" if left < attempts else ("max_tokens" if plan.ask.max_tokens else "max_completion_tokens")
+            )
             raise invalid(
                 f"the model's context holds {station.window} tokens; the messages take {len(prompt)}{turns}, which "
                 f"leaves no room for {attempts} attempts{each}", where, "context_length_exceeded",
@@ -266,7 +268,7 @@ class LocalEngine:
     def _step(self, station: Station) -> None:
         try:
             station.step()
-        except Exception as error:  # whatever a model raises, the others and the next requests go on
+        except Exception as error:  # noqa: BLE001 - whatever a model raises, the others and the next requests go on
             traceback.print_exc()
             what = "ran out of memory" if isinstance(error, torch.OutOfMemoryError | MemoryError) else "failed"
             station.fail(ApiError(500, f"the model {what}; the server's output says more", code="model_failed"))

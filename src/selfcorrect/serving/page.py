@@ -28,7 +28,7 @@ _LONGEST = 100_000  # characters of a problem or an answer that is graded
 class About:
     """What the page tells of the models. base: the name under which the base is asked, if there is one.
 
-    opens_thought: whether answers begin inside of a thought.
+    own_words: whether a problem's correction prompt is its task's. opens_thought: whether answers begin inside of one.
     """
 
     model: str
@@ -36,6 +36,7 @@ class About:
     attempts: int
     correction: str
     source: str
+    own_words: bool = False
     opens_thought: bool = False
 
 
@@ -71,7 +72,7 @@ class Page:
         about = self._about
         return Json({
             "model": about.model, "base": about.base, "attempts": about.attempts, "most_attempts": MOST_ATTEMPTS,
-            "correction_prompt": about.correction, "source": about.source,
+            "correction_prompt": about.correction, "source": about.source, "own_words": about.own_words,
             "task": self._task.name if self._task else None,
             "problems": [{"id": one.id, "prompt": one.prompt} for one in self._problems.values()],
         })  # fmt: skip

@@ -45,7 +45,16 @@ _NOT_SERVED: dict[str, tuple[Any, ...]] = {
 # What tells a provider who asks, and changes no answer.
 _NO_MATTER = ("user", "metadata", "safety_identifier", "prompt_cache_key", "prompt_cache_retention")
 # What clients send back of an answer that they were given.
-_OF_ANSWERS = ("name", "refusal", "audio", "function_call", "tool_calls", "annotations", "selfcorrect", "reasoning_content")
+_OF_ANSWERS = (
+    "name",
+    "refusal",
+    "audio",
+    "function_call",
+    "tool_calls",
+    "annotations",
+    "selfcorrect",
+    "reasoning_content",
+)
 
 
 class _Strict(BaseModel):
@@ -101,7 +110,7 @@ class Ask(_Strict):
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """An Ask with all defaults in place. model: as it is listed. temperature, limit: None only for an upstream's own."""
+    """An Ask with its defaults in place. model: as it is listed; correction: what asks for each further attempt."""
 
     ask: Ask
     model: str
@@ -159,7 +168,7 @@ def _texts(ask: Ask) -> list[tuple[str, str]]:
 
 
 def _served(data: dict[str, Any]) -> dict[str, Any]:
-    """Without fields that ask for nothing. Raises ApiError for those that ask for what is not served, or are unknown."""
+    """Without fields that ask for nothing. Raises ApiError for those that are not served, or unknown."""
     served: dict[str, Any] = {}
     for name, value in data.items():
         if name in Ask.model_fields:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from selfcorrect.api import read_config, recipe_beside
-from selfcorrect.config import TASK_KINDS, RepairConfig, TrainConfig
+from selfcorrect.config import LAB_MODEL, TASK_KINDS, RepairConfig, TaskConfig, TrainConfig
 from selfcorrect.errors import ConfigError, ModelError, UserError
 from selfcorrect.models import adapters
 from selfcorrect.models.loading import resolve_path
@@ -21,16 +21,20 @@ LIMIT = 1024  # tokens of an attempt where no recipe names a number
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A model to serve. path: what is loaded; name: under which it is listed; source: where the recipe comes from.
+    """A model to serve. path: what is loaded; name: under which it is listed.
 
-    has_recipe: whether anything but defaults says how it is asked.
+    source: where the recipe comes from, empty where there is none; poses: whether a task is known.
     """
 
     path: str
     name: str
     config: TrainConfig
     source: str
-    has_recipe: bool
+    poses: bool
+
+    @property
+    def has_recipe(self) -> bool:
+        return bool(self.source)
 
     @property
     def limit(self) -> int:
@@ -51,35 +55,46 @@ class Source:
         return path if self.has_recipe and not self.is_adapter and path != self.path else None
 
 
-def find(model: str, recipe: Path | None, overrides: Sequence[str], *, upstream: bool = False) -> Source:
-    """What MODEL is, and the recipe that goes with it. upstream: it may be a name that only another server knows.
+def find(
+    model: str, recipe: Path | None, overrides: Sequence[str], task: str | None = None, *, upstream: bool = False
+) -> Source:
+    """What MODEL is, and the recipe that goes with it.
 
-    Raises ConfigError and ModelError.
+    task: the page's, where it was named; where it is another than the recipe's, overrides of task settings are its.
+    upstream: MODEL may be a name that only another server knows. Raises ConfigError and ModelError.
     """
+    if task is not None and task not in TASK_KINDS:
+        raise ConfigError(f"--task {task}: must be one of {', '.join(TASK_KINDS)}")
     path = _model_of(model)
-    there = upstream and not Path(path).expanduser().exists() and recipe is None
-    if not upstream:
+    elsewhere = upstream and not Path(path).expanduser().exists() and path != LAB_MODEL
+    if not elsewhere:
         resolve_path(path)  # a folder that is not there, or holds no model, is the first thing to say
-    beside = None if there else recipe_beside(path)
+    beside = None if elsewhere else recipe_beside(path)
+    card = None if elsewhere or recipe or beside else recipe_of_card(Path(path).expanduser())
     if recipe is not None:
-        config, source = _train(recipe, overrides), f"the recipe {recipe}"
+        config, source = _train(recipe, overrides, task), f"the recipe {recipe.name}"
     elif beside is not None:
-        config, source = _train(beside, overrides), "the lab's recipe" if path == "lab" else f"its run's {beside}"
+        config = _train(beside, overrides, task)
+        source = "the lab's recipe" if path == LAB_MODEL else "its run's recipe"
         if not any(override.startswith("model.chat_template=") for override in overrides):
             # the recipe's template was saved with the model, and its file may be gone
             config = config.model_copy(update={"model": config.model.model_copy(update={"chat_template": None})})
-    elif not there and (found := recipe_of_card(Path(path).expanduser())) is not None:
-        config, source = _train(found, overrides), "its card"
+    elif card is not None:
+        config, source = _train(card, overrides, task), "its card"
     else:
-        asked = any(override.startswith("task.") for override in overrides)
-        config, source = _train({"stages": []}, overrides), "the task's defaults" if asked else ""
-    return Source(path, _name(path), config, source, bool(source))
+        config, source = _train({"stages": [], **({"task": {"name": task}} if task else {})}, overrides, None), ""
+    poses = bool(source or task or any(override.startswith("task.") for override in overrides))
+    return Source(path, _name(path), config, source, poses)
 
 
-def _train(recipe: "Path | TrainConfig | dict[str, object]", overrides: Sequence[str]) -> TrainConfig:
-    config = read_config(recipe, *overrides)
+def _train(recipe: "Path | TrainConfig | dict[str, object]", overrides: Sequence[str], task: str | None) -> TrainConfig:
+    rest = [override for override in overrides if not override.startswith("task.")]
+    config = read_config(recipe, *rest)
     if not isinstance(config, TrainConfig):
         raise ConfigError(f"this recipe is of kind {config.kind}; name one of kind train")
+    if rest != list(overrides) and task in (None, config.task.name):
+        config = read_config(recipe, *overrides)
+        assert isinstance(config, TrainConfig)
     return config
 
 
@@ -101,32 +116,53 @@ def _name(path: str) -> str:
     folder = folder.absolute()
     if folder.name in ("final", "best"):
         return folder.parent.name
-    return f"{folder.parents[1].name}-{folder.name}" if folder.parent.name == "models" and recipe_beside(path) else folder.name
+    return (
+        f"{folder.parents[1].name}-{folder.name}"
+        if folder.parent.name == "models" and recipe_beside(path)
+        else folder.name
+    )
 
 
-def words(source: Source, task: Task | None, given: str | None) -> Words:
-    """The correction prompt: that which was given, the recipe's, or one for everything."""
+def words(source: Source, shown: "PageTask | None", given: str | None) -> Words:
+    """The correction prompt: that which was given, the recipe's, the page's task's, or one for everything."""
     if given is not None:
         if not given.strip():
             raise ConfigError("--correction-prompt is empty; write what asks for the next attempt")
         return literal(given, "--correction-prompt")
+    if shown is not None and shown.trained_on(source):
+        return words_of_task(shown.task, shown.config, source.source or f"the task {shown.config.name}")
     if source.has_recipe:
-        task = task if task is not None else make_task(source.config.task)
-        return words_of_task(task, source.config.task, source.source)
+        return words_of_task(make_task(source.config.task), source.config.task, source.source)
     return literal(GENERAL, "a general one, as nothing says how the model was trained (--correction-prompt, --recipe)")
 
 
-def page_task(source: Source, name: str | None, overrides: Sequence[str]) -> Task | None:
+@dataclass(frozen=True, slots=True)
+class PageTask:
+    """Where the page's problems and grades come from."""
+
+    task: Task
+    config: TaskConfig
+
+    def trained_on(self, source: Source) -> bool:
+        """Whether its words are those that the model was trained with, as far as is known."""
+        return not source.has_recipe or self.config == _asked(source.config.task)
+
+
+def page_task(source: Source, name: str | None, overrides: Sequence[str]) -> PageTask | None:
     """The task of the page: that which was named, or the recipe's; None where there is none."""
-    if name is not None and name not in TASK_KINDS:
-        raise ConfigError(f"--task {name}: must be one of {', '.join(TASK_KINDS)}")
-    config = source.config.task
-    if name is not None and name != config.name:
-        settings = [override for override in overrides if override.startswith("task.")]
-        config = _train({"stages": [], "task": {"name": name}}, settings).task
-    elif name is None and not source.has_recipe:
+    if not source.poses:
         return None
-    return make_task(config.of if isinstance(config, RepairConfig) else config)
+    config = source.config.task
+    if name not in (None, config.name):
+        settings = [override for override in overrides if override.startswith("task.")]
+        config = _train({"stages": [], "task": {"name": name}}, settings, name).task
+    config = _asked(config)
+    return PageTask(make_task(config), config)
+
+
+def _asked(config: TaskConfig) -> TaskConfig:
+    """Repair is asked as the task is that its first attempts are at."""
+    return config.of if isinstance(config, RepairConfig) else config
 
 
 def load(source: Source) -> "LanguageModel":

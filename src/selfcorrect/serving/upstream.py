@@ -121,7 +121,9 @@ class UpstreamEngine:
 
         text, finish, usage = "", "", _Usage()
         try:
-            async with self._client.stream("POST", "chat/completions", json=self._body(plan, choice, messages)) as reply:
+            async with self._client.stream(
+                "POST", "chat/completions", json=self._body(plan, choice, messages)
+            ) as reply:
                 if reply.status_code != 200:
                     raise _refused(reply.status_code, await reply.aread())
                 first.set()

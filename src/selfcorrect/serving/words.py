@@ -93,7 +93,9 @@ def words_of_task(task: Task, config: TaskConfig, source: str) -> Words:
     template, prompt = config.correction_prompt, config.prompt
     if not fields_of(template):
         return literal(template.format(), source)
-    return Words(template, source, lambda last: _filled(template, prompt, last))
+    from selfcorrect.grading.math import FINAL_FORM
+
+    return Words(template.replace("{final_form}", FINAL_FORM), source, lambda last: _filled(template, prompt, last))
 
 
 def fields_of(template: str) -> set[str]:
@@ -111,7 +113,7 @@ def _custom(task: Task, last: str) -> str:
 
 
 def _filled(template: str, prompt: str, last: str) -> str:
-    """The template with what it asks for read back from the user's message, which may be the task's prompt or its own."""
+    """The template, filled in from the user's message: the task's prompt, or the user's own words."""
     from selfcorrect.grading.math import FINAL_FORM
 
     known = {"problem": last, "final_form": FINAL_FORM, **_read_back(prompt, last, FINAL_FORM)}

@@ -36,8 +36,6 @@ def refuse(error: ApiError) -> Json:
     headers = {"www-authenticate": "Bearer"} if error.status == 401 else {}
     if error.status == 429:
         headers["retry-after"] = "1"
-    if error.status in (408, 413):
-        headers["connection"] = "close"  # the rest of the body is not read
     return Json(error.body(), error.status, headers)
 
 

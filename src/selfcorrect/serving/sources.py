@@ -16,6 +16,7 @@ from selfcorrect.tasks import Task, make_task
 if TYPE_CHECKING:
     from selfcorrect.models.loading import LanguageModel
 
+_RUN = "its run's recipe"
 LIMIT = 1024  # tokens of an attempt where no recipe names a number
 
 
@@ -52,7 +53,7 @@ class Source:
     def base(self) -> str | None:
         """What it was trained from, where that is another model."""
         path = self.config.model.path
-        return path if self.has_recipe and not self.is_adapter and path != self.path else None
+        return path if self.source == _RUN and not self.is_adapter and path != self.path else None
 
 
 def find(
@@ -75,7 +76,7 @@ def find(
         config, source = _train(recipe, overrides, task), f"the recipe {recipe.name}"
     elif beside is not None:
         config = _train(beside, overrides, task)
-        source = "the lab's recipe" if path == LAB_MODEL else "its run's recipe"
+        source = "the lab's recipe" if _is_lab(path) else _RUN
         if not any(override.startswith("model.chat_template=") for override in overrides):
             # the recipe's template was saved with the model, and its file may be gone
             config = config.model_copy(update={"model": config.model.model_copy(update={"chat_template": None})})
@@ -85,6 +86,10 @@ def find(
         config, source = _train({"stages": [], **({"task": {"name": task}} if task else {})}, overrides, None), ""
     poses = bool(source or task or any(override.startswith("task.") for override in overrides))
     return Source(path, _name(path), config, source, poses)
+
+
+def _is_lab(path: str) -> bool:
+    return path == LAB_MODEL or (Path(path).expanduser() / "recipe.json").is_file()
 
 
 def _train(recipe: "Path | TrainConfig | dict[str, object]", overrides: Sequence[str], task: str | None) -> TrainConfig:

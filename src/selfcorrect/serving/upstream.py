@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 _PASSED_ON = ("temperature", "top_p", "max_tokens", "max_completion_tokens")
 _Queue = asyncio.Queue[Post]
+_First = asyncio.Future["ApiError | None"]
 
 
 def is_loopback(host: str) -> bool:
@@ -74,17 +75,17 @@ class UpstreamEngine:
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def start(self, plan: Plan) -> Events:
-        queue, first = _Queue(), asyncio.Event()
+        queue, first = _Queue(), _First()
         tasks = [asyncio.create_task(self._answer(plan, choice, queue, first)) for choice in range(plan.choices)]
         for task in tasks:
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
         try:
-            await first.wait()  # what the upstream refuses at once is refused here with its status
+            refused = await first  # what the upstream refuses at once is refused here, with a status
         except asyncio.CancelledError:
             _cancel(tasks)
             raise
-        if not queue.empty() and isinstance(refused := queue.get_nowait(), ApiError):
+        if refused is not None:
             _cancel(tasks)
             raise refused
         return Events(queue, len(tasks), lambda: _cancel(tasks))
@@ -96,7 +97,7 @@ class UpstreamEngine:
         self.stop()
         await self._client.aclose()
 
-    async def _answer(self, plan: Plan, choice: int, queue: _Queue, first: asyncio.Event) -> None:
+    async def _answer(self, plan: Plan, choice: int, queue: _Queue, first: _First) -> None:
         """All attempts of one choice, into the queue; None at its end."""
         end: ApiError | None = None
         try:
@@ -111,11 +112,12 @@ class UpstreamEngine:
             raise
         finally:
             queue.put_nowait(end)
-            first.set()
+            if not first.done():
+                first.set_result(end)
 
     async def _attempt(
         self, plan: Plan, choice: int, attempt: int, messages: list[dict[str, str]], queue: _Queue,
-        first: asyncio.Event,
+        first: _First,
     ) -> str:  # fmt: skip
         import httpx2
 
@@ -126,7 +128,8 @@ class UpstreamEngine:
             ) as reply:
                 if reply.status_code != 200:
                     raise _refused(reply.status_code, await reply.aread())
-                first.set()
+                if not first.done():
+                    first.set_result(None)
                 async for data in _events_of(reply):
                     usage.read(data)
                     new, finish = _choice(data, finish)

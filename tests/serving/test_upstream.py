@@ -146,12 +146,16 @@ def test_what_goes_wrong_there_is_told_here(
     ],
 )  # fmt: skip
 def test_odd_events_do_no_harm(server: Running, other: Other, oddity: str) -> None:
-    other.will_say(oddity + piece("one") + oddity + END, oddity + piece('\ud83d"', None).replace('\ud83d', '\\ud83d') + END)
+    other.will_say(
+        oddity + piece("one") + oddity + END, oddity + piece('\ud83d"', None).replace("\ud83d", "\\ud83d") + END
+    )
     answer = server.ask(messages=user("hi"))
     assert answer["choices"][0]["message"]["content"] == '?"'
 
 
-@pytest.mark.parametrize("usage", [None, {"prompt_tokens": -5, "completion_tokens": 1}, {"prompt_tokens": "9"}, {}, [1]])
+@pytest.mark.parametrize(
+    "usage", [None, {"prompt_tokens": -5, "completion_tokens": 1}, {"prompt_tokens": "9"}, {}, [1]]
+)
 def test_a_usage_that_is_not_told_is_not_made_up(server: Running, other: Other, usage: Any) -> None:
     other.will_say(piece("one", "stop") + event({"choices": [], "usage": usage}))
     assert server.ask(messages=user("hi"), attempts=1)["usage"] is None
@@ -186,8 +190,11 @@ def test_a_client_that_has_gone_is_told_on(server: Running, other: Other) -> Non
             gone.append(True)
 
     other.will_say(StreamingResponse(endless(), media_type="text/event-stream"))
-    with httpx2.Client(trust_env=False) as client, client.stream(
-        "POST", f"{server.url}/v1/chat/completions", json={"messages": user("hi"), "stream": True, "attempts": 1}
-    ) as reply:
+    with (
+        httpx2.Client(trust_env=False) as client,
+        client.stream(
+            "POST", f"{server.url}/v1/chat/completions", json={"messages": user("hi"), "stream": True, "attempts": 1}
+        ) as reply,
+    ):
         next(reply.iter_raw())
     until(lambda: bool(gone))

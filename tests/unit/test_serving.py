@@ -63,7 +63,9 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("body", "param", "why"), REFUSED, ids=lambda value: str(value)[:40] if isinstance(value, str) else "")
+@pytest.mark.parametrize(
+    ("body", "param", "why"), REFUSED, ids=lambda value: str(value)[:40] if isinstance(value, str) else ""
+)
 def test_what_is_not_served_is_refused_by_name(body: dict[str, Any], param: str, why: str) -> None:
     with pytest.raises(ApiError) as caught:
         read_ask(body)
@@ -143,7 +145,19 @@ def test_which_host_names_are_this_machines(header: str, ours: bool) -> None:
     assert is_loopback(host_name(header)) == ours
 
 
-@pytest.mark.parametrize("url", ["", "localhost:8000", "ftp://a/v1", "http://", "http://a:99999/v1", "http://u:p@a/v1", "http://a/v1?x=1", "http://[::1/v1"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "",
+        "localhost:8000",
+        "ftp://a/v1",
+        "http://",
+        "http://a:99999/v1",
+        "http://u:p@a/v1",
+        "http://a/v1?x=1",
+        "http://[::1/v1",
+    ],
+)
 def test_an_upstream_that_is_no_url_is_refused(url: str) -> None:
     with pytest.raises(ConfigError, match="expected a base URL"):
         make_client(url, None)

@@ -142,7 +142,7 @@
     const card = make("div", "attempt");
     const title = make("h3", "", `Attempt ${number}`);
     const [grade, answer, same] = [make("span"), make("span", "muted"), make("span", "muted")];
-    title.append(grade, answer, same);
+    title.append(" ", grade, " ", answer, " ", same);
     const pre = make("pre");
     pre.tabIndex = 0;
     pre.setAttribute("role", "group");
@@ -160,7 +160,7 @@
     card.dataset.model = role;
     const header = make("header");
     const title = make("h2", "", role === "base" ? "Base" : about.base ? "Trained" : "Model");
-    title.append(make("span", "", name));
+    title.append(" ", make("span", "", name)); // the blank is for those who hear it
     const count = make("span");
     const verdict = make("p", "verdict", "Waiting …");
     const between = make("p", "between");

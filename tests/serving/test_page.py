@@ -77,7 +77,10 @@ def _check_both_models(driver: Any, engine: Scripted) -> None:
     _told(driver, "Base: right, then wrong. Trained: wrong, then right.")
     assert _texts(driver, ".played h2") == ["Base old", "Trained new"]
     assert _texts(driver, ".verdict") == ["Right, then wrong", "Wrong, then right"]
-    assert [kind.rpartition(" ")[2] for kind in driver.execute_script("return [...document.querySelectorAll('.played')].map(n => n.className)")] == ["broken", "fixed"]
+    assert [
+        kind.rpartition(" ")[2]
+        for kind in driver.execute_script("return [...document.querySelectorAll('.played')].map(n => n.className)")
+    ] == ["broken", "fixed"]
     assert _texts(driver, ".attempt h3 span:first-child") == ["correct", "wrong", "wrong", "correct"]
     trained = "[data-model=trained] .attempt"
     assert _texts(driver, f"{trained} :is(del, ins)") == ["-", "35", "+", "39"]
@@ -102,7 +105,9 @@ def _check_keys(driver: Any, engine: Scripted) -> None:
 
 
 def _check_own_problem(driver: Any, engine: Scripted) -> None:
-    driver.execute_script("const s = document.getElementById('problem'); s.value = ''; s.dispatchEvent(new Event('change'))")
+    driver.execute_script(
+        "const s = document.getElementById('problem'); s.value = ''; s.dispatchEvent(new Event('change'))"
+    )
     driver.execute_script("document.getElementById('with-base').click()")
     _set(driver, "text", "gibberish")
     driver.find_element("id", "go").click()
@@ -112,7 +117,11 @@ def _check_own_problem(driver: Any, engine: Scripted) -> None:
     driver.find_element("id", "go").click()
     _told(driver, "Trained: wrong.")
     assert engine.plans[-1].attempts == 1
-    for name, value, why in [("attempts", "0", "whole number from 1"), ("temperature", "3", "from 0 to 2"), ("temperature", "2", "too hot <b>for</b>")]:
+    for name, value, why in [
+        ("attempts", "0", "whole number from 1"),
+        ("temperature", "3", "from 0 to 2"),
+        ("temperature", "2", "too hot <b>for</b>"),
+    ]:
         _set(driver, "attempts", "1")
         _set(driver, name, value)
         driver.execute_script("document.getElementById('ask').noValidate = true")
@@ -123,7 +132,9 @@ def _check_own_problem(driver: Any, engine: Scripted) -> None:
 def test_the_page_shows_attempts_as_they_come(driver: Any) -> None:
     engine = Scripted({("new", 1): WRONG, ("new", 2): RIGHT, ("old", 1): RIGHT, ("old", 2): HARM})
     task = Countdown()
-    running, _ = serving(engine, names=["new", "old"], task=task, problems=[task.parse(POSED)], base="old", key="the key")
+    running, _ = serving(
+        engine, names=["new", "old"], task=task, problems=[task.parse(POSED)], base="old", key="the key"
+    )
     driver.get(f"{running.url}/")
     until(lambda: driver.find_element("id", "key").is_displayed())
     _set(driver, "key", "wrong")
@@ -148,7 +159,9 @@ def test_the_page_shows_attempts_as_they_come(driver: Any) -> None:
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_the_page_follows_the_system_and_the_button(driver: Any, scheme: str) -> None:
     running, _ = serving(Scripted({}), names=["new"])
-    driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": scheme}]})
+    driver.execute_cdp_cmd(
+        "Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+    )
     driver.get(f"{running.url}/")
     until(lambda: driver.find_element("id", "ask").is_displayed())
     colour = "return getComputedStyle(document.body).backgroundColor"

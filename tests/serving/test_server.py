@@ -12,14 +12,13 @@ from typing import Any
 import openai
 import pytest
 
-from selfcorrect.config import ModelConfig
+from selfcorrect.config import CountdownConfig, ModelConfig
 from selfcorrect.models.loading import LanguageModel, load_model
 from selfcorrect.rollout import play
 from selfcorrect.samplers.transformers import TransformersSampler
 from selfcorrect.serving.lanes import OwnCaches
 from selfcorrect.serving.local import LocalEngine
 from selfcorrect.tasks.countdown import Countdown
-from selfcorrect.config import CountdownConfig
 from selfcorrect.types import Rollout, SamplingParams
 from tests.support.hf_model import save_qwen2
 

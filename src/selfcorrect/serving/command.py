@@ -63,12 +63,11 @@ def serve(
     from selfcorrect.serving.app import Served
     from selfcorrect.serving.page import About, Page
 
+    # Outside of the event loop, so that Ctrl-C ends the loading too.
+    local = _local(source, base, rows, with_base=not no_base) if upstream is None else None
+
     async def run() -> None:
-        if upstream is not None:
-            names, engine = await _upstream(upstream, source, upstream_model, base)
-            opens = False
-        else:
-            names, engine, opens = _local(source, None if no_base else base, rows, with_base=not no_base)
+        names, engine, opens = local or await _upstream(str(upstream), source, upstream_model, base)
         number = attempts or source.attempts
         served = Served(tuple(names), number, words, {model: names[0], source.path: names[0]})
         beside = names[1] if len(names) > 1 else None
@@ -147,7 +146,9 @@ def _local(source: "Source", base: str | None, rows: int, *, with_base: bool) ->
     return names, LocalEngine(models, rows, source.limit), lm.chat.opens_thought
 
 
-async def _upstream(url: str, source: "Source", asked: str | None, base: str | None) -> "tuple[list[str], Engine]":
+async def _upstream(
+    url: str, source: "Source", asked: str | None, base: str | None
+) -> "tuple[list[str], Engine, bool]":
     from selfcorrect.serving.upstream import UpstreamEngine, make_client, upstream_models
 
     client = make_client(url, _key(UPSTREAM_KEY))
@@ -161,7 +162,7 @@ async def _upstream(url: str, source: "Source", asked: str | None, base: str | N
             raise ConfigError(f"{told}; {url} lists {', '.join(listed[:20]) or 'no model'}")
     assert there is not None
     models = {source.name: there} | ({base: base} if base is not None else {})
-    return list(models), UpstreamEngine(client, models)
+    return list(models), UpstreamEngine(client, models), False
 
 
 def _say(served: "Served", base: str | None, source: "Source") -> None:
@@ -182,7 +183,7 @@ async def _run(
     from selfcorrect.serving.guards import Key
     from selfcorrect.serving.upstream import is_loopback
 
-    hosts = [host, *names] if is_loopback(host) else None
+    hosts = [host, *names] if is_loopback(host) or names else None
     if not is_loopback(host) and key is None:
         typer.echo(f"warning: everyone who reaches {host} may ask; {KEY} sets a key", err=True)
     app = make_app(served, engine, page, Key(key), hosts=hosts, cors=cors)
@@ -193,7 +194,13 @@ async def _run(
             await super().shutdown(sockets)
 
     config = uvicorn.Config(
-        app, log_level="warning", access_log=False, timeout_graceful_shutdown=5, server_header=False
+        app,
+        http="h11",
+        ws="none",
+        log_level="warning",
+        access_log=False,
+        timeout_graceful_shutdown=5,
+        server_header=False,
     )
     address = f"[{host}]" if ":" in host else host
     typer.echo(f"page: http://{address}:{listening.getsockname()[1]}/")

@@ -176,7 +176,9 @@ def load(source: Source) -> "LanguageModel":
 
     use_threads(source.config.threads)
     settings = {"path": source.path}
-    if source.is_adapter and source.config.model.tuning == "full":
+    if not source.is_adapter:
+        settings["tuning"] = "full"
+    elif source.config.model.tuning == "full":
         about, _ = adapters.stored_about(Path(source.path).expanduser())
         settings["tuning"] = "qlora" if about.get("tuning") == "qlora" else "lora"
     return load_model(source.config.model.model_copy(update=settings))

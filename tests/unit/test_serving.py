@@ -86,7 +86,7 @@ def test_a_body_that_is_no_json_object_is_refused(body: bytes) -> None:
 
 def test_what_clients_send_beside_is_taken() -> None:
     """Neutral settings; an earlier answer as the official client dumps it, extension and all; text in parts."""
-    earlier = {
+    earlier: dict[str, Any] = {
         "role": "assistant", "content": "an answer", "refusal": None, "annotations": [], "audio": None,
         "function_call": None, "tool_calls": None, "selfcorrect": {"attempts": []},
     }  # fmt: skip
@@ -201,7 +201,7 @@ CARD = "# mine\n\nThe recipe:\n\n```yaml\n{}\n```\n"
         ("task: {name: custom, file: /tmp/evil.py}", None),
         ("task: !!python/object/apply:os.system [true]", None),
         ("task: {name: countdown, correction_prompt: 7}", None),
-        ("[" * 3000, None),
+        ("[" * 800, None),
         ("just text", None),
         ("model: {path: x}", None),
     ],

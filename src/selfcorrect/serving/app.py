@@ -54,18 +54,7 @@ def make_app(
     served: Served, engine: Engine, page: Page, key: Key, *, hosts: Sequence[str] | None, cors: Sequence[str] = ()
 ) -> Starlette:
     """The whole application. hosts: names of its own beside this machine's; None lets every name pass."""
-    started = int(time.time())
-
-    async def models(request: Request) -> Response:
-        listed = [_model(name, started) for name in served.models]
-        return Json({"object": "list", "data": listed})
-
-    async def model(request: Request) -> Response:
-        name = request.path_params["name"]
-        name = served.also_called.get(name, name)
-        if name not in served.models:
-            raise ApiError(404, f"model {name[:80]!r}: not served", "model", "model_not_found")
-        return Json(_model(name, started))
+    models, model = _listing(served)
 
     async def health(request: Request) -> Response:
         return Json({"status": "ok"})
@@ -111,6 +100,23 @@ def make_app(
     app = Starlette(routes=routes, middleware=middleware, exception_handlers=handlers, lifespan=lifespan)
     app.add_exception_handler(Exception, _failed)
     return app
+
+
+def _listing(served: Served) -> tuple[Handler, Handler]:
+    """What is served, all and one."""
+    started = int(time.time())
+
+    async def models(request: Request) -> Response:
+        return Json({"object": "list", "data": [_model(name, started) for name in served.models]})
+
+    async def model(request: Request) -> Response:
+        name = request.path_params["name"]
+        name = served.also_called.get(name, name)
+        if name not in served.models:
+            raise ApiError(404, f"model {name[:80]!r}: not served", "model", "model_not_found")
+        return Json(_model(name, started))
+
+    return models, model
 
 
 def _model(name: str, created: int) -> dict[str, Any]:

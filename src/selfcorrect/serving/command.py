@@ -46,10 +46,7 @@ def serve(
     A key for it comes from SELFCORRECT_API_KEY, one for --upstream from SELFCORRECT_UPSTREAM_API_KEY.
     """
     need_libraries()
-    if base is not None and no_base:
-        raise ConfigError("--base and --no-base contradict each other; leave one out")
-    if upstream is None and upstream_model is not None:
-        raise ConfigError("--upstream-model names a model of --upstream URL, which is not there")
+    _check(base, no_base, upstream, upstream_model)
     from selfcorrect.serving import sources
 
     source = sources.find(model, recipe, overrides or [], task, upstream=upstream is not None)
@@ -82,6 +79,13 @@ def serve(
         raise typer.Exit(130) from None
     finally:
         listening.close()
+
+
+def _check(base: str | None, no_base: bool, upstream: str | None, upstream_model: str | None) -> None:
+    if base is not None and no_base:
+        raise ConfigError("--base and --no-base contradict each other; leave one out")
+    if upstream is None and upstream_model is not None:
+        raise ConfigError("--upstream-model names a model of --upstream URL, which is not there")
 
 
 def need_libraries() -> None:

@@ -206,11 +206,13 @@ def test_sampling_settings(server: Running) -> None:
     greedy = texts(temperature=0)
     assert texts(top_p=1e-9) == greedy == texts(temperature=1e-9)
     assert texts(temperature=2, seed=1) != texts(temperature=0.1, seed=1)
-    plain = server.ask(model="wordy", messages=user("Hi"), max_tokens=12, temperature=0, attempts=1)
-    whole = plain["choices"][0]["message"]["content"]
-    assert plain["choices"][0]["finish_reason"] == "length"
-    cut = server.stream(model="wordy", messages=user("Hi"), max_tokens=12, temperature=0, stop=whole[3:5], attempts=1)
-    assert "".join(c["choices"][0]["delta"].get("content", "") for c in cut) == whole[: whole.find(whole[3:5])]
+    ask: dict[str, Any] = {"model": "wordy", "messages": user("Hi"), "max_tokens": 40, "seed": 3, "attempts": 1}
+    plain = server.ask(**ask)["choices"][0]
+    whole = plain["message"]["content"]
+    assert plain["finish_reason"] == "length"
+    stop = next(pair for pair in map("".join, zip(whole[1:], whole[2:], strict=False)) if pair.isascii())
+    cut = server.stream(**ask, stop=["never there", stop])
+    assert "".join(c["choices"][0]["delta"].get("content", "") for c in cut) == whole[: whole.find(stop)] != ""
     assert cut[-1]["choices"][0]["finish_reason"] == "stop"
 
 

@@ -433,7 +433,7 @@ def _config_for(model: str | Path, recipe: Recipe | None, overrides: Sequence[st
     if recipe is not None:
         return _train_config(recipe, *(overrides or ()))
     resolve_path(str(model))  # a folder that is not there, or holds no model, is the first thing to say
-    beside = _recipe_beside(model)
+    beside = recipe_beside(model)
     if beside is not None:
         config = _train_config(beside, *(overrides or ()))
         if any(override.startswith("model.chat_template=") for override in overrides or ()):
@@ -451,7 +451,7 @@ def _config_for(model: str | Path, recipe: Recipe | None, overrides: Sequence[st
     return _train_config({"stages": [], "rollouts": limits}, *(overrides or ()))
 
 
-def _recipe_beside(model: str | Path) -> Path | None:
+def recipe_beside(model: str | Path) -> Path | None:
     """The recipe of the run that a model folder lies in; the lab's for the lab's models; None for every other."""
     folder = Path(str(model)).expanduser()
     if str(model) == LAB_MODEL:
@@ -467,7 +467,7 @@ def _recipe_beside(model: str | Path) -> Path | None:
 
 def _trained_attempts(model: str | Path) -> int:
     """How many attempts a conversation had where a model was trained; without a bound where nothing tells."""
-    beside = _recipe_beside(model)
+    beside = recipe_beside(model)
     try:
         return _train_config(beside).rollouts.attempts if beside else sys.maxsize
     except ConfigError:  # a recipe of another version; another one may have been named

@@ -15,6 +15,7 @@ import typer
 from selfcorrect import __version__
 from selfcorrect.commands import export, traces
 from selfcorrect.errors import ConfigError, TrainingInterrupted, UserError
+from selfcorrect.serving.command import serve
 from selfcorrect.starting import commands as starting
 from selfcorrect.starting.completion import prepare as prepare_completion
 from selfcorrect.waiting import wait_briefly
@@ -392,6 +393,7 @@ app.command(epilog="Example: selfcorrect init --model ./my-model --data problems
 app.command(epilog="Example: selfcorrect explain rollouts.temperature")(starting.explain)
 app.command(epilog="Example: selfcorrect completion bash >> ~/.bashrc")(starting.completion)
 app.command(epilog="Example: selfcorrect export runs/mine ./mine --merge")(export)
+app.command(epilog="Example: selfcorrect serve runs/mine --port 8000")(serve)
 app.command(epilog="Example: selfcorrect traces runs/mine mine.jsonl --format messages")(traces)
 
 

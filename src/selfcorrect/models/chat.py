@@ -63,7 +63,7 @@ class Chat:
                 )
             self.system = system
         self.opens_thought = leaves_thought_open(self._render([("user", _MARKER)]).rpartition(_MARKER)[2])
-        self._between: dict[str, tuple[tuple[int, ...], int]] = {}
+        self._between_turns: Callable[[str], tuple[tuple[int, ...], int]] = lru_cache(maxsize=1024)(self._read_between)
         self._first: Callable[[str, str], tuple[tuple[int, ...], bool]] = lru_cache(maxsize=4096)(self._read_first)
         self._between_turns("a question")  # a template that cannot serve is refused before anything is sampled
         self.notes = tuple(self._look_for_surprises())
@@ -71,6 +71,53 @@ class Chat:
     def first_prompt(self, user: str, system: str = "") -> tuple[int, ...]:
         """The context `x_1` of attempt 1 as ids [P]. Raises ModelError where the template has no place for `system`."""
         return self._first(user, system)[0]
+
+    def conversation(self, messages: Sequence[Mapping[str, str]]) -> tuple[int, ...]:
+        """Any number of turns, {"role", "content"}, the user's last -> the context of the next answer as ids [P].
+
+        A system turn of its own stands in place of `system`. Control tokens that a content spells out are read as plain
+        text. Raises ModelError where the template has no place for a turn, or the tokenizer no token for part of one.
+        """
+        shown = [dict(message) for message in messages]
+        if self.system and not any(message["role"] == "system" for message in shown):
+            shown = self.system.before(shown)
+        text = self._text(shown)
+        for number, message in enumerate(messages):
+            content = message["content"]
+            if message["role"] != "assistant" and content.strip() not in text:
+                raise ModelError(f"messages[{number}]: the chat template leaves out this {message['role']} turn")
+            if self._tokenizer.unk_token_id is not None and self._tokenizer.unk_token_id in self._encode(content):
+                raise ModelError(f"messages[{number}]: the model's tokenizer has no token for part of the content")
+        if not any(self._control.intersection(self._encode(message["content"])) for message in shown):
+            return self._encode(text)
+        return self._plainly(text, shown)
+
+    def _plainly(self, text: str, shown: Sequence[Mapping[str, str]]) -> tuple[int, ...]:
+        """The rendered conversation as ids, in which no control token comes from a content."""
+        markers = [f"{_MARKER}{number}@@" for number in range(len(shown))]
+        pattern = self._text([{**turn, "content": marker} for turn, marker in zip(shown, markers, strict=True)])
+        inside: list[tuple[int, int]] = []
+        whole, place = "", 0
+        for turn, marker in zip(shown, markers, strict=True):
+            head, found, pattern = pattern.partition(marker)
+            content = turn["content"]
+            content = content if text.startswith(content, place + len(head)) else content.strip()
+            whole += head + content
+            place = len(whole)
+            inside.append((place - len(content), place))
+            if not found:
+                break
+        if whole + pattern != text or not self._tokenizer.is_fast:
+            raise ModelError(
+                "messages: a content spells out control tokens of the model, and the chat template changes it in a way "
+                "that leaves no telling them apart from its own; leave them out"
+            )
+        read = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        ids: list[int] = []
+        for token, (begin, end) in zip(read["input_ids"], read["offset_mapping"], strict=True):
+            spelled = token in self._control and any(low <= begin and end <= high for low, high in inside)
+            ids += self._encode_plainly(text[begin:end]) if spelled else [token]
+        return tuple(ids)
 
     def readable(self, user: str) -> bool:
         """False where the tokenizer has no token for part of the user's text.
@@ -121,12 +168,10 @@ class Chat:
         """The text of a completion: without the token that ends the turn, where it has one."""
         return self.decode(ids[:-1] if ids and ids[-1] in self._eos_ids else ids)
 
-    def _between_turns(self, user: str) -> tuple[tuple[int, ...], int]:
+    def _read_between(self, user: str) -> tuple[tuple[int, ...], int]:
         """The ids that follow an assistant's text, and how many of them are white space before the end of its turn."""
-        if user not in self._between:
-            ids = self._encode_tail(user)
-            self._between[user] = ids, self._leading_blanks(ids)
-        return self._between[user]
+        ids = self._encode_tail(user)
+        return ids, self._leading_blanks(ids)
 
     def _encode_tail(self, user: str) -> tuple[int, ...]:
         """The tail's ids where a text stands before it: many tokenizers put a space before the beginning of a text."""

@@ -7,6 +7,7 @@ is seen. Lanes come and go by copying; nothing moves within a lane.
 Axes: N lanes, R of them in a forward, T tokens fed to each, H key-value heads, S slots, D head dimension.
 """
 
+import copy
 from typing import Any
 
 import torch
@@ -72,6 +73,12 @@ class SlotCache(Cache):  # type: ignore[misc]
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return 0  # positions and masks are always given
+
+    def emptied(self, slots: int) -> "SlotCache":
+        """A cache of the same lanes, with `slots` slots, that holds nothing yet."""
+        other = copy.copy(self)
+        other.slots, other._tables = slots, []
+        return other
 
     def take(self, lanes: Tensor, width: int) -> Tables:
         """A copy of the first `width` slots of some lanes."""

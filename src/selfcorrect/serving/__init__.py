@@ -1,0 +1,1 @@
+"""An OpenAI-compatible server that plays the attempts itself, and a page to watch them."""

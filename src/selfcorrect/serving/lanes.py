@@ -1,0 +1,158 @@
+"""Conversations side by side, each in a lane that keeps its keys and values: from attempt to attempt, and for the next
+request that begins with the same tokens.
+
+Axes: R lanes that are fed, T tokens of each, S slots, V vocabulary.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from selfcorrect.errors import ModelError
+from selfcorrect.models.loading import LanguageModel
+from selfcorrect.samplers.draws import draw, precision
+from selfcorrect.samplers.slots import SlotCache
+
+_SLOTS = 512  # room that lanes begin with; it doubles as it is needed
+
+
+class Lanes(Protocol):
+    """held: by lane, the ids whose keys and values it has."""
+
+    held: list[list[int]]
+
+    def begin(self, lane: int, prompt: Sequence[int]) -> int:
+        """The lane keeps what it shares with the prompt, all but its last token at most; returns how many tokens."""
+        ...
+
+    def feed(self, lanes: list[int], added: list[list[int]]) -> Tensor:
+        """Each lane gets further tokens; logits [R, V] after the last of them."""
+        ...
+
+    def reset(self) -> None:
+        """All lanes are empty."""
+        ...
+
+
+def make_lanes(lm: LanguageModel, count: int) -> Lanes:
+    """One step for all lanes, where the model's attention allows it; else one cache and one step for each."""
+    return OwnCaches(lm, count) if lm.windows is None else SlotLanes(lm, count)
+
+
+def shared(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many tokens two sequences begin with together."""
+    most = min(len(one), len(other))
+    return next((place for place in range(most) if one[place] != other[place]), most)
+
+
+class SlotLanes:
+    """All lanes in one table that grows."""
+
+    def __init__(self, lm: LanguageModel, count: int) -> None:
+        self._lm = lm
+        self.held: list[list[int]] = [[] for _ in range(count)]
+        self._cache = SlotCache(lm, count, _SLOTS)
+
+    def begin(self, lane: int, prompt: Sequence[int]) -> int:
+        known = min(shared(self.held[lane], prompt), len(prompt) - 1)
+        del self.held[lane][known:]
+        return known
+
+    def feed(self, lanes: list[int], added: list[list[int]]) -> Tensor:
+        device, most = self._lm.device, max(map(len, added))
+        known = [len(self.held[lane]) for lane in lanes]
+        # One more than any row fills: padding beyond the rest goes there.
+        width = max(have + len(new) for have, new in zip(known, added, strict=True)) + 1
+        self._make_room(width)
+        ids_RT = torch.tensor([[*new, *[0] * (most - len(new))] for new in added], device=device)
+        step_T = torch.arange(most, device=device)
+        place_RT = (torch.tensor(known, device=device)[:, None] + step_T).clamp(max=width - 1)
+        leading = lanes == list(range(len(lanes)))
+        self._cache.open(slice(len(lanes)) if leading else torch.tensor(lanes, device=device), place_RT, width)
+        last_RT = step_T == torch.tensor([len(new) - 1 for new in added], device=device)[:, None]
+        logits_RV = self._lm.logits(
+            ids_RT, last_RT, position_ids=place_RT, attention_mask=self._cache.mask(), past_key_values=self._cache,
+            use_cache=True,
+        )  # fmt: skip
+        for lane, new in zip(lanes, added, strict=True):
+            self.held[lane] += new
+        return logits_RV
+
+    def _make_room(self, width: int) -> None:
+        if width <= self._cache.slots:
+            return
+        every = torch.arange(len(self.held), device=self._lm.device)
+        tables = self._cache.take(every, max(map(len, self.held)))
+        self._cache = self._cache.emptied(max(width, 2 * self._cache.slots))
+        if tables:
+            self._cache.put(every, tables, every)
+
+    def reset(self) -> None:
+        self.held = [[] for _ in self.held]
+        self._cache = self._cache.emptied(_SLOTS)  # also of numbers that are not finite, which no mask hides
+
+
+class OwnCaches:
+    """A cache of the model's own kind for each lane: for layers that attend otherwise."""
+
+    def __init__(self, lm: LanguageModel, count: int) -> None:
+        self._lm = lm
+        self.held: list[list[int]] = [[] for _ in range(count)]
+        self._caches: list[Any] = [None] * count
+
+    def begin(self, lane: int, prompt: Sequence[int]) -> int:
+        have = len(self.held[lane])
+        if have < len(prompt) and shared(self.held[lane], prompt) == have:
+            return have
+        self.held[lane], self._caches[lane] = [], None  # nothing can be taken out of such a cache
+        return 0
+
+    def reset(self) -> None:
+        self.held, self._caches = [[] for _ in self.held], [None] * len(self._caches)
+
+    def feed(self, lanes: list[int], added: list[list[int]]) -> Tensor:
+        return torch.cat([self._feed(lane, new) for lane, new in zip(lanes, added, strict=True)])
+
+    def _feed(self, lane: int, new: list[int]) -> Tensor:
+        have, device = len(self.held[lane]), self._lm.device
+        whole = have + len(new)
+        with self._lm.autocast():
+            output = self._lm.model(
+                input_ids=torch.tensor([new], device=device),
+                attention_mask=torch.ones(1, whole, dtype=torch.long, device=device),
+                position_ids=torch.arange(have, whole, device=device)[None],
+                past_key_values=self._caches[lane], use_cache=True, logits_to_keep=1,
+            )  # fmt: skip
+        self._caches[lane] = getattr(output, "past_key_values", None)
+        if self._caches[lane] is None:
+            raise ModelError(f"{type(self._lm.model).__name__} keeps no past_key_values, which serving needs")
+        self.held[lane] += new
+        logits_1V: Tensor = output.logits[:, -1].float()
+        return logits_1V
+
+
+def pick(logits_RV: Tensor, temperatures: list[float], top_ps: list[float], uniforms: list[float]) -> list[int]:
+    """One token a row: greedy at temperature 0, else from the smallest set of tokens whose shares sum up to top_p."""
+    token_R = logits_RV.argmax(-1)
+    warm = [row for row, temperature in enumerate(temperatures) if temperature > 0]
+    if warm:
+        device = logits_RV.device
+        divisor_R = torch.tensor([max(temperatures[row], 1e-4) for row in warm], device=device)
+        scaled_RV = logits_RV[warm] / divisor_R[:, None]
+        top_p_R = torch.tensor([top_ps[row] for row in warm], device=device)
+        if float(top_p_R.min()) < 1:
+            scaled_RV = _nucleus(scaled_RV, top_p_R)
+        uniform_R = torch.tensor([uniforms[row] for row in warm], dtype=precision(device), device=device)
+        token_R[warm] = draw(scaled_RV, 1.0, uniform_R)[0]
+    tokens: list[int] = token_R.tolist()
+    return tokens
+
+
+def _nucleus(logits_RV: Tensor, top_p_R: Tensor) -> Tensor:
+    sorted_RV, order_RV = logits_RV.sort(-1, descending=True)
+    share_RV = sorted_RV.softmax(-1)
+    before_RV = share_RV.cumsum(-1) - share_RV  # the likeliest token has nothing before it, and stays
+    sorted_RV = sorted_RV.masked_fill(before_RV >= top_p_R[:, None], float("-inf"))
+    return torch.empty_like(sorted_RV).scatter_(-1, order_RV, sorted_RV)

@@ -237,7 +237,8 @@ class LogConfig(Strict):
 class TrainConfig(Strict):
     """A whole run: a model, a task, and the stages one after the other.
 
-    sampler: recorded replays the attempts that the file `recorded` holds (docs/recorded.md), to evaluate them.
+    sampler: recorded replays the attempts that the file `recorded` holds (docs/recorded.md), to evaluate them; endpoint
+    stands in what `evaluate --endpoint` writes.
     """
 
     kind: Literal["train"] = "train"
@@ -254,7 +255,7 @@ class TrainConfig(Strict):
     evaluation: EvaluationConfig = EvaluationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     log: LogConfig = LogConfig()
-    sampler: Literal["transformers", "recorded"] = "transformers"
+    sampler: Literal["transformers", "recorded", "endpoint"] = "transformers"
     recorded: str | None = None
 
     @model_validator(mode="after")

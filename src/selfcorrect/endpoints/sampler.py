@@ -90,6 +90,7 @@ class EndpointSampler:
 
     def told(self) -> str:
         """What was asked, and what it took, in words."""
+        self._opened()
         return (
             f"{self._endpoint.url} answered {self._fresh:,} requests now ({self._retries:,} retries); "
             f"{self._budget.told()} in all"
@@ -97,13 +98,9 @@ class EndpointSampler:
 
     def sample(self, prompts: Sequence[tuple[int, ...]], params: SamplingParams) -> list[Completion]:
         """One answer per conversation, in order: those that are kept, and the rest as they come."""
-        if self._journal is None:
-            self._journal = Journal(self._file)
-            self._budget = Budget(self._endpoint, self._journal.spent)
+        journal = self._opened()
         asks = [self._ask(prompt, params, derive_seed(params.seed, place)) for place, prompt in enumerate(prompts)]
-        known = {
-            ask.key: _completion(self._journal.answers[ask.key]) for ask in asks if ask.key in self._journal.answers
-        }
+        known = {ask.key: _completion(journal.answers[ask.key]) for ask in asks if ask.key in journal.answers}
         rest = [ask for ask in asks if ask.key not in known]
         if rest:
             try:
@@ -114,6 +111,12 @@ class EndpointSampler:
                 with ThreadPoolExecutor(1) as thread:
                     known |= thread.submit(asyncio.run, self._all(rest, len(known))).result()
         return [known[ask.key] for ask in asks]
+
+    def _opened(self) -> Journal:
+        if self._journal is None:
+            self._journal = Journal(self._file)
+            self._budget = Budget(self._endpoint, self._journal.spent)
+        return self._journal
 
     def _ask(self, prompt: Sequence[int], params: SamplingParams, seed: int) -> Ask:
         turns = messages(prompt, send_reasoning=self._endpoint.send_reasoning)
@@ -135,8 +138,7 @@ class EndpointSampler:
             workers = min(self._endpoint.concurrency, len(asks))
             await asyncio.gather(*(self._work(now) for _ in range(workers)))
         if now.stop:
-            assert self._journal is not None
-            kept = f"{len(self._journal.answers):,} answers are kept in {self._file}"
+            kept = f"{len(self._opened().answers):,} answers are kept in {self._file}"
             why = self._secret.without(now.stop)
             raise EndpointError(f"{self._endpoint.url}: {why}; {kept}, and the same command goes on")
         return now.found
@@ -182,8 +184,7 @@ class EndpointSampler:
         """One request. Raises Failed, BudgetReached."""
         from selfcorrect.endpoints.wire import Failed
 
-        journal = self._journal
-        assert journal is not None
+        journal = self._opened()
         worst = self._counting.worst(ask.messages, ask.limit)
         await self._budget.hold(worst)
         charged, began = worst, time.monotonic()
@@ -227,8 +228,7 @@ class EndpointSampler:
             return Completion((), (), "", "stop", grade)
         verdict = redacted(Answer("", verdict=failure.verdict), self._secret.without)
         line = _line(verdict, 0.0)
-        assert self._journal is not None
-        self._journal.answer(ask.key, Spent(), line)
+        self._opened().answer(ask.key, Spent(), line)
         return _completion(line)
 
     async def _explained(self, now: _Now, failure: "Failed") -> str:

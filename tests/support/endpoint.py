@@ -81,8 +81,9 @@ class Server:
                 self.now -= 1
             if raw.reset:
                 writer.transport.abort()
-            writer.close()
         except (ConnectionError, asyncio.IncompleteReadError):
+            pass
+        finally:
             writer.close()
 
 

@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
+from functools import lru_cache
 from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
@@ -65,7 +66,7 @@ class Wire:
         parts = urlsplit(endpoint.url)
         proxy = None if proxy_bypass(str(parts.hostname)) else getproxies().get(parts.scheme)
         limits = httpx2.Limits(max_connections=endpoint.concurrency + 1)
-        transport = _Bounded(httpx2.AsyncHTTPTransport(proxy=proxy, limits=limits))
+        transport = _Bounded(httpx2.AsyncHTTPTransport(verify=_trusted(), proxy=proxy, limits=limits))
         self._client = openai.AsyncOpenAI(
             api_key=secret.reveal() or "none",
             base_url=endpoint.url,
@@ -166,6 +167,11 @@ def _unconnected(error: BaseException) -> Failed:
     return Failed(
         f"no connection: {told}" if refused else f"the connection broke: {told}", again=True, served=not refused
     )
+
+
+@lru_cache
+def _trusted() -> ssl.SSLContext:
+    return httpx2.create_ssl_context()  # reads some hundred certificates
 
 
 class _TooLarge(Exception):  # noqa: N818 - says what came

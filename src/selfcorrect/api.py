@@ -128,15 +128,17 @@ def evaluate(
         folder = folder or default_folder(config, job.made_with)
         notes = _tell([*task.notes, *job.notes], watcher.message)
         with kept_in(folder, name, job.made_with, watcher) as kept:
-            there = f"rollouts are kept in {folder}"
-            stopped.told = lambda: f"{kept.count:,} of {job.evaluator.rollouts:,} {there}: the same command goes on"
+            stopped.told = lambda: (
+                f"{kept.count:,} of {job.evaluator.rollouts:,} rollouts are kept in {folder}"
+                f"{', ' * bool(job.beside())}{job.beside()}: the same command goes on"
+            )
             chunk = min(job.evaluator.rows, len(job.evaluator.problems))
             watcher.message(
                 f"{job.evaluator.plan()}; kept in {folder}, {chunk:,} problems at a time, so the same command goes on"
             )
             if told := job.evaluator.resolution():
                 watcher.message(told)
-            _say_kept(kept.count, job.evaluator.rollouts, folder, watcher)
+            _say_kept(kept.count, job.evaluator.rollouts, folder, watcher, job.beside())
             evaluation = run_kept(job.evaluator, name, 0, job.sampler, job.chat, kept, watcher)
             notes += _tell(job.after(), watcher.message)
             fallen = collapse(evaluation.summary, _trained_attempts(path))
@@ -147,11 +149,11 @@ def evaluate(
     return dataclasses.replace(evaluation, folder=folder)
 
 
-def _say_kept(count: int, total: int, folder: Path, watcher: Observer) -> None:
+def _say_kept(count: int, total: int, folder: Path, watcher: Observer, beside: str) -> None:
     if count == total:
         watcher.message(f"all {total:,} rollouts are there already; remove {folder} to evaluate anew")
-    elif count:
-        watcher.message(f"going on: {count:,} of {total:,} rollouts are there already")
+    elif count or beside:
+        watcher.message(f"going on: {count:,} of {total:,} rollouts are there already{', ' * bool(beside)}{beside}")
 
 
 def is_recipe(model: str | Path) -> bool:

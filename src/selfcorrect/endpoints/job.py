@@ -46,4 +46,6 @@ def endpoint_job(
             "model.chat_template and model.template_options are the endpoint's affair; what it takes of the kind goes "
             "with every request by --body, such as '{\"chat_template_kwargs\": {...}}'"
         )
-    return Job(evaluator, sampler, chat, made_with | {SIDE: evaluator.rows}, notes, lambda: [sampler.told()])
+    return Job(
+        evaluator, sampler, chat, made_with | {SIDE: evaluator.rows}, notes, lambda: [sampler.told()], sampler.kept
+    )

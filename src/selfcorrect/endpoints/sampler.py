@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from selfcorrect.endpoints.answers import Answer, redacted
+from selfcorrect.endpoints.answers import Answer, redacted, too_long
 from selfcorrect.endpoints.budget import Budget, BudgetReached, Spent
 from selfcorrect.endpoints.chat import answered, messages
 from selfcorrect.endpoints.counting import Counting
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 _LONGEST_WAIT = 60.0  # seconds between two tries, where the server does not ask for more
 _MOST_ASKED = 900.0  # seconds to wait at a server's wish; for longer the work stops
+GOES_ON = ", and the same command goes on"
 _HELLO = "Say yes."  # asked where one conversation has no answer, to see whether any would
 
 
@@ -96,6 +97,11 @@ class EndpointSampler:
             f"{self._budget.told()} in all"
         )
 
+    def kept(self) -> str:
+        """How many answers are there, in words; empty where none is."""
+        count = len(self._opened().answers)
+        return f"{count:,} answer{'s are' if count > 1 else ' is'} kept" if count else ""
+
     def sample(self, prompts: Sequence[tuple[int, ...]], params: SamplingParams) -> list[Completion]:
         """One answer per conversation, in order: those that are kept, and the rest as they come."""
         journal = self._opened()
@@ -138,9 +144,8 @@ class EndpointSampler:
             workers = min(self._endpoint.concurrency, len(asks))
             await asyncio.gather(*(self._work(now) for _ in range(workers)))
         if now.stop:
-            kept = f"{len(self._opened().answers):,} answers are kept in {self._file}"
-            why = self._secret.without(now.stop)
-            raise EndpointError(f"{self._endpoint.url}: {why}; {kept}, and the same command goes on")
+            why, kept = self._secret.without(now.stop), f"{self.kept()} in {self._file}" if self.kept() else ""
+            raise EndpointError("; ".join(filter(None, [f"{self._endpoint.url}: {why}", kept])) + GOES_ON * bool(kept))
         return now.found
 
     async def _work(self, now: _Now) -> None:
@@ -309,9 +314,13 @@ def _completion(line: Mapping[str, Any]) -> Completion:
 
 
 def _hint(why: str) -> str:
-    """What --body can do about a field that an endpoint does not take."""
+    """What can be done about a field that an endpoint does not take, or a limit beyond what its model has."""
+    if not why.startswith("HTTP 4"):
+        return ""
+    if too_long(why):
+        return "; lower rollouts.max_new_tokens, or serve the model with a longer context"
     for name in ("max_tokens", "temperature", "top_p", "seed"):
-        if why.startswith("HTTP 4") and name in why:
+        if name in why:
             other = ', "max_completion_tokens": 512' if name == "max_tokens" else ""
             return f"; --body '{{\"{name}\": null{other}}}' sends none"
     return ""

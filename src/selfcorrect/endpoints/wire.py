@@ -37,7 +37,7 @@ _AGAIN = {408, 409, 421, 425, 429}
 _STOPS = {
     401: "the key is refused; set another in the environment (--key-env names the variable)",
     402: "it wants to be paid",
-    404: "no such address or model",
+    404: "",
 }
 
 
@@ -120,7 +120,7 @@ class Wire:
 
 def by_status(status: int, told: str, headers: Mapping[str, str]) -> Failed:
     """What a status that is no success means. told: the server's words."""
-    why = f"HTTP {status}: {told}"
+    why = f"HTTP {status}: {told.removesuffix('.')}"
     if 300 <= status < 400:
         return Failed(
             f"HTTP {status}: a redirect to {one_line(headers.get('location', '?'), 120)}; name that", stop=True
@@ -130,7 +130,7 @@ def by_status(status: int, told: str, headers: Mapping[str, str]) -> Failed:
     if status in (400, 403, 422, 451) and filtered(told):
         return Failed(why, verdict=no_answer(f"kept from the model by the endpoint: {one_line(told, 120)}"))
     if status in _STOPS:
-        return Failed(f"{why}: {_STOPS[status]}", stop=True)
+        return Failed(f"{why}: {_STOPS[status]}".removesuffix(": "), stop=True)
     if status in _AGAIN or status >= 500:
         return Failed(why, again=True, wait=retry_after(headers), busy=status in (429, 503))
     return Failed(why)

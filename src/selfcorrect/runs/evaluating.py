@@ -37,7 +37,10 @@ _FEWEST = 16  # rows; a step over fewer takes a processor nearly as long
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What is evaluated by what; made_with: all that its numbers depend on. after: notes once it is done."""
+    """What is evaluated by what; made_with: all that its numbers depend on.
+
+    after: notes once it is done. beside: what is kept besides whole rollouts, in words.
+    """
 
     evaluator: Evaluator
     sampler: Sampler
@@ -45,6 +48,7 @@ class Job:
     made_with: dict[str, Any]
     notes: list[str]
     after: Callable[[], list[str]] = list
+    beside: Callable[[], str] = str
 
 
 def rows_of(config: TrainConfig, lm: LanguageModel, attempts: int | None = None) -> int:

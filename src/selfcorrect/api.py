@@ -97,16 +97,19 @@ def evaluate(
     output: a folder for the evaluation's files and report.html; by default output/name for a recipe in place of the
     model, else a folder under output/evaluations. Every finished problem is kept there at once: the same call goes on
     after a stop, and gives the same result once it is done. With sampler=recorded no model is loaded: the recorded
-    attempts are evaluated. endpoint: where `model` is a name that it knows (docs/endpoints.md); an override or a recipe
-    names the task. Raises TrainingInterrupted on Ctrl-C and SIGTERM, EndpointError where an endpoint answers no more.
+    attempts are evaluated. endpoint: where `model` is a name that it knows, asked and not loaded (docs/endpoints.md).
+    Raises TrainingInterrupted on Ctrl-C and SIGTERM, EndpointError where an endpoint answers no more.
     """
     watcher = observer or Observer()
     named = endpoint is None and is_recipe(model)
-    if endpoint:
-        config = _train_config(recipe, *overrides) if recipe is not None else _of_task(model, overrides, "ask it")
-        config = config.model_copy(update={"sampler": "endpoint"})
+    if named:
+        config = _train_config(model, *overrides)
     else:
-        config = _train_config(model, *overrides) if named else _config_for(model, recipe, overrides, "evaluate it on")
+        config = _config_for(model, recipe, overrides, "evaluate it on", here=endpoint is None)
+    if endpoint:
+        config = config.model_copy(update={"sampler": "endpoint", "recorded": None})
+    elif config.sampler == "endpoint":
+        raise ConfigError("sampler: endpoint stands for one whose URL is named with --endpoint; name it")
     path = config.model.path if named else str(model)
     config = config.model_copy(update={"model": config.model.model_copy(update={"path": path})})
     folder = Path(output) if output is not None else Path(config.output) / config.name if named else None
@@ -431,14 +434,18 @@ def _train_config(recipe: Recipe, *overrides: str) -> TrainConfig:
 _LIMITS = {"math": 1024, "code": 512, "repair": 512}  # tokens of an attempt, as in the shipped recipes
 
 
-def _config_for(model: str | Path, recipe: Recipe | None, overrides: Sequence[str] | None, purpose: str) -> TrainConfig:
+def _config_for(
+    model: str | Path, recipe: Recipe | None, overrides: Sequence[str] | None, purpose: str, *, here: bool = True
+) -> TrainConfig:
     """The recipe that was named, or that goes with a model, or a task's defaults where an override names the task.
 
-    overrides: None where the command takes none. Raises ConfigError where nothing names the task.
+    overrides: None where the command takes none. here: whether the model is to be loaded. Raises ConfigError where
+    nothing names the task.
     """
     if recipe is not None:
         return _train_config(recipe, *(overrides or ()))
-    resolve_path(str(model))  # a folder that is not there, or holds no model, is the first thing to say
+    if here:
+        resolve_path(str(model))  # a folder that is not there, or holds no model, is the first thing to say
     beside = _recipe_beside(model)
     if beside is not None:
         config = _train_config(beside, *(overrides or ()))
@@ -446,11 +453,6 @@ def _config_for(model: str | Path, recipe: Recipe | None, overrides: Sequence[st
             return config
         # the recipe's template was saved with the model, and its file may be gone
         return config.model_copy(update={"model": config.model.model_copy(update={"chat_template": None})})
-    return _of_task(model, overrides, purpose)
-
-
-def _of_task(model: str | Path, overrides: Sequence[str] | None, purpose: str) -> TrainConfig:
-    """The defaults of the task that an override names. Raises ConfigError where none does."""
     tasks = [value for key, _, value in (o.partition("=") for o in overrides or ()) if key == "task.name"]
     if not tasks:
         kinds = ", ".join(f"task.name={name}" for name in TASK_KINDS)

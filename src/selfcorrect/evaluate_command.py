@@ -90,7 +90,7 @@ def evaluate(
     if name is None:
         raise ConfigError("--endpoint: name the model that is to be asked there with --model NAME")
     if model is not None and "=" in model:
-        model, settings = None, [model, *settings]
+        settings, model = [model, *settings], None
     if model is not None and recipe is not None:
         raise ConfigError(f"{model} and --recipe {recipe}: name one recipe; the model's name is --model {name}")
     _run(name, settings, recipe or (Path(model) if model else None), output, as_json, _endpoint(endpoint, asked))

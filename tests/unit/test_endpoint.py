@@ -11,6 +11,7 @@ import pytest
 
 pytest.importorskip("openai")
 
+from selfcorrect.config import CountdownConfig
 from selfcorrect.endpoints.budget import Spent
 from selfcorrect.endpoints.chat import MessageChat, answered, messages
 from selfcorrect.endpoints.journal import Journal
@@ -20,7 +21,7 @@ from selfcorrect.endpoints.settings import Endpoint, read_body
 from selfcorrect.errors import ConfigError, EndpointError
 from selfcorrect.models.templates import System
 from selfcorrect.rollout import play
-from selfcorrect.tasks.base import Task
+from selfcorrect.tasks.countdown import Countdown
 from selfcorrect.types import Grade, Outcome, Problem, Rollout, SamplingParams
 from tests.support.endpoint import Body, Raw, chat, http, served
 
@@ -31,10 +32,8 @@ RIGHT = "so it is 42"
 FINE = chat(RIGHT)
 
 
-class FortyTwo(Task):
+class FortyTwo(Countdown):
     """Right is what ends with 42."""
-
-    name = "forty-two"
 
     def correction_prompt(self, problem: Problem) -> str:
         return "Again."
@@ -44,15 +43,6 @@ class FortyTwo(Task):
             Grade(Outcome.CORRECT, 1.0, "42") if text.endswith("42") else Grade(Outcome.WRONG, 0.0, text[-2:])
             for _, text in answers
         ]
-
-    def draw(self, step: int, count: int, seed: int) -> list[Problem]:
-        raise NotImplementedError
-
-    def held_out(self, count: int) -> list[Problem]:
-        raise NotImplementedError
-
-    def parse(self, text: str) -> Problem:
-        raise NotImplementedError
 
 
 PROBLEMS = [Problem(name, "forty-two", f"Question {name}", {}) for name in ("good-1", "odd", "good-2")]
@@ -64,7 +54,7 @@ def quick(url: str, **changes: Any) -> Endpoint:
 
 def played(endpoint: Endpoint, file: Path, said: list[str] | None = None, attempts: int = 2) -> list[Rollout]:
     sampler = EndpointSampler(endpoint, "m", file, (said if said is not None else []).append)
-    return play(PROBLEMS, FortyTwo(), sampler, MessageChat(), PARAMS, attempts)
+    return play(PROBLEMS, FortyTwo(CountdownConfig()), sampler, MessageChat(), PARAMS, attempts)
 
 
 def odd_only(what: Raw | Body, times: int = 10**6, first: bool = True) -> Callable[[Body, int], Raw | Body]:
@@ -246,7 +236,7 @@ def test_conversations_systems_and_reasoning(tmp_path: Path) -> None:
         for send, kept in ((False, "a"), (True, "b")):
             sampler = EndpointSampler(quick(server.url, send_reasoning=send), "m", tmp_path / kept, lambda text: None)
             chats = MessageChat(System("Be brief.", first_user=send))
-            play(PROBLEMS[:1], FortyTwo(), sampler, chats, PARAMS, 3)
+            play(PROBLEMS[:1], FortyTwo(CountdownConfig()), sampler, chats, PARAMS, 3)
         last = [server.requests[2]["messages"], server.requests[5]["messages"]]
     assert [turn["role"] for turn in last[0]] == ["system", *["user", "assistant"] * 2, "user"]
     assert [turn["content"] for turn in last[0]] == ["Be brief.", "Question good-1", "41", "Again.", "41", "Again."]

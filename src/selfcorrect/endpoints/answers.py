@@ -106,8 +106,8 @@ def read_answer(body: bytes, limit: int) -> Answer:
     if not isinstance(found, dict):
         raise Malformed(f"JSON that is no object, {one_line(json.dumps(found), 60)}")
     if found.get("error"):
-        code = found["error"].get("code") if isinstance(found["error"], dict) else None
-        status = int(code) if str(code).isdecimal() and 400 <= int(code) < 600 else 502
+        code = str(found["error"].get("code")) if isinstance(found["error"], dict) else ""
+        status = int(code) if re.fullmatch("[45][0-9][0-9]", code) else 502
         raise ErrorBody(status, one_line(_message(found)))
     choices = found.get("choices")
     if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):

@@ -102,14 +102,9 @@ def evaluate(
     """
     watcher = observer or Observer()
     named = endpoint is None and is_recipe(model)
-    if named:
-        config = _train_config(model, *overrides)
-    else:
-        config = _config_for(model, recipe, overrides, "evaluate it on", here=endpoint is None)
-    if endpoint:
-        config = config.model_copy(update={"sampler": "endpoint", "recorded": None})
-    elif config.sampler == "endpoint":
-        raise ConfigError("sampler: endpoint stands for one whose URL is named with --endpoint; name it")
+    here, what = endpoint is None, "evaluate it on"
+    config = _train_config(model, *overrides) if named else _config_for(model, recipe, overrides, what, here=here)
+    config = _with_sampler(config, endpoint)
     path = config.model.path if named else str(model)
     config = config.model_copy(update={"model": config.model.model_copy(update={"path": path})})
     folder = Path(output) if output is not None else Path(config.output) / config.name if named else None
@@ -124,24 +119,18 @@ def evaluate(
     with stoppable() as stopped, closing(task):
         if endpoint:
             job = endpoint_job(config, task, folder, name, endpoint, watcher.message)
-        elif config.sampler == "recorded":
-            job = _recorded_job(config, task)
         else:
-            job = _model_job(config, task, folder, name)
+            job = (
+                _recorded_job(config, task) if config.sampler == "recorded" else _model_job(config, task, folder, name)
+            )
         folder = folder or default_folder(config, job.made_with)
         notes = _tell([*task.notes, *job.notes], watcher.message)
         with kept_in(folder, name, job.made_with, watcher) as kept:
+            there = f"rollouts are kept in {folder}"
             stopped.told = lambda: (
-                f"{kept.count:,} of {job.evaluator.rollouts:,} rollouts are kept in {folder}"
-                f"{', ' * bool(job.beside())}{job.beside()}: the same command goes on"
+                f"{kept.count:,} of {job.evaluator.rollouts:,} {there}{job.beside()}: the same command goes on"
             )
-            chunk = min(job.evaluator.rows, len(job.evaluator.problems))
-            watcher.message(
-                f"{job.evaluator.plan()}; kept in {folder}, {chunk:,} problems at a time, so the same command goes on"
-            )
-            if told := job.evaluator.resolution():
-                watcher.message(told)
-            _say_kept(kept.count, job.evaluator.rollouts, folder, watcher, job.beside())
+            _say_plan(job, folder, kept.count, watcher)
             evaluation = run_kept(job.evaluator, name, 0, job.sampler, job.chat, kept, watcher)
             notes += _tell(job.after(), watcher.message)
             fallen = collapse(evaluation.summary, _trained_attempts(path))
@@ -152,11 +141,26 @@ def evaluate(
     return dataclasses.replace(evaluation, folder=folder)
 
 
-def _say_kept(count: int, total: int, folder: Path, watcher: Observer, beside: str) -> None:
+def _with_sampler(config: TrainConfig, endpoint: Endpoint | None) -> TrainConfig:
+    if endpoint:
+        return config.model_copy(update={"sampler": "endpoint", "recorded": None})
+    if config.sampler == "endpoint":
+        raise ConfigError("sampler: endpoint stands for one whose URL is named with --endpoint; name it")
+    return config
+
+
+def _say_plan(job: Job, folder: Path, count: int, watcher: Observer) -> None:
+    """What is to come, and how much of it is there already. count: whole rollouts that are."""
+    total, chunk = job.evaluator.rollouts, min(job.evaluator.rows, len(job.evaluator.problems))
+    watcher.message(
+        f"{job.evaluator.plan()}; kept in {folder}, {chunk:,} problems at a time, so the same command goes on"
+    )
+    if told := job.evaluator.resolution():
+        watcher.message(told)
     if count == total:
         watcher.message(f"all {total:,} rollouts are there already; remove {folder} to evaluate anew")
-    elif count or beside:
-        watcher.message(f"going on: {count:,} of {total:,} rollouts are there already{', ' * bool(beside)}{beside}")
+    elif count or job.beside():
+        watcher.message(f"going on: {count:,} of {total:,} rollouts are there already{job.beside()}")
 
 
 def is_recipe(model: str | Path) -> bool:

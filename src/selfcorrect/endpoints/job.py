@@ -47,5 +47,11 @@ def endpoint_job(
             "with every request by --body, such as '{\"chat_template_kwargs\": {...}}'"
         )
     return Job(
-        evaluator, sampler, chat, made_with | {SIDE: evaluator.rows}, notes, lambda: [sampler.told()], sampler.kept
+        evaluator,
+        sampler,
+        chat,
+        made_with | {SIDE: evaluator.rows},
+        notes,
+        lambda: [sampler.told()],
+        lambda: ", " * bool(sampler.kept()) + sampler.kept(),
     )

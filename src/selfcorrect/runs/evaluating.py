@@ -39,7 +39,7 @@ _FEWEST = 16  # rows; a step over fewer takes a processor nearly as long
 class Job:
     """What is evaluated by what; made_with: all that its numbers depend on.
 
-    after: notes once it is done. beside: what is kept besides whole rollouts, in words.
+    after: notes once it is done. beside: what is kept besides whole rollouts, in words that begin with a comma.
     """
 
     evaluator: Evaluator

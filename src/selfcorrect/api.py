@@ -16,12 +16,13 @@ from selfcorrect.config import LAB_MODEL, TASK_KINDS, CodeConfig, Config, LabBas
 from selfcorrect.config.paths import absolute
 from selfcorrect.config.recipe import load_recipe, validate
 from selfcorrect.config.shipped import shipped_recipe, shipped_recipes
+from selfcorrect.endpoints.job import endpoint_job
+from selfcorrect.endpoints.settings import Endpoint
 from selfcorrect.errors import ConfigError, DataError
 from selfcorrect.evaluation.counted import Counted
 from selfcorrect.evaluation.evaluate import Evaluation, Evaluator, grader_lives
 from selfcorrect.evaluation.kept import Kept, write_durably
 from selfcorrect.evaluation.metrics import Summary, is_graded, refuse_nothing_graded, summarize
-from selfcorrect.models.chat import Chat
 from selfcorrect.models.loading import LanguageModel, load_model, resolve_path, use_threads
 from selfcorrect.models.sizing import parameter_count
 from selfcorrect.report import write_report
@@ -30,6 +31,7 @@ from selfcorrect.runs.checks import fewer, fitted, shortages
 from selfcorrect.runs.display import Observer
 from selfcorrect.runs.evaluating import (
     SIDE,
+    Job,
     about,
     collapse,
     default_folder,
@@ -46,7 +48,6 @@ from selfcorrect.runs.evaluating import (
 from selfcorrect.runs.folder import keep_evaluation
 from selfcorrect.runs.interrupts import stoppable
 from selfcorrect.runs.run import resume, start
-from selfcorrect.samplers.base import Sampler
 from selfcorrect.samplers.recorded import TextChat
 from selfcorrect.samplers.transformers import TransformersSampler
 from selfcorrect.seeds import derive_seed
@@ -86,6 +87,7 @@ def evaluate(
     recipe: Recipe | None = None,
     observer: Observer | None = None,
     output: str | Path | None = None,
+    endpoint: Endpoint | None = None,
 ) -> Evaluation:
     """Two-attempt evaluation with intervals of a model folder, hub name or "lab", or of a recipe's model.
 
@@ -95,36 +97,42 @@ def evaluate(
     output: a folder for the evaluation's files and report.html; by default output/name for a recipe in place of the
     model, else a folder under output/evaluations. Every finished problem is kept there at once: the same call goes on
     after a stop, and gives the same result once it is done. With sampler=recorded no model is loaded: the recorded
-    attempts are evaluated. Raises TrainingInterrupted on Ctrl-C and SIGTERM.
+    attempts are evaluated. endpoint: where `model` is a name that it knows, asked and not loaded (docs/endpoints.md).
+    Raises TrainingInterrupted on Ctrl-C and SIGTERM, EndpointError where an endpoint answers no more.
     """
     watcher = observer or Observer()
-    named = is_recipe(model)
-    config = _train_config(model, *overrides) if named else _config_for(model, recipe, overrides, "evaluate it on")
+    named = endpoint is None and is_recipe(model)
+    here, what = endpoint is None, "evaluate it on"
+    config = _train_config(model, *overrides) if named else _config_for(model, recipe, overrides, what, here=here)
+    config = _with_sampler(config, endpoint)
     path = config.model.path if named else str(model)
     config = config.model_copy(update={"model": config.model.model_copy(update={"path": path})})
     folder = Path(output) if output is not None else Path(config.output) / config.name if named else None
     name = "recorded" if config.sampler == "recorded" else _folder_name(path)
     if folder is not None:
         _check_free(folder, name)
-    if config.sampler != "recorded":
+    if config.sampler == "transformers":
         resolve_path(path)  # a folder that is not there, or holds no model, is the first thing to say
+    if config.sampler != "recorded":
         watcher.message(f"evaluating {path} on {about(config.task, config.evaluation.split)}")
     task = make_task(config.task)
     with stoppable() as stopped, closing(task):
-        job = _recorded_job(config, task) if config.sampler == "recorded" else _model_job(config, task, folder, name)
+        if endpoint:
+            job = endpoint_job(config, task, folder, name, endpoint, watcher.message)
+        else:
+            job = (
+                _recorded_job(config, task) if config.sampler == "recorded" else _model_job(config, task, folder, name)
+            )
         folder = folder or default_folder(config, job.made_with)
         notes = _tell([*task.notes, *job.notes], watcher.message)
         with kept_in(folder, name, job.made_with, watcher) as kept:
             there = f"rollouts are kept in {folder}"
-            stopped.told = lambda: f"{kept.count:,} of {job.evaluator.rollouts:,} {there}: the same command goes on"
-            chunk = min(job.evaluator.rows, len(job.evaluator.problems))
-            watcher.message(
-                f"{job.evaluator.plan()}; kept in {folder}, {chunk:,} problems at a time, so the same command goes on"
+            stopped.told = lambda: (
+                f"{kept.count:,} of {job.evaluator.rollouts:,} {there}{job.beside()}: the same command goes on"
             )
-            if told := job.evaluator.resolution():
-                watcher.message(told)
-            _say_kept(kept.count, job.evaluator.rollouts, folder, watcher)
+            _say_plan(job, folder, kept.count, watcher)
             evaluation = run_kept(job.evaluator, name, 0, job.sampler, job.chat, kept, watcher)
+            notes += _tell(job.after(), watcher.message)
             fallen = collapse(evaluation.summary, _trained_attempts(path))
             if fallen is not None:
                 watcher.message(f"warning: {fallen}")
@@ -133,22 +141,26 @@ def evaluate(
     return dataclasses.replace(evaluation, folder=folder)
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Job:
-    """What is evaluated by what; made_with: all that its numbers depend on."""
-
-    evaluator: Evaluator
-    sampler: Sampler
-    chat: Chat
-    made_with: dict[str, Any]
-    notes: list[str]
+def _with_sampler(config: TrainConfig, endpoint: Endpoint | None) -> TrainConfig:
+    if endpoint:
+        return config.model_copy(update={"sampler": "endpoint", "recorded": None})
+    if config.sampler == "endpoint":
+        raise ConfigError("sampler: endpoint stands for one whose URL is named with --endpoint; name it")
+    return config
 
 
-def _say_kept(count: int, total: int, folder: Path, watcher: Observer) -> None:
+def _say_plan(job: Job, folder: Path, count: int, watcher: Observer) -> None:
+    """What is to come, and how much of it is there already. count: whole rollouts that are."""
+    total, chunk = job.evaluator.rollouts, min(job.evaluator.rows, len(job.evaluator.problems))
+    watcher.message(
+        f"{job.evaluator.plan()}; kept in {folder}, {chunk:,} problems at a time, so the same command goes on"
+    )
+    if told := job.evaluator.resolution():
+        watcher.message(told)
     if count == total:
         watcher.message(f"all {total:,} rollouts are there already; remove {folder} to evaluate anew")
-    elif count:
-        watcher.message(f"going on: {count:,} of {total:,} rollouts are there already")
+    elif count or job.beside():
+        watcher.message(f"going on: {count:,} of {total:,} rollouts are there already{job.beside()}")
 
 
 def is_recipe(model: str | Path) -> bool:
@@ -165,10 +177,11 @@ def _check_free(folder: Path, name: str) -> None:
 
 def _folder_name(path: str) -> str:
     folder = Path(path).expanduser()
-    return folder.absolute().name if folder.is_dir() else folder.name
+    name = folder.absolute().name if folder.is_dir() else folder.name
+    return "".join(c if c.isalnum() or c in "._-" else "-" for c in name) or "model"
 
 
-def _model_job(asked: TrainConfig, task: Task, folder: Path | None, name: str) -> _Job:
+def _model_job(asked: TrainConfig, task: Task, folder: Path | None, name: str) -> Job:
     """The recipe's model. folder: where the evaluation is kept under `name`; by default the weights' own."""
     use_threads(asked.threads)
     evaluator, lm = make_evaluator(asked, task), load_model(asked.model)
@@ -196,10 +209,10 @@ def _model_job(asked: TrainConfig, task: Task, folder: Path | None, name: str) -
             f"rollouts.attempts is {config.rollouts.attempts}, but {config.model.path} was trained with {trained}: "
             f"from attempt {trained + 1} on it reads conversations longer than any it learned from"
         )
-    return _Job(evaluator, sampler, lm.chat, made_with | {SIDE: evaluator.rows}, notes)
+    return Job(evaluator, sampler, lm.chat, made_with | {SIDE: evaluator.rows}, notes)
 
 
-def _recorded_job(config: TrainConfig, task: Task) -> _Job:
+def _recorded_job(config: TrainConfig, task: Task) -> Job:
     """The recorded attempts, through the same rollouts, graders and metrics as a model's."""
     from selfcorrect.evaluation.recorded import replay
 
@@ -214,7 +227,7 @@ def _recorded_job(config: TrainConfig, task: Task) -> _Job:
     )  # fmt: skip
     digest = hashlib.sha256(Path(str(config.recorded)).read_bytes()).hexdigest()[:16]
     made_with = settings(config, evaluator, chat, {"recorded": digest})
-    return _Job(evaluator, sampler, chat, made_with, [f"task {evaluator.about}", *notes])
+    return Job(evaluator, sampler, chat, made_with, [f"task {evaluator.about}", *notes])
 
 
 def _tell(notes: list[str], say: Callable[[str], None]) -> list[str]:
@@ -425,14 +438,18 @@ def _train_config(recipe: Recipe, *overrides: str) -> TrainConfig:
 _LIMITS = {"math": 1024, "code": 512, "repair": 512}  # tokens of an attempt, as in the shipped recipes
 
 
-def _config_for(model: str | Path, recipe: Recipe | None, overrides: Sequence[str] | None, purpose: str) -> TrainConfig:
+def _config_for(
+    model: str | Path, recipe: Recipe | None, overrides: Sequence[str] | None, purpose: str, *, here: bool = True
+) -> TrainConfig:
     """The recipe that was named, or that goes with a model, or a task's defaults where an override names the task.
 
-    overrides: None where the command takes none. Raises ConfigError where nothing names the task.
+    overrides: None where the command takes none. here: whether the model is to be loaded. Raises ConfigError where
+    nothing names the task.
     """
     if recipe is not None:
         return _train_config(recipe, *(overrides or ()))
-    resolve_path(str(model))  # a folder that is not there, or holds no model, is the first thing to say
+    if here:
+        resolve_path(str(model))  # a folder that is not there, or holds no model, is the first thing to say
     beside = recipe_beside(model)
     if beside is not None:
         config = _train_config(beside, *(overrides or ()))

@@ -5,16 +5,17 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from selfcorrect import __version__
-from selfcorrect.commands import export, traces
+from selfcorrect.commands import AsJson, Grouped, Overrides, export, traces
+from selfcorrect.commands import stopped as _stopped
 from selfcorrect.errors import ConfigError, TrainingInterrupted, UserError
+from selfcorrect.evaluate_command import evaluate
 from selfcorrect.serving.command import serve
 from selfcorrect.starting import commands as starting
 from selfcorrect.starting.completion import prepare as prepare_completion
@@ -34,12 +35,6 @@ app = typer.Typer(
 )
 
 RecipeArgument = Annotated[Path, typer.Argument(help="A YAML recipe.", metavar="RECIPE")]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(help="Settings that replace the recipe's, like seed=1 stages.stage1.steps=50.", metavar="KEY=VALUE"),
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
-
 EXTERNAL_SET = "countdown/d1_cd3_test.jsonl"
 
 
@@ -109,40 +104,6 @@ def train(
     if config.kind == "compare":
         raise ConfigError(f"{recipe} is of kind compare; run it with `selfcorrect compare {shlex.quote(recipe)}`")
     _train_and_report(config)
-
-
-@app.command(epilog="Example: selfcorrect evaluate runs/mine/final evaluation.problems=200")
-def evaluate(
-    model: Annotated[str, typer.Argument(help="A model folder, hub name, lab, or a recipe.", metavar="MODEL")],
-    overrides: Overrides = None,
-    recipe: Annotated[Path | None, typer.Option(help="Where the task and its limits come from.")] = None,
-    output: Annotated[Path | None, typer.Option(help="Folder for the rollouts and report.html.")] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Two attempts on held-out problems: accuracy at each, delta, i->c, c->i, with 95 % intervals.
-
-    Greedy; evaluation.samples=8 evaluation.temperature=0.7 gives Avg@8 and pass@8.
-    evaluation.correction_prompts.NAME=TEXT asks in other words beside the task's own. Finished problems are kept at
-    once; after a stop, the same command goes on.
-    """
-    from selfcorrect import api
-    from selfcorrect.evaluation.alarms import cut_off_at
-    from selfcorrect.runs.display import evaluation_line, summary_line
-    from selfcorrect.runs.folder import evaluation_row
-    from selfcorrect.runs.progress import on_stderr
-
-    with _stopped(), on_stderr() as watcher:
-        evaluation = api.evaluate(model, *(overrides or []), recipe=recipe, observer=watcher, output=output)
-    if as_json:
-        typer.echo(json.dumps(evaluation_row(evaluation)))
-        return
-    typer.echo(evaluation_line(evaluation))
-    for told in cut_off_at(evaluation.summary, evaluation.max_new_tokens):
-        typer.echo(f"alarm: {told}")
-    if evaluation.folder is not None:
-        typer.echo(f"report: {evaluation.folder / 'report.html'}")
-    for name, summary in [*evaluation.controls, *evaluation.external]:
-        typer.echo(f"  {name}: {summary_line(summary)}  {summary.outcomes[0]}")
 
 
 @app.command(epilog="Example: selfcorrect grade --task code outputs.jsonl task.dataset=humaneval")
@@ -389,22 +350,13 @@ def tasks() -> None:
         typer.echo(f"{name:<12} {description}")
 
 
+app.command(cls=Grouped, epilog="Example: selfcorrect evaluate runs/mine/final evaluation.problems=200")(evaluate)
 app.command(epilog="Example: selfcorrect init --model ./my-model --data problems.jsonl --to mine.yaml")(starting.init)
 app.command(epilog="Example: selfcorrect explain rollouts.temperature")(starting.explain)
 app.command(epilog="Example: selfcorrect completion bash >> ~/.bashrc")(starting.completion)
 app.command(epilog="Example: selfcorrect export runs/mine ./mine --merge")(export)
 app.command(epilog="Example: selfcorrect serve runs/mine --port 8000")(serve)
 app.command(epilog="Example: selfcorrect traces runs/mine mine.jsonl --format messages")(traces)
-
-
-@contextmanager
-def _stopped() -> Iterator[None]:
-    """An interruption is told here, as typer ends on a KeyboardInterrupt without a word."""
-    try:
-        yield
-    except TrainingInterrupted as error:
-        typer.echo(str(error), err=True)
-        raise typer.Exit(error.status) from None
 
 
 def data_folder() -> Path:

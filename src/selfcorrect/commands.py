@@ -1,11 +1,46 @@
-"""Commands that hand on what a run made: `export` its model, `traces` what it was fine-tuned on."""
+"""What commands share; and those that hand on what a run made: `export` its model, `traces` what it was tuned on."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
-from selfcorrect.errors import ConfigError
+from selfcorrect.errors import ConfigError, TrainingInterrupted
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(help="Settings that replace the recipe's, like seed=1 stages.stage1.steps=50.", metavar="KEY=VALUE"),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
+
+
+class Grouped(TyperCommand):
+    """A command whose help has its options in groups, by their `rich_help_panel`."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Arguments, options without a group, then every group."""
+        groups: dict[str, list[tuple[str, str]]] = {"Arguments": [], "Options": []}
+        for param in self.get_params(ctx):
+            record = param.get_help_record(ctx)
+            kind = "Arguments" if param.param_type_name == "argument" else "Options"
+            if record is not None:
+                groups.setdefault(getattr(param, "rich_help_panel", None) or kind, []).append(record)
+        for name, records in groups.items():
+            with formatter.section(name):
+                formatter.write_dl(records)
+
+
+@contextmanager
+def stopped() -> Iterator[None]:
+    """An interruption is told here, as typer ends on a KeyboardInterrupt without a word."""
+    try:
+        yield
+    except TrainingInterrupted as error:
+        typer.echo(str(error), err=True)
+        raise typer.Exit(error.status) from None
 
 
 def export(

@@ -173,12 +173,13 @@ def _grade(
     opened: bool,
     recorded: Collection[int],
 ) -> list[Grade]:
-    """Grades in order. A completion cut off at the token limit is `truncated` and unrewarded, whatever its text.
+    """Grades in order. A completion cut off at the token limit is `truncated` and unrewarded, whatever its text; one
+    that came with a verdict has that.
 
     opened: whether completions began inside of a thought; those of the rows `recorded` are texts of their own.
     """
     grades = [
-        (_TRUNCATED if completion.finish_reason == "length" else None) if ok else _UNREADABLE
+        (completion.verdict or (_TRUNCATED if completion.finish_reason == "length" else None)) if ok else _UNREADABLE
         for completion, ok in zip(completions, readable, strict=True)
     ]
     open_rows = [row for row, grade in enumerate(grades) if grade is None]

@@ -61,13 +61,15 @@ class Completion:
     """Sampled tokens, the end-of-sequence token included when the model wrote one.
 
     token_ids [L]; logprobs [L]: log-probability of each token at the sampling temperature, in nats
-    (at temperature 0: of the untempered distribution).
+    (at temperature 0: of the untempered distribution). verdict: where whatever wrote it says itself that there is
+    nothing to grade, like a refusal.
     """
 
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...]
     text: str
     finish_reason: FinishReason
+    verdict: "Grade | None" = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -246,3 +246,34 @@ def test_gpu_check(script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(check, "recipe", smaller(check, rollouts={"problems_per_step": 4}, evaluation=few))
     assert check.main() == 0
     assert set(json.loads((tmp_path / "gpu_check.json").read_text())["evaluations"]) == {"base", "stage1", "stage2"}
+
+
+@pytest.mark.nightly
+def test_endpoint_answers_like_the_model_here(
+    script: Script, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The lab's model behind a server, in messages, says what it says here: as local texts, so those of an endpoint."""
+    pytest.importorskip("openai")
+    from selfcorrect.config import ModelConfig
+    from selfcorrect.models.loading import load_model
+    from selfcorrect.samplers.transformers import TransformersSampler
+    from selfcorrect.types import SamplingParams
+    from tests.support.endpoint import Body, chat, served
+
+    lm = load_model(ModelConfig(device="cpu", precision="float32"))
+    sampler = TransformersSampler(lm)
+
+    def answer(request: Body, n: int) -> Body:
+        question, *rest = [turn["content"] for turn in request["messages"]]
+        ids = lm.chat.first_prompt(question)
+        for before, after in zip(rest[::2], rest[1::2], strict=True):
+            ids = lm.chat.next_prompt(ids, lm.chat.written(before).token_ids, after)
+        found = sampler.sample([ids], SamplingParams(request["temperature"], request["max_tokens"], request["seed"]))[0]
+        return chat(found.text, found.finish_reason)
+
+    with served(answer) as server:
+        main = script("benchmarks/endpoint.py", server.url, "--model", "lab", "--problems", "2", "--tokens", "40")
+        main.main()
+    assert json.loads((tmp_path / "endpoint.json").read_text())["server"] == {
+        "model": "lab", "texts": 4, "same texts": 4, "same outcomes": 4,
+    }  # fmt: skip

@@ -14,13 +14,14 @@ SOURCE = Path(selfcorrect.__file__).parent
 # A folder, or a file on top, imports only from those before it. docs/architecture.md says what each holds.
 ORDER = [
     "types", "errors", "seeds", "waiting", "config", "grading", "tasks", "models", "samplers", "rollout", "evaluation",
-    "parallel", "learning", "runs", "analysis", "report", "lab", "export", "compare", "starting", "api", "serving",
-    "commands", "cli", "__init__",
+    "parallel", "learning", "runs", "endpoints", "analysis", "report", "lab", "export", "compare", "starting", "api",
+    "serving", "commands", "evaluate_command", "cli", "__init__",
 ]  # fmt: skip
 NEVER = {  # folder -> what it must not import; "torch" stands for every heavy library
     "types": {"torch"}, "errors": {"torch"}, "seeds": {"torch"}, "waiting": {"torch"}, "config": {"torch"}, "grading": {"torch", "tasks"},
     "tasks": {"torch", "samplers"}, "models": {"tasks"}, "samplers": {"tasks"}, "rollout": {"torch"},
-    "evaluation": {"torch"}, "report": {"torch", "learning", "runs"}, "analysis": {"torch", "learning", "runs"},
+    "evaluation": {"torch"}, "endpoints": {"torch", "learning"},
+    "report": {"torch", "learning", "runs"}, "analysis": {"torch", "learning", "runs"},
     "starting": {"torch", "learning", "runs"},
 }  # fmt: skip
 HEAVY = {"torch", "transformers", "safetensors", "accelerate"}
@@ -32,6 +33,8 @@ OPTIONAL = {
     "pandas",
     "math_verify",
     "sympy",
+    "openai",
+    "httpx2",
 }  # imported where they are used, and only then
 FILES = sorted(SOURCE.rglob("*.py"))
 

@@ -301,8 +301,9 @@ class TrainConfig(Strict):
     """What is kept to resume from, and which weights a stage ends with."""
     log: LogConfig = LogConfig()
     """What is logged beside the run folder's own files."""
-    sampler: Literal["transformers", "recorded"] = "transformers"
-    """Who answers: the model, or a file of attempts recorded earlier (docs/recorded.md), to evaluate them."""
+    sampler: Literal["transformers", "recorded", "endpoint"] = "transformers"
+    """Who answers: the model, or a file of attempts recorded earlier (docs/recorded.md), to evaluate them; endpoint
+    stands in what `evaluate --endpoint` writes."""
     recorded: str | None = None
     """The file of recorded attempts, for sampler: recorded."""
 

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from selfcorrect.samplers.base import Far, Sampler, Watched
+from selfcorrect.samplers.base import Far, Sampler, Telling, Watched
 from selfcorrect.types import Completion, SamplingParams
 
 _BETWEEN = 0.25  # seconds between two looks within a call: nobody reads faster
@@ -31,11 +31,15 @@ class Counted:
                 f"reading {len(prompts):,} prompt{'s' * (len(prompts) > 1)} of up to {max(map(len, prompts)):,} tokens"
             )
             sampler.watch = self._watching(params.max_new_tokens)
+        if isinstance(sampler, Telling):
+            sampler.tell = lambda ended, now: self._tell(now, 0.0, ended)
         try:
             found = sampler.sample(prompts, params)
         finally:
             if isinstance(sampler, Watched):
                 sampler.watch = None
+            if isinstance(sampler, Telling):
+                sampler.tell = None
         self._since += len(prompts)
         self._tell()
         return found

@@ -3,8 +3,9 @@
 import contextlib
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,22 @@ SIDE = "problems side by side (rollouts.rows_at_once)"
 _MACHINE = ("selfcorrect", "model", "threads", SIDE)
 _GROWS = "evaluation.samples"  # more of them only lengthen an evaluation
 _FEWEST = 16  # rows; a step over fewer takes a processor nearly as long
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What is evaluated by what; made_with: all that its numbers depend on.
+
+    after: notes once it is done. beside: what is kept besides whole rollouts, in words that begin with a comma.
+    """
+
+    evaluator: Evaluator
+    sampler: Sampler
+    chat: Chat
+    made_with: dict[str, Any]
+    notes: list[str]
+    after: Callable[[], list[str]] = list
+    beside: Callable[[], str] = str
 
 
 def rows_of(config: TrainConfig, lm: LanguageModel, attempts: int | None = None) -> int:

@@ -213,8 +213,8 @@ def sizes_begun(path: Path, config: TrainConfig) -> dict[str, Any]:
 
 
 def arithmetic(config: TrainConfig) -> dict[str, str | None]:
-    """What `auto` came to: device, and precision of the forward pass; neither where attempts were recorded."""
-    if config.sampler == "recorded":
+    """What `auto` came to: device, and precision of the forward pass; neither where attempts come from elsewhere."""
+    if config.sampler in ("recorded", "endpoint"):
         return {"device": None, "precision": None}
     device = pick_device(config.model.device)
     dtype = pick_dtype(config.model.precision, device, config.model.weights)

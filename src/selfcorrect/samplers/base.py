@@ -23,6 +23,13 @@ class Watched(Protocol):
     watch: Callable[[Far], None] | None
 
 
+@runtime_checkable
+class Telling(Protocol):
+    """A sampler that tells how many completions of a call are there, and what goes on in words."""
+
+    tell: Callable[[int, str], None] | None
+
+
 class Sampler(Protocol):
     """Token ids in, token ids out.
 

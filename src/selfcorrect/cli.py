@@ -15,6 +15,7 @@ import typer
 from selfcorrect import __version__
 from selfcorrect.commands import export, traces
 from selfcorrect.errors import ConfigError, TrainingInterrupted, UserError
+from selfcorrect.planning.command import plan
 from selfcorrect.waiting import wait_briefly
 
 if TYPE_CHECKING:
@@ -385,6 +386,7 @@ def tasks() -> None:
 
 
 app.command(epilog="Example: selfcorrect export runs/mine ./mine --merge")(export)
+app.command(epilog="Example: selfcorrect plan math_qwen2.5-7b-instruct_qlora --gpu rtx-4090")(plan)
 app.command(epilog="Example: selfcorrect traces runs/mine mine.jsonl --format messages")(traces)
 
 

@@ -22,6 +22,7 @@ from selfcorrect.models.loading import load_model, use_threads
 from selfcorrect.models.sizing import sizes_of, with_sizes
 from selfcorrect.models.stored import stored_dtype
 from selfcorrect.models.weights import fingerprint
+from selfcorrect.planning.beside import planned
 from selfcorrect.runs.changes import judge, set_aside
 from selfcorrect.runs.checkpoint import (
     Checkpoint,
@@ -185,7 +186,8 @@ def _prepare_and_train(
                 observer.message(room)
             for note in notes:
                 observer.message(f"note: {note}")
-            loop.run(checkpoint, stop)
+            with planned(settled, lm, task, path, observer.message):
+                loop.run(checkpoint, stop)
 
 
 def _check_stages(config: TrainConfig) -> None:

@@ -189,16 +189,22 @@ def _bytes(tensors: Iterable[Tensor]) -> int:
 def _budget(config: TrainConfig, lm: LanguageModel, trains: bool) -> float:
     if lm.device.type != "cuda":
         return _CPU_BUDGET
-    to_come = 2 * parameter_count(lm)  # casts of the weights at sampling
+    casts = 2 * parameter_count(lm) if casts_weights(config) else 0  # of the weights at sampling
+    to_come = casts
     if trains:
         needs, where = training_memory(config, lm), config.model.reference
         to_come += needs.gradients + needs.optimizer
         if (needs.reference_goes_to if where == "auto" else where) == "device":
             to_come += needs.reference
             if config.samples_reference and needs.reference:
-                to_come += 2 * parameter_count(lm)  # casts of those; its rows take the policy's place in memory
+                to_come += casts  # of those; its rows take the policy's place in memory
     free: float = torch.cuda.mem_get_info(lm.device)[0]
     return half_of(free, to_come)
+
+
+def casts_weights(config: TrainConfig) -> bool:
+    """Whether sampling on a card lends the model bfloat16 copies: weights that are stored in less need none."""
+    return config.model.weights == "float32" and config.model.tuning != "qlora"
 
 
 def half_of(free: float, to_come: float) -> float:

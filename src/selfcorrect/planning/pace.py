@@ -76,7 +76,8 @@ def pace(config: TrainConfig, model: Dressed, card: Card, step: Step, spread: Sp
         "rollouts": max(bounds, key=lambda name: bounds[name]), "update": "the card's FLOPs",
         "reference": "the card's FLOPs", "sync": "the links between cards", "grading": "the graders' cores",
     }[longest]  # fmt: skip
-    return Pace(seconds, f"{longest}: {why}", step.rows * spread.devices * step.attempts * lengths.attempt)
+    rows = config.rollouts.problems_per_step * config.rollouts.rollouts_per_problem
+    return Pace(seconds, f"{longest}: {why}", rows * step.attempts * lengths.attempt)
 
 
 class _Sampler:

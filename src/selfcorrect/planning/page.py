@@ -13,7 +13,7 @@ def lines(plan: Plan) -> Iterator[str]:
     """What it comes to, by part and by phase, and the numbers it rests on."""
     config, of, needs = plan.config, plan.model.numbers, plan.memory
     yield f"{config.model.path}: {told_count(of.all)} weights, tuning {config.model.tuning}, {told_count(of.trained)} train; on {devices(plan)}"
-    yield f"a step: {plan.step.rows * plan.spread.devices:,} rollouts of {plan.step.attempts} attempts; {plan.step.lengths.told}; memory is for rollouts of up to {plan.step.lengths.longest_row(plan.step.attempts):,.0f} tokens"
+    yield f"a step: {plan.config.rollouts.problems_per_step * plan.config.rollouts.rollouts_per_problem:,} rollouts of {plan.step.attempts} attempts; {plan.step.lengths.told}; memory is for rollouts of up to {plan.step.lengths.longest_row(plan.step.attempts):,.0f} tokens"
     optimizer = config.optimizer
     yield (
         f"sizes: rows_at_once {config.rollouts.rows}, micro_batch {optimizer.rows}, gradient_checkpointing "

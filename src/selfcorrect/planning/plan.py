@@ -1,6 +1,7 @@
 """A recipe's plan: memory and seconds on given devices, what to turn where it does not fit, and the reverse."""
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,7 +12,7 @@ from selfcorrect.models.sizing import memory_of
 from selfcorrect.planning.hardware import CARDS, CPU, Card
 from selfcorrect.planning.memory import Memory, Spread, memory
 from selfcorrect.planning.pace import Pace, pace
-from selfcorrect.planning.settled import Dressed, dressed, settled
+from selfcorrect.planning.settled import Dressed, dressed, settled, static
 from selfcorrect.planning.spec import Spec, described
 from selfcorrect.planning.work import Lengths, Step, assumed_lengths, step_of
 
@@ -94,22 +95,28 @@ def make_plan(
     if config.sampler == "recorded" or not config.stages:
         raise ConfigError("this recipe trains nothing (no stages, or recorded attempts), so there is nothing to plan")
     spec, lengths = spec or described(config.model), lengths or assumed_lengths(config)
-    card = devices.card
-    shards = devices.count if devices.parallel == "fsdp2" else 1
-    model = dressed(config, spec, card)
-    step = step_of(config, lengths, devices.count)
-    tokens = int(lengths.longest_row(step.attempts))
-    fixed = settled(config, model, card, tokens, shards)
-    spread = Spread(devices.count, shards, devices.engine, _tensor(model, devices) if devices.engine else 1)
-    needs = memory(fixed, model, card, step, spread)
+    fixed, model, step, spread = _laid_out(config, devices, lengths, spec)
+    needs = memory(fixed, model, devices.card, step, spread)
     took = None
-    if timed and card:
-        took = pace(fixed, model, card, step, spread, devices.nodes)
+    if timed and devices.card:
+        took = pace(fixed, model, devices.card, step, spread, devices.nodes)
     elif timed:
         from selfcorrect.planning.cpu import measured
 
         took = measured(fixed, model, step)
     return Plan(fixed, devices, model, step, spread, needs, took)
+
+
+def _laid_out(
+    config: TrainConfig, devices: Devices, lengths: Lengths, spec: Spec
+) -> tuple[TrainConfig, Dressed, Step, Spread]:
+    """The recipe with every `auto` settled, its model, what one device has of a step, and how devices share."""
+    shards = devices.count if devices.parallel == "fsdp2" else 1
+    model = dressed(config, spec, devices.card)
+    step = step_of(config, lengths, devices.count)
+    fixed = settled(config, model, devices.card, int(lengths.longest_row(step.attempts)), shards)
+    tensor = _tensor(model, devices) if devices.engine else 1
+    return fixed, model, step, Spread(devices.count, shards, devices.engine, tensor)
 
 
 def _tensor(model: Dressed, devices: Devices) -> int:
@@ -133,44 +140,51 @@ class Turn:
 
 
 def turns(plan: Plan, lengths: Lengths) -> Iterator[Turn]:
-    """What makes a plan fit that does not, the cheapest first, each of it tried; at most three."""
+    """What makes a plan fit that does not, what costs least first, each of it tried; at most two."""
     found = 0
     for overrides, cost in _candidates(plan):
-        changed = _changed(plan.config, overrides)
-        if changed is None:
+        changed, devices = _changed(plan.config, overrides), replace(plan.devices, **_parallel(overrides))
+        if changed is None or _hopeless(changed, devices, plan.model.spec):
             continue
-        other = make_plan(changed, replace(plan.devices, **_parallel(overrides)), lengths, plan.model.spec, timed=False)
+        other = make_plan(changed, devices, lengths, plan.model.spec, timed=False)
         if other.fits:
             found += 1
             yield Turn(tuple(overrides), cost, other)
-        if found == 3:
+        if found == 2:
             return
 
 
+def _hopeless(config: TrainConfig, devices: Devices, spec: Spec) -> bool:
+    """Whether what lies there all the time is more than there is."""
+    model = dressed(config, spec, devices.card)
+    shards = devices.count if devices.parallel == "fsdp2" else 1
+    return static(config, model, devices.card, shards).total > devices.bytes
+
+
 def _candidates(plan: Plan) -> Iterator[tuple[list[str], str]]:
-    config = plan.config
-    again, rows = "optimizer.gradient_checkpointing=true", config.rollouts.rows
-    smaller = [size for size in (64, 32, 16, 8, 4, 2, 1) if size < config.optimizer.rows]
-    fewer = [size for size in (64, 32, 16, 8) if size < min(rows, plan.step.rows)]
-    for size in smaller:
-        yield [f"optimizer.micro_batch={size}"], "the same gradient; smaller pieces are a little slower"
-    for size in fewer:
+    """Settings that change no gradient first, then those that do."""
+    config, rows = plan.config, plan.config.rollouts.rows
+    again, micro = "optimizer.gradient_checkpointing=true", config.optimizer.rows
+    if plan.memory.fullest == "update":
+        for size in sorted({max(1, micro // 2), max(1, micro // 4), 1} - {micro}, reverse=True):
+            yield [f"optimizer.micro_batch={size}"], "the same gradient, a little slower"
+        if config.optimizer.gradient_checkpointing is not True:
+            yield [again], "the same gradient, a third more computation in the update"
+    for size in sorted({max(1, rows // 2), max(1, rows // 4)} - {rows}, reverse=True):
         yield [f"rollouts.rows_at_once={size}"], "slower sampling"
-    yield [again], "a third more computation in the update"
-    tight = [again, f"optimizer.micro_batch={1 if not smaller else smaller[-1]}"]
-    tight += [f"rollouts.rows_at_once={fewer[-1]}"] if fewer else []
+    tight = [again, "optimizer.micro_batch=1", f"rollouts.rows_at_once={max(1, min(8, rows))}"]
     yield tight, "slower sampling and update"
+    if plan.devices.count > 1 and plan.devices.parallel != "fsdp2":
+        yield [*tight, "parallel=fsdp2"], "weights are gathered from the other cards as they are used"
     if config.model.tuning == "full":
-        yield [*tight, "model.reference=cpu"], "the reference passes through the card layer by layer: slower"
-        yield [*tight, "optimizer.name=adamw_8bit", "model.reference=cpu"], "moments in 8 bits"
-        if plan.devices.count > 1:
-            yield [*tight, "parallel=fsdp2"], "weights are gathered from the other cards as they are used"
+        yield [*tight, "model.reference=cpu"], "the reference passes through the card layer by layer"
+        yield [*tight, "model.reference=cpu", "optimizer.name=adamw_8bit"], "and moments have 8 bits"
         yield [*tight, "model.tuning=lora", "model.weights=bfloat16"], "an adapter trains, in place of all weights"
     elif config.model.weights == "float32":
         yield [*tight, "model.weights=bfloat16"], "the frozen weights are rounded"
     if config.model.tuning != "qlora":
         yield [*tight, "model.tuning=qlora", "model.weights=bfloat16"], "an adapter trains over weights in 4 bits"
-    yield [*tight, f"rollouts.max_new_tokens={config.rollouts.max_new_tokens // 2}"], "attempts of half the length"
+    yield [*tight, f"rollouts.max_new_tokens={max(1, config.rollouts.max_new_tokens // 2)}"], "attempts of half the length"
 
 
 def _parallel(overrides: list[str]) -> dict[str, str]:
@@ -204,11 +218,11 @@ def _changed(config: TrainConfig, overrides: list[str]) -> TrainConfig | None:
 def largest_micro_batch(plan: Plan) -> int:
     """Rollouts of a forward pass that still fit; 0 where not one does."""
 
-    def fits(rows: int) -> bool:
+    def peak(rows: int) -> float:
         optimizer = plan.config.optimizer.model_copy(update={"micro_batch": rows})
-        return _fits(plan, plan.config.model_copy(update={"optimizer": optimizer}), plan.step.lengths)
+        return _peak(plan, plan.config.model_copy(update={"optimizer": optimizer}), plan.step.lengths)
 
-    return _most(fits, min(_MOST_ROWS, plan.step.rows))
+    return _most(peak, plan.devices.bytes, min(_MOST_ROWS, plan.step.rows))
 
 
 def longest_attempt(plan: Plan) -> int:
@@ -217,35 +231,55 @@ def longest_attempt(plan: Plan) -> int:
     lengths, attempts = plan.step.lengths, plan.step.attempts
     most = int((room - lengths.longest - (attempts - 1) * lengths.turn) / attempts) // 64
 
-    def fits(units: int) -> bool:
+    def peak(units: int) -> float:
         limit = 64 * units
         rollouts = plan.config.rollouts.model_copy(update={"max_new_tokens": limit})
         longer = replace(lengths, limit=limit, attempt=lengths.attempt * limit / lengths.limit)
-        return _fits(plan, plan.config.model_copy(update={"rollouts": rollouts}), longer)
+        return _peak(plan, plan.config.model_copy(update={"rollouts": rollouts}), longer)
 
-    return 64 * _most(fits, most)
+    return 64 * _most(peak, plan.devices.bytes, most)
 
 
 def cheapest_card(plan: Plan, config: TrainConfig, lengths: Lengths) -> Plan | None:
     """Of the cards on which the recipe fits, as many of them, the one whose run costs least; None where none does."""
-    plans = []
+    priced = []
     for card in CARDS.values():
-        other = make_plan(config, replace(plan.devices, card=card, price=None), lengths, plan.model.spec)
-        plans += [other] if other.fits else []
-    return min(plans, key=lambda other: other.dollars, default=None)
+        devices = replace(plan.devices, card=card, price=None)
+        fixed, model, step, spread = _laid_out(config, devices, lengths, plan.model.spec)
+        cost = devices.hourly * pace(fixed, model, card, step, spread, devices.nodes).total
+        priced.append((cost, devices))
+    for _, devices in sorted(priced, key=lambda pair: pair[0]):
+        other = make_plan(config, devices, lengths, plan.model.spec)
+        if other.fits:
+            return other
+    return None
 
 
-def _fits(plan: Plan, config: TrainConfig, lengths: Lengths) -> bool:
-    return make_plan(config, plan.devices, lengths, plan.model.spec, timed=False).fits
+def _peak(plan: Plan, config: TrainConfig, lengths: Lengths) -> float:
+    return make_plan(config, plan.devices, lengths, plan.model.spec, timed=False).memory.peak
 
 
-def _most(fits: Any, most: int) -> int:
-    """The largest number up to `most` that fits, where all smaller ones do; 0 where none does."""
-    low, high = 0, 1
-    while high <= most and fits(high):
-        low, high = high, 2 * high
-    high = min(high, most + 1)
-    while high - low > max(1, low // 16):
-        middle = (low + high) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle)
+def _most(peak: Callable[[int], float], room: float, most: int) -> int:
+    """The largest number up to `most` whose peak has room; 0 where none has. Peaks grow about in a line.
+
+    Each guess lies on the line through what is known to fit and what is known not to; it is tried.
+    """
+    low, high = 0, most + 1
+    low_peak, high_peak = peak(1), math.inf
+    if low_peak > room:
+        return 0
+    low, trial = 1, min(most, 4)
+    for _ in range(8):
+        if trial <= low or trial >= high:
+            break
+        found = peak(trial)
+        slope = (found - low_peak) / (trial - low)
+        if found <= room:
+            low, low_peak = trial, found
+        else:
+            high, high_peak = trial, found
+        guess = low + int((room - low_peak) / slope) if slope > 0 else most
+        trial = min(max(guess, low + 1), high - 1, most)
+        if high - low <= max(1, low // 16):
+            break
     return low

@@ -3,9 +3,9 @@
     python benchmarks/plan.py --models FOLDER [--threads 2] [--only NAME ...]     # FOLDER: those of CASES by name
     python benchmarks/plan.py --tiny                                              # the lab's model alone, one thread
 
-Each case is a run of `selfcorrect train` in a process of its own, whose plan.json says both: the plan made at its start,
-the plan for the lengths that came, and what was measured (ru_maxrss of the process; the median of the seconds of all
-steps but the first). Layers are timed once more as the steps have ended, so what else the machine does moves both.
+Each case is a run of `selfcorrect train` in a process of its own, whose plan.json says both: the plan made at its
+start, the plan for the lengths that came, and what was measured (ru_maxrss of the process; the median of the seconds of
+all steps but the first). Layers are timed once more as the steps have ended, so what else the machine does moves both.
 """
 
 import argparse
@@ -25,7 +25,10 @@ RANDOM = "random-300m"
 _LAB_TASK = ["task.max_number=100", "task.limit=200", "task.prompt={numbers} : {target}", "task.correction_prompt=?"]
 # name -> model, settings beside those that all have
 CASES: dict[str, tuple[str, list[str]]] = {
-    "lab full": ("lab", ["rollouts.problems_per_step=16", "rollouts.rollouts_per_problem=8", "rollouts.max_new_tokens=16"]),
+    "lab full": (
+        "lab",
+        ["rollouts.problems_per_step=16", "rollouts.rollouts_per_problem=8", "rollouts.max_new_tokens=16"],
+    ),
     "smollm2-135m full": ("smollm2-135m-instruct", []),
     "smollm2-135m lora": ("smollm2-135m-instruct", ["model.tuning=lora", "optimizer.micro_batch=16"]),
     "random-300m full": (RANDOM, ["rollouts.problems_per_step=2"]),
@@ -134,10 +137,11 @@ def told(name: str, found: dict[str, Any]) -> str:
     if "failed" in found:
         return f"{name}: failed: {found['failed']}"
     peak, seconds = found["peak_bytes"], found["step_seconds"]
+    predicted, measured = peak["predicted"] / 2**30, peak["measured"] / 2**30
     return (
-        f"{name}: peak {peak['predicted'] / 2**30:.2f} GiB predicted ({peak['fullest']}), {peak['measured'] / 2**30:.2f} "
-        f"measured ({peak['error']:+.1%}); {seconds['predicted']:.2f} s a step predicted, {seconds['measured']:.2f} "
-        f"measured ({seconds['error']:+.0%})"
+        f"{name}: peak {predicted:.2f} GiB predicted ({peak['fullest']}), {measured:.2f} measured "
+        f"({peak['error']:+.1%}); "
+        f"{seconds['predicted']:.2f} s a step predicted, {seconds['measured']:.2f} measured ({seconds['error']:+.0%})"
     )
 
 

@@ -1,6 +1,6 @@
 """The paper's own MATH run on paper: four sizes of model on 8, 64 and 512 H100 (docs/scale.md).
 
-    python benchmarks/scale.py              # works all of it out, writes results/scale.json and the table of docs/scale.md
+    python benchmarks/scale.py              # all of it: results/scale.json and the table of docs/scale.md
     python benchmarks/scale.py --sizes 1.5B --cards 8 --output /tmp/scale.json --page /tmp/scale.md
 
 Nothing is measured: formulas and assumptions are those of `selfcorrect plan` (docs/plan.md).
@@ -15,8 +15,8 @@ from typing import Any
 
 from selfcorrect.config import TrainConfig
 from selfcorrect.config.recipe import validate
-from selfcorrect.planning.plan import Devices, make_plan
 from selfcorrect.planning.hardware import CARDS
+from selfcorrect.planning.plan import Devices, make_plan
 from selfcorrect.planning.work import assumed_lengths
 
 HERE = Path(__file__).parent
@@ -39,7 +39,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--page", type=Path, default=PAGE)
     options = parser.parse_args(arguments)
     rows = [worked_out(size, cards) for size in options.sizes for cards in options.cards]
-    options.output.write_text(json.dumps({"command": "python benchmarks/scale.py", "rows": rows}, indent=1) + "\n", encoding="utf-8")
+    options.output.write_text(
+        json.dumps({"command": "python benchmarks/scale.py", "rows": rows}, indent=1) + "\n", encoding="utf-8"
+    )
     if options.page.exists():
         text = options.page.read_text(encoding="utf-8")
         before, _, rest = text.partition(BEGIN)
@@ -80,7 +82,8 @@ def worked_out(size: str, cards: int) -> dict[str, Any]:
 def table(rows: list[dict[str, Any]]) -> str:
     """As docs/scale.md shows it."""
     lines = [
-        "| model | H100 | GiB a card, of 79.1 | rollouts, s | reference, s | update, s | sync, s | a step, s | days | dollars | bound by |",
+        "| model | H100 | GiB a card, of 79.1 | rollouts, s | reference, s | update, s | sync, s | a step, s | days "
+        "| dollars | bound by |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
@@ -89,8 +92,8 @@ def table(rows: list[dict[str, Any]]) -> str:
         fits = f"{row['peak_gib']:.0f} ({row['fullest']})" + ("" if row["fits"] else ", does not fit")
         idle = f"; {row['cards'] - row['busy']} cards have no problem" if row["busy"] < row["cards"] else ""
         lines.append(
-            f"| {row['size']} | {row['cards']} | {fits} | {' | '.join(told)} | {row['step_seconds']:.0f} | {row['days']:.1f} "
-            f"| {row['dollars']:,.0f} | {row['bound']}{idle} |"
+            f"| {row['size']} | {row['cards']} | {fits} | {' | '.join(told)} | {row['step_seconds']:.0f} "
+            f"| {row['days']:.1f} | {row['dollars']:,.0f} | {row['bound']}{idle} |"
         )
     return "\n".join(lines) + "\n"
 

@@ -82,8 +82,10 @@ def batch_of(prompt: int, rest: int, trained: int) -> Batch:
 @pytest.mark.parametrize(
     ("architecture", "packed", "again", "micro"),
     [
-        ("llama", True, False, 4), pytest.param("llama", False, False, 8, marks=pytest.mark.nightly),
-        pytest.param("qwen2", True, True, 2, marks=pytest.mark.nightly), ("gemma3", False, True, 4),
+        ("llama", True, False, 4),
+        pytest.param("llama", False, False, 8, marks=pytest.mark.nightly),
+        pytest.param("qwen2", True, True, 2, marks=pytest.mark.nightly),
+        ("gemma3", False, True, 4),
     ],
 )
 def test_the_rehearsed_update_takes_what_the_real_one_takes(
@@ -102,14 +104,33 @@ def test_the_rehearsed_update_takes_what_the_real_one_takes(
         trainer.update(batch, 8, 0.0, 1.0)
     shares = architecture != "gemma3"
     before = prompt - 1 if shares else 0
-    work = Update(micro, prompt + rest - 1 - before, trained, micro * trained, 2 if shares else 0, before, 8 // micro, packed, again)
+    work = Update(
+        micro,
+        prompt + rest - 1 - before,
+        trained,
+        micro * trained,
+        2 if shares else 0,
+        before,
+        8 // micro,
+        packed,
+        again,
+    )
     costume = Costume(lm.model.config, torch.float32, torch.float32, "eager", tiles_for(torch.device("cpu")))
     found = by_layers(costume, update(costume, work))["peak"].at(2)
     assert found == pytest.approx(live.peak, rel=0.04)
 
 
 def test_auto_comes_to_what_a_run_settles() -> None:
-    config = recipe(rollouts={"max_new_tokens": 64}, task={"name": "countdown", "max_number": 100, "limit": 200, "prompt": "{numbers} : {target}", "correction_prompt": "?"})
+    config = recipe(
+        rollouts={"max_new_tokens": 64},
+        task={
+            "name": "countdown",
+            "max_number": 100,
+            "limit": 200,
+            "prompt": "{numbers} : {target}",
+            "correction_prompt": "?",
+        },
+    )
     lm = load_model(config.model)
     settled, _ = fitted(config, lm, make_task(config.task))
     spec = described(config.model)
@@ -125,10 +146,20 @@ def test_what_lies_there_all_the_time_is_sharded_by_fsdp() -> None:
     model = dressed(config, described(config.model), CARDS["h100"])
     alone, shared = (static(config, model, CARDS["h100"], shards) for shards in (1, 8))
     count = 7_615_616_512
-    assert (alone.weights, alone.masters, alone.gradients, alone.optimizer) == (2 * count, 4 * count, 4 * count, 8 * count)
+    assert (alone.weights, alone.masters, alone.gradients, alone.optimizer) == (
+        2 * count,
+        4 * count,
+        4 * count,
+        8 * count,
+    )
     assert (alone.place, shared.place, shared.reference) == ("cpu", "device", 2 * count / 8)
     assert shared.total == pytest.approx(20 * count / 8)
-    eight = static(config.model_copy(update={"optimizer": config.optimizer.model_copy(update={"name": "adamw_8bit"})}), model, CARDS["h100"], 1)
+    eight = static(
+        config.model_copy(update={"optimizer": config.optimizer.model_copy(update={"name": "adamw_8bit"})}),
+        model,
+        CARDS["h100"],
+        1,
+    )
     assert eight.optimizer == 2 * count
 
 
@@ -173,7 +204,11 @@ def test_what_a_shipped_recipe_always_holds_leaves_room(stem: str) -> None:
 
 @pytest.mark.nightly
 def test_what_does_not_fit_is_told_with_settings_that_do() -> None:
-    config = recipe(model={"path": "Qwen/Qwen2.5-3B"}, rollouts={"max_new_tokens": 64, "rows_at_once": 8}, optimizer={"micro_batch": 1})
+    config = recipe(
+        model={"path": "Qwen/Qwen2.5-3B"},
+        rollouts={"max_new_tokens": 64, "rows_at_once": 8},
+        optimizer={"micro_batch": 1},
+    )
     lengths = assumed_lengths(config)
     made = make_plan(config, devices_for(config, "rtx-4090"), lengths, timed=False)
     assert not made.fits
@@ -190,7 +225,9 @@ def load_overridden(config: TrainConfig, overrides: tuple[str, ...]) -> TrainCon
     return changed
 
 
-@pytest.mark.parametrize(("room", "most", "expected"), [(5, 512, 0), (50, 512, 15), (900, 512, 272), (1e9, 40, 40), (6.1, 512, 1)])
+@pytest.mark.parametrize(
+    ("room", "most", "expected"), [(5, 512, 0), (50, 512, 15), (900, 512, 272), (1e9, 40, 40), (6.1, 512, 1)]
+)
 def test_the_reverse_finds_the_largest_that_fits(room: float, most: int, expected: int) -> None:
     calls: list[int] = []
 
@@ -235,16 +272,36 @@ def test_a_plan_that_fails_is_told_in_a_line_and_stops_nothing(tmp_path: Path, m
 def test_refusals_are_one_line(arguments: list[str], why: str) -> None:
     from selfcorrect.planning.command import plan as command
 
-    asked = dict(zip((each.removeprefix("--").replace("-", "_") for each in arguments[::2]), arguments[1::2], strict=True))
+    asked = dict(
+        zip((each.removeprefix("--").replace("-", "_") for each in arguments[::2]), arguments[1::2], strict=True)
+    )
     given: dict[str, Any] = {name: int(value) if value.isdigit() else value for name, value in asked.items()}
-    options = {"gpu": "h100", "gpus": 1, "nodes": 1, "price": None, "attempt_tokens": None, "prompt_tokens": None, "reverse": False, "as_json": False}
+    options = {
+        "gpu": "h100",
+        "gpus": 1,
+        "nodes": 1,
+        "price": None,
+        "attempt_tokens": None,
+        "prompt_tokens": None,
+        "reverse": False,
+        "as_json": False,
+    }
     with pytest.raises(ConfigError, match=why):
         command(Path("math_qwen2.5-7b-instruct_qlora"), [], **(options | given))
 
 
 @pytest.mark.nightly
 def test_the_command_tells_it_as_json() -> None:
-    line = [sys.executable, "-m", "selfcorrect.cli", "plan", "math_qwen2.5-1.5b-instruct_lora", "--gpu", "l40s", "--json"]
+    line = [
+        sys.executable,
+        "-m",
+        "selfcorrect.cli",
+        "plan",
+        "math_qwen2.5-1.5b-instruct_lora",
+        "--gpu",
+        "l40s",
+        "--json",
+    ]
     told = json.loads(subprocess.run(line, capture_output=True, text=True, check=True).stdout)
     assert told["fits"] is True
     assert sum(told["bytes"].values()) == pytest.approx(told["peak_bytes"])
@@ -253,7 +310,11 @@ def test_the_command_tells_it_as_json() -> None:
 
 @pytest.mark.nightly
 def test_a_longer_attempt_or_a_wider_batch_never_takes_less() -> None:
-    config = recipe(model={"path": "HuggingFaceTB/SmolLM2-135M"}, rollouts={"max_new_tokens": 64, "rows_at_once": 16, "problems_per_step": 4}, optimizer={"micro_batch": 4, "padding_free": False})
+    config = recipe(
+        model={"path": "HuggingFaceTB/SmolLM2-135M"},
+        rollouts={"max_new_tokens": 64, "rows_at_once": 16, "problems_per_step": 4},
+        optimizer={"micro_batch": 4, "padding_free": False},
+    )
     card = CARDS["l4"]
     spec: Spec = described(config.model)
 

@@ -32,8 +32,8 @@ def sized(
 
     tokens: the longest rollout, all attempts and prompts. trains: False where the model is only sampled from: then
     rows_at_once alone, and no memory is left for training. budget: bytes for a micro-batch's activations, and as many
-    for the cache; by default what this device has free for them. Raises ConfigError where gradient checkpointing or packed
-    rows are asked of a model that cannot.
+    for the cache; by default what this device has free for them. Raises ConfigError where gradient checkpointing or
+    packed rows are asked of a model that cannot.
     """
     budget = _budget(config, lm, trains) if budget is None else budget
     notes: list[str] = []

@@ -18,14 +18,16 @@ from selfcorrect.planning.hardware import CONTEXT_BYTES, CPU, Card
 from selfcorrect.planning.page import row
 from selfcorrect.planning.plan import Devices, Plan, make_plan
 from selfcorrect.planning.spec import Spec
-from selfcorrect.planning.work import Lengths, assumed_lengths
+from selfcorrect.planning.work import assumed_lengths
 
 FILE = "plan.json"
 _GIB = 2**30
 
 
 @contextmanager
-def planned(config: TrainConfig, lm: LanguageModel, task: Any, path: Path, say: Callable[[str], None]) -> Iterator[None]:
+def planned(
+    config: TrainConfig, lm: LanguageModel, task: Any, path: Path, say: Callable[[str], None]
+) -> Iterator[None]:
     """Around a run. config: settled. What fails here is told in a line and fails nothing else.
 
     SELFCORRECT_PLAN=off leaves it out, for runs that are over in seconds.
@@ -71,7 +73,7 @@ def _plan(config: TrainConfig, lm: LanguageModel, task: Any) -> Plan:
 
 
 def _card(device: torch.device) -> Card | None:
-    """This device as a card: of the table where its name is there, with the memory that it has."""
+    """The device as a card: of the table where its name is there, with the memory that it has."""
     if device.type == CPU:
         return None
     from selfcorrect.planning.hardware import card_named
@@ -98,7 +100,9 @@ def _tell_measured(plan: Plan, config: TrainConfig, path: Path, began: float, sa
     again = make_plan(config, plan.devices, lengths, plan.model.spec)
     found = {
         "predicted": row(plan), "predicted_at_lengths": row(again),
-        "measured": {"peak_bytes": peak, "step_seconds": seconds, "steps": len(rows), "attempt": attempt, "longest_row": longest},
+        "measured": {
+            "peak_bytes": peak, "step_seconds": seconds, "steps": len(rows), "attempt": attempt, "longest_row": longest,
+        },
     }  # fmt: skip
     _write(path, found)
     took = f"; {again.pace.total:.3g} s a step predicted, {seconds:.3g} measured" if again.pace else ""

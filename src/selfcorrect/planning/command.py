@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 
 def plan(
     recipe: Annotated[Path, typer.Argument(help="A YAML recipe, or the name of a shipped one.", metavar="RECIPE")],
-    overrides: Annotated[list[str] | None, typer.Argument(help="Settings to replace.", metavar="[KEY=VALUE]...")] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="Settings to replace.", metavar="[KEY=VALUE]...")
+    ] = None,
     gpu: Annotated[str, typer.Option(help="A card of the table in docs/plan.md, or cpu for this machine's.")] = "h100",
     gpus: Annotated[int, typer.Option(min=1, help="Cards of one machine.")] = 1,
     nodes: Annotated[int, typer.Option(min=1, help="Machines.")] = 1,
@@ -70,6 +72,8 @@ def _reverse(made: "Plan", config: Any, lengths: "Lengths") -> dict[str, Any]:
     if made.devices.card:
         card = cheapest and cheapest.devices.card
         found["cheapest_card"] = (
-            f"{card.name}, {cheapest.dollars:,.0f} dollars in {cheapest.hours:,.0f} hours" if card and cheapest else None
+            f"{card.name}, {cheapest.dollars:,.0f} dollars in {cheapest.hours:,.0f} hours"
+            if card and cheapest
+            else None
         )
     return found

@@ -1,7 +1,7 @@
-"""Seconds of a step by phase on this machine's processor: one layer and two of the recipe's own model are run and timed.
+"""Seconds of a step by phase on this machine's processor: one layer and two of the recipe's model are run and timed.
 
-Random weights, the recipe's rows and lengths, fewer tokens of both; a model of L layers lies on the line through the two,
-and the work of a step is so many times that which was timed. Takes a second or two, more for wide models.
+Random weights, the recipe's rows and lengths, fewer of both; a model of L layers lies on the line through the two, and
+the work of a step is so many times that which was timed. Takes a second or two, more for wide models.
 """
 
 import math
@@ -38,7 +38,10 @@ def measured(config: TrainConfig, model: Dressed, step: Step) -> Pace:
     lanes = min(config.rollouts.rows, step.rows)
     key = _Key(model.costume)
     with torch.random.fork_rng(devices=[]):
-        of = {name: line.at(model.spec.layers) for name, line in _timings(key, timed, lanes, row, limit, config.optimizer.name).items()}
+        of = {
+            name: line.at(model.spec.layers)
+            for name, line in _timings(key, timed, lanes, row, limit, config.optimizer.name).items()
+        }
     seconds, tokens = {"rollouts": 0.0}, 0.0
     for attempt in range(1, step.attempts + 1):
         one = decoding(step, lanes, attempt)

@@ -54,10 +54,11 @@ def known_config(name: str) -> dict[str, Any] | None:
     if found is None:
         return None
     family, hidden, layers, heads, intermediate, tied, others = found
-    return _FAMILIES[family] | {
+    told: dict[str, Any] = _FAMILIES[family] | {
         "hidden_size": hidden, "num_hidden_layers": layers, "num_attention_heads": heads,
         "intermediate_size": intermediate, "tie_word_embeddings": tied,
-    } | others  # fmt: skip
+    }  # fmt: skip
+    return told | others
 
 
 def known_names() -> list[str]:

@@ -24,8 +24,8 @@ AWAKE, SHARE = 0.05, 0.9
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """Over which devices. shards: of weights, gradients and moments; engine: whether vLLM samples; tensor: over how many
-    devices it splits the model.
+    """Over which devices. shards: of weights, gradients and moments; engine: whether vLLM samples; tensor: over how
+    many devices it splits the model.
     """
 
     devices: int = 1
@@ -88,11 +88,16 @@ def memory(config: TrainConfig, model: Dressed, card: Card | None, step: Step, s
     copies = 0.0 if card else _copies(config, model)
     gathered = _gathered(model, spread)
     if spread.engine:
-        phases["sampling"] = {"engine's weights": 2 * model.numbers.all / spread.tensor, "KV cache": cache.lanes + cache.kept, "engine": ENGINE_BYTES}
+        phases["sampling"] = {
+            "engine's weights": 2 * model.numbers.all / spread.tensor,
+            "KV cache": cache.lanes + cache.kept,
+            "engine": ENGINE_BYTES,
+        }
     else:
         phases["sampling"] = {
             "copies laid out for sampling": copies, "KV cache": cache.lanes + cache.kept,
-            "one forward": max(transient), "sampling's gathered weights": 2 * model.numbers.all if spread.shards > 1 else 0,
+            "one forward": max(transient),
+            "sampling's gathered weights": 2 * model.numbers.all if spread.shards > 1 else 0.0,
         }  # fmt: skip
     done = _updated(config, model, step)
     kept = 0.0 if spread.engine else cache.kept + (cache.lanes if card else 0)
@@ -142,7 +147,23 @@ class _Key:
     def __init__(self, costume: Costume) -> None:
         self.value = costume
         told = costume.config.to_json_string(use_diff=False)
-        self._text = (told, *(str(getattr(costume, n)) for n in ("weights", "compute", "attention", "tiles", "rank", "targets", "four_bits", "reference", "one_call")))
+        self._text = (
+            told,
+            *(
+                str(getattr(costume, n))
+                for n in (
+                    "weights",
+                    "compute",
+                    "attention",
+                    "tiles",
+                    "rank",
+                    "targets",
+                    "four_bits",
+                    "reference",
+                    "one_call",
+                )
+            ),
+        )
 
     def __hash__(self) -> int:
         return hash(self._text)
@@ -194,7 +215,9 @@ def _gathered(model: Dressed, spread: Spread) -> float:
     if spread.shards == 1:
         return 0.0
     width = model.costume.compute.itemsize
-    return width * (2 * model.numbers.largest + model.numbers.outer) + 4 * max(model.numbers.largest, model.numbers.outer)
+    return width * (2 * model.numbers.largest + model.numbers.outer) + 4 * max(
+        model.numbers.largest, model.numbers.outer
+    )
 
 
 def _copies(config: TrainConfig, model: Dressed) -> float:

@@ -18,7 +18,7 @@ _GRADES = {"math": 0.0006, "code": 0.05, "countdown": 0.0001, "custom": 0.01}
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """seconds: by phase. bound: what the longest phase waits for, in words. tokens: sampled in a step on all devices."""
+    """seconds: by phase. bound: what the longest phase waits for, in words. tokens: sampled in a step, by all."""
 
     seconds: dict[str, float]
     bound: str

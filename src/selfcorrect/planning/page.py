@@ -11,9 +11,16 @@ GIB = 2**30
 
 def lines(plan: Plan) -> Iterator[str]:
     """What it comes to, by part and by phase, and the numbers it rests on."""
-    config, of, needs = plan.config, plan.model.numbers, plan.memory
-    yield f"{config.model.path}: {told_count(of.all)} weights, tuning {config.model.tuning}, {told_count(of.trained)} train; on {devices(plan)}"
-    yield f"a step: {plan.config.rollouts.problems_per_step * plan.config.rollouts.rollouts_per_problem:,} rollouts of {plan.step.attempts} attempts; {plan.step.lengths.told}; memory is for rollouts of up to {plan.step.lengths.longest_row(plan.step.attempts):,.0f} tokens"
+    config, of, needs, step = plan.config, plan.model.numbers, plan.memory, plan.step
+    rollouts, longest = config.rollouts, step.lengths.longest_row(step.attempts)
+    yield (
+        f"{config.model.path}: {told_count(of.all)} weights, tuning {config.model.tuning}, {told_count(of.trained)} "
+        f"train; on {devices(plan)}"
+    )
+    yield (
+        f"a step: {rollouts.problems_per_step * rollouts.rollouts_per_problem:,} rollouts of {step.attempts} attempts; "
+        f"{step.lengths.told}; memory is for rollouts of up to {longest:,.0f} tokens"
+    )
     optimizer = config.optimizer
     yield (
         f"sizes: rows_at_once {config.rollouts.rows}, micro_batch {optimizer.rows}, gradient_checkpointing "
@@ -47,14 +54,15 @@ def resting_on(plan: Plan) -> Iterator[str]:
         yield "rests on: layers of this model run on fake tensors (memory), and on this processor just now (seconds)"
         return
     yield (
-        f"rests on: {card.name} {card.tflops:g} TFLOPS bfloat16 dense, {card.bandwidth:,g} GB/s, {card.gib:g} GiB, links "
-        f"{card.link:g} GB/s, network {card.network:g} GB/s a card (makers' figures)"
+        f"rests on: {card.name} {card.tflops:g} TFLOPS bfloat16 dense, {card.bandwidth:,g} GB/s, {card.gib:g} GiB, "
+        f"links {card.link:g} GB/s, network {card.network:g} GB/s a card (makers' figures)"
     )
     price = plan.devices.hourly / plan.devices.count
     given = "given" if plan.devices.price is not None else f"an assumption of {hardware.PRICED}; --price replaces it"
     yield (
-        f"  reached of them: {hardware.utilisation(plan.model.spec.hidden):.0%} of FLOPs, {hardware.DECODE_BANDWIDTH:.0%} "
-        f"of bandwidth, {hardware.LINK_SHARE:.0%} of links (assumed; docs/plan.md); {price:.2f} dollars a card and hour ({given})"
+        f"  reached of them: {hardware.utilisation(plan.model.spec.hidden):.0%} of FLOPs, "
+        f"{hardware.DECODE_BANDWIDTH:.0%} of bandwidth, {hardware.LINK_SHARE:.0%} of links (assumed; docs/plan.md); "
+        f"{price:.2f} dollars a card and hour ({given})"
     )
     if plan.spread.shards > 1:
         yield "  memory under fsdp2 is worked out, and has not been measured"
@@ -75,9 +83,18 @@ def device(plan: Plan) -> str:
 def devices(plan: Plan) -> str:
     if plan.devices.card is None:
         return "this machine's processor"
-    count = f"{plan.devices.count} x {plan.devices.card.name}" if plan.devices.count > 1 else f"one {plan.devices.card.name}"
+    count = (
+        f"{plan.devices.count} x {plan.devices.card.name}"
+        if plan.devices.count > 1
+        else f"one {plan.devices.card.name}"
+    )
     nodes = f" in {plan.devices.nodes} machines" if plan.devices.nodes > 1 else ""
-    return count + nodes + (f", {plan.devices.parallel}" if plan.devices.count > 1 else "") + (", vllm" if plan.spread.engine else "")
+    return (
+        count
+        + nodes
+        + (f", {plan.devices.parallel}" if plan.devices.count > 1 else "")
+        + (", vllm" if plan.spread.engine else "")
+    )
 
 
 def told(value: Any) -> str:

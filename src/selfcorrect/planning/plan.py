@@ -1,6 +1,5 @@
 """A recipe's plan: memory and seconds on given devices, what to turn where it does not fit, and the reverse."""
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -49,7 +48,7 @@ class Devices:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """config: with every `auto` settled; steps: of the run. What the fields hold is for one device but for pace.tokens."""
+    """config: with every `auto` settled. What the fields hold is of one device, but for pace.tokens."""
 
     config: TrainConfig
     devices: Devices
@@ -184,7 +183,10 @@ def _candidates(plan: Plan) -> Iterator[tuple[list[str], str]]:
         yield [*tight, "model.weights=bfloat16"], "the frozen weights are rounded"
     if config.model.tuning != "qlora":
         yield [*tight, "model.tuning=qlora", "model.weights=bfloat16"], "an adapter trains over weights in 4 bits"
-    yield [*tight, f"rollouts.max_new_tokens={max(1, config.rollouts.max_new_tokens // 2)}"], "attempts of half the length"
+    yield (
+        [*tight, f"rollouts.max_new_tokens={max(1, config.rollouts.max_new_tokens // 2)}"],
+        "attempts of half the length",
+    )
 
 
 def _parallel(overrides: list[str]) -> dict[str, str]:
@@ -264,8 +266,7 @@ def _most(peak: Callable[[int], float], room: float, most: int) -> int:
 
     Each guess lies on the line through what is known to fit and what is known not to; it is tried.
     """
-    low, high = 0, most + 1
-    low_peak, high_peak = peak(1), math.inf
+    low, high, low_peak = 0, most + 1, peak(1)
     if low_peak > room:
         return 0
     low, trial = 1, min(most, 4)
@@ -277,7 +278,7 @@ def _most(peak: Callable[[int], float], room: float, most: int) -> int:
         if found <= room:
             low, low_peak = trial, found
         else:
-            high, high_peak = trial, found
+            high = trial
         guess = low + int((room - low_peak) / slope) if slope > 0 else most
         trial = min(max(guess, low + 1), high - 1, most)
         if high - low <= max(1, low // 16):

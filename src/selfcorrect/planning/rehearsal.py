@@ -1,8 +1,8 @@
 """The update and the sampling of a recipe, run on fake tensors: what of them is alive at once, in bytes.
 
 The project's own code runs (shared prompts, packed rows, the pass over the vocabulary, the cache of lanes) over the
-model's own layers from transformers, one and two of them, whose tensors have shapes and no numbers. What a layer adds is
-the difference, and a model of L layers the line through both. So it holds for every architecture that transformers
+model's own layers from transformers, one and two of them, whose tensors have shapes and no numbers. What a layer adds
+is the difference, and a model of L layers the line through both. So it holds for every architecture that transformers
 knows, and follows the code as that changes. It takes a second or two and the memory of nothing.
 
 Axes: U prefixes, P tokens of a prefix, B rows of a micro-batch, T tokens of the rest of a row, N tokens in all.
@@ -21,8 +21,8 @@ from torch.nn.functional import scaled_dot_product_attention
 from selfcorrect.learning.packing import PackedPrompts, _Interleaved
 from selfcorrect.learning.prompts import Prefixed, SharedPrompts
 from selfcorrect.learning.vocabulary import Tiles, score
-from selfcorrect.models.head import Head, HeadForm, States
 from selfcorrect.models import packed
+from selfcorrect.models.head import HeadForm, States
 from selfcorrect.models.loading import LanguageModel
 from selfcorrect.models.packed import Packing
 from selfcorrect.models.recompute import recomputed
@@ -183,7 +183,9 @@ def _states(lm: LanguageModel, work: Update, prompts: Any) -> States:
     elif work.packed:
         lengths = (work.rest,) * work.rows
         with Packing(lengths, lengths).shown(lm.model.config):
-            states = lm.states(_ids(1, work.rest * work.rows), None, position_ids=_ids(1, work.rest * work.rows), use_cache=False)
+            states = lm.states(
+                _ids(1, work.rest * work.rows), None, position_ids=_ids(1, work.rest * work.rows), use_cache=False
+            )
     else:
         states = lm.states(_ids(work.rows, work.rest), None, use_cache=False)
     return States(states.hidden_ND[torch.arange(work.scored)], states.head)
@@ -219,7 +221,8 @@ class _Padded(SharedPrompts):
         length_B = torch.full((work.rows,), work.prefix)
         return self._lm.states(
             _ids(work.rows, work.rest), None, position_ids=_ids(work.rows, work.rest),
-            attention_mask=self._mask(length_B, work.rest), past_key_values=Prefixed(self._leaves, rows), use_cache=True,
+            attention_mask=self._mask(length_B, work.rest), past_key_values=Prefixed(self._leaves, rows),
+            use_cache=True,
         )  # fmt: skip
 
 

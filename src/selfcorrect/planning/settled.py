@@ -101,7 +101,13 @@ def settled(config: TrainConfig, model: Dressed, card: Card | None, tokens: int,
     if card:
         of = static(config, model, card, shards)
         free = card.bytes - 0.5 * 2**30 - of.weights
-        to_come = (2 * model.numbers.all if sizing.casts_weights(config) else 0) + of.gradients + of.optimizer + of.masters + of.reference
+        to_come = (
+            (2 * model.numbers.all if sizing.casts_weights(config) else 0)
+            + of.gradients
+            + of.optimizer
+            + of.masters
+            + of.reference
+        )
         budget = sizing.half_of(free, to_come)
     lm = stand_in_for(model)
     done, _ = sizing.sized(config.model_copy(update={"optimizer": optimizer}), lm, tokens, budget=budget)

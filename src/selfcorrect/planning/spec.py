@@ -74,4 +74,6 @@ def described(model: ModelConfig) -> Spec:
             raise
         raise ModelError(f"{error}; without the hub, these are known: {', '.join(known_names())}") from error
     except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"model.path = {model.path!r}: no plan from its config.json ({files.first_line(error)})") from error
+        raise ModelError(
+            f"model.path = {model.path!r}: no plan from its config.json ({files.first_line(error)})"
+        ) from error

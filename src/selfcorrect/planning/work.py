@@ -69,10 +69,10 @@ def assumed_lengths(config: TrainConfig, attempt: float | None = None, prompt: f
 class Update:
     """An update of rollouts that are equally long.
 
-    rows: of a micro-batch; rest: tokens of a row beyond its shared prefix, all of them where nothing is shared; trained:
-    those of them that were sampled. prefixes: shared prompts of `prefix` tokens, 0 where each row brings its own.
-    again: gradient checkpointing. scored: for how many of the trained tokens of a micro-batch a rehearsal passes over
-    the vocabulary; further ones add their hidden states alone.
+    rows: of a micro-batch; rest: tokens of a row beyond its shared prefix, all of them where nothing is shared;
+    trained: those of them that were sampled. prefixes: shared prompts of `prefix` tokens, 0 where each row brings its
+    own. again: gradient checkpointing. scored: for how many of the trained tokens of a micro-batch a rehearsal passes
+    over the vocabulary; further ones add their hidden states alone.
     """
 
     rows: int
@@ -88,7 +88,7 @@ class Update:
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """lanes: rows at work; slots: tokens of the longest; prefilled: rows that are fed a turn of so many tokens at once."""
+    """lanes: rows at work; slots: tokens of the longest; prefilled: rows that are fed a turn of `turn` tokens."""
 
     lanes: int
     slots: int
@@ -98,7 +98,7 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """rows: of the step on one device; attempts: of the stage with most; reference: whether anything is measured to it."""
+    """rows: of the step on one device; attempts: of a stage; reference: whether anything is measured to it."""
 
     rows: int
     groups: int
@@ -135,7 +135,8 @@ def update_of(
     shares = attends_to_all and group >= 2 and width > 1 and step.groups * width <= micro * row
     prefix = width - 1 if shares else 0
     return Update(
-        rows=micro, rest=row - 1 - prefix, trained=trained, scored=min(scored, micro * trained), prefixes=step.groups if shares else 0, prefix=prefix,
+        rows=micro, rest=row - 1 - prefix, trained=trained, scored=min(scored, micro * trained),
+        prefixes=step.groups if shares else 0, prefix=prefix,
         micro_batches=min(2, math.ceil(step.rows / micro)), packed=optimizer.padding_free is True,
         again=optimizer.gradient_checkpointing is True,
     )  # fmt: skip

@@ -32,7 +32,8 @@ def planned(
 
     SELFCORRECT_PLAN=off leaves it out, for runs that are over in seconds.
     """
-    if os.environ.get("SELFCORRECT_PLAN", "").casefold() == "off":
+    # Of several processes the first one speaks and writes.
+    if os.environ.get("SELFCORRECT_PLAN", "").casefold() == "off" or os.environ.get("RANK", "0") != "0":
         yield
         return
     plan, began = None, time.time()
@@ -69,7 +70,10 @@ def _plan(config: TrainConfig, lm: LanguageModel, task: Any) -> Plan:
         turn=len(turn) - len(longest),
     )  # fmt: skip
     spec = Spec(config.model.path, lm.model.config.get_text_config())
-    return make_plan(config, Devices(_card(lm.device)), lengths, spec, timed=lm.device.type in ("cpu", "cuda"))
+    asked = getattr(config, "parallel", "auto")
+    many = int(os.environ.get("WORLD_SIZE", "1"))
+    devices = Devices(_card(lm.device), many, 1, "ddp" if asked == "auto" else asked)
+    return make_plan(config, devices, lengths, spec)
 
 
 def _card(device: torch.device) -> Card | None:

@@ -142,7 +142,7 @@ def turns(plan: Plan, lengths: Lengths) -> Iterator[Turn]:
     """What makes a plan fit that does not, what costs least first, each of it tried; at most two."""
     found = 0
     for overrides, cost in _candidates(plan):
-        changed, devices = _changed(plan.config, overrides), replace(plan.devices, **_parallel(overrides))
+        changed, devices = _changed(plan.config, overrides), _devices(plan.devices, overrides)
         if changed is None or _hopeless(changed, devices, plan.model.spec):
             continue
         other = make_plan(changed, devices, lengths, plan.model.spec, timed=False)
@@ -189,8 +189,8 @@ def _candidates(plan: Plan) -> Iterator[tuple[list[str], str]]:
     )
 
 
-def _parallel(overrides: list[str]) -> dict[str, str]:
-    return {"parallel": "fsdp2"} if "parallel=fsdp2" in overrides else {}
+def _devices(devices: Devices, overrides: list[str]) -> Devices:
+    return replace(devices, parallel="fsdp2") if "parallel=fsdp2" in overrides else devices
 
 
 def _changed(config: TrainConfig, overrides: list[str]) -> TrainConfig | None:

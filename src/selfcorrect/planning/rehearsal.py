@@ -105,12 +105,14 @@ class _Adapted(nn.Module):
     def __init__(self, base: nn.Module, rank: int) -> None:
         super().__init__()
         self.base = base
-        outer, inner = base.weight.shape if isinstance(base, nn.Linear) else reversed(base.weight.shape)  # type: ignore[misc]
+        shape: Any = base.weight.shape
+        outer, inner = shape if isinstance(base, nn.Linear) else reversed(shape)
         self.down, self.up = nn.Linear(inner, rank, bias=False), nn.Linear(rank, outer, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         result: Tensor = self.base(x)
-        return result + self.up(self.down(x.to(self.down.weight.dtype))) * 2.0
+        both: Tensor = result + self.up(self.down(x.to(self.down.weight.dtype))) * 2.0
+        return both
 
 
 def adapted_layers(model: Any, targets: tuple[str, ...] | None) -> list[tuple[Any, str, Any]]:
@@ -171,7 +173,7 @@ def run_update(lm: LanguageModel, work: Update, tiles: Tiles, reference: bool) -
         mine = _states(lm, work, prompts)
     ids_N = torch.zeros(len(mine.hidden_ND), dtype=torch.long)
     logprobs_N, kl_N = score(mine, theirs, ids_N, 1.0, "analytic", tiles)
-    (logprobs_N + kl_N).sum().backward()
+    (logprobs_N + kl_N).sum().backward()  # type: ignore[no-untyped-call]
     del mine, theirs, logprobs_N, kl_N
     if prompts:
         prompts.backward()

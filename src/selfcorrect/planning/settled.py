@@ -87,7 +87,10 @@ def static(config: TrainConfig, model: Dressed, card: Card | None, shards: int) 
             place, copied = "cpu", 4 * of.outer + 2 * of.largest * costume.weights.itemsize
     if place == "device" and config.samples_reference:
         casts *= 2
-    return Static(*(size / shards for size in (weights, masters, gradients, moments, copied)), casts, place)
+    weights, masters, gradients, moments, copied = (
+        size / shards for size in (weights, masters, gradients, moments, copied)
+    )
+    return Static(weights, masters, gradients, moments, copied, casts, place)
 
 
 def settled(config: TrainConfig, model: Dressed, card: Card | None, tokens: int, shards: int = 1) -> TrainConfig:

@@ -16,6 +16,7 @@ from selfcorrect.commands import AsJson, Grouped, Overrides, export, traces
 from selfcorrect.commands import stopped as _stopped
 from selfcorrect.errors import ConfigError, TrainingInterrupted, UserError
 from selfcorrect.evaluate_command import evaluate
+from selfcorrect.planning.command import plan
 from selfcorrect.serving.command import serve
 from selfcorrect.starting import commands as starting
 from selfcorrect.starting.completion import prepare as prepare_completion
@@ -355,6 +356,7 @@ app.command(epilog="Example: selfcorrect init --model ./my-model --data problems
 app.command(epilog="Example: selfcorrect explain rollouts.temperature")(starting.explain)
 app.command(epilog="Example: selfcorrect completion bash >> ~/.bashrc")(starting.completion)
 app.command(epilog="Example: selfcorrect export runs/mine ./mine --merge")(export)
+app.command(epilog="Example: selfcorrect plan math_qwen2.5-7b-instruct_qlora --gpu rtx-4090")(plan)
 app.command(epilog="Example: selfcorrect serve runs/mine --port 8000")(serve)
 app.command(epilog="Example: selfcorrect traces runs/mine mine.jsonl --format messages")(traces)
 

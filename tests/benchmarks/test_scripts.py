@@ -277,3 +277,28 @@ def test_endpoint_answers_like_the_model_here(
     assert json.loads((tmp_path / "endpoint.json").read_text())["server"] == {
         "model": "lab", "texts": 4, "same texts": 4, "same outcomes": 4,
     }  # fmt: skip
+
+
+def test_plans_beside_what_runs_take(script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One run of the lab's model in a process of its own."""
+    monkeypatch.delenv("SELFCORRECT_PLAN", raising=False)
+    result = tmp_path / "plan.json"
+    script("benchmarks/plan.py").main(["--tiny", "--output", str(result)])
+    found = json.loads(result.read_text())["cases"]["lab full"]
+    assert found["peak_bytes"]["measured"] > 2**27
+    assert abs(found["peak_bytes"]["error"]) < 0.5
+    assert found["step_seconds"]["predicted"] > 0
+
+
+def test_the_table_of_scale_is_that_of_its_results(script: Script) -> None:
+    scale = script("benchmarks/scale.py")
+    rows = json.loads(scale.RESULT.read_text(encoding="utf-8"))["rows"]
+    assert {(row["size"], row["cards"]) for row in rows} == {(size, n) for size in scale.MODELS for n in scale.COUNTS}
+    assert f"{scale.BEGIN}\n{scale.table(rows)}{scale.END}" in scale.PAGE.read_text(encoding="utf-8")
+
+
+@pytest.mark.nightly
+def test_the_results_of_scale_are_what_it_works_out(script: Script) -> None:
+    scale = script("benchmarks/scale.py")
+    rows = json.loads(scale.RESULT.read_text(encoding="utf-8"))["rows"]
+    assert scale.worked_out("7B", 8) == next(row for row in rows if (row["size"], row["cards"]) == ("7B", 8))

@@ -184,6 +184,20 @@ def test_waiting_rows_keep_their_cache_and_their_groups_prompt(max_rows: int) ->
     assert max(width for _, width in shapes) <= 6
 
 
+def test_a_card_keeps_the_cache_of_as_many_rows_as_run_side_by_side() -> None:
+    """So its memory is bounded by rows_at_once, whatever the rows of a step; the others are fed their whole context."""
+    lm = tiny_lm("llama", "eager", ENDS)
+    sampler = TransformersSampler(lm, 3, FIXED)
+    first = play(lm, sampler, 1.0, attempts=1)[0]
+    assert len(sampler._kept) == 3 < len(first)
+    nexts = [lm.chat.next_prompt(context, completion.token_ids, "?") for context, completion in first]
+    params = SamplingParams(1.0, LIMIT, seed=9)
+    with fed(lm) as shapes:
+        again = sampler.sample(nexts, params)
+    assert max(width for _, width in shapes) == max(map(len, nexts))
+    assert [c.token_ids for c in again] == [c.token_ids for c in TransformersSampler(lm).sample(nexts, params)]
+
+
 @pytest.mark.parametrize("max_rows", [512, 8])
 def test_rows_that_have_ended_make_room(max_rows: int) -> None:
     lm = tiny_lm("llama", "eager", ENDS)

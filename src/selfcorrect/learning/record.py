@@ -29,8 +29,8 @@ class StepResult:
 
     Rewards, delta, fixed, broken and unchanged are over rollouts whose first attempt the policy wrote, where there are
     any. completions: how many were sampled for this step. equal_groups: the share of problems at which all rollouts
-    earned the same, so that none has an advantage; None where no rollout counts. A supervised step leaves empty what
-    it has not.
+    earned the same, so that none has an advantage; None where no rollout counts. longest: tokens of the longest
+    rollout, prompts included. A supervised step leaves empty what it has not.
     """
 
     step: int
@@ -59,6 +59,7 @@ class StepResult:
     skip_reason: str
     beta2: float | None = None
     equal_groups: float | None = None
+    longest: int = 0
     rollouts: list[Rollout] = field(default_factory=list, repr=False)
 
     def row(self) -> dict[str, Any]:

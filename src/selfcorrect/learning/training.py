@@ -249,6 +249,7 @@ class Trainer:
             skipped=bool(update.skip_reason),
             skip_reason=update.skip_reason,
             beta2=beta2,
+            longest=max(len(r.attempts[-1].prompt_ids) + len(r.attempts[-1].completion.token_ids) for r in rollouts),
             rollouts=rollouts,
         )
 

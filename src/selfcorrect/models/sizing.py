@@ -21,18 +21,21 @@ from selfcorrect.models.recompute import layers_of
 
 _CPU_BUDGET = 4 << 30  # bytes for each of the two: a micro-batch's activations, the cache of the rows being sampled
 _MOST_TRAINED, _MOST_SAMPLED = 128, 512  # beyond these nothing gets faster
-_WIDE = 256  # hidden numbers of a token: from there on a CPU, too, gains by leaving the padding out (docs/log.md)
+WIDE = 256  # hidden numbers of a token: from there on a CPU, too, gains by leaving the padding out (docs/log.md)
 _DRAW_BYTES = 14  # of a row being sampled, for each word: the logit twice, its log-probability and its share
 
 
-def sized(config: TrainConfig, lm: LanguageModel, tokens: int, trains: bool = True) -> tuple[TrainConfig, list[str]]:
+def sized(
+    config: TrainConfig, lm: LanguageModel, tokens: int, trains: bool = True, budget: float | None = None
+) -> tuple[TrainConfig, list[str]]:
     """The config with every `auto` of a size settled, and notes on what was worked out for the update.
 
     tokens: the longest rollout, all attempts and prompts. trains: False where the model is only sampled from: then
-    rows_at_once alone, and no memory is left for training. Raises ConfigError where gradient checkpointing or packed
-    rows are asked of a model that cannot.
+    rows_at_once alone, and no memory is left for training. budget: bytes for a micro-batch's activations, and as many
+    for the cache; by default what this device has free for them. Raises ConfigError where gradient checkpointing or
+    packed rows are asked of a model that cannot.
     """
-    budget = _budget(config, lm, trains)
+    budget = _budget(config, lm, trains) if budget is None else budget
     notes: list[str] = []
     rollouts, optimizer = config.rollouts, config.optimizer
     if rollouts.rows_at_once == "auto":
@@ -97,7 +100,7 @@ def _checkpointing(optimizer: OptimizerConfig, lm: LanguageModel, tokens: int, b
 def _padding_free(optimizer: OptimizerConfig, lm: LanguageModel) -> tuple[bool, list[str]]:
     """Whether rows are packed in the update, and a note where auto would have liked to."""
     asked = optimizer.padding_free
-    if asked is False or (asked == "auto" and lm.device.type != "cuda" and _shape(lm)["hidden"] < _WIDE):
+    if asked is False or (asked == "auto" and lm.device.type != "cuda" and _shape(lm)["hidden"] < WIDE):
         return False, []
     why = hindrance(lm)
     if why and asked is True:
@@ -186,16 +189,30 @@ def _bytes(tensors: Iterable[Tensor]) -> int:
 def _budget(config: TrainConfig, lm: LanguageModel, trains: bool) -> float:
     if lm.device.type != "cuda":
         return _CPU_BUDGET
-    to_come = 2 * parameter_count(lm)  # casts of the weights at sampling
+    casts = 2 * parameter_count(lm) if casts_weights(config) else 0  # of the weights at sampling
+    to_come = casts
     if trains:
         needs, where = training_memory(config, lm), config.model.reference
         to_come += needs.gradients + needs.optimizer
         if (needs.reference_goes_to if where == "auto" else where) == "device":
             to_come += needs.reference
             if config.samples_reference and needs.reference:
-                to_come += 2 * parameter_count(lm)  # casts of those; its rows take the policy's place in memory
+                to_come += casts  # of those; its rows take the policy's place in memory
     free: float = torch.cuda.mem_get_info(lm.device)[0]
-    # Each of the two gets half, whoever holds memory meanwhile; what is not foreseen fits into the tenth that is left.
+    return half_of(free, to_come)
+
+
+def casts_weights(config: TrainConfig) -> bool:
+    """Whether sampling on a card lends the model bfloat16 copies: weights that are stored in less need none."""
+    return config.model.weights == "float32" and config.model.tuning != "qlora"
+
+
+def half_of(free: float, to_come: float) -> float:
+    """Bytes for a micro-batch's activations, and as many for the cache, of a card with so many free.
+
+    Each of the two gets half, whoever holds memory meanwhile; what is not foreseen fits into the tenth that is left.
+    to_come: what will lie there all the time.
+    """
     return max(0.0, 0.9 * free - to_come) / 2
 
 

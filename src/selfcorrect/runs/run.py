@@ -26,6 +26,7 @@ from selfcorrect.models.stored import stored_dtype
 from selfcorrect.models.weights import fingerprint
 from selfcorrect.parallel.joining import joined
 from selfcorrect.parallel.ranks import Alone
+from selfcorrect.planning.beside import planned
 from selfcorrect.runs.changes import judge, set_aside
 from selfcorrect.runs.checkpoint import (
     Checkpoint,
@@ -220,7 +221,8 @@ def _prepare_and_train(
                 observer.message(room)
             for note in notes:
                 observer.message(f"note: {note}")
-            loop.run(checkpoint, stop)
+            with planned(settled, lm, task, path, observer.message):
+                loop.run(checkpoint, stop)
 
 
 def _room(config: TrainConfig, lm: LanguageModel, dtype: torch.dtype, path: Path) -> str:

@@ -2,7 +2,8 @@
 
 Four things keep the work down, all inside one call or between two:
 - a prompt shared by a group is prefilled once, and its keys and values are handed to every row;
-- the cache is kept from attempt to attempt, so attempt 2 prefills the correction turn only;
+- the cache is kept from attempt to attempt, so attempt 2 prefills the correction turn only (on CUDA of as many rows as
+  run side by side: the memory of a card does not grow with a step's rows, and the others are soon prefilled anew);
 - rows that have ended make room for waiting ones, so that the longest does not hold up the rest;
 - on CUDA a step is a recorded graph over shapes that recur (graphs.py), with weights cast beforehand (inference.py).
 
@@ -154,6 +155,7 @@ class _Call:
         self._ahead = Counter(prompts)  # how many rows with this prompt still wait
         self._shared: dict[tuple[int, ...], Kept] = {}  # prompts that waiting rows share with rows that have begun
         self._seats: list[int | None] = [None] * at_once  # the row that each lane has
+        self._room = at_once if shapes.fixed else len(prompts)  # rows whose keys and values may be kept
         self._width = 0  # slots in use
         self._left: dict[int, tuple[Tables, int]] = {}
 
@@ -187,14 +189,17 @@ class _Call:
                 self._lanes.step(rows, width)
 
     def _leave(self, ended: list[int], places: list[int]) -> None:
-        """Rows that have ended leave their lanes; what the cache holds of them goes with them."""
-        index = self._index(ended)
-        tables = self._lanes.cache.take(index, max(places[lane] for lane in ended))
-        for number, lane in enumerate(ended):
-            row = self._seats[lane]
-            assert row is not None
-            self._left[row], self._seats[lane] = (tables, number), None
-        self._lanes.clear(index)
+        """Rows that have ended leave their lanes; what the cache holds of them goes with them, while there is room."""
+        keep = ended[: self._room - len(self._left)]
+        if keep:
+            tables = self._lanes.cache.take(self._index(keep), max(places[lane] for lane in keep))
+            for number, lane in enumerate(keep):
+                row = self._seats[lane]
+                assert row is not None
+                self._left[row] = (tables, number)
+        for lane in ended:
+            self._seats[lane] = None
+        self._lanes.clear(self._index(ended))
 
     def _fill(self) -> None:
         """Waiting rows take the free lanes; where none waits, the last lanes move up into the free ones."""

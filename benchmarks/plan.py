@@ -1,0 +1,149 @@
+"""`selfcorrect plan` against what runs take: peak memory and seconds a step, six models and recipes on a CPU.
+
+    python benchmarks/plan.py --models FOLDER [--threads 2] [--only NAME ...]     # FOLDER: those of CASES by name
+    python benchmarks/plan.py --tiny                                              # the lab's model alone, one thread
+
+Each case is a run of `selfcorrect train` in a process of its own, whose plan.json says both: the plan made at its
+start, the plan for the lengths that came, and what was measured (ru_maxrss of the process; the median of the seconds of
+all steps but the first). Layers are timed once more as the steps have ended, so what else the machine does moves both.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from workload import SEED, cpu_model, versions
+
+RESULT = Path(__file__).parent / "results" / "plan.json"
+RANDOM = "random-300m"
+# The lab's tokenizer reads nothing else; the random model has it too.
+_LAB_TASK = ["task.max_number=100", "task.limit=200", "task.prompt={numbers} : {target}", "task.correction_prompt=?"]
+# name -> model, settings beside those that all have
+CASES: dict[str, tuple[str, list[str]]] = {
+    "lab full": (
+        "lab",
+        ["rollouts.problems_per_step=16", "rollouts.rollouts_per_problem=8", "rollouts.max_new_tokens=16"],
+    ),
+    "smollm2-135m full": ("smollm2-135m-instruct", []),
+    "smollm2-135m lora": ("smollm2-135m-instruct", ["model.tuning=lora", "optimizer.micro_batch=16"]),
+    "random-300m full": (RANDOM, ["rollouts.problems_per_step=2"]),
+    "random-300m lora, checkpointing": (RANDOM, ["model.tuning=lora", "optimizer.gradient_checkpointing=true"]),
+    "gemma-3-270m full": ("gemma-3-270m", ["rollouts.problems_per_step=2", "model.chat_template=plain"]),
+    "qwen2.5-0.5b lora": ("qwen2.5-coder-0.5b-instruct", ["model.tuning=lora", "rollouts.problems_per_step=2"]),
+}
+_ALL = {
+    "seed": SEED,
+    "model": {"precision": "float32", "device": "cpu"},
+    "rollouts": {"problems_per_step": 4, "rollouts_per_problem": 4, "max_new_tokens": 48},
+    "stages": [{"name": "stage2", "objective": "stage2", "steps": 4, "learning_rate": 1.0e-6}],
+    "optimizer": {"micro_batch": 4},
+    "evaluation": {"problems": 4},
+    "checkpoint": {"every": 1000, "select": "last"},
+    "log": {"trackers": []},
+}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Every case, the table, results/plan.json."""
+    parser = argparse.ArgumentParser(description="Predicted against measured: memory and seconds of runs on a CPU.")
+    parser.add_argument("--models", type=Path, help="the folder that holds the models of CASES, by name")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--only", nargs="+", help="names of cases")
+    parser.add_argument("--tiny", action="store_true", help="the lab's model, three steps")
+    parser.add_argument("--output", type=Path, default=RESULT)
+    options = parser.parse_args(arguments)
+    if not options.tiny and not options.models:
+        parser.error("--models FOLDER names where the models are; --tiny needs none")
+    names = ["lab full"] if options.tiny else options.only or list(CASES)
+    found: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        for name in names:
+            found[name] = case(name, Path(scratch), options)
+            print(told(name, found[name]), flush=True)
+    record = {
+        "command": " ".join(["python benchmarks/plan.py", *(arguments if arguments is not None else sys.argv[1:])]),
+        "seed": SEED,
+        "versions": {"python": sys.version.split()[0]} | versions(["selfcorrect", "torch", "transformers", "peft"]),
+        "machine": {"cpu": cpu_model(), "cores": os.cpu_count(), "threads": options.threads},
+        "cases": found,
+    }
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    options.output.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+def case(name: str, scratch: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """One run in a process of its own."""
+    import yaml
+
+    model, changes = CASES[name]
+    path = "lab" if model == "lab" else str(make_random(scratch) if model == RANDOM else options.models / model)
+    recipe = scratch / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump(_ALL), encoding="utf-8")
+    changes = [*changes, *(_LAB_TASK if model in ("lab", RANDOM) else [])]
+    tiny = ["rollouts.problems_per_step=2", "stages.stage2.steps=3"] if options.tiny else []
+    command = [
+        sys.executable, "-m", "selfcorrect.cli", "train", str(recipe), f"model.path={path}", f"output={scratch}",
+        f"name={name.replace(' ', '-').replace(',', '')}", f"threads={1 if options.tiny else options.threads}",
+        *changes, *tiny,
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    file = scratch / name.replace(" ", "-").replace(",", "") / "plan.json"
+    if done.returncode or not file.exists():
+        return {"failed": (done.stderr or done.stdout)[-2000:]}
+    plan: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    if "measured" not in plan:
+        return {"failed": done.stdout[-2000:]}
+    after, measured = plan["predicted_at_lengths"], plan["measured"]
+    return {
+        "peak_bytes": {"predicted": after["peak_bytes"], "measured": measured["peak_bytes"],
+                       "error": after["peak_bytes"] / measured["peak_bytes"] - 1, "fullest": after["fullest"]},
+        "step_seconds": {"predicted": after["step_seconds"], "measured": measured["step_seconds"],
+                         "error": after["step_seconds"] / measured["step_seconds"] - 1, "by_phase": after["seconds"]},
+        "bytes": after["bytes"], "peak_bytes_by_phase": after["peak_bytes_by_phase"],
+    }  # fmt: skip
+
+
+def make_random(scratch: Path) -> Path:
+    """A Qwen2 of 300 million random weights, with the lab's tokenizer."""
+    import torch
+    from gpu_step import ENDS_EVERY
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    from selfcorrect.config import ModelConfig
+    from selfcorrect.models.loading import load_model
+
+    folder = scratch / RANDOM
+    if folder.is_dir():
+        return folder
+    torch.manual_seed(SEED)
+    config = Qwen2Config(
+        vocab_size=32_768, hidden_size=1024, num_hidden_layers=18, num_attention_heads=16, num_key_value_heads=4,
+        intermediate_size=4096, max_position_embeddings=2048, tie_word_embeddings=True,
+    )  # fmt: skip
+    model = Qwen2ForCausalLM(config).to(torch.bfloat16)
+    model.generation_config.eos_token_id = [1, *range(ENDS_EVERY, config.vocab_size, ENDS_EVERY)]
+    folder.mkdir()
+    model.save_pretrained(folder)
+    load_model(ModelConfig(path="lab")).tokenizer.save_pretrained(folder)
+    return folder
+
+
+def told(name: str, found: dict[str, Any]) -> str:
+    if "failed" in found:
+        return f"{name}: failed: {found['failed']}"
+    peak, seconds = found["peak_bytes"], found["step_seconds"]
+    predicted, measured = peak["predicted"] / 2**30, peak["measured"] / 2**30
+    return (
+        f"{name}: peak {predicted:.2f} GiB predicted ({peak['fullest']}), {measured:.2f} measured "
+        f"({peak['error']:+.1%}); "
+        f"{seconds['predicted']:.2f} s a step predicted, {seconds['measured']:.2f} measured ({seconds['error']:+.0%})"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,102 @@
+"""The paper's own MATH run on paper: four sizes of model on 8, 64 and 512 H100 (docs/scale.md).
+
+    python benchmarks/scale.py              # all of it: results/scale.json and the table of docs/scale.md
+    python benchmarks/scale.py --sizes 1.5B --cards 8 --output /tmp/scale.json --page /tmp/scale.md
+
+Nothing is measured: formulas and assumptions are those of `selfcorrect plan` (docs/plan.md).
+"""
+
+import argparse
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from selfcorrect.config import TrainConfig
+from selfcorrect.config.recipe import validate
+from selfcorrect.planning.hardware import CARDS
+from selfcorrect.planning.plan import Devices, make_plan
+from selfcorrect.planning.work import assumed_lengths
+
+HERE = Path(__file__).parent
+RESULT, PAGE = HERE / "results" / "scale.json", HERE.parent / "docs" / "scale.md"
+BEGIN, END = "<!-- table -->", "<!-- end of table -->"
+MODELS = {
+    "1.5B": "Qwen/Qwen2.5-1.5B-Instruct", "7B": "Qwen/Qwen2.5-7B-Instruct", "32B": "Qwen/Qwen2.5-32B-Instruct",
+    "70B": "meta-llama/Llama-3.3-70B-Instruct",
+}  # fmt: skip
+COUNTS = (8, 64, 512)
+ATTEMPT, PROMPT, LIMIT = 350.0, 200.0, 1024  # tokens; the paper states none of them
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Every size on every number of cards, the JSON, the table."""
+    parser = argparse.ArgumentParser(description="The paper's run, worked out for several sizes and numbers of cards.")
+    parser.add_argument("--sizes", nargs="+", default=list(MODELS), choices=list(MODELS))
+    parser.add_argument("--cards", nargs="+", type=int, default=list(COUNTS))
+    parser.add_argument("--output", type=Path, default=RESULT)
+    parser.add_argument("--page", type=Path, default=PAGE)
+    options = parser.parse_args(arguments)
+    rows = [worked_out(size, cards) for size in options.sizes for cards in options.cards]
+    options.output.write_text(
+        json.dumps({"command": "python benchmarks/scale.py", "rows": rows}, indent=1) + "\n", encoding="utf-8"
+    )
+    if options.page.exists():
+        text = options.page.read_text(encoding="utf-8")
+        before, _, rest = text.partition(BEGIN)
+        options.page.write_text(f"{before}{BEGIN}\n{table(rows)}{END}{rest.partition(END)[2]}", encoding="utf-8")
+    print(table(rows), end="")
+
+
+def paper_run(size: str) -> TrainConfig:
+    """3,000 steps of 512 rollouts of two attempts, all weights."""
+    stages = [
+        {"name": "stage1", "objective": "stage1", "steps": 1000, "learning_rate": 5e-6, "beta1": 0.01, "beta2": 0.1},
+        {"name": "stage2", "objective": "stage2", "steps": 2000, "learning_rate": 5e-6, "beta1": 0.01, "alpha": 10},
+    ]
+    config = validate({
+        "model": {"path": MODELS[size], "weights": "bfloat16"}, "task": {"name": "math"}, "stages": stages,
+        "rollouts": {"problems_per_step": 64, "rollouts_per_problem": 8, "max_new_tokens": LIMIT},
+        "optimizer": {"micro_batch": 4, "gradient_checkpointing": True},
+    })  # fmt: skip
+    assert isinstance(config, TrainConfig)
+    return config
+
+
+def worked_out(size: str, cards: int) -> dict[str, Any]:
+    """One line of the table."""
+    config = paper_run(size)
+    devices = Devices(CARDS["h100"], 8, math.ceil(cards / 8), "fsdp2", engine=True)
+    lengths = replace(assumed_lengths(config, ATTEMPT, PROMPT))
+    plan = make_plan(config, devices, lengths)
+    assert plan.pace
+    return {
+        "size": size, "cards": cards, "peak_gib": plan.memory.peak / 2**30, "fullest": plan.memory.fullest,
+        "fits": plan.fits, "tensor": plan.spread.tensor, "busy": min(cards, config.rollouts.problems_per_step),
+        "seconds": plan.pace.seconds, "step_seconds": plan.pace.total, "days": plan.hours / 24, "dollars": plan.dollars,
+        "bound": plan.pace.bound,
+    }  # fmt: skip
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """As docs/scale.md shows it."""
+    lines = [
+        "| model | H100 | GiB a card, of 79.1 | rollouts, s | reference, s | update, s | sync, s | a step, s | days "
+        "| dollars | bound by |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        seconds = row["seconds"]
+        told = [f"{seconds.get(name, 0):.1f}" for name in ("rollouts", "reference", "update", "sync")]
+        fits = f"{row['peak_gib']:.0f} ({row['fullest']})" + ("" if row["fits"] else ", does not fit")
+        idle = f"; {row['cards'] - row['busy']} cards have no problem" if row["busy"] < row["cards"] else ""
+        lines.append(
+            f"| {row['size']} | {row['cards']} | {fits} | {' | '.join(told)} | {row['step_seconds']:.0f} "
+            f"| {row['days']:.1f} | {row['dollars']:,.0f} | {row['bound']}{idle} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,133 @@
+"""Every run: what was predicted, told at its start, and what was measured beside it, at its end."""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from selfcorrect.config import TrainConfig
+from selfcorrect.models.loading import LanguageModel
+from selfcorrect.planning.hardware import CONTEXT_BYTES, CPU, Card
+from selfcorrect.planning.page import row
+from selfcorrect.planning.plan import Devices, Plan, make_plan
+from selfcorrect.planning.spec import Spec
+from selfcorrect.planning.work import assumed_lengths
+
+FILE = "plan.json"
+_GIB = 2**30
+
+
+@contextmanager
+def planned(
+    config: TrainConfig, lm: LanguageModel, task: Any, path: Path, say: Callable[[str], None]
+) -> Iterator[None]:
+    """Around a run. config: settled. What fails here is told in a line and fails nothing else.
+
+    SELFCORRECT_PLAN=off leaves it out, for runs that are over in seconds.
+    """
+    # Of several processes the first one speaks and writes.
+    if os.environ.get("SELFCORRECT_PLAN", "").casefold() == "off" or os.environ.get("RANK", "0") != "0":
+        yield
+        return
+    plan, began = None, time.time()
+    try:
+        plan = _plan(config, lm, task)
+        say(f"plan: {told(plan)}")
+        _write(path, {"predicted": row(plan)})
+    except Exception as error:  # noqa: BLE001 - a plan is never a reason for a run to stop
+        say(f"plan: none ({_short(error)})")
+    yield
+    try:
+        if plan:
+            _tell_measured(plan, config, path, began, say)
+    except Exception as error:  # noqa: BLE001 - as above
+        say(f"plan: not compared with what was measured ({_short(error)})")
+
+
+def told(plan: Plan) -> str:
+    """In a line: the peak and its largest parts, the seconds of a step."""
+    parts = sorted(plan.memory.parts().items(), key=lambda part: -part[1])[:3]
+    largest = ", ".join(f"{name} {size / _GIB:.1f}" for name, size in parts)
+    seconds = f", {plan.pace.total:.3g} s a step" if plan.pace else ""
+    return f"up to {plan.memory.peak / _GIB:.2f} GiB ({largest}){seconds}"
+
+
+def _plan(config: TrainConfig, lm: LanguageModel, task: Any) -> Plan:
+    """With the prompts as they are, and attempts as long as is assumed."""
+    drawn = task.draw(1, config.rollouts.problems_per_step, config.seed)
+    prompts = [lm.chat.first_prompt(problem.prompt) for problem in drawn]
+    longest = lm.chat.first_prompt(task.longest().prompt)
+    turn = lm.chat.next_prompt(longest, (), task.correction_prompt(task.longest()))
+    lengths = replace(
+        assumed_lengths(config), prompt=sum(map(len, prompts)) / len(prompts), longest=len(longest),
+        turn=len(turn) - len(longest),
+    )  # fmt: skip
+    spec = Spec(config.model.path, lm.model.config.get_text_config())
+    asked = getattr(config, "parallel", "auto")
+    many = int(os.environ.get("WORLD_SIZE", "1"))
+    devices = Devices(_card(lm.device), many, 1, "ddp" if asked == "auto" else asked)
+    return make_plan(config, devices, lengths, spec)
+
+
+def _card(device: torch.device) -> Card | None:
+    """The device as a card: of the table where its name is there, with the memory that it has."""
+    if device.type == CPU:
+        return None
+    from selfcorrect.planning.hardware import card_named
+
+    if device.type != "cuda":
+        raise ValueError(f"no card of the table is a {device.type}")
+    about = torch.cuda.get_device_properties(device)
+    return card_named(about.name, about.total_memory / _GIB)
+
+
+def _tell_measured(plan: Plan, config: TrainConfig, path: Path, began: float, say: Callable[[str], None]) -> None:
+    """The same plan for the lengths that came, beside what was measured."""
+    rows = [json.loads(line) for line in (path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    rows = [step for step in rows if step.get("sampled_tokens") and step.get("longest")][-200:]
+    if len(rows) < 2:
+        return  # the first step alone is no measure: memory is taken for the first time in it
+    peak = measured_peak(plan.devices.card)  # before anything is timed again
+    seconds = sorted(step["seconds"] for step in rows[1:])[(len(rows) - 1) // 2]
+    attempt = sum(step["sampled_tokens"] for step in rows) / max(1, sum(step["completions"] for step in rows))
+    came = plan.step.lengths
+    longest = max(step["longest"] for step in rows)
+    limit = (longest - came.longest - (plan.step.attempts - 1) * came.turn) / plan.step.attempts
+    lengths = replace(came, attempt=attempt, limit=max(1, min(config.rollouts.max_new_tokens, round(limit))))
+    again = make_plan(config, plan.devices, lengths, plan.model.spec)
+    found = {
+        "predicted": row(plan), "predicted_at_lengths": row(again),
+        "measured": {
+            "peak_bytes": peak, "step_seconds": seconds, "steps": len(rows), "attempt": attempt, "longest_row": longest,
+        },
+    }  # fmt: skip
+    _write(path, found)
+    took = f"; {again.pace.total:.3g} s a step predicted, {seconds:.3g} measured" if again.pace else ""
+    say(
+        f"plan: {again.memory.peak / _GIB:.2f} GiB predicted for the lengths that came, {peak / _GIB:.2f} measured "
+        f"({peak / again.memory.peak - 1:+.0%}){took}"
+    )
+
+
+def measured_peak(card: Card | None) -> float:
+    """Bytes: of this process on a CPU, since it began; of torch's allocator on a GPU, with the context added."""
+    if card is not None:
+        return float(torch.cuda.max_memory_reserved() + CONTEXT_BYTES)
+    import resource
+
+    return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024))
+
+
+def _write(path: Path, found: dict[str, Any]) -> None:
+    (path / FILE).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+
+def _short(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"

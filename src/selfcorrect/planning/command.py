@@ -1,0 +1,79 @@
+"""The command `selfcorrect plan`."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from selfcorrect.errors import ConfigError
+
+if TYPE_CHECKING:
+    from selfcorrect.planning.plan import Plan
+    from selfcorrect.planning.work import Lengths
+
+
+def plan(
+    recipe: Annotated[Path, typer.Argument(help="A YAML recipe, or the name of a shipped one.", metavar="RECIPE")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="Settings to replace.", metavar="[KEY=VALUE]...")
+    ] = None,
+    gpu: Annotated[str, typer.Option(help="A card of the table in docs/plan.md, or cpu for this machine's.")] = "h100",
+    gpus: Annotated[int, typer.Option(min=1, help="Cards of one machine.")] = 1,
+    nodes: Annotated[int, typer.Option(min=1, help="Machines.")] = 1,
+    price: Annotated[float | None, typer.Option(min=0.0, help="Dollars for one card and hour.")] = None,
+    attempt_tokens: Annotated[float | None, typer.Option(min=1.0, help="Of an attempt, in the mean.")] = None,
+    prompt_tokens: Annotated[float | None, typer.Option(min=1.0, help="Of a first prompt, in the mean.")] = None,
+    reverse: Annotated[
+        bool, typer.Option("--reverse", help="Also the largest micro-batch, the longest attempt, the cheapest card.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object in place of lines.")] = False,
+) -> None:
+    """Will it fit, how long will it take, what will it cost? From config.json and the recipe; no weights are loaded."""
+    from selfcorrect.config import TrainConfig
+    from selfcorrect.config.recipe import load_recipe
+    from selfcorrect.planning import page
+    from selfcorrect.planning.plan import devices_for, make_plan, turns
+    from selfcorrect.planning.work import assumed_lengths
+
+    config = load_recipe(recipe, overrides or [])
+    if not isinstance(config, TrainConfig):
+        raise ConfigError(f"{recipe} is of kind {config.kind}; plan takes recipes of kind train")
+    lengths = assumed_lengths(config, attempt_tokens, prompt_tokens)
+    if attempt_tokens and attempt_tokens > config.rollouts.max_new_tokens:
+        raise ConfigError(
+            f"--attempt-tokens {attempt_tokens:g} is above rollouts.max_new_tokens = {config.rollouts.max_new_tokens}, "
+            "where attempts are cut off"
+        )
+    made = make_plan(config, devices_for(config, gpu, gpus, nodes, price), lengths)
+    better = [] if made.fits else list(turns(made, lengths))
+    backwards = _reverse(made, config, lengths) if reverse else {}
+    if as_json:
+        ways = [{"overrides": turn.overrides, "peak_bytes": turn.plan.memory.peak} for turn in better]
+        typer.echo(json.dumps(page.row(made) | {"turns": ways, "reverse": backwards}, indent=1))
+        return
+    for line in page.lines(made):
+        typer.echo(line)
+    if not made.fits:
+        typer.echo("\nwhat makes it fit:")
+        for line in page.turned(made, better):
+            typer.echo(line)
+    for name, value in backwards.items():
+        typer.echo(f"{name.replace('_', ' ')}: {value}")
+
+
+def _reverse(made: "Plan", config: Any, lengths: "Lengths") -> dict[str, Any]:
+    from selfcorrect.planning.plan import cheapest_card, largest_micro_batch, longest_attempt
+
+    cheapest = cheapest_card(made, config, lengths) if made.devices.card else None
+    found: dict[str, Any] = {
+        "largest_micro_batch": largest_micro_batch(made), "longest_attempt": longest_attempt(made),
+    }  # fmt: skip
+    if made.devices.card:
+        card = cheapest and cheapest.devices.card
+        found["cheapest_card"] = (
+            f"{card.name}, {cheapest.dollars:,.0f} dollars in {cheapest.hours:,.0f} hours"
+            if card and cheapest
+            else None
+        )
+    return found

@@ -1,0 +1,129 @@
+"""Seconds of a step by phase on this machine's processor: one layer and two of the recipe's model are run and timed.
+
+Random weights, the recipe's rows and lengths, fewer of both; a model of L layers lies on the line through the two, and
+the work of a step is so many times that which was timed. Takes a second or two, more for wide models.
+"""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import lru_cache
+from typing import Any
+
+import torch
+
+from selfcorrect.config import TrainConfig
+from selfcorrect.planning.memory import _Key
+from selfcorrect.planning.pace import Pace, decoding
+from selfcorrect.planning.rehearsal import Costume, Line, run_update, stand_in
+from selfcorrect.planning.settled import Dressed
+from selfcorrect.planning.work import Step, Update, update_of
+from selfcorrect.samplers.inference import InferenceWeights
+from selfcorrect.samplers.lanes import Lanes
+
+_FLOPS = 2e10  # of a timed update, but one row of it at the least
+_LEAST = 0.15  # seconds that a piece is timed for
+_GRADES = 0.0005  # seconds an answer
+
+
+def measured(config: TrainConfig, model: Dressed, step: Step) -> Pace:
+    """The seconds of a step of this recipe here; the reference's pass counts as the update's."""
+    work = update_of(config, step, model.spec.attends_to_all, 1 << 30, longest=False)
+    of_row = work.rest * 8 * 2 * model.numbers.largest + work.trained * 8 * model.spec.vocabulary * model.spec.hidden
+    rows = max(1, min(work.rows, int(_FLOPS / of_row)))
+    prefixes = math.ceil(rows * work.prefixes / step.rows)  # as many to a row as the step has
+    timed = replace(work, rows=rows, micro_batches=1, scored=rows * work.trained, prefixes=prefixes)
+    row, limit = math.ceil(step.lengths.mean_row(step.attempts)), step.lengths.limit
+    lanes = min(config.rollouts.rows, step.rows)
+    key = _Key(model.costume)
+    with torch.random.fork_rng(devices=[]):
+        of = {
+            name: line.at(model.spec.layers)
+            for name, line in _timings(key, timed, lanes, row, limit, config.optimizer.name).items()
+        }
+    seconds, tokens = {"rollouts": 0.0}, 0.0
+    for attempt in range(1, step.attempts + 1):
+        one = decoding(step, lanes, attempt)
+        share = max(0.0, (one.rows - 1) / max(1, lanes - 1))
+        seconds["rollouts"] += one.steps * (of["step one row"] + share * max(0.0, of["step"] - of["step one row"]))
+        fed = step.groups * step.lengths.prompt if attempt == 1 else step.rows * (step.lengths.turn + 1)
+        seconds["rollouts"] += of["lay out"] + of["prefill"] * fed / max(1, lanes * _FED)
+        tokens += step.rows * step.lengths.attempt
+    count = step.rows / rows
+    seconds["update"] = of["update"] * count + of["optimiser"]
+    seconds["grading"] = step.rows * _GRADES
+    longest = max(seconds, key=lambda phase: seconds[phase])
+    return Pace(seconds, f"{longest}: this processor, as just measured", tokens)
+
+
+_FED = 8  # tokens of a row in the prefill that is timed
+
+
+@lru_cache(maxsize=64)
+def _timings(key: Any, work: Update, lanes: int, width: int, limit: int, optimizer: str) -> dict[str, Line]:
+    found = [_of_layers(key.value, layers, work, lanes, width, limit) for layers in (1, 2)]
+    return {name: Line(found[0][name], found[1][name] - found[0][name]) for name in found[0]}
+
+
+def _of_layers(costume: Costume, layers: int, work: Update, lanes: int, width: int, limit: int) -> dict[str, float]:
+    lm = stand_in(costume, layers)
+    trained = lm.parameters()
+    times = {}
+    if lm.windows is not None:
+        for name, rows in (("step", lanes), ("step one row", 1)):
+            room = _seated(lm, rows, width, max(2, limit))
+            with torch.no_grad(), InferenceWeights(lm).lent(lm):
+                if name == "step":
+                    times["prefill"] = _timed(lambda: _fill(room, rows, _FED))  # noqa: B023 - called at once
+                _fill(room, rows, 1)
+                start_at = torch.full((rows,), max(1, width // 2))
+                nothing_RV = torch.zeros(rows, lm.model.config.vocab_size)
+                room.start(torch.arange(rows), torch.arange(rows), start_at, nothing_RV)
+                times[name] = _timed(lambda: room.step(rows, width))  # noqa: B023
+        weights = InferenceWeights(lm)
+
+        def lay_out() -> None:
+            weights.new_version()
+            with weights.lent(lm):
+                pass
+
+        times["lay out"] = _timed(lay_out)
+
+    def learn(reference: bool) -> None:
+        for tensor in trained:
+            tensor.grad = None
+        run_update(lm, work, costume.tiles, reference)
+
+    times["update"] = _timed(lambda: learn(costume.reference))
+    optimizer = torch.optim.AdamW(trained, lr=0.0, fused=True)
+
+    def move() -> None:
+        torch.nn.utils.clip_grad_norm_(trained, 1e9)
+        optimizer.step()
+
+    move()
+    times["optimiser"] = _timed(move)
+    return times
+
+
+def _seated(lm: Any, rows: int, width: int, limit: int) -> Lanes:
+    room = Lanes(lm, rows, width + _FED, rows, limit)
+    room.begin(torch.full((rows, limit), 0.5, dtype=torch.float64), 1.0)
+    return room
+
+
+def _fill(room: Lanes, rows: int, tokens: int) -> None:
+    room.prefill(range(rows), [0] * rows, [[1] * tokens] * rows)
+
+
+def _timed(piece: Callable[[], Any]) -> float:
+    """The shortest of a few times: what others take of the machine does not count."""
+    piece()
+    best, spent, count = math.inf, 0.0, 0
+    while count < 2 or (spent < _LEAST and count < 20):
+        start = time.perf_counter()
+        piece()
+        took = time.perf_counter() - start
+        best, spent, count = min(best, took), spent + took, count + 1
+    return best

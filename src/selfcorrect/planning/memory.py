@@ -1,0 +1,232 @@
+"""Bytes on one device: what lies there all the time, and what each phase of a step adds at its fullest moment."""
+
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from typing import Any
+
+import torch
+
+from selfcorrect.config import TrainConfig
+from selfcorrect.models.sizing import free_memory_of_machine
+from selfcorrect.planning.hardware import CONTEXT_BYTES, SLACK, Card
+from selfcorrect.planning.rehearsal import Costume, Line, by_layers, sampling, update
+from selfcorrect.planning.settled import Dressed, Static, static
+from selfcorrect.planning.work import Sampling, Step, Update, sampling_of, update_of
+from selfcorrect.samplers.graphs import AS_THEY_ARE, FIXED
+
+_SUM_BUCKET = 4 << 26  # bytes: gradients of several processes are summed in messages of so many (parallel/gradients.py)
+# Of a process on a CPU that trains: Python, torch, transformers, tokenizer and data; measured (docs/plan.md).
+PROCESS_BYTES = 0.44 * 2**30
+HEAP_SLACK = 0.02  # of what is alive, that glibc's heap holds beyond it; measured (docs/plan.md)
+ENGINE_BYTES = 1.5 * 2**30  # of vLLM: graphs and workspaces, assumed
+AWAKE, SHARE = 0.05, 0.9
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """Over which devices. shards: of weights, gradients and moments; engine: whether vLLM samples; tensor: over how
+    many devices it splits the model.
+    """
+
+    devices: int = 1
+    shards: int = 1
+    engine: bool = False
+    tensor: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Bytes on one device. static: all the time; phases: the fullest moment of each phase, by part, static ones not
+    among them; overhead: of the process, and of the allocator; host: in the machine's memory beside.
+    """
+
+    static: Static
+    phases: dict[str, dict[str, float]]
+    process: float
+    slack: float
+    notes: tuple[str, ...] = field(default=())
+
+    def at(self, phase: str) -> float:
+        inside = sum(self.phases[phase].values()) + _lasting(self.static, phase)
+        return self.process + (1 + self.slack) * inside
+
+    @property
+    def fullest(self) -> str:
+        return max(self.phases, key=self.at)
+
+    @property
+    def peak(self) -> float:
+        return self.at(self.fullest)
+
+    def parts(self) -> dict[str, float]:
+        """By part, at the fullest moment of all; they add up to the peak."""
+        of, phase = self.static, self.fullest
+        parts = {
+            "weights": of.weights, "float32 masters": of.masters, "gradients": of.gradients, "optimiser": of.optimizer,
+            "reference": of.reference, "casts for sampling": of.casts,
+        }  # fmt: skip
+        if phase == "loading":
+            parts = {"weights": of.weights}
+        parts |= self.phases[phase]
+        inside = sum(parts.values())
+        return {name: size for name, size in parts.items() if size} | {
+            "allocator's slack": self.slack * inside, "process": self.process,
+        }  # fmt: skip
+
+
+def _lasting(of: Static, phase: str) -> float:
+    """During the update gradients count too; they stay until the next one begins. As they come, all is there."""
+    return of.weights if phase == "loading" else of.total
+
+
+def memory(config: TrainConfig, model: Dressed, card: Card | None, step: Step, spread: Spread) -> Memory:
+    """config: settled."""
+    of, phases, notes = static(config, model, card, spread.shards), dict[str, dict[str, float]](), list[str]()
+    cache = _cache(config, model, step, spread)
+    rehearsed = _sampled(model.costume, cache.work)
+    transient = rehearsed["prefill"].at(model.spec.layers), rehearsed["step"].at(model.spec.layers)
+    copies = 0.0 if card else _copies(config, model)
+    gathered = _gathered(model, spread)
+    if spread.engine:
+        phases["sampling"] = {
+            "engine's weights": 2 * model.numbers.all / spread.tensor,
+            "KV cache": cache.lanes + cache.kept,
+            "engine": ENGINE_BYTES,
+        }
+    else:
+        phases["sampling"] = {
+            "copies laid out for sampling": copies, "KV cache": cache.lanes + cache.kept,
+            "one forward": max(transient),
+            "sampling's gathered weights": 2 * model.numbers.all if spread.shards > 1 else 0.0,
+        }  # fmt: skip
+    done = _updated(config, model, step)
+    kept = 0.0 if spread.engine else cache.kept + (cache.lanes if card else 0)
+    phases["update"] = {"KV cache": kept, **done, "gathered by FSDP": gathered}
+    if spread.devices > 1 and spread.shards == 1:
+        phases["update"]["sync buffers"] = min(_SUM_BUCKET, 4 * model.numbers.trained)
+    if card is None:
+        phases["loading"] = {"the file as it is read": _file_bytes(model)}
+        process, slack = PROCESS_BYTES, HEAP_SLACK
+    else:
+        process, slack = CONTEXT_BYTES, SLACK
+    if card and not spread.engine:
+        phases["sampling"]["CUDA graphs"] = transient[1]
+    return Memory(of, phases, process, slack, tuple(notes))
+
+
+@dataclass(frozen=True, slots=True)
+class _Cache:
+    work: Sampling
+    lanes: float
+    kept: float
+
+
+def _cache(config: TrainConfig, model: Dressed, step: Step, spread: Spread) -> _Cache:
+    """Lanes, and what is kept for the next attempt, on a card of as many rows (samplers/transformers.py)."""
+    work = sampling_of(config, step)
+    shapes = FIXED if model.on_card and not spread.engine else AS_THEY_ARE
+    slots, lanes = shapes.width(work.slots), shapes.lanes(work.lanes)
+    token = model.spec.token_bytes(model.costume.compute) / spread.tensor
+    if spread.engine:  # blocks for the tokens that there are, one attempt after the other
+        mean = step.lengths.mean_row(step.attempts)
+        return _Cache(work, token * min(step.rows * spread.tensor, 512) * mean, 0)
+    kept = min(step.rows, lanes) if model.on_card else step.rows
+    rehearsed = Sampling(lanes, slots, min(lanes, work.prefilled), work.turn)
+    return _Cache(rehearsed, token * lanes * slots, token * kept * step.lengths.mean_row(step.attempts))
+
+
+@lru_cache(maxsize=64)
+def _sampled_cached(key: Any, costume_key: Any) -> Any:
+    costume, work = costume_key.value, key
+    return by_layers(costume, sampling(costume, work))
+
+
+class _Key:
+    """A costume as a key: by its texts."""
+
+    def __init__(self, costume: Costume) -> None:
+        self.value = costume
+        told = costume.config.to_json_string(use_diff=False)
+        self._text = (
+            told,
+            *(
+                str(getattr(costume, n))
+                for n in (
+                    "weights",
+                    "compute",
+                    "attention",
+                    "tiles",
+                    "rank",
+                    "targets",
+                    "four_bits",
+                    "reference",
+                    "one_call",
+                )
+            ),
+        )
+
+    def __hash__(self) -> int:
+        return hash(self._text)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Key) and other._text == self._text
+
+
+def _sampled(costume: Costume, work: Sampling) -> dict[str, Line]:
+    found: dict[str, Line] = _sampled_cached(work, _Key(costume))
+    return found
+
+
+@lru_cache(maxsize=256)
+def _updated_cached(work: Update, key: _Key) -> dict[str, Line]:
+    return by_layers(key.value, update(key.value, work))
+
+
+def _updated(config: TrainConfig, model: Dressed, step: Step) -> dict[str, float]:
+    """The update at its fullest, beside what is always there; gradients are of that."""
+    tiles = model.costume.tiles
+    scored = max(tiles.kept // model.spec.vocabulary, tiles.numbers // min(tiles.widest, model.spec.vocabulary)) + 1
+    work = update_of(config, step, model.spec.attends_to_all, scored)
+    found = _rehearsed_update(work, _Key(model.costume), model.spec.layers)
+    tile = 4 * min(tiles.kept, work.scored * model.spec.vocabulary) * (2 if model.costume.reference else 1)
+    beyond = found["peak"] - found["gradients"]
+    further = (work.rows * work.trained - work.scored) * model.spec.hidden * 4 * 3
+    return {"activations": max(0.0, beyond - tile) + further, "tiles of the loss": min(tile, beyond)}
+
+
+_REHEARSED = 8  # rows that attend one by one; more are on the line through two smaller numbers of them
+
+
+def _rehearsed_update(work: Update, key: _Key, layers: int) -> dict[str, float]:
+    by_row = work.packed and not key.value.one_call
+    few = min(work.rows, _REHEARSED) if by_row else work.rows
+    points = [few] if few == work.rows else [few // 2, few]
+    found = []
+    for rows in points:
+        scored = min(work.scored, rows * work.trained)
+        lines = _updated_cached(replace(work, rows=rows, scored=scored), key)
+        found.append({name: line.at(layers) for name, line in lines.items()})
+    more = (work.rows - few) / max(1, few - points[0])
+    return {name: last + more * (last - found[0][name]) for name, last in found[-1].items()}
+
+
+def _gathered(model: Dressed, spread: Spread) -> float:
+    """Whole layers while they compute: the one at work and the next, with embeddings and head, and a gradient."""
+    if spread.shards == 1:
+        return 0.0
+    width = model.costume.compute.itemsize
+    return width * (2 * model.numbers.largest + model.numbers.outer) + 4 * max(
+        model.numbers.largest, model.numbers.outer
+    )
+
+
+def _copies(config: TrainConfig, model: Dressed) -> float:
+    """Of linear layers, laid out for sampling on a CPU (samplers/prepacked.py); none where memory is short."""
+    size = model.numbers.packed * model.costume.compute.itemsize
+    return size if size <= free_memory_of_machine() / 2 else 0.0
+
+
+def _file_bytes(model: Dressed) -> float:
+    """The safetensors file is mapped while weights are read from it. Most are in bfloat16."""
+    stored = getattr(model.spec.config, "dtype", None) or torch.bfloat16
+    return float(model.numbers.all * (stored.itemsize if isinstance(stored, torch.dtype) else 2))

@@ -1,0 +1,154 @@
+"""Seconds of a step by phase, on cards: what is read and multiplied, over what a card does of either a second."""
+
+import math
+from dataclasses import dataclass
+
+from selfcorrect.config import CodeConfig, CountdownConfig, RepairConfig, TrainConfig
+from selfcorrect.planning import hardware
+from selfcorrect.planning.hardware import Card, utilisation
+from selfcorrect.planning.memory import Spread
+from selfcorrect.planning.settled import FOUR_BITS, Dressed
+from selfcorrect.planning.work import Step
+
+CORES = 16  # that grade, for each card; assumed
+# Core-seconds of an answer: 0.6 ms measured for math (benchmarks/results/grade_math.json), 4 ms for a program that is
+# right (judge.json), more for one that runs into its limit; the rest assumed.
+_GRADES = {"math": 0.0006, "code": 0.05, "countdown": 0.0001, "custom": 0.01}
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """seconds: by phase. bound: what the longest phase waits for, in words. tokens: sampled in a step, by all."""
+
+    seconds: dict[str, float]
+    bound: str
+    tokens: float
+
+    @property
+    def total(self) -> float:
+        return sum(self.seconds.values())
+
+
+@dataclass(frozen=True, slots=True)
+class Decoding:
+    """Of one attempt of all rows. steps: one after the other; rows: at work in the mean; context: tokens each sees."""
+
+    steps: float
+    rows: float
+    context: float
+
+
+def decoding(step: Step, lanes: int, attempt: int) -> Decoding:
+    """Rows beyond the lanes wait for those that have ended; the last to begin may run to the limit."""
+    lengths = step.lengths
+    waves = max(0.0, step.rows / lanes - 1)
+    steps = waves * lengths.attempt + min(lengths.limit, max(lengths.attempt, 2 * lengths.attempt))
+    context = lengths.prompt + (attempt - 1) * (lengths.attempt + lengths.turn) + lengths.attempt / 2
+    return Decoding(steps, step.rows * lengths.attempt / steps, context)
+
+
+def pace(config: TrainConfig, model: Dressed, card: Card, step: Step, spread: Spread, nodes: int) -> Pace:
+    """config: settled; step: of one device."""
+    sampler = _Sampler(config, model, card, spread)
+    rows, lengths = step.rows, step.lengths
+    seconds, bounds = {"rollouts": 0.0}, dict[str, float]()
+    for attempt in range(1, step.attempts + 1):
+        # An engine on several cards has the rows of all of them.
+        share = Step(rows * spread.tensor, step.groups, step.attempts, lengths, step.reference)
+        lanes = min(share.rows, 512) if spread.engine else config.rollouts.rows
+        one = decoding(share, min(lanes, share.rows), attempt)
+        for why, took in sampler.step(one).items():
+            seconds["rollouts"] += one.steps * took
+            bounds[why] = bounds.get(why, 0.0) + one.steps * took
+        fed = step.groups * lengths.prompt if attempt == 1 else rows * (lengths.turn + 1)
+        seconds["rollouts"] += 2 * model.numbers.all * fed / sampler.rate
+    flops = _flops(config, model, step)
+    rate = card.tflops * 1e12 * utilisation(model.spec.hidden)
+    for phase, count in flops.items():
+        seconds[phase] = count / rate
+    seconds["update"] += hardware.PER_STEP_SECONDS + _optimiser(model, card, spread)
+    seconds["sync"] = sync(config, model, card, step, spread, nodes, seconds["update"] + seconds.get("reference", 0))
+    task = config.task.of if isinstance(config.task, RepairConfig) else config.task
+    kind = "code" if isinstance(task, CodeConfig) else "countdown" if isinstance(task, CountdownConfig) else task.name
+    seconds["grading"] = rows * _GRADES[kind] / CORES  # of the last attempt; the others' goes on beside sampling
+    longest = max(seconds, key=lambda phase: seconds[phase])
+    why = {
+        "rollouts": max(bounds, key=lambda name: bounds[name]), "update": "the card's FLOPs",
+        "reference": "the card's FLOPs", "sync": "the links between cards", "grading": "the graders' cores",
+    }[longest]  # fmt: skip
+    rows = config.rollouts.problems_per_step * config.rollouts.rollouts_per_problem
+    return Pace(seconds, f"{longest}: {why}", rows * step.attempts * lengths.attempt)
+
+
+class _Sampler:
+    """Seconds of a decoding step, by what it waits for."""
+
+    def __init__(self, config: TrainConfig, model: Dressed, card: Card, spread: Spread) -> None:
+        of = model.numbers
+        weights = 2 * of.all
+        if model.costume.four_bits:  # read, written in 16 bits, and read again
+            weights += of.linear * (FOUR_BITS + 2)
+        self._weights, self._tensor = weights / spread.tensor, spread.tensor
+        self._token = model.spec.token_bytes(model.costume.compute) / spread.tensor
+        self._bandwidth = card.bandwidth * 1e9 * hardware.DECODE_BANDWIDTH
+        self.rate = card.tflops * 1e12 * utilisation(model.spec.hidden)
+        floor = hardware.ENGINE_LAYER_SECONDS if spread.engine else hardware.LAYER_SECONDS
+        self._floor = floor * model.spec.layers * (1 if spread.tensor == 1 else 1.5)  # an all-reduce twice a layer
+        self._flops = 2 * of.all / spread.tensor
+        if spread.shards > 1 and not spread.engine:
+            self._floor *= 1.0
+
+    def step(self, one: Decoding) -> dict[str, float]:
+        return {
+            "launching kernels, layer after layer": self._floor,
+            "reading the weights for every token": self._weights / self._bandwidth,
+            "reading keys and values": one.rows * one.context * self._token / self._bandwidth,
+            "the card's FLOPs": one.rows * self._flops / self.rate,
+        }
+
+
+def _flops(config: TrainConfig, model: Dressed, step: Step) -> dict[str, float]:
+    """Of one device's update and reference pass."""
+    of, spec, lengths = model.numbers, model.spec, step.lengths
+    row = lengths.mean_row(step.attempts)
+    shared = spec.attends_to_all and config.rollouts.rollouts_per_problem > 1
+    tokens = step.rows * row - (step.rows - step.groups) * lengths.prompt * shared
+    trained = step.rows * step.attempts * lengths.attempt
+    attention = 2 * 2 * spec.layers * spec.hidden * row / 2  # a token's scores and sums, forward, causal
+    forward = tokens * (2 * of.linear + attention)
+    head = 2 * trained * spec.vocabulary * spec.hidden
+    full = config.model.tuning == "full"
+    again = config.optimizer.gradient_checkpointing is True
+    passes = 1 + (2 if full else 1) + (1 if again else 0)  # an adapter's layers need no gradient of their weights
+    found = {}
+    if step.reference:
+        found["reference"] = forward + head
+    found["update"] = passes * forward + head * ((4 if full else 3) + (1 if step.reference else 0))
+    return found
+
+
+def _optimiser(model: Dressed, card: Card, spread: Spread) -> float:
+    """Gradients read twice, weights and moments read and written: 32 bytes a number that trains."""
+    return 32 * model.numbers.trained / spread.shards / (card.bandwidth * 1e9 * hardware.DECODE_BANDWIDTH)
+
+
+def sync(
+    config: TrainConfig, model: Dressed, card: Card, step: Step, spread: Spread, nodes: int, beside: float
+) -> float:
+    """Between processes, and to the engine. beside: seconds of computation that FSDP's gathering hides behind."""
+    if spread.devices == 1:
+        return 0.0
+    link = (card.link if nodes == 1 else card.network) * 1e9 * hardware.LINK_SHARE
+    share = (spread.devices - 1) / spread.devices
+    of = model.numbers
+    if spread.shards == 1:
+        seconds = 2 * 4 * of.trained * share / link
+    else:
+        micro = math.ceil(step.rows / config.optimizer.rows)
+        gathers = 2 + (1 if step.reference else 0)
+        bytes_ = micro * (gathers * 2 * of.all + 4 * of.trained) * share
+        seconds = max(bytes_ / link - beside, 0.1 * bytes_ / link)
+    if spread.engine:
+        full = config.model.tuning == "full"
+        seconds += 2 * (of.all if full else of.trained) / link
+    return seconds

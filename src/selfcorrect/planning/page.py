@@ -1,0 +1,124 @@
+"""A plan in lines for a terminal, and as plain values for JSON."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from selfcorrect.planning import hardware
+from selfcorrect.planning.plan import Plan, Turn
+
+GIB = 2**30
+
+
+def lines(plan: Plan) -> Iterator[str]:
+    """What it comes to, by part and by phase, and the numbers it rests on."""
+    config, of, needs, step = plan.config, plan.model.numbers, plan.memory, plan.step
+    rollouts, longest = config.rollouts, step.lengths.longest_row(step.attempts)
+    yield (
+        f"{config.model.path}: {told_count(of.all)} weights, tuning {config.model.tuning}, {told_count(of.trained)} "
+        f"train; on {devices(plan)}"
+    )
+    yield (
+        f"a step: {rollouts.problems_per_step * rollouts.rollouts_per_problem:,} rollouts of {step.attempts} attempts; "
+        f"{step.lengths.told}; memory is for rollouts of up to {longest:,.0f} tokens"
+    )
+    optimizer = config.optimizer
+    yield (
+        f"sizes: rows_at_once {config.rollouts.rows}, micro_batch {optimizer.rows}, gradient_checkpointing "
+        f"{told(optimizer.gradient_checkpointing)}, padding_free {told(optimizer.padding_free)}"
+    )
+    yield ""
+    yield f"memory of one {device(plan)}, GiB, at its fullest ({needs.fullest})"
+    for name, size in needs.parts().items():
+        yield f"  {name:<28}{size / GIB:9.2f}"
+    verdict = "fits" if plan.fits else "DOES NOT FIT"
+    yield f"  {'in all':<28}{needs.peak / GIB:9.2f}  of {plan.devices.bytes / GIB:.1f}: {verdict}"
+    yield f"  by phase: {', '.join(f'{phase} {needs.at(phase) / GIB:.2f}' for phase in needs.phases)}"
+    if needs.static.place == "cpu":
+        yield "  the reference lies in the machine's memory and passes through the card (model.reference)"
+    if plan.pace:
+        yield ""
+        yield f"seconds of a step: {plan.pace.total:,.1f}"
+        for phase, seconds in plan.pace.seconds.items():
+            yield f"  {phase:<28}{seconds:9.1f}  {seconds / plan.pace.total:4.0%}"
+        yield f"  bound by {plan.pace.bound}; {plan.pace.tokens / plan.pace.total:,.0f} sampled tokens a second"
+        cost = f", {plan.dollars:,.0f} dollars" if plan.devices.hourly else ""
+        yield f"  {config.total_steps:,} steps: {plan.hours:,.1f} hours{cost}, evaluations and checkpoints apart"
+    yield ""
+    yield from resting_on(plan)
+
+
+def resting_on(plan: Plan) -> Iterator[str]:
+    """The numbers that are not worked out but taken."""
+    card = plan.devices.card
+    if card is None:
+        yield "rests on: layers of this model run on fake tensors (memory), and on this processor just now (seconds)"
+        return
+    yield (
+        f"rests on: {card.name} {card.tflops:g} TFLOPS bfloat16 dense, {card.bandwidth:,g} GB/s, {card.gib:g} GiB, "
+        f"links {card.link:g} GB/s, network {card.network:g} GB/s a card (makers' figures)"
+    )
+    price = plan.devices.hourly / plan.devices.count
+    given = "given" if plan.devices.price is not None else f"an assumption of {hardware.PRICED}; --price replaces it"
+    yield (
+        f"  reached of them: {hardware.utilisation(plan.model.spec.hidden):.0%} of FLOPs, "
+        f"{hardware.DECODE_BANDWIDTH:.0%} of bandwidth, {hardware.LINK_SHARE:.0%} of links (assumed; docs/plan.md); "
+        f"{price:.2f} dollars a card and hour ({given})"
+    )
+    if plan.spread.shards > 1:
+        yield "  memory under fsdp2 is worked out, and has not been measured"
+
+
+def turned(plan: Plan, turns: list[Turn]) -> Iterator[str]:
+    """What to turn where it does not fit."""
+    if not turns:
+        yield "nothing tried makes it fit; take a larger card, more of them with parallel=fsdp2, or a smaller model"
+    for turn in turns:
+        yield f"  {' '.join(turn.overrides)}: {turn.plan.memory.peak / GIB:.1f} GiB, fits ({turn.cost})"
+
+
+def device(plan: Plan) -> str:
+    return plan.devices.card.name if plan.devices.card else "process on this processor"
+
+
+def devices(plan: Plan) -> str:
+    if plan.devices.card is None:
+        return "this machine's processor"
+    count = (
+        f"{plan.devices.count} x {plan.devices.card.name}"
+        if plan.devices.count > 1
+        else f"one {plan.devices.card.name}"
+    )
+    nodes = f" in {plan.devices.nodes} machines" if plan.devices.nodes > 1 else ""
+    return (
+        count
+        + nodes
+        + (f", {plan.devices.parallel}" if plan.devices.count > 1 else "")
+        + (", vllm" if plan.spread.engine else "")
+    )
+
+
+def told(value: Any) -> str:
+    return {True: "on", False: "off"}.get(value, str(value))
+
+
+def told_count(count: float) -> str:
+    return f"{count / 1e9:.2f} billion" if count >= 1e9 else f"{count / 1e6:.2f} million"
+
+
+def row(plan: Plan) -> dict[str, Any]:
+    """The plan as plain values: bytes, seconds, dollars."""
+    return {
+        "model": plan.config.model.path, "tuning": plan.config.model.tuning, "weights": plan.model.numbers.all,
+        "trained": plan.model.numbers.trained,
+        "devices": {"card": plan.devices.card.name if plan.devices.card else "cpu", "gpus": plan.devices.gpus,
+                    "nodes": plan.devices.nodes, "parallel": plan.devices.parallel, "bytes": plan.devices.bytes},
+        "sizes": {"rows_at_once": plan.config.rollouts.rows, "micro_batch": plan.config.optimizer.rows,
+                  "gradient_checkpointing": plan.config.optimizer.gradient_checkpointing,
+                  "padding_free": plan.config.optimizer.padding_free},
+        "lengths": {"prompt": plan.step.lengths.prompt, "attempt": plan.step.lengths.attempt,
+                    "longest_row": plan.step.lengths.longest_row(plan.step.attempts)},
+        "bytes": plan.memory.parts(), "peak_bytes": plan.memory.peak, "fullest": plan.memory.fullest,
+        "peak_bytes_by_phase": {phase: plan.memory.at(phase) for phase in plan.memory.phases}, "fits": plan.fits,
+        "seconds": plan.pace.seconds if plan.pace else None, "step_seconds": plan.pace.total if plan.pace else None,
+        "bound": plan.pace.bound if plan.pace else None, "hours": plan.hours, "dollars": plan.dollars,
+    }  # fmt: skip

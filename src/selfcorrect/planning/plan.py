@@ -1,0 +1,286 @@
+"""A recipe's plan: memory and seconds on given devices, what to turn where it does not fit, and the reverse."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from selfcorrect.config import TrainConfig
+from selfcorrect.config.recipe import validate
+from selfcorrect.errors import ConfigError
+from selfcorrect.models.sizing import memory_of
+from selfcorrect.planning.hardware import CARDS, CPU, Card
+from selfcorrect.planning.memory import Memory, Spread, memory
+from selfcorrect.planning.pace import Pace, pace
+from selfcorrect.planning.settled import Dressed, dressed, settled, static
+from selfcorrect.planning.spec import Spec, described
+from selfcorrect.planning.work import Lengths, Step, assumed_lengths, step_of
+
+_MOST_ROWS, _MOST_TOKENS = 512, 1 << 17
+
+
+@dataclass(frozen=True, slots=True)
+class Devices:
+    """card: None for this machine's processor. gpus: of a node; parallel: ddp or fsdp2; tensor: vLLM's split."""
+
+    card: Card | None
+    gpus: int = 1
+    nodes: int = 1
+    parallel: str = "ddp"
+    engine: bool = False
+    price: float | None = None
+
+    @property
+    def count(self) -> int:
+        return self.gpus * self.nodes
+
+    @property
+    def bytes(self) -> float:
+        import torch
+
+        return self.card.bytes if self.card else memory_of(torch.device("cpu"))
+
+    @property
+    def hourly(self) -> float:
+        """Dollars for all of them; 0 for this machine's processor."""
+        each = self.price if self.price is not None else self.card.price if self.card else 0.0
+        return each * self.count
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """config: with every `auto` settled. What the fields hold is of one device, but for pace.tokens."""
+
+    config: TrainConfig
+    devices: Devices
+    model: Dressed
+    step: Step
+    spread: Spread
+    memory: Memory
+    pace: Pace | None
+
+    @property
+    def fits(self) -> bool:
+        return self.memory.peak <= self.devices.bytes
+
+    @property
+    def hours(self) -> float:
+        return (self.pace.total if self.pace else 0.0) * self.config.total_steps / 3600
+
+    @property
+    def dollars(self) -> float:
+        return self.hours * self.devices.hourly
+
+
+def devices_for(config: TrainConfig, gpu: str, gpus: int = 1, nodes: int = 1, price: float | None = None) -> Devices:
+    """Raises ConfigError where there is no such card."""
+    if gpu != CPU and gpu not in CARDS:
+        raise ConfigError(f"--gpu {gpu}: not in the table; there are {', '.join([*CARDS, CPU])}")
+    if gpu == CPU and gpus * nodes > 1:
+        raise ConfigError(f"--gpu cpu is this machine's processor, of which there is one; leave out --gpus {gpus}")
+    asked: Any = getattr(config, "parallel", "auto")
+    engine = "vllm" in str(getattr(config, "sampler", ""))
+    return Devices(CARDS.get(gpu), gpus, nodes, "ddp" if asked == "auto" else asked, engine, price)
+
+
+def spec_of(config: TrainConfig) -> Spec:
+    return described(config.model)
+
+
+def make_plan(
+    config: TrainConfig, devices: Devices, lengths: Lengths | None = None, spec: Spec | None = None, *,
+    timed: bool = True,
+) -> Plan:  # fmt: skip
+    """timed: False leaves out the seconds, which take seconds themselves where they are measured on a processor."""
+    if config.sampler == "recorded" or not config.stages:
+        raise ConfigError("this recipe trains nothing (no stages, or recorded attempts), so there is nothing to plan")
+    spec, lengths = spec or described(config.model), lengths or assumed_lengths(config)
+    fixed, model, step, spread = _laid_out(config, devices, lengths, spec)
+    needs = memory(fixed, model, devices.card, step, spread)
+    took = None
+    if timed and devices.card:
+        took = pace(fixed, model, devices.card, step, spread, devices.nodes)
+    elif timed:
+        from selfcorrect.planning.cpu import measured
+
+        took = measured(fixed, model, step)
+    return Plan(fixed, devices, model, step, spread, needs, took)
+
+
+def _laid_out(
+    config: TrainConfig, devices: Devices, lengths: Lengths, spec: Spec
+) -> tuple[TrainConfig, Dressed, Step, Spread]:
+    """The recipe with every `auto` settled, its model, what one device has of a step, and how devices share."""
+    shards = devices.count if devices.parallel == "fsdp2" else 1
+    model = dressed(config, spec, devices.card)
+    step = step_of(config, lengths, devices.count)
+    fixed = settled(config, model, devices.card, int(lengths.longest_row(step.attempts)), shards)
+    tensor = _tensor(model, devices) if devices.engine else 1
+    return fixed, model, step, Spread(devices.count, shards, devices.engine, tensor)
+
+
+def _tensor(model: Dressed, devices: Devices) -> int:
+    """Over how many of a node's cards an engine splits the model: as few as leave two fifths of a card to the cache."""
+    for split in (1, 2, 4, 8):
+        if 2 * model.numbers.all / split <= 0.5 * devices.bytes or split >= devices.gpus:
+            return min(split, devices.gpus)
+    return devices.gpus
+
+
+# Where it does not fit
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """Settings that make it fit, as KEY=VALUE, and in words what they cost. plan: with them."""
+
+    overrides: tuple[str, ...]
+    cost: str
+    plan: Plan
+
+
+def turns(plan: Plan, lengths: Lengths) -> Iterator[Turn]:
+    """What makes a plan fit that does not, what costs least first, each of it tried; at most two."""
+    found = 0
+    for overrides, cost in _candidates(plan):
+        changed, devices = _changed(plan.config, overrides), _devices(plan.devices, overrides)
+        if changed is None or _hopeless(changed, devices, plan.model.spec):
+            continue
+        other = make_plan(changed, devices, lengths, plan.model.spec, timed=False)
+        if other.fits:
+            found += 1
+            yield Turn(tuple(overrides), cost, other)
+        if found == 2:
+            return
+
+
+def _hopeless(config: TrainConfig, devices: Devices, spec: Spec) -> bool:
+    """Whether what lies there all the time is more than there is."""
+    model = dressed(config, spec, devices.card)
+    shards = devices.count if devices.parallel == "fsdp2" else 1
+    return static(config, model, devices.card, shards).total > devices.bytes
+
+
+def _candidates(plan: Plan) -> Iterator[tuple[list[str], str]]:
+    """Settings that change no gradient first, then those that do."""
+    config, rows = plan.config, plan.config.rollouts.rows
+    again, micro = "optimizer.gradient_checkpointing=true", config.optimizer.rows
+    if plan.memory.fullest == "update":
+        for size in sorted({max(1, micro // 2), max(1, micro // 4), 1} - {micro}, reverse=True):
+            yield [f"optimizer.micro_batch={size}"], "the same gradient, a little slower"
+        if config.optimizer.gradient_checkpointing is not True:
+            yield [again], "the same gradient, a third more computation in the update"
+    for size in sorted({max(1, rows // 2), max(1, rows // 4)} - {rows}, reverse=True):
+        yield [f"rollouts.rows_at_once={size}"], "slower sampling"
+    tight = [again, "optimizer.micro_batch=1", f"rollouts.rows_at_once={max(1, min(8, rows))}"]
+    yield tight, "slower sampling and update"
+    if plan.devices.count > 1 and plan.devices.parallel != "fsdp2":
+        yield [*tight, "parallel=fsdp2"], "weights are gathered from the other cards as they are used"
+    if config.model.tuning == "full":
+        yield [*tight, "model.reference=cpu"], "the reference passes through the card layer by layer"
+        yield [*tight, "model.reference=cpu", "optimizer.name=adamw_8bit"], "and moments have 8 bits"
+        yield [*tight, "model.tuning=lora", "model.weights=bfloat16"], "an adapter trains, in place of all weights"
+    elif config.model.weights == "float32":
+        yield [*tight, "model.weights=bfloat16"], "the frozen weights are rounded"
+    if config.model.tuning != "qlora":
+        yield [*tight, "model.tuning=qlora", "model.weights=bfloat16"], "an adapter trains over weights in 4 bits"
+    yield (
+        [*tight, f"rollouts.max_new_tokens={max(1, config.rollouts.max_new_tokens // 2)}"],
+        "attempts of half the length",
+    )
+
+
+def _devices(devices: Devices, overrides: list[str]) -> Devices:
+    return replace(devices, parallel="fsdp2") if "parallel=fsdp2" in overrides else devices
+
+
+def _changed(config: TrainConfig, overrides: list[str]) -> TrainConfig | None:
+    """The config with other values; None where they contradict each other."""
+    told = config.model_dump(mode="json")
+    for override in overrides:
+        path, _, text = override.partition("=")
+        if path == "parallel":
+            continue
+        *sections, name = path.split(".")
+        at = told
+        for section in sections:
+            at = at[section]
+        at[name] = {"true": True, "false": False}.get(text, int(text) if text.isdigit() else text)
+    if told["model"]["tuning"] != "full":
+        told["model"]["reference"] = "auto"
+    try:
+        changed = validate(told)
+    except ConfigError:
+        return None
+    return changed if isinstance(changed, TrainConfig) else None
+
+
+# The reverse
+
+
+def largest_micro_batch(plan: Plan) -> int:
+    """Rollouts of a forward pass that still fit; 0 where not one does."""
+
+    def peak(rows: int) -> float:
+        optimizer = plan.config.optimizer.model_copy(update={"micro_batch": rows})
+        return _peak(plan, plan.config.model_copy(update={"optimizer": optimizer}), plan.step.lengths)
+
+    return _most(peak, plan.devices.bytes, min(_MOST_ROWS, plan.step.rows))
+
+
+def longest_attempt(plan: Plan) -> int:
+    """max_new_tokens that still fit, in steps of 64, with the recipe's other settings and what the model can read."""
+    room = getattr(plan.model.spec.config, "max_position_embeddings", None) or _MOST_TOKENS
+    lengths, attempts = plan.step.lengths, plan.step.attempts
+    most = int((room - lengths.longest - (attempts - 1) * lengths.turn) / attempts) // 64
+
+    def peak(units: int) -> float:
+        limit = 64 * units
+        rollouts = plan.config.rollouts.model_copy(update={"max_new_tokens": limit})
+        longer = replace(lengths, limit=limit, attempt=lengths.attempt * limit / lengths.limit)
+        return _peak(plan, plan.config.model_copy(update={"rollouts": rollouts}), longer)
+
+    return 64 * _most(peak, plan.devices.bytes, most)
+
+
+def cheapest_card(plan: Plan, config: TrainConfig, lengths: Lengths) -> Plan | None:
+    """Of the cards on which the recipe fits, as many of them, the one whose run costs least; None where none does."""
+    priced = []
+    for card in CARDS.values():
+        devices = replace(plan.devices, card=card, price=None)
+        fixed, model, step, spread = _laid_out(config, devices, lengths, plan.model.spec)
+        cost = devices.hourly * pace(fixed, model, card, step, spread, devices.nodes).total
+        priced.append((cost, devices))
+    for _, devices in sorted(priced, key=lambda pair: pair[0]):
+        other = make_plan(config, devices, lengths, plan.model.spec)
+        if other.fits:
+            return other
+    return None
+
+
+def _peak(plan: Plan, config: TrainConfig, lengths: Lengths) -> float:
+    return make_plan(config, plan.devices, lengths, plan.model.spec, timed=False).memory.peak
+
+
+def _most(peak: Callable[[int], float], room: float, most: int) -> int:
+    """The largest number up to `most` whose peak has room; 0 where none has. Peaks grow about in a line.
+
+    Each guess lies on the line through what is known to fit and what is known not to; it is tried.
+    """
+    low, high, low_peak = 0, most + 1, peak(1)
+    if low_peak > room:
+        return 0
+    low, trial = 1, min(most, 4)
+    for _ in range(8):
+        if trial <= low or trial >= high:
+            break
+        found = peak(trial)
+        slope = (found - low_peak) / (trial - low)
+        if found <= room:
+            low, low_peak = trial, found
+        else:
+            high = trial
+        guess = low + int((room - low_peak) / slope) if slope > 0 else most
+        trial = min(max(guess, low + 1), high - 1, most)
+        if high - low <= max(1, low // 16):
+            break
+    return low

@@ -1,0 +1,337 @@
+"""The update and the sampling of a recipe, run on fake tensors: what of them is alive at once, in bytes.
+
+The project's own code runs (shared prompts, packed rows, the pass over the vocabulary, the cache of lanes) over the
+model's own layers from transformers, one and two of them, whose tensors have shapes and no numbers. What a layer adds
+is the difference, and a model of L layers the line through both. So it holds for every architecture that transformers
+knows, and follows the code as that changes. It takes a second or two and the memory of nothing.
+
+Axes: U prefixes, P tokens of a prefix, B rows of a micro-batch, T tokens of the rest of a row, N tokens in all.
+"""
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+
+from selfcorrect.learning.packing import PackedPrompts, _Interleaved
+from selfcorrect.learning.prompts import Prefixed, SharedPrompts
+from selfcorrect.learning.vocabulary import Tiles, score
+from selfcorrect.models import packed
+from selfcorrect.models.head import HeadForm, States
+from selfcorrect.models.loading import LanguageModel
+from selfcorrect.models.packed import Packing
+from selfcorrect.models.recompute import recomputed
+from selfcorrect.planning.live import Live
+from selfcorrect.planning.work import Sampling, Update
+from selfcorrect.samplers.attention import grouped_attention
+from selfcorrect.samplers.draws import draw
+from selfcorrect.samplers.slots import SlotCache
+
+
+@dataclass(frozen=True, slots=True)
+class Costume:
+    """How the model is dressed. config: transformers' own; attention: its implementation; rank: of adapters, 0 without.
+
+    targets: names of the layers that get one, None for all linear ones but the head. reference: whether there is one.
+    one_call: packed rows attend in one call, as on a GPU, and not row by row.
+    """
+
+    config: Any
+    weights: torch.dtype
+    compute: torch.dtype
+    attention: str
+    tiles: Tiles
+    rank: int = 0
+    targets: tuple[str, ...] | None = None
+    four_bits: bool = False
+    reference: bool = True
+    one_call: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """Bytes, or a count, by number of layers: of the first layer with all around it, and of each one more."""
+
+    first: float
+    more: float
+
+    def at(self, layers: int) -> float:
+        return self.first + self.more * (layers - 1)
+
+
+def by_layers(costume: Costume, measure: Callable[[LanguageModel], dict[str, float]]) -> dict[str, Line]:
+    """What `measure` finds for a model of one layer and of two, as lines."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    found = []
+    for layers in (1, 2):
+        with FakeTensorMode(), torch.random.fork_rng(devices=[]):
+            found.append(measure(stand_in(costume, layers)))
+    return {name: Line(found[0][name], found[1][name] - found[0][name]) for name in found[0]}
+
+
+def of_layers(config: Any, layers: int) -> Any:
+    """The config of the same model with so many layers, the last ones it has."""
+    made = copy.deepcopy(config)
+    kinds = getattr(made, "layer_types", None)
+    made.num_hidden_layers = layers
+    if kinds:
+        made.layer_types = list(kinds)[-layers:]
+    return made
+
+
+def stand_in(costume: Costume, layers: int) -> LanguageModel:
+    """The model with random weights, or fake ones inside of a FakeTensorMode; no tokenizer, no chat."""
+    from transformers import AutoModelForCausalLM
+
+    config = of_layers(costume.config, layers)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation=costume.attention, dtype=costume.weights)
+    model.eval()
+    if costume.rank:
+        model.requires_grad_(False)
+        _adapt(model, costume)
+    form = HeadForm() if type(model.get_output_embeddings()) is nn.Linear else None
+    return LanguageModel(model, None, None, frozenset({0}), torch.device("cpu"), costume.compute, form)  # type: ignore[arg-type]
+
+
+class _Adapted(nn.Module):
+    """A frozen linear layer and its adapter, as PEFT computes them."""
+
+    def __init__(self, base: nn.Module, rank: int) -> None:
+        super().__init__()
+        self.base = base
+        shape: Any = base.weight.shape
+        outer, inner = shape if isinstance(base, nn.Linear) else reversed(shape)
+        self.down, self.up = nn.Linear(inner, rank, bias=False), nn.Linear(rank, outer, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.base(x)
+        both: Tensor = result + self.up(self.down(x.to(self.down.weight.dtype))) * 2.0
+        return both
+
+
+def adapted_layers(model: Any, targets: tuple[str, ...] | None) -> list[tuple[Any, str, Any]]:
+    """Linear layers that get an adapter, each with the module it is in and its name there."""
+    from transformers.pytorch_utils import Conv1D
+
+    head = model.get_output_embeddings()
+    return [
+        (parent, name, child)
+        for parent in model.modules()
+        for name, child in parent.named_children()
+        if isinstance(child, (nn.Linear, Conv1D)) and child is not head and (targets is None or name in targets)
+    ]
+
+
+def _adapt(model: Any, costume: Costume) -> None:
+    for parent, name, child in adapted_layers(model, costume.targets):
+        if costume.four_bits:
+            # What it multiplies with is made anew at every use, and not kept.
+            child.weight = nn.Parameter(child.weight.detach().to(costume.compute), requires_grad=False)
+        setattr(parent, name, _Adapted(child, costume.rank))
+
+
+# The update
+
+
+def update(costume: Costume, work: Update) -> Callable[[LanguageModel], dict[str, float]]:
+    """Measures an update's most bytes at once beside weights, and what it leaves: the gradients."""
+
+    def measure(lm: LanguageModel) -> dict[str, float]:
+        trained = lm.parameters()
+        with _attending(costume.one_call), Live() as live:
+            live.known([*lm.model.parameters(), *lm.model.buffers(), *trained])
+            if work.micro_batches > 1:  # as at the second of them
+                for tensor in trained:
+                    tensor.grad = torch.zeros_like(tensor)
+            run_update(lm, work, costume.tiles, costume.reference)
+            gradients = sum(t.grad.nbytes for t in trained if t.grad is not None)
+        return {"peak": live.peak, "gradients": gradients, "left": live.now}
+
+    return measure
+
+
+def run_update(lm: LanguageModel, work: Update, tiles: Tiles, reference: bool) -> None:
+    """Trainer.update on one micro-batch of made-up rollouts, all of them equally long. Adds to the gradients."""
+    kind: Any = _Packed if work.packed else _Padded
+    if work.packed and work.prefixes > _FEW:  # as many tokens in fewer prefixes: the same memory, sooner rehearsed
+        prefixes = [(number,) * (work.prefixes * work.prefix // _FEW) for number in range(_FEW)]
+    else:
+        prefixes = [(number,) * work.prefix for number in range(work.prefixes)]
+    with recomputed(lm.model, work.again, lm.kernels):
+        prompts = kind(lm, prefixes) if prefixes else None
+    with torch.no_grad():
+        ref_prompts = kind(lm, prefixes) if prefixes and reference else None
+    with torch.no_grad():
+        theirs = _states(lm, work, ref_prompts) if reference else None
+    with recomputed(lm.model, work.again, lm.kernels):
+        mine = _states(lm, work, prompts)
+    ids_N = torch.zeros(len(mine.hidden_ND), dtype=torch.long)
+    logprobs_N, kl_N = score(mine, theirs, ids_N, 1.0, "analytic", tiles)
+    (logprobs_N + kl_N).sum().backward()  # type: ignore[no-untyped-call]
+    del mine, theirs, logprobs_N, kl_N
+    if prompts:
+        prompts.backward()
+
+
+def _states(lm: LanguageModel, work: Update, prompts: Any) -> States:
+    if prompts:
+        states = prompts.made_up(work)
+    elif work.packed:
+        lengths = (work.rest,) * work.rows
+        with Packing(lengths, lengths).shown(lm.model.config):
+            states = lm.states(
+                _ids(1, work.rest * work.rows), None, position_ids=_ids(1, work.rest * work.rows), use_cache=False
+            )
+    else:
+        states = lm.states(_ids(work.rows, work.rest), None, use_cache=False)
+    return States(states.hidden_ND[torch.arange(work.scored)], states.head)
+
+
+_FEW = 4
+
+
+@contextmanager
+def _attending(in_one_call: bool) -> Iterator[None]:
+    """Meanwhile packed rows attend as on the device that is planned for, which need not be this one."""
+    before = packed._row_by_row
+    try:
+        packed._row_by_row = _all_rows if in_one_call else before
+        yield
+    finally:
+        packed._row_by_row = before
+
+
+def _all_rows(packing: Packing, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
+    q, k, v = (t.to(torch.bfloat16) for t in (query, key, value))
+    causal = q.shape[2] == k.shape[2]
+    return scaled_dot_product_attention(q, k, v, is_causal=causal, scale=scale, enable_gqa=True).transpose(1, 2)
+
+
+def _ids(*shape: int) -> Tensor:
+    return torch.zeros(*shape, dtype=torch.long)
+
+
+class _Padded(SharedPrompts):
+    def made_up(self, work: Update) -> States:
+        rows = torch.arange(work.rows) % work.prefixes
+        length_B = torch.full((work.rows,), work.prefix)
+        return self._lm.states(
+            _ids(work.rows, work.rest), None, position_ids=_ids(work.rows, work.rest),
+            attention_mask=self._mask(length_B, work.rest), past_key_values=Prefixed(self._leaves, rows),
+            use_cache=True,
+        )  # fmt: skip
+
+
+class _Packed(PackedPrompts):
+    def made_up(self, work: Update) -> States:
+        own, both = (work.rest,) * work.rows, (work.prefix + work.rest,) * work.rows
+        past = _Interleaved(self._leaves, _ids(sum(both)))
+        with Packing(own, both).shown(self._lm.model.config):
+            return self._lm.states(
+                _ids(1, sum(own)), None, position_ids=_ids(1, sum(own)), past_key_values=past, use_cache=True
+            )
+
+
+# Sampling
+
+
+def sampling(costume: Costume, work: Sampling) -> Callable[[LanguageModel], dict[str, float]]:
+    """Measures what attempt 2 needs beside weights and cache: to read the turn between, and for a step of all rows."""
+
+    def measure(lm: LanguageModel) -> dict[str, float]:
+        lm.model.requires_grad_(False)
+        vocabulary = int(lm.model.config.vocab_size)
+        found = {"prefill": 0, "step": 0}
+        if lm.windows is None:  # sampled in a plain way (samplers/transformers.py, `generate`), which is not rehearsed
+            return {**found}
+        for name, rows, tokens in (("prefill", work.prefilled, work.turn), ("step", work.lanes, 1)):
+            cache = SlotCache(lm, work.lanes, work.slots)
+            with torch.no_grad(), grouped_attention(lm.model.config), Live() as live:
+                live.known([*lm.model.parameters(), *lm.model.buffers()])
+                _feed(lm, cache, rows, tokens, work.slots)
+                live.peak = held = live.now
+                states = _feed(lm, cache, rows, tokens, work.slots)
+                _drawn(lm, states, rows if tokens == 1 else work.lanes, vocabulary)
+            found[name] = live.peak - held
+            del cache, states
+        return {**found}
+
+    return measure
+
+
+def _feed(lm: LanguageModel, cache: SlotCache, rows: int, tokens: int, width: int) -> States:
+    place_RT = _ids(rows, tokens)
+    cache.open(slice(rows), place_RT, width)
+    return lm.states(
+        _ids(rows, tokens), None, position_ids=place_RT, attention_mask=cache.mask(), past_key_values=cache,
+        use_cache=True,
+    )  # fmt: skip
+
+
+def _drawn(lm: LanguageModel, states: States, rows: int, vocabulary: int) -> None:
+    """One token a row, from logits that are made and widened to float32."""
+    last = States(states.hidden_ND[torch.arange(rows) % len(states.hidden_ND)], states.head)
+    with lm.autocast():
+        logits_RV = lm.model.get_output_embeddings()(last.hidden_ND).float() if last.head else last.hidden_ND.float()
+    assert logits_RV.shape == (rows, vocabulary)
+    draw(logits_RV, 1.0, torch.zeros(rows, dtype=torch.float64))
+
+
+# Weights
+
+
+@dataclass(frozen=True, slots=True)
+class Numbers:
+    """How many numbers a model has. all: of its own weights; trained: those that train; linear: of linear layers but
+    the head; packed: of those that sampling on a CPU makes laid out copies of; cast: of those that autocast casts.
+    largest: of one layer, which FSDP gathers; outer: outside of the layers.
+    """
+
+    all: float
+    trained: float
+    linear: float
+    packed: float
+    cast: float
+    largest: float
+    outer: float
+
+
+_PACKED, _PACKED_ADAPTED = 1 << 20, 1 << 16  # as samplers/prepacked.py has them
+
+
+def numbers(costume: Costume, layers: int) -> Numbers:
+    """Of the model of so many layers."""
+
+    def count(lm: LanguageModel) -> dict[str, float]:
+        model = lm.model
+        adapter = {id(half.weight) for _, _, layer in _adapters(model) for half in (layer.down, layer.up)}
+        head = model.get_output_embeddings()
+        base = {id(layer.base) for _, _, layer in _adapters(model)}
+        linear = [m for m in model.modules() if type(m) is nn.Linear and m is not head and id(m.weight) not in adapter]
+        wraps = costume.compute == torch.float32
+        packed = [
+            m.weight.numel() for m in [*linear, head]
+            if m.weight.numel() >= (_PACKED_ADAPTED if wraps and id(m) in base else _PACKED)
+        ]  # fmt: skip
+        own = [t for t in model.parameters() if id(t) not in adapter]
+        return {
+            "all": sum(t.numel() for t in own),
+            "trained": sum(t.numel() for t in model.parameters() if t.requires_grad),
+            "linear": sum(m.weight.numel() for m in linear),
+            "packed": 0 if costume.four_bits else sum(packed),
+            "cast": sum(m.weight.numel() for m in [*([] if costume.four_bits else linear), head]),
+        }  # fmt: skip
+
+    lines = by_layers(costume, count)
+    found = {name: line.at(layers) for name, line in lines.items()}
+    return Numbers(**found, largest=lines["all"].more, outer=lines["all"].at(0))
+
+
+def _adapters(model: Any) -> list[tuple[Any, str, _Adapted]]:
+    return [(p, n, c) for p in model.modules() for n, c in p.named_children() if isinstance(c, _Adapted)]

@@ -1,0 +1,151 @@
+"""A step of a recipe in numbers of rows and tokens."""
+
+import math
+from dataclasses import dataclass
+
+from selfcorrect.config import (
+    CodeConfig,
+    CountdownConfig,
+    MathConfig,
+    RepairConfig,
+    SingleTurn,
+    SupervisedStage,
+    TrainConfig,
+)
+
+_CHARACTERS = 4.0  # of English and code, a token
+_TEMPLATE = 20  # tokens of a chat template around a turn
+# By data set: tokens of a problem's own words, the mean and the longest; assumed, near Qwen2.5's tokenizer.
+_PROBLEMS = {"math": (75, 700), "gsm8k": (60, 230), "code": (90, 350), "countdown": (25, 35), "custom": (150, 500)}
+_SHOT = 110  # a solved example of MBPP
+ATTEMPT_SHARE = 0.5  # of max_new_tokens that an attempt takes in the mean, where nothing is known
+
+
+@dataclass(frozen=True, slots=True)
+class Lengths:
+    """Tokens. prompt and longest: of the first prompt, in the mean and at the most; turn: of the correction turn.
+
+    attempt: of an attempt in the mean; limit: at the most. told: where these come from.
+    """
+
+    prompt: float
+    longest: float
+    turn: float
+    attempt: float
+    limit: int
+    told: str
+
+    def mean_row(self, attempts: int) -> float:
+        return self.prompt + attempts * self.attempt + (attempts - 1) * self.turn
+
+    def longest_row(self, attempts: int) -> float:
+        return self.longest + attempts * self.limit + (attempts - 1) * self.turn
+
+
+def assumed_lengths(config: TrainConfig, attempt: float | None = None, prompt: float | None = None) -> Lengths:
+    """From the recipe's texts. attempt and prompt: where the user knows better."""
+    task = config.task.of if isinstance(config.task, RepairConfig) else config.task
+    limit, around = config.rollouts.max_new_tokens, len(config.model.system_prompt or "") / _CHARACTERS + _TEMPLATE
+    match task:
+        case MathConfig():
+            mean, most = _PROBLEMS[task.dataset]
+        case CodeConfig():
+            mean, most = (value + task.shots * _SHOT for value in _PROBLEMS["code"])
+        case CountdownConfig():
+            mean, most = _PROBLEMS["countdown"]
+        case _:
+            mean, most = _PROBLEMS["custom"]
+    template, between = getattr(task, "prompt", ""), getattr(task, "correction_prompt", "")
+    around += len(template) / _CHARACTERS
+    told = f"prompts of {prompt or mean + around:.0f} tokens and attempts of {attempt or ATTEMPT_SHARE * limit:.0f}"
+    told += " (given)" if attempt and prompt else " (assumed; --attempt-tokens and --prompt-tokens say better)"
+    return Lengths(
+        prompt or mean + around, max(most + around, prompt or 0), len(between) / _CHARACTERS + _TEMPLATE,
+        attempt or max(1.0, ATTEMPT_SHARE * limit), limit, told,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """An update of rollouts that are equally long.
+
+    rows: of a micro-batch; rest: tokens of a row beyond its shared prefix, all of them where nothing is shared;
+    trained: those of them that were sampled. prefixes: shared prompts of `prefix` tokens, 0 where each row brings its
+    own. again: gradient checkpointing. scored: for how many of the trained tokens of a micro-batch a rehearsal passes
+    over the vocabulary; further ones add their hidden states alone.
+    """
+
+    rows: int
+    rest: int
+    trained: int
+    scored: int
+    prefixes: int
+    prefix: int
+    micro_batches: int
+    packed: bool
+    again: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """lanes: rows at work; slots: tokens of the longest; prefilled: rows that are fed a turn of `turn` tokens."""
+
+    lanes: int
+    slots: int
+    prefilled: int
+    turn: int
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """rows: of the step on one device; attempts: of a stage; reference: whether anything is measured to it."""
+
+    rows: int
+    groups: int
+    attempts: int
+    lengths: Lengths
+    reference: bool
+
+
+def step_of(config: TrainConfig, lengths: Lengths, devices: int = 1) -> Step:
+    """What one device has of a step: whole groups, rounded up."""
+    rollouts = config.rollouts
+    groups = math.ceil(rollouts.problems_per_step / devices)
+    single = all(isinstance(stage, SingleTurn) for stage in config.stages)
+    supervised = all(isinstance(stage, SupervisedStage) for stage in config.stages)
+    attempts = 1 if single else rollouts.attempts
+    rows = groups * rollouts.rollouts_per_problem
+    if supervised:
+        rows = math.ceil(max(stage.batch for stage in config.stages if isinstance(stage, SupervisedStage)) / devices)
+    return Step(rows, groups, attempts, lengths, config.uses_reference and not supervised)
+
+
+def update_of(
+    config: TrainConfig, step: Step, attends_to_all: bool, scored: int, *, longest: bool = True
+) -> Update:  # fmt: skip
+    """A step's update; longest: as if all rollouts were as long as they may be, which bounds its memory."""
+    lengths, optimizer = step.lengths, config.optimizer
+    attempts, group = step.attempts, config.rollouts.rollouts_per_problem
+    attempt, prompt = (lengths.limit, lengths.longest) if longest else (lengths.attempt, lengths.prompt)
+    trained = math.ceil(attempts * attempt)
+    row = math.ceil(prompt + attempts * attempt + (attempts - 1) * lengths.turn)
+    micro = min(optimizer.rows, step.rows)
+    # As SharedPrompts.of decides; the prompts of a step are as long as prompts are in the mean.
+    width = math.ceil(prompt if not longest else lengths.prompt)
+    shares = attends_to_all and group >= 2 and width > 1 and step.groups * width <= micro * row
+    prefix = width - 1 if shares else 0
+    return Update(
+        rows=micro, rest=row - 1 - prefix, trained=trained, scored=min(scored, micro * trained),
+        prefixes=step.groups if shares else 0, prefix=prefix,
+        micro_batches=min(2, math.ceil(step.rows / micro)), packed=optimizer.padding_free is True,
+        again=optimizer.gradient_checkpointing is True,
+    )  # fmt: skip
+
+
+def sampling_of(config: TrainConfig, step: Step, *, longest: bool = True) -> Sampling:
+    """The last attempt, with the longest cache."""
+    lengths, attempts = step.lengths, step.attempts
+    row = lengths.longest_row(attempts) if longest else lengths.mean_row(attempts)
+    turn = math.ceil(lengths.turn + 1 if attempts > 1 else lengths.prompt)
+    lanes = min(config.rollouts.rows, step.rows)
+    return Sampling(lanes, math.ceil(row), min(lanes, max(1, (1 << 15) // turn)), turn)

@@ -1,0 +1,331 @@
+"""`selfcorrect plan`: what it says of memory is what the code does, and every shipped recipe fits its card."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from selfcorrect.config import ModelConfig, TrainConfig
+from selfcorrect.config.recipe import load_recipe, validate
+from selfcorrect.errors import ConfigError, ModelError
+from selfcorrect.learning.batching import Batch
+from selfcorrect.learning.training import Trainer
+from selfcorrect.learning.vocabulary import tiles_for
+from selfcorrect.models.loading import load_model
+from selfcorrect.planning import beside, plan
+from selfcorrect.planning.hardware import CARDS, card_named, utilisation
+from selfcorrect.planning.live import Live
+from selfcorrect.planning.page import lines
+from selfcorrect.planning.plan import Devices, devices_for, make_plan, turns
+from selfcorrect.planning.rehearsal import Costume, by_layers, numbers, update
+from selfcorrect.planning.settled import dressed, static
+from selfcorrect.planning.spec import Spec, described
+from selfcorrect.planning.work import Update, assumed_lengths
+from selfcorrect.runs.checks import fitted
+from selfcorrect.samplers.transformers import TransformersSampler
+from selfcorrect.tasks import make_task
+from tests.support.tiny import tiny_lm
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+STAGE = {"name": "a", "objective": "stage2", "steps": 10, "learning_rate": 1e-6}
+
+
+def recipe(**sections: Any) -> TrainConfig:
+    config = validate({"stages": [STAGE], **sections})
+    assert isinstance(config, TrainConfig)
+    return config
+
+
+PUBLISHED = {  # numbers of weights as their makers' files hold them
+    "Qwen/Qwen2.5-7B-Instruct": 7_615_616_512, "Qwen/Qwen2.5-Coder-1.5B-Instruct": 1_543_714_304,
+    "qwen/qwen3-1.7b-base": 1_720_574_976, "meta-llama/Llama-3.1-8B-Instruct": 8_030_261_248,
+    "meta-llama/Llama-3.3-70B-Instruct": 70_553_706_496, "HuggingFaceTB/SmolLM2-135M": 134_515_008,
+    "google/gemma-3-270m-it": 268_098_176,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "count"), PUBLISHED.items())
+def test_the_table_of_models_has_their_numbers_of_weights(name: str, count: int) -> None:
+    spec = described(ModelConfig(path=name))
+    costume = Costume(spec.config, torch.float32, torch.float32, "eager", tiles_for(torch.device("cpu")))
+    assert numbers(costume, spec.layers).all == count
+    adapted = numbers(replace(costume, rank=16, targets=("q_proj", "v_proj")), spec.layers)
+    assert adapted.all == count
+    heads = getattr(spec.config, "head_dim", None) or spec.hidden // spec.heads
+    query, value = spec.heads * heads, spec.config.num_key_value_heads * heads
+    assert adapted.trained == spec.layers * 16 * (2 * spec.hidden + query + value)
+
+
+def test_a_model_that_is_nowhere_is_told_with_those_that_are_known() -> None:
+    with pytest.raises(ModelError, match=r"without the hub, these are known: Qwen/Qwen2.5-0.5B, "):
+        described(ModelConfig(path="nobody/nothing-7b"))
+
+
+def batch_of(prompt: int, rest: int, trained: int) -> Batch:
+    """Eight rollouts of two prompts, all of them equally long, of which the last so many tokens train."""
+    ids = torch.full((8, prompt + rest), 3)
+    ids[:4, 1] = 4
+    attempt_BT = torch.zeros_like(ids)
+    attempt_BT[:, -trained:] = 1
+    attempt_BT[:, prompt] = 1
+    ones = torch.ones(ids.shape)
+    return Batch(ids, torch.full((8,), ids.shape[1]), attempt_BT, ones, 0.1 * ones, ones)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "packed", "again", "micro"),
+    [
+        ("llama", True, False, 4),
+        pytest.param("llama", False, False, 8, marks=pytest.mark.nightly),
+        pytest.param("qwen2", True, True, 2, marks=pytest.mark.nightly),
+        ("gemma3", False, True, 4),
+    ],
+)
+def test_the_rehearsed_update_takes_what_the_real_one_takes(
+    architecture: str, packed: bool, again: bool, micro: int
+) -> None:
+    """To 4 %: the trained tokens are chosen by a mask there, and their losses are scattered back."""
+    lm, reference = tiny_lm(architecture, hidden=64), tiny_lm(architecture, hidden=64)
+    how: dict[str, Any] = {"micro_batch": micro, "gradient_checkpointing": again, "padding_free": packed}
+    config = recipe(optimizer=how)
+    trainer = Trainer(config, lm, reference, TransformersSampler(lm), make_task(config.task))
+    prompt, rest, trained = 40, 150, 120
+    batch = batch_of(prompt, rest, trained - 1)
+    trainer.update(batch, 8, 0.0, 1.0)
+    with Live() as live:
+        live.known([*lm.model.parameters(), *reference.model.parameters(), *lm.model.buffers()])
+        trainer.update(batch, 8, 0.0, 1.0)
+    shares = architecture != "gemma3"
+    before = prompt - 1 if shares else 0
+    work = Update(
+        micro,
+        prompt + rest - 1 - before,
+        trained,
+        micro * trained,
+        2 if shares else 0,
+        before,
+        8 // micro,
+        packed,
+        again,
+    )
+    costume = Costume(lm.model.config, torch.float32, torch.float32, "eager", tiles_for(torch.device("cpu")))
+    found = by_layers(costume, update(costume, work))["peak"].at(2)
+    assert found == pytest.approx(live.peak, rel=0.04)
+
+
+def test_auto_comes_to_what_a_run_settles() -> None:
+    config = recipe(
+        rollouts={"max_new_tokens": 64},
+        task={
+            "name": "countdown",
+            "max_number": 100,
+            "limit": 200,
+            "prompt": "{numbers} : {target}",
+            "correction_prompt": "?",
+        },
+    )
+    lm = load_model(config.model)
+    settled, _ = fitted(config, lm, make_task(config.task))
+    spec = described(config.model)
+    from selfcorrect.planning.settled import settled as planned_sizes
+    from selfcorrect.runs.checks import check_context
+
+    tokens = check_context(config, lm, make_task(config.task), make_task(config.task).longest())
+    assert planned_sizes(config, dressed(config, spec, None), None, tokens) == settled
+
+
+def test_what_lies_there_all_the_time_is_sharded_by_fsdp() -> None:
+    config = recipe(model={"path": "Qwen/Qwen2.5-7B", "weights": "bfloat16"})
+    model = dressed(config, described(config.model), CARDS["h100"])
+    alone, shared = (static(config, model, CARDS["h100"], shards) for shards in (1, 8))
+    count = 7_615_616_512
+    assert (alone.weights, alone.masters, alone.gradients, alone.optimizer) == (
+        2 * count,
+        4 * count,
+        4 * count,
+        8 * count,
+    )
+    assert (alone.place, shared.place, shared.reference) == ("cpu", "device", 2 * count / 8)
+    assert shared.total == pytest.approx(20 * count / 8)
+    eight = static(
+        config.model_copy(update={"optimizer": config.optimizer.model_copy(update={"name": "adamw_8bit"})}),
+        model,
+        CARDS["h100"],
+        1,
+    )
+    assert eight.optimizer == 2 * count
+
+
+def card_of(stem: str) -> Devices:
+    """Which devices a recipe's name, or its first line, says that it is for."""
+    first = (RECIPES / f"{stem}.yaml").read_text(encoding="utf-8").partition("\nname:")[0]
+    gpu = "rtx-4090" if "one 24 GB card" in first else "h100"
+    config = load_recipe(RECIPES / f"{stem}.yaml")
+    assert isinstance(config, TrainConfig)
+    devices = devices_for(config, gpu)
+    if stem.endswith("_4x8x80gb"):
+        return replace(devices, gpus=8, nodes=4, parallel="fsdp2", engine=True)
+    return replace(devices, gpus=8, parallel="fsdp2", engine=True) if stem.endswith("_8x80gb") else devices
+
+
+PLANNED = [file.stem for file in sorted(RECIPES.glob("*.yaml")) if file.stem not in ("compare_lab", "demo", "lab_base")]
+SOON = ["math_qwen2.5-7b-instruct_qlora"]  # the others take a while: nightly
+
+
+@pytest.mark.parametrize(
+    "stem", [stem if stem in SOON else pytest.param(stem, marks=pytest.mark.nightly) for stem in PLANNED]
+)
+def test_a_shipped_recipe_fits_the_card_it_is_for(stem: str) -> None:
+    config, devices = load_recipe(RECIPES / f"{stem}.yaml"), card_of(stem)
+    assert isinstance(config, TrainConfig)
+    made = make_plan(config, devices)
+    assert made.fits, "\n".join(lines(made))
+    assert made.config.rollouts.rows >= 16
+    told = "\n".join(lines(made))
+    assert "fits" in told
+    assert f"{made.memory.peak / 2**30:.2f}" in told
+
+
+@pytest.mark.parametrize("stem", PLANNED)
+def test_what_a_shipped_recipe_always_holds_leaves_room(stem: str) -> None:
+    config, devices = load_recipe(RECIPES / f"{stem}.yaml"), card_of(stem)
+    assert isinstance(config, TrainConfig)
+    model = dressed(config, described(config.model), devices.card)
+    shards = devices.count if devices.parallel == "fsdp2" else 1
+    assert static(config, model, devices.card, shards).total < 0.7 * devices.bytes
+
+
+@pytest.mark.nightly
+def test_what_does_not_fit_is_told_with_settings_that_do() -> None:
+    config = recipe(
+        model={"path": "Qwen/Qwen2.5-3B"},
+        rollouts={"max_new_tokens": 64, "rows_at_once": 8},
+        optimizer={"micro_batch": 1},
+    )
+    lengths = assumed_lengths(config)
+    made = make_plan(config, devices_for(config, "rtx-4090"), lengths, timed=False)
+    assert not made.fits
+    found = next(turns(made, lengths))
+    assert found.plan.fits
+    assert "model.tuning=lora" in found.overrides
+    named = load_overridden(config, found.overrides)
+    assert make_plan(named, made.devices, lengths, timed=False).memory.peak == found.plan.memory.peak
+
+
+def load_overridden(config: TrainConfig, overrides: tuple[str, ...]) -> TrainConfig:
+    changed = plan._changed(config, list(overrides))
+    assert changed is not None
+    return changed
+
+
+@pytest.mark.parametrize(
+    ("room", "most", "expected"), [(5, 512, 0), (50, 512, 15), (900, 512, 272), (1e9, 40, 40), (6.1, 512, 1)]
+)
+def test_the_reverse_finds_the_largest_that_fits(room: float, most: int, expected: int) -> None:
+    calls: list[int] = []
+
+    def peak(number: int) -> float:
+        calls.append(number)
+        return 3 + 3 * number + 0.001 * number * number
+
+    assert plan._most(peak, room, most) == pytest.approx(expected, rel=0.07)
+    assert len(calls) < 10
+
+
+def test_cards_are_known_by_the_names_that_torch_has_for_them() -> None:
+    names = {"NVIDIA H100 80GB HBM3": "h100", "NVIDIA H200": "h200", "NVIDIA GeForce RTX 4090": "rtx-4090", "NVIDIA L4": "l4",
+             "NVIDIA L40S": "l40s", "NVIDIA A100-SXM4-80GB": "a100-80", "NVIDIA A100-SXM4-40GB": "a100-40", "AMD Instinct MI300X": "mi300x"}  # fmt: skip
+    assert {name: card_named(name, 1.0).name for name in names} == names
+    with pytest.raises(ValueError, match="Tesla T4"):
+        card_named("Tesla T4", 15.0)
+    assert [round(utilisation(width), 2) for width in (1024, 2560, 8192)] == [0.11, 0.22, 0.4]
+
+
+def test_a_plan_that_fails_is_told_in_a_line_and_stops_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SELFCORRECT_PLAN", raising=False)
+    said: list[str] = []
+    lm: Any = SimpleNamespace(device=torch.device("cpu"))
+    with beside.planned(recipe(), lm, None, tmp_path, said.append):
+        said.append("the run")
+    assert said[1:] == ["the run"]
+    assert said[0].startswith("plan: none (AttributeError: ")
+    assert not any(tmp_path.iterdir())
+    with pytest.raises(ZeroDivisionError), beside.planned(recipe(), lm, None, tmp_path, said.append):
+        _ = 1 / 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        (["--gpu", "t4"], "--gpu t4: not in the table; there are h100, "),
+        (["--gpu", "cpu", "--gpus", "2"], "--gpu cpu is this machine's processor"),
+        (["--attempt-tokens", "5000"], "--attempt-tokens 5000 is above rollouts.max_new_tokens = 1024"),
+    ],
+)
+def test_refusals_are_one_line(arguments: list[str], why: str) -> None:
+    from selfcorrect.planning.command import plan as command
+
+    asked = dict(
+        zip((each.removeprefix("--").replace("-", "_") for each in arguments[::2]), arguments[1::2], strict=True)
+    )
+    given: dict[str, Any] = {name: int(value) if value.isdigit() else value for name, value in asked.items()}
+    options = {
+        "gpu": "h100",
+        "gpus": 1,
+        "nodes": 1,
+        "price": None,
+        "attempt_tokens": None,
+        "prompt_tokens": None,
+        "reverse": False,
+        "as_json": False,
+    }
+    with pytest.raises(ConfigError, match=why):
+        command(Path("math_qwen2.5-7b-instruct_qlora"), [], **(options | given))
+
+
+@pytest.mark.nightly
+def test_the_command_tells_it_as_json() -> None:
+    line = [
+        sys.executable,
+        "-m",
+        "selfcorrect.cli",
+        "plan",
+        "math_qwen2.5-1.5b-instruct_lora",
+        "--gpu",
+        "l40s",
+        "--json",
+    ]
+    told = json.loads(subprocess.run(line, capture_output=True, text=True, check=True).stdout)
+    assert told["fits"] is True
+    assert sum(told["bytes"].values()) == pytest.approx(told["peak_bytes"])
+    assert sum(told["seconds"].values()) == pytest.approx(told["step_seconds"])
+
+
+@pytest.mark.nightly
+def test_a_longer_attempt_or_a_wider_batch_never_takes_less() -> None:
+    config = recipe(
+        model={"path": "HuggingFaceTB/SmolLM2-135M"},
+        rollouts={"max_new_tokens": 64, "rows_at_once": 16, "problems_per_step": 4},
+        optimizer={"micro_batch": 4, "padding_free": False},
+    )
+    card = CARDS["l4"]
+    spec: Spec = described(config.model)
+
+    def peak(change: Callable[[dict[str, Any]], None]) -> float:
+        told = config.model_dump(mode="json")
+        change(told)
+        changed = validate(told)
+        assert isinstance(changed, TrainConfig)
+        return make_plan(changed, Devices(card), spec=spec, timed=False).memory.peak
+
+    plain = peak(lambda told: None)
+    assert peak(lambda told: told["rollouts"].update(max_new_tokens=512)) > plain
+    assert peak(lambda told: told["optimizer"].update(micro_batch=8)) >= plain
+    assert peak(lambda told: told["stages"][0].update(beta1=0.0)) < plain  # no reference

@@ -13,13 +13,13 @@ import selfcorrect
 SOURCE = Path(selfcorrect.__file__).parent
 # A folder, or a file on top, imports only from those before it. docs/architecture.md says what each holds.
 ORDER = [
-    "types", "errors", "seeds", "waiting", "config", "grading", "tasks", "models", "samplers", "rollout", "evaluation",
+    "types", "errors", "seeds", "waiting", "config", "grading", "tasks", "models", "samplers", "rollout", "evaluation", "bridges",
     "learning", "runs", "analysis", "report", "lab", "export", "compare", "api", "commands", "cli", "__init__",
 ]  # fmt: skip
 NEVER = {  # folder -> what it must not import; "torch" stands for every heavy library
     "types": {"torch"}, "errors": {"torch"}, "seeds": {"torch"}, "waiting": {"torch"}, "config": {"torch"}, "grading": {"torch", "tasks"},
     "tasks": {"torch", "samplers"}, "models": {"tasks"}, "samplers": {"tasks"}, "rollout": {"torch"},
-    "evaluation": {"torch"}, "report": {"torch", "learning", "runs"}, "analysis": {"torch", "learning", "runs"},
+    "evaluation": {"torch"}, "bridges": {"torch"}, "report": {"torch", "learning", "runs"}, "analysis": {"torch", "learning", "runs"},
 }  # fmt: skip
 HEAVY = {"torch", "transformers", "safetensors", "accelerate"}
 OPTIONAL = {

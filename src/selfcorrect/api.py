@@ -15,8 +15,8 @@ from selfcorrect.analysis.votes import Point, budgets_up_to, scale_figure, scali
 from selfcorrect.config import LAB_MODEL, TASK_KINDS, CodeConfig, Config, LabBaseConfig, MathConfig, TrainConfig
 from selfcorrect.config.paths import absolute
 from selfcorrect.config.recipe import load_recipe, validate
-from selfcorrect.config.tasks import ATTEMPT_TOKENS
 from selfcorrect.config.shipped import shipped_recipe, shipped_recipes
+from selfcorrect.config.tasks import ATTEMPT_TOKENS
 from selfcorrect.errors import ConfigError, DataError
 from selfcorrect.evaluation.counted import Counted
 from selfcorrect.evaluation.evaluate import Evaluation, Evaluator, grader_lives

@@ -72,7 +72,9 @@ def play(
                 shown[row].append(contexts[row])
                 feedback[row].append(told[row])
             recorded = firsts if number == 1 and given is None else {}
-            grading.append(grader.submit(grade_completions, task, problems, now, readable, chat.opens_thought, recorded))
+            grading.append(
+                grader.submit(grade_completions, task, problems, now, readable, chat.opens_thought, recorded)
+            )
         began = time.perf_counter()
         grades = [future.result() for future in grading]
         if waiting is not None:

@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -155,14 +154,19 @@ def test_a_run_that_failed_is_graded_as_far_as_it_went(form: str, tmp_path: Path
     found = read_log(log.location)
     assert 0 < len(found.rows) < COUNT
     assert f"its run ended as 'error'; it holds {len(log.samples)} of {COUNT} samples" in found.notes[0]
-    assert any("1 samples stopped by an error are left out (m/6)" in note for note in found.notes)
+    assert any("2 samples stopped by an error are left out (m/6, m/7)" in note for note in found.notes)
 
 
 @pytest.mark.parametrize("form", ["eval", "json"])
 def test_damaged_logs_are_refused_in_one_line(form: str, tmp_path: Path) -> None:
     log, _ = inspected(script("countdown", tmp_path), tmp_path, log_format=form)
     whole = Path(log.location).read_bytes()
-    for name, content in {"cut": whole[: len(whole) // 2], "empty": b"", "other": b'{"a": 1}', "noise": whole[::-1]}.items():
+    for name, content in {
+        "cut": whole[: len(whole) // 2],
+        "empty": b"",
+        "other": b'{"a": 1}',
+        "noise": whole[::-1],
+    }.items():
         file = tmp_path / f"{name}.{form}"
         file.write_bytes(content)
         with pytest.raises(DataError) as error:
@@ -175,7 +179,7 @@ def test_damaged_logs_are_refused_in_one_line(form: str, tmp_path: Path) -> None
 
 
 @pytest.fixture(scope="module")
-def harness() -> Iterator[Any]:
+def harness() -> Any:
     import lm_eval
     from lm_eval.tasks import TaskManager
 
@@ -233,7 +237,7 @@ def test_lm_eval_gives_the_verdicts_of_selfcorrect(kind: str, tmp_path: Path, ha
     model = scripted_lm(told)
     results = harness(model, kind, told.settings)
     rollouts = own(told, told.recorded, tmp_path / "own")
-    assert len({tuple(each) for each in outcomes(rollouts).values()}) >= 5
+    assert len({tuple(each) for each in outcomes(rollouts).values()}) >= 4
     (samples,) = results["samples"].values()
     found = {sample["doc"]["selfcorrect"]["task_id"]: sample for sample in samples}
     for rollout in rollouts:
@@ -280,9 +284,7 @@ def test_dummy_plays_where_it_has_a_template(tmp_path: Path, harness: Any, monke
         ({}, {"task.dataset": "humaneval"}, "dataset"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_played_is_told(
-    tmp_path: Path, harness: Any, options: Any, settings: Any, told: str
-) -> None:
+def test_what_cannot_be_played_is_told(tmp_path: Path, harness: Any, options: Any, settings: Any, told: str) -> None:
     with pytest.raises(UserError) as error:
         harness(scripted_lm(script("gsm8k", tmp_path)), "gsm8k", {**script("gsm8k", tmp_path).settings, **settings}, **options)  # fmt: skip
     assert told in str(error.value)

@@ -40,6 +40,7 @@ def humaneval_row(n: int) -> dict[str, Any]:
 def settings_of(kind: str, folder: Path) -> dict[str, Any]:
     """The settings that name twenty problems of a kind, whose files are written into `folder`."""
     numbers = range(2, 2 + COUNT)
+    rows: list[dict[str, Any]]
     match kind:
         case "math":
             rows = [{"problem": f"What is ${n} + {n}$?", "answer": str(2 * n), "unique_id": f"m/{n}"} for n in numbers]

@@ -9,7 +9,7 @@ from functools import lru_cache, partial
 from typing import Any
 
 from selfcorrect.bridges.logs import OWN
-from selfcorrect.bridges.protocol import Protocol, averaged, configured, missing
+from selfcorrect.bridges.protocol import Protocol, averaged, configured, missing, writable
 from selfcorrect.evaluation.recorded import CUT_OFF
 from selfcorrect.types import Completion
 
@@ -28,8 +28,9 @@ except ImportError:
 def two_attempts(task: str | None = None, recipe: str | None = None, **settings: Any) -> Task:
     """Attempt 1, the correction prompt, attempt 2 (... attempt rollouts.attempts), all graded.
 
-    task: math, gsm8k, humaneval, humaneval_plus, mbpp, mbpp_sanitized, mbpp_plus, countdown, custom; or recipe: a recipe
-    that names it. settings: of the recipe's names, as task.data (short: data), rollouts.attempts, evaluation.problems.
+    task: math, gsm8k, humaneval, humaneval_plus, mbpp, mbpp_sanitized, mbpp_plus, countdown, custom; or recipe: a file
+    or a shipped one that names it. settings: by a recipe's names, as task.data (short: data), rollouts.attempts and
+    evaluation.problems.
     Greedy unless evaluation.temperature, or inspect's --temperature, says otherwise; evaluation.samples are epochs.
     """
     protocol = _protocol(_key(task, recipe, settings))
@@ -64,7 +65,9 @@ def attempts(task: str | None = None, recipe: str | None = None, **settings: Any
             if number > 1:
                 state.messages.append(ChatMessageUser(content=state.metadata["correction_prompt"]))
             state = await generate(state)
-            texts.append(state.output.completion)
+            texts.append(writable(state.output.completion))
+            if texts[-1] != state.output.completion:
+                state.output.completion = state.messages[-1].content = texts[-1]
             reasons.append("length" if _cut_off(state) else "stop")
             state.metadata[OWN] = {**state.metadata[OWN], "attempts": list(texts), "finish_reasons": list(reasons)}
         return state
@@ -95,9 +98,11 @@ def graded(task: str | None = None, recipe: str | None = None, **settings: Any) 
         protocol, name = _protocol(key), str(state.sample_id)
         own = state.metadata.get(OWN, {})
         texts, reasons = own.get("attempts", []), own.get("finish_reasons", [])
-        told = {"outcomes": [], "details": []}
+        told: dict[str, list[str]] = {"outcomes": [], "details": []}
         if len(texts) != protocol.attempts or name not in protocol.problems:
-            why = f"{len(texts)} of {protocol.attempts} attempts" if texts or name in protocol.problems else "no problem"
+            why = (
+                f"{len(texts)} of {protocol.attempts} attempts" if texts or name in protocol.problems else "no problem"
+            )
             return Score.unscored(reason="scoring_failed", explanation=f"the sample holds {why}", metadata=told)
         completions = [
             Completion((), (), text, "length" if reason == "length" else "stop")

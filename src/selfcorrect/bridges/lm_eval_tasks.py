@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from selfcorrect.bridges.logs import OWN
-from selfcorrect.bridges.protocol import Protocol, configured, is_setting, missing
+from selfcorrect.bridges.protocol import Protocol, configured, is_setting, missing, writable
 from selfcorrect.errors import ConfigError, ModelError
 from selfcorrect.types import Completion
 
@@ -107,7 +107,9 @@ class TwoAttempts(Task):
     def fewshot_context(self, doc: dict[str, Any], num_fewshot: int, **options: Any) -> Any:
         """The conversation that attempt 1 answers, as the model's template writes it."""
         if num_fewshot:
-            raise ConfigError(f"{self.config.task}: num_fewshot = {num_fewshot}: the attempts are asked without examples")
+            raise ConfigError(
+                f"{self.config.task}: num_fewshot = {num_fewshot}: the attempts are asked without examples"
+            )
         return self._written(self._opening(doc))
 
     def construct_requests(self, doc: dict[str, Any], ctx: Any, **options: Any) -> Any:
@@ -133,7 +135,7 @@ class TwoAttempts(Task):
         return self._instances
 
     def process_results(self, doc: dict[str, Any], results: Sequence[Sequence[str]]) -> dict[str, float]:
-        """This problem's part in each metric; nothing where the grader failed, so that it counts nowhere."""
+        """What a problem adds to each metric; nothing where the grader failed, so that it counts nowhere."""
         if self._verdicts is None:
             self._verdicts = self._graded()
         return self._verdicts[doc["id"]] or {}
@@ -191,4 +193,4 @@ def _turn(role: str, text: str) -> dict[str, str]:
 
 def _text(answer: Any) -> str:
     """What a model answered; nothing where its server gave no text."""
-    return answer if isinstance(answer, str) else ""
+    return writable(answer) if isinstance(answer, str) else ""

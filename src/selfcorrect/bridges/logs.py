@@ -35,7 +35,7 @@ class Log:
 
 
 def read_log(path: str | Path) -> Log:
-    """A file of recorded attempts, or a log that holds some. Raises DataError with file, line (or sample) and reason."""
+    """A file of recorded attempts, or a log that holds some. Raises DataError with file, line or sample, and reason."""
     file = Path(path).expanduser()
     if file.name.lower().endswith(".eval") or (kind_of(file.name) == "json" and _is_object(file)):
         return _inspect(file)
@@ -59,7 +59,9 @@ def _lm_eval(file: Path, rows: Sequence[Row]) -> Log:
     for row in rows:
         if not row.fields.keys() >= _LM_EVAL:
             lacks = sorted(_LM_EVAL - row.fields.keys())[0]
-            raise row.wrong(lacks, f"is missing, which {rows[0].where} has: the file mixes lm-eval's samples with others")
+            raise row.wrong(
+                lacks, f"is missing, which {rows[0].where} has: the file mixes lm-eval's samples with others"
+            )
         number = row.integer("doc_id")
         first = seen.setdefault(number, row)
         if first is not row:
@@ -82,7 +84,9 @@ def _of_sample(row: Row) -> list[Row]:
         raise row.wrong("doc", f"must be an object, got {type(doc).__name__}")
     texts = resps[0] if isinstance(resps, list) and len(resps) == 1 else None
     if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
-        raise row.wrong("resps", "holds no texts of one answer; only what tasks of the kind generate_until wrote is read")
+        raise row.wrong(
+            "resps", "holds no texts of one answer; only what tasks of the kind generate_until wrote is read"
+        )
     own = doc.get(OWN)
     if isinstance(own, dict):
         return [Row(row.where, {**own, "attempts": texts})]
@@ -167,4 +171,3 @@ def _arranged(file: Path, found: Iterable[tuple[object, Row]], notes: Sequence[s
         told.append(f"{file}: some problems have {samples} samples only, so {more} more samples of others are left out")
     rows = [rows[place] for place in range(samples) for rows in by_name.values()]
     return Log(recorded_of(rows), samples, tuple(told))
-

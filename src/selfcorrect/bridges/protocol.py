@@ -14,7 +14,7 @@ from typing import Any
 
 from selfcorrect.config import TrainConfig
 from selfcorrect.config.recipe import load_recipe, validate
-from selfcorrect.config.tasks import ATTEMPT_TOKENS, CustomConfig, RepairConfig
+from selfcorrect.config.tasks import ATTEMPT_TOKENS, RepairConfig
 from selfcorrect.errors import ConfigError, UserError
 from selfcorrect.evaluation.evaluate import evaluated_problems
 from selfcorrect.evaluation.metrics import is_graded, is_unchanged
@@ -121,7 +121,7 @@ class Protocol:
         return found
 
     def verdicts(self, name: str, grades: Sequence[Grade], texts: Sequence[str]) -> dict[str, float] | None:
-        """What this problem adds to each metric; None where an attempt could not be graded, so that it counts nowhere."""
+        """What this problem adds to each metric; None where an attempt could not be graded: it counts nowhere."""
         attempts = tuple(
             Attempt((), Completion((), (), text, "stop"), grade) for text, grade in zip(texts, grades, strict=True)
         )
@@ -137,6 +137,11 @@ def _named(problems: Sequence[Problem]) -> dict[str, Problem]:
         count = seen[problem.id]
         found[problem.id if count == 1 else f"{problem.id}#{count}"] = problem
     return found
+
+
+def writable(text: str) -> str:
+    """A model's text without halves of surrogate pairs, which no log can hold: what is graded is what is written."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def verdicts_of(rollout: Rollout) -> dict[str, float] | None:
@@ -186,7 +191,7 @@ class Grader:
                 batch.append(self._waiting.popleft())
             try:
                 grades = self._grade([(problem, completions) for problem, completions, _ in batch])
-            except BaseException as error:
+            except BaseException as error:  # noqa: BLE001 - each caller raises it
                 for _, _, future in batch:
                     future.set_exception(error)
             else:

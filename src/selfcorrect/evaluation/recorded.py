@@ -89,12 +89,14 @@ def _texts(row: Row) -> tuple[str, ...]:
 
 
 def _ends(row: Row, count: int) -> tuple[FinishReason, ...]:
-    if not row.has("finish_reasons"):
-        return ("stop",) * count
-    told = row.texts("finish_reasons")
+    told = row.texts("finish_reasons") if row.has("finish_reasons") else ["stop"] * count
     if len(told) != count:
         raise row.wrong("finish_reasons", f"has {len(told)}, for {count} attempts")
-    return tuple("length" if reason in CUT_OFF else "stop" for reason in told)
+    return tuple(_end(reason) for reason in told)
+
+
+def _end(reason: str) -> FinishReason:
+    return "length" if reason in CUT_OFF else "stop"
 
 
 class Problems:
@@ -194,7 +196,8 @@ def replay(
 ) -> tuple[list[Problem], RecordedSampler, list[str]]:
     """The recorded problems, a sampler that answers them as recorded, and what a user should know.
 
-    path: the file they are from. samples: of each problem. Raises DataError where a row records fewer attempts than are to be evaluated.
+    path: the file they are from. samples: of each problem. Raises DataError where a row records fewer attempts than are
+    to be evaluated.
     """
     if len(recorded[0].texts) < attempts:
         raise DataError(
@@ -203,9 +206,7 @@ def replay(
         )
     found = Problems(task)
     problems = [found.of(row) for row in recorded]
-    script = [
-        (p.prompt, task.correction_prompt(p), row.completions) for p, row in zip(problems, recorded, strict=True)
-    ]
+    script = [(p.prompt, task.correction_prompt(p), row.completions) for p, row in zip(problems, recorded, strict=True)]
     each = f", {samples} samples of each," if samples > 1 else ""
     notes = [f"{len(problems) // samples} problems{each} are recorded in {path}; these are evaluated, and no others"]
     return problems, RecordedSampler(chat, script), notes
@@ -232,8 +233,9 @@ def grade_recorded(
         grades_of, waiting = list(done), ""
         for start, stop in _chunks(recorded, len(done)):
             rows = range(start, stop)
-            texts = [(known[row], completion) for row in rows for completion in recorded[row].completions]
-            flat = grade_completions(task, *map(list, zip(*texts, strict=True)), [True] * len(texts))
+            asked = [known[row] for row in rows for _ in recorded[row].texts]
+            texts = [completion for row in rows for completion in recorded[row].completions]
+            flat = grade_completions(task, asked, texts, [True] * len(texts))
             fresh = iter(flat)
             for row in rows:
                 mine = [next(fresh) for _ in recorded[row].texts]

@@ -237,17 +237,15 @@ def grade(
 ) -> tuple[Summary, Path]:
     """Grade recorded attempts (docs/recorded.md); returns the metrics, and the file of verdicts, a line a row.
 
-    task: math or code; overrides: settings of it, like task.dataset=humaneval. output: by default beside the
-    recordings, with .graded.jsonl in the name; what it holds already is not graded again. progress(done, all) is
-    called with numbers of attempts.
+    task: math, code, countdown or custom; overrides: settings of it, like task.dataset=humaneval. output: by default
+    beside the recordings, with .graded.jsonl in the name; what it holds already is not graded again.
+    progress(done, all) is called with numbers of attempts.
     """
     from selfcorrect.bridges.logs import read_log
     from selfcorrect.evaluation.averages import summary_over
     from selfcorrect.evaluation.recorded import grade_recorded
 
-    # A recipe's stages do not matter here.
-    stage = {"name": "none", "objective": "single_turn", "steps": 1, "learning_rate": 1.0}
-    config = validate({"task": {"name": task}, "stages": [stage]}, "grade", overrides=overrides)
+    config = validate({"task": {"name": task}, "stages": []}, "grade", overrides=overrides)
     assert isinstance(config, TrainConfig)
     log = read_log(recorded)
     rows = log.rows

@@ -71,6 +71,8 @@ def test_problems_that_share_an_id_keep_names_of_their_own(tmp_path: Path) -> No
         ("math", {"rollouts.attempts": 1}, "rollouts.attempts"),
         ("math", {"task.nonsense": 1}, "task.nonsense"),
         ("math", {"evaluation.controls": True}, "evaluation.controls is played by `selfcorrect evaluate` only"),
+        ("math", {"task.correction_prompt": {"Be brief": True}}, "task.correction_prompt = {'Be brief': True}: is text"),
+        ("math", {"data": True}, "task.data = True: is text, but was read as bool"),
         ("gsm8k", {"rollouts.self_refine": {"feedback_prompt": "a", "refine_prompt": "b"}}, "rollouts.self_refine is"),
     ],
 )  # fmt: skip
@@ -78,6 +80,14 @@ def test_settings_that_cannot_be_played_are_told(task: str | None, settings: dic
     with pytest.raises(ConfigError) as error:
         configured(task, None, settings)
     assert told in str(error.value)
+
+
+def test_text_with_commas_is_put_together_again() -> None:
+    """As inspect hands it over."""
+    config = configured("math", None, {"task.correction_prompt": ["Look again", " please"], "data": ["a", "b"]}).task
+    assert (config.correction_prompt, config.data) == ("Look again, please", "a,b")  # type: ignore[union-attr]
+    packages = configured("mbpp", None, {"task.packages": ["numpy", "scipy"], "task.hub": None}).task.packages  # type: ignore[union-attr]
+    assert packages == ("numpy", "scipy")
 
 
 def test_a_recipe_gives_prompts_and_attempts() -> None:
@@ -268,7 +278,7 @@ def test_logs_of_other_tasks_of_inspect(inspect_log: Callable[..., Path]) -> Non
 def test_without_inspect_one_line_names_the_extra(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "inspect_ai", None)
     monkeypatch.setitem(sys.modules, "inspect_ai.log", None)
-    (tmp_path / name).write_text('{"version": 2}')
+    (tmp_path / name).write_text('{"version": 2, "status": "success", "eval": {')
     with pytest.raises(
         UserError, match=r"inspect_ai is not installed, which this needs; pip install 'selfcorrect\[inspect\]'$"
     ):

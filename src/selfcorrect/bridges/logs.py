@@ -37,19 +37,20 @@ class Log:
 def read_log(path: str | Path) -> Log:
     """A file of recorded attempts, or a log that holds some. Raises DataError with file, line or sample, and reason."""
     file = Path(path).expanduser()
-    if file.name.lower().endswith(".eval") or (kind_of(file.name) == "json" and _is_object(file)):
+    if file.name.lower().endswith(".eval") or (kind_of(file.name) == "json" and _begins_as_a_log(file)):
         return _inspect(file)
     rows = read_rows(file)
     return _lm_eval(file, rows) if rows[0].fields.keys() >= _LM_EVAL else Log(recorded_of(rows))
 
 
-def _is_object(file: Path) -> bool:
-    """Whether a .json file begins as one object does, which no file of rows is."""
+def _begins_as_a_log(file: Path) -> bool:
+    """Whether a .json file begins as inspect's logs do: an object with their first fields."""
     try:
         with file.open("rb") as stream:
-            return stream.read(4096).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{")
+            head = stream.read(4096).lstrip(b"\xef\xbb\xbf \t\r\n")
     except OSError:
         return False  # the reader of rows says why
+    return head.startswith(b"{") and b'"status"' in head and b'"eval"' in head
 
 
 def _lm_eval(file: Path, rows: Sequence[Row]) -> Log:

@@ -13,6 +13,7 @@ from threading import Lock
 from typing import Any
 
 from selfcorrect.config import TrainConfig
+from selfcorrect.config.overrides import is_text
 from selfcorrect.config.recipe import load_recipe, validate
 from selfcorrect.config.tasks import ATTEMPT_TOKENS, RepairConfig
 from selfcorrect.errors import ConfigError, UserError
@@ -58,7 +59,7 @@ def configured(task: str | None, recipe: str | None, settings: Mapping[str, Any]
     changed = {name: value for name, value in settings.items() if name != "data"}
     if "data" in settings:
         changed["task.file" if task == "custom" else "task.data"] = settings["data"]
-    overrides = [f"{name}={value if isinstance(value, str) else json.dumps(value)}" for name, value in changed.items()]
+    overrides = [f"{name}={_typed(name, value)}" for name, value in changed.items()]
     if recipe is not None:
         config = load_recipe(recipe, overrides)
     elif task not in NAMES:
@@ -71,6 +72,19 @@ def configured(task: str | None, recipe: str | None, settings: Mapping[str, Any]
         raise ConfigError(f"recipe {recipe} is of kind {config.kind}; name one of kind train")
     _refuse_what_is_not_played(config)
     return config
+
+
+def _typed(name: str, value: Any) -> str:
+    """A value as it was typed before another program read it: inspect takes a comma for the end of a list's entry."""
+    if isinstance(value, str) or value is None or not is_text(name):
+        return value if isinstance(value, str) else json.dumps(value)
+    if isinstance(value, list) and all(isinstance(part, str) for part in value):
+        return ",".join(value)
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return str(value)
+    raise ConfigError(
+        f"{name} = {value!r}: is text, but was read as {type(value).__name__}; name it in a recipe instead"
+    )
 
 
 def _refuse_what_is_not_played(config: TrainConfig) -> None:

@@ -11,7 +11,7 @@ import pytest
 import selfcorrect
 from selfcorrect.bridges import LM_EVAL_TASKS
 from selfcorrect.bridges.logs import read_log
-from selfcorrect.bridges.protocol import averaged, verdicts_of
+from selfcorrect.bridges.protocol import Protocol, averaged, configured, verdicts_of
 from selfcorrect.errors import DataError, UserError
 from selfcorrect.types import Rollout
 from tests.support.bridged import COUNT, KINDS, Script, script
@@ -34,6 +34,15 @@ def outcomes(rollouts: list[Rollout]) -> dict[str, list[str]]:
 
 def means(rollouts: list[Rollout]) -> dict[str, float]:
     return averaged([verdicts for r in rollouts if (verdicts := verdicts_of(r)) is not None])
+
+
+def conversations(told: Script) -> list[list[tuple[str, str]]]:
+    """What attempt 2 must answer: nothing in it depends on whether attempt 1 was right."""
+    protocol = Protocol(configured(told.kind, None, told.settings))
+    return sorted(
+        [("user", p.prompt), ("assistant", told.by_prompt[p.prompt][0][0]), ("user", protocol.correction(name))]
+        for name, p in protocol.problems.items()
+    )
 
 
 # inspect
@@ -83,7 +92,7 @@ def test_inspect_gives_the_verdicts_of_selfcorrect(kind: str, tmp_path: Path) ->
     corrections = [turns for turns in asked if len(turns) == 3]
     assert len(asked) == 2 * COUNT
     assert len(corrections) == COUNT
-    assert [role for role, _ in corrections[0]] == ["user", "assistant", "user"]
+    assert sorted(corrections) == conversations(told)
     again = own(told, Path(log.location), tmp_path / "read")
     assert outcomes(again) == expected
     assert means(again) == means(rollouts)
@@ -247,6 +256,9 @@ def test_lm_eval_gives_the_verdicts_of_selfcorrect(kind: str, tmp_path: Path, ha
     (scored,) = results["results"].values()
     assert {name.removesuffix(",none"): value for name, value in scored.items() if name.endswith(",none") and "stderr" not in name} == pytest.approx(means(rollouts))  # fmt: skip
     assert [len(call) for call in model.calls] == [COUNT, COUNT]
+    assert sorted([(turn["role"], turn["content"]) for turn in turns] for turns in model.calls[1]) == conversations(
+        told
+    )
     again = own(told, write_samples(results, tmp_path / "samples"), tmp_path / "read")
     assert outcomes(again) == outcomes(rollouts)
 
@@ -265,11 +277,8 @@ def test_a_model_of_the_harness_plays_as_it_is(tmp_path: Path, harness: Any) -> 
     assert "accuracy@t3,none" in results["results"]["selfcorrect_gsm8k"]
 
 
-def test_dummy_plays_where_it_has_a_template(tmp_path: Path, harness: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from lm_eval.models.dummy import DummyLM
-
+def test_dummy_plays_without_a_hub(tmp_path: Path, harness: Any) -> None:
     told = script("countdown", tmp_path)
-    monkeypatch.setattr(DummyLM, "apply_chat_template", lambda self, chat_history, **options: str(chat_history))
     results = harness("dummy", "countdown", told.settings)
     assert results["results"]["selfcorrect_countdown"]["unchanged,none"] == 1.0
     assert results["results"]["selfcorrect_countdown"]["accuracy@t2,none"] == 0.0

@@ -9,7 +9,7 @@ export TOKENIZERS_PARALLELISM = false
 BOTH := -n 2 --dist loadfile --no-loadscope-reorder
 test nightly: export OMP_WAIT_POLICY = PASSIVE
 
-.PHONY: help demo test nightly lint docs reference bench bench-judge base gpu-check clean
+.PHONY: help demo test test-bridges nightly lint docs reference bench bench-judge base gpu-check clean
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
@@ -25,6 +25,15 @@ demo: $(VENV)/.installed  ## train a small model to correct itself and write run
 
 test: $(VENV)/.installed  ## the whole test suite
 	$(BIN)/python -m pytest $(BOTH)
+
+# inspect_ai's dependencies clash with those of constraints.txt: an environment of its own.
+.venv-bridges/.installed: pyproject.toml constraints-bridges.txt
+	$(PYTHON) -m venv .venv-bridges
+	.venv-bridges/bin/pip install --quiet -c constraints-bridges.txt -e '.[inspect,lm-eval]' pytest hypothesis
+	@touch $@
+
+test-bridges: .venv-bridges/.installed  ## the bridges against the real inspect_ai and lm-evaluation-harness
+	.venv-bridges/bin/python -m pytest tests/bridges
 
 # Those marked `alone` are held to seconds or load the cores themselves: one after the other, with nothing beside them.
 nightly: $(VENV)/.installed docs  ## the test suite and the heavier checks
@@ -60,4 +69,4 @@ gpu-check: $(VENV)/.installed  ## the tests marked gpu and a larger lab run, und
 	$(BIN)/python benchmarks/gpu_check.py
 
 clean:  ## remove the virtual environment and caches (runs/ stays)
-	rm -rf $(VENV) .mypy_cache .ruff_cache build dist src/*.egg-info
+	rm -rf $(VENV) .venv-bridges .mypy_cache .ruff_cache build dist src/*.egg-info

@@ -16,13 +16,14 @@ from selfcorrect.config import LAB_MODEL, TASK_KINDS, CodeConfig, Config, LabBas
 from selfcorrect.config.paths import absolute
 from selfcorrect.config.recipe import load_recipe, validate
 from selfcorrect.config.shipped import shipped_recipe, shipped_recipes
+from selfcorrect.config.tasks import ATTEMPT_TOKENS
 from selfcorrect.endpoints.job import endpoint_job
 from selfcorrect.endpoints.settings import Endpoint
 from selfcorrect.errors import ConfigError, DataError
 from selfcorrect.evaluation.counted import Counted
 from selfcorrect.evaluation.evaluate import Evaluation, Evaluator, grader_lives
 from selfcorrect.evaluation.kept import Kept, write_durably
-from selfcorrect.evaluation.metrics import Summary, is_graded, refuse_nothing_graded, summarize
+from selfcorrect.evaluation.metrics import Summary, is_graded, refuse_nothing_graded
 from selfcorrect.models.loading import LanguageModel, load_model, resolve_path, use_threads
 from selfcorrect.models.sizing import parameter_count
 from selfcorrect.report import write_report
@@ -214,20 +215,23 @@ def _model_job(asked: TrainConfig, task: Task, folder: Path | None, name: str) -
 
 def _recorded_job(config: TrainConfig, task: Task) -> Job:
     """The recorded attempts, through the same rollouts, graders and metrics as a model's."""
+    from selfcorrect.bridges.logs import read_log
     from selfcorrect.evaluation.recorded import replay
 
-    chat = TextChat()
-    problems, sampler, notes = replay(str(config.recorded), task, chat, config.rollouts.attempts)
+    chat, log = TextChat(), read_log(str(config.recorded))
+    attempts, file = config.rollouts.attempts, str(config.recorded)
+    problems, sampler, notes = replay(log.rows, file, task, chat, attempts, log.samples)
+    played = len(problems)  # samples of problems
     task.grade([])
     evaluator = Evaluator(
-        task=task, problems=problems, attempts=config.rollouts.attempts,
+        task=task, problems=problems[: played // log.samples], attempts=config.rollouts.attempts,
         max_new_tokens=config.rollouts.max_new_tokens, seed=config.seed, controls=False, recorded=True,
-        rows=len(problems),  # problems with the same prompt are answered in turn, so all are played at once
-        about=about(config.task),
+        rows=played,  # problems with the same prompt are answered in turn, so all are played at once
+        about=about(config.task), samples=log.samples,
     )  # fmt: skip
     digest = hashlib.sha256(Path(str(config.recorded)).read_bytes()).hexdigest()[:16]
     made_with = settings(config, evaluator, chat, {"recorded": digest})
-    return Job(evaluator, sampler, chat, made_with, [f"task {evaluator.about}", *notes])
+    return Job(evaluator, sampler, chat, made_with, [f"task {evaluator.about}", *notes, *log.notes])
 
 
 def _tell(notes: list[str], say: Callable[[str], None]) -> list[str]:
@@ -246,17 +250,18 @@ def grade(
 ) -> tuple[Summary, Path]:
     """Grade recorded attempts (docs/recorded.md); returns the metrics, and the file of verdicts, a line a row.
 
-    task: math or code; overrides: settings of it, like task.dataset=humaneval. output: by default beside the
-    recordings, with .graded.jsonl in the name; what it holds already is not graded again. progress(done, all) is
-    called with numbers of attempts.
+    task: math, code, countdown or custom; overrides: settings of it, like task.dataset=humaneval. output: by default
+    beside the recordings, with .graded.jsonl in the name; what it holds already is not graded again.
+    progress(done, all) is called with numbers of attempts.
     """
-    from selfcorrect.evaluation.recorded import grade_recorded, read_recorded
+    from selfcorrect.bridges.logs import read_log
+    from selfcorrect.evaluation.averages import summary_over
+    from selfcorrect.evaluation.recorded import grade_recorded
 
-    # A recipe's stages do not matter here.
-    stage = {"name": "none", "objective": "single_turn", "steps": 1, "learning_rate": 1.0}
-    config = validate({"task": {"name": task}, "stages": [stage]}, "grade", overrides=overrides)
+    config = validate({"task": {"name": task}, "stages": []}, "grade", overrides=overrides)
     assert isinstance(config, TrainConfig)
-    rows = read_recorded(recorded)
+    log = read_log(recorded)
+    rows = log.rows
     target = Path(output) if output is not None else _verdicts_beside(Path(recorded))
     done, total = 0, sum(len(row.texts) for row in rows)
 
@@ -269,9 +274,9 @@ def grade(
     judge = make_task(config.task)
     with closing(judge):
         rollouts = grade_recorded(rows, judge, target, told)
-        _tell(list(judge.notes), (observer or Observer()).message)
+        _tell([*judge.notes, *log.notes], (observer or Observer()).message)
     refuse_nothing_graded(rollouts, str(recorded))
-    return summarize(rollouts), target
+    return summary_over(rollouts, log.samples), target
 
 
 def _verdicts_beside(recorded: Path) -> Path:
@@ -435,9 +440,6 @@ def _train_config(recipe: Recipe, *overrides: str) -> TrainConfig:
     return config
 
 
-_LIMITS = {"math": 1024, "code": 512, "repair": 512}  # tokens of an attempt, as in the shipped recipes
-
-
 def _config_for(
     model: str | Path, recipe: Recipe | None, overrides: Sequence[str] | None, purpose: str, *, here: bool = True
 ) -> TrainConfig:
@@ -464,7 +466,7 @@ def _config_for(
         raise ConfigError(
             f"{model} lies in no run, so nothing says what to {purpose}; name a recipe with --recipe FILE{also}"
         )
-    limits = {"max_new_tokens": _LIMITS[tasks[-1]]} if tasks[-1] in _LIMITS else {}
+    limits = {"max_new_tokens": ATTEMPT_TOKENS[tasks[-1]]} if tasks[-1] in ATTEMPT_TOKENS else {}
     return _train_config({"stages": [], "rollouts": limits}, *(overrides or ()))
 
 

@@ -110,7 +110,7 @@ def train(
 @app.command(epilog="Example: selfcorrect grade --task code outputs.jsonl task.dataset=humaneval")
 def grade(
     recorded: Annotated[Path, typer.Argument(help="Recorded attempts (docs/recorded.md).", metavar="RECORDED")],
-    task: Annotated[str, typer.Option(help="math or code.")],
+    task: Annotated[str, typer.Option(help="math, code, countdown or custom.")],
     overrides: Annotated[
         list[str] | None, typer.Argument(help="Settings of the task, like task.dataset=humaneval.", metavar="KEY=VALUE")
     ] = None,
@@ -127,8 +127,8 @@ def grade(
     from selfcorrect import api
     from selfcorrect.runs.display import summary_lines
 
-    if task not in ("math", "code"):
-        raise ConfigError(f"--task {task}: must be math or code")
+    if task not in ("math", "code", "countdown", "custom"):
+        raise ConfigError(f"--task {task}: must be math, code, countdown or custom")
     settings = [*(overrides or []), *(["task.allow_unsandboxed=true"] if allow_unsandboxed else [])]
     columns = (TextColumn("grading"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as bar:

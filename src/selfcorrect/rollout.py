@@ -68,7 +68,9 @@ def play(
                 shown[row].append(contexts[row])
                 feedback[row].append(told[row])
             recorded = firsts if number == 1 and given is None else {}
-            grading.append(grader.submit(_grade, task, problems, now, readable, chat.opens_thought, recorded))
+            grading.append(
+                grader.submit(grade_completions, task, problems, now, readable, chat.opens_thought, recorded)
+            )
         began = time.perf_counter()
         grades = [future.result() for future in grading]
         if waiting is not None:
@@ -165,13 +167,13 @@ def _first_attempts(
     return {row: chat.written(text) for row, text in texts.items()}
 
 
-def _grade(
+def grade_completions(
     task: Task,
     problems: Sequence[Problem],
     completions: Sequence[Completion],
     readable: Sequence[bool],
-    opened: bool,
-    recorded: Collection[int],
+    opened: bool = False,
+    recorded: Collection[int] = (),
 ) -> list[Grade]:
     """Grades in order. A completion cut off at the token limit is `truncated` and unrewarded, whatever its text; one
     that came with a verdict has that.

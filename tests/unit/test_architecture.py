@@ -14,13 +14,13 @@ SOURCE = Path(selfcorrect.__file__).parent
 # A folder, or a file on top, imports only from those before it. docs/architecture.md says what each holds.
 ORDER = [
     "types", "errors", "seeds", "waiting", "config", "grading", "tasks", "models", "samplers", "rollout", "evaluation",
-    "parallel", "learning", "planning", "runs", "endpoints", "analysis", "report", "lab", "export", "compare",
+    "bridges", "parallel", "learning", "planning", "runs", "endpoints", "analysis", "report", "lab", "export", "compare",
     "starting", "api", "serving", "commands", "evaluate_command", "cli", "__init__",
 ]  # fmt: skip
 NEVER = {  # folder -> what it must not import; "torch" stands for every heavy library
     "types": {"torch"}, "errors": {"torch"}, "seeds": {"torch"}, "waiting": {"torch"}, "config": {"torch"}, "grading": {"torch", "tasks"},
     "tasks": {"torch", "samplers"}, "models": {"tasks"}, "samplers": {"tasks"}, "rollout": {"torch"},
-    "evaluation": {"torch"}, "endpoints": {"torch", "learning"},
+    "evaluation": {"torch"}, "bridges": {"torch"}, "endpoints": {"torch", "learning"},
     "report": {"torch", "learning", "runs"}, "analysis": {"torch", "learning", "runs"},
     "starting": {"torch", "learning", "runs"},
 }  # fmt: skip

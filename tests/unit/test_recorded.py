@@ -198,7 +198,11 @@ def test_what_was_graded_can_be_analysed(tmp_path: Path) -> None:
 def test_the_sampler_answers_each_context_with_what_followed_it() -> None:
     chat = TextChat()
     sampler = RecordedSampler(
-        chat, [("same", "again", ["a1", "a2"]), ("same", "again", ["b1", "b2"]), ("é\ud800", "again", ["", "c2"])]
+        chat,
+        [
+            (prompt, "again", list(map(chat.written, texts)))
+            for prompt, *texts in (("same", "a1", "a2"), ("same", "b1", "b2"), ("é\ud800", "", "c2"))
+        ],
     )
     params = SamplingParams(0.0, 1, 0)
     firsts = [chat.first_prompt(text) for text in ("same", "same", "é\ud800")]

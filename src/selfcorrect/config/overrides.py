@@ -48,6 +48,15 @@ def apply_override(data: dict[str, Any], override: str) -> str:
     return ".".join(path)
 
 
+def is_text(name: str) -> bool:
+    """Whether the setting of this dotted name is text, or nothing."""
+    return _only_text(_kinds(name.split(".")))
+
+
+def _only_text(kinds: Sequence[Any]) -> bool:
+    return str in kinds and all(kind in (str, type(None)) for kind in kinds)
+
+
 def _index(items: list[Any], part: str, override: str) -> int:
     """Stages are addressed by name or by position: stages.stage1.steps=10, stages.0.steps=10."""
     names = [item.get("name") if isinstance(item, dict) else None for item in items]
@@ -61,7 +70,7 @@ def _index(items: list[Any], part: str, override: str) -> int:
 def _value(text: str, kinds: Sequence[Any], override: str) -> Any:
     """What was typed, as one of `kinds`: those that the setting may hold."""
     takes_text = any(kind is str for kind in kinds)
-    if takes_text and all(kind in (str, type(None)) for kind in kinds):
+    if _only_text(kinds):
         none = type(None) in kinds and text.strip() in ("", "~", "null")
         return None if none else text
     try:

@@ -324,7 +324,7 @@ class TrainConfig(Strict):
             )
         if self.algorithm.normalize_std and self.algorithm.baseline != "leave_one_out":
             raise ValueError("algorithm.normalize_std needs algorithm.baseline leave_one_out")
-        if isinstance(self.task, CountdownConfig) and self.task.data is not None:
+        if self.stages and isinstance(self.task, CountdownConfig) and self.task.data is not None:
             raise ValueError("task.data is for evaluation; training draws its problems from the generator")
         for stage in self.stages:
             self._check_stage(stage)

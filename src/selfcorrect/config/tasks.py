@@ -229,6 +229,9 @@ TASK_KINDS: dict[str, type[Strict]] = {
 }
 
 
+ATTEMPT_TOKENS = {"math": 1024, "code": 512, "repair": 512}  # where no recipe says, as in the shipped ones
+
+
 def correction_fields(task: TaskConfig) -> set[str]:
     """What a correction prompt of this task may fill in."""
     match task:

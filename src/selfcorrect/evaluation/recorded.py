@@ -1,14 +1,15 @@
 """Recorded completions: real model outputs, graded and counted without a model. docs/recorded.md: the format.
 
 A row names its problem by `task_id`, or holds what grading needs (math: gold, answer or solution; code: tests). Its
-attempts are the list `attempts`, or one text under response, completion or program.
+attempts are the list `attempts`, or one text under response, completion or program. `finish_reasons` says which of
+them ran into the token limit.
 """
 
 import contextlib
 import fcntl
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,42 +17,55 @@ from typing import Any
 
 from selfcorrect.errors import DataError
 from selfcorrect.grading.math import gold_answer
-from selfcorrect.grading.thoughts import grade_answers
+from selfcorrect.rollout import grade_completions
 from selfcorrect.samplers.recorded import RecordedSampler, TextChat
 from selfcorrect.tasks.base import Task
 from selfcorrect.tasks.code import CodeTask, Item, plain
+from selfcorrect.tasks.countdown import Countdown
 from selfcorrect.tasks.dataset import DataTask
 from selfcorrect.tasks.files import Row, read_rows
 from selfcorrect.tasks.math import MathTask
-from selfcorrect.types import Attempt, Completion, Grade, Outcome, Problem, Rollout
+from selfcorrect.types import Attempt, Completion, FinishReason, Grade, Outcome, Problem, Rollout
 
 SINGLE = ("response", "completion", "program")
 _FENCE = "`" * 12
 _CHUNK = 256  # attempts graded between two writes
+CUT_OFF = frozenset({"length", "max_tokens"})  # what the programs that write such files call it
 
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
-    """One row: where it stands, its problem's name, and the texts of its attempts."""
+    """One row: where it stands, its problem's name, the texts of its attempts, and whether each came to its end."""
 
     where: str
     name: str
     texts: tuple[str, ...]
     row: Row
+    ends: tuple[FinishReason, ...]
 
     def digest(self) -> str:
         """Of all that its grades depend on."""
         told = json.dumps([self.name, self.texts, {k: str(v) for k, v in sorted(self.row.fields.items())}])
         return hashlib.sha256(told.encode()).hexdigest()[:16]
 
+    @property
+    def completions(self) -> list[Completion]:
+        """The attempts as `play` knows them."""
+        return [Completion((), (), text, end) for text, end in zip(self.texts, self.ends, strict=True)]
+
 
 def read_recorded(path: str | Path) -> list[Recorded]:
     """All rows. Raises DataError with file, line, field and reason, before anything is graded."""
-    found = []
-    for number, row in enumerate(read_rows(path), 1):
+    return recorded_of(read_rows(path))
+
+
+def recorded_of(rows: Iterable[Row]) -> list[Recorded]:
+    """The same from rows that were read already."""
+    found: list[Recorded] = []
+    for number, row in enumerate(rows, 1):
         texts = _texts(row)
         name = str(row.fields.get("task_id", row.fields.get("id", row.fields.get("unique_id", f"row {number}"))))
-        found.append(Recorded(row.where, name, texts, row))
+        found.append(Recorded(row.where, name, texts, row, _ends(row, len(texts))))
         if len(texts) != len(found[0].texts):
             raise row.wrong("attempts", f"has {len(texts)}, where {found[0].where} has {len(found[0].texts)}")
     return found
@@ -74,6 +88,17 @@ def _texts(row: Row) -> tuple[str, ...]:
     raise DataError(f"{row.where}: no attempt: expected attempts, or one of {', '.join(SINGLE)}; the row has {there}")
 
 
+def _ends(row: Row, count: int) -> tuple[FinishReason, ...]:
+    told = row.texts("finish_reasons") if row.has("finish_reasons") else ["stop"] * count
+    if len(told) != count:
+        raise row.wrong("finish_reasons", f"has {len(told)}, for {count} attempts")
+    return tuple(_end(reason) for reason in told)
+
+
+def _end(reason: str) -> FinishReason:
+    return "length" if reason in CUT_OFF else "stop"
+
+
 class Problems:
     """Finds the problem of each row: in the row itself, or by its id in the task's data."""
 
@@ -88,6 +113,11 @@ class Problems:
         if isinstance(self._task, MathTask) and (gold := _gold(row)) is not None:
             question = str(row.fields.get("problem", row.fields.get("question", "")))
             return self._task.problem(question, {"answer": gold}, recorded.name)
+        if isinstance(self._task, Countdown) and row.has("task_id"):
+            try:
+                return self._task.parse(row.text("task_id"))
+            except DataError as error:
+                raise row.wrong("task_id", f"names no problem of task countdown: {error}") from None
         if not isinstance(self._task, DataTask) or not row.has("task_id"):
             needed = "tests" if self._task.name == "code" else "gold, answer or solution"
             raise DataError(f"{row.where}: nothing to grade against: expected task_id, or {needed}")
@@ -162,13 +192,13 @@ def _item(row: Row) -> Item:
 
 
 def replay(
-    path: str | Path, task: Task, chat: TextChat, attempts: int
+    recorded: Sequence[Recorded], path: str | Path, task: Task, chat: TextChat, attempts: int, samples: int = 1
 ) -> tuple[list[Problem], RecordedSampler, list[str]]:
     """The recorded problems, a sampler that answers them as recorded, and what a user should know.
 
-    Raises DataError where a row records fewer attempts than are to be evaluated.
+    path: the file they are from. samples: of each problem. Raises DataError where a row records fewer attempts than are
+    to be evaluated.
     """
-    recorded = read_recorded(path)
     if len(recorded[0].texts) < attempts:
         raise DataError(
             f"{recorded[0].where}: records {len(recorded[0].texts)} attempts, but rollouts.attempts is {attempts}; "
@@ -176,8 +206,9 @@ def replay(
         )
     found = Problems(task)
     problems = [found.of(row) for row in recorded]
-    script = [(p.prompt, task.correction_prompt(p), row.texts) for p, row in zip(problems, recorded, strict=True)]
-    notes = [f"{len(problems)} problems are recorded in {path}; these are evaluated, and no others"]
+    script = [(p.prompt, task.correction_prompt(p), row.completions) for p, row in zip(problems, recorded, strict=True)]
+    each = f", {samples} samples of each," if samples > 1 else ""
+    notes = [f"{len(problems) // samples} problems{each} are recorded in {path}; these are evaluated, and no others"]
     return problems, RecordedSampler(chat, script), notes
 
 
@@ -202,9 +233,9 @@ def grade_recorded(
         grades_of, waiting = list(done), ""
         for start, stop in _chunks(recorded, len(done)):
             rows = range(start, stop)
-            flat = grade_answers(
-                task.grade, [(known[row], text, False) for row in rows for text in recorded[row].texts]
-            )
+            asked = [known[row] for row in rows for _ in recorded[row].texts]
+            texts = [completion for row in rows for completion in recorded[row].completions]
+            flat = grade_completions(task, asked, texts, [True] * len(texts))
             fresh = iter(flat)
             for row in rows:
                 mine = [next(fresh) for _ in recorded[row].texts]
@@ -221,9 +252,7 @@ def grade_recorded(
 
 
 def _rollout(row: Recorded, problem: Problem, grades: Sequence[Grade]) -> Rollout:
-    attempts = tuple(
-        Attempt((), Completion((), (), text, "stop"), grade) for text, grade in zip(row.texts, grades, strict=True)
-    )
+    attempts = tuple(Attempt((), text, grade) for text, grade in zip(row.completions, grades, strict=True))
     return Rollout(problem, attempts, seed=0, policy_step=0)
 
 

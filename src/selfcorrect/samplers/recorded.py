@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from selfcorrect.errors import DataError
@@ -50,15 +51,16 @@ class TextChat(Chat):
 class RecordedSampler:
     """Answers each context with what was recorded there.
 
-    attempts: for each problem its first prompt, its correction prompt and the recorded texts, in order.
+    attempts: for each problem its first prompt, its correction prompt and what was recorded, in order; of a completion
+    its text and how it ended count.
     """
 
-    def __init__(self, chat: TextChat, attempts: Iterable[tuple[str, str, Sequence[str]]]) -> None:
+    def __init__(self, chat: TextChat, attempts: Iterable[tuple[str, str, Sequence[Completion]]]) -> None:
         self._recorded: Mapping[tuple[int, ...], list[Completion]] = defaultdict(list)
-        for prompt, correction, texts in attempts:
+        for prompt, correction, recorded in attempts:
             context = chat.first_prompt(prompt)
-            for text in texts:
-                completion = chat.written(text)
+            for told in recorded:
+                completion = replace(chat.written(told.text), finish_reason=told.finish_reason)
                 self._recorded[context].append(completion)  # problems with the same prompt answer in turn
                 context = chat.next_prompt(context, completion.token_ids, correction)
 

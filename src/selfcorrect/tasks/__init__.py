@@ -8,7 +8,7 @@ from selfcorrect.tasks.custom import CustomTask
 from selfcorrect.tasks.math import MathTask
 from selfcorrect.tasks.repair import RepairTask
 
-__all__ = ["DESCRIPTIONS", "Split", "Task", "make_task"]
+__all__ = ["DESCRIPTIONS", "MathTask", "Split", "Task", "make_task"]
 
 DESCRIPTIONS = {
     "countdown": "reach a target from three numbers, each used once (generated; for evaluation also JSONL)",

@@ -57,7 +57,11 @@ class MathTask(DataTask):
         return self.reworded(problem, self._config.correction_prompt)
 
     def reworded(self, problem: Problem, template: str) -> str:
-        return self._fill(template, self._questions[problem.prompt])
+        return self._fill(template, self.question(problem))
+
+    def question(self, problem: Problem) -> str:
+        """The problem's own words, without the prompt around them."""
+        return self._questions[problem.prompt]
 
     def grade(self, answers: Sequence[tuple[Problem, str]]) -> list[Grade]:
         if self._grader is None:

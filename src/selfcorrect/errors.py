@@ -36,6 +36,10 @@ class NothingGraded(UserError, RuntimeError):  # noqa: N818 - says what happened
     """Not one attempt of a step or an evaluation could be sampled and graded; the message says why."""
 
 
+class SamplerFailed(UserError, RuntimeError):  # noqa: N818 - says what happened
+    """An engine that samples failed again after it was restarted, or computes other numbers than the policy."""
+
+
 class SandboxError(UserError, RuntimeError):
     """Untrusted programs cannot be confined on this machine."""
 

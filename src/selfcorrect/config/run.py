@@ -6,6 +6,7 @@ from pydantic import Field, field_validator, model_validator
 
 from selfcorrect.config.base import Decay, NonNegative, Positive, Rate, Share, Strict, check_template
 from selfcorrect.config.compare import CompareConfig, Name
+from selfcorrect.config.engines import VllmConfig
 from selfcorrect.config.stages import RLStage, SingleTurn, Stage, SupervisedStage
 from selfcorrect.config.tasks import CountdownConfig, RepairConfig, TaskConfig, correction_fields
 
@@ -143,13 +144,16 @@ class OptimizerConfig(Strict):
 class AlgorithmConfig(Strict):
     """Choices the paper leaves open; docs/method.md defends each default.
 
-    reference: which weights the KL of a later stage is measured to.
+    reference: which weights the KL of a later stage is measured to. importance_cap: the highest importance weight of a
+    token, where another engine samples than trains (learning/losses.py); none leaves the weights out; auto is 2 for
+    sampler: vllm, and none for transformers, whose log-probabilities are the policy's own.
     """
 
     baseline: Literal["leave_one_out", "leave_one_out_given_history", "none"] = "leave_one_out"
     normalize_std: bool = False
     kl_estimator: Literal["analytic", "k1"] = "analytic"
     reference: Literal["base", "previous_stage"] = "base"
+    importance_cap: Annotated[float, Field(ge=1, allow_inf_nan=False)] | Literal["auto", "none"] = "auto"
 
 
 class EvaluationConfig(Strict):
@@ -237,7 +241,8 @@ class LogConfig(Strict):
 class TrainConfig(Strict):
     """A whole run: a model, a task, and the stages one after the other.
 
-    sampler: recorded replays the attempts that the file `recorded` holds (docs/recorded.md), to evaluate them.
+    sampler: recorded replays the attempts that the file `recorded` holds (docs/recorded.md), to evaluate them; vllm
+    samples with that engine, in this process or on a server (docs/vllm.md).
     """
 
     kind: Literal["train"] = "train"
@@ -254,13 +259,18 @@ class TrainConfig(Strict):
     evaluation: EvaluationConfig = EvaluationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     log: LogConfig = LogConfig()
-    sampler: Literal["transformers", "recorded"] = "transformers"
+    sampler: Literal["transformers", "recorded", "vllm"] = "transformers"
     recorded: str | None = None
+    vllm: VllmConfig = VllmConfig()
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         if (self.sampler == "recorded") != (self.recorded is not None):
             raise ValueError("sampler: recorded and recorded: FILE belong together; set both, or neither")
+        if self.sampler != "vllm" and self.vllm != VllmConfig():
+            raise ValueError(f"vllm is of sampler: vllm, and sampler is {self.sampler}; set it, or leave vllm out")
+        if self.vllm.adapter == "only" and self.model.tuning == "full":
+            raise ValueError("vllm.adapter: only sends an adapter, and model.tuning is full; set it to auto")
         self._check_evaluation()
         names = [stage.name.casefold() for stage in self.stages]
         if len(set(names)) < len(names):
@@ -316,6 +326,14 @@ class TrainConfig(Strict):
             raise ValueError(f"task.name repair gives attempt 1, so stage {stage.name} has no first attempts to sample")
         if offline and self.algorithm.reference != "base":
             raise ValueError("algorithm.reference must be base where a stage has offline_first: one model serves both")
+
+    @property
+    def importance_cap(self) -> float | None:
+        """Of the importance weights of sampled tokens (learning/losses.py); None where the policy itself samples."""
+        cap = self.algorithm.importance_cap
+        if cap == "auto":
+            return 2.0 if self.sampler == "vllm" else None
+        return None if cap == "none" else cap
 
     @property
     def uses_reference(self) -> bool:

@@ -30,7 +30,7 @@ from selfcorrect.learning.record import Clock, Progress, StepResult, Update
 from selfcorrect.models.loading import LanguageModel
 from selfcorrect.models.recompute import recomputed
 from selfcorrect.rollout import Waiting, play
-from selfcorrect.samplers.base import Sampler
+from selfcorrect.samplers.base import Resting, Sampler
 from selfcorrect.seeds import derive_seed
 from selfcorrect.tasks.base import Task
 from selfcorrect.types import Completion, Problem, Rollout, SamplingParams
@@ -100,6 +100,8 @@ class Trainer:
             problems, self.task, self.sampler, self.lm.chat, params, attempts, policy_step=step, given=given,
             waiting=waiting,
         )  # fmt: skip
+        if isinstance(self.sampler, Resting):
+            self.sampler.rest()
         clock.lap("rollouts")
         clock.move("rollouts", "grader_wait", waiting.seconds)
         refuse_nothing_graded(rollouts, f"step {step}")
@@ -169,6 +171,7 @@ class Trainer:
         size = self.config.optimizer.rows
         again = self.config.optimizer.gradient_checkpointing is True
         packed = self.config.optimizer.padding_free is True
+        cap = self.config.importance_cap if isinstance(self.stage, RLStage) else None  # traces were chosen, not drawn
         shared = PackedPrompts if packed else SharedPrompts
         with recomputed(self.lm.model, again, self.lm.kernels):
             prompts = shared.of(self.lm, batch, size)
@@ -180,7 +183,7 @@ class Trainer:
                 reference = trained_states(self.reference, micro, ref_prompts, packed) if uses_kl else None
             with recomputed(self.lm.model, again, self.lm.kernels):
                 policy = trained_states(self.lm, micro, prompts, packed)
-            result = token_loss(policy, reference, micro, temperature, self.config.algorithm.kl_estimator)
+            result = token_loss(policy, reference, micro, temperature, self.config.algorithm.kl_estimator, cap)
             loss = result.loss_B.sum() / max(1, rollouts)
             loss.backward()  # type: ignore[no-untyped-call]
             loss_sum += float(loss.detach())

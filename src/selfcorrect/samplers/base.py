@@ -23,6 +23,15 @@ class Watched(Protocol):
     watch: Callable[[Far], None] | None
 
 
+@runtime_checkable
+class Resting(Protocol):
+    """A sampler that holds memory of its own beside the policy's."""
+
+    def rest(self) -> None:
+        """Nothing is sampled before the next `load_weights`: until then its memory is the update's."""
+        ...
+
+
 class Sampler(Protocol):
     """Token ids in, token ids out.
 

@@ -43,6 +43,7 @@ from selfcorrect.runs.interrupts import Stop, alone, interruptible
 from selfcorrect.runs.loop import Loop
 from selfcorrect.runs.trackers import tracker_names
 from selfcorrect.runs.untrained import clear, has_earned, nothing_left_of_a_failure
+from selfcorrect.samplers.choose import make_sampler
 from selfcorrect.samplers.transformers import TransformersSampler
 from selfcorrect.tasks import make_task
 
@@ -168,8 +169,9 @@ def _prepare_and_train(
     plainly: dict[str, Any] = {"controls": False, "external": (), "samples": 1, "temperature": 0.0, "wordings": {}}
     validator = dataclasses.replace(evaluator, problems=validation, **plainly) if validation else None
     reference, told = make_reference(settled, lm)
-    sampler = TransformersSampler(lm, max_rows=settled.rollouts.rows)
-    base_sampler = TransformersSampler(reference, beside=sampler) if reference else None
+    sampler = make_sampler(settled, lm, settled.rollouts.rows)
+    beside = sampler if isinstance(sampler, TransformersSampler) else None
+    base_sampler = TransformersSampler(reference, settled.rollouts.rows, beside=beside) if reference else None
     trainer = Trainer(settled, lm, reference, sampler, task, base_sampler)
     room = ""
     with closing(task), ready(task), alone(path), nothing_left_of_a_failure(path, new=used is None):

@@ -12,6 +12,7 @@ import tempfile
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from threading import Thread
 from typing import Any, NamedTuple, Protocol, TypeVar
@@ -92,11 +93,13 @@ class Engine(Protocol):
 
 
 class VllmSampler:
-    """start: makes an engine, waiting for it; raises UserError kinds where it cannot. adapter_only: what is sent."""
+    """start: makes an engine that computes in a dtype, and waits for it; it may write to the folder, and raises
+    UserError kinds where it cannot. adapter_only: an adapter is sent, and not all weights.
+    """
 
     def __init__(
-        self, lm: LanguageModel, config: VllmConfig, start: Callable[[], Engine], *, adapter_only: bool,
-        say: Callable[[str], None] | None = None,
+        self, lm: LanguageModel, config: VllmConfig, start: Callable[[Path, torch.dtype], Engine], *,
+        adapter_only: bool, say: Callable[[str], None] | None = None,
     ) -> None:  # fmt: skip
         self._lm, self._config, self._start, self._adapter_only = lm, config, start, adapter_only
         self._say = say or (lambda line: print(f"note: {line}", file=sys.stderr))
@@ -171,7 +174,7 @@ class VllmSampler:
             return deed()
         except UserError:
             raise
-        except Exception as error:  # noqa: BLE001
+        except Exception as error:
             self._stop()
             raise SamplerFailed(
                 f"sampler: vllm failed ({first}), was started once more, and failed again ({_line(error)}); "
@@ -189,7 +192,7 @@ class VllmSampler:
 
     def _sync(self) -> Engine:
         began = self._engine is None
-        engine = self._engine = self._engine or self._start()
+        engine = self._engine = self._engine or self._start(self._folder, self.dtype)
         self._syncs, self._compared = self._syncs + 1, False
         if not self._adapter_only:
             self._in_time(engine, lambda: engine.take_weights(PlainWeights(self._lm, self.dtype, merged=True)))
@@ -210,7 +213,7 @@ class VllmSampler:
         self._versions.append(version)
         while len(self._versions) > 2:
             old = self._versions.pop(0)
-            self._in_time(engine, lambda: engine.drop_adapter(old))
+            self._in_time(engine, partial(engine.drop_adapter, old))
             shutil.rmtree(old.folder, ignore_errors=True)
 
     def _in_time(self, engine: Engine, deed: Callable[[], None]) -> None:

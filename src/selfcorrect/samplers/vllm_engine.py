@@ -25,14 +25,18 @@ _GIB = 1 << 30
 
 
 def need_vllm() -> Any:
-    """vLLM's module. Raises ModelError where it cannot be imported."""
+    """VLLM's module. Raises ModelError where it cannot be imported."""
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     try:
         import vllm
     except Exception as error:  # noqa: BLE001 - a build for another machine fails in ways of its own
         missing = isinstance(error, ModuleNotFoundError) and error.name == "vllm"
-        why = "is not installed" if missing else f"cannot be used here ({str(error).splitlines()[0] if str(error) else error!r})"
+        why = (
+            "is not installed"
+            if missing
+            else f"cannot be used here ({str(error).splitlines()[0] if str(error) else error!r})"
+        )
         raise ModelError(f"sampler: vllm: the package vllm {why}; docs/vllm.md says how to install it") from None
     return vllm
 
@@ -60,8 +64,9 @@ class InProcess:
         try:
             self._llm = vllm.LLM(
                 model=_files(lm, dtype, scratch), dtype=str(dtype).removeprefix("torch."), skip_tokenizer_init=True,
-                generation_config="vllm", logprobs_mode="processed_logprobs", enable_prefix_caching=True,
-                block_size=self.block, max_model_len=-1 if config.max_model_len == "auto" else config.max_model_len,
+                generation_config="vllm", use_tqdm_on_load=False, logprobs_mode="processed_logprobs",
+                enable_prefix_caching=True, block_size=self.block,
+                max_model_len=-1 if config.max_model_len == "auto" else config.max_model_len,
                 max_num_seqs=min(rows, 1024), gpu_memory_utilization=config.memory_share,
                 kv_cache_memory_bytes=int(cache * _GIB) if cache else None, enable_sleep_mode=self._cuda,
                 enforce_eager=not self._cuda, **_lora(lm, adapter_only=adapter_only),
@@ -151,7 +156,7 @@ def _lora(lm: LanguageModel, *, adapter_only: bool) -> dict[str, Any]:
 def _files(lm: LanguageModel, dtype: torch.dtype, scratch: Path) -> str:
     """A folder or hub name to start from: shapes count, the weights are sent anyway."""
     named = str(getattr(lm.model.config, "_name_or_path", "") or "")
-    if named and ((Path(named) / "config.json").is_file() or not Path(named).exists() and named.count("/") == 1):
+    if named and ((Path(named) / "config.json").is_file() or (not Path(named).exists() and named.count("/") == 1)):
         return named
     PlainWeights(lm, dtype, merged=False).write(scratch)
     return str(scratch)

@@ -2,6 +2,7 @@
 
 import gc
 import os
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,9 @@ def need_vllm() -> Any:
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     try:
-        import vllm
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            import vllm
     except Exception as error:  # noqa: BLE001 - a build for another machine fails in ways of its own
         missing = isinstance(error, ModuleNotFoundError) and error.name == "vllm"
         why = (

@@ -12,9 +12,9 @@ from safetensors.torch import load_file
 
 from selfcorrect.models.loading import LanguageModel
 from selfcorrect.models.plain import PlainWeights
-from selfcorrect.samplers.transformers import TransformersSampler
+from selfcorrect.samplers.transformers import generate
 from selfcorrect.samplers.vllm import AdapterVersion, Request, Sampled
-from selfcorrect.types import SamplingParams
+from selfcorrect.types import Completion, SamplingParams
 
 
 @dataclass
@@ -35,6 +35,7 @@ class FakeEngine:
     def __post_init__(self) -> None:
         self._lm = copy.deepcopy(self.of)
         self._cache: dict[tuple[int, ...], LanguageModel] = {}
+        self._known: dict[int, LanguageModel] = {}
         with torch.no_grad():  # what it starts from is never what the policy is
             for parameter in self._lm.model.parameters():
                 parameter.mul_(0.5)
@@ -43,7 +44,7 @@ class FakeEngine:
         self._note("sample")
         if self._is("dies", "sample"):
             raise RuntimeError("CUDA error: an illegal memory access was encountered\n\n")
-        found = [self._one(request) for request in requests]
+        found = self._answers(requests)
         if self._is("breaks_off", "sample"):
             found[-1] = Sampled(found[-1].token_ids[:0], found[-1].logprobs[:0])
         if self._is("no_numbers", "sample"):
@@ -61,6 +62,9 @@ class FakeEngine:
         if not self._is("stale_cache", "weights"):
             self._cache.clear()
         self._lm = copy.deepcopy(self._lm)
+        if self._lm.adapters and weights.merged:
+            self._lm.adapters.merge()
+            self._lm.adapters = None
         state = {
             name.replace(".base_layer.", "."): tensor
             for name, tensor in self._lm.model.state_dict(keep_vars=True).items()
@@ -101,21 +105,33 @@ class FakeEngine:
         kind = call.split(maxsplit=1)[0]
         return fault in self.fault and sum(each.split()[0] == kind for each in self.calls) >= self.fault[fault]
 
-    def _one(self, request: Request) -> Sampled:
-        head = request.prompt[: len(request.prompt) // self.block * self.block]
-        lm = self._cache.setdefault(head, self._lm) if head else self._lm
-        view = replace(lm, eos_ids=frozenset(request.stop_ids))
-        limit = request.max_new_tokens
-        done = TransformersSampler(view).sample(
-            [request.prompt], SamplingParams(request.temperature, limit, request.seed)
-        )[0]
-        logprobs = done.logprobs
-        if "raw" in self.fault:
-            table_1T = torch.tensor([[*request.prompt, *done.token_ids]])
+    def _answers(self, requests: Sequence[Request]) -> list[Sampled]:
+        """Rows of the same kind side by side; what begins with a block met before is answered as it was then."""
+        groups: dict[Any, list[int]] = {}
+        for row, request in enumerate(requests):
+            head = request.prompt[: len(request.prompt) // self.block * self.block]
+            lm = self._cache.setdefault(head, self._lm) if head else self._lm
+            kind = (id(lm), request.temperature, request.max_new_tokens, request.stop_ids)
+            groups.setdefault(kind, []).append(row)
+            self._known[id(lm)] = lm
+        found: dict[int, Sampled] = {}
+        for (which, temperature, limit, stop_ids), rows in groups.items():
+            lm = replace(self._known[which], eos_ids=frozenset(stop_ids))
+            prompts = [requests[row].prompt for row in rows]
+            numbers = [torch.rand(limit, generator=torch.Generator().manual_seed(requests[r].seed)) for r in rows]
             with torch.no_grad():
-                logits = lm.model(input_ids=table_1T).logits[0, len(request.prompt) - 1 : -1]
-            logprobs = tuple(logits.log_softmax(-1).gather(1, table_1T[0, len(request.prompt) :, None])[:, 0].tolist())
-        return Sampled(done.token_ids, logprobs)
+                done = generate(lm, prompts, SamplingParams(temperature, limit, 0), torch.stack(numbers).double())
+            for row, prompt, each in zip(rows, prompts, done, strict=True):
+                found[row] = Sampled(each.token_ids, self._told(lm, prompt, each))
+        return [found[row] for row in range(len(requests))]
+
+    def _told(self, lm: LanguageModel, prompt: tuple[int, ...], done: Completion) -> tuple[float, ...]:
+        if "raw" not in self.fault:
+            return done.logprobs
+        table_1T = torch.tensor([[*prompt, *done.token_ids]])
+        with torch.no_grad():
+            logits = lm.model(input_ids=table_1T).logits[0, len(prompt) - 1 : -1]
+        return tuple(logits.log_softmax(-1).gather(1, table_1T[0, len(prompt) :, None])[:, 0].tolist())
 
 
 class Engines:

@@ -17,14 +17,14 @@ class PlainWeights:
     """
 
     def __init__(self, lm: LanguageModel, dtype: torch.dtype, *, merged: bool) -> None:
-        self._lm, self._dtype, self._merged = lm, dtype, merged
+        self._lm, self._dtype, self.merged = lm, dtype, merged
 
     @torch.no_grad()
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
         adapted = {f"{prefix}.": layer for prefix, layer in adapted_layers(self._lm.model)} if self._lm.adapters else {}
         for prefix, layer in adapted.items():
             base = dequantised(layer.get_base_layer())
-            weight = base.weight.float() + layer.get_delta_weight(POLICY).float() if self._merged else base.weight
+            weight = base.weight.float() + layer.get_delta_weight(POLICY).float() if self.merged else base.weight
             yield f"{prefix}weight", weight.detach().to(self._dtype)
             if base.bias is not None:
                 yield f"{prefix}bias", base.bias.detach().to(self._dtype)

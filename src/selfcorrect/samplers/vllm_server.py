@@ -23,6 +23,7 @@ from selfcorrect.samplers.vllm_engine import need_vllm
 
 _SIDE_BY_SIDE = 256  # requests under way; the server batches them
 _WAIT = 120.0  # seconds for a server that is still starting, or starting again
+_MORE = 5.0  # seconds: the time-out of a whole sync comes before that of a request within it
 _BLOCK = 32  # no route tells the size of a cache block; the comparison's rows are long enough for this one
 
 
@@ -70,7 +71,13 @@ class Server:
         """Its memory is its own."""
 
     def said(self) -> str:
-        return self._told
+        if self._told:
+            return self._told
+        try:
+            with urllib.request.urlopen(f"{self._url}/health", timeout=5) as answer:
+                return f"/health answers {answer.status}"
+        except OSError as error:
+            return f"/health: {error}"
 
     def close(self) -> None:
         """It is not ours to stop. What a transfer holds goes with it."""
@@ -167,13 +174,15 @@ class Server:
     def _ask(self, request: urllib.request.Request) -> Any:
         """Its answer from JSON; {} where it says nothing. Raises RuntimeError with the server's own text."""
         try:
-            with urllib.request.urlopen(request, timeout=self._timeout) as answer:
+            with urllib.request.urlopen(request, timeout=self._timeout + _MORE) as answer:
                 text = answer.read().decode("utf-8", "replace")
         except urllib.error.HTTPError as error:
             self._told = " ".join(error.read().decode("utf-8", "replace").split())[:500]
             where = urlsplit(request.full_url).path
             hint = "; the route needs a server started as docs/vllm.md says" if error.code == 404 else ""
             raise RuntimeError(f"{where} answered {error.code}: {self._told or error.reason}{hint}") from None
+        except TimeoutError:
+            raise RuntimeError(f"{request.full_url} gave no answer in {self._timeout:g} s (vllm.timeout)") from None
         except urllib.error.URLError as error:
             self._told = str(error.reason)
             raise RuntimeError(f"{self._url} does not answer: {error.reason}") from None

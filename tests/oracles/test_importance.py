@@ -132,7 +132,8 @@ def test_attempts_of_one_token_are_exact_without_a_cap(objective: str, estimator
 
 
 def without(*arguments: Any) -> TokenLoss:
-    return token_loss(*arguments[:-1], None)
+    policy, reference, batch, temperature, estimator, _ = arguments
+    return token_loss(policy, reference, batch, temperature, estimator, None)
 
 
 def with_weight(weight: Callable[[Tensor, Tensor, float], Tensor]) -> Callable[..., TokenLoss]:

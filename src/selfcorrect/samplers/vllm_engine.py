@@ -62,6 +62,8 @@ class InProcess:
         self._vllm, self._asleep, self._adapter = vllm, False, adapter_only
         self._request: Any = None
         self.block = (16 if self._cuda else 32) if config.block_size == "auto" else config.block_size
+        if not self._cuda:
+            _compile_nothing()
         cache = config.kv_cache_gib or (None if self._cuda else 1.0)
         threads = torch.get_num_threads()
         try:
@@ -136,6 +138,13 @@ class InProcess:
         if self._asleep:
             self._llm.wake_up(tags=list(tags))
             self._asleep = "kv_cache" not in tags
+
+
+def _compile_nothing() -> None:
+    """On a CPU the engine would compile single operations at its first use, for longer than a small run takes."""
+    import torch._dynamo
+
+    torch._dynamo.config.disable = True
 
 
 def _sampled(output: Any) -> Sampled:

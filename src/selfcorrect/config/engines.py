@@ -13,7 +13,7 @@ Transfer = Literal["auto", "folder", "nccl", "ipc"]
 class VllmConfig(Strict):
     """Of sampler: vllm. server: the address of one that runs (http://HOST:PORT); without, it is in this process.
 
-    dtype: auto is that of the policy's forward pass. adapter: what is sent after an update where an adapter trains:
+    precision: auto is that of the policy's forward pass. adapter: what is sent after an update where an adapter trains:
     only it, or the weights it is merged into; auto is only. memory_share: of a GPU's memory, in process. kv_cache_gib:
     memory of the cache in place of that share; on a CPU 1 by default. block_size: tokens of a cache block, the unit in
     which attempt 2 finds attempt 1 in the cache; auto is 16, and 32 on a CPU. max_model_len: tokens of a rollout; auto
@@ -23,7 +23,7 @@ class VllmConfig(Strict):
     """
 
     server: str | None = None
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     adapter: Literal["auto", "only", "merged"] = "auto"
     memory_share: Annotated[float, Field(gt=0, lt=1)] = 0.5
     kv_cache_gib: Rate | None = None

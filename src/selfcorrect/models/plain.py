@@ -44,6 +44,10 @@ class PlainWeights:
             del config.quantization_config
         config.dtype = self._dtype
         config.save_pretrained(folder)
-        tied = set(getattr(self._lm.model, "_tied_weights_keys", None) or ()) if config.tie_word_embeddings else set()
-        state = {name: tensor.cpu().contiguous() for name, tensor in self if name not in tied}
+        state: dict[str, Tensor] = {}
+        places: set[int] = set()
+        for name, tensor in self:
+            tied = tensor.data_ptr() in places  # written under both names: a reload takes no head from an embedding
+            places.add(tensor.data_ptr())
+            state[name] = tensor.cpu().clone() if tied else tensor.cpu().contiguous()
         save_file(state, folder / "model.safetensors", metadata={"format": "pt"})

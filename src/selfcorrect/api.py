@@ -49,8 +49,8 @@ from selfcorrect.runs.evaluating import (
 from selfcorrect.runs.folder import keep_evaluation
 from selfcorrect.runs.interrupts import stoppable
 from selfcorrect.runs.run import resume, start
+from selfcorrect.samplers.choose import make_sampler
 from selfcorrect.samplers.recorded import TextChat
-from selfcorrect.samplers.transformers import TransformersSampler
 from selfcorrect.seeds import derive_seed
 from selfcorrect.tasks import Split, make_task
 from selfcorrect.tasks.base import Task, fixed_share
@@ -194,7 +194,7 @@ def _model_job(asked: TrainConfig, task: Task, folder: Path | None, name: str) -
     if begun != evaluator.rows:
         sizes = [f"rollouts.rows_at_once: auto stays {begun}, with which this evaluation was begun"]
         evaluator = dataclasses.replace(evaluator, rows=begun)
-    sampler = TransformersSampler(lm, max_rows=max(config.rollouts.rows, evaluator.rows))
+    sampler = make_sampler(config, lm, max(config.rollouts.rows, evaluator.rows))
     task.grade([])
     size = parameter_count(lm)
     precision = str(lm.compute_dtype).removeprefix("torch.")
@@ -291,7 +291,7 @@ def play(
     lm: LanguageModel = load_model(config.model.model_copy(update={"path": str(model)}))
     task = make_task(config.task)
     params = SamplingParams(temperature, config.rollouts.max_new_tokens, derive_seed(seed, "play"))
-    sampler = TransformersSampler(lm)
+    sampler = make_sampler(config, lm)
     with closing(task):
         return play_problems([task.parse(problem)], task, sampler, lm.chat, params, config.rollouts.attempts)[0]
 
@@ -328,7 +328,7 @@ def make_repair_set(
             "they end, so the same command goes on"
         )
         watcher.work(what, 0, len(listed))
-        counted = Counted(TransformersSampler(lm, max_rows=chunk), partial(watcher.work, what), len(listed))
+        counted = Counted(make_sampler(config, lm, chunk), partial(watcher.work, what), len(listed))
         rows, ungraded = list[dict[str, Any]](), list[Rollout]()
         for start in range(0, len(listed), chunk):
             part = listed[start : start + chunk]
@@ -414,7 +414,7 @@ def scale(
         if len(listed) < problems:
             watcher.message(f"note: {fewer('problems', problems, len(listed))}")
         watcher.work(f"sampling {what}", 0, total)
-        sampler = TransformersSampler(lm, max_rows=max(settled.rollouts.rows, chunk * most))
+        sampler = make_sampler(config, lm, max(settled.rollouts.rows, chunk * most))
         pools = sample_pools(
             task, listed, sampler, lm.chat, params, most,
             kept, chunk, partial(watcher.work, f"sampling {what}"),

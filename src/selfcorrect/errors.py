@@ -40,6 +40,10 @@ class EndpointError(UserError, RuntimeError):
     """An endpoint that gives no more answers, or may not be asked for more; what it gave is kept."""
 
 
+class SamplerFailed(UserError, RuntimeError):  # noqa: N818 - says what happened
+    """An engine that samples failed again after it was restarted, or computes other numbers than the policy."""
+
+
 class SandboxError(UserError, RuntimeError):
     """Untrusted programs cannot be confined on this machine."""
 

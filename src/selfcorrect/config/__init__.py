@@ -1,6 +1,7 @@
 """Every setting of a recipe, as frozen models. recipe.py reads them from YAML."""
 
 from selfcorrect.config.compare import BudgetConfig, CompareConfig, MethodConfig, SearchConfig
+from selfcorrect.config.engines import VllmConfig
 from selfcorrect.config.run import (
     LAB_MODEL,
     PLAIN_TEMPLATE,
@@ -85,4 +86,5 @@ __all__ = [
     "SupervisedStage",
     "TaskConfig",
     "TrainConfig",
+    "VllmConfig",
 ]

@@ -6,6 +6,7 @@ from pydantic import Field, field_validator, model_validator
 
 from selfcorrect.config.base import Decay, NonNegative, Paper, Positive, Rate, Share, Strict, check_template
 from selfcorrect.config.compare import CompareConfig, Name
+from selfcorrect.config.engines import VllmConfig
 from selfcorrect.config.parallel import Parallel
 from selfcorrect.config.stages import RLStage, SingleTurn, Stage, SupervisedStage
 from selfcorrect.config.tasks import CountdownConfig, RepairConfig, TaskConfig, correction_fields
@@ -170,6 +171,9 @@ class AlgorithmConfig(Strict):
     """How the KL's gradient is estimated: over the whole vocabulary at every token, or by the sampled log-ratio."""
     reference: Annotated[Literal["base", "previous_stage"], Paper("pi_ref, Eq. 2 to 4")] = "base"
     """Which weights the KL of a later stage is measured to."""
+    importance_cap: Annotated[float, Field(ge=1, allow_inf_nan=False)] | Literal["auto", "none"] = "auto"
+    """The highest importance weight of a token, where another engine samples than trains (docs/vllm.md); none leaves the
+    weights out; auto is 2 for sampler: vllm, and none for transformers, whose log-probabilities are the policy's own."""
 
 
 class EvaluationConfig(Strict):
@@ -301,16 +305,22 @@ class TrainConfig(Strict):
     """What is kept to resume from, and which weights a stage ends with."""
     log: LogConfig = LogConfig()
     """What is logged beside the run folder's own files."""
-    sampler: Literal["transformers", "recorded", "endpoint"] = "transformers"
-    """Who answers: the model, or a file of attempts recorded earlier (docs/recorded.md), to evaluate them; endpoint
+    sampler: Literal["transformers", "recorded", "vllm", "endpoint"] = "transformers"
+    """Who answers: the model, by transformers or by the engine vllm (docs/vllm.md); or a file of attempts recorded earlier (docs/recorded.md), to evaluate them; endpoint
     stands in what `evaluate --endpoint` writes."""
     recorded: str | None = None
     """The file of recorded attempts, for sampler: recorded."""
+    vllm: VllmConfig = VllmConfig()
+    """The engine of sampler: vllm."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         if (self.sampler == "recorded") != (self.recorded is not None):
             raise ValueError("sampler: recorded and recorded: FILE belong together; set both, or neither")
+        if self.sampler != "vllm" and self.vllm != VllmConfig():
+            raise ValueError(f"vllm is of sampler: vllm, and sampler is {self.sampler}; set it, or leave vllm out")
+        if self.vllm.adapter == "only" and self.model.tuning == "full":
+            raise ValueError("vllm.adapter: only sends an adapter, and model.tuning is full; set it to auto")
         self._check_evaluation()
         names = [stage.name.casefold() for stage in self.stages]
         if len(set(names)) < len(names):
@@ -366,6 +376,14 @@ class TrainConfig(Strict):
             raise ValueError(f"task.name repair gives attempt 1, so stage {stage.name} has no first attempts to sample")
         if offline and self.algorithm.reference != "base":
             raise ValueError("algorithm.reference must be base where a stage has offline_first: one model serves both")
+
+    @property
+    def importance_cap(self) -> float | None:
+        """Of the importance weights of sampled tokens (learning/losses.py); None where the policy itself samples."""
+        cap = self.algorithm.importance_cap
+        if cap == "auto":
+            return 2.0 if self.sampler == "vllm" else None
+        return None if cap == "none" else cap
 
     @property
     def uses_reference(self) -> bool:

@@ -11,6 +11,13 @@ Two estimators of the KL part, both exact in expectation (tests/oracles/test_enu
 Differentiating k1, k2 or k3 as a loss, or leaving out the to-go part, is not the gradient of the KL.
 
 Both distributions are taken at the sampling temperature: that is the policy that acted.
+
+An engine of its own samples from a distribution mu that differs from pi by rounding. Then every score d log pi(y_t|s_t)
+is weighed by min(cap, pi(y_t|s_t) / mu(y_t|s_t)), held fixed: truncated importance sampling (Ionides 2008), a token at
+a time as in IMPALA (Espeholt et al. 2018). The product over an attempt would be exact for contexts as sampled, but its
+variance grows with the length; the weight of a token is exact to first order in the gap, the states before and the
+tokens after it being mu's. It weighs the advantage and the KL to go, which ride on a sampled token, and not the
+analytic KL at the state itself, which no sampled token enters.
 """
 
 from dataclasses import dataclass
@@ -38,11 +45,12 @@ def token_loss(
     batch: Batch,
     temperature: float,
     estimator: KLEstimator = "analytic",
+    cap: float | None = None,
 ) -> TokenLoss:
     """Loss of every rollout; the caller sums and divides by the whole step's count of rollouts.
 
     policy: what the trained tokens are predicted from (at the position before each); reference the same of the
-    reference model, or None where every KL weight is 0.
+    reference model, or None where every KL weight is 0. cap: of importance weights; None leaves them out.
     """
     trained_BT = batch.attempt_BT > 0
     logprobs_N, kl_N = score(policy, reference, batch.token_ids_BT[trained_BT], temperature, estimator)
@@ -55,6 +63,8 @@ def token_loss(
         # k1's own term depends on the sampled token; the analytic one does not and has its own gradient.
         later_N = to_go_N - kl_N.detach() if estimator == "analytic" else to_go_N
         weights_N = weights_N - coef_N * later_N
+    if cap is not None:
+        weights_N = weights_N * importance(logprobs_N, batch.sampler_logprobs_BT[trained_BT], cap)
     loss_N = -logprobs_N * weights_N
     if estimator == "analytic":
         loss_N = loss_N + coef_N * kl_N
@@ -63,6 +73,11 @@ def token_loss(
         kl_BT=_scatter(kl_N.detach(), trained_BT),
         logprobs_BT=_scatter(logprobs_N.detach(), trained_BT),
     )
+
+
+def importance(logprobs_N: Tensor, sampler_logprobs_N: Tensor, cap: float) -> Tensor:
+    """min(cap, pi / mu) of each token, without gradient."""
+    return (logprobs_N.detach() - sampler_logprobs_N).exp().clamp(max=cap)
 
 
 def to_go(values_BT: Tensor, attempt_BT: Tensor) -> Tensor:

@@ -32,7 +32,7 @@ from selfcorrect.models.loading import LanguageModel
 from selfcorrect.models.recompute import recomputed
 from selfcorrect.parallel.ranks import Alone
 from selfcorrect.rollout import Waiting
-from selfcorrect.samplers.base import Sampler
+from selfcorrect.samplers.base import Resting, Sampler
 from selfcorrect.seeds import derive_seed
 from selfcorrect.tasks.base import Task
 from selfcorrect.types import Completion, Problem, Rollout, SamplingParams
@@ -106,6 +106,8 @@ class Trainer:
             problems, self.task, self.sampler, self.lm.chat, params, attempts, policy_step=step, given=given,
             waiting=waiting, group=group,
         )  # fmt: skip
+        if isinstance(self.sampler, Resting):
+            self.sampler.rest()
         clock.lap("rollouts")
         clock.move("rollouts", "grader_wait", waiting.seconds)
         refuse_nothing_graded(rollouts, f"step {step}")
@@ -261,6 +263,8 @@ class Passes:
         optimizer = trainer.config.optimizer
         self._lm, self._reference = trainer.lm, trainer.reference if uses_kl else None
         self._temperature, self._estimator = temperature, trainer.config.algorithm.kl_estimator
+        # traces were chosen, not drawn
+        self._cap = trainer.config.importance_cap if isinstance(trainer.stage, RLStage) else None
         self._packed, self._again = optimizer.padding_free is True, optimizer.gradient_checkpointing is True
         self._prompts: SharedPrompts | None = None
         self._ref_prompts: SharedPrompts | None = None
@@ -279,7 +283,7 @@ class Passes:
                 reference = trained_states(self._reference, micro, self._ref_prompts, self._packed)
         with self._kept():
             policy = trained_states(self._lm, micro, self._prompts, self._packed)
-        result = token_loss(policy, reference, micro, self._temperature, self._estimator)
+        result = token_loss(policy, reference, micro, self._temperature, self._estimator, self._cap)
         loss = result.loss_B.sum() / max(1, rollouts)
         loss.backward()  # type: ignore[no-untyped-call]
         return micro, result

@@ -225,6 +225,13 @@ def _layers(model: Any) -> Iterator[tuple[Any, str, Any]]:
                 yield parent, name, child
 
 
+def adapted_layers(model: Any) -> Iterator[tuple[str, Any]]:
+    """Every adapted layer with its whole name."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    return ((name, module) for name, module in model.named_modules() if isinstance(module, BaseTunerLayer))
+
+
 def keep_plain(model: Any) -> None:
     """4-bit layers compute alike in every forward pass.
 

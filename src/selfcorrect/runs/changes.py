@@ -28,6 +28,7 @@ _FREE = {  # setting, or section -> what a change of it means
     "task.workers": "", "task.of.workers": "",
     "checkpoint.keep": "", "checkpoint.minutes": "", "log": "", "evaluation.controls": "",
     "checkpoint.every": "`best` is chosen among the checkpoints there are",
+    "vllm": _ROUNDING,
     "model.path": "its weights must be those the run began with",
 }  # fmt: skip
 _FIXED = {  # why the rest may not
@@ -35,6 +36,7 @@ _FIXED = {  # why the rest may not
     "seed": "every draw so far came from it", "task": "problems, prompts and grades so far were made with it",
     "rollouts": "what was sampled so far was sampled with it", "model": "the weights so far came from it",
     "optimizer": "the steps so far were made with it", "algorithm": "the steps so far were made with it",
+    "sampler": "what was sampled so far was sampled with it",
     "evaluation": "the run's evaluations must be comparable", "checkpoint": "the best weights so far were chosen by it",
 }  # fmt: skip
 

@@ -16,6 +16,7 @@ from selfcorrect.models.stored import stored_dtype
 from selfcorrect.runs.disk import check_room, need_of, try_save, used
 from selfcorrect.runs.evaluating import rows_of
 from selfcorrect.runs.trackers import tracker_names
+from selfcorrect.samplers.choose import make_sampler
 from selfcorrect.tasks import make_task
 from selfcorrect.tasks.base import Task
 from selfcorrect.tasks.dataset import DataTask
@@ -142,6 +143,7 @@ def tried(config: TrainConfig) -> Iterator[str]:
         room = getattr(lm.model.config, "max_position_embeddings", None)
         yield f"longest rollout: {need} tokens of the {room or 'unknown number'} that the model reads"
         settled, sizes = fitted(config, lm, task, trains=bool(config.stages))
+        make_sampler(settled, lm)  # an engine that is not installed is told of
         short = shortages(config, task, len(held_out), trains=bool(config.stages))
         yield from (f"note: {note}" for note in [*short, *task.notes, *lm.chat.notes, *sizes])
         yield f"first prompt: {lm.tokenizer.decode(lm.chat.first_prompt(held_out[0].prompt))!r}"

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from selfcorrect.config import Star, SupervisedStage, TrainConfig
-from selfcorrect.errors import CheckpointError, NothingGraded
+from selfcorrect.errors import CheckpointError, NothingGraded, SamplerFailed
 from selfcorrect.evaluation.evaluate import Evaluation, Evaluator
 from selfcorrect.learning.record import StepResult
 from selfcorrect.learning.supervised import Collection, Collector, steps_an_iteration, supervised_step
@@ -97,11 +97,11 @@ class Loop:
         trainer, log = self.trainer, self.config.log
         try:
             result = supervised_step(trainer, self._collected) if self._collected else trainer.train_step()
-        except NothingGraded as error:
+        except (NothingGraded, SamplerFailed) as error:
             if trainer.progress.stage_step:
                 self._checkpoint()
             kept = f"checkpoint {trainer.progress.step} is kept" if trainer.progress.step else "nothing was trained yet"
-            raise NothingGraded(f"{error}; {kept}, and resuming the run repeats the step") from error
+            raise type(error)(f"{error}; {kept}, and resuming the run repeats the step") from error
         self.folder.log_step(result.row())
         if log.rollouts_kept and (result.stage_step == 1 or result.stage_step % log.rollouts_every == 0):
             group = self.config.rollouts.rollouts_per_problem

@@ -49,6 +49,7 @@ from selfcorrect.runs.interrupts import LOCK, Stop, alone, interruptible
 from selfcorrect.runs.loop import Loop
 from selfcorrect.runs.trackers import tracker_names
 from selfcorrect.runs.untrained import clear, has_earned, nothing_left_of_a_failure
+from selfcorrect.samplers.choose import make_sampler
 from selfcorrect.samplers.transformers import TransformersSampler
 from selfcorrect.tasks import make_task
 
@@ -201,8 +202,9 @@ def _prepare_and_train(
     plainly: dict[str, Any] = {"controls": False, "external": (), "samples": 1, "temperature": 0.0, "wordings": {}}
     validator = dataclasses.replace(evaluator, problems=validation, **plainly) if validation else None
     reference, told = ranks.reference(make_reference, settled, lm)
-    sampler = TransformersSampler(lm, max_rows=settled.rollouts.rows)
-    base_sampler = TransformersSampler(reference, beside=sampler) if reference else None
+    sampler = make_sampler(settled, lm, settled.rollouts.rows)
+    beside = sampler if isinstance(sampler, TransformersSampler) else None
+    base_sampler = TransformersSampler(reference, settled.rollouts.rows, beside=beside) if reference else None
     trainer = ranks.spread(Trainer(settled, lm, reference, sampler, task, base_sampler, ranks))
     with (
         closing(task), ready(task), ranks.held(alone(path)),

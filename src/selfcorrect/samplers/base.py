@@ -30,6 +30,15 @@ class Telling(Protocol):
     tell: Callable[[int, str], None] | None
 
 
+@runtime_checkable
+class Resting(Protocol):
+    """A sampler that holds memory of its own beside the policy's."""
+
+    def rest(self) -> None:
+        """Nothing is sampled before the next `load_weights`: until then its memory is the update's."""
+        ...
+
+
 class Sampler(Protocol):
     """Token ids in, token ids out.
 

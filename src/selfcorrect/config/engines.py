@@ -1,0 +1,52 @@
+"""The settings of engines that sample beside the trainer."""
+
+from typing import Annotated, Literal, Self
+from urllib.parse import urlsplit
+
+from pydantic import Field, model_validator
+
+from selfcorrect.config.base import Positive, Rate, Strict
+
+Transfer = Literal["auto", "folder", "nccl", "ipc"]
+
+
+class VllmConfig(Strict):
+    """Of sampler: vllm. server: the address of one that runs (http://HOST:PORT); without, it is in this process.
+
+    precision: auto is that of the policy's forward pass. adapter: what is sent after an update where an adapter trains:
+    only it, or the weights it is merged into; auto is only. memory_share: of a GPU's memory, in process. kv_cache_gib:
+    memory of the cache in place of that share; on a CPU 1 by default. block_size: tokens of a cache block, the unit in
+    which attempt 2 finds attempt 1 in the cache; auto is 16, and 32 on a CPU. max_model_len: tokens of a rollout; auto
+    is what the model reads. transfer: how whole weights reach a server: through a folder that both see, or by its NCCL
+    or IPC transfer from a GPU. sync_folder: where versions of weights or adapters are written; a server must see it
+    under the same path. timeout: seconds that a sync, or one request to a server, may take.
+    """
+
+    server: str | None = None
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    adapter: Literal["auto", "only", "merged"] = "auto"
+    memory_share: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    kv_cache_gib: Rate | None = None
+    block_size: Positive | Literal["auto"] = "auto"
+    max_model_len: Positive | Literal["auto"] = "auto"
+    transfer: Transfer = "auto"
+    sync_folder: str | None = None
+    timeout: Rate = 1800.0
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.server is not None:
+            parts = urlsplit(self.server)
+            if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+                raise ValueError(f"server = {self.server!r} is no address; write http://HOST:PORT")
+            fields = type(self).model_fields
+            mine = [
+                name
+                for name in ("memory_share", "kv_cache_gib", "block_size", "max_model_len")
+                if getattr(self, name) != fields[name].default
+            ]
+            if mine:
+                raise ValueError(f"{mine[0]} is of an engine in this process; give it to the server as it is started")
+        elif self.transfer != "auto":
+            raise ValueError("transfer is for a server; in this process weights are handed over; leave it out")
+        return self

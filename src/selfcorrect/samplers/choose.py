@@ -1,0 +1,31 @@
+"""The sampler that a recipe names, over a model."""
+
+from pathlib import Path
+
+import torch
+
+from selfcorrect.config import TrainConfig
+from selfcorrect.models.loading import LanguageModel
+from selfcorrect.samplers.base import Sampler
+from selfcorrect.samplers.transformers import TransformersSampler
+
+
+def make_sampler(config: TrainConfig, lm: LanguageModel, max_rows: int = 512) -> Sampler:
+    """max_rows: how many run side by side. An engine of its own starts at the first use. Raises UserError kinds."""
+    if config.sampler != "vllm":
+        return TransformersSampler(lm, max_rows=max_rows)
+    from selfcorrect.samplers.vllm import Engine, VllmSampler
+    from selfcorrect.samplers.vllm_engine import InProcess, need_vllm
+    from selfcorrect.samplers.vllm_server import Server
+
+    settings = config.vllm
+    adapter_only = lm.adapters is not None and settings.adapter != "merged"
+    if not settings.server:
+        need_vllm()  # its absence is the first thing to say
+
+    def start(folder: Path, dtype: torch.dtype) -> Engine:
+        if settings.server:
+            return Server(settings, folder, lm.device, adapter_only=adapter_only)
+        return InProcess(lm, settings, dtype, max_rows, folder / "model", adapter_only=adapter_only)
+
+    return VllmSampler(lm, settings, start, adapter_only=adapter_only)

@@ -1,0 +1,298 @@
+"""Sampling with vLLM, which holds weights of its own: every update is sent there, and then compared.
+
+    load_weights -> sync: weights, or an adapter -> compare: the same log-probabilities in both -> sample, ... -> rest
+
+What the engine is (in this process, or a server) is behind `Engine`; what goes wrong with it is dealt with here.
+"""
+
+import math
+import shutil
+import sys
+import tempfile
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from threading import Thread
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+import torch
+
+from selfcorrect.config import VllmConfig
+from selfcorrect.errors import SamplerFailed, UserError
+from selfcorrect.models.loading import LanguageModel
+from selfcorrect.models.plain import PlainWeights
+from selfcorrect.seeds import derive_seed
+from selfcorrect.types import Completion, SamplingParams
+
+T = TypeVar("T")
+
+# Of the mean difference of a token's log-probability, in nats. Sums in another order differ by some roundings: about
+# 1e-6 in float32 here. Half precisions round the hidden states of every layer.
+ALLOWED = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 8e-2}
+_PROBES, _PROBED = 4, 16  # rows and new tokens of the comparison
+_TEMPERATURE = 0.7  # of the comparison: not 1, so that log-probabilities from before the temperature are seen
+
+
+class Request(NamedTuple):
+    """One completion to sample; stop_ids: tokens that end it."""
+
+    prompt: tuple[int, ...]
+    seed: int
+    temperature: float
+    max_new_tokens: int
+    stop_ids: tuple[int, ...]
+
+
+class Sampled(NamedTuple):
+    """token_ids [L] with the one that ended it, and the log-probability of each [L] at the request's temperature."""
+
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterVersion:
+    """An adapter as one sync sent it: a name, a number and a folder that no other version has had."""
+
+    number: int
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        return f"policy-{self.number}"
+
+
+class Engine(Protocol):
+    """What `VllmSampler` needs of vLLM. block: tokens of a cache block; longest: tokens of a sequence.
+
+    Any method may raise, or never return.
+    """
+
+    block: int
+    longest: int
+
+    def sample(self, requests: Sequence[Request]) -> list[Sampled]: ...
+
+    def take_weights(self, weights: PlainWeights) -> None:
+        """Sample from these from now on, with an empty cache."""
+
+    def take_adapter(self, version: AdapterVersion) -> None:
+        """Sample with this adapter over the weights from now on."""
+
+    def drop_adapter(self, version: AdapterVersion) -> None: ...
+
+    def rest(self) -> None:
+        """Give memory back until weights or an adapter are taken."""
+
+    def said(self) -> str:
+        """The last that the engine itself told of a failure; empty where it told nothing."""
+
+    def close(self) -> None: ...
+
+
+class VllmSampler:
+    """start: makes an engine that computes in a dtype, and waits for it; it may write to the folder, and raises
+    UserError kinds where it cannot. adapter_only: an adapter is sent, and not all weights.
+    """
+
+    def __init__(
+        self, lm: LanguageModel, config: VllmConfig, start: Callable[[Path, torch.dtype], Engine], *,
+        adapter_only: bool, say: Callable[[str], None] | None = None,
+    ) -> None:  # fmt: skip
+        self._lm, self._config, self._start, self._adapter_only = lm, config, start, adapter_only
+        self._say = say or (lambda line: print(f"note: {line}", file=sys.stderr))
+        self.dtype = lm.compute_dtype if config.precision == "auto" else getattr(torch, config.precision)
+        self._engine: Engine | None = None
+        self._syncs = 0
+        self._versions: list[AdapterVersion] = []  # those the engine knows, the newest last
+        self._synced = self._compared = False
+        self._probes: list[tuple[int, ...]] = []
+        above = config.sync_folder and Path(config.sync_folder).expanduser()
+        if above:
+            above.mkdir(parents=True, exist_ok=True)
+        self._folder = Path(tempfile.mkdtemp(prefix="selfcorrect-sync-", dir=above or None))
+        self._cleanup = weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
+
+    @property
+    def eos_ids(self) -> frozenset[int]:
+        return self._lm.eos_ids
+
+    def load_weights(self, model: Any) -> None:
+        """Send the engine this model's weights, or its adapter. Raises SamplerFailed where it does not take them."""
+        self._lm.model, self._synced = model, False
+        self._twice(self._sync)
+
+    def sample(self, prompts: Sequence[tuple[int, ...]], params: SamplingParams) -> list[Completion]:
+        """Raises SamplerFailed where the engine fails twice, or where its numbers are not the policy's."""
+        if not prompts:
+            return []
+        stop_ids = tuple(sorted(self.eos_ids))
+        requests = [
+            Request(prompt, derive_seed(params.seed, row), params.temperature, params.max_new_tokens, stop_ids)
+            for row, prompt in enumerate(prompts)
+        ]
+        sampled = self._twice(lambda: self._sample(requests))
+        return [
+            Completion(ids, logprobs, self._lm.chat.said(ids), "stop" if ids[-1] in self.eos_ids else "length")
+            for ids, logprobs in sampled
+        ]
+
+    def rest(self) -> None:
+        if self._engine:
+            self._engine.rest()
+        self._synced = False
+
+    def close(self) -> None:
+        """Give up the engine, and what was written for it."""
+        self._stop()
+        self._cleanup()
+
+    def _sample(self, requests: Sequence[Request]) -> list[Sampled]:
+        engine = self._engine if self._synced and self._engine else self._sync()
+        if not self._compared:
+            self._compare(engine, [request.prompt for request in requests])
+        found = engine.sample(requests)
+        for request, (ids, logprobs) in zip(requests, found, strict=True):
+            whole = len(ids) == request.max_new_tokens or (ids and ids[-1] in request.stop_ids)
+            if not whole or len(logprobs) != len(ids) or not all(map(math.isfinite, logprobs)):
+                raise RuntimeError(f"a completion of {len(ids)} tokens came back broken off, or without its numbers")
+        return found
+
+    def _twice(self, deed: Callable[[], T]) -> T:
+        """Once more with an engine started anew and the current weights, where it fails."""
+        try:
+            return deed()
+        except UserError:
+            raise
+        except Exception as error:  # noqa: BLE001 - an engine fails in ways of its own
+            first = _line(error)
+        self._say(f"sampler: vllm failed ({first}); it is started once more with the current weights")
+        self._stop()
+        try:
+            return deed()
+        except UserError:
+            raise
+        except Exception as error:
+            self._stop()
+            raise SamplerFailed(
+                f"sampler: vllm failed ({first}), was started once more, and failed again ({_line(error)}); "
+                "see what it wrote on stderr or in the server's log"
+            ) from error
+
+    def _stop(self) -> None:
+        engine, self._engine = self._engine, None
+        self._synced, self._versions = False, []
+        if engine:
+            try:
+                engine.close()
+            except Exception as error:  # noqa: BLE001 - it is given up in any case
+                self._say(f"sampler: vllm could not be closed ({_line(error)})")
+
+    def _sync(self) -> Engine:
+        began = self._engine is None
+        engine = self._engine = self._engine or self._start(self._folder, self.dtype)
+        self._syncs, self._compared = self._syncs + 1, False
+        if not self._adapter_only:
+            self._in_time(engine, lambda: engine.take_weights(PlainWeights(self._lm, self.dtype, merged=True)))
+        else:
+            if began:  # what lies beneath the adapter here: dequantised, or rounded
+                self._in_time(engine, lambda: engine.take_weights(PlainWeights(self._lm, self.dtype, merged=False)))
+            self._send_adapter(engine)
+        self._synced = True
+        return engine
+
+    def _send_adapter(self, engine: Engine) -> None:
+        """A version of its own, as the engine's cache knows adapters by name and folder; reads may still come late."""
+        assert self._lm.adapters
+        version = AdapterVersion(self._syncs, self._folder / f"adapter-{self._syncs}")
+        version.folder.mkdir()
+        self._lm.adapters.save(version.folder)
+        self._in_time(engine, lambda: engine.take_adapter(version))
+        self._versions.append(version)
+        while len(self._versions) > 2:
+            old = self._versions.pop(0)
+            self._in_time(engine, partial(engine.drop_adapter, old))
+            shutil.rmtree(old.folder, ignore_errors=True)
+
+    def _in_time(self, engine: Engine, deed: Callable[[], None]) -> None:
+        """Raises SamplerFailed where the engine is still at it after the time-out."""
+        raised: list[BaseException] = []
+
+        def run() -> None:
+            try:
+                deed()
+            except BaseException as error:  # noqa: BLE001 - raised again below
+                raised.append(error)
+
+        thread = Thread(target=run, name="vllm sync", daemon=True)
+        thread.start()
+        thread.join(self._config.timeout)
+        if thread.is_alive():
+            self._engine = None  # nothing more can be asked of it
+            raise SamplerFailed(
+                f"sampler: vllm had not taken the weights of sync {self._syncs} after {self._config.timeout:g} s "
+                f"(vllm.timeout); the last it said: {engine.said() or 'nothing'}; look at its log, and whether all of "
+                "its cards answer"
+            )
+        if raised:
+            raise raised[0]
+
+    def _compare(self, engine: Engine, prompts: Sequence[tuple[int, ...]]) -> None:
+        """Raises SamplerFailed where engine and policy give the same tokens other log-probabilities.
+
+        The same rows after every sync, longer than a cache block, so that what an older version left there is met.
+        """
+        self._probes = self._probes or _probes(prompts, 3 * engine.block + 1, engine.longest - _PROBED)
+        requests = [
+            Request(probe, derive_seed("probe", row), _TEMPERATURE, _PROBED, ())
+            for row, probe in enumerate(self._probes)
+        ]
+        found = engine.sample(requests)
+        gaps = [
+            abs(own - theirs)
+            for probe, (ids, logprobs) in zip(self._probes, found, strict=True)
+            for own, theirs in zip(_logprobs(self._lm, probe, ids), logprobs, strict=True)
+        ]
+        gap, allowed = sum(gaps) / len(gaps), max(ALLOWED[self.dtype], ALLOWED[self._lm.compute_dtype])
+        if not gap <= allowed:
+            sent = "adapter" if self._adapter_only else "weights"
+            raise SamplerFailed(
+                f"sampler: vllm computes other log-probabilities than the policy after sync {self._syncs}: they differ "
+                f"by {gap:.2g} nats a token over {len(gaps)} tokens, and {allowed:g} is allowed for "
+                f"{str(self.dtype).removeprefix('torch.')}; it holds other {sent}, an old cache, or computes "
+                "differently (server: --logprobs-mode processed_logprobs, the same model and dtype): start it anew, "
+                "or set sampler: transformers"
+            )
+        self._compared = True
+
+
+def _probes(prompts: Sequence[tuple[int, ...]], length: int, longest: int) -> list[tuple[int, ...]]:
+    """Rows of `length` tokens, each beginning with another prompt, laid end to end with those after it."""
+    distinct = list(dict.fromkeys(prompts))[:_PROBES]
+    rows = []
+    for first in range(len(distinct)):
+        ids: tuple[int, ...] = ()
+        while len(ids) < length:
+            for prompt in (*distinct[first:], *distinct[:first]):
+                ids += prompt
+        rows.append(ids[: max(1, min(length, longest))])
+    return rows
+
+
+@torch.no_grad()
+def _logprobs(lm: LanguageModel, prompt: tuple[int, ...], ids: tuple[int, ...]) -> list[float]:
+    """The policy's, of each token at the temperature of the comparison."""
+    table_1T = torch.tensor([[*prompt, *ids]], device=lm.device)
+    place_T = torch.arange(table_1T.shape[1], device=lm.device)
+    select_1T = ((place_T >= len(prompt) - 1) & (place_T < table_1T.shape[1] - 1))[None]
+    logprobs_LV = (lm.logits(table_1T, select_1T) / _TEMPERATURE).log_softmax(-1)
+    found: list[float] = logprobs_LV.gather(1, table_1T[0, len(prompt) :, None])[:, 0].tolist()
+    return found
+
+
+def _line(error: BaseException) -> str:
+    """A failure in one line."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[-1][:300]}" if lines else type(error).__name__

@@ -1,0 +1,202 @@
+"""A vLLM server: token ids in and out over HTTP, weights by its own transfer, or through a folder that both see."""
+
+import json
+import shutil
+import socket
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+import torch
+
+from selfcorrect.config import VllmConfig
+from selfcorrect.errors import SamplerFailed
+from selfcorrect.models.plain import PlainWeights
+from selfcorrect.samplers.vllm import AdapterVersion, Request, Sampled
+from selfcorrect.samplers.vllm_engine import need_vllm
+
+_SIDE_BY_SIDE = 256  # requests under way; the server batches them
+_WAIT = 120.0  # seconds for a server that is still starting, or starting again
+_MORE = 5.0  # seconds: the time-out of a whole sync comes before that of a request within it
+_BLOCK = 32  # no route tells the size of a cache block; the comparison's rows are long enough for this one
+
+
+class Server:
+    """A server that someone else started, by docs/vllm.md. folder: seen by both, under the same path."""
+
+    def __init__(self, config: VllmConfig, folder: Path, device: torch.device, *, adapter_only: bool) -> None:
+        assert config.server
+        self._url, self._timeout, self._folder = config.server.rstrip("/"), config.timeout, folder
+        self._adapter_only, self._told, self._versions = adapter_only, "", 0
+        self._trainer: Any = None
+        on_card = device.type == "cuda"
+        self._transfer = ("nccl" if on_card else "folder") if config.transfer == "auto" else config.transfer
+        if self._transfer in ("nccl", "ipc") and not on_card:
+            raise SamplerFailed(
+                f"vllm.transfer = {self._transfer!r} sends from a GPU, and the model is on {device.type}; set folder"
+            )
+        served = self._await()
+        self._model = str(served["id"])
+        self.block, self.longest = _BLOCK, int(served.get("max_model_len") or 2**20)
+
+    def sample(self, requests: Sequence[Request]) -> list[Sampled]:
+        with ThreadPoolExecutor(min(len(requests), _SIDE_BY_SIDE), thread_name_prefix="vllm") as pool:
+            return list(pool.map(self._one, requests))
+
+    def take_weights(self, weights: PlainWeights) -> None:
+        if self._adapter_only:
+            return  # it was started with the model beneath the adapter; the comparison shows whether it was
+        with self._paused():
+            if self._transfer == "folder":
+                self._by_folder(weights)
+            else:
+                self._by_transfer(weights)
+            if not self._post("/reset_prefix_cache").get("success"):
+                raise RuntimeError(f"{self._url} could not empty its prefix cache")
+
+    def take_adapter(self, version: AdapterVersion) -> None:
+        self._post("/v1/load_lora_adapter", {"lora_name": version.name, "lora_path": str(version.folder)})
+        self._model = version.name
+
+    def drop_adapter(self, version: AdapterVersion) -> None:
+        self._post("/v1/unload_lora_adapter", {"lora_name": version.name})
+
+    def rest(self) -> None:
+        """Its memory is its own."""
+
+    def said(self) -> str:
+        if self._told:
+            return self._told
+        try:
+            with urllib.request.urlopen(f"{self._url}/health", timeout=5) as answer:
+                return f"/health answers {answer.status}"
+        except OSError as error:
+            return f"/health: {error}"
+
+    def close(self) -> None:
+        """It is not ours to stop. What a transfer holds goes with it."""
+        self._trainer = None
+
+    def _one(self, request: Request) -> Sampled:
+        params = {
+            "temperature": request.temperature, "max_tokens": request.max_new_tokens, "seed": request.seed,
+            "logprobs": 0, "detokenize": False, "ignore_eos": True, "stop_token_ids": list(request.stop_ids),
+            "top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0,
+        }  # fmt: skip
+        body = {"model": self._model, "token_ids": list(request.prompt), "sampling_params": params, "stream": False}
+        choice = self._post("/inference/v1/generate", body)["choices"][0]
+        ids = tuple(int(token) for token in choice["token_ids"])
+        told = (choice.get("logprobs") or {}).get("content") or []
+        return Sampled(ids, tuple(float(each["logprob"]) for each in told))
+
+    def _by_folder(self, weights: PlainWeights) -> None:
+        """A new folder for each version; the one before is removed, as nothing is read from it any more."""
+        self._versions += 1
+        folder = self._folder / f"weights-{self._versions}"
+        weights.write(folder)
+        self._post("/collective_rpc", {"method": "reload_weights", "kwargs": {"weights_path": str(folder)}})
+        shutil.rmtree(self._folder / f"weights-{self._versions - 1}", ignore_errors=True)
+
+    def _by_transfer(self, weights: PlainWeights) -> None:
+        """By vLLM's trainer side: the tensors are ready here before the server is told of them."""
+        need_vllm()
+        from vllm.distributed.weight_transfer.base import ParamMeta, WeightSource
+
+        named = list(weights)
+
+        class Source(WeightSource):  # type: ignore[misc]
+            def metadata(self) -> list[Any]:
+                return [ParamMeta(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in named]
+
+            def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
+                return iter(named)
+
+        if self._trainer is None:
+            self._trainer = self._rendezvous(Source())
+        self._trainer.source = Source()
+        self._trainer.send_weights()
+
+    def _rendezvous(self, source: Any) -> Any:
+        from vllm.distributed.weight_transfer.clients import HTTPVLLMWeightSyncClient
+        from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
+
+        if self._transfer == "ipc":
+            from vllm.distributed.weight_transfer.ipc_engine import IPCTrainerInitInfo
+
+            info: Any = IPCTrainerInitInfo(rank=0)
+        else:
+            from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
+
+            world = int(self._get("/get_world_size")["world_size"])
+            address, port = _own_address(self._url)
+            info = NCCLTrainerInitInfo(rank=0, master_address=address, master_port=port, world_size=world + 1)
+        client = HTTPVLLMWeightSyncClient(self._url, timeout=self._timeout)
+        return WeightTransferTrainerFactory.trainer_init(info, client=client, source=source)
+
+    @contextmanager
+    def _paused(self) -> Iterator[None]:
+        """No request is answered half by old weights and half by new ones; it goes on whatever happens."""
+        self._post("/pause?mode=wait")
+        try:
+            yield
+        finally:
+            self._post("/resume")
+
+    def _await(self) -> dict[str, Any]:
+        """The model it serves, once it answers."""
+        until, why = time.monotonic() + min(_WAIT, self._timeout), ""
+        while True:
+            try:
+                models: list[dict[str, Any]] = self._get("/v1/models")["data"]
+                return models[0]
+            except (OSError, ValueError, KeyError, IndexError, RuntimeError) as error:
+                why = self._told or str(error)
+            if time.monotonic() > until:
+                raise SamplerFailed(
+                    f"vllm.server = {self._url!r} does not answer ({why}); start it (docs/vllm.md), or mend the address"
+                )
+            time.sleep(1.0)
+
+    def _get(self, path: str) -> Any:
+        return self._ask(urllib.request.Request(f"{self._url}{path}"))
+
+    def _post(self, path: str, body: Any = None) -> Any:
+        data = None if body is None else json.dumps(body).encode()
+        head = {"Content-Type": "application/json"}
+        return self._ask(urllib.request.Request(f"{self._url}{quote(path, '/?=&')}", data, head, method="POST"))
+
+    def _ask(self, request: urllib.request.Request) -> Any:
+        """Its answer from JSON; {} where it says nothing. Raises RuntimeError with the server's own text."""
+        try:
+            with urllib.request.urlopen(request, timeout=self._timeout + _MORE) as answer:
+                text = answer.read().decode("utf-8", "replace")
+        except urllib.error.HTTPError as error:
+            self._told = " ".join(error.read().decode("utf-8", "replace").split())[:500]
+            where = urlsplit(request.full_url).path
+            hint = "; the route needs a server started as docs/vllm.md says" if error.code == 404 else ""
+            raise RuntimeError(f"{where} answered {error.code}: {self._told or error.reason}{hint}") from None
+        except TimeoutError:
+            raise RuntimeError(f"{request.full_url} gave no answer in {self._timeout:g} s (vllm.timeout)") from None
+        except urllib.error.URLError as error:
+            self._told = str(error.reason)
+            raise RuntimeError(f"{self._url} does not answer: {error.reason}") from None
+        try:
+            return json.loads(text) if text.strip() else {}
+        except ValueError:
+            return {}
+
+
+def _own_address(url: str) -> tuple[str, int]:
+    """The address by which the server's machine can reach this one, and a port that is free now."""
+    parts = urlsplit(url)
+    with socket.create_connection((parts.hostname or "", parts.port or 80), timeout=30) as line:
+        address = line.getsockname()[0]
+    with socket.socket() as free:
+        free.bind(("", 0))
+        return str(address), int(free.getsockname()[1])

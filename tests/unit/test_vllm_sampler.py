@@ -1,0 +1,218 @@
+"""What VllmSampler does with an engine: send, compare, start again, give up. The engine here is tests/support/engines.py."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from selfcorrect.config import LoraConfig, TrainConfig, VllmConfig
+from selfcorrect.config.recipe import validate
+from selfcorrect.errors import ConfigError, ModelError, SamplerFailed
+from selfcorrect.models.adapters import Adapters, fresh_config
+from selfcorrect.models.loading import LanguageModel
+from selfcorrect.models.plain import PlainWeights
+from selfcorrect.samplers.transformers import TransformersSampler
+from selfcorrect.samplers.vllm import VllmSampler
+from selfcorrect.samplers.vllm_engine import need_vllm
+from selfcorrect.types import SamplingParams
+from tests.support.engines import Engines, adapter_folders, learn
+from tests.support.tiny import tiny_lm
+
+GREEDY = SamplingParams(0.0, 10, 3)
+ENDS = (3, 5, 7)
+
+
+def model(*, adapted: bool = False) -> LanguageModel:
+    lm: LanguageModel = tiny_lm("llama", end_ids=ENDS)
+    if adapted:
+        lm.adapters = Adapters(lm.model, fresh_config(LoraConfig(rank=4), lm.model), "base", 0)
+        learn(lm)
+    return lm
+
+
+def sampler(lm: LanguageModel, engines: Engines, tmp_path: Path, **changes: Any) -> VllmSampler:
+    config = VllmConfig(**{"sync_folder": str(tmp_path), "timeout": 60.0, **changes})
+    return VllmSampler(lm, config, engines, adapter_only=lm.adapters is not None and config.adapter != "merged")
+
+
+def prompts(lm: LanguageModel) -> list[tuple[int, ...]]:
+    return [lm.chat.first_prompt(text) for text in ("5 2 1 : 8", "9 6 : 3", "9 6 : 3", "1 1 : 1")]
+
+
+@pytest.mark.parametrize(("adapted", "changes"), [(False, {}), (True, {}), (True, {"adapter": "merged"})])
+def test_it_samples_what_the_policy_would_after_every_update(
+    adapted: bool, changes: dict[str, Any], tmp_path: Path
+) -> None:
+    lm, engines = model(adapted=adapted), None
+    engines = Engines(lm)
+    own, theirs = sampler(lm, engines, tmp_path, **changes), TransformersSampler(lm)
+    assert own.sample([], GREEDY) == []
+    seen = []
+    for _ in range(3):
+        found = own.sample(prompts(lm), GREEDY)
+        expected = theirs.sample(prompts(lm), GREEDY)
+        plainly = [(done.token_ids, done.text, done.finish_reason) for done in found]
+        assert plainly == [(done.token_ids, done.text, done.finish_reason) for done in expected]
+        torch.testing.assert_close(found[0].logprobs, expected[0].logprobs, rtol=0, atol=1e-5)
+        seen.append(plainly)
+        learn(lm)
+        own.load_weights(lm.model)
+        theirs.load_weights(lm.model)
+    assert seen[0] != seen[2]
+    assert len(engines.made) == 1
+    assert {done[2] for done in seen[0]} == {"stop", "length"}
+    own.close()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_version_of_an_adapter_is_dropped_one_sync_later(tmp_path: Path) -> None:
+    lm, there = model(adapted=True), []
+    engines = Engines(lm)
+    own = sampler(lm, engines, tmp_path)
+    for _ in range(4):
+        own.load_weights(lm.model)
+        there.append(adapter_folders(tmp_path))
+    assert there == [["adapter-1"], ["adapter-1", "adapter-2"], ["adapter-2", "adapter-3"], ["adapter-3", "adapter-4"]]
+    assert engines.made[0].calls == [
+        "weights", "adapter policy-1", "adapter policy-2", "adapter policy-3", "drop policy-1", "adapter policy-4",
+        "drop policy-2",
+    ]  # fmt: skip
+
+
+def test_seeds_are_the_rows_own(tmp_path: Path) -> None:
+    lm = model()
+    own = sampler(lm, Engines(lm), tmp_path)
+    drawn = own.sample(prompts(lm) + prompts(lm), SamplingParams(1.0, 10, 3))
+    assert len({done.token_ids for done in drawn[1:3] + drawn[5:7]}) > 1
+    assert drawn[:4] == own.sample(prompts(lm), SamplingParams(1.0, 10, 3))
+    assert drawn[:4] != own.sample(prompts(lm), SamplingParams(1.0, 10, 4))
+
+
+def two_syncs(own: VllmSampler, lm: LanguageModel) -> None:
+    for _ in range(2):
+        own.load_weights(lm.model)
+        own.sample(prompts(lm), GREEDY)
+        learn(lm)
+
+
+@pytest.mark.parametrize(
+    ("adapted", "fault"),
+    [
+        (False, {"stale_weights": 1}), (False, {"stale_weights": 2}), (False, {"stale_cache": 2}), (False, {"raw": 1}),
+        (True, {"stale_weights": 1}), (True, {"wrong_adapter": 1}), (True, {"wrong_adapter": 2}),
+    ],
+)  # fmt: skip
+def test_other_numbers_than_the_policys_stop_the_run(adapted: bool, fault: dict[str, int], tmp_path: Path) -> None:
+    lm = model(adapted=adapted)
+    own = sampler(lm, Engines(lm, fault), tmp_path)
+    differs = r"other log-probabilities than the policy after sync \d: they differ by [\d.e+-]+ nats a token"
+    with pytest.raises(SamplerFailed, match=differs) as told:
+        two_syncs(own, lm)
+    assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize("fault", [{"dies": 2}, {"dies": 4}, {"breaks_off": 2}, {"no_numbers": 2}, {"sync_dies": 2}])
+def test_a_failure_is_mended_once(fault: dict[str, int], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The second engine has no fault, and begins with the weights as they are now."""
+    lm = model()
+    engines = Engines(lm, fault, {})
+    own = sampler(lm, engines, tmp_path)
+    for _ in range(2):
+        found = own.sample(prompts(lm), GREEDY)
+        expected = TransformersSampler(lm).sample(prompts(lm), GREEDY)
+        assert [done.token_ids for done in found] == [done.token_ids for done in expected]
+        learn(lm)
+        own.load_weights(lm.model)
+    own.sample(prompts(lm), GREEDY)
+    assert len(engines.made) == 2
+    assert engines.made[0].closed
+    assert engines.made[1].calls[:2] == ["weights", "sample"]
+    assert capsys.readouterr().err.count("started once more with the current weights") == 1
+
+
+@pytest.mark.parametrize("fault", [{"dies": 1}, {"breaks_off": 2}, {"sync_dies": 1}])
+def test_a_second_failure_is_the_end(fault: dict[str, int], tmp_path: Path) -> None:
+    lm = model()
+    engines = Engines(lm, fault)
+    with pytest.raises(SamplerFailed, match="was started once more, and failed again") as told:
+        sampler(lm, engines, tmp_path).sample(prompts(lm), GREEDY)
+    assert len(engines.made) == 2
+    assert "\n" not in str(told.value)
+
+
+def test_a_sync_that_hangs_ends_with_the_engines_own_text(tmp_path: Path) -> None:
+    lm = model()
+    own = sampler(lm, Engines(lm, {"hangs": 1}), tmp_path, timeout=0.2)
+    with pytest.raises(SamplerFailed, match=r"sync 1 after 0\.2 s.*NCCL watchdog: rank 1 is waiting"):
+        own.load_weights(lm.model)
+
+
+def test_after_a_rest_weights_are_sent_before_anything_is_sampled(tmp_path: Path) -> None:
+    lm = model()
+    engines = Engines(lm)
+    own = sampler(lm, engines, tmp_path)
+    own.sample(prompts(lm), GREEDY)
+    own.rest()
+    own.sample(prompts(lm), GREEDY)
+    assert engines.made[0].calls == ["weights", "sample", "sample", "rest", "weights", "sample", "sample"]
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen2", "gpt2"])
+@pytest.mark.parametrize("adapted", [False, True])
+def test_plain_weights_are_those_of_an_ordinary_model(architecture: str, adapted: bool, tmp_path: Path) -> None:
+    """Loaded by transformers from what was written, it computes as the policy does."""
+    from transformers import AutoModelForCausalLM
+
+    lm: LanguageModel = tiny_lm(architecture)
+    if adapted:
+        lm.adapters = Adapters(lm.model, fresh_config(LoraConfig(rank=4), lm.model), "base", 0)
+        learn(lm)
+    PlainWeights(lm, torch.float32, merged=True).write(tmp_path / "model")
+    there, told = AutoModelForCausalLM.from_pretrained(tmp_path / "model", output_loading_info=True)
+    assert not told["missing_keys"]
+    assert not told["unexpected_keys"]
+    ids = torch.tensor([prompts(lm)[0]])
+    with torch.no_grad():
+        torch.testing.assert_close(
+            there.eval()(input_ids=ids).logits, lm.model(input_ids=ids).logits, rtol=0, atol=1e-4
+        )
+
+
+def test_its_absence_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "vllm", None)
+    with pytest.raises(
+        ModelError, match=r"^sampler: vllm: the package vllm is not installed; docs/vllm.md says how to install it$"
+    ):
+        need_vllm()
+
+
+STAGE = {"name": "one", "objective": "stage1", "steps": 1, "learning_rate": 1e-3}
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"vllm": {"block_size": 32}}, "vllm is of sampler: vllm, and sampler is transformers"),
+        ({"sampler": "vllm", "vllm": {"adapter": "only"}}, "model.tuning is full"),
+        ({"sampler": "vllm", "vllm": {"server": "localhost:8000"}}, "is no address; write http://HOST:PORT"),
+        ({"sampler": "vllm", "vllm": {"server": "http://a:1", "kv_cache_gib": 2.0}}, "kv_cache_gib is of an engine in this"),
+        ({"sampler": "vllm", "vllm": {"transfer": "nccl"}}, "transfer is for a server"),
+        ({"sampler": "vllm", "vllm": {"memory_share": 1.0}}, "memory_share"),
+        ({"algorithm": {"importance_cap": 0.5}}, "importance_cap"),
+    ],
+)  # fmt: skip
+def test_settings_that_do_not_fit_are_refused(changes: dict[str, Any], told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        validate({"stages": [STAGE], **changes})
+
+
+@pytest.mark.parametrize(
+    ("changes", "cap"),
+    [({}, None), ({"sampler": "vllm"}, 2.0), ({"sampler": "vllm", "algorithm": {"importance_cap": "none"}}, None), ({"algorithm": {"importance_cap": 3.0}}, 3.0)],
+)  # fmt: skip
+def test_importance_weights_are_on_where_another_engine_samples(changes: dict[str, Any], cap: float | None) -> None:
+    config = validate({"stages": [STAGE], **changes})
+    assert isinstance(config, TrainConfig)
+    assert config.importance_cap == cap

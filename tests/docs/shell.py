@@ -1,7 +1,7 @@
 """The shell commands of README.md, CONTRIBUTING.md and docs/*.md, and whether each one is one that exists.
 
-A block of code is shell where it says so (```bash), or where its first word is a program of PROGRAMS; in a shell block every
-line must begin with one. Lines that begin with `selfcorrect ` are commands wherever they stand in a block.
+Where a block says that it is shell (```bash), every line must begin with a program of PROGRAMS; where it says nothing, lines that do
+are commands, and the others what a command prints, or no shell at all.
 """
 
 import re
@@ -34,7 +34,7 @@ ELSEWHERE = {
 }  # fmt: skip
 LAUNCHERS = ("torchrun", "accelerate")  # what stands behind `selfcorrect` or `-m selfcorrect.cli` is checked
 PROGRAMS = {"selfcorrect", "make", "pip", "python", "python3", *LAUNCHERS, *ELSEWHERE}
-MINE = ("mine.yaml", "code.yaml", "bare.yaml", "recipe.yaml")  # recipes that the reader is taken to have
+MINE = ("mine.yaml", "looked.yaml", "code.yaml", "bare.yaml", "recipe.yaml")  # recipes that the reader is taken to have
 _PLACEHOLDER = re.compile(r"[A-Z][A-Z0-9_/-]*")
 
 
@@ -69,14 +69,14 @@ def commands(page: Path, text: str | None = None) -> Iterator[Command]:
 
 def _of_block(name: str, line: int, content: str, info: str) -> Iterator[Command]:
     rows = _joined(content.splitlines(), line)
-    first = next((_program(text) for _, text in rows if text), "")
-    shell = info.partition(" ")[0] in SHELL or (info == "" and first in PROGRAMS)
+    shell = info.partition(" ")[0] in SHELL
     for number, text in rows:
-        if not text or text.startswith("#") or (not shell and not (info == "" and text.startswith("selfcorrect "))):
+        known = _program(text) in PROGRAMS and not re.match(r"\w+:( |$)|\w+ = ", text)
+        if not text or text.startswith("#") or (info and not shell) or not (known or shell):
             continue
-        assert _program(text) in PROGRAMS, (
-            f"{name}:{number}: `{text}`: {_program(text)!r} is no program that is known here; if the block is no shell, give its "
-            "fence a language (```text); else add the program to tests/docs/shell.py, with why it is not run"
+        assert known, (
+            f"{name}:{number}: `{text}`: {_program(text)!r} is no program that is known here; if the block is no shell, "
+            "give its fence a language (```text); else add the program to tests/docs/shell.py, with why it is not run"
         )
         yield from _split(name, number, text)
 
@@ -97,7 +97,7 @@ def _joined(lines: Sequence[str], first: int) -> list[tuple[int, str]]:
 
 def _program(text: str) -> str:
     words = [word for word in text.split() if not re.fullmatch(r"[A-Z_]+=\S*", word)]
-    return words[0] if words else ""
+    return words[0].rpartition("/bin/")[2] if words else ""
 
 
 def _split(name: str, line: int, text: str, *, inline: bool = False) -> Iterator[Command]:
@@ -115,7 +115,7 @@ def _split(name: str, line: int, text: str, *, inline: bool = False) -> Iterator
             while part and re.fullmatch(r"[A-Z_]+=\S*", part[0]):
                 part.pop(0)
             if part:
-                yield Command(name, line, tuple(part), inline)
+                yield Command(name, line, (part[0].rpartition("/bin/")[2], *part[1:]), inline)
             part = []
         else:
             part.append(word)

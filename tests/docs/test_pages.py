@@ -82,6 +82,11 @@ def test_what_is_fine_is_not_told() -> None:
     assert [fault(command) for command in found] == [None] * 6
 
 
+def test_what_a_command_prints_is_no_command() -> None:
+    page = "# New\n\n    .venv/bin/pip install 'selfcorrect[nope]'\n    model: mine, 2 attempts\n    two_attempts (8): hf\n    selfcorrect chekc x\n"
+    assert [command.words[0] for command in commands(Path("new.md"), page) if fault(command)] == ["pip", "selfcorrect"]
+
+
 def _links(page: Path) -> Iterator[tuple[str, str]]:
     for token in MarkdownIt("commonmark").enable("table").parse(page.read_text(encoding="utf-8")):
         for child in token.children or ():

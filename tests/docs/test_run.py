@@ -1,6 +1,6 @@
 """The commands of README and docs, run one after the other as a reader would, a page in a folder of its own, at a tiny size.
 
-Every command is run, or stands in NOT_RUN with why it is only read by the parser (test_pages.py). The quick ones run in the suite,
+Every command is run, or stands in NOT_RUN or HOLDS with why it is only read by the parser (test_pages.py). The quick ones run in the suite,
 the others by night. A command of a new name gets a line in RUN or in NOT_RUN.
 """
 
@@ -18,18 +18,25 @@ from selfcorrect import cli
 from tests.docs.shell import ELSEWHERE, LAUNCHERS, ROOT, Command, commands, pages
 from tests.support import data
 
-NOT_RUN = {  # how a command begins, or what it holds -> why it is not run here
+NOT_RUN = {  # how a command begins -> why it is not run here
     "make ": "installs into .venv, or takes minutes; its target must exist",
     "pip ": "installs; the extra must exist",
     "source ": "enters .venv",
     "python ": "takes minutes; tests/benchmarks runs what it can",
+    "python3 ": "makes an environment",
     "selfcorrect demo": "ten minutes",
     "selfcorrect compare": "minutes to hours; tests/run/test_compare.py runs small ones",
-    "--push": "sends to the hub",
+    "selfcorrect plan": "asks for models of the hub; tests of planning run it",
     "selfcorrect serve": "runs until it is stopped; tests of serving start it",
-    "--endpoint": "asks a server; tests of endpoints start one",
     **dict.fromkeys((f"{program} " for program in ELSEWHERE), "another program"),
     **dict.fromkeys((f"{program} " for program in LAUNCHERS), "starts several processes; tests of parallel runs do"),
+}
+HOLDS = {  # a word that a command holds -> why it is not run here
+    "--push": "sends to the hub",
+    "--endpoint": "asks a server; tests of endpoints start one",
+    "sampler=vllm": "needs vLLM",
+    "looked.yaml": "a recipe of the reader's",
+    "logs/gsm8k.eval": "a log of another tool; tests of its bridge read some",
 }
 SMALL = [
     "model.device=cpu", "threads=1", "rollouts.problems_per_step=1", "rollouts.rollouts_per_problem=2", "rollouts.max_new_tokens=4",
@@ -94,14 +101,8 @@ QUICK = ("init", "explain", "recipes", "tasks", "completion", "traces", "check")
 def reason(command: Command) -> str | None:
     """Why a command is not run; None for one that is."""
     text = f"{' '.join(command.words)} "
-    return next(
-        (
-            why
-            for part, why in NOT_RUN.items()
-            if text.startswith(part) or (part.startswith("-") and f" {part} " in text)
-        ),
-        None,
-    )
+    held = next((why for word, why in HOLDS.items() if word in command.words), None)
+    return held or next((why for begin, why in NOT_RUN.items() if text.startswith(begin)), None)
 
 
 @pytest.fixture(scope="session")

@@ -150,6 +150,7 @@ def test_explain(key: str, told: list[str]) -> None:
         ("temprature", "did you mean rollouts.temperature or evaluation.temperature"),
         ("rollout.temperature", "did you mean rollouts.temperature"),
         ("stages.stage2.alhpa", "did you mean stages.NAME.alpha"),
+        ("alhpa", "did you mean model.lora.alpha or stages.NAME.alpha?"),
         ("checkpiont", "did you mean checkpoint"),
         ("", "`selfcorrect explain` lists the sections"),
         ("zzzz.qqqq", "`selfcorrect explain` lists the sections"),

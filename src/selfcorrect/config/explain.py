@@ -90,8 +90,9 @@ def _nearest(asked: str) -> str:
     last = asked.rpartition(".")[2]
     keys = [*(setting.key for setting in settings()), *(_address(section) for section in sections())]
     by_key = difflib.get_close_matches(_general(asked), keys, n=3)
-    names = {setting.name: setting.key for setting in reversed(settings())}
-    near = list(dict.fromkeys([*by_key, *(names[name] for name in difflib.get_close_matches(last, names, n=3))]))
+    by_name = difflib.get_close_matches(last, {setting.name: None for setting in settings()}, n=3)
+    same = [setting.key for name in by_name for setting in settings() if setting.name == name]
+    near = list(dict.fromkeys([*by_key, *same]))
     if near:
         return f"did you mean {' or '.join(near[:3])}?"
     return "`selfcorrect explain` lists the sections"

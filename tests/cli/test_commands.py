@@ -16,7 +16,7 @@ import yaml
 
 import selfcorrect
 from selfcorrect import cli
-from selfcorrect.api import _recipe_beside, lab_recipe
+from selfcorrect.api import lab_recipe, recipe_beside
 from selfcorrect.config.recipe import load_recipe
 from selfcorrect.config.shipped import shipped_recipe
 from selfcorrect.errors import ConfigError
@@ -125,14 +125,12 @@ def test_the_recipe_that_goes_with_a_model(recipe_file: Path, model: Path, tmp_p
     command("train", str(recipe_file))
     run = tmp_path / "run"
     for folder in ("final", "best", "models/only"):
-        assert _recipe_beside(run / folder) == run / "config.yaml"
+        assert recipe_beside(run / folder) == run / "config.yaml"
     (tmp_path / "config.yaml").write_text("something: else")
     (tmp_path / "a" / "b").mkdir(parents=True)
     for other in (model, tmp_path / "a" / "b", "org/name"):
-        assert _recipe_beside(other) is None
-    assert (
-        _recipe_beside("lab") == _recipe_beside(shipped_recipe("demo").parents[1] / "assets/lab_base") == lab_recipe()
-    )
+        assert recipe_beside(other) is None
+    assert recipe_beside("lab") == recipe_beside(shipped_recipe("demo").parents[1] / "assets/lab_base") == lab_recipe()
 
 
 def test_settings_that_could_not_be_applied_are_refused(recipe_file: Path, tmp_path: Path, command: Command) -> None:

@@ -11,27 +11,28 @@ Transfer = Literal["auto", "folder", "nccl", "ipc"]
 
 
 class VllmConfig(Strict):
-    """Of sampler: vllm. server: the address of one that runs (http://HOST:PORT); without, it is in this process.
-
-    precision: auto is that of the policy's forward pass. adapter: what is sent after an update where an adapter trains:
-    only it, or the weights it is merged into; auto is only. memory_share: of a GPU's memory, in process. kv_cache_gib:
-    memory of the cache in place of that share; on a CPU 1 by default. block_size: tokens of a cache block, the unit in
-    which attempt 2 finds attempt 1 in the cache; auto is 16, and 32 on a CPU. max_model_len: tokens of a rollout; auto
-    is what the model reads. transfer: how whole weights reach a server: through a folder that both see, or by its NCCL
-    or IPC transfer from a GPU. sync_folder: where versions of weights or adapters are written; a server must see it
-    under the same path. timeout: seconds that a sync, or one request to a server, may take.
-    """
+    """The engine of sampler: vllm (docs/vllm.md)."""
 
     server: str | None = None
+    """Address of a server that runs (http://HOST:PORT); without one, the engine is in this process."""
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """What the engine computes in; auto is that of the policy's forward pass."""
     adapter: Literal["auto", "only", "merged"] = "auto"
+    """What is sent after an update where an adapter trains: only it, or the weights it is merged into; auto is only."""
     memory_share: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    """Share of a GPU's memory that an engine in this process takes."""
     kv_cache_gib: Rate | None = None
+    """Memory of the cache in place of that share; on a CPU 1 by default."""
     block_size: Positive | Literal["auto"] = "auto"
+    """Tokens of a cache block, the unit in which attempt 2 finds attempt 1 in the cache; auto is 16, on a CPU 32."""
     max_model_len: Positive | Literal["auto"] = "auto"
+    """Tokens of a rollout; auto is what the model reads."""
     transfer: Transfer = "auto"
+    """How whole weights reach a server: through a folder that both see, or by its NCCL or IPC transfer from a GPU."""
     sync_folder: str | None = None
+    """Where versions of weights or adapters are written; a server must see it under the same path."""
     timeout: Rate = 1800.0
+    """Seconds that a sync, or one request to a server, may take."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:

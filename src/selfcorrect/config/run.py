@@ -172,8 +172,8 @@ class AlgorithmConfig(Strict):
     reference: Annotated[Literal["base", "previous_stage"], Paper("pi_ref, Eq. 2 to 4")] = "base"
     """Which weights the KL of a later stage is measured to."""
     importance_cap: Annotated[float, Field(ge=1, allow_inf_nan=False)] | Literal["auto", "none"] = "auto"
-    """The highest importance weight of a token, where another engine samples than trains (docs/vllm.md); none leaves the
-    weights out; auto is 2 for sampler: vllm, and none for transformers, whose log-probabilities are the policy's own."""
+    """The highest importance weight of a token, where another engine samples than trains (docs/vllm.md); none leaves
+    the weights out; auto is 2 for sampler: vllm, and none for transformers."""
 
 
 class EvaluationConfig(Strict):
@@ -306,8 +306,9 @@ class TrainConfig(Strict):
     log: LogConfig = LogConfig()
     """What is logged beside the run folder's own files."""
     sampler: Literal["transformers", "recorded", "vllm", "endpoint"] = "transformers"
-    """Who answers: the model, by transformers or by the engine vllm (docs/vllm.md); or a file of attempts recorded earlier (docs/recorded.md), to evaluate them; endpoint
-    stands in what `evaluate --endpoint` writes."""
+    """Who answers: the model by transformers; the model by vLLM, in this process or on a server (docs/vllm.md); a file
+    of attempts recorded earlier, to evaluate them (docs/recorded.md). endpoint stands in what `evaluate --endpoint`
+    writes."""
     recorded: str | None = None
     """The file of recorded attempts, for sampler: recorded."""
     vllm: VllmConfig = VllmConfig()

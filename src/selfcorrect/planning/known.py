@@ -58,7 +58,8 @@ def known_config(name: str) -> dict[str, Any] | None:
         "hidden_size": hidden, "num_hidden_layers": layers, "num_attention_heads": heads,
         "intermediate_size": intermediate, "tie_word_embeddings": tied,
     }  # fmt: skip
-    return told | others
+    whole: dict[str, Any] = told | others
+    return whole
 
 
 def known_names() -> list[str]:

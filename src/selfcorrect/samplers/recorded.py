@@ -18,7 +18,7 @@ class TextChat(Chat):
     def __init__(self) -> None:
         self._eos_ids = frozenset()
         self._options = {}
-        self._between = {}
+        self._between_turns = self._read_between
         self._first = self._read_first
         self.notes = ()
         self.opens_thought = False

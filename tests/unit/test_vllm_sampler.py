@@ -41,7 +41,10 @@ def prompts(lm: LanguageModel) -> list[tuple[int, ...]]:
     return [lm.chat.first_prompt(text) for text in ("5 2 1 : 8", "9 6 : 3", "9 6 : 3", "1 1 : 1")]
 
 
-@pytest.mark.parametrize(("adapted", "changes"), [(False, {}), (True, {}), (True, {"adapter": "merged"})])
+@pytest.mark.parametrize(
+    ("adapted", "changes"),
+    [(False, {}), (True, {}), pytest.param(True, {"adapter": "merged"}, marks=pytest.mark.nightly)],
+)
 def test_it_samples_what_the_policy_would_after_every_update(
     adapted: bool, changes: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -113,7 +116,7 @@ def test_other_numbers_than_the_policys_stop_the_run(adapted: bool, fault: dict[
     assert "\n" not in str(told.value)
 
 
-@pytest.mark.parametrize("fault", [{"dies": 2}, {"dies": 4}, {"breaks_off": 2}, {"no_numbers": 2}, {"sync_dies": 2}])
+@pytest.mark.parametrize("fault", [{"dies": 4}, {"no_numbers": 2}, {"sync_dies": 2}])
 def test_a_failure_is_mended_once(fault: dict[str, int], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The second engine has no fault, and begins with the weights as they are now."""
     lm = model()
@@ -159,8 +162,10 @@ def test_after_a_rest_weights_are_sent_before_anything_is_sampled(tmp_path: Path
     assert engines.made[0].calls == ["weights", "sample", "sample", "rest", "weights", "sample", "sample"]
 
 
-@pytest.mark.parametrize("architecture", ["llama", "qwen2", "gpt2"])
-@pytest.mark.parametrize("adapted", [False, True])
+@pytest.mark.parametrize(
+    ("architecture", "adapted"),
+    [("llama", False), ("qwen2", True), pytest.param("gpt2", True, marks=pytest.mark.nightly)],
+)
 def test_plain_weights_are_those_of_an_ordinary_model(architecture: str, adapted: bool, tmp_path: Path) -> None:
     """Loaded by transformers from what was written, it computes as the policy does."""
     from transformers import AutoModelForCausalLM

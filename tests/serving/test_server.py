@@ -6,6 +6,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -210,7 +211,7 @@ def test_sampling_settings(server: Running) -> None:
     plain = server.ask(**ask)["choices"][0]
     whole = plain["message"]["content"]
     assert plain["finish_reason"] == "length"
-    stop = next(pair for pair in map("".join, zip(whole[1:], whole[2:], strict=False)) if pair.isascii())
+    stop = next(pair for pair in map("".join, pairwise(whole[1:])) if pair.isascii())
     cut = server.stream(**ask, stop=["never there", stop])
     assert "".join(c["choices"][0]["delta"].get("content", "") for c in cut) == whole[: whole.find(stop)] != ""
     assert cut[-1]["choices"][0]["finish_reason"] == "stop"

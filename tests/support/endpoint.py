@@ -49,6 +49,7 @@ class Server:
     url: str = ""
     requests: list[Body] = field(default_factory=list)
     headers: list[str] = field(default_factory=list)
+    times: list[float] = field(default_factory=list)
     most: int = 0  # requests under way at once
     now: int = 0
 
@@ -68,6 +69,7 @@ class Server:
             count = self.requests.count(request)
             self.requests.append(request)
             self.headers.append(head)
+            self.times.append(time.monotonic())
             self.now += 1
             self.most = max(self.most, self.now)
             try:

@@ -4,6 +4,8 @@ import gzip
 import json
 import time
 from collections.abc import Callable, Sequence
+from email.utils import formatdate
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -144,9 +146,14 @@ def test_an_odd_answer_has_an_outcome(name: str, tmp_path: Path) -> None:
             assert len(server.requests) == asked
 
 
+def odd_request(server: Server) -> Body:
+    """The one that is not answered at first."""
+    return next(r for r in server.requests if [turn["content"] for turn in r["messages"]] == ["Question odd"])
+
+
 # What the first two tries of a problem meet; the third has an answer.
 PASSING: dict[str, Raw | Body] = {
-    "429": http(429, {"error": {"message": "slow down"}}, retry_after="0.05"),
+    "429": http(429, {"error": {"message": "slow down"}}, retry_after="0.4"),
     "429 with a date": http(429, "", retry_after="Thu, 01 Jan 1970 00:00:00 GMT"),
     "429 with nonsense": http(429, "", retry_after="soon"),
     "500": http(500, {"error": "oh"}),
@@ -175,11 +182,29 @@ PASSING: dict[str, Raw | Body] = {
 @pytest.mark.parametrize("name", PASSING)
 def test_a_passing_fault_is_tried_again(name: str, tmp_path: Path) -> None:
     with served(odd_only(PASSING[name], times=2)) as server:
-        began, slow = time.monotonic(), {"timeout": 0.3} if name in ("drip", "silence") else {}
+        slow = {"timeout": 0.3} if name in ("drip", "silence") else {}
         rollouts = played(quick(server.url, **slow), tmp_path / "answers.jsonl")
         assert all(attempt.grade.correct for rollout in rollouts for attempt in rollout.attempts)
         assert len(server.requests) == 8
-        assert name != "429" or time.monotonic() - began >= 0.1  # twice what it asked for
+        tries = [
+            at for at, request in zip(server.times, server.requests, strict=True) if request == odd_request(server)
+        ]
+        assert name != "429" or all(b - a >= 0.4 for a, b in pairwise(tries))  # what it asked for
+
+
+def test_how_long_a_server_asks_to_wait() -> None:
+    from selfcorrect.endpoints.wire import retry_after
+
+    soon = formatdate(time.time() + 60, usegmt=True)
+    told = [
+        {"retry-after": "7"},
+        {"retry-after-ms": "250", "retry-after": "9"},
+        {"retry-after-ms": "x", "retry-after": "2"},
+    ]
+    assert [retry_after(headers) for headers in told] == [7.0, 0.25, 2.0]
+    assert 50 < (retry_after({"retry-after": soon}) or 0) <= 60
+    for nonsense in ("soon", "-1", "nan", "inf", "", "Thu, 99 Foo 2020"):
+        assert retry_after({"retry-after": nonsense}) is None
 
 
 # What every request meets, and what the one line says.

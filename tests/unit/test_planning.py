@@ -276,7 +276,7 @@ def test_refusals_are_one_line(arguments: list[str], why: str) -> None:
         zip((each.removeprefix("--").replace("-", "_") for each in arguments[::2]), arguments[1::2], strict=True)
     )
     given: dict[str, Any] = {name: int(value) if value.isdigit() else value for name, value in asked.items()}
-    options = {
+    options: dict[str, Any] = {
         "gpu": "h100",
         "gpus": 1,
         "nodes": 1,

@@ -53,7 +53,8 @@ def known_config(name: str) -> dict[str, Any] | None:
     found = next((shape for known, shape in _SHAPES.items() if known.casefold() == plain), None)
     if found is None:
         return None
-    family, hidden, layers, heads, intermediate, tied, others = found
+    family, hidden, layers, heads, intermediate, tied = found[:6]
+    others: dict[str, Any] = found[6]
     told: dict[str, Any] = _FAMILIES[family] | {
         "hidden_size": hidden, "num_hidden_layers": layers, "num_attention_heads": heads,
         "intermediate_size": intermediate, "tie_word_embeddings": tied,

@@ -17,7 +17,7 @@ from selfcorrect.samplers.graphs import AS_THEY_ARE, FIXED
 _SUM_BUCKET = 4 << 26  # bytes: gradients of several processes are summed in messages of so many (parallel/gradients.py)
 # Of a process on a CPU that trains: Python, torch, transformers, tokenizer and data; measured (docs/plan.md).
 PROCESS_BYTES = 0.44 * 2**30
-HEAP_SLACK = 0.02  # of what is alive, that glibc's heap holds beyond it; measured (docs/plan.md)
+HEAP_SLACK = 0.11  # of what is alive, that glibc's heap holds beyond it; measured on one model (docs/plan.md)
 ENGINE_BYTES = 1.5 * 2**30  # of vLLM: graphs and workspaces, assumed
 AWAKE, SHARE = 0.05, 0.9
 
@@ -87,6 +87,7 @@ def memory(config: TrainConfig, model: Dressed, card: Card | None, step: Step, s
     transient = rehearsed["prefill"].at(model.spec.layers), rehearsed["step"].at(model.spec.layers)
     copies = 0.0 if card else _copies(config, model)
     gathered = _gathered(model, spread)
+    whole = model.costume.weights.itemsize * model.numbers.all if spread.shards > 1 and not spread.engine else 0.0
     if spread.engine:
         phases["sampling"] = {
             "engine's weights": 2 * model.numbers.all / spread.tensor,
@@ -97,11 +98,11 @@ def memory(config: TrainConfig, model: Dressed, card: Card | None, step: Step, s
         phases["sampling"] = {
             "copies laid out for sampling": copies, "KV cache": cache.lanes + cache.kept,
             "one forward": max(transient),
-            "sampling's gathered weights": 2 * model.numbers.all if spread.shards > 1 else 0.0,
+            "whole copy for sampling": whole,
         }  # fmt: skip
-    done = _updated(config, model, step)
+    done = _updated(config, model, step, spread)
     kept = 0.0 if spread.engine else cache.kept + (cache.lanes if card else 0)
-    phases["update"] = {"KV cache": kept, **done, "gathered by FSDP": gathered}
+    phases["update"] = {"KV cache": kept, **done, "gathered by FSDP": gathered, "whole copy for sampling": whole}
     if spread.devices > 1 and spread.shards == 1:
         phases["update"]["sync buffers"] = min(_SUM_BUCKET, 4 * model.numbers.trained)
     if card is None:
@@ -182,11 +183,11 @@ def _updated_cached(work: Update, key: _Key) -> dict[str, Line]:
     return by_layers(key.value, update(key.value, work))
 
 
-def _updated(config: TrainConfig, model: Dressed, step: Step) -> dict[str, float]:
+def _updated(config: TrainConfig, model: Dressed, step: Step, spread: Spread) -> dict[str, float]:
     """The update at its fullest, beside what is always there; gradients are of that."""
     tiles = model.costume.tiles
     scored = max(tiles.kept // model.spec.vocabulary, tiles.numbers // min(tiles.widest, model.spec.vocabulary)) + 1
-    work = update_of(config, step, model.spec.attends_to_all, scored)
+    work = update_of(config, step, model.spec.attends_to_all and spread.shards == 1, scored)
     found = _rehearsed_update(work, _Key(model.costume), model.spec.layers)
     tile = 4 * min(tiles.kept, work.scored * model.spec.vocabulary) * (2 if model.costume.reference else 1)
     beyond = found["peak"] - found["gradients"]

@@ -62,7 +62,7 @@ def pace(config: TrainConfig, model: Dressed, card: Card, step: Step, spread: Sp
             bounds[why] = bounds.get(why, 0.0) + one.steps * took
         fed = step.groups * lengths.prompt if attempt == 1 else rows * (lengths.turn + 1)
         seconds["rollouts"] += 2 * model.numbers.all * fed / sampler.rate
-    flops = _flops(config, model, step)
+    flops = _flops(config, model, step, spread)
     rate = card.tflops * 1e12 * utilisation(model.spec.hidden)
     for phase, count in flops.items():
         seconds[phase] = count / rate
@@ -95,8 +95,6 @@ class _Sampler:
         floor = hardware.ENGINE_LAYER_SECONDS if spread.engine else hardware.LAYER_SECONDS
         self._floor = floor * model.spec.layers * (1 if spread.tensor == 1 else 1.5)  # an all-reduce twice a layer
         self._flops = 2 * of.all / spread.tensor
-        if spread.shards > 1 and not spread.engine:
-            self._floor *= 1.0
 
     def step(self, one: Decoding) -> dict[str, float]:
         return {
@@ -107,11 +105,11 @@ class _Sampler:
         }
 
 
-def _flops(config: TrainConfig, model: Dressed, step: Step) -> dict[str, float]:
+def _flops(config: TrainConfig, model: Dressed, step: Step, spread: Spread) -> dict[str, float]:
     """Of one device's update and reference pass."""
     of, spec, lengths = model.numbers, model.spec, step.lengths
     row = lengths.mean_row(step.attempts)
-    shared = spec.attends_to_all and config.rollouts.rollouts_per_problem > 1
+    shared = spec.attends_to_all and config.rollouts.rollouts_per_problem > 1 and spread.shards == 1
     tokens = step.rows * row - (step.rows - step.groups) * lengths.prompt * shared
     trained = step.rows * step.attempts * lengths.attempt
     attention = 2 * 2 * spec.layers * spec.hidden * row / 2  # a token's scores and sums, forward, causal

@@ -25,7 +25,7 @@ from selfcorrect.models.templates import System
 from selfcorrect.rollout import play
 from selfcorrect.tasks.countdown import Countdown
 from selfcorrect.types import Grade, Outcome, Problem, Rollout, SamplingParams
-from tests.support.endpoint import Body, Raw, chat, http, served
+from tests.support.endpoint import Body, Raw, Server, chat, http, served
 
 KEY = "sk-test-0123456789abcdef"
 LIMIT = 20

@@ -235,10 +235,10 @@ def _room(config: TrainConfig, lm: LanguageModel, dtype: torch.dtype, path: Path
 
 def _check_stages(config: TrainConfig) -> None:
     """Raises ConfigError where there is nothing to train, or a supervised stage would take more than two attempts."""
-    if config.sampler in ("recorded", "endpoint"):
-        raise ConfigError(
-            f"sampler: {config.sampler} is for `selfcorrect evaluate`: what others wrote cannot be trained on"
-        )
+    if config.sampler == "recorded":
+        raise ConfigError("sampler: recorded is for `selfcorrect evaluate`: recorded attempts cannot be trained")
+    if config.sampler == "endpoint":
+        raise ConfigError("sampler: endpoint is for `selfcorrect evaluate --endpoint URL`: it cannot be trained")
     if not config.stages:
         raise ConfigError(
             "stages is empty: there is nothing to train; `selfcorrect evaluate` evaluates a recipe's model"

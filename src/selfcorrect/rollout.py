@@ -68,9 +68,7 @@ def play(
                 shown[row].append(contexts[row])
                 feedback[row].append(told[row])
             recorded = firsts if number == 1 and given is None else {}
-            grading.append(
-                grader.submit(grade_completions, task, problems, now, readable, chat.opens_thought, recorded)
-            )
+            grading.append(grader.submit(grade_texts, task, problems, now, readable, chat.opens_thought, recorded))
         began = time.perf_counter()
         grades = [future.result() for future in grading]
         if waiting is not None:
@@ -167,7 +165,7 @@ def _first_attempts(
     return {row: chat.written(text) for row, text in texts.items()}
 
 
-def grade_completions(
+def grade_texts(
     task: Task,
     problems: Sequence[Problem],
     completions: Sequence[Completion],

@@ -18,7 +18,7 @@ from tests.run.conftest import Whole
 from tests.support.data import math_folder
 from tests.support.runs import check_same, config, go, lucky_grade, read_rows, recipe
 
-graded = rollout.grade_completions
+graded = rollout.grade_texts
 Answers = Sequence[tuple[Problem, str]]
 
 
@@ -26,7 +26,7 @@ FAILED = Grade(Outcome.GRADER_FAILED, 0.0, "", "the judge\nis gone")
 
 
 def nothing(task: Task, problems: Sequence[Problem], *_: Any) -> list[Grade]:
-    """Stands for rollout.grade_completions where the grader is dead."""
+    """Stands for rollout.grade_texts where the grader is dead."""
     return [FAILED] * len(problems)
 
 
@@ -51,7 +51,7 @@ def test_a_grader_that_dies_ends_the_run_and_resuming_repeats_the_step(
 
     def dying(trainer: Trainer) -> Any:
         if trainer.progress.step + 1 == step:
-            monkeypatch.setattr(rollout, "grade_completions", nothing)
+            monkeypatch.setattr(rollout, "grade_texts", nothing)
         return train_step(trainer)
 
     monkeypatch.setattr(Trainer, "train_step", dying)
@@ -65,7 +65,7 @@ def test_a_grader_that_dies_ends_the_run_and_resuming_repeats_the_step(
     )
     assert len(read_rows(tmp_path / "run/metrics.jsonl") if step > 1 else []) == step - 1
     monkeypatch.setattr(Trainer, "train_step", train_step)
-    monkeypatch.setattr(rollout, "grade_completions", graded)
+    monkeypatch.setattr(rollout, "grade_texts", graded)
     check_same(go(settings), whole.state)
 
 
@@ -88,7 +88,7 @@ def test_a_grader_that_dies_during_an_evaluation(
 
     def dying(loop: Loop, name: str) -> None:
         if name == "two":
-            monkeypatch.setattr(rollout, "grade_completions", nothing)
+            monkeypatch.setattr(rollout, "grade_texts", nothing)
         finish(loop, name)
 
     monkeypatch.setattr(Loop, "_evaluate", dying)
@@ -98,7 +98,7 @@ def test_a_grader_that_dies_during_an_evaluation(
     ):
         go(settings)
     monkeypatch.setattr(Loop, "_evaluate", finish)
-    monkeypatch.setattr(rollout, "grade_completions", graded)
+    monkeypatch.setattr(rollout, "grade_texts", graded)
     check_same(go(settings), whole.state)
 
 
@@ -117,13 +117,13 @@ def test_scaling_and_repair_sets_stop_where_nothing_counts_and_not_for_one_probl
         return [FAILED if p == chosen[0] else grade for p, grade in zip(problems, found, strict=True)]
 
     whole = scale("whole")
-    monkeypatch.setattr(rollout, "grade_completions", nothing)
+    monkeypatch.setattr(rollout, "grade_texts", nothing)
     with pytest.raises(NothingGraded, match=r"^scaling: none of 3 problems played could be graded: 3 grader_failed"):
         scale("dead")
-    monkeypatch.setattr(rollout, "grade_completions", but_the_first)
+    monkeypatch.setattr(rollout, "grade_texts", but_the_first)
     assert len(scale("one")) == len(whole)
     assert len(read_rows(tmp_path / "one/samples.jsonl")) == 3
-    monkeypatch.setattr(rollout, "grade_completions", graded)
+    monkeypatch.setattr(rollout, "grade_texts", graded)
     assert scale("dead") == whole
     math = {"name": "math", "data": str(math_folder(tmp_path / "math"))}  # no word of the tokenizer's
     with pytest.raises(

@@ -19,7 +19,7 @@ from selfcorrect.config.tasks import ATTEMPT_TOKENS, RepairConfig
 from selfcorrect.errors import ConfigError, UserError
 from selfcorrect.evaluation.evaluate import evaluated_problems
 from selfcorrect.evaluation.metrics import is_graded, is_unchanged
-from selfcorrect.rollout import grade_completions
+from selfcorrect.rollout import grade_texts
 from selfcorrect.tasks import MathTask, Task, make_task
 from selfcorrect.types import Attempt, Completion, Grade, Problem, Rollout
 
@@ -221,5 +221,5 @@ class Grader:
     def _grade(self, answers: Sequence[tuple[Problem, Sequence[Completion]]]) -> list[list[Grade]]:
         problems = [problem for problem, completions in answers for _ in completions]
         texts = [completion for _, completions in answers for completion in completions]
-        grades = iter(grade_completions(self._task, problems, texts, [True] * len(texts)) if texts else [])
+        grades = iter(grade_texts(self._task, problems, texts, [True] * len(texts)) if texts else [])
         return [[next(grades) for _ in completions] for _, completions in answers]

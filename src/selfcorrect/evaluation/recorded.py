@@ -17,7 +17,7 @@ from typing import Any
 
 from selfcorrect.errors import DataError
 from selfcorrect.grading.math import gold_answer
-from selfcorrect.rollout import grade_completions
+from selfcorrect.rollout import grade_texts
 from selfcorrect.samplers.recorded import RecordedSampler, TextChat
 from selfcorrect.tasks.base import Task
 from selfcorrect.tasks.code import CodeTask, Item, plain
@@ -235,7 +235,7 @@ def grade_recorded(
             rows = range(start, stop)
             asked = [known[row] for row in rows for _ in recorded[row].texts]
             texts = [completion for row in rows for completion in recorded[row].completions]
-            flat = grade_completions(task, asked, texts, [True] * len(texts))
+            flat = grade_texts(task, asked, texts, [True] * len(texts))
             fresh = iter(flat)
             for row in rows:
                 mine = [next(fresh) for _ in recorded[row].texts]

@@ -149,6 +149,7 @@ def test_offline_first_attempts_carry_no_gradient(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr("selfcorrect.learning.training.make_batch", kept)
     result = trainer.train_step()
+    assert vars(trainer.sampler)["_kept"] == {}  # no cache stays for an attempt that does not come
     rollouts, batch = made[0]
     assert [r.attempts[0].sampled for r in rollouts] == [False] * 4 + [True] * 4
     assert [bool((row == 1).any()) for row in batch.attempt_BT] == [False] * 4 + [True] * 4

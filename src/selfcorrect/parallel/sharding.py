@@ -26,6 +26,7 @@ from selfcorrect.models.sharded import whole
 from selfcorrect.models.weights import weights
 from selfcorrect.parallel import shards
 from selfcorrect.parallel.ranks import Alone, Batch, Several, Trainer
+from selfcorrect.samplers.base import Resting
 from selfcorrect.types import Completion, SamplingParams
 
 Reference = Callable[[TrainConfig, LanguageModel], tuple[LanguageModel | None, str]]
@@ -145,6 +146,10 @@ class Gathering:
     def load_weights(self, model: Any) -> None:
         """As they are now. model: in shards, and not read."""
         self._sampler.load_weights(self._weights())
+
+    def rest(self) -> None:
+        if isinstance(self._sampler, Resting):
+            self._sampler.rest()
 
     def sample(self, prompts: Sequence[tuple[int, ...]], params: SamplingParams) -> list[Completion]:
         completions: list[Completion] = self._sampler.sample(prompts, params)

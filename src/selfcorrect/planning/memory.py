@@ -101,7 +101,7 @@ def memory(config: TrainConfig, model: Dressed, card: Card | None, step: Step, s
             "whole copy for sampling": whole,
         }  # fmt: skip
     done = _updated(config, model, step, spread)
-    kept = 0.0 if spread.engine else cache.kept + (cache.lanes if card else 0)
+    kept = cache.lanes if card and not spread.engine else 0.0
     phases["update"] = {"KV cache": kept, **done, "gathered by FSDP": gathered, "whole copy for sampling": whole}
     if spread.devices > 1 and spread.shards == 1:
         phases["update"]["sync buffers"] = min(_SUM_BUCKET, 4 * model.numbers.trained)

@@ -71,6 +71,10 @@ class TransformersSampler:
         self._kept = {}
         self._weights.new_version()
 
+    def rest(self) -> None:
+        """Let go of what was kept for another attempt."""
+        self._kept = {}
+
     @torch.no_grad()
     def sample(self, prompts: Sequence[tuple[int, ...]], params: SamplingParams) -> list[Completion]:
         uniform_NL = uniforms(len(prompts), params, self._lm.device)

@@ -79,6 +79,12 @@ REAL = (
 )  # fmt: skip
 
 
+TRAINED = (
+    ("| base | greedy", "base", "greedy"), ("| SCoRe, seed 0 | greedy", "score-0", "greedy"),
+    ("| base | temperature 1, Avg@2", "base", "sampled"), ("| SCoRe, seed 0 | temperature 1, Avg@2", "score-0", "sampled"),
+)  # fmt: skip
+
+
 def by_precision(r: Any) -> dict[str, Any]:
     """Least and most of what the seeds of each precision end at."""
     found: dict[str, dict[str, list[Figure]]] = {}
@@ -207,6 +213,13 @@ QUOTES: list[tuple[str, str, str, Given]] = [
      "{r[2][accuracy]:p}, {r[3][accuracy]:p}, {r[4][accuracy]:p}", None),
     *[("docs/results.md", f"real/{folder}/summary.json", real_row(label, "base", data, decoding), None)
       for folder, label, data, decoding in REAL],
+    *[(doc, "real/words/summary.json", real_row(label, model, "gsm8k", decoding), None)
+      for doc in ("README.md", "docs/results.md") for label, model, decoding in TRAINED],
+    ("docs/results.md", "real/words/summary.json", "the second attempt gains "
+     "{r[against][base][score-0][gsm8k][sampled][t2][value]:p} points on the base's "
+     "({r[against][base][score-0][gsm8k][sampled][t2][low]:s} to {r[against][base][score-0][gsm8k][sampled][t2][high]:s})", None),
+    ("docs/results.md", "real/words/summary.json", "({r[against][base][score-0][gsm8k][greedy][t1][low]:s} to "
+     "{r[against][base][score-0][gsm8k][greedy][t1][high]:s}) and the second gains nothing", None),
     ("docs/results.md", "real/words-base/summary.json",
      "Two samples solve {r[evaluations][base][gsm8k][sampled][passes][0][accuracy][0][value]:p} % of the problems", None),
     *[("docs/results.md", "compare_lab/compare.json", compare_row(label, name, gain=True), by_name) for label, name in LAB.items()],

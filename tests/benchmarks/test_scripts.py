@@ -279,6 +279,7 @@ def test_endpoint_answers_like_the_model_here(
     }  # fmt: skip
 
 
+@pytest.mark.nightly
 def test_plans_beside_what_runs_take(script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One run of the lab's model in a process of its own."""
     monkeypatch.delenv("SELFCORRECT_PLAN", raising=False)

@@ -169,10 +169,8 @@ def card_of(stem: str) -> Devices:
     gpu = "rtx-4090" if "one 24 GB card" in first else "h100"
     config = load_recipe(RECIPES / f"{stem}.yaml")
     assert isinstance(config, TrainConfig)
-    devices = devices_for(config, gpu)
-    if stem.endswith("_4x8x80gb"):
-        return replace(devices, gpus=8, nodes=4, parallel="fsdp2", engine=True)
-    return replace(devices, gpus=8, parallel="fsdp2", engine=True) if stem.endswith("_8x80gb") else devices
+    gpus, nodes = (8, 4) if stem.endswith("_4x8x80gb") else (8, 1) if stem.endswith("_8x80gb") else (1, 1)
+    return devices_for(config, gpu, gpus, nodes)  # as the command takes it
 
 
 PLANNED = [file.stem for file in sorted(RECIPES.glob("*.yaml")) if file.stem not in ("compare_lab", "demo", "lab_base")]

@@ -1,9 +1,9 @@
 """The bridges against the real packages: `make test-bridges`. Skipped, a line a file, where they are not installed."""
 
 import json
-import zipfile
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 

@@ -92,6 +92,7 @@ def memory(config: TrainConfig, model: Dressed, card: Card | None, step: Step, s
     whole = model.costume.weights.itemsize * model.numbers.all if held else 0.0
     if there:
         phases["sampling"] = {"whole copy for sampling": whole}
+        notes.append("vLLM is on cards of its own (vllm.server), whose memory and price are not counted here")
     elif spread.engine:
         phases["sampling"] = {
             "engine's weights": 2 * model.numbers.all / spread.tensor,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from selfcorrect import __version__
-from selfcorrect.commands import AsJson, Grouped, Overrides, export, traces
+from selfcorrect.commands import AsJson, Grouped, Overrides, Sections, export, traces
 from selfcorrect.commands import stopped as _stopped
 from selfcorrect.errors import ConfigError, TrainingInterrupted, UserError
 from selfcorrect.evaluate_command import evaluate
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="selfcorrect",
+    cls=Sections,
     no_args_is_help=True,
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},

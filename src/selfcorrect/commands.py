@@ -2,11 +2,12 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperGroup
 
 from selfcorrect.errors import ConfigError, TrainingInterrupted
 
@@ -31,6 +32,27 @@ class Grouped(TyperCommand):
         for name, records in groups.items():
             with formatter.section(name):
                 formatter.write_dl(records)
+
+
+SECTIONS = {
+    "Begin": ("demo", "init", "recipes", "check", "explain", "plan", "tasks", "completion"),
+    "Train": ("train", "compare", "make-repair-set", "traces", "prune"),
+    "Measure": ("evaluate", "grade", "analyse", "scale", "report"),
+    "Use": ("play", "serve", "export"),
+}
+
+
+class Sections(TyperGroup):
+    """The commands in sections, as a newcomer meets them; those of no section at the end."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        rest = [name for name in self.list_commands(ctx) if name not in chain(*SECTIONS.values())]
+        for title, names in {**SECTIONS, "Other": rest}.items():
+            room = formatter.width - max(map(len, self.commands)) - 6
+            found = [(name, self.commands[name].get_short_help_str(room)) for name in names if name in self.commands]
+            if found:
+                with formatter.section(title):
+                    formatter.write_dl(found)
 
 
 @contextmanager

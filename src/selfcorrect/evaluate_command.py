@@ -85,6 +85,8 @@ def evaluate(
         _refuse_unused({"model": name, **asked})
         if model is None:
             raise ConfigError("name a model folder, hub name, lab or recipe; or --endpoint URL --model NAME")
+        if "=" in model and not Path(model).exists():
+            raise ConfigError(f"{model} is a setting in the model's place; name a model, lab or a recipe before it")
         _run(model, settings, recipe, output, as_json, None)
         return
     if name is None:

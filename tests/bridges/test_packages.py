@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -182,6 +183,14 @@ def test_damaged_logs_are_refused_in_one_line(form: str, tmp_path: Path) -> None
             read_log(file)
         assert str(error.value).startswith(str(file))
         assert "\n" not in str(error.value)
+
+
+def test_an_archive_that_unpacks_to_far_more_is_refused_unread(tmp_path: Path) -> None:
+    file = tmp_path / "bomb.eval"
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("samples/1_epoch_1.json", b"A" * (65 << 20))
+    with pytest.raises(DataError, match="unpacks to 65 MiB, more than 200 times its size"):
+        read_log(file)
 
 
 # lm-eval

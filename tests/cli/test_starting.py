@@ -139,6 +139,28 @@ def test_a_folder_of_texts_stays_as_it_is(here: Path) -> None:
     assert (len(task.train), len(task.test)) == (4, 2)
 
 
+def test_no_question_is_trained_on_and_held_out(here: Path) -> None:
+    rows = [{"question": f"{n % 11} + 1?", "answer": f"{n % 11 + 1}"} for n in range(40)] + GSM[:10]
+    told = init("./model", written("d.jsonl", rows), Path("mine.yaml"))
+    train, test = (Path(f"mine-data/{split}.jsonl").read_text().splitlines() for split in ("train", "test"))
+    assert test
+    assert not set(train) & set(test)
+    assert any("left out of the rows held out whose questions are trained on: 4" in line for line in told)
+
+
+@pytest.mark.parametrize(
+    ("answer", "task"),
+    [("Paris 3", "custom"), ("x^2 + 1", "math"), ("\\text{even}", "math"), ("12 cm", "math"), ("page two, line 4", "custom"),
+     ("pi/2", "math")],
+)  # fmt: skip
+def test_words_with_a_number_are_no_formula(answer: str, task: str, here: Path) -> None:
+    rows = [{"question": f"{n}?", "answer": answer} for n in range(20)]
+    init("./model", written("d.jsonl", rows), Path("mine.yaml"))
+    config = load_recipe(Path("mine.yaml"))
+    assert isinstance(config, TrainConfig)
+    assert config.task.name == task
+
+
 def test_humaneval_is_evaluated_on_beside_mbpp(here: Path) -> None:
     init("model", written("he.jsonl", HUMANEVAL), Path("mine.yaml"))
     config = load_recipe("mine.yaml")

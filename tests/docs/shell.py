@@ -4,6 +4,8 @@ Where a block says that it is shell (```bash), every line must begin with a prog
 are commands, and the others what a command prints, or no shell at all.
 """
 
+import difflib
+import importlib.util
 import re
 import shlex
 import tomllib
@@ -33,6 +35,7 @@ ELSEWHERE = {
     **dict.fromkeys(("cd", "mkdir", "ls", "cat", "head", "export", "echo", "jq", "open", "eval", "source", "uv"), "the shell's"),
 }  # fmt: skip
 LAUNCHERS = ("torchrun", "accelerate")  # what stands behind `selfcorrect` or `-m selfcorrect.cli` is checked
+OURS = ("selfcorrect", *LAUNCHERS)  # a line that begins almost so is one of them, mistyped
 PROGRAMS = {"selfcorrect", "make", "pip", "python", "python3", *LAUNCHERS, *ELSEWHERE}
 MINE = ("mine.yaml", "looked.yaml", "code.yaml", "bare.yaml", "recipe.yaml")  # recipes that the reader is taken to have
 _PLACEHOLDER = re.compile(r"[A-Z][A-Z0-9_/-]*")
@@ -63,7 +66,9 @@ def commands(page: Path, text: str | None = None) -> Iterator[Command]:
         if token.type in ("fence", "code_block"):
             yield from _of_block(name, line + (token.type == "fence"), token.content, token.info.strip())
         for child in token.children or ():
-            if child.type == "code_inline" and child.content.startswith(("selfcorrect ", "make ", "pip install ")):
+            if child.type == "code_inline" and child.content.startswith(
+                ("selfcorrect ", "make ", "pip install ", *(f"{name} " for name in LAUNCHERS))
+            ):
                 yield from _split(name, line, child.content.replace("\n", " "), inline=True)
 
 
@@ -72,7 +77,8 @@ def _of_block(name: str, line: int, content: str, info: str) -> Iterator[Command
     shell = info.partition(" ")[0] in SHELL
     for number, text in rows:
         known = _program(text) in PROGRAMS and not re.match(r"\w+:( |$)|\w+ = ", text)
-        if not text or text.startswith("#") or (info and not shell) or not (known or shell):
+        near = not info and difflib.get_close_matches(_program(text), OURS, 1, 0.8)
+        if not text or text.startswith("#") or (info and not shell) or not (known or shell or near):
             continue
         assert known, (
             f"{name}:{number}: `{text}`: {_program(text)!r} is no program that is known here; if the block is no shell, "
@@ -126,7 +132,13 @@ def fault(command: Command) -> str | None:
     program, *words = command.words
     if program in LAUNCHERS or (program.startswith("python") and words[:2] == ["-m", "selfcorrect.cli"]):
         start = next((n + 1 for n, word in enumerate(words) if word in ("selfcorrect", "selfcorrect.cli")), None)
-        return None if start is None else _fault_of_ours(words[start:], command.inline)
+        if start is None:
+            return (
+                None
+                if command.inline or "config" in words
+                else f"{program} starts nothing of ours: `-m selfcorrect.cli` or `selfcorrect`"
+            )
+        return _fault_of_ours(words[start:], command.inline)
     match program:
         case "selfcorrect":
             return _fault_of_ours(words, command.inline)
@@ -154,12 +166,20 @@ def _fault_of_pip(words: Sequence[str]) -> str | None:
 
 def _fault_of_script(words: Sequence[str]) -> str | None:
     if words[:1] in (["-m"], ["-c"]):
-        return None
+        ours = words[0] == "-m" and difflib.get_close_matches(words[1].partition(".")[0], ("selfcorrect",), 1, 0.8)
+        return f"there is no module {words[1]}" if ours and not _is_module(words[1]) else None
     script = ROOT / words[0]
     if not script.is_file():
         return f"there is no {words[0]}"
     options = [word.partition("=")[0] for word in words[1:] if word.startswith("--")]
     return next((f"{words[0]} has no option {o}" for o in options if f'"{o}"' not in script.read_text("utf-8")), None)
+
+
+def _is_module(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ModuleNotFoundError:
+        return False
 
 
 @cache

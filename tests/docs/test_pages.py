@@ -29,6 +29,8 @@ FAULTY = [
     ("selfcorrect export runs/mine", "Missing"),
     ("CUDA_VISIBLE_DEVICES=0 selfcorrect trian demo", "no command trian"),
     ("torchrun --nproc-per-node 2 -m selfcorrect.cli train countdown sed=1", "unknown key 'sed'"),
+    ("torchrun --nproc-per-node 2 -m selfcorect.cli train countdown", "starts nothing of ours"),
+    ("python -m selfcorrect.clie train countdown", "there is no module selfcorrect.clie"),
     ("make nothing", "the Makefile has no target nothing"),
     ("pip install 'selfcorrect[nope,lora]'", "no extra nope"),
     ("python benchmarks/none.py", "there is no benchmarks/none.py"),
@@ -72,6 +74,11 @@ def test_a_program_that_is_not_known_is_told_with_its_place() -> None:
         AssertionError, match=r"new.md:4: `frob x`: 'frob' is no program that is known here; .*shell.py"
     ):
         list(commands(Path("new.md"), "# New\n\n```bash\nfrob x\n```"))
+
+
+def test_a_program_of_ours_that_is_mistyped_is_no_output() -> None:
+    with pytest.raises(AssertionError, match="'selfcorect' is no program"):
+        list(commands(Path("new.md"), "# New\n\n    selfcorect train countdown\n"))
 
 
 def test_what_is_fine_is_not_told() -> None:

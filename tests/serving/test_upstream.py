@@ -173,6 +173,10 @@ def test_a_server_that_is_not_there(other: Other) -> None:
     for url, why in [("http://127.0.0.1:9/v1", "does not answer"), (f"{other.running.url}/nothing", "status 404")]:
         with pytest.raises(ConfigError, match=why):
             asyncio.run(upstream_models(make_client(url, None)))
+    ours, _ = serving(engine, names=["ours"])
+    with pytest.raises(ConfigError, match="is `selfcorrect serve` itself"):
+        asyncio.run(upstream_models(make_client(f"{ours.url}/v1", None)))
+    ours.close()
 
 
 def test_a_client_that_has_gone_is_told_on(server: Running, other: Other) -> None:

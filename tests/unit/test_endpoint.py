@@ -281,6 +281,28 @@ def test_conversations_systems_and_reasoning(tmp_path: Path) -> None:
     assert [turn["content"] for turn in messages(ids, send_reasoning=False)] == [text] * 3
 
 
+def test_what_is_told_once_and_of_attempts_inside_of_attempts(tmp_path: Path) -> None:
+    said: list[str] = []
+
+    def answer(request: Body, n: int) -> Body:
+        written = 30 + len(json.dumps(request))  # another number in every note
+        return chat(RIGHT, usage={"prompt_tokens": 300, "completion_tokens": written}, selfcorrect={"attempts": []})
+
+    with served(answer) as server:
+        played(quick(server.url), tmp_path / "answers.jsonl", said)
+    assert [line[:40] for line in said if "attempts" in line] == ["warning: the endpoint is `selfcorrect se"]
+    assert "--body '{\"attempts\": 1}'" in said[0]
+    assert len([line for line in said if "are the limit" in line]) == 1
+
+
+def test_the_larger_of_two_limits_is_held_back(tmp_path: Path) -> None:
+    endpoint = quick(
+        "http://127.0.0.1:1/v1", body={"max_completion_tokens": 5, "max_tokens": 5000}, max_tokens_total=999
+    )
+    with pytest.raises(EndpointError, match="5,000 written"):
+        played(endpoint, tmp_path / "answers.jsonl")
+
+
 @pytest.mark.parametrize(
     ("usage", "spent", "told"),
     [
@@ -302,6 +324,7 @@ def test_usage_that_lies_is_counted_at_its_worst(
     bytes_sent = len("Question good-1") + len("Question odd") + len("Question good-2")
     worst = Spent(bytes_sent + 3 * (64 + 16), 3 * LIMIT)
     assert Journal(file).spent == (worst if spent is None else Spent(3 * spent[0], 3 * spent[1]))
+    assert len(said) == len(set(said)) <= 1
     assert any(told in line for line in said) if told else not any("token" in line for line in said)
 
 
@@ -398,6 +421,10 @@ def test_a_key_is_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         ({"price_in": -1.0}, "--price-in -1.0"),
         ({"max_tokens_total": 0}, "--max-tokens-total 0"),
         ({"body": {"n": 4}}, "n is set by the evaluation"),
+        ({"body": {"max_tokens": -1}}, "--body: max_tokens -1: must be a whole number"),
+        ({"body": {"max_completion_tokens": 1e6}}, "--body: max_completion_tokens 1000000.0"),
+        ({"body": {"max_tokens": "9999"}}, '--body: max_tokens "9999"'),
+        ({"body": {"max_tokens": True}}, "--body: max_tokens true"),
         ({"body": {"max_tokens": None}, "max_tokens_total": 9}, "no budget could be kept"),
     ],
 )  # fmt: skip

@@ -124,11 +124,15 @@ def test_one_process_is_no_kind(parallel: str) -> None:
         ),
     ],
 )
-def test_what_cannot_be_sharded(changes: dict[str, Any], told: str) -> None:
+def test_what_cannot_be_sharded(changes: dict[str, Any], told: str, monkeypatch: pytest.MonkeyPatch) -> None:
     ranks = Several(0, 2, None, object.__new__(Lifeline))
     assert ranks.settled(config(**changes, parallel="ddp")) is ranks
+    with pytest.raises(ValueError, match=told):  # before anything is loaded
+        config(**changes, parallel="fsdp2")
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("FSDP_VERSION", "2")
     with pytest.raises(ConfigError, match=told) as refused:
-        ranks.settled(config(**changes, parallel="fsdp2"))
+        ranks.settled(config(**changes))
     assert "\n" not in str(refused.value)
     assert isinstance(ranks.settled(config(parallel="fsdp2", model={"tuning": "lora", "weights": "bfloat16"})), Sharded)
 

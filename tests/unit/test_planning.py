@@ -23,7 +23,7 @@ from selfcorrect.planning import beside, plan
 from selfcorrect.planning.hardware import CARDS, card_named, utilisation
 from selfcorrect.planning.live import Live
 from selfcorrect.planning.page import lines
-from selfcorrect.planning.plan import Devices, devices_for, make_plan, turns
+from selfcorrect.planning.plan import Devices, _changed, devices_for, make_plan, turns
 from selfcorrect.planning.rehearsal import Costume, by_layers, numbers, update
 from selfcorrect.planning.settled import dressed, static
 from selfcorrect.planning.spec import Spec, described
@@ -169,10 +169,8 @@ def card_of(stem: str) -> Devices:
     gpu = "rtx-4090" if "one 24 GB card" in first else "h100"
     config = load_recipe(RECIPES / f"{stem}.yaml")
     assert isinstance(config, TrainConfig)
-    devices = devices_for(config, gpu)
-    if stem.endswith("_4x8x80gb"):
-        return replace(devices, gpus=8, nodes=4, parallel="fsdp2", engine=True)
-    return replace(devices, gpus=8, parallel="fsdp2", engine=True) if stem.endswith("_8x80gb") else devices
+    gpus, nodes = (8, 4) if stem.endswith("_4x8x80gb") else (8, 1) if stem.endswith("_8x80gb") else (1, 1)
+    return devices_for(config, gpu, gpus, nodes)  # as the command takes it
 
 
 PLANNED = [file.stem for file in sorted(RECIPES.glob("*.yaml")) if file.stem not in ("compare_lab", "demo", "lab_base")]
@@ -200,6 +198,23 @@ def test_what_a_shipped_recipe_always_holds_leaves_room(stem: str) -> None:
     model = dressed(config, described(config.model), devices.card)
     shards = devices.count if devices.parallel == "fsdp2" else 1
     assert static(config, model, devices.card, shards).total < 0.7 * devices.bytes
+
+
+def test_no_setting_is_advised_that_training_refuses() -> None:
+    config = recipe(model={"path": "Qwen/Qwen2.5-7B", "weights": "bfloat16"}, optimizer={"micro_batch": 1})
+    assert _changed(config, ["parallel=fsdp2"]) is None
+    changed = _changed(config, ["model.weights=float32", "parallel=fsdp2"])
+    assert changed is not None
+    assert changed.parallel == "fsdp2"
+
+
+def test_a_run_is_planned_for_the_processes_that_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = {"WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "x", "MASTER_PORT": "1",
+             "ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}  # fmt: skip
+    for name, value in names.items():
+        monkeypatch.setenv(name, value)
+    devices = beside._devices(recipe(sampler="vllm"), torch.device("cpu"))
+    assert (devices.gpus, devices.nodes, devices.parallel, devices.engine) == (2, 2, "fsdp2", True)
 
 
 @pytest.mark.nightly

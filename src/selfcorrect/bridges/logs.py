@@ -5,6 +5,7 @@ may hold the two attempts as the bridges play them, or what any other task of th
 the model is an attempt. What a run did not finish is left out and told.
 """
 
+import zipfile
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ from selfcorrect.tasks.files import Row, kind_of, read_rows
 OWN = "selfcorrect"  # under which a bridge writes what is to be read back
 _LM_EVAL = frozenset({"doc_id", "doc", "resps"})
 _GOLDS = ("gold", "answer", "solution")
+_LEAST_BOMB = 64 << 20  # bytes that any log may unpack to
+_PACKED = 200  # logs are packed to a twentieth or so, and no deflated text to less than a thousandth
 _SHOWN = 3  # names of left-out samples in a note
 
 
@@ -105,6 +108,7 @@ def _inspect(file: Path) -> Log:
         raise missing("inspect_ai", "inspect") from None
     if not file.is_file():
         raise DataError(f"{file}: no such file")
+    _refuse_a_bomb(file)
     try:
         log = read_eval_log(str(file), resolve_attachments=True)
     except Exception as error:  # noqa: BLE001 - of a damaged log inspect, zipfile and pydantic each raise kinds of their own
@@ -126,6 +130,20 @@ def _inspect(file: Path) -> Log:
         of = f" of {asked}" if asked else ""
         notes.insert(0, f"{file}: its run ended as {log.status!r}; it holds {len(log.samples or [])}{of} samples")
     return _arranged(file, found, notes)
+
+
+def _refuse_a_bomb(file: Path) -> None:
+    """Raises DataError where an archive would unpack to far more than any log does."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            unpacked = sum(member.file_size for member in archive.infolist())
+    except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile):
+        return  # no archive, or a damaged one: the reader says what is wrong
+    if unpacked > max(_LEAST_BOMB, _PACKED * file.stat().st_size):
+        raise DataError(
+            f"{file}: unpacks to {unpacked >> 20:,} MiB, more than {_PACKED} times its size, as no log does; write it "
+            "anew with `inspect log convert --to json` if it is one of yours"
+        )
 
 
 def _of_inspect(sample: Any) -> tuple[dict[str, Any], str]:

@@ -7,7 +7,7 @@ from pydantic import Field, field_validator, model_validator
 from selfcorrect.config.base import Decay, NonNegative, Paper, Positive, Rate, Share, Strict, check_template
 from selfcorrect.config.compare import CompareConfig, Name
 from selfcorrect.config.engines import VllmConfig
-from selfcorrect.config.parallel import Parallel
+from selfcorrect.config.parallel import Parallel, not_in_shards
 from selfcorrect.config.stages import RLStage, SingleTurn, Stage, SupervisedStage
 from selfcorrect.config.tasks import CountdownConfig, RepairConfig, TaskConfig, correction_fields
 
@@ -322,6 +322,8 @@ class TrainConfig(Strict):
             raise ValueError(f"vllm is of sampler: vllm, and sampler is {self.sampler}; set it, or leave vllm out")
         if self.vllm.adapter == "only" and self.model.tuning == "full":
             raise ValueError("vllm.adapter: only sends an adapter, and model.tuning is full; set it to auto")
+        if self.parallel == "fsdp2" and (why := not_in_shards(self)):
+            raise ValueError(why)
         self._check_evaluation()
         names = [stage.name.casefold() for stage in self.stages]
         if len(set(names)) < len(names):

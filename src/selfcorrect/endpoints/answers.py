@@ -129,6 +129,11 @@ def _answer(message: Mapping[str, Any], finish: Any, limit: int, about: dict[str
     about["finish_reason"] = finish if isinstance(finish, str) else None
     if not isinstance(finish, str):
         odd.append("the endpoint gives no finish_reason, so answers that were cut off are not told from others")
+    if isinstance(message.get("selfcorrect"), dict):
+        odd.append(
+            "warning: the endpoint is `selfcorrect serve` and plays attempts of its own in every answer, so that "
+            "attempts are counted inside of attempts; --body '{\"attempts\": 1}' asks the model itself"
+        )
     most = _LONGEST * limit + 4096
     if len(text) > most:  # it did not stop at the limit
         return Answer(

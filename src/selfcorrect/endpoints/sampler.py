@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import json
 import random
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -133,7 +134,7 @@ class EndpointSampler:
         body = {name: value for name, value in {**body, **self._endpoint.body}.items() if value is not None}
         told = json.dumps([self._endpoint.url, body], sort_keys=True)
         limits = (body.get(name) for name in LIMITS)
-        limit = next((limit for limit in limits if isinstance(limit, int)), params.max_new_tokens)
+        limit = max((limit for limit in limits if limit is not None), default=params.max_new_tokens)
         return Ask(hashlib.sha256(told.encode()).hexdigest()[:32], body, turns, limit)
 
     async def _all(self, asks: Sequence[Ask], before: int) -> dict[str, Completion]:
@@ -277,7 +278,7 @@ class EndpointSampler:
             self._once("the endpoint gives different answers the same id", "id")
         for told in (*answer.odd, odd):
             if told:
-                self._once(told, told.partition("(")[0][:40])
+                self._once(told, re.sub(r"[0-9,]+", "", told.partition("(")[0])[:40])
 
     def _once(self, text: str, kind: str = "") -> None:
         if (kind or text) not in self._said:

@@ -60,6 +60,10 @@ class Endpoint:
             raise ConfigError(
                 "--max-cost: needs --price-in and --price-out, the prices of a million tokens read and written"
             )
+        for name in LIMITS:
+            value = self.body.get(name)
+            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+                raise ConfigError(f"--body: {name} {json.dumps(value)}: must be a whole number from 1 on, or null")
         limited = self.body.get(LIMITS[0]) or self.body.get(LIMITS[1], True)
         if not limited and (self.max_tokens_total or self.max_cost):
             raise ConfigError(

@@ -14,6 +14,7 @@ import torch
 
 from selfcorrect.config import TrainConfig
 from selfcorrect.models.loading import LanguageModel
+from selfcorrect.parallel.launch import is_first, kind_of, launched
 from selfcorrect.planning.hardware import CONTEXT_BYTES, CPU, Card
 from selfcorrect.planning.page import row
 from selfcorrect.planning.plan import Devices, Plan, make_plan
@@ -33,7 +34,7 @@ def planned(
     SELFCORRECT_PLAN=off leaves it out, for runs that are over in seconds.
     """
     # Of several processes the first one speaks and writes.
-    if os.environ.get("SELFCORRECT_PLAN", "").casefold() == "off" or os.environ.get("RANK", "0") != "0":
+    if os.environ.get("SELFCORRECT_PLAN", "").casefold() == "off" or not is_first():
         yield
         return
     plan, began = None, time.time()
@@ -70,10 +71,16 @@ def _plan(config: TrainConfig, lm: LanguageModel, task: Any) -> Plan:
         turn=len(turn) - len(longest),
     )  # fmt: skip
     spec = Spec(config.model.path, lm.model.config.get_text_config())
-    asked = getattr(config, "parallel", "auto")
-    many = int(os.environ.get("WORLD_SIZE", "1"))
-    devices = Devices(_card(lm.device), many, 1, "ddp" if asked == "auto" else asked)
-    return make_plan(config, devices, lengths, spec)
+    return make_plan(config, _devices(config, lm.device), lengths, spec)
+
+
+def _devices(config: TrainConfig, device: torch.device) -> Devices:
+    """What the launcher started, and what the run does with it."""
+    launch = launched()
+    many = launch.size if launch else 1
+    here = min(many, int(os.environ.get("LOCAL_WORLD_SIZE", many)))
+    kind = kind_of(config.parallel) if launch else "ddp"
+    return Devices(_card(device), here, -(-many // here), kind, config.sampler == "vllm")
 
 
 def _card(device: torch.device) -> Card | None:

@@ -87,8 +87,13 @@ def memory(config: TrainConfig, model: Dressed, card: Card | None, step: Step, s
     transient = rehearsed["prefill"].at(model.spec.layers), rehearsed["step"].at(model.spec.layers)
     copies = 0.0 if card else _copies(config, model)
     gathered = _gathered(model, spread)
-    whole = model.costume.weights.itemsize * model.numbers.all if spread.shards > 1 and not spread.engine else 0.0
-    if spread.engine:
+    there = spread.engine and bool(config.vllm.server)  # on other cards; the shards are gathered here all the same
+    held = spread.shards > 1 and (there or not spread.engine)
+    whole = model.costume.weights.itemsize * model.numbers.all if held else 0.0
+    if there:
+        phases["sampling"] = {"whole copy for sampling": whole}
+        notes.append("vLLM is on cards of its own (vllm.server), whose memory and price are not counted here")
+    elif spread.engine:
         phases["sampling"] = {
             "engine's weights": 2 * model.numbers.all / spread.tensor,
             "KV cache": cache.lanes + cache.kept,

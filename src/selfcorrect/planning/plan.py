@@ -174,7 +174,8 @@ def _candidates(plan: Plan) -> Iterator[tuple[list[str], str]]:
     tight = [again, "optimizer.micro_batch=1", f"rollouts.rows_at_once={max(1, min(8, rows))}"]
     yield tight, "slower sampling and update"
     if plan.devices.count > 1 and plan.devices.parallel != "fsdp2":
-        yield [*tight, "parallel=fsdp2"], "weights are gathered from the other cards as they are used"
+        for more in ([], ["model.weights=float32"] if config.model.tuning == "full" else []):
+            yield [*tight, *more, "parallel=fsdp2"], "weights are gathered from the other cards as they are used"
     if config.model.tuning == "full":
         yield [*tight, "model.reference=cpu"], "the reference passes through the card layer by layer"
         yield [*tight, "model.reference=cpu", "optimizer.name=adamw_8bit"], "and moments have 8 bits"
@@ -198,8 +199,6 @@ def _changed(config: TrainConfig, overrides: list[str]) -> TrainConfig | None:
     told = config.model_dump(mode="json")
     for override in overrides:
         path, _, text = override.partition("=")
-        if path == "parallel":
-            continue
         *sections, name = path.split(".")
         at = told
         for section in sections:

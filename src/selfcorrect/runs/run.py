@@ -117,7 +117,7 @@ def _to_go_on(
     if is_evaluation(path):
         raise ConfigError(
             f"{path} holds an evaluation, not a run: the same `selfcorrect evaluate` command goes on with it; "
-            f"`selfcorrect train {shlex.quote(str(path / 'config.yaml'))} name=NEW` trains its model"
+            f"`selfcorrect train {shlex.quote(str(path / 'config.yaml'))} name=NEW` trains its model, if it is one here"
         )
     config = _recipe_of(path / "config.yaml", overrides)
     used = _used_by(path)

@@ -20,7 +20,7 @@ from selfcorrect.serving.answers import as_events, chunks, whole
 from selfcorrect.serving.engine import Engine, Events
 from selfcorrect.serving.guards import Json, Key, KnownHosts, read_body, refuse
 from selfcorrect.serving.page import Page
-from selfcorrect.serving.protocol import ApiError, Ask, Plan, read_ask, read_json
+from selfcorrect.serving.protocol import OWNER, ApiError, Ask, Plan, read_ask, read_json
 from selfcorrect.serving.words import Words
 
 T = TypeVar("T")
@@ -120,7 +120,7 @@ def _listing(served: Served) -> tuple[Handler, Handler]:
 
 
 def _model(name: str, created: int) -> dict[str, Any]:
-    return {"id": name, "object": "model", "created": created, "owned_by": "selfcorrect"}
+    return {"id": name, "object": "model", "created": created, "owned_by": OWNER}
 
 
 class _Stream(StreamingResponse):

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+OWNER = "selfcorrect"  # of the models listed here
 MOST_ATTEMPTS = 16
 MOST_CHOICES = 8
 Role = Literal["system", "user", "assistant"]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from selfcorrect.api import read_config, recipe_beside
 from selfcorrect.config import LAB_MODEL, TASK_KINDS, RepairConfig, TaskConfig, TrainConfig
+from selfcorrect.config.paths import is_evaluation
 from selfcorrect.errors import ConfigError, ModelError, UserError
 from selfcorrect.models import adapters
 from selfcorrect.models.loading import resolve_path
@@ -110,6 +111,8 @@ def _model_of(model: str) -> str:
         for name in ("final", "best"):
             if (folder / name).is_dir():
                 return str(folder / name)
+        if is_evaluation(folder):
+            raise ModelError(f"{model} is an evaluation of a model, not a model; name the model itself")
         raise ModelError(f"{model} is a run that has kept no model yet; wait for its end, or name a model folder")
     return model
 

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from selfcorrect.errors import ConfigError
 from selfcorrect.serving.engine import Ended, Events, Piece, Post
-from selfcorrect.serving.protocol import ApiError, Plan
+from selfcorrect.serving.protocol import OWNER, ApiError, Plan
 
 if TYPE_CHECKING:
     import httpx2
@@ -56,15 +56,23 @@ async def upstream_models(client: "httpx2.AsyncClient") -> list[str]:
     try:
         answer = await client.get("models", timeout=20)
         answer.raise_for_status()
-        return [str(one["id"]) for one in answer.json()["data"]]
+        listed = answer.json()["data"]
+        names = [str(one["id"]) for one in listed]
+        nested = any(one.get("owned_by") == OWNER for one in listed)
     except httpx2.HTTPStatusError as error:
         raise ConfigError(
             f"--upstream: {url} answers with status {error.response.status_code}; expected an OpenAI-compatible server "
             "(its key goes into SELFCORRECT_UPSTREAM_API_KEY)"
         ) from None
-    except (httpx2.HTTPError, ValueError, KeyError, TypeError) as error:
+    except (httpx2.HTTPError, ValueError, KeyError, TypeError, AttributeError) as error:
         why = str(error) or type(error).__name__
         raise ConfigError(f"--upstream: {url} does not answer as an OpenAI-compatible server: {why[:200]}") from None
+    if nested:
+        raise ConfigError(
+            f"--upstream: {url} is `selfcorrect serve` itself, whose answers have attempts of their own inside; name "
+            "the server of the plain model"
+        )
+    return names
 
 
 class UpstreamEngine:

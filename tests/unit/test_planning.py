@@ -1,6 +1,7 @@
 """`selfcorrect plan`: what it says of memory is what the code does, and every shipped recipe fits its card."""
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -164,15 +165,17 @@ def test_what_lies_there_all_the_time_is_sharded_by_fsdp() -> None:
 
 
 def card_of(stem: str) -> Devices:
-    """Which devices a recipe's name, or its first line, says that it is for."""
-    first = (RECIPES / f"{stem}.yaml").read_text(encoding="utf-8").partition("\nname:")[0]
-    gpu = "rtx-4090" if "one 24 GB card" in first else "h100"
+    """Which devices a recipe's name, or its first lines, say that it is for."""
+    head = (RECIPES / f"{stem}.yaml").read_text(encoding="utf-8").partition("\nname:")[0]
+    gpu = "rtx-4090" if "one 24 GB card" in head else "h100"
     config = load_recipe(RECIPES / f"{stem}.yaml")
     assert isinstance(config, TrainConfig)
-    devices = devices_for(config, gpu)
-    if stem.endswith("_4x8x80gb"):
-        return replace(devices, gpus=8, nodes=4, parallel="fsdp2", engine=True)
-    return replace(devices, gpus=8, parallel="fsdp2", engine=True) if stem.endswith("_8x80gb") else devices
+    told = re.search(rf"`selfcorrect plan {re.escape(stem)}((?: --[a-z]+ \S+)*)`", head)
+    many = dict(re.findall(r"--(gpus|nodes|serving) (\d+)", told[1])) if told else {}
+    devices = devices_for(config, gpu, **{name: int(count) for name, count in many.items()})
+    named = {"8x80gb": 8, "4x8x80gb": 32}.get(stem.rpartition("_")[2], 1)
+    assert devices.count + (devices.serving or 0) == named
+    return devices
 
 
 PLANNED = [file.stem for file in sorted(RECIPES.glob("*.yaml")) if file.stem not in ("compare_lab", "demo", "lab_base")]

@@ -23,6 +23,7 @@ from selfcorrect.models.weights import fingerprint
 from selfcorrect.parallel.gradients import sum_gradients
 from selfcorrect.parallel.launch import kind_of
 from selfcorrect.parallel.lifeline import Lifeline
+from selfcorrect.parallel.refused import refuse_unserved
 from selfcorrect.rollout import play
 from selfcorrect.samplers.base import Sampler
 from selfcorrect.types import Completion, Problem, Rollout, SamplingParams
@@ -46,6 +47,7 @@ class Alone:
     """One process: nothing is split, nothing is waited for."""
 
     size, rank, sharded = 1, 0, False
+    keeps_one = False  # whether the whole model is in the memory of rank 0's machine alone, and on no device
     shares_prompts = True  # whether an update computes the prompts that rollouts share once (learning/prompts.py)
 
     @property
@@ -171,8 +173,6 @@ class Several(Alone):
         return [f"{self.size} processes, ddp: each holds the model, and gradients are summed"]
 
     def settled(self, config: TrainConfig) -> Alone:
-        from selfcorrect.parallel.served import refuse_unserved
-
         refuse_unserved(config)
         if kind_of(config.parallel) == "ddp":
             return self

@@ -9,32 +9,12 @@ server. Rank 0's answer, or what it raised, is everyone's.
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from selfcorrect.config import TrainConfig
-from selfcorrect.errors import ConfigError, EngineFailed, SamplerFailed
+from selfcorrect.errors import EngineFailed, SamplerFailed
 from selfcorrect.parallel.ranks import Several
 from selfcorrect.samplers.vllm import Probed, VllmSampler, policy_logprobs
 from selfcorrect.types import Completion, SamplingParams
 
 T = TypeVar("T")
-# Five times this is the longest that rank 0 can be at a sync, begun anew included, and others wait three hours for it.
-LONGEST = 1800.0  # seconds
-
-
-def refuse_unserved(config: TrainConfig) -> None:
-    """Raises ConfigError where the recipe's engine cannot serve several ranks."""
-    if config.sampler != "vllm":
-        return
-    if not config.vllm.server:
-        raise ConfigError(
-            "sampler: vllm in this process is for one process, and several were started: the engine would begin a "
-            "process group of its own under the same variables of the launcher; set vllm.server, or sampler: "
-            "transformers"
-        )
-    if config.vllm.timeout > LONGEST:
-        raise ConfigError(
-            f"vllm.timeout = {config.vllm.timeout:g} with several processes: the others would give rank 0 up before "
-            f"it could tell what the server said; set at most {LONGEST:g}"
-        )
 
 
 class Served:

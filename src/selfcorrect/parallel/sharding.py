@@ -19,13 +19,13 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 
 from selfcorrect.config import TrainConfig
-from selfcorrect.errors import ConfigError
 from selfcorrect.models.loading import LanguageModel
 from selfcorrect.models.placement import stack_of
 from selfcorrect.models.sharded import whole
 from selfcorrect.models.weights import weights
 from selfcorrect.parallel import shards
 from selfcorrect.parallel.ranks import Alone, Batch, Several, Trainer
+from selfcorrect.parallel.refused import refuse_unsharded
 from selfcorrect.parallel.served import served
 from selfcorrect.types import Completion, SamplingParams
 
@@ -41,7 +41,7 @@ class Sharded(Several):
     def __init__(self, ranks: Several, config: TrainConfig) -> None:
         """Raises ConfigError where a setting cannot be had in shards."""
         vars(self).update(vars(ranks))
-        _refuse(config)
+        refuse_unsharded(config)
         self._lm: LanguageModel | None = None
         self._plain: LanguageModel | None = None
         # Where a server samples, one whole copy is enough: in the memory of rank 0's machine, for sending and saving.
@@ -195,27 +195,3 @@ def shard(model: Any, mesh: DeviceMesh) -> None:
     model.decode = MethodType(lambda _, *args, **kwargs: decoder(*args, **kwargs), model)
     register_fsdp_forward_method(model, "decode")
     model.get_decoder = lambda: model.decode
-
-
-def _refuse(config: TrainConfig) -> None:
-    model, way_out = config.model, "; set parallel=ddp"
-    if model.tuning == "qlora":
-        raise ConfigError(
-            "model.tuning = 'qlora' with parallel: fsdp2: bitsandbytes' 4-bit weights are no tensors that fully_shard "
-            f"can split and gather{way_out}, or model.tuning=lora"
-        )
-    if model.tuning == "full" and model.weights == "bfloat16":
-        raise ConfigError(
-            "model.weights = 'bfloat16' with parallel: fsdp2: float32 masters are not sharded yet; set "
-            "model.weights=float32 (which is in shards)"
-        )
-    if config.optimizer.name != "adamw":
-        raise ConfigError(
-            f"optimizer.name = {config.optimizer.name!r} with parallel: fsdp2: bitsandbytes does not step sharded "
-            f"weights; set optimizer.name=adamw (whose moments are in shards){way_out}"
-        )
-    if model.tuning == "lora" and config.algorithm.reference == "previous_stage":
-        raise ConfigError(
-            "algorithm.reference = 'previous_stage' with model.tuning: lora and parallel: fsdp2: the second adapter "
-            f"would have to be sharded in a running model{way_out}"
-        )

@@ -72,7 +72,9 @@ def _plan(config: TrainConfig, lm: LanguageModel, task: Any) -> Plan:
     spec = Spec(config.model.path, lm.model.config.get_text_config())
     asked = getattr(config, "parallel", "auto")
     many = int(os.environ.get("WORLD_SIZE", "1"))
-    devices = Devices(_card(lm.device), many, 1, "ddp" if asked == "auto" else asked)
+    serving = 1 if config.sampler == "vllm" and config.vllm.server else None
+    parallel = "ddp" if asked == "auto" else asked
+    devices = Devices(_card(lm.device), many, 1, parallel, config.sampler == "vllm", serving)
     return make_plan(config, devices, lengths, spec)
 
 

@@ -1,9 +1,8 @@
 """Two processes over gloo and one server: they sample, learn and stop as one process with it does."""
 
-import os
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -12,16 +11,13 @@ from typing import Any
 import pytest
 
 from selfcorrect.config import ModelConfig
-from selfcorrect.config.recipe import validate
 from selfcorrect.errors import ConfigError
-from selfcorrect.learning.training import Trainer
 from selfcorrect.models.loading import load_model
 from selfcorrect.parallel.refused import refuse_unserved
 from selfcorrect.parallel.served import Served
 from selfcorrect.parallel.sharding import Sharded
-from selfcorrect.samplers import vllm, vllm_server
 from selfcorrect.samplers.vllm_server import Server
-from tests.run.test_ranks import check_equal, gap, last_lines, newest, uneven, well
+from tests.run.test_ranks import check_equal, gap, last_lines, uneven, well
 from tests.support.ranks import launch
 from tests.support.runs import config as validated
 from tests.support.runs import go, read_rows, tuned
@@ -30,10 +26,7 @@ from tests.support.server import Fake, serving
 SERVED: Any = Served  # to plant things in
 SERVER: Any = Server
 SHARDED: Any = Sharded
-VLLM: Any = vllm
-HTTP: Any = vllm_server
 pytestmark = pytest.mark.usefixtures("lucky")
-Serve = Callable[..., Any]
 
 
 @contextmanager
@@ -43,8 +36,8 @@ def served(
 ) -> Iterator[tuple[Fake, dict[str, Any]]]:  # fmt: skip
     """A server of its own, and the recipe that samples from it."""
     alone = tuning != "full" and adapter == "auto"  # the adapter is what is sent
-    about: Any = {"path": str(model), "device": "cpu", "precision": "float32"}
-    lm = load_model(ModelConfig(**about, tuning=tuning if alone else "full"))
+    about: Any = {"path": str(model), "device": "cpu", "precision": "float32", "tuning": tuning if alone else "full"}
+    lm = load_model(ModelConfig(**about))
     folder = output / f"sync-{name}"
     folder.mkdir(parents=True)
     with serving(lm, other=not alone) as fake:
@@ -195,9 +188,6 @@ def test_planted_bugs_are_seen(parallel: str, planted: Any, model: Path, tmp_pat
         assert len(last_lines(ended[0])) == 1
 
 
-SYNCS = 4  # the evaluation before, and three steps; one more evaluation follows
-
-
 @pytest.mark.nightly
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp2"])
 @pytest.mark.parametrize(
@@ -224,7 +214,10 @@ def test_a_server_that_fails_ends_all_ranks_with_its_own_words(
         assert kept is None or len(list((tmp_path / "two" / "checkpoints").glob("step-*"))) == kept
         fake.answers.clear()
         fake.hang.set()
+        before = len(fake.asked)
         well(launch(tmp_path / "again", settings).ended(90))
+        again = fake.asked[before:]
+        assert again.index("/collective_rpc") < again.index("/inference/v1/generate")
     with served(tmp_path / "unbroken", model, "two", parallel) as (_, settings):
         well(launch(tmp_path / "other", settings).ended(90))
     check_equal(tmp_path / "two", tmp_path / "unbroken" / "two")

@@ -15,8 +15,8 @@ from selfcorrect.samplers.vllm import VllmSampler
 from selfcorrect.samplers.vllm_server import Server
 from selfcorrect.types import SamplingParams
 from tests.support.engines import Engines, learn
-from tests.support.server import Fake, serving
 from tests.support.runs import check_same, end_state, go, read_rows, recipe
+from tests.support.server import Fake, serving
 
 ROWS_A_STEP = 3  # calls of `sample`: the comparison, and two attempts
 

@@ -237,7 +237,7 @@ def _is_model(folder: Path) -> bool:
 def load_model(config: ModelConfig, seed: int = 0, *, in_memory: bool = False) -> LanguageModel:
     """Load model, tokenizer and chat template; with an adapter, where the path or the tuning names one.
 
-    seed: a fresh adapter's. in_memory: its weights stay in the machine's memory, for shards of them to go to the device.
+    seed: a fresh adapter's. in_memory: the weights stay in the machine's memory, from where shards go to the device.
 
     Raises ModelError, naming what is missing.
     """

@@ -1,4 +1,4 @@
-"""`sampler: vllm` on several ranks: one server, to which rank 0 alone sends, and which every rank asks for its own rows.
+"""`sampler: vllm` on several ranks: one server. Rank 0 alone sends to it; every rank asks it for its own rows.
 
     gather, on all ranks -> send, rank 0 -> probe, rank 0 -> compare -> all ranks ask for what was sent
 
@@ -48,7 +48,7 @@ class Served:
         self._ranks.every(lambda: sampler.follow(serves))
 
     def sample(self, prompts: Sequence[tuple[int, ...]], params: SamplingParams) -> list[Completion]:
-        """This rank's rows; no other is waited for. Raises EngineFailed."""
+        """Rows of this rank; no other is waited for. Raises EngineFailed."""
         return self._sampler.sample_once(prompts, params)
 
     def twice(self, deed: Callable[[], T]) -> T:
@@ -78,9 +78,7 @@ class Served:
         return policy_logprobs(self._lm, probed) if self._ranks.rank == 0 else []
 
 
-def served(
-    ranks: Several, trainer: Any, lm: Any, gather: Callable[[], Any]
-) -> Served:
+def served(ranks: Several, trainer: Any, lm: Any, gather: Callable[[], Any]) -> Served:
     """Over a trainer's own sampler. lm: the policy, in shards or not."""
     config, chat = trainer.config, trainer.lm.chat
     drawn = trainer.task.draw(1, config.rollouts.problems_per_step, config.seed)

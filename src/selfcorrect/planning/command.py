@@ -22,7 +22,8 @@ def plan(
     gpus: Annotated[int, typer.Option(min=1, help="Cards of one machine.")] = 1,
     nodes: Annotated[int, typer.Option(min=1, help="Machines.")] = 1,
     serving: Annotated[
-        int | None, typer.Option(min=1, help="Further cards for the recipe's vllm.server; as few as hold it by default.")
+        int | None,
+        typer.Option(min=1, help="Further cards for the recipe's vllm.server; as few as hold it by default."),
     ] = None,
     price: Annotated[float | None, typer.Option(min=0.0, help="Dollars for one card and hour.")] = None,
     attempt_tokens: Annotated[float | None, typer.Option(min=1.0, help="Of an attempt, in the mean.")] = None,

@@ -38,8 +38,8 @@ def lines(plan: Plan) -> Iterator[str]:
     if plan.spread.beside:
         left = plan.devices.bytes - plan.server
         yield (
-            f"  the server's {plan.spread.tensor} further {device(plan)}: {plan.server / GIB:.2f} GiB each with a cache of "
-            f"one rollout, and {left / GIB:.1f} left for more" + ("" if left >= 0 else ": DOES NOT FIT")
+            f"  the server's {plan.spread.tensor} further {device(plan)}: {plan.server / GIB:.2f} GiB each with a "
+            f"cache of one rollout, and {left / GIB:.1f} left for more" + ("" if left >= 0 else ": DOES NOT FIT")
         )
     if plan.pace:
         yield ""
@@ -117,13 +117,15 @@ def row(plan: Plan) -> dict[str, Any]:
         "model": plan.config.model.path, "tuning": plan.config.model.tuning, "weights": plan.model.numbers.all,
         "trained": plan.model.numbers.trained,
         "devices": {"card": plan.devices.card.name if plan.devices.card else "cpu", "gpus": plan.devices.gpus,
-                    "nodes": plan.devices.nodes, "serving": plan.devices.serving, "parallel": plan.devices.parallel, "bytes": plan.devices.bytes},
+                    "nodes": plan.devices.nodes, "serving": plan.devices.serving, "parallel": plan.devices.parallel,
+                    "bytes": plan.devices.bytes},
         "sizes": {"rows_at_once": plan.config.rollouts.rows, "micro_batch": plan.config.optimizer.rows,
                   "gradient_checkpointing": plan.config.optimizer.gradient_checkpointing,
                   "padding_free": plan.config.optimizer.padding_free},
         "lengths": {"prompt": plan.step.lengths.prompt, "attempt": plan.step.lengths.attempt,
                     "longest_row": plan.step.lengths.longest_row(plan.step.attempts)},
-        "server_bytes": plan.server, "bytes": plan.memory.parts(), "peak_bytes": plan.memory.peak, "fullest": plan.memory.fullest,
+        "server_bytes": plan.server, "bytes": plan.memory.parts(), "peak_bytes": plan.memory.peak,
+        "fullest": plan.memory.fullest,
         "peak_bytes_by_phase": {phase: plan.memory.at(phase) for phase in plan.memory.phases}, "fits": plan.fits,
         "seconds": plan.pace.seconds if plan.pace else None, "step_seconds": plan.pace.total if plan.pace else None,
         "bound": plan.pace.bound if plan.pace else None, "hours": plan.hours, "dollars": plan.dollars,

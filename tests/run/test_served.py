@@ -17,7 +17,7 @@ from selfcorrect.parallel.refused import refuse_unserved
 from selfcorrect.parallel.served import Served
 from selfcorrect.parallel.sharding import Sharded
 from selfcorrect.samplers.vllm_server import Server
-from tests.run.test_ranks import check_equal, gap, last_lines, uneven, well
+from tests.run.test_ranks import HELD, SIZES, STAGE, check_equal, gap, last_lines, uneven, well
 from tests.support.ranks import launch
 from tests.support.runs import config as validated
 from tests.support.runs import go, read_rows, tuned
@@ -47,33 +47,52 @@ def served(
         yield fake, tuned(settings, tuning)
 
 
+ONE: dict[str, Any] = {"rollouts": {**SIZES, "problems_per_step": 1}}
+OFFLINE: dict[str, Any] = {"stages": [{**STAGE, "offline_first": 0.5}], "algorithm": HELD}
+TRACES = {
+    "name": "a",
+    "objective": "star",
+    "iterations": 3,
+    "steps": 3,
+    "learning_rate": 0.003,
+    "collect": 9,
+    "batch": 5,
+}
+BETWEEN: dict[str, Any] = {"evaluation": {"problems": 5, "every": 1}}
+
+
 @pytest.mark.parametrize(
-    ("parallel", "tuning", "adapter"),
+    ("parallel", "tuning", "adapter", "changes"),
     [
-        ("ddp", "full", "auto"),
+        ("ddp", "full", "auto", {"stages": [{**STAGE, "steps": 2}]}),
         *(
             pytest.param(*each, marks=pytest.mark.nightly)
             for each in [
-                ("fsdp2", "full", "auto"), ("ddp", "lora", "auto"), ("fsdp2", "lora", "auto"),
-                ("ddp", "lora", "merged"), ("fsdp2", "lora", "merged"),
+                ("fsdp2", "full", "auto", {}), ("ddp", "lora", "auto", {}), ("fsdp2", "lora", "auto", {}),
+                ("ddp", "lora", "merged", {}), ("fsdp2", "lora", "merged", {}), ("ddp", "qlora", "merged", {}),
+                ("fsdp2", "full", "auto", ONE), ("fsdp2", "full", "auto", OFFLINE),
+                ("fsdp2", "lora", "auto", {"stages": OFFLINE["stages"]}), ("fsdp2", "lora", "auto", BETWEEN),
+                ("fsdp2", "full", "auto", {"stages": [TRACES]}),
             ]
         ),
     ],
 )  # fmt: skip
 def test_two_processes_sample_and_learn_what_one_does(
-    parallel: str, tuning: str, adapter: str, model: Path, tmp_path: Path
+    parallel: str, tuning: str, adapter: str, changes: dict[str, Any], model: Path, tmp_path: Path
 ) -> None:
     """The same completions and weights; each version is sent, and compared, once."""
-    with served(tmp_path, model, "two", parallel, tuning, adapter) as (fake, settings):
+    with served(tmp_path, model, "two", parallel, tuning, adapter, **changes) as (fake, settings):
         well(launch(tmp_path / "log", settings).ended())
         asked = fake.asked
-    with served(tmp_path, model, "one", "auto", tuning, adapter) as (alone, settings):
+    with served(tmp_path, model, "one", "auto", tuning, adapter, **changes) as (alone, settings):
         one, two = go(settings), tmp_path / "two"
     # an adapter begins with gradients that are nearly none: single ones are nothing but rounding
     assert gap(one, two) < (1e-5 if tuning == "full" else 1e-4)
-    assert (one / "rollouts.jsonl").read_text() == (two / "rollouts.jsonl").read_text()
-    assert (one / "evaluations/a.rollouts.jsonl").read_text() == (two / "evaluations/a.rollouts.jsonl").read_text()
-    assert all(0 < row["sampler_gap"] < 1e-5 for row in read_rows(two / "metrics.jsonl"))
+    for name in ("rollouts.jsonl", "between.jsonl", "evaluations/a.rollouts.jsonl"):
+        if (one / name).exists():
+            assert (one / name).read_text() == (two / name).read_text()
+    gaps = [row["sampler_gap"] for row in read_rows(two / "metrics.jsonl")]
+    assert all(0 < gap < 1e-5 for gap in gaps) or changes == {"stages": [TRACES]}
     for path in ("/collective_rpc", "/reset_prefix_cache", "/v1/load_lora_adapter", "/inference/v1/generate"):
         assert asked.count(path) == alone.asked.count(path)
     assert asked.index("/inference/v1/generate") > asked.index(

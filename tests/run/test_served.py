@@ -93,8 +93,11 @@ def test_two_processes_sample_and_learn_what_one_does(
             assert (one / name).read_text() == (two / name).read_text()
     gaps = [row["sampler_gap"] for row in read_rows(two / "metrics.jsonl")]
     assert all(0 < gap < 1e-5 for gap in gaps) or changes == {"stages": [TRACES]}
-    for path in ("/collective_rpc", "/reset_prefix_cache", "/v1/load_lora_adapter", "/inference/v1/generate"):
+    for path in ("/collective_rpc", "/reset_prefix_cache", "/v1/load_lora_adapter"):
         assert asked.count(path) == alone.asked.count(path)
+    syncs = asked.count("/resume") or asked.count("/v1/load_lora_adapter")
+    fewer = syncs * (4 - min(4, settings["evaluation"]["problems"]))  # rows that one process compares by
+    assert asked.count("/inference/v1/generate") - alone.asked.count("/inference/v1/generate") == fewer
     assert asked.index("/inference/v1/generate") > asked.index(
         "/v1/load_lora_adapter" if tuning == "lora" and adapter == "auto" else "/reset_prefix_cache"
     )

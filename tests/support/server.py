@@ -22,7 +22,7 @@ class Fake(ThreadingHTTPServer):
     route's call number `since` on, and `times` times.
     """
 
-    daemon_threads = True
+    daemon_threads, request_queue_size = True, 512
 
     def __init__(self, engine: FakeEngine) -> None:
         super().__init__(("127.0.0.1", 0), Routes)

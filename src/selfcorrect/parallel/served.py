@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from selfcorrect.errors import EngineFailed, SamplerFailed
 from selfcorrect.parallel.ranks import Several
-from selfcorrect.samplers.vllm import Probed, VllmSampler, policy_logprobs
+from selfcorrect.samplers.vllm import PROBES, Probed, VllmSampler, policy_logprobs
 from selfcorrect.types import Completion, SamplingParams
 
 T = TypeVar("T")
@@ -81,6 +81,6 @@ class Served:
 def served(ranks: Several, trainer: Any, lm: Any, gather: Callable[[], Any]) -> Served:
     """Over a trainer's own sampler. lm: the policy, in shards or not."""
     config, chat = trainer.config, trainer.lm.chat
-    drawn = trainer.task.draw(1, config.rollouts.problems_per_step, config.seed)
+    drawn = trainer.task.draw(1, PROBES, config.seed)
     prompts = [chat.first_prompt(problem.prompt) for problem in drawn if chat.readable(problem.prompt)]
     return Served(ranks, trainer.sampler, lm, prompts or [tuple(sorted(trainer.sampler.eos_ids))], gather)

@@ -31,7 +31,7 @@ T = TypeVar("T")
 # Of the mean difference of a token's log-probability, in nats. Sums in another order differ by some roundings: about
 # 1e-6 in float32 here. Half precisions round the hidden states of every layer.
 ALLOWED = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 8e-2}
-_PROBES, _PROBED = 4, 16  # rows and new tokens of the comparison
+PROBES, _PROBED = 4, 16  # rows and new tokens of the comparison
 _TEMPERATURE = 0.7  # of the comparison: not 1, so that log-probabilities from before the temperature are seen
 
 
@@ -332,7 +332,7 @@ def _answers(engine: Engine, requests: Sequence[Request]) -> list[Sampled]:
 
 def _probes(prompts: Sequence[tuple[int, ...]], length: int, longest: int) -> list[tuple[int, ...]]:
     """Rows of `length` tokens, each beginning with another prompt, laid end to end with those after it."""
-    distinct = list(dict.fromkeys(prompts))[:_PROBES]
+    distinct = list(dict.fromkeys(prompts))[:PROBES]
     rows = []
     for first in range(len(distinct)):
         ids: tuple[int, ...] = ()

@@ -92,7 +92,7 @@ def test_two_processes_sample_and_learn_what_one_does(
         if (one / name).exists():
             assert (one / name).read_text() == (two / name).read_text()
     gaps = [row["sampler_gap"] for row in read_rows(two / "metrics.jsonl")]
-    assert all(0 < gap < 1e-5 for gap in gaps) or changes == {"stages": [TRACES]}
+    assert changes == {"stages": [TRACES]} or all(0 < gap < 1e-5 for gap in gaps)  # of traces there is none
     for path in ("/collective_rpc", "/reset_prefix_cache", "/v1/load_lora_adapter"):
         assert asked.count(path) == alone.asked.count(path)
     syncs = asked.count("/resume") or asked.count("/v1/load_lora_adapter")

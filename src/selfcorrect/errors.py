@@ -44,6 +44,10 @@ class SamplerFailed(UserError, RuntimeError):  # noqa: N818 - says what happened
     """An engine that samples failed again after it was restarted, or computes other numbers than the policy."""
 
 
+class EngineFailed(SamplerFailed):
+    """An engine that samples failed once, and may be started again."""
+
+
 class SandboxError(UserError, RuntimeError):
     """Untrusted programs cannot be confined on this machine."""
 

@@ -1,15 +1,9 @@
 """Whole runs, evaluations and `play` with sampler: vllm, over a stand-in engine in this process or behind HTTP."""
 
-import json
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
-from safetensors.torch import load_file
 
 from selfcorrect import api
 from selfcorrect.config import ModelConfig, VllmConfig
@@ -17,11 +11,12 @@ from selfcorrect.errors import SamplerFailed
 from selfcorrect.models.loading import LanguageModel, load_model
 from selfcorrect.samplers import vllm_engine, vllm_server
 from selfcorrect.samplers.transformers import TransformersSampler
-from selfcorrect.samplers.vllm import AdapterVersion, Request, VllmSampler
+from selfcorrect.samplers.vllm import VllmSampler
 from selfcorrect.samplers.vllm_server import Server
 from selfcorrect.types import SamplingParams
-from tests.support.engines import Engines, FakeEngine, learn
+from tests.support.engines import Engines, learn
 from tests.support.runs import check_same, end_state, go, read_rows, recipe
+from tests.support.server import Fake, serving
 
 ROWS_A_STEP = 3  # calls of `sample`: the comparison, and two attempts
 
@@ -70,81 +65,6 @@ def test_evaluation_and_play_go_through_it_too(model: Path, tmp_path: Path, luck
     engines = engine_of()
     api.play("5 2 1 = 8", model=model, recipe={**settings, "sampler": "vllm"})
     assert engines.made[0].calls[:2] == ["weights", "sample"]
-
-
-class Fake(ThreadingHTTPServer):
-    """vLLM's routes over a stand-in engine. down: it answers nothing but errors."""
-
-    daemon_threads = True
-
-    def __init__(self, engine: FakeEngine) -> None:
-        super().__init__(("127.0.0.1", 0), Routes)
-        self.engine, self.asked, self.answers = engine, list[str](), dict[str, tuple[int, str]]()
-        self.lock, self.hang = threading.Lock(), threading.Event()
-
-    def answer(self, path: str, body: Any) -> Any:
-        self.asked.append(path)
-        match path:
-            case "/v1/models":
-                return {"data": [{"id": "base", "max_model_len": 256}]}
-            case "/collective_rpc":
-                assert body["method"] == "reload_weights"
-                folder = Path(body["kwargs"]["weights_path"])
-                assert (folder / "config.json").is_file()
-                weights: Any = Weights(load_file(folder / "model.safetensors").items())
-                self.engine.take_weights(weights)
-                return {"results": [None]}
-            case "/v1/load_lora_adapter":
-                self.engine.take_adapter(AdapterVersion(int(body["lora_name"].split("-")[1]), Path(body["lora_path"])))
-            case "/reset_prefix_cache":
-                return {"success": True}
-            case "/inference/v1/generate":
-                told = body["sampling_params"]
-                stop = tuple(told["stop_token_ids"])
-                request = Request(tuple(body["token_ids"]), told["seed"], told["temperature"], told["max_tokens"], stop)
-                with self.lock:
-                    (ids, logprobs) = self.engine.sample([request])[0]
-                content = [{"token_id": i, "logprob": p} for i, p in zip(ids, logprobs, strict=True)]
-                return {"choices": [{"index": 0, "token_ids": ids, "logprobs": {"content": content}}]}
-        return None
-
-
-class Weights(list[Any]):
-    merged = True
-
-
-class Routes(BaseHTTPRequestHandler):
-    server: Fake
-
-    def do_GET(self) -> None:
-        self.do_POST()
-
-    def do_POST(self) -> None:
-        text = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        path = self.path.partition("?")[0]
-        status, said = self.server.answers.get(path, (200, ""))
-        if said == "hang":
-            self.server.hang.wait(10)
-        elif status == 200:
-            said = json.dumps(self.server.answer(path, json.loads(text) if text else None))
-        self.send_response(status)
-        self.end_headers()
-        self.wfile.write(said.replace("null", "").encode() if said == "null" else said.encode())
-
-    def log_message(self, *_: Any) -> None:
-        pass
-
-
-@contextmanager
-def serving(lm: LanguageModel) -> Iterator[Fake]:
-    fake = Fake(FakeEngine(lm))
-    threading.Thread(target=fake.serve_forever, daemon=True).start()
-    try:
-        yield fake
-    finally:
-        fake.hang.set()
-        fake.shutdown()
-        fake.server_close()
 
 
 def over_http(lm: LanguageModel, fake: Fake, folder: Path, timeout: float = 60.0) -> VllmSampler:

@@ -22,7 +22,8 @@ class FakeEngine:
     """calls: what was asked of it, in order. fault: from which call of its kind on it goes wrong, by the fault's name.
 
     stale_weights, stale_cache, wrong_adapter: it goes on with what it had. raw: log-probabilities from before the
-    temperature. dies, breaks_off, no_numbers: of `sample`. sync_dies, hangs: of a sync.
+    temperature. dies, breaks_off, no_numbers: of `sample`. sync_dies, hangs: of a sync. other: it starts from other
+    weights than the policy's.
     """
 
     of: LanguageModel
@@ -31,14 +32,15 @@ class FakeEngine:
     block: int = 4
     longest: int = 256
     closed: bool = False
+    other: bool = True
 
     def __post_init__(self) -> None:
         self._lm = copy.deepcopy(self.of)
         self._cache: dict[tuple[int, ...], LanguageModel] = {}
         self._known: dict[int, LanguageModel] = {}
-        with torch.no_grad():  # what it starts from is never what the policy is
+        with torch.no_grad():
             for parameter in self._lm.model.parameters():
-                parameter.mul_(0.5)
+                parameter.mul_(0.5 if self.other else 1)
 
     def sample(self, requests: Sequence[Request]) -> list[Sampled]:
         self._note("sample")
@@ -87,6 +89,13 @@ class FakeEngine:
     def drop_adapter(self, version: AdapterVersion) -> None:
         assert (version.folder / "adapter_config.json").is_file()
         self._note(f"drop {version.name}")
+
+    @property
+    def serves(self) -> str:
+        return ""
+
+    def follow(self, serves: str) -> None:
+        self._note("follow")
 
     def rest(self) -> None:
         self._note("rest")

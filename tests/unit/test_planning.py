@@ -1,6 +1,7 @@
 """`selfcorrect plan`: what it says of memory is what the code does, and every shipped recipe fits its card."""
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -164,13 +165,17 @@ def test_what_lies_there_all_the_time_is_sharded_by_fsdp() -> None:
 
 
 def card_of(stem: str) -> Devices:
-    """Which devices a recipe's name, or its first line, says that it is for."""
-    first = (RECIPES / f"{stem}.yaml").read_text(encoding="utf-8").partition("\nname:")[0]
-    gpu = "rtx-4090" if "one 24 GB card" in first else "h100"
+    """Which devices a recipe's name, or its first lines, say that it is for."""
+    head = (RECIPES / f"{stem}.yaml").read_text(encoding="utf-8").partition("\nname:")[0]
+    gpu = "rtx-4090" if "one 24 GB card" in head else "h100"
     config = load_recipe(RECIPES / f"{stem}.yaml")
     assert isinstance(config, TrainConfig)
-    gpus, nodes = (8, 4) if stem.endswith("_4x8x80gb") else (8, 1) if stem.endswith("_8x80gb") else (1, 1)
-    return devices_for(config, gpu, gpus, nodes)  # as the command takes it
+    told = re.search(rf"`selfcorrect plan {re.escape(stem)}((?: --[a-z]+ \S+)*)`", head)
+    many = dict(re.findall(r"--(gpus|nodes|serving) (\d+)", told[1])) if told else {}
+    devices = devices_for(config, gpu, **{name: int(count) for name, count in many.items()})
+    named = {"8x80gb": 8, "4x8x80gb": 32}.get(stem.rpartition("_")[2], 1)
+    assert devices.count + (devices.serving or 0) == named
+    return devices
 
 
 PLANNED = [file.stem for file in sorted(RECIPES.glob("*.yaml")) if file.stem not in ("compare_lab", "demo", "lab_base")]
@@ -189,6 +194,13 @@ def test_a_shipped_recipe_fits_the_card_it_is_for(stem: str) -> None:
     told = "\n".join(lines(made))
     assert "fits" in told
     assert f"{made.memory.peak / 2**30:.2f}" in told
+    if config.vllm.server:
+        assert f"vllm on {devices.serving} more" in told
+        assert {"engine's weights", "whole copy for sampling", "casts for sampling"}.isdisjoint(made.memory.parts())
+        assert 0 < made.server < devices.bytes / 2
+        assert made.dollars == pytest.approx(
+            made.hours * CARDS["h100"].price * (devices.count + (devices.serving or 0))
+        )
 
 
 @pytest.mark.parametrize("stem", PLANNED)
@@ -303,6 +315,26 @@ def test_refusals_are_one_line(arguments: list[str], why: str) -> None:
     }
     with pytest.raises(ConfigError, match=why):
         command(Path("math_qwen2.5-7b-instruct_qlora"), [], **(options | given))
+
+
+@pytest.mark.parametrize(
+    ("changes", "cards", "why"),
+    [
+        ({}, (4, 1, None, 3), r"--serving 3: the model's 28 heads are split over the server's cards"),
+        ({"vllm": {}}, (4,), "sampler: vllm in this process is for one process"),
+        ({"sampler": "transformers", "vllm": {}}, (4, 1, None, 2), "--serving 2: the recipe has no vllm.server"),
+        ({"model": {"path": "Qwen/Qwen2.5-7B", "weights": "bfloat16"}}, (4,), "float32 masters are not sharded yet"),
+    ],
+)
+def test_what_a_run_would_refuse_is_not_planned(changes: dict[str, Any], cards: tuple[Any, ...], why: str) -> None:
+    served: dict[str, Any] = {
+        "model": {"path": "Qwen/Qwen2.5-7B"}, "parallel": "fsdp2", "sampler": "vllm",
+        "vllm": {"server": "http://localhost:8000"},
+    }  # fmt: skip
+    assert devices_for(recipe(**served), "h100", 4).serving == 1
+    assert devices_for(recipe(**served), "rtx-4090", 4).serving == 2
+    with pytest.raises(ConfigError, match=why):
+        devices_for(recipe(**{**served, **changes}), "h100", *cards)
 
 
 @pytest.mark.nightly

@@ -201,7 +201,8 @@ STAGE = {"name": "one", "objective": "stage1", "steps": 1, "learning_rate": 1e-3
     [
         ({"vllm": {"block_size": 32}}, "vllm is of sampler: vllm, and sampler is transformers"),
         ({"sampler": "vllm", "vllm": {"adapter": "only"}}, "model.tuning is full"),
-        ({"sampler": "vllm", "vllm": {"server": "localhost:8000"}}, "is no address; write http://HOST:PORT"),
+        ({"sampler": "vllm", "vllm": {"server": "localhost:8000"}}, "is no address; write http://HOST:8000"),
+        ({"sampler": "vllm", "vllm": {"server": "http://host:port"}}, "is no address; write http://HOST:8000"),
         ({"sampler": "vllm", "vllm": {"server": "http://a:1", "kv_cache_gib": 2.0}}, "kv_cache_gib is of an engine in this"),
         ({"sampler": "vllm", "vllm": {"transfer": "nccl"}}, "transfer is for a server"),
         ({"sampler": "vllm", "vllm": {"memory_share": 1.0}}, "memory_share"),

@@ -38,8 +38,10 @@ class VllmConfig(Strict):
     def _check(self) -> Self:
         if self.server is not None:
             parts = urlsplit(self.server)
-            if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
-                raise ValueError(f"server = {self.server!r} is no address; write http://HOST:PORT")
+            _, _, port = parts.netloc.rpartition("]" if "]" in parts.netloc else "@")[2].partition(":")
+            odd = parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment
+            if odd or not (port == "" or (port.isascii() and port.isdigit() and int(port) < 65536)):
+                raise ValueError(f"server = {self.server!r} is no address; write http://HOST:8000")
             fields = type(self).model_fields
             mine = [
                 name

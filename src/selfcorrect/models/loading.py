@@ -234,10 +234,12 @@ def _is_model(folder: Path) -> bool:
     return any((folder / name).is_file() for name in ("config.json", adapters.CONFIG))
 
 
-def load_model(config: ModelConfig, seed: int = 0) -> LanguageModel:
+def load_model(config: ModelConfig, seed: int = 0, *, in_memory: bool = False) -> LanguageModel:
     """Load model, tokenizer and chat template; with an adapter, where the path or the tuning names one.
 
-    seed: a fresh adapter's. Raises ModelError, naming what is missing.
+    seed: a fresh adapter's. in_memory: the weights stay in the machine's memory, from where shards go to the device.
+
+    Raises ModelError, naming what is missing.
     """
     from transformers.utils import logging
 
@@ -256,7 +258,7 @@ def load_model(config: ModelConfig, seed: int = 0) -> LanguageModel:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            lm, notes = _load(config, source, base, device)
+            lm, notes = _load(config, source, base, device, in_memory)
             if adapter is not None:
                 notes += _take_adapter(lm, config, source, base, adapter, seed)
             elif config.tuning != "full":
@@ -273,7 +275,7 @@ def load_model(config: ModelConfig, seed: int = 0) -> LanguageModel:
 
 
 def _load(
-    config: ModelConfig, source: files.Source, base: files.Source, device: torch.device
+    config: ModelConfig, source: files.Source, base: files.Source, device: torch.device, in_memory: bool
 ) -> tuple[LanguageModel, list[str]]:
     """The model without adapter, with notes. source: where the tokenizer is, if it is there; base: the weights."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -308,12 +310,13 @@ def _load(
     if config.tuning == "qlora":
         adapters.keep_plain(model)
     else:
-        model.to(device)
+        model.to("cpu" if in_memory else device)
     templates.choose(tokenizer, config.chat_template)
     system = None
     if config.system_prompt is not None:
         system = templates.System(config.system_prompt, config.system_as == "first_user")
     lm = wrap(model, tokenizer, compute_dtype, config.template_options, system)
+    lm.device = device if in_memory else lm.device
     if lm.head_form is None:
         lm.chat.notes += (
             f"model.path = {config.path!r}: how this model makes logits from its last hidden states is not known, so "

@@ -46,6 +46,8 @@ def sized(
         kept = min(kept, _MOST_SAMPLED)
         room = budget / (tokens * _cache_bytes(lm) + _DRAW_BYTES * lm.model.config.vocab_size)
         rows = _power_of_two(max(room - kept, room / 2), _MOST_SAMPLED)
+        if config.vllm.server:  # whose memory is not this device's, and which queues what has no room there
+            rows = _MOST_SAMPLED
         rollouts = rollouts.model_copy(update={"rows_at_once": rows})
     if not trains:
         return config.model_copy(update={"rollouts": rollouts}), notes
@@ -203,8 +205,9 @@ def _budget(config: TrainConfig, lm: LanguageModel, trains: bool) -> float:
 
 
 def casts_weights(config: TrainConfig) -> bool:
-    """Whether sampling on a card lends the model bfloat16 copies: weights that are stored in less need none."""
-    return config.model.weights == "float32" and config.model.tuning != "qlora"
+    """Whether sampling on a card lends a model bfloat16 copies: weights that are stored in less need none."""
+    samples_here = config.sampler != "vllm" or config.samples_reference
+    return samples_here and config.model.weights == "float32" and config.model.tuning != "qlora"
 
 
 def half_of(free: float, to_come: float) -> float:

@@ -17,8 +17,9 @@ from selfcorrect.parallel.lifeline import Lifeline
 from selfcorrect.parallel.ranks import Alone, Several
 
 _JOINING = timedelta(minutes=10)
-# Between ranks that sample longer than others, or wait for a checkpoint. Dead ones are known of at once all the same.
-_LONGEST_WAIT = timedelta(hours=2)
+# Between ranks that sample longer than others, or wait for a checkpoint or a server (parallel/refused.py). Dead ones
+# are known of at once all the same.
+_LONGEST_WAIT = timedelta(hours=3)
 
 
 @contextmanager

@@ -23,6 +23,7 @@ from selfcorrect.models.weights import fingerprint
 from selfcorrect.parallel.gradients import sum_gradients
 from selfcorrect.parallel.launch import kind_of
 from selfcorrect.parallel.lifeline import Lifeline
+from selfcorrect.parallel.refused import refuse_unserved
 from selfcorrect.rollout import play
 from selfcorrect.samplers.base import Sampler
 from selfcorrect.types import Completion, Problem, Rollout, SamplingParams
@@ -46,6 +47,7 @@ class Alone:
     """One process: nothing is split, nothing is waited for."""
 
     size, rank, sharded = 1, 0, False
+    keeps_one = False  # whether the whole model is in the memory of rank 0's machine alone, and on no device
     shares_prompts = True  # whether an update computes the prompts that rollouts share once (learning/prompts.py)
 
     @property
@@ -163,6 +165,7 @@ class Several(Alone):
         self.rank, self.size, self.objects, self.lifeline = rank, size, objects, lifeline
         self.agreed = False
         self.stop: Asked | None = None
+        self.served: Any = None  # a Served (parallel/served.py), where a server samples
         self._stopping = False
 
     @property
@@ -170,6 +173,7 @@ class Several(Alone):
         return [f"{self.size} processes, ddp: each holds the model, and gradients are summed"]
 
     def settled(self, config: TrainConfig) -> Alone:
+        refuse_unserved(config)
         if kind_of(config.parallel) == "ddp":
             return self
         from selfcorrect.parallel.sharding import Sharded
@@ -178,6 +182,14 @@ class Several(Alone):
 
     def attach(self, stop: Asked, saved: Callable[[], str]) -> None:
         self.stop, stop.waits, self.lifeline.saved = stop, True, saved
+
+    def spread(self, trainer: Trainer) -> Trainer:
+        if trainer.config.sampler == "vllm":
+            from selfcorrect.parallel.served import served
+
+            lm = trainer.lm
+            trainer.sampler = self.served = served(self, trainer, lm, lambda: lm.model)
+        return trainer
 
     def exchange(self, value: T, error: Exception | None = None, *, named: bool = True) -> list[T]:
         """Every rank's value, by rank. Where any has an error, the first one's is raised on all, with its rank.
@@ -246,7 +258,11 @@ class Several(Alone):
 
     def play(self, problems: Sequence[Problem], *args: Any, group: int = 1, **kwargs: Any) -> list[Rollout]:
         mine = self.part(len(problems), group)
-        return [rollout for own in self.every(lambda: play(problems, *args, part=mine, **kwargs)) for rollout in own]
+
+        def played() -> list[list[Rollout]]:
+            return self.every(lambda: play(problems, *args, part=mine, **kwargs))
+
+        return [rollout for own in (self.served.twice(played) if self.served else played()) for rollout in own]
 
     def sample(self, sampler: Sampler, prompts: Sequence[tuple[int, ...]], params: SamplingParams) -> list[Completion]:
         mine = self.part(len(prompts))

@@ -27,6 +27,7 @@ from selfcorrect.models.sharded import whole
 from selfcorrect.models.weights import weights
 from selfcorrect.parallel import shards
 from selfcorrect.parallel.ranks import Alone, Batch, Several, Trainer
+from selfcorrect.parallel.served import served
 from selfcorrect.samplers.base import Resting
 from selfcorrect.types import Completion, SamplingParams
 
@@ -46,10 +47,13 @@ class Sharded(Several):
             raise ConfigError(why)
         self._lm: LanguageModel | None = None
         self._plain: LanguageModel | None = None
+        # Where a server samples, one whole copy is enough: in the memory of rank 0's machine, for sending and saving.
+        self.keeps_one = config.sampler == "vllm" and not config.samples_reference
 
     @property
     def notes(self) -> list[str]:
-        return [f"{self.size} processes, fsdp2: weights, gradients and moments in shards; sampling has a whole copy"]
+        copies = "rank 0's machine has a whole copy" if self.keeps_one else "sampling has a whole copy"
+        return [f"{self.size} processes, fsdp2: weights, gradients and moments in shards; {copies}"]
 
     def settled(self, config: TrainConfig) -> Alone:
         return self
@@ -75,18 +79,25 @@ class Sharded(Several):
         base = trainer.base_sampler
         if base and plain.adapters:
             base = Gathering(base, lambda: plain.model)
-        sampler = Gathering(trainer.sampler, lambda: self.whole(lm).model)
+        if self.keeps_one:
+            _keep_in_memory(plain, mine=self.rank == 0)
+        sampler: Any = Gathering(trainer.sampler, lambda: self.whole(lm).model)
+        if trainer.config.sampler == "vllm":
+            sampler = self.served = served(self, trainer, lm, lambda: self.whole(lm).model)
         made: Trainer = type(trainer)(trainer.config, lm, reference, sampler, trainer.task, base, self)
         return made
 
     def whole(self, lm: LanguageModel) -> LanguageModel:
+        """Where one copy is kept, it is rank 0's, and other ranks' has no numbers."""
         assert self._lm is lm, "of the policy alone is there a plain copy"
         assert self._plain
         targets = dict(self._plain.model.named_parameters())
         with torch.no_grad():
             for name, parameter in lm.model.named_parameters():
                 if parameter.requires_grad:
-                    targets[name].copy_(whole(parameter))
+                    gathered = whole(parameter)  # on all ranks, whoever keeps it
+                    if self.rank == 0 or not self.keeps_one:
+                        targets[name].copy_(gathered)
         return self._plain
 
     def write(self, folder: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -156,6 +167,15 @@ class Gathering:
     def sample(self, prompts: Sequence[tuple[int, ...]], params: SamplingParams) -> list[Completion]:
         completions: list[Completion] = self._sampler.sample(prompts, params)
         return completions
+
+
+def _keep_in_memory(lm: LanguageModel, *, mine: bool) -> None:
+    """The model leaves the device: to the machine's memory where it is `mine`, else its weights are given up."""
+    if mine:
+        lm.model.to("cpu")
+        return
+    for parameter in lm.model.parameters():
+        parameter.data = parameter.data.new_empty(0)
 
 
 def sharded_copy(lm: LanguageModel, mesh: DeviceMesh) -> tuple[Any, Any]:

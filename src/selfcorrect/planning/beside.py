@@ -80,7 +80,8 @@ def _devices(config: TrainConfig, device: torch.device) -> Devices:
     many = launch.size if launch else 1
     here = min(many, int(os.environ.get("LOCAL_WORLD_SIZE", many)))
     kind = kind_of(config.parallel) if launch else "ddp"
-    return Devices(_card(device), here, -(-many // here), kind, config.sampler == "vllm")
+    serving = 1 if config.sampler == "vllm" and config.vllm.server else None
+    return Devices(_card(device), here, -(-many // here), kind, config.sampler == "vllm", serving)
 
 
 def _card(device: torch.device) -> Card | None:

@@ -21,6 +21,10 @@ def plan(
     gpu: Annotated[str, typer.Option(help="A card of the table in docs/plan.md, or cpu for this machine's.")] = "h100",
     gpus: Annotated[int, typer.Option(min=1, help="Cards of one machine.")] = 1,
     nodes: Annotated[int, typer.Option(min=1, help="Machines.")] = 1,
+    serving: Annotated[
+        int | None,
+        typer.Option(min=1, help="Further cards for the recipe's vllm.server; as few as hold it by default."),
+    ] = None,
     price: Annotated[float | None, typer.Option(min=0.0, help="Dollars for one card and hour.")] = None,
     attempt_tokens: Annotated[float | None, typer.Option(min=1.0, help="Of an attempt, in the mean.")] = None,
     prompt_tokens: Annotated[float | None, typer.Option(min=1.0, help="Of a first prompt, in the mean.")] = None,
@@ -45,7 +49,7 @@ def plan(
             f"--attempt-tokens {attempt_tokens:g} is above rollouts.max_new_tokens = {config.rollouts.max_new_tokens}, "
             "where attempts are cut off"
         )
-    made = make_plan(config, devices_for(config, gpu, gpus, nodes, price), lengths)
+    made = make_plan(config, devices_for(config, gpu, gpus, nodes, price, serving), lengths)
     better = [] if made.fits else list(turns(made, lengths))
     backwards = _reverse(made, config, lengths) if reverse else {}
     if as_json:

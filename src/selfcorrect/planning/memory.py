@@ -25,13 +25,14 @@ AWAKE, SHARE = 0.05, 0.9
 @dataclass(frozen=True, slots=True)
 class Spread:
     """Over which devices. shards: of weights, gradients and moments; engine: whether vLLM samples; tensor: over how
-    many devices it splits the model.
+    many devices it splits the model; beside: whether those are others, a server's.
     """
 
     devices: int = 1
     shards: int = 1
     engine: bool = False
     tensor: int = 1
+    beside: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,12 +88,9 @@ def memory(config: TrainConfig, model: Dressed, card: Card | None, step: Step, s
     transient = rehearsed["prefill"].at(model.spec.layers), rehearsed["step"].at(model.spec.layers)
     copies = 0.0 if card else _copies(config, model)
     gathered = _gathered(model, spread)
-    there = spread.engine and bool(config.vllm.server)  # on other cards; the shards are gathered here all the same
-    held = spread.shards > 1 and (there or not spread.engine)
-    whole = model.costume.weights.itemsize * model.numbers.all if held else 0.0
-    if there:
-        phases["sampling"] = {"whole copy for sampling": whole}
-        notes.append("vLLM is on cards of its own (vllm.server), whose memory and price are not counted here")
+    whole = model.costume.weights.itemsize * model.numbers.all if spread.shards > 1 and not spread.engine else 0.0
+    if spread.beside:
+        phases["sampling"] = {"a weight gathered for sending": 4 * model.numbers.outer if spread.shards > 1 else 0.0}
     elif spread.engine:
         phases["sampling"] = {
             "engine's weights": 2 * model.numbers.all / spread.tensor,
@@ -118,6 +116,16 @@ def memory(config: TrainConfig, model: Dressed, card: Card | None, step: Step, s
     if card and not spread.engine:
         phases["sampling"]["CUDA graphs"] = transient[1]
     return Memory(of, phases, process, slack, tuple(notes))
+
+
+def of_server(model: Dressed, step: Step, spread: Spread) -> float:
+    """Bytes on each of a server's cards: its share of the engine, and of the cache of one longest rollout.
+
+    The cache takes what is left of a card; rows that find no room in it wait.
+    """
+    token = model.spec.token_bytes(model.costume.compute) / spread.tensor
+    needed = 2 * model.numbers.all / spread.tensor + ENGINE_BYTES + token * step.lengths.longest_row(step.attempts)
+    return CONTEXT_BYTES + (1 + SLACK) * needed
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,7 +228,7 @@ def _gathered(model: Dressed, spread: Spread) -> float:
     """Whole layers while they compute: the one at work and the next, with embeddings and head, and a gradient."""
     if spread.shards == 1:
         return 0.0
-    width = model.costume.compute.itemsize
+    width = model.costume.weights.itemsize  # as they lie in shards; casts for computing are among the activations
     return width * (2 * model.numbers.largest + model.numbers.outer) + 4 * max(
         model.numbers.largest, model.numbers.outer
     )

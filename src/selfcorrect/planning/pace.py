@@ -51,16 +51,17 @@ def pace(config: TrainConfig, model: Dressed, card: Card, step: Step, spread: Sp
     """config: settled; step: of one device."""
     sampler = _Sampler(config, model, card, spread)
     rows, lengths = step.rows, step.lengths
+    served = spread.devices if spread.beside else spread.tensor
     seconds, bounds = {"rollouts": 0.0}, dict[str, float]()
     for attempt in range(1, step.attempts + 1):
-        # An engine on several cards has the rows of all of them.
-        share = Step(rows * spread.tensor, step.groups, step.attempts, lengths, step.reference)
+        # An engine on several cards has the rows of all of them; a server has those of the step.
+        share = Step(rows * served, step.groups, step.attempts, lengths, step.reference)
         lanes = min(share.rows, 512) if spread.engine else config.rollouts.rows
         one = decoding(share, min(lanes, share.rows), attempt)
         for why, took in sampler.step(one).items():
             seconds["rollouts"] += one.steps * took
             bounds[why] = bounds.get(why, 0.0) + one.steps * took
-        fed = step.groups * lengths.prompt if attempt == 1 else rows * (lengths.turn + 1)
+        fed = (step.groups * lengths.prompt if attempt == 1 else rows * (lengths.turn + 1)) * served / spread.tensor
         seconds["rollouts"] += 2 * model.numbers.all * fed / sampler.rate
     flops = _flops(config, model, step, spread)
     rate = card.tflops * 1e12 * utilisation(model.spec.hidden)
@@ -134,7 +135,7 @@ def sync(
     config: TrainConfig, model: Dressed, card: Card, step: Step, spread: Spread, nodes: int, beside: float
 ) -> float:
     """Between processes, and to the engine. beside: seconds of computation that FSDP's gathering hides behind."""
-    if spread.devices == 1:
+    if spread.devices == 1 and not spread.beside:
         return 0.0
     link = (card.link if nodes == 1 else card.network) * 1e9 * hardware.LINK_SHARE
     share = (spread.devices - 1) / spread.devices
@@ -144,9 +145,11 @@ def sync(
     else:
         micro = math.ceil(step.rows / config.optimizer.rows)
         gathers = 2 + (1 if step.reference else 0)
-        bytes_ = micro * (gathers * 2 * of.all + 4 * of.trained) * share
+        bytes_ = micro * (gathers * model.costume.weights.itemsize * of.all + 4 * of.trained) * share
         seconds = max(bytes_ / link - beside, 0.1 * bytes_ / link)
     if spread.engine:
-        full = config.model.tuning == "full"
-        seconds += 2 * (of.all if full else of.trained) / link
+        sent = of.all if config.model.tuning == "full" else of.trained
+        seconds += 2 * sent / link
+        if spread.beside and spread.shards > 1:  # into the memory of rank 0's machine, and out of it
+            seconds += (4 + 2) * sent / hardware.HOST_BYTES
     return seconds

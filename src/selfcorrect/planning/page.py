@@ -35,6 +35,12 @@ def lines(plan: Plan) -> Iterator[str]:
     yield f"  by phase: {', '.join(f'{phase} {needs.at(phase) / GIB:.2f}' for phase in needs.phases)}"
     if needs.static.place == "cpu":
         yield "  the reference lies in the machine's memory and passes through the card (model.reference)"
+    if plan.spread.beside:
+        left = plan.devices.bytes - plan.server
+        yield (
+            f"  the server's {plan.spread.tensor} further {device(plan)}: {plan.server / GIB:.2f} GiB each with a "
+            f"cache of one rollout, and {left / GIB:.1f} left for more" + ("" if left >= 0 else ": DOES NOT FIT")
+        )
     if plan.pace:
         yield ""
         yield f"seconds of a step: {plan.pace.total:,.1f}"
@@ -57,7 +63,7 @@ def resting_on(plan: Plan) -> Iterator[str]:
         f"rests on: {card.name} {card.tflops:g} TFLOPS bfloat16 dense, {card.bandwidth:,g} GB/s, {card.gib:g} GiB, "
         f"links {card.link:g} GB/s, network {card.network:g} GB/s a card (makers' figures)"
     )
-    price = plan.devices.hourly / plan.devices.count
+    price = plan.devices.hourly / (plan.devices.count + (plan.devices.serving or 0))
     given = "given" if plan.devices.price is not None else f"an assumption of {hardware.PRICED}; --price replaces it"
     yield (
         f"  reached of them: {hardware.utilisation(plan.model.spec.hidden):.0%} of FLOPs, "
@@ -93,7 +99,7 @@ def devices(plan: Plan) -> str:
         count
         + nodes
         + (f", {plan.devices.parallel}" if plan.devices.count > 1 else "")
-        + (", vllm" if plan.spread.engine else "")
+        + (f", vllm on {plan.devices.serving} more" if plan.spread.beside else ", vllm" if plan.spread.engine else "")
     )
 
 
@@ -111,13 +117,15 @@ def row(plan: Plan) -> dict[str, Any]:
         "model": plan.config.model.path, "tuning": plan.config.model.tuning, "weights": plan.model.numbers.all,
         "trained": plan.model.numbers.trained,
         "devices": {"card": plan.devices.card.name if plan.devices.card else "cpu", "gpus": plan.devices.gpus,
-                    "nodes": plan.devices.nodes, "parallel": plan.devices.parallel, "bytes": plan.devices.bytes},
+                    "nodes": plan.devices.nodes, "serving": plan.devices.serving, "parallel": plan.devices.parallel,
+                    "bytes": plan.devices.bytes},
         "sizes": {"rows_at_once": plan.config.rollouts.rows, "micro_batch": plan.config.optimizer.rows,
                   "gradient_checkpointing": plan.config.optimizer.gradient_checkpointing,
                   "padding_free": plan.config.optimizer.padding_free},
         "lengths": {"prompt": plan.step.lengths.prompt, "attempt": plan.step.lengths.attempt,
                     "longest_row": plan.step.lengths.longest_row(plan.step.attempts)},
-        "bytes": plan.memory.parts(), "peak_bytes": plan.memory.peak, "fullest": plan.memory.fullest,
+        "server_bytes": plan.server, "bytes": plan.memory.parts(), "peak_bytes": plan.memory.peak,
+        "fullest": plan.memory.fullest,
         "peak_bytes_by_phase": {phase: plan.memory.at(phase) for phase in plan.memory.phases}, "fits": plan.fits,
         "seconds": plan.pace.seconds if plan.pace else None, "step_seconds": plan.pace.total if plan.pace else None,
         "bound": plan.pace.bound if plan.pace else None, "hours": plan.hours, "dollars": plan.dollars,

@@ -8,8 +8,9 @@ from selfcorrect.config import TrainConfig
 from selfcorrect.config.recipe import validate
 from selfcorrect.errors import ConfigError
 from selfcorrect.models.sizing import memory_of
+from selfcorrect.parallel.refused import refuse_unserved
 from selfcorrect.planning.hardware import CARDS, CPU, Card
-from selfcorrect.planning.memory import Memory, Spread, memory
+from selfcorrect.planning.memory import Memory, Spread, memory, of_server
 from selfcorrect.planning.pace import Pace, pace
 from selfcorrect.planning.settled import Dressed, dressed, settled, static
 from selfcorrect.planning.spec import Spec, described
@@ -20,13 +21,16 @@ _MOST_ROWS, _MOST_TOKENS = 512, 1 << 17
 
 @dataclass(frozen=True, slots=True)
 class Devices:
-    """card: None for this machine's processor. gpus: of a node; parallel: ddp or fsdp2; tensor: vLLM's split."""
+    """card: None for this machine's processor. gpus: of a node; parallel: ddp or fsdp2; engine: whether vLLM samples;
+    serving: further cards that its server runs on, None where it runs on the same.
+    """
 
     card: Card | None
     gpus: int = 1
     nodes: int = 1
     parallel: str = "ddp"
     engine: bool = False
+    serving: int | None = None
     price: float | None = None
 
     @property
@@ -43,7 +47,7 @@ class Devices:
     def hourly(self) -> float:
         """Dollars for all of them; 0 for this machine's processor."""
         each = self.price if self.price is not None else self.card.price if self.card else 0.0
-        return each * self.count
+        return each * (self.count + (self.serving or 0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +64,12 @@ class Plan:
 
     @property
     def fits(self) -> bool:
-        return self.memory.peak <= self.devices.bytes
+        return max(self.memory.peak, self.server) <= self.devices.bytes
+
+    @property
+    def server(self) -> float:
+        """Bytes on each of a server's cards; 0 without one."""
+        return of_server(self.model, self.step, self.spread) if self.spread.beside else 0.0
 
     @property
     def hours(self) -> float:
@@ -71,15 +80,36 @@ class Plan:
         return self.hours * self.devices.hourly
 
 
-def devices_for(config: TrainConfig, gpu: str, gpus: int = 1, nodes: int = 1, price: float | None = None) -> Devices:
-    """Raises ConfigError where there is no such card."""
+def devices_for(
+    config: TrainConfig, gpu: str, gpus: int = 1, nodes: int = 1, price: float | None = None,
+    serving: int | None = None,
+) -> Devices:  # fmt: skip
+    """serving: cards of the recipe's server; as few as hold its model by default.
+
+    Raises ConfigError where there is no such card, or where the recipe does not train on so many.
+    """
     if gpu != CPU and gpu not in CARDS:
         raise ConfigError(f"--gpu {gpu}: not in the table; there are {', '.join([*CARDS, CPU])}")
     if gpu == CPU and gpus * nodes > 1:
         raise ConfigError(f"--gpu cpu is this machine's processor, of which there is one; leave out --gpus {gpus}")
     asked: Any = getattr(config, "parallel", "auto")
-    engine = "vllm" in str(getattr(config, "sampler", ""))
-    return Devices(CARDS.get(gpu), gpus, nodes, "ddp" if asked == "auto" else asked, engine, price)
+    parallel, engine = "ddp" if asked == "auto" else asked, config.sampler == "vllm"
+    if serving and not config.vllm.server:
+        raise ConfigError(f"--serving {serving}: the recipe has no vllm.server; leave it out")
+    if gpus * nodes > 1:
+        refuse_unserved(config)
+    card = CARDS.get(gpu)
+    found = Devices(card, gpus, nodes, parallel, engine, None, price)
+    if engine and config.vllm.server and card:
+        spec = described(config.model)
+        fewest = _tensor(dressed(config, spec, card), replace(found, gpus=8))
+        found = replace(found, serving=serving or fewest)
+        if spec.heads % (found.serving or 1):
+            raise ConfigError(
+                f"--serving {serving}: the model's {spec.heads} heads are split over the server's cards, which "
+                f"{serving} does not divide; take {fewest} or another that does"
+            )
+    return found
 
 
 def spec_of(config: TrainConfig) -> Spec:
@@ -114,8 +144,8 @@ def _laid_out(
     model = dressed(config, spec, devices.card)
     step = step_of(config, lengths, devices.count)
     fixed = settled(config, model, devices.card, int(lengths.longest_row(step.attempts)), shards)
-    tensor = _tensor(model, devices) if devices.engine else 1
-    return fixed, model, step, Spread(devices.count, shards, devices.engine, tensor)
+    tensor = devices.serving or (_tensor(model, devices) if devices.engine else 1)
+    return fixed, model, step, Spread(devices.count, shards, devices.engine, tensor, devices.serving is not None)
 
 
 def _tensor(model: Dressed, devices: Devices) -> int:

@@ -76,7 +76,9 @@ def static(config: TrainConfig, model: Dressed, card: Card | None, shards: int) 
     gradients = 4 * of.trained
     moments = (8 if config.optimizer.name == "adamw" else 2) * of.trained
     copied = stored if full and config.uses_reference else 0
-    casts = 2 * of.cast if costume.compute.itemsize < costume.weights.itemsize else 0
+    vllm = config.sampler == "vllm"  # then the reference alone is sampled from here
+    lent = costume.compute.itemsize < costume.weights.itemsize and (not vllm or config.samples_reference)
+    casts = 2 * of.cast if lent else 0
     available = card.bytes if card else sizing.memory_of(torch.device("cpu"))
     place: Any = "none"
     if config.uses_reference:
@@ -85,7 +87,7 @@ def static(config: TrainConfig, model: Dressed, card: Card | None, shards: int) 
         crowded = (weights + masters + gradients + moments + copied) / shards > available / 2
         if full and (asked == "cpu" or (asked == "auto" and crowded and card is not None)):
             place, copied = "cpu", 4 * of.outer + 2 * of.largest * costume.weights.itemsize
-    if place == "device" and config.samples_reference:
+    if place == "device" and config.samples_reference and not vllm:
         casts *= 2
     weights, masters, gradients, moments, copied = (
         size / shards for size in (weights, masters, gradients, moments, copied)

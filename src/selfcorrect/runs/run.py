@@ -194,7 +194,7 @@ def _prepare_and_train(
     task.draw(1, config.rollouts.problems_per_step, config.seed)
     evaluator = dataclasses.replace(make_evaluator(config, task), play=ranks.play)
     validation = task.load(config.checkpoint.held_out) if config.checkpoint.held_out else []
-    lm, dtype = load_model(config.model, config.seed), stored_dtype(config.model.path)
+    lm, dtype = load_model(config.model, config.seed, in_memory=ranks.keeps_one), stored_dtype(config.model.path)
     check_optimizer(config.optimizer, lm.device)
     begun = with_sizes(config, sizes_begun(path, config) if used else {})
     settled, sizes = ranks.first(lambda: fitted(begun, lm, task))

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import torch
 
 from selfcorrect.config import VllmConfig
-from selfcorrect.errors import SamplerFailed, UserError
+from selfcorrect.errors import EngineFailed, SamplerFailed, UserError
 from selfcorrect.models.loading import LanguageModel
 from selfcorrect.models.plain import PlainWeights
 from selfcorrect.seeds import derive_seed
@@ -31,7 +31,7 @@ T = TypeVar("T")
 # Of the mean difference of a token's log-probability, in nats. Sums in another order differ by some roundings: about
 # 1e-6 in float32 here. Half precisions round the hidden states of every layer.
 ALLOWED = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 8e-2}
-_PROBES, _PROBED = 4, 16  # rows and new tokens of the comparison
+PROBES, _PROBED = 4, 16  # rows and new tokens of the comparison
 _TEMPERATURE = 0.7  # of the comparison: not 1, so that log-probabilities from before the temperature are seen
 
 
@@ -48,6 +48,14 @@ class Request(NamedTuple):
 class Sampled(NamedTuple):
     """token_ids [L] with the one that ended it, and the log-probability of each [L] at the request's temperature."""
 
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+
+
+class Probed(NamedTuple):
+    """What an engine wrote after a prompt, for the comparison: tokens, and the log-probability it gave to each."""
+
+    prompt: tuple[int, ...]
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...]
 
@@ -82,6 +90,13 @@ class Engine(Protocol):
         """Sample with this adapter over the weights from now on."""
 
     def drop_adapter(self, version: AdapterVersion) -> None: ...
+
+    @property
+    def serves(self) -> str:
+        """What another process asks for, to have the same weights or adapter."""
+
+    def follow(self, serves: str) -> None:
+        """Ask for what another process has sent."""
 
     def rest(self) -> None:
         """Give memory back until weights or an adapter are taken."""
@@ -128,16 +143,34 @@ class VllmSampler:
         """Raises SamplerFailed where the engine fails twice, or where its numbers are not the policy's."""
         if not prompts:
             return []
-        stop_ids = tuple(sorted(self.eos_ids))
-        requests = [
-            Request(prompt, derive_seed(params.seed, row), params.temperature, params.max_new_tokens, stop_ids)
-            for row, prompt in enumerate(prompts)
-        ]
-        sampled = self._twice(lambda: self._sample(requests))
-        return [
-            Completion(ids, logprobs, self._lm.chat.said(ids), "stop" if ids[-1] in self.eos_ids else "length")
-            for ids, logprobs in sampled
-        ]
+        requests = self._requests(prompts, params)
+        return self._completions(self._twice(lambda: self._sample(requests)))
+
+    def sample_once(self, prompts: Sequence[tuple[int, ...]], params: SamplingParams) -> list[Completion]:
+        """From what was sent, and compared, before. Raises EngineFailed where the engine fails."""
+        if not prompts:
+            return []
+        try:
+            assert self._engine, "nothing was sent yet"
+            return self._completions(_answers(self._engine, self._requests(prompts, params)))
+        except UserError:
+            raise
+        except Exception as error:
+            raise EngineFailed(_line(error)) from error
+
+    def probe(self, prompts: Sequence[tuple[int, ...]]) -> list[Probed]:
+        """What the engine writes after rows made of these prompts, for `judge`. Raises SamplerFailed as `sample`."""
+        return self._twice(lambda: self._probe(self._ready(), prompts))
+
+    @property
+    def serves(self) -> str:
+        return self._ready().serves
+
+    def follow(self, serves: str) -> None:
+        """Sample from what another process has sent to the server, and compared. Raises SamplerFailed."""
+        self._engine = self._engine or self._start(self._folder, self.dtype)
+        self._engine.follow(serves)
+        self._synced = self._compared = True
 
     def rest(self) -> None:
         if self._engine:
@@ -149,16 +182,35 @@ class VllmSampler:
         self._stop()
         self._cleanup()
 
+    def stop(self) -> None:
+        """Give up the engine; the next use starts it anew."""
+        self._stop()
+
+    def say(self, line: str) -> None:
+        self._say(line)
+
+    def _requests(self, prompts: Sequence[tuple[int, ...]], params: SamplingParams) -> list[Request]:
+        stop_ids = tuple(sorted(self.eos_ids))
+        return [
+            Request(prompt, derive_seed(params.seed, row), params.temperature, params.max_new_tokens, stop_ids)
+            for row, prompt in enumerate(prompts, params.first)
+        ]
+
+    def _completions(self, sampled: Sequence[Sampled]) -> list[Completion]:
+        return [
+            Completion(ids, logprobs, self._lm.chat.said(ids), "stop" if ids[-1] in self.eos_ids else "length")
+            for ids, logprobs in sampled
+        ]
+
+    def _ready(self) -> Engine:
+        return self._engine if self._synced and self._engine else self._sync()
+
     def _sample(self, requests: Sequence[Request]) -> list[Sampled]:
-        engine = self._engine if self._synced and self._engine else self._sync()
+        engine = self._ready()
         if not self._compared:
-            self._compare(engine, [request.prompt for request in requests])
-        found = engine.sample(requests)
-        for request, (ids, logprobs) in zip(requests, found, strict=True):
-            whole = len(ids) == request.max_new_tokens or (ids and ids[-1] in request.stop_ids)
-            if not whole or len(logprobs) != len(ids) or not all(map(math.isfinite, logprobs)):
-                raise RuntimeError(f"a completion of {len(ids)} tokens came back broken off, or without its numbers")
-        return found
+            probed = self._probe(engine, [request.prompt for request in requests])
+            self.judge(probed, policy_logprobs(self._lm, probed))
+        return _answers(engine, requests)
 
     def _twice(self, deed: Callable[[], T]) -> T:
         """Once more with an engine started anew and the current weights, where it fails."""
@@ -239,21 +291,21 @@ class VllmSampler:
         if raised:
             raise raised[0]
 
-    def _compare(self, engine: Engine, prompts: Sequence[tuple[int, ...]]) -> None:
-        """Raises SamplerFailed where engine and policy give the same tokens other log-probabilities.
-
-        The same rows after every sync, longer than a cache block, so that what an older version left there is met.
-        """
+    def _probe(self, engine: Engine, prompts: Sequence[tuple[int, ...]]) -> list[Probed]:
+        """The same rows after every sync, longer than a cache block, so that what an older version left is met."""
         self._probes = self._probes or _probes(prompts, 3 * engine.block + 1, engine.longest - _PROBED)
         requests = [
             Request(probe, derive_seed("probe", row), _TEMPERATURE, _PROBED, ())
             for row, probe in enumerate(self._probes)
         ]
-        found = engine.sample(requests)
+        return [Probed(probe, *found) for probe, found in zip(self._probes, engine.sample(requests), strict=True)]
+
+    def judge(self, probed: Sequence[Probed], own: Sequence[Sequence[float]]) -> None:
+        """Raises SamplerFailed where the engine gave its tokens other log-probabilities than the policy's `own`."""
         gaps = [
-            abs(own - theirs)
-            for probe, (ids, logprobs) in zip(self._probes, found, strict=True)
-            for own, theirs in zip(_logprobs(self._lm, probe, ids), logprobs, strict=True)
+            abs(ours - theirs)
+            for mine, found in zip(own, probed, strict=True)
+            for ours, theirs in zip(mine, found.logprobs, strict=True)
         ]
         gap, allowed = sum(gaps) / len(gaps), max(ALLOWED[self.dtype], ALLOWED[self._lm.compute_dtype])
         if not gap <= allowed:
@@ -268,9 +320,19 @@ class VllmSampler:
         self._compared = True
 
 
+def _answers(engine: Engine, requests: Sequence[Request]) -> list[Sampled]:
+    """Raises RuntimeError where one is not whole."""
+    found = engine.sample(requests)
+    for request, (ids, logprobs) in zip(requests, found, strict=True):
+        whole = len(ids) == request.max_new_tokens or (ids and ids[-1] in request.stop_ids)
+        if not whole or len(logprobs) != len(ids) or not all(map(math.isfinite, logprobs)):
+            raise RuntimeError(f"a completion of {len(ids)} tokens came back broken off, or without its numbers")
+    return found
+
+
 def _probes(prompts: Sequence[tuple[int, ...]], length: int, longest: int) -> list[tuple[int, ...]]:
     """Rows of `length` tokens, each beginning with another prompt, laid end to end with those after it."""
-    distinct = list(dict.fromkeys(prompts))[:_PROBES]
+    distinct = list(dict.fromkeys(prompts))[:PROBES]
     rows = []
     for first in range(len(distinct)):
         ids: tuple[int, ...] = ()
@@ -282,13 +344,15 @@ def _probes(prompts: Sequence[tuple[int, ...]], length: int, longest: int) -> li
 
 
 @torch.no_grad()
-def _logprobs(lm: LanguageModel, prompt: tuple[int, ...], ids: tuple[int, ...]) -> list[float]:
-    """The policy's, of each token at the temperature of the comparison."""
-    table_1T = torch.tensor([[*prompt, *ids]], device=lm.device)
-    place_T = torch.arange(table_1T.shape[1], device=lm.device)
-    select_1T = ((place_T >= len(prompt) - 1) & (place_T < table_1T.shape[1] - 1))[None]
-    logprobs_LV = (lm.logits(table_1T, select_1T) / _TEMPERATURE).log_softmax(-1)
-    found: list[float] = logprobs_LV.gather(1, table_1T[0, len(prompt) :, None])[:, 0].tolist()
+def policy_logprobs(lm: LanguageModel, probed: Sequence[Probed]) -> list[list[float]]:
+    """The policy's own of the same tokens, at the temperature of the comparison."""
+    found = []
+    for prompt, ids, _ in probed:
+        table_1T = torch.tensor([[*prompt, *ids]], device=lm.device)
+        place_T = torch.arange(table_1T.shape[1], device=lm.device)
+        select_1T = ((place_T >= len(prompt) - 1) & (place_T < table_1T.shape[1] - 1))[None]
+        logprobs_LV = (lm.logits(table_1T, select_1T) / _TEMPERATURE).log_softmax(-1)
+        found.append(logprobs_LV.gather(1, table_1T[0, len(prompt) :, None])[:, 0].tolist())
     return found
 
 

@@ -53,10 +53,6 @@ class InProcess:
     def __init__(
         self, lm: LanguageModel, config: VllmConfig, dtype: torch.dtype, rows: int, scratch: Path, *, adapter_only: bool
     ) -> None:  # fmt: skip
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            raise ConfigError(
-                "sampler: vllm in this process is for one process, and this run has several; set vllm.server"
-            )
         vllm = need_vllm()
         self._cuda = lm.device.type == "cuda"
         self._vllm, self._asleep, self._adapter = vllm, False, adapter_only
@@ -116,6 +112,13 @@ class InProcess:
 
     def drop_adapter(self, version: AdapterVersion) -> None:
         self._llm.llm_engine.remove_lora(version.number)
+
+    @property
+    def serves(self) -> str:
+        raise NotImplementedError("of a server alone do several processes sample")
+
+    def follow(self, serves: str) -> None:
+        raise NotImplementedError("of a server alone do several processes sample")
 
     def rest(self) -> None:
         """Level 1 keeps the weights in the host's memory, beneath an adapter; whole ones are sent again anyway."""

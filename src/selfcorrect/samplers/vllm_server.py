@@ -35,6 +35,7 @@ class Server:
         self._url, self._timeout, self._folder = config.server.rstrip("/"), config.timeout, folder
         self._adapter_only, self._told, self._versions = adapter_only, "", 0
         self._trainer: Any = None
+        self._device = device
         on_card = device.type == "cuda"
         self._transfer = ("nccl" if on_card else "folder") if config.transfer == "auto" else config.transfer
         if self._transfer in ("nccl", "ipc") and not on_card:
@@ -66,6 +67,13 @@ class Server:
 
     def drop_adapter(self, version: AdapterVersion) -> None:
         self._post("/v1/unload_lora_adapter", {"lora_name": version.name})
+
+    @property
+    def serves(self) -> str:
+        return self._model
+
+    def follow(self, serves: str) -> None:
+        self._model = serves
 
     def rest(self) -> None:
         """Its memory is its own."""
@@ -104,18 +112,23 @@ class Server:
         shutil.rmtree(self._folder / f"weights-{self._versions - 1}", ignore_errors=True)
 
     def _by_transfer(self, weights: PlainWeights) -> None:
-        """By vLLM's trainer side: the tensors are ready here before the server is told of them."""
+        """By vLLM's trainer side: the tensors are ready here before the server is told of them.
+
+        They go to the card one by one where they are in this machine's memory; for IPC all of them must be there.
+        """
         need_vllm()
         from vllm.distributed.weight_transfer.base import ParamMeta, WeightSource
 
-        named = list(weights)
+        at_once = self._transfer == "ipc"
+        named = [(name, tensor.to(self._device) if at_once else tensor) for name, tensor in weights]
+        device = self._device
 
         class Source(WeightSource):  # type: ignore[misc]
             def metadata(self) -> list[Any]:
                 return [ParamMeta(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in named]
 
             def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
-                return iter(named)
+                return ((name, tensor.to(device)) for name, tensor in named)
 
         if self._trainer is None:
             self._trainer = self._rendezvous(Source())

@@ -1,0 +1,24 @@
+"""What a recipe may not ask of several ranks, known before anything is loaded."""
+
+from selfcorrect.config import TrainConfig
+from selfcorrect.errors import ConfigError
+
+# Five times this is the longest that rank 0 can be at a sync, begun anew included, and others wait three hours for it.
+LONGEST = 1800.0  # seconds
+
+
+def refuse_unserved(config: TrainConfig) -> None:
+    """Raises ConfigError where the recipe's engine cannot serve several ranks."""
+    if config.sampler != "vllm":
+        return
+    if not config.vllm.server:
+        raise ConfigError(
+            "sampler: vllm in this process is for one process, and several were started: the engine would begin a "
+            "process group of its own under the same variables of the launcher; set vllm.server, or sampler: "
+            "transformers"
+        )
+    if config.vllm.timeout > LONGEST:
+        raise ConfigError(
+            f"vllm.timeout = {config.vllm.timeout:g} with several processes: the others would give rank 0 up before "
+            f"it could tell what the server said; set at most {LONGEST:g}"
+        )

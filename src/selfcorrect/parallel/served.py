@@ -1,0 +1,86 @@
+"""`sampler: vllm` on several ranks: one server. Rank 0 alone sends to it; every rank asks it for its own rows.
+
+    gather, on all ranks -> send, rank 0 -> probe, rank 0 -> compare -> all ranks ask for what was sent
+
+Nothing is sent before all of it is gathered, so no rank stands in a collective operation while rank 0 waits for the
+server. Rank 0's answer, or what it raised, is everyone's.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+from selfcorrect.errors import EngineFailed, SamplerFailed
+from selfcorrect.parallel.ranks import Several
+from selfcorrect.samplers.vllm import PROBES, Probed, VllmSampler, policy_logprobs
+from selfcorrect.types import Completion, SamplingParams
+
+T = TypeVar("T")
+
+
+class Served:
+    """The sampler of each rank. gather: on all ranks, the model that rank 0 sends; here alone others are waited for.
+
+    lm: whose log-probabilities the engine's are held against; where it is in shards all ranks compute them.
+    prompts: what the comparison's rows are made of, the same on all ranks.
+    """
+
+    def __init__(
+        self, ranks: Several, sampler: VllmSampler, lm: Any, prompts: Sequence[tuple[int, ...]],
+        gather: Callable[[], Any],
+    ) -> None:  # fmt: skip
+        self._ranks, self._sampler, self._lm, self._prompts, self._gather = ranks, sampler, lm, prompts, gather
+
+    @property
+    def eos_ids(self) -> frozenset[int]:
+        return self._sampler.eos_ids
+
+    def load_weights(self, model: Any) -> None:
+        """The policy as it is now; on all ranks together. Raises SamplerFailed on all of them. model: not read."""
+        gathered, sampler = self._gather(), self._sampler
+
+        def send() -> tuple[list[Probed], str]:
+            sampler.load_weights(gathered)
+            return sampler.probe(self._prompts), sampler.serves
+
+        probed, serves = self._ranks.first(send)
+        own = self._own(probed)
+        self._ranks.first(lambda: sampler.judge(probed, own))
+        self._ranks.every(lambda: sampler.follow(serves))
+
+    def sample(self, prompts: Sequence[tuple[int, ...]], params: SamplingParams) -> list[Completion]:
+        """Rows of this rank; no other is waited for. Raises EngineFailed."""
+        return self._sampler.sample_once(prompts, params)
+
+    def twice(self, deed: Callable[[], T]) -> T:
+        """What all ranks do together; once more with the current weights sent anew, where the engine fails in it."""
+        try:
+            return deed()
+        except EngineFailed as error:
+            first = error
+        self._ranks.agreed = False  # it was raised on all, and is dealt with
+        if self._ranks.rank == 0:
+            self._sampler.say(f"sampler: vllm failed ({first}); it is started once more with the current weights")
+        self._sampler.stop()
+        self.load_weights(None)
+        try:
+            return deed()
+        except EngineFailed as error:
+            raise SamplerFailed(
+                f"sampler: vllm failed ({first}), was started once more, and failed again ({error}); see what it "
+                "wrote in the server's log"
+            ) from error
+
+    def _own(self, probed: Sequence[Probed]) -> list[list[float]]:
+        if self._ranks.sharded:
+            found = policy_logprobs(self._lm, probed)
+            self._lm.model.reshard()  # as no backward pass follows, which would
+            return found
+        return policy_logprobs(self._lm, probed) if self._ranks.rank == 0 else []
+
+
+def served(ranks: Several, trainer: Any, lm: Any, gather: Callable[[], Any]) -> Served:
+    """Over a trainer's own sampler. lm: the policy, in shards or not."""
+    config, chat = trainer.config, trainer.lm.chat
+    drawn = trainer.task.draw(1, PROBES, config.seed)
+    prompts = [chat.first_prompt(problem.prompt) for problem in drawn if chat.readable(problem.prompt)]
+    return Served(ranks, trainer.sampler, lm, prompts or [tuple(sorted(trainer.sampler.eos_ids))], gather)

@@ -1,0 +1,271 @@
+"""Two processes over gloo and one server: they sample, learn and stop as one process with it does."""
+
+import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from selfcorrect.config import ModelConfig
+from selfcorrect.errors import ConfigError
+from selfcorrect.models.loading import load_model
+from selfcorrect.parallel.refused import refuse_unserved
+from selfcorrect.parallel.served import Served
+from selfcorrect.parallel.sharding import Sharded
+from selfcorrect.samplers.vllm_server import Server
+from tests.run.test_ranks import HELD, SIZES, STAGE, check_equal, gap, last_lines, uneven, well
+from tests.support.ranks import launch
+from tests.support.runs import config as validated
+from tests.support.runs import go, read_rows, tuned
+from tests.support.server import Fake, serving
+
+SERVED: Any = Served  # to plant things in
+SERVER: Any = Server
+SHARDED: Any = Sharded
+pytestmark = pytest.mark.usefixtures("lucky")
+
+
+@contextmanager
+def served(
+    output: Path, model: Path, name: str, parallel: str = "auto", tuning: str = "full", adapter: str = "auto",
+    timeout: float = 30.0, **changes: Any,
+) -> Iterator[tuple[Fake, dict[str, Any]]]:  # fmt: skip
+    """A server of its own, and the recipe that samples from it."""
+    alone = tuning != "full" and adapter == "auto"  # the adapter is what is sent
+    about: Any = {"path": str(model), "device": "cpu", "precision": "float32", "tuning": tuning if alone else "full"}
+    lm = load_model(ModelConfig(**about))
+    folder = output / f"sync-{name}"
+    folder.mkdir(parents=True)
+    with serving(lm, other=not alone) as fake:
+        url = f"http://127.0.0.1:{fake.server_port}"
+        told = {"server": url, "sync_folder": str(folder), "timeout": timeout, "adapter": adapter}
+        settings = uneven(output, model, name, parallel, sampler="vllm", vllm=told, **changes)
+        yield fake, tuned(settings, tuning)
+
+
+ONE: dict[str, Any] = {"rollouts": {**SIZES, "problems_per_step": 1}}
+OFFLINE: dict[str, Any] = {"stages": [{**STAGE, "offline_first": 0.5}], "algorithm": HELD}
+TRACES = {
+    "name": "a",
+    "objective": "star",
+    "iterations": 3,
+    "steps": 3,
+    "learning_rate": 0.003,
+    "collect": 9,
+    "batch": 5,
+}
+BETWEEN: dict[str, Any] = {"evaluation": {"problems": 5, "every": 1}}
+
+
+@pytest.mark.parametrize(
+    ("parallel", "tuning", "adapter", "changes"),
+    [
+        ("ddp", "full", "auto", {"stages": [{**STAGE, "steps": 2}]}),
+        *(
+            pytest.param(*each, marks=pytest.mark.nightly)
+            for each in [
+                ("fsdp2", "full", "auto", {}), ("ddp", "lora", "auto", {}), ("fsdp2", "lora", "auto", {}),
+                ("ddp", "lora", "merged", {}), ("fsdp2", "lora", "merged", {}), ("ddp", "qlora", "merged", {}),
+                ("fsdp2", "full", "auto", ONE), ("fsdp2", "full", "auto", OFFLINE),
+                ("fsdp2", "lora", "auto", {"stages": OFFLINE["stages"]}), ("fsdp2", "lora", "auto", BETWEEN),
+                ("fsdp2", "full", "auto", {"stages": [TRACES]}),
+            ]
+        ),
+    ],
+)  # fmt: skip
+def test_two_processes_sample_and_learn_what_one_does(
+    parallel: str, tuning: str, adapter: str, changes: dict[str, Any], model: Path, tmp_path: Path
+) -> None:
+    """The same completions and weights; each version is sent, and compared, once."""
+    with served(tmp_path, model, "two", parallel, tuning, adapter, **changes) as (fake, settings):
+        well(launch(tmp_path / "log", settings).ended())
+        asked = fake.asked
+    with served(tmp_path, model, "one", "auto", tuning, adapter, **changes) as (alone, settings):
+        one, two = go(settings), tmp_path / "two"
+    # single gradients are nothing but rounding where an adapter begins, and in a batch of few traces
+    assert gap(one, two) < (1e-5 if tuning == "full" and changes != {"stages": [TRACES]} else 1e-4)
+    for name in ("rollouts.jsonl", "between.jsonl", "evaluations/a.rollouts.jsonl"):
+        if (one / name).exists():
+            assert (one / name).read_text() == (two / name).read_text()
+    gaps = [row["sampler_gap"] for row in read_rows(two / "metrics.jsonl")]
+    assert changes == {"stages": [TRACES]} or all(0 < gap < 1e-5 for gap in gaps)  # of traces there is none
+    for path in ("/collective_rpc", "/reset_prefix_cache", "/v1/load_lora_adapter"):
+        assert asked.count(path) == alone.asked.count(path)
+    syncs = asked.count("/resume") or asked.count("/v1/load_lora_adapter")
+    fewer = syncs * (4 - min(4, settings["evaluation"]["problems"]))  # rows that one process compares by
+    assert asked.count("/inference/v1/generate") - alone.asked.count("/inference/v1/generate") == fewer
+    assert asked.index("/inference/v1/generate") > asked.index(
+        "/v1/load_lora_adapter" if tuning == "lora" and adapter == "auto" else "/reset_prefix_cache"
+    )
+
+
+def late(rank: int) -> None:
+    """Rank 1 comes late to every gathering, and notes it; so does rank 0 with whatever it sends."""
+    whole, send = Sharded.whole, Server.take_weights
+
+    def gathers(self: Any, lm: Any) -> Any:
+        if rank == 1:
+            time.sleep(0.3)
+            note("gather")
+        return whole(self, lm)
+
+    def sends(self: Any, weights: Any) -> None:
+        note("send")
+        send(self, weights)
+
+    def note(what: str) -> None:
+        with (Path.cwd() / "order").open("a") as file:
+            file.write(f"{what}\n")
+
+    SHARDED.whole, SERVER.take_weights = gathers, sends
+
+
+def sent_before(rank: int) -> None:
+    """Rank 0 sends what it has, and gathers only then."""
+    late(rank)
+    load = Served.load_weights
+
+    def wrong(self: Any, model: Any) -> None:
+        if rank == 0 and self._sampler._lm.model is not None:
+            self._sampler.load_weights(self._sampler._lm.model)
+        load(self, model)
+
+    SERVED.load_weights = wrong
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize(("hook", "right"), [(late, True), (sent_before, False)])
+def test_all_is_gathered_before_anything_is_sent(
+    hook: Any, right: bool, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with served(tmp_path, model, "two", "fsdp2") as (_, settings):
+        well(launch(tmp_path / "log", settings, hook=hook).ended())
+    order = (tmp_path / "order").read_text().split()
+    assert order.count("send") >= 5
+    assert all(order[at - 1] == "gather" for at, what in enumerate(order) if what == "send") is right
+
+
+def everyone_sends(rank: int) -> None:
+    load = Served.load_weights
+
+    def wrong(self: Any, model: Any) -> None:
+        load(self, model)
+        if rank == 1:
+            self._sampler.load_weights(self._gather() if not self._ranks.sharded else model)
+
+    SERVED.load_weights = wrong
+
+
+def local_rows(rank: int) -> None:
+    """A rank's first row draws as the first of all."""
+    sample = Served.sample
+    SERVED.sample = lambda self, prompts, params: sample(self, prompts, replace(params, first=0))
+
+
+def streamed(rank: int) -> None:
+    """Rank 0 asks for the shards while it sends them, and the others are not there."""
+    load = Served.load_weights
+
+    def wrong(self: Any, model: Any) -> None:
+        mine = self._lm.model
+        self._gather = lambda: mine
+        load(self, model)
+
+    SERVED.load_weights = wrong
+
+
+def not_sent(rank: int) -> None:
+    """Nothing reaches the server after the first sync."""
+    send, calls = Server.take_weights, list[int]()
+
+    def once(self: Any, weights: Any) -> None:
+        calls.append(1)
+        if len(calls) == 1:
+            send(self, weights)
+
+    SERVER.take_weights = once
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize(
+    ("parallel", "planted"),
+    [("ddp", everyone_sends), ("ddp", local_rows), ("fsdp2", local_rows), ("fsdp2", streamed), ("fsdp2", not_sent)],
+)
+def test_planted_bugs_are_seen(parallel: str, planted: Any, model: Path, tmp_path: Path) -> None:
+    with served(tmp_path, model, "one") as (alone, settings):
+        one, two = go(settings), tmp_path / "two"
+    with served(tmp_path, model, "two", parallel, timeout=3.0) as (fake, settings):
+        ended = launch(tmp_path / "log", settings, hook=planted).ended(60)
+        same = all(fake.asked.count(path) == alone.asked.count(path) for path in ("/collective_rpc", "/resume"))
+    assert all(rank.status is not None for rank in ended)
+    if all(rank.status == 0 for rank in ended):
+        rollouts = [(run / "rollouts.jsonl").read_text() for run in (one, two)]
+        assert not same or rollouts[0] != rollouts[1] or gap(one, two) > 1e-4
+    else:
+        assert len(last_lines(ended[0])) == 1
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp2"])
+@pytest.mark.parametrize(
+    ("path", "answer", "since", "told", "kept"),
+    [
+        ("/collective_rpc", (500, "CUDA error: out of memory"), 3, r"error: sampler: vllm failed \(.*/collective_rpc answered 500: CUDA error: out of memory\), was started once more, and failed again .*out of memory.*; checkpoint 1 is kept, and resuming the run repeats the step", 1),
+        ("/collective_rpc", (200, "hang"), 4, r"error: sampler: vllm had not taken the weights of sync 4 after 1 s \(vllm.timeout\); the last it said: /health answers 200; .*; checkpoint 2 is kept, and.*", 2),
+        ("/inference/v1/generate", (503, "engine dead"), 100, r"error: sampler: vllm failed \((rank 1: )?RuntimeError: .*engine dead\), was started once more, and failed again \(.*engine dead\).*; checkpoint [12] is kept, and.*", None),
+        ("/collective_rpc", (500, "no"), 1, r"error: sampler: vllm failed .* answered 500: no\).*", 0),
+    ],
+)  # fmt: skip
+def test_a_server_that_fails_ends_all_ranks_with_its_own_words(
+    parallel: str, path: str, answer: tuple[int, str], since: int, told: str, kept: int | None, model: Path,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    """One line, from rank 0; the run goes on from its checkpoint to the same bits, once the server is well."""
+    with served(tmp_path, model, "two", parallel, timeout=1.0 if answer[1] == "hang" else 30.0) as (fake, settings):
+        fake.answers[path], fake.since = answer, since
+        ended = launch(tmp_path / "log", settings).ended(90)
+        assert [rank.status for rank in ended] == [2, 2], ended
+        (line,) = last_lines(ended[0])
+        assert re.fullmatch(told, line), line
+        assert ended[1].err == ""
+        assert kept is None or len(list((tmp_path / "two" / "checkpoints").glob("step-*"))) == kept
+        fake.answers.clear()
+        fake.hang.set()
+        before = len(fake.asked)
+        well(launch(tmp_path / "again", settings).ended(90))
+        again = fake.asked[before:]
+        assert again.index("/collective_rpc") < again.index("/inference/v1/generate")
+    with served(tmp_path / "unbroken", model, "two", parallel) as (_, settings):
+        well(launch(tmp_path / "other", settings).ended(90))
+    check_equal(tmp_path / "two", tmp_path / "unbroken" / "two")
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp2"])
+@pytest.mark.parametrize(("path", "since"), [("/inference/v1/generate", 70), ("/collective_rpc", 2)])
+def test_a_server_that_fails_once_is_sent_the_weights_again(
+    parallel: str, path: str, since: int, model: Path, tmp_path: Path
+) -> None:
+    with served(tmp_path, model, "two", parallel) as (fake, settings):
+        fake.answers[path], fake.since, fake.times = (503, "restarting"), since, 1
+        ended = launch(tmp_path / "log", settings).ended()
+        assert [rank.status for rank in ended] == [0, 0]
+        assert ended[0].err.count("it is started once more with the current weights") == 1
+        assert ended[1].err == ""
+    with served(tmp_path / "unbroken", model, "two", parallel) as (_, settings):
+        well(launch(tmp_path / "other", settings).ended(90))
+    check_equal(tmp_path / "two", tmp_path / "unbroken" / "two")
+
+
+def test_what_cannot_serve_several_ranks_is_refused() -> None:
+    refuse_unserved(validated(Path("runs"), Path("model")))
+    fits = {"server": "http://host:1", "timeout": 1800.0}
+    refuse_unserved(validated(Path("runs"), Path("model"), sampler="vllm", vllm=fits))
+    for told, why in (({}, "is for one process"), ({**fits, "timeout": 1801.0}, "set at most 1800")):
+        with pytest.raises(ConfigError, match=why):
+            refuse_unserved(validated(Path("runs"), Path("model"), sampler="vllm", vllm=told))

@@ -31,6 +31,7 @@ def texts(folder: Path) -> dict[str, str]:
     return {file.name: gzip.open(file, "rt").read() for file in sorted((folder / "texts").iterdir())}
 
 
+@pytest.mark.nightly
 def test_wordings_first_then_the_tables_through_a_kill(
     script: Script, call_of: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

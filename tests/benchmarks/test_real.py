@@ -144,6 +144,7 @@ def attempts_of(file: Path) -> list[list[str]]:
     return [[attempt["text"] for attempt in row["attempts"]] for row in rows]
 
 
+@pytest.mark.nightly
 def test_adapters_and_word_problems(
     script: Script, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -179,6 +180,7 @@ def test_adapters_and_word_problems(
     assert repaired == base != own  # the base's first attempts, whoever repairs
 
 
+@pytest.mark.nightly
 def test_it_goes_on_where_it_was_stopped(
     script: Script, model: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -159,6 +159,7 @@ def test_no_answer_is_left_out_anywhere() -> None:
     never_left_out(step=1)
 
 
+@pytest.mark.nightly
 def test_copies_of_the_problem_are_counted(script: Script, tmp_path: Path) -> None:
     """The benchmark at a tiny size: what is accepted without the statement is refused with it."""
     output = tmp_path / "copied.json"

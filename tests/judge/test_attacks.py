@@ -78,6 +78,7 @@ def test_loops_that_other_tests_left_are_not_found() -> None:
     assert [verdict.detail for verdict in found if not verdict.passed] == []
 
 
+@pytest.mark.nightly
 def test_a_stalled_judge_does_not_raise_the_limit() -> None:
     stall = "def f(n): return {((1 << 61) - 1) * i for i in range(60_000)}"
     wait = "import time\ndef f(n):\n    time.sleep({})\n    return n"

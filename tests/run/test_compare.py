@@ -233,6 +233,7 @@ def _check_table(folder: Path) -> None:
     assert (sum(row["completions"] for row in steps), len(steps)) == (spent["completions"], spent["updates"])
 
 
+@pytest.mark.nightly
 def test_the_search_is_the_same_for_all(model: Path, tmp_path: Path) -> None:
     search = {"learning_rate": [0.5, 1.0], "beta1": [0.01, 0.1], "share": 0.5, "problems": 6}
     config = comparison(tmp_path, model, search=search, methods=[METHODS[2], METHODS[4]], seeds=[0])

@@ -43,7 +43,7 @@ def test_a_signal_lets_the_step_end(signum: int, status: int, model: Path, whole
 
 
 def slow_to_load() -> None:
-    def load(*_: object) -> None:
+    def load(*_: object, **__: object) -> None:
         print("loading", flush=True)
         time.sleep(60)
 

@@ -129,6 +129,7 @@ def whole_chunks(text: bytes) -> bytes:
     return b"".join(whole[: part * PROBLEMS + rest // ROWS * ROWS])
 
 
+@pytest.mark.nightly
 def test_killed_while_writing(model: Path, uninterrupted: tuple[dict[str, Any], float], tmp_path: Path) -> None:
     """At every other operation on a file of it: before it is opened, when half a line is written, before a rename."""
     notes, folder = tmp_path / "notes", tmp_path / "e" / "evaluations"

@@ -98,7 +98,7 @@ def with_adapters() -> None:
 @pytest.mark.parametrize(
     ("tuning", "least"),
     [
-        ("full", 5), pytest.param("full", 40, marks=pytest.mark.nightly),
+        pytest.param("full", 5, marks=pytest.mark.nightly), pytest.param("full", 40, marks=pytest.mark.nightly),
         pytest.param("lora", 8, marks=pytest.mark.nightly),
     ],
 )  # fmt: skip

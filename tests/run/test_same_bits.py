@@ -52,6 +52,7 @@ def demo_trainer(*overrides: str) -> Trainer:
 
 
 @pytest.mark.usefixtures("two_threads")
+@pytest.mark.nightly
 def test_a_gradient_has_no_order_of_its_own() -> None:
     """Attempts of many lengths: rows of one prompt then stand in the shares of both threads, and add to its gradient."""
     trainer = demo_trainer()

@@ -64,10 +64,10 @@ BETWEEN: dict[str, Any] = {"evaluation": {"problems": 5, "every": 1}}
 @pytest.mark.parametrize(
     ("parallel", "tuning", "adapter", "changes"),
     [
-        ("ddp", "full", "auto", {"stages": [{**STAGE, "steps": 2}]}),
         *(
             pytest.param(*each, marks=pytest.mark.nightly)
             for each in [
+                ("ddp", "full", "auto", {"stages": [{**STAGE, "steps": 2}]}),
                 ("fsdp2", "full", "auto", {}), ("ddp", "lora", "auto", {}), ("fsdp2", "lora", "auto", {}),
                 ("ddp", "lora", "merged", {}), ("fsdp2", "lora", "merged", {}), ("ddp", "qlora", "merged", {}),
                 ("fsdp2", "full", "auto", ONE), ("fsdp2", "full", "auto", OFFLINE),

@@ -157,6 +157,7 @@ def test_the_page_shows_attempts_as_they_come(driver: Any) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.nightly
 def test_the_page_follows_the_system_and_the_button(driver: Any, scheme: str) -> None:
     running, _ = serving(Scripted({}), names=["new"])
     driver.execute_cdp_cmd(

@@ -41,6 +41,7 @@ def test_a_second_tensor_lies_where_the_first_one_was() -> None:
     assert int(again) < int(fresh) / 10
 
 
+@pytest.mark.nightly
 def test_what_the_user_has_set_is_left_alone() -> None:
     kept, _ = said("keep", MALLOC_TRIM_THRESHOLD_="1000000")
     assert kept == "False"

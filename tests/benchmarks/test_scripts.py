@@ -206,6 +206,7 @@ def smaller(module: Any, **changes: dict[str, Any]) -> Callable[..., dict[str, A
     return recipe
 
 
+@pytest.mark.nightly
 def test_loss_memory(script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of the cases that have a process of their own one has it here, too."""
     output = tmp_path / "loss_memory.json"

@@ -94,6 +94,7 @@ def uninterrupted(model: Path, tmp_path_factory: pytest.TempPathFactory) -> tupl
     return contents(output / "e"), seconds
 
 
+@pytest.mark.nightly
 def test_it_is_worth_comparing(uninterrupted: tuple[dict[str, Any], float]) -> None:
     files, _ = uninterrupted
     (kept,) = (lines for name, lines in files.items() if name.endswith(".jsonl") and "rollouts" not in name)
@@ -249,6 +250,7 @@ def test_what_is_damaged_is_done_again(
     assert found["m.rollouts.jsonl"] == expected[f"{model.name}.rollouts.jsonl"]
 
 
+@pytest.mark.nightly
 def test_an_evaluation_inside_a_run_goes_on(model: Path, tmp_path: Path) -> None:
     """Killed in the base model's: what was finished stays, and the run ends as one that was never stopped."""
     changes = {

@@ -53,7 +53,13 @@ CASES: dict[str, dict[str, Any]] = {  # model: what differs in it; the rest: oth
     "full, star without a reference": {"stages": [STAR]},
 }  # fmt: skip
 # Of what other cases have singly: for the night.
-TOGETHER = ("8-bit moments of masters", "lora, the other arms", "lora over bfloat16, some layers", "lora, star")
+TOGETHER = (
+    "8-bit moments of masters",
+    "lora, the other arms",
+    "lora over bfloat16, some layers",
+    "lora, star",
+    "lora to the previous stage",
+)
 
 
 def settings_of(case: str, output: Path, model: Path, name: str = "run") -> dict[str, Any]:

@@ -32,6 +32,7 @@ def said(argument: str, **environment: str) -> list[str]:
 
 
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="this C library takes no settings")
+@pytest.mark.nightly
 def test_a_second_tensor_lies_where_the_first_one_was() -> None:
     *_, fresh = said("leave")
     kept, again = said("keep")

@@ -125,13 +125,14 @@ class Arm:
         if state:
             self._restore(trainer, state)
         self._cut(trainer.progress.step)
-        slowest, begun, saved = 0.0, trainer.progress.step, time.monotonic()
+        times, begun, saved = list[float](), trainer.progress.step, time.monotonic()
         while self._at_work(trainer):
-            if self.left() < 1.2 * slowest:
+            if self.left() < 1.2 * second_slowest(times):
                 print(f"{self.name}: no time for another step after {trainer.progress.step}", flush=True)
                 break
             result = self._step(trainer)
-            slowest = max(slowest, result.seconds if result.step > begun + 1 else 0.0)  # the first one warms up
+            if result.step > begun + 1:  # the first one warms up
+                times.append(result.seconds)
             self._keep(result)
             if time.monotonic() - saved > SAVE_SECONDS:
                 self._save(trainer)
@@ -232,6 +233,11 @@ class Arm:
         if file.exists():
             lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
             file.write_text("".join(line for line in lines if json.loads(line)["step"] <= step), encoding="utf-8")
+
+
+def second_slowest(seconds: list[float]) -> float:
+    """What a step may take: one of three and more may have been suspended meanwhile, and tells nothing."""
+    return sorted(seconds)[-2 if len(seconds) > 2 else -1] if seconds else 0.0
 
 
 def peak() -> int | None:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import count
 from pathlib import Path
+from statistics import median_high
 from typing import Any
 
 import torch
@@ -173,14 +174,14 @@ class Evaluating:
             kept()
 
     def expected(self, unit: Unit) -> float:
-        """Seconds that a unit will take, a sixth more than the same one took for any model; 0 before any was played.
+        """Seconds that a unit will take, a sixth more than the same one took for the median model; 0 before any was.
 
         Where that is not known, what the unit with the most rows took, and in proportion where this one has more.
         """
         notes, rows = self._notes(), len(unit.problems)
         same = [note["seconds"] for note in notes if note["unit"].split(".")[1:] == unit.name.split(".")[1:]]
         if same or not notes:
-            return 1.15 * float(max(same, default=0.0))
+            return 1.15 * float(median_high(same) if same else 0.0)
         widest = max(notes, key=lambda note: (note["rollouts"], note["seconds"]))
         return float(widest["seconds"] * max(1.0, rows / widest["rollouts"]))
 

@@ -333,3 +333,8 @@ def test_a_short_training_on_worked_examples(
     (data / "train.jsonl").unlink()
     assert warm_up.main([*call[: -len(tiny) - 1], str(tmp_path / "other"), *tiny]) == 2
     assert "holds no train.jsonl" in capsys.readouterr().err
+
+
+def test_a_step_that_was_suspended_ends_no_arm(script: Script) -> None:
+    pace = script("benchmarks/real/arms.py").second_slowest
+    assert [pace(times) for times in ([], [2.0], [2.0, 900.0], [2.0, 900.0, 3.0])] == [0.0, 2.0, 900.0, 3.0]

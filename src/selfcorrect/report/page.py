@@ -93,12 +93,17 @@ def fill(template: str, **values: Any) -> str:
     environment = Environment(
         loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    script = (_HERE / "page.js").read_text(encoding="utf-8")
+    script = with_common(_HERE / "page.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    style = (_HERE / "page.css").read_text(encoding="utf-8")
+    style = with_common(_HERE / "page.css")
     return environment.get_template(template).render(
         **values, style=Markup(style), script=Markup(script), digest=digest
     )
+
+
+def with_common(file: Path) -> str:
+    """A page's own script or styles, after what all pages share."""
+    return "".join(part.read_text(encoding="utf-8") for part in (_HERE / f"common{file.suffix}", file))
 
 
 def tidy(text: str) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
-from importlib import resources
+from pathlib import Path
 from typing import Any
 
 from starlette.requests import Request
@@ -15,6 +15,7 @@ from starlette.responses import HTMLResponse, Response
 
 from selfcorrect.errors import DataError, UserError
 from selfcorrect.grading.thoughts import grade_answers
+from selfcorrect.report.page import with_common
 from selfcorrect.serving.guards import Json, read_body
 from selfcorrect.serving.protocol import MOST_ATTEMPTS, ApiError, invalid, read_json
 from selfcorrect.tasks import Task
@@ -130,14 +131,12 @@ def listed(task: Task) -> list[Problem]:
 @cache
 def page() -> tuple[str, str]:
     """The whole page as one text, and the Content-Security-Policy that lets nothing but its own parts in."""
-    style, script, html = (_asset(f"page.{kind}") for kind in ("css", "js", "html"))
+    here = Path(__file__).parent
+    style, script = with_common(here / "page.css"), with_common(here / "page.js")
+    html = (here / "page.html").read_text(encoding="utf-8")
     digests = [base64.b64encode(hashlib.sha256(part.encode()).digest()).decode() for part in (style, script)]
     policy = (
         f"default-src 'none'; style-src 'sha256-{digests[0]}'; script-src 'sha256-{digests[1]}'; connect-src 'self'; "
         "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     )
     return html.replace("/*style*/", style).replace("/*script*/", script), policy
-
-
-def _asset(name: str) -> str:
-    return (resources.files("selfcorrect") / "serving" / name).read_text(encoding="utf-8")

@@ -25,7 +25,7 @@ from selfcorrect.errors import ModelError
 from selfcorrect.models import adapters, files, generation, packed, templates
 from selfcorrect.models.adapters import FROZEN, OFF, POLICY, Adapters
 from selfcorrect.models.chat import Chat
-from selfcorrect.models.freed import keep_freed_memory
+from selfcorrect.models.freed import WIDE, give_back_freed_memory, keep_freed_memory
 from selfcorrect.models.head import Head, HeadForm, States, head_form
 from selfcorrect.models.masters import Masters
 
@@ -252,13 +252,15 @@ def load_model(config: ModelConfig, seed: int = 0, *, in_memory: bool = False) -
         base.refuse_code()
     device = pick_device(config.device)
     if device.type == "cpu":
-        keep_freed_memory()
+        give_back_freed_memory()
     verbosity = logging.get_verbosity()
     logging.set_verbosity(logging.CRITICAL)  # what it reports at length becomes one line here
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             lm, notes = _load(config, source, base, device, in_memory)
+            if device.type == "cpu" and getattr(lm.model.config.get_text_config(), "hidden_size", WIDE) < WIDE:
+                keep_freed_memory()
             if adapter is not None:
                 notes += _take_adapter(lm, config, source, base, adapter, seed)
             elif config.tuning != "full":

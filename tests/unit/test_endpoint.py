@@ -323,7 +323,9 @@ def test_surroundings_that_cannot_be_used(
     assert "pass" not in str(refused.value)
 
 
-@pytest.mark.parametrize("url", ["http://a\x00b/v1", "http://\N{FULLWIDTH DIGIT ONE}.2.3.4/v1", "http://localhost/\ud800"])
+@pytest.mark.parametrize(
+    "url", ["http://a\x00b/v1", "http://\N{FULLWIDTH DIGIT ONE}.2.3.4/v1", "http://localhost/\ud800"]
+)
 def test_addresses_that_the_client_refuses(url: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="--endpoint: cannot be asked"):
         played(quick(url), tmp_path / "a")

@@ -17,7 +17,16 @@ _TOO_LONG = re.compile(
 )
 # Finish reasons as servers name them beside OpenAI's own.
 _CUT = {"length", "max_tokens", "max_output_tokens", "max_length", "model_length", "token_limit"}
-_STOPPED = {"content_filter", "safety", "recitation", "blocklist", "prohibited_content", "spii", "sensitive", "moderation"}
+_STOPPED = {
+    "content_filter",
+    "safety",
+    "recitation",
+    "blocklist",
+    "prohibited_content",
+    "spii",
+    "sensitive",
+    "moderation",
+}
 _BROKEN = {"abort", "aborted", "cancel", "cancelled", "canceled", "error", "failed", "timeout", "network_error"}
 _FILTERED = re.compile(r"content.?(?:filter|policy|management)|moderation|safety|flagged|usage polic", re.IGNORECASE)
 
@@ -119,7 +128,7 @@ def read_answer(body: bytes, limit: int) -> Answer:
     message, finish = choice.get("message"), choice.get("finish_reason")
     reason = finish.casefold() if isinstance(finish, str) else ""
     if reason in _BROKEN:
-        raise Malformed(f"an answer that was broken off (finish_reason {one_line(finish, 40)})")
+        raise Malformed(f"an answer that was broken off (finish_reason {one_line(reason, 40)})")
     if message is None and reason in _STOPPED:
         message = {}
     if not isinstance(message, dict):

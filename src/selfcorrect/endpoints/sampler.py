@@ -74,7 +74,7 @@ class EndpointSampler:
         except ImportError:
             raise ConfigError("--endpoint needs the OpenAI client; pip install 'selfcorrect[endpoint]'") from None
         if not model.strip() or plain_text(model) != model:
-            raise ConfigError(f"--model {ascii(model)}: must be text; what is in it is no name")
+            raise ConfigError(f"--model {model!a}: must be text; what is in it is no name")
         self._endpoint, self._model, self._file = endpoint, model, file
         self._secret = endpoint.secret()
         self._counting = Counting(endpoint.tokenizer)

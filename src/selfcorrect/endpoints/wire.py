@@ -72,8 +72,8 @@ class Wire:
             transport = _Bounded(httpx2.AsyncHTTPTransport(verify=trusted, proxy=proxy, limits=limits))
         except (httpx2.InvalidURL, ValueError, ImportError):
             raise ConfigError(
-                f"{parts.scheme}_proxy: the proxy that it names cannot be used; it must be like http://HOST:PORT, or be "
-                f"left out by no_proxy={parts.hostname}"
+                f"{parts.scheme}_proxy: the proxy that it names cannot be used; it must be like http://HOST:PORT, "
+                f"or be left out by no_proxy={parts.hostname}"
             ) from None
         try:
             self._client = openai.AsyncOpenAI(
@@ -125,7 +125,16 @@ class Wire:
             async with asyncio.timeout(min(10.0, self._endpoint.timeout)):
                 response = await self._client.get("/models", cast_to=httpx2.Response, options=self._options)
             return [one_line(str(each["id"]), 80) for each in response.json()["data"]][:12]
-        except (openai.OpenAIError, httpx2.HTTPError, ValueError, LookupError, TypeError, RecursionError, TimeoutError, _TooLarge):
+        except (
+            openai.OpenAIError,
+            httpx2.HTTPError,
+            ValueError,
+            LookupError,
+            TypeError,
+            RecursionError,
+            TimeoutError,
+            _TooLarge,
+        ):
             return []
 
 
@@ -186,8 +195,8 @@ def _trusted() -> ssl.SSLContext:
         return httpx2.create_ssl_context()  # reads some hundred certificates
     except OSError as error:
         raise ConfigError(
-            f"the certificates that HTTPS needs cannot be read ({error.strerror or error}); mend or unset SSL_CERT_FILE, "
-            "SSL_CERT_DIR and SSLKEYLOGFILE"
+            f"the certificates that HTTPS needs cannot be read ({error.strerror or error}); mend or unset "
+            "SSL_CERT_FILE, SSL_CERT_DIR and SSLKEYLOGFILE"
         ) from None
 
 

@@ -419,6 +419,23 @@ def test_a_torn_journal_goes_on_and_what_was_sent_counts(tmp_path: Path) -> None
         )
 
 
+def test_a_disk_that_is_full_is_told_with_its_file_and_goes_on(tmp_path: Path) -> None:
+    import resource
+
+    file, limits = tmp_path / "answers.jsonl", resource.getrlimit(resource.RLIMIT_FSIZE)
+    with served(lambda request, n: FINE) as server:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (600, limits[1]))
+        try:
+            with pytest.raises(OSError, match="answers.jsonl"):
+                played(quick(server.url, concurrency=1), file)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert 1 <= (asked := len(server.requests)) < 6
+        played(quick(server.url), file)
+        assert len(server.requests) <= asked + 6 - 1
+    assert len(Journal(file).answers) == 6
+
+
 def test_so_many_requests_at_once_and_no_more(tmp_path: Path) -> None:
     def answer(request: Body, n: int) -> Raw:
         return Raw((HEAD % len(GOOD), GOOD), 0.02)

@@ -426,7 +426,7 @@ def test_a_disk_that_is_full_is_told_with_its_file_and_goes_on(tmp_path: Path) -
     with served(lambda request, n: FINE) as server:
         resource.setrlimit(resource.RLIMIT_FSIZE, (600, limits[1]))
         try:
-            with pytest.raises(OSError, match="answers.jsonl"):
+            with pytest.raises(OSError, match=r"answers\.jsonl"):
                 played(quick(server.url, concurrency=1), file)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)

@@ -314,22 +314,65 @@ LONG = {
     "selfcorrect explain rollouts.temp": "rollouts.temperature",
     "selfcorrect check demo task.name=": "countdown math code repair custom",
     "selfcorrect train --res": "--resume",
+    "selfcorrect recipes count": "countdown",
 }
+# In an interactive shell: what stands there after a tab; the widget that tells it waits for the completion before it.
+ZSH = r"""
+zmodload zsh/zpty
+zpty shell zsh -f -i
+zpty -w shell 'PS1= PROMPT_EOL_MARK=; eval "$(selfcorrect completion zsh)"; tell() { print -r "<$BUFFER>"; BUFFER= }; zle -N tell; bindkey "^T" tell'
+while IFS= read -r line; do
+    zpty -w -n shell "$line"$'\t\C-t'
+    zpty -r -m shell told $'*<selfcorrect *>*' && told=${told##*<selfcorrect } && print -r "selfcorrect ${told%%>*}"
+done
+"""
+FISH = """
+selfcorrect completion fish | source
+while read line
+    complete -C $line | string split -f 1 (printf '\\t')
+end
+"""
+
+
+def _command(here: Path) -> str:
+    """A PATH on which the command is."""
+    (here / "bin").mkdir()
+    command = here / "bin" / "selfcorrect"
+    command.write_text(f"#!{sys.executable}\nfrom selfcorrect.cli import main\nmain()\n")
+    command.chmod(0o755)
+    return f"{here / 'bin'}:/usr/bin:/bin"
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
 @pytest.mark.parametrize("lines", [SHORT, pytest.param(LONG, marks=pytest.mark.nightly)], ids=["few", "more"])
 def test_bash_completes(lines: dict[str, str], here: Path) -> None:
     """In a real bash: commands, options, recipes, settings, and values behind `=`, which ends a word there."""
-    (here / "bin").mkdir()
-    command = here / "bin" / "selfcorrect"
-    command.write_text(f"#!{sys.executable}\nfrom selfcorrect.cli import main\nmain()\n")
-    command.chmod(0o755)
+    path = _command(here)
     done = subprocess.run(
         ["bash", "--norc", "-c", BASH], input="\n".join([*lines, ""]), capture_output=True, text=True, check=False,
-        env={"PATH": f"{here / 'bin'}:/usr/bin:/bin", "PYTHONPATH": ":".join(sys.path)},
+        env={"PATH": path, "PYTHONPATH": ":".join(sys.path)},
     )  # fmt: skip
     assert done.stdout.splitlines() == list(lines.values()), done.stderr
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize(("shell", "script"), [("zsh", ZSH), ("fish", FISH)])
+def test_other_shells_complete(shell: str, script: str, here: Path) -> None:
+    """A real zsh at its prompt, which puts no space behind `KEY=`; a real fish."""
+    if shutil.which(shell) is None:
+        pytest.skip(f"needs {shell}")
+    lines = {line: found for line, found in {**SHORT, **LONG}.items() if " " not in found}
+    done = subprocess.run(
+        [shell, "-f" if shell == "zsh" else "-N", "-c", script], input="\n".join([*lines, ""]), capture_output=True,
+        text=True, check=False, timeout=200,
+        env={"PATH": _command(here), "PYTHONPATH": ":".join(sys.path), "HOME": str(here), "TERM": "dumb"},
+    )  # fmt: skip
+    words = [line.rpartition(" ")[2].rpartition("=") for line in lines]  # bash alone completes behind `=`
+    told = [f"{key}{equals}{found}" for (key, equals, _), found in zip(words, lines.values(), strict=True)]
+    if shell == "zsh":  # the whole line, which goes on behind a space
+        told = [f"{line.rpartition(' ')[0]} {word}" for line, word in zip(lines, told, strict=True)]
+        told = [line if line.endswith("=") else f"{line} " for line in told]
+    assert done.stdout.splitlines() == told, done.stderr
 
 
 def test_check_explains(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,7 +32,8 @@ _ZSH = """\
 #compdef selfcorrect
 (( $+functions[compdef] )) || { autoload -Uz compinit && compinit }
 _selfcorrect_completion() {
-    local told="$(_TYPER_COMPLETE_ARGS="${words[1,$CURRENT]}" _SELFCORRECT_COMPLETE=complete_zsh ${words[1]} 2>/dev/null)"
+    local line="${words[1,$CURRENT]}"
+    local told="$(_TYPER_COMPLETE_ARGS="$line" _SELFCORRECT_COMPLETE=complete_zsh ${words[1]} 2>/dev/null)"
     [[ "$told" == *'="'* ]] && compadd() { builtin compadd -S '' "$@" }
     eval "$told"
     (( $+functions[compadd] )) && unfunction compadd

@@ -122,7 +122,11 @@ def _asks(page: Path, url: str) -> Iterator[list[str]]:
     for text in re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL):
         yield [sys.executable, "-c", re.sub(r"http://127\.0\.0\.1:\d+", url, text)]
     if page.name == "README.md":
-        yield [sys.executable, "-c", f"import urllib.request as u; assert b'mine' in u.urlopen('{url}/v1/models').read()"]
+        yield [
+            sys.executable,
+            "-c",
+            f"import urllib.request as u; assert b'mine' in u.urlopen('{url}/v1/models').read()",
+        ]
 
 
 def launch(command: Command, words: Sequence[str]) -> None:
@@ -137,7 +141,7 @@ def launch(command: Command, words: Sequence[str]) -> None:
             "--standalone"
         ]  # fmt: skip
     else:
-        start = ["-m", "accelerate.commands.launch", *options[1:], "--num_processes", "2", "--use_cpu", "true"]
+        start = ["-m", "accelerate.commands.launch", *options[1:], "--num_processes", "2", "--cpu"]
     processes = [
         subprocess.Popen(
             [sys.executable, *start, *ours], env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True

@@ -148,6 +148,21 @@ def test_no_question_is_trained_on_and_held_out(here: Path) -> None:
     assert any("left out of the rows held out whose questions are trained on: 4" in line for line in told)
 
 
+def test_numbers_that_are_missing_and_rows_without_an_answer(here: Path) -> None:
+    """NaN is how tables write what is missing; every tenth is held out of the rows that have an answer."""
+    numbers = [float("nan") if n % 10 == 9 else float(n) for n in range(30)]
+    table = pyarrow.table({" Question": [f"{n} + 0?" for n in range(30)], "answer": numbers})
+    pyarrow.parquet.write_table(table, "d.parquet")
+    told = init("model", Path("d.parquet"), Path("mine.yaml"))
+    assert "left out, as they hold no answer: 3 rows" in told
+    config, task = task_of("mine.yaml")
+    assert (config.task.name, len(task.train), len(task.test)) == ("math", 25, 2)
+    assert "nan" not in Path("mine-data/train.jsonl").read_text().lower()
+    odd = [{"a.b": f"{n} + 1?", "a": {"b": "another"}, "answer": n + 1} for n in range(12)]
+    init("model", written("odd.jsonl", odd), Path("odd.yaml"), question="a.b")
+    assert "5 + 1?" in Path("odd-data/train.jsonl").read_text()
+
+
 @pytest.mark.parametrize(
     ("answer", "task"),
     [("Paris 3", "custom"), ("x^2 + 1", "math"), ("\\text{even}", "math"), ("12 cm", "math"), ("page two, line 4", "custom"),
@@ -205,6 +220,14 @@ REFUSED = [
     ({}, [{"prompt": [*CHAT], "answer": "1"}, {"prompt": "x", "answer": "1"}] * 3, r"has another system turn"),
     ({}, GSM[:1], r"holds 1 rows"),
     ({}, [{"question": "?", "answer": ""}] * 3, r"^--answer answer: no row to train on"),
+    ({}, [{"question": f"{n}?", "answer": float("nan")} for n in range(9)], r"^--answer answer: no row to train on"),
+    ({}, [{"question": "?", "answer": None}] * 3, r"^--answer: the column answer holds nothing"),
+    ({}, [*GSM, {"question": "x?", "answer": float("inf")}], r"d.jsonl:21: field 'answer' is inf, which is no number"),
+    ({}, [{"question": "1 + 1?", "answer": 2}] * 9, r"^--question question: all rows ask the same"),
+    ({"answer": "question"}, GSM, r"^--answer question: is the column of the question, too"),
+    ({"question": "\ud83d", "answer": "a"}, [{"\ud83d": "1 + 1?", "a": "2"}] * 3, r"^--question '\\ud83d': holds half"),
+    ({}, [{"prompt": [CHAT[0], *CHAT], "answer": "red"}] * 3, r"one system turn at most, which is text"),
+    ({}, [{"prompt": [{"role": "system", "content": None}, CHAT[1]], "answer": "red"}] * 3, r"one system turn at most"),
     ({}, [{"nums": [3, 7, 12], "target": 22}] * 3, r"these are countdown's rows"),
     ({}, [{"input": "3,7,12", "output": "22"}] * 3, r"these are countdown's rows"),
     ({"task": "code"}, GSM, r"reads MBPP's columns .* this has answer, question"),
@@ -234,6 +257,9 @@ def test_what_init_refuses(options: dict[str, Any], rows: list[Any], told: str, 
         ("question,answer\n", "holds 0 rows"),
         ("question,answer\n,2\n,3\n", "field 'question' is empty"),
         ("", "holds 0 rows"),
+        ("question,question,answer\na,b,1\n", "two columns are called 'question'"),
+        ("question;answer\n1 + 1?;2\n", "its fields are apart by ';'"),
+        ("question\tanswer\n1 + 1?\t2\n", r"its fields are apart by '\\t'"),
     ],
 )
 def test_csv_that_is_none(text: str, told: str, here: Path) -> None:

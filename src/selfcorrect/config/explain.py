@@ -20,7 +20,7 @@ from selfcorrect.config.yaml12 import Loader
 from selfcorrect.errors import ConfigError
 
 _INDENT = "  "
-_GREEK = str.maketrans({"α": "alpha", "β": "beta", "γ": "gamma"})  # as the paper writes them
+_GREEK = {0x3B1: "alpha", 0x3B2: "beta", 0x3B3: "gamma"}  # as the paper writes them
 
 
 def overview() -> list[str]:

@@ -177,9 +177,8 @@ def _column(
     """The column that was named, or the first of the usual names that is there."""
     if given is not None:
         if given not in columns:
-            raise ConfigError(
-                f"{option} {given if given.isprintable() else ascii(given)}: the data has no such column; it has {_listed(columns)}"
-            )
+            shown = given if given.isprintable() else ascii(given)
+            raise ConfigError(f"{option} {shown}: the data has no such column; it has {_listed(columns)}")
         if any("\ud800" <= character <= "\udfff" for character in given):
             raise ConfigError(
                 f"{option} {given!a}: holds half of a surrogate pair, which is no text; rename the column"

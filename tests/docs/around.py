@@ -120,7 +120,8 @@ def _asks(page: Path, url: str) -> Iterator[list[str]]:
         if command.words[0] == "curl" and shutil.which("curl"):
             yield [re.sub(r"http://127\.0\.0\.1:\d+", url, word) for word in command.words]
     for text in re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL):
-        yield [sys.executable, "-c", re.sub(r"http://127\.0\.0\.1:\d+", url, text)]
+        if "http://127.0.0.1" in text:
+            yield [sys.executable, "-c", re.sub(r"http://127\.0\.0\.1:\d+", url, text)]
     if page.name == "README.md":
         yield [
             sys.executable,

@@ -175,7 +175,7 @@ def test_what_no_client_can_be_made_of(
 ) -> None:
     for name, value in surroundings.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(ConfigError, match="--upstream .*: cannot be asked") as refused:
+    with pytest.raises(ConfigError, match=r"--upstream .*: cannot be asked") as refused:
         make_client(url, key)
     assert "caf" not in str(refused.value)
     assert "secret" not in str(refused.value)

@@ -50,8 +50,8 @@ def make_client(url: str, key: str | None) -> "httpx2.AsyncClient":
         )  # fmt: skip
     except (httpx2.InvalidURL, ValueError, ImportError, OSError):  # the reasons may quote a key
         raise ConfigError(
-            f"--upstream {url!a}: cannot be asked; look at the URL, at the key's characters, and at http_proxy, https_proxy, "
-            "all_proxy, SSL_CERT_FILE and SSLKEYLOGFILE in the environment"
+            f"--upstream {url!a}: cannot be asked; look at the URL, at the key's characters, and at http_proxy, "
+            "https_proxy, all_proxy, SSL_CERT_FILE and SSLKEYLOGFILE in the environment"
         ) from None
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from selfcorrect.errors import ConfigError, DataError
 from selfcorrect.tasks.files import Row, find_files, kind_of, read_rows
@@ -231,7 +231,7 @@ def _system(rows: Sequence[Row], column: str) -> str:
     found: dict[str, Row] = {}
     for row in rows:
         turns = row.fields.get(column)
-        texts = [
+        texts: list[Any] = [
             turn.get("content") for turn in turns if isinstance(turn, Mapping) and turn.get("role") == "system"
         ] if isinstance(turns, list) else []  # fmt: skip
         if len(texts) > 1 or not all(isinstance(text, str) for text in texts):

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -130,6 +131,12 @@ def _asks(page: Path, url: str) -> Iterator[list[str]]:
         ]
 
 
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
 def launch(command: Command, words: Sequence[str]) -> None:
     """`torchrun` and `accelerate launch`: two processes in place of eight, and of two hosts both here."""
     program, *rest = words
@@ -138,7 +145,7 @@ def launch(command: Command, words: Sequence[str]) -> None:
     hosts = 2 if "--nnodes" in options else 1
     if program == "torchrun":
         start = ["-m", "torch.distributed.run", "--nproc-per-node", "1" if hosts == 2 else "2"]
-        start += ["--nnodes", "2", "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:29511"] if hosts == 2 else [
+        start += ["--nnodes", "2", "--rdzv-backend", "c10d", "--rdzv-endpoint", f"localhost:{_free_port()}"] if hosts == 2 else [
             "--standalone"
         ]  # fmt: skip
     else:

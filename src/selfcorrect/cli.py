@@ -20,6 +20,7 @@ from selfcorrect.planning.command import plan
 from selfcorrect.serving.command import serve
 from selfcorrect.starting import commands as starting
 from selfcorrect.starting.completion import prepare as prepare_completion
+from selfcorrect.starting.completion import shipped
 from selfcorrect.waiting import wait_briefly
 
 if TYPE_CHECKING:
@@ -321,7 +322,9 @@ def check(
 
 @app.command(epilog="Example: selfcorrect recipes countdown --to mine.yaml")
 def recipes(
-    name: Annotated[str | None, typer.Argument(help="The one to copy; without it, all are listed.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(help="The one to copy; without it, all are listed.", autocompletion=shipped)
+    ] = None,
     to: Annotated[Path | None, typer.Option(help="The file to write; by default NAME.yaml in this folder.")] = None,
 ) -> None:
     """List the shipped recipes, or copy one to change it; every command finds them by name."""

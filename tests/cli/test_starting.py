@@ -148,6 +148,21 @@ def test_no_question_is_trained_on_and_held_out(here: Path) -> None:
     assert any("left out of the rows held out whose questions are trained on: 4" in line for line in told)
 
 
+def test_numbers_that_are_missing_and_rows_without_an_answer(here: Path) -> None:
+    """NaN is how tables write what is missing; every tenth is held out of the rows that have an answer."""
+    numbers = [float("nan") if n % 10 == 9 else float(n) for n in range(30)]
+    table = pyarrow.table({" Question": [f"{n} + 0?" for n in range(30)], "answer": numbers})
+    pyarrow.parquet.write_table(table, "d.parquet")
+    told = init("model", Path("d.parquet"), Path("mine.yaml"))
+    assert "left out, as they hold no answer: 3 rows" in told
+    config, task = task_of("mine.yaml")
+    assert (config.task.name, len(task.train), len(task.test)) == ("math", 25, 2)
+    assert "nan" not in Path("mine-data/train.jsonl").read_text().lower()
+    odd = [{"a.b": f"{n} + 1?", "a": {"b": "another"}, "answer": n + 1} for n in range(12)]
+    init("model", written("odd.jsonl", odd), Path("odd.yaml"), question="a.b")
+    assert "5 + 1?" in Path("odd-data/train.jsonl").read_text()
+
+
 @pytest.mark.parametrize(
     ("answer", "task"),
     [("Paris 3", "custom"), ("x^2 + 1", "math"), ("\\text{even}", "math"), ("12 cm", "math"), ("page two, line 4", "custom"),
@@ -205,6 +220,14 @@ REFUSED = [
     ({}, [{"prompt": [*CHAT], "answer": "1"}, {"prompt": "x", "answer": "1"}] * 3, r"has another system turn"),
     ({}, GSM[:1], r"holds 1 rows"),
     ({}, [{"question": "?", "answer": ""}] * 3, r"^--answer answer: no row to train on"),
+    ({}, [{"question": f"{n}?", "answer": float("nan")} for n in range(9)], r"^--answer answer: no row to train on"),
+    ({}, [{"question": "?", "answer": None}] * 3, r"^--answer: the column answer holds nothing"),
+    ({}, [*GSM, {"question": "x?", "answer": float("inf")}], r"d.jsonl:21: field 'answer' is inf, which is no number"),
+    ({}, [{"question": "1 + 1?", "answer": 2}] * 9, r"^--question question: all rows ask the same"),
+    ({"answer": "question"}, GSM, r"^--answer question: is the column of the question, too"),
+    ({"question": "\ud83d", "answer": "a"}, [{"\ud83d": "1 + 1?", "a": "2"}] * 3, r"^--question '\\ud83d': holds half"),
+    ({}, [{"prompt": [CHAT[0], *CHAT], "answer": "red"}] * 3, r"one system turn at most, which is text"),
+    ({}, [{"prompt": [{"role": "system", "content": None}, CHAT[1]], "answer": "red"}] * 3, r"one system turn at most"),
     ({}, [{"nums": [3, 7, 12], "target": 22}] * 3, r"these are countdown's rows"),
     ({}, [{"input": "3,7,12", "output": "22"}] * 3, r"these are countdown's rows"),
     ({"task": "code"}, GSM, r"reads MBPP's columns .* this has answer, question"),
@@ -234,6 +257,9 @@ def test_what_init_refuses(options: dict[str, Any], rows: list[Any], told: str, 
         ("question,answer\n", "holds 0 rows"),
         ("question,answer\n,2\n,3\n", "field 'question' is empty"),
         ("", "holds 0 rows"),
+        ("question,question,answer\na,b,1\n", "two columns are called 'question'"),
+        ("question;answer\n1 + 1?;2\n", "its fields are apart by ';'"),
+        ("question\tanswer\n1 + 1?\t2\n", r"its fields are apart by '\\t'"),
     ],
 )
 def test_csv_that_is_none(text: str, told: str, here: Path) -> None:
@@ -314,22 +340,65 @@ LONG = {
     "selfcorrect explain rollouts.temp": "rollouts.temperature",
     "selfcorrect check demo task.name=": "countdown math code repair custom",
     "selfcorrect train --res": "--resume",
+    "selfcorrect recipes count": "countdown",
 }
+# In an interactive shell: what stands there after a tab; the widget that tells it waits for the completion before it.
+ZSH = r"""
+zmodload zsh/zpty
+zpty shell zsh -f -i
+zpty -w shell 'PS1= PROMPT_EOL_MARK=; eval "$(selfcorrect completion zsh)"; tell() { print -r "<$BUFFER>"; BUFFER= }; zle -N tell; bindkey "^T" tell'
+while IFS= read -r line; do
+    zpty -w -n shell "$line"$'\t\C-t'
+    zpty -r -m shell told $'*<selfcorrect *>*' && told=${told##*<selfcorrect } && print -r "selfcorrect ${told%%>*}"
+done
+"""
+FISH = """
+selfcorrect completion fish | source
+while read line
+    complete -C $line | string split -f 1 (printf '\\t')
+end
+"""
+
+
+def _command(here: Path) -> str:
+    """A PATH on which the command is."""
+    (here / "bin").mkdir()
+    command = here / "bin" / "selfcorrect"
+    command.write_text(f"#!{sys.executable}\nfrom selfcorrect.cli import main\nmain()\n")
+    command.chmod(0o755)
+    return f"{here / 'bin'}:/usr/bin:/bin"
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
 @pytest.mark.parametrize("lines", [SHORT, pytest.param(LONG, marks=pytest.mark.nightly)], ids=["few", "more"])
 def test_bash_completes(lines: dict[str, str], here: Path) -> None:
     """In a real bash: commands, options, recipes, settings, and values behind `=`, which ends a word there."""
-    (here / "bin").mkdir()
-    command = here / "bin" / "selfcorrect"
-    command.write_text(f"#!{sys.executable}\nfrom selfcorrect.cli import main\nmain()\n")
-    command.chmod(0o755)
+    path = _command(here)
     done = subprocess.run(
         ["bash", "--norc", "-c", BASH], input="\n".join([*lines, ""]), capture_output=True, text=True, check=False,
-        env={"PATH": f"{here / 'bin'}:/usr/bin:/bin", "PYTHONPATH": ":".join(sys.path)},
+        env={"PATH": path, "PYTHONPATH": ":".join(sys.path)},
     )  # fmt: skip
     assert done.stdout.splitlines() == list(lines.values()), done.stderr
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize(("shell", "script"), [("zsh", ZSH), ("fish", FISH)])
+def test_other_shells_complete(shell: str, script: str, here: Path) -> None:
+    """A real zsh at its prompt, which puts no space behind `KEY=`; a real fish."""
+    if shutil.which(shell) is None:
+        pytest.skip(f"needs {shell}")
+    lines = {line: found for line, found in {**SHORT, **LONG}.items() if " " not in found}
+    done = subprocess.run(
+        [shell, "-f" if shell == "zsh" else "-N", "-c", script], input="\n".join([*lines, ""]), capture_output=True,
+        text=True, check=False, timeout=200,
+        env={"PATH": _command(here), "PYTHONPATH": ":".join(sys.path), "HOME": str(here), "TERM": "dumb"},
+    )  # fmt: skip
+    words = [line.rpartition(" ")[2].rpartition("=") for line in lines]  # bash alone completes behind `=`
+    told = [f"{key}{equals}{found}" for (key, equals, _), found in zip(words, lines.values(), strict=True)]
+    if shell == "zsh":  # the whole line, which goes on behind a space
+        told = [f"{line.rpartition(' ')[0]} {word}" for line, word in zip(lines, told, strict=True)]
+        told = [line if line.endswith("=") else f"{line} " for line in told]
+    assert done.stdout.splitlines() == told, done.stderr
 
 
 def test_check_explains(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,28 +15,21 @@ from pathlib import Path
 import pytest
 
 from selfcorrect import cli
+from tests.docs.around import asked, launch, small_comparison, start_and_ask
 from tests.docs.shell import ELSEWHERE, LAUNCHERS, ROOT, Command, commands, pages
 from tests.support import data
 
 NOT_RUN = {  # how a command begins -> why it is not run here
-    "make ": "installs into .venv, or takes minutes; its target must exist",
-    "pip ": "installs; the extra must exist",
+    "make ": "installs into .venv, and asks a package index; its target must exist",
+    "pip ": "asks a package index; the extra must exist",
     "source ": "enters .venv",
-    "python ": "takes minutes; tests/benchmarks runs what it can",
+    "python ": "benchmarks take minutes; tests/benchmarks runs what it can",
     "python3 ": "makes an environment",
-    "selfcorrect demo": "ten minutes",
-    "selfcorrect compare": "minutes to hours; tests/run/test_compare.py runs small ones",
-    "selfcorrect plan": "asks for models of the hub; tests of planning run it",
-    "selfcorrect serve": "runs until it is stopped; tests of serving start it",
     **dict.fromkeys((f"{program} " for program in ELSEWHERE), "another program"),
-    **dict.fromkeys((f"{program} " for program in LAUNCHERS), "starts several processes; tests of parallel runs do"),
 }
 HOLDS = {  # a word that a command holds -> why it is not run here
-    "--push": "sends to the hub",
-    "--endpoint": "asks a server; tests of endpoints start one",
-    "sampler=vllm": "needs vLLM",
-    "looked.yaml": "a recipe of the reader's",
-    "logs/gsm8k.eval": "a log of another tool; tests of its bridge read some",
+    "looked.yaml": "its log needs inspect_ai; make test-bridges reads and grades logs of it",
+    "logs/gsm8k.eval": "needs inspect_ai; make test-bridges reads and grades logs of it",
 }
 SMALL = [
     "model.device=cpu", "threads=1", "rollouts.problems_per_step=1", "rollouts.rollouts_per_problem=2", "rollouts.max_new_tokens=4",
@@ -51,15 +44,37 @@ XTUNER = [
     {"data_source": "x", "prompt": [{"role": "user", "content": f"2 + {n}? After ####."}],
      "reward_model": {"ground_truth": str(2 + n), "style": "rule"}, "extra_info": {"question": f"2 + {n}?"}} for n in range(10)
 ]  # fmt: skip
-TUNINGS = {"docs/tuning.md": ["model.tuning=lora"]}  # pages whose runs/mine is another one
+# Pages whose runs/mine is another one.
+RUNS_MINE = {
+    "docs/tuning.md": ["model.tuning=lora"],
+    "docs/serve.md": ["task.prompt={numbers} : {target}", "task.correction_prompt=?"],
+}
 
 
 def _train(words: list[str]) -> list[str]:
+    if "runs/NAME" in words:
+        return [*words, "stages.stage2.steps=2"]
     if "--resume" in words:
         return [re.sub(r"steps=\d+", "steps=2", word) for word in words]
     if "recipes/lab_base.yaml" in words:
         return [*words, "steps=2", "batch=4", "threads=1"]
-    return [*words, *SMALL, *ONE_STEP, "model.path=./my-model"]
+    data = ["task.data=./math"] if any("recipes/math" in word for word in words) else []
+    return [*words, *SMALL, *ONE_STEP, *data, "model.path=./my-model"]
+
+
+def _plan(words: list[str]) -> list[str]:
+    small = [text for text in SMALL if not text.startswith(("model", "evaluation", "log"))]
+    return [*words, *small, *ONE_STEP, "model.path=./my-model"]
+
+
+def _launched(words: list[str]) -> list[str]:
+    """`torchrun ... -m selfcorrect.cli train RECIPE`: what stands behind `train` as without it, and each run its name."""
+    place = words.index("train")
+    ours = [word for word in words[place:] if not word.startswith("output=")]
+    name = [] if "--resume" in ours else ["name=NAME"] if words[1:3] == ["--nproc-per-node", "8"] and len(ours) == 2 else [
+        f"name={re.sub(r'[^a-z0-9]', '', ''.join(words[:place] + ours[2:]))[-40:]}"
+    ]  # fmt: skip
+    return [*words[:place], *_train(ours), *name]
 
 
 def _evaluate(words: list[str]) -> list[str]:
@@ -91,6 +106,10 @@ RUN: dict[str, Callable[[list[str]], list[str]]] = {
     "evaluate": _evaluate,
     "check": lambda words: [*words, *(SMALL if "--load" in words else [])],
     "grade": _grade,
+    "plan": _plan,
+    "compare": small_comparison,
+    "serve": lambda words: words,
+    **dict.fromkeys(LAUNCHERS, _launched),
     "scale": lambda words: [*words, "--most", "2", "--problems", "2"],
     "make-repair-set": lambda words: [*["2" if word == "500" else word for word in words], "task.data=./math", *SMALL],
     **dict.fromkeys(("play", "report", "export", "analyse", "prune", "traces", "init", "explain", "recipes", "tasks", "completion"), _as_it_is),
@@ -166,9 +185,21 @@ def _prepare(command: Command, call: Callable[[list[str]], None]) -> None:
                 *SMALL,
                 *ONE_STEP,
                 "model.path=./my-model",
-                *TUNINGS.get(command.file, []),
+                *RUNS_MINE.get(command.file, []),
             ]
         )
+
+
+def _run_one(
+    page: Path, command: Command, words: list[str], call: Callable[[list[str]], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch, asked(words, patch) as told:
+        if told[0] in LAUNCHERS:
+            launch(command, _launched(told))
+        elif told[1] == "serve":
+            start_and_ask(page, told[1:])
+        else:
+            call(RUN[told[1]](told[1:]))
 
 
 def _run(page: Path, chosen: Callable[[Command], bool], monkeypatch: pytest.MonkeyPatch) -> int:
@@ -185,9 +216,9 @@ def _run(page: Path, chosen: Callable[[Command], bool], monkeypatch: pytest.Monk
         if command.inline or reason(command) is not None or not chosen(command):
             continue
         placeholders = {"MODEL": "./my-model", "RECIPE": "recipes/math_qwen2.5-1.5b-instruct.yaml", "RUN": "runs/mine"}
-        words = [placeholders.get(word, word) for word in command.words[1:]]
+        words = [placeholders.get(word, word) for word in command.words]
         _prepare(command, call)
-        call(RUN[words[0]](words))
+        _run_one(page, command, words, call, monkeypatch)
         count += 1
     return count
 
@@ -205,7 +236,7 @@ def test_every_command_is_run_or_has_a_reason() -> None:
         command
         for page in PAGES
         for command in _runnable(page)
-        if command.words[0] != "selfcorrect" or command.words[1] not in RUN
+        if command.words[0 if command.words[0] in LAUNCHERS else 1] not in RUN
     ]
     assert not untold, (
         "give RUN (how it is run small) or NOT_RUN (why it is not) of tests/docs/test_run.py a line for:\n"
@@ -215,7 +246,7 @@ def test_every_command_is_run_or_has_a_reason() -> None:
 
 
 def _quick(command: Command) -> bool:
-    return command.words[1] in QUICK and "--load" not in command.words
+    return command.words[0] == "selfcorrect" and command.words[1] in QUICK and "--load" not in command.words
 
 
 @pytest.mark.parametrize(

@@ -158,7 +158,7 @@ REFUSED: list[tuple[dict[str, Any], int, str | None, str]] = [
     ({"messages": user("5 3 2 : 10"), "attempts": 16, "max_tokens": 31}, 400, "max_tokens", "15 correction turns"),
     ({"messages": user("hello")}, 400, "messages[0]", "no token for part of the content"),
     ({"messages": user("5 3 2 : 10"), "correction_prompt": "hello"}, 400, "correction_prompt", "no token"),
-    ({"messages": user("5 3 2 : 10"), "tools": [{}]}, 400, "tools", "not supported"),
+    ({"messages": user("5 3 2 : 10"), "tools": [{}], "tool_choice": "required"}, 400, "tool_choice", "not supported"),
 ]  # fmt: skip
 
 
@@ -192,6 +192,24 @@ def test_bodies_of_other_kinds_and_sizes(server: Running) -> None:
         reply = http.request(verb, url)
         assert (reply.status_code, "message" in reply.json()["error"]) == (status, True)
     assert http.get("/health").json() == {"status": "ok"}
+
+
+def test_base_urls_are_written_with_and_without_a_slash(server: Running) -> None:
+    http, body = server.http, {"messages": user("5 3 2 : 10"), "temperature": 0, "max_tokens": 2}
+    for path in ("/health/", "/v1/models/", "/v1//models", "//v1/models", "/v1/models/lab/", "//"):
+        reply = http.get(f"http://localhost:{server.url.rpartition(':')[2]}{path}")
+        assert (reply.status_code, reply.history) == (200, []), path
+    for path in ("/v1/chat/completions/", "//v1/chat/completions", "/v1//chat//completions"):
+        assert http.post(f"http://localhost:{server.url.rpartition(':')[2]}{path}", json=body).status_code == 200
+    assert "begin with /v1" in http.post("/chat/completions", json=body).json()["error"]["message"]
+
+
+def test_tools_may_be_offered_and_that_is_told_once(server: Running, capfd: pytest.CaptureFixture[str]) -> None:
+    tool = {"type": "function", "function": {"name": "now", "parameters": {"type": "object", "properties": {}}}}
+    for _ in range(2):
+        answer = server.ask(messages=user("5 3 2 : 10"), tools=[tool], tool_choice="auto", temperature=0, top_p=0)
+        assert answer["choices"][0]["message"]["content"]
+    assert capfd.readouterr().err.count("a client offers tools, of which the model is not told") == 1
 
 
 def test_sampling_settings(server: Running) -> None:

@@ -88,6 +88,8 @@ def test_what_a_model_stands_for(tmp_path: Path, base: Path) -> None:
         sources.find(str(run), None, [])
     plain = sources.find(str(base), None, [])
     assert (plain.name, plain.base, plain.limit, plain.poses) == ("first", None, 1024, False)
+    limited = sources.find(str(base), None, ["rollouts.max_new_tokens=40", "rollouts.attempts=3"])
+    assert (limited.limit, limited.attempts) == (40, 3)
     assert sources.words(plain, None, None).shown == GENERAL
     posed = sources.find(str(base), None, ["task.dataset=gsm8k"], "math")
     assert (posed.poses, posed.config.task.model_dump()["dataset"]) == (True, "gsm8k")

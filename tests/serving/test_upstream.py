@@ -119,6 +119,7 @@ def _status(status: int, body: Any = None) -> Response:
         ("data: {not json\n\n", 502, "no JSON object"), ("data: [1]\n\n", 502, "no JSON object"),
         (f"data: {'[' * 100_000}\n\n", 502, "no JSON object"), (event({"error": {"message": "died"}}), 502, "died"),
         (Response("<html>hello", 200), 502, "cut its answer off"),
+        (Response("data: " + "x" * (9 << 20), 200), 502, "a line without an end"),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("stream", [False, True])
@@ -159,6 +160,25 @@ def test_odd_events_do_no_harm(server: Running, other: Other, oddity: str) -> No
 def test_a_usage_that_is_not_told_is_not_made_up(server: Running, other: Other, usage: Any) -> None:
     other.will_say(piece("one", "stop") + event({"choices": [], "usage": usage}))
     assert server.ask(messages=user("hi"), attempts=1)["usage"] is None
+
+
+@pytest.mark.parametrize(
+    ("url", "key", "surroundings"),
+    [
+        ("http://a\x00b/v1", None, {}), ("http://localhost/\ud800", None, {}), ("http://localhost", "caf\N{COMBINING ACUTE ACCENT}", {}),
+        ("http://model.invalid", None, {"HTTP_PROXY": "socks9://user:secret"}),
+        ("https://model.invalid", None, {"SSL_CERT_FILE": "nowhere"}),
+    ],
+)  # fmt: skip
+def test_what_no_client_can_be_made_of(
+    url: str, key: str | None, surroundings: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in surroundings.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match=r"--upstream .*: cannot be asked") as refused:
+        make_client(url, key)
+    assert "caf" not in str(refused.value)
+    assert "secret" not in str(refused.value)
 
 
 def test_a_server_that_is_not_there(other: Other) -> None:

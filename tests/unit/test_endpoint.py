@@ -89,6 +89,10 @@ ODD: dict[str, tuple[Raw | Body, Outcome, str]] = {
     "cut off in reasoning": (chat(None, "length", reasoning_content="hm"), TRUNCATED, "before the answer began"),
     "content filter": (chat("it is 42", "content_filter"), NONE, "content filter"),
     "no finish reason": (chat(RIGHT, None), Outcome.CORRECT, ""),
+    "cut off, in other words": (chat("it is 42", "MAX_TOKENS"), TRUNCATED, "ran into max_new_tokens"),
+    "content filter, in other words": (chat("it is 42", "SAFETY"), NONE, "content filter"),
+    "content filter, no message": ({**FINE, "choices": [{"finish_reason": "content_filter"}]}, NONE, "content filter"),
+    "always broken off": (chat("it is 4", "abort"), LEFT, "broken off (finish_reason abort)"),
     "odd finish reason": (chat(RIGHT, {"why": 1}), Outcome.CORRECT, ""),
     "reasoning apart": (chat("41", reasoning_content="surely 42"), Outcome.WRONG, ""),
     "only reasoning": (chat("", reasoning="surely 42"), NONE, "nothing but reasoning apart"),
@@ -101,6 +105,8 @@ ODD: dict[str, tuple[Raw | Body, Outcome, str]] = {
     "too large a body": (body(b'{"choices": "' + b"x" * (5 << 20)), TRUNCATED, "more than 4 MiB"),
     "a bomb": (body(gzip.compress(b" " * (64 << 20), 1), content_encoding="gzip"), TRUNCATED, "more than 4 MiB"),
     "packed": (body(gzip.compress(GOOD), content_encoding="gzip"), Outcome.CORRECT, ""),
+    "a byte order mark": (body(b"\xef\xbb\xbf" + GOOD), Outcome.CORRECT, ""),
+    "headers of bytes": (body(GOOD, x="\xff\xe9"), Outcome.CORRECT, ""),
     "not UTF-8": (body(GOOD.replace(b"so it", b"\xff\xfe")), Outcome.CORRECT, ""),
     "half a surrogate pair": (body(GOOD.replace(b"so it", rb"\ud83d x \udc00\u0000\u001b[2J")), Outcome.CORRECT, ""),
     "too long": (http(400, {"error": {"message": "This model's maximum context length is 99 tokens", "code": 400}}), TRUNCATED, "does not fit"),
@@ -119,6 +125,9 @@ ODD: dict[str, tuple[Raw | Body, Outcome, str]] = {
     "a body of errors": (http(400, b"\xff\xfe\x00"), LEFT, "HTTP 400"),
     "an error of lists": (http(400, {"error": [[{"message": {"a": []}}]]}), LEFT, "HTTP 400: no more is said"),
     "always 500": (http(500, "boom"), LEFT, "HTTP 500: boom"),
+    "always a large 500": (http(500, b"boom " * (1 << 20)), LEFT, "HTTP 500: boom boom"),
+    "always a bomb with 429": (http(429, gzip.compress(b" " * (64 << 20), 1), content_encoding="gzip"), LEFT, "HTTP 429"),
+    "an error without a name": ({"message": "overloaded"}, LEFT, "without a choice: overloaded"),
     "always resets": (Raw((b"HTTP/1.1 200 OK\r\n",), reset=True), LEFT, "the connection broke"),
     "always silent": (Raw((b"",), 5.0), LEFT, "no answer within 0.3 s"),
     "no choices": ({**FINE, "choices": []}, LEFT, "without a choice"),
@@ -163,6 +172,8 @@ PASSING: dict[str, Raw | Body] = {
     "408": http(408, ""),
     "200 with an error": {"error": {"message": "upstream", "code": 429}},
     "200 with an error, no code": {"error": "upstream", "choices": None},
+    "200 with an error in its choice": {**FINE, "choices": [{"error": {"code": 502, "message": "x"}, "message": {"content": ""}}]},
+    "broken off": chat("so it", "error"),
     "200 page": body(b"<!DOCTYPE html><p>Log in"),
     "200 empty": body(b""),
     "200 null": body(b"null"),
@@ -281,6 +292,45 @@ def test_conversations_systems_and_reasoning(tmp_path: Path) -> None:
     assert [turn["content"] for turn in messages(ids, send_reasoning=False)] == [text] * 3
 
 
+def test_halves_of_surrogate_pairs_are_not_sent(tmp_path: Path) -> None:
+    with served(lambda request, n: FINE) as server:
+        sampler = EndpointSampler(quick(server.url), "m", tmp_path / "a", lambda text: None)
+        chats, problem = MessageChat(System("Be \udcff")), Problem("a", "forty-two", "Why \ud83d?", {})
+        play([problem], FortyTwo(CountdownConfig()), sampler, chats, PARAMS, 1)
+    assert [turn["content"] for turn in server.requests[0]["messages"]] == ["Be \ufffd", "Why \ufffd?"]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("http_proxy", "user:pass", "http_proxy: the proxy that it names cannot be used"),
+        ("http_proxy", "socks4://user:pass@localhost:1", "http_proxy: the proxy that it names cannot be used"),
+        ("http_proxy", "http://user:pass@[::1", "http_proxy: the proxy that it names cannot be used"),
+        ("SSL_CERT_FILE", "nowhere", "mend or unset SSL_CERT_FILE"),
+        ("SSLKEYLOGFILE", "nowhere/keys", "mend or unset SSL_CERT_FILE, SSL_CERT_DIR and SSLKEYLOGFILE"),
+    ],
+)  # fmt: skip
+def test_surroundings_that_cannot_be_used(
+    name: str, value: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from selfcorrect.endpoints.wire import _trusted
+
+    monkeypatch.setenv(name, value)
+    _trusted.cache_clear()
+    with pytest.raises(ConfigError) as refused:
+        played(quick("http://model.invalid/v1"), tmp_path / "a")
+    assert told in str(refused.value)
+    assert "pass" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "url", ["http://a\x00b/v1", "http://\N{FULLWIDTH DIGIT ONE}.2.3.4/v1", "http://localhost/\ud800"]
+)
+def test_addresses_that_the_client_refuses(url: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--endpoint: cannot be asked"):
+        played(quick(url), tmp_path / "a")
+
+
 def test_what_is_told_once_and_of_attempts_inside_of_attempts(tmp_path: Path) -> None:
     said: list[str] = []
 
@@ -312,6 +362,7 @@ def test_the_larger_of_two_limits_is_held_back(tmp_path: Path) -> None:
         ({"prompt_tokens": -9, "completion_tokens": -9}, None, "no usage"),
         ({"prompt_tokens": 1e300, "completion_tokens": True}, None, "no usage"),
         ({"prompt_tokens": 900, "completion_tokens": 400}, (900, 400), "400 tokens where 20 are the limit"),
+        ({"prompt_tokens": 30, "completion_tokens": 5, "total_tokens": 95}, (30, 65), "65 tokens where 20 are the limit"),
     ],
 )  # fmt: skip
 def test_usage_that_lies_is_counted_at_its_worst(
@@ -366,6 +417,23 @@ def test_a_torn_journal_goes_on_and_what_was_sent_counts(tmp_path: Path) -> None
         assert sorted(json.dumps(line) for line in Journal(file).answers) == sorted(
             json.dumps(json.loads(line)["answer"]) for line in lines if b'"answer"' in line
         )
+
+
+def test_a_disk_that_is_full_is_told_with_its_file_and_goes_on(tmp_path: Path) -> None:
+    import resource
+
+    file, limits = tmp_path / "answers.jsonl", resource.getrlimit(resource.RLIMIT_FSIZE)
+    with served(lambda request, n: FINE) as server:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (600, limits[1]))
+        try:
+            with pytest.raises(OSError, match=r"answers\.jsonl"):
+                played(quick(server.url, concurrency=1), file)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert 1 <= (asked := len(server.requests)) < 6
+        played(quick(server.url), file)
+        assert len(server.requests) <= asked + 6 - 1
+    assert len(Journal(file).answers) == 6
 
 
 def test_so_many_requests_at_once_and_no_more(tmp_path: Path) -> None:
@@ -425,6 +493,9 @@ def test_a_key_is_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         ({"body": {"max_completion_tokens": 1e6}}, "--body: max_completion_tokens 1000000.0"),
         ({"body": {"max_tokens": "9999"}}, '--body: max_tokens "9999"'),
         ({"body": {"max_tokens": True}}, "--body: max_tokens true"),
+        ({"body": {"x": float("nan")}}, "--body: holds what cannot be sent"),
+        ({"body": {"x": [float("inf")]}}, "--body: holds what cannot be sent"),
+        ({"body": {"x": "\ud800"}}, "--body: holds what cannot be sent"),
         ({"body": {"max_tokens": None}, "max_tokens_total": 9}, "no budget could be kept"),
     ],
 )  # fmt: skip
@@ -441,7 +512,10 @@ def test_keys_and_bodies_that_cannot_be_are_refused(monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("OPENAI_API_KEY", "a\nb")
     with pytest.raises(ConfigError, match="no header may hold"):
         Endpoint("http://localhost/v1").secret()
-    for text in ("{", "[]"):
+    for text in ("{", "[]", '{"x": ' + "[" * 9000):
         with pytest.raises(ConfigError, match="--body"):
             read_body(text)
+    for name in ("", " ", "m\udcff"):
+        with pytest.raises(ConfigError, match="--model"):
+            EndpointSampler(Endpoint("http://localhost/v1"), name, Path("a"), print)
     assert Endpoint("http://localhost/v1/chat/completions/").url == "http://localhost/v1"

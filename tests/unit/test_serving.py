@@ -20,9 +20,9 @@ HI = [{"role": "user", "content": "hi"}]
 
 REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({}, "messages", "missing"),
-    ({"messages": []}, "messages", "at least 1"),
-    ({"messages": "hi"}, "messages", "tuple"),
-    ({"messages": ["hi"]}, "messages[0]", "valid dictionary"),
+    ({"messages": []}, "messages", "must have at least 1 item, not 0"),
+    ({"messages": "hi"}, "messages", "must be a list"),
+    ({"messages": ["hi"]}, "messages[0]", "must be an object"),
     ({"messages": [{"role": "user"}]}, "messages[0].content", "missing"),
     ({"messages": [{"role": "user", "content": None}]}, "messages[0].content", "valid string"),
     ({"messages": [{"role": "robot", "content": "a"}]}, "messages[0].role", "'system', 'user' or 'assistant'"),
@@ -41,7 +41,7 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"messages": HI, "\ud800": 1}, "\ud800", "unknown field"),
     ({"messages": HI, "temperature": -0.1}, "temperature", "greater than or equal to 0"),
     ({"messages": HI, "temperature": "0"}, "temperature", "valid number"),
-    ({"messages": HI, "top_p": 0}, "top_p", "greater than 0"),
+    ({"messages": HI, "top_p": -0.1}, "top_p", "greater than or equal to 0"),
     ({"messages": HI, "max_tokens": 0}, "max_tokens", "greater than or equal to 1"),
     ({"messages": HI, "max_tokens": 5, "max_completion_tokens": 6}, "max_tokens", "different things"),
     ({"messages": HI, "n": 9}, "n", "less than or equal to 8"),
@@ -53,7 +53,10 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"messages": HI, "stream": "yes"}, "stream", "valid boolean"),
     ({"messages": HI, "stream_options": {"include_usage": True}}, "stream_options", "stream: true"),
     ({"messages": HI, "stream": True, "stream_options": {"usage": True}}, "stream_options.usage", "unknown field"),
-    ({"messages": HI, "tools": [{"type": "function"}]}, "tools", "not supported here; only []"),
+    ({"messages": HI, "tools": {"type": "function"}}, "tools", "must be a list"),
+    ({"messages": HI, "tools": [{}], "tool_choice": "required"}, "tool_choice", 'only "none" or "auto"'),
+    ({"messages": HI, "functions": [{}], "function_call": {"name": "f"}}, "function_call", "not supported"),
+    ({"messages": HI, "tool": []}, "tool", "did you mean tools?"),
     ({"messages": HI, "response_format": {"type": "json_object"}}, "response_format", "not supported"),
     ({"messages": HI, "logprobs": True}, "logprobs", "only false"),
     ({"messages": HI, "presence_penalty": 0.5}, "presence_penalty", "only 0"),
@@ -88,19 +91,22 @@ def test_what_clients_send_beside_is_taken() -> None:
     """Neutral settings; an earlier answer as the official client dumps it, extension and all; text in parts."""
     earlier: dict[str, Any] = {
         "role": "assistant", "content": "an answer", "refusal": None, "annotations": [], "audio": None,
-        "function_call": None, "tool_calls": None, "selfcorrect": {"attempts": []},
+        "function_call": None, "tool_calls": None, "selfcorrect": {"attempts": []}, "reasoning": "hm", "prefix": None,
     }  # fmt: skip
     parts = [{"type": "text", "text": "so"}, {"type": "text", "text": "?"}]
     ask = read_ask({
-        "model": "m", "messages": [{"role": "developer", "content": "be brief"}, *HI, earlier, {"role": "user", "content": parts}],
-        "frequency_penalty": 0.0, "presence_penalty": 0, "logit_bias": {}, "tools": [], "tool_choice": "none", "user": "me",
+        "model": "m", "messages": [{"role": "developer", "content": "be brief"}, {**HI[0], "id": "a", "metadata": {"b": 1}, "files": []}, earlier, {"role": "user", "content": parts}],
+        "frequency_penalty": 0.0, "presence_penalty": 0, "logit_bias": {}, "tools": [{"type": "function"}], "tool_choice": "auto", "user": "me",
         "metadata": {"a": "b"}, "logprobs": False, "response_format": {"type": "text"}, "store": False, "stop": "x",
-        "temperature": None, "max_completion_tokens": 7, "n": None, "service_tier": "auto",
+        "temperature": None, "top_p": 0, "max_completion_tokens": 7, "n": None, "service_tier": "auto",
     })  # fmt: skip
     assert [message.as_dict() for message in ask.messages] == [
         {"role": "system", "content": "be brief"}, *HI, {"role": "assistant", "content": "an answer"}, {"role": "user", "content": "so?"},
     ]  # fmt: skip
     assert (ask.stop, ask.limit, ask.temperature) == (("x",), 7, None)
+    assert 0 < (ask.top_p or 0) < 1e-3
+    called = {"role": "assistant", "content": None}
+    assert read_ask({"messages": [*HI, called, *HI]}).messages[1].content == ""
 
 
 def _decode(ids: list[int]) -> str:

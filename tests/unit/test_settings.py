@@ -137,6 +137,9 @@ def test_a_commented_recipe_is_the_recipe(recipe: str) -> None:
         ("stages.NAME.adaptive.target", ["nats an attempt"]),
         ("stages.sft", ["objective: pair_sft", "objective: stage1"]),
         ("batch", ["kind lab_base", "objective pair_sft, star"]),
+        ("stages[0].steps", ["every objective", "it must be given"]),
+        ("rollouts / temperature", ["number above 0"]),
+        ("\N{GREEK SMALL LETTER BETA}2", ["Eq. 3", "0.25: code_gemma-3-1b-it"]),
     ],
 )  # fmt: skip
 def test_explain(key: str, told: list[str]) -> None:
@@ -154,6 +157,8 @@ def test_explain(key: str, told: list[str]) -> None:
         ("checkpiont", "did you mean checkpoint"),
         ("", "`selfcorrect explain` lists the sections"),
         ("zzzz.qqqq", "`selfcorrect explain` lists the sections"),
+        ("micro", "did you mean optimizer.micro_batch?"),
+        ("q" * 5000, "qqq...' is no setting"),
         ("{}[*", "`selfcorrect explain` lists the sections"),
     ],
 )

@@ -20,6 +20,7 @@ from selfcorrect.config.yaml12 import Loader
 from selfcorrect.errors import ConfigError
 
 _INDENT = "  "
+_GREEK = {0x3B1: "alpha", 0x3B2: "beta", 0x3B3: "gamma"}  # as the paper writes them
 
 
 def overview() -> list[str]:
@@ -31,14 +32,15 @@ def overview() -> list[str]:
 
 def explain(key: str) -> list[str]:
     """The lines that tell of one setting, of a section, or of all settings of a name. Raises ConfigError."""
-    asked = key.partition("=")[0].strip().strip(".-").lower().replace("-", "_")
+    asked = re.sub(r"[][./\s]+", ".", key.partition("=")[0].lower().replace("-", "_").translate(_GREEK)).strip("._")
     if found := _section(asked):
         return [line for section in found for line in (*_of_section(section), "")][:-1]
     if named := found_settings(asked):
         return [line for setting in named for line in (*_of_setting(setting), "")][:-1]
     if (last := asked.rpartition(".")[2]) in FAMILIAR:
         return _of_another_name(last)
-    raise ConfigError(f"{key!r} is no setting and no section; {_nearest(asked)}")
+    shown = key if len(key) <= 80 else f"{key[:77]}..."
+    raise ConfigError(f"{shown!r} is no setting and no section; {_nearest(asked)}")
 
 
 def _address(section: Section) -> str:
@@ -92,7 +94,8 @@ def _nearest(asked: str) -> str:
     by_key = difflib.get_close_matches(_general(asked), keys, n=3)
     by_name = difflib.get_close_matches(last, {setting.name: None for setting in settings()}, n=3)
     same = [setting.key for name in by_name for setting in settings() if setting.name == name]
-    near = list(dict.fromkeys([*by_key, *same]))
+    begun = [setting.key for setting in settings() if len(last) > 2 and setting.name.startswith(last)]
+    near = list(dict.fromkeys([*(begun if len(begun) < 4 else ()), *by_key, *same]))
     if near:
         return f"did you mean {' or '.join(near[:3])}?"
     return "`selfcorrect explain` lists the sections"

@@ -15,6 +15,19 @@ _TOO_LONG = re.compile(
     r"|too (?:long|large|many tokens)|exceeds? .{0,40}(?:context|tokens)|larger than the (?:model|maximum)",
     re.IGNORECASE,
 )
+# Finish reasons as servers name them beside OpenAI's own.
+_CUT = {"length", "max_tokens", "max_output_tokens", "max_length", "model_length", "token_limit"}
+_STOPPED = {
+    "content_filter",
+    "safety",
+    "recitation",
+    "blocklist",
+    "prohibited_content",
+    "spii",
+    "sensitive",
+    "moderation",
+}
+_BROKEN = {"abort", "aborted", "cancel", "cancelled", "canceled", "error", "failed", "timeout", "network_error"}
 _FILTERED = re.compile(r"content.?(?:filter|policy|management)|moderation|safety|flagged|usage polic", re.IGNORECASE)
 
 
@@ -100,24 +113,35 @@ def _message(found: Any) -> str:
 def read_answer(body: bytes, limit: int) -> Answer:
     """limit: tokens that were asked for at most. Raises Malformed, or ErrorBody where it is an error after all."""
     try:
-        found = json.loads(body.decode("utf-8", "replace"))
+        found = json.loads(body.decode("utf-8-sig", "replace"))
     except (ValueError, RecursionError):
         raise Malformed(_no_json(body)) from None
     if not isinstance(found, dict):
         raise Malformed(f"JSON that is no object, {one_line(json.dumps(found), 60)}")
-    if found.get("error"):
-        code = str(found["error"].get("code")) if isinstance(found["error"], dict) else ""
-        status = int(code) if re.fullmatch("[45][0-9][0-9]", code) else 502
-        raise ErrorBody(status, one_line(_message(found)))
+    _no_error(found)
     choices = found.get("choices")
     if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
-        raise Malformed("a response without a choice")
+        raise Malformed(f"a response without a choice: {one_line(_message(found))}".removesuffix(": "))
     odd = [] if len(choices) == 1 else [f"the endpoint sends {len(choices)} choices for one; the first is taken"]
     choice = next((c for c in choices if isinstance(c, dict) and c.get("index") == 0), choices[0])
-    message = choice.get("message")
+    _no_error(choice)
+    message, finish = choice.get("message"), choice.get("finish_reason")
+    reason = finish.casefold() if isinstance(finish, str) else ""
+    if reason in _BROKEN:
+        raise Malformed(f"an answer that was broken off (finish_reason {one_line(reason, 40)})")
+    if message is None and reason in _STOPPED:
+        message = {}
     if not isinstance(message, dict):
         raise Malformed("a choice without a message")
-    return _answer(message, choice.get("finish_reason"), limit, _about(found), odd)
+    return _answer(message, finish, limit, _about(found), odd)
+
+
+def _no_error(told: Mapping[str, Any]) -> None:
+    """Raises ErrorBody where a response, or its choice, tells of one."""
+    error = told.get("error")
+    if error:
+        code = str(error.get("code")) if isinstance(error, dict) else ""
+        raise ErrorBody(int(code) if re.fullmatch("[45][0-9][0-9]", code) else 502, one_line(_message(told)))
 
 
 def _answer(message: Mapping[str, Any], finish: Any, limit: int, about: dict[str, Any], odd: list[str]) -> Answer:
@@ -141,10 +165,10 @@ def _answer(message: Mapping[str, Any], finish: Any, limit: int, about: dict[str
         )
     if len(reasoning) > most:
         reasoning = reasoning[:most]
-    verdict = None
-    if finish == "length":
+    verdict, reason = None, finish.casefold() if isinstance(finish, str) else ""
+    if reason in _CUT:
         verdict = truncated("ran into max_new_tokens" + ("" if text.strip() else ", before the answer began"))
-    elif finish == "content_filter":
+    elif reason in _STOPPED:
         verdict = no_answer("stopped by the endpoint's content filter")
     elif not text.strip():
         if refusal.strip():
@@ -153,7 +177,7 @@ def _answer(message: Mapping[str, Any], finish: Any, limit: int, about: dict[str
             verdict = no_answer("a call of a tool in place of an answer")
         else:
             verdict = no_answer("nothing but reasoning apart" if reasoning.strip() else "the answer is empty")
-    return Answer(text, reasoning, finish == "length", verdict, about, tuple(odd))
+    return Answer(text, reasoning, reason in _CUT, verdict, about, tuple(odd))
 
 
 def _content(content: Any) -> tuple[str, str, str]:
@@ -199,7 +223,9 @@ def _about(found: Mapping[str, Any]) -> dict[str, Any]:
     usage = found.get("usage")
     if isinstance(usage, dict):
         told["usage"] = {
-            name: usage[name] for name in ("prompt_tokens", "completion_tokens") if is_number(usage.get(name))
+            name: usage[name]
+            for name in ("prompt_tokens", "completion_tokens", "total_tokens")
+            if is_number(usage.get(name))
         }
     return told
 

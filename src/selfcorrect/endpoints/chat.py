@@ -7,6 +7,7 @@ model reasoned apart from its answer stands before the answer, between two marks
 from collections.abc import Sequence
 from itertools import pairwise
 
+from selfcorrect.endpoints.answers import plain_text
 from selfcorrect.models.chat import Chat
 from selfcorrect.models.templates import System
 from selfcorrect.types import Completion
@@ -73,7 +74,7 @@ def messages(ids: Sequence[int], *, send_reasoning: bool) -> list[dict[str, str]
 
 
 def _ids(text: str) -> tuple[int, ...]:
-    return tuple(map(ord, text))
+    return tuple(map(ord, plain_text(text)))
 
 
 def _split(ids: Sequence[int]) -> tuple[str, str]:

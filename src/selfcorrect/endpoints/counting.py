@@ -50,6 +50,7 @@ class Counting:
             read = int(ours_read / _OFF) if self._count else worst.read
         if written is None or written < ours_written:
             written = int(ours_written / _OFF) if self._count else worst.written
+        written = max(written, usage.get("total_tokens", 0) - read)  # some count reasoning in the sum alone
         self._before += max(0, read - worst.read)  # a system prompt of the server's own
         self._over = max(self._over, written - limit)  # the limit is not kept
         if written > limit and not odd:

@@ -42,10 +42,13 @@ class Journal:
         self._out.close()
 
     def _write(self, line: Mapping[str, Any], *, durably: bool = False) -> None:
-        self._out.write(json.dumps(line).encode() + b"\n")
-        self._out.flush()  # to the system, which keeps it whatever becomes of this process
-        if durably:
-            os.fsync(self._out.fileno())
+        try:
+            self._out.write(json.dumps(line).encode() + b"\n")
+            self._out.flush()  # to the system, which keeps it whatever becomes of this process
+            if durably:
+                os.fsync(self._out.fileno())
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self.file)) from None  # a full disk names no file itself
 
     def _read(self) -> None:
         """Lines that are whole; one that a crash tore is closed, so that the next does not grow onto it."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from selfcorrect.endpoints.answers import Answer, redacted, too_long
+from selfcorrect.endpoints.answers import Answer, plain_text, redacted, too_long
 from selfcorrect.endpoints.budget import Budget, BudgetReached, Spent
 from selfcorrect.endpoints.chat import answered, messages
 from selfcorrect.endpoints.counting import Counting
@@ -73,6 +73,8 @@ class EndpointSampler:
             import openai  # noqa: F401
         except ImportError:
             raise ConfigError("--endpoint needs the OpenAI client; pip install 'selfcorrect[endpoint]'") from None
+        if not model.strip() or plain_text(model) != model:
+            raise ConfigError(f"--model {model!a}: must be text; what is in it is no name")
         self._endpoint, self._model, self._file = endpoint, model, file
         self._secret = endpoint.secret()
         self._counting = Counting(endpoint.tokenizer)

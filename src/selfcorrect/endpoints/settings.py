@@ -64,6 +64,8 @@ class Endpoint:
             value = self.body.get(name)
             if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
                 raise ConfigError(f"--body: {name} {json.dumps(value)}: must be a whole number from 1 on, or null")
+        if not _is_json(self.body):
+            raise ConfigError("--body: holds what cannot be sent: numbers must be finite, and characters whole")
         limited = self.body.get(LIMITS[0]) or self.body.get(LIMITS[1], True)
         if not limited and (self.max_tokens_total or self.max_cost):
             raise ConfigError(
@@ -89,11 +91,19 @@ def read_body(text: str) -> dict[str, Any]:
     """The option --body. Raises ConfigError where it is no JSON object."""
     try:
         found = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"--body: no JSON ({error}); it is an object, such as '{{\"top_k\": -1}}'") from None
     if not isinstance(found, dict):
         raise ConfigError("--body: must be a JSON object, such as '{\"top_k\": -1}'")
     return found
+
+
+def _is_json(value: Any) -> bool:
+    try:
+        json.dumps(dict(value), allow_nan=False, ensure_ascii=False).encode()
+    except (ValueError, TypeError, RecursionError):
+        return False
+    return True
 
 
 def _option(name: str) -> str:

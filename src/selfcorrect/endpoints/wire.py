@@ -29,6 +29,7 @@ from selfcorrect.endpoints.answers import (
     truncated,
 )
 from selfcorrect.endpoints.settings import Endpoint
+from selfcorrect.errors import ConfigError
 from selfcorrect.types import Grade
 
 _ROOM = 4 << 20  # bytes of a body besides those of an answer
@@ -66,15 +67,25 @@ class Wire:
         parts = urlsplit(endpoint.url)
         proxy = None if proxy_bypass(str(parts.hostname)) else getproxies().get(parts.scheme)
         limits = httpx2.Limits(max_connections=endpoint.concurrency + 1)
-        transport = _Bounded(httpx2.AsyncHTTPTransport(verify=_trusted(), proxy=proxy, limits=limits))
-        self._client = openai.AsyncOpenAI(
-            api_key=secret.reveal() or "none",
-            base_url=endpoint.url,
-            max_retries=0,
-            timeout=endpoint.timeout,
-            default_headers={"Accept-Encoding": "identity"},
-            http_client=httpx2.AsyncClient(transport=transport, follow_redirects=False),
-        )
+        trusted = _trusted()
+        try:
+            transport = _Bounded(httpx2.AsyncHTTPTransport(verify=trusted, proxy=proxy, limits=limits))
+        except (httpx2.InvalidURL, ValueError, ImportError):
+            raise ConfigError(
+                f"{parts.scheme}_proxy: the proxy that it names cannot be used; it must be like http://HOST:PORT, "
+                f"or be left out by no_proxy={parts.hostname}"
+            ) from None
+        try:
+            self._client = openai.AsyncOpenAI(
+                api_key=secret.reveal() or "none",
+                base_url=endpoint.url,
+                max_retries=0,
+                timeout=endpoint.timeout,
+                default_headers={"Accept-Encoding": "identity"},
+                http_client=httpx2.AsyncClient(transport=transport, follow_redirects=False),
+            )
+        except (httpx2.InvalidURL, ValueError) as error:
+            raise ConfigError(f"--endpoint: cannot be asked: {one_line(str(error))}") from None
         self._bounded = transport
         self._options: Any = {} if secret else {"headers": {"Authorization": openai.Omit()}}
 
@@ -114,7 +125,16 @@ class Wire:
             async with asyncio.timeout(min(10.0, self._endpoint.timeout)):
                 response = await self._client.get("/models", cast_to=httpx2.Response, options=self._options)
             return [one_line(str(each["id"]), 80) for each in response.json()["data"]][:12]
-        except (openai.OpenAIError, httpx2.HTTPError, ValueError, LookupError, TypeError, TimeoutError, _TooLarge):
+        except (
+            openai.OpenAIError,
+            httpx2.HTTPError,
+            ValueError,
+            LookupError,
+            TypeError,
+            RecursionError,
+            TimeoutError,
+            _TooLarge,
+        ):
             return []
 
 
@@ -171,7 +191,13 @@ def _unconnected(error: BaseException) -> Failed:
 
 @lru_cache
 def _trusted() -> ssl.SSLContext:
-    return httpx2.create_ssl_context()  # reads some hundred certificates
+    try:
+        return httpx2.create_ssl_context()  # reads some hundred certificates
+    except OSError as error:
+        raise ConfigError(
+            f"the certificates that HTTPS needs cannot be read ({error.strerror or error}); mend or unset "
+            "SSL_CERT_FILE, SSL_CERT_DIR and SSLKEYLOGFILE"
+        ) from None
 
 
 class _TooLarge(Exception):  # noqa: N818 - says what came
@@ -193,11 +219,13 @@ class _Bounded(httpx2.AsyncBaseTransport):
             async for chunk in response.stream:  # type: ignore[union-attr]
                 body += chunk if unpack is None else unpack.decompress(chunk, self.most + 1 - len(body))
                 if len(body) > self.most:
+                    if response.status_code >= 300:
+                        break  # what it means is in the status
                     raise _TooLarge
         finally:
             await response.aclose()
-        gone = ("content-encoding", "content-length", "transfer-encoding")
-        headers = [(name, value) for name, value in response.headers.multi_items() if name.lower() not in gone]
+        gone = (b"content-encoding", b"content-length", b"transfer-encoding")
+        headers = [(name, value) for name, value in response.headers.raw if name.lower() not in gone]
         return httpx2.Response(response.status_code, headers=headers, content=bytes(body), request=request)
 
     async def aclose(self) -> None:

@@ -1,6 +1,7 @@
 """The HTTP interface: /v1/chat/completions, /v1/models, /health, and the page at /."""
 
 import asyncio
+import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -18,9 +19,9 @@ from starlette.types import Receive, Scope, Send
 
 from selfcorrect.serving.answers import as_events, chunks, whole
 from selfcorrect.serving.engine import Engine, Events
-from selfcorrect.serving.guards import Json, Key, KnownHosts, read_body, refuse
+from selfcorrect.serving.guards import Json, Key, KnownHosts, Slashes, read_body, refuse
 from selfcorrect.serving.page import Page
-from selfcorrect.serving.protocol import OWNER, ApiError, Ask, Plan, read_ask, read_json
+from selfcorrect.serving.protocol import OFFERED, OWNER, ApiError, Ask, Plan, read_ask, read_json
 from selfcorrect.serving.words import Words
 
 T = TypeVar("T")
@@ -55,12 +56,15 @@ def make_app(
 ) -> Starlette:
     """The whole application. hosts: names of its own beside this machine's; None lets every name pass."""
     models, model = _listing(served)
+    told: set[str] = set()
 
     async def health(request: Request) -> Response:
         return Json({"status": "ok"})
 
     async def chat(request: Request) -> Response:
-        ask = read_ask(read_json(await read_body(request)))
+        data = read_json(await read_body(request))
+        ask = read_ask(data)
+        _tell_unused(data, told)
         plan = served.plan(ask)
         events = await _unless_gone(request, engine.start(plan))
         if ask.stream:
@@ -91,7 +95,7 @@ def make_app(
         Route("/v1/chat/completions", guarded(chat), methods=["POST"]),
         *[Route(path, guarded(handler), methods=[verb]) for verb, path, handler in page.routes()],
     ]
-    middleware = [Middleware(KnownHosts, names=hosts)]
+    middleware = [Middleware(KnownHosts, names=hosts), Middleware(Slashes)]
     if cors:
         middleware.append(
             Middleware(CORSMiddleware, allow_origins=list(cors), allow_methods=["GET", "POST"], allow_headers=["*"])
@@ -100,6 +104,14 @@ def make_app(
     app = Starlette(routes=routes, middleware=middleware, exception_handlers=handlers, lifespan=lifespan)
     app.add_exception_handler(Exception, _failed)
     return app
+
+
+def _tell_unused(data: dict[str, Any], told: set[str]) -> None:
+    """Says once, in the server's output, that tools are offered for nothing."""
+    for name in OFFERED:
+        if data.get(name) and name not in told:
+            told.add(name)
+            print(f"note: a client offers {name}, of which the model is not told", file=sys.stderr, flush=True)
 
 
 def _listing(served: Served) -> tuple[Handler, Handler]:
@@ -163,7 +175,10 @@ async def _api_error(request: Request, error: ApiError) -> Response:
 
 async def _http_error(request: Request, error: HTTPException) -> Response:
     path = f"{request.method} {request.url.path[:100]}"
-    what = {404: "there is no such path", 405: "the path takes another method"}.get(error.status_code, error.detail)
+    what = {
+        404: "there is no such path; those of OpenAI's interface begin with /v1",
+        405: "the path takes another method",
+    }.get(error.status_code, error.detail)
     answer = refuse(ApiError(error.status_code, f"{path}: {what}", code="not_found"))
     answer.headers.update(error.headers or {})
     return answer

@@ -1,6 +1,7 @@
 """The command `serve`."""
 
 import asyncio
+import logging
 import os
 import socket
 from pathlib import Path
@@ -193,6 +194,11 @@ async def _run(
     app = make_app(served, engine, page, Key(key), hosts=hosts, cors=cors)
 
     class Server(uvicorn.Server):
+        def handle_exit(self, sig: int, frame: Any) -> None:
+            if self.should_exit:  # a second Ctrl-C ends at once what the first one let end, and needs no traceback
+                logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL + 1)
+            super().handle_exit(sig, frame)
+
         async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
             engine.stop()  # what is being written ends now, so that its connections do
             await super().shutdown(sockets)

@@ -39,6 +39,18 @@ def refuse(error: ApiError) -> Json:
     return Json(error.body(), error.status, headers)
 
 
+class Slashes:
+    """Paths with doubled or trailing slashes are those without: base URLs are written with and without one."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            scope = {**scope, "path": "/" + "/".join(filter(None, scope["path"].split("/")))}
+        await self._app(scope, receive, send)
+
+
 class KnownHosts:
     """Lets requests pass whose Host header is a name of this machine, or one of `names`; all of them where None."""
 

@@ -5,6 +5,7 @@ Beside the interface's own fields: `attempts`, and `correction_prompt` in place 
 
 import difflib
 import json
+import re
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -36,26 +37,23 @@ def invalid(message: str, param: str | None = None, code: str | None = "invalid_
 
 # Settings of the interface that are not served, with the values at which they ask for nothing.
 _NOT_SERVED: dict[str, tuple[Any, ...]] = {
-    "audio": (), "frequency_penalty": (0,), "function_call": ("none", "auto"), "functions": ([],), "logit_bias": ({},),
+    "audio": (), "frequency_penalty": (0,), "function_call": ("none", "auto"), "logit_bias": ({},),
     "logprobs": (False,), "modalities": (["text"],), "parallel_tool_calls": (True, False), "prediction": (),
     "presence_penalty": (0,), "reasoning_effort": (), "response_format": ({"type": "text"},),
-    "service_tier": ("auto", "default"), "store": (False,), "tool_choice": ("none", "auto"), "tools": ([],),
+    "service_tier": ("auto", "default"), "store": (False,), "tool_choice": ("none", "auto"),
     "top_logprobs": (0,), "verbosity": ("medium",), "web_search_options": (), "top_k": (-1, 0), "min_p": (0,),
     "repetition_penalty": (1,), "echo": (False,),
 }  # fmt: skip
+# What a model may be offered and need not take: front ends offer tools with every request.
+OFFERED = ("tools", "functions")
 # What tells a provider who asks, and changes no answer.
 _NO_MATTER = ("user", "metadata", "safety_identifier", "prompt_cache_key", "prompt_cache_retention")
-# What clients send back of an answer that they were given.
+# What clients send back of an answer that they were given, or keep with a message for themselves.
 _OF_ANSWERS = (
-    "name",
-    "refusal",
-    "audio",
-    "function_call",
-    "tool_calls",
-    "annotations",
-    "selfcorrect",
-    "reasoning_content",
-)
+    "name", "refusal", "audio", "function_call", "tool_calls", "annotations", "selfcorrect", "reasoning_content",
+    "reasoning", "id", "metadata", "timestamp",
+)  # fmt: skip
+_LEAST_TOP_P = 1e-6  # in place of 0, which asks for the likeliest token
 
 
 class _Strict(BaseModel):
@@ -85,7 +83,7 @@ class Ask(_Strict):
     attempts: Annotated[int, Field(ge=1, le=MOST_ATTEMPTS)] | None = None
     correction_prompt: Annotated[str, Field(min_length=1, max_length=20_000)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    top_p: Annotated[float, Field(ge=0, le=1)] | None = None
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     stop: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(max_length=4, strict=False)] | None = None
@@ -98,6 +96,11 @@ class Ask(_Strict):
     @classmethod
     def _one_or_many(cls, value: Any) -> Any:
         return [value] if isinstance(value, str) else value
+
+    @field_validator("top_p", mode="after")
+    @classmethod
+    def _some(cls, value: float | None) -> float | None:
+        return _LEAST_TOP_P if value == 0 else value
 
     @property
     def limit(self) -> int | None:
@@ -179,8 +182,11 @@ def _served(data: dict[str, Any]) -> dict[str, Any]:
                 allowed = " or ".join(json.dumps(one) for one in _NOT_SERVED[name])
                 way = f"only {allowed}; leave it out" if allowed else "leave it out"
                 raise invalid(f"{name} = {_short(value)}: not supported here; {way}", name, "unsupported_parameter")
+        elif name in OFFERED:
+            if value is not None and not isinstance(value, list):
+                raise invalid(f"{name} = {_short(value)}: must be a list", name)
         elif name not in _NO_MATTER:
-            near = difflib.get_close_matches(name, [*Ask.model_fields, *_NOT_SERVED], 1)
+            near = difflib.get_close_matches(name, [*Ask.model_fields, *_NOT_SERVED, *OFFERED], 1)
             meant = f"; did you mean {near[0]}?" if near else ""
             raise invalid(f"unknown field {_short(name)}{meant}", name[:80], "unknown_parameter")
     return served
@@ -190,7 +196,12 @@ def _message(message: Any, where: str) -> Any:
     """One message, its parts joined; what it holds of earlier answers that has no bearing is left out."""
     if not isinstance(message, dict):
         return message
-    kept = {key: value for key, value in message.items() if key not in _OF_ANSWERS}
+    known = Message.model_fields
+    kept = {
+        key: value
+        for key, value in message.items()
+        if key in known or not (key in _OF_ANSWERS or value in (None, [], {}))
+    }
     for key in ("tool_calls", "function_call", "audio"):
         if message.get(key):
             raise invalid(f"{where}.{key}: tools and audio are not supported here", f"{where}.{key}")
@@ -198,6 +209,8 @@ def _message(message: Any, where: str) -> Any:
         kept["role"] = "system"
     if kept.get("role") in ("tool", "function"):
         raise invalid(f"{where}.role = '{kept['role']}': tools are not supported here", f"{where}.role")
+    if kept.get("role") == "assistant" and message.get("content") is None:
+        kept["content"] = ""  # as of an answer that was nothing but a call
     if isinstance(kept.get("content"), list):
         kept["content"] = "".join(_part(part, f"{where}.content[{i}]") for i, part in enumerate(kept["content"]))
     return kept
@@ -221,7 +234,8 @@ def _told(error: ValidationError) -> ApiError:
         return invalid(f"{where} is missing", where, "missing_required_parameter")
     if first["type"] == "extra_forbidden":
         return invalid(f"{where}: unknown field", where, "unknown_parameter")
-    why = first["msg"].replace("Input should", "must")
+    why = re.sub("^(Input|Tuple|String) should", "must", first["msg"]).replace(" after validation", "")
+    why = re.sub("a valid tuple$", "a list", re.sub("a valid dictionary or instance of .*", "an object", why))
     return invalid(f"{where} = {_short(first['input'])}: {why}", where)
 
 

@@ -25,7 +25,8 @@ LIMIT = 1024  # tokens of an attempt where no recipe names a number
 class Source:
     """A model to serve. path: what is loaded; name: under which it is listed.
 
-    source: where the recipe comes from, empty where there is none; poses: whether a task is known.
+    source: where the recipe comes from, empty where there is none; poses: whether a task is known; limit: tokens of
+    an attempt where a request names none.
     """
 
     path: str
@@ -33,14 +34,11 @@ class Source:
     config: TrainConfig
     source: str
     poses: bool
+    limit: int
 
     @property
     def has_recipe(self) -> bool:
         return bool(self.source)
-
-    @property
-    def limit(self) -> int:
-        return self.config.rollouts.max_new_tokens if self.has_recipe else LIMIT
 
     @property
     def attempts(self) -> int:
@@ -86,7 +84,9 @@ def find(
     else:
         config, source = _train({"stages": [], **({"task": {"name": task}} if task else {})}, overrides, None), ""
     poses = bool(source or task or any(override.startswith("task.") for override in overrides))
-    return Source(path, _name(path), config, source, poses)
+    limited = source or any(override.startswith("rollouts.max_new_tokens=") for override in overrides)
+    limit = config.rollouts.max_new_tokens if limited else LIMIT
+    return Source(path, _name(path), config, source, poses, limit)
 
 
 def _is_lab(path: str) -> bool:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import httpx2
 
 _PASSED_ON = ("temperature", "top_p", "max_tokens", "max_completion_tokens")
+_LINE = 4 << 20  # bytes
 _Queue = asyncio.Queue[Post]
 _First = asyncio.Future["ApiError | None"]
 
@@ -42,10 +43,16 @@ def make_client(url: str, key: str | None) -> "httpx2.AsyncClient":
     if not valid or parts.username or parts.query or parts.fragment:
         raise ConfigError(f"--upstream {url!r}: expected a base URL like http://localhost:8000/v1")
     headers = {"authorization": f"Bearer {key}"} if key else {}
-    return httpx2.AsyncClient(
-        base_url=url.rstrip("/") + "/", headers=headers, timeout=httpx2.Timeout(600, connect=10),
-        limits=httpx2.Limits(max_connections=256), trust_env=not is_loopback(str(parts.hostname)),
-    )  # fmt: skip
+    try:
+        return httpx2.AsyncClient(
+            base_url=url.rstrip("/") + "/", headers=headers, timeout=httpx2.Timeout(600, connect=10),
+            limits=httpx2.Limits(max_connections=256), trust_env=not is_loopback(str(parts.hostname)),
+        )  # fmt: skip
+    except (httpx2.InvalidURL, ValueError, ImportError, OSError):  # the reasons may quote a key
+        raise ConfigError(
+            f"--upstream {url!a}: cannot be asked; look at the URL, at the key's characters, and at http_proxy, "
+            "https_proxy, all_proxy, SSL_CERT_FILE and SSLKEYLOGFILE in the environment"
+        ) from None
 
 
 async def upstream_models(client: "httpx2.AsyncClient") -> list[str]:
@@ -196,6 +203,8 @@ async def _lines(reply: "httpx2.Response") -> AsyncIterator[bytes]:
         *lines, left = (left + part).split(b"\n")
         for line in lines:
             yield line.rstrip(b"\r")
+        if len(left) > _LINE:
+            raise ApiError(502, "the upstream server's stream holds a line without an end", code="upstream_failed")
     yield left
 
 

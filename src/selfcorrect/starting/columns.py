@@ -1,12 +1,14 @@
 """A user's data as init finds it: which columns hold question and answer, and which task they make."""
 
 import csv
+import math
 import re
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from selfcorrect.errors import ConfigError, DataError
 from selfcorrect.tasks.files import Row, find_files, kind_of, read_rows
@@ -45,11 +47,11 @@ class Found:
 
 def look(data: Path, question: str | None, answer: str | None, task: Kind | None) -> Found:
     """Reads the data of `init`: a file, or a folder of train.* and test.*. Raises ConfigError and DataError."""
-    train, test = (list(map(_flat, rows)) for rows in _rows(data))
-    first = train[:_LOOKED_AT]
+    parts = [list(map(_flat, rows)) for rows in _rows(data)]
+    first = parts[0][:_LOOKED_AT]
     columns = _columns(first)
     if task == "code" or (task is None and question is None and answer is None and _is_code(columns)):
-        return _code(data, columns, train, test)
+        return _code(data, columns, *(parts if len(parts) > 1 else _divided(parts[0])))
     if question is None and _is_countdown(first[0]):
         raise ConfigError(
             f"--data {data}: these are countdown's rows, whose training problems are generated; `selfcorrect recipes "
@@ -57,23 +59,40 @@ def look(data: Path, question: str | None, answer: str | None, task: Kind | None
         )
     asked = _column(first, columns, "--question", question, _QUESTIONS)
     told = _column(first, columns, "--answer", answer, [name for name in _ANSWERS if name != asked.casefold()])
+    if asked == told:
+        raise ConfigError(f"--answer {told}: is the column of the question, too; name another")
     _check_texts(first, asked)
-    answered = [[row for row in rows if answer_of(row, told)] for rows in (train, test)]
-    if not all(answered):
+    answered = [[row for row in rows if answer_of(row, told)] for rows in parts]
+    if not all(answered) or sum(map(len, answered)) < 2:
         raise ConfigError(f"--answer {told}: no row to train on, or none to hold out, has one")
-    left_out = len(train) + len(test) - sum(map(len, answered))
+    left_out = sum(map(len, parts)) - sum(map(len, answered))
+    if len(answered) == 1:
+        answered = _divided(answered[0])
     known = {question_of(row, asked).strip() for row in answered[0]}
     held = [row for row in answered[1] if question_of(row, asked).strip() not in known]
     again = len(answered[1]) - len(held)
     if data.is_file() and held:
         answered[1] = held
     kind = task or _kind([row for row in first if answer_of(row, told)] or answered[0], told)
-    own = [row.fields.get(column) for row in (*train, *test) for column in (asked, told)]
+    if kind == "math" and not held and len(known) == 1:  # which leaves nothing to train on
+        raise ConfigError(f"--question {asked}: all rows ask the same; there is nothing to hold out")
+    own = [row.fields.get(column) for rows in parts for row in rows for column in (asked, told)]
     plain = data.is_dir() and not any("." in name for name in (asked, told)) and all(isinstance(v, str) for v in own)
-    return Found(kind, asked, told, answered[0], answered[1], _system(train, asked), left_out, again, plain)
+    return Found(
+        kind,
+        asked,
+        told,
+        answered[0],
+        answered[1],
+        _system([*answered[0], *answered[1]], asked),
+        left_out,
+        again,
+        plain,
+    )
 
 
-def _rows(data: Path) -> tuple[list[Row], list[Row]]:
+def _rows(data: Path) -> list[list[Row]]:
+    """The rows of a file; or those to train on and those to hold out, of a folder."""
     if not data.exists():
         raise ConfigError(
             f"--data {data}: no such file or folder (of a data set on the hub: save it with to_json, or name it in a "
@@ -83,16 +102,20 @@ def _rows(data: Path) -> tuple[list[Row], list[Row]]:
         files = {split: find_files(data, (split,)) for split in ("train", "test")}
         if missing := [split for split, found in files.items() if not found]:
             raise ConfigError(f"--data {data}: the folder holds no {missing[0]}.jsonl (nor .json or .parquet)")
-        train, test = ([row for file in files[split] for row in read_rows(file)] for split in ("train", "test"))
-        return train, test
+        return [[row for file in files[split] for row in read_rows(file)] for split in ("train", "test")]
     if kind_of(data.name) is None and data.suffix.lower() != ".csv":
         raise ConfigError(f"--data {data}: not a data file by its name; expected .jsonl, .json, .csv or .parquet")
     rows = read_rows(data) if kind_of(data.name) else _csv(data)
     if len(rows) < 2:
         raise ConfigError(f"--data {data}: holds {len(rows)} rows; some are needed to train on and some to hold out")
+    return [rows]
+
+
+def _divided(rows: Sequence[Row]) -> list[list[Row]]:
+    """Those to train on, and every tenth to hold out."""
     step = min(10, len(rows))
     held = set(range(step - 1, len(rows), step))
-    return [row for n, row in enumerate(rows) if n not in held], [rows[n] for n in sorted(held)]
+    return [[row for n, row in enumerate(rows) if n not in held], [rows[n] for n in sorted(held)]]
 
 
 def _csv(data: Path) -> list[Row]:
@@ -100,6 +123,11 @@ def _csv(data: Path) -> list[Row]:
     try:
         with data.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file, strict=True)
+            names = reader.fieldnames or []
+            if again := sorted({name for name in names if names.count(name) > 1}):
+                raise DataError(f"{data}: two columns are called {again[0]!r}; rename one")
+            if len(names) == 1 and (other := next((mark for mark in ";\t|" if mark in names[0]), None)):
+                raise DataError(f"{data}: its fields are apart by {other!r}; a CSV file has commas between them")
             rows = [Row(f"{data}:{reader.line_num}", fields) for fields in reader]
     except (csv.Error, UnicodeDecodeError) as error:
         raise DataError(f"{data}: not a CSV file that can be read: {error}") from None
@@ -117,7 +145,7 @@ def _flat(row: Row) -> Row:
         if isinstance(fields, Mapping)
         for key, value in fields.items()
     }
-    return Row(row.where, {**row.fields, **inside})
+    return Row(row.where, {**inside, **row.fields})
 
 
 def _columns(rows: Sequence[Row]) -> list[str]:
@@ -149,11 +177,18 @@ def _column(
     """The column that was named, or the first of the usual names that is there."""
     if given is not None:
         if given not in columns:
-            raise ConfigError(f"{option} {given}: the data has no such column; it has {_listed(columns)}")
+            shown = given if given.isprintable() else ascii(given)
+            raise ConfigError(f"{option} {shown}: the data has no such column; it has {_listed(columns)}")
+        if any("\ud800" <= character <= "\udfff" for character in given):
+            raise ConfigError(
+                f"{option} {given!a}: holds half of a surrogate pair, which is no text; rename the column"
+            )
         return given
-    by_name = {name.casefold(): name for name in reversed(columns)}
+    by_name = {name.strip().casefold(): name for name in reversed(columns)}
     found = [by_name[name] for name in usual if name in by_name]
     filled = [name for name in found if any(row.has(name) for row in rows)]
+    if found and not filled:
+        raise ConfigError(f"{option}: the column {found[0]} holds nothing; name another of {_listed(columns)}")
     if not filled:
         raise ConfigError(f"{option}: no column goes by a usual name; name one of {_listed(columns)}")
     return filled[0]
@@ -178,12 +213,16 @@ def question_of(row: Row, column: str) -> str:
 
 
 def answer_of(row: Row, column: str) -> str:
-    """The answer as text; a number as it is written; empty where there is none. Raises DataError."""
+    """The answer as text; a number as it is written; empty where there is none (NaN included). Raises DataError."""
     value = row.fields.get(column)
     if value is None or (isinstance(value, str) and not value.strip()):
         return ""
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool) or not isinstance(value, int | float | Decimal):
         return row.text(column)
+    if not math.isfinite(value):
+        if math.isnan(value):  # how tables write what is missing
+            return ""
+        raise row.wrong(column, f"is {value}, which is no number to answer with")
     return str(value)
 
 
@@ -192,10 +231,12 @@ def _system(rows: Sequence[Row], column: str) -> str:
     found: dict[str, Row] = {}
     for row in rows:
         turns = row.fields.get(column)
-        texts = [
+        texts: list[Any] = [
             turn.get("content") for turn in turns if isinstance(turn, Mapping) and turn.get("role") == "system"
         ] if isinstance(turns, list) else []  # fmt: skip
-        found.setdefault(str(texts[0]) if texts else "", row)
+        if len(texts) > 1 or not all(isinstance(text, str) for text in texts):
+            raise row.wrong(column, "must be text, or a conversation with one system turn at most, which is text")
+        found.setdefault(texts[0] if texts else "", row)
     if len(found) > 1:
         raise list(found.values())[1].wrong(column, "has another system turn than the rows before; one serves all here")
     return next(iter(found), "")

@@ -1,6 +1,6 @@
-"""Completion in the shell: typer's own scripts, and what completes a recipe's name or a setting.
+"""Completion in the shell: what typer tells it, and what completes a recipe's name or a setting.
 
-bash takes `=` for the end of a word, so its script reads the line itself, and leaves no space behind a `KEY=`.
+bash takes `=` for the end of a word, so its script reads the line itself. No shell puts a space behind a `KEY=`.
 """
 
 import os
@@ -28,6 +28,19 @@ _selfcorrect_completion() {
 }
 complete -o default -F _selfcorrect_completion selfcorrect
 """
+_ZSH = """\
+#compdef selfcorrect
+(( $+functions[compdef] )) || { autoload -Uz compinit && compinit }
+_selfcorrect_completion() {
+    local line="${words[1,$CURRENT]}"
+    local told="$(_TYPER_COMPLETE_ARGS="$line" _SELFCORRECT_COMPLETE=complete_zsh ${words[1]} 2>/dev/null)"
+    [[ "$told" == *'="'* ]] && compadd() { builtin compadd -S '' "$@" }
+    eval "$told"
+    (( $+functions[compadd] )) && unfunction compadd
+    return 0
+}
+compdef _selfcorrect_completion selfcorrect
+"""
 
 
 def prepare(app: typer.Typer) -> None:
@@ -45,9 +58,9 @@ def prepare(app: typer.Typer) -> None:
 
 def script(shell: str) -> str:
     """What a shell sources. Raises ConfigError for one that is not known."""
-    if shell == "bash":
-        return _BASH
-    if shell not in ("zsh", "fish"):
+    if shell in (own := {"bash": _BASH, "zsh": _ZSH}):
+        return own[shell]
+    if shell != "fish":
         raise ConfigError(f"{shell!r}: must be bash, zsh or fish")
     from typer import completion
 
@@ -57,10 +70,15 @@ def script(shell: str) -> str:
     return str(made)
 
 
-def recipes(incomplete: str) -> list[str]:
-    """Names of shipped recipes, and recipes' files here."""
+def shipped(incomplete: str) -> list[str]:
+    """Names of shipped recipes."""
     from selfcorrect.config.shipped import shipped_recipes
 
+    return [name for name in shipped_recipes() if name.startswith(incomplete)]
+
+
+def recipes(incomplete: str) -> list[str]:
+    """Names of shipped recipes, and recipes' files here."""
     prefix = incomplete[: incomplete.rfind("/") + 1]
     here = Path(prefix)
     try:
@@ -70,7 +88,7 @@ def recipes(incomplete: str) -> list[str]:
         ]  # fmt: skip
     except OSError:
         files = []
-    return [name for name in [*shipped_recipes(), *files] if name.startswith(incomplete)]
+    return [*shipped(incomplete), *(name for name in files if name.startswith(incomplete))]
 
 
 def overrides(incomplete: str) -> list[str]:

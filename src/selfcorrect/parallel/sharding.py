@@ -9,6 +9,7 @@ weights at every token, so that memory is the price of sampling in the process t
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from types import MethodType
 from typing import Any
@@ -21,9 +22,10 @@ from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forwar
 from selfcorrect.config import TrainConfig
 from selfcorrect.config.parallel import not_in_shards
 from selfcorrect.errors import ConfigError
-from selfcorrect.models.loading import LanguageModel
+from selfcorrect.models.head import HeadForm
+from selfcorrect.models.loading import LanguageModel, load_model
 from selfcorrect.models.placement import stack_of
-from selfcorrect.models.sharded import whole
+from selfcorrect.models.sharded import fill, from_first, whole
 from selfcorrect.models.weights import weights
 from selfcorrect.parallel import shards
 from selfcorrect.parallel.ranks import Alone, Batch, Several, Trainer
@@ -58,11 +60,23 @@ class Sharded(Several):
     def settled(self, config: TrainConfig) -> Alone:
         return self
 
+    def load(self, config: TrainConfig) -> LanguageModel:
+        """Where one copy is kept, rank 0 alone reads the weights; the others get their shards of it."""
+        loaded: list[LanguageModel] = []
+
+        def read() -> HeadForm | None:
+            hollow = self.keeps_one and self.rank > 0 and find_spec("accelerate") is not None
+            loaded.append(load_model(config.model, config.seed, in_memory=self.keeps_one, hollow=hollow))
+            return loaded[0].head_form
+
+        head_form = self.every(read)[0]  # tried on the weights
+        return replace(loaded[0], head_form=head_form)
+
     def reference(self, make: Reference, config: TrainConfig, lm: LanguageModel) -> tuple[LanguageModel | None, str]:
         if lm.adapters or config.samples_reference or not config.uses_reference:
             on_device = config.model.model_copy(update={"reference": "device"})
             return make(config.model_copy(update={"model": on_device}), lm)
-        model, _ = sharded_copy(lm, self._mesh(lm))
+        model, _ = sharded_copy(lm, self._mesh(lm), from_one=self.keeps_one)
         frozen = replace(lm, model=model.requires_grad_(False), masters=None)
         return frozen, "reference: a copy of the weights, in shards"
 
@@ -71,7 +85,7 @@ class Sharded(Several):
 
     def spread(self, trainer: Trainer) -> Trainer:
         plain, reference = trainer.lm, trainer.reference if trainer.has_reference else None
-        model, adapters = sharded_copy(plain, self._mesh(plain))
+        model, adapters = sharded_copy(plain, self._mesh(plain), from_one=self.keeps_one)
         lm = replace(plain, model=model, adapters=adapters, masters=None)
         self._lm, self._plain = lm, plain
         if reference is not None and plain.adapters:
@@ -178,11 +192,20 @@ def _keep_in_memory(lm: LanguageModel, *, mine: bool) -> None:
         parameter.data = parameter.data.new_empty(0)
 
 
-def sharded_copy(lm: LanguageModel, mesh: DeviceMesh) -> tuple[Any, Any]:
-    """The model and its adapters again, in shards. It never takes more memory than those: the layers begin as views."""
+def sharded_copy(lm: LanguageModel, mesh: DeviceMesh, *, from_one: bool = False) -> tuple[Any, Any]:
+    """The model and its adapters again, in shards. It never takes more memory than those: the layers begin as views.
+
+    from_one: rank 0's model counts, and others' may have no numbers.
+    """
     views = {id(p): torch.nn.Parameter(p.detach(), requires_grad=p.requires_grad) for p in lm.model.parameters()}
     model, adapters = copy.deepcopy((lm.model, lm.adapters), dict(views))
     shard(model, mesh)
+    if from_one:
+        source = dict(lm.model.named_parameters())
+        for name, parameter in model.named_parameters():
+            fill(parameter, source[name])
+        for buffer in model.buffers():  # kept in no file, some of them: what turns positions into angles
+            buffer.copy_(from_first(buffer, buffer.device))
     return model, adapters
 
 

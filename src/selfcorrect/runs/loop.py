@@ -301,4 +301,5 @@ class Loop:
 
     def _stored(self, path: Path) -> dict[str, torch.Tensor]:
         """The weights, or the adapter, of a model folder."""
-        return stored_weights(path, self.trainer.lm, self.config.model)
+        ranks = self.ranks
+        return stored_weights(path, self.trainer.lm, self.config.model, hollow=ranks.sharded and ranks.rank > 0)

@@ -1,0 +1,36 @@
+"""A model whose weights another process has: their shapes here, and memory only once they are written."""
+
+import mmap
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from selfcorrect.errors import ModelError
+
+
+def fill_with_nothing(model: Any) -> None:
+    """In place of a model's meta tensors: zeros that the system gives memory when they are written. Tied ones stay so.
+
+    Raises ModelError where the model keeps others than weights and buffers, which nobody could send it.
+    """
+    made: dict[int, Tensor] = {}
+    for name, module in model.named_modules():
+        for held in (module._parameters, module._buffers):
+            for key, tensor in held.items():
+                if tensor is not None and tensor.is_meta:
+                    held[key] = made.setdefault(id(tensor), _nothing(tensor))
+        if kept := [key for key, value in vars(module).items() if isinstance(value, Tensor) and value.is_meta]:
+            raise ModelError(
+                f"the model keeps {name}.{kept[0]} as neither weight nor buffer, so one process cannot load it for "
+                "all; set parallel=ddp, or sampler=transformers"
+            )
+
+
+def _nothing(like: Tensor) -> Tensor:
+    size = max(1, like.numel() * like.element_size())
+    zeros = torch.frombuffer(mmap.mmap(-1, size), dtype=torch.uint8)[: like.numel() * like.element_size()]
+    tensor = zeros.view(like.dtype).view(like.shape)
+    if isinstance(like, torch.nn.Parameter):
+        return torch.nn.Parameter(tensor, requires_grad=like.requires_grad)
+    return tensor

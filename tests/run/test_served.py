@@ -9,10 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from selfcorrect.config import ModelConfig
 from selfcorrect.errors import ConfigError
+from selfcorrect.models import weights as weighing
 from selfcorrect.models.loading import load_model
+from selfcorrect.parallel import sharding as shardings
 from selfcorrect.parallel.refused import refuse_unserved
 from selfcorrect.parallel.served import Served
 from selfcorrect.parallel.sharding import Sharded
@@ -26,6 +29,8 @@ from tests.support.server import Fake, serving
 SERVED: Any = Served  # to plant things in
 SERVER: Any = Server
 SHARDED: Any = Sharded
+SHARDING: Any = shardings
+WEIGHTS: Any = weighing
 pytestmark = pytest.mark.usefixtures("lucky")
 
 
@@ -101,6 +106,35 @@ def test_two_processes_sample_and_learn_what_one_does(
     assert asked.index("/inference/v1/generate") > asked.index(
         "/v1/load_lora_adapter" if tuning == "lora" and adapter == "auto" else "/reset_prefix_cache"
     )
+
+
+def misread(rank: int) -> None:
+    """Whatever rank 1 reads itself is wrong: weights, and what turns positions into angles."""
+
+    def wrong(*args: Any, **kwargs: Any) -> Any:
+        lm = load_model(*args, **kwargs)
+        with torch.no_grad():
+            for name, tensor in (*lm.model.named_parameters(), *lm.model.named_buffers()):
+                if "lora_" not in name:  # which every rank makes, or reads
+                    tensor.fill_(0.3)
+        return lm
+
+    if rank == 1:
+        for module in (SHARDING, WEIGHTS):
+            module.load_model = wrong
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("tuning", ["full", "lora"])
+def test_rank_0_reads_the_model_for_all(tuning: str, model: Path, tmp_path: Path) -> None:
+    """As it begins, and at a stage's end; the reference too."""
+    changes: dict[str, Any] = {"stages": [{**STAGE, "steps": 1}, {**STAGE, "name": "b", "steps": 1}], "algorithm": HELD}
+    runs = []
+    for name, hook in (("plain", None), ("misread", misread)):
+        with served(tmp_path / name, model, "two", "fsdp2", tuning, **changes) as (_, settings):
+            well(launch(tmp_path / "log", settings, hook=hook).ended(90))
+        runs.append(tmp_path / name / "two")
+    check_equal(*runs)
 
 
 def late(rank: int) -> None:

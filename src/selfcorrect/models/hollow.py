@@ -28,9 +28,9 @@ def fill_with_nothing(model: Any) -> None:
 
 
 def _nothing(like: Tensor) -> Tensor:
-    size = max(1, like.numel() * like.element_size())
-    zeros = torch.frombuffer(mmap.mmap(-1, size), dtype=torch.uint8)[: like.numel() * like.element_size()]
-    tensor = zeros.view(like.dtype).view(like.shape)
+    size = like.numel() * like.element_size()
+    pages = mmap.mmap(-1, max(1, size), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    tensor = torch.frombuffer(pages, dtype=torch.uint8)[:size].view(like.dtype).view(like.shape)
     if isinstance(like, torch.nn.Parameter):
         return torch.nn.Parameter(tensor, requires_grad=like.requires_grad)
     return tensor

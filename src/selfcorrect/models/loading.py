@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from importlib import resources
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -239,7 +240,7 @@ def load_model(config: ModelConfig, seed: int = 0, *, in_memory: bool = False, h
     """Load model, tokenizer and chat template; with an adapter, where the path or the tuning names one.
 
     seed: a fresh adapter's. in_memory: the weights stay in the machine's memory, from where shards go to the device.
-    hollow: they are not read at all, as another process has them (hollow.py).
+    hollow: they are not read at all, as another process has them (hollow.py), if accelerate is there to leave them out.
 
     Raises ModelError, naming what is missing.
     """
@@ -252,6 +253,7 @@ def load_model(config: ModelConfig, seed: int = 0, *, in_memory: bool = False, h
     if not config.trust_remote_code:
         source.refuse_code()
         base.refuse_code()
+    hollow = hollow and find_spec("accelerate") is not None
     device = pick_device(config.device)
     if device.type == "cpu":
         keep_freed_memory()

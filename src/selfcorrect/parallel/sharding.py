@@ -9,7 +9,6 @@ weights at every token, so that memory is the price of sampling in the process t
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 from types import MethodType
 from typing import Any
@@ -65,7 +64,7 @@ class Sharded(Several):
         loaded: list[LanguageModel] = []
 
         def read() -> HeadForm | None:
-            hollow = self.keeps_one and self.rank > 0 and find_spec("accelerate") is not None
+            hollow = self.keeps_one and self.rank > 0
             loaded.append(load_model(config.model, config.seed, in_memory=self.keeps_one, hollow=hollow))
             return loaded[0].head_form
 

@@ -76,10 +76,10 @@ class FakeEngine:
                 state[name].copy_(tensor)
 
     def take_adapter(self, version: AdapterVersion) -> None:
-        self._note(f"adapter {version.name}")
+        self._note(f"adapter {version.number}")
         assert self._lm.adapters
         folder = version.folder
-        if self._is("wrong_adapter", f"adapter {version.name}"):
+        if self._is("wrong_adapter", f"adapter {version.number}"):
             return
         self._lm = copy.deepcopy(self._lm)
         assert self._lm.adapters
@@ -88,7 +88,7 @@ class FakeEngine:
 
     def drop_adapter(self, version: AdapterVersion) -> None:
         assert (version.folder / "adapter_config.json").is_file()
-        self._note(f"drop {version.name}")
+        self._note(f"drop {version.number}")
 
     @property
     def serves(self) -> str:

@@ -28,6 +28,7 @@ class Fake(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Routes)
         self.engine, self.asked, self.answers = engine, list[str](), dict[str, tuple[int, str]]()
         self.since, self.times = 1, 1 << 30
+        self.adapters: dict[str, str] = {}  # names and folders; as the real one, it outlives who sent them
         self.lock, self.hang = threading.Lock(), threading.Event()
 
     def fault(self, path: str) -> tuple[int, str]:
@@ -40,7 +41,12 @@ class Fake(ThreadingHTTPServer):
     def answer(self, path: str, body: Any) -> Any:
         match path:
             case "/v1/models":
-                return {"data": [{"id": "base", "max_model_len": 256}]}
+                return {
+                    "data": [
+                        {"id": "base", "max_model_len": 256},
+                        *({"id": name, "root": folder} for name, folder in self.adapters.items()),
+                    ]
+                }
             case "/collective_rpc":
                 assert body["method"] == "reload_weights"
                 folder = Path(body["kwargs"]["weights_path"])
@@ -49,10 +55,21 @@ class Fake(ThreadingHTTPServer):
                 self.engine.take_weights(weights)
                 return {"results": [None]}
             case "/v1/load_lora_adapter":
-                self.engine.take_adapter(AdapterVersion(int(body["lora_name"].split("-")[1]), Path(body["lora_path"])))
+                name, folder = body["lora_name"], Path(body["lora_path"])
+                if name in self.adapters:
+                    return f"The lora adapter '{name}' has already been loaded."
+                if not (folder / "adapter_config.json").is_file():
+                    return f"No adapter found for {folder}"
+                self.adapters[name] = str(folder)
+                self.engine.take_adapter(AdapterVersion(int(name.rpartition("-")[2]), folder, name))
+            case "/v1/unload_lora_adapter":
+                if self.adapters.pop(body["lora_name"], None) is None:
+                    return f"The lora adapter '{body['lora_name']}' cannot be found."
             case "/reset_prefix_cache":
                 return {"success": True}
             case "/inference/v1/generate":
+                if body["model"] not in ("base", *self.adapters):
+                    return f"The model `{body['model']}` does not exist."
                 told = body["sampling_params"]
                 stop = tuple(told["stop_token_ids"])
                 request = Request(tuple(body["token_ids"]), told["seed"], told["temperature"], told["max_tokens"], stop)
@@ -80,7 +97,8 @@ class Routes(BaseHTTPRequestHandler):
         if said == "hang":
             self.server.hang.wait(10)
         elif status == 200:
-            said = json.dumps(self.server.answer(path, json.loads(text) if text else None))
+            answer = self.server.answer(path, json.loads(text) if text else None)
+            status, said = (400, answer) if isinstance(answer, str) else (200, json.dumps(answer))
         self.send_response(status)
         self.end_headers()
         self.wfile.write(said.replace("null", "").encode() if said == "null" else said.encode())

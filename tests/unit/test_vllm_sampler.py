@@ -79,8 +79,7 @@ def test_a_version_of_an_adapter_is_dropped_one_sync_later(tmp_path: Path) -> No
         there.append(adapter_folders(tmp_path))
     assert there == [["adapter-1"], ["adapter-1", "adapter-2"], ["adapter-2", "adapter-3"], ["adapter-3", "adapter-4"]]
     assert engines.made[0].calls == [
-        "weights", "adapter policy-1", "adapter policy-2", "adapter policy-3", "drop policy-1", "adapter policy-4",
-        "drop policy-2",
+        "weights", "adapter 1", "adapter 2", "adapter 3", "drop 1", "adapter 4", "drop 2",
     ]  # fmt: skip
 
 

@@ -8,8 +8,6 @@ What the engine is (in this process, or a server) is behind `Engine`; what goes 
 import math
 import shutil
 import sys
-import tempfile
-import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -23,6 +21,7 @@ from selfcorrect.config import VllmConfig
 from selfcorrect.errors import EngineFailed, SamplerFailed, UserError
 from selfcorrect.models.loading import LanguageModel
 from selfcorrect.models.plain import PlainWeights
+from selfcorrect.samplers.sync_folder import SyncFolder
 from selfcorrect.seeds import derive_seed
 from selfcorrect.types import Completion, SamplingParams
 
@@ -31,6 +30,7 @@ T = TypeVar("T")
 # Of the mean difference of a token's log-probability, in nats. Sums in another order differ by some roundings: about
 # 1e-6 in float32 here. Half precisions round the hidden states of every layer.
 ALLOWED = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 8e-2}
+ADAPTER = "policy-"  # begins the name of every adapter that is sent
 PROBES, _PROBED = 4, 16  # rows and new tokens of the comparison
 _TEMPERATURE = 0.7  # of the comparison: not 1, so that log-probabilities from before the temperature are seen
 
@@ -62,14 +62,14 @@ class Probed(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class AdapterVersion:
-    """An adapter as one sync sent it: a name, a number and a folder that no other version has had."""
+    """An adapter as one sync sent it: a number, a folder and a name that no other version has had.
+
+    Nor any of another run: a server outlives runs, and keeps what it has under a name.
+    """
 
     number: int
     folder: Path
-
-    @property
-    def name(self) -> str:
-        return f"policy-{self.number}"
+    name: str
 
 
 class Engine(Protocol):
@@ -124,11 +124,8 @@ class VllmSampler:
         self._versions: list[AdapterVersion] = []  # those the engine knows, the newest last
         self._synced = self._compared = False
         self._probes: list[tuple[int, ...]] = []
-        above = config.sync_folder and Path(config.sync_folder).expanduser()
-        if above:
-            above.mkdir(parents=True, exist_ok=True)
-        self._folder = Path(tempfile.mkdtemp(prefix="selfcorrect-sync-", dir=above or None))
-        self._cleanup = weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
+        self._place = SyncFolder(Path(config.sync_folder).expanduser() if config.sync_folder else None)
+        self._folder = self._place.path
 
     @property
     def eos_ids(self) -> frozenset[int]:
@@ -180,7 +177,7 @@ class VllmSampler:
     def close(self) -> None:
         """Give up the engine, and what was written for it."""
         self._stop()
-        self._cleanup()
+        self._place.remove()
 
     def stop(self) -> None:
         """Give up the engine; the next use starts it anew."""
@@ -258,7 +255,8 @@ class VllmSampler:
     def _send_adapter(self, engine: Engine) -> None:
         """A version of its own, as the engine's cache knows adapters by name and folder; reads may still come late."""
         assert self._lm.adapters
-        version = AdapterVersion(self._syncs, self._folder / f"adapter-{self._syncs}")
+        named = f"{ADAPTER}{self._place.word}-{self._syncs}"
+        version = AdapterVersion(self._syncs, self._folder / f"adapter-{self._syncs}", named)
         version.folder.mkdir()
         self._lm.adapters.save(version.folder)
         self._in_time(engine, lambda: engine.take_adapter(version))

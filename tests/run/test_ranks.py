@@ -109,7 +109,7 @@ HELD = {"reference": "base", "kl_estimator": "k1"}
         *(
             pytest.param(parallel, tuning, changes, marks=pytest.mark.nightly)
             for parallel, tuning, changes in [
-                ("ddp", "lora", STD), ("fsdp2", "lora", {}), ("ddp", "qlora", {}),
+                ("ddp", "lora", STD), ("fsdp2", "lora", {}), ("ddp", "qlora", {}), ("fsdp2", "qlora", {}),
                 ("ddp", "full", {"stages": [{**STAGE, "offline_first": 0.5}]}),
                 ("fsdp2", "full", {"stages": [{**STAGE, "offline_first": 0.5}], "algorithm": HELD}),
                 ("fsdp2", "lora", {"stages": [{**STAGE, "objective": "stage1", "offline_first": 0.5}]}),
@@ -121,6 +121,7 @@ HELD = {"reference": "base", "kl_estimator": "k1"}
                 ("ddp", "full", {"evaluation": {"problems": 5, "every": 1, "samples": 2, "temperature": 0.7}}),
                 ("fsdp2", "full", {"evaluation": {"problems": 5, "every": 1, "samples": 2, "temperature": 0.7}}),
                 ("fsdp2", "lora", {"evaluation": {"problems": 5, "every": 1, "correction_prompts": ["1"]}}),
+                ("fsdp2", "qlora", {"optimizer": {"warmup_steps": 0, "micro_batch": 3, "padding_free": True, "gradient_checkpointing": True}}),
                 ("fsdp2", "full", {"stages": [ADAPTED, {**STAGE, "name": "b"}], "algorithm": {"reference": "previous_stage"}}),
                 ("ddp", "lora", {"stages": [ADAPTED, {**STAGE, "name": "b"}], "algorithm": {"reference": "previous_stage"}}),
             ]
@@ -164,7 +165,13 @@ def test_other_models_on_three_processes(architecture: str, parallel: str, tunin
 @pytest.mark.nightly
 @pytest.mark.parametrize(
     ("parallel", "tuning", "changes"),
-    [("ddp", "full", {}), ("ddp", "lora", {}), ("fsdp2", "lora", {}), ("fsdp2", "full", {"weights": "float32"})],
+    [
+        ("ddp", "full", {}),
+        ("ddp", "lora", {}),
+        ("fsdp2", "lora", {}),
+        ("fsdp2", "qlora", {}),
+        ("fsdp2", "full", {"weights": "float32"}),
+    ],
 )
 def test_in_bfloat16(parallel: str, tuning: str, changes: dict[str, Any], model: Path, tmp_path: Path) -> None:
     """Rounding may write another token; until then all is the same, and a run comes to its end."""
@@ -448,7 +455,9 @@ def test_ctrl_c_once_stops_all(
 
 
 @pytest.mark.nightly
-@pytest.mark.parametrize(("parallel", "tuning"), [("ddp", "full"), ("fsdp2", "full"), ("fsdp2", "lora")])
+@pytest.mark.parametrize(
+    ("parallel", "tuning"), [("ddp", "full"), ("fsdp2", "full"), ("fsdp2", "lora"), ("fsdp2", "qlora")]
+)
 def test_two_then_one_then_two_processes(parallel: str, tuning: str, model: Path, tmp_path: Path) -> None:
     """Checkpoints are everyone's: what two began one goes on with, and what one wrote two go on with."""
     long: dict[str, Any] = {"stages": [{**STAGE, "steps": 5}]}

@@ -74,7 +74,7 @@ BETWEEN: dict[str, Any] = {"evaluation": {"problems": 5, "every": 1}}
             for each in [
                 ("ddp", "full", "auto", {"stages": [{**STAGE, "steps": 2}]}),
                 ("fsdp2", "full", "auto", {}), ("ddp", "lora", "auto", {}), ("fsdp2", "lora", "auto", {}),
-                ("ddp", "lora", "merged", {}), ("fsdp2", "lora", "merged", {}), ("ddp", "qlora", "merged", {}),
+                ("ddp", "lora", "merged", {}), ("fsdp2", "lora", "merged", {}), ("ddp", "qlora", "merged", {}), ("fsdp2", "qlora", "merged", {}),
                 ("fsdp2", "full", "auto", ONE), ("fsdp2", "full", "auto", OFFLINE),
                 ("fsdp2", "lora", "auto", {"stages": OFFLINE["stages"]}), ("fsdp2", "lora", "auto", BETWEEN),
                 ("fsdp2", "full", "auto", {"stages": [TRACES]}),

@@ -240,7 +240,8 @@ def load_model(config: ModelConfig, seed: int = 0, *, in_memory: bool = False, h
     """Load model, tokenizer and chat template; with an adapter, where the path or the tuning names one.
 
     seed: a fresh adapter's. in_memory: the weights stay in the machine's memory, from where shards go to the device.
-    hollow: they are not read at all, as another process has them (hollow.py), if accelerate is there to leave them out.
+    hollow: they are not read, as another process has them (hollow.py); but for 4-bit ones, and where accelerate is not
+    there to leave them out.
 
     Raises ModelError, naming what is missing.
     """
@@ -253,7 +254,7 @@ def load_model(config: ModelConfig, seed: int = 0, *, in_memory: bool = False, h
     if not config.trust_remote_code:
         source.refuse_code()
         base.refuse_code()
-    hollow = hollow and find_spec("accelerate") is not None
+    hollow = hollow and config.tuning != "qlora" and find_spec("accelerate") is not None
     device = pick_device(config.device)
     if device.type == "cpu":
         keep_freed_memory()

@@ -202,7 +202,8 @@ def sharded_copy(lm: LanguageModel, mesh: DeviceMesh, *, from_one: bool = False)
     if from_one:
         source = dict(lm.model.named_parameters())
         for name, parameter in model.named_parameters():
-            fill(parameter, source[name])
+            if parameter.is_floating_point():  # 4-bit ones, every rank has read
+                fill(parameter, source[name])
         for buffer in model.buffers():  # kept in no file, some of them: what turns positions into angles
             buffer.copy_(from_first(buffer, buffer.device))
     return model, adapters

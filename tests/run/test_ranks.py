@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from selfcorrect import rollout
 from selfcorrect.errors import SandboxError, TrainingInterrupted
@@ -171,6 +172,7 @@ def test_other_models_on_three_processes(architecture: str, parallel: str, tunin
         ("fsdp2", "lora", {}),
         ("fsdp2", "qlora", {}),
         ("fsdp2", "full", {"weights": "float32"}),
+        ("fsdp2", "full", {}),
     ],
 )
 def test_in_bfloat16(parallel: str, tuning: str, changes: dict[str, Any], model: Path, tmp_path: Path) -> None:
@@ -182,6 +184,30 @@ def test_in_bfloat16(parallel: str, tuning: str, changes: dict[str, Any], model:
     first, other = (read_rows(run / "metrics.jsonl")[0] for run in (one, tmp_path / "two"))
     assert first["loss"] == pytest.approx(other["loss"], rel=0.02)
     assert first["grad_norm"] == pytest.approx(other["grad_norm"], rel=0.02)
+
+
+@pytest.mark.nightly
+def test_bfloat16_weights_in_shards_have_float32_masters(model: Path, tmp_path: Path) -> None:
+    """Steps too small for bfloat16 are kept: in checkpoints, in the models that are saved, by one process that goes on."""
+    long: dict[str, Any] = {"stages": [{**STAGE, "steps": 5, "learning_rate": 1e-6}]}
+    checks: dict[str, Any] = {"checkpoint": {"every": 1, "keep": 8, "select": "last"}}
+    settings = tuned(
+        uneven(tmp_path, model, "two", "fsdp2", **long, **checks), "full", weights="bfloat16", precision="auto"
+    )
+    launch(tmp_path / "log", settings, hook=killed).ended()
+    with pytest.raises(TrainingInterrupted):
+        resume(tmp_path / "two", StopAt(4), ["parallel=auto"])
+    well(launch(tmp_path / "again", settings, "parallel=fsdp2").ended())
+    begun, ended = load_file(model / "model.safetensors"), load_file(tmp_path / "two" / "final" / "model.safetensors")
+    tensors = newest(tmp_path / "two").tensors
+    moved = [name for name in begun if not name.endswith(NO_GRADIENT) and begun[name].dim() > 1]
+    for name in moved:
+        assert torch.equal(ended[name], tensors[f"model/{name}"])
+        change = (ended[name] - begun[name].bfloat16().float()).abs().max()
+        assert 1e-6 < change < 1e-5
+    one = go(tuned(uneven(tmp_path, model, "one", **long, **checks), "full", weights="bfloat16", precision="auto"))
+    apart = torch.cat([(tensors[f"model/{n}"] - newest(one).tensors[f"model/{n}"]).abs().flatten() for n in moved])
+    assert apart.quantile(0.99) < 1e-7
 
 
 def wrong_seed(rank: int) -> None:

@@ -125,13 +125,16 @@ def misread(rank: int) -> None:
 
 
 @pytest.mark.nightly
-@pytest.mark.parametrize("tuning", ["full", "lora"])
-def test_rank_0_reads_the_model_for_all(tuning: str, model: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("tuning", "told"), [("full", {}), ("lora", {}), ("full", {"weights": "bfloat16", "precision": "auto"})]
+)
+def test_rank_0_reads_the_model_for_all(tuning: str, told: dict[str, str], model: Path, tmp_path: Path) -> None:
     """As it begins, and at a stage's end; the reference too."""
     changes: dict[str, Any] = {"stages": [{**STAGE, "steps": 1}, {**STAGE, "name": "b", "steps": 1}], "algorithm": HELD}
     runs = []
     for name, hook in (("plain", None), ("misread", misread)):
         with served(tmp_path / name, model, "two", "fsdp2", tuning, **changes) as (_, settings):
+            settings["model"] |= told
             well(launch(tmp_path / "log", settings, hook=hook).ended(90))
         runs.append(tmp_path / name / "two")
     check_equal(*runs)

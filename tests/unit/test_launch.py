@@ -108,7 +108,6 @@ def test_one_process_is_no_kind(parallel: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"model": {"weights": "bfloat16"}}, r"float32 masters are not sharded yet; set model.weights=float32"),
         (
             {"optimizer": {"name": "adamw_8bit"}},
             r"bitsandbytes does not step sharded weights; set optimizer.name=adamw",

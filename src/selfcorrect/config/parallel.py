@@ -15,11 +15,6 @@ auto: ddp where torchrun or accelerate started several processes.
 def not_in_shards(config: "TrainConfig") -> str:
     """Why a recipe cannot be trained under fsdp2, and what to set; empty where it can."""
     model, way_out = config.model, "; set parallel=ddp"
-    if model.tuning == "full" and model.weights == "bfloat16":
-        return (
-            "model.weights = 'bfloat16' with parallel: fsdp2: float32 masters are not sharded yet; set "
-            "model.weights=float32 (which is in shards)"
-        )
     if config.optimizer.name != "adamw":
         return (
             f"optimizer.name = {config.optimizer.name!r} with parallel: fsdp2: bitsandbytes does not step sharded "

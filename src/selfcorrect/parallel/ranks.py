@@ -132,8 +132,8 @@ class Alone:
         """Scale the gradients so that their norm over all weights is at most this; returns what it was."""
         return float(torch.nn.utils.clip_grad_norm_(parameters, most))
 
-    def whole(self, lm: LanguageModel) -> LanguageModel:
-        """The model as a plain one, with all of its weights as they are now."""
+    def whole(self, lm: LanguageModel, *, exact: bool = False) -> LanguageModel:
+        """The model as a plain one, with all of its weights as they are now; exact: on rank 0 as those that train."""
         return lm
 
     def write(self, folder: Path, tensors: Mapping[str, Tensor]) -> None:

@@ -68,15 +68,29 @@ def newest(run: Path) -> Checkpoint:
 NO_GRADIENT = ("k_proj.bias", "c_attn.bias")  # a key's bias adds the same to all of a row's scores
 
 
-def gap(one: Path, other: Path) -> float:
-    """The largest difference between two runs' weights, but for those whose gradient is nothing but rounding.
+def apart(one: Path, other: Path) -> torch.Tensor:
+    """How far each of two runs' weights are apart, but for those whose gradient is nothing but rounding.
 
     AdamW moves those by as much as others.
     """
     mine, theirs = newest(one).tensors, newest(other).tensors
     assert mine.keys() == theirs.keys()
     names = [name for name in mine if name.startswith("model/") and not name.endswith(NO_GRADIENT)]
-    return max(float((mine[name] - theirs[name]).abs().max()) for name in names)
+    return torch.cat([(mine[name] - theirs[name]).abs().flatten() for name in names])
+
+
+def gap(one: Path, other: Path) -> float:
+    return float(apart(one, other).max())
+
+
+def check_but_for_strays(one: Path, other: Path) -> None:
+    """Within 1e-6, but for one weight in a thousand: one whose gradient nearly cancels, to AdamW's epsilon say.
+
+    Where a ten-thousandth of the usual gradient is left, its rounding is ten thousand times as much of it (docs/parallel.md).
+    """
+    away = apart(one, other)
+    assert (away > 1e-6).float().mean() < 1e-3
+    assert away.max() < 1e-4
 
 
 def check_equal(run: Path, other: Path) -> None:
@@ -159,8 +173,7 @@ def test_other_models_on_three_processes(architecture: str, parallel: str, tunin
     ranks = launch(tmp_path / "log", settings, size=3)
     one = go(tuned(uneven(tmp_path, tmp_path / "model", "one", **LATER), tuning))
     well(ranks.ended(120))
-    # single weights whose gradients are as small as what rounding leaves of them move by AdamW's own measure
-    assert gap(one, tmp_path / "two") < 1e-4
+    check_but_for_strays(one, tmp_path / "two")
 
 
 @pytest.mark.nightly

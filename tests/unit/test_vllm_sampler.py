@@ -1,11 +1,14 @@
 """What VllmSampler does with an engine: send, compare, start again, give up. The engine here is tests/support/engines.py."""
 
+import errno
+import os
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from selfcorrect.config import LoraConfig, TrainConfig, VllmConfig
 from selfcorrect.config.recipe import validate
@@ -149,6 +152,27 @@ def test_a_sync_that_hangs_ends_with_the_engines_own_text(tmp_path: Path) -> Non
     own = sampler(lm, Engines(lm, {"hangs": 1}), tmp_path, timeout=0.2)
     with pytest.raises(SamplerFailed, match=r"sync 1 after 0\.2 s.*NCCL watchdog: rank 1 is waiting"):
         own.load_weights(lm.model)
+
+
+def full(*_: Any) -> None:
+    raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+
+def broken(*_: Any) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize("deed", [full, broken])
+def test_a_full_disk_is_told_and_nothing_is_started_anew(
+    deed: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lm = model(adapted=True)
+    engines = Engines(lm)
+    own = sampler(lm, engines, tmp_path)
+    monkeypatch.setattr(Adapters, "save", deed)
+    with pytest.raises(SamplerFailed, match=r"selfcorrect-sync-.* has no room .*No space left on device.*sync_folder$"):
+        own.load_weights(lm.model)
+    assert len(engines.made) == 1
 
 
 def test_after_a_rest_weights_are_sent_before_anything_is_sampled(tmp_path: Path) -> None:

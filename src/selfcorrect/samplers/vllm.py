@@ -5,7 +5,9 @@
 What the engine is (in this process, or a server) is behind `Engine`; what goes wrong with it is dealt with here.
 """
 
+import errno
 import math
+import re
 import shutil
 import sys
 from collections.abc import Callable, Sequence
@@ -215,8 +217,13 @@ class VllmSampler:
             return deed()
         except UserError:
             raise
-        except Exception as error:  # noqa: BLE001 - an engine fails in ways of its own
+        except Exception as error:
             first = _line(error)
+            if _is_disk_full(error):
+                raise SamplerFailed(
+                    f"sampler: vllm: {self._folder} has no room for what is sent ({first}); free some space, or name a "
+                    "folder on another disk in vllm.sync_folder"
+                ) from error
         self._say(f"sampler: vllm failed ({first}); it is started once more with the current weights")
         self._stop()
         try:
@@ -352,6 +359,13 @@ def policy_logprobs(lm: LanguageModel, probed: Sequence[Probed]) -> list[list[fl
         logprobs_LV = (lm.logits(table_1T, select_1T) / _TEMPERATURE).log_softmax(-1)
         found.append(logprobs_LV.gather(1, table_1T[0, len(prompt) :, None])[:, 0].tolist())
     return found
+
+
+def _is_disk_full(error: Exception) -> bool:
+    """Of this process's own disk; safetensors tells its errors as text."""
+    told = re.search(r"\(os error (\d+)\)", str(error))
+    number = int(told[1]) if told else error.errno if isinstance(error, OSError) else None
+    return number in (errno.ENOSPC, errno.EDQUOT)
 
 
 def _line(error: BaseException) -> str:

@@ -118,13 +118,18 @@ def test_other_numbers_than_the_policys_stop_the_run(adapted: bool, fault: dict[
     assert "\n" not in str(told.value)
 
 
-@pytest.mark.parametrize("fault", [{"dies": 4}, {"no_numbers": 2}, {"sync_dies": 2}])
-def test_a_failure_is_mended_once(fault: dict[str, int], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The second engine has no fault, and begins with the weights as they are now."""
-    lm = model()
+@pytest.mark.parametrize(
+    ("fault", "adapted"),
+    [({"dies": 4}, False), ({"no_numbers": 2}, False), ({"sync_dies": 2}, False), ({"dies": 4}, True)],
+)
+def test_a_failure_is_mended_once(
+    fault: dict[str, int], adapted: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The second engine has no fault, begins with the weights as they are now, and knows nothing of the first."""
+    lm = model(adapted=adapted)
     engines = Engines(lm, fault, {})
     own = sampler(lm, engines, tmp_path)
-    for _ in range(2):
+    for _ in range(4):
         found = own.sample(prompts(lm), GREEDY)
         expected = TransformersSampler(lm).sample(prompts(lm), GREEDY)
         assert [done.token_ids for done in found] == [done.token_ids for done in expected]
@@ -133,7 +138,7 @@ def test_a_failure_is_mended_once(fault: dict[str, int], tmp_path: Path, capsys:
     own.sample(prompts(lm), GREEDY)
     assert len(engines.made) == 2
     assert engines.made[0].closed
-    assert engines.made[1].calls[:2] == ["weights", "sample"]
+    assert engines.made[1].calls[:2] == (["weights", "adapter 3"] if adapted else ["weights", "sample"])
     assert capsys.readouterr().err.count("started once more with the current weights") == 1
 
 

@@ -23,7 +23,10 @@ from selfcorrect.learning.record import StepResult
 from selfcorrect.learning.training import Trainer
 from selfcorrect.models.weights import load_weights, weights
 from selfcorrect.parallel import lifeline as lifelines
+from selfcorrect.parallel import ranks as ranked
+from selfcorrect.parallel import shards
 from selfcorrect.parallel.ranks import Several
+from selfcorrect.parallel.sharding import Sharded
 from selfcorrect.runs import checkpoint, loop
 from selfcorrect.runs.checkpoint import Checkpoint, load_newest
 from selfcorrect.runs.loop import Loop
@@ -40,6 +43,7 @@ LOOP: Any = Loop
 SEVERAL: Any = Several
 COUNTDOWN: Any = Countdown
 ROLLOUT: Any = rollout
+RANKS: Any = ranked
 TRAINING: Any = training
 SUPERVISED: Any = supervised
 LOOPS: Any = loop
@@ -280,6 +284,47 @@ def first_killed(rank: int) -> None:
     killed(1 - rank)
 
 
+def dies_in_step_3(rank: int, dead: int, owner: Any, name: str, *, after: bool = False) -> None:
+    """The rank that is to die does so in this function, or at its end."""
+    deed = getattr(owner, name)
+
+    def dies(*args: Any, **kwargs: Any) -> Any:
+        found = deed(*args, **kwargs) if after or not begun else None
+        if begun:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return found
+
+    begun = list[bool]()
+    if rank == dead:
+        setattr(owner, name, dies)
+        _at_step_3(lambda trainer: begun.append(True))
+
+
+def killed_sampling(rank: int) -> None:
+    dies_in_step_3(rank, 1, RANKS, "play", after=True)
+
+
+def killed_updating(rank: int) -> None:
+    dies_in_step_3(rank, 1, Sharded, "clip")
+
+
+def killed_saving(rank: int) -> None:
+    dies_in_step_3(rank, 1, shards, "write")
+
+
+def first_killed_sampling(rank: int) -> None:
+    dies_in_step_3(rank, 0, RANKS, "play")
+
+
+def first_killed_updating(rank: int) -> None:
+    dies_in_step_3(rank, 0, RANKS, "sum_gradients")
+
+
+def first_killed_saving(rank: int) -> None:
+    """All but the folder's last name is there."""
+    dies_in_step_3(rank, 0, checkpoint, "write_manifest", after=True)
+
+
 def last_lines(ended: Ended) -> list[str]:
     return [line for line in ended.err.splitlines() if line.startswith("error:")]
 
@@ -290,7 +335,13 @@ def last_lines(ended: Ended) -> list[str]:
     [
         ("ddp", killed, r"error: rank 1 \(pid \d+ on .*\) died without a word: killed, or out of memory; checkpoint step-000002 is whole. To go on, resume with: selfcorrect train --resume .*two \(by the same launcher\)"),
         ("fsdp2", killed, r"error: rank 1 \(pid .*died without a word.* checkpoint step-000002 is whole.*"),
-        ("ddp", first_killed, r"error: rank 0 \(on 127.0.0.1\) died without a word.* checkpoint step-000002 is whole.*"),
+        *(
+            (parallel, hook, rf"error: rank {int('first' not in hook.__name__)} \(.* died without a word.* checkpoint step-000002 is whole.*")
+            for parallel, hook in [
+                ("ddp", first_killed), ("ddp", killed_sampling), ("fsdp2", killed_updating), ("fsdp2", killed_saving),
+                ("fsdp2", first_killed_sampling), ("ddp", first_killed_updating), ("fsdp2", first_killed_saving),
+            ]
+        ),
     ],
 )  # fmt: skip
 def test_a_rank_that_is_killed_is_named_and_the_run_goes_on(
@@ -299,11 +350,12 @@ def test_a_rank_that_is_killed_is_named_and_the_run_goes_on(
     """In under a minute; what is made in the end is that of a run that nothing happened to, to the bit."""
     settings = uneven(tmp_path, model, "two", parallel)
     ended = launch(tmp_path / "log", settings, hook=hook).ended()
-    dead = 1 if hook is killed else 0
+    dead = int("first" not in hook.__name__)
     assert [rank.status for rank in ended] == ([2, -9] if dead else [-9, 2])
     (line,) = last_lines(ended[1 - dead])
     assert re.fullmatch(told, line)
     well(launch(tmp_path / "again", settings).ended())
+    assert not list((tmp_path / "two").rglob(".partial*"))
     well(launch(tmp_path / "unbroken", {**settings, "output": str(tmp_path / "other")}).ended())
     check_equal(tmp_path / "two", tmp_path / "other" / "two")
 

@@ -20,7 +20,18 @@ from selfcorrect.parallel.refused import refuse_unserved
 from selfcorrect.parallel.served import Served
 from selfcorrect.parallel.sharding import Sharded
 from selfcorrect.samplers.vllm_server import Server
-from tests.run.test_ranks import HELD, SIZES, STAGE, check_but_for_strays, check_equal, gap, last_lines, uneven, well
+from tests.run.test_ranks import (
+    HELD,
+    SIZES,
+    STAGE,
+    check_but_for_strays,
+    check_equal,
+    dies_in_step_3,
+    gap,
+    last_lines,
+    uneven,
+    well,
+)
 from tests.support.ranks import launch
 from tests.support.runs import config as validated
 from tests.support.runs import go, read_rows, tuned
@@ -277,6 +288,31 @@ def test_a_server_that_fails_ends_all_ranks_with_its_own_words(
         well(launch(tmp_path / "again", settings).ended(90))
         again = fake.asked[before:]
         assert again.index("/collective_rpc") < again.index("/inference/v1/generate")
+    with served(tmp_path / "unbroken", model, "two", parallel) as (_, settings):
+        well(launch(tmp_path / "other", settings).ended(90))
+    check_equal(tmp_path / "two", tmp_path / "unbroken" / "two")
+
+
+def killed_sending(rank: int) -> None:
+    dies_in_step_3(rank, 0, Server, "take_weights", after=True)
+
+
+def killed_asking(rank: int) -> None:
+    dies_in_step_3(rank, 1, Server, "sample")
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize(("parallel", "hook"), [("fsdp2", killed_sending), ("ddp", killed_asking)])
+def test_a_rank_that_is_killed_with_a_server_is_named_and_the_run_goes_on(
+    parallel: str, hook: Any, model: Path, tmp_path: Path
+) -> None:
+    with served(tmp_path, model, "two", parallel) as (_, settings):
+        ended = launch(tmp_path / "log", settings, hook=hook).ended()
+        dead = 0 if hook is killed_sending else 1
+        assert [rank.status for rank in ended] == ([2, -9] if dead else [-9, 2])
+        (line,) = last_lines(ended[1 - dead])
+        assert re.fullmatch(rf"error: rank {dead} \(.* died without a word.* checkpoint step-000002 is whole.*", line)
+        well(launch(tmp_path / "again", settings).ended(90))
     with served(tmp_path / "unbroken", model, "two", parallel) as (_, settings):
         well(launch(tmp_path / "other", settings).ended(90))
     check_equal(tmp_path / "two", tmp_path / "unbroken" / "two")

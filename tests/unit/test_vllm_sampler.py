@@ -154,9 +154,12 @@ def test_a_second_failure_is_the_end(fault: dict[str, int], tmp_path: Path) -> N
 
 def test_a_sync_that_hangs_ends_with_the_engines_own_text(tmp_path: Path) -> None:
     lm = model()
-    own = sampler(lm, Engines(lm, {"hangs": 1}), tmp_path, timeout=0.2)
+    engines = Engines(lm, {"hangs": 1})
+    own = sampler(lm, engines, tmp_path, timeout=0.2)
     with pytest.raises(SamplerFailed, match=r"sync 1 after 0\.2 s.*NCCL watchdog: rank 1 is waiting"):
         own.load_weights(lm.model)
+    own.close()
+    assert not engines.made[0].closed  # it would hang in that too
 
 
 def full(*_: Any) -> None:

@@ -239,15 +239,30 @@ def not_sent(rank: int) -> None:
     SERVER.take_weights = once
 
 
+def not_followed(rank: int) -> None:
+    """Rank 1 asks for what it asked for at first."""
+    follow = Server.follow
+
+    def once(self: Any, serves: str) -> None:
+        if self._model == "base":
+            follow(self, serves)
+
+    if rank == 1:
+        SERVER.follow = once
+
+
 @pytest.mark.nightly
 @pytest.mark.parametrize(
-    ("parallel", "planted"),
-    [("ddp", everyone_sends), ("ddp", local_rows), ("fsdp2", local_rows), ("fsdp2", streamed), ("fsdp2", not_sent)],
-)
-def test_planted_bugs_are_seen(parallel: str, planted: Any, model: Path, tmp_path: Path) -> None:
-    with served(tmp_path, model, "one") as (alone, settings):
+    ("parallel", "tuning", "planted"),
+    [
+        ("ddp", "full", everyone_sends), ("ddp", "full", local_rows), ("fsdp2", "full", local_rows),
+        ("fsdp2", "full", streamed), ("fsdp2", "full", not_sent), ("ddp", "lora", not_followed),
+    ],
+)  # fmt: skip
+def test_planted_bugs_are_seen(parallel: str, tuning: str, planted: Any, model: Path, tmp_path: Path) -> None:
+    with served(tmp_path, model, "one", "auto", tuning) as (alone, settings):
         one, two = go(settings), tmp_path / "two"
-    with served(tmp_path, model, "two", parallel, timeout=3.0) as (fake, settings):
+    with served(tmp_path, model, "two", parallel, tuning, timeout=3.0) as (fake, settings):
         ended = launch(tmp_path / "log", settings, hook=planted).ended(60)
         same = all(fake.asked.count(path) == alone.asked.count(path) for path in ("/collective_rpc", "/resume"))
     assert all(rank.status is not None for rank in ended)

@@ -146,6 +146,7 @@ def test_what_a_killed_process_has_left_is_removed(tmp_path: Path) -> None:
         ("/collective_rpc", (404, "Not Found"), r"needs a server started as docs/vllm.md says"),
         ("/collective_rpc", (200, "hang"), r"sync 1 after 0\.5 s .*the last it said: /health answers 200"),
         ("/reset_prefix_cache", (200, "hang"), r"sync 1 after 0\.5 s .*the last it said: /health answers 200"),
+        ("/reset_prefix_cache", (200, '{"success": false}'), r"http://127.0.0.1:\d+ could not empty its prefix cache"),
         ("/inference/v1/generate", (400, '{"error": "max_model_len"}'), r"answered 400: .*max_model_len"),
         ("/v1/models", (503, "starting"), r"vllm.server = .* does not answer \(starting\); start it"),
     ],

@@ -86,7 +86,7 @@ class FakeEngine:
         self._lm = copy.deepcopy(self._lm)
         assert self._lm.adapters
         self._lm.adapters.load(load_file(folder / "adapter_model.safetensors"))
-        self._cache.clear()
+        self._cache = {}
 
     def drop_adapter(self, version: AdapterVersion) -> None:
         assert (version.folder / "adapter_config.json").is_file()

@@ -1,5 +1,6 @@
 """A stand-in for vLLM's server."""
 
+import copy
 import json
 import threading
 from collections.abc import Iterator
@@ -28,7 +29,8 @@ class Fake(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Routes)
         self.engine, self.asked, self.answers = engine, list[str](), dict[str, tuple[int, str]]()
         self.since, self.times = 1, 1 << 30
-        self.adapters: dict[str, str] = {}  # names and folders; as the real one, it outlives who sent them
+        # By name, the folder and who answers for it. As the real one's, they outlive who sent them.
+        self.adapters: dict[str, tuple[str, FakeEngine]] = {}
         self.lock, self.hang = threading.Lock(), threading.Event()
 
     def fault(self, path: str) -> tuple[int, str]:
@@ -44,7 +46,7 @@ class Fake(ThreadingHTTPServer):
                 return {
                     "data": [
                         {"id": "base", "max_model_len": 256},
-                        *({"id": name, "root": folder} for name, folder in self.adapters.items()),
+                        *({"id": name, "root": folder} for name, (folder, _) in self.adapters.items()),
                     ]
                 }
             case "/collective_rpc":
@@ -60,8 +62,9 @@ class Fake(ThreadingHTTPServer):
                     return f"The lora adapter '{name}' has already been loaded."
                 if not (folder / "adapter_config.json").is_file():
                     return f"No adapter found for {folder}"
-                self.adapters[name] = str(folder)
-                self.engine.take_adapter(AdapterVersion(int(name.rpartition("-")[2]), folder, name))
+                engine = copy.copy(self.engine)
+                engine.take_adapter(AdapterVersion(int(name.rpartition("-")[2]), folder, name))
+                self.adapters[name] = (str(folder), engine)
             case "/v1/unload_lora_adapter":
                 if self.adapters.pop(body["lora_name"], None) is None:
                     return f"The lora adapter '{body['lora_name']}' cannot be found."
@@ -70,11 +73,12 @@ class Fake(ThreadingHTTPServer):
             case "/inference/v1/generate":
                 if body["model"] not in ("base", *self.adapters):
                     return f"The model `{body['model']}` does not exist."
+                engine = self.engine if body["model"] == "base" else self.adapters[body["model"]][1]
                 told = body["sampling_params"]
                 stop = tuple(told["stop_token_ids"])
                 request = Request(tuple(body["token_ids"]), told["seed"], told["temperature"], told["max_tokens"], stop)
                 with self.lock:
-                    (ids, logprobs) = self.engine.sample([request])[0]
+                    (ids, logprobs) = engine.sample([request])[0]
                 content = [{"token_id": i, "logprob": p} for i, p in zip(ids, logprobs, strict=True)]
                 return {"choices": [{"index": 0, "token_ids": ids, "logprobs": {"content": content}}]}
         return None
@@ -96,7 +100,7 @@ class Routes(BaseHTTPRequestHandler):
         status, said = self.server.fault(path)
         if said == "hang":
             self.server.hang.wait(10)
-        elif status == 200:
+        elif status == 200 and not said:
             answer = self.server.answer(path, json.loads(text) if text else None)
             status, said = (400, answer) if isinstance(answer, str) else (200, json.dumps(answer))
         self.send_response(status)

@@ -6,25 +6,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from selfcorrect.errors import ModelError
-
 
 def fill_with_nothing(model: Any) -> None:
     """In place of a model's meta tensors: zeros that the system gives memory when they are written. Tied ones stay so.
 
-    Raises ModelError where the model keeps others than weights and buffers, which nobody could send it.
+    Others than weights and buffers there are none: transformers could not load them either.
     """
     made: dict[int, Tensor] = {}
-    for name, module in model.named_modules():
+    for module in model.modules():
         for held in (module._parameters, module._buffers):
             for key, tensor in held.items():
                 if tensor is not None and tensor.is_meta:
                     held[key] = made.setdefault(id(tensor), _nothing(tensor))
-        if kept := [key for key, value in vars(module).items() if isinstance(value, Tensor) and value.is_meta]:
-            raise ModelError(
-                f"the model keeps {name}.{kept[0]} as neither weight nor buffer, so one process cannot load it for "
-                "all; set parallel=ddp, or sampler=transformers"
-            )
 
 
 def _nothing(like: Tensor) -> Tensor:

@@ -47,7 +47,7 @@ def slow_to_load() -> None:
         print("loading", flush=True)
         time.sleep(60)
 
-    ranks.load_model = load  # type: ignore[attr-defined]
+    ranks.load_model = load  # type: ignore[assignment,attr-defined]
 
 
 def test_ctrl_c_while_a_run_starts(model: Path, tmp_path: Path) -> None:

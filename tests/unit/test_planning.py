@@ -213,9 +213,11 @@ def test_what_a_shipped_recipe_always_holds_leaves_room(stem: str) -> None:
 
 
 def test_no_setting_is_advised_that_training_refuses() -> None:
-    config = recipe(model={"path": "Qwen/Qwen2.5-7B", "weights": "bfloat16"}, optimizer={"micro_batch": 1})
+    config = recipe(
+        model={"path": "Qwen/Qwen2.5-7B", "weights": "bfloat16"}, optimizer={"micro_batch": 1, "name": "adamw_8bit"}
+    )
     assert _changed(config, ["parallel=fsdp2"]) is None
-    changed = _changed(config, ["model.weights=float32", "parallel=fsdp2"])
+    changed = _changed(config, ["optimizer.name=adamw", "parallel=fsdp2"])
     assert changed is not None
     assert changed.parallel == "fsdp2"
 

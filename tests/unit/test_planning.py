@@ -325,7 +325,6 @@ def test_refusals_are_one_line(arguments: list[str], why: str) -> None:
         ({}, (4, 1, None, 3), r"--serving 3: the model's 28 heads are split over the server's cards"),
         ({"vllm": {}}, (4,), "sampler: vllm in this process is for one process"),
         ({"sampler": "transformers", "vllm": {}}, (4, 1, None, 2), "--serving 2: the recipe has no vllm.server"),
-        ({"model": {"path": "Qwen/Qwen2.5-7B", "weights": "bfloat16"}}, (4,), "float32 masters are not sharded yet"),
     ],
 )
 def test_what_a_run_would_refuse_is_not_planned(changes: dict[str, Any], cards: tuple[Any, ...], why: str) -> None:

@@ -161,7 +161,7 @@ def test_stale_weights_and_a_stale_cache_are_seen(paired: Callable[..., Pair], m
 def test_another_version_of_the_adapter_is_seen(paired: Callable[..., Pair], monkeypatch: pytest.MonkeyPatch) -> None:
     pair = paired(tuned("lora"))
     pair.attempts(pair.own, 1.0, 1)
-    first = AdapterVersion(77, pair.own._folder / "adapter-1")
+    first = AdapterVersion(77, pair.own._folder / "adapter-1", "another")
     learn(pair.lm, 0.003)
     take = pair.engine.take_adapter
     monkeypatch.setattr(pair.engine, "take_adapter", lambda version: take(first))

@@ -10,7 +10,7 @@ import yaml
 
 from selfcorrect import cli
 from selfcorrect.errors import TrainingInterrupted
-from selfcorrect.runs import run
+from selfcorrect.parallel import ranks
 from selfcorrect.runs.checkpoint import load_newest
 from selfcorrect.runs.display import Observer
 from selfcorrect.runs.interrupts import SAME_PRESS, Stop, stoppable
@@ -47,7 +47,7 @@ def slow_to_load() -> None:
         print("loading", flush=True)
         time.sleep(60)
 
-    run.load_model = load  # type: ignore[assignment,attr-defined]
+    ranks.load_model = load  # type: ignore[assignment,attr-defined]
 
 
 def test_ctrl_c_while_a_run_starts(model: Path, tmp_path: Path) -> None:

@@ -1,5 +1,8 @@
 """Whole runs, evaluations and `play` with sampler: vllm, over a stand-in engine in this process or behind HTTP."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +13,7 @@ from selfcorrect.config import ModelConfig, VllmConfig
 from selfcorrect.errors import SamplerFailed
 from selfcorrect.models.loading import LanguageModel, load_model
 from selfcorrect.samplers import vllm_engine, vllm_server
+from selfcorrect.samplers.sync_folder import SyncFolder
 from selfcorrect.samplers.transformers import TransformersSampler
 from selfcorrect.samplers.vllm import VllmSampler
 from selfcorrect.samplers.vllm_server import Server
@@ -98,6 +102,43 @@ def test_a_server_is_sent_each_version_and_pauses_meanwhile(lm: LanguageModel, t
         own.close()
 
 
+def test_a_server_outlives_the_runs_it_is_sent_adapters_by(model: Path, tmp_path: Path) -> None:
+    """Another run, or the same resumed, has names of its own, and what one whose folder is gone has left is unloaded."""
+    adapted = load_model(ModelConfig(path=str(model), device="cpu", precision="float32", tuning="lora"))
+    prompts = [adapted.chat.first_prompt("5 2 1 : 8")]
+    with serving(adapted, other=False) as fake:
+        runs = list[VllmSampler]()
+        for count in (2, 2, 4):
+            own = over_http(adapted, fake, tmp_path)
+            runs.append(own)
+            for _ in range(2):
+                learn(adapted)
+                own.load_weights(adapted.model)
+                expected = TransformersSampler(adapted).sample(prompts, PARAMS)
+                assert [d.token_ids for d in own.sample(prompts, PARAMS)] == [d.token_ids for d in expected]
+            assert len(fake.adapters) == count
+            if len(runs) == 1:
+                own.close()  # the next is as if killed: its folder stays
+
+
+def test_what_a_killed_process_has_left_is_removed(tmp_path: Path) -> None:
+    script = (
+        "import os, pathlib; from selfcorrect.samplers.sync_folder import SyncFolder\n"
+        f"held = SyncFolder(pathlib.Path({str(tmp_path)!r}))\n"
+        "(held.path / 'weights').write_text('much'); os.kill(os.getpid(), 9)"
+    )
+    subprocess.run([sys.executable, "-c", script], check=False)
+    (left,) = tmp_path.iterdir()
+    other, mine = SyncFolder(tmp_path), SyncFolder(tmp_path)
+    assert left.exists()  # it may be one that is not locked yet
+    for folder in (left, other.path):
+        os.utime(folder / ".lock", (0, 0))
+    last = SyncFolder(tmp_path)
+    assert sorted(tmp_path.iterdir()) == sorted([other.path, mine.path, last.path])
+    last.remove()
+    assert len(list(tmp_path.iterdir())) == 2
+
+
 @pytest.mark.parametrize(
     ("path", "answer", "told"),
     [
@@ -105,6 +146,7 @@ def test_a_server_is_sent_each_version_and_pauses_meanwhile(lm: LanguageModel, t
         ("/collective_rpc", (404, "Not Found"), r"needs a server started as docs/vllm.md says"),
         ("/collective_rpc", (200, "hang"), r"sync 1 after 0\.5 s .*the last it said: /health answers 200"),
         ("/reset_prefix_cache", (200, "hang"), r"sync 1 after 0\.5 s .*the last it said: /health answers 200"),
+        ("/reset_prefix_cache", (200, '{"success": false}'), r"http://127.0.0.1:\d+ could not empty its prefix cache"),
         ("/inference/v1/generate", (400, '{"error": "max_model_len"}'), r"answered 400: .*max_model_len"),
         ("/v1/models", (503, "starting"), r"vllm.server = .* does not answer \(starting\); start it"),
     ],

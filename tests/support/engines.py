@@ -38,6 +38,7 @@ class FakeEngine:
         self._lm = copy.deepcopy(self.of)
         self._cache: dict[tuple[int, ...], LanguageModel] = {}
         self._known: dict[int, LanguageModel] = {}
+        self._taken = set[int]()
         with torch.no_grad():
             for parameter in self._lm.model.parameters():
                 parameter.mul_(0.5 if self.other else 1)
@@ -76,19 +77,21 @@ class FakeEngine:
                 state[name].copy_(tensor)
 
     def take_adapter(self, version: AdapterVersion) -> None:
-        self._note(f"adapter {version.name}")
+        self._note(f"adapter {version.number}")
         assert self._lm.adapters
+        self._taken.add(version.number)
         folder = version.folder
-        if self._is("wrong_adapter", f"adapter {version.name}"):
+        if self._is("wrong_adapter", f"adapter {version.number}"):
             return
         self._lm = copy.deepcopy(self._lm)
         assert self._lm.adapters
         self._lm.adapters.load(load_file(folder / "adapter_model.safetensors"))
-        self._cache.clear()
+        self._cache = {}
 
     def drop_adapter(self, version: AdapterVersion) -> None:
         assert (version.folder / "adapter_config.json").is_file()
-        self._note(f"drop {version.name}")
+        self._taken.remove(version.number)  # one that it never had is an error to it
+        self._note(f"drop {version.number}")
 
     @property
     def serves(self) -> str:

@@ -1,5 +1,6 @@
 """A stand-in for vLLM's server."""
 
+import copy
 import json
 import threading
 from collections.abc import Iterator
@@ -28,6 +29,8 @@ class Fake(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Routes)
         self.engine, self.asked, self.answers = engine, list[str](), dict[str, tuple[int, str]]()
         self.since, self.times = 1, 1 << 30
+        # By name, the folder and who answers for it. As the real one's, they outlive who sent them.
+        self.adapters: dict[str, tuple[str, FakeEngine]] = {}
         self.lock, self.hang = threading.Lock(), threading.Event()
 
     def fault(self, path: str) -> tuple[int, str]:
@@ -40,7 +43,12 @@ class Fake(ThreadingHTTPServer):
     def answer(self, path: str, body: Any) -> Any:
         match path:
             case "/v1/models":
-                return {"data": [{"id": "base", "max_model_len": 256}]}
+                return {
+                    "data": [
+                        {"id": "base", "max_model_len": 256},
+                        *({"id": name, "root": folder} for name, (folder, _) in self.adapters.items()),
+                    ]
+                }
             case "/collective_rpc":
                 assert body["method"] == "reload_weights"
                 folder = Path(body["kwargs"]["weights_path"])
@@ -49,15 +57,28 @@ class Fake(ThreadingHTTPServer):
                 self.engine.take_weights(weights)
                 return {"results": [None]}
             case "/v1/load_lora_adapter":
-                self.engine.take_adapter(AdapterVersion(int(body["lora_name"].split("-")[1]), Path(body["lora_path"])))
+                name, folder = body["lora_name"], Path(body["lora_path"])
+                if name in self.adapters:
+                    return f"The lora adapter '{name}' has already been loaded."
+                if not (folder / "adapter_config.json").is_file():
+                    return f"No adapter found for {folder}"
+                engine = copy.copy(self.engine)
+                engine.take_adapter(AdapterVersion(int(name.rpartition("-")[2]), folder, name))
+                self.adapters[name] = (str(folder), engine)
+            case "/v1/unload_lora_adapter":
+                if self.adapters.pop(body["lora_name"], None) is None:
+                    return f"The lora adapter '{body['lora_name']}' cannot be found."
             case "/reset_prefix_cache":
                 return {"success": True}
             case "/inference/v1/generate":
+                if body["model"] not in ("base", *self.adapters):
+                    return f"The model `{body['model']}` does not exist."
+                engine = self.engine if body["model"] == "base" else self.adapters[body["model"]][1]
                 told = body["sampling_params"]
                 stop = tuple(told["stop_token_ids"])
                 request = Request(tuple(body["token_ids"]), told["seed"], told["temperature"], told["max_tokens"], stop)
                 with self.lock:
-                    (ids, logprobs) = self.engine.sample([request])[0]
+                    (ids, logprobs) = engine.sample([request])[0]
                 content = [{"token_id": i, "logprob": p} for i, p in zip(ids, logprobs, strict=True)]
                 return {"choices": [{"index": 0, "token_ids": ids, "logprobs": {"content": content}}]}
         return None
@@ -79,8 +100,9 @@ class Routes(BaseHTTPRequestHandler):
         status, said = self.server.fault(path)
         if said == "hang":
             self.server.hang.wait(10)
-        elif status == 200:
-            said = json.dumps(self.server.answer(path, json.loads(text) if text else None))
+        elif status == 200 and not said:
+            answer = self.server.answer(path, json.loads(text) if text else None)
+            status, said = (400, answer) if isinstance(answer, str) else (200, json.dumps(answer))
         self.send_response(status)
         self.end_headers()
         self.wfile.write(said.replace("null", "").encode() if said == "null" else said.encode())

@@ -377,3 +377,18 @@ def test_on_cuda_no_forward_pass_takes_cudnns_attention() -> None:
             assert backends.flash_sdp_enabled()
             assert backends.mem_efficient_sdp_enabled()
     assert enabled() == before
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen2", "gpt2", "gemma3"])
+def test_a_hollow_model_has_names_and_shapes_and_no_numbers(architecture: str, tmp_path: Path) -> None:
+    """What another process reads: the same weights and buffers, tied ones still, all of them 0, and they compute."""
+    tiny_lm(architecture).save(tmp_path)
+    config = ModelConfig(path=str(tmp_path), device="cpu", precision="float32")
+    whole, hollow = load_model(config), load_model(config, hollow=True)
+    for of in ("named_parameters", "named_buffers"):
+        mine, theirs = ({name: t.shape for name, t in getattr(lm.model, of)()} for lm in (hollow, whole))
+        assert mine == theirs
+        assert not any(tensor.any() for _, tensor in getattr(hollow.model, of)())
+    assert hollow.eos_ids == whole.eos_ids
+    ids = torch.tensor([[1, 2]])
+    assert hollow.logits(ids, None).shape == whole.logits(ids, None).shape

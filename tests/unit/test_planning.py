@@ -229,9 +229,11 @@ def test_what_a_shipped_recipe_always_holds_leaves_room(stem: str) -> None:
 
 
 def test_no_setting_is_advised_that_training_refuses() -> None:
-    config = recipe(model={"path": "Qwen/Qwen2.5-7B", "weights": "bfloat16"}, optimizer={"micro_batch": 1})
+    config = recipe(
+        model={"path": "Qwen/Qwen2.5-7B", "weights": "bfloat16"}, optimizer={"micro_batch": 1, "name": "adamw_8bit"}
+    )
     assert _changed(config, ["parallel=fsdp2"]) is None
-    changed = _changed(config, ["model.weights=float32", "parallel=fsdp2"])
+    changed = _changed(config, ["optimizer.name=adamw", "parallel=fsdp2"])
     assert changed is not None
     assert changed.parallel == "fsdp2"
 
@@ -339,7 +341,6 @@ def test_refusals_are_one_line(arguments: list[str], why: str) -> None:
         ({}, (4, 1, None, 3), r"--serving 3: the model's 28 heads are split over the server's cards"),
         ({"vllm": {}}, (4,), "sampler: vllm in this process is for one process"),
         ({"sampler": "transformers", "vllm": {}}, (4, 1, None, 2), "--serving 2: the recipe has no vllm.server"),
-        ({"model": {"path": "Qwen/Qwen2.5-7B", "weights": "bfloat16"}}, (4,), "float32 masters are not sharded yet"),
     ],
 )
 def test_what_a_run_would_refuse_is_not_planned(changes: dict[str, Any], cards: tuple[Any, ...], why: str) -> None:

@@ -1,11 +1,14 @@
 """What VllmSampler does with an engine: send, compare, start again, give up. The engine here is tests/support/engines.py."""
 
+import errno
+import os
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from selfcorrect.config import LoraConfig, TrainConfig, VllmConfig
 from selfcorrect.config.recipe import validate
@@ -79,8 +82,7 @@ def test_a_version_of_an_adapter_is_dropped_one_sync_later(tmp_path: Path) -> No
         there.append(adapter_folders(tmp_path))
     assert there == [["adapter-1"], ["adapter-1", "adapter-2"], ["adapter-2", "adapter-3"], ["adapter-3", "adapter-4"]]
     assert engines.made[0].calls == [
-        "weights", "adapter policy-1", "adapter policy-2", "adapter policy-3", "drop policy-1", "adapter policy-4",
-        "drop policy-2",
+        "weights", "adapter 1", "adapter 2", "adapter 3", "drop 1", "adapter 4", "drop 2",
     ]  # fmt: skip
 
 
@@ -116,13 +118,18 @@ def test_other_numbers_than_the_policys_stop_the_run(adapted: bool, fault: dict[
     assert "\n" not in str(told.value)
 
 
-@pytest.mark.parametrize("fault", [{"dies": 4}, {"no_numbers": 2}, {"sync_dies": 2}])
-def test_a_failure_is_mended_once(fault: dict[str, int], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The second engine has no fault, and begins with the weights as they are now."""
-    lm = model()
+@pytest.mark.parametrize(
+    ("fault", "adapted"),
+    [({"dies": 4}, False), ({"no_numbers": 2}, False), ({"sync_dies": 2}, False), ({"dies": 4}, True)],
+)
+def test_a_failure_is_mended_once(
+    fault: dict[str, int], adapted: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The second engine has no fault, begins with the weights as they are now, and knows nothing of the first."""
+    lm = model(adapted=adapted)
     engines = Engines(lm, fault, {})
     own = sampler(lm, engines, tmp_path)
-    for _ in range(2):
+    for _ in range(4):
         found = own.sample(prompts(lm), GREEDY)
         expected = TransformersSampler(lm).sample(prompts(lm), GREEDY)
         assert [done.token_ids for done in found] == [done.token_ids for done in expected]
@@ -131,7 +138,7 @@ def test_a_failure_is_mended_once(fault: dict[str, int], tmp_path: Path, capsys:
     own.sample(prompts(lm), GREEDY)
     assert len(engines.made) == 2
     assert engines.made[0].closed
-    assert engines.made[1].calls[:2] == ["weights", "sample"]
+    assert engines.made[1].calls[:2] == (["weights", "adapter 3"] if adapted else ["weights", "sample"])
     assert capsys.readouterr().err.count("started once more with the current weights") == 1
 
 
@@ -147,9 +154,33 @@ def test_a_second_failure_is_the_end(fault: dict[str, int], tmp_path: Path) -> N
 
 def test_a_sync_that_hangs_ends_with_the_engines_own_text(tmp_path: Path) -> None:
     lm = model()
-    own = sampler(lm, Engines(lm, {"hangs": 1}), tmp_path, timeout=0.2)
+    engines = Engines(lm, {"hangs": 1})
+    own = sampler(lm, engines, tmp_path, timeout=0.2)
     with pytest.raises(SamplerFailed, match=r"sync 1 after 0\.2 s.*NCCL watchdog: rank 1 is waiting"):
         own.load_weights(lm.model)
+    own.close()
+    assert not engines.made[0].closed  # it would hang in that too
+
+
+def full(*_: Any) -> None:
+    raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+
+def broken(*_: Any) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize("deed", [full, broken])
+def test_a_full_disk_is_told_and_nothing_is_started_anew(
+    deed: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lm = model(adapted=True)
+    engines = Engines(lm)
+    own = sampler(lm, engines, tmp_path)
+    monkeypatch.setattr(Adapters, "save", deed)
+    with pytest.raises(SamplerFailed, match=r"selfcorrect-sync-.* has no room .*No space left on device.*sync_folder$"):
+        own.load_weights(lm.model)
+    assert len(engines.made) == 1
 
 
 def test_after_a_rest_weights_are_sent_before_anything_is_sampled(tmp_path: Path) -> None:

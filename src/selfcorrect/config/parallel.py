@@ -15,24 +15,14 @@ auto: ddp where torchrun or accelerate started several processes.
 def not_in_shards(config: "TrainConfig") -> str:
     """Why a recipe cannot be trained under fsdp2, and what to set; empty where it can."""
     model, way_out = config.model, "; set parallel=ddp"
-    if model.tuning == "qlora":
-        return (
-            "model.tuning = 'qlora' with parallel: fsdp2: bitsandbytes' 4-bit weights are no tensors that fully_shard "
-            f"can split and gather{way_out}, or model.tuning=lora"
-        )
-    if model.tuning == "full" and model.weights == "bfloat16":
-        return (
-            "model.weights = 'bfloat16' with parallel: fsdp2: float32 masters are not sharded yet; set "
-            "model.weights=float32 (which is in shards)"
-        )
     if config.optimizer.name != "adamw":
         return (
             f"optimizer.name = {config.optimizer.name!r} with parallel: fsdp2: bitsandbytes does not step sharded "
             f"weights; set optimizer.name=adamw (whose moments are in shards){way_out}"
         )
-    if model.tuning == "lora" and config.algorithm.reference == "previous_stage":
+    if model.tuning != "full" and config.algorithm.reference == "previous_stage":
         return (
-            "algorithm.reference = 'previous_stage' with model.tuning: lora and parallel: fsdp2: the second adapter "
-            f"would have to be sharded in a running model{way_out}"
+            f"algorithm.reference = 'previous_stage' with model.tuning: {model.tuning} and parallel: fsdp2: the second "
+            f"adapter would have to be sharded in a running model{way_out}"
         )
     return ""

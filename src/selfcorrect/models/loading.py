@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from importlib import resources
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,9 @@ from selfcorrect.errors import ModelError
 from selfcorrect.models import adapters, files, generation, packed, templates
 from selfcorrect.models.adapters import FROZEN, OFF, POLICY, Adapters
 from selfcorrect.models.chat import Chat
-from selfcorrect.models.freed import WIDE, give_back_freed_memory, keep_freed_memory
+from selfcorrect.models.freed import keep_freed_memory
 from selfcorrect.models.head import Head, HeadForm, States, head_form
+from selfcorrect.models.hollow import fill_with_nothing
 from selfcorrect.models.masters import Masters
 
 _ATTENTION = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
@@ -234,10 +236,12 @@ def _is_model(folder: Path) -> bool:
     return any((folder / name).is_file() for name in ("config.json", adapters.CONFIG))
 
 
-def load_model(config: ModelConfig, seed: int = 0, *, in_memory: bool = False) -> LanguageModel:
+def load_model(config: ModelConfig, seed: int = 0, *, in_memory: bool = False, hollow: bool = False) -> LanguageModel:
     """Load model, tokenizer and chat template; with an adapter, where the path or the tuning names one.
 
     seed: a fresh adapter's. in_memory: the weights stay in the machine's memory, from where shards go to the device.
+    hollow: they are not read, as another process has them (hollow.py); but for 4-bit ones, and where accelerate is not
+    there to leave them out.
 
     Raises ModelError, naming what is missing.
     """
@@ -250,19 +254,18 @@ def load_model(config: ModelConfig, seed: int = 0, *, in_memory: bool = False) -
     if not config.trust_remote_code:
         source.refuse_code()
         base.refuse_code()
+    hollow = hollow and config.tuning != "qlora" and find_spec("accelerate") is not None
     device = pick_device(config.device)
     if device.type == "cpu":
-        give_back_freed_memory()
+        keep_freed_memory()
     verbosity = logging.get_verbosity()
     logging.set_verbosity(logging.CRITICAL)  # what it reports at length becomes one line here
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            lm, notes = _load(config, source, base, device, in_memory)
-            if device.type == "cpu" and getattr(lm.model.config.get_text_config(), "hidden_size", WIDE) < WIDE:
-                keep_freed_memory()
+            lm, notes = _load(config, source, base, device, in_memory or hollow, hollow)
             if adapter is not None:
-                notes += _take_adapter(lm, config, source, base, adapter, seed)
+                notes += _take_adapter(lm, config, source, base, adapter, seed, hollow)
             elif config.tuning != "full":
                 fresh = adapters.fresh_config(config.lora, lm.model)
                 lm.adapters = Adapters(lm.model, fresh, _lasting(base.path), seed)
@@ -277,7 +280,7 @@ def load_model(config: ModelConfig, seed: int = 0, *, in_memory: bool = False) -
 
 
 def _load(
-    config: ModelConfig, source: files.Source, base: files.Source, device: torch.device, in_memory: bool
+    config: ModelConfig, source: files.Source, base: files.Source, device: torch.device, in_memory: bool, hollow: bool
 ) -> tuple[LanguageModel, list[str]]:
     """The model without adapter, with notes. source: where the tokenizer is, if it is there; base: the weights."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -296,6 +299,7 @@ def _load(
         model, found = AutoModelForCausalLM.from_pretrained(
             base.path, dtype=getattr(torch, config.weights), attn_implementation=attention, output_loading_info=True,
             generation_config=given, **base.how, **safe, **_in_four_bits(config, device, compute_dtype),
+            **({"device_map": "meta"} if hollow else {}),
         )  # fmt: skip
         if raw is None and model.can_generate():  # made from config.json
             model.generation_config, changes = generation.mended(model.generation_config.to_dict())
@@ -309,7 +313,9 @@ def _load(
             f"its weights lack {first}" + (f" and {len(more)} more" if more else "")
             + ", which would be left random; the files are not complete, or not of a causal language model"
         )  # fmt: skip
-    if config.tuning == "qlora":
+    if hollow:
+        fill_with_nothing(model)
+    elif config.tuning == "qlora":
         adapters.keep_plain(model)
     else:
         model.to("cpu" if in_memory else device)
@@ -365,8 +371,9 @@ def _base_of(source: files.Source, adapter: Mapping[str, Any]) -> files.Source:
 
 
 def _take_adapter(
-    lm: LanguageModel, config: ModelConfig, source: files.Source, base: files.Source, told: Mapping[str, Any], seed: int
-) -> list[str]:
+    lm: LanguageModel, config: ModelConfig, source: files.Source, base: files.Source, told: Mapping[str, Any],
+    seed: int, hollow: bool,
+) -> list[str]:  # fmt: skip
     """Puts a stored adapter into the model: live where tuning has one, else merged. Returns notes."""
     from safetensors import SafetensorError, safe_open
 
@@ -387,7 +394,7 @@ def _take_adapter(
         raise source.refusal(files.first_line(error)) from error
     lm.adapters = made
     about = source.read_json(adapters.ABOUT) or {}
-    other = _other_base(lm, about)
+    other = "" if hollow else _other_base(lm, about)
     if other:
         raise source.refusal(
             f"its base {base.path} holds other weights than those that the adapter was trained on ({other})"

@@ -3,6 +3,7 @@
 A step of 1e-6 on a bfloat16 weight of 0.1 would be rounded away. The masters keep it; the weights are their roundings.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,14 +11,20 @@ from torch import Tensor
 
 
 class Masters:
-    """by_name: float32 leaves, by the model's name for the weight. Gradients of the weights are added up in theirs."""
+    """by_name: float32 leaves, by the model's name for the weight. Gradients of the weights are added up in theirs.
 
-    def __init__(self, model: Any) -> None:
+    exact: those of a model that is trained elsewhere, as they are now.
+    """
+
+    def __init__(self, model: Any, exact: Mapping[str, Tensor] | None = None) -> None:
         self._weights: dict[str, Tensor] = {
             name: parameter
             for name, parameter in model.named_parameters()
             if parameter.requires_grad and parameter.dtype.itemsize < torch.float32.itemsize
         }
+        if exact is not None:
+            self.by_name = {name: exact[name] for name in self._weights}
+            return
         self.by_name = {
             name: w.detach().to(torch.float32, copy=True).requires_grad_() for name, w in self._weights.items()
         }

@@ -31,7 +31,21 @@ def laid_out(tensor: Tensor, like: Any) -> Tensor:
 
 @torch.no_grad()
 def fill(target: Any, source: Tensor) -> None:
-    """`target`, sharded or not, takes the values of `source`. Raises RuntimeError where shapes differ."""
+    """`target` takes the values of `source`: where it lies in shards and `source` is whole, of rank 0's.
+
+    Every process must call in the same order then. Raises RuntimeError where shapes differ.
+    """
     if target.shape != source.shape:
         raise RuntimeError(f"shapes {tuple(source.shape)} and {tuple(target.shape)} differ")
+    if is_sharded(target) and not is_sharded(source):
+        source = from_first(source, target.device)
     target.copy_(laid_out(source, target))
+
+
+@torch.no_grad()
+def from_first(tensor: Tensor, device: torch.device) -> Tensor:
+    """Rank 0's values on this device, on every rank; of others' `tensor` shape and dtype count."""
+    first = torch.distributed.get_rank() == 0
+    told = tensor.to(device).contiguous() if first else torch.empty(tensor.shape, dtype=tensor.dtype, device=device)
+    torch.distributed.broadcast(told, src=0)
+    return told

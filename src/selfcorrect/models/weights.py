@@ -28,7 +28,8 @@ def weights(lm: LanguageModel) -> dict[str, Tensor]:
 def load_weights(lm: LanguageModel, state: Mapping[str, Tensor]) -> None:
     """Put weights saved by `weights` back in place. Raises CheckpointError where they are another model's.
 
-    Of a reference that is a view of the policy's model, they become the adapter it sees.
+    Of a reference that is a view of the policy's model, they become the adapter it sees. A model in shards takes rank
+    0's, and all ranks are in it together.
     """
     try:
         if lm.adapters:
@@ -50,14 +51,17 @@ def load_weights(lm: LanguageModel, state: Mapping[str, Tensor]) -> None:
             lm.masters.take(name, tensor)
 
 
-def stored_weights(folder: Path, lm: LanguageModel, config: ModelConfig) -> dict[str, Tensor]:
-    """What `weights` gave for a model that was saved to this folder, rounded as it was stored. config: the model's."""
+def stored_weights(folder: Path, lm: LanguageModel, config: ModelConfig, *, hollow: bool = False) -> dict[str, Tensor]:
+    """What `weights` gave for a model that was saved to this folder, rounded as it was stored. config: the model's.
+
+    hollow: in names and shapes only, where another process reads it.
+    """
     if lm.adapters:
         from safetensors.torch import load_file
 
         return dict(load_file(folder / WEIGHTS))
     plain = {"path": str(folder), "weights": "float32", "precision": "float32", "device": "cpu"}
-    return weights(load_model(config.model_copy(update=plain)))
+    return weights(load_model(config.model_copy(update=plain), hollow=hollow))
 
 
 def fingerprint(lm: LanguageModel) -> str:

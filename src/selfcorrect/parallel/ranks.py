@@ -18,7 +18,7 @@ from torch import Tensor
 from selfcorrect.config import TrainConfig
 from selfcorrect.errors import CheckpointError, ConfigError, NumericalError, UserError
 from selfcorrect.evaluation.kept import Kept
-from selfcorrect.models.loading import LanguageModel
+from selfcorrect.models.loading import LanguageModel, load_model
 from selfcorrect.models.weights import fingerprint
 from selfcorrect.parallel.gradients import sum_gradients
 from selfcorrect.parallel.launch import kind_of
@@ -64,6 +64,10 @@ class Alone:
             )
         return self
 
+    def load(self, config: TrainConfig) -> LanguageModel:
+        """The model to train, as this rank needs it before `spread`. Raises ModelError."""
+        return load_model(config.model, config.seed)
+
     def attach(self, stop: Asked, saved: Callable[[], str]) -> None:
         """stop: what signals ask for. saved: what is kept and how to go on, in words."""
 
@@ -79,6 +83,10 @@ class Alone:
     def first(self, deed: Callable[[], T]) -> T:
         """What rank 0 comes to, on every rank: a value, or what it raised."""
         return deed()
+
+    def every(self, deed: Callable[[], T]) -> list[T]:
+        """What each rank comes to, by rank."""
+        return [deed()]
 
     def held(self, context: AbstractContextManager[Any]) -> AbstractContextManager[Any]:
         """A context that rank 0 enters alone; what it raises there is raised on every rank."""
@@ -124,8 +132,8 @@ class Alone:
         """Scale the gradients so that their norm over all weights is at most this; returns what it was."""
         return float(torch.nn.utils.clip_grad_norm_(parameters, most))
 
-    def whole(self, lm: LanguageModel) -> LanguageModel:
-        """The model as a plain one, with all of its weights as they are now."""
+    def whole(self, lm: LanguageModel, *, exact: bool = False) -> LanguageModel:
+        """The model as a plain one, with all of its weights as they are now; exact: on rank 0 as those that train."""
         return lm
 
     def write(self, folder: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -217,7 +225,6 @@ class Several(Alone):
         return found  # type: ignore[no-any-return]
 
     def every(self, deed: Callable[[], T]) -> list[T]:
-        """What each rank comes to, by rank."""
         value, error = _tried(deed)
         found: list[Any] = self.exchange(value, error)
         return found

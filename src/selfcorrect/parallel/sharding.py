@@ -16,14 +16,16 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
 from selfcorrect.config import TrainConfig
 from selfcorrect.config.parallel import not_in_shards
 from selfcorrect.errors import ConfigError
-from selfcorrect.models.loading import LanguageModel
+from selfcorrect.models.head import HeadForm
+from selfcorrect.models.loading import LanguageModel, load_model
+from selfcorrect.models.masters import Masters
 from selfcorrect.models.placement import stack_of
-from selfcorrect.models.sharded import whole
+from selfcorrect.models.sharded import fill, from_first, whole
 from selfcorrect.models.weights import weights
 from selfcorrect.parallel import shards
 from selfcorrect.parallel.ranks import Alone, Batch, Several, Trainer
@@ -58,11 +60,23 @@ class Sharded(Several):
     def settled(self, config: TrainConfig) -> Alone:
         return self
 
+    def load(self, config: TrainConfig) -> LanguageModel:
+        """Where one copy is kept, rank 0 alone reads the weights; the others get their shards of it."""
+        loaded: list[LanguageModel] = []
+
+        def read() -> HeadForm | None:
+            hollow = self.keeps_one and self.rank > 0
+            loaded.append(load_model(config.model, config.seed, in_memory=self.keeps_one, hollow=hollow))
+            return loaded[0].head_form
+
+        head_form = self.every(read)[0]  # tried on the weights
+        return replace(loaded[0], head_form=head_form)
+
     def reference(self, make: Reference, config: TrainConfig, lm: LanguageModel) -> tuple[LanguageModel | None, str]:
         if lm.adapters or config.samples_reference or not config.uses_reference:
             on_device = config.model.model_copy(update={"reference": "device"})
             return make(config.model_copy(update={"model": on_device}), lm)
-        model, _ = sharded_copy(lm, self._mesh(lm))
+        model, _ = sharded_copy(lm, self._mesh(lm), from_one=self.keeps_one)
         frozen = replace(lm, model=model.requires_grad_(False), masters=None)
         return frozen, "reference: a copy of the weights, in shards"
 
@@ -71,7 +85,7 @@ class Sharded(Several):
 
     def spread(self, trainer: Trainer) -> Trainer:
         plain, reference = trainer.lm, trainer.reference if trainer.has_reference else None
-        model, adapters = sharded_copy(plain, self._mesh(plain))
+        model, adapters = sharded_copy(plain, self._mesh(plain), from_one=self.keeps_one, trains=True)
         lm = replace(plain, model=model, adapters=adapters, masters=None)
         self._lm, self._plain = lm, plain
         if reference is not None and plain.adapters:
@@ -87,18 +101,21 @@ class Sharded(Several):
         made: Trainer = type(trainer)(trainer.config, lm, reference, sampler, trainer.task, base, self)
         return made
 
-    def whole(self, lm: LanguageModel) -> LanguageModel:
+    def whole(self, lm: LanguageModel, *, exact: bool = False) -> LanguageModel:
         """Where one copy is kept, it is rank 0's, and other ranks' has no numbers."""
         assert self._lm is lm, "of the policy alone is there a plain copy"
         assert self._plain
-        targets = dict(self._plain.model.named_parameters())
+        targets, masters = dict(self._plain.model.named_parameters()), dict[str, Tensor]()
         with torch.no_grad():
             for name, parameter in lm.model.named_parameters():
                 if parameter.requires_grad:
-                    gathered = whole(parameter)  # on all ranks, whoever keeps it
+                    rounded = exact and targets[name].dtype != parameter.dtype
+                    gathered = whole(parameter if rounded else parameter.to(targets[name].dtype))  # on all ranks
                     if self.rank == 0 or not self.keeps_one:
                         targets[name].copy_(gathered)
-        return self._plain
+                    if rounded and self.rank == 0:
+                        masters[name] = gathered.cpu()
+        return replace(self._plain, masters=Masters(self._plain.model, masters)) if masters else self._plain
 
     def write(self, folder: Path, tensors: Mapping[str, Tensor]) -> None:
         try:
@@ -178,23 +195,43 @@ def _keep_in_memory(lm: LanguageModel, *, mine: bool) -> None:
         parameter.data = parameter.data.new_empty(0)
 
 
-def sharded_copy(lm: LanguageModel, mesh: DeviceMesh) -> tuple[Any, Any]:
-    """The model and its adapters again, in shards. It never takes more memory than those: the layers begin as views."""
+def sharded_copy(
+    lm: LanguageModel, mesh: DeviceMesh, *, from_one: bool = False, trains: bool = False
+) -> tuple[Any, Any]:
+    """The model and its adapters again, in shards. It never takes more memory than those: the layers begin as views.
+
+    from_one: rank 0's model counts, and others' may have no numbers. trains: weights of lower precision that train are
+    float32 in the shards, and become what they were as they are gathered: the shards are their masters.
+    """
     views = {id(p): torch.nn.Parameter(p.detach(), requires_grad=p.requires_grad) for p in lm.model.parameters()}
     model, adapters = copy.deepcopy((lm.model, lm.adapters), dict(views))
-    shard(model, mesh)
+    shard(model, mesh, masters=trains)
+    if from_one:
+        source = dict(lm.model.named_parameters())
+        for name, parameter in model.named_parameters():
+            if parameter.is_floating_point():  # 4-bit ones, every rank has read
+                fill(parameter, source[name])
+        for buffer in model.buffers():  # kept in no file, some of them: what turns positions into angles
+            buffer.copy_(from_first(buffer, buffer.device))
     return model, adapters
 
 
-def shard(model: Any, mesh: DeviceMesh) -> None:
+def shard(model: Any, mesh: DeviceMesh, *, masters: bool = False) -> None:
     """In place. Gradients are summed, not averaged: the loss has the whole step's denominator.
 
     Forward passes begin at the decoder (models/loading.py), so that is where the outermost unit is gathered.
     """
-    for layer in stack_of(model):
-        fully_shard(layer, mesh=mesh)
+    small = {p.dtype for p in model.parameters() if p.requires_grad and p.dtype.itemsize < torch.float32.itemsize}
+    policy = MixedPrecisionPolicy()
+    if masters and small:
+        (stored,) = small
+        policy = MixedPrecisionPolicy(param_dtype=stored, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    for layer in (*stack_of(model), model):
+        for parameter in layer.parameters() if masters else ():
+            if parameter.dtype in small:
+                parameter.data = parameter.data.float()  # of one layer at a time
+        fully_shard(layer, mesh=mesh, mp_policy=policy, reshard_after_forward=layer is not model)
     decoder = model.get_decoder()
-    fully_shard(model, mesh=mesh, reshard_after_forward=False)
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)

@@ -120,7 +120,7 @@ def _fill(room: Lanes, rows: int, tokens: int) -> None:
 def _timed(piece: Callable[[], Any]) -> float:
     """The shortest of a few times: what others take of the machine does not count. A long one is timed less often."""
     best, spent, count = math.inf, 0.0, 0
-    while count < 3 and spent < _LONG or (spent < _LEAST and count < 20):
+    while (count < 3 and spent < _LONG) or (spent < _LEAST and count < 20):
         start = time.perf_counter()
         piece()
         took = time.perf_counter() - start

@@ -18,7 +18,7 @@ from selfcorrect.samplers.graphs import AS_THEY_ARE, FIXED
 _SUM_BUCKET = 4 << 26  # bytes: gradients of several processes are summed in messages of so many (parallel/gradients.py)
 # Of a process on a CPU that trains: Python, torch, transformers, tokenizer and data; measured (docs/plan.md).
 PROCESS_BYTES = 0.44 * 2**30
-# Of what is alive, that glibc's heap holds beyond it: with freed memory given back, and kept (models/freed.py, docs/plan.md).
+# Of what is alive, that the heap holds beyond it: freed memory given back, or kept (models/freed.py, docs/plan.md).
 HEAP_SLACK, HEAP_SLACK_KEPT = 0.02, 0.5
 ENGINE_BYTES = 1.5 * 2**30  # of vLLM: graphs and workspaces, assumed
 AWAKE, SHARE = 0.05, 0.9

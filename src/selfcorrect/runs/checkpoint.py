@@ -13,9 +13,11 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -88,9 +90,11 @@ def save(folder: Path, checkpoint: Checkpoint, keep: int, ranks: Alone | None = 
         target = folder / f"step-{checkpoint.step:06d}"
         temporary = ranks.first(lambda: opened.enter_context(atomic_folder(target)))
         ranks.write(temporary, checkpoint.tensors)
+        own = f"shard-{ranks.rank + 1:05d}-*"  # one rank alone would take as long as all write
+        known = ranks.every(lambda: {file.name: _digest(file) for file in temporary.glob(own)})
 
         def finish() -> None:
-            _end(temporary, checkpoint)
+            _end(temporary, checkpoint, {name: digest for each in known for name, digest in each.items()})
             opened.close()
             prune(folder, keep)
 
@@ -108,14 +112,14 @@ def _save(folder: Path, checkpoint: Checkpoint, keep: int) -> None:
     prune(folder, keep)
 
 
-def _end(temporary: Path, checkpoint: Checkpoint) -> None:
+def _end(temporary: Path, checkpoint: Checkpoint, known: Mapping[str, str] = MappingProxyType({})) -> None:
     (temporary / "state.json").write_text(json.dumps(checkpoint.state))
-    write_manifest(temporary)
+    write_manifest(temporary, known)
 
 
-def write_manifest(folder: Path) -> None:
-    """manifest.json with the SHA-256 of every file of `folder`."""
-    digests = {file.name: _digest(file) for file in sorted(folder.iterdir())}
+def write_manifest(folder: Path, known: Mapping[str, str] = MappingProxyType({})) -> None:
+    """manifest.json with the SHA-256 of every file of `folder`; those that are known are not read again."""
+    digests = {file.name: known.get(file.name) or _digest(file) for file in sorted(folder.iterdir())}
     (folder / "manifest.json").write_text(json.dumps({"sha256": digests}))
 
 
@@ -124,9 +128,10 @@ def check_manifest(folder: Path) -> None:
     digests = json.loads((folder / "manifest.json").read_text())["sha256"]
     if not any(name.endswith(".safetensors") for name in digests):
         raise ValueError("its manifest names no weights")
-    for name, digest in digests.items():
-        if _digest(folder / name) != digest:
-            raise ValueError(f"{name} does not match its checksum")
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # a shard each
+        found = dict(zip(digests, pool.map(_digest, [folder / name for name in digests]), strict=True))
+    if wrong := [name for name in digests if found[name] != digests[name]]:
+        raise ValueError(f"{wrong[0]} does not match its checksum")
 
 
 # What a damaged folder raises on the way.

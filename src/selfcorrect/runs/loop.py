@@ -221,7 +221,7 @@ class Loop:
         self.ranks.first(lambda: drop_kept(self.folder.path, name))
 
     def _save_model(self, target: Path) -> None:
-        lm = self.ranks.whole(self.trainer.lm)
+        lm = self.ranks.whole(self.trainer.lm, exact=self._dtype.itemsize > 2)
         self.ranks.first(lambda: save_model(lm, self._dtype, target))
 
     def _evaluation(self, evaluator: Evaluator, name: str) -> Evaluation:
@@ -301,4 +301,5 @@ class Loop:
 
     def _stored(self, path: Path) -> dict[str, torch.Tensor]:
         """The weights, or the adapter, of a model folder."""
-        return stored_weights(path, self.trainer.lm, self.config.model)
+        ranks = self.ranks
+        return stored_weights(path, self.trainer.lm, self.config.model, hollow=ranks.sharded and ranks.rank > 0)

@@ -20,7 +20,7 @@ from selfcorrect.errors import CheckpointError, ConfigError, MemoryExhausted, Ra
 from selfcorrect.evaluation.kept import differences
 from selfcorrect.learning.policy import check_optimizer, make_reference
 from selfcorrect.learning.training import Trainer
-from selfcorrect.models.loading import LanguageModel, load_model, use_threads
+from selfcorrect.models.loading import LanguageModel, use_threads
 from selfcorrect.models.sizing import sizes_of, with_sizes
 from selfcorrect.models.stored import stored_dtype
 from selfcorrect.models.weights import fingerprint
@@ -194,7 +194,7 @@ def _prepare_and_train(
     task.draw(1, config.rollouts.problems_per_step, config.seed)
     evaluator = dataclasses.replace(make_evaluator(config, task), play=ranks.play)
     validation = task.load(config.checkpoint.held_out) if config.checkpoint.held_out else []
-    lm, dtype = load_model(config.model, config.seed, in_memory=ranks.keeps_one), stored_dtype(config.model.path)
+    lm, dtype = ranks.load(config), stored_dtype(config.model.path)
     check_optimizer(config.optimizer, lm.device)
     begun = with_sizes(config, sizes_begun(path, config) if used else {})
     settled, sizes = ranks.first(lambda: fitted(begun, lm, task))

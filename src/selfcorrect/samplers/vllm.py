@@ -5,11 +5,11 @@
 What the engine is (in this process, or a server) is behind `Engine`; what goes wrong with it is dealt with here.
 """
 
+import errno
 import math
+import re
 import shutil
 import sys
-import tempfile
-import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -23,6 +23,7 @@ from selfcorrect.config import VllmConfig
 from selfcorrect.errors import EngineFailed, SamplerFailed, UserError
 from selfcorrect.models.loading import LanguageModel
 from selfcorrect.models.plain import PlainWeights
+from selfcorrect.samplers.sync_folder import SyncFolder
 from selfcorrect.seeds import derive_seed
 from selfcorrect.types import Completion, SamplingParams
 
@@ -31,6 +32,7 @@ T = TypeVar("T")
 # Of the mean difference of a token's log-probability, in nats. Sums in another order differ by some roundings: about
 # 1e-6 in float32 here. Half precisions round the hidden states of every layer.
 ALLOWED = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 8e-2}
+ADAPTER = "policy-"  # begins the name of every adapter that is sent
 PROBES, _PROBED = 4, 16  # rows and new tokens of the comparison
 _TEMPERATURE = 0.7  # of the comparison: not 1, so that log-probabilities from before the temperature are seen
 
@@ -62,14 +64,14 @@ class Probed(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class AdapterVersion:
-    """An adapter as one sync sent it: a name, a number and a folder that no other version has had."""
+    """An adapter as one sync sent it: a number, a folder and a name that no other version has had.
+
+    Nor any of another run: a server outlives runs, and keeps what it has under a name.
+    """
 
     number: int
     folder: Path
-
-    @property
-    def name(self) -> str:
-        return f"policy-{self.number}"
+    name: str
 
 
 class Engine(Protocol):
@@ -124,11 +126,8 @@ class VllmSampler:
         self._versions: list[AdapterVersion] = []  # those the engine knows, the newest last
         self._synced = self._compared = False
         self._probes: list[tuple[int, ...]] = []
-        above = config.sync_folder and Path(config.sync_folder).expanduser()
-        if above:
-            above.mkdir(parents=True, exist_ok=True)
-        self._folder = Path(tempfile.mkdtemp(prefix="selfcorrect-sync-", dir=above or None))
-        self._cleanup = weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
+        self._place = SyncFolder(Path(config.sync_folder).expanduser() if config.sync_folder else None)
+        self._folder = self._place.path
 
     @property
     def eos_ids(self) -> frozenset[int]:
@@ -180,7 +179,7 @@ class VllmSampler:
     def close(self) -> None:
         """Give up the engine, and what was written for it."""
         self._stop()
-        self._cleanup()
+        self._place.remove()
 
     def stop(self) -> None:
         """Give up the engine; the next use starts it anew."""
@@ -218,8 +217,13 @@ class VllmSampler:
             return deed()
         except UserError:
             raise
-        except Exception as error:  # noqa: BLE001 - an engine fails in ways of its own
+        except Exception as error:
             first = _line(error)
+            if _is_disk_full(error):
+                raise SamplerFailed(
+                    f"sampler: vllm: {self._folder} has no room for what is sent ({first}); free some space, or name a "
+                    "folder on another disk in vllm.sync_folder"
+                ) from error
         self._say(f"sampler: vllm failed ({first}); it is started once more with the current weights")
         self._stop()
         try:
@@ -258,7 +262,8 @@ class VllmSampler:
     def _send_adapter(self, engine: Engine) -> None:
         """A version of its own, as the engine's cache knows adapters by name and folder; reads may still come late."""
         assert self._lm.adapters
-        version = AdapterVersion(self._syncs, self._folder / f"adapter-{self._syncs}")
+        named = f"{ADAPTER}{self._place.word}-{self._syncs}"
+        version = AdapterVersion(self._syncs, self._folder / f"adapter-{self._syncs}", named)
         version.folder.mkdir()
         self._lm.adapters.save(version.folder)
         self._in_time(engine, lambda: engine.take_adapter(version))
@@ -354,6 +359,13 @@ def policy_logprobs(lm: LanguageModel, probed: Sequence[Probed]) -> list[list[fl
         logprobs_LV = (lm.logits(table_1T, select_1T) / _TEMPERATURE).log_softmax(-1)
         found.append(logprobs_LV.gather(1, table_1T[0, len(prompt) :, None])[:, 0].tolist())
     return found
+
+
+def _is_disk_full(error: Exception) -> bool:
+    """Of this process's own disk; safetensors tells its errors as text."""
+    told = re.search(r"\(os error (\d+)\)", str(error))
+    number = int(told[1]) if told else error.errno if isinstance(error, OSError) else None
+    return number in (errno.ENOSPC, errno.EDQUOT)
 
 
 def _line(error: BaseException) -> str:

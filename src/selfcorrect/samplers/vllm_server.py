@@ -8,7 +8,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
@@ -18,7 +18,7 @@ import torch
 from selfcorrect.config import VllmConfig
 from selfcorrect.errors import SamplerFailed
 from selfcorrect.models.plain import PlainWeights
-from selfcorrect.samplers.vllm import AdapterVersion, Request, Sampled
+from selfcorrect.samplers.vllm import ADAPTER, AdapterVersion, Request, Sampled
 from selfcorrect.samplers.vllm_engine import need_vllm
 
 _SIDE_BY_SIDE = 256  # requests under way; the server batches them
@@ -42,7 +42,11 @@ class Server:
             raise SamplerFailed(
                 f"vllm.transfer = {self._transfer!r} sends from a GPU, and the model is on {device.type}; set folder"
             )
-        served = self._await()
+        served, *loaded = self._await()
+        for left in loaded if adapter_only else ():  # of a run whose folder is gone, as it ended or was killed
+            if str(left["id"]).startswith(ADAPTER) and not Path(str(left.get("root"))).exists():
+                with suppress(RuntimeError):  # another process was first
+                    self._unload(str(left["id"]))
         self._model = str(served["id"])
         self.block, self.longest = _BLOCK, int(served.get("max_model_len") or 2**20)
 
@@ -66,7 +70,7 @@ class Server:
         self._model = version.name
 
     def drop_adapter(self, version: AdapterVersion) -> None:
-        self._post("/v1/unload_lora_adapter", {"lora_name": version.name})
+        self._unload(version.name)
 
     @property
     def serves(self) -> str:
@@ -90,6 +94,9 @@ class Server:
     def close(self) -> None:
         """It is not ours to stop. What a transfer holds goes with it."""
         self._trainer = None
+
+    def _unload(self, name: str) -> None:
+        self._post("/v1/unload_lora_adapter", {"lora_name": name})
 
     def _one(self, request: Request) -> Sampled:
         params = {
@@ -161,13 +168,14 @@ class Server:
         finally:
             self._post("/resume")
 
-    def _await(self) -> dict[str, Any]:
-        """The model it serves, once it answers."""
+    def _await(self) -> list[dict[str, Any]]:
+        """What it serves, once it answers: the model, and adapters."""
         until, why = time.monotonic() + min(_WAIT, self._timeout), ""
         while True:
             try:
                 models: list[dict[str, Any]] = self._get("/v1/models")["data"]
-                return models[0]
+                assert models[0]["id"]
+                return models
             except (OSError, ValueError, KeyError, IndexError, RuntimeError) as error:
                 why = self._told or str(error)
             if time.monotonic() > until:

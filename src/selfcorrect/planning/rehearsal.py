@@ -186,7 +186,7 @@ def _backward_at_embeddings(lm: LanguageModel, mark: Callable[[], None]) -> Iter
 
     def forward(module: nn.Module, given: Any, out: Tensor) -> None:
         if out.requires_grad:
-            out.register_hook(lambda _: mark())
+            out.register_hook(lambda _: mark())  # type: ignore[no-untyped-call]
 
     handle = lm.model.get_input_embeddings().register_forward_hook(forward)
     try:
@@ -215,7 +215,7 @@ def run_update(
         theirs = _states(lm, work, ref_prompts) if reference else None
     with recomputed(lm.model, work.again, lm.kernels):
         mine = _states(lm, work, prompts)
-    mine.hidden_ND.register_hook(lambda _: mark())
+    mine.hidden_ND.register_hook(lambda _: mark())  # type: ignore[no-untyped-call]
     ids_N = torch.zeros(len(mine.hidden_ND), dtype=torch.long)
     logprobs_N, kl_N = score(mine, theirs, ids_N, 1.0, "analytic", tiles)
     (logprobs_N + kl_N).sum().backward()  # type: ignore[no-untyped-call]

@@ -1,4 +1,4 @@
-"""`selfcorrect plan` against what runs take: peak memory and seconds a step, six models and recipes on a CPU.
+"""`selfcorrect plan` against what runs take: peak memory and seconds a step, models and recipes on a CPU.
 
     python benchmarks/plan.py --models FOLDER [--threads 2] [--only NAME ...]     # FOLDER: those of CASES by name
     python benchmarks/plan.py --tiny                                              # the lab's model alone, one thread
@@ -23,7 +23,7 @@ RESULT = Path(__file__).parent / "results" / "plan.json"
 RANDOM = "random-300m"
 # The lab's tokenizer reads nothing else; the random model has it too.
 _LAB_TASK = ["task.max_number=100", "task.limit=200", "task.prompt={numbers} : {target}", "task.correction_prompt=?"]
-# name -> model, settings beside those that all have
+# name -> model, settings beside those that all have; `x2` in a name: two processes, as torchrun starts them
 CASES: dict[str, tuple[str, list[str]]] = {
     "lab full": (
         "lab",
@@ -34,6 +34,9 @@ CASES: dict[str, tuple[str, list[str]]] = {
     "random-300m full": (RANDOM, ["rollouts.problems_per_step=2"]),
     "random-300m lora, checkpointing": (RANDOM, ["model.tuning=lora", "optimizer.gradient_checkpointing=true"]),
     "gemma-3-270m full": ("gemma-3-270m", ["rollouts.problems_per_step=2", "model.chat_template=plain"]),
+    "smollm2-135m full, ddp x2": ("smollm2-135m-instruct", ["parallel=ddp"]),
+    "smollm2-135m full, fsdp2 x2": ("smollm2-135m-instruct", ["parallel=fsdp2"]),
+    "random-300m full, fsdp2 x2": (RANDOM, ["rollouts.problems_per_step=2", "parallel=fsdp2"]),
     "qwen2.5-0.5b lora": ("qwen2.5-coder-0.5b-instruct", ["model.tuning=lora", "rollouts.problems_per_step=2"]),
 }
 _ALL = {
@@ -86,8 +89,10 @@ def case(name: str, scratch: Path, options: argparse.Namespace) -> dict[str, Any
     recipe.write_text(yaml.safe_dump(_ALL), encoding="utf-8")
     changes = [*changes, *(_LAB_TASK if model in ("lab", RANDOM) else [])]
     tiny = ["rollouts.problems_per_step=2", "stages.stage2.steps=3"] if options.tiny else []
+    many = "torch.distributed.run --standalone --nproc-per-node 2 -m selfcorrect.cli"
+    started = many if name.endswith(" x2") else "selfcorrect.cli"
     command = [
-        sys.executable, "-m", "selfcorrect.cli", "train", str(recipe), f"model.path={path}", f"output={scratch}",
+        sys.executable, "-m", *started.split(), "train", str(recipe), f"model.path={path}", f"output={scratch}",
         f"name={name.replace(' ', '-').replace(',', '')}", f"threads={1 if options.tiny else options.threads}",
         *changes, *tiny,
     ]  # fmt: skip

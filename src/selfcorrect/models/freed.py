@@ -2,7 +2,8 @@
 
 glibc gives a large block back to the system as soon as it is freed, and takes the next one from there page by page:
 to write a fresh tensor of 24 MB takes three times as long as to write where one was before. An update makes and frees
-thousands of such tensors, and is some 5 % shorter this way (docs/log.md).
+thousands of such tensors, and is 5 to 20 % shorter this way. It costs memory, as a heap with holes breaks up: with
+MALLOC_MMAP_THRESHOLD_=1048576 in the environment the process holds little beyond what is alive (docs/plan.md).
 """
 
 import ctypes
@@ -17,10 +18,15 @@ SET_BY_USER = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_P
 
 def keep_freed_memory() -> bool:
     """For the whole process, once and for all. False where there is no glibc, or the user has set it in another way."""
-    if any(name in os.environ for name in SET_BY_USER):
+    if set_by_user():
         return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
     if mallopt is None:
         return False
     settings = ((_MMAP_THRESHOLD, _OWN), (_TRIM_THRESHOLD, _KEPT), (_TOP_PAD, _STEP))
     return all(mallopt(name, value) == 1 for name, value in settings)
+
+
+def set_by_user() -> bool:
+    """Whether the environment says what becomes of freed memory."""
+    return any(name in os.environ for name in SET_BY_USER)

@@ -37,6 +37,7 @@ def plan(
     from selfcorrect.config import TrainConfig
     from selfcorrect.config.recipe import load_recipe
     from selfcorrect.planning import page
+    from selfcorrect.planning.hardware import CPU
     from selfcorrect.planning.plan import devices_for, make_plan, turns
     from selfcorrect.planning.work import assumed_lengths
 
@@ -49,6 +50,8 @@ def plan(
             f"--attempt-tokens {attempt_tokens:g} is above rollouts.max_new_tokens = {config.rollouts.max_new_tokens}, "
             "where attempts are cut off"
         )
+    if gpu == CPU:
+        typer.echo("timing one layer and two of this model on this processor", err=True)
     made = make_plan(config, devices_for(config, gpu, gpus, nodes, price, serving), lengths)
     better = [] if made.fits else list(turns(made, lengths))
     backwards = _reverse(made, config, lengths) if reverse else {}

@@ -16,7 +16,7 @@ import torch
 from selfcorrect.config import TrainConfig
 from selfcorrect.planning.memory import _Key
 from selfcorrect.planning.pace import Pace, decoding
-from selfcorrect.planning.rehearsal import Costume, Line, run_update, stand_in
+from selfcorrect.planning.rehearsal import Costume, Line, run_update, through
 from selfcorrect.planning.settled import Dressed
 from selfcorrect.planning.work import Step, Update, update_of
 from selfcorrect.samplers.inference import InferenceWeights
@@ -24,6 +24,7 @@ from selfcorrect.samplers.lanes import Lanes
 
 _FLOPS = 2e10  # of a timed update, but one row of it at the least
 _LEAST = 0.15  # seconds that a piece is timed for
+_LONG = 2.0  # seconds after which it is not begun again; the first time is a little longer than the others
 _GRADES = 0.0005  # seconds an answer
 
 
@@ -62,12 +63,11 @@ _FED = 8  # tokens of a row in the prefill that is timed
 
 @lru_cache(maxsize=64)
 def _timings(key: Any, work: Update, lanes: int, width: int, limit: int, optimizer: str) -> dict[str, Line]:
-    found = [_of_layers(key.value, layers, work, lanes, width, limit) for layers in (1, 2)]
-    return {name: Line(found[0][name], found[1][name] - found[0][name]) for name in found[0]}
+    costume: Costume = key.value
+    return through(costume, lambda make: _of_layers(make(), costume, work, lanes, width, limit))
 
 
-def _of_layers(costume: Costume, layers: int, work: Update, lanes: int, width: int, limit: int) -> dict[str, float]:
-    lm = stand_in(costume, layers)
+def _of_layers(lm: Any, costume: Costume, work: Update, lanes: int, width: int, limit: int) -> dict[str, float]:
     trained = lm.parameters()
     times = {}
     if lm.windows is not None:
@@ -118,10 +118,9 @@ def _fill(room: Lanes, rows: int, tokens: int) -> None:
 
 
 def _timed(piece: Callable[[], Any]) -> float:
-    """The shortest of a few times: what others take of the machine does not count."""
-    piece()
+    """The shortest of a few times: what others take of the machine does not count. A long one is timed less often."""
     best, spent, count = math.inf, 0.0, 0
-    while count < 2 or (spent < _LEAST and count < 20):
+    while (count < 3 and spent < _LONG) or (spent < _LEAST and count < 20):
         start = time.perf_counter()
         piece()
         took = time.perf_counter() - start

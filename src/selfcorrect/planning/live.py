@@ -10,13 +10,27 @@ from torch.utils._pytree import tree_leaves
 
 class Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the storages that operations inside make. What one operation takes and gives back within itself, it does
-    not see. now, peak: bytes.
+    not see. now, peak: bytes; peaks: of the windows between marks.
     """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.now = self.peak = 0
+        self.now = self._window = 0
+        self.peaks: list[int] = []
         self._known: dict[int, Any] = {}
+
+    @property
+    def peak(self) -> int:
+        return max([*self.peaks, self._window])
+
+    def mark(self) -> None:
+        """Here a window ends, and the next one begins."""
+        self.peaks.append(self._window)
+        self._window = self.now
+
+    def restart(self) -> None:
+        """What was before does not count for the peak."""
+        self.peaks, self._window = [], self.now
 
     def known(self, tensors: Any) -> None:
         """These were there before: they do not count."""
@@ -42,4 +56,4 @@ class Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
         self._known[key] = weakref.ref(storage, gone)
         self.now += size
-        self.peak = max(self.peak, self.now)
+        self._window = max(self._window, self.now)

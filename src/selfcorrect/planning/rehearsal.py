@@ -9,9 +9,11 @@ Axes: U prefixes, P tokens of a prefix, B rows of a micro-batch, T tokens of the
 """
 
 import copy
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -65,23 +67,34 @@ class Line:
 
 
 def by_layers(costume: Costume, measure: Callable[[LanguageModel], dict[str, float]]) -> dict[str, Line]:
-    """What `measure` finds for a model of one layer and of two, as lines."""
+    """What `measure` finds for a model of one layer of each kind, and of one more, as lines."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    found = []
-    for layers in (1, 2):
+    def faked(lm: Callable[[], LanguageModel]) -> dict[str, float]:
         with FakeTensorMode(), torch.random.fork_rng(devices=[]):
-            found.append(measure(stand_in(costume, layers)))
-    return {name: Line(found[0][name], found[1][name] - found[0][name]) for name in found[0]}
+            return measure(lm())
+
+    return through(costume, faked)
+
+
+def through(costume: Costume, measure: Callable[[Callable[[], LanguageModel]], dict[str, float]]) -> dict[str, Line]:
+    """The lines through what `measure` finds of two models, which it is given to make."""
+    kinds = max(1, len(set(getattr(costume.config, "layer_types", None) or ())))
+    fewer, more = (measure(partial(stand_in, costume, layers)) for layers in (kinds, kinds + 1))
+    slopes = {name: more[name] - fewer[name] for name in fewer}
+    return {name: Line(fewer[name] - (kinds - 1) * slope, slope) for name, slope in slopes.items()}
 
 
 def of_layers(config: Any, layers: int) -> Any:
-    """The config of the same model with so many layers, the last ones it has."""
+    """The config of the same model with so many layers: one of each kind, as masks are made by kind, and more of the
+    commonest.
+    """
     made = copy.deepcopy(config)
     kinds = getattr(made, "layer_types", None)
     made.num_hidden_layers = layers
     if kinds:
-        made.layer_types = list(kinds)[-layers:]
+        common = [kind for kind, _ in Counter(kinds).most_common()]
+        made.layer_types = [*common, *common[:1] * layers][:layers]
     return made
 
 
@@ -140,7 +153,11 @@ def _adapt(model: Any, costume: Costume) -> None:
 
 
 def update(costume: Costume, work: Update) -> Callable[[LanguageModel], dict[str, float]]:
-    """Measures an update's most bytes at once beside weights, and what it leaves: the gradients."""
+    """Measures an update's most bytes at once beside weights, and what it leaves: the gradients.
+
+    `peak 0`, `peak 1` and so on are of its parts (forward and head, layers, embeddings, those of the prompts). Which
+    of them is the highest depends on the number of layers, so each has a line of its own (`highest`).
+    """
 
     def measure(lm: LanguageModel) -> dict[str, float]:
         trained = lm.parameters()
@@ -149,15 +166,42 @@ def update(costume: Costume, work: Update) -> Callable[[LanguageModel], dict[str
             if work.micro_batches > 1:  # as at the second of them
                 for tensor in trained:
                     tensor.grad = torch.zeros_like(tensor)
-            run_update(lm, work, costume.tiles, costume.reference)
+            with _backward_at_embeddings(lm, live.mark):
+                run_update(lm, work, costume.tiles, costume.reference, live.mark)
             gradients = sum(t.grad.nbytes for t in trained if t.grad is not None)
-        return {"peak": live.peak, "gradients": gradients, "left": live.now}
+        peaks = {f"peak {number}": peak for number, peak in enumerate(live.peaks)}
+        return {**peaks, "gradients": gradients, "left": live.now}
 
     return measure
 
 
-def run_update(lm: LanguageModel, work: Update, tiles: Tiles, reference: bool) -> None:
-    """Trainer.update on one micro-batch of made-up rollouts, all of them equally long. Adds to the gradients."""
+def highest(found: dict[str, float]) -> float:
+    """Of the parts of an update."""
+    return max(size for name, size in found.items() if name.startswith("peak"))
+
+
+@contextmanager
+def _backward_at_embeddings(lm: LanguageModel, mark: Callable[[], None]) -> Iterator[None]:
+    """Meanwhile a backward pass marks where it has left the layers."""
+
+    def forward(module: nn.Module, given: Any, out: Tensor) -> None:
+        if out.requires_grad:
+            out.register_hook(lambda _: mark())  # type: ignore[no-untyped-call]
+
+    handle = lm.model.get_input_embeddings().register_forward_hook(forward)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def run_update(
+    lm: LanguageModel, work: Update, tiles: Tiles, reference: bool, mark: Callable[[], None] = lambda: None
+) -> None:
+    """Trainer.update on one micro-batch of made-up rollouts, all of them equally long. Adds to the gradients.
+
+    mark is called as the head's backward pass is over, as the rollouts' is, and as the prompts' is.
+    """
     kind: Any = _Packed if work.packed else _Padded
     if work.packed and work.prefixes > _FEW:  # as many tokens in fewer prefixes: the same memory, sooner rehearsed
         prefixes = [(number,) * (work.prefixes * work.prefix // _FEW) for number in range(_FEW)]
@@ -171,12 +215,15 @@ def run_update(lm: LanguageModel, work: Update, tiles: Tiles, reference: bool) -
         theirs = _states(lm, work, ref_prompts) if reference else None
     with recomputed(lm.model, work.again, lm.kernels):
         mine = _states(lm, work, prompts)
+    mine.hidden_ND.register_hook(lambda _: mark())  # type: ignore[no-untyped-call]
     ids_N = torch.zeros(len(mine.hidden_ND), dtype=torch.long)
     logprobs_N, kl_N = score(mine, theirs, ids_N, 1.0, "analytic", tiles)
     (logprobs_N + kl_N).sum().backward()  # type: ignore[no-untyped-call]
     del mine, theirs, logprobs_N, kl_N
+    mark()
     if prompts:
         prompts.backward()
+    mark()
 
 
 def _states(lm: LanguageModel, work: Update, prompts: Any) -> States:
@@ -255,7 +302,8 @@ def sampling(costume: Costume, work: Sampling) -> Callable[[LanguageModel], dict
             with torch.no_grad(), grouped_attention(lm.model.config), Live() as live:
                 live.known([*lm.model.parameters(), *lm.model.buffers()])
                 _feed(lm, cache, rows, tokens, work.slots)
-                live.peak = held = live.now
+                live.restart()
+                held = live.now
                 states = _feed(lm, cache, rows, tokens, work.slots)
                 _drawn(lm, states, rows if tokens == 1 else work.lanes, vocabulary)
             found[name] = live.peak - held

@@ -73,6 +73,8 @@ def static(config: TrainConfig, model: Dressed, card: Card | None, shards: int) 
     full, adapter = config.model.tuning == "full", config.model.tuning != "full"
     weights = stored + (4 * of.trained if adapter else 0)
     masters = 4 * of.trained if full and costume.weights.itemsize < 4 else 0
+    if masters and shards > 1:  # FSDP2's shards are the masters, gathered in bfloat16 (docs/parallel.md)
+        weights, masters = masters, 0
     gradients = 4 * of.trained
     moments = (8 if config.optimizer.name == "adamw" else 2) * of.trained
     copied = stored if full and config.uses_reference else 0

@@ -1,6 +1,7 @@
 """`selfcorrect plan` against what runs take: peak memory and seconds a step, models and recipes on a CPU.
 
     python benchmarks/plan.py --models FOLDER [--threads 2] [--only NAME ...]     # FOLDER: those of CASES by name
+    python benchmarks/plan.py --models FOLDER --give-back     # freed memory is given back (models/freed.py)
     python benchmarks/plan.py --tiny                                              # the lab's model alone, one thread
 
 Each case is a run of `selfcorrect train` in a process of its own, whose plan.json says both: the plan made at its
@@ -58,6 +59,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--only", nargs="+", help="names of cases")
     parser.add_argument("--tiny", action="store_true", help="the lab's model, three steps")
+    parser.add_argument("--give-back", action="store_true", help="runs with MALLOC_MMAP_THRESHOLD_=1048576")
     parser.add_argument("--output", type=Path, default=RESULT)
     options = parser.parse_args(arguments)
     if not options.tiny and not options.models:
@@ -73,6 +75,7 @@ def main(arguments: list[str] | None = None) -> None:
         "seed": SEED,
         "versions": {"python": sys.version.split()[0]} | versions(["selfcorrect", "torch", "transformers", "peft"]),
         "machine": {"cpu": cpu_model(), "cores": os.cpu_count(), "threads": options.threads},
+        "freed_memory": "given back" if options.give_back else "kept",
         "cases": found,
     }
     options.output.parent.mkdir(parents=True, exist_ok=True)
@@ -96,7 +99,8 @@ def case(name: str, scratch: Path, options: argparse.Namespace) -> dict[str, Any
         f"name={name.replace(' ', '-').replace(',', '')}", f"threads={1 if options.tiny else options.threads}",
         *changes, *tiny,
     ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    environment = os.environ | ({"MALLOC_MMAP_THRESHOLD_": str(1 << 20)} if options.give_back else {})
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     file = scratch / name.replace(" ", "-").replace(",", "") / "plan.json"
     if done.returncode or not file.exists():
         return {"failed": (done.stderr or done.stdout)[-2000:]}

@@ -22,7 +22,7 @@ from selfcorrect.planning.work import Step, Update, update_of
 from selfcorrect.samplers.inference import InferenceWeights
 from selfcorrect.samplers.lanes import Lanes
 
-_FLOPS = 2e10  # of a timed update, but one row of it at the least
+_FLOPS = 2e11  # of a timed update, but one row of it at the least; of few rows all would fit the caches
 _LEAST = 0.15  # seconds that a piece is timed for
 _LONG = 2.0  # seconds after which it is not begun again; the first time is a little longer than the others
 _GRADES = 0.0005  # seconds an answer

@@ -22,9 +22,10 @@ from selfcorrect.planning.work import Step, Update, update_of
 from selfcorrect.samplers.inference import InferenceWeights
 from selfcorrect.samplers.lanes import Lanes
 
-_FLOPS = 2e11  # of a timed update, but one row of it at the least; of few rows all would fit the caches
+_FLOPS = 2e11  # of a timed update, but one row of it at the least. Gradients are added up once a micro-batch, of many rows or few
+_APART = 4  # layers by which the two models differ: what the head's time varies by is not to pass for a layer's
 _LEAST = 0.15  # seconds that a piece is timed for
-_LONG = 2.0  # seconds after which it is not begun again; the first time is a little longer than the others
+_LONG = 5.0  # seconds after which it is not begun again; the first time is a little longer than the others
 _GRADES = 0.0005  # seconds an answer
 
 
@@ -39,10 +40,8 @@ def measured(config: TrainConfig, model: Dressed, step: Step) -> Pace:
     lanes = min(config.rollouts.rows, step.rows)
     key = _Key(model.costume)
     with torch.random.fork_rng(devices=[]):
-        of = {
-            name: line.at(model.spec.layers)
-            for name, line in _timings(key, timed, lanes, row, limit, config.optimizer.name).items()
-        }
+        found = _timings(key, timed, lanes, row, limit, config.optimizer.name)
+    of = {name: line.at(model.spec.layers) for name, line in found.items()}
     seconds, tokens = {"rollouts": 0.0}, 0.0
     for attempt in range(1, step.attempts + 1):
         one = decoding(step, lanes, attempt)
@@ -51,8 +50,10 @@ def measured(config: TrainConfig, model: Dressed, step: Step) -> Pace:
         fed = step.groups * step.lengths.prompt if attempt == 1 else step.rows * (step.lengths.turn + 1)
         seconds["rollouts"] += of["lay out"] + of["prefill"] * fed / max(1, lanes * _FED)
         tokens += step.rows * step.lengths.attempt
-    count = step.rows / rows
-    seconds["update"] = of["update"] * count + of["optimiser"]
+    # Layers see the rest of each row and each prompt once; the head sees rows alone.
+    tokens_seen = (step.rows * work.rest + work.prefixes * work.prefix) / (rows * work.rest + prefixes * work.prefix)
+    head, layers = found["update"].at(0), found["update"].more * model.spec.layers
+    seconds["update"] = head * step.rows / rows + layers * tokens_seen + of["optimiser"]
     seconds["grading"] = step.rows * _GRADES
     longest = max(seconds, key=lambda phase: seconds[phase])
     return Pace(seconds, f"{longest}: this processor, as just measured", tokens)
@@ -64,7 +65,7 @@ _FED = 8  # tokens of a row in the prefill that is timed
 @lru_cache(maxsize=64)
 def _timings(key: Any, work: Update, lanes: int, width: int, limit: int, optimizer: str) -> dict[str, Line]:
     costume: Costume = key.value
-    return through(costume, lambda make: _of_layers(make(), costume, work, lanes, width, limit))
+    return through(costume, lambda make: _of_layers(make(), costume, work, lanes, width, limit), _APART)
 
 
 def _of_layers(lm: Any, costume: Costume, work: Update, lanes: int, width: int, limit: int) -> dict[str, float]:

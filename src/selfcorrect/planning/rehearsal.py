@@ -77,11 +77,13 @@ def by_layers(costume: Costume, measure: Callable[[LanguageModel], dict[str, flo
     return through(costume, faked)
 
 
-def through(costume: Costume, measure: Callable[[Callable[[], LanguageModel]], dict[str, float]]) -> dict[str, Line]:
-    """The lines through what `measure` finds of two models, which it is given to make."""
+def through(
+    costume: Costume, measure: Callable[[Callable[[], LanguageModel]], dict[str, float]], apart: int = 1
+) -> dict[str, Line]:
+    """The lines through what `measure` finds of two models, which it is given to make. apart: in layers."""
     kinds = max(1, len(set(getattr(costume.config, "layer_types", None) or ())))
-    fewer, more = (measure(partial(stand_in, costume, layers)) for layers in (kinds, kinds + 1))
-    slopes = {name: more[name] - fewer[name] for name in fewer}
+    fewer, more = (measure(partial(stand_in, costume, layers)) for layers in (kinds, kinds + apart))
+    slopes = {name: (more[name] - fewer[name]) / apart for name in fewer}
     return {name: Line(fewer[name] - (kinds - 1) * slope, slope) for name, slope in slopes.items()}
 
 

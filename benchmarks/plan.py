@@ -70,6 +70,11 @@ def main(arguments: list[str] | None = None) -> None:
         for name in names:
             found[name] = case(name, Path(scratch), options)
             print(told(name, found[name]), flush=True)
+            write(options, found, arguments)  # cases take minutes each
+
+
+def write(options: argparse.Namespace, found: dict[str, Any], arguments: list[str] | None) -> None:
+    """The record of the cases so far."""
     record = {
         "command": " ".join(["python benchmarks/plan.py", *(arguments if arguments is not None else sys.argv[1:])]),
         "seed": SEED,

@@ -51,7 +51,7 @@ def plan(
             "where attempts are cut off"
         )
     if gpu == CPU:
-        typer.echo("timing one layer and two of this model on this processor", err=True)
+        typer.echo("timing some layers of this model on this processor", err=True)
     made = make_plan(config, devices_for(config, gpu, gpus, nodes, price, serving), lengths)
     better = [] if made.fits else list(turns(made, lengths))
     backwards = _reverse(made, config, lengths) if reverse else {}

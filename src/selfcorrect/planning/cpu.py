@@ -1,4 +1,4 @@
-"""Seconds of a step by phase on this machine's processor: one layer and two of the recipe's model are run and timed.
+"""Seconds of a step by phase on this machine's processor: a model of one layer and of five are run and timed.
 
 Random weights, the recipe's rows and lengths, fewer of both; a model of L layers lies on the line through the two, and
 the work of a step is so many times that which was timed. Takes a second or two, more for wide models.
@@ -22,7 +22,8 @@ from selfcorrect.planning.work import Step, Update, update_of
 from selfcorrect.samplers.inference import InferenceWeights
 from selfcorrect.samplers.lanes import Lanes
 
-_FLOPS = 2e11  # of a timed update, but one row of it at the least. Gradients are added up once a micro-batch, of many rows or few
+# Of a timed update, but one row of it at the least. Gradients are added up once a micro-batch, of many rows or few.
+_FLOPS = 2e11
 _APART = 4  # layers by which the two models differ: what the head's time varies by is not to pass for a layer's
 _LEAST = 0.15  # seconds that a piece is timed for
 _LONG = 5.0  # seconds after which it is not begun again; the first time is a little longer than the others

@@ -81,6 +81,8 @@ REAL = (
 
 TRAINED = (
     ("| base | greedy", "base", "greedy"), ("| SCoRe, seed 0 | greedy", "score-0", "greedy"),
+    ("| single-turn RL, seed 0 | greedy", "single_turn-0", "greedy"),
+    ("| single-turn RL, seed 0 | temperature 1, Avg@2", "single_turn-0", "sampled"),
     ("| base | temperature 1, Avg@2", "base", "sampled"), ("| SCoRe, seed 0 | temperature 1, Avg@2", "score-0", "sampled"),
 )  # fmt: skip
 

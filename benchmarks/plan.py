@@ -20,6 +20,8 @@ from typing import Any
 
 from workload import SEED, cpu_model, versions
 
+from selfcorrect.models.freed import GIVES_BACK
+
 RESULT = Path(__file__).parent / "results" / "plan.json"
 RANDOM = "random-300m"
 # The lab's tokenizer reads nothing else; the random model has it too.
@@ -104,7 +106,7 @@ def case(name: str, scratch: Path, options: argparse.Namespace) -> dict[str, Any
         f"name={name.replace(' ', '-').replace(',', '')}", f"threads={1 if options.tiny else options.threads}",
         *changes, *tiny,
     ]  # fmt: skip
-    environment = os.environ | ({"MALLOC_MMAP_THRESHOLD_": str(1 << 20)} if options.give_back else {})
+    environment = os.environ | ({GIVES_BACK: str(1 << 20)} if options.give_back else {})
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     file = scratch / name.replace(" ", "-").replace(",", "") / "plan.json"
     if done.returncode or not file.exists():

@@ -21,6 +21,7 @@ from selfcorrect.errors import ConfigError, ModelError
 from selfcorrect.learning.batching import Batch
 from selfcorrect.learning.training import Trainer
 from selfcorrect.learning.vocabulary import tiles_for
+from selfcorrect.models.freed import SET_BY_USER
 from selfcorrect.models.loading import load_model, wrap
 from selfcorrect.planning import beside, plan
 from selfcorrect.planning.hardware import CARDS, card_named, utilisation
@@ -135,6 +136,18 @@ def test_the_rehearsed_update_takes_what_the_real_one_takes(
     lines = by_layers(costume, update(costume, work))
     found = highest({name: line.at(8) for name, line in lines.items()})
     assert found == pytest.approx(live.peak, rel=0.04)
+
+
+def test_a_process_that_gives_memory_back_holds_less(monkeypatch: pytest.MonkeyPatch) -> None:
+    def held(**environment: str) -> float:
+        for name in SET_BY_USER:
+            monkeypatch.delenv(name, raising=False)
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        return make_plan(recipe(model={"path": "lab"}), Devices(None), timed=False).memory.peak
+
+    kept = held()
+    assert held(MALLOC_MMAP_THRESHOLD_="1048576") < kept == held(MALLOC_TOP_PAD_="0")
 
 
 def test_auto_comes_to_what_a_run_settles() -> None:

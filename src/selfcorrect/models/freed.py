@@ -13,12 +13,13 @@ _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3  # of <malloc.h>
 _KEPT = (1 << 31) - 1  # bytes that may lie free at the heap's end; the parameter is a C int
 _OWN = 1 << 30  # bytes: blocks from this size on are taken from the system, and given back
 _STEP = 64 << 20  # bytes by which the heap grows
-SET_BY_USER = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_", "GLIBC_TUNABLES")
+GIVES_BACK = "MALLOC_MMAP_THRESHOLD_"
+SET_BY_USER = (GIVES_BACK, "MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_", "GLIBC_TUNABLES")
 
 
 def keep_freed_memory() -> bool:
     """For the whole process, once and for all. False where there is no glibc, or the user has set it in another way."""
-    if set_by_user():
+    if any(name in os.environ for name in SET_BY_USER):
         return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
     if mallopt is None:
@@ -27,6 +28,6 @@ def keep_freed_memory() -> bool:
     return all(mallopt(name, value) == 1 for name, value in settings)
 
 
-def set_by_user() -> bool:
-    """Whether the environment says what becomes of freed memory."""
-    return any(name in os.environ for name in SET_BY_USER)
+def gives_back() -> bool:
+    """Whether the user has freed memory given back."""
+    return GIVES_BACK in os.environ

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from selfcorrect.config import TrainConfig
-from selfcorrect.models.freed import set_by_user
+from selfcorrect.models.freed import gives_back
 from selfcorrect.models.sizing import free_memory_of_machine
 from selfcorrect.planning.hardware import CONTEXT_BYTES, SLACK, Card
 from selfcorrect.planning.rehearsal import Costume, Line, by_layers, highest, sampling, update
@@ -18,8 +18,8 @@ from selfcorrect.samplers.graphs import AS_THEY_ARE, FIXED
 _SUM_BUCKET = 4 << 26  # bytes: gradients of several processes are summed in messages of so many (parallel/gradients.py)
 # Of a process on a CPU that trains: Python, torch, transformers, tokenizer and data; measured (docs/plan.md).
 PROCESS_BYTES = 0.44 * 2**30
-# Of what is alive, that glibc's heap holds beyond it: freed memory kept, and as the user has set it (docs/plan.md).
-HEAP_SLACK, HEAP_SLACK_SET = 0.32, 0.02
+# Of what is alive, that glibc's heap holds beyond it: freed memory kept, and given back (docs/plan.md).
+HEAP_SLACK, HEAP_SLACK_GIVEN = 0.32, 0.02
 ENGINE_BYTES = 1.5 * 2**30  # of vLLM: graphs and workspaces, assumed
 AWAKE, SHARE = 0.05, 0.9
 
@@ -112,7 +112,7 @@ def memory(config: TrainConfig, model: Dressed, card: Card | None, step: Step, s
         phases["update"]["sync buffers"] = min(_SUM_BUCKET, 4 * model.numbers.trained)
     if card is None:
         phases["loading"] = {"the file as it is read": _file_bytes(model)}
-        process, slack = PROCESS_BYTES, HEAP_SLACK_SET if set_by_user() else HEAP_SLACK
+        process, slack = PROCESS_BYTES, HEAP_SLACK_GIVEN if gives_back() else HEAP_SLACK
     else:
         process, slack = CONTEXT_BYTES, SLACK
     if card and not spread.engine:

@@ -155,7 +155,7 @@ def _adapt(model: Any, costume: Costume) -> None:
 
 
 def update(costume: Costume, work: Update) -> Callable[[LanguageModel], dict[str, float]]:
-    """Measures an update's most bytes at once beside weights, and what it leaves: the gradients.
+    """Measures an update's most bytes at once beside weights, and the gradients, which it leaves.
 
     `peak 0`, `peak 1` and so on are of its parts (forward and head, layers, embeddings, those of the prompts). Which
     of them is the highest depends on the number of layers, so each has a line of its own (`highest`).
@@ -172,7 +172,7 @@ def update(costume: Costume, work: Update) -> Callable[[LanguageModel], dict[str
                 run_update(lm, work, costume.tiles, costume.reference, live.mark)
             gradients = sum(t.grad.nbytes for t in trained if t.grad is not None)
         peaks = {f"peak {number}": peak for number, peak in enumerate(live.peaks)}
-        return {**peaks, "gradients": gradients, "left": live.now}
+        return {**peaks, "gradients": gradients}
 
     return measure
 

@@ -1,6 +1,7 @@
 """Whole runs, evaluations and `play` with sampler: vllm, over a stand-in engine in this process or behind HTTP."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -129,14 +130,17 @@ def test_what_a_killed_process_has_left_is_removed(tmp_path: Path) -> None:
     )
     subprocess.run([sys.executable, "-c", script], check=False)
     (left,) = tmp_path.iterdir()
+    elsewhere = left.with_name(f"{left.name}-elsewhere")  # its lock may be known to that host alone
+    shutil.copytree(left, elsewhere)
+    (elsewhere / ".lock").write_text("another host\n")
     other, mine = SyncFolder(tmp_path), SyncFolder(tmp_path)
     assert left.exists()  # it may be one that is not locked yet
-    for folder in (left, other.path):
+    for folder in (left, other.path, elsewhere):
         os.utime(folder / ".lock", (0, 0))
     last = SyncFolder(tmp_path)
-    assert sorted(tmp_path.iterdir()) == sorted([other.path, mine.path, last.path])
+    assert sorted(tmp_path.iterdir()) == sorted([other.path, mine.path, last.path, elsewhere])
     last.remove()
-    assert len(list(tmp_path.iterdir())) == 2
+    assert len(list(tmp_path.iterdir())) == 3
 
 
 @pytest.mark.parametrize(

@@ -17,8 +17,8 @@ _YOUNG = 60.0  # seconds in which a folder may not be locked yet
 class SyncFolder:
     """A new one, under `above` or among the system's temporary ones, whose name no other has had.
 
-    Those that killed processes of this host left there are removed: each may hold a whole model. Of other hosts' nothing
-    is known: file systems that hosts share may keep locks to each.
+    Those that killed processes of this host left there are removed: each may hold a whole model. Of other hosts'
+    nothing is known: file systems that hosts share may keep locks to each.
     """
 
     def __init__(self, above: Path | None) -> None:

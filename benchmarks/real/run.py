@@ -107,7 +107,7 @@ class Session:
         lengths = {problem.id: len(self.lm.chat.first_prompt(problem.prompt)) for problem in problems}
         self.evaluating = Evaluating(
             self.task, problems, lengths, self.output, options.samples, options.temperature, options.eval_tokens,
-            options.slots, options.seeds[0],
+            options.slots, 0,  # the same draws whichever seeds a call names
         )  # fmt: skip
         self._same_settings()
         self.say(f"{options.model} on {self.lm.device}, {self.lm.compute_dtype}; {len(problems)} problems")

@@ -343,6 +343,8 @@ def test_the_update_moves_every_weight(lms: tuple[LanguageModel, LanguageModel],
         assert clear.any()
         moved = (new.detach() - old)[clear]
         torch.testing.assert_close(moved, -1e-3 * gradient[clear].sign(), rtol=1e-3, atol=1e-6)
+    trainer.advance(update, 0.5)
+    assert all(parameter.grad is None for parameter in lm.parameters())  # sampling has their memory
 
 
 def test_the_gap_to_the_sampler_is_measured(lms: tuple[LanguageModel, LanguageModel], batch: Batch) -> None:

@@ -19,6 +19,7 @@ from selfcorrect.config.paths import absolute, check_paths
 from selfcorrect.config.recipe import load_recipe, validate
 from selfcorrect.errors import ConfigError, ModelError
 from selfcorrect.models import files
+from selfcorrect.models import weights as stored
 from selfcorrect.models.loading import LanguageModel, load_model
 from selfcorrect.runs.disk import try_save
 from tests.support.hf_model import save_qwen2
@@ -392,3 +393,31 @@ def test_a_hollow_model_has_names_and_shapes_and_no_numbers(architecture: str, t
     assert hollow.eos_ids == whole.eos_ids
     ids = torch.tensor([[1, 2]])
     assert hollow.logits(ids, None).shape == whole.logits(ids, None).shape
+
+
+@pytest.mark.parametrize("renamed", [False, True])
+def test_stored_weights_need_no_second_model(
+    renamed: bool, good: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But where transformers saves them under other names than the model has."""
+    lm, loaded = load(good), list[str]()
+    lm.save(tmp_path / "saved", torch.bfloat16)
+    wanted = {name: tensor.to(torch.bfloat16).float() for name, tensor in stored.weights(lm).items()}
+
+    def loads(config: ModelConfig, **settings: Any) -> LanguageModel:
+        loaded.append(config.path)
+        return load_model(config.model_copy(update={"path": str(good)}), **settings)
+
+    monkeypatch.setattr(stored, "load_model", loads)
+    if renamed:
+        from safetensors.torch import load_file, save_file
+
+        file = tmp_path / "saved" / "model.safetensors"
+        save_file({f"language_{name}": tensor for name, tensor in load_file(file).items()}, file)
+    state = stored.stored_weights(tmp_path / "saved", lm, ModelConfig(path=str(good)))
+    assert bool(loaded) == renamed and state.keys() == wanted.keys()
+    if not renamed:
+        for parameter in lm.parameters():
+            parameter.data.zero_()
+        stored.load_weights(lm, state)
+        assert all(torch.equal(tensor, wanted[name]) for name, tensor in stored.weights(lm).items())

@@ -201,7 +201,8 @@ class Trainer:
         return Update(float(loss_sum), grad_norm, kl_A, neg_logprob_A, gap_A, tokens_A, rows_A, reason)
 
     def advance(self, update: Update, reward: float | None) -> None:
-        """Count the step. reward: the mean of the last attempt, where there is one."""
+        """Count the step, and let go of its gradients. reward: the mean of the last attempt, where there is one."""
+        self.optimizer.zero_grad(set_to_none=True)  # sampling and saving need the room
         progress, smoothing = self.progress, self.config.checkpoint.smoothing
         progress.step += 1
         progress.stage_step += 1

@@ -70,6 +70,8 @@ class Memory:
         }  # fmt: skip
         if phase == "loading":
             parts = {"weights": of.weights}
+        elif phase == "sampling":
+            del parts["gradients"]
         parts |= self.phases[phase]
         inside = sum(parts.values())
         return {name: size for name, size in parts.items() if size} | {
@@ -78,8 +80,8 @@ class Memory:
 
 
 def _lasting(of: Static, phase: str) -> float:
-    """During the update gradients count too; they stay until the next one begins. As they come, all is there."""
-    return of.weights if phase == "loading" else of.total
+    """Gradients are there during the update alone; as weights are loaded, nothing else is."""
+    return {"loading": of.weights, "sampling": of.total - of.gradients}.get(phase, of.total)
 
 
 def memory(config: TrainConfig, model: Dressed, card: Card | None, step: Step, spread: Spread) -> Memory:

@@ -4,6 +4,7 @@ The other side of every comparison is one plain forward pass over the whole sequ
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -285,6 +286,18 @@ def test_a_new_version_of_the_weights_is_cast_into_the_same_memory() -> None:
     linear.weight = torch.nn.Parameter(linear.weight.detach().clone())
     weights.new_version()
     assert weights.moves == 2  # what was recorded reads the old one
+
+
+def test_threads_that_sample_from_one_model_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each would compute with what the other has put in the model, and leave it there."""
+    monkeypatch.setattr(prepacked, "_LEAST", 0)
+    lm = replace(tiny_lm("llama", "sdpa", ENDS), compute_dtype=torch.bfloat16)
+    expected = said(play(lm, TransformersSampler(lm, 3), 1.0))
+    with ThreadPoolExecutor(4) as threads:
+        played = threads.map(lambda _: said(play(lm, TransformersSampler(lm, 3), 1.0)), range(8))
+        assert all(each == expected for each in played)
+    assert all(isinstance(tensor, torch.nn.Parameter) for tensor in lm.model.parameters())
+    assert {tensor.dtype for tensor in lm.model.parameters()} == {torch.float32}
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

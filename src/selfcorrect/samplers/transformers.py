@@ -15,7 +15,9 @@ import sys
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from threading import RLock
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -32,6 +34,8 @@ from selfcorrect.types import Completion, SamplingParams
 
 # Lanes are filled again, or closed up, when at least this share of them has ended: copying must pay for itself.
 _REPACK_AT = 0.25
+# By model: while one thread samples, its weights and attention are other ones, and another thread waits.
+_turns: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
 
 
 class TransformersSampler:
@@ -75,8 +79,11 @@ class TransformersSampler:
         """Let go of what was kept for another attempt."""
         self._kept = {}
 
-    @torch.no_grad()
     def sample(self, prompts: Sequence[tuple[int, ...]], params: SamplingParams) -> list[Completion]:
+        with _turns.setdefault(self._lm.model, RLock()), torch.no_grad():
+            return self._sample(prompts, params)
+
+    def _sample(self, prompts: Sequence[tuple[int, ...]], params: SamplingParams) -> list[Completion]:
         uniform_NL = uniforms(len(prompts), params, self._lm.device)
         if self._lm.windows is None:
             if not self._told:

@@ -306,7 +306,8 @@ def test_a_resumed_run_refuses_another_base(trained: Callable[[str], Path], mode
 def test_training_goes_on_from_an_adapter(trained: Callable[[str], Path], model: Path, tmp_path: Path) -> None:
     """Its KL is to the adapter as it was; what it ends with stands on the same base."""
     settings = tuned(recipe(tmp_path, trained("lora") / "final"), "lora")
-    run = go({**settings, "stages": settings["stages"][:1]})
+    warm = {**settings["rollouts"], "temperature": 5.0}  # some machines' adapter always writes the same by now
+    run = go({**settings, "stages": settings["stages"][:1], "rollouts": warm})
     rows = read_rows(run / "metrics.jsonl")
     assert rows[0]["kl"] == [0.0, 0.0]
     assert all(row["sampler_gap"] < 5e-6 for row in rows)

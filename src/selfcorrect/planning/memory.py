@@ -18,6 +18,7 @@ from selfcorrect.samplers.graphs import AS_THEY_ARE, FIXED
 _SUM_BUCKET = 4 << 26  # bytes: gradients of several processes are summed in messages of so many (parallel/gradients.py)
 # Of a process on a CPU that trains: Python, torch, transformers, tokenizer and data; measured (docs/plan.md).
 PROCESS_BYTES = 0.44 * 2**30
+PEFT_BYTES = 0.05 * 2**30  # more with PEFT and bitsandbytes imported; measured
 # Of what is alive, that glibc's heap holds beyond it: freed memory kept, and given back (docs/plan.md).
 HEAP_SLACK, HEAP_SLACK_GIVEN = 0.32, 0.02
 ENGINE_BYTES = 1.5 * 2**30  # of vLLM: graphs and workspaces, assumed
@@ -114,7 +115,8 @@ def memory(config: TrainConfig, model: Dressed, card: Card | None, step: Step, s
         phases["update"]["sync buffers"] = min(_SUM_BUCKET, 4 * model.numbers.trained)
     if card is None:
         phases["loading"] = {"the file as it is read": _file_bytes(model)}
-        process, slack = PROCESS_BYTES, HEAP_SLACK_GIVEN if gives_back() else HEAP_SLACK
+        process = PROCESS_BYTES + (PEFT_BYTES if config.model.tuning != "full" else 0.0)
+        slack = HEAP_SLACK_GIVEN if gives_back() else HEAP_SLACK
     else:
         process, slack = CONTEXT_BYTES, SLACK
     if card and not spread.engine:

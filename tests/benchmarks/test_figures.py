@@ -79,12 +79,34 @@ REAL = (
 )  # fmt: skip
 
 
-TRAINED = (
-    ("| base | greedy", "base", "greedy"), ("| SCoRe, seed 0 | greedy", "score-0", "greedy"),
-    ("| single-turn RL, seed 0 | greedy", "single_turn-0", "greedy"),
-    ("| single-turn RL, seed 0 | temperature 1, Avg@2", "single_turn-0", "sampled"),
-    ("| base | temperature 1, Avg@2", "base", "sampled"), ("| SCoRe, seed 0 | temperature 1, Avg@2", "score-0", "sampled"),
-)  # fmt: skip
+SCORE, SINGLE, MULTI = "score, 3 seeds", "single_turn, 3 seeds", "multi_turn, 2 seeds"
+TRAINED = [
+    (f"| {label} | {how}", model, decoding)
+    for decoding, how in (("sampled", "temperature 1"), ("greedy", "greedy"))
+    for label, model in (
+        ("base", "base"), ("single-turn RL, 3 seeds", SINGLE), ("multi-turn RL, 2 seeds", MULTI), ("SCoRe, 3 seeds", SCORE),
+    )
+]  # fmt: skip
+RATES = [
+    (f"| {label}, {rate} ", file, model)
+    for label, model in (("SCoRe", "score-0"), ("single-turn RL", "single_turn-0"))
+    for rate, file in (("1e-5", "words-1e-5"), ("5e-6", "words"))
+]
+
+
+def held(other: str, model: str, decoding: str, what: str) -> str:
+    """A difference of two models and its interval."""
+    d = f"{{r[against][{other}][{model}][gsm8k][{decoding}][{what}]"
+    return f"{d}[value]:s}} ({d}[low]:s}} to {d}[high]:s}})"
+
+
+def points(other: str, model: str, decoding: str, what: str) -> str:
+    return held(other, model, decoding, what).replace("[value]:s}", "[value]:p} points", 1)
+
+
+def rate_row(label: str, model: str) -> str:
+    t1, t2 = (f"{{r[evaluations][{model}][gsm8k][sampled][accuracy][{a}][value]:p}}" for a in (0, 1))
+    return f"{label}| {t1} | {t2} | {held('base', model, 'sampled', 't1')} | {held('base', model, 'sampled', 't2')} |"
 
 
 def by_precision(r: Any) -> dict[str, Any]:
@@ -217,11 +239,13 @@ QUOTES: list[tuple[str, str, str, Given]] = [
       for folder, label, data, decoding in REAL],
     *[(doc, "real/words/summary.json", real_row(label, model, "gsm8k", decoding), None)
       for doc in ("README.md", "docs/results.md") for label, model, decoding in TRAINED],
-    ("docs/results.md", "real/words/summary.json", "the second attempt gains "
-     "{r[against][base][score-0][gsm8k][sampled][t2][value]:p} points on the base's "
-     "({r[against][base][score-0][gsm8k][sampled][t2][low]:s} to {r[against][base][score-0][gsm8k][sampled][t2][high]:s})", None),
-    ("docs/results.md", "real/words/summary.json", "({r[against][base][score-0][gsm8k][greedy][t1][low]:s} to "
-     "{r[against][base][score-0][gsm8k][greedy][t1][high]:s}) and the second gains nothing", None),
+    *[("docs/results.md", f"real/{file}/summary.json", rate_row(label, model), None) for label, file, model in RATES],
+    ("README.md", "real/words/summary.json", f"ends {points('base', SCORE, 'sampled', 't2')} above the base's and "
+     f"{points('single_turn', SCORE, 'sampled', 't2')} above single-turn RL's", None),
+    ("docs/results.md", "real/words/summary.json", f"the second attempt {held('single_turn', SCORE, 'sampled', 't2')}, the delta "
+     f"{held('single_turn', SCORE, 'sampled', 'delta')}, the first {held('single_turn', SCORE, 'sampled', 't1')}.", None),
+    ("docs/results.md", "real/words/summary.json", f"its second attempt gains {held('base', MULTI, 'sampled', 't2')} on the base, "
+     f"greedy {held('base', MULTI, 'greedy', 't2')}, its first {held('base', MULTI, 'greedy', 't1')}.", None),
     ("docs/results.md", "real/words-base/summary.json",
      "Two samples solve {r[evaluations][base][gsm8k][sampled][passes][0][accuracy][0][value]:p} % of the problems", None),
     *[("docs/results.md", "compare_lab/compare.json", compare_row(label, name, gain=True), by_name) for label, name in LAB.items()],

@@ -79,12 +79,12 @@ REAL = (
 )  # fmt: skip
 
 
-SCORE, SINGLE, MULTI = "score, 3 seeds", "single_turn, 3 seeds", "multi_turn, 2 seeds"
+SCORE, SINGLE, MULTI = "score, 3 seeds", "single_turn, 3 seeds", "multi_turn, 3 seeds"
 TRAINED = [
     (f"| {label} | {how}", model, decoding)
     for decoding, how in (("sampled", "temperature 1"), ("greedy", "greedy"))
     for label, model in (
-        ("base", "base"), ("single-turn RL, 3 seeds", SINGLE), ("multi-turn RL, 2 seeds", MULTI), ("SCoRe, 3 seeds", SCORE),
+        ("base", "base"), ("single-turn RL, 3 seeds", SINGLE), ("multi-turn RL, 3 seeds", MULTI), ("SCoRe, 3 seeds", SCORE),
     )
 ]  # fmt: skip
 RATES = [

@@ -13,7 +13,7 @@ def page(summary: dict[str, Any]) -> str:
     machine, plan = summary["machine"], summary["plan"]
     lines = [
         f"# {summary['model']['name']}: {summary['options']['task']}, {summary['options']['tuning']} tuning", "",
-        f"`{summary['command']}`, {summary['minutes_used']} minutes on "
+        f"`{summary['command']}`, {summary['minutes_used']} minutes of evaluating and training on "
         f"{machine['accelerator'] or machine['processor']}, torch {summary['versions']['torch']}, "
         f"seeds {summary['options']['seeds']}; {plan['steps']} steps an arm planned. "
         f"Percent, 95 % intervals; samples at temperature {summary['options']['temperature']}.", "",

@@ -43,6 +43,9 @@ from selfcorrect.runs.checks import check_context
 from selfcorrect.runs.folder import environment
 from selfcorrect.tasks import make_task
 
+DECODINGS = (GREEDY, REPAIR, SAMPLED)
+BASELINES = ("single_turn", "multi_turn")  # what the other arms are held against, beside the base
+
 
 @dataclass(slots=True)
 class Clock:
@@ -140,7 +143,7 @@ class Session:
 
     def _announce(self) -> float:
         """Say what will fit; seconds of evaluation that each arm is to be left with."""
-        greedy, repair, sampled = (1.15 * self._seconds("base", decoding) for decoding in (GREEDY, REPAIR, SAMPLED))
+        greedy, repair, sampled = (1.15 * self._seconds("base", decoding) for decoding in DECODINGS)
         greedy += repair
         left, count = self.clock.left() - self.options.saving, len(self.runs)
         both = count * (greedy + sampled) < left / 2
@@ -161,7 +164,7 @@ class Session:
         training = Arm(
             arm, config_of(self.options, arm, seed), folder, self.plan, lambda: self.clock.left() - end, self.archive
         )
-        if training.finished() and all(self.evaluating.done(name, decoding) for decoding in (GREEDY, REPAIR, SAMPLED)):
+        if training.finished() and all(self.evaluating.done(name, decoding) for decoding in DECODINGS):
             return
         folder.mkdir(parents=True, exist_ok=True)
         done = training.train(self.lm, start, self.task)
@@ -177,6 +180,17 @@ class Session:
         rows = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
         return float(sum(row["seconds"] for row in rows if row["unit"].startswith(f"{model}.{decoding}.")))
 
+    def _used(self) -> float:
+        """Seconds of evaluating and training behind what is there, of every call that worked at it."""
+        evaluated = sum(self._seconds(model, decoding) for model in self._models() for decoding in DECODINGS)
+        arms = self.output / "arms"
+        return evaluated + sum(float(training_of(arms / name).get("seconds", 0.0)) for name in self._models())
+
+    def _models(self) -> list[str]:
+        """Of this call, those of which texts are there."""
+        names = ["base", *(f"{arm}-{seed}" for arm, seed in self.runs)]
+        return [name for name in names if any((self.output / "texts").glob(f"{name}.*.gz"))]
+
     def _same_settings(self) -> None:
         """Raises UserError where the folder holds results of other settings: they would be mixed."""
         kept = (
@@ -190,9 +204,8 @@ class Session:
 
     def sum_up(self) -> None:
         """summary.json, page.md and the archive, from the files that are there."""
-        names = [f"{arm}-{seed}" for arm, seed in self.runs]
-        texts = self.output / "texts"
-        models = together(name for name in ["base", *names] if any(texts.glob(f"{name}.*.gz")))
+        names = self._models()
+        models = together(names)
         summary = {
             **environment(self.options.seeds[0]),
             "command": " ".join(["python benchmarks/real/run.py", *sys.argv[1:]]),
@@ -206,7 +219,7 @@ class Session:
                 },
                 "correction": self.task.correction_prompt(self.evaluating.problems[0]),
             },
-            "minutes_used": round((time.monotonic() - BEGAN) / 60, 2),
+            "minutes_used": round(self._used() / 60, 2),
             "plan": {
                 "steps": self.plan.steps,
                 "step_seconds": self.plan.step_seconds,
@@ -218,7 +231,7 @@ class Session:
                 other: {name: self.evaluating.against(runs, there) for name, runs, there in held}
                 for other, held in opponents(models).items()
             },
-            "training": {name: training_of(self.output / "arms" / name) for name in names if name in models},
+            "training": {name: training_of(self.output / "arms" / name) for name in names if name != "base"},
         }
         (self.output / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
         (self.output / "page.md").write_text(page(summary), encoding="utf-8")
@@ -250,14 +263,20 @@ def together(names: Iterable[str]) -> dict[str, list[str]]:
 
 
 def opponents(models: dict[str, list[str]]) -> dict[str, list[tuple[str, list[str], list[str]]]]:
-    """What each is held against, by name: the base, and single-turn RL of the same seeds. (name, its runs, theirs)."""
-    found: dict[str, list[tuple[str, list[str], list[str]]]] = {"base": [], "single_turn": []}
+    """What each is held against, by name: the base; single-turn, then multi-turn RL of the same seeds.
+
+    Lists of (name, its runs, theirs); of two baselines the later is held against the earlier, not both ways.
+    """
+    found: dict[str, list[tuple[str, list[str], list[str]]]] = {"base": [], **{arm: [] for arm in BASELINES}}
     for name, runs in models.items():
-        single = [f"single_turn-{run.rpartition('-')[2]}" for run in runs]
-        if name != "base":
-            found["base"].append((name, runs, ["base"]))
-            if runs != single and all(other in models for other in single):
-                found["single_turn"].append((name, runs, single))
+        if name == "base":
+            continue
+        found["base"].append((name, runs, ["base"]))
+        arm = runs[0].rpartition("-")[0]
+        for other in BASELINES[: BASELINES.index(arm)] if arm in BASELINES else BASELINES:
+            there = [f"{other}-{run.rpartition('-')[2]}" for run in runs]
+            if all(run in models for run in there):
+                found[other].append((name, runs, there))
     return found
 
 

@@ -104,6 +104,9 @@ def points(other: str, model: str, decoding: str, what: str) -> str:
     return held(other, model, decoding, what).replace("[value]:s}", "[value]:p} points", 1)
 
 
+BY_SEED = ", ".join(f"{{r[against][multi_turn][score-{seed}][gsm8k][sampled][t2][value]:s}}" for seed in range(3))
+
+
 def rate_row(label: str, model: str) -> str:
     t1, t2 = (f"{{r[evaluations][{model}][gsm8k][sampled][accuracy][{a}][value]:p}}" for a in (0, 1))
     return f"{label}| {t1} | {t2} | {held('base', model, 'sampled', 't1')} | {held('base', model, 'sampled', 't2')} |"
@@ -246,6 +249,12 @@ QUOTES: list[tuple[str, str, str, Given]] = [
      f"{held('single_turn', SCORE, 'sampled', 'delta')}, the first {held('single_turn', SCORE, 'sampled', 't1')}.", None),
     ("docs/results.md", "real/words/summary.json", f"its second attempt gains {held('base', MULTI, 'sampled', 't2')} on the base, "
      f"greedy {held('base', MULTI, 'greedy', 't2')}, its first {held('base', MULTI, 'greedy', 't1')}.", None),
+    ("docs/results.md", "real/words/summary.json", "at temperature 1 the second attempt "
+     f"{held('multi_turn', SCORE, 'sampled', 't2')[:-1]}; by seed {BY_SEED}), the delta "
+     f"{held('multi_turn', SCORE, 'sampled', 'delta')}, the first {held('multi_turn', SCORE, 'sampled', 't1')}; greedy, the second "
+     f"{held('multi_turn', SCORE, 'greedy', 't2')} and the first {held('multi_turn', SCORE, 'greedy', 't1')}.", None),
+    ("README.md", "real/words/summary.json", f"differs from its by {held('multi_turn', SCORE, 'sampled', 't2')} at temperature 1 "
+     f"and by {held('multi_turn', SCORE, 'greedy', 't2')} under greedy decoding", None),
     ("docs/results.md", "real/words-base/summary.json",
      "Two samples solve {r[evaluations][base][gsm8k][sampled][passes][0][accuracy][0][value]:p} % of the problems", None),
     *[("docs/results.md", "compare_lab/compare.json", compare_row(label, name, gain=True), by_name) for label, name in LAB.items()],

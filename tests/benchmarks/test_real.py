@@ -178,6 +178,20 @@ def test_adapters_and_word_problems(
         for name in ("base.greedy", "multi_turn_all-0.repair", "multi_turn_all-0.greedy")
     )
     assert repaired == base != own  # the base's first attempts, whoever repairs
+    # Arms trained in separate calls are compared: whatever seeds a call names, the same is drawn.
+    assert call(script, model, tmp_path / "words", tmp_path / "other", *words, "--arms", "base", "--seeds", "1") == 0
+    drawn = [attempts_of(tmp_path / name / "texts/base.sampled.000.jsonl.gz") for name in ("both", "other")]
+    assert drawn[0] == drawn[1]
+
+
+def test_what_is_held_against_what(script: Script) -> None:
+    run = script("benchmarks/real/run.py")
+    names = ["base", *(f"{arm}-{seed}" for arm in ("score", "single_turn", "multi_turn") for seed in "01"), "score-2"]
+    held = {other: [name for name, _, _ in each] for other, each in run.opponents(run.together(names)).items()}
+    both = ["score-0", "score-1"]
+    assert held["single_turn"] == [*both, "multi_turn-0", "multi_turn-1", "multi_turn, 2 seeds"]
+    assert held["multi_turn"] == both  # all three of its seeds have no three of theirs
+    assert len(held["base"]) == 10
 
 
 @pytest.mark.nightly

@@ -1,11 +1,14 @@
 """A short supervised training on worked examples, for a model too small to keep to a task's form by itself.
 
     python benchmarks/real/warm_up.py --model FOLDER --data FOLDER --output FOLDER [--steps 120] [--batch 16] [--rate R]
+                                      [--second N]
 
 --data: rows of GSM8K's shape (words.py makes some); its training rows alone are read. Each is one turn: the prompt that
 run.py --task gsm8k gives, and what its `answer` works out, ended by the answer in the form that the prompt asks for.
-Nothing is shown of a second attempt. --output, which must be new, holds the model and warm_up.json: command, versions,
-the losses. A call that is stopped leaves nothing.
+Nothing is shown of a second attempt, unless by --second N, for a model that was warmed up before: besides each row's
+example, N of the rows are shown with a first attempt that the model itself samples at temperature 1, right or wrong,
+the question for a second one, and the worked example as its answer. --output, which must be new, holds the model and
+warm_up.json: command, versions, the losses. A call that is stopped leaves nothing.
 """
 
 import argparse
@@ -13,6 +16,10 @@ import json
 import re
 import sys
 import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import repeat
 from pathlib import Path
 
 from settings import task_of
@@ -23,15 +30,18 @@ from selfcorrect.errors import UserError
 from selfcorrect.learning.supervised import Collection, supervised_step
 from selfcorrect.learning.training import Trainer
 from selfcorrect.models.loading import LanguageModel, load_model
+from selfcorrect.rollout import play
 from selfcorrect.runs.checkpoint import atomic_folder
 from selfcorrect.runs.checks import fitted
 from selfcorrect.runs.folder import environment
 from selfcorrect.samplers.transformers import TransformersSampler
+from selfcorrect.seeds import derive_seed
 from selfcorrect.tasks.files import Row
 from selfcorrect.tasks.math import MathTask
 from selfcorrect.tasks.sources import rows_of_folder
-from selfcorrect.types import Attempt, Completion, Grade, Outcome, Rollout
+from selfcorrect.types import Attempt, Completion, Grade, Outcome, Rollout, SamplingParams
 
+ROWS = 64
 LAST_LINE = re.compile(r"\s*#### *(\S+)\s*$")
 
 
@@ -43,6 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, default=120)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--rate", type=float, default=5e-5)
+    parser.add_argument("--second", type=int, default=0, metavar="N", help="rows shown with a second attempt as well")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--precision", default="auto", choices=["auto", "float32", "bfloat16"])
     options = parser.parse_args(arguments, argparse.Namespace(correction=None))
@@ -64,9 +75,11 @@ def train(options: argparse.Namespace) -> None:
     task = MathTask(config.task)
     rows = rows_of_folder(options.data, {"train": ("train",)}, needed=("train",))["train"]
     lm = load_model(config.model)
-    examples = Collection(1, [worked(row, task, lm) for row in rows], 0)
     config, _ = fitted(config, lm, task)
     trainer, losses = Trainer(config, lm, None, TransformersSampler(lm), task), list[float]()
+    shown = [worked(row, task, lm) for row in rows]
+    firsts = sampled(shown[: options.second], trainer)
+    examples = Collection(1, [*shown, *map(second, firsts, shown, repeat(trainer))], len(firsts))
     for step in range(1, options.steps + 1):
         result = supervised_step(trainer, examples)
         trainer.check_health(result)
@@ -75,7 +88,8 @@ def train(options: argparse.Namespace) -> None:
             print(f"step {step}: loss {result.loss:.3f}, {time.monotonic() - began:.0f} s", flush=True)
     record = {
         **environment(options.seed), "command": " ".join(["python benchmarks/real/warm_up.py", *sys.argv[1:]]),
-        "examples": len(rows), "losses": losses, "minutes": round((time.monotonic() - began) / 60, 2),
+        "examples": len(rows), "first_attempts": Counter(each.attempts[0].grade.outcome.value for each in firsts),
+        "losses": losses, "minutes": round((time.monotonic() - began) / 60, 2),
     }  # fmt: skip
     with atomic_folder(output) as folder:
         lm.save(folder)
@@ -108,6 +122,27 @@ def worked(row: Row, task: MathTask, lm: LanguageModel) -> Rollout:
     completion = Completion(ids, (0.0,) * len(ids), text, "stop")
     attempt = Attempt(lm.chat.first_prompt(problem.prompt), completion, Grade(Outcome.CORRECT, 1.0))
     return Rollout(problem, (attempt,), 0, 0)
+
+
+def sampled(shown: Sequence[Rollout], trainer: Trainer) -> list[Rollout]:
+    """A first attempt of the model's own at each of these rows' problems, ROWS at once."""
+    config, firsts = trainer.config, list[Rollout]()
+    try:
+        for start in range(0, len(shown), ROWS):
+            problems = [each.problem for each in shown[start : start + ROWS]]
+            params = SamplingParams(1.0, config.rollouts.max_new_tokens, derive_seed(config.seed, "firsts", start))
+            firsts += play(problems, trainer.task, trainer.sampler, trainer.lm.chat, params, 1)
+    finally:
+        trainer.task.close()
+    return firsts
+
+
+def second(first: Rollout, shown: Rollout, trainer: Trainer) -> Rollout:
+    """A sampled first attempt, the question for another, and the worked example in answer to it."""
+    (attempt,), (example,) = first.attempts, shown.attempts
+    asked = trainer.task.correction_prompt(first.problem)
+    prompt_ids = trainer.lm.chat.next_prompt(attempt.prompt_ids, attempt.completion.token_ids, asked)
+    return replace(first, attempts=(attempt, replace(example, prompt_ids=prompt_ids)))
 
 
 if __name__ == "__main__":

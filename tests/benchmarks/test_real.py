@@ -338,6 +338,24 @@ def test_a_short_training_on_worked_examples(
         texts = [rollout.attempts[0].completion.text for rollout in shown]
         grades = task.grade(list(zip(problems, texts, strict=True)))
     assert {grade.outcome for grade in grades} == {Outcome.CORRECT}
+    second, whole = warm_up.second, list[Rollout]()
+
+    def noted_second(*given: Any) -> Rollout:
+        whole.append(second(*given))
+        return whole[-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(warm_up, "second", noted_second)
+        again = ["--model", str(tmp_path / "out"), "--data", str(data), "--output", str(tmp_path / "both"), *tiny]
+        assert warm_up.main([*again, "--second", "9"]) == 0
+    record = json.loads((tmp_path / "both/warm_up.json").read_text())
+    assert sum(record["first_attempts"].values()) == len(whole) == 9
+    assert [rollout.attempts[1].completion.text for rollout in whole] == texts[:9]
+    for rollout in whole:
+        first, last = rollout.attempts
+        asked = last.prompt_ids[len(first.prompt_ids) :]
+        assert asked[: len(first.completion.token_ids)] == first.completion.token_ids
+        assert len(asked) > len(first.completion.token_ids)
     assert warm_up.main(call) == 2
     assert "is there already" in capsys.readouterr().err
     with (data / "train.jsonl").open("a") as out:

@@ -114,9 +114,9 @@ def config_of(options: argparse.Namespace) -> TrainConfig:
 def worked(row: Row, task: MathTask, lm: LanguageModel) -> Rollout:
     """A problem with its own answer as the only attempt. Raises DataError where the row states none."""
     answer = row.text("answer")
-    if not LAST_LINE.search(answer):
+    if not (last := LAST_LINE.search(answer)):
         raise row.wrong("answer", "has no last line `#### ANSWER`, as GSM8K's have; add it, or leave the row out")
-    problem = task.problem(row.text("question"), {}, row.where)
+    problem = task.problem(row.text("question"), {"answer": last[1]}, row.where)
     text = LAST_LINE.sub(r"\nFinal answer: \\boxed{\1}", answer)
     ids = (*lm.tokenizer(text, add_special_tokens=False).input_ids, lm.tokenizer.eos_token_id)
     completion = Completion(ids, (0.0,) * len(ids), text, "stop")

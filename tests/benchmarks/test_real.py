@@ -350,6 +350,7 @@ def test_a_short_training_on_worked_examples(
         assert warm_up.main([*again, "--second", "9"]) == 0
     record = json.loads((tmp_path / "both/warm_up.json").read_text())
     assert sum(record["first_attempts"].values()) == len(whole) == 9
+    assert not {"grader_failed", "unreadable"} & set(record["first_attempts"])
     assert [rollout.attempts[1].completion.text for rollout in whole] == texts[:9]
     for rollout in whole:
         first, last = rollout.attempts

@@ -221,3 +221,25 @@ def test_a_run_that_is_killed_goes_on_with_the_weights_it_had(tmp_path: Path) ->
     ends = [load_file(tmp_path / name / "final" / "model.safetensors") for name in ("whole", "killed")]
     for name, tensor in ends[0].items():
         torch.testing.assert_close(ends[1][name], tensor, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("parallel", "tuning"), [("ddp", "full"), ("fsdp2", "full"), ("ddp", "lora"), ("fsdp2", "lora")]
+)
+def test_each_of_two_ranks_has_an_engine_of_its_own(parallel: str, tuning: str, tmp_path: Path) -> None:
+    """As torchrun starts them: they sample and learn what one process does."""
+    more = [f"model.tuning={tuning}", "optimizer.epsilon=1e-4"]
+    python, *rest = command(tmp_path, "two", *more, f"parallel={parallel}")
+    launcher = [python, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    for line in (command(tmp_path, "one", *more), [*launcher, *rest]):
+        done = subprocess.run(line, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr[-2000:]
+    rows = [read_rows(tmp_path / name / "metrics.jsonl") for name in ("one", "two")]
+    for one, two in zip(*rows, strict=True):
+        assert 0 < two["sampler_gap"] < CLOSE
+        assert two["loss"] == pytest.approx(one["loss"], abs=1e-4)
+        assert two["rewards"] == one["rewards"]
+    file = "model.safetensors" if tuning == "full" else "adapter_model.safetensors"
+    ends = [load_file(tmp_path / name / "final" / file) for name in ("one", "two")]
+    for name, tensor in ends[0].items():
+        torch.testing.assert_close(ends[1][name], tensor, rtol=0, atol=1e-5)

@@ -24,7 +24,6 @@ from tests.run.test_ranks import (
     HELD,
     SIZES,
     STAGE,
-    check_but_for_strays,
     check_equal,
     dies_in_step_3,
     gap,
@@ -102,8 +101,7 @@ def test_two_processes_sample_and_learn_what_one_does(
         asked = fake.asked
     with served(tmp_path, model, "one", "auto", tuning, adapter, **changes) as (alone, settings):
         one, two = go(settings), tmp_path / "two"
-    check_but_for_strays(one, two)
-    assert gap(one, two) < 1e-5 or tuning != "full" or changes == {"stages": [TRACES]}
+    assert gap(one, two) < 1e-5
     for name in ("rollouts.jsonl", "between.jsonl", "evaluations/a.rollouts.jsonl"):
         if (one / name).exists():
             assert (one / name).read_text() == (two / name).read_text()
@@ -354,6 +352,6 @@ def test_what_cannot_serve_several_ranks_is_refused() -> None:
     refuse_unserved(validated(Path("runs"), Path("model")))
     fits = {"server": "http://host:1", "timeout": 1800.0}
     refuse_unserved(validated(Path("runs"), Path("model"), sampler="vllm", vllm=fits))
-    for told, why in (({}, "is for one process"), ({**fits, "timeout": 1801.0}, "set at most 1800")):
-        with pytest.raises(ConfigError, match=why):
-            refuse_unserved(validated(Path("runs"), Path("model"), sampler="vllm", vllm=told))
+    for told in ({}, fits):
+        with pytest.raises(ConfigError, match="set at most 1800"):
+            refuse_unserved(validated(Path("runs"), Path("model"), sampler="vllm", vllm={**told, "timeout": 1801.0}))

@@ -353,7 +353,7 @@ def test_refusals_are_one_line(arguments: list[str], why: str) -> None:
     ("changes", "cards", "why"),
     [
         ({}, (4, 1, None, 3), r"--serving 3: the model's 28 heads are split over the server's cards"),
-        ({"vllm": {}}, (4,), "sampler: vllm in this process is for one process"),
+        ({"vllm": {"server": "http://localhost:8000", "timeout": 1801.0}}, (4,), "set at most 1800"),
         ({"sampler": "transformers", "vllm": {}}, (4, 1, None, 2), "--serving 2: the recipe has no vllm.server"),
     ],
 )
@@ -366,6 +366,20 @@ def test_what_a_run_would_refuse_is_not_planned(changes: dict[str, Any], cards: 
     assert devices_for(recipe(**served), "rtx-4090", 4).serving == 2
     with pytest.raises(ConfigError, match=why):
         devices_for(recipe(**{**served, **changes}), "h100", *cards)
+
+
+def test_an_engine_in_each_process_is_counted_beside_the_whole_copy() -> None:
+    plans = [
+        make_plan(recipe(**about), devices_for(recipe(**about), "h100", 4), timed=False)
+        for about in (
+            {"model": {"path": "Qwen/Qwen2.5-7B"}, "parallel": parallel, "sampler": sampler}
+            for parallel, sampler in (("fsdp2", "vllm"), ("fsdp2", "transformers"), ("ddp", "vllm"))
+        )
+    ]
+    parts = [plan.memory.phases["sampling"] for plan in plans]
+    assert parts[0]["engine's weights"] == parts[2]["engine's weights"] > 14e9  # one card's, not split over four
+    assert parts[0]["whole copy for sampling"] == parts[1]["whole copy for sampling"] > 14e9
+    assert not parts[2]["whole copy for sampling"]
 
 
 @pytest.mark.nightly

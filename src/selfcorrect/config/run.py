@@ -133,6 +133,8 @@ class OptimizerConfig(Strict):
     """AdamW with float32 moments; or bitsandbytes', whose moments take 8 bits, and which pages them out of a GPU."""
     betas: tuple[Decay, Decay] = (0.9, 0.95)
     """AdamW's decay of its two moments."""
+    epsilon: Rate = 1e-8
+    """AdamW's, under the fraction: gradients far below it move little, and above it a rate's worth."""
     weight_decay: NonNegative = 0.0
     """AdamW's decoupled weight decay."""
     warmup_steps: Annotated[int, Field(ge=0)] = 10

@@ -79,11 +79,11 @@ def make_optimizer(lm: LanguageModel, config: OptimizerConfig) -> torch.optim.Op
     groups = [group for group in groups if group["params"]]
     optimizer: torch.optim.Optimizer
     if config.name == "adamw":
-        optimizer = torch.optim.AdamW(groups, lr=0.0, betas=config.betas, fused=True)
+        optimizer = torch.optim.AdamW(groups, lr=0.0, betas=config.betas, eps=config.epsilon, fused=True)
     else:
         kinds = need_bitsandbytes(f"optimizer.name = {config.name!r}").optim
         kind = kinds.AdamW8bit if config.name == "adamw_8bit" else kinds.PagedAdamW8bit
-        optimizer = kind(groups, lr=0.0, betas=config.betas)
+        optimizer = kind(groups, lr=0.0, betas=config.betas, eps=config.epsilon)
     masters = lm.masters
     if masters:
         optimizer.register_step_post_hook(lambda *_: masters.hand_out())

@@ -5,6 +5,7 @@
 
 import contextlib
 import socket
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -156,10 +157,17 @@ class Alone:
 class OnFirst:
     """Stands in for an object that rank 0 alone has: a method is called there, and its result is everyone's."""
 
-    def __init__(self, ranks: Alone, mine: Any, **known: Any) -> None:
+    def __init__(self, ranks: "Several", mine: Any, **known: Any) -> None:
         """mine: the object, on rank 0. known: attributes that all have."""
         self._ranks, self._mine = ranks, mine
         vars(self).update(known)
+
+    def close(self) -> None:
+        """Where this rank alone ends, of an error that others know nothing of, none of them is waited for."""
+        if sys.exc_info()[0] is None or self._ranks.agreed:
+            self._ranks.first(lambda: self._mine.close())  # noqa: PLW0108 - other ranks have none
+        elif self._mine is not None:
+            self._mine.close()
 
     def __getattr__(self, name: str) -> Any:
         return lambda *args, **kwargs: self._ranks.first(lambda: getattr(self._mine, name)(*args, **kwargs))
@@ -173,7 +181,7 @@ class Several(Alone):
         self.rank, self.size, self.objects, self.lifeline = rank, size, objects, lifeline
         self.agreed = False
         self.stop: Asked | None = None
-        self.served: Any = None  # a Served (parallel/served.py), where a server samples
+        self.served: Any = None  # a Served (parallel/served.py), where vLLM samples
         self._stopping = False
 
     @property

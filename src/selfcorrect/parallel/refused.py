@@ -8,15 +8,9 @@ LONGEST = 1800.0  # seconds
 
 
 def refuse_unserved(config: TrainConfig) -> None:
-    """Raises ConfigError where the recipe's engine cannot serve several ranks."""
+    """Raises ConfigError where ranks would not wait as long as the recipe's engine may take."""
     if config.sampler != "vllm":
         return
-    if not config.vllm.server:
-        raise ConfigError(
-            "sampler: vllm in this process is for one process, and several were started: the engine would begin a "
-            "process group of its own under the same variables of the launcher; set vllm.server, or sampler: "
-            "transformers"
-        )
     if config.vllm.timeout > LONGEST:
         raise ConfigError(
             f"vllm.timeout = {config.vllm.timeout:g} with several processes: the others would give rank 0 up before "

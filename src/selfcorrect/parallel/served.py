@@ -1,9 +1,11 @@
-"""`sampler: vllm` on several ranks: one server. Rank 0 alone sends to it; every rank asks it for its own rows.
+"""`sampler: vllm` on several ranks. Every rank asks an engine for its own rows, and all know that it is the policy's.
 
-    gather, on all ranks -> send, rank 0 -> probe, rank 0 -> compare -> all ranks ask for what was sent
+One server, which rank 0 alone sends to (`Served`), or an engine in each rank's own process (`Own`):
 
-Nothing is sent before all of it is gathered, so no rank stands in a collective operation while rank 0 waits for the
-server. Rank 0's answer, or what it raised, is everyone's.
+    gather, on all ranks -> send -> probe -> compare -> all ranks sample from what was sent
+
+Nothing is sent before all of it is gathered, so no rank stands in a collective operation while another waits for an
+engine. What one rank's engine comes to, or raises, is everyone's.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,7 +20,7 @@ T = TypeVar("T")
 
 
 class Served:
-    """The sampler of each rank. gather: on all ranks, the model that rank 0 sends; here alone others are waited for.
+    """The sampler of each rank. gather: on all ranks, the model that is sent; here alone others are waited for.
 
     lm: whose log-probabilities the engine's are held against; where it is in shards all ranks compute them.
     prompts: what the comparison's rows are made of, the same on all ranks.
@@ -36,16 +38,7 @@ class Served:
 
     def load_weights(self, model: Any) -> None:
         """The policy as it is now; on all ranks together. Raises SamplerFailed on all of them. model: not read."""
-        gathered, sampler = self._gather(), self._sampler
-
-        def send() -> tuple[list[Probed], str]:
-            sampler.load_weights(gathered)
-            return sampler.probe(self._prompts), sampler.serves
-
-        probed, serves = self._ranks.first(send)
-        own = self._own(probed)
-        self._ranks.first(lambda: sampler.judge(probed, own))
-        self._ranks.every(lambda: sampler.follow(serves))
+        self._send()
 
     def sample(self, prompts: Sequence[tuple[int, ...]], params: SamplingParams) -> list[Completion]:
         """Rows of this rank; no other is waited for. Raises EngineFailed."""
@@ -53,6 +46,27 @@ class Served:
 
     def twice(self, deed: Callable[[], T]) -> T:
         """What all ranks do together; once more with the current weights sent anew, where the engine fails in it."""
+
+        def anew() -> T:
+            self._send()
+            return deed()
+
+        return self._once_more(deed, anew)
+
+    def _send(self) -> None:
+        gathered, sampler = self._gather(), self._sampler
+
+        def send() -> tuple[list[Probed], str]:
+            sampler.load_weights(gathered)
+            return sampler.probe(self._prompts), sampler.serves
+
+        probed, serves = self._ranks.first(send)
+        own = self._own(probed, mine=self._ranks.rank == 0)
+        self._ranks.first(lambda: sampler.judge(probed, own))
+        self._ranks.every(lambda: sampler.follow(serves))
+
+    def _once_more(self, deed: Callable[[], T], again: Callable[[], T]) -> T:
+        """The deed, or `again` after all engines were given up, where one fails."""
         try:
             return deed()
         except EngineFailed as error:
@@ -61,21 +75,44 @@ class Served:
         if self._ranks.rank == 0:
             self._sampler.say(f"sampler: vllm failed ({first}); it is started once more with the current weights")
         self._sampler.stop()
-        self.load_weights(None)
         try:
-            return deed()
+            return again()
         except EngineFailed as error:
             raise SamplerFailed(
                 f"sampler: vllm failed ({first}), was started once more, and failed again ({error}); see what it "
-                "wrote in the server's log"
+                "wrote on stderr or in the server's log"
             ) from error
 
-    def _own(self, probed: Sequence[Probed]) -> list[list[float]]:
+    def _own(self, probed: Sequence[Probed], *, mine: bool) -> list[list[float]]:
+        """The policy's log-probabilities, on a rank that has whole weights where they are `mine` to compare."""
         if self._ranks.sharded:
             found = policy_logprobs(self._lm, probed)
             self._lm.model.reshard()  # as no backward pass follows, which would
             return found
-        return policy_logprobs(self._lm, probed) if self._ranks.rank == 0 else []
+        return policy_logprobs(self._lm, probed) if mine else []
+
+
+class Own(Served):
+    """An engine in each rank's process, beside the policy; each is sent what was gathered, and compared."""
+
+    def load_weights(self, model: Any) -> None:
+        self._once_more(self._send, self._send)
+
+    def rest(self) -> None:
+        self._sampler.rest()
+
+    def _send(self) -> None:
+        gathered, sampler = self._gather(), self._sampler
+        # Engines begin groups of processes in step: where one cannot start, the others are not to wait for an answer.
+        sampler.begin()
+
+        def send() -> list[Probed]:
+            sampler.send_once(gathered)
+            return sampler.probe_once(self._prompts)
+
+        probed = self._ranks.every(send)[self._ranks.rank]
+        own = self._own(probed, mine=True)
+        self._ranks.every(lambda: sampler.judge(probed, own))
 
 
 def served(ranks: Several, trainer: Any, lm: Any, gather: Callable[[], Any]) -> Served:
@@ -83,4 +120,5 @@ def served(ranks: Several, trainer: Any, lm: Any, gather: Callable[[], Any]) -> 
     config, chat = trainer.config, trainer.lm.chat
     drawn = trainer.task.draw(1, PROBES, config.seed)
     prompts = [chat.first_prompt(problem.prompt) for problem in drawn if chat.readable(problem.prompt)]
-    return Served(ranks, trainer.sampler, lm, prompts or [tuple(sorted(trainer.sampler.eos_ids))], gather)
+    kind = Served if config.vllm.server else Own
+    return kind(ranks, trainer.sampler, lm, prompts or [tuple(sorted(trainer.sampler.eos_ids))], gather)

@@ -50,7 +50,7 @@ class Sharded(Several):
         self._lm: LanguageModel | None = None
         self._plain: LanguageModel | None = None
         # Where a server samples, one whole copy is enough: in the memory of rank 0's machine, for sending and saving.
-        self.keeps_one = config.sampler == "vllm" and not config.samples_reference
+        self.keeps_one = config.sampler == "vllm" and bool(config.vllm.server) and not config.samples_reference
 
     @property
     def notes(self) -> list[str]:

@@ -93,7 +93,7 @@ def memory(config: TrainConfig, model: Dressed, card: Card | None, step: Step, s
     transient = rehearsed["prefill"].at(model.spec.layers), rehearsed["step"].at(model.spec.layers)
     copies = 0.0 if card else _copies(config, model)
     gathered = _gathered(model, spread)
-    whole = model.costume.weights.itemsize * model.numbers.all if spread.shards > 1 and not spread.engine else 0.0
+    whole = model.costume.weights.itemsize * model.numbers.all if spread.shards > 1 and not spread.beside else 0.0
     if spread.beside:
         phases["sampling"] = {"a weight gathered for sending": 4 * model.numbers.outer if spread.shards > 1 else 0.0}
     elif spread.engine:
@@ -101,6 +101,7 @@ def memory(config: TrainConfig, model: Dressed, card: Card | None, step: Step, s
             "engine's weights": 2 * model.numbers.all / spread.tensor,
             "KV cache": cache.lanes + cache.kept,
             "engine": ENGINE_BYTES,
+            "whole copy for sampling": whole,
         }
     else:
         phases["sampling"] = {

@@ -144,8 +144,8 @@ def _laid_out(
     model = dressed(config, spec, devices.card)
     step = step_of(config, lengths, devices.count)
     fixed = settled(config, model, devices.card, int(lengths.longest_row(step.attempts)), shards)
-    tensor = devices.serving or (_tensor(model, devices) if devices.engine else 1)
-    return fixed, model, step, Spread(devices.count, shards, devices.engine, tensor, devices.serving is not None)
+    spread = Spread(devices.count, shards, devices.engine, devices.serving or 1, devices.serving is not None)
+    return fixed, model, step, spread
 
 
 def _tensor(model: Dressed, devices: Devices) -> int:

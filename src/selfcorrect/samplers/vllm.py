@@ -125,6 +125,7 @@ class VllmSampler:
         self._syncs = 0
         self._versions: list[AdapterVersion] = []  # those the engine knows, the newest last
         self._synced = self._compared = False
+        self._bare = True  # whether the engine was never sent weights
         self._probes: list[tuple[int, ...]] = []
         self._place = SyncFolder(Path(config.sync_folder).expanduser() if config.sync_folder else None)
         self._folder = self._place.path
@@ -149,13 +150,22 @@ class VllmSampler:
         """From what was sent, and compared, before. Raises EngineFailed where the engine fails."""
         if not prompts:
             return []
-        try:
-            assert self._engine, "nothing was sent yet"
-            return self._completions(_answers(self._engine, self._requests(prompts, params)))
-        except UserError:
-            raise
-        except Exception as error:
-            raise EngineFailed(_line(error)) from error
+        return self._completions(self._once(lambda: _answers(self._sent(), self._requests(prompts, params))))
+
+    def begin(self) -> Engine:
+        """The engine, started where it was not. Raises SamplerFailed."""
+        if self._engine is None:
+            self._engine, self._bare = self._start(self._folder, self.dtype), True
+        return self._engine
+
+    def send_once(self, model: Any) -> None:
+        """`load_weights`. Raises EngineFailed where the engine fails."""
+        self._lm.model, self._synced = model, False
+        self._once(self._sync)
+
+    def probe_once(self, prompts: Sequence[tuple[int, ...]]) -> list[Probed]:
+        """`probe`. Raises EngineFailed where the engine fails."""
+        return self._once(lambda: self._probe(self._sent(), prompts))
 
     def probe(self, prompts: Sequence[tuple[int, ...]]) -> list[Probed]:
         """What the engine writes after rows made of these prompts, for `judge`. Raises SamplerFailed as `sample`."""
@@ -167,8 +177,7 @@ class VllmSampler:
 
     def follow(self, serves: str) -> None:
         """Sample from what another process has sent to the server, and compared. Raises SamplerFailed."""
-        self._engine = self._engine or self._start(self._folder, self.dtype)
-        self._engine.follow(serves)
+        self.begin().follow(serves)
         self._synced = self._compared = True
 
     def rest(self) -> None:
@@ -217,13 +226,9 @@ class VllmSampler:
             return deed()
         except UserError:
             raise
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - it is told, and the engine started anew
             first = _line(error)
-            if _is_disk_full(error):
-                raise SamplerFailed(
-                    f"sampler: vllm: {self._folder} has no room for what is sent ({first}); free some space, or name a "
-                    "folder on another disk in vllm.sync_folder"
-                ) from error
+            self._refuse_full_disk(error)
         self._say(f"sampler: vllm failed ({first}); it is started once more with the current weights")
         self._stop()
         try:
@@ -237,6 +242,27 @@ class VllmSampler:
                 "see what it wrote on stderr or in the server's log"
             ) from error
 
+    def _once(self, deed: Callable[[], T]) -> T:
+        try:
+            return deed()
+        except UserError:
+            raise
+        except Exception as error:
+            self._refuse_full_disk(error)
+            raise EngineFailed(_line(error)) from error
+
+    def _refuse_full_disk(self, error: Exception) -> None:
+        if _is_disk_full(error):
+            raise SamplerFailed(
+                f"sampler: vllm: {self._folder} has no room for what is sent ({_line(error)}); free some space, or "
+                "name a folder on another disk in vllm.sync_folder"
+            ) from error
+
+    def _sent(self) -> Engine:
+        assert self._engine, "there is no engine"
+        assert self._synced, "nothing was sent to it since it rested"
+        return self._engine
+
     def _stop(self) -> None:
         engine, self._engine = self._engine, None
         self._synced, self._versions = False, []
@@ -247,14 +273,14 @@ class VllmSampler:
                 self._say(f"sampler: vllm could not be closed ({_line(error)})")
 
     def _sync(self) -> Engine:
-        began = self._engine is None
-        engine = self._engine = self._engine or self._start(self._folder, self.dtype)
+        engine, began = self.begin(), self._bare
         self._syncs, self._compared = self._syncs + 1, False
         if not self._adapter_only:
             self._in_time(engine, lambda: engine.take_weights(PlainWeights(self._lm, self.dtype, merged=True)))
         else:
             if began:  # what lies beneath the adapter here: dequantised, or rounded
                 self._in_time(engine, lambda: engine.take_weights(PlainWeights(self._lm, self.dtype, merged=False)))
+            self._bare = False
             self._send_adapter(engine)
         self._synced = True
         return engine

@@ -3,7 +3,8 @@
 import gc
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,7 @@ class InProcess:
                 max_model_len=-1 if config.max_model_len == "auto" else config.max_model_len,
                 max_num_seqs=min(rows, 1024), gpu_memory_utilization=config.memory_share,
                 kv_cache_memory_bytes=int(cache * _GIB) if cache else None, enable_sleep_mode=self._cuda,
-                enforce_eager=not self._cuda, **_lora(lm, adapter_only=adapter_only),
+                enforce_eager=not self._cuda, **_launcher(), **_lora(lm, adapter_only=adapter_only),
             )  # fmt: skip
         except Exception as error:
             lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
@@ -115,10 +116,10 @@ class InProcess:
 
     @property
     def serves(self) -> str:
-        raise NotImplementedError("of a server alone do several processes sample")
+        raise NotImplementedError("each process has an engine of its own")
 
     def follow(self, serves: str) -> None:
-        raise NotImplementedError("of a server alone do several processes sample")
+        raise NotImplementedError("each process has an engine of its own")
 
     def rest(self) -> None:
         """Level 1 keeps the weights in the host's memory, beneath an adapter; whole ones are sent again anyway."""
@@ -130,7 +131,8 @@ class InProcess:
         return ""
 
     def close(self) -> None:
-        self._llm.llm_engine.engine_core.shutdown()
+        with _group_kept():
+            self._llm.llm_engine.engine_core.shutdown()
         del self._llm
         gc.collect()
         if self._cuda:
@@ -141,6 +143,30 @@ class InProcess:
         if self._asleep:
             self._llm.wake_up(tags=list(tags))
             self._asleep = "kv_cache" not in tags
+
+
+def _launcher() -> dict[str, Any]:
+    """Of several ranks: the engine takes its place and its device from the launcher's variables, in their group."""
+    several = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return {"distributed_executor_backend": "external_launcher"} if several else {}
+
+
+@contextmanager
+def _group_kept() -> Iterator[None]:
+    """As it ends, an engine ends the process group that it found, which is the ranks'."""
+    destroy: Any = torch.distributed.destroy_process_group if _launcher() else None
+
+    def of_engine(group: Any = None) -> None:
+        if group is not None:
+            destroy(group)
+
+    if destroy:
+        torch.distributed.destroy_process_group = of_engine
+    try:
+        yield
+    finally:
+        if destroy:
+            torch.distributed.destroy_process_group = destroy
 
 
 def _compile_nothing() -> None:

@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 import torch
 
+from selfcorrect.config import ModelConfig
 from selfcorrect.errors import SamplerFailed
+from selfcorrect.models.loading import load_model
 from selfcorrect.parallel.served import Own
 from selfcorrect.samplers import vllm_engine
 from tests.run.test_ranks import check_equal, gap, last_lines, uneven, well
@@ -32,6 +34,9 @@ def stands_in(rank: int, faults: Faults | None = None) -> None:
             raise SamplerFailed("sampler: vllm could not be started: no memory")
         if torch.distributed.is_initialized():  # as engines begin groups of processes, which all take part in
             torch.distributed.barrier()
+        if not all(parameter.is_floating_point() for parameter in lm.model.parameters()):  # it has plain weights
+            plain: Any = {"path": lm.model.config._name_or_path, "device": "cpu", "precision": "float32"}
+            lm = load_model(ModelConfig(**plain))
         return FakeEngine(lm, fault, other=not adapter_only)
 
     ENGINE.need_vllm, ENGINE.InProcess = lambda: None, start

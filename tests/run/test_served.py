@@ -153,11 +153,11 @@ def late(rank: int) -> None:
     """Rank 1 comes late to every gathering, and notes it; so does rank 0 with whatever it sends."""
     whole, send = Sharded.whole, Server.take_weights
 
-    def gathers(self: Any, lm: Any) -> Any:
+    def gathers(self: Any, lm: Any, **how: Any) -> Any:
         if rank == 1:
             time.sleep(0.3)
             note("gather")
-        return whole(self, lm)
+        return whole(self, lm, **how)
 
     def sends(self: Any, weights: Any) -> None:
         note("send")
@@ -352,6 +352,7 @@ def test_what_cannot_serve_several_ranks_is_refused() -> None:
     refuse_unserved(validated(Path("runs"), Path("model")))
     fits = {"server": "http://host:1", "timeout": 1800.0}
     refuse_unserved(validated(Path("runs"), Path("model"), sampler="vllm", vllm=fits))
-    for told in ({}, fits):
+    for place in ({}, {"server": "http://host:1"}):
+        slow: dict[str, Any] = {**place, "timeout": 1801.0}
         with pytest.raises(ConfigError, match="set at most 1800"):
-            refuse_unserved(validated(Path("runs"), Path("model"), sampler="vllm", vllm={**told, "timeout": 1801.0}))
+            refuse_unserved(validated(Path("runs"), Path("model"), sampler="vllm", vllm=slow))

@@ -100,10 +100,12 @@ def case(name: str, scratch: Path, options: argparse.Namespace) -> dict[str, Any
     changes = [*changes, *(_LAB_TASK if model in ("lab", RANDOM) else [])]
     tiny = ["rollouts.problems_per_step=2", "stages.stage2.steps=3"] if options.tiny else []
     many = "torch.distributed.run --standalone --nproc-per-node 2 -m selfcorrect.cli"
-    started = many if name.endswith(" x2") else "selfcorrect.cli"
+    several = name.endswith(" x2")
+    started = many if several else "selfcorrect.cli"
+    threads = 1 if options.tiny else max(1, options.threads // 2) if several else options.threads
     command = [
         sys.executable, "-m", *started.split(), "train", str(recipe), f"model.path={path}", f"output={scratch}",
-        f"name={name.replace(' ', '-').replace(',', '')}", f"threads={1 if options.tiny else options.threads}",
+        f"name={name.replace(' ', '-').replace(',', '')}", f"threads={threads}",
         *changes, *tiny,
     ]  # fmt: skip
     environment = os.environ | ({GIVES_BACK: str(1 << 20)} if options.give_back else {})

@@ -72,6 +72,30 @@ def real_row(label: str, model: str, data: str, decoding: str) -> str:
     return f"{label} | {t1} | {t2} | {delta} | {s}[fixed][value]:p}} | {s}[broken][value]:p}} | {s}[unchanged][value]:p}} |"
 
 
+def base_row(label: str, data: str) -> str:
+    """A row of benchmarks/real/base.py's evaluations."""
+    s = f"{{r[evaluations][{data}]"
+    t1, t2 = (f"{s}[accuracy][{a}][value]:p}}" for a in (0, 1))
+    delta = f"{s}[delta][value]:s}} ({s}[delta][low]:s}} to {s}[delta][high]:s}})"
+    shares = " | ".join(f"{s}[{key}][value]:p}}" for key in ("fixed", "broken", "unchanged", "word_for_word"))
+    cut = " / ".join(f"{s}[cut_off][{a}][value]:p}}" for a in (0, 1))
+    return f"{label} | {s}[n]:.0f}} | {t1} | {t2} | {delta} | {shares} | {cut} |"
+
+
+BASE_SETS = {"humaneval": "HumanEval", "mbpp": "MBPP test", "gsm8k": "GSM8K test"}
+BEFORE = [
+    (f"base-{folder}", f"| {label} | {BASE_SETS[data]}", data)
+    for folder, label, sets in (
+        ("smollm2-135m", "SmolLM2-135M-Instruct", ("humaneval", "mbpp", "gsm8k")),
+        ("qwen2.5-coder-0.5b", "Qwen2.5-Coder-0.5B-Instruct", ("humaneval", "mbpp")),
+        ("qwen2.5-coder-0.5b-gsm8k", "Qwen2.5-Coder-0.5B-Instruct", ("gsm8k",)),
+        ("qwen2.5-coder-1.5b", "Qwen2.5-Coder-1.5B-Instruct", ("humaneval", "mbpp", "gsm8k")),
+        ("gemma-3-270m", "Gemma-3-270m", ("humaneval", "mbpp", "gsm8k")),
+    )
+    for data in sets
+]
+
+
 REAL = (
     ("0", "HumanEval, greedy | 164", "humaneval", "greedy"), ("0", "MBPP test, greedy | 500", "mbpp", "greedy"),
     ("words-base", "word problems, greedy | 400", "gsm8k", "greedy"),
@@ -240,6 +264,7 @@ QUOTES: list[tuple[str, str, str, Given]] = [
      "{r[2][accuracy]:p}, {r[3][accuracy]:p}, {r[4][accuracy]:p}", None),
     *[("docs/results.md", f"real/{folder}/summary.json", real_row(label, "base", data, decoding), None)
       for folder, label, data, decoding in REAL],
+    *[("docs/results.md", f"real/{folder}/summary.json", base_row(label, data), None) for folder, label, data in BEFORE],
     *[(doc, "real/words/summary.json", real_row(label, model, "gsm8k", decoding), None)
       for doc in ("README.md", "docs/results.md") for label, model, decoding in TRAINED],
     *[("docs/results.md", f"real/{file}/summary.json", rate_row(label, model), None) for label, file, model in RATES],
@@ -255,6 +280,13 @@ QUOTES: list[tuple[str, str, str, Given]] = [
      f"{held('multi_turn', SCORE, 'greedy', 't2')} and the first {held('multi_turn', SCORE, 'greedy', 't1')}.", None),
     ("README.md", "real/words/summary.json", f"differs from its by {held('multi_turn', SCORE, 'sampled', 't2')} at temperature 1 "
      f"and by {held('multi_turn', SCORE, 'greedy', 't2')} under greedy decoding", None),
+    *[("docs/results.md", "real/words-second/summary.json", real_row(f"| {label} | {how}", model, "gsm8k", decoding), None)
+      for decoding, how in (("sampled", "temperature 1"), ("greedy", "greedy"))
+      for label, model in (("base, second attempts shown", "base"), ("SCoRe from it, seed 0", "score-0"))],
+    ("docs/results.md", "real/words-second/summary.json",
+     f"the second attempt {held('base', 'score-0', 'sampled', 't2')} against its base at temperature 1, greedy "
+     f"{held('base', 'score-0', 'greedy', 't2')}; the first {held('base', 'score-0', 'sampled', 't1')} and "
+     f"{held('base', 'score-0', 'greedy', 't1')}.", None),
     ("docs/results.md", "real/words-base/summary.json",
      "Two samples solve {r[evaluations][base][gsm8k][sampled][passes][0][accuracy][0][value]:p} % of the problems", None),
     *[("docs/results.md", "compare_lab/compare.json", compare_row(label, name, gain=True), by_name) for label, name in LAB.items()],

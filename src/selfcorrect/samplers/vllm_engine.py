@@ -145,16 +145,21 @@ class InProcess:
             self._asleep = "kv_cache" not in tags
 
 
+def _among_ranks() -> bool:
+    """Whether this is one of several ranks: alone, an engine begins a group of one."""
+    started = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return started and torch.distributed.get_world_size() > 1
+
+
 def _launcher() -> dict[str, Any]:
     """Of several ranks: the engine takes its place and its device from the launcher's variables, in their group."""
-    several = torch.distributed.is_available() and torch.distributed.is_initialized()
-    return {"distributed_executor_backend": "external_launcher"} if several else {}
+    return {"distributed_executor_backend": "external_launcher"} if _among_ranks() else {}
 
 
 @contextmanager
 def _group_kept() -> Iterator[None]:
     """As it ends, an engine ends the process group that it found, which is the ranks'."""
-    destroy: Any = torch.distributed.destroy_process_group if _launcher() else None
+    destroy: Any = torch.distributed.destroy_process_group if _among_ranks() else None
 
     def of_engine(group: Any = None) -> None:
         if group is not None:

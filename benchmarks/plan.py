@@ -5,8 +5,9 @@
     python benchmarks/plan.py --tiny                                              # the lab's model alone, one thread
 
 Each case is a run of `selfcorrect train` in a process of its own, whose plan.json says both: the plan made at its
-start, the plan for the lengths that came, and what was measured (ru_maxrss of the process; the median of the seconds of
-all steps but the first). Layers are timed once more as the steps have ended, so what else the machine does moves both.
+start, the plan for the lengths that came, and what was measured (the most that the process held; the median of the
+seconds of all steps but the first). Layers are timed once more as the steps have ended, so what else the machine does
+moves both.
 """
 
 import argparse
@@ -62,12 +63,15 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--only", nargs="+", help="names of cases")
     parser.add_argument("--tiny", action="store_true", help="the lab's model, three steps")
     parser.add_argument("--give-back", action="store_true", help="runs with MALLOC_MMAP_THRESHOLD_=1048576")
+    parser.add_argument("--keep", action="store_true", help="of --output, the cases that are not measured now")
     parser.add_argument("--output", type=Path, default=RESULT)
     options = parser.parse_args(arguments)
     if not options.tiny and not options.models:
         parser.error("--models FOLDER names where the models are; --tiny needs none")
     names = ["lab full"] if options.tiny else options.only or list(CASES)
     found: dict[str, Any] = {}
+    if options.keep and options.output.exists():
+        found = json.loads(options.output.read_text(encoding="utf-8"))["cases"]
     with tempfile.TemporaryDirectory() as scratch:
         for name in names:
             found[name] = case(name, Path(scratch), options)

@@ -147,6 +147,34 @@ def by_precision(r: Any) -> dict[str, Any]:
     return found
 
 
+PLANS = {
+    "lab full": "the lab's model, all weights",
+    "smollm2-135m full": "SmolLM2-135M, all weights, micro-batches of 4",
+    "smollm2-135m lora": "SmolLM2-135M, LoRA, a micro-batch of 16",
+    "gemma-3-270m full": "Gemma-3-270m, all weights, micro-batches of 4",
+    "random-300m full": "Qwen2 of 300 million random weights, all of them, micro-batches of 4",
+    "random-300m lora, checkpointing": "the same, LoRA, gradient checkpointing, micro-batches of 4",
+    "qwen2.5-0.5b lora": "Qwen2.5-Coder-0.5B, LoRA, micro-batches of 4",
+    "smollm2-135m full, ddp x2": "SmolLM2-135M, all weights, two processes, `ddp`",
+    "smollm2-135m full, fsdp2 x2": "SmolLM2-135M, all weights, two processes, `fsdp2`",
+    "random-300m full, fsdp2 x2": "the 300 million, all weights, two processes, `fsdp2`",
+}
+
+
+def plan_rows(r: Any) -> dict[str, Any]:
+    """docs/plan.md's rows of what was planned and measured."""
+    rows = {}
+    for name, case in r["cases"].items():
+        peak, step = case["peak_bytes"], case["step_seconds"]
+        gib = [f"{float(peak[key]) / 2**30:.2f}" for key in ("predicted", "measured")]
+        seconds = [f"{float(step[key]):.3g}" for key in ("predicted", "measured")]
+        errors = [f"{100 * float(each['error']):+.0f} %" for each in (peak, step)]
+        rows[name] = (
+            f"| {PLANS[name]} | {gib[0]} | {gib[1]} | {errors[0]} | {seconds[0]} | {seconds[1]} | {errors[1]} |"
+        )
+    return {"rows": rows}
+
+
 def by_name(r: Any) -> dict[str, Any]:
     return {"m": {row["name"]: row for row in r["results"]}}
 
@@ -289,6 +317,7 @@ QUOTES: list[tuple[str, str, str, Given]] = [
      f"{held('base', 'score-0', 'greedy', 't1')}.", None),
     ("docs/results.md", "real/words-base/summary.json",
      "Two samples solve {r[evaluations][base][gsm8k][sampled][passes][0][accuracy][0][value]:p} % of the problems", None),
+    *[("docs/plan.md", "plan.json", f"{{rows[{name}]}}", plan_rows) for name in PLANS],
     *[("docs/results.md", "compare_lab/compare.json", compare_row(label, name, gain=True), by_name) for label, name in LAB.items()],
     *[("docs/results.md", "compare_blind/compare.json", compare_row(label, name, gain=False), by_name) for label, name in BLIND.items()],
     *[("docs/results.md", "lab_openings.json", opening_row(label, place), None) for place, label in enumerate(OPENINGS)],

@@ -368,6 +368,14 @@ def test_what_a_run_would_refuse_is_not_planned(changes: dict[str, Any], cards: 
         devices_for(recipe(**{**served, **changes}), "h100", *cards)
 
 
+def test_the_measured_peak_is_not_the_parents() -> None:
+    """A child begins with what its parent held as it was forked, by getrusage."""
+    held = bytearray(600 << 20)
+    code = "from selfcorrect.planning.beside import measured_peak; print(measured_peak(None))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, close_fds=False)
+    assert 0 < float(done.stdout) < len(held)
+
+
 def test_an_engine_in_each_process_is_counted_beside_the_whole_copy() -> None:
     plans = [
         make_plan(recipe(**about), devices_for(recipe(**about), "h100", 4), timed=False)

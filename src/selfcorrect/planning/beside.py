@@ -1,7 +1,9 @@
 """Every run: what was predicted, told at its start, and what was measured beside it, at its end."""
 
+import contextlib
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -128,6 +130,11 @@ def measured_peak(card: Card | None) -> float:
     """Bytes: of this process on a CPU, since it began; of torch's allocator on a GPU, with the context added."""
     if card is not None:
         return float(torch.cuda.max_memory_reserved() + CONTEXT_BYTES)
+    with contextlib.suppress(OSError):
+        # Not ru_maxrss, where there is this: a process begins with what its parent held as it was forked.
+        held = re.search(r"^VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="utf-8"), re.MULTILINE)
+        if held:
+            return 1024.0 * int(held[1])
     import resource
 
     return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024))

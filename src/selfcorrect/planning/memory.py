@@ -71,7 +71,7 @@ class Memory:
         }  # fmt: skip
         if phase == "loading":
             parts = {"weights": of.weights}
-        elif phase == "sampling":
+        elif phase in ("sampling", "saving"):
             del parts["gradients"]
         parts |= self.phases[phase]
         inside = sum(parts.values())
@@ -82,7 +82,8 @@ class Memory:
 
 def _lasting(of: Static, phase: str) -> float:
     """Gradients are there during the update alone; as weights are loaded, nothing else is."""
-    return {"loading": of.weights, "sampling": of.total - of.gradients}.get(phase, of.total)
+    without = of.total - of.gradients
+    return {"loading": of.weights, "sampling": without, "saving": without}.get(phase, of.total)
 
 
 def memory(config: TrainConfig, model: Dressed, card: Card | None, step: Step, spread: Spread) -> Memory:
@@ -114,6 +115,10 @@ def memory(config: TrainConfig, model: Dressed, card: Card | None, step: Step, s
     phases["update"] = {"KV cache": kept, **done, "gathered by FSDP": gathered, "whole copy for sampling": whole}
     if spread.devices > 1 and spread.shards == 1:
         phases["update"]["sync buffers"] = min(_SUM_BUCKET, 4 * model.numbers.trained)
+    if card is None and spread.shards > 1:
+        # torch.distributed.checkpoint makes the bytes of a shard's file in memory, from tensors laid side by side.
+        written = 2 * 12 * model.numbers.trained / spread.shards
+        phases["saving"] = {"a checkpoint as it is written": written, "whole copy for sampling": whole}
     if card is None:
         phases["loading"] = {"the file as it is read": _file_bytes(model)}
         process = PROCESS_BYTES + (PEFT_BYTES if config.model.tuning != "full" else 0.0)

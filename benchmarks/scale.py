@@ -27,6 +27,10 @@ MODELS = {
     "70B": "meta-llama/Llama-3.3-70B-Instruct",
 }  # fmt: skip
 COUNTS = (8, 64, 512)
+SERVED = (
+    "32B",
+    "70B",
+)  # no card holds an engine of its own with the whole model: a server on 4 or 8 of the cards samples
 ATTEMPT, PROMPT, LIMIT = 350.0, 200.0, 1024  # tokens; the paper states none of them
 
 
@@ -58,7 +62,8 @@ def paper_run(size: str) -> TrainConfig:
     config = validate({
         "model": {"path": MODELS[size], "weights": "bfloat16"}, "task": {"name": "math"}, "stages": stages,
         "rollouts": {"problems_per_step": 64, "rollouts_per_problem": 8, "max_new_tokens": LIMIT},
-        "optimizer": {"micro_batch": 4, "gradient_checkpointing": True},
+        "optimizer": {"micro_batch": 4, "gradient_checkpointing": True}, "sampler": "vllm",
+        "vllm": {"server": "http://server:8000"} if size in SERVED else {},
     })  # fmt: skip
     assert isinstance(config, TrainConfig)
     return config
@@ -67,13 +72,16 @@ def paper_run(size: str) -> TrainConfig:
 def worked_out(size: str, cards: int) -> dict[str, Any]:
     """One line of the table."""
     config = paper_run(size)
-    devices = Devices(CARDS["h100"], 8, math.ceil(cards / 8), "fsdp2", engine=True)
+    serving = (4 if cards == 8 else 8) if size in SERVED else None
+    training = cards - (serving or 0)
+    devices = Devices(CARDS["h100"], min(8, training), math.ceil(training / 8), "fsdp2", engine=True, serving=serving)
     lengths = replace(assumed_lengths(config, ATTEMPT, PROMPT))
     plan = make_plan(config, devices, lengths)
     assert plan.pace
     return {
         "size": size, "cards": cards, "peak_gib": plan.memory.peak / 2**30, "fullest": plan.memory.fullest,
-        "fits": plan.fits, "tensor": plan.spread.tensor, "busy": min(cards, config.rollouts.problems_per_step),
+        "fits": plan.fits, "tensor": plan.spread.tensor, "serving": serving or 0,
+        "busy": min(training, config.rollouts.problems_per_step),
         "seconds": plan.pace.seconds, "step_seconds": plan.pace.total, "days": plan.hours / 24, "dollars": plan.dollars,
         "bound": plan.pace.bound,
     }  # fmt: skip
@@ -90,10 +98,12 @@ def table(rows: list[dict[str, Any]]) -> str:
         seconds = row["seconds"]
         told = [f"{seconds.get(name, 0):.1f}" for name in ("rollouts", "reference", "update", "sync")]
         fits = f"{row['peak_gib']:.0f} ({row['fullest']})" + ("" if row["fits"] else ", does not fit")
-        idle = f"; {row['cards'] - row['busy']} cards have no problem" if row["busy"] < row["cards"] else ""
+        idle = row["cards"] - row["serving"] - row["busy"]
+        told_of = f"{row['cards']}, {row['serving']} of them serve" if row["serving"] else row["cards"]
         lines.append(
-            f"| {row['size']} | {row['cards']} | {fits} | {' | '.join(told)} | {row['step_seconds']:.0f} "
-            f"| {row['days']:.1f} | {row['dollars']:,.0f} | {row['bound']}{idle} |"
+            f"| {row['size']} | {told_of} | {fits} | {' | '.join(told)} | {row['step_seconds']:.0f} "
+            f"| {row['days']:.1f} | {row['dollars']:,.0f} | {row['bound']}"
+            + (f"; {idle} cards have no problem |" if idle else " |")
         )
     return "\n".join(lines) + "\n"
 

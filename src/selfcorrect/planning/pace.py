@@ -51,11 +51,11 @@ def pace(config: TrainConfig, model: Dressed, card: Card, step: Step, spread: Sp
     """config: settled; step: of one device."""
     sampler = _Sampler(config, model, card, spread)
     rows, lengths = step.rows, step.lengths
-    served = spread.devices if spread.beside else spread.tensor
+    # A server has the rows of all ranks, of which some may have none.
+    served = min(spread.devices, config.rollouts.problems_per_step / step.groups) if spread.beside else 1
     seconds, bounds = {"rollouts": 0.0}, dict[str, float]()
     for attempt in range(1, step.attempts + 1):
-        # An engine on several cards has the rows of all of them; a server has those of the step.
-        share = Step(rows * served, step.groups, step.attempts, lengths, step.reference)
+        share = Step(round(rows * served), step.groups, step.attempts, lengths, step.reference)
         lanes = min(share.rows, 512) if spread.engine else config.rollouts.rows
         one = decoding(share, min(lanes, share.rows), attempt)
         for why, took in sampler.step(one).items():

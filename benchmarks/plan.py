@@ -71,7 +71,10 @@ def main(arguments: list[str] | None = None) -> None:
     names = ["lab full"] if options.tiny else options.only or list(CASES)
     found: dict[str, Any] = {}
     if options.keep and options.output.exists():
-        found = json.loads(options.output.read_text(encoding="utf-8"))["cases"]
+        before = json.loads(options.output.read_text(encoding="utf-8"))
+        if before["machine"] != machine(options) or before["freed_memory"] != freed(options):
+            parser.error(f"--keep: {options.output} is of another machine, or of freed memory {before['freed_memory']}")
+        found = before["cases"]
     with tempfile.TemporaryDirectory() as scratch:
         for name in names:
             found[name] = case(name, Path(scratch), options)
@@ -85,12 +88,20 @@ def write(options: argparse.Namespace, found: dict[str, Any], arguments: list[st
         "command": " ".join(["python benchmarks/plan.py", *(arguments if arguments is not None else sys.argv[1:])]),
         "seed": SEED,
         "versions": {"python": sys.version.split()[0]} | versions(["selfcorrect", "torch", "transformers", "peft"]),
-        "machine": {"cpu": cpu_model(), "cores": os.cpu_count(), "threads": options.threads},
-        "freed_memory": "given back" if options.give_back else "kept",
+        "machine": machine(options),
+        "freed_memory": freed(options),
         "cases": found,
     }
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+def machine(options: argparse.Namespace) -> dict[str, Any]:
+    return {"cpu": cpu_model(), "cores": os.cpu_count(), "threads": options.threads}
+
+
+def freed(options: argparse.Namespace) -> str:
+    return "given back" if options.give_back else "kept"
 
 
 def case(name: str, scratch: Path, options: argparse.Namespace) -> dict[str, Any]:

@@ -176,15 +176,17 @@ class Session:
 
     def _seconds(self, model: str, decoding: str) -> float:
         """What the units of a model took."""
+        return float(sum(row["seconds"] for row in self._units() if row["unit"].startswith(f"{model}.{decoding}.")))
+
+    def _units(self) -> list[dict[str, Any]]:
         file = self.output / "units.jsonl"
-        rows = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-        return float(sum(row["seconds"] for row in rows if row["unit"].startswith(f"{model}.{decoding}.")))
+        return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
     def _used(self) -> float:
         """Seconds of evaluating and training behind what is there, of every call that worked at it."""
-        evaluated = sum(self._seconds(model, decoding) for model in self._models() for decoding in DECODINGS)
-        arms = self.output / "arms"
-        return evaluated + sum(float(training_of(arms / name).get("seconds", 0.0)) for name in self._models())
+        models, arms = self._models(), self.output / "arms"
+        trained = sum(float(training_of(arms / name).get("seconds", 0.0)) for name in models)
+        return trained + sum(float(row["seconds"]) for row in self._units() if row["unit"].partition(".")[0] in models)
 
     def _models(self) -> list[str]:
         """Of this call, those of which texts are there."""

@@ -202,6 +202,12 @@ def command(folder: Path, name: str, *more: str) -> list[str]:
     return [sys.executable, "-m", "selfcorrect.cli", "train", str(recipe), *settings, *more]
 
 
+def check_same_end(one: Path, other: Path, file: str) -> None:
+    ends = [load_file(run / "final" / file) for run in (one, other)]
+    for name, tensor in ends[0].items():
+        torch.testing.assert_close(ends[1][name], tensor, rtol=0, atol=1e-5)
+
+
 def test_a_run_that_is_killed_goes_on_with_the_weights_it_had(tmp_path: Path) -> None:
     """By the command line: two steps, and the same killed by SIGKILL once the first is kept, and resumed."""
     done = subprocess.run(command(tmp_path, "whole"), capture_output=True, text=True, check=False)
@@ -218,9 +224,7 @@ def test_a_run_that_is_killed_goes_on_with_the_weights_it_had(tmp_path: Path) ->
     for whole, killed in zip(*rows, strict=True):
         assert 0 < killed["sampler_gap"] < CLOSE
         assert killed["loss"] == pytest.approx(whole["loss"], abs=1e-4)
-    ends = [load_file(tmp_path / name / "final" / "model.safetensors") for name in ("whole", "killed")]
-    for name, tensor in ends[0].items():
-        torch.testing.assert_close(ends[1][name], tensor, rtol=0, atol=1e-5)
+    check_same_end(tmp_path / "whole", tmp_path / "killed", "model.safetensors")
 
 
 @pytest.mark.parametrize(
@@ -240,6 +244,4 @@ def test_each_of_two_ranks_has_an_engine_of_its_own(parallel: str, tuning: str, 
         assert two["loss"] == pytest.approx(one["loss"], abs=1e-4)
         assert two["rewards"] == one["rewards"]
     file = "model.safetensors" if tuning == "full" else "adapter_model.safetensors"
-    ends = [load_file(tmp_path / name / "final" / file) for name in ("one", "two")]
-    for name, tensor in ends[0].items():
-        torch.testing.assert_close(ends[1][name], tensor, rtol=0, atol=1e-5)
+    check_same_end(tmp_path / "one", tmp_path / "two", file)

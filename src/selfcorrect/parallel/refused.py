@@ -14,5 +14,5 @@ def refuse_unserved(config: TrainConfig) -> None:
     if config.vllm.timeout > LONGEST:
         raise ConfigError(
             f"vllm.timeout = {config.vllm.timeout:g} with several processes: the others would give rank 0 up before "
-            f"it could tell what the server said; set at most {LONGEST:g}"
+            f"it could tell what the engine said; set at most {LONGEST:g}"
         )

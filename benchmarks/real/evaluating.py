@@ -8,6 +8,7 @@ text, its number of tokens and its grade. What is there is not played again: a s
 
 import gzip
 import json
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -282,8 +283,13 @@ def _attempt(row: dict[str, Any]) -> Attempt:
 
 
 def by_set(rollouts: Sequence[Rollout]) -> dict[str, list[Rollout]]:
-    """By the name before the slash of a problem's id."""
+    """By data set."""
     found: dict[str, list[Rollout]] = {}
     for rollout in rollouts:
-        found.setdefault(rollout.problem.id.partition("/")[0], []).append(rollout)
+        found.setdefault(set_of(rollout.problem), []).append(rollout)
     return found
+
+
+def set_of(problem: Problem) -> str:
+    """The data set that a problem's id names: gsm8k/test/3, countdown-30-7-2-to-39."""
+    return re.split("[/-]", problem.id)[0]

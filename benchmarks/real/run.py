@@ -1,7 +1,7 @@
 """A real model before and after training, in so many minutes: base, then arm after arm.
 
     python benchmarks/real/run.py --model FOLDER --data FOLDER --minutes M [--arms base,score] [--seeds 0]
-                                  [--task code|gsm8k] [--tuning full|lora|qlora]
+                                  [--task code|gsm8k|countdown] [--tuning full|lora|qlora]
 
 --data: of task code a folder with mbpp.jsonl and HumanEval.jsonl.gz; of gsm8k one with train.* and test.*. The base
 model is evaluated first, on two attempts: greedy; repair (its wrong greedy first attempts are given, to every arm the
@@ -32,7 +32,7 @@ from typing import Any
 
 import torch
 from arms import STAGE_ONE_SHARE, Arm, Plan, Start, peak
-from evaluating import GREEDY, REPAIR, SAMPLED, Evaluating, Several
+from evaluating import GREEDY, REPAIR, SAMPLED, Evaluating, Several, set_of
 from page import page
 from settings import DATA, config_of, parse, same_settings
 
@@ -216,9 +216,7 @@ class Session:
                 key: str(value) if isinstance(value, Path) else value for key, value in vars(self.options).items()
             },
             "prompts": {
-                "first": {
-                    problem.id.partition("/")[0]: problem.prompt for problem in reversed(self.evaluating.problems)
-                },
+                "first": {set_of(problem): problem.prompt for problem in reversed(self.evaluating.problems)},
                 "correction": self.task.correction_prompt(self.evaluating.problems[0]),
             },
             "minutes_used": round(self._used() / 60, 2),

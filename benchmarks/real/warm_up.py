@@ -17,10 +17,11 @@ import re
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import repeat
 from pathlib import Path
+from typing import Any
 
 from settings import task_of
 
@@ -67,10 +68,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 def train(options: argparse.Namespace) -> None:
     """The whole of it. Raises UserError where something is missing or refused."""
-    began, output = time.monotonic(), Path(options.output)
-    if output.exists():
-        raise UserError(f"--output {output} is there already; choose another")
-    config = config_of(options)
+    clock = begun(options)
+    config = config_of(options, "gsm8k")
     assert isinstance(config.task, MathConfig)
     task = MathTask(config.task)
     rows = rows_of_folder(options.data, {"train": ("train",)}, needed=("train",))["train"]
@@ -85,25 +84,41 @@ def train(options: argparse.Namespace) -> None:
         trainer.check_health(result)
         losses.append(result.loss)
         if step % 10 == 0:
-            print(f"step {step}: loss {result.loss:.3f}, {time.monotonic() - began:.0f} s", flush=True)
+            print(f"step {step}: loss {result.loss:.3f}, {clock():.0f} s", flush=True)
+    outcomes = Counter(each.attempts[0].grade.outcome.value for each in firsts)
+    finish(options, Path(__file__), lm, losses, clock, examples=len(rows), first_attempts=outcomes)
+
+
+def begun(options: argparse.Namespace) -> Callable[[], float]:
+    """Seconds since now. Raises UserError where --output is there."""
+    if Path(options.output).exists():
+        raise UserError(f"--output {options.output} is there already; choose another")
+    began = time.monotonic()
+    return lambda: time.monotonic() - began
+
+
+def finish(
+    options: argparse.Namespace, script: Path, lm: LanguageModel, losses: list[float], clock: Callable[[], float],
+    **more: Any,
+) -> None:  # fmt: skip
+    """The model and how it was made, in --output."""
     record = {
-        **environment(options.seed), "command": " ".join(["python benchmarks/real/warm_up.py", *sys.argv[1:]]),
-        "examples": len(rows), "first_attempts": Counter(each.attempts[0].grade.outcome.value for each in firsts),
-        "losses": losses, "minutes": round((time.monotonic() - began) / 60, 2),
+        **environment(options.seed), "command": " ".join([f"python benchmarks/real/{script.name}", *sys.argv[1:]]),
+        **more, "losses": losses, "minutes": round(clock() / 60, 2),
     }  # fmt: skip
-    with atomic_folder(output) as folder:
+    with atomic_folder(Path(options.output)) as folder:
         lm.save(folder)
         (folder / "warm_up.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
-def config_of(options: argparse.Namespace) -> TrainConfig:
+def config_of(options: argparse.Namespace, dataset: str) -> TrainConfig:
     """The settings, checked as a recipe's are. The stage is Pair-SFT's: cross entropy of the last attempt's tokens."""
     stage = {"name": "warm_up", "objective": "pair_sft", "steps": options.steps, "batch": options.batch,
              "learning_rate": options.rate}  # fmt: skip
     config = read_config(
         {
             "seed": options.seed, "model": {"path": options.model, "precision": options.precision},
-            "task": task_of(options, "gsm8k"), "rollouts": {"max_new_tokens": 96},
+            "task": task_of(options, dataset), "rollouts": {"max_new_tokens": 96},
             "optimizer": {"schedule": "linear", "micro_batch": options.batch}, "stages": [stage],
         }
     )  # fmt: skip

@@ -6,6 +6,7 @@ import os
 import signal
 import tarfile
 from contextlib import closing
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from selfcorrect.config import MathConfig
+from selfcorrect.config import CountdownConfig, MathConfig, ModelConfig
+from selfcorrect.models.loading import load_model
 from selfcorrect.tasks import make_task
+from selfcorrect.tasks.countdown import Countdown, split_of
 from selfcorrect.types import Attempt, Completion, Grade, Outcome, Problem, Rollout
 from tests.benchmarks.conftest import Script
 from tests.support.data import code_folder
@@ -366,6 +369,47 @@ def test_a_short_training_on_worked_examples(
     (data / "train.jsonl").unlink()
     assert warm_up.main([*call[: -len(tiny) - 1], str(tmp_path / "other"), *tiny]) == 2
     assert "holds no train.jsonl" in capsys.readouterr().err
+
+
+def test_countdown_in_conversations(
+    script: Script, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Verdicts and decisions are true, no problem is of the test split; the loss falls; run.py goes on from there."""
+    warm_up = script("benchmarks/real/warm_up_countdown.py")
+    lm = load_model(ModelConfig(path=str(model), precision="float32"))
+    task = Countdown(CountdownConfig(**script("benchmarks/real/settings.py").COUNTDOWN))
+    shown = list(islice(warm_up.conversations(0, task, lm), 300))
+    assert len({each.problem.id for each in shown}) > 250
+    said = set[str]()
+    for each in shown:
+        reference, (one, two) = each.problem.reference, each.attempts
+        assert split_of(tuple(reference["numbers"]), reference["target"]) == "train"
+        grades = task.grade([(each.problem, attempt.completion.text) for attempt in each.attempts])
+        assert [grade.correct for grade in grades] == [attempt.grade.correct for attempt in each.attempts]
+        assert all(grade.outcome is Outcome.CORRECT or "ends in" in grade.detail for grade in grades)
+        remark, _, steps = two.completion.text.partition("\n")
+        verdict, decision = "Right" if grades[0].correct else "Wrong", one.completion.text == steps
+        assert remark == f"{verdict}. I {'keep' if decision else 'change'} it."
+        said.add(remark)
+        asked = two.prompt_ids[len(one.prompt_ids) :]
+        assert asked[: len(one.completion.token_ids)] == one.completion.token_ids
+        assert lm.tokenizer.decode(asked).count(task.correction_prompt(each.problem)) == 1
+    assert len(said) == 4
+    tiny = ["--steps", "30", "--batch", "8", "--rate", "0.01", "--precision", "float32"]
+    call = ["--model", str(model), "--output", str(tmp_path / "base"), *tiny]
+    assert warm_up.main(call) == 0
+    losses = json.loads((tmp_path / "base/warm_up.json").read_text())["losses"]
+    assert sum(losses[-3:]) < 0.8 * sum(losses[:3])
+    assert warm_up.main(call) == 2
+    assert "is there already" in capsys.readouterr().err
+    run = script("benchmarks/real/run.py").main
+    assert run(["--model", str(tmp_path / "base"), "--task", "countdown", "--minutes", "30", "--dry", "--arms", "score",
+                "--tokens", "40", "--eval-tokens", "40", "--output", str(tmp_path / "out")]) == 0  # fmt: skip
+    summary = json.loads((tmp_path / "out/summary.json").read_text())
+    assert {model: list(sets) for model, sets in summary["evaluations"].items()} == {
+        "base": ["countdown"], "score-0": ["countdown"]
+    }  # fmt: skip
+    assert summary["evaluations"]["base"]["countdown"]["sampled"]["n"] == 3
 
 
 def test_a_step_that_was_suspended_ends_no_arm(script: Script) -> None:

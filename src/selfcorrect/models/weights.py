@@ -60,13 +60,12 @@ def stored_weights(folder: Path, lm: LanguageModel, config: ModelConfig, *, holl
 
     if lm.adapters:
         return dict(load_file(folder / WEIGHTS))
-    mine = dict(_distinct(lm))
-    if not any(map(is_sharded, mine.values())):
-        # The files are mapped, and the model takes a tensor after the other: no second model beside this one.
-        found = {name: tensor for file in folder.glob("*.safetensors") for name, tensor in load_file(file).items()}
-        if found.keys() == mine.keys():
-            return found
-    # Shards take float32 from every rank alike; and transformers saves some models under other names than theirs.
+    # The files are mapped, and the model takes a tensor after the other: no second model beside this one. Of shards
+    # other ranks read no more than the names, kinds and shapes.
+    found = {name: tensor for file in folder.glob("*.safetensors") for name, tensor in load_file(file).items()}
+    if found.keys() == dict(_distinct(lm)).keys():
+        return found
+    # Transformers saves some models under other names than theirs. Shards take float32 from every rank alike.
     plain = {"path": str(folder), "weights": "float32", "precision": "float32", "device": "cpu"}
     return weights(load_model(config.model_copy(update=plain), hollow=hollow))
 

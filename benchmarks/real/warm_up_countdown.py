@@ -1,17 +1,19 @@
 """A short supervised training on countdown, in conversations of two attempts, for a small pretrained model.
 
     python benchmarks/real/warm_up_countdown.py --model FOLDER --output FOLDER [--steps 200] [--batch 32] [--rate R]
+                                                [--right-kept 0.35] [--wrong-kept 0.2]
 
 As the lab's base model is made (src/selfcorrect/lab/corpus.py), in ordinary words: the steps of an attempt are true,
-but may miss the target; the second attempt says first whether the one before was right, which it hardly heeds, and
-what it does about it. Each conversation is drawn anew, from problems of the training split alone, and both attempts
-are learned.
+but may miss the target; the second attempt says first whether the one before was right, and then what it does about
+it: of right ones a share of --right-kept is kept, of wrong ones --wrong-kept, by default as little as the lab's base
+does. Each conversation is drawn anew, from problems of the training split alone, and both attempts are learned.
 --output, which must be new, holds the model and warm_up.json: command, versions, the losses.
 """
 
 import argparse
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -33,7 +35,7 @@ from selfcorrect.tasks.countdown import Countdown, split_of
 from selfcorrect.tasks.countdown_generator import OPERATORS, draw_problems
 from selfcorrect.types import Attempt, Completion, Grade, Outcome, Problem, Rollout
 
-MIX = AttemptMix(first_solved=0.6, right_copied=0.35, wrong_copied=0.2, second_solved=0.45)  # recipes/lab_base.yaml
+MIX = AttemptMix(first_solved=0.6, right_copied=0.35, wrong_copied=0.2, second_solved=0.45)  # of recipes/lab_base.yaml
 CHUNK = 256
 Texts = tuple[str, str, bool, bool]  # both attempts, and whether each is right
 
@@ -46,6 +48,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--rate", type=float, default=2e-4)
+    parser.add_argument("--right-kept", type=float, default=MIX.right_copied, help="share of right first attempts")
+    parser.add_argument("--wrong-kept", type=float, default=MIX.wrong_copied, help="share of wrong ones")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--precision", default="auto", choices=["auto", "float32", "bfloat16"])
     options = parser.parse_args(arguments, argparse.Namespace(correction=None))
@@ -64,7 +68,8 @@ def train(options: argparse.Namespace) -> None:
     task = Countdown(CountdownConfig(**COUNTDOWN))
     lm = load_model(config.model)
     trainer, losses = Trainer(config, lm, None, TransformersSampler(lm), task), list[float]()
-    shown = conversations(options.seed, task, lm)
+    mix = replace(MIX, right_copied=options.right_kept, wrong_copied=options.wrong_kept)
+    shown = conversations(options.seed, mix, task, lm)
     for step in range(1, options.steps + 1):
         losses.append(learn(trainer, list(islice(shown, options.batch))))
         if step % 10 == 0:
@@ -87,7 +92,7 @@ def learn(trainer: Trainer, traces: list[Rollout]) -> float:
     return update.loss
 
 
-def conversations(seed: int, task: Countdown, lm: LanguageModel) -> Iterator[Rollout]:
+def conversations(seed: int, mix: AttemptMix, task: Countdown, lm: LanguageModel) -> Iterator[Rollout]:
     """Two attempts at each of ever new training problems."""
     rng = np.random.default_rng(derive_seed(seed, "warm_up_countdown"))
     end = lm.tokenizer.eos_token_id
@@ -98,7 +103,7 @@ def conversations(seed: int, task: Countdown, lm: LanguageModel) -> Iterator[Rol
         return Attempt(prompt_ids, Completion(ids, (0.0,) * len(ids), text, "stop"), grade)
 
     while True:
-        for problem, (one, two, one_right, two_right) in drawn(rng, task):
+        for problem, (one, two, one_right, two_right) in drawn(rng, mix, task):
             first = attempt(lm.chat.first_prompt(problem.prompt), one, one_right)
             asked = lm.chat.next_prompt(
                 first.prompt_ids, first.completion.token_ids, task.correction_prompt(problem)
@@ -106,10 +111,10 @@ def conversations(seed: int, task: Countdown, lm: LanguageModel) -> Iterator[Rol
             yield Rollout(problem, (first, attempt(asked, two, two_right)), 0, 0)
 
 
-def drawn(rng: np.random.Generator, task: Countdown) -> Iterator[tuple[Problem, Texts]]:
+def drawn(rng: np.random.Generator, mix: AttemptMix, task: Countdown) -> Iterator[tuple[Problem, Texts]]:
     """Some problems of the training split, and what is written of each."""
     draws = draw_problems(rng, CHUNK, COUNTDOWN["max_number"], COUNTDOWN["limit"])
-    first_B, second_B = draw_attempts(rng, draws, MIX)
+    first_B, second_B = draw_attempts(rng, draws, mix)
     for row, (numbers, target) in enumerate(zip(draws.numbers_B3.tolist(), draws.target_B.tolist(), strict=True)):
         if split_of(tuple(numbers), target) != "train":
             continue

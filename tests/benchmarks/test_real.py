@@ -378,7 +378,7 @@ def test_countdown_in_conversations(
     warm_up = script("benchmarks/real/warm_up_countdown.py")
     lm = load_model(ModelConfig(path=str(model), precision="float32"))
     task = Countdown(CountdownConfig(**script("benchmarks/real/settings.py").COUNTDOWN))
-    shown = list(islice(warm_up.conversations(0, task, lm), 300))
+    shown = list(islice(warm_up.conversations(0, warm_up.MIX, task, lm), 300))
     assert len({each.problem.id for each in shown}) > 250
     said = set[str]()
     for each in shown:
@@ -410,6 +410,25 @@ def test_countdown_in_conversations(
         "base": ["countdown"], "score-0": ["countdown"]
     }  # fmt: skip
     assert summary["evaluations"]["base"]["countdown"]["sampled"]["n"] == 3
+    verdicts = script("benchmarks/real/verdicts.py")
+    assert verdicts.main([str(tmp_path / "out"), "--steps", "2"]) == 0
+    told = capsys.readouterr().out.splitlines()
+    assert [line.partition(":")[0] for line in told[-4:]] == [
+        "score-0, greedy", "score-0, sampled", "score-0, steps 1 to 2", "score-0, steps 3 to 3"
+    ]  # fmt: skip
+    assert verdicts.main([str(tmp_path / "nothing")]) == 2
+    cases = [("correct", "Right. I keep it.\nx", "correct"), ("wrong", "Right. I keep it.\nx", "wrong"),
+             ("wrong", "Wrong. I change it.\nx", "correct"), ("wrong", "Wrong. I change it.\nx", "wrong"),
+             ("wrong", "x", "wrong")]  # fmt: skip
+    rows = [
+        verdicts.said({"attempts": [{"text": "x", "outcome": one}, {"text": text, "outcome": two}]})
+        for one, text, two in cases
+    ]
+    assert verdicts.told("m", rows) == (
+        "m: 5 rollouts, 1 without a remark; called right: 100 % (1) of right first attempts, 33 % (3) of wrong; "
+        "kept: 100 % (2) of those called right, 0 % (2) of those called wrong; right after a change: 50 % (2) of "
+        "wrong first attempts"
+    )
 
 
 def test_a_step_that_was_suspended_ends_no_arm(script: Script) -> None:

@@ -84,3 +84,43 @@ def test_the_panel_shows_it() -> None:
     assert "equal rewards           100.0%" in text
     assert "gradient zero" in text
     assert "cut_off=100% equal_rewards=100%" in step_line(step, observer._pace)
+
+
+GRADER = """
+def problems(split, options):
+    return [{"id": f"{split}{n}", "prompt": f"{n} 3 : {n % 5}"} for n in range(8)]
+
+def correction_prompt(problem):
+    return "?"
+
+def grade(problem, text):
+    return 1 / (sum(map(ord, text + problem["id"])) % 3) > 0.6
+"""
+
+
+def test_a_grader_that_fails_on_some(tmp_path: Path, model: Path) -> None:
+    """It is told with its line of code: of each evaluation, and once a stage of the steps."""
+    file = tmp_path / "mine.py"
+    file.write_text(GRADER)
+    console = Console(record=True, width=240)
+    run = go(recipe(tmp_path, model, task={"name": "custom", "file": str(file)}), PlainObserver(console, 0.0))
+    failed = [
+        (row["where"], row["alarm"]) for row in read_rows(run / "alarms.jsonl") if "grader failed" in row["alarm"]
+    ]
+    assert [where for where, _ in failed] == ["one", "two"]
+    text = console.export_text()
+    for name in ("base", "one", "two"):
+        kept = read_rows(run / f"evaluations/{name}.rollouts.jsonl")
+        count = sum(any(a["outcome"] == "grader_failed" for a in row["attempts"]) for row in kept)
+        assert 0 < count < 8
+        assert f"  the grader failed on {count} of 8 rollouts, which count nowhere: {file}:9: ZeroDivisionError" in text
+    assert "alarm: one: grader failed: the grader failed on " in text
+
+
+@pytest.mark.usefixtures("lucky")
+def test_steps_that_are_skipped(tmp_path: Path, model: Path) -> None:
+    stages = [{"name": "one", "objective": "stage2", "steps": 4, "learning_rate": 1e30}]
+    run = go(recipe(tmp_path, model, stages=stages))
+    skipped = [row["skipped"] for row in read_rows(run / "metrics.jsonl")]
+    assert skipped[-2:] == [True, True]
+    assert "skipped" in [kind for _, _, kind in told(run)]

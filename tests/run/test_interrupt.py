@@ -1,5 +1,6 @@
 """Ctrl-C and SIGTERM at the command line, by real signals to real processes."""
 
+import contextlib
 import signal
 import sys
 import time
@@ -9,14 +10,15 @@ import pytest
 import yaml
 
 from selfcorrect import cli
-from selfcorrect.errors import TrainingInterrupted
+from selfcorrect.errors import DataError, TrainingInterrupted
 from selfcorrect.parallel import ranks
 from selfcorrect.runs.checkpoint import load_newest
 from selfcorrect.runs.display import Observer
 from selfcorrect.runs.interrupts import SAME_PRESS, Stop, stoppable
+from selfcorrect.runs.loop import Loop
 from selfcorrect.runs.run import resume
 from tests.run.conftest import Whole
-from tests.support.runs import CommandLine, check_same, read_rows, recipe
+from tests.support.runs import CommandLine, check_same, go, read_rows, recipe
 
 
 @pytest.mark.usefixtures("lucky")
@@ -121,3 +123,39 @@ def test_sampling_commands_end_with_the_signals_status() -> None:
     with pytest.raises(TrainingInterrupted, match=r"^stopped; nothing was done yet") as stopped, stoppable():
         signal.raise_signal(signal.SIGTERM)
     assert stopped.value.status == 128 + signal.SIGTERM
+
+
+def in_c(error: Exception) -> None:
+    """What code in C makes of a handler's KeyboardInterrupt."""
+    with contextlib.suppress(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGTERM)
+    raise error
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (ValueError("could not determine the shape of object type"), TrainingInterrupted),
+        (SystemError("returned a result with an exception set"), TrainingInterrupted),
+        (OSError(28, "No space left on device"), OSError), (DataError("rows"), DataError),
+    ],
+)  # fmt: skip
+def test_an_interrupt_that_comes_out_as_another_error(error: Exception, told: type[Exception]) -> None:
+    with pytest.raises(told) as found, stoppable():
+        in_c(error)
+    assert isinstance(found.value, TrainingInterrupted) == (told is TrainingInterrupted)
+    with pytest.raises(type(error)), stoppable():
+        raise error  # nobody asked to stop
+
+
+def test_the_step_before_such_an_interrupt_is_kept(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a stage's selected weights are read back."""
+
+    def read(self: Loop, path: Path) -> None:
+        in_c(ValueError("could not determine the shape of object type"))
+
+    monkeypatch.setattr(Loop, "_stored", read)
+    with pytest.raises(TrainingInterrupted, match=r"^stopped; checkpoint step-000004 is whole"):
+        go(recipe(tmp_path, model))

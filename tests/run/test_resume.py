@@ -233,6 +233,52 @@ def test_another_base_model_is_refused(model: Path, stopped: Callable[[int, Path
         resume(run, Observer())
 
 
+TASK = """
+def problems(split, options):
+    count = {"train": 12, "test": 8}[split]
+    return [{"id": f"{split}{n}", "prompt": f"{n} 3 : {n % 5}", "answer": "7"} for n in range(1, count + 1)]
+
+def correction_prompt(problem):
+    return "?"
+
+def grade(problem, text):
+    return problem["answer"] in text
+"""
+OTHERS = {
+    "train": ('"train": 12', '"train": 11', "the training problems, or what is asked by them and the file own.py"),
+    "test": ('"7"', '"7" if split == "train" else "5"', "the held-out problems, or what is asked by them and the file"),
+    "asked": (
+        'return "?"',
+        'return ": ?"',
+        "the training problems, .* and the held-out problems, .* and the file own.py",
+    ),
+    "grader": ('problem["answer"] in text', "True", "^the file own.py"),
+}
+
+
+@pytest.mark.parametrize("what", OTHERS)
+def test_other_problems_or_another_grader_are_refused(what: str, model: Path, tmp_path: Path) -> None:
+    """What was learned so far, and the base's evaluation, would be of something else."""
+    file, traces = tmp_path / "own.py", tmp_path / "later.jsonl"
+    file.write_text(TASK)
+    traces.write_text("of a stage to come\n")
+    settings = recipe(tmp_path, model, task={"name": "custom", "file": str(file)})
+    settings["stages"].append(
+        {"name": "sft", "objective": "pair_sft", "steps": 1, "learning_rate": 0.1, "traces": str(traces)}
+    )
+    with pytest.raises(TrainingInterrupted):
+        go(settings, StopAt(2))
+    old, new, told = OTHERS[what]
+    assert old in TASK
+    file.write_text(TASK.replace(old, new))
+    with pytest.raises(CheckpointError, match=rf"{told}.* changed since checkpoint 2 was written.*name=NEW"):
+        go(settings)
+    file.write_text(TASK)
+    traces.write_text("other lines\n")
+    with pytest.raises(TrainingInterrupted):
+        go(settings, StopAt(3))
+
+
 def test_a_run_has_one_process(model: Path, tmp_path: Path) -> None:
     settings = recipe(tmp_path, model)
     with alone(tmp_path / "run"), pytest.raises(ConfigError, match=r"/run is being trained by another process; wait"):

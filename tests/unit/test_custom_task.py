@@ -84,6 +84,9 @@ def test_a_grader_that_fails_at_everything_stops_the_run(tmp_path: Path) -> None
     with pytest.raises(DataError, match=r"grade\(problem, text\) must return True, False or a Grade, got 3"):
         task.grade([(task.test[0], "1")])
     assert task.grade([]) == []
+    task = task_of(tmp_path / "mine.py", "import sys\n" + GOOD.replace("int(text) ==", "sys.exit(3) or"))
+    with pytest.raises(DataError, match=r"mine.py:8: SystemExit: 3"):
+        task.grade([(task.test[0], "1")])
 
 
 def test_files_that_are_not_there(tmp_path: Path) -> None:

@@ -107,15 +107,23 @@ class Lessons:
         """Forget the steps seen."""
         self._cut: deque[Sequence[float]] = deque(maxlen=WINDOW)
         self._equal: deque[float] = deque(maxlen=WINDOW)
+        self._skipped = 0
 
     def step(
-        self, rewards: Sequence[float], truncated: Sequence[float], equal: float | None, grad_norm: float | None
-    ) -> list[str]:
+        self, rewards: Sequence[float], truncated: Sequence[float], equal: float | None, grad_norm: float | None,
+        skipped: str = "",
+    ) -> list[str]:  # fmt: skip
         """After a step. rewards, truncated: means by attempt; equal: the share of problems whose rollouts all earn the
-        same, None where none was graded; grad_norm: None where the update was skipped.
+        same, None where none was graded; skipped: why the update was, if it was.
         """
         told = []
-        if grad_norm == 0:
+        self._skipped = self._skipped + 1 if skipped else 0
+        if self._skipped == 2:
+            told.append(
+                f"skipped: two steps in a row left the weights as they were, as {skipped}; where that goes on, begin "
+                "again with a lower learning_rate of this stage"
+            )
+        if grad_norm == 0 and not skipped:
             told.append("no gradient: the gradient of this step is exactly zero: nothing at all is learned from it")
         if truncated:
             self._cut.append(truncated)

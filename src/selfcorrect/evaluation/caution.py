@@ -10,7 +10,7 @@ from statistics import fmean
 
 from selfcorrect.evaluation.averages import Change
 from selfcorrect.evaluation.metrics import LEFT_OUT, Estimate, Summary
-from selfcorrect.types import Outcome
+from selfcorrect.types import Outcome, Rollout
 
 FEW = 20  # problems; with fewer nothing is concluded
 RARE = 5  # problems; with fewer right (or wrong) at both attempts they sit on the floor (or under the ceiling)
@@ -56,6 +56,17 @@ def _floor(summary: Summary) -> str:
     if wrong < RARE and len(summary.accuracy) > 1:
         return f"{wrong or 'no'} problem{'s' * (wrong > 1)} of {summary.n:,} wrong at {each}: nothing to correct"
     return ""
+
+
+def ungraded(rollouts: Sequence[Rollout]) -> str:
+    """What to say where the grader failed on some; else empty."""
+    details = [
+        next((a.grade.detail for a in r.attempts if a.grade.outcome is Outcome.GRADER_FAILED), None) for r in rollouts
+    ]
+    failed = [detail for detail in details if detail is not None]
+    if not failed:
+        return ""
+    return f"the grader failed on {len(failed)} of {len(rollouts)} rollouts, which count nowhere: {failed[0][:200]}"
 
 
 def spaced(share: float) -> str:

@@ -196,7 +196,7 @@ def progress_of(checkpoint: Checkpoint | None) -> Progress | None:
     """Raises CheckpointError where the state is another version's."""
     if checkpoint is None:
         return None
-    known = {name: value for name, value in checkpoint.state.items() if name not in ("due", "base")}
+    known = {name: value for name, value in checkpoint.state.items() if name not in ("due", "base", "asked")}
     try:
         return Progress(**known)
     except TypeError as error:

@@ -23,6 +23,7 @@ from selfcorrect.models.chat import Chat
 from selfcorrect.models.loading import LanguageModel
 from selfcorrect.models.sizing import parameter_count
 from selfcorrect.models.weights import fingerprint
+from selfcorrect.runs.asked import file_digest
 from selfcorrect.runs.display import Observer
 from selfcorrect.samplers.base import Sampler
 from selfcorrect.tasks.base import Task
@@ -165,7 +166,7 @@ def sampling_settings(
 def _task_settings(task: TaskConfig) -> dict[str, Any]:
     told = with_absolute_paths(task).model_dump(mode="json", exclude={"workers"})
     if isinstance(task, CustomConfig):
-        told["what the file holds"] = hashlib.sha256(Path(task.file).expanduser().read_bytes()).hexdigest()[:16]
+        told["what the file holds"] = file_digest(task.file)
     return told
 
 

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from selfcorrect.errors import ConfigError, TrainingInterrupted
+from selfcorrect.errors import ConfigError, TrainingInterrupted, UserError
 
 LOCK = ".lock"
 SAME_PRESS = 1.0  # seconds in which a second Ctrl-C is the first one again: launchers pass on what a terminal sends too
@@ -47,12 +47,13 @@ def alone(path: Path) -> Iterator[None]:
 class Stop:
     """asked: the step under way is to be the last. now: outside a step, where a signal need not wait.
 
+    raised: a signal has not waited, and whatever comes up is its doing.
     waits: of several processes, which stop together when they next meet (parallel/ranks.py).
     unsaved: steps done since the last checkpoint, which go with the step under way. lost: what went, in words.
     """
 
     def __init__(self) -> None:
-        self.asked, self.now, self.waits = False, True, False
+        self.asked, self.now, self.waits, self.raised = False, True, False, False
         self.unsaved, self.lost = 0, ""
         self.signal: int = signal.SIGINT
         self._since = 0.0
@@ -65,11 +66,27 @@ class Stop:
             return
         again, self.asked, self.signal, self._since = self.asked, True, signum, time.monotonic()
         if again or not goes_on:
+            self.raised = True
             raise KeyboardInterrupt
         if self.now:
             return
         more = f" and the {self.unsaved} before it" if self.unsaved else ""
         self._notices.put(f"stopping after this step (Ctrl-C again to stop now, losing it{more})")
+
+    @contextmanager
+    def told_apart(self) -> Iterator[None]:
+        """Code in C makes an error of its own of an interrupt (torch's reading of files, a ValueError): that is one.
+
+        What the disk says while something is saved all the same is not.
+        """
+        try:
+            yield
+        except (UserError, OSError):
+            raise
+        except Exception as error:
+            if self.raised:
+                raise KeyboardInterrupt from error
+            raise
 
     def tell(self, say: Callable[[str], None]) -> None:
         """Says what signals bring, as they bring it: a handler itself must not touch the terminal. Until `done`."""
@@ -106,7 +123,7 @@ def stoppable() -> Iterator[Stopped]:
     """Ctrl-C and SIGTERM end the block as TrainingInterrupted with what `told` says by then; what is kept stays."""
     stop, stopped = Stop(), Stopped()
     try:
-        with _handled(stop):
+        with _handled(stop), stop.told_apart():
             yield stopped
     except KeyboardInterrupt:
         raise TrainingInterrupted(f"stopped; {stopped.told()}", 128 + stop.signal) from None

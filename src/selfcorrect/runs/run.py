@@ -156,7 +156,8 @@ def _run(config: TrainConfig, path: Path, observer: Observer, used: TrainConfig 
     with interruptible(observer.message) as stop:
         ranks.attach(stop, lambda: f"{_last_saved(path)}. To go on, {_how_to_go_on(path)}")
         try:
-            _prepare_and_train(config, path, observer, used, stop, ranks)
+            with stop.told_apart():
+                _prepare_and_train(config, path, observer, used, stop, ranks)
         except RuntimeError as error:
             if lost := ranks.loss(error):
                 saved = f"{_last_saved(path)}. To go on, {_how_to_go_on(path)}"

@@ -6,6 +6,7 @@ from typing import Any
 from selfcorrect.config import TrainConfig
 from selfcorrect.evaluation.alarms import Lessons, Watch, alarms, cut_off_at
 from selfcorrect.evaluation.averages import Change, change, means, samples_of
+from selfcorrect.evaluation.caution import ungraded
 from selfcorrect.evaluation.evaluate import Evaluation
 from selfcorrect.evaluation.metrics import Summary, summary_of
 from selfcorrect.learning.record import StepResult
@@ -49,7 +50,8 @@ class Sentry:
 
     def step(self, result: StepResult) -> None:
         """After a step; supervised ones have no rewards to watch."""
-        for told in self._heard(plain(result.row())):
+        failed = ungraded(result.rollouts)
+        for told in [*self._heard(plain(result.row())), *([f"grader failed: {failed}"] if failed else [])]:
             if (result.stage, _kind(told)) not in self._told:
                 self._told.add((result.stage, _kind(told)))
                 self._say(result.stage, told)
@@ -57,8 +59,9 @@ class Sentry:
 
     def _heard(self, row: Mapping[str, Any]) -> list[str]:
         """What a line of metrics.jsonl gives alarm of."""
-        grad_norm = None if row["skipped"] else row["grad_norm"]
-        told = self._lessons.step(row["rewards"], row["truncated"], row["equal_groups"], grad_norm)
+        told = self._lessons.step(
+            row["rewards"], row["truncated"], row["equal_groups"], row["grad_norm"], row["skip_reason"]
+        )
         if row["rewards"]:
             several = len(row["rewards"]) > 1
             unchanged = row["unchanged"] if several else 0.0  # a single attempt repeats nothing

@@ -44,6 +44,7 @@ class CustomTask(DataTask):
         self._problems = self._function("problems")
         self._grade = self._function("grade")
         self._correction = self._function("correction_prompt", needed=False)
+        self._has_graded = False
 
     def correction_prompt(self, problem: Problem) -> str:
         if self._correction is None:
@@ -58,7 +59,7 @@ class CustomTask(DataTask):
         return template.format()
 
     def grade(self, answers: Sequence[tuple[Problem, str]]) -> list[Grade]:
-        """One by one. An error of the user's function is `grader_failed`; where every answer fails, it rises."""
+        """One by one. An error of the user's function is `grader_failed`; before any answer was graded, it rises."""
         grades: list[Grade] = []
         errors: list[DataError] = []
         for problem, text in answers:
@@ -66,10 +67,11 @@ class CustomTask(DataTask):
                 with self._blamed():
                     verdict = self._grade(_row_of(problem), text)  # type: ignore[misc]
                 grades.append(self._as_grade(verdict))
+                self._has_graded = True
             except DataError as error:
                 errors.append(error)
                 grades.append(Grade(Outcome.GRADER_FAILED, 0.0, "", str(error)))
-        if errors and len(errors) == len(answers):
+        if errors and not self._has_graded:
             raise errors[0]
         return grades
 
@@ -135,7 +137,7 @@ class CustomTask(DataTask):
             raise
         except SyntaxError as error:
             raise DataError(f"{error.filename}:{error.lineno}: {error.msg}") from error
-        except Exception as error:  # the user's code may raise anything
+        except (Exception, SystemExit) as error:  # the user's code may raise anything
             frames = traceback.extract_tb(error.__traceback__)
             mine = [frame.lineno for frame in frames if Path(frame.filename) == self._file]
             line = f":{mine[-1]}" if mine else ""

@@ -106,10 +106,15 @@ def evaluate(
     here, what = endpoint is None, "evaluate it on"
     config = _train_config(model, *overrides) if named else _config_for(model, recipe, overrides, what, here=here)
     config = _with_sampler(config, endpoint)
+    idle = [given for given in overrides if given.partition(".")[0] in ("stages", "optimizer", "algorithm")]
+    if idle and not named:
+        watcher.message(f"note: {', '.join(idle)}: of training, and nothing of it is used here")
     path = config.model.path if named else str(model)
     config = config.model_copy(update={"model": config.model.model_copy(update={"path": path})})
     folder = Path(output) if output is not None else Path(config.output) / config.name if named else None
     name = "recorded" if config.sampler == "recorded" else _folder_name(path)
+    if folder is not None and folder.exists() and not folder.is_dir():
+        raise ConfigError(f"output = {str(folder)!r} is a file, and an evaluation takes a folder; name another")
     if folder is not None:
         _check_free(folder, name)
     if config.sampler == "transformers":
@@ -263,6 +268,8 @@ def grade(
     log = read_log(recorded)
     rows = log.rows
     target = Path(output) if output is not None else _verdicts_beside(Path(recorded))
+    if target.exists() and target.samefile(recorded):
+        raise ConfigError(f"output = {str(output)!r} is the file that is to be graded; name another")
     done, total = 0, sum(len(row.texts) for row in rows)
 
     def told(count: int) -> None:

@@ -218,6 +218,7 @@ REFUSED = [
     ({}, [{"question": "?", "answer": [1]}] * 3, r"field 'answer' must be text, got \[1\]$"),
     ({}, [{"prompt": [{"role": "assistant", "content": "x"}], "answer": "1"}] * 3, r"a conversation of one user turn"),
     ({}, [{"prompt": [*CHAT], "answer": "1"}, {"prompt": "x", "answer": "1"}] * 3, r"has another system turn"),
+    ({}, [{"messages": [*CHAT, {"role": "assistant", "content": "x"}]}] * 3, r"^--question: rows of whole conversations"),
     ({}, GSM[:1], r"holds 1 rows"),
     ({}, [{"question": "?", "answer": ""}] * 3, r"^--answer answer: no row to train on"),
     ({}, [{"question": f"{n}?", "answer": float("nan")} for n in range(9)], r"^--answer answer: no row to train on"),
@@ -246,6 +247,19 @@ def test_what_init_refuses(options: dict[str, Any], rows: list[Any], told: str, 
     assert isinstance(error.value, ConfigError | DataError)
     assert "\n" not in str(error.value)
     assert sorted(here.rglob("*")) == before
+
+
+def test_a_folder_of_csv_files(here: Path) -> None:
+    Path("own").mkdir()
+    for split, count in (("train", 4), ("test", 2)):
+        lines = "".join(f"What is {n} + {count}?,{n + count}\n" for n in range(count))
+        Path(f"own/{split}.csv").write_text(f"question,answer\n{lines}")
+    init("model", Path("own"), Path("mine.yaml"))
+    _, task = task_of("mine.yaml")
+    assert (len(task.train), len(task.test)) == (4, 2)
+    Path("own/test.csv").unlink()
+    with pytest.raises(ConfigError, match=r"holds no test.jsonl \(nor .json, .parquet or .csv\)"):
+        init("model", Path("own"), Path("other.yaml"))
 
 
 @pytest.mark.parametrize(

@@ -266,6 +266,9 @@ def test_overrides(recipe: Path) -> None:
         ("name=a/b", r"name = 'a/b': must be letters, digits, - and _ and, not first, dots"),
         ("stages.hold.name=a.b", r"stages.hold.name = 'a.b': must be letters, digits, - and _$"),
         ("log.trackers=wandb", r"log.trackers = 'wandb': must be a list; write \[wandb\]"),
+        ("x.y.z=1", r"override 'x.y.z=1': unknown key 'x'"),
+        ("checkpoint.x.y=1", r"override 'checkpoint.x.y=1': unknown key 'checkpoint.x'"),
+        ("task.correction_prompt= ", r"correction_prompt is blank: the model would be asked nothing"),
         ("learning_rate=1e-5", r"a setting of every stage \(stages.NAME.learning_rate\)$"),
     ],
 )
@@ -363,6 +366,12 @@ TASK_MISTAKES = [
         ("model.torch_dtype=bfloat16", "here it is model.precision"),
         ("max_new_tokens=8", "max_new_tokens is a setting of rollouts"),
         ("task.colums={}", "did you mean 'columns'?"),
+        ("model.lora.dropout=0.1", "here it is none: dropout would make"),
+        ("model.lora.bias=none", "here it is none: the adapters of linear layers train"),
+        ("deepspeed=x", "here it is parallel (ddp or fsdp2)"),
+        ("vllm.tensor_parallel_size=2", "here it is none: start a vLLM server with --tensor-parallel-size"),
+        ("model.rollout=1", "did you mean 'rollouts'?"),
+        ("qwertz=1", "`selfcorrect check` prints every setting"),
     ],
 )
 def test_hints_know_the_section_and_other_trainers_names(override: str, hint: str) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from selfcorrect.config import CountdownConfig
 from selfcorrect.errors import DataError
 from selfcorrect.tasks.countdown import Countdown, held_out, split_of
 
@@ -21,6 +22,16 @@ def test_typed_problems(text: str) -> None:
 def test_what_is_not_a_problem_is_not_guessed_at(text: str) -> None:
     with pytest.raises(DataError, match="expected two or more whole numbers"):
         Countdown().parse(text)
+
+
+def test_more_than_can_be_generated_in_good_time(tmp_path: Path) -> None:
+    with pytest.raises(
+        DataError, match=r"ask for 100,001 held-out problems of countdown.*lower them to 100,000 together"
+    ):
+        Countdown().held_out(100_001)
+    file = tmp_path / "own.jsonl"
+    file.write_text('{"nums": [3, 7, 12], "target": 22}\n')
+    assert len(Countdown(CountdownConfig(data=str(file))).held_out(10**9)) == 1
 
 
 def test_the_public_external_set_is_held_out() -> None:

@@ -103,6 +103,13 @@ def test_verdicts_on_something_else_are_not_taken_for_these(pairs: Path, tmp_pat
 PROGRAM = "def times_2(x):\n    return {}\n"
 
 
+def test_verdicts_do_not_go_into_what_they_are_of(pairs: Path) -> None:
+    before = pairs.read_bytes()
+    with pytest.raises(ConfigError, match=r"is the file that is to be graded; name another"):
+        selfcorrect.grade(pairs, "math", output=pairs)
+    assert pairs.read_bytes() == before
+
+
 def test_code_by_id_by_tests_and_with_fences(tmp_path: Path) -> None:
     data = write(tmp_path / "HumanEval.jsonl", HUMANEVAL)
     rows: list[dict[str, object]] = [

@@ -31,6 +31,8 @@ class Strict(BaseModel):
 
 def check_template(field: str, template: str, allowed: set[str], required: frozenset[str] = frozenset()) -> None:
     """Raises ValueError where a prompt template fills in what it may not, or leaves out what it must."""
+    if not template.strip():
+        raise ValueError(f"{field} is blank: the model would be asked nothing; leave it out, or write what asks it")
     found = _template_fields(field, template)
     listed = _listed(allowed)
     if found - allowed:

@@ -108,7 +108,7 @@ def _of_another_name(name: str) -> list[str]:
     keys = dict.fromkeys(
         key for word in words for key in (word, f"stages.NAME.{word}") if word not in ("name", "output")
     )
-    named = [whole[key] for key in keys if key in whole]
+    named = [whole[key] for key in keys if key in whole and ("." in key or whole[key].takes != "section")]
     lines = [line for setting in named for line in ("", *_of_setting(setting))]
     return [f"what others call {name} is here: {FAMILIAR[name]}", *lines]
 

@@ -6,6 +6,9 @@ _PRECISION = "model.precision (auto, float32, bfloat16)"
 _ALL_ALIKE = "none: sampling takes the whole distribution, so that what is trained is what was sampled"
 _DATA = "task.name, task.dataset, and task.data=PATH or task.hub"
 _NO_DROPOUT = "none: dropout would make the policy differ from the one that sampled"
+_LINEAR_ONLY = "none: the adapters of linear layers train, and nothing else"
+_RANKS = "parallel (ddp or fsdp2), under torchrun or accelerate launch"
+_SPLIT = "none: start a vLLM server with --tensor-parallel-size, and name it in vllm.server"
 _KL = "beta1 (every attempt) and beta2 (attempt 1 in stage1) of a stage"
 
 FAMILIAR = {
@@ -52,7 +55,12 @@ FAMILIAR = {
     "lora_r": "model.lora.rank", "lora_rank": "model.lora.rank", "r": "model.lora.rank",
     "lora_alpha": "model.lora.alpha", "target_modules": "model.lora.targets",
     "lora_target_modules": "model.lora.targets",
-    "lora_dropout": _NO_DROPOUT, "load_in_4bit": "model.tuning: qlora", "use_peft": "model.tuning: lora",
+    "lora_dropout": _NO_DROPOUT, "dropout": _NO_DROPOUT, "bias": _LINEAR_ONLY, "modules_to_save": _LINEAR_ONLY,
+    "task_type": "none: every model here is a causal language model",
+    "deepspeed": _RANKS, "fsdp": _RANKS, "fsdp_config": _RANKS, "accelerate": _RANKS, "ddp": _RANKS,
+    "tensor_parallel_size": _SPLIT, "vllm_tensor_parallel_size": _SPLIT, "data_parallel_size": _RANKS,
+    "use_vllm": "sampler: vllm", "vllm_server_base_url": "vllm.server", "vllm_server_host": "vllm.server",
+    "load_in_4bit": "model.tuning: qlora", "use_peft": "model.tuning: lora",
     "peft_config": "model.tuning and model.lora", "quantization": "model.tuning: qlora",
     "resume_from_checkpoint": "`selfcorrect train --resume RUN`",
 }  # fmt: skip

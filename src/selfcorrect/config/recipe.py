@@ -206,6 +206,10 @@ def _place(
 ) -> tuple[str, str]:
     """Where a setting was written, and its name as it was written there: an override may name a stage."""
     found = next((key for key in _prefixes(parts) if key in places), None)
+    if found is None and error["type"] == "extra_forbidden":  # an override has made the section that is unknown
+        path = ".".join(parts)
+        found = next((key for key in typed if key.startswith(f"{path}.")), None)
+        return (places[found], path) if found else (source, path)
     tags = [f"{section}.{tag}" for section in _prefixes(parts[:-1]) for tag in ("name", "objective")]
     made_by = next((key for key in tags if key in typed), None)  # an override that has made its section another kind
     if error["type"] == "missing" and found not in typed and made_by is not None:
@@ -297,8 +301,9 @@ def _hint(parts: Sequence[str]) -> str:
         return f"here it is {FAMILIAR[key]}"
     section = next((part for part in reversed(parts[:-1]) if not part.isdigit()), "the recipe's top level")
     owner = {"stages": "stages with", "task": "tasks with", "of": "tasks with"}.get(section, section)
-    for names in ({name for name, of in fields if of.startswith(owner)}, {name for name, _ in fields}):
-        if near := difflib.get_close_matches(key, sorted(names), n=1):
+    of_section, all_names = {name for name, of in fields if of.startswith(owner)}, {name for name, _ in fields}
+    for names, likeness in ((of_section, 0.6), (all_names, 0.75)):
+        if near := difflib.get_close_matches(key, sorted(names), n=1, cutoff=likeness):
             return f"did you mean {near[0]!r}?"
     return "`selfcorrect check` prints every setting"
 

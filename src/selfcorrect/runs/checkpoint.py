@@ -49,8 +49,11 @@ class Checkpoint:
 @contextmanager
 def atomic_folder(target: Path) -> Iterator[Path]:
     """A temporary folder beside `target` that takes its name once the block has ended and all is on disk."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f"{PARTIAL}{target.name}-", dir=target.parent))
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f"{PARTIAL}{target.name}-", dir=target.parent))
+    except OSError as error:  # of a name that the user has never heard of
+        raise OSError(error.errno, f"cannot be made there: {error.strerror}", str(target)) from error
     try:
         temporary.chmod(0o755)
         yield temporary

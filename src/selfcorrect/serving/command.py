@@ -1,6 +1,7 @@
 """The command `serve`."""
 
 import asyncio
+import errno
 import logging
 import os
 import socket
@@ -128,8 +129,10 @@ def _listen(host: str, port: int) -> socket.socket:
         return socket.create_server((host, port), family=family, backlog=128)
     except (OSError, UnicodeError, OverflowError) as error:
         why = getattr(error, "strerror", None) or str(error)
+        of_port = isinstance(error, OverflowError) or getattr(error, "errno", 0) in (errno.EADDRINUSE, errno.EACCES)
         raise ConfigError(
-            f"--host {host} --port {port}: cannot listen there: {why}; name another with --port"
+            f"--host {host} --port {port}: cannot listen there: {why}; name another with "
+            f"{'--port' if of_port else '--host'}"
         ) from None
 
 

@@ -77,7 +77,8 @@ def look(data: Path, question: str | None, answer: str | None, task: Kind | None
     if kind == "math" and not held and len(known) == 1:  # which leaves nothing to train on
         raise ConfigError(f"--question {asked}: all rows ask the same; there is nothing to hold out")
     own = [row.fields.get(column) for rows in parts for row in rows for column in (asked, told)]
-    plain = data.is_dir() and not any("." in name for name in (asked, told)) and all(isinstance(v, str) for v in own)
+    read_by_tasks = data.is_dir() and not (_csv_files(data, "train") or _csv_files(data, "test"))
+    plain = read_by_tasks and not any("." in name for name in (asked, told)) and all(isinstance(v, str) for v in own)
     return Found(
         kind,
         asked,
@@ -99,13 +100,13 @@ def _rows(data: Path) -> list[list[Row]]:
             "recipe as task.hub)"
         )
     if data.is_dir():
-        files = {split: find_files(data, (split,)) for split in ("train", "test")}
+        files = {split: find_files(data, (split,)) or _csv_files(data, split) for split in ("train", "test")}
         if missing := [split for split, found in files.items() if not found]:
-            raise ConfigError(f"--data {data}: the folder holds no {missing[0]}.jsonl (nor .json or .parquet)")
-        return [[row for file in files[split] for row in read_rows(file)] for split in ("train", "test")]
+            raise ConfigError(f"--data {data}: the folder holds no {missing[0]}.jsonl (nor .json, .parquet or .csv)")
+        return [[row for file in files[split] for row in _read(file)] for split in ("train", "test")]
     if kind_of(data.name) is None and data.suffix.lower() != ".csv":
         raise ConfigError(f"--data {data}: not a data file by its name; expected .jsonl, .json, .csv or .parquet")
-    rows = read_rows(data) if kind_of(data.name) else _csv(data)
+    rows = _read(data)
     if len(rows) < 2:
         raise ConfigError(f"--data {data}: holds {len(rows)} rows; some are needed to train on and some to hold out")
     return [rows]
@@ -116,6 +117,14 @@ def _divided(rows: Sequence[Row]) -> list[list[Row]]:
     step = min(10, len(rows))
     held = set(range(step - 1, len(rows), step))
     return [[row for n, row in enumerate(rows) if n not in held], [rows[n] for n in sorted(held)]]
+
+
+def _read(data: Path) -> list[Row]:
+    return list(read_rows(data)) if kind_of(data.name) else _csv(data)
+
+
+def _csv_files(folder: Path, split: str) -> list[Path]:
+    return [file for file in folder.iterdir() if file.is_file() and file.name.lower() == f"{split}.csv"]
 
 
 def _csv(data: Path) -> list[Row]:
@@ -190,6 +199,11 @@ def _column(
     if found and not filled:
         raise ConfigError(f"{option}: the column {found[0]} holds nothing; name another of {_listed(columns)}")
     if not filled:
+        if {"messages", "conversation", "conversations"} & set(by_name):
+            raise ConfigError(
+                f"{option}: rows of whole conversations do not say which turn is the reference; write a column for the "
+                "question and one for the answer"
+            )
         raise ConfigError(f"{option}: no column goes by a usual name; name one of {_listed(columns)}")
     return filled[0]
 

@@ -27,6 +27,7 @@ TEST_ONE_IN = 10  # a tenth of all problems is held out
 _CHUNK = 256
 _TYPED = re.compile(r"\s*([0-9]{1,9}(?:[\s,]+[0-9]{1,9})+)\s*[=:]\s*([0-9]{1,9})\s*")
 _ID = re.compile(r"\s*countdown-([0-9]{1,9}(?:-[0-9]{1,9})+)-to-([0-9]{1,9})\s*")
+_MOST = 100_000  # held-out problems: they are generated one by one, some thousands a second
 _GIVE_UP = 200  # chunks in a row without a new problem: there are no more
 
 
@@ -58,6 +59,11 @@ class Countdown:
 
     def held_out(self, count: int) -> list[Problem]:
         """The first `count` of the test stream; where the recipe names a file, all of that."""
+        if count > _MOST and not self._config.data:
+            raise DataError(
+                f"evaluation.problems and evaluation.offset ask for {count:,} held-out problems of countdown, which "
+                f"are generated one by one; lower them to {_MOST:,} together"
+            )
         return self.load(self._config.data) if self._config.data else list(islice(self.stream("test", 0), count))
 
     def longest(self) -> Problem:

@@ -208,7 +208,7 @@ def _text(line: bytes, where: str) -> str:
 
 def _parse(text: str, where: str) -> Any:
     try:
-        return json.loads(text)
+        return json.loads(text.rstrip())  # a line's own end is no second line of it
     except json.JSONDecodeError as error:
         place = f" at column {error.colno}" if error.lineno == 1 else f" at line {error.lineno}"
         raise DataError(f"{where}: not valid JSON: {error.msg}{place}") from None

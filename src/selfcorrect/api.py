@@ -28,7 +28,7 @@ from selfcorrect.models.loading import LanguageModel, load_model, resolve_path, 
 from selfcorrect.models.sizing import parameter_count
 from selfcorrect.report import write_report
 from selfcorrect.rollout import play as play_problems
-from selfcorrect.runs.checks import fewer, fitted, shortages
+from selfcorrect.runs.checks import fewer, fitted, shortages, unread
 from selfcorrect.runs.display import Observer
 from selfcorrect.runs.evaluating import (
     SIDE,
@@ -209,7 +209,7 @@ def _model_job(asked: TrainConfig, task: Task, folder: Path | None, name: str) -
     )
     trained = _trained_attempts(config.model.path)
     short = shortages(config, task, len(evaluator.problems), trains=False)
-    notes = [told, *short, *lm.chat.notes, *sizes]
+    notes = [told, *short, *(unread(task, lm.chat) if config.rollouts.attempts > 1 else ()), *lm.chat.notes, *sizes]
     if config.rollouts.attempts > trained:
         notes.append(
             f"rollouts.attempts is {config.rollouts.attempts}, but {config.model.path} was trained with {trained}: "

@@ -117,6 +117,15 @@ def test_a_grader_that_fails_on_some(tmp_path: Path, model: Path) -> None:
     assert "alarm: one: grader failed: the grader failed on " in text
 
 
+def test_a_correction_prompt_that_cannot_be_read(tmp_path: Path, model: Path) -> None:
+    settings = recipe(tmp_path, model)
+    settings["task"]["correction_prompt"] = "What?"
+    settings["stages"] = settings["stages"][:1]
+    console = Console(record=True, width=240)
+    go(settings, PlainObserver(console))
+    assert "note: the model's tokenizer has no token for part of the correction prompt" in console.export_text()
+
+
 @pytest.mark.usefixtures("lucky")
 def test_steps_that_are_skipped(tmp_path: Path, model: Path) -> None:
     stages = [{"name": "one", "objective": "stage2", "steps": 4, "learning_rate": 1e30}]

@@ -10,6 +10,7 @@ from selfcorrect.config import SupervisedStage, TrainConfig
 from selfcorrect.errors import ConfigError
 from selfcorrect.evaluation.evaluate import evaluated_problems, load_external
 from selfcorrect.learning.policy import check_optimizer
+from selfcorrect.models.chat import Chat
 from selfcorrect.models.loading import LanguageModel, load_model
 from selfcorrect.models.sizing import parameter_count, size_text, sized, training_memory
 from selfcorrect.models.stored import stored_dtype
@@ -62,6 +63,16 @@ def _rows_told(config: TrainConfig, lm: LanguageModel, task: Task, tokens: int, 
     if (most := max(found)) < config.rollouts.rows:
         return f"{most}: more are never played side by side here, though this model has room for them"
     return f"{config.rollouts.rows} for this model and rollouts of up to {tokens} tokens"
+
+
+def unread(task: Task, chat: Chat) -> list[str]:
+    """What to say where the tokenizer cannot write the correction prompt; problems it cannot are told one by one."""
+    if chat.readable(task.correction_prompt(task.longest())):
+        return []
+    return [
+        "the model's tokenizer has no token for part of the correction prompt, which it reads with holes; reword it "
+        "(task.correction_prompt, or correction_prompt() of a task of your own)"
+    ]
 
 
 def shortages(config: TrainConfig, task: Task, evaluated: int, *, trains: bool = True) -> list[str]:
@@ -144,7 +155,7 @@ def tried(config: TrainConfig) -> Iterator[str]:
         yield f"longest rollout: {need} tokens of the {room or 'unknown number'} that the model reads"
         settled, sizes = fitted(config, lm, task, trains=bool(config.stages))
         make_sampler(settled, lm)  # an engine that is not installed is told of
-        short = shortages(config, task, len(held_out), trains=bool(config.stages))
+        short = [*shortages(config, task, len(held_out), trains=bool(config.stages)), *unread(task, lm.chat)]
         yield from (f"note: {note}" for note in [*short, *task.notes, *lm.chat.notes, *sizes])
         yield f"first prompt: {lm.tokenizer.decode(lm.chat.first_prompt(held_out[0].prompt))!r}"
         if settled.stages:

@@ -39,7 +39,7 @@ from selfcorrect.runs.checkpoint import (
     saved,
     sweep,
 )
-from selfcorrect.runs.checks import fitted, is_out_of_memory, ready, shortages, tuning_text
+from selfcorrect.runs.checks import fitted, is_out_of_memory, ready, shortages, tuning_text, unread
 from selfcorrect.runs.disk import check_room, need_of, try_save
 from selfcorrect.runs.disk import used as used_by
 from selfcorrect.runs.display import Observer
@@ -215,7 +215,7 @@ def _prepare_and_train(
         room = ""
         if used is None or used.stages != config.stages or not (path / "final").exists():  # else nothing comes of it
             room = ranks.first(lambda: _room(config, lm, dtype, path))
-        short = shortages(config, task, len(evaluator.problems))
+        short = [*shortages(config, task, len(evaluator.problems)), *unread(task, lm.chat)]
         notes = [*short, *task.notes, *lm.chat.notes, *sizes, tuning_text(settled, lm), told, *ranks.notes]
         checkpoint, folder = _open(path, config, observer, fingerprint(lm), notes, used, sizes_of(settled), ranks)
         loop = Loop(settled, folder, trainer, evaluator, validator, observer, dtype)

@@ -172,6 +172,7 @@ def test_what_is_no_setting(key: str, told: str) -> None:
 def test_explain_alone_lists_sections_each_of_which_it_explains() -> None:
     for line in overview():
         assert explain(line.split()[0])
+    assert explain("stages.stage2") == explain("stage2")  # the objective alone, as a stage of that name would be
 
 
 def test_explain_brings_in_nothing_heavy() -> None:

@@ -56,7 +56,8 @@ def _section(asked: str) -> list[Section]:
     names = {asked, f"stages.{asked}", f"task.{asked}"} if asked in (*STAGE_KINDS, *TASK_KINDS) else {asked}
     if "." in asked:
         names.add(_general(asked))
-    found = [section for section in sections() if {_address(section), section.key} & names - {""}]
+    exact = [section for section in sections() if _address(section) in names]  # stages.stage2 is an objective, too
+    found = exact or [section for section in sections() if section.key in names - {""}]
     if asked in ("stages", "task"):
         found = [section for section in sections() if section.key in ("task", "stages.NAME") and asked in section.key]
     return [section for number, section in enumerate(found) if section not in found[:number]]

@@ -95,7 +95,7 @@ def main(arguments: list[str] | None = None) -> int:
     if not found:
         print(f"error: {options.output} holds no texts/ and no arms/; name an --output of run.py", file=sys.stderr)
         return 2
-    print("\n".join(found), flush=True)
+    print("\n".join(found))
     return 0
 
 

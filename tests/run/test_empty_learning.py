@@ -94,7 +94,9 @@ def correction_prompt(problem):
     return "?"
 
 def grade(problem, text):
-    return 1 / (sum(map(ord, text + problem["id"])) % 3) > 0.6
+    if sum(map(ord, text + problem["id"])) % 2 == 0:
+        raise ValueError("no [/INST]\\nhere")
+    return len(text) % 2 == 0
 """
 
 
@@ -113,8 +115,10 @@ def test_a_grader_that_fails_on_some(tmp_path: Path, model: Path) -> None:
         kept = read_rows(run / f"evaluations/{name}.rollouts.jsonl")
         count = sum(any(a["outcome"] == "grader_failed" for a in row["attempts"]) for row in kept)
         assert 0 < count < 8
-        assert f"  the grader failed on {count} of 8 rollouts, which count nowhere: {file}:9: ZeroDivisionError" in text
-    assert "alarm: one: grader failed: the grader failed on " in text
+        assert (
+            f"  no verdict on {count} of 8 rollouts, which count nowhere: {file}:10: ValueError: no [/INST] here" in text
+        )
+    assert "alarm: one: grader failed: no verdict on " in text
 
 
 def test_a_correction_prompt_that_cannot_be_read(tmp_path: Path, model: Path) -> None:

@@ -245,38 +245,39 @@ def grade(problem, text):
     return problem["answer"] in text
 """
 OTHERS = {
-    "train": ('"train": 12', '"train": 11', "the training problems, or what is asked by them and the file own.py"),
-    "test": ('"7"', '"7" if split == "train" else "5"', "the held-out problems, or what is asked by them and the file"),
-    "asked": (
-        'return "?"',
-        'return ": ?"',
-        "the training problems, .* and the held-out problems, .* and the file own.py",
-    ),
+    "train": ('"train": 12', '"train": 11', "the training problems and the file own.py"),
+    "test": ('"7"', '"7" if split == "train" else "5"', "the held-out problems and the file own.py"),
+    "asked": ('return "?"', 'return ": ?"', "^the file own.py"),
     "grader": ('problem["answer"] in text', "True", "^the file own.py"),
 }
 
 
 @pytest.mark.parametrize("what", OTHERS)
-def test_other_problems_or_another_grader_are_refused(what: str, model: Path, tmp_path: Path) -> None:
-    """What was learned so far, and the base's evaluation, would be of something else."""
-    file, traces = tmp_path / "own.py", tmp_path / "later.jsonl"
+@pytest.mark.parametrize("stopped_at", [None, 2])
+def test_other_problems_or_another_grader_are_refused(
+    stopped_at: int | None, what: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was learned so far, and the base's evaluation, would be of something else. None: before step 1."""
+    file = tmp_path / "own.py"
     file.write_text(TASK)
-    traces.write_text("of a stage to come\n")
     settings = recipe(tmp_path, model, task={"name": "custom", "file": str(file)})
-    settings["stages"].append(
-        {"name": "sft", "objective": "pair_sft", "steps": 1, "learning_rate": 0.1, "traces": str(traces)}
-    )
-    with pytest.raises(TrainingInterrupted):
-        go(settings, StopAt(2))
+    with monkeypatch.context() as patch:
+        if stopped_at is None:
+            patch.setattr(Loop, "_stages", raises_interrupt)
+        with pytest.raises(TrainingInterrupted):
+            go(settings, StopAt(stopped_at or 1))
     old, new, told = OTHERS[what]
     assert old in TASK
     file.write_text(TASK.replace(old, new))
-    with pytest.raises(CheckpointError, match=rf"{told}.* changed since checkpoint 2 was written.*name=NEW"):
+    with pytest.raises(CheckpointError, match=rf"{told}.* changed since the run in .* began.*name=NEW"):
         go(settings)
     file.write_text(TASK)
-    traces.write_text("other lines\n")
     with pytest.raises(TrainingInterrupted):
         go(settings, StopAt(3))
+
+
+def raises_interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
 
 
 def test_a_run_has_one_process(model: Path, tmp_path: Path) -> None:

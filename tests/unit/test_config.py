@@ -268,6 +268,7 @@ def test_overrides(recipe: Path) -> None:
         ("log.trackers=wandb", r"log.trackers = 'wandb': must be a list; write \[wandb\]"),
         ("x.y.z=1", r"override 'x.y.z=1': unknown key 'x'"),
         ("checkpoint.x.y=1", r"override 'checkpoint.x.y=1': unknown key 'checkpoint.x'"),
+        ("stages.hold.x.y=1", r"override 'stages.hold.x.y=1': unknown key 'stages.hold.x'"),
         ("task.correction_prompt= ", r"correction_prompt is blank: the model would be asked nothing"),
         ("learning_rate=1e-5", r"a setting of every stage \(stages.NAME.learning_rate\)$"),
     ],

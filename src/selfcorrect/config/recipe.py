@@ -206,10 +206,11 @@ def _place(
 ) -> tuple[str, str]:
     """Where a setting was written, and its name as it was written there: an override may name a stage."""
     found = next((key for key in _prefixes(parts) if key in places), None)
-    if found is None and error["type"] == "extra_forbidden":  # an override has made the section that is unknown
-        path = ".".join(parts)
-        found = next((key for key in typed if key.startswith(f"{path}.")), None)
-        return (places[found], path) if found else (source, path)
+    unknown = ".".join(parts)
+    if error["type"] == "extra_forbidden" and unknown not in places:  # a section that an override has made
+        inside = [key for key in typed if key.startswith(f"{unknown}.")]
+        if inside:
+            return places[inside[0]], ".".join(typed[inside[0]].split(".")[: len(parts)])
     tags = [f"{section}.{tag}" for section in _prefixes(parts[:-1]) for tag in ("name", "objective")]
     made_by = next((key for key in tags if key in typed), None)  # an override that has made its section another kind
     if error["type"] == "missing" and found not in typed and made_by is not None:

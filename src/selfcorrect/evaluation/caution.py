@@ -59,14 +59,15 @@ def _floor(summary: Summary) -> str:
 
 
 def ungraded(rollouts: Sequence[Rollout]) -> str:
-    """What to say where the grader failed on some; else empty."""
+    """What to say where some have no verdict: of their graders' own trouble, or as an endpoint gave no answer."""
     details = [
         next((a.grade.detail for a in r.attempts if a.grade.outcome is Outcome.GRADER_FAILED), None) for r in rollouts
     ]
     failed = [detail for detail in details if detail is not None]
     if not failed:
         return ""
-    return f"the grader failed on {len(failed)} of {len(rollouts)} rollouts, which count nowhere: {failed[0][:200]}"
+    why = " ".join(failed[0].split())[:200]
+    return f"no verdict on {len(failed)} of {len(rollouts)} rollouts, which count nowhere: {why}"
 
 
 def spaced(share: float) -> str:

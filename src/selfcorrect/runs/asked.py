@@ -1,42 +1,64 @@
 """What a run trains on and is graded by, beyond its settings: files may change between a stop and a resume."""
 
 import hashlib
+import json
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from selfcorrect.config import CustomConfig, SupervisedStage, TrainConfig
-from selfcorrect.evaluation.evaluate import digest
+from selfcorrect.config import CustomConfig, TrainConfig
+from selfcorrect.errors import CheckpointError
 from selfcorrect.models.chat import Chat
 from selfcorrect.tasks.base import Task
 from selfcorrect.tasks.dataset import DataTask
 from selfcorrect.types import Problem
 
-Digests = dict[str, str]
+FILE = "asked.json"
 
 
-def asked_of(config: TrainConfig, task: Task, evaluated: Mapping[str, Sequence[Problem]], chat: Chat) -> Digests:
+def asked_of(
+    config: TrainConfig, task: Task, evaluated: Sequence[tuple[str, Sequence[Problem]]], chat: Chat
+) -> dict[str, str]:  # fmt: skip
     """By what it is, a digest of its content. evaluated: problems by what they are for.
 
     Of a task that generates its problems, those of the first step stand for all.
     """
     drawn = list(task.train) if isinstance(task, DataTask) else task.draw(1, config.rollouts.problems_per_step, 0)
-    sets = {"training": drawn, **evaluated}
-    found = {f"the {name} problems, or what is asked by them": digest(rows, task, chat) for name, rows in sets.items()}
+    found: dict[str, str] = {}
+    for name, problems in [("training", drawn), *evaluated]:
+        again = f" ({len(found)})" if f"the {name} problems" in found else ""  # two files of one name
+        found[f"the {name} problems{again}"] = _digest(problems, chat)
     if isinstance(config.task, CustomConfig):
         found[f"the file {Path(config.task.file).name}"] = file_digest(config.task.file)
-    traces = {s.name: s.traces for s in config.stages if isinstance(s, SupervisedStage) and s.traces}
-    return found | {_traces(name): file_digest(file) for name, file in traces.items()}
+    return found
 
 
-def changed(before: Mapping[str, str], now: Mapping[str, str], to_come: Sequence[str]) -> list[str]:
-    """What differs. to_come: stages that have not begun, whose traces are free; what only one names does not count."""
-    free = set(map(_traces, to_come))
-    return [name for name, digest_ in before.items() if name not in free and now.get(name, digest_) != digest_]
+def check_asked(folder: Path, now: Mapping[str, str]) -> None:
+    """Keeps it with a run that begins. Raises CheckpointError where one that goes on has gone by something else."""
+    file = folder / FILE
+    if not file.exists():
+        partial = file.with_name(f"{FILE}.partial")
+        partial.write_text(json.dumps(now, indent=1) + "\n", encoding="utf-8")
+        partial.replace(file)
+        return
+    before = json.loads(file.read_text(encoding="utf-8"))
+    if other := [name for name, digest in before.items() if now.get(name, digest) != digest]:
+        raise CheckpointError(
+            f"{' and '.join(other)} changed since the run in {folder} began: its steps and evaluations so far were "
+            "made with what was there; put it back, or begin another run: `selfcorrect train "
+            f"{shlex.quote(str(folder / 'config.yaml'))} name=NEW`"
+        )
 
 
 def file_digest(file: str) -> str:
     return hashlib.sha256(Path(file).expanduser().read_bytes()).hexdigest()[:16]
 
 
-def _traces(stage: str) -> str:
-    return f"the traces of stage {stage}"
+def _digest(problems: Sequence[Problem], chat: Chat) -> str:
+    """Of all that is read and graded of problems; what asks for a second attempt is a setting, or in a task's file."""
+    told = hashlib.sha256()
+    for problem in problems:
+        told.update(json.dumps([problem.id, problem.prompt, problem.first_attempt]).encode())
+        told.update(json.dumps(problem.reference, default=str).encode())
+    told.update(json.dumps(chat.first_prompt(problems[0].prompt) if problems else ()).encode())  # by the chat template
+    return told.hexdigest()[:16]

@@ -199,7 +199,7 @@ def progress_of(checkpoint: Checkpoint | None) -> Progress | None:
     """Raises CheckpointError where the state is another version's."""
     if checkpoint is None:
         return None
-    known = {name: value for name, value in checkpoint.state.items() if name not in ("due", "base", "asked")}
+    known = {name: value for name, value in checkpoint.state.items() if name not in ("due", "base")}
     try:
         return Progress(**known)
     except TypeError as error:

@@ -89,7 +89,7 @@ class PlainObserver(Observer):
         self.console.print(f"evaluating {name} ...")
 
     def evaluated(self, evaluation: Evaluation) -> None:
-        self.console.print(evaluation_line(evaluation))
+        self.console.print(evaluation_line(evaluation), markup=False)  # the words of a user's grader may stand in it
 
     def work(self, title: str, done: int, total: int, now: str = "", share: float = 0.0) -> None:
         self._work = self._work.reach(title, done, total, now, share)

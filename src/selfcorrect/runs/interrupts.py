@@ -15,6 +15,8 @@ from pathlib import Path
 from selfcorrect.errors import ConfigError, TrainingInterrupted, UserError
 
 LOCK = ".lock"
+CONVERTED = 5.0  # seconds after an interrupt in which an error may be what became of it
+_OF_C = (ValueError, RuntimeError, SystemError)
 SAME_PRESS = 1.0  # seconds in which a second Ctrl-C is the first one again: launchers pass on what a terminal sends too
 
 
@@ -84,7 +86,7 @@ class Stop:
         except (UserError, OSError):
             raise
         except Exception as error:
-            if self.raised:
+            if self.raised and time.monotonic() - self._since < CONVERTED and isinstance(error, _OF_C):
                 raise KeyboardInterrupt from error
             raise
 

@@ -1,6 +1,5 @@
 """The loop of a run: stages one after the other, evaluations between them, checkpoints, the selected weights."""
 
-import shlex
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -11,12 +10,12 @@ import torch
 from selfcorrect.config import Star, SupervisedStage, TrainConfig
 from selfcorrect.errors import CheckpointError, NothingGraded, SamplerFailed
 from selfcorrect.evaluation.evaluate import Evaluation, Evaluator
-from selfcorrect.learning.record import Progress, StepResult
+from selfcorrect.learning.record import StepResult
 from selfcorrect.learning.supervised import Collection, Collector, steps_an_iteration, supervised_step
 from selfcorrect.learning.training import Trainer
 from selfcorrect.models.loading import resolve_path
 from selfcorrect.models.weights import fingerprint, load_weights, stored_weights, weights
-from selfcorrect.runs.asked import asked_of, changed
+from selfcorrect.runs.asked import asked_of, check_asked
 from selfcorrect.runs.between import Between
 from selfcorrect.runs.checkpoint import (
     DAMAGE,
@@ -47,9 +46,8 @@ class Loop:
         self.evaluator, self.validator, self.observer = evaluator, validator, observer
         self._dtype, self._saved, self._saved_step = dtype, time.monotonic(), 0
         self._base = fingerprint(trainer.lm)
-        evaluated = {"held-out": evaluator.problems, **dict(evaluator.external)}
-        if validator:
-            evaluated["validation"] = validator.problems
+        validation = [("validation", validator.problems)] if validator else []
+        evaluated = [("held-out", evaluator.problems), *evaluator.external, *validation]
         self._asked = asked_of(config, trainer.task, evaluated, trainer.lm.chat)
         # An adapter as it began; weights are the reference's, or read again.
         self._began = {name: t.clone() for name, t in weights(trainer.lm).items()} if trainer.lm.adapters else None
@@ -59,6 +57,7 @@ class Loop:
         self._between = Between(trainer, evaluator.problems[:count]) if config.evaluation.every else None
 
     def run(self, checkpoint: Checkpoint | None, stop: Stop) -> None:
+        self.ranks.first(lambda: check_asked(self.folder.path, self._asked))
         if checkpoint:
             self._restore(checkpoint)
         else:
@@ -253,7 +252,7 @@ class Loop:
         self.ranks.check_alike(trainer.lm)
         tensors = {f"model/{name}": tensor for name, tensor in weights(trainer.lm).items()}
         tensors |= {f"optimizer/{name}": tensor for name, tensor in optimizer_tensors(trainer.optimizer).items()}
-        state = asdict(trainer.progress) | {"due": self._is_due(), "base": self._base, "asked": self._asked}
+        state = asdict(trainer.progress) | {"due": self._is_due(), "base": self._base}
         checkpoint = Checkpoint(trainer.progress.step, tensors, state)
         save(self.folder.checkpoints, checkpoint, self.config.checkpoint.keep, self.ranks)
         self._saved, self._saved_step = time.monotonic(), checkpoint.step
@@ -267,7 +266,6 @@ class Loop:
                 f"checkpoint {checkpoint.step} was trained from other weights ({checkpoint.state['base']}) than "
                 f"model.path = {self.config.model.path!r} holds ({self._base}); put that model back"
             )
-        self._check_asked(checkpoint, progress)
         if progress.stage >= len(self.config.stages):
             raise CheckpointError(f"checkpoint {checkpoint.step} is of a stage that config.yaml no longer names")
         trainer.start_stage(progress.stage)
@@ -285,16 +283,6 @@ class Loop:
         self._saved_step = checkpoint.step
         if not self._is_whole(self.folder.path / "models" / trainer.stage.name):  # else the stage is behind it
             self._follow_up(was_due=bool(checkpoint.state.get("due")))
-
-    def _check_asked(self, checkpoint: Checkpoint, progress: Progress) -> None:
-        """Raises CheckpointError where problems or graders are no longer those that the run has gone by so far."""
-        to_come = [stage.name for stage in self.config.stages[progress.stage + 1 :]]
-        if other := changed(checkpoint.state.get("asked", {}), self._asked, to_come):
-            raise CheckpointError(
-                f"{' and '.join(other)} changed since checkpoint {checkpoint.step} was written: the steps and "
-                "evaluations so far were made with what was there; put it back, or begin another run: "
-                f"`selfcorrect train {shlex.quote(str(self.folder.path / 'config.yaml'))} name=NEW`"
-            )
 
     def _load_weights(self, source: Path) -> bool:
         """Take the weights of a model folder; False where it is not there or damaged: the last ones then stay."""

@@ -11,8 +11,8 @@ from selfcorrect.errors import UserError
 from selfcorrect.runs.interrupts import alone
 
 _MADE = (  # by a run before its first checkpoint
-    USED, "environment.json", "evaluations", "checkpoints", "tensorboard", "metrics.jsonl", "rollouts.jsonl",
-    "between.jsonl", "alarms.jsonl", "changes.jsonl", "report.html", "config.yaml",
+    USED, "asked.json", "environment.json", "evaluations", "checkpoints", "tensorboard", "metrics.jsonl",
+    "rollouts.jsonl", "between.jsonl", "alarms.jsonl", "changes.jsonl", "report.html", "config.yaml",
 )  # fmt: skip
 
 

@@ -51,6 +51,8 @@ def look(data: Path, question: str | None, answer: str | None, task: Kind | None
     first = parts[0][:_LOOKED_AT]
     columns = _columns(first)
     if task == "code" or (task is None and question is None and answer is None and _is_code(columns)):
+        if data.is_dir() and (_csv_files(data, "train") or _csv_files(data, "test")):
+            raise ConfigError(f"--data {data}: the task code reads JSON Lines, JSON or Parquet; write the rows as one")
         return _code(data, columns, *(parts if len(parts) > 1 else _divided(parts[0])))
     if question is None and _is_countdown(first[0]):
         raise ConfigError(

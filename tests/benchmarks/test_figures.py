@@ -111,6 +111,11 @@ TRAINED = [
         ("base", "base"), ("single-turn RL, 3 seeds", SINGLE), ("multi-turn RL, 3 seeds", MULTI), ("SCoRe, 3 seeds", SCORE),
     )
 ]  # fmt: skip
+COUNTDOWN = [
+    (f"| {label} | {how}", model, decoding)
+    for decoding, how in (("sampled", "temperature 1"), ("greedy", "greedy"))
+    for label, model in (("base", "base"), ("multi-turn RL, seed 0", "multi_turn-0"), ("SCoRe, seed 0", "score-0"))
+]
 RATES = [
     (f"| {label}, {rate} ", file, model)
     for label, model in (("SCoRe", "score-0"), ("single-turn RL", "single_turn-0"))
@@ -118,14 +123,14 @@ RATES = [
 ]
 
 
-def held(other: str, model: str, decoding: str, what: str) -> str:
+def held(other: str, model: str, decoding: str, what: str, data: str = "gsm8k") -> str:
     """A difference of two models and its interval."""
-    d = f"{{r[against][{other}][{model}][gsm8k][{decoding}][{what}]"
+    d = f"{{r[against][{other}][{model}][{data}][{decoding}][{what}]"
     return f"{d}[value]:s}} ({d}[low]:s}} to {d}[high]:s}})"
 
 
-def points(other: str, model: str, decoding: str, what: str) -> str:
-    return held(other, model, decoding, what).replace("[value]:s}", "[value]:p} points", 1)
+def points(other: str, model: str, decoding: str, what: str, data: str = "gsm8k") -> str:
+    return held(other, model, decoding, what, data).replace("[value]:s}", "[value]:p} points", 1)
 
 
 BY_SEED = ", ".join(f"{{r[against][multi_turn][score-{seed}][gsm8k][sampled][t2][value]:s}}" for seed in range(3))
@@ -308,6 +313,20 @@ QUOTES: list[tuple[str, str, str, Given]] = [
      f"{held('multi_turn', SCORE, 'greedy', 't2')} and the first {held('multi_turn', SCORE, 'greedy', 't1')}.", None),
     ("README.md", "real/words/summary.json", f"differs from its by {held('multi_turn', SCORE, 'sampled', 't2')} at temperature 1 "
      f"and by {held('multi_turn', SCORE, 'greedy', 't2')} under greedy decoding", None),
+    *[(doc, "real/countdown/summary.json", real_row(label, model, "countdown", decoding), None)
+      for doc in ("README.md", "docs/results.md") for label, model, decoding in COUNTDOWN],
+    ("README.md", "real/countdown/summary.json",
+     f"ends {points('multi_turn', 'score-0', 'sampled', 't2', 'countdown')} above multi-turn RL's at temperature 1 and "
+     f"{points('multi_turn', 'score-0', 'greedy', 't2', 'countdown')} above it", None),
+    ("docs/results.md", "real/countdown/summary.json",
+     f"SCoRe's second attempt gains {points('base', 'score-0', 'sampled', 't2', 'countdown')} on the base's, greedy "
+     f"{points('base', 'score-0', 'greedy', 't2', 'countdown')}; the first gains "
+     f"{points('base', 'score-0', 'sampled', 't1', 'countdown')}, greedy {held('base', 'score-0', 'greedy', 't1', 'countdown')}.", None),
+    ("docs/results.md", "real/countdown/summary.json",
+     f"at temperature 1 the second attempt {held('multi_turn', 'score-0', 'sampled', 't2', 'countdown')}, the first "
+     f"{held('multi_turn', 'score-0', 'sampled', 't1', 'countdown')}, the delta "
+     f"{held('multi_turn', 'score-0', 'sampled', 'delta', 'countdown')}; greedy, the second "
+     f"{held('multi_turn', 'score-0', 'greedy', 't2', 'countdown')}, the first {held('multi_turn', 'score-0', 'greedy', 't1', 'countdown')}.", None),
     *[("docs/results.md", "real/words-second/summary.json", real_row(f"| {label} | {how}", model, "gsm8k", decoding), None)
       for decoding, how in (("sampled", "temperature 1"), ("greedy", "greedy"))
       for label, model in (("base, second attempts shown", "base"), ("SCoRe from it, seed 0", "score-0"))],

@@ -116,7 +116,8 @@ def test_a_grader_that_fails_on_some(tmp_path: Path, model: Path) -> None:
         count = sum(any(a["outcome"] == "grader_failed" for a in row["attempts"]) for row in kept)
         assert 0 < count < 8
         assert (
-            f"  no verdict on {count} of 8 rollouts, which count nowhere: {file}:10: ValueError: no [/INST] here" in text
+            f"  no verdict on {count} of 8 rollouts, which count nowhere: {file}:10: ValueError: no [/INST] here"
+            in text
         )
     assert "alarm: one: grader failed: no verdict on " in text
 

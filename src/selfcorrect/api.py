@@ -34,6 +34,7 @@ from selfcorrect.runs.evaluating import (
     SIDE,
     Job,
     about,
+    check_free,
     collapse,
     default_folder,
     kept_file,
@@ -113,10 +114,8 @@ def evaluate(
     config = config.model_copy(update={"model": config.model.model_copy(update={"path": path})})
     folder = Path(output) if output is not None else Path(config.output) / config.name if named else None
     name = "recorded" if config.sampler == "recorded" else _folder_name(path)
-    if folder is not None and folder.exists() and not folder.is_dir():
-        raise ConfigError(f"output = {str(folder)!r} is a file, and an evaluation takes a folder; name another")
     if folder is not None:
-        _check_free(folder, name)
+        check_free(folder, name)
     if config.sampler == "transformers":
         resolve_path(path)  # a folder that is not there, or holds no model, is the first thing to say
     if config.sampler != "recorded":
@@ -173,12 +172,6 @@ def is_recipe(model: str | Path) -> bool:
     """Whether what stands in a model's place is a recipe: a YAML file, or the name of a shipped one."""
     shipped = str(model) in shipped_recipes() and not Path(model).exists()
     return shipped or str(model).endswith((".yaml", ".yml"))
-
-
-def _check_free(folder: Path, name: str) -> None:
-    """Raises ConfigError, before the work and not after it, where `folder` holds anything but this evaluation."""
-    if (folder / "config.yaml").exists() and not kept_file(folder, name).with_suffix(".json").exists():
-        raise ConfigError(f"{folder} already holds a run; choose another name=..., or another output")
 
 
 def _folder_name(path: str) -> str:

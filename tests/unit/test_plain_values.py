@@ -60,7 +60,7 @@ def test_plain_values(recipe: Path, path: str, text: str, value: object) -> None
 TEXTS = [
     "Look again # carefully", "#", "a: b", "- a", "-", "[x", "[a, b]", "{{x}}", "!x", "!!int 3", "&a b", "*a", '"Look" again',
     "'it's", '"quoted"', "yes", "null", "~", "1.0", "007", "1e3", "2024-01-01", " two  spaces ", "tab\tin it", "line\nline", "%", "@x", "`x`",
-    "a=b", "\N{SNOWMAN}", "--- x", "<<", "\\n", "",
+    "a=b", "\N{SNOWMAN}", "--- x", "<<", "\\n",
 ]  # fmt: skip
 
 

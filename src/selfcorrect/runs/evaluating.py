@@ -185,6 +185,14 @@ def default_folder(config: TrainConfig, made_with: dict[str, Any]) -> Path:
     return Path(config.output) / "evaluations" / f"{name}-{of_settings}"
 
 
+def check_free(folder: Path, name: str) -> None:
+    """Raises ConfigError, before the work and not after it, where `folder` is or holds anything but this evaluation."""
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"output = {str(folder)!r} is a file, and an evaluation takes a folder; name another")
+    if (folder / "config.yaml").exists() and not kept_file(folder, name).with_suffix(".json").exists():
+        raise ConfigError(f"{folder} already holds a run; choose another name=..., or another output")
+
+
 def kept_file(folder: Path, name: str) -> Path:
     return folder / "evaluations" / "kept" / f"{name}.jsonl"
 

@@ -46,6 +46,7 @@ from selfcorrect.runs.evaluating import (
     run_kept,
     sampling_settings,
     settings,
+    unused,
 )
 from selfcorrect.runs.folder import keep_evaluation
 from selfcorrect.runs.interrupts import stoppable
@@ -107,9 +108,7 @@ def evaluate(
     here, what = endpoint is None, "evaluate it on"
     config = _train_config(model, *overrides) if named else _config_for(model, recipe, overrides, what, here=here)
     config = _with_sampler(config, endpoint)
-    idle = [given for given in overrides if given.partition(".")[0] in ("stages", "optimizer", "algorithm")]
-    if idle and not named:
-        watcher.message(f"note: {', '.join(idle)}: of training, and nothing of it is used here")
+    _tell([] if named else unused(overrides), watcher.message)
     path = config.model.path if named else str(model)
     config = config.model_copy(update={"model": config.model.model_copy(update={"path": path})})
     folder = Path(output) if output is not None else Path(config.output) / config.name if named else None

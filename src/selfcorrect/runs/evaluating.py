@@ -185,6 +185,12 @@ def default_folder(config: TrainConfig, made_with: dict[str, Any]) -> Path:
     return Path(config.output) / "evaluations" / f"{name}-{of_settings}"
 
 
+def unused(overrides: Sequence[str]) -> list[str]:
+    """What to say of overrides that no evaluation of a model reads."""
+    idle = [given for given in overrides if given.partition(".")[0] in ("stages", "optimizer", "algorithm")]
+    return [f"{', '.join(idle)}: of training, and nothing of it is used here"] if idle else []
+
+
 def check_free(folder: Path, name: str) -> None:
     """Raises ConfigError, before the work and not after it, where `folder` is or holds anything but this evaluation."""
     if folder.exists() and not folder.is_dir():

@@ -48,15 +48,29 @@ LAST_LINE = re.compile(r"\s*#### *(\S+)\s*$")
 
 def main(arguments: list[str] | None = None) -> int:
     """Exit status 0, or 2 with one line where something is missing or refused."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name in ("model", "data", "output"):
-        parser.add_argument(f"--{name}", required=True)
-    parser.add_argument("--steps", type=int, default=120)
-    parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--rate", type=float, default=5e-5)
+    parser = parser_of(__doc__, steps=120, batch=16, rate=5e-5)
+    parser.add_argument("--data", required=True)
     parser.add_argument("--second", type=int, default=0, metavar="N", help="rows shown with a second attempt as well")
+    return status_of(train, parser, arguments)
+
+
+def parser_of(about: str | None, *, steps: int, batch: int, rate: float) -> argparse.ArgumentParser:
+    """The options that every warm-up has, with its defaults."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name in ("model", "output"):
+        parser.add_argument(f"--{name}", required=True)
+    parser.add_argument("--steps", type=int, default=steps)
+    parser.add_argument("--batch", type=int, default=batch)
+    parser.add_argument("--rate", type=float, default=rate)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--precision", default="auto", choices=["auto", "float32", "bfloat16"])
+    return parser
+
+
+def status_of(
+    train: Callable[[argparse.Namespace], None], parser: argparse.ArgumentParser, arguments: list[str] | None
+) -> int:
+    """Exit status 0, or 2 with one line where something is missing or refused."""
     options = parser.parse_args(arguments, argparse.Namespace(correction=None))
     try:
         train(options)

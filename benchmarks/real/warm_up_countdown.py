@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from settings import COUNTDOWN
-from warm_up import begun, config_of, finish
+from warm_up import begun, config_of, finish, parser_of, status_of
 
 from selfcorrect.config import CountdownConfig
 from selfcorrect.errors import UserError
@@ -42,30 +42,18 @@ Texts = tuple[str, str, bool, bool]  # both attempts, and whether each is right
 
 def main(arguments: list[str] | None = None) -> int:
     """Exit status 0, or 2 with one line where something is missing or refused."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name in ("model", "output"):
-        parser.add_argument(f"--{name}", required=True)
-    parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--rate", type=float, default=2e-4)
+    parser = parser_of(__doc__, steps=200, batch=32, rate=2e-4)
     parser.add_argument("--right-kept", type=float, default=MIX.right_copied, help="share of right first attempts")
     parser.add_argument("--wrong-kept", type=float, default=MIX.wrong_copied, help="share of wrong ones")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--precision", default="auto", choices=["auto", "float32", "bfloat16"])
-    options = parser.parse_args(arguments, argparse.Namespace(correction=None))
-    try:
-        train(options)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return status_of(train, parser, arguments)
 
 
 def train(options: argparse.Namespace) -> None:
     """The whole of it. Raises UserError where something is missing or refused."""
     clock = begun(options)
     config = config_of(options, "countdown")
-    task = Countdown(CountdownConfig(**COUNTDOWN))
+    assert isinstance(config.task, CountdownConfig)
+    task = Countdown(config.task)
     lm = load_model(config.model)
     trainer, losses = Trainer(config, lm, None, TransformersSampler(lm), task), list[float]()
     mix = replace(MIX, right_copied=options.right_kept, wrong_copied=options.wrong_kept)

@@ -403,18 +403,19 @@ def test_countdown_in_conversations(
     assert warm_up.main(call) == 2
     assert "is there already" in capsys.readouterr().err
     run = script("benchmarks/real/run.py").main
-    assert run(["--model", str(tmp_path / "base"), "--task", "countdown", "--minutes", "30", "--dry", "--arms", "score",
-                "--tokens", "40", "--eval-tokens", "40", "--output", str(tmp_path / "out")]) == 0  # fmt: skip
+    assert run(["--model", str(tmp_path / "base"), "--task", "countdown", "--minutes", "30", "--dry", "--arms",
+                "score,single_turn",                "--tokens", "40", "--eval-tokens", "40", "--output", str(tmp_path / "out")]) == 0  # fmt: skip
     summary = json.loads((tmp_path / "out/summary.json").read_text())
     assert {model: list(sets) for model, sets in summary["evaluations"].items()} == {
-        "base": ["countdown"], "score-0": ["countdown"]
+        "base": ["countdown"], "score-0": ["countdown"], "single_turn-0": ["countdown"]
     }  # fmt: skip
     assert summary["evaluations"]["base"]["countdown"]["sampled"]["n"] == 3
     verdicts = script("benchmarks/real/verdicts.py")
     assert verdicts.main([str(tmp_path / "out"), "--steps", "2"]) == 0
     told = capsys.readouterr().out.splitlines()
-    assert [line.partition(":")[0] for line in told[-4:]] == [
-        "score-0, greedy", "score-0, sampled", "score-0, steps 1 to 2", "score-0, steps 3 to 3"
+    assert [line.partition(":")[0] for line in told[-6:]] == [
+        *(f"{name}, {how}" for name in ("score-0", "single_turn-0") for how in ("greedy", "sampled")),
+        "score-0, steps 1 to 2", "score-0, steps 3 to 3",
     ]  # fmt: skip
     assert verdicts.main([str(tmp_path / "nothing")]) == 2
     cases = [("correct", "Right. I keep it.\nx", "correct"), ("wrong", "Right. I keep it.\nx", "wrong"),

@@ -260,6 +260,19 @@ def test_a_folder_of_csv_files(here: Path) -> None:
     Path("own/test.csv").unlink()
     with pytest.raises(ConfigError, match=r"holds no test.jsonl \(nor .json, .parquet or .csv\)"):
         init("model", Path("own"), Path("other.yaml"))
+    written("own/train.jsonl", GSM[:9]), written("own/test.jsonl", GSM[9:])  # what tasks read goes before
+    init("model", Path("own"), Path("other.yaml"))
+    assert [len(part) for part in (task_of("other.yaml")[1].train, task_of("other.yaml")[1].test)] == [9, len(GSM) - 9]
+
+
+def test_programs_are_not_read_from_csv(here: Path) -> None:
+    """The task reads its data itself, where the recipe says that they are."""
+    Path("own").mkdir()
+    for file in ("mbpp.csv", "own/train.csv", "own/test.csv"):
+        Path(file).write_text("task_id,text,code,test_list\n1,Add.,x,[]\n2,Add.,x,[]\n")
+    for data in ("mbpp.csv", "own"):
+        with pytest.raises(ConfigError, match=rf"--data {data}: the task code reads JSON Lines, JSON or Parquet"):
+            init("model", Path(data), Path("mine.yaml"))
 
 
 @pytest.mark.parametrize(

@@ -113,10 +113,10 @@ def test_a_grader_that_fails_on_some(tmp_path: Path, model: Path) -> None:
     text = console.export_text()
     for name in ("base", "one", "two"):
         kept = read_rows(run / f"evaluations/{name}.rollouts.jsonl")
-        count = sum(any(a["outcome"] == "grader_failed" for a in row["attempts"]) for row in kept)
-        assert 0 < count < 8
+        count = sum(a["outcome"] == "grader_failed" for row in kept for a in row["attempts"])
+        assert 0 < count < 16
         assert (
-            f"  no verdict on {count} of 8 rollouts, which count nowhere: {file}:10: ValueError: no [/INST] here"
+            f"  no verdict on {count} of 16 attempts, whose rollouts count nowhere: {file}:10: ValueError: no [/INST] here"
             in text
         )
     assert "alarm: one: grader failed: no verdict on " in text

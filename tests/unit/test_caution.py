@@ -5,10 +5,10 @@ from collections.abc import Sequence
 import pytest
 
 from selfcorrect.evaluation.alarms import WINDOW, Lessons, Watch, alarms, cut_off_at
-from selfcorrect.evaluation.caution import caution
+from selfcorrect.evaluation.caution import caution, ungraded
 from selfcorrect.evaluation.metrics import is_unchanged, summarize
 from selfcorrect.runs.display import summary_line
-from selfcorrect.types import Outcome, Rollout
+from selfcorrect.types import Attempt, Completion, Grade, Outcome, Problem, Rollout
 from tests.support.rollouts import graded
 
 C, W, T, N, G = Outcome.CORRECT, Outcome.WRONG, Outcome.TRUNCATED, Outcome.NO_ANSWER, Outcome.GRADER_FAILED
@@ -83,7 +83,7 @@ def test_an_evaluation_says_what_was_cut_off() -> None:
 
 
 def heard(lessons: Lessons, *steps: tuple[Sequence[float], Sequence[float], float | None, float | None]) -> list[str]:
-    return [told for step in steps for told in lessons.step(*step)]
+    return [told for step in steps for told in lessons.step(*step, skipped="")]
 
 
 def test_a_step_that_teaches_nothing_says_so() -> None:
@@ -109,3 +109,20 @@ def test_what_goes_on_for_long_is_said_at_smaller_shares() -> None:
     assert heard(lessons, *[step] * (WINDOW - 1)) == []
     lessons.stage_started()
     assert heard(lessons, *[step] * (WINDOW - 1)) == []
+
+
+def test_failures_of_the_grader_are_counted_over_all_samples() -> None:
+    """Of which an evaluation keeps the first rollouts alone, and may hold none that failed."""
+    failed = [Grade(Outcome.GRADER_FAILED, 0.0, "", "mine.py:3:\nodd"), Grade(Outcome.CORRECT, 1.0)]
+    rollout = Rollout(
+        Problem("1", "custom", "", {}),
+        tuple(Attempt((), Completion((), (), "", "stop"), grade) for grade in failed),
+        0,
+        0,
+    )
+    counts = ({"correct": 5, "grader_failed": 2}, {"correct": 6, "grader_failed": 1})
+    assert ungraded(counts, [rollout]) == (
+        "no verdict on 3 of 14 attempts, whose rollouts count nowhere: mine.py:3: odd"
+    )
+    assert ungraded(counts, []) == "no verdict on 3 of 14 attempts, whose rollouts count nowhere"
+    assert ungraded(({"correct": 7}, {"wrong": 7}), [rollout]) == ""

@@ -111,7 +111,7 @@ class Lessons:
 
     def step(
         self, rewards: Sequence[float], truncated: Sequence[float], equal: float | None, grad_norm: float | None,
-        skipped: str = "",
+        skipped: str,
     ) -> list[str]:  # fmt: skip
         """After a step. rewards, truncated: means by attempt; equal: the share of problems whose rollouts all earn the
         same, None where none was graded; skipped: why the update was, if it was.

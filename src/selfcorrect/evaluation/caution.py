@@ -5,7 +5,7 @@ off had no time to be right, that an attempt without an answer cannot be wrong i
 a model that is never right, or always, has nothing to show.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 
 from selfcorrect.evaluation.averages import Change
@@ -58,16 +58,19 @@ def _floor(summary: Summary) -> str:
     return ""
 
 
-def ungraded(rollouts: Sequence[Rollout]) -> str:
-    """What to say where some have no verdict: of their graders' own trouble, or as an endpoint gave no answer."""
-    details = [
-        next((a.grade.detail for a in r.attempts if a.grade.outcome is Outcome.GRADER_FAILED), None) for r in rollouts
-    ]
-    failed = [detail for detail in details if detail is not None]
+def ungraded(outcomes: Sequence[Mapping[str, int]], rollouts: Iterable[Rollout]) -> str:
+    """What to say where some have no verdict: of their graders' own trouble, or as an endpoint gave no answer.
+
+    outcomes: counts by attempt. rollouts: some of those, in which a reason is looked for.
+    """
+    failed = sum(counts.get(Outcome.GRADER_FAILED, 0) for counts in outcomes)
     if not failed:
         return ""
-    why = " ".join(failed[0].split())[:200]
-    return f"no verdict on {len(failed)} of {len(rollouts)} rollouts, which count nowhere: {why}"
+    count = sum(sum(counts.values()) for counts in outcomes)
+    attempts = (attempt for rollout in rollouts for attempt in rollout.attempts)
+    why = next((each.grade.detail for each in attempts if each.grade.outcome is Outcome.GRADER_FAILED), "")
+    told = f"no verdict on {failed} of {count} attempts, whose rollouts count nowhere"
+    return f"{told}: {' '.join(why.split())[:200]}" if why else told
 
 
 def spaced(share: float) -> str:

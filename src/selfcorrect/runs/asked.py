@@ -8,6 +8,8 @@ from pathlib import Path
 
 from selfcorrect.config import CustomConfig, TrainConfig
 from selfcorrect.errors import CheckpointError
+from selfcorrect.evaluation.evaluate import digest
+from selfcorrect.evaluation.kept import write_durably
 from selfcorrect.models.chat import Chat
 from selfcorrect.tasks.base import Task
 from selfcorrect.tasks.dataset import DataTask
@@ -27,7 +29,8 @@ def asked_of(
     found: dict[str, str] = {}
     for name, problems in [("training", drawn), *evaluated]:
         again = f" ({len(found)})" if f"the {name} problems" in found else ""  # two files of one name
-        found[f"the {name} problems{again}"] = _digest(problems, chat)
+        # What asks for a second attempt is a setting, or in the task's file; drawn at random, it differs each time.
+        found[f"the {name} problems{again}"] = digest(problems, None, chat)
     if isinstance(config.task, CustomConfig):
         found[f"the file {Path(config.task.file).name}"] = file_digest(config.task.file)
     return found
@@ -37,12 +40,10 @@ def check_asked(folder: Path, now: Mapping[str, str]) -> None:
     """Keeps it with a run that begins. Raises CheckpointError where one that goes on has gone by something else."""
     file = folder / FILE
     if not file.exists():
-        partial = file.with_name(f"{FILE}.partial")
-        partial.write_text(json.dumps(now, indent=1) + "\n", encoding="utf-8")
-        partial.replace(file)
+        write_durably(file, json.dumps(now, indent=1) + "\n")
         return
     before = json.loads(file.read_text(encoding="utf-8"))
-    if other := [name for name, digest in before.items() if now.get(name, digest) != digest]:
+    if other := [name for name, told in before.items() if now.get(name, told) != told]:
         raise CheckpointError(
             f"{' and '.join(other)} changed since the run in {folder} began: its steps and evaluations so far were "
             "made with what was there; put it back, or begin another run: `selfcorrect train "
@@ -52,13 +53,3 @@ def check_asked(folder: Path, now: Mapping[str, str]) -> None:
 
 def file_digest(file: str) -> str:
     return hashlib.sha256(Path(file).expanduser().read_bytes()).hexdigest()[:16]
-
-
-def _digest(problems: Sequence[Problem], chat: Chat) -> str:
-    """Of all that is read and graded of problems; what asks for a second attempt is a setting, or in a task's file."""
-    told = hashlib.sha256()
-    for problem in problems:
-        told.update(json.dumps([problem.id, problem.prompt, problem.first_attempt]).encode())
-        told.update(json.dumps(problem.reference, default=str).encode())
-    told.update(json.dumps(chat.first_prompt(problems[0].prompt) if problems else ()).encode())  # by the chat template
-    return told.hexdigest()[:16]

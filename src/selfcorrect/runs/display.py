@@ -281,7 +281,7 @@ def evaluation_line(evaluation: Evaluation) -> str:
     summary, name = evaluation.summary, evaluation.name + (f" on {evaluation.about}" if evaluation.about else "")
     lines = [f"{name}: {summary_line(summary)} ({evaluation.seconds:.0f} s)", *passes_lines(summary)]
     lines += [f"  nothing can be concluded: {told}"] if (told := caution(summary)) else []
-    lines += [f"  {told}" for told in (ungraded(evaluation.rollouts), after(summary)) if told]
+    lines += [f"  {told}" for told in (ungraded(summary.outcomes, evaluation.rollouts), after(summary)) if told]
     return "\n".join([*lines, *wording_lines(evaluation)])
 
 

@@ -49,7 +49,7 @@ def alone(path: Path) -> Iterator[None]:
 class Stop:
     """asked: the step under way is to be the last. now: outside a step, where a signal need not wait.
 
-    raised: a signal has not waited, and whatever comes up is its doing.
+    raised: a signal has broken into what was going on.
     waits: of several processes, which stop together when they next meet (parallel/ranks.py).
     unsaved: steps done since the last checkpoint, which go with the step under way. lost: what went, in words.
     """

@@ -8,7 +8,7 @@ from selfcorrect.evaluation.alarms import Lessons, Watch, alarms, cut_off_at
 from selfcorrect.evaluation.averages import Change, change, means, samples_of
 from selfcorrect.evaluation.caution import ungraded
 from selfcorrect.evaluation.evaluate import Evaluation
-from selfcorrect.evaluation.metrics import Summary, summary_of
+from selfcorrect.evaluation.metrics import Summary, outcomes_of, summary_of
 from selfcorrect.learning.record import StepResult
 from selfcorrect.runs.display import Observer
 from selfcorrect.runs.folder import RunFolder, plain
@@ -50,7 +50,7 @@ class Sentry:
 
     def step(self, result: StepResult) -> None:
         """After a step; supervised ones have no rewards to watch."""
-        failed = ungraded(result.rollouts)
+        failed = ungraded(outcomes_of(result.rollouts), result.rollouts)
         for told in [*self._heard(plain(result.row())), *([f"grader failed: {failed}"] if failed else [])]:
             if (result.stage, _kind(told)) not in self._told:
                 self._told.add((result.stage, _kind(told)))

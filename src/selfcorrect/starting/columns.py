@@ -51,7 +51,7 @@ def look(data: Path, question: str | None, answer: str | None, task: Kind | None
     first = parts[0][:_LOOKED_AT]
     columns = _columns(first)
     if task == "code" or (task is None and question is None and answer is None and _is_code(columns)):
-        if data.is_dir() and (_csv_files(data, "train") or _csv_files(data, "test")):
+        if _of_csv(data):
             raise ConfigError(f"--data {data}: the task code reads JSON Lines, JSON or Parquet; write the rows as one")
         return _code(data, columns, *(parts if len(parts) > 1 else _divided(parts[0])))
     if question is None and _is_countdown(first[0]):
@@ -79,8 +79,8 @@ def look(data: Path, question: str | None, answer: str | None, task: Kind | None
     if kind == "math" and not held and len(known) == 1:  # which leaves nothing to train on
         raise ConfigError(f"--question {asked}: all rows ask the same; there is nothing to hold out")
     own = [row.fields.get(column) for rows in parts for row in rows for column in (asked, told)]
-    read_by_tasks = data.is_dir() and not (_csv_files(data, "train") or _csv_files(data, "test"))
-    plain = read_by_tasks and not any("." in name for name in (asked, told)) and all(isinstance(v, str) for v in own)
+    named = not any("." in name for name in (asked, told))
+    plain = data.is_dir() and not _of_csv(data) and named and all(isinstance(v, str) for v in own)
     return Found(
         kind,
         asked,
@@ -102,7 +102,7 @@ def _rows(data: Path) -> list[list[Row]]:
             "recipe as task.hub)"
         )
     if data.is_dir():
-        files = {split: find_files(data, (split,)) or _csv_files(data, split) for split in ("train", "test")}
+        files = _files(data)
         if missing := [split for split, found in files.items() if not found]:
             raise ConfigError(f"--data {data}: the folder holds no {missing[0]}.jsonl (nor .json, .parquet or .csv)")
         return [[row for file in files[split] for row in _read(file)] for split in ("train", "test")]
@@ -125,8 +125,16 @@ def _read(data: Path) -> list[Row]:
     return list(read_rows(data)) if kind_of(data.name) else _csv(data)
 
 
-def _csv_files(folder: Path, split: str) -> list[Path]:
-    return [file for file in folder.iterdir() if file.is_file() and file.name.lower() == f"{split}.csv"]
+def _files(folder: Path) -> dict[str, list[Path]]:
+    """A folder's files by split: of the kinds that tasks read, else CSV."""
+    csvs = {file.name.lower(): [file] for file in folder.iterdir() if file.is_file()}
+    return {split: find_files(folder, (split,)) or csvs.get(f"{split}.csv", []) for split in ("train", "test")}
+
+
+def _of_csv(data: Path) -> bool:
+    """Whether rows come from CSV, which tasks do not read themselves."""
+    read = [file for files in _files(data).values() for file in files] if data.is_dir() else [data]
+    return any(kind_of(file.name) is None for file in read)
 
 
 def _csv(data: Path) -> list[Row]:

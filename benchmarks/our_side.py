@@ -28,7 +28,7 @@ from selfcorrect.runs.checks import fitted
 from selfcorrect.samplers.transformers import TransformersSampler
 from selfcorrect.types import Completion, Grade, Outcome, Problem, SamplingParams
 
-MICRO_BATCH = 8  # rows in one forward: the fastest of 4, 8, 16 and 32 here
+MICRO_BATCH = 8  # no slower than 4, 16 and 32 here
 
 
 class OurSide:
@@ -37,7 +37,7 @@ class OurSide:
     name = "selfcorrect"
 
     def __init__(
-        self, model_folder: Path, steps: int, work: Work, micro_batch: int = MICRO_BATCH,
+        self, model_folder: Path, steps: int, work: Work, micro_batch: int | Literal["auto"] = MICRO_BATCH,
         tuning: Literal["full", "lora"] = "full",
     ) -> None:  # fmt: skip
         self._clock = Clock()
@@ -47,6 +47,7 @@ class OurSide:
         config, _ = fitted(config, lm, task)  # what a run's `auto` comes to
         reference, sampler = _TimedReference(lm.frozen_copy(), self._clock), _TimedSampler(lm, self._clock)
         self._trainer = Trainer(config, lm, reference, sampler, task)
+        self.micro_batch = config.optimizer.rows
         self.chat = lm.chat
 
     def step(self) -> StepTiming:
@@ -63,7 +64,7 @@ class OurSide:
 
 
 def _config(
-    model_folder: Path, steps: int, work: Work, micro_batch: int, tuning: Literal["full", "lora"]
+    model_folder: Path, steps: int, work: Work, micro_batch: int | Literal["auto"], tuning: Literal["full", "lora"]
 ) -> TrainConfig:
     return TrainConfig(
         seed=SEED,

@@ -4,11 +4,11 @@
 
 The model has Qwen2.5-0.5B's shape (V = 151,936) and random float32 weights; one word in 32 ends an attempt, so lengths
 fall off as chance has it. A step samples two attempts of 4 problems x 4 rollouts (up to 48 tokens each), grades them
-and updates once, with a KL to the base model. Each measurement is the one step of a fresh process (nothing in it is
-compiled, and another one would take minutes); processes alternate, TRL first. Score: tokens sampled a second, so that
-longer or shorter samples cancel out. Peak memory: the most that a process held (ru_maxrss), loading included. What is
-not the same work: train_step.py.
-TRL's micro-batch and ours are set by --micro-batch.
+and updates once, with a KL to the base model. Each measurement is the second step of a fresh process (--steps): the
+first one also has AdamW's moments made and every page of memory touched for the first time, which no later step has.
+Processes alternate, TRL first. Score: tokens sampled a second, so that longer or shorter samples cancel out. Peak
+memory: the most that a process held (ru_maxrss), loading included. What is not the same work: train_step.py.
+Ours settles its micro-batch by itself (`auto`); TRL's is --micro-batch (4 is faster than 2 and 8: docs/log.md).
 """
 
 import argparse
@@ -53,7 +53,6 @@ def main(arguments: list[str] | None = None) -> None:
         "versions": {"python": sys.version.split()[0]}
         | versions(["selfcorrect", "torch", "transformers", "trl", "accelerate", "peft"]),
         "machine": {"cpu": cpu_model(), "cores": os.cpu_count(), "threads": options.threads},
-        "micro_batch": options.micro_batch,
         "tunings": found,
     }
     options.output.parent.mkdir(parents=True, exist_ok=True)
@@ -63,9 +62,10 @@ def main(arguments: list[str] | None = None) -> None:
 def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="One step at the size of a real model, selfcorrect against TRL.")
     parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=2, help="of each process, the last of which counts")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--tunings", nargs="+", default=["full", "lora"], choices=["full", "lora"])
-    parser.add_argument("--micro-batch", type=int, default=4, help="rollouts in one forward, on both sides")
+    parser.add_argument("--micro-batch", type=int, default=4, help="rollouts in one forward of TRL's")
     parser.add_argument("--dry", action="store_true", help="a tiny model, to see that it runs")
     parser.add_argument("--output", type=Path, default=RESULT)
     parser.add_argument("--child", choices=["trl", "selfcorrect"], help=argparse.SUPPRESS)
@@ -83,7 +83,7 @@ def child(side: str, tuning: str, folder: Path, options: argparse.Namespace) -> 
     """One measurement in a process of its own."""
     command = [
         sys.executable, str(Path(__file__)), "--child", side, "--tuning", tuning, "--model", str(folder),
-        "--threads", str(options.threads), "--micro-batch", str(options.micro_batch),
+        "--threads", str(options.threads), "--steps", str(options.steps), "--micro-batch", str(options.micro_batch),
         *(["--dry"] if options.dry else []),
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -94,22 +94,24 @@ def child(side: str, tuning: str, folder: Path, options: argparse.Namespace) -> 
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """One step of one side."""
+    """The steps of one side."""
     torch.set_num_threads(options.threads)
     work = Work(2, 2, 6) if options.dry else Work(4, 4, 48)
     timings: list[StepTiming] = []
     if options.child == "selfcorrect":
         from our_side import OurSide
 
-        timings = [OurSide(options.model, 1, work, options.micro_batch, options.tuning).step()]
+        ours = OurSide(options.model, options.steps, work, "auto", options.tuning)
+        timings, micro_batch = [ours.step() for _ in range(options.steps)], ours.micro_batch
     else:
         import trl_side
 
-        settings = trl_side.TrlSettings(cache="dynamic", micro_batch=options.micro_batch)
+        micro_batch = options.micro_batch
+        settings = trl_side.TrlSettings(cache="dynamic", micro_batch=micro_batch)
         changes: dict[str, Any] = {}
         with tempfile.TemporaryDirectory() as scratch:
             side = trl_side.TrlSide(
-                options.model, Path(scratch), settings, 1, work, options.threads, changes=changes,
+                options.model, Path(scratch), settings, options.steps, work, options.threads, changes=changes,
                 lora=options.tuning == "lora",
             )  # fmt: skip
             vocabulary = (DRY if options.dry else HALF).vocab_size
@@ -119,7 +121,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     last = timings[-1]
     return {
         "sampled_tokens": last.sampled_tokens, "seconds": last.seconds, "tokens_per_second": last.tokens_per_second,
-        "parts": last.parts, "peak_bytes": peak,
+        "parts": last.parts, "peak_bytes": peak, "seconds_by_step": [timing.seconds for timing in timings],
+        "micro_batch": micro_batch,
     }  # fmt: skip
 
 

@@ -151,6 +151,10 @@ class Arm:
             done.exists() and self.plan.steps is not None and json.loads(done.read_text())["steps"] >= self.plan.steps
         )
 
+    def has_weights(self) -> bool:
+        """Whether any checkpoint is there."""
+        return any((self.folder / "checkpoints").glob("step-*"))
+
     def _own(self, config: TrainConfig) -> TrainConfig:
         """single_turn plays one attempt where the others play two: twice the problems make its budget theirs."""
         if not isinstance(config.stages[0], SingleTurn):

@@ -164,8 +164,12 @@ class Session:
         training = Arm(
             arm, config_of(self.options, arm, seed), folder, self.plan, lambda: self.clock.left() - end, self.archive
         )
-        if training.finished() and all(self.evaluating.done(name, decoding) for decoding in DECODINGS):
-            return
+        if training.finished():
+            if all(self.evaluating.done(name, decoding) for decoding in DECODINGS):
+                return
+            if not training.has_weights():  # taken out of an archive
+                self.say(f"{name}: trained elsewhere, and not evaluated whole; without its weights it stays as it is")
+                return
         folder.mkdir(parents=True, exist_ok=True)
         done = training.train(self.lm, start, self.task)
         self.say(f"{name}: {done} of {self.plan.steps} steps")

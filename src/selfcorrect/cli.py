@@ -61,7 +61,7 @@ def demo(
     overrides: Overrides = None,
     name: Annotated[str, typer.Option(help="The run's name; its folder is runs/NAME.")] = "demo",
 ) -> None:
-    """Train the shipped lab model by both stages and write a report: about ten minutes on two CPU cores."""
+    """Train the shipped lab model by both stages and write a report: ten to fifteen minutes on two idle CPU cores."""
     from selfcorrect.api import lab_recipe, read_config
     from selfcorrect.config import TrainConfig
 

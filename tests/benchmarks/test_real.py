@@ -104,7 +104,9 @@ def call(script: Script, model: Path, data: Path, output: Path, *more: str) -> i
     return status
 
 
-def test_from_base_to_page(script: Script, model: Path, data: Path, tmp_path: Path) -> None:
+def test_from_base_to_page(
+    script: Script, model: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     output = tmp_path / "out"
     assert call(script, model, data, output, "--arms", "base,score,single_turn") == 0
     summary = json.loads((output / "summary.json").read_text())
@@ -136,6 +138,15 @@ def test_from_base_to_page(script: Script, model: Path, data: Path, tmp_path: Pa
         row = json.loads(next(lines))
     assert set(row) == {"id", "attempts"}  # no prompt: that is the data set's
     assert {"text", "tokens", "outcome"} <= set(row["attempts"][1])
+    # Elsewhere the archive goes on without the arms' weights: what was trained is not trained again.
+    with tarfile.open(str(output) + ".tar.gz") as archive:
+        archive.extractall(tmp_path, filter="data")
+    (tmp_path / "real/texts/score-0.sampled.000.jsonl.gz").unlink()
+    assert call(script, model, data, tmp_path / "real", "--arms", "score,single_turn") == 0
+    assert "score-0: trained elsewhere, and not evaluated whole" in capsys.readouterr().out
+    assert (tmp_path / "real/arms/score-0/metrics.jsonl").read_text() == "".join(f"{json.dumps(s)}\n" for s in steps)
+    again = json.loads((tmp_path / "real/summary.json").read_text())["evaluations"]
+    assert again["single_turn-0"] == summary["evaluations"]["single_turn-0"]
 
 
 SEEDS = "-0", "-1", ", 2 seeds"

@@ -15,10 +15,11 @@ import yaml
 from selfcorrect.cli import main
 from selfcorrect.config import TrainConfig
 from selfcorrect.config.recipe import load_recipe
+from selfcorrect.config.run import LoraConfig
 from selfcorrect.config.yaml12 import Loader
 from selfcorrect.errors import ConfigError, DataError, UserError
 from selfcorrect.starting.completion import overrides, recipes, script
-from selfcorrect.starting.init import init
+from selfcorrect.starting.init import Tuning, init
 from selfcorrect.tasks import make_task
 from selfcorrect.tasks.code import CodeTask
 from selfcorrect.tasks.custom import CustomTask
@@ -201,6 +202,46 @@ def test_a_base_model_gets_the_plain_template(config: str, template: str | None,
     Path("model/tokenizer_config.json").write_text(config)
     init("model", written("d.jsonl", GSM), Path("mine.yaml"))
     assert getattr(load_recipe("mine.yaml"), "model").chat_template == template  # noqa: B009
+
+
+@pytest.mark.parametrize(
+    ("adapter", "tuning", "expected"),
+    [
+        (False, None, ("full", "float32", 5e-6)),
+        (False, "lora", ("lora", "bfloat16", 5e-5)),
+        (False, "qlora", ("qlora", "bfloat16", 5e-5)),
+        (True, None, ("lora", "float32", 5e-5)),  # of its own rank, over the base as it is
+        (True, "full", ("full", "float32", 5e-6)),
+    ],
+)
+def test_an_adapter_trains_at_ten_times_the_rate(
+    adapter: bool, tuning: Tuning | None, expected: tuple[str, str, float], here: Path
+) -> None:
+    if adapter:
+        Path("model/adapter_config.json").write_text("{}")
+    init("model", written("d.jsonl", GSM), Path("mine.yaml"), tuning=tuning)
+    config: Any = load_recipe("mine.yaml")
+    assert (config.model.tuning, config.model.weights, config.stages[1].learning_rate) == expected
+    assert config.model.lora.rank == (32 if expected[1] == "bfloat16" else LoraConfig().rank)
+
+
+@pytest.mark.parametrize(
+    ("option", "told"),
+    [(["--tuning", "dora"], "--tuning dora: must be full, lora or qlora"), (["--task", "maths"], "must be math, code")],
+)
+def test_init_knows_three_words_of_each(
+    option: list[str], told: str, here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["selfcorrect", "init", "--model", "model", "--data", str(written("d.jsonl", GSM))]
+    monkeypatch.setattr("sys.argv", [*words, *option])
+    with pytest.raises(SystemExit, match="2"):
+        main()
+    assert told in capsys.readouterr().err
+    monkeypatch.setattr("sys.argv", [*words, "--tuning", "lora", "--task", "math"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert not ended.value.code
+    assert "tuning: lora" in Path("recipe.yaml").read_text()
 
 
 REFUSED = [

@@ -4,8 +4,9 @@ import importlib
 import logging
 import re
 import sys
+from contextlib import nullcontext
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,7 +21,7 @@ from selfcorrect.models.adapters import need_bitsandbytes
 from selfcorrect.models.loading import LanguageModel, load_model
 from selfcorrect.models.placement import stream
 from selfcorrect.models.sizing import parameter_count, training_memory
-from selfcorrect.runs.checks import tried
+from selfcorrect.runs.checks import _memory, tried
 from selfcorrect.runs.folder import arithmetic
 from tests.run.conftest import ENDS, Listener
 from tests.support.runs import StopAt, check_same, end_state, go, read_rows, recipe
@@ -228,6 +229,19 @@ def test_check_tells_memory_and_refuses_in_one_line(
     monkeypatch.setattr(sizing, "memory_of", lambda device: 1000)
     with pytest.raises(ConfigError, match=r"training takes memory of .* kB .*1.0 kB are there; set model.weights"):
         list(tried(config))
+
+
+@pytest.mark.parametrize(("reference", "fits"), [("device", False), ("cpu", True), ("auto", True)])
+def test_a_reference_that_a_card_does_not_hold_is_not_counted(
+    model: Path, reference: str, fits: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With room for all but the reference. auto puts it elsewhere, as less than half would be left."""
+    config, lm = config_of(model={"path": str(model), "reference": reference}), lm_of(model)
+    need = training_memory(config, lm)
+    monkeypatch.setattr(sizing, "memory_of", lambda device: need.total - need.reference)
+    card: Any = SimpleNamespace(model=lm.model, adapters=None, device=torch.device("cuda"))
+    with nullcontext() if fits else pytest.raises(ConfigError, match="training takes memory of"):
+        assert _memory(config, card).startswith("memory: ")
 
 
 REFUSED: list[tuple[dict[str, Any], str]] = [

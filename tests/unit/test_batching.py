@@ -10,6 +10,7 @@ from selfcorrect.learning.batching import Batch, make_batch, micro_batches
 from selfcorrect.learning.losses import token_loss
 from selfcorrect.learning.vocabulary import KLEstimator
 from selfcorrect.models.head import States
+from selfcorrect.parallel.sharding import Sharded
 from selfcorrect.types import Rollout
 from tests.support.rollouts import rollout_of_ids
 
@@ -111,6 +112,38 @@ def test_micro_batches_hold_every_row_once_and_no_more_columns_than_they_need() 
     assert all(piece.token_ids_BT.shape[1] == piece.length_B.max() for piece in pieces)
     # attempt 1 of rollout i is paid 10 i + 1
     assert sorted(v for piece in pieces for v in piece.advantages_BT[:, 1].tolist()) == [10 * i + 1 for i in range(7)]
+
+
+def test_rows_end_to_end_fill_a_piece_up_to_the_room_of_so_many_of_the_longest() -> None:
+    lengths = [5, 1, 4, 2, 3, 1, 6]  # of attempt 1, in rows of 3 tokens more
+    batch = batch_of(*[rollout_of_ids(((5,), (3,) * length), ((7,), (4,))) for length in lengths])
+    assert sorted(batch.length_B.tolist()) == [4, 4, 5, 6, 7, 8, 9]
+    for size, whole, shared in ((1, [2, 1, 1, 1, 1, 1], [3, 1, 1, 1, 1]), (2, [3, 2, 2], [4, 2, 1]), (5, [7], [7])):
+        for packed_B, expected in ((batch.length_B, whole), (batch.length_B - 2, shared)):
+            pieces = list(micro_batches(batch, size, packed_B))
+            assert [len(piece.length_B) for piece in pieces] == expected
+            assert sorted(n for piece in pieces for n in piece.length_B.tolist()) == [4, 4, 5, 6, 7, 8, 9]
+    nothing = batch_of(rollout_of_ids(((5,), (3,)), ((7,), (4,))), included=[False])
+    assert list(micro_batches(nothing, 2, nothing.length_B)) == []
+
+
+def test_in_shards_every_rank_makes_as_many_passes_as_the_busiest() -> None:
+    """Six groups of two, very unequal, on three ranks; the groups of the last rank train nothing."""
+    lengths = [9, 1, 1, 1, 1, 1, 8, 7, 3, 3, 3, 3]
+    rollouts = [rollout_of_ids(((5,), (3,) * length), ((7,), (4,))) for length in lengths]
+    batch = batch_of(*rollouts, included=[True] * 8 + [False] * 4)
+    made = []
+    for rank in range(3):
+        ranks = Sharded.__new__(Sharded)
+        ranks.rank, ranks.size = rank, 3
+
+        def pieces(rows: Batch) -> int:
+            return len(list(micro_batches(rows, 1, rows.length_B - 1)))
+
+        idle = ranks.idle(batch, 2, pieces)
+        assert all(len(piece.length_B) == 1 and not piece.advantages_BT.any() for piece in idle)
+        made.append((pieces(ranks.own(batch, 2)), len(idle)))
+    assert made == [(2, 1), (3, 0), (0, 3)]
 
 
 class TinyCausal(nn.Module):

@@ -21,6 +21,7 @@ from selfcorrect.config import (
     StageTwo,
     TrainConfig,
 )
+from selfcorrect.config.explain import explain
 from selfcorrect.config.familiar import FAMILIAR
 from selfcorrect.config.paths import check_paths
 from selfcorrect.config.recipe import _fields, dump, load_recipe, validate
@@ -385,6 +386,13 @@ def test_hints_know_the_section_and_other_trainers_names(override: str, hint: st
 
 def test_what_other_trainers_call_a_setting_is_none_of_ours() -> None:
     assert not set(FAMILIAR) & {name for name, _ in _fields()}
+
+
+def test_explain_knows_every_name_on_the_page_for_those_from_trl() -> None:
+    page = (Path(__file__).parents[2] / "docs/from-trl.md").read_text(encoding="utf-8")
+    names = [name for row in re.findall(r"^\| (`.*?) \|", page, re.MULTILINE) for name in re.findall(r"`(\w+)`", row)]
+    assert len(names) > 30
+    assert all(explain(name) for name in names)  # which raises where it knows nothing
 
 
 def test_paths_in_a_recipe_are_of_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

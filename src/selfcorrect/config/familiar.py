@@ -8,6 +8,7 @@ _DATA = "task.name, task.dataset, and task.data=PATH or task.hub"
 _NO_DROPOUT = "none: dropout would make the policy differ from the one that sampled"
 _LINEAR_ONLY = "none: the adapters of linear layers train, and nothing else"
 _RANKS = "parallel (ddp or fsdp2), under torchrun or accelerate launch"
+_ON_POLICY = "none: one update for each batch of rollouts, so there is no ratio to clip"
 _SPLIT = "none: start a vLLM server with --tensor-parallel-size, and name it in vllm.server"
 _KL = "beta1 (every attempt) and beta2 (attempt 1 in stage1) of a stage"
 
@@ -62,5 +63,13 @@ FAMILIAR = {
     "use_vllm": "sampler: vllm", "vllm_server_base_url": "vllm.server", "vllm_server_host": "vllm.server",
     "load_in_4bit": "model.tuning: qlora", "use_peft": "model.tuning: lora",
     "peft_config": "model.tuning and model.lora", "quantization": "model.tuning: qlora",
+    "model_init_kwargs": "model.weights, model.attention", "quantization_config": "model.tuning: qlora",
+    "train_dataset": _DATA, "eval_dataset": "task.data: a folder's test.*, or task.evaluate_on",
+    "sync_ref_model": "algorithm.reference",
+    "mask_truncated_completions": "none: an attempt that is cut off earns nothing",
+    "num_iterations": _ON_POLICY, "epsilon_high": _ON_POLICY, "cliprange": _ON_POLICY, "clip_range": _ON_POLICY,
+    "loss_type": "none: the mean over rollouts of the sum over tokens",
+    "reward_funcs": "task.name, or grade() of a task of your own (task.file)",
+    "reward_weights": "none: a reward is 1 or 0",
     "resume_from_checkpoint": "`selfcorrect train --resume RUN`",
 }  # fmt: skip

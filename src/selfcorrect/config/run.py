@@ -144,7 +144,8 @@ class OptimizerConfig(Strict):
     max_grad_norm: Rate = 1.0
     """Gradients of a larger norm are scaled down to it."""
     micro_batch: Positive | Literal["auto"] = "auto"
-    """Rollouts in one forward and backward pass; no gradient depends on it. auto follows from the model's size."""
+    """Rollouts in one forward and backward pass; where they are laid end to end (padding_free), as many as take no more
+    room than so many of the longest. No gradient depends on it. auto follows from the model's size."""
     gradient_checkpointing: bool | Literal["auto"] = "auto"
     """Run each layer again in the backward pass rather than keep what it computed: less memory, about a third more
     computation, the same gradient. auto: where a micro-batch would not fit otherwise."""

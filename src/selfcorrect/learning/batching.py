@@ -67,9 +67,21 @@ def make_batch(
     )
 
 
-def micro_batches(batch: Batch, size: int) -> Iterator[Batch]:
-    """The batch in pieces of at most `size` rows of similar length; rows without trained tokens are dropped."""
+def micro_batches(batch: Batch, size: int, packed_B: Tensor | None = None) -> Iterator[Batch]:
+    """The batch in pieces of at most `size` rows of similar length; rows without trained tokens are dropped.
+
+    packed_B: the room that each row takes where rows lie end to end. Pieces then have as many rows as take no more
+    than `size` of the largest do.
+    """
     trained = (batch.attempt_BT > 0).any(1).nonzero().squeeze(1)
     by_length = trained[batch.length_B[trained].argsort(stable=True)]
-    for start in range(0, len(by_length), size):
-        yield batch.select(by_length[start : start + size])
+    if not len(by_length):
+        return
+    takes = [1] * len(by_length) if packed_B is None else packed_B[by_length].tolist()
+    start, taken, room = 0, 0, size * max(takes)
+    for place, more in enumerate(takes):
+        if taken + more > room:
+            yield batch.select(by_length[start:place])
+            start, taken = place, 0
+        taken += more
+    yield batch.select(by_length[start:])

@@ -6,6 +6,7 @@ Axes: B rollouts, A attempts, T tokens.
 """
 
 import math
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import replace
 
@@ -26,7 +27,7 @@ from selfcorrect.learning.credit import advantages_of, credit_of, equal_groups, 
 from selfcorrect.learning.losses import TokenLoss, token_loss
 from selfcorrect.learning.packing import PackedPrompts
 from selfcorrect.learning.policy import learning_rate, make_optimizer, trained_states
-from selfcorrect.learning.prompts import SharedPrompts
+from selfcorrect.learning.prompts import SharedPrompts, first_trained
 from selfcorrect.learning.record import Clock, Progress, StepResult, Update
 from selfcorrect.models.loading import LanguageModel
 from selfcorrect.models.recompute import recomputed
@@ -38,6 +39,7 @@ from selfcorrect.tasks.base import Task
 from selfcorrect.types import Completion, Problem, Rollout, SamplingParams
 
 BAD_STEPS_ALLOWED = 10
+_KEYS = 16  # a shared token's keys and values, of which each row has a copy, take less than this part of a token's room
 
 
 class Trainer:
@@ -172,12 +174,12 @@ class Trainer:
         """
         attempts = max(1, int(batch.attempt_BT.max()))
         sums_4A, loss_sum = torch.zeros(4, attempts, dtype=torch.float64), torch.zeros((), dtype=torch.float64)
-        ranks, size, most = self.ranks, self.config.optimizer.rows, self.config.optimizer.max_grad_norm
+        ranks, most = self.ranks, self.config.optimizer.max_grad_norm
         self.optimizer.zero_grad(set_to_none=True)
         group = self.config.rollouts.rollouts_per_problem if isinstance(self.stage, RLStage) else 1
         own = ranks.own(batch, group)
         passes = Passes(self, own, uses_kl=bool((batch.kl_coef_BT > 0).any()), temperature=temperature)
-        for piece in micro_batches(own, size):
+        for piece in passes.pieces(own):
             micro, result = passes.learn(piece, rollouts)
             loss_sum += float(result.loss_B.detach().sum() / max(1, rollouts))
             gap_BT = (result.logprobs_BT - micro.sampler_logprobs_BT).abs()
@@ -185,7 +187,7 @@ class Trainer:
                 mine_BT = micro.attempt_BT == attempt
                 columns = (result.kl_BT, -result.logprobs_BT, gap_BT, torch.ones_like(gap_BT))
                 sums_4A[:, attempt - 1] += torch.stack([(c * mine_BT).sum() for c in columns]).cpu().double()
-        for piece in ranks.idle(batch, group, size):
+        for piece in ranks.idle(batch, group, lambda rows: len(list(passes.pieces(rows)))):
             passes.learn(piece, rollouts)
         passes.end()
         ranks.sum_gradients(self.lm.parameters())
@@ -262,6 +264,7 @@ class Passes:
 
     def __init__(self, trainer: Trainer, own: Batch, *, uses_kl: bool, temperature: float) -> None:
         optimizer = trainer.config.optimizer
+        self._rows = optimizer.rows
         self._lm, self._reference = trainer.lm, trainer.reference if uses_kl else None
         self._temperature, self._estimator = temperature, trainer.config.algorithm.kl_estimator
         # traces were chosen, not drawn
@@ -275,6 +278,13 @@ class Passes:
                 self._prompts = shared.of(self._lm, own, optimizer.rows)
             with torch.no_grad():
                 self._ref_prompts = shared.of(self._reference, own, optimizer.rows) if self._reference else None
+
+    def pieces(self, rows: Batch) -> Iterator[Batch]:
+        """The micro-batches of some rows, each of which is one forward and one backward pass."""
+        if not self._packed:
+            return micro_batches(rows, self._rows)
+        shared_B = first_trained(rows) - 1 if self._prompts else torch.zeros_like(rows.length_B)
+        return micro_batches(rows, self._rows, rows.length_B - 1 - shared_B + shared_B // _KEYS)
 
     def learn(self, piece: Batch, rollouts: int) -> tuple[Batch, TokenLoss]:
         """Adds a micro-batch's part to the gradients of the mean over `rollouts`."""

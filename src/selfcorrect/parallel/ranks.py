@@ -116,8 +116,11 @@ class Alone:
         """The rows of a whole step's batch that this rank trains on."""
         return batch
 
-    def idle(self, batch: Batch, group: int, size: int) -> list[Batch]:
-        """Micro-batches of no weight, one for each that another rank has more than this one, and would wait in."""
+    def idle(self, batch: Batch, group: int, pieces: Callable[[Batch], int]) -> list[Batch]:
+        """Micro-batches of no weight, one for each that another rank has more than this one, and would wait in.
+
+        pieces: into how many a rank's rows are split.
+        """
         return []
 
     def check_alike(self, lm: LanguageModel) -> None:
@@ -284,8 +287,8 @@ class Several(Alone):
         of_all = self.every(lambda: sampler.sample(prompts[mine], replace(params, first=mine.start)))
         return [completion for own in of_all for completion in own]
 
-    def own(self, batch: Batch, group: int) -> Batch:
-        mine = self.part(len(batch.length_B), group)
+    def own(self, batch: Batch, group: int, rank: int | None = None) -> Batch:
+        mine = self.part(len(batch.length_B), group, rank)
         return replace(batch, **{field.name: getattr(batch, field.name)[mine] for field in fields(batch)})
 
     def check_alike(self, lm: LanguageModel) -> None:

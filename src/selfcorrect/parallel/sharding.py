@@ -131,14 +131,12 @@ class Sharded(Several):
             like |= {f"optimizer/{number}.{key}": tensor for number, tensor in enumerate(parameters)}
         return shards.read(folder, like, self.objects)
 
-    def idle(self, batch: Batch, group: int, size: int) -> list[Batch]:
-        trained_B = (batch.attempt_BT > 0).any(1)
-        rows = [int(trained_B[self.part(len(trained_B), group, rank)].sum()) for rank in range(self.size)]
-        pieces = [-(-count // size) for count in rows]
-        missing = max(pieces) - pieces[self.rank]
+    def idle(self, batch: Batch, group: int, pieces: Callable[[Batch], int]) -> list[Batch]:
+        of_rank = [pieces(self.own(batch, group, rank)) for rank in range(self.size)]
+        missing = max(of_rank) - of_rank[self.rank]
         if not missing:
             return []
-        row = batch.select(trained_B.nonzero()[0])
+        row = batch.select((batch.attempt_BT > 0).any(1).nonzero()[0])
         nothing = replace(
             row, advantages_BT=torch.zeros_like(row.advantages_BT), kl_coef_BT=torch.zeros_like(row.kl_coef_BT)
         )

@@ -143,9 +143,11 @@ def sync(
     if spread.shards == 1:
         seconds = 2 * 4 * of.trained * share / link
     else:
-        micro = math.ceil(step.rows / config.optimizer.rows)
+        row, longest = step.lengths.mean_row(step.attempts), step.lengths.longest_row(step.attempts)
+        filled = longest / row if config.optimizer.padding_free is True else 1.0  # as batching.micro_batches does
+        passes = math.ceil(step.rows / (filled * config.optimizer.rows))
         gathers = 2 + (1 if step.reference else 0)
-        bytes_ = micro * (gathers * model.costume.weights.itemsize * of.all + 4 * of.trained) * share
+        bytes_ = passes * (gathers * model.costume.weights.itemsize * of.all + 4 * of.trained) * share
         seconds = max(bytes_ / link - beside, 0.1 * bytes_ / link)
     if spread.engine:
         sent = of.all if config.model.tuning == "full" else of.trained

@@ -209,11 +209,17 @@ def _candidates(plan: Plan) -> Iterator[tuple[list[str], str]]:
     if config.model.tuning == "full":
         yield [*tight, "model.reference=cpu"], "the reference passes through the card layer by layer"
         yield [*tight, "model.reference=cpu", "optimizer.name=adamw_8bit"], "and moments have 8 bits"
-        yield [*tight, "model.tuning=lora", "model.weights=bfloat16"], "an adapter trains, in place of all weights"
+        yield (
+            [*tight, "model.tuning=lora", "model.weights=bfloat16"],
+            "an adapter trains, in place of all weights, with ten times the learning rate",
+        )
     elif config.model.weights == "float32":
         yield [*tight, "model.weights=bfloat16"], "the frozen weights are rounded"
     if config.model.tuning != "qlora":
-        yield [*tight, "model.tuning=qlora", "model.weights=bfloat16"], "an adapter trains over weights in 4 bits"
+        yield (
+            [*tight, "model.tuning=qlora", "model.weights=bfloat16"],
+            "an adapter trains over weights in 4 bits (where all of them did, with ten times the learning rate)",
+        )
     yield (
         [*tight, f"rollouts.max_new_tokens={max(1, config.rollouts.max_new_tokens // 2)}"],
         "attempts of half the length",

@@ -24,7 +24,8 @@ from selfcorrect.tasks.dataset import DataTask
 from selfcorrect.types import Problem
 
 _SMALLER = {  # tuning -> what takes less
-    "full": "set model.tuning: lora or qlora", "lora": "set model.weights: bfloat16, or model.tuning: qlora",
+    "full": "set model.tuning: lora or qlora, with ten times the learning rate",
+    "lora": "set model.weights: bfloat16, or model.tuning: qlora",
     "qlora": "set model.weights: bfloat16, or a lower model.lora.rank",
 }  # fmt: skip
 
@@ -167,8 +168,9 @@ def tried(config: TrainConfig) -> Iterator[str]:
 def _memory(config: TrainConfig, lm: LanguageModel) -> str:
     """What training takes of the device, and what it has. Raises ConfigError where that does not suffice."""
     need = training_memory(config, lm)
-    there = f"{size_text(need.available)} are there"
-    if need.total > need.available:
+    there, where = f"{size_text(need.available)} are there", config.model.reference
+    elsewhere = (need.reference_goes_to if where == "auto" else where) == "cpu" and lm.device.type != "cpu"
+    if need.total - need.reference * elsewhere > need.available:
         raise ConfigError(
             f"model.path = {config.model.path!r}: training takes memory of {need}; {there}; "
             f"{_SMALLER[config.model.tuning]}, or take a smaller model"

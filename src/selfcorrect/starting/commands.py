@@ -30,17 +30,19 @@ def init(
     question: Annotated[str | None, typer.Option(help="The column of the question; found by itself if usual.")] = None,
     answer: Annotated[str | None, typer.Option(help="The column of the answer; found by itself if usual.")] = None,
     task: Annotated[str | None, typer.Option(help="math, code or custom; by default as the data looks.")] = None,
+    tuning: Annotated[
+        str | None, typer.Option(help="full, lora or qlora; by default full, of an adapter's folder lora.")
+    ] = None,
     to: Annotated[Path, typer.Option(help="The recipe to write.")] = Path("recipe.yaml"),
 ) -> None:
     """Write a commented recipe for your model and data, and data in the form it reads where yours is in another."""
     from selfcorrect.starting.init import init as write
 
-    match task:
-        case None | "math" | "code" | "custom":
-            lines = write(model, data, to, question=question, answer=answer, task=task)
-        case _:
-            raise ConfigError(f"--task {task}: must be math, code or custom")
-    for line in lines:
+    if task not in (None, "math", "code", "custom"):
+        raise ConfigError(f"--task {task}: must be math, code or custom")
+    if tuning not in (None, "full", "lora", "qlora"):
+        raise ConfigError(f"--tuning {tuning}: must be full, lora or qlora")
+    for line in write(model, data, to, question=question, answer=answer, task=task, tuning=tuning):  # type: ignore[arg-type]  # mypy does not narrow by `in`
         typer.echo(line)
 
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from selfcorrect.config.commented import commented
 from selfcorrect.config.paths import anchored, check_paths
@@ -19,7 +19,11 @@ from selfcorrect.tasks.files import Row
 
 _TOKENS = {"math": 1024, "code": 512, "custom": 256}  # of an attempt; the first two as in the shipped recipes
 _PACES = {"math": (5.0e-6, 0.1), "code": (1.0e-5, 0.25), "custom": (5.0e-6, 0.1)}  # learning rate and beta2, Table 5
+_ADAPTER_PACE = 10  # times the learning rate: what an adapter wants, as in the shipped recipes
+_SMALL = {"weights": "bfloat16", "lora": {"rank": 32, "alpha": 64}}  # of a new adapter, as there
 _TEMPLATES = ("chat_template.jinja", "chat_template.json", "additional_chat_templates")
+
+Tuning = Literal["full", "lora", "qlora"]
 
 _TASK_FILE = '''"""The task of {recipe}: a question, and an answer compared word for word. Change it as you like."""
 
@@ -68,16 +72,17 @@ class Draft:
 
 def init(
     model: str, data: Path, to: Path, *, question: str | None = None, answer: str | None = None,
-    task: Kind | None = None,
+    task: Kind | None = None, tuning: Tuning | None = None,
 ) -> list[str]:  # fmt: skip
     """Writes a recipe, and data in the form it reads where the user's is in another; returns lines to show.
 
-    Nothing is written over. Raises ConfigError and DataError.
+    tuning: by default full, or lora where the model is an adapter. Nothing is written over. Raises ConfigError and
+    DataError.
     """
     if to.suffix not in (".yaml", ".yml"):
         raise ConfigError(f"--to {to}: a recipe's name ends with .yaml")
     to = to.expanduser()
-    draft = _draft(model, data, to, look(data.expanduser(), question, answer, task))
+    draft = _draft(_model(model, to, tuning), data, to, look(data.expanduser(), question, answer, task))
     for file in (to, *draft.files):
         if file.exists():
             raise ConfigError(f"{file} is there already; remove it, or name another recipe with --to")
@@ -93,13 +98,15 @@ def init(
     return [*draft.told, *(f"written: {file}" for file in made)]
 
 
-def _draft(model: str, data: Path, to: Path, found: Found) -> Draft:
+def _draft(model: dict[str, Any], data: Path, to: Path, found: Found) -> Draft:
     rate, beta2 = _PACES[found.kind]
+    rate *= 1 if model["tuning"] == "full" else _ADAPTER_PACE
     pace, trains = {"steps": 200, "learning_rate": rate, "beta1": 0.01}, len(found.train)
+    system = {"system_prompt": found.system} if found.system else {}
     recipe: dict[str, Any] = {
         "name": re.sub(r"[^A-Za-z0-9._-]", "-", to.stem).lstrip(".")[:80] or "mine",
         "seed": 0,
-        "model": _model(model, to, found.system),
+        "model": {**model, **system},
         "task": {},
         "rollouts": {
             "problems_per_step": max(1, min(32, trains)), "rollouts_per_problem": 8, "attempts": 2, "temperature": 1.0,
@@ -113,7 +120,7 @@ def _draft(model: str, data: Path, to: Path, found: Found) -> Draft:
         "evaluation": {"problems": max(1, min(500, len(found.test)))},
     }  # fmt: skip
     draft = Draft(recipe, notes={
-        "model.tuning": "lora and qlora take less memory.",
+        "model.tuning": "lora and qlora take less memory, and ten times the learning rate.",
         "rollouts.max_new_tokens": "Raise it where a run says that attempts are cut off.",
         "stages.0.steps": "The paper takes 3,000 (MATH) or 1,500 (MBPP) in both stages together.",
     })  # fmt: skip
@@ -124,21 +131,24 @@ def _draft(model: str, data: Path, to: Path, found: Found) -> Draft:
         what = "warning: rows held out" if kept else "left out of the rows held out"
         draft.told.append(f"{what} whose questions are trained on: {found.again:,}")
     if "chat_template" in recipe["model"]:
-        draft.told.append(f"{model} has no chat template, so the recipe takes model.chat_template: {PLAIN_TEMPLATE}")
+        draft.told.append(
+            f"{model['path']} has no chat template, so the recipe takes model.chat_template: {PLAIN_TEMPLATE}"
+        )
     {"math": _math, "code": _code, "custom": _custom}[found.kind](draft, data, to, found)
     return draft
 
 
-def _model(model: str, to: Path, system: str) -> dict[str, Any]:
+def _model(model: str, to: Path, tuning: Tuning | None) -> dict[str, Any]:
     folder = Path(model).expanduser()
-    settings: dict[str, Any] = {"path": model, "tuning": "full"}
+    settings: dict[str, Any] = {"path": model, "tuning": tuning or "full"}
+    small = _SMALL if settings["tuning"] != "full" else {}
     if folder.is_dir():
         names = {file.name for file in folder.iterdir()}
         if not names & {"config.json", "adapter_config.json"}:
             raise ConfigError(f"--model {model}: the folder holds no model (no config.json)")
         settings["path"] = _relative(folder, to)
-        if "adapter_config.json" in names:
-            settings["tuning"] = "lora"
+        if "adapter_config.json" in names:  # an adapter brings its own rank
+            settings["tuning"], small = tuning or "lora", {}
         elif not names & set(_TEMPLATES) and not _told(folder / "tokenizer_config.json").get("chat_template"):
             settings["chat_template"] = PLAIN_TEMPLATE
     elif model.startswith((".", "/", "~")):
@@ -147,9 +157,7 @@ def _model(model: str, to: Path, system: str) -> dict[str, Any]:
         raise ConfigError(
             "--model lab: the lab's model reads countdown alone; `selfcorrect recipes demo` copies its recipe"
         )
-    if system:
-        settings["system_prompt"] = system
-    return settings
+    return {**settings, **small}
 
 
 def _told(file: Path) -> Mapping[str, Any]:

@@ -39,7 +39,7 @@ from selfcorrect.tasks.base import Task
 from selfcorrect.types import Completion, Problem, Rollout, SamplingParams
 
 BAD_STEPS_ALLOWED = 10
-_KEYS = 16  # each row has a copy of a shared token's keys and values: about this part of a token's room, less where grouped
+_KEYS = 16  # copies of a shared token's keys and values, one a row: about this part of a token's room, or less
 
 
 class Trainer:

@@ -136,7 +136,9 @@ def case(name: str, scratch: Path, options: argparse.Namespace) -> dict[str, Any
         "peak_bytes": {"predicted": after["peak_bytes"], "measured": measured["peak_bytes"],
                        "error": after["peak_bytes"] / measured["peak_bytes"] - 1, "fullest": after["fullest"]},
         "step_seconds": {"predicted": after["step_seconds"], "measured": measured["step_seconds"],
-                         "error": after["step_seconds"] / measured["step_seconds"] - 1, "by_phase": after["seconds"]},
+                         "error": after["step_seconds"] / measured["step_seconds"] - 1,
+                         "by_phase": {name: {"predicted": after["seconds"][name], "measured": took}
+                                      for name, took in measured["seconds"].items()}},
         "bytes": after["bytes"], "peak_bytes_by_phase": after["peak_bytes_by_phase"],
     }  # fmt: skip
 

@@ -289,7 +289,10 @@ def test_plans_beside_what_runs_take(script: Script, tmp_path: Path, monkeypatch
     found = json.loads(result.read_text())["cases"]["lab full"]
     assert found["peak_bytes"]["measured"] > 2**27
     assert abs(found["peak_bytes"]["error"]) < 0.5
-    assert found["step_seconds"]["predicted"] > 0
+    seconds = found["step_seconds"]
+    assert seconds["predicted"] > 0
+    assert 0 < sum(phase["measured"] for phase in seconds["by_phase"].values()) <= seconds["measured"] * 1.5
+    assert seconds["by_phase"].keys() == {"rollouts", "update"}
 
 
 def test_the_table_of_scale_is_that_of_its_results(script: Script) -> None:

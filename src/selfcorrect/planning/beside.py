@@ -4,9 +4,10 @@ import contextlib
 import json
 import os
 import re
+import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 import torch
 
 from selfcorrect.config import TrainConfig
+from selfcorrect.models.freed import give_back
 from selfcorrect.models.loading import LanguageModel
 from selfcorrect.parallel.launch import is_first, kind_of, launched
 from selfcorrect.planning.hardware import CONTEXT_BYTES, CPU, Card
@@ -24,6 +26,7 @@ from selfcorrect.planning.spec import Spec
 from selfcorrect.planning.work import assumed_lengths
 
 FILE = "plan.json"
+_PHASES = ("rollouts", "update")  # that both a plan and a step's record name
 _GIB = 2**30
 
 
@@ -46,6 +49,7 @@ def planned(
         _write(path, {"predicted": row(plan)})
     except Exception as error:  # noqa: BLE001 - a plan is never a reason for a run to stop
         say(f"plan: none ({_short(error)})")
+    give_back()  # what was timed leaves some 70 MiB of small pieces behind, which the run would hold to its end
     yield
     try:
         if plan:
@@ -105,7 +109,7 @@ def _tell_measured(plan: Plan, config: TrainConfig, path: Path, began: float, sa
     if len(rows) < 2:
         return  # the first step alone is no measure: memory is taken for the first time in it
     peak = measured_peak(plan.devices.card)  # before anything is timed again
-    seconds = sorted(step["seconds"] for step in rows[1:])[(len(rows) - 1) // 2]
+    seconds = _median(step["seconds"] for step in rows[1:])
     attempt = sum(step["sampled_tokens"] for step in rows) / max(1, sum(step["completions"] for step in rows))
     came = plan.step.lengths
     longest = max(step["longest"] for step in rows)
@@ -116,6 +120,7 @@ def _tell_measured(plan: Plan, config: TrainConfig, path: Path, began: float, sa
         "predicted": row(plan), "predicted_at_lengths": row(again),
         "measured": {
             "peak_bytes": peak, "step_seconds": seconds, "steps": len(rows), "attempt": attempt, "longest_row": longest,
+            "seconds": {phase: _median(step["seconds_by_part"][phase] for step in rows[1:]) for phase in _PHASES},
         },
     }  # fmt: skip
     _write(path, found)
@@ -124,6 +129,10 @@ def _tell_measured(plan: Plan, config: TrainConfig, path: Path, began: float, sa
         f"plan: {again.memory.peak / _GIB:.2f} GiB predicted for the lengths that came, {peak / _GIB:.2f} measured "
         f"({peak / again.memory.peak - 1:+.0%}){took}"
     )
+
+
+def _median(seconds: Iterable[float]) -> float:
+    return statistics.median_high(list(seconds))
 
 
 def measured_peak(card: Card | None) -> float:

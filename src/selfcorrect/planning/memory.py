@@ -16,8 +16,9 @@ from selfcorrect.planning.work import Sampling, Step, Update, sampling_of, updat
 from selfcorrect.samplers.graphs import AS_THEY_ARE, FIXED
 
 _SUM_BUCKET = 4 << 26  # bytes: gradients of several processes are summed in messages of so many (parallel/gradients.py)
-# Of a process on a CPU that trains: Python, torch, transformers, tokenizer and data; measured (docs/plan.md).
+# Of a process on a CPU that trains: Python, torch, transformers and data; measured (docs/plan.md).
 PROCESS_BYTES = 0.44 * 2**30
+TOKEN_BYTES = 1.1 * 2**10  # of the tokenizer, for each entry of the vocabulary; measured
 PEFT_BYTES = 0.05 * 2**30  # more with PEFT and bitsandbytes imported; measured
 # Of what is alive, that glibc's heap holds beyond it: freed memory kept, and given back (docs/plan.md).
 HEAP_SLACK, HEAP_SLACK_GIVEN = 0.32, 0.02
@@ -114,14 +115,16 @@ def memory(config: TrainConfig, model: Dressed, card: Card | None, step: Step, s
     kept = cache.lanes if card and not spread.engine else 0.0
     phases["update"] = {"KV cache": kept, **done, "gathered by FSDP": gathered, "whole copy for sampling": whole}
     if spread.devices > 1 and spread.shards == 1:
-        phases["update"]["sync buffers"] = min(_SUM_BUCKET, 4 * model.numbers.trained)
+        # After the last backward pass (parallel/gradients.py), whose activations are gone by then.
+        phases["sync"] = {"KV cache": kept, "sync buffers": min(_SUM_BUCKET, 4 * model.numbers.trained)}
     if card is None and spread.shards > 1:
         # torch.distributed.checkpoint makes the bytes of a shard's file in memory, from tensors laid side by side.
         written = 2 * 12 * model.numbers.trained / spread.shards
         phases["saving"] = {"a checkpoint as it is written": written, "whole copy for sampling": whole}
     if card is None:
         phases["loading"] = {"the file as it is read": _file_bytes(model)}
-        process = PROCESS_BYTES + (PEFT_BYTES if config.model.tuning != "full" else 0.0)
+        process = PROCESS_BYTES + TOKEN_BYTES * model.spec.vocabulary
+        process += PEFT_BYTES if config.model.tuning != "full" else 0.0
         slack = HEAP_SLACK_GIVEN if gives_back() else HEAP_SLACK
     else:
         process, slack = CONTEXT_BYTES, SLACK

@@ -71,7 +71,7 @@ def resting_on(plan: Plan) -> Iterator[str]:
         f"{price:.2f} dollars a card and hour ({given})"
     )
     if plan.spread.shards > 1:
-        yield "  memory under fsdp2 is worked out, and has not been measured"
+        yield "  memory under fsdp2 is measured on a CPU with two processes, and on no card"
 
 
 def turned(plan: Plan, turns: list[Turn]) -> Iterator[str]:

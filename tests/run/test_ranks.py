@@ -208,6 +208,20 @@ def test_bfloat16_weights_in_shards_have_float32_masters(model: Path, tmp_path: 
     assert apart.quantile(0.99) < 1e-7
 
 
+def test_a_model_stored_in_bfloat16_is_saved_as_it_was_trained_in_shards(tmp_path: Path) -> None:
+    """final is the rounding of the last checkpoint's weights, which moved."""
+    base = tmp_path / "stored"
+    tiny_lm("llama", "eager", ENDS).save(base, torch.bfloat16)
+    checks: dict[str, Any] = {"checkpoint": {"every": 1, "select": "last"}}
+    settings = tuned(uneven(tmp_path, base, "two", "fsdp2", **checks), "full", weights="bfloat16", precision="bfloat16")
+    well(launch(tmp_path / "log", settings).ended())
+    begun, ended = load_file(base / "model.safetensors"), load_file(tmp_path / "two" / "final" / "model.safetensors")
+    tensors = newest(tmp_path / "two").tensors
+    for name in begun:
+        assert torch.equal(ended[name], tensors[f"model/{name}"].bfloat16())
+    assert any(not torch.equal(ended[name], begun[name]) for name in begun)
+
+
 def wrong_seed(rank: int) -> None:
     """Every rank draws as if its rows were the first ones."""
     rows = rollout._rows

@@ -22,6 +22,7 @@ class Masters:
             for name, parameter in model.named_parameters()
             if parameter.requires_grad and parameter.dtype.itemsize < torch.float32.itemsize
         }
+        self._hooks: list[Any] = []
         if exact is not None:
             self.by_name = {name: exact[name] for name in self._weights}
             return
@@ -29,7 +30,14 @@ class Masters:
             name: w.detach().to(torch.float32, copy=True).requires_grad_() for name, w in self._weights.items()
         }
         for name, weight in self._weights.items():
-            weight.register_post_accumulate_grad_hook(self._collector(name))  # type: ignore[no-untyped-call]
+            collector = self._collector(name)
+            self._hooks.append(weight.register_post_accumulate_grad_hook(collector))  # type: ignore[no-untyped-call]
+
+    def let_go(self) -> None:
+        """The weights train no more here: no gradient is collected, and nothing is held beside them."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks, self._weights, self.by_name = [], {}, {}
 
     def _collector(self, name: str) -> Any:
         master = self.by_name[name]

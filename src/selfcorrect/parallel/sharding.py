@@ -87,7 +87,9 @@ class Sharded(Several):
         plain, reference = trainer.lm, trainer.reference if trainer.has_reference else None
         model, adapters = sharded_copy(plain, self._mesh(plain), from_one=self.keeps_one, trains=True)
         lm = replace(plain, model=model, adapters=adapters, masters=None)
-        self._lm, self._plain = lm, plain
+        if plain.masters:  # of an optimiser made before; saved in their place would be what training began with
+            plain.masters.let_go()
+        self._lm, self._plain = lm, replace(plain, masters=None)
         if reference is not None and plain.adapters:
             reference = replace(lm, view=reference.view)
         base = trainer.base_sampler

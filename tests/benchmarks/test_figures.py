@@ -114,8 +114,11 @@ TRAINED = [
 COUNTDOWN = [
     (f"| {label} | {how}", model, decoding)
     for decoding, how in (("sampled", "temperature 1"), ("greedy", "greedy"))
-    for label, model in (("base", "base"), ("multi-turn RL, seed 0", "multi_turn-0"), ("SCoRe, seed 0", "score-0"))
-]
+    for label, model in (
+        ("base", "base"), ("single-turn RL, 2 seeds", "single_turn, 2 seeds"), ("multi-turn RL, 3 seeds", MULTI),
+        ("SCoRe, 3 seeds", SCORE),
+    )
+]  # fmt: skip
 RATES = [
     (f"| {label}, {rate} ", file, model)
     for label, model in (("SCoRe", "score-0"), ("single-turn RL", "single_turn-0"))
@@ -131,6 +134,17 @@ def held(other: str, model: str, decoding: str, what: str, data: str = "gsm8k") 
 
 def points(other: str, model: str, decoding: str, what: str, data: str = "gsm8k") -> str:
     return held(other, model, decoding, what, data).replace("[value]:s}", "[value]:p} points", 1)
+
+
+def on_countdown(other: str, model: str, decoding: str, what: str, told: Callable[..., str] = held) -> str:
+    return told(other, model, decoding, what, "countdown")
+
+
+def seeds_of(other: str, decoding: str) -> str:
+    """What SCoRe's second attempt gains at countdown, seed by seed."""
+    return "by seed " + ", ".join(
+        f"{{r[against][{other}][score-{seed}][countdown][{decoding}][t2][value]:s}}" for seed in range(3)
+    )
 
 
 def mended(model: str) -> str:
@@ -321,21 +335,28 @@ QUOTES: list[tuple[str, str, str, Given]] = [
     *[(doc, "real/countdown/summary.json", real_row(label, model, "countdown", decoding), None)
       for doc in ("README.md", "docs/results.md") for label, model, decoding in COUNTDOWN],
     ("README.md", "real/countdown/summary.json",
-     f"ends {points('multi_turn', 'score-0', 'sampled', 't2', 'countdown')} above multi-turn RL's at temperature 1 and "
-     f"{points('multi_turn', 'score-0', 'greedy', 't2', 'countdown')} above it", None),
-    *[(doc, "real/countdown/summary.json",
-       f"mends {mended('score-0')}, the base {mended('base')}{then}", None)
-      for doc, then in (("README.md", f" ({points('base', 'score-0', 'repair', 't2', 'countdown').replace(' points (', ' points more, ')}"),
-                        ("docs/results.md", f": {points('base', 'score-0', 'repair', 't2', 'countdown').replace(' points (', ' points more (')}"))],
+     f"ends {on_countdown('multi_turn', SCORE, 'sampled', 't2', points)} above multi-turn RL's at temperature 1", None),
+    ("README.md", "real/countdown/summary.json",
+     f"points below it under greedy decoding ({on_countdown('multi_turn', SCORE, 'greedy', 't2')})", None),
+    ("README.md", "real/countdown/summary.json", f"SCoRe mends {mended(SCORE)}, the base {mended('base')}:", None),
     ("docs/results.md", "real/countdown/summary.json",
-     f"SCoRe's second attempt gains {points('base', 'score-0', 'sampled', 't2', 'countdown')} on the base's, greedy "
-     f"{points('base', 'score-0', 'greedy', 't2', 'countdown')}; the first gains "
-     f"{points('base', 'score-0', 'sampled', 't1', 'countdown')}, greedy {held('base', 'score-0', 'greedy', 't1', 'countdown')}.", None),
+     f"SCoRe's second attempt gains {on_countdown('base', SCORE, 'sampled', 't2', points)} on the base's "
+     f"({seeds_of('base', 'sampled')}), greedy {on_countdown('base', SCORE, 'greedy', 't2', points)} "
+     f"({seeds_of('base', 'greedy').removeprefix('by seed ')}); the first gains\n"
+     f"  {on_countdown('base', SCORE, 'sampled', 't1', points)}, greedy {on_countdown('base', SCORE, 'greedy', 't1')}.", None),
     ("docs/results.md", "real/countdown/summary.json",
-     f"at temperature 1 the second attempt {held('multi_turn', 'score-0', 'sampled', 't2', 'countdown')}, the first "
-     f"{held('multi_turn', 'score-0', 'sampled', 't1', 'countdown')}, the delta "
-     f"{held('multi_turn', 'score-0', 'sampled', 'delta', 'countdown')}; greedy, the second "
-     f"{held('multi_turn', 'score-0', 'greedy', 't2', 'countdown')}, the first {held('multi_turn', 'score-0', 'greedy', 't1', 'countdown')}.", None),
+     f"it mends {mended(SCORE)}, the base {mended('base')} ({on_countdown('base', SCORE, 'repair', 't2')}; "
+     f"by seed {', '.join(mended(f'score-{seed}').removesuffix(' %') for seed in range(3))})", None),
+    ("docs/results.md", "real/countdown/summary.json",
+     f"at temperature 1 the second attempt {on_countdown('multi_turn', SCORE, 'sampled', 't2')} ({seeds_of('multi_turn', 'sampled')}), "
+     f"the first {on_countdown('multi_turn', SCORE, 'sampled', 't1')}, the delta {on_countdown('multi_turn', SCORE, 'sampled', 'delta')}; "
+     f"greedy, the second {on_countdown('multi_turn', SCORE, 'greedy', 't2')} ({seeds_of('multi_turn', 'greedy')}), "
+     f"the first {on_countdown('multi_turn', SCORE, 'greedy', 't1')}.", None),
+    *[("docs/results.md", "real/countdown/summary.json",
+       f"{name} {on_countdown('single_turn', 'score-0', 'sampled', what)} and {on_countdown('single_turn', 'score-1', 'sampled', what)}", None)
+      for name, what in (("the second attempt", "t2"), ("the first", "t1"))],
+    ("docs/results.md", "real/countdown/summary.json",
+     f"by {on_countdown('base', 'single_turn, 2 seeds', 'sampled', 't1', points)} on the base's;", None),
     *[("docs/results.md", "real/words-second/summary.json", real_row(f"| {label} | {how}", model, "gsm8k", decoding), None)
       for decoding, how in (("sampled", "temperature 1"), ("greedy", "greedy"))
       for label, model in (("base, second attempts shown", "base"), ("SCoRe from it, seed 0", "score-0"))],

@@ -7,13 +7,13 @@ from typing import Any
 
 from selfcorrect.config import ModelConfig, TrainConfig
 from selfcorrect.config.recipe import load_recipe
-from selfcorrect.errors import ConfigError, DataError, ModelError
+from selfcorrect.errors import CheckpointError, ConfigError, DataError, ModelError
 from selfcorrect.models import adapters
 from selfcorrect.models.loading import load_model, resolve_path
 from selfcorrect.models.stored import stored_dtype
 from selfcorrect.report.card import card
 from selfcorrect.report.load import Run, load_run
-from selfcorrect.runs.checkpoint import atomic_folder
+from selfcorrect.runs.checkpoint import DAMAGE, atomic_folder, check_manifest
 
 _LEFT_OUT = {"manifest.json", "README.md"}  # of a run's own folder
 
@@ -34,6 +34,7 @@ def export(
     if push is not None:
         _check_name(push)
     folder = _model_folder(Path(source).expanduser())
+    _check_whole(folder)
     is_adapter = not (folder / "config.json").is_file()
     run = _run_of(folder)
     base = adapters.stored_about(folder)[1] if is_adapter else _base_of(run, folder)
@@ -47,8 +48,9 @@ def export(
             for file in sorted(path for path in folder.iterdir() if path.is_file() and path.name not in _LEFT_OUT):
                 shutil.copyfile(file, temporary / file.name)
         kind = "adapter" if is_adapter and not merge else "model"
-        above = next((path for path in folder.absolute().parents if (path / "config.yaml").is_file()), folder)
-        text = card(out.name, kind, base, run, folder.absolute().relative_to(above).as_posix())
+        whole = folder.absolute()
+        above = next((path for path in whole.parents if (path / "config.yaml").is_file()), whole)
+        text = card(out.name, kind, base, run, whole.relative_to(above).as_posix())
         (temporary / "README.md").write_text(text, encoding="utf-8")
     if push is not None:
         _push(out, push)
@@ -69,6 +71,18 @@ def _model_folder(source: Path) -> Path:
     if not found.is_dir():
         raise ModelError(f"{source}: no such folder; name a run, or a model folder")
     return found
+
+
+def _check_whole(folder: Path) -> None:
+    """Raises CheckpointError where a file of a model that a run wrote is not as it was written."""
+    if (folder / "manifest.json").is_file():
+        try:
+            check_manifest(folder)
+        except DAMAGE as error:
+            raise CheckpointError(
+                f"{folder} is damaged ({error}), so it is not exported; where the run has whole checkpoints, remove "
+                "that folder and resume the run, which writes it again"
+            ) from None
 
 
 def _run_of(folder: Path) -> Run | None:

@@ -189,7 +189,7 @@ MISTAKES: dict[str, tuple[Callable[[Room], Arguments], str]] = {
     "scale: no task": (lambda room: ["scale", str(room.model), "--output", "s"], r"what to sample; name a recipe with --recipe FILE, or a task"),
     "play: no task": (lambda room: ["play", "1 2 = 3", "--model", str(room.model)], r"what to play; name a recipe with --recipe FILE$"),
     "evaluate: no such model": (lambda room: ["evaluate", "./not/there"], r"model.path = './not/there': no such folder"),
-    "evaluate: into a file": (lambda room: ["evaluate", "lab", "--output", str(room.model / "config.json")], r"output = '.*config.json' is a file, and an evaluation takes a folder"),
+    "evaluate: into a file": (lambda room: ["evaluate", "lab", "--output", str(room.model / "config.json")], r"config.json is a file, and a folder is written there; choose another output"),
     "serve: no host of this machine": (lambda room: ["serve", "lab", "--host", "192.0.2.1", "--port", "8199"], r"cannot listen there: .*; name another with --host"),
     "resume of an evaluation": (an_evaluation, r"stages is empty: there is nothing to train; `selfcorrect evaluate`"),
     "existing run, with a space": (

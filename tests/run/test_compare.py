@@ -253,6 +253,14 @@ def test_the_search_is_the_same_for_all(model: Path, tmp_path: Path) -> None:
     assert found == [(0.003 * best["learning_rate"], best["beta1"])] * 2
 
 
+def test_a_comparison_goes_into_no_run(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "small").mkdir()
+    (tmp_path / "small" / "config.yaml").write_text("kind: train\n")
+    with pytest.raises(ConfigError, match="small holds a run or an evaluation; choose another name"):
+        compare(comparison(tmp_path, model), launch=InProcess())
+    assert [file.name for file in (tmp_path / "small").iterdir()] == ["config.yaml"]
+
+
 def test_accounts_and_what_is_over_the_budget(model: Path, tmp_path: Path) -> None:
     config = comparison(tmp_path, model)
     assert list(check(config).values()) == [

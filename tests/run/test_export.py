@@ -230,6 +230,20 @@ def test_export_refuses_in_one_line(trained: Callable[[str], Path], tmp_path: Pa
         export(unfinished, tmp_path / "out")
     with pytest.raises(ModelError, match=r"no such folder"):
         export(tmp_path / "nowhere", tmp_path / "out")
+    file = shutil.copytree(trained("lora"), tmp_path / "damaged") / "final" / "adapter_model.safetensors"
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(CheckpointError, match=r"final is damaged \(adapter_model.safetensors does not match"):
+        export(tmp_path / "damaged", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_model_of_no_run_is_claimed_by_none(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Named relative to where one is."""
+    shutil.copytree(model, tmp_path / "mine")
+    monkeypatch.chdir(tmp_path)
+    text = (export("mine", "out") / "README.md").read_text(encoding="utf-8")
+    assert "nothing is known here of its training" in text
+    assert "Trained with selfcorrect" not in text
 
 
 def test_an_adapter_over_another_base_is_refused(trained: Callable[[str], Path], tmp_path: Path) -> None:

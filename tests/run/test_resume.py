@@ -221,6 +221,24 @@ def test_a_damaged_model_folder_is_not_loaded(
 
 
 @pytest.mark.usefixtures("lucky")
+def test_damaged_files_of_a_run_are_named(stopped: Callable[[int, Path], Path], tmp_path: Path) -> None:
+    """A log's damaged line is told of and left out; without what else a run reads it does not go on."""
+    run, listener = stopped(4, tmp_path / "run"), Listener()
+    lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (run / "metrics.jsonl").write_text("".join([lines[0], "{torn\n", *lines[2:]]))
+    resume(run, listener)
+    told = f"warning: {run / 'metrics.jsonl'}: 1 lines are damaged and left out from now on (line 2)"
+    assert told in listener.messages
+    for name in ("asked.json", "environment.json"):
+        whole_file = (run / name).read_text()
+        for text, why in (("{", "damaged: Expecting"), ("[]", "damaged: no JSON object")):
+            (run / name).write_text(text)
+            with pytest.raises(CheckpointError, match=rf"{name}: {why}.*put it back from a copy"):
+                resume(run, Listener())
+        (run / name).write_text(whole_file)
+
+
+@pytest.mark.usefixtures("lucky")
 def test_another_base_model_is_refused(model: Path, stopped: Callable[[int, Path], Path], tmp_path: Path) -> None:
     """The KL is measured to it."""
     run = stopped(3, tmp_path / "run")

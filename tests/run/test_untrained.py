@@ -27,13 +27,28 @@ def test_a_failed_start_leaves_nothing(model: Path, tmp_path: Path, whole: Whole
         start(config(tmp_path / "runs", model, task=UNREADABLE), Listener())
     assert not (tmp_path / "runs").exists()
     (tmp_path / "runs" / "run").mkdir(parents=True)
-    mine = tmp_path / "runs" / "run" / "notes.txt"
-    mine.write_text("the user's own")
     with pytest.raises(NothingGraded):
         start(config(tmp_path / "runs", model, task=UNREADABLE), Listener())
-    assert sorted(file.name for file in mine.parent.iterdir()) == [".lock", "notes.txt"]
-    mine.unlink()
+    assert [file.name for file in (tmp_path / "runs" / "run").iterdir()] == [".lock"]
     check_same(start(config(tmp_path / "runs", model), Listener()), whole.state)
+
+
+@pytest.mark.parametrize(
+    "file", ["notes.txt", "report.html", "tensorboard/events.1", "final/model.safetensors", "evaluations/mine.csv",
+             "checkpoints/step-000003/state.json"]
+)  # fmt: skip
+def test_files_of_others_are_neither_replaced_nor_taken_over(file: str, model: Path, tmp_path: Path) -> None:
+    """They lie where a run and an evaluation are to go, and no config.yaml says that a run put them there."""
+    theirs = tmp_path / "run" / file
+    theirs.parent.mkdir(parents=True)
+    theirs.write_text("the user's own")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(ConfigError, match=rf"run holds {file.partition('/')[0]} and no config.yaml, .*choose another"):
+        start(config(tmp_path, model), Listener())
+    with pytest.raises(ConfigError, match=rf"run holds {file.partition('/')[0]} and no config.yaml, .*choose another"):
+        api.evaluate(model, recipe=recipe(tmp_path, model), output=tmp_path / "run")
+    assert sorted(tmp_path.rglob("*")) == before
+    assert theirs.read_text() == "the user's own"
 
 
 def test_the_same_command_goes_on(

@@ -32,7 +32,7 @@ from selfcorrect.compare.plan import (
 )
 from selfcorrect.compare.results import Answers, Result, read_answers, summarize
 from selfcorrect.config import CompareConfig
-from selfcorrect.errors import DataError
+from selfcorrect.errors import ConfigError, DataError
 from selfcorrect.runs.folder import environment, plain
 from selfcorrect.runs.interrupts import alone, stoppable
 
@@ -52,6 +52,8 @@ def compare(config: CompareConfig, say: Say = print, launch: Launch = launch) ->
     accounts = check(config)
     config = _with_threads(config)
     folder = folder_of(config)
+    if (folder / "config.yaml").exists():
+        raise ConfigError(f"{folder} holds a run or an evaluation; choose another name=... for the comparison")
     with stoppable() as stopped, alone(folder):
         stopped.told = lambda: "the same command goes on: finished runs stay, the others go on from their last step"
         _say_budget(config, accounts, say)

@@ -42,7 +42,8 @@ def planned(
     if os.environ.get("SELFCORRECT_PLAN", "").casefold() == "off" or not is_first():
         yield
         return
-    plan, began = None, time.time()
+    plan, began, steps = None, time.time(), _steps(path)
+    before = (path / FILE).read_text(encoding="utf-8") if steps and (path / FILE).is_file() else None
     try:
         plan = _plan(config, lm, task)
         say(f"plan: {told(plan)}")
@@ -52,7 +53,9 @@ def planned(
     give_back()  # what was timed leaves some 70 MiB of small pieces behind, which the run would hold to its end
     yield
     try:
-        if plan:
+        if before is not None and _steps(path) == steps:  # a run with nothing left to do: what it took still holds
+            (path / FILE).write_text(before, encoding="utf-8")
+        elif plan:
             _tell_measured(plan, config, path, began, say)
     except Exception as error:  # noqa: BLE001 - as above
         say(f"plan: not compared with what was measured ({_short(error)})")
@@ -129,6 +132,11 @@ def _tell_measured(plan: Plan, config: TrainConfig, path: Path, began: float, sa
         f"plan: {again.memory.peak / _GIB:.2f} GiB predicted for the lengths that came, {peak / _GIB:.2f} measured "
         f"({peak / again.memory.peak - 1:+.0%}){took}"
     )
+
+
+def _steps(path: Path) -> int:
+    file = path / "metrics.jsonl"
+    return len(file.read_text(encoding="utf-8").splitlines()) if file.is_file() else 0
 
 
 def _median(seconds: Iterable[float]) -> float:

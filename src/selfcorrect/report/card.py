@@ -4,13 +4,14 @@ import json
 from collections.abc import Mapping
 from pathlib import PurePath
 
+from selfcorrect.evaluation.caution import caution
 from selfcorrect.evaluation.metrics import Estimate, Summary
 from selfcorrect.report.load import Run
 from selfcorrect.report.wording import capital, interval, percent, points
 
 _ABOUT = (
-    "Trained with selfcorrect to write a first attempt at a problem and, asked to look again, a better second one "
-    "(SCoRe, arXiv 2409.12917)."
+    "Trained with selfcorrect to write a first attempt at a problem and, asked to look again, a second one (SCoRe, "
+    "arXiv 2409.12917; by which objectives, the recipe below says). What came of it is in the results."
 )
 
 
@@ -27,12 +28,15 @@ def card(name: str, kind: str, base: str, run: Run | None, place: str) -> str:
     if _on_the_hub(base):
         head["base_model"] = base
     front = ["---", *(f"{key}: {json.dumps(value)}" for key, value in head.items()), "---", ""]
-    told = [*front, f"# {name}", "", _ABOUT, ""]
+    told = [*front, f"# {name}", "", *([_ABOUT, ""] if run else [])]
     told += [f"Base model: `{base if _on_the_hub(base) else PurePath(base).name}`. {_USE[kind]}", ""]
     if run:
         told += [*_results(run, place), *_made(run)]
     else:
-        told += ["It lies in no run, so this card has no results.", ""]
+        told += [
+            "It lies in no run of selfcorrect: nothing is known here of its training, and it has no results.",
+            "",
+        ]
     return "\n".join(told)
 
 
@@ -60,11 +64,17 @@ def _results(run: Run, place: str) -> list[str]:
         which += f", the row of which says: {row.label}"
     elif place == "best":
         which += ", of which no row is: the weights that did best in training"
+    cautions = [
+        f"{capital(e.label)}: nothing can be concluded on self-correction: {told}.\n"
+        for e in run.evaluations
+        if (told := caution(e.summary))
+    ]
     about = dict.fromkeys(f"{e.about or e.task}, split {e.split}, {e.decoding}" for e in run.evaluations)
     return [
         "## Results", "",
         f"Percent of problems with 95 % intervals; {'; '.join(about)}. Fixed: wrong, then right; broken: the reverse.",
         f"{which}.", "", _line(columns), _line(["---", *["---:"] * (len(columns) - 1)]), *map(_line, rows), "",
+        *cautions,
     ]  # fmt: skip
 
 

@@ -11,6 +11,7 @@ from selfcorrect.errors import CheckpointError
 from selfcorrect.evaluation.evaluate import digest
 from selfcorrect.evaluation.kept import write_durably
 from selfcorrect.models.chat import Chat
+from selfcorrect.runs.folder import read_object
 from selfcorrect.tasks.base import Task
 from selfcorrect.tasks.dataset import DataTask
 from selfcorrect.types import Problem
@@ -42,7 +43,7 @@ def check_asked(folder: Path, now: Mapping[str, str]) -> None:
     if not file.exists():
         write_durably(file, json.dumps(now, indent=1) + "\n")
         return
-    before = json.loads(file.read_text(encoding="utf-8"))
+    before = read_object(file)
     if other := [name for name, told in before.items() if now.get(name, told) != told]:
         raise CheckpointError(
             f"{' and '.join(other)} changed since the run in {folder} began: its steps and evaluations so far were "

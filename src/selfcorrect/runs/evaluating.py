@@ -25,6 +25,7 @@ from selfcorrect.models.sizing import parameter_count
 from selfcorrect.models.weights import fingerprint
 from selfcorrect.runs.asked import file_digest
 from selfcorrect.runs.display import Observer
+from selfcorrect.runs.untrained import check_not_others
 from selfcorrect.samplers.base import Sampler
 from selfcorrect.tasks.base import Task
 from selfcorrect.types import Problem
@@ -193,9 +194,9 @@ def unused(overrides: Sequence[str]) -> list[str]:
 
 def check_free(folder: Path, name: str) -> None:
     """Raises ConfigError, before the work and not after it, where `folder` is or holds anything but this evaluation."""
-    if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"output = {str(folder)!r} is a file, and an evaluation takes a folder; name another")
-    if (folder / "config.yaml").exists() and not kept_file(folder, name).with_suffix(".json").exists():
+    if not (folder / "config.yaml").exists():
+        check_not_others(folder)
+    elif not kept_file(folder, name).with_suffix(".json").exists():
         raise ConfigError(f"{folder} already holds a run; choose another name=..., or another output")
 
 

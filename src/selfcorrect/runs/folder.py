@@ -69,7 +69,7 @@ class RunFolder:
 
         Raises CheckpointError where the base model is no longer the one the run began with.
         """
-        environment = json.loads((path / "environment.json").read_text(encoding="utf-8"))
+        environment = read_object(path / "environment.json")
         begun_with = environment.get("base_model")
         if begun_with != base:
             raise CheckpointError(
@@ -78,7 +78,7 @@ class RunFolder:
             )
         trackers = make_trackers(path, config, str(environment.get("started", "")), step, say)
         for name in ("metrics.jsonl", "rollouts.jsonl", "between.jsonl", "alarms.jsonl"):
-            _cut(path / name, step)
+            _cut(path / name, step, say)
         return cls(path, trackers)
 
     def log_changes(self, config: TrainConfig, rows: Iterable[Mapping[str, Any]]) -> None:
@@ -149,8 +149,7 @@ class RunFolder:
 
     def read_evaluation(self, name: str) -> dict[str, Any]:
         """What write_evaluation wrote."""
-        found: dict[str, Any] = json.loads((self.path / "evaluations" / f"{name}.json").read_text(encoding="utf-8"))
-        return found
+        return read_object(self.path / "evaluations" / f"{name}.json")
 
     def close(self) -> None:
         self._trackers.close()
@@ -206,7 +205,7 @@ def sizes_begun(path: Path, config: TrainConfig) -> dict[str, Any]:
     A card may have other memory free by now, and other sizes round in another way.
     """
     file = path / "environment.json"
-    begun = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    begun = read_object(file) if file.is_file() else {}
     here = environment(config.seed)["machine"] | arithmetic(config)
     same = all(begun.get("machine", {}).get(name) == here[name] for name in ("accelerator", "device"))
     return begun.get("sizes") or {} if same else {}
@@ -240,17 +239,35 @@ def plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _cut(file: Path, step: int) -> None:
-    """Keep the whole lines of steps up to `step`; a line torn by a crash goes too."""
+def read_object(file: Path) -> dict[str, Any]:
+    """A JSON file of a run. Raises CheckpointError where it is not there, or damaged."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise ValueError("no JSON object")
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else f"damaged: {error}"
+        raise CheckpointError(
+            f"{file}: {why}; the run wrote it and needs it to go on: put it back from a copy, or begin another run"
+        ) from None
+    return found
+
+
+def _cut(file: Path, step: int, say: Callable[[str], None] = lambda text: None) -> None:
+    """Keep the whole lines of steps up to `step`. A last line torn by a crash goes unsaid, others are told of."""
     if not file.exists():
         return
-    kept = []
-    for line in file.read_text(encoding="utf-8").splitlines(keepends=True):
+    kept, damaged = [], []
+    lines = file.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+    for number, line in enumerate(lines, 1):
         try:
             if line.endswith("\n") and json.loads(line)["step"] <= step:
                 kept.append(line)
-        except (json.JSONDecodeError, KeyError):
-            continue
+        except (ValueError, KeyError, TypeError):
+            damaged += [number] if number < len(lines) else []
+    if damaged:
+        shown = ", ".join(map(str, damaged[:3])) + (", ..." if len(damaged) > 3 else "")
+        say(f"warning: {file}: {len(damaged)} lines are damaged and left out from now on (line {shown})")
     write_durably(file, "".join(kept))
 
 

@@ -48,7 +48,7 @@ from selfcorrect.runs.folder import RunFolder, sizes_begun
 from selfcorrect.runs.interrupts import LOCK, Stop, alone, interruptible
 from selfcorrect.runs.loop import Loop
 from selfcorrect.runs.trackers import tracker_names
-from selfcorrect.runs.untrained import clear, has_earned, nothing_left_of_a_failure
+from selfcorrect.runs.untrained import check_not_others, clear, has_earned, nothing_left_of_a_failure
 from selfcorrect.samplers.choose import make_sampler
 from selfcorrect.samplers.transformers import TransformersSampler
 from selfcorrect.tasks import make_task
@@ -70,6 +70,7 @@ def _begun(config: TrainConfig, path: Path, observer: Observer) -> TrainConfig |
     Raises ConfigError where `path` holds something that training would spoil.
     """
     if not (path / "config.yaml").exists():
+        check_not_others(path)
         return None
     if is_evaluation(path):
         raise ConfigError(f"{path} already holds an evaluation; choose another name=...")

@@ -7,13 +7,39 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from selfcorrect.config.paths import USED
-from selfcorrect.errors import UserError
-from selfcorrect.runs.interrupts import alone
+from selfcorrect.errors import ConfigError, UserError
+from selfcorrect.runs.interrupts import LOCK, alone
 
 _MADE = (  # by a run before its first checkpoint
     USED, "asked.json", "environment.json", "evaluations", "checkpoints", "tensorboard", "metrics.jsonl",
-    "rollouts.jsonl", "between.jsonl", "alarms.jsonl", "changes.jsonl", "report.html", "config.yaml",
+    "rollouts.jsonl", "between.jsonl", "alarms.jsonl", "changes.jsonl", "report.html", "plan.json", "config.yaml",
 )  # fmt: skip
+
+
+# That a start which was killed may leave behind before config.yaml says that there is a run.
+_BEGINNING = (LOCK, USED, "environment.json")
+# Folders that are there before it, and what they hold: problems kept of an evaluation that had not ended and what an
+# endpoint answered for it, what a comparison gives its runs on the way.
+_LENT = {"evaluations": ("kept", "*.answers.jsonl", "base.*", "base@*", ".base*"), "traces": ("shared-*",)}
+
+
+def check_not_others(path: Path) -> None:
+    """Raises ConfigError where a folder without a run holds files: they may be anyone's, and some would be replaced."""
+    if path.exists() and not path.is_dir():
+        raise ConfigError(f"{path} is a file, and a folder is written there; choose another output=... or name=...")
+    found = sorted(each.name for each in path.iterdir() if not _is_beginning(each)) if path.is_dir() else []
+    if found:
+        more = f" and {len(found) - 3} more" if len(found) > 3 else ""
+        raise ConfigError(
+            f"{path} holds {', '.join(found[:3])}{more} and no config.yaml, so it is no run to go on with, and its "
+            "files may be someone's; choose another output=... or name=..., or remove the folder"
+        )
+
+
+def _is_beginning(file: Path) -> bool:
+    if file.name in _LENT and file.is_dir():
+        return all(any(each.match(form) for form in _LENT[file.name]) for each in file.iterdir())
+    return file.name in _BEGINNING or file.name in {f".{name}.tmp" for name in (*_BEGINNING, "config.yaml")}
 
 
 def has_earned(path: Path) -> bool:

@@ -226,7 +226,7 @@ def _recorded_job(config: TrainConfig, task: Task) -> Job:
         rows=played,  # problems with the same prompt are answered in turn, so all are played at once
         about=about(config.task), samples=log.samples,
     )  # fmt: skip
-    digest = hashlib.sha256(Path(str(config.recorded)).read_bytes()).hexdigest()[:16]
+    digest = hashlib.sha256(Path(str(config.recorded)).expanduser().read_bytes()).hexdigest()[:16]
     made_with = settings(config, evaluator, chat, {"recorded": digest})
     return Job(evaluator, sampler, chat, made_with, [f"task {evaluator.about}", *notes, *log.notes])
 

@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from selfcorrect.analysis import analyse
+from selfcorrect.analysis import _training, analyse
 from selfcorrect.analysis.edits import edit_figure, edit_ratio
 from selfcorrect.analysis.flow import flow_figure
 from selfcorrect.analysis.read import Row
@@ -45,6 +45,17 @@ def test_edit_histogram() -> None:
     shares = {(r["bin_low"], r["group"]): r["share"] for r in figure.rows if r["count"]}
     assert shares == {(0.0, "base model"): 0.75, (0.5, "base model"): 0.25}
     assert "75.0% copied to the letter" in figure.caption
+
+
+def test_rollouts_of_a_stage_with_fewer_attempts_stand_in_nobodys_way(tmp_path: Path) -> None:
+    """single_turn plays one attempt, the stage after it two: the figure of the run's end is of those."""
+    attempt = {"text": "1 + 2 = 3", "outcome": "correct", "answer": "3"}
+    lines = [{"step": step, "id": "a", "attempts": [attempt] * (1 if step < 3 else 2)} for step in range(1, 7)]
+    (tmp_path / "rollouts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found = _training(tmp_path)
+    assert {name: [len(row.texts) for row in rows] for name, rows in found.items()} == {
+        "early in training": [2], "late in training": [2],
+    }  # fmt: skip
 
 
 def test_every_rollout_flows_one_way() -> None:

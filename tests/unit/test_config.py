@@ -23,7 +23,7 @@ from selfcorrect.config import (
 )
 from selfcorrect.config.explain import explain
 from selfcorrect.config.familiar import FAMILIAR
-from selfcorrect.config.paths import check_paths
+from selfcorrect.config.paths import absolute, check_paths
 from selfcorrect.config.recipe import _fields, dump, load_recipe, validate
 from selfcorrect.config.shipped import find_recipe, shipped_recipe, shipped_recipes
 from selfcorrect.errors import ConfigError
@@ -402,7 +402,10 @@ def test_paths_in_a_recipe_are_of_its_folder(tmp_path: Path, monkeypatch: pytest
     told = {
         "model": {"path": "./model"},
         "task": {"name": "custom", "file": "task.py", "options": {"file": "as it is"}},
-        "evaluation": {"external": ["a.jsonl", "/b.jsonl"]},
+        "evaluation": {
+            "external": ["a.jsonl", "/b.jsonl"],
+            "correction_prompts": {"file": "Check it.", "data": "Solve it again."},
+        },
         "stages": [{"name": "a", "objective": "pair_sft", "steps": 1, "learning_rate": 1.0, "traces": "../t.jsonl"}],
     }
     file.write_text(json.dumps(told))
@@ -416,6 +419,11 @@ def test_paths_in_a_recipe_are_of_its_folder(tmp_path: Path, monkeypatch: pytest
         {"file": "as it is"},
     )
     assert config.evaluation.external == ("mine/a.jsonl", "/b.jsonl")
+    assert config.evaluation.correction_prompts == {"file": "Check it.", "data": "Solve it again."}
+    file.write_text(json.dumps({"sampler": "recorded", "recorded": "log.jsonl"}))
+    recorded = load_recipe(Path("mine/recipe.yaml"))
+    assert isinstance(recorded, TrainConfig)
+    assert absolute(recorded).recorded == str(tmp_path / "mine" / "log.jsonl")
     assert config.stages[0].traces == "mine/../t.jsonl"  # type: ignore[union-attr]
     assert config.checkpoint.held_out == "h.jsonl"
     with pytest.raises(ConfigError, match=r"task.file = 'mine/task.py': no such file or folder"):

@@ -55,10 +55,7 @@ def figures_of(source: Path) -> list[Figure]:
         *progress_figures(json_lines(source / "metrics.jsonl")),
         attempts_figure(shown),
         _scaling(source / "scaling"),
-        *(
-            flow_figure(label, rows, f"flow_{name}")
-            for (name, rows), label in zip(by_name.items(), by_name, strict=True)
-        ),
+        *(flow_figure(name, rows, f"flow_{name}") for name, rows in by_name.items()),
     ]
     return [figure for figure in found if figure]
 
@@ -87,6 +84,7 @@ def _training(run: Path) -> dict[str, Sequence[Row]]:
     """Logged training rollouts of the first and of the last tenth of the steps (at least the first and last logged)."""
     file = run / "rollouts.jsonl"
     rows = read_rows(file, strict=False) if file.exists() else []
+    rows = [(row, line) for row, line in rows if len(row.texts) == len(rows[-1][0].texts)]  # of the last stage's kind
     steps = sorted({int(line.get("step", 0)) for _, line in rows})
     if len(steps) < 2:
         return {}

@@ -27,8 +27,8 @@ class Row:
 def read_rows(file: Path, *, strict: bool = True) -> list[tuple[Row, dict[str, Any]]]:
     """Every rollout of a JSONL file that could be graded, with its whole line; all have the same number of attempts.
 
-    Raises DataError with file and line where one cannot be read; with strict=False, for the files of a run that may
-    still be written, such lines are left out.
+    Raises DataError with file and line where one cannot be read. With strict=False, for the files of a run that may
+    still be written, such lines are left out, and stages may play different numbers of attempts.
     """
     found: list[tuple[Row, dict[str, Any]]] = []
     for number, line in enumerate(file.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
@@ -37,7 +37,7 @@ def read_rows(file: Path, *, strict: bool = True) -> list[tuple[Row, dict[str, A
         try:
             row = json.loads(line)
             read = _read(row, number)
-            if found and read and len(read.texts) != len(found[0][0].texts):
+            if strict and found and read and len(read.texts) != len(found[0][0].texts):
                 raise ValueError(f"{len(read.texts)} attempts, where the first line has {len(found[0][0].texts)}")
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             if not strict:

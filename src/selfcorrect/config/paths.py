@@ -11,7 +11,7 @@ from selfcorrect.errors import ConfigError
 
 _PATHS = ("file", "data", "evaluate_data", "held_out", "traces", "recorded", "external", "chat_template")
 USED = "config.used.yaml"  # the settings that a run has gone by, so that an edited config.yaml is noticed
-_FREE = ("options", "template_options", "columns")  # what stands inside is the user's own
+_FREE = ("options", "template_options", "columns", "correction_prompts")  # what stands inside is the user's own
 
 
 def anchored(data: Mapping[str, Any], folder: Path) -> dict[str, Any]:
@@ -47,8 +47,9 @@ def absolute(config: TrainConfig) -> TrainConfig:
     if checkpoint.held_out:
         checkpoint = checkpoint.model_copy(update={"held_out": str(Path(checkpoint.held_out).expanduser().absolute())})
     stages = tuple(_absolute_stage(stage) for stage in config.stages)
+    recorded = config.recorded and str(Path(config.recorded).expanduser().absolute())
     changed = {"model": model, "evaluation": evaluation, "task": task, "checkpoint": checkpoint, "stages": stages}
-    return config.model_copy(update=changed)
+    return config.model_copy(update={**changed, "recorded": recorded})
 
 
 def _absolute_stage(stage: Stage) -> Stage:

@@ -43,6 +43,10 @@ _NAMES = {
 # What the paper leaves open, and what each choice means; keys are those of the recipe's `algorithm`.
 _CHOICES = {
     ("baseline", "leave_one_out"): "a rollout is compared with the mean of the others at the same problem",
+    (
+        "baseline",
+        "leave_one_out_given_history",
+    ): "compared with the others at the same problem whose earlier attempts earned the same",
     ("baseline", "none"): "returns are used as they are",
     ("normalize_std", False): "advantages keep their size; dividing them would cancel most of alpha",
     ("normalize_std", True): "advantages are divided by their standard deviation, attempt by attempt",
@@ -50,6 +54,8 @@ _CHOICES = {
     ("kl_estimator", "k1"): "the KL is estimated from the sampled tokens alone, inside the return",
     ("reference", "base"): "the KL of every stage is measured to the base model",
     ("reference", "previous_stage"): "the KL of a later stage is measured to the stage before it",
+    ("importance_cap", "none"): "tokens have no importance weights, whichever engine sampled them",
+    ("importance_cap", "auto"): "importance weights, of 2 at most, where vLLM samples; none elsewhere",
 }
 
 
@@ -198,8 +204,8 @@ def _curve_note(run: Run) -> str:
     width = window(len(run.steps))
     return (
         f"{len(run.steps):,} steps.{n} Faint: the step's own value; strong: the mean over {width} steps around it, "
-        "within a stage. Dashed lines: a stage begins. Training samples at temperature 1, so these values differ from "
-        "the evaluations'."
+        "within a stage. Dashed lines: a stage begins. Training samples at temperature "
+        f"{shape.get('temperature', 1):g}, so these values may differ from the evaluations'."
     )
 
 

@@ -191,7 +191,7 @@ def sampled_table(evaluations: Sequence[Evaluation]) -> Table | None:
     attempts = most_attempts([s for _, s in found])
     rows = tuple(Row(capital(e.label), "", summary_cells(s, attempts)) for e, s in found)
     return Table(
-        "The same problems with every attempt sampled at temperature 1, as in training; percent.",
+        "The same problems with every attempt sampled at temperature 1; percent.",
         "Evaluation",
         summary_columns(attempts),
         (("", rows),),

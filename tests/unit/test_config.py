@@ -420,7 +420,7 @@ def test_paths_in_a_recipe_are_of_its_folder(tmp_path: Path, monkeypatch: pytest
     )
     assert config.evaluation.external == ("mine/a.jsonl", "/b.jsonl")
     assert config.evaluation.correction_prompts == {"file": "Check it.", "data": "Solve it again."}
-    file.write_text(json.dumps({"sampler": "recorded", "recorded": "log.jsonl"}))
+    file.write_text(json.dumps({"sampler": "recorded", "recorded": "log.jsonl", "stages": []}))
     recorded = load_recipe(Path("mine/recipe.yaml"))
     assert isinstance(recorded, TrainConfig)
     assert absolute(recorded).recorded == str(tmp_path / "mine" / "log.jsonl")

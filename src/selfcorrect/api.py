@@ -462,8 +462,9 @@ def _config_for(
     if not tasks:
         kinds = ", ".join(f"task.name={name}" for name in TASK_KINDS)
         also = "" if overrides is None else f", or a task ({kinds}; `selfcorrect tasks` says what they are)"
+        known = "" if not here or Path(str(model)).expanduser().exists() else "is no folder here and "
         raise ConfigError(
-            f"{model} lies in no run, so nothing says what to {purpose}; name a recipe with --recipe FILE{also}"
+            f"{model} {known}lies in no run, so nothing says what to {purpose}; name a recipe with --recipe FILE{also}"
         )
     limits = {"max_new_tokens": ATTEMPT_TOKENS[tasks[-1]]} if tasks[-1] in ATTEMPT_TOKENS else {}
     return _train_config({"stages": [], "rollouts": limits}, *(overrides or ()))

@@ -183,7 +183,7 @@ MISTAKES: dict[str, tuple[Callable[[Room], Arguments], str]] = {
     "output is a file": (output_is_a_file, r"runs.*: (Not a directory|File exists)"),
     "report of a non-run": (lambda room: ["report", str(room.folder)], r"is not a run: it holds none of"),
     "evaluate: no task": (lambda room: ["evaluate", str(room.model), "seed=1"], r"/model lies in no run, so nothing says what to evaluate it on; name a recipe with --recipe FILE, or a task \(task.name=countdown, task.name=math,"),
-    "evaluate: a hub name without a task": (lambda room: ["evaluate", "org/name"], r"org/name lies in no run"),
+    "evaluate: a hub name without a task": (lambda room: ["evaluate", "org/name"], r"org/name is no folder here and lies in no run"),
     "evaluate: a run": (a_run, r"/a run'? is a run, not a model; name its model: .*/a run/final'?$"),
     "evaluate: a task that is none": (lambda room: ["evaluate", str(room.model), "task.name=gsm8k"], r"name = 'gsm8k' must be one of"),
     "scale: no task": (lambda room: ["scale", str(room.model), "--output", "s"], r"what to sample; name a recipe with --recipe FILE, or a task"),

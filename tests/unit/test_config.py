@@ -266,6 +266,8 @@ def test_overrides(recipe: Path) -> None:
         ("rollouts.rollouts_per_problem=1", r"rollouts_per_problem is 1"),
         ("name=a/b", r"name = 'a/b': must be letters, digits, - and _ and, not first, dots"),
         ("stages.hold.name=a.b", r"stages.hold.name = 'a.b': must be letters, digits, - and _$"),
+        ("optimizer.betas=0.9", r"optimizer.betas = 0.9: must be a list \("),
+        ("stages=null", r"stages( = None)?: must be a list \("),
         ("log.trackers=wandb", r"log.trackers = 'wandb': must be a list; write \[wandb\]"),
         ("x.y.z=1", r"override 'x.y.z=1': unknown key 'x'"),
         ("checkpoint.x.y=1", r"override 'checkpoint.x.y=1': unknown key 'checkpoint.x'"),

@@ -65,6 +65,7 @@ def test_lines_are_counted_as_an_editor_does(tmp_path: Path) -> None:
         ("a.json", b"[]", r"a.json: holds no rows"),
         ("a.json", b'{"x": 1}', r"a.json: expected a JSON array of objects, got \{'x': 1\}; one object a line is .jsonl"),
         ("a.json", b'[{"x": 1}, 2]', r"a.json: entry 2: expected a JSON object, got int"),
+        ("a.json", b'{"x": 1}\n{"x": 2}\n', r"a.json: not valid JSON: Extra data at line 2; .* is to be called .jsonl"),
         ("a.json", b'[{"x": 1},\n ]', r"a.json: not valid JSON: .* at line"),
         ("a.jsonl.gz", gzip.compress(LINES.encode(), mtime=0)[:-12], r"a.jsonl.gz: the gzip file is cut off"),
         ("a.jsonl.gz", LINES.encode(), r"a.jsonl.gz: not a gzip file, whatever its name says"),

@@ -32,7 +32,7 @@ from selfcorrect.planning.rehearsal import Costume, by_layers, highest, numbers,
 from selfcorrect.planning.settled import dressed, static
 from selfcorrect.planning.spec import Spec, described
 from selfcorrect.planning.work import Update, assumed_lengths
-from selfcorrect.runs.checks import fitted
+from selfcorrect.runs.checks import check_context, fitted
 from selfcorrect.samplers.transformers import TransformersSampler
 from selfcorrect.tasks import make_task
 from tests.support.tiny import tiny_lm
@@ -150,25 +150,36 @@ def test_a_process_that_gives_memory_back_holds_less(monkeypatch: pytest.MonkeyP
     assert held(MALLOC_MMAP_THRESHOLD_="1048576") < kept == held(MALLOC_TOP_PAD_="0")
 
 
+LAB_TASK = {
+    "name": "countdown", "max_number": 100, "limit": 200, "prompt": "{numbers} : {target}", "correction_prompt": "?",
+}  # fmt: skip
+
+
 def test_auto_comes_to_what_a_run_settles() -> None:
-    config = recipe(
-        rollouts={"max_new_tokens": 64},
-        task={
-            "name": "countdown",
-            "max_number": 100,
-            "limit": 200,
-            "prompt": "{numbers} : {target}",
-            "correction_prompt": "?",
-        },
-    )
+    config = recipe(rollouts={"max_new_tokens": 64}, task=LAB_TASK)
     lm = load_model(config.model)
     settled, _ = fitted(config, lm, make_task(config.task))
     spec = described(config.model)
     from selfcorrect.planning.settled import settled as planned_sizes
-    from selfcorrect.runs.checks import check_context
 
     tokens = check_context(config, lm, make_task(config.task), make_task(config.task).longest())
     assert planned_sizes(config, dressed(config, spec, None), None, tokens) == settled
+
+
+@pytest.mark.parametrize(
+    ("reads", "told"),
+    [
+        (40, r"rollouts.max_new_tokens = 64: .* but the model reads 40; lower"),
+        (3, r"problem \S+ has a prompt of \d+ tokens"),
+    ],
+)
+def test_what_does_not_fit_into_the_context_is_named(reads: int, told: str) -> None:
+    """A prompt that is too long by itself is no matter of max_new_tokens."""
+    config = recipe(rollouts={"max_new_tokens": 64}, task=LAB_TASK)
+    lm, task = load_model(config.model), make_task(config.task)
+    lm.model.config.max_position_embeddings = reads
+    with pytest.raises(ConfigError, match=told):
+        check_context(config, lm, task, task.longest())
 
 
 def test_what_lies_there_all_the_time_is_sharded_by_fsdp() -> None:

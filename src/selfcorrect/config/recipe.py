@@ -265,8 +265,9 @@ def _explain(error: dict[str, Any], source: str, places: Places, typed: Mapping[
                 case "string_pattern_mismatch":
                     dots = " and, not first, dots" if "." in error["ctx"]["pattern"] else ""
                     return f"{where}: {field}{shown}: must be letters, digits, - and _{dots}"
-                case "tuple_type" | "list_type" if shown:
-                    return f"{where}: {field}{shown}: must be a list; write [{value}]"
+                case "tuple_type" | "list_type":
+                    write = f"; write [{value}]" if shown and isinstance(value, str) else ""
+                    return f"{where}: {field}{shown}: must be a list{write}{_meaning(parts)}"
             return f"{told}{_meaning(parts)}"
 
 

@@ -115,6 +115,12 @@ def check_context(config: TrainConfig, lm: LanguageModel, task: Task, problem: P
     given = 0 if problem.first_attempt is None else len(lm.chat.written(problem.first_attempt).token_ids) - limit
     need = len(prompt) + given + attempts * limit + (attempts - 1) * between
     if room and need > room:
+        if len(prompt) >= room:
+            begins = " ".join(problem.prompt.split())[:40]
+            raise ConfigError(
+                f"problem {problem.id} has a prompt of {len(prompt)} tokens ({begins!r}...), but the model reads "
+                f"{room}; leave it out of the data, or shorten it"
+            )
         raise ConfigError(
             f"rollouts.max_new_tokens = {limit}: a prompt of {len(prompt)} tokens and {attempts} attempts may take "
             f"{need} tokens, but the model reads {room}; lower max_new_tokens"

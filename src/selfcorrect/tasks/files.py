@@ -211,6 +211,8 @@ def _parse(text: str, where: str) -> Any:
         return json.loads(text.rstrip())  # a line's own end is no second line of it
     except json.JSONDecodeError as error:
         place = f" at column {error.colno}" if error.lineno == 1 else f" at line {error.lineno}"
+        if error.msg == "Extra data" and error.lineno > 1:
+            place += "; a file with an object a line is JSON Lines, and is to be called .jsonl"
         raise DataError(f"{where}: not valid JSON: {error.msg}{place}") from None
     except (ValueError, RecursionError) as error:  # numbers of 5,000 digits; brackets 100,000 deep
         raise DataError(f"{where}: not valid JSON: {error}") from None

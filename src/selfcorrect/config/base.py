@@ -58,6 +58,7 @@ def _template_fields(field: str, template: str) -> set[str]:
     for _, name, form, conversion in parts:
         if form or conversion:
             raise ValueError(
-                f"{field} must fill in {{{name}}} plainly, without a format or conversion; double braces that are meant as text"
+                f"{field} must fill in {{{name}}} plainly, without a format or conversion; double braces that are "
+                "meant as text"
             )
     return {str(name) for _, name, _, _ in parts}

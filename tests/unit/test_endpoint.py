@@ -1,5 +1,6 @@
 """Models behind an endpoint: every way in which a server can misbehave ends in an outcome or in one clear line."""
 
+import asyncio
 import gzip
 import json
 import time
@@ -14,7 +15,7 @@ import pytest
 pytest.importorskip("openai")
 
 from selfcorrect.config import CountdownConfig
-from selfcorrect.endpoints.budget import Spent
+from selfcorrect.endpoints.budget import Budget, Spent
 from selfcorrect.endpoints.chat import MessageChat, answered, messages
 from selfcorrect.endpoints.journal import Journal
 from selfcorrect.endpoints.sampler import EndpointSampler
@@ -403,6 +404,32 @@ def test_a_budget_stops_in_time_and_goes_on_when_raised(
         rollouts = played(quick(server.url), file)
         assert len(server.requests) == 6
         assert all(attempt.grade.correct for rollout in rollouts for attempt in rollout.attempts)
+
+
+def test_a_budget_is_waited_for_in_every_call() -> None:
+    budget, part = Budget(Endpoint("http://localhost/v1", max_tokens_total=10)), Spent(6)
+
+    async def call() -> None:
+        await budget.hold(part)
+        second = asyncio.create_task(budget.hold(part))
+        await asyncio.sleep(0)
+        assert not second.done()
+        budget.settle(part, Spent())
+        await second
+        budget.settle(part, Spent())
+
+    for _ in range(2):
+        asyncio.run(call())
+
+
+def test_samples_are_kept_apart_where_no_seed_is_sent(tmp_path: Path) -> None:
+    with served(lambda request, n: chat(f"answer {n}")) as server:
+        sampler = EndpointSampler(Endpoint(server.url, body={"seed": None}), "m", tmp_path / "a", lambda text: None)
+        prompts, params = [MessageChat().first_prompt("q")] * 3, SamplingParams(0.7, LIMIT, 1)
+        texts = [found.text for found in sampler.sample(prompts, params)]
+        assert sorted(texts) == ["answer 0", "answer 1", "answer 2"]
+        assert [found.text for found in sampler.sample(prompts, params)] == texts
+        assert len(server.requests) == 3
 
 
 def test_a_torn_journal_goes_on_and_what_was_sent_counts(tmp_path: Path) -> None:

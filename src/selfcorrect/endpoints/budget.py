@@ -43,7 +43,6 @@ class Budget:
         while why := self._over(self.spent + self._held + worst):
             if self._over(self.spent + worst) or self._held == Spent():
                 raise BudgetReached(f"{why}: {self.told()} spent, and the next request may take {self._amount(worst)}")
-            self._freed.clear()
             await self._freed.wait()
         self._held += worst
 
@@ -51,7 +50,8 @@ class Budget:
         """What was held back for a request goes, and what it came to is spent."""
         self._held -= worst
         self.spent += charged
-        self._freed.set()
+        freed, self._freed = self._freed, asyncio.Event()  # one that was waited for belongs to its call's loop
+        freed.set()
 
     def told(self) -> str:
         """What is spent, in words."""

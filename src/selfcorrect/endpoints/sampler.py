@@ -33,7 +33,7 @@ _HELLO = "Say yes."  # asked where one conversation has no answer, to see whethe
 
 @dataclass(slots=True)
 class Ask:
-    """One request. key: of all that it holds."""
+    """One request. key: of all that it holds, and of its seed, whether or not that is sent."""
 
     key: str
     body: dict[str, Any]
@@ -134,7 +134,9 @@ class EndpointSampler:
             "max_tokens": params.max_new_tokens, "seed": seed % 2**31,
         }  # fmt: skip
         body = {name: value for name, value in {**body, **self._endpoint.body}.items() if value is not None}
-        told = json.dumps([self._endpoint.url, body], sort_keys=True)
+        told = json.dumps(
+            [self._endpoint.url, body, seed], sort_keys=True
+        )  # samples differ, also where no seed is sent
         limits = (body.get(name) for name in LIMITS)
         limit = max((limit for limit in limits if limit is not None), default=params.max_new_tokens)
         return Ask(hashlib.sha256(told.encode()).hexdigest()[:32], body, turns, limit)

@@ -273,6 +273,10 @@ def test_overrides(recipe: Path) -> None:
         ("checkpoint.x.y=1", r"override 'checkpoint.x.y=1': unknown key 'checkpoint.x'"),
         ("stages.hold.x.y=1", r"override 'stages.hold.x.y=1': unknown key 'stages.hold.x'"),
         ("task.correction_prompt= ", r"correction_prompt is blank: the model would be asked nothing"),
+        (
+            "evaluation.external=[a/t.jsonl, b/t.jsonl]",
+            r"external = 'b/t.jsonl': has the file name of evaluation.external = 'a/t.jsonl'",
+        ),
         ("learning_rate=1e-5", r"a setting of every stage \(stages.NAME.learning_rate\)$"),
     ],
 )
@@ -430,6 +434,16 @@ def test_paths_in_a_recipe_are_of_its_folder(tmp_path: Path, monkeypatch: pytest
     assert config.checkpoint.held_out == "h.jsonl"
     with pytest.raises(ConfigError, match=r"task.file = 'mine/task.py': no such file or folder"):
         check_paths(config)
+
+
+@pytest.mark.parametrize("held_out", ["a/t.jsonl", "b/t.jsonl", "b/other.jsonl"])
+def test_the_file_that_chooses_weights_has_a_name_of_its_own(recipe: Path, held_out: str) -> None:
+    told = ["evaluation.external=[a/t.jsonl]", "checkpoint.select=held_out", f"checkpoint.held_out={held_out}"]
+    if held_out != "b/t.jsonl":  # another name, or the same file for both
+        load_recipe(recipe, told)
+        return
+    with pytest.raises(ConfigError, match=r"checkpoint.held_out = '.*b/t.jsonl': has the file name of evaluation.ext"):
+        load_recipe(recipe, told)
 
 
 @pytest.mark.parametrize("name", ["demo", "demo.yaml", "recipes/demo.yaml", "recipes/demo"])

@@ -89,6 +89,30 @@ def test_a_grader_that_fails_at_everything_stops_the_run(tmp_path: Path) -> None
         task.grade([(task.test[0], "1")])
 
 
+@pytest.mark.parametrize(
+    ("verdict", "told"),
+    [
+        ('Grade("right", 1.0)', r"problem 'test0': Grade: outcome must be one of correct, wrong, .*'right'"),
+        ('Grade("correct", float("nan"))', r"reward = nan is no number from 0 to 1"),
+        ('Grade("wrong", -1)', r"reward = -1.0 is no number from 0 to 1"),
+        ('Grade("correct", 0)', r"reward = 0 contradicts outcome = correct"),
+        ('Grade("timeout", 1)', r"reward = 1 contradicts outcome = timeout"),
+        ('Grade("wrong", None)', r"reward a number"),
+    ],
+)  # fmt: skip
+def test_a_grade_that_contradicts_itself_is_refused(verdict: str, told: str, tmp_path: Path) -> None:
+    text = "from selfcorrect.types import Grade\n" + GOOD.replace('int(text) == problem["n"]', verdict)
+    task = task_of(tmp_path / "mine.py", text)
+    with pytest.raises(DataError, match=told):
+        task.grade([(task.test[0], "1")])
+
+
+def test_a_grade_may_name_its_outcome_in_words(tmp_path: Path) -> None:
+    text = "from selfcorrect.types import Grade\n" + GOOD.replace('int(text) == problem["n"]', 'Grade("correct", 1)')
+    task = task_of(tmp_path / "mine.py", text)
+    assert task.grade([(task.test[0], "1")])[0].correct
+
+
 def test_files_that_are_not_there(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"task.file = '.*none.py': no such file"):
         task_of(tmp_path / "none.py")

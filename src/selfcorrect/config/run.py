@@ -1,5 +1,6 @@
 """The settings of a run: model, rollouts, stages, optimiser, evaluation, logs."""
 
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -328,6 +329,7 @@ class TrainConfig(Strict):
         if self.parallel == "fsdp2" and (why := not_in_shards(self)):
             raise ValueError(why)
         self._check_evaluation()
+        self._check_file_names()
         names = [stage.name.casefold() for stage in self.stages]
         if len(set(names)) < len(names):
             raise ValueError(f"stages: names must differ in more than case, got {', '.join(names)}")
@@ -368,6 +370,18 @@ class TrainConfig(Strict):
                 "evaluation.temperature and evaluation.correction_prompts"
             )
 
+    def _check_file_names(self) -> None:
+        """Figures and the ids of problems go by a file's name without its folder."""
+        seen: dict[str, tuple[str, str]] = {}
+        if isinstance(self.task, RepairConfig):
+            seen[Path(self.task.data).name] = ("task.data", self.task.data)
+        for path in self.evaluation.external:
+            _refuse_same_name(seen, "evaluation.external", path)
+            seen[Path(path).name] = ("evaluation.external", path)
+        held_out = self.checkpoint.held_out
+        if held_out is not None and held_out not in {path for _, path in seen.values()}:
+            _refuse_same_name(seen, "checkpoint.held_out", held_out)
+
     def _check_stage(self, stage: Stage) -> None:
         offline = isinstance(stage, RLStage) and stage.offline_first > 0
         if isinstance(stage, RLStage) and offline:
@@ -406,6 +420,16 @@ class TrainConfig(Strict):
     @property
     def total_steps(self) -> int:
         return sum(stage.steps for stage in self.stages)
+
+
+def _refuse_same_name(seen: dict[str, tuple[str, str]], setting: str, path: str) -> None:
+    """Raises ValueError where a file seen before has the name of this one."""
+    if Path(path).name in seen:
+        other, there = seen[Path(path).name]
+        raise ValueError(
+            f"{setting} = {path!r}: has the file name of {other} = {there!r}, and by file names figures and problems "
+            "are told apart; rename one, or name it once"
+        )
 
 
 class LabBaseConfig(Strict):

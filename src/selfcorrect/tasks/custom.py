@@ -8,6 +8,7 @@ The file is the user's and runs with the user's rights, in this process. It defi
 """
 
 import importlib.util
+import math
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -66,7 +67,7 @@ class CustomTask(DataTask):
             try:
                 with self._blamed():
                     verdict = self._grade(_row_of(problem), text)  # type: ignore[misc]
-                grades.append(self._as_grade(verdict))
+                grades.append(self._as_grade(problem, verdict))
                 self._has_graded = True
             except DataError as error:
                 errors.append(error)
@@ -121,12 +122,25 @@ class CustomTask(DataTask):
             raise DataError(f"{self._file}: defines no function {name}; docs/tasks.md has the shape of the file")
         return found  # type: ignore[no-any-return]
 
-    def _as_grade(self, verdict: object) -> Grade:
+    def _as_grade(self, problem: Problem, verdict: object) -> Grade:
         if isinstance(verdict, Grade):
-            return verdict
+            return self._checked(problem, verdict)
         if isinstance(verdict, bool):
             return Grade(Outcome.CORRECT if verdict else Outcome.WRONG, float(verdict))
         raise DataError(f"{self._file}: grade(problem, text) must return True, False or a Grade, got {verdict!r}"[:300])
+
+    def _checked(self, problem: Problem, grade: Grade) -> Grade:
+        """The user's Grade, its outcome one of the closed set. Raises DataError where it contradicts itself."""
+        where = f"{self._file}: grade(problem, text) at problem {problem.id!r}: Grade"
+        try:
+            outcome, reward = Outcome(grade.outcome), float(grade.reward)
+        except (TypeError, ValueError) as error:
+            raise DataError(f"{where}: outcome must be one of {', '.join(Outcome)}, reward a number; {error}") from None
+        if not (math.isfinite(reward) and 0 <= reward <= 1):
+            raise DataError(f"{where}: reward = {reward} is no number from 0 to 1; give 1 where correct, else 0")
+        if (outcome is Outcome.CORRECT) != (reward == 1):
+            raise DataError(f"{where}: reward = {reward:g} contradicts outcome = {outcome}; 1 goes with correct alone")
+        return Grade(outcome, reward, str(grade.answer), str(grade.detail))
 
     @contextmanager
     def _blamed(self) -> Iterator[None]:

@@ -418,6 +418,8 @@ def scale(
             task, listed, sampler, lm.chat, params, most,
             kept, chunk, partial(watcher.work, f"sampling {what}"),
         )  # fmt: skip
+    if len(pools) < len(listed):
+        watcher.message(f"note: {len(listed) - len(pools):,} problems are left out, with no solutions that were graded")
     points = scaling(pools, budgets_up_to(most))
     scale_figure(points, len(pools), temperature).write(folder)
     return points

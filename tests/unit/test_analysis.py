@@ -2,6 +2,8 @@
 
 import csv
 import json
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -13,11 +15,14 @@ from selfcorrect.analysis import _training, analyse
 from selfcorrect.analysis.edits import edit_figure, edit_ratio
 from selfcorrect.analysis.flow import flow_figure
 from selfcorrect.analysis.read import Row
-from selfcorrect.analysis.scaling import check_votes
+from selfcorrect.analysis.scaling import check_votes, sample_pools
 from selfcorrect.analysis.training import attempts_figure, fixed_figure, progress_figures
 from selfcorrect.analysis.votes import Pool, budgets_up_to, read_pools, scale_figure, scaling, vote_key
 from selfcorrect.errors import ConfigError, DataError
+from selfcorrect.evaluation.kept import Kept
 from selfcorrect.tasks.countdown import Countdown
+from selfcorrect.types import Outcome, Problem, Rollout, SamplingParams
+from tests.support.rollouts import graded
 
 
 def row(right: str, answers: str, *texts: str) -> Row:
@@ -138,6 +143,31 @@ def test_an_attempt_without_an_answer_has_no_vote() -> None:
     [point] = scaling([silent], [4], resamples=50)
     assert (point.parallel.value, point.corrected.value) == (1.0, 0.0)
     assert vote_key("math", r"\frac{1}{2}") == vote_key("math", r"\dfrac12") != vote_key("math", "2")
+
+
+def test_what_was_not_graded_is_not_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    failed = {"part": 1, "whole": 0, "none": 4}  # of a problem's rollouts, those that the grader failed on
+
+    def play(problems: list[Problem], *rest: Any) -> list[Rollout]:
+        count, found = Counter[str](), []
+        for problem in problems:
+            count[problem.id] += 1
+            outcome = Outcome.GRADER_FAILED if count[problem.id] <= failed[problem.id] else Outcome.CORRECT
+            found.append(replace(graded(*[outcome] * rest[-1]), problem=problem))
+        return found
+
+    monkeypatch.setattr("selfcorrect.analysis.scaling.play", play)
+    problems, nothing, params = [Problem(name, "t", "", {}) for name in failed], Any, SamplingParams(1.0, 9, 0)
+    for _ in range(2):  # sampled, then kept
+        with Kept(tmp_path / "s.jsonl", {}, lambda line: line[0], "") as kept:
+            pools = sample_pools(nothing, problems, nothing, nothing, params, 4, kept, 3)  # type: ignore[arg-type]
+        assert {pool.id: (len(pool.first), len(pool.corrected)) for pool in pools} == {"part": (2, 1), "whole": (4, 2)}
+        assert all(right for pool in pools for _, right in (*pool.first, *pool.corrected))
+
+
+def test_two_attempts_that_say_nothing_are_not_the_same() -> None:
+    assert not Row("p", ("", ""), (False, False), ("", "")).same(0, 1)
+    assert Row("p", ("?", "?"), (False, False), ("", "")).same(0, 1)
 
 
 def test_the_interval_covers_the_truth() -> None:

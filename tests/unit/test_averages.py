@@ -175,6 +175,11 @@ def test_differences_are_paired_by_problem() -> None:
     assert means(samples_of_rows(rows)) == {"p": (0.5, 0.0)}
 
 
+def test_rows_of_a_file_that_say_nothing_repeat_nothing() -> None:
+    pair = [{"outcome": "no_answer", "answer": "", "text": " "}] * 2
+    assert not samples_of_rows([{"id": "p", "attempts": pair}])[0].same
+
+
 UP, DOWN, EVEN = Estimate(0.03, 0.02, 0.04), Estimate(-0.03, -0.04, -0.02), Estimate(0.0, -0.01, 0.01)
 
 

@@ -11,7 +11,7 @@ from selfcorrect.analysis.figure import Figure
 from selfcorrect.analysis.flow import flow_figure
 from selfcorrect.analysis.read import Row, evaluations, json_lines, json_object, read_rows
 from selfcorrect.analysis.training import attempts_figure, fixed_figure, progress_figures
-from selfcorrect.analysis.votes import budgets_up_to, read_pools, scale_figure, scaling
+from selfcorrect.analysis.votes import budgets_up_to, read_pools, scale_figure, scaling, votable
 from selfcorrect.errors import DataError
 
 __all__ = ["Figure", "analyse", "figures_of"]
@@ -62,7 +62,7 @@ def figures_of(source: Path) -> list[Figure]:
 
 def _scaling(folder: Path) -> Figure | None:
     """Of the samples that `selfcorrect scale` left in a run."""
-    pools = read_pools(folder / "samples.jsonl")
+    pools = votable(read_pools(folder / "samples.jsonl"))
     about = json_object(folder / "samples.json")
     if not pools or "most" not in about:
         return None

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from selfcorrect.errors import DataError
-from selfcorrect.evaluation.metrics import LEFT_OUT
+from selfcorrect.evaluation.metrics import LEFT_OUT, repeats
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,9 +19,8 @@ class Row:
     answers: tuple[str, ...]
 
     def same(self, first: int, second: int) -> bool:
-        """Whether two attempts (0, 1, ...) give the same answer; the same text, where none could be read."""
-        a, b = self.answers[first], self.answers[second]
-        return a == b if a or b else self.texts[first] == self.texts[second]
+        """Whether of two attempts (0, 1, ...) the second repeats the first."""
+        return repeats((self.answers[first], self.answers[second]), (self.texts[first], self.texts[second]))
 
 
 def read_rows(file: Path, *, strict: bool = True) -> list[tuple[Row, dict[str, Any]]]:

@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from typing import Any
 
-from selfcorrect.analysis.votes import Pool, vote_key
-from selfcorrect.errors import ConfigError
+from selfcorrect.analysis.votes import Pool, votable, vote_key
+from selfcorrect.errors import ConfigError, NothingGraded
 from selfcorrect.evaluation.counted import Counted, Told
 from selfcorrect.evaluation.evaluate import grader_lives
 from selfcorrect.evaluation.kept import Kept
-from selfcorrect.evaluation.metrics import is_graded, refuse_nothing_graded
+from selfcorrect.evaluation.metrics import LEFT_OUT, is_graded, refuse_nothing_graded
 from selfcorrect.models.chat import Chat
 from selfcorrect.rollout import play
 from selfcorrect.samplers.base import Sampler
@@ -36,6 +36,8 @@ def sample_pools(
 ) -> list[Pool]:  # fmt: skip
     """`most` first attempts of every problem and most/2 corrections; what `kept` holds is not sampled again.
 
+    Solutions that could not be graded are left out, and problems of which nothing is left.
+
     chunk: how many problems are sampled, and kept, at once, always the same ones together. Raises
     NothingGraded where not one problem could be sampled and graded.
     """
@@ -56,7 +58,9 @@ def sample_pools(
         ]
         counted.reach(cost_of(most) * len(part))
     refuse_nothing_graded(missed or [], "scaling")
-    return pools
+    if not (found := votable(pools)):  # as it was kept of an earlier call
+        raise NothingGraded(f"scaling: {kept.file}: none of {len(pools)} problems has solutions that were graded")
+    return found
 
 
 def _sample(
@@ -81,6 +85,8 @@ def _pair(solution: Sequence[Any]) -> tuple[str, bool]:
 
 
 def _answers(rollouts: Sequence[Rollout], attempt: int) -> tuple[tuple[str, bool], ...]:
-    """Normalised answers; an attempt without one has no vote."""
+    """Normalised answers; an attempt without one has no vote, and one that could not be graded is not there."""
     grades = [(rollout.problem.task, rollout.attempts[attempt].grade) for rollout in rollouts]
-    return tuple((vote_key(task, grade.answer), grade.correct) for task, grade in grades)
+    return tuple(
+        (vote_key(task, grade.answer), grade.correct) for task, grade in grades if grade.outcome not in LEFT_OUT
+    )

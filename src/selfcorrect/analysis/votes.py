@@ -52,6 +52,11 @@ def read_pools(file: Path) -> list[Pool]:
     return list(found.values())
 
 
+def votable(pools: Sequence[Pool]) -> list[Pool]:
+    """Those with a first attempt and a correction that could be graded."""
+    return [pool for pool in pools if pool.first and pool.corrected]
+
+
 def vote_key(task: str, answer: str) -> str:
     """What two attempts must share to vote for the same: math answers as the grader normalises them."""
     if task != "math" or not answer:

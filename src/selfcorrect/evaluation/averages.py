@@ -24,6 +24,7 @@ from selfcorrect.evaluation.metrics import (
     is_graded,
     is_unchanged,
     outcomes_of,
+    repeats,
     share,
     spread,
     summarize,
@@ -81,9 +82,9 @@ def samples_of_rows(rows: Iterable[Mapping[str, Any]]) -> list[Sample]:
         outcomes = [attempt["outcome"] for attempt in row["attempts"]]
         if outcomes and not any(outcome in LEFT_OUT for outcome in outcomes):
             first, last = row["attempts"][0], row["attempts"][-1]
-            key = "answer" if first.get("answer") or last.get("answer") else "text"
             right = tuple(outcome == Outcome.CORRECT for outcome in outcomes)
-            found.append(Sample(row["id"], right, bool(first[key]) and first[key] == last[key]))
+            same = repeats((first.get("answer", ""), last.get("answer", "")), (first["text"], last["text"]))
+            found.append(Sample(row["id"], right, same))
     return found
 
 

@@ -125,14 +125,19 @@ def difference(new: Estimate, old: Estimate) -> Estimate:
 
 
 def is_unchanged(rollout: Rollout) -> bool:
-    """Whether the last attempt gives the first one's answer again (its text, where no answer could be read).
+    """Whether the last attempt repeats the first one."""
+    first, last = rollout.attempts[0], rollout.attempts[-1]
+    return repeats((first.grade.answer, last.grade.answer), (first.completion.text, last.completion.text))
+
+
+def repeats(answers: tuple[str, str], texts: tuple[str, str]) -> bool:
+    """Whether a second attempt gives the first one's answer again (its text, where no answer could be read).
 
     Two attempts that say nothing repeat nothing.
     """
-    first, last = rollout.attempts[0], rollout.attempts[-1]
-    if first.grade.answer or last.grade.answer:
-        return first.grade.answer == last.grade.answer
-    return first.completion.text.strip() != "" and first.completion.text == last.completion.text
+    if any(answers):
+        return answers[0] == answers[1]
+    return texts[0].strip() != "" and texts[0] == texts[1]
 
 
 def is_graded(rollout: Rollout) -> bool:

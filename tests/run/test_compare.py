@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from selfcorrect import api
@@ -376,6 +377,10 @@ def test_a_line_of_the_table_by_hand(write: Write) -> None:
     assert result.gain.value == pytest.approx(0.675 - 0.7)
     assert result.mcnemar == pytest.approx(0.3017578125)  # seed a: 10 against 5, the larger of the two
     assert (result.unchanged.value, result.last) == (0.0, None)
+    holes = answers.second_SP.copy()
+    holes[0, :50] = np.nan  # of the 50 that seed a still has, 10 are right, and 20 of the other
+    holed = summarize("x", dataclasses.replace(answers, second_SP=holes), other, other, 500)
+    assert holed.spread["gain"] == pytest.approx((10 / 50 - 20 / 50, 0.1))
     right = summarize("z", read_answers({0: write("e", [(True, True)] * 99 + [(True, False)])}), other, other, 500)
     assert math.isnan(right.fix_rate.value)  # nothing was to be fixed
     assert math.isnan(right.spread["fix_rate"][0])

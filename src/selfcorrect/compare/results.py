@@ -16,7 +16,7 @@ import numpy as np
 
 from selfcorrect.errors import DataError
 from selfcorrect.evaluation.averages import Change, pass_at
-from selfcorrect.evaluation.metrics import LEFT_OUT, RESOLVED, Estimate, spread
+from selfcorrect.evaluation.metrics import LEFT_OUT, RESOLVED, Estimate, repeats, spread
 from selfcorrect.evaluation.resampling import Table, bootstrap, draws, mcnemar, mean_over_seeds, ratio, weighted_mean
 
 
@@ -136,9 +136,9 @@ def _flags(attempts: Sequence[dict[str, Any]]) -> list[float]:
     if any(attempt["outcome"] in LEFT_OUT for attempt in attempts) or len(attempts) < 2:
         return [math.nan] * 6
     first, second, last = attempts[0], attempts[1], attempts[-1]
-    key = "answer" if first["answer"] or second["answer"] else "text"
+    same = repeats((first["answer"], second["answer"]), (first["text"], second["text"]))
     one, two, end = (attempt["outcome"] == "correct" for attempt in (first, second, last))
-    flags = (one, two, two and not one, one and not two, first[key] == second[key])
+    flags = (one, two, two and not one, one and not two, same)
     return [*map(float, flags), float(end) if len(attempts) > 2 else math.nan]
 
 
@@ -214,11 +214,13 @@ def _pass_means(answers: Answers, mean: Callable[[Table], Estimate]) -> tuple[Es
 
 
 def _seed_by_seed(ours: Answers, theirs: Answers) -> Table:
-    """Accuracy@t2 less the other method's, for every seed that both have; without such, for every pair of seeds."""
-    found = [dict(zip(each.seeds, np.nanmean(each.second_SP, 1), strict=True)) for each in (ours, theirs)]
+    """Accuracy@t2 less the other method's on the problems that both have, for every seed that both have; without such,
+    for every pair of seeds.
+    """
+    found = [dict(zip(each.seeds, each.second_SP, strict=True)) for each in (ours, theirs)]
     common = [seed for seed in ours.seeds if seed in found[1]]
     pairs = [(seed, seed) for seed in common] or [(a, b) for a in ours.seeds for b in theirs.seeds]
-    return np.array([found[0][a] - found[1][b] for a, b in pairs])
+    return np.array([np.nanmean(found[0][a] - found[1][b]) for a, b in pairs])
 
 
 def _rates(top_S: Table, bottom_S: Table) -> Table:

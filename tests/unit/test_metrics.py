@@ -6,6 +6,7 @@ import random
 import pytest
 from scipy.stats import binomtest
 
+from selfcorrect.evaluation.averages import summary_over
 from selfcorrect.evaluation.metrics import Estimate, paired_difference, share, summarize
 from selfcorrect.report.tables import summary_cells
 from selfcorrect.runs.display import summary_lines
@@ -71,6 +72,16 @@ def test_summary_leaves_out_what_was_not_graded_and_counts_it() -> None:
         {"wrong": 2, "correct": 3, "no_answer": 1, "grader_failed": 1, "unreadable": 1},
         {"correct": 3, "wrong": 2, "truncated": 1, "grader_failed": 1, "unreadable": 1},
     )
+
+
+def test_what_is_left_out_is_told_by_its_outcome() -> None:
+    rollouts = [graded(CORRECT, WRONG)] * 4
+    assert summary_lines(summary_over(rollouts, 4))[-1] == "n = 1; 95 % intervals in brackets"
+    rollouts += [graded(CORRECT, Outcome.GRADER_FAILED), graded(Outcome.UNREADABLE, Outcome.UNREADABLE)]
+    told = (
+        "n = 1 (left out: rollouts with attempts that are 1 grader_failed and 2 unreadable); 95 % intervals in brackets"
+    )
+    assert summary_lines(summary_over(rollouts, 6))[-1] == told
 
 
 def test_three_attempts_compare_the_first_with_the_last() -> None:

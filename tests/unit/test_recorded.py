@@ -100,6 +100,14 @@ def test_verdicts_on_something_else_are_not_taken_for_these(pairs: Path, tmp_pat
         selfcorrect.grade(pairs, "math", output=output)
 
 
+def test_a_file_of_the_users_own_is_left_as_it_is(pairs: Path, tmp_path: Path) -> None:
+    output = tmp_path / "notes.json"
+    output.write_text("no line end")
+    with pytest.raises(DataError, match=r"notes\.json:1: holds verdicts on something else"):
+        selfcorrect.grade(pairs, "math", output=output)
+    assert output.read_text() == "no line end"
+
+
 PROGRAM = "def times_2(x):\n    return {}\n"
 
 

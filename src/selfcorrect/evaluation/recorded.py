@@ -275,7 +275,8 @@ def _resume(output: Path, recorded: Sequence[Recorded]) -> list[list[Grade]]:
     """What an earlier, interrupted call has written; a last line that was cut off is taken away."""
     found: list[list[Grade]] = []
     kept = 0
-    for line in output.read_bytes().split(b"\n")[:-1]:
+    *lines, tail = output.read_bytes().split(b"\n")
+    for line in lines:
         try:
             told = json.loads(line)
             grades = [Grade(Outcome(a["outcome"]), a["reward"], a["answer"], a["detail"]) for a in told["attempts"]]
@@ -283,11 +284,21 @@ def _resume(output: Path, recorded: Sequence[Recorded]) -> list[list[Grade]]:
         except (ValueError, KeyError, TypeError):
             same, grades = False, []
         if not same:
-            raise DataError(
-                f"{output}:{len(found) + 1}: holds verdicts on something else; remove it, or name another --output"
-            )
+            raise _of_something_else(output, len(found) + 1)
         found.append(grades)
         kept += len(line) + 1
+    if tail and not (len(found) < len(recorded) and _begins(tail, recorded[len(found)])):
+        raise _of_something_else(output, len(found) + 1)
     with output.open("r+b") as file:
         file.truncate(kept)
     return found
+
+
+def _of_something_else(output: Path, line: int) -> DataError:
+    return DataError(f"{output}:{line}: holds verdicts on something else; remove it, or name another --output")
+
+
+def _begins(tail: bytes, row: Recorded) -> bool:
+    """Whether a piece of a line is the beginning of the row's verdicts."""
+    beginning = json.dumps({"task_id": row.name, "row": row.digest()})[:-1].encode()
+    return tail.startswith(beginning) or beginning.startswith(tail)

@@ -15,7 +15,7 @@ from rich.text import Text
 from selfcorrect.evaluation.alarms import CUT, EQUAL
 from selfcorrect.evaluation.caution import caution, outcome_shares, ungraded
 from selfcorrect.evaluation.evaluate import Evaluation
-from selfcorrect.evaluation.metrics import Estimate, Summary
+from selfcorrect.evaluation.metrics import LEFT_OUT, Estimate, Summary
 from selfcorrect.evaluation.resolution import after
 from selfcorrect.learning.record import StepResult
 from selfcorrect.types import Outcome
@@ -338,9 +338,14 @@ def summary_lines(summary: Summary) -> list[str]:
     for number, outcomes in enumerate(summary.outcomes, 1):
         told = ", ".join(f"{count} {name}" for name, count in sorted(outcomes.items(), key=lambda kv: -kv[1]))
         lines.append(f"attempt {number}:   {told}")
-    left_out = sum(summary.outcomes[0].values()) - summary.n
-    note = f" ({left_out} left out: the grader failed on them)" if left_out else ""
-    return [*lines, f"n = {summary.n}{note}; 95 % intervals in brackets"]
+    return [*lines, f"n = {summary.n}{_left_out(summary)}; 95 % intervals in brackets"]
+
+
+def _left_out(summary: Summary) -> str:
+    """How many attempts have no verdict that counts, by outcome; empty where all have one."""
+    counts = {name: sum(outcomes.get(name, 0) for outcomes in summary.outcomes) for name in sorted(LEFT_OUT)}
+    told = " and ".join(f"{count} {name}" for name, count in counts.items() if count)
+    return f" (left out: rollouts with attempts that are {told})" if told else ""
 
 
 def clock(seconds: float) -> str:

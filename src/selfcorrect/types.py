@@ -11,6 +11,9 @@ from enum import StrEnum
 from typing import Any, Literal
 
 FinishReason = Literal["stop", "length"]
+CUT_OFF = frozenset(  # what servers, and the programs that write logs, call an attempt that ran into a limit on tokens
+    {"length", "max_tokens", "max_output_tokens", "max_length", "model_length", "token_limit"}
+)
 
 
 class Outcome(StrEnum):

@@ -265,8 +265,9 @@ def test_epochs_are_samples_of_a_problem(inspect_log: Callable[..., Path], tmp_p
     assert "some problems have 2 samples only, so 1 more samples of others are left out" in read_log(file).notes[0]
 
 
-def test_logs_of_other_tasks_of_inspect(inspect_log: Callable[..., Path]) -> None:
-    output = SimpleNamespace(choices=[SimpleNamespace(stop_reason="max_tokens")])
+@pytest.mark.parametrize("reason", ["max_tokens", "model_length"])
+def test_logs_of_other_tasks_of_inspect(reason: str, inspect_log: Callable[..., Path]) -> None:
+    output = SimpleNamespace(choices=[SimpleNamespace(stop_reason=reason)])
     turns = [message("user", "2 + 2?"), message("assistant", "3"), message("user", "Sure?"), message("assistant", "4")]
     other = sample(7, metadata={}, messages=turns, output=output, input="2 + 2?", target=["4", "four"])
     (row,) = read_log(inspect_log(other)).rows

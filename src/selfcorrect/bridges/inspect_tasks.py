@@ -10,8 +10,7 @@ from typing import Any
 
 from selfcorrect.bridges.logs import OWN
 from selfcorrect.bridges.protocol import Protocol, averaged, configured, missing, writable
-from selfcorrect.evaluation.recorded import CUT_OFF
-from selfcorrect.types import Completion
+from selfcorrect.types import CUT_OFF, Completion
 
 try:
     import anyio
@@ -76,7 +75,7 @@ def attempts(task: str | None = None, recipe: str | None = None, **settings: Any
 
 
 def _cut_off(state: TaskState) -> bool:
-    return bool(state.output.choices) and state.output.stop_reason in CUT_OFF | {"model_length"}
+    return bool(state.output.choices) and state.output.stop_reason in CUT_OFF
 
 
 @metric

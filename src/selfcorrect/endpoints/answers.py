@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from selfcorrect.types import Grade, Outcome
+from selfcorrect.types import CUT_OFF, Grade, Outcome
 
 _SHOWN = 200  # characters of a server's words in a message
 _LONGEST = 64  # characters a token, at most, of an answer that is kept whole
@@ -15,9 +15,7 @@ _TOO_LONG = re.compile(
     r"|too (?:long|large|many tokens)|exceeds? .{0,40}(?:context|tokens)|larger than the (?:model|maximum)",
     re.IGNORECASE,
 )
-# Finish reasons as servers name them beside OpenAI's own.
-_CUT = {"length", "max_tokens", "max_output_tokens", "max_length", "model_length", "token_limit"}
-_STOPPED = {
+_STOPPED = {  # finish reasons as servers name them beside OpenAI's own
     "content_filter",
     "safety",
     "recitation",
@@ -166,7 +164,7 @@ def _answer(message: Mapping[str, Any], finish: Any, limit: int, about: dict[str
     if len(reasoning) > most:
         reasoning = reasoning[:most]
     verdict, reason = None, finish.casefold() if isinstance(finish, str) else ""
-    if reason in _CUT:
+    if reason in CUT_OFF:
         verdict = truncated("ran into max_new_tokens" + ("" if text.strip() else ", before the answer began"))
     elif reason in _STOPPED:
         verdict = no_answer("stopped by the endpoint's content filter")
@@ -177,7 +175,7 @@ def _answer(message: Mapping[str, Any], finish: Any, limit: int, about: dict[str
             verdict = no_answer("a call of a tool in place of an answer")
         else:
             verdict = no_answer("nothing but reasoning apart" if reasoning.strip() else "the answer is empty")
-    return Answer(text, reasoning, reason in _CUT, verdict, about, tuple(odd))
+    return Answer(text, reasoning, reason in CUT_OFF, verdict, about, tuple(odd))
 
 
 def _content(content: Any) -> tuple[str, str, str]:

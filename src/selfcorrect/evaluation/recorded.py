@@ -25,12 +25,11 @@ from selfcorrect.tasks.countdown import Countdown
 from selfcorrect.tasks.dataset import DataTask
 from selfcorrect.tasks.files import Row, read_rows
 from selfcorrect.tasks.math import MathTask
-from selfcorrect.types import Attempt, Completion, FinishReason, Grade, Outcome, Problem, Rollout
+from selfcorrect.types import CUT_OFF, Attempt, Completion, FinishReason, Grade, Outcome, Problem, Rollout
 
 SINGLE = ("response", "completion", "program")
 _FENCE = "`" * 12
 _CHUNK = 256  # attempts graded between two writes
-CUT_OFF = frozenset({"length", "max_tokens"})  # what the programs that write such files call it
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +95,7 @@ def _ends(row: Row, count: int) -> tuple[FinishReason, ...]:
 
 
 def _end(reason: str) -> FinishReason:
-    return "length" if reason in CUT_OFF else "stop"
+    return "length" if reason.casefold() in CUT_OFF else "stop"
 
 
 class Problems:

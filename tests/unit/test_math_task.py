@@ -44,6 +44,29 @@ def test_the_500_are_known_by_their_words_where_there_are_no_ids(tmp_path: Path)
     assert [dict(problem.reference) for problem in task.train][:2] == [{"answer": "0"}, {"answer": "2", "level": 3}]
 
 
+def test_every_problem_of_three_files_has_an_id_of_its_own(tmp_path: Path) -> None:
+    plain = [{"problem": row["problem"], "solution": row["solution"]} for row in MATH]
+    for name, rows in (("train", plain[:6]), ("test", plain[6:]), ("math500", plain[10:])):
+        write(tmp_path / f"{name}.jsonl", rows)
+    task = task_of(data=tmp_path)
+    found = [*task.train, *task.test]
+    assert len({problem.id for problem in found}) == len(found) == 12
+    assert all(task.find(problem.id) is problem for problem in found)
+    write(tmp_path / "train.jsonl", [{**plain[0], "unique_id": "math/math500/2"}])
+    with pytest.raises(DataError, match=r"'unique_id' = 'math/math500/2' names a problem to train on and another"):
+        _ = task_of(data=tmp_path).train
+
+
+def test_many_rows_of_one_fault_are_counted(tmp_path: Path) -> None:
+    rows = [{"problem": f"{n}?", "solution": "so"} for n in range(9)]
+    write(tmp_path / "rows.jsonl", [MATH[1], *rows])
+    task = task_of(data=tmp_path / "rows.jsonl")
+    assert len(task.test) == 1
+    assert len(task.notes) == 4
+    assert task.notes[0] == "9 rows are left out: their solution states no answer; the first 3:"
+    assert task.notes[1].endswith("rows.jsonl:2: left out: its solution states no answer")
+
+
 def test_epochs_hold_every_problem_once(tmp_path: Path) -> None:
     task = task_of(data=math_folder(tmp_path))
     drawn = [problem.id for step in range(1, 6) for problem in task.draw(step, 4, 7)]  # 20 of a set of 10

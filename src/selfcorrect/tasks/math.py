@@ -38,6 +38,7 @@ TWINS = {  # a training problem -> the test problem that is (nearly) the same
     "98fc77ec11ec6bfc": ("train/geometry/6032", "98fc77ec11ec6bfc"),  # word for word test/precalculus/24307
 }
 _TYPED = Grade(Outcome.GRADER_FAILED, 0.0, "", "a typed problem has no reference answer")
+_SHOWN = 3  # notes of one kind
 _LEVEL = re.compile(r"(?:Level )?([1-5])")
 
 
@@ -101,7 +102,7 @@ class MathTask(DataTask):
         if self._config.data is not None and check_there(self._config.data).is_file():
             return self.load(self._config.data)
         if self._split == "paper":
-            return self._problems(self._rows["math500"], "math", "test")
+            return self._problems(self._rows["math500"], "math", "math500")
         return self._problems(self._rows["test"], self._config.dataset, "test")
 
     @cached_property
@@ -114,14 +115,21 @@ class MathTask(DataTask):
             rest = self._problems(self._rows["test"], "math", "test")
             train += [problem for problem in rest if self._digest(problem) not in held]
         held = {self._digest(problem) for problem in test}
-        kept = []
+        kept, same = [], []
         for problem in train:
             digest = self._digest(problem)
             name, twin = TWINS.get(digest, (problem.id, digest))
             if twin in held:
-                self._notes.append(f"{name} is left out of training: a held-out problem is the same")
+                same.append(f"{name} is left out of training: a held-out problem is the same")
             else:
                 kept.append(problem)
+        self._notes += _few(same, "problems are left out of training: held-out problems are the same")
+        names = {problem.id for problem in test}
+        if both := next((problem.id for problem in kept if problem.id in names), None):
+            raise DataError(
+                f"task.data = {self._config.data!r}: field 'unique_id' = {both!r} names a problem to train on and "
+                "another one that is held out; give every problem an id of its own"
+            )
         return kept, test
 
     @cached_property
@@ -176,7 +184,8 @@ class MathTask(DataTask):
                 f"states no answer: {why}; nor does any other row. Where a field holds the bare answer, it is MATH's "
                 "form: task.dataset=math, task.split=original, fields problem and answer (task.columns renames)",
             )
-        self._notes += [f"{row.where}: left out: its {lack[style][0]} states no answer" for row in without]
+        left_out = [f"{row.where}: left out: its {lack[style][0]} states no answer" for row in without]
+        self._notes += _few(left_out, f"rows are left out: their {lack[style][0]} states no answer")
         return problems
 
     def problem(self, question: str, reference: dict[str, Any], name: str) -> Problem:
@@ -207,6 +216,11 @@ class MathTask(DataTask):
         from selfcorrect.grading.math import FINAL_FORM
 
         return template.format(problem=question, final_form=FINAL_FORM)
+
+
+def _few(notes: list[str], all_of: str) -> list[str]:
+    """The notes; of many how many there are, and the first."""
+    return notes if len(notes) <= _SHOWN else [f"{len(notes):,} {all_of}; the first {_SHOWN}:", *notes[:_SHOWN]]
 
 
 def words_digest(text: str) -> str:

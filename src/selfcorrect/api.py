@@ -317,7 +317,7 @@ def make_repair_set(
     what = f"{about(config.task, split)}, split {split}"
     made_with = sampling_settings(config, lm, task, listed, temperature)
     made_with |= {"split": split, "model's name": str(model), SIDE: chunk}
-    way_out = f"give the command those settings, or remove {tried} to begin anew"
+    way_out = f"give the command those settings, or remove {tried} and the .json beside it to begin anew"
     with stoppable() as stopped, closing(task), Kept(tried, made_with, lambda line: line["id"], way_out) as kept:
         stopped.told = lambda: (
             f"{kept.count:,} of {len(listed):,} problems are tried, and kept in {tried}: the same command goes on"
@@ -401,7 +401,7 @@ def scale(
     }  # fmt: skip
     params = SamplingParams(temperature, config.rollouts.max_new_tokens, config.seed)
     total, what = cost_of(most) * len(listed), about(config.task)
-    way_out = "choose another output, or remove its samples.json to begin anew"
+    way_out = "choose another output, or remove its samples.json and samples.jsonl to begin anew"
     with stoppable() as stopped, closing(task), Kept(file, made_with, lambda line: line[0], way_out) as kept:
         stopped.told = lambda: (
             f"{kept.count:,} of {len(listed):,} problems are kept in {folder}: the same command goes on"

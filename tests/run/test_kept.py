@@ -218,9 +218,7 @@ def test_other_settings_are_refused(change: str, begun: Path, tmp_path: Path) ->
 
 
 @pytest.mark.usefixtures("lucky")
-@pytest.mark.parametrize(
-    "damage", ["a line", "torn", "foreign", "half a chunk", "other order", "no settings", "torn settings"]
-)
+@pytest.mark.parametrize("damage", ["a line", "torn", "foreign", "half a chunk", "other order"])
 def test_what_is_damaged_is_done_again(
     damage: str, begun: Path, model: Path, uninterrupted: tuple[dict[str, Any], float], tmp_path: Path
 ) -> None:
@@ -239,10 +237,6 @@ def test_what_is_damaged_is_done_again(
             lines = lines[: ROWS + 1]
         case "other order":
             lines[0], lines[1] = lines[1], lines[0]
-        case "no settings":
-            file.with_suffix(".json").unlink()
-        case "torn settings":
-            file.with_suffix(".json").write_text('{"seed": ')
     file.write_bytes(b"".join(lines))
     evaluate(many(folder, folder / "m", "e"))
     found, expected = contents(folder / "e"), uninterrupted[0]
@@ -478,6 +472,27 @@ def test_auto_stays_what_an_evaluation_was_begun_with(
     stopped["rollouts"]["rows_at_once"] = 8
     with pytest.raises(ConfigError, match=r"side by side \(rollouts.rows_at_once\) is 8, but was 4"):
         evaluate(stopped)
+
+
+@pytest.mark.parametrize("settings", [None, '{"seed": ', "\0\0"])
+def test_work_whose_settings_are_lost_is_not_thrown_away(settings: str | None, tmp_path: Path) -> None:
+    file, beside, said = tmp_path / "kept.jsonl", tmp_path / "kept.json", list[str]()
+    file.write_text('"a"\n')
+    if settings is not None:
+        beside.write_text(settings)
+    with pytest.raises(ConfigError, match=r"; do this$") as error:
+        Kept(file, {"seed": 1}, str, "do this")
+    assert str(file) in str(error.value)
+    assert str(beside) + " " in str(error.value).replace(":", " ")
+    assert file.read_text() == '"a"\n'
+    with Kept(file, {"seed": 1}, str, "do this", afresh=said.append) as kept:  # inside of a run
+        assert (kept.count, len(said)) == (0, 1)
+
+
+def test_what_was_only_just_begun_is_begun_again(tmp_path: Path) -> None:
+    (tmp_path / "kept.jsonl").write_text('"a')
+    with Kept(tmp_path / "kept.jsonl", {}, str, "") as kept:
+        assert kept.count == 0
 
 
 def test_one_process_at_a_time(tmp_path: Path) -> None:

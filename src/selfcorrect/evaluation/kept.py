@@ -24,14 +24,16 @@ class Kept:
     """The lines of one piece of work. A context: it holds `file` against other processes.
 
     file: FILE.jsonl. settings: everything the lines depend on. key: of a line, what it is about. Raises ConfigError
-    where `file` holds work with other settings, or another process writes it.
+    where `file` holds work with other settings, or with settings that nobody knows, or another process writes it.
     """
 
     def __init__(
-        self, file: Path, settings: Mapping[str, Any], key: Callable[[Any], Any], way_out: str, grows: str = ""
-    ) -> None:
+        self, file: Path, settings: Mapping[str, Any], key: Callable[[Any], Any], way_out: str, grows: str = "",
+        afresh: Callable[[str], None] | None = None,
+    ) -> None:  # fmt: skip
         """way_out: what a user can do where the settings differ. grows: the dotted name of a whole number among the
-        settings that may be raised: the work there is then the beginning of the work to do.
+        settings that may be raised: the work there is then the beginning of the work to do. afresh: told why work is
+        of other settings, which is then dropped instead of refused.
         """
         self.file, self.settings_file = file, file.with_suffix(".json")
         self._key = key
@@ -45,23 +47,34 @@ class Kept:
                 f"{file} is being written by another process; wait for it, or name another output"
             ) from None
         try:
-            self._begin(json.loads(json.dumps(settings)), way_out, grows)
+            self._begin(json.loads(json.dumps(settings)), way_out, grows, afresh)
         except BaseException:
             self._lock.close()
             raise
 
-    def _begin(self, settings: Any, way_out: str, grows: str) -> None:
+    def _begin(self, settings: Any, way_out: str, grows: str, afresh: Callable[[str], None] | None) -> None:
         told = _read(self.settings_file)
-        if told is not None and told != settings and _only_grown(told, settings, grows):
-            write_durably(self.settings_file, json.dumps(settings, indent=1) + "\n")
-        elif told is None:  # nothing was begun, or only just
+        if told != settings and not (told is not None and _only_grown(told, settings, grows)):
+            if why := self._refused(told, settings):
+                if afresh is None:
+                    raise ConfigError(f"{why}; {way_out}")
+                afresh(why)
             os.truncate(self.file, 0)
+        if told != settings:
             write_durably(self.settings_file, json.dumps(settings, indent=1) + "\n")
-        elif told != settings:
-            raise ConfigError(f"{self.file}: {differences(told, settings)}; {way_out}")
         self._ahead = list(_lines(self.file))  # (where the line ends in the file, what it holds)
         self._end = self._done = 0
         self._waiting: list[Any] = []
+
+    def _refused(self, told: Any, settings: Any) -> str:
+        """Why what is there may be other work, which may have taken hours; empty where nothing was begun."""
+        if told is not None:
+            return f"{self.file}: {differences(told, settings)}"
+        if self.settings_file.exists():
+            return f"{self.settings_file}: cannot be read, and holds the settings that {self.file} was begun with"
+        if b"\n" in self.file.read_bytes():
+            return f"{self.file}: holds work, and {self.settings_file} with the settings it was begun with is missing"
+        return ""
 
     @property
     def count(self) -> int:

@@ -223,15 +223,11 @@ def kept_in(
     """
     file = kept_file(folder, name)
     way_out = f"give the command those settings, name another --output, or remove {folder} to evaluate anew"
-    try:
-        kept = Kept(file, made_with, line_key, way_out, _GROWS)
-    except ConfigError as error:
-        if not afresh:
-            raise
-        observer.message(f"warning: {error}".replace(way_out, f"evaluation {name} begins anew"))
-        file.with_suffix(".json").unlink()
-        kept = Kept(file, made_with, line_key, way_out)
-    with kept:
+
+    def begins_anew(why: str) -> None:
+        observer.message(f"warning: {why}; evaluation {name} begins anew")
+
+    with Kept(file, made_with, line_key, way_out, _GROWS, begins_anew if afresh else None) as kept:
         yield kept
 
 

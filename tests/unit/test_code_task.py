@@ -215,6 +215,16 @@ def test_rows_of_mbpp_r_s_shape(tmp_path: Path) -> None:
     assert "code" in task.correction_prompt(problem)
 
 
+def test_splits_of_mbpp_r_s_shape(tmp_path: Path) -> None:
+    rows = [{**MBPP_R, "split": split} for split in ("prompt", "validation", "train", "prompt")]
+    task = RepairTask(RepairConfig(name="repair", data=str(write(tmp_path / "r.jsonl", rows))))
+    assert [len(task.train), len(task.test)] == [1, 1]
+    assert task.notes == (f"{tmp_path}/r.jsonl: 2 rows of split prompt are left out, which MBPP shows as examples",)
+    write(tmp_path / "r.jsonl", [MBPP_R, {**MBPP_R, "split": "dev"}])
+    with pytest.raises(DataError, match=r"r.jsonl:2: field 'split' = 'dev' must be one of train, test, validation, pr"):
+        RepairTask(RepairConfig(name="repair", data=str(tmp_path / "r.jsonl"))).held_out(1)
+
+
 def failed(problem: Problem, text: str, outcome: Outcome) -> Rollout:
     attempt = Attempt((), Completion((), (), text, "stop"), Grade(outcome, 0.0, "", "why"))
     return Rollout(problem, (attempt,), 0, 0)

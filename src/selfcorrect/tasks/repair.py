@@ -20,6 +20,7 @@ from selfcorrect.tasks.math import MathTask
 from selfcorrect.tasks.sources import check_there
 from selfcorrect.types import Grade, Outcome, Problem, Rollout
 
+SPLITS = {"train": "train", "test": "test", "validation": "test", "prompt": None}  # MBPP-R's; None: left out
 FAILED = frozenset({Outcome.WRONG, Outcome.NO_ANSWER, Outcome.TIMEOUT})
 
 
@@ -74,14 +75,20 @@ class RepairTask(DataTask):
         if any(row.has("first_attempt") for row in rows):
             known = {problem.id: ("test", problem) for problem in self._of.test} | self._train_of()
         found: dict[str, list[Problem]] = {"train": [], "test": []}
+        left_out = 0
+        split: str | None
         for number, row in enumerate(rows, 1):
             if row.has("buggy_program"):
                 split, problem = self._mbpp_r(row, Path(path).name)
             else:
                 split, problem = self._named(row, known)
             name = f"{problem.id}#{number}"  # a problem may have several first attempts
-            if split in found:
+            if split is None:
+                left_out += 1
+            else:
                 found[split].append(replace(problem, id=name, task=self.name))
+        if left_out:
+            self._notes.append(f"{path}: {left_out:,} rows of split prompt are left out, which MBPP shows as examples")
         return found
 
     def _train_of(self) -> dict[str, tuple[str, Problem]]:
@@ -99,7 +106,7 @@ class RepairTask(DataTask):
         split, problem = known[name]
         return split, replace(problem, first_attempt=text)
 
-    def _mbpp_r(self, row: Row, file: str) -> tuple[str, Problem]:
+    def _mbpp_r(self, row: Row, file: str) -> tuple[str | None, Problem]:
         """A row of MBPP-R's shape: task_id, split, text, tests, buggy_program, reference."""
         if not isinstance(self._of, CodeTask):
             raise row.wrong("buggy_program", "is a program, but task.of is not named code")
@@ -117,10 +124,9 @@ class RepairTask(DataTask):
         # Zero-shot: the rows stand for themselves, and hold no solved examples.
         problem = self._of.problem(item, f"{file}/{row.where.rpartition(':')[2]}/{item.number}", examples=False)
         split = row.text("split") if row.has("split") else "test"
-        return (
-            {"validation": "test", "prompt": "left out"}.get(split, split),
-            replace(problem, first_attempt=f"{fence}python\n{program}\n{fence}"),
-        )
+        if split not in SPLITS:
+            raise row.wrong("split", f"= {split!r} must be one of {', '.join(SPLITS)}; rename it")
+        return SPLITS[split], replace(problem, first_attempt=f"{fence}python\n{program}\n{fence}")
 
 
 def _plain_tests(tests: str) -> str:

@@ -1,5 +1,6 @@
 """The countdown task: problems typed by hand, and what is held out of training."""
 
+import json
 import os
 from pathlib import Path
 
@@ -32,6 +33,16 @@ def test_more_than_can_be_generated_in_good_time(tmp_path: Path) -> None:
     file = tmp_path / "own.jsonl"
     file.write_text('{"nums": [3, 7, 12], "target": 22}\n')
     assert len(Countdown(CountdownConfig(data=str(file))).held_out(10**9)) == 1
+
+
+def test_a_file_gives_as_many_problems_as_are_asked_for(tmp_path: Path) -> None:
+    file = tmp_path / "own.jsonl"
+    rows = [{"nums": [3, 7, 12], "target": target} for target in range(9)] + [{"nums": list(range(30)), "target": 1}]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task = Countdown(CountdownConfig(data=str(file)))
+    assert [len(task.held_out(count)) for count in (4, 100)] == [4, 10]
+    assert {problem.id for problem in task.held_out(4)} < {problem.id for problem in task.held_out(6)}
+    assert len(task.longest().reference["numbers"]) == 30
 
 
 def test_the_public_external_set_is_held_out() -> None:

@@ -7,7 +7,7 @@ the public external set (d1_cd3_test.jsonl) are held out as well: their hashes a
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cache
+from functools import cache, cached_property
 from importlib import resources
 from itertools import islice
 from pathlib import Path
@@ -19,7 +19,7 @@ from selfcorrect.config import CountdownConfig
 from selfcorrect.errors import DataError
 from selfcorrect.grading.countdown import grade_countdown
 from selfcorrect.seeds import derive_seed
-from selfcorrect.tasks.base import Split
+from selfcorrect.tasks.base import Split, fixed_share
 from selfcorrect.tasks.countdown_generator import draw_problems
 from selfcorrect.types import Grade, Problem
 
@@ -58,16 +58,26 @@ class Countdown:
         return list(islice(self.stream("train", derive_seed(seed, "problems", step)), count))
 
     def held_out(self, count: int) -> list[Problem]:
-        """The first `count` of the test stream; where the recipe names a file, all of that."""
-        if count > _MOST and not self._config.data:
+        """The first `count` of the test stream; where the recipe names a file, `count` of its problems."""
+        if self._config.data:
+            return fixed_share(self._own, count)
+        if count > _MOST:
             raise DataError(
                 f"evaluation.problems and evaluation.offset ask for {count:,} held-out problems of countdown, which "
                 f"are generated one by one; lower them to {_MOST:,} together"
             )
-        return self.load(self._config.data) if self._config.data else list(islice(self.stream("test", 0), count))
+        return list(islice(self.stream("test", 0), count))
 
     def longest(self) -> Problem:
+        """Of a file the longest prompt; the generator's are all alike."""
+        if self._config.data:
+            return max(self._own, key=lambda problem: len(problem.prompt))
         return next(self.stream("train", 0))
+
+    @cached_property
+    def _own(self) -> list[Problem]:
+        assert self._config.data
+        return self.load(self._config.data)
 
     def stream(self, split: Split, seed: int) -> Iterator[Problem]:
         """Solvable problems without end, none twice in one stream; the splits are disjoint whatever the seed."""

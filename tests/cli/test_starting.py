@@ -18,11 +18,13 @@ from selfcorrect.config.recipe import load_recipe
 from selfcorrect.config.run import LoraConfig
 from selfcorrect.config.yaml12 import Loader
 from selfcorrect.errors import ConfigError, DataError, UserError
+from selfcorrect.starting.columns import answer_of
 from selfcorrect.starting.completion import overrides, recipes, script
 from selfcorrect.starting.init import Tuning, init
 from selfcorrect.tasks import make_task
 from selfcorrect.tasks.code import CodeTask
 from selfcorrect.tasks.custom import CustomTask
+from selfcorrect.tasks.files import Row
 from selfcorrect.tasks.math import MathTask
 from selfcorrect.types import Outcome
 
@@ -260,6 +262,8 @@ REFUSED = [
     ({}, [{"prompt": [{"role": "assistant", "content": "x"}], "answer": "1"}] * 3, r"a conversation of one user turn"),
     ({}, [{"prompt": [*CHAT], "answer": "1"}, {"prompt": "x", "answer": "1"}] * 3, r"has another system turn"),
     ({}, [{"messages": [*CHAT, {"role": "assistant", "content": "x"}]}] * 3, r"^--question: rows of whole conversations"),
+    ({}, [{"prompt": [{"role": "user", "content": f"{n} \ud83d?"}], "answer": "red"} for n in range(9)], r"d.jsonl:1: field 'prompt' holds half a surrogate pair"),
+    ({}, [{"prompt": [{"role": "system", "content": "\ud83d"}, CHAT[1]], "answer": "red"}] * 3, r"half a surrogate pair"),
     ({}, GSM[:1], r"holds 1 rows"),
     ({}, [{"question": "?", "answer": ""}] * 3, r"^--answer answer: no row to train on"),
     ({}, [{"question": f"{n}?", "answer": float("nan")} for n in range(9)], r"^--answer answer: no row to train on"),
@@ -275,6 +279,10 @@ REFUSED = [
     ({"task": "code"}, GSM, r"reads MBPP's columns .* this has answer, question"),
     ({}, [row | {"task_id": 9000 + n} for n, row in enumerate(MBPP)], r"task_id 601 to 974, and there is none"),
 ]  # fmt: skip
+
+
+def test_a_number_of_many_digits_is_an_answer() -> None:
+    assert answer_of(Row("d:1", {"answer": 10**400}), "answer") == "1" + "0" * 400
 
 
 @pytest.mark.parametrize(("options", "rows", "told"), REFUSED)

@@ -133,6 +133,11 @@ def test_the_same_id_twice_names_both_places() -> None:
         unique(rows, lambda row: row.fields["id"], "id")
 
 
+def test_an_id_that_is_a_list_is_refused() -> None:
+    with pytest.raises(DataError, match=r"b:2: field 'id' must be text or a number, got \[1\]"):
+        unique([Row("b:1", {"id": "a"}), Row("b:2", {"id": [1]})], lambda row: row.fields["id"], "id")
+
+
 def test_a_folder_s_files_are_found_by_their_stems(tmp_path: Path) -> None:
     for name in ("train-00001-of-00002.parquet", "train-00000-of-00002.parquet", "train12k.ids.txt", "test.jsonl.gz"):
         (tmp_path / name).touch()

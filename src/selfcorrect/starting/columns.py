@@ -232,8 +232,13 @@ def question_of(row: Row, column: str) -> str:
         others = [turn for turn in value if not isinstance(turn, Mapping) or turn.get("role") not in ("user", "system")]
         if len(asked) != 1 or others or not isinstance(asked[0], str):
             raise row.wrong(column, "must be text, or a conversation of one user turn (after a system turn or none)")
-        return asked[0]
+        return _turn(row, column, asked[0])
     return row.text(column)
+
+
+def _turn(row: Row, column: str, text: str) -> str:
+    """A turn's text, checked as any text is. Raises DataError."""
+    return Row(row.where, {column: text}).text(column, empty=True)
 
 
 def answer_of(row: Row, column: str) -> str:
@@ -243,7 +248,7 @@ def answer_of(row: Row, column: str) -> str:
         return ""
     if isinstance(value, bool) or not isinstance(value, int | float | Decimal):
         return row.text(column)
-    if not math.isfinite(value):
+    if not isinstance(value, int) and not math.isfinite(value):  # a whole number may have more digits than a float
         if math.isnan(value):  # how tables write what is missing
             return ""
         raise row.wrong(column, f"is {value}, which is no number to answer with")
@@ -260,7 +265,7 @@ def _system(rows: Sequence[Row], column: str) -> str:
         ] if isinstance(turns, list) else []  # fmt: skip
         if len(texts) > 1 or not all(isinstance(text, str) for text in texts):
             raise row.wrong(column, "must be text, or a conversation with one system turn at most, which is text")
-        found.setdefault(texts[0] if texts else "", row)
+        found.setdefault(_turn(row, column, texts[0]) if texts else "", row)
     if len(found) > 1:
         raise list(found.values())[1].wrong(column, "has another system turn than the rows before; one serves all here")
     return next(iter(found), "")

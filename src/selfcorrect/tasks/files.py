@@ -142,7 +142,11 @@ def unique(rows: Iterable[Row], key: Callable[[Row], object], field: str) -> lis
     kept = []
     for row in rows:
         name = key(row)
-        if name in seen:
+        try:
+            again = name in seen
+        except TypeError:  # a list, or an object
+            raise row.wrong(field, f"must be text or a number, got {_shown(name)}") from None
+        if again:
             raise row.wrong(field, f"= {_shown(name)} stands at {seen[name]} already")
         seen[name] = row.where
         kept.append(row)

@@ -119,7 +119,7 @@ def check_context(config: TrainConfig, lm: LanguageModel, task: Task, problem: P
             begins = " ".join(problem.prompt.split())[:40]
             raise ConfigError(
                 f"problem {problem.id} has a prompt of {len(prompt)} tokens ({begins!r}...), but the model reads "
-                f"{room}; leave it out of the data, or shorten it"
+                f"{room}; leave it out of the data, or shorten it or task.prompt"
             )
         raise ConfigError(
             f"rollouts.max_new_tokens = {limit}: a prompt of {len(prompt)} tokens and {attempts} attempts may take "

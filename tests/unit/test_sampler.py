@@ -15,6 +15,7 @@ from scipy.stats import chi2
 from torch import Tensor
 
 from selfcorrect.config import LoraConfig
+from selfcorrect.errors import SamplerFailed
 from selfcorrect.learning.batching import make_batch
 from selfcorrect.learning.losses import token_loss
 from selfcorrect.learning.policy import trained_states
@@ -415,6 +416,25 @@ def test_new_weights_drop_the_cache() -> None:
         logprobs = plain_logits(lm, context, completion).log_softmax(-1)
         expected = logprobs.gather(1, torch.tensor(completion.token_ids)[:, None]).squeeze(1)
         assert completion.logprobs == pytest.approx(expected.tolist(), abs=2e-5)
+
+
+@pytest.mark.parametrize("plainly", [False, True])
+def test_numbers_that_are_not_finite_are_told_and_do_not_last(plainly: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lanes of fixed shapes live on: keys that are not finite would spoil every later call, whatever its weights."""
+    lm = tiny_lm("llama", "eager", ENDS)
+    if plainly:
+        monkeypatch.setattr(LanguageModel, "windows", None)
+    sampler, contexts = TransformersSampler(lm, 4, FIXED), [lm.chat.first_prompt(prompt) for prompt in PROMPTS]
+    params = SamplingParams(1.0, LIMIT, 1)
+    before, weight = sampler.sample(contexts, params), lm.model.get_decoder().layers[0].self_attn.k_proj.weight.detach()
+    good = weight.clone()
+    weight.fill_(float("nan"))
+    sampler.load_weights(lm.model)
+    with pytest.raises(SamplerFailed, match=r"not finite.*; take weights from before$"):
+        sampler.sample(contexts, params)
+    weight.copy_(good)
+    sampler.load_weights(lm.model)
+    assert sampler.sample(contexts, params) == before
 
 
 def test_contexts_that_do_not_continue_start_afresh() -> None:

@@ -22,7 +22,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from selfcorrect.errors import ModelError
+from selfcorrect.errors import ModelError, SamplerFailed
 from selfcorrect.models.loading import LanguageModel
 from selfcorrect.samplers.base import Far
 from selfcorrect.samplers.draws import draw, uniforms
@@ -80,8 +80,25 @@ class TransformersSampler:
         self._kept = {}
 
     def sample(self, prompts: Sequence[tuple[int, ...]], params: SamplingParams) -> list[Completion]:
+        """Raises SamplerFailed where the model's log-probabilities are not finite."""
         with _turns.setdefault(self._lm.model, RLock()), torch.no_grad():
-            return self._sample(prompts, params)
+            done = self._sample(prompts, params)
+            if not all(math.isfinite(number) for completion in done for number in completion.logprobs):
+                self._forget()
+                precise = self._lm.compute_dtype == torch.float32
+                raise SamplerFailed(
+                    "sampler: transformers: log-probabilities of sampled tokens are not finite, so the model's weights "
+                    "are not, or its numbers overflow; " + ("" if precise else "set model.precision=float32, or ")
+                    + "take weights from before"
+                )  # fmt: skip
+        return done
+
+    def _forget(self) -> None:
+        """All that lasts from call to call: of keys that are not finite, no mask hides any from later rows."""
+        for sampler in (self, self._beside or self):
+            sampler._kept, sampler._lanes = {}, None
+            if sampler._graphs:
+                sampler._graphs.forget()
 
     def _sample(self, prompts: Sequence[tuple[int, ...]], params: SamplingParams) -> list[Completion]:
         uniform_NL = uniforms(len(prompts), params, self._lm.device)

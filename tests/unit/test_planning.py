@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, FalconConfig, LlamaConfig, MistralConfig
 
 from selfcorrect.config import ModelConfig, TrainConfig
 from selfcorrect.config.recipe import load_recipe, validate
@@ -38,6 +38,10 @@ from selfcorrect.tasks import make_task
 from tests.support.tiny import tiny_lm
 
 RECIPES = Path(__file__).parents[2] / "recipes"
+SMALL: dict[str, Any] = {
+    "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 300, "bos_token_id": None,
+    "eos_token_id": None,
+}  # fmt: skip
 STAGE = {"name": "a", "objective": "stage2", "steps": 10, "learning_rate": 1e-6}
 
 
@@ -329,6 +333,38 @@ def test_a_plan_that_fails_is_told_in_a_line_and_stops_nothing(tmp_path: Path, m
     assert not any(tmp_path.iterdir())
     with pytest.raises(ZeroDivisionError), beside.planned(recipe(), lm, None, tmp_path, said.append):
         _ = 1 / 0
+
+
+@pytest.mark.parametrize(
+    ("config", "attention"),
+    [(LlamaConfig(**SMALL), "sdpa"), (LlamaConfig(**SMALL), "flash_attention_2"), (FalconConfig(**SMALL), "sdpa"),
+     (FalconConfig(**SMALL, alibi=True), "sdpa"), (MistralConfig(**SMALL, sliding_window=6), "sdpa")],
+)  # fmt: skip
+def test_a_plan_shares_and_packs_where_a_run_would(config: Any, attention: str) -> None:
+    """With one model's own code: there is no flash attention here, so its name alone is put there."""
+    lm = tiny_lm()
+    lm.model.config, lm.model.config._attn_implementation_internal = copy.deepcopy(config), attention
+    changed = recipe(model={"path": "lab", "attention": attention})
+    assert dressed(changed, Spec("lab", config), CARDS["h100"]).attends_to_all == lm.attends_to_all
+
+
+@pytest.mark.parametrize(
+    ("told", "gpu", "why"),
+    [
+        ({"model_type": "bloom", "hidden_size": 64, "n_layer": 2, "n_head": 4}, "h100", "type bloom.*does not support"),
+        ({"model_type": "bloom", "hidden_size": 64, "n_layer": 2, "n_head": 4}, "cpu", "type bloom attend otherwise"),
+        ({"model_type": "gpt_neo", "hidden_size": 64, "num_layers": 2, "num_heads": 4,
+          "attention_types": [[["global", "local"], 1]]}, "cpu", "type gpt_neo"),
+        ({"model_type": "llama", "hidden_size": 577, "num_attention_heads": 4}, "h100", r"The hidden size \(577\) is"),
+    ],
+)  # fmt: skip
+def test_a_model_that_cannot_be_planned_is_told_in_a_line(
+    told: dict[str, Any], gpu: str, why: str, tmp_path: Path
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(told | {"vocab_size": 300}))
+    config = recipe(model={"path": str(tmp_path)})
+    with pytest.raises(ModelError, match=rf"^model\.path[^\n]*: no plan [^\n]*{why}[^\n]*$"):
+        make_plan(config, devices_for(config, gpu))
 
 
 @pytest.mark.parametrize(

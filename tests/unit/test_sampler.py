@@ -537,6 +537,10 @@ def test_a_model_of_another_kind_goes_the_plain_way_and_says_so_once(
 ) -> None:
     lm = tiny_lm("llama", "eager", ENDS)
     expected = play(lm, TransformersSampler(lm), 1.0)
+    lm.model.config._attn_implementation = "flex_attention"
+    TransformersSampler(lm).sample([], SamplingParams(1.0, LIMIT, 5))
+    assert "slower: model.attention = flex_attention takes no mask" in capsys.readouterr().err
+    lm.model.config._attn_implementation = "eager"
     monkeypatch.setattr(LanguageModel, "windows", None)
     played = play(lm, TransformersSampler(lm, max_rows=3), 1.0)
     assert [[c.token_ids for _, c in attempt] for attempt in played] == [

@@ -100,7 +100,9 @@ def find(path: str, shown: str) -> Source:
 
 
 def first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    """With the next one, where the first only leads up to it."""
+    first, *rest = str(error).strip().splitlines() or [type(error).__name__]
+    return f"{first} {rest[0].strip()}" if rest and first.endswith(":") else first
 
 
 def _unreachable(endpoint: str) -> str:

@@ -30,6 +30,7 @@ from selfcorrect.models.freed import keep_freed_memory
 from selfcorrect.models.head import Head, HeadForm, States, head_form
 from selfcorrect.models.hollow import fill_with_nothing
 from selfcorrect.models.masters import Masters
+from selfcorrect.models.windows import layer_windows, sees_all
 
 _ATTENTION = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
@@ -103,29 +104,13 @@ class LanguageModel:
 
     @property
     def windows(self) -> dict[str, int | None] | None:
-        """By kind of layer how many tokens back it sees, itself included (None: all of them).
-
-        None where some layer works otherwise, or takes no mask of its own for each position.
-        """
-        config = self.model.config
-        if config._attn_implementation not in ("eager", "sdpa"):
-            return None
-        if getattr(config, "num_kv_shared_layers", 0):
-            return None  # layers that read the keys of others
-        if config.model_type in ("bloom", "mpt", "gpt_neo") or getattr(config, "alibi", False):
-            return None  # their position bias, or window, is built from a plain mask
-        window = getattr(config, "sliding_window", None)
-        kinds = getattr(config, "layer_types", None)
-        if kinds is None:
-            kind = "full_attention" if window is None else "sliding_attention"
-            kinds = [kind] if hasattr(config, "num_attention_heads") else ["unknown"]
-        seen = {"full_attention": None, "sliding_attention": window}
-        return {kind: seen[kind] for kind in dict.fromkeys(kinds)} if set(kinds) <= set(seen) else None
+        """By kind of layer how many tokens back it sees (`layer_windows`)."""
+        return layer_windows(self.model.config, self.model.config._attn_implementation)
 
     @property
     def attends_to_all(self) -> bool:
         """Whether every layer attends to the whole context, through attention code that takes a mask per position."""
-        return self.windows == {"full_attention": None}
+        return sees_all(self.windows)
 
     def parameters(self) -> list[Tensor]:
         """What trains, in float32: an adapter, or all weights, or their masters. Gradients are found there."""

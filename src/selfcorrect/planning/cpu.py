@@ -14,6 +14,8 @@ from typing import Any
 import torch
 
 from selfcorrect.config import TrainConfig
+from selfcorrect.errors import ModelError
+from selfcorrect.models.windows import layer_windows
 from selfcorrect.planning.memory import _Key
 from selfcorrect.planning.pace import Pace, decoding
 from selfcorrect.planning.rehearsal import Costume, Line, run_update, through
@@ -31,8 +33,17 @@ _GRADES = 0.0005  # seconds an answer
 
 
 def measured(config: TrainConfig, model: Dressed, step: Step) -> Pace:
-    """The seconds of a step of this recipe here; the reference's pass counts as the update's."""
-    work = update_of(config, step, model.spec.attends_to_all, 1 << 30, longest=False)
+    """The seconds of a step of this recipe here; the reference's pass counts as the update's.
+
+    Raises ModelError for a model that is sampled without lanes, which are what is timed here.
+    """
+    if layer_windows(model.spec.config, model.costume.attention) is None:
+        raise ModelError(
+            f"model.path = {model.spec.path!r}: no plan for this processor, as layers of "
+            f"type {model.spec.config.model_type} attend otherwise than those whose sampling is timed; plan for "
+            "a card (--gpu)"
+        )
+    work = update_of(config, step, model.attends_to_all, 1 << 30, longest=False)
     of_row = work.rest * 8 * 2 * model.numbers.largest + work.trained * 8 * model.spec.vocabulary * model.spec.hidden
     rows = max(1, min(work.rows, int(_FLOPS / of_row)))
     prefixes = math.ceil(rows * work.prefixes / step.rows)  # as many to a row as the step has
@@ -72,25 +83,24 @@ def _timings(key: Any, work: Update, lanes: int, width: int, limit: int, optimiz
 def _of_layers(lm: Any, costume: Costume, work: Update, lanes: int, width: int, limit: int) -> dict[str, float]:
     trained = lm.parameters()
     times = {}
-    if lm.windows is not None:
-        for name, rows in (("step", lanes), ("step one row", 1)):
-            room = _seated(lm, rows, width, max(2, limit))
-            with torch.no_grad(), InferenceWeights(lm).lent(lm):
-                if name == "step":
-                    times["prefill"] = _timed(lambda: _fill(room, rows, _FED))  # noqa: B023 - called at once
-                _fill(room, rows, 1)
-                start_at = torch.full((rows,), max(1, width // 2))
-                nothing_RV = torch.zeros(rows, lm.model.config.vocab_size)
-                room.start(torch.arange(rows), torch.arange(rows), start_at, nothing_RV)
-                times[name] = _timed(lambda: room.step(rows, width))  # noqa: B023
-        weights = InferenceWeights(lm)
+    for name, rows in (("step", lanes), ("step one row", 1)):
+        room = _seated(lm, rows, width, max(2, limit))
+        with torch.no_grad(), InferenceWeights(lm).lent(lm):
+            if name == "step":
+                times["prefill"] = _timed(lambda: _fill(room, rows, _FED))  # noqa: B023 - called at once
+            _fill(room, rows, 1)
+            start_at = torch.full((rows,), max(1, width // 2))
+            nothing_RV = torch.zeros(rows, lm.model.config.vocab_size)
+            room.start(torch.arange(rows), torch.arange(rows), start_at, nothing_RV)
+            times[name] = _timed(lambda: room.step(rows, width))  # noqa: B023
+    weights = InferenceWeights(lm)
 
-        def lay_out() -> None:
-            weights.new_version()
-            with weights.lent(lm):
-                pass
+    def lay_out() -> None:
+        weights.new_version()
+        with weights.lent(lm):
+            pass
 
-        times["lay out"] = _timed(lay_out)
+    times["lay out"] = _timed(lay_out)
 
     def learn(reference: bool) -> None:
         for tensor in trained:

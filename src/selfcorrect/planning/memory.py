@@ -215,7 +215,7 @@ def _updated(config: TrainConfig, model: Dressed, step: Step, spread: Spread) ->
     """The update at its fullest, beside what is always there; gradients are of that."""
     tiles = model.costume.tiles
     scored = max(tiles.kept // model.spec.vocabulary, tiles.numbers // min(tiles.widest, model.spec.vocabulary)) + 1
-    work = update_of(config, step, model.spec.attends_to_all and spread.shards == 1, scored)
+    work = update_of(config, step, model.attends_to_all and spread.shards == 1, scored)
     found = _rehearsed_update(work, _Key(model.costume), model.spec.layers)
     tile = 4 * min(tiles.kept, work.scored * model.spec.vocabulary) * (2 if model.costume.reference else 1)
     beyond = found["peak"] - found["gradients"]

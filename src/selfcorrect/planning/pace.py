@@ -110,7 +110,7 @@ def _flops(config: TrainConfig, model: Dressed, step: Step, spread: Spread) -> d
     """Of one device's update and reference pass."""
     of, spec, lengths = model.numbers, model.spec, step.lengths
     row = lengths.mean_row(step.attempts)
-    shared = spec.attends_to_all and config.rollouts.rollouts_per_problem > 1 and spread.shards == 1
+    shared = model.attends_to_all and config.rollouts.rollouts_per_problem > 1 and spread.shards == 1
     tokens = step.rows * row - (step.rows - step.groups) * lengths.prompt * shared
     trained = step.rows * step.attempts * lengths.attempt
     attention = 2 * 2 * spec.layers * spec.hidden * row / 2  # a token's scores and sums, forward, causal

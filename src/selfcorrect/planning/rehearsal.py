@@ -2,8 +2,9 @@
 
 The project's own code runs (shared prompts, packed rows, the pass over the vocabulary, the cache of lanes) over the
 model's own layers from transformers, one and two of them, whose tensors have shapes and no numbers. What a layer adds
-is the difference, and a model of L layers the line through both. So it holds for every architecture that transformers
-knows, and follows the code as that changes. It takes a second or two and the memory of nothing.
+is the difference, and a model of L layers the line through both. So it follows the code as that changes, and holds for
+architectures of transformers whose layers run on fake tensors and are as many as num_hidden_layers says; others are a
+ModelError. It takes a second or two and the memory of nothing.
 
 Axes: U prefixes, P tokens of a prefix, B rows of a micro-batch, T tokens of the rest of a row, N tokens in all.
 """
@@ -20,10 +21,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
+from selfcorrect.errors import ModelError
 from selfcorrect.learning.packing import PackedPrompts, _Interleaved
 from selfcorrect.learning.prompts import Prefixed, SharedPrompts
 from selfcorrect.learning.vocabulary import Tiles, score
 from selfcorrect.models import packed
+from selfcorrect.models.files import first_line
 from selfcorrect.models.head import HeadForm, States
 from selfcorrect.models.loading import LanguageModel
 from selfcorrect.models.packed import Packing
@@ -80,9 +83,18 @@ def by_layers(costume: Costume, measure: Callable[[LanguageModel], dict[str, flo
 def through(
     costume: Costume, measure: Callable[[Callable[[], LanguageModel]], dict[str, float]], apart: int = 1
 ) -> dict[str, Line]:
-    """The lines through what `measure` finds of two models, which it is given to make. apart: in layers."""
+    """The lines through what `measure` finds of two models, which it is given to make. apart: in layers.
+
+    Raises ModelError where the architecture's own code fails at that.
+    """
     kinds = max(1, len(set(getattr(costume.config, "layer_types", None) or ())))
-    fewer, more = (measure(partial(stand_in, costume, layers)) for layers in (kinds, kinds + apart))
+    try:
+        fewer, more = (measure(partial(stand_in, costume, layers)) for layers in (kinds, kinds + apart))
+    except Exception as error:  # models fail here in their own ways
+        raise ModelError(
+            f"model.path: no plan for a model of type {costume.config.model_type}, as {kinds} and {kinds + apart} of "
+            f"its layers cannot be run by themselves ({first_line(error)}); take another model, or train without a plan"
+        ) from error
     slopes = {name: (more[name] - fewer[name]) / apart for name in fewer}
     return {name: Line(fewer[name] - (kinds - 1) * slope, slope) for name, slope in slopes.items()}
 

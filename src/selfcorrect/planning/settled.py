@@ -9,6 +9,7 @@ from selfcorrect.config import TrainConfig
 from selfcorrect.learning.vocabulary import Tiles, tiles_for
 from selfcorrect.models import sizing
 from selfcorrect.models.loading import pick_dtype
+from selfcorrect.models.windows import layer_windows, sees_all
 from selfcorrect.planning.hardware import Card
 from selfcorrect.planning.rehearsal import Costume, Numbers, numbers, stand_in
 from selfcorrect.planning.spec import Spec
@@ -18,12 +19,15 @@ FOUR_BITS = 0.516  # bytes a weight: NF4 with one 8-bit scale for 64 weights, th
 
 @dataclass(frozen=True, slots=True)
 class Dressed:
-    """A recipe's model on a device. on_card: whether that is a GPU; numbers: of its weights."""
+    """A recipe's model on a device. on_card: whether that is a GPU; numbers: of its weights; attends_to_all: as
+    LanguageModel's, with the implementation of attention that the run takes.
+    """
 
     spec: Spec
     costume: Costume
     numbers: Numbers
     on_card: bool
+    attends_to_all: bool
 
 
 def dressed(config: TrainConfig, spec: Spec, card: Card | None) -> Dressed:
@@ -37,7 +41,8 @@ def dressed(config: TrainConfig, spec: Spec, card: Card | None) -> Dressed:
         rank=0 if model.tuning == "full" else model.lora.rank, targets=model.lora.targets,
         four_bits=model.tuning == "qlora", reference=config.uses_reference, one_call=on_card,
     )  # fmt: skip
-    return Dressed(spec, costume, numbers(costume, spec.layers), on_card)
+    attends_to_all = sees_all(layer_windows(spec.config, attention))
+    return Dressed(spec, costume, numbers(costume, spec.layers), on_card, attends_to_all)
 
 
 def _precision(config: TrainConfig, on_card: bool) -> torch.dtype:
@@ -100,9 +105,9 @@ def static(config: TrainConfig, model: Dressed, card: Card | None, shards: int) 
 def settled(config: TrainConfig, model: Dressed, card: Card | None, tokens: int, shards: int = 1) -> TrainConfig:
     """The config with every `auto` of a size settled. tokens: the longest rollout."""
     optimizer = config.optimizer
-    packs = model.spec.attends_to_all and (model.on_card or model.spec.hidden >= sizing.WIDE)
+    packs = model.attends_to_all and (model.on_card or model.spec.hidden >= sizing.WIDE)
     if optimizer.padding_free != "auto":
-        packs = optimizer.padding_free and model.spec.attends_to_all
+        packs = optimizer.padding_free and model.attends_to_all
     optimizer = optimizer.model_copy(update={"padding_free": False})
     budget = None
     if card:

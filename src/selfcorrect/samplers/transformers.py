@@ -24,6 +24,7 @@ from torch import Tensor
 
 from selfcorrect.errors import ModelError, SamplerFailed
 from selfcorrect.models.loading import LanguageModel
+from selfcorrect.models.windows import layer_windows
 from selfcorrect.samplers.base import Far
 from selfcorrect.samplers.draws import draw, uniforms
 from selfcorrect.samplers.graphs import AS_THEY_ARE, FIXED, Graphs, Shapes
@@ -104,8 +105,11 @@ class TransformersSampler:
         uniform_NL = uniforms(len(prompts), params, self._lm.device)
         if self._lm.windows is None:
             if not self._told:
-                kind = type(self._lm.model).__name__
-                _tell(f"{kind} is sampled without a cache between attempts, slower: some layer is of another kind")
+                kind, config = type(self._lm.model).__name__, self._lm.model.config
+                why = "some layer is of another kind"
+                if layer_windows(config, "sdpa") is not None:
+                    why = f"model.attention = {config._attn_implementation} takes no mask for each position, sdpa does"
+                _tell(f"{kind} is sampled without a cache between attempts, slower: {why}")
             self._told = True
             starts = range(0, len(prompts), self._max_rows)
             parts = [slice(start, start + self._max_rows) for start in starts]

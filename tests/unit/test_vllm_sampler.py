@@ -1,9 +1,13 @@
 """What VllmSampler does with an engine: send, compare, start again, give up. The engine here is tests/support/engines.py."""
 
 import errno
+import fcntl
 import os
+import socket
 import sys
+from dataclasses import replace
 from pathlib import Path
+from threading import Timer, current_thread
 from typing import Any
 
 import pytest
@@ -16,11 +20,12 @@ from selfcorrect.errors import ConfigError, ModelError, SamplerFailed
 from selfcorrect.models.adapters import Adapters, fresh_config
 from selfcorrect.models.loading import LanguageModel
 from selfcorrect.models.plain import PlainWeights
+from selfcorrect.samplers.sync_folder import SyncFolder
 from selfcorrect.samplers.transformers import TransformersSampler
-from selfcorrect.samplers.vllm import VllmSampler
+from selfcorrect.samplers.vllm import Sampled, VllmSampler
 from selfcorrect.samplers.vllm_engine import need_vllm
 from selfcorrect.types import SamplingParams
-from tests.support.engines import Engines, adapter_folders, learn
+from tests.support.engines import Engines, FakeEngine, adapter_folders, learn
 from tests.support.tiny import tiny_lm
 
 GREEDY = SamplingParams(0.0, 10, 3)
@@ -152,6 +157,26 @@ def test_a_second_failure_is_the_end(fault: dict[str, int], tmp_path: Path) -> N
     assert "\n" not in str(told.value)
 
 
+@pytest.mark.parametrize("told", [Sampled((), ()), Sampled((1,) * 16, ())])
+def test_a_comparison_without_numbers_names_what_to_set(
+    told: Sampled, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lm = model()
+    monkeypatch.setattr(FakeEngine, "sample", lambda self, requests: [told] * len(requests))
+    with pytest.raises(SamplerFailed, match=r"without their log-probabilities.*--logprobs-mode processed_logprobs"):
+        sampler(lm, Engines(lm), tmp_path).sample(prompts(lm), GREEDY)
+
+
+def test_a_sync_goes_to_the_ranks_own_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A new thread would begin with card 0, on every rank."""
+    lm, seen = model(), list[Any]()
+    own = sampler(replace(lm, device=torch.device("cuda")), Engines(lm), tmp_path)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: seen.append((current_thread().name, device)))
+    own.load_weights(lm.model)
+    assert seen == [("vllm sync", 3)]
+
+
 def test_a_sync_that_hangs_ends_with_the_engines_own_text(tmp_path: Path) -> None:
     lm = model()
     engines = Engines(lm, {"hangs": 1})
@@ -160,6 +185,26 @@ def test_a_sync_that_hangs_ends_with_the_engines_own_text(tmp_path: Path) -> Non
         own.load_weights(lm.model)
     own.close()
     assert not engines.made[0].closed  # it would hang in that too
+
+
+def test_a_folder_is_locked_though_another_process_tries_the_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unlocked it would be taken for one that a killed process left, and removed under a live engine."""
+    timers = []
+
+    def gethostname() -> str:  # asked for between the making of the file and its lock
+        trying = next(tmp_path.glob("*/.lock")).open()
+        fcntl.flock(trying, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        timers.append(Timer(0.05, trying.close))
+        timers[-1].start()
+        return "host"
+
+    monkeypatch.setattr(socket, "gethostname", gethostname)
+    held = SyncFolder(tmp_path)
+    timers[0].join()
+    with (held.path / ".lock").open() as other, pytest.raises(BlockingIOError):
+        fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def full(*_: Any) -> None:

@@ -28,7 +28,7 @@ class SyncFolder:
         self._held = (self.path / _LOCK).open("w", encoding="utf-8")
         print(socket.gethostname(), file=self._held, flush=True)
         with suppress(OSError):  # a file system without locks: nothing is taken for left behind there
-            fcntl.flock(self._held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(self._held, fcntl.LOCK_EX)  # another process may have it for the moment of `_is_left`
         self.remove = weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
         for other in self.path.parent.glob(f"{PREFIX}*"):
             if other != self.path and _is_left(other):

@@ -302,9 +302,12 @@ class VllmSampler:
     def _in_time(self, engine: Engine, deed: Callable[[], None]) -> None:
         """Raises SamplerFailed where the engine is still at it after the time-out."""
         raised: list[BaseException] = []
+        card = torch.cuda.current_device() if self._lm.device.type == "cuda" else None
 
         def run() -> None:
             try:
+                if card is not None:  # a thread begins with card 0
+                    torch.cuda.set_device(card)
                 deed()
             except BaseException as error:  # noqa: BLE001 - raised again below
                 raised.append(error)
@@ -329,7 +332,14 @@ class VllmSampler:
             Request(probe, derive_seed("probe", row), _TEMPERATURE, _PROBED, ())
             for row, probe in enumerate(self._probes)
         ]
-        return [Probed(probe, *found) for probe, found in zip(self._probes, engine.sample(requests), strict=True)]
+        found = engine.sample(requests)
+        if not all(ids and len(logprobs) == len(ids) for ids, logprobs in found):
+            raise SamplerFailed(
+                f"sampler: vllm gave tokens without their log-probabilities, or none, after sync {self._syncs}, so it "
+                "cannot be compared with the policy: start the server with --logprobs-mode processed_logprobs, or set "
+                "sampler: transformers"
+            )
+        return [Probed(probe, *told) for probe, told in zip(self._probes, found, strict=True)]
 
     def judge(self, probed: Sequence[Probed], own: Sequence[Sequence[float]]) -> None:
         """Raises SamplerFailed where the engine gave its tokens other log-probabilities than the policy's `own`."""

@@ -1,15 +1,18 @@
 """What a launcher says of its processes, what is refused of it, and the configurations that are shipped."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 import selfcorrect
 from selfcorrect.config import TrainConfig
 from selfcorrect.config.recipe import validate
 from selfcorrect.errors import ConfigError
+from selfcorrect.parallel import joining
 from selfcorrect.parallel.launch import is_first, kind_of, launched, refuse_several
 from selfcorrect.parallel.lifeline import Lifeline
 from selfcorrect.parallel.ranks import Alone, Several
@@ -133,6 +136,53 @@ def test_what_cannot_be_sharded(changes: dict[str, Any], told: str, monkeypatch:
         ranks.settled(config(**changes))
     assert "\n" not in str(refused.value)
     assert isinstance(ranks.settled(config(parallel="fsdp2", model={"tuning": "lora", "weights": "bfloat16"})), Sharded)
+
+
+class Ends(Lifeline):
+    """Without others. told: what was said at the end."""
+
+    def __init__(self) -> None:
+        self.rank, self.loss, self.agreed, self.told = 0, None, False, list[str | None]()
+
+    def end(self, why: str | None) -> None:
+        self.told.append(why)
+
+
+@pytest.fixture
+def line(monkeypatch: pytest.MonkeyPatch) -> Ends:
+    """What `joined` finds, as if rank 0 of two had been started."""
+    for name, value in {**TWO, "RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
+    made = Ends()
+    monkeypatch.setattr(joining, "_join", lambda launch: Several(0, 2, None, made))
+    monkeypatch.setattr(torch.distributed, "destroy_process_group", lambda: None)
+    return made
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp2"])
+def test_what_is_raised_on_all_ranks_is_no_ones_own_end(
+    parallel: str, line: Ends, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gathered(told: list[Any], mine: Any, group: Any) -> None:
+        told[:] = [mine] * 2
+
+    def broken() -> None:
+        raise ConfigError("no")
+
+    monkeypatch.setattr(torch.distributed, "all_gather_object", gathered)
+    with pytest.raises(ConfigError, match=r"^no$"), joining.joined() as ranks:
+        ranks.settled(config(parallel=parallel)).every(broken)
+    assert line.told == [None]
+
+
+def test_outside_of_the_main_thread_a_run_ends_well_too(line: Ends) -> None:
+    def run() -> None:
+        with joining.joined():
+            pass
+
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(run).result()
+    assert line.told == [None]
 
 
 @pytest.mark.parametrize(("groups", "size"), [(1, 2), (3, 2), (5, 4), (2, 3), (7, 7), (10, 3)])

@@ -33,12 +33,13 @@ def joined() -> Iterator[Alone]:
         yield Alone()
         return
     ranks = _join(launch)
+    before: Any = None
     with contextlib.suppress(ValueError):  # launchers end the others so: who speaks must get to it first
-        before = signal.signal(signal.SIGTERM, lambda *_: None)
+        before = signal.signal(signal.SIGTERM, lambda *_: None)  # a ValueError outside of the main thread
     try:
         yield ranks
     except BaseException as error:
-        agreed = ranks.agreed or (isinstance(error, UserError) and ranks.lifeline.loss is not None)
+        agreed = ranks.lifeline.agreed or (isinstance(error, UserError) and ranks.lifeline.loss is not None)
         ranks.lifeline.end(None if agreed else _in_a_line(error))
         if isinstance(error, TrainingInterrupted) and not ranks.lifeline.speaks:
             raise TrainingInterrupted("", error.status) from None
@@ -47,7 +48,7 @@ def joined() -> Iterator[Alone]:
         raise
     else:
         ranks.lifeline.end(None)
-        with contextlib.suppress(ValueError):
+        if before is not None:
             signal.signal(signal.SIGTERM, before)
     finally:
         if ranks.lifeline.loss is None or not torch.cuda.is_available():  # NCCL would wait for the lost one

@@ -36,12 +36,15 @@ class Loss:
 
 
 class Lifeline:
-    """loss: the first rank that was lost. saved: what is kept of the run, in words, for a last line."""
+    """loss: the first rank that was lost. saved: what is kept of the run, in words, for a last line. agreed: whether
+    what was raised last was raised on all ranks, so that none waits for another in vain.
+    """
 
     def __init__(self, rank: int, size: int, address: str, from_first: Callable[[Any], Any]) -> None:
         """from_first: gives every rank the value of rank 0."""
         self.rank = rank
         self.loss: Loss | None = None
+        self.agreed = False
         self.saved: Callable[[], str] = lambda: "nothing was done yet"
         self._closed, self._lock, self._heard = False, threading.Lock(), threading.Event()
         self._lines: dict[int, socket.socket] = {}

@@ -167,7 +167,7 @@ class OnFirst:
 
     def close(self) -> None:
         """Where this rank alone ends, of an error that others know nothing of, none of them is waited for."""
-        if sys.exc_info()[0] is None or self._ranks.agreed:
+        if sys.exc_info()[0] is None or self._ranks.lifeline.agreed:
             self._ranks.first(lambda: self._mine.close())  # noqa: PLW0108 - other ranks have none
         elif self._mine is not None:
             self._mine.close()
@@ -177,12 +177,11 @@ class OnFirst:
 
 
 class Several(Alone):
-    """What all ranks know of each other. stop: see `attach`; agreed: whether what was raised last was raised on all."""
+    """What all ranks know of each other. stop: see `attach`."""
 
     def __init__(self, rank: int, size: int, objects: Any, lifeline: Lifeline) -> None:
         """objects: the process group over which values go."""
         self.rank, self.size, self.objects, self.lifeline = rank, size, objects, lifeline
-        self.agreed = False
         self.stop: Asked | None = None
         self.served: Any = None  # a Served (parallel/served.py), where vLLM samples
         self._stopping = False
@@ -220,13 +219,13 @@ class Several(Alone):
         torch.distributed.all_gather_object(told, (signum, error, value), group=self.objects)
         raised = [(rank, wrong) for rank, (_, wrong, _) in enumerate(told) if wrong is not None]
         if raised:
-            self.agreed = True
+            self.lifeline.agreed = True
             everywhere = len({str(wrong) for _, wrong in raised}) == 1 and len(raised) == self.size
             raise raised[0][1] if everywhere or not named else _of_rank(*raised[0])
         signum = max(signum for signum, _, _ in told)
         if signum and self.stop and self.stop.now and not self._stopping:
             self.stop.asked, self.stop.signal = True, signum
-            self.agreed = self._stopping = True
+            self.lifeline.agreed = self._stopping = True
             raise KeyboardInterrupt
         return [value for _, _, value in told]
 
@@ -295,7 +294,7 @@ class Several(Alone):
         found = self.exchange(fingerprint(lm))
         other = next((rank for rank in range(self.size) if found[rank] != found[0]), None)
         if other is not None:
-            self.agreed = True
+            self.lifeline.agreed = True
             raise NumericalError(
                 f"rank {other} has come to other weights than rank 0 ({found[other]}, not {found[0]}), so one of them "
                 "computed wrongly, or in another way; see that all have the same hardware and libraries"

@@ -71,7 +71,7 @@ class Served:
             return deed()
         except EngineFailed as error:
             first = error
-        self._ranks.agreed = False  # it was raised on all, and is dealt with
+        self._ranks.lifeline.agreed = False  # it was raised on all, and is dealt with
         if self._ranks.rank == 0:
             self._sampler.say(f"sampler: vllm failed ({first}); it is started once more with the current weights")
         self._sampler.stop()

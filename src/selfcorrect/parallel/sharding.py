@@ -123,7 +123,7 @@ class Sharded(Several):
         try:
             shards.write(folder, tensors, self.objects)
         except OSError:
-            self.agreed = True
+            self.lifeline.agreed = True
             raise
 
     def read(self, folder: Path, trainer: Any) -> dict[str, Tensor]:

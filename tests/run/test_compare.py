@@ -274,6 +274,9 @@ def test_accounts_and_what_is_over_the_budget(model: Path, tmp_path: Path) -> No
     made = validate(recipe(tmp_path, model, stages=stages))
     assert isinstance(made, TrainConfig)
     assert account(made) == Account(3 * 8 + 3 * 5 * 4 * 2, 9)
+    repaired = validate({**recipe(tmp_path, model, stages=[ONE, TWO]), "task": REPAIR})
+    assert isinstance(repaired, TrainConfig)
+    assert account(repaired) == Account(4 * 8, 4)  # attempt 1 is read
     with pytest.raises(
         ConfigError, match="method plain is over the budget: 64 sampled completions of 60; lower its steps"
     ):

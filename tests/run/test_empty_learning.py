@@ -19,9 +19,13 @@ from tests.support.runs import StopAt, go, read_rows, recipe
 def test_groups_that_earned_the_same() -> None:
     advantages_BA = torch.tensor([[0, 0], [0, 1e-17], [0, 1], [0, -1], [0, 0], [0, 0.0]])
     everyone = torch.ones(6, dtype=torch.bool)
-    assert equal_groups(advantages_BA, everyone, 2) == pytest.approx(2 / 3)
-    assert equal_groups(advantages_BA, torch.tensor([True] * 4 + [False] * 2), 2) == 0.5
-    assert equal_groups(advantages_BA, ~everyone, 2) is None
+    own_BA = torch.ones(6, 2, dtype=torch.bool)
+    assert equal_groups(advantages_BA, own_BA, everyone, 2) == pytest.approx(2 / 3)
+    assert equal_groups(advantages_BA, own_BA, torch.tensor([True] * 4 + [False] * 2), 2) == 0.5
+    assert equal_groups(advantages_BA, own_BA, ~everyone, 2) is None
+    assert equal_groups(advantages_BA.flip(1), own_BA, everyone, 2) == pytest.approx(2 / 3)
+    own_BA[:, 0] = False  # given attempts have advantages that train nothing
+    assert equal_groups(advantages_BA.flip(1), own_BA, everyone, 2) == 1
 
 
 def told(run: Path) -> list[tuple[int, str, str]]:

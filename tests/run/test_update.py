@@ -73,6 +73,17 @@ def updated(
     return update, [torch.as_tensor(parameter.grad).clone() for parameter in trainer.lm.parameters()]
 
 
+def test_recorded_first_attempts_are_not_counted_as_sampled(monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = trainer_of(tiny_lm("llama", "eager", ENDS), tiny_lm("llama", "eager", ENDS, seed=1), 8, "analytic")
+    draw = trainer.task.draw
+    monkeypatch.setattr(
+        trainer.task, "draw", lambda *args: [dataclasses.replace(each, first_attempt="1 2 3") for each in draw(*args)]
+    )
+    done = trainer.train_step()
+    assert done.completions == len(done.rollouts) == 8
+    assert done.sampled_tokens == sum(len(rollout.attempts[1].completion.token_ids) for rollout in done.rollouts)
+
+
 @pytest.mark.parametrize("estimator", ["analytic", "k1"])
 def test_the_gradient_does_not_depend_on_the_micro_batches(
     lms: tuple[LanguageModel, LanguageModel], batch: Batch, estimator: str

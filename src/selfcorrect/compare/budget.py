@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from selfcorrect.config import PairSFT, RLStage, SingleTurn, Star, SupervisedStage, TrainConfig
+from selfcorrect.config import PairSFT, RepairConfig, RLStage, SingleTurn, Star, SupervisedStage, TrainConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +27,9 @@ def evaluated(config: TrainConfig, evaluations: int) -> int:
     Of data sets with fewer problems than the recipe asks for, it is more than that.
     """
     evaluation, attempts = config.evaluation, config.rollouts.attempts
-    controls = attempts + 2 * (attempts - 1) if evaluation.controls else 0  # of two of them attempt 1 is given
-    each = attempts + len(evaluation.correction_prompts) * (attempts - 1)
+    first = 0 if isinstance(config.task, RepairConfig) else 1  # whether attempt 1 is sampled
+    controls = attempts - 1 + first + 2 * (attempts - 1) if evaluation.controls else 0  # of two of them it is given
+    each = attempts - 1 + first + len(evaluation.correction_prompts) * (attempts - 1)
     return evaluations * evaluation.problems * (evaluation.samples * each + controls)
 
 
@@ -36,6 +37,7 @@ def _stage(config: TrainConfig, index: int) -> Account:
     stage, rollouts = config.stages[index], config.rollouts
     if isinstance(stage, RLStage):
         attempts = 1 if isinstance(stage, SingleTurn) else rollouts.attempts
+        attempts -= isinstance(config.task, RepairConfig)  # whose attempt 1 is read
         rows = rollouts.problems_per_step * rollouts.rollouts_per_problem
         return Account(stage.steps * rows * attempts, stage.steps)
     assert isinstance(stage, SupervisedStage)

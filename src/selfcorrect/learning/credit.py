@@ -52,12 +52,13 @@ def advantages_of(
     )
 
 
-def equal_groups(advantages_BA: Tensor, included_B: Tensor, group: int) -> float | None:
-    """The share of problems at which no rollout has an advantage, as all of them earned the same: they teach nothing.
+def equal_groups(advantages_BA: Tensor, sampled_BA: Tensor, included_B: Tensor, group: int) -> float | None:
+    """The share of problems at which no sampled attempt has an advantage, as all earned the same: they teach nothing.
 
-    Of the problems that have an included rollout; None where none has.
+    sampled_BA: which attempts train; those that were given do not, whatever they earned. Of the problems that have an
+    included rollout; None where none has.
     """
-    flat_N = (advantages_BA.abs() < _ROUNDING).reshape(-1, group * advantages_BA.shape[1]).all(1)
+    flat_N = ((advantages_BA.abs() < _ROUNDING) | ~sampled_BA).reshape(-1, group * advantages_BA.shape[1]).all(1)
     counted_N = included_B.reshape(-1, group).any(1)
     return float(flat_N[counted_N].float().mean()) if counted_N.any() else None
 

@@ -28,8 +28,9 @@ class StepResult:
     """What one step did; a row of metrics.jsonl. Lists have one entry an attempt; kl in nats an attempt.
 
     Rewards, delta, fixed, broken and unchanged are over rollouts whose first attempt the policy wrote, where there are
-    any. completions: how many were sampled for this step. equal_groups: the share of problems at which all rollouts
-    earned the same, so that none has an advantage; None where no rollout counts. longest: tokens of the longest
+    any. completions: how many were sampled for this step; recorded attempts were not. equal_groups: the share of
+    problems at which all sampled attempts earned the same, so that none has an advantage; None where no rollout counts.
+    longest: tokens of the longest
     rollout, prompts included. A supervised step leaves empty what it has not.
     """
 

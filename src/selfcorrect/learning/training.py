@@ -36,7 +36,7 @@ from selfcorrect.rollout import Waiting
 from selfcorrect.samplers.base import Resting, Sampler
 from selfcorrect.seeds import derive_seed
 from selfcorrect.tasks.base import Task
-from selfcorrect.types import Completion, Problem, Rollout, SamplingParams
+from selfcorrect.types import Attempt, Completion, Problem, Rollout, SamplingParams
 
 BAD_STEPS_ALLOWED = 10
 _KEYS = 16  # copies of a shared token's keys and values, one a row: about this part of a token's room, or less
@@ -122,14 +122,17 @@ class Trainer:
         update = self.update(batch, int(included_B.sum()), rate, config.rollouts.temperature)
         clock.lap("update")
 
-        own_B = torch.tensor([rollout.attempts[0].sampled for rollout in rollouts]) & included_B
+        sampled_BA = torch.tensor([[attempt.sampled for attempt in rollout.attempts] for rollout in rollouts])
+        own_B = sampled_BA[:, 0] & included_B
         beta2 = progress.beta2
         self.advance(update, float(rewards_BA[included_B, -1].mean()) if included_B.any() else None)
         if update.rows_A[0] and not update.skip_reason:
             self._adapt(float(update.mean_kl_A[0]))
         shown_B = own_B if own_B.any() else included_B
-        result = self._record(update, rollouts, rewards_BA, included_B, shown_B, rate, beta2, clock)
-        return replace(result, equal_groups=equal_groups(advantages_BA, included_B, group))
+        # What the policy has not sampled, the base model has (offline_first), or it was read (task repair).
+        written = [a for rollout in rollouts for a in rollout.attempts if a.sampled or given is not None]
+        result = self._record(update, rollouts, written, rewards_BA, included_B, shown_B, rate, beta2, clock)
+        return replace(result, equal_groups=equal_groups(advantages_BA, sampled_BA, included_B, group))
 
     def _offline_first(self, problems: list[Problem], params: SamplingParams) -> list[Completion | None] | None:
         """First attempts of the base model for the leading share of the step's groups (Sec. 5.3); None without."""
@@ -215,17 +218,17 @@ class Trainer:
         progress.skipped += bool(update.skip_reason)
 
     def _record(
-        self, update: Update, rollouts: list[Rollout], rewards_BA: Tensor, included_B: Tensor, shown_B: Tensor,
-        rate: float, beta2: float | None, clock: "Clock",
+        self, update: Update, rollouts: list[Rollout], written: list[Attempt], rewards_BA: Tensor, included_B: Tensor,
+        shown_B: Tensor, rate: float, beta2: float | None, clock: "Clock",
     ) -> StepResult:  # fmt: skip
-        """shown_B: the rollouts whose rewards are told, all of them included."""
+        """written: attempts that were sampled. shown_B: the rollouts whose rewards are told, all of them included."""
         kept_BA = rewards_BA[shown_B]
         count = max(1, len(kept_BA))
         right_BA = kept_BA > 0.5
         first_B, last_B = right_BA[:, 0], right_BA[:, -1]
         kept = [rollout for rollout, included in zip(rollouts, shown_B.tolist(), strict=True) if included]
         cut = [[attempt.completion.finish_reason == "length" for attempt in rollout.attempts] for rollout in kept]
-        tokens = sum(len(attempt.completion.token_ids) for rollout in rollouts for attempt in rollout.attempts)
+        tokens = sum(len(attempt.completion.token_ids) for attempt in written)
         means = [sum(column) / count for column in zip(*kept_BA.tolist(), strict=True)] or [0.0] * rewards_BA.shape[1]
         progress, total_tokens = self.progress, float(update.tokens_A.sum())
         return StepResult(
@@ -244,7 +247,7 @@ class Trainer:
             grad_norm=update.grad_norm,
             learning_rate=rate,
             sampler_gap=float(update.gap_A.sum()) / max(1.0, total_tokens),
-            completions=sum(len(rollout.attempts) for rollout in rollouts),
+            completions=len(written),
             sampled_tokens=tokens,
             tokens_per_second=tokens / max(1e-9, clock.total),
             seconds=clock.total,

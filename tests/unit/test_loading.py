@@ -380,6 +380,14 @@ def test_on_cuda_no_forward_pass_takes_cudnns_attention() -> None:
     assert enabled() == before
 
 
+def test_a_saved_config_names_the_stored_dtype_and_nothing_else(tmp_path: Path) -> None:
+    lm: LanguageModel = tiny_lm("llama")
+    lm.model.config.made_for = "float32"
+    lm.save(tmp_path, torch.bfloat16)
+    told = json.loads((tmp_path / "config.json").read_text())
+    assert (told["dtype"], told["made_for"]) == ("bfloat16", "float32")
+
+
 @pytest.mark.parametrize("architecture", ["llama", "qwen2", "gpt2", "gemma3"])
 def test_a_hollow_model_has_names_and_shapes_and_no_numbers(architecture: str, tmp_path: Path) -> None:
     """What another process reads: the same weights and buffers, tied ones still, all of them 0, and they compute."""

@@ -174,10 +174,11 @@ def _both(outer: AbstractContextManager[None], inner: AbstractContextManager[Non
 def _name_dtype(file: Path, held: str, dtype: torch.dtype) -> None:
     """config.json names the dtype of the weights in memory; those on disk have this one."""
 
-    def named(value: Any) -> Any:
+    def named(value: Any, key: str = "") -> Any:
         if isinstance(value, dict):
-            return {key: named(item) for key, item in value.items()}
-        return str(dtype).removeprefix("torch.") if value == held.removeprefix("torch.") else value
+            return {name: named(item, name) for name, item in value.items()}
+        is_ours = key in ("dtype", "torch_dtype") and value == held.removeprefix("torch.")
+        return str(dtype).removeprefix("torch.") if is_ours else value
 
     config = json.loads(file.read_text(encoding="utf-8"))
     file.write_text(json.dumps(named(config), indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -71,6 +71,12 @@ def test_the_table_of_models_has_their_numbers_of_weights(name: str, count: int)
     assert adapted.trained == spec.layers * 16 * (2 * spec.hidden + query + value)
 
 
+def test_the_math_models_read_less() -> None:
+    reads = {name: described(ModelConfig(path=f"Qwen/Qwen2.5-{name}")).config.max_position_embeddings
+             for name in ("7B", "Coder-7B-Instruct", "Math-7B", "Math-1.5B-Instruct")}  # fmt: skip
+    assert reads == {"7B": 32768, "Coder-7B-Instruct": 32768, "Math-7B": 4096, "Math-1.5B-Instruct": 4096}
+
+
 def test_a_model_that_is_nowhere_is_told_with_those_that_are_known() -> None:
     with pytest.raises(ModelError, match=r"without the hub, these are known: Qwen/Qwen2.5-0.5B, "):
         described(ModelConfig(path="nobody/nothing-7b"))
@@ -317,8 +323,9 @@ def test_cards_are_known_by_the_names_that_torch_has_for_them() -> None:
     names = {"NVIDIA H100 80GB HBM3": "h100", "NVIDIA H200": "h200", "NVIDIA GeForce RTX 4090": "rtx-4090", "NVIDIA L4": "l4",
              "NVIDIA L40S": "l40s", "NVIDIA A100-SXM4-80GB": "a100-80", "NVIDIA A100-SXM4-40GB": "a100-40", "AMD Instinct MI300X": "mi300x"}  # fmt: skip
     assert {name: card_named(name, 1.0).name for name in names} == names
-    with pytest.raises(ValueError, match="Tesla T4"):
-        card_named("Tesla T4", 15.0)
+    for other in ("Tesla T4", "NVIDIA L40", "NVIDIA A100X"):
+        with pytest.raises(ValueError, match=other):
+            card_named(other, 15.0)
     assert [round(utilisation(width), 2) for width in (1024, 2560, 8192)] == [0.11, 0.22, 0.4]
 
 

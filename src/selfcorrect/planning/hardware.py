@@ -69,9 +69,9 @@ def utilisation(hidden: int) -> float:
 
 def card_named(name: str, gib: float) -> Card:
     """The card of the table that torch's name for a GPU means, with so much memory. Raises ValueError for others."""
-    plain = name.casefold().replace(" ", "-")
+    told = name.casefold().replace(" ", "-").split("-")  # an L40 is no L4, and other than an L40S
     for card in CARDS.values():
-        words = card.name.split("-")
-        if all(word in plain for word in words) or (words[0] in plain and words[0] not in ("rtx", "a100")):
+        first, *more = card.name.split("-")
+        if first in told and all(word in told or f"{word}gb" in told for word in more):
             return replace(card, gib=gib)
     raise ValueError(f"{name} is not in the table of cards")

@@ -41,6 +41,7 @@ _SHAPES: dict[str, tuple[Any, ...]] = {
 }
 _TAILS = ("-instruct", "-it", "-base", "-pt", "-hf", "-2507")  # of names that differ in training alone
 _WORDS = ("-coder", "-math")
+_MATH_READS = 4096  # tokens: of Qwen2.5-Math, in config.json, where the other Qwen2.5 models have 32768
 
 
 def known_config(name: str) -> dict[str, Any] | None:
@@ -59,6 +60,8 @@ def known_config(name: str) -> dict[str, Any] | None:
         "hidden_size": hidden, "num_hidden_layers": layers, "num_attention_heads": heads,
         "intermediate_size": intermediate, "tie_word_embeddings": tied,
     }  # fmt: skip
+    if "-math" in name.casefold():
+        told["max_position_embeddings"] = _MATH_READS
     whole: dict[str, Any] = told | others
     return whole
 

@@ -235,8 +235,8 @@ def test_weights_cast_beforehand_change_no_logit(architecture: str, precise: tor
 @pytest.mark.parametrize("precise", [torch.float32, torch.bfloat16])
 def test_weights_laid_out_for_decoding(view: str | None, precise: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     """As they are now, with the adapter that the view shows; nothing is left behind."""
-    monkeypatch.setattr(prepacked, "_LEAST", 1 << 8)
-    monkeypatch.setattr(prepacked, "_LEAST_ADAPTED", 1 << 7)
+    monkeypatch.setattr(prepacked, "LEAST", 1 << 8)
+    monkeypatch.setattr(prepacked, "LEAST_ADAPTED", 1 << 7)
     lm = replace(tiny_lm("qwen2", "sdpa"), compute_dtype=precise)
     if view is not None:
         lm.adapters = Adapters(lm.model, fresh_config(LoraConfig(), lm.model), "a base", 0)
@@ -291,7 +291,7 @@ def test_a_new_version_of_the_weights_is_cast_into_the_same_memory() -> None:
 
 def test_threads_that_sample_from_one_model_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each would compute with what the other has put in the model, and leave it there."""
-    monkeypatch.setattr(prepacked, "_LEAST", 0)
+    monkeypatch.setattr(prepacked, "LEAST", 0)
     lm = replace(tiny_lm("llama", "sdpa", ENDS), compute_dtype=torch.bfloat16)
     expected = said(play(lm, TransformersSampler(lm, 3), 1.0))
     with ThreadPoolExecutor(4) as threads:
@@ -351,12 +351,12 @@ def test_recorded_steps_say_the_same(fails: int) -> None:
 
 @pytest.mark.parametrize("adapter", [False, True], ids=["a copy", "the same model, adapter off"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("least", [prepacked._LEAST_ADAPTED, 1], ids=["as they lie", "laid out"])
+@pytest.mark.parametrize("least", [prepacked.LEAST_ADAPTED, 1], ids=["as they lie", "laid out"])
 def test_a_sampler_beside_another_takes_no_memory_of_its_own(
     least: int, adapter: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Policy and reference in turn, as with offline_first: each writes what it would alone, in the policy's lanes."""
-    monkeypatch.setattr(prepacked, "_LEAST_ADAPTED", least)
+    monkeypatch.setattr(prepacked, "LEAST_ADAPTED", least)
     lm = tiny_lm("llama", "sdpa", ENDS)
     lm.compute_dtype = dtype
     if adapter:

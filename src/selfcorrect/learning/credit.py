@@ -14,7 +14,6 @@ from selfcorrect.config import (
 from selfcorrect.learning import objectives
 from selfcorrect.learning.objectives import Credit
 from selfcorrect.learning.record import Progress
-from selfcorrect.types import Outcome, Rollout
 
 _ROUNDING = 1e-9  # what a mean of equal rewards may leave, and no reward that counts
 
@@ -43,7 +42,12 @@ def credit_of(stage: StageBase, rewards_BA: Tensor, progress: Progress | None = 
 def advantages_of(
     algorithm: AlgorithmConfig, credit: Credit, rewards_BA: Tensor, included_B: Tensor, group: int
 ) -> Tensor:
-    """The baseline a recipe names, applied to credit."""
+    """The baseline a recipe names, applied to credit: what each attempt is weighed with, [B, A].
+
+    rewards_BA, included_B: rewards, and which rollouts count; those of a problem stand together, `group` of them. An
+    attempt's return less the mean of the others' at the same problem (Ahmadian et al., Sec. 5.1 of the paper names it);
+    rollouts that do not count have 0.
+    """
     if algorithm.baseline == "leave_one_out_given_history":
         return objectives.advantages_given_history(credit, rewards_BA, included_B, group)
     leave_one_out = algorithm.baseline == "leave_one_out"
@@ -61,9 +65,3 @@ def equal_groups(advantages_BA: Tensor, sampled_BA: Tensor, included_B: Tensor, 
     flat_N = ((advantages_BA.abs() < _ROUNDING) | ~sampled_BA).reshape(-1, group * advantages_BA.shape[1]).all(1)
     counted_N = included_B.reshape(-1, group).any(1)
     return float(flat_N[counted_N].float().mean()) if counted_N.any() else None
-
-
-def is_included(rollout: Rollout) -> bool:
-    """False where the grader failed or nothing could be sampled: such rollouts teach nothing."""
-    left_out = {Outcome.GRADER_FAILED, Outcome.UNREADABLE}
-    return not any(attempt.grade.outcome in left_out for attempt in rollout.attempts)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from selfcorrect.errors import DataError, ModelError
-from selfcorrect.evaluation.metrics import LEFT_OUT
+from selfcorrect.evaluation.metrics import LEFT_OUT, is_graded
 from selfcorrect.learning.formats import rows_of
 from selfcorrect.models.chat import Chat
 from selfcorrect.seeds import derive_seed
@@ -23,7 +23,9 @@ from selfcorrect.types import Attempt, Completion, Grade, Outcome, Problem, Roll
 
 def star_traces(rollouts: Iterable[Rollout]) -> list[Rollout]:
     """D+_STaR: two-attempt rollouts that end right, wrong-then-right and right-then-right, each once."""
-    return _distinct(_given(rollout) for rollout in rollouts if rollout.attempts[-1].grade.correct and _graded(rollout))
+    return _distinct(
+        _given(rollout) for rollout in rollouts if rollout.attempts[-1].grade.correct and is_graded(rollout)
+    )
 
 
 def pair_traces(firsts: Sequence[Rollout], chat: Chat, task: Task, seed: int) -> list[Rollout]:
@@ -34,7 +36,7 @@ def pair_traces(firsts: Sequence[Rollout], chat: Chat, task: Task, seed: int) ->
     """
     pairs: list[Rollout] = []
     for name, rows in groupby(firsts, key=lambda rollout: rollout.problem.id):
-        group = [rollout for rollout in rows if _graded(rollout)]
+        group = [rollout for rollout in rows if is_graded(rollout)]
         right = [index for index, rollout in enumerate(group) if rollout.attempts[0].grade.correct]
         for index, rollout in enumerate(group):
             mine = rollout.attempts[0].completion.token_ids
@@ -86,10 +88,6 @@ def _pair(rollout: Rollout, right: Attempt, chat: Chat, task: Task) -> Rollout:
     context = chat.next_prompt(first.prompt_ids, first.completion.token_ids, task.correction_prompt(rollout.problem))
     second = Attempt(context, right.completion, right.grade)
     return dataclasses.replace(rollout, attempts=(dataclasses.replace(first, sampled=False), second))
-
-
-def _graded(rollout: Rollout) -> bool:
-    return not any(attempt.grade.outcome in LEFT_OUT for attempt in rollout.attempts)
 
 
 def _distinct(traces: Iterable[Rollout]) -> list[Rollout]:

@@ -21,9 +21,9 @@ from selfcorrect.config import (
     TrainConfig,
 )
 from selfcorrect.errors import NumericalError
-from selfcorrect.evaluation.metrics import is_unchanged, refuse_nothing_graded
+from selfcorrect.evaluation.metrics import is_graded, is_unchanged, refuse_nothing_graded
 from selfcorrect.learning.batching import Batch, make_batch, micro_batches
-from selfcorrect.learning.credit import advantages_of, credit_of, equal_groups, is_included
+from selfcorrect.learning.credit import advantages_of, credit_of, equal_groups
 from selfcorrect.learning.losses import TokenLoss, token_loss
 from selfcorrect.learning.packing import PackedPrompts
 from selfcorrect.learning.policy import learning_rate, make_optimizer, trained_states
@@ -115,7 +115,7 @@ class Trainer:
         refuse_nothing_graded(rollouts, f"step {step}")
 
         rewards_BA = torch.tensor([[attempt.grade.reward for attempt in rollout.attempts] for rollout in rollouts])
-        included_B = torch.tensor([is_included(rollout) for rollout in rollouts])
+        included_B = torch.tensor([is_graded(rollout) for rollout in rollouts])
         credit = credit_of(stage, rewards_BA, progress)
         advantages_BA = advantages_of(config.algorithm, credit, rewards_BA, included_B, group)
         batch = make_batch(rollouts, advantages_BA, credit.kl_coef_A, included_B)

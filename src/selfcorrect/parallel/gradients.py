@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
-_BUCKET = 1 << 26  # numbers in one message
+BUCKET = 1 << 26  # numbers in one message
 
 
 def sum_gradients(parameters: Sequence[Tensor]) -> None:
@@ -39,7 +39,7 @@ def _buckets(gradients: Sequence[Tensor]) -> Iterator[list[Tensor]]:
     """Runs of one dtype, and of so many numbers as go into a message; a larger gradient goes alone."""
     bucket: list[Tensor] = []
     for gradient in gradients:
-        full = sum(each.numel() for each in bucket) + gradient.numel() > _BUCKET
+        full = sum(each.numel() for each in bucket) + gradient.numel() > BUCKET
         if bucket and (full or bucket[0].dtype != gradient.dtype):
             yield bucket
             bucket = []

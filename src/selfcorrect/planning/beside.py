@@ -6,7 +6,6 @@ import os
 import re
 import statistics
 import sys
-import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -42,7 +41,7 @@ def planned(
     if os.environ.get("SELFCORRECT_PLAN", "").casefold() == "off" or not is_first():
         yield
         return
-    plan, began, steps = None, time.time(), _steps(path)
+    plan, steps = None, _steps(path)
     before = (path / FILE).read_text(encoding="utf-8") if steps and (path / FILE).is_file() else None
     try:
         plan = _plan(config, lm, task)
@@ -56,7 +55,7 @@ def planned(
         if before is not None and _steps(path) == steps:  # a run with nothing left to do: what it took still holds
             (path / FILE).write_text(before, encoding="utf-8")
         elif plan:
-            _tell_measured(plan, config, path, began, say)
+            _tell_measured(plan, config, path, say)
     except Exception as error:  # noqa: BLE001 - as above
         say(f"plan: not compared with what was measured ({_short(error)})")
 
@@ -105,7 +104,7 @@ def _card(device: torch.device) -> Card | None:
     return card_named(about.name, about.total_memory / _GIB)
 
 
-def _tell_measured(plan: Plan, config: TrainConfig, path: Path, began: float, say: Callable[[str], None]) -> None:
+def _tell_measured(plan: Plan, config: TrainConfig, path: Path, say: Callable[[str], None]) -> None:
     """The same plan for the lengths that came, beside what was measured."""
     rows = [json.loads(line) for line in (path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     rows = [step for step in rows if step.get("sampled_tokens") and step.get("longest")][-200:]

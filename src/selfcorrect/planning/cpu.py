@@ -16,9 +16,8 @@ import torch
 from selfcorrect.config import TrainConfig
 from selfcorrect.errors import ModelError
 from selfcorrect.models.windows import layer_windows
-from selfcorrect.planning.memory import _Key
 from selfcorrect.planning.pace import Pace, decoding
-from selfcorrect.planning.rehearsal import Costume, Line, run_update, through
+from selfcorrect.planning.rehearsal import Costume, CostumeKey, Line, run_update, through
 from selfcorrect.planning.settled import Dressed
 from selfcorrect.planning.work import Step, Update, update_of
 from selfcorrect.samplers.inference import InferenceWeights
@@ -50,9 +49,8 @@ def measured(config: TrainConfig, model: Dressed, step: Step) -> Pace:
     timed = replace(work, rows=rows, micro_batches=1, scored=rows * work.trained, prefixes=prefixes)
     row, limit = math.ceil(step.lengths.mean_row(step.attempts)), step.lengths.limit
     lanes = min(config.rollouts.rows, step.rows)
-    key = _Key(model.costume)
     with torch.random.fork_rng(devices=[]):
-        found = _timings(key, timed, lanes, row, limit, config.optimizer.name)
+        found = _timings(timed, CostumeKey(model.costume), lanes, row, limit)
     of = {name: line.at(model.spec.layers) for name, line in found.items()}
     seconds, tokens = {"rollouts": 0.0}, 0.0
     for attempt in range(1, step.attempts + 1):
@@ -75,8 +73,9 @@ _FED = 8  # tokens of a row in the prefill that is timed
 
 
 @lru_cache(maxsize=64)
-def _timings(key: Any, work: Update, lanes: int, width: int, limit: int, optimizer: str) -> dict[str, Line]:
-    costume: Costume = key.value
+def _timings(work: Update, key: CostumeKey, lanes: int, width: int, limit: int) -> dict[str, Line]:
+    """The optimiser's step is AdamW's, whichever the recipe names."""
+    costume = key.costume
     return through(costume, lambda make: _of_layers(make(), costume, work, lanes, width, limit), _APART)
 
 

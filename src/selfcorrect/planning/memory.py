@@ -1,21 +1,20 @@
 """Bytes on one device: what lies there all the time, and what each phase of a step adds at its fullest moment."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
 
 import torch
 
 from selfcorrect.config import TrainConfig
 from selfcorrect.models.freed import gives_back
 from selfcorrect.models.sizing import free_memory_of_machine
+from selfcorrect.parallel.gradients import BUCKET
 from selfcorrect.planning.hardware import CONTEXT_BYTES, SLACK, Card
-from selfcorrect.planning.rehearsal import Costume, Line, by_layers, highest, sampling, update
+from selfcorrect.planning.rehearsal import CostumeKey, Line, by_layers, highest, sampling, update
 from selfcorrect.planning.settled import Dressed, Static, static
 from selfcorrect.planning.work import Sampling, Step, Update, sampling_of, update_of
 from selfcorrect.samplers.graphs import AS_THEY_ARE, FIXED
 
-_SUM_BUCKET = 4 << 26  # bytes: gradients of several processes are summed in messages of so many (parallel/gradients.py)
 # Of a process on a CPU that trains: Python, torch, transformers and data; measured (docs/plan.md).
 PROCESS_BYTES = 0.44 * 2**30
 TOKEN_BYTES = 1.1 * 2**10  # of the tokenizer, for each entry of the vocabulary; measured
@@ -23,7 +22,6 @@ PEFT_BYTES = 0.05 * 2**30  # more with PEFT and bitsandbytes imported; measured
 # Of what is alive, that glibc's heap holds beyond it: freed memory kept, and given back (docs/plan.md).
 HEAP_SLACK, HEAP_SLACK_GIVEN = 0.32, 0.02
 ENGINE_BYTES = 1.5 * 2**30  # of vLLM: graphs and workspaces, assumed
-AWAKE, SHARE = 0.05, 0.9
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,14 +40,13 @@ class Spread:
 @dataclass(frozen=True, slots=True)
 class Memory:
     """Bytes on one device. static: all the time; phases: the fullest moment of each phase, by part, static ones not
-    among them; overhead: of the process, and of the allocator; host: in the machine's memory beside.
+    among them; process: of the process itself. slack: the share of all the rest that the allocator holds beyond it.
     """
 
     static: Static
     phases: dict[str, dict[str, float]]
     process: float
     slack: float
-    notes: tuple[str, ...] = field(default=())
 
     def at(self, phase: str) -> float:
         inside = sum(self.phases[phase].values()) + _lasting(self.static, phase)
@@ -89,11 +86,11 @@ def _lasting(of: Static, phase: str) -> float:
 
 def memory(config: TrainConfig, model: Dressed, card: Card | None, step: Step, spread: Spread) -> Memory:
     """config: settled."""
-    of, phases, notes = static(config, model, card, spread.shards), dict[str, dict[str, float]](), list[str]()
+    of, phases = static(config, model, card, spread.shards), dict[str, dict[str, float]]()
     cache = _cache(config, model, step, spread)
-    rehearsed = _sampled(model.costume, cache.work)
+    rehearsed = _sampled(cache.work, CostumeKey(model.costume))
     transient = rehearsed["prefill"].at(model.spec.layers), rehearsed["step"].at(model.spec.layers)
-    copies = 0.0 if card else _copies(config, model)
+    copies = 0.0 if card else _copies(model)
     gathered = _gathered(model, spread)
     whole = model.costume.weights.itemsize * model.numbers.all if spread.shards > 1 and not spread.beside else 0.0
     if spread.beside:
@@ -116,7 +113,7 @@ def memory(config: TrainConfig, model: Dressed, card: Card | None, step: Step, s
     phases["update"] = {"KV cache": kept, **done, "gathered by FSDP": gathered, "whole copy for sampling": whole}
     if spread.devices > 1 and spread.shards == 1:
         # After the last backward pass (parallel/gradients.py), whose activations are gone by then.
-        phases["sync"] = {"KV cache": kept, "sync buffers": min(_SUM_BUCKET, 4 * model.numbers.trained)}
+        phases["sync"] = {"KV cache": kept, "sync buffers": 4 * min(BUCKET, model.numbers.trained)}
     if card is None and spread.shards > 1:
         # torch.distributed.checkpoint makes the bytes of a shard's file in memory, from tensors laid side by side.
         written = 2 * 12 * model.numbers.trained / spread.shards
@@ -130,7 +127,7 @@ def memory(config: TrainConfig, model: Dressed, card: Card | None, step: Step, s
         process, slack = CONTEXT_BYTES, SLACK
     if card and not spread.engine:
         phases["sampling"]["CUDA graphs"] = transient[1]
-    return Memory(of, phases, process, slack, tuple(notes))
+    return Memory(of, phases, process, slack)
 
 
 def of_server(model: Dressed, step: Step, spread: Spread) -> float:
@@ -165,50 +162,13 @@ def _cache(config: TrainConfig, model: Dressed, step: Step, spread: Spread) -> _
 
 
 @lru_cache(maxsize=64)
-def _sampled_cached(key: Any, costume_key: Any) -> Any:
-    costume, work = costume_key.value, key
-    return by_layers(costume, sampling(costume, work))
-
-
-class _Key:
-    """A costume as a key: by its texts."""
-
-    def __init__(self, costume: Costume) -> None:
-        self.value = costume
-        told = costume.config.to_json_string(use_diff=False)
-        self._text = (
-            told,
-            *(
-                str(getattr(costume, n))
-                for n in (
-                    "weights",
-                    "compute",
-                    "attention",
-                    "tiles",
-                    "rank",
-                    "targets",
-                    "four_bits",
-                    "reference",
-                    "one_call",
-                )
-            ),
-        )
-
-    def __hash__(self) -> int:
-        return hash(self._text)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Key) and other._text == self._text
-
-
-def _sampled(costume: Costume, work: Sampling) -> dict[str, Line]:
-    found: dict[str, Line] = _sampled_cached(work, _Key(costume))
-    return found
+def _sampled(work: Sampling, key: CostumeKey) -> dict[str, Line]:
+    return by_layers(key.costume, sampling(work))
 
 
 @lru_cache(maxsize=256)
-def _updated_cached(work: Update, key: _Key) -> dict[str, Line]:
-    return by_layers(key.value, update(key.value, work))
+def _update_lines(work: Update, key: CostumeKey) -> dict[str, Line]:
+    return by_layers(key.costume, update(key.costume, work))
 
 
 def _updated(config: TrainConfig, model: Dressed, step: Step, spread: Spread) -> dict[str, float]:
@@ -216,7 +176,7 @@ def _updated(config: TrainConfig, model: Dressed, step: Step, spread: Spread) ->
     tiles = model.costume.tiles
     scored = max(tiles.kept // model.spec.vocabulary, tiles.numbers // min(tiles.widest, model.spec.vocabulary)) + 1
     work = update_of(config, step, model.attends_to_all and spread.shards == 1, scored)
-    found = _rehearsed_update(work, _Key(model.costume), model.spec.layers)
+    found = _rehearsed_update(work, CostumeKey(model.costume), model.spec.layers)
     tile = 4 * min(tiles.kept, work.scored * model.spec.vocabulary) * (2 if model.costume.reference else 1)
     beyond = found["peak"] - found["gradients"]
     further = (work.rows * work.trained - work.scored) * model.spec.hidden * 4 * 3
@@ -226,14 +186,14 @@ def _updated(config: TrainConfig, model: Dressed, step: Step, spread: Spread) ->
 _REHEARSED = 8  # rows that attend one by one; more are on the line through two smaller numbers of them
 
 
-def _rehearsed_update(work: Update, key: _Key, layers: int) -> dict[str, float]:
-    by_row = work.packed and not key.value.one_call
+def _rehearsed_update(work: Update, key: CostumeKey, layers: int) -> dict[str, float]:
+    by_row = work.packed and not key.costume.one_call
     few = min(work.rows, _REHEARSED) if by_row else work.rows
     points = [few] if few == work.rows else [few // 2, few]
     found = []
     for rows in points:
         scored = min(work.scored, rows * work.trained)
-        lines = _updated_cached(replace(work, rows=rows, scored=scored), key)
+        lines = _update_lines(replace(work, rows=rows, scored=scored), key)
         at = {name: line.at(layers) for name, line in lines.items()}
         found.append({"peak": highest(at), "gradients": at["gradients"]})
     more = (work.rows - few) / max(1, few - points[0])
@@ -250,7 +210,7 @@ def _gathered(model: Dressed, spread: Spread) -> float:
     )
 
 
-def _copies(config: TrainConfig, model: Dressed) -> float:
+def _copies(model: Dressed) -> float:
     """Of linear layers, laid out for sampling on a CPU (samplers/prepacked.py); none where memory is short."""
     size = model.numbers.packed * model.costume.compute.itemsize
     return size if size <= free_memory_of_machine() / 2 else 0.0

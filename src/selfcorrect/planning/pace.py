@@ -42,14 +42,16 @@ def decoding(step: Step, lanes: int, attempt: int) -> Decoding:
     """Rows beyond the lanes wait for those that have ended; the last to begin may run to the limit."""
     lengths = step.lengths
     waves = max(0.0, step.rows / lanes - 1)
-    steps = waves * lengths.attempt + min(lengths.limit, max(lengths.attempt, 2 * lengths.attempt))
+    steps = waves * lengths.attempt + min(lengths.limit, 2 * lengths.attempt)
     context = lengths.prompt + (attempt - 1) * (lengths.attempt + lengths.turn) + lengths.attempt / 2
     return Decoding(steps, step.rows * lengths.attempt / steps, context)
 
 
 def pace(config: TrainConfig, model: Dressed, card: Card, step: Step, spread: Spread, nodes: int) -> Pace:
-    """config: settled; step: of one device."""
-    sampler = _Sampler(config, model, card, spread)
+    """Seconds of a step on one of the devices, and tokens sampled by all. config: settled; step: what that device has
+    of a step.
+    """
+    sampler = _Sampler(model, card, spread)
     rows, lengths = step.rows, step.lengths
     # A server has the rows of all ranks, of which some may have none.
     served = min(spread.devices, config.rollouts.problems_per_step / step.groups) if spread.beside else 1
@@ -84,7 +86,7 @@ def pace(config: TrainConfig, model: Dressed, card: Card, step: Step, spread: Sp
 class _Sampler:
     """Seconds of a decoding step, by what it waits for."""
 
-    def __init__(self, config: TrainConfig, model: Dressed, card: Card, spread: Spread) -> None:
+    def __init__(self, model: Dressed, card: Card, spread: Spread) -> None:
         of = model.numbers
         weights = 2 * of.all
         if model.costume.four_bits:  # read, written in 16 bits, and read again

@@ -102,7 +102,7 @@ def devices_for(
     found = Devices(card, gpus, nodes, parallel, engine, None, price)
     if engine and config.vllm.server and card:
         spec = described(config.model)
-        fewest = _tensor(dressed(config, spec, card), replace(found, gpus=8))
+        fewest = _tensor(dressed(config, spec, card), found)
         found = replace(found, serving=serving or fewest)
         if spec.heads % (found.serving or 1):
             raise ConfigError(
@@ -110,10 +110,6 @@ def devices_for(
                 f"{serving} does not divide; take {fewest} or another that does"
             )
     return found
-
-
-def spec_of(config: TrainConfig) -> Spec:
-    return described(config.model)
 
 
 def make_plan(
@@ -150,10 +146,7 @@ def _laid_out(
 
 def _tensor(model: Dressed, devices: Devices) -> int:
     """Over how many of a node's cards an engine splits the model: as few as leave two fifths of a card to the cache."""
-    for split in (1, 2, 4, 8):
-        if 2 * model.numbers.all / split <= 0.5 * devices.bytes or split >= devices.gpus:
-            return min(split, devices.gpus)
-    return devices.gpus
+    return next((split for split in (1, 2, 4) if 2 * model.numbers.all / split <= 0.5 * devices.bytes), 8)
 
 
 # Where it does not fit

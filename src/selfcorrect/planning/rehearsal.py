@@ -13,7 +13,7 @@ import copy
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any
 
@@ -35,6 +35,7 @@ from selfcorrect.planning.live import Live
 from selfcorrect.planning.work import Sampling, Update
 from selfcorrect.samplers.attention import grouped_attention
 from selfcorrect.samplers.draws import draw
+from selfcorrect.samplers.prepacked import LEAST, LEAST_ADAPTED
 from selfcorrect.samplers.slots import SlotCache
 
 
@@ -56,6 +57,21 @@ class Costume:
     four_bits: bool = False
     reference: bool = True
     one_call: bool = False
+
+
+class CostumeKey:
+    """A costume as a key of a cache, by its texts: transformers' configs have no hash."""
+
+    def __init__(self, costume: Costume) -> None:
+        self.costume = costume
+        others = [str(getattr(costume, field.name)) for field in fields(costume) if field.name != "config"]
+        self._texts = (costume.config.to_json_string(use_diff=False), *others)
+
+    def __hash__(self) -> int:
+        return hash(self._texts)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, CostumeKey) and other._texts == self._texts
 
 
 @dataclass(frozen=True, slots=True)
@@ -302,7 +318,7 @@ class _Packed(PackedPrompts):
 # Sampling
 
 
-def sampling(costume: Costume, work: Sampling) -> Callable[[LanguageModel], dict[str, float]]:
+def sampling(work: Sampling) -> Callable[[LanguageModel], dict[str, float]]:
     """Measures what attempt 2 needs beside weights and cache: to read the turn between, and for a step of all rows."""
 
     def measure(lm: LanguageModel) -> dict[str, float]:
@@ -364,9 +380,6 @@ class Numbers:
     outer: float
 
 
-_PACKED, _PACKED_ADAPTED = 1 << 20, 1 << 16  # as samplers/prepacked.py has them
-
-
 def numbers(costume: Costume, layers: int) -> Numbers:
     """Of the model of so many layers."""
 
@@ -379,7 +392,7 @@ def numbers(costume: Costume, layers: int) -> Numbers:
         wraps = costume.compute == torch.float32
         packed = [
             m.weight.numel() for m in [*linear, head]
-            if m.weight.numel() >= (_PACKED_ADAPTED if wraps and id(m) in base else _PACKED)
+            if m.weight.numel() >= (LEAST_ADAPTED if wraps and id(m) in base else LEAST)
         ]  # fmt: skip
         own = [t for t in model.parameters() if id(t) not in adapter]
         return {

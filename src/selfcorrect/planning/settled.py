@@ -6,7 +6,7 @@ from typing import Any, Literal
 import torch
 
 from selfcorrect.config import TrainConfig
-from selfcorrect.learning.vocabulary import Tiles, tiles_for
+from selfcorrect.learning.vocabulary import tiles_for
 from selfcorrect.models import sizing
 from selfcorrect.models.loading import pick_dtype
 from selfcorrect.models.windows import layer_windows, sees_all
@@ -37,7 +37,7 @@ def dressed(config: TrainConfig, spec: Spec, card: Card | None) -> Dressed:
     attention = model.attention if model.attention != "auto" else "sdpa" if on_card else "eager"
     costume = Costume(
         spec.config, getattr(torch, model.weights), compute, "sdpa" if attention == "flash_attention_2" else attention,
-        Tiles(1 << 26, 1 << 13, 1 << 27) if on_card else tiles_for(torch.device("cpu")),
+        tiles_for(torch.device("cuda" if on_card else "cpu")),
         rank=0 if model.tuning == "full" else model.lora.rank, targets=model.lora.targets,
         four_bits=model.tuning == "qlora", reference=config.uses_reference, one_call=on_card,
     )  # fmt: skip

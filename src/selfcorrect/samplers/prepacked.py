@@ -20,8 +20,8 @@ from selfcorrect.models.adapters import OFF
 from selfcorrect.models.loading import LanguageModel
 from selfcorrect.models.sizing import free_memory_of_machine
 
-_LEAST = 1 << 20  # numbers of a weight: smaller ones gained nothing when measured (docs/log.md)
-_LEAST_ADAPTED = 1 << 16  # of one that its adapter is added to
+LEAST = 1 << 20  # numbers of a weight: smaller ones gained nothing when measured (docs/log.md)
+LEAST_ADAPTED = 1 << 16  # of one that its adapter is added to
 _ROWS = 64  # laid out for so many, fewer and more are as fast
 _FEW = 2  # so many or fewer rows read a float32 weight at full speed as it lies
 
@@ -61,7 +61,7 @@ class _Layer:
         if self.adapter != OFF:
             weight = own + self.module.get_delta_weight(self.adapter).detach()
         bias = None if self.base.bias is None else self.base.bias.detach().to(dtype)
-        if weight.numel() < _LEAST:
+        if weight.numel() < LEAST:
             return partial(linear, weight=weight, bias=bias)
         lies = weight is own and dtype == torch.float32  # a sum would have to be kept beside its copy
         return partial(_forward, _laid_out(weight.to(dtype)), own if lies else None, bias)
@@ -73,7 +73,7 @@ def _layers(lm: LanguageModel) -> list[_Layer]:
     wrapped = _adapted(lm) if exact else []
     inside = {id(layer.base) for layer in wrapped}
     every: list[Any] = [module for module in lm.model.modules() if id(module) not in inside]
-    plain = [_Layer(module, module) for module in every if _fits(module, _LEAST)]
+    plain = [_Layer(module, module) for module in every if _fits(module, LEAST)]
     return [layer for layer in [*wrapped, *plain] if not exact or layer.base.weight.dtype == torch.float32]
 
 
@@ -84,7 +84,7 @@ def _adapted(lm: LanguageModel) -> list[_Layer]:
 
     every: list[Any] = [module for module in lm.model.modules() if type(module) is Linear]
     found = [_Layer(module, module.base_layer, lm.view) for module in every]
-    return [layer for layer in found if _fits(layer.base, _LEAST_ADAPTED) and "forward" not in vars(layer.module)]
+    return [layer for layer in found if _fits(layer.base, LEAST_ADAPTED) and "forward" not in vars(layer.module)]
 
 
 def _fits(module: Any, least: int) -> bool:

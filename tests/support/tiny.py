@@ -47,7 +47,7 @@ def _model(architecture: str, vocabulary: int, attention: str, hidden: int) -> A
                 attn_implementation=attention, tie_word_embeddings=False,
             )  # fmt: skip
             return transformers.GPT2LMHeadModel(config)
-        case "gemma3":  # every other layer sees only the last 6 tokens, so the sampler takes its plain path
+        case "gemma3":  # every other layer sees only the last 6 tokens: each kind of layer has a mask of its own
             kinds = ["sliding_attention", "full_attention"]
             config = transformers.Gemma3TextConfig(**sizes, head_dim=8, sliding_window=6, layer_types=kinds)
             return transformers.Gemma3ForCausalLM(config)

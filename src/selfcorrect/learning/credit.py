@@ -42,11 +42,10 @@ def credit_of(stage: StageBase, rewards_BA: Tensor, progress: Progress | None = 
 def advantages_of(
     algorithm: AlgorithmConfig, credit: Credit, rewards_BA: Tensor, included_B: Tensor, group: int
 ) -> Tensor:
-    """The baseline a recipe names, applied to credit: what each attempt is weighed with, [B, A].
+    """The baseline a recipe names, applied to credit: what each attempt is weighed with [B, A].
 
-    rewards_BA, included_B: rewards, and which rollouts count; those of a problem stand together, `group` of them. An
-    attempt's return less the mean of the others' at the same problem (Ahmadian et al., Sec. 5.1 of the paper names it);
-    rollouts that do not count have 0.
+    rewards_BA: of all attempts; included_B: which rollouts count, the others get 0. The rollouts of a problem stand
+    together, `group` of them. Eq. 2 subtracts a baseline; the paper does not say which.
     """
     if algorithm.baseline == "leave_one_out_given_history":
         return objectives.advantages_given_history(credit, rewards_BA, included_B, group)

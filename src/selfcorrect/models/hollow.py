@@ -8,9 +8,9 @@ from torch import Tensor
 
 
 def fill_with_nothing(model: Any) -> None:
-    """In place of a model's meta tensors: zeros that the system gives memory when they are written. Tied ones stay so.
+    """Replaces a model's meta tensors by zeros, in place. The system gives them memory once something is written there.
 
-    Others than weights and buffers there are none: transformers could not load them either.
+    Tied weights stay tied. Weights and buffers are all the tensors that a model has: transformers loads no others.
     """
     made: dict[int, Tensor] = {}
     for module in model.modules():

@@ -66,10 +66,12 @@ class LanguageModel:
             yield
 
     def kernels(self) -> AbstractContextManager[None]:
-        """Which attention a layer may take, also where it runs again in a backward pass: another one's numbers differ.
+        """Limits a layer to certain attention kernels. It wraps recomputation in a backward pass too, as the numbers of
+        another kernel would differ from those of the forward pass.
 
-        Without cuDNN's, which plans anew for every length, and decoding is nothing but those: a third of the speed.
-        Where a row has more keys than queries (packed.py) its causal mask would begin at the wrong end too.
+        cuDNN's kernel is left out. It makes a new plan for every length of the context, and decoding has a new length
+        at every token: sampling then ran at a third of the speed. And for rows with more keys than queries (packed.py)
+        it aligns the causal mask with the first key in place of the last.
         """
         allowed = sdpa_kernel(_ATTENTION) if self.device.type == "cuda" else nullcontext()
         return _both(allowed, packed.as_now(self.model.config))
@@ -451,6 +453,7 @@ def use_threads(threads: int | None) -> None:
 
 
 def pick_device(name: str) -> torch.device:
+    """A device by its kind; auto: cuda, mps or cpu, the first that is there. Raises ModelError where there is none."""
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if name == "auto":
         name = next(kind for kind in ("cuda", "mps", "cpu") if available[kind])

@@ -4,8 +4,8 @@ The kernel closes a dead process's sockets, so nothing depends on clocks, and a 
 one. A host that vanishes is noticed by TCP's own probes. A word is a line of JSON:
 
     {"rank": 1, "token": ..., "about": "pid 7 on host"}   to rank 0, once
-    {"ended": "why" or null}                              this process ends, by itself
-    {"lost": 1, "text": ...}                              from rank 0: what became of another one
+    {"ended": "why" or null}                              this process ends by itself; null: no other waits for it
+    {"lost": 1, "text": ..., "died": true or false}       from rank 0: what became of another one
 """
 
 import contextlib

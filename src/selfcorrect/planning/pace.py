@@ -48,9 +48,7 @@ def decoding(step: Step, lanes: int, attempt: int) -> Decoding:
 
 
 def pace(config: TrainConfig, model: Dressed, card: Card, step: Step, spread: Spread, nodes: int) -> Pace:
-    """Seconds of a step on one of the devices, and tokens sampled by all. config: settled; step: what that device has
-    of a step.
-    """
+    """Seconds of a step by phase, on each device, as all work side by side. config: settled; step: of one device."""
     sampler = _Sampler(model, card, spread)
     rows, lengths = step.rows, step.lengths
     # A server has the rows of all ranks, of which some may have none.

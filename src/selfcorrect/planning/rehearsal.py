@@ -1,10 +1,12 @@
 """The update and the sampling of a recipe, run on fake tensors: what of them is alive at once, in bytes.
 
-The project's own code runs (shared prompts, packed rows, the pass over the vocabulary, the cache of lanes) over the
-model's own layers from transformers, one and two of them, whose tensors have shapes and no numbers. What a layer adds
-is the difference, and a model of L layers the line through both. So it follows the code as that changes, and holds for
-architectures of transformers whose layers run on fake tensors and are as many as num_hidden_layers says; others are a
-ModelError. It takes a second or two and the memory of nothing.
+The project's own code (shared prompts, packed rows, the pass over the vocabulary, the cache of lanes) runs twice over
+transformers' model, with one layer and with two. Tensors are fake: they have shapes and no numbers, so it takes a
+second or two and hardly any memory. The difference is what a layer adds, and the bytes of L layers follow in a line. As
+the code itself runs, this stays true when the code changes.
+
+It works for architectures whose layers run on fake tensors, and whose config counts them in num_hidden_layers; for
+others a ModelError is raised.
 
 Axes: U prefixes, P tokens of a prefix, B rows of a micro-batch, T tokens of the rest of a row, N tokens in all.
 """

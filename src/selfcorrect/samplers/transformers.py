@@ -43,8 +43,9 @@ class TransformersSampler:
     """Works with any causal LM whose layers attend to all or to a window of the context; others go through `generate`.
 
     max_rows: how many run side by side; further ones wait until some have ended. shapes: those of a decoding step.
-    beside: a sampler of a model of the same shape, whose rows, shapes and memory this one works with; what that one has
-    kept of its last call is then dropped, and this one keeps nothing.
+    beside: another sampler, of a model of the same shape. This one then has no memory of its own: it samples in that
+    one's lanes, with its rows and shapes. A call here drops what the other had kept for its next attempt, and nothing
+    is kept for one of this sampler.
     """
 
     def __init__(

@@ -286,7 +286,10 @@ class VllmSampler:
         return engine
 
     def _send_adapter(self, engine: Engine) -> None:
-        """A version of its own, as the engine's cache knows adapters by name and folder; reads may still come late."""
+        """Sends the adapter under a new name and from a new folder, as the engine caches adapters by both.
+
+        The version before it stays for one more sync: the engine may still read its files.
+        """
         assert self._lm.adapters
         named = f"{ADAPTER}{self._place.word}-{self._syncs}"
         version = AdapterVersion(self._syncs, self._folder / f"adapter-{self._syncs}", named)

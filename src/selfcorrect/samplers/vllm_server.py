@@ -51,10 +51,12 @@ class Server:
         self.block, self.longest = _BLOCK, int(served.get("max_model_len") or 2**20)
 
     def sample(self, requests: Sequence[Request]) -> list[Sampled]:
+        """In the order of the requests. Raises RuntimeError where the server answers with an error, late or not at all."""
         with ThreadPoolExecutor(min(len(requests), _SIDE_BY_SIDE), thread_name_prefix="vllm") as pool:
             return list(pool.map(self._one, requests))
 
     def take_weights(self, weights: PlainWeights) -> None:
+        """Raises RuntimeError as `sample`, OSError where the folder cannot be written, and what the transfer raises."""
         if self._adapter_only:
             return  # it was started with the model beneath the adapter; the comparison shows whether it was
         with self._paused():
@@ -66,6 +68,7 @@ class Server:
                 raise RuntimeError(f"{self._url} could not empty its prefix cache")
 
     def take_adapter(self, version: AdapterVersion) -> None:
+        """Raises RuntimeError as `sample` does, also where the server cannot read the adapter's folder."""
         self._post("/v1/load_lora_adapter", {"lora_name": version.name, "lora_path": str(version.folder)})
         self._model = version.name
 

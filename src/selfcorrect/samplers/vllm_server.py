@@ -51,7 +51,7 @@ class Server:
         self.block, self.longest = _BLOCK, int(served.get("max_model_len") or 2**20)
 
     def sample(self, requests: Sequence[Request]) -> list[Sampled]:
-        """In the order of the requests. Raises RuntimeError where the server answers with an error, late or not at all."""
+        """In the order of the requests. Raises RuntimeError where the server answers with an error, late, or never."""
         with ThreadPoolExecutor(min(len(requests), _SIDE_BY_SIDE), thread_name_prefix="vllm") as pool:
             return list(pool.map(self._one, requests))
 

@@ -177,7 +177,10 @@ def test_a_template_s_options_reach_the_prompts(tmp_path: Path, command: Command
         ({"name": "math", "data": "nowhere"}, r"task.data = '.*/nowhere': no such file or folder"),
         ({"name": "custom", "file": "no.py"}, r"task.file = '.*/no.py': no such file or folder"),
         ({"name": "repair", "data": "no.jsonl"}, r"task.data = '.*/no.jsonl': no such file or folder"),
-        ({"name": "code", "prompt": "{task} " + "long " * 9000}, r"problem \S+ has a prompt of \d+ tokens .*, or shorten it or task.prompt"),
+        (
+            {"name": "code", "prompt": "{task} " + "long " * 9000},
+            r"problem \S+ has a prompt of \d+ tokens .*, or shorten it or task.prompt",
+        ),
     ],
 )
 def test_what_cannot_be_trained_on_is_refused_before_anything_is_written(

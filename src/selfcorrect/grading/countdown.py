@@ -1,4 +1,4 @@
-"""Grading of countdown answers by parsing (floor 1): exact integers, never `eval`.
+"""Grading of countdown answers by parsing: exact integers, never `eval`.
 
 An answer is the text of its steps, one a line, each ``a op b = c`` with op one of + - * /, with or without backticks
 around it; results may be negative on the way. Lines without an equals sign are remarks and pass unread; every line with

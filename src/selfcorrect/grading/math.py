@@ -1,4 +1,4 @@
-r"""Grading of answers to math problems (floor 1): find the declared answer, compare it with the gold answer.
+r"""Grading of answers to math problems: find the declared answer, compare it with the gold answer.
 
     with MathGrader() as grader:
         grades = grader.grade([(text, gold, problem), ...])

@@ -1,4 +1,4 @@
-r"""When two answers are the same (floor 1): structure by our rules, scalars by the comparer that is handed in.
+r"""When two answers are the same: structure by our rules, scalars by the comparer that is handed in.
 
 The same code runs in the trainer's process with the fast path's comparer, which may answer "cannot tell" (None), and
 in a worker with math-verify's. Number of members, brackets, order and shape are therefore never left to a library.

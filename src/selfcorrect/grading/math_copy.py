@@ -1,4 +1,4 @@
-r"""Whether a right answer is the problem's own words (floor 1): boxing a piece of the statement is no work.
+r"""Whether a right answer is the problem's own words: boxing a piece of the statement is no work.
 
 An answer that stands in the problem where the gold answer does not is refused: the expression to be worked out, the
 inequality to be solved, the fraction to be reduced, the equation whose last side happens to be right. It is recognised

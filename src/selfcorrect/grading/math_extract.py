@@ -1,4 +1,4 @@
-r"""Where an answer to a math problem stands in a text (floor 1): regular expressions of linear cost, nothing evaluated.
+r"""Where an answer to a math problem stands in a text: regular expressions of linear cost, nothing evaluated.
 
 A model declares its answer in one of four ways; the first of them that the text holds counts, and of several of the
 same way the last (docs/grading.md):

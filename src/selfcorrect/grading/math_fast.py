@@ -1,4 +1,4 @@
-r"""The fast path of the math grader (floor 1): most answers are settled here, in the trainer's process.
+r"""The fast path of the math grader: most answers are settled here, in the trainer's process.
 
 Only reading and comparing: a literal number becomes an exact Fraction, and a sum of simple terms such as
 `\frac{1 - 2\sqrt{3}}{5} + x^2` a table from its terms to their coefficients. Powers, factorials and functions are never

@@ -1,4 +1,4 @@
-r"""Whether an answer is worked out (floor 1): equal in value is not enough where only the work is left to do.
+r"""Whether an answer is worked out: equal in value is not enough where only the work is left to do.
 
 Three questions, all answered by reading alone: is arithmetic left that the gold answer has done (`work_left`), is the
 answer in the form that the problem asks for (`other_form`), and is it copied from the problem (math_copy.py).

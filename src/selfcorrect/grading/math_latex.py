@@ -1,4 +1,4 @@
-r"""LaTeX in one way of writing (floor 1): what does not change an answer's meaning is taken off.
+r"""LaTeX in one way of writing: what does not change an answer's meaning is taken off.
 
 Layout commands, colours and fonts, spacing, dollar signs, thousands separators, `{1 \over 2}`; number words behind a
 number are worked out (math_units.py). Nothing else is computed, and every step is linear in a string of bounded length.

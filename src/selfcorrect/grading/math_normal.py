@@ -1,4 +1,4 @@
-r"""Answers to math problems in one way of writing, and their outer structure (floor 1): strings in, strings out.
+r"""Answers to math problems in one way of writing, and their outer structure: strings in, strings out.
 
 `normalize` removes what does not change an answer's meaning: layout commands, units behind a number, dollar signs,
 thousands separators, `\text` around a word. `parse` splits it at its outermost level: a list, a pair or interval, a

@@ -1,4 +1,4 @@
-"""Processes that compare answers, and are killed where they take too long (floor 1).
+"""Processes that compare answers, and are killed where they take too long.
 
 A worker is a fresh interpreter (never a fork of the trainer) with an environment of three variables. It gets one
 comparison at a time; the limits of each are kept here. A worker that hangs is killed and costs its own answer's limit;

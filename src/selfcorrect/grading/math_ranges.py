@@ -1,4 +1,4 @@
-r"""Solved inequalities as intervals (floor 1): `x<2 \text{ or } x>5` is `(-\infty,2) \cup (5,\infty)`.
+r"""Solved inequalities as intervals: `x<2 \text{ or } x>5` is `(-\infty,2) \cup (5,\infty)`.
 
 Only what is solved is read: one variable alone, its bounds without it. `2x+1>5` is no answer where a set is asked for.
 """

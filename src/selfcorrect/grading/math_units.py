@@ -1,4 +1,4 @@
-r"""Words behind a number (floor 1): units from a closed list, and number words as numbers.
+r"""Words behind a number: units from a closed list, and number words as numbers.
 
 A word that is on no list is never dropped: `3 halved`, `3 at least` and `3 pi` are not 3. `7 million` is 7000000 and `3
 sevenths` is 3/7.

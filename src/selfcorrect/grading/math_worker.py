@@ -1,4 +1,4 @@
-r"""The worker of the math grader (floor 1): a process of its own, where math-verify reads what a model wrote.
+r"""The worker of the math grader: a process of its own, where math-verify reads what a model wrote.
 
 It reads one JSON object a line from standard input, ``{"gold": ..., "given": ...}``, and writes one line for each:
 ``{"same": true | false, "detail": ...}``, ``{"bad_gold": ...}`` or ``{"spent": ...}`` where the memory or the stack ran

@@ -1,4 +1,4 @@
-"""A text without the thoughts that a model wrote down before its answer (floor 1): only what follows them is graded.
+"""A text without the thoughts that a model wrote down before its answer: only what follows them is graded.
 
 `answer_part` reads the marks of many families of models; `grade_answers` is the one place through which every task's
 texts pass before they are graded.

@@ -1,4 +1,4 @@
-"""What a task is (floor 2): problems, the two prompts, and a grade. No task imports torch or a sampler."""
+"""What a task is: problems, the two prompts, and a grade. No task imports torch or a sampler."""
 
 from collections.abc import Iterator, Sequence
 from typing import Literal, Protocol

@@ -1,4 +1,4 @@
-"""MBPP and HumanEval (floor 2): a program, judged by the data set's own tests. docs/tasks.md has the data's shapes.
+"""MBPP and HumanEval: a program, judged by the data set's own tests. docs/tasks.md has the data's shapes.
 
 MBPP's tests are shown and three solved examples stand first; HumanEval gives a function to complete, its tests hidden.
 """

@@ -1,4 +1,4 @@
-"""Countdown: three numbers and a target (floor 2). Generated, split by hash; or read from JSONL files.
+"""Countdown: three numbers and a target. Generated, split by hash; or read from JSONL files.
 
 A problem's split depends on nothing but its numbers and target, so no seed can leak test into train. The problems of
 the public external set (d1_cd3_test.jsonl) are held out as well: their hashes are in assets/countdown_held_out.txt.

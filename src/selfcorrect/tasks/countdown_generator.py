@@ -1,4 +1,4 @@
-"""Countdown problems and every canonical answer to them (floor 2; numpy only).
+"""Countdown problems and every canonical answer to them (numpy only).
 
 A canonical answer writes the larger operand first, so a problem with three numbers has exactly 48 candidates:
 3 first pairs x 4 operators x 4 second operators, of which a dozen or so stay within the limit.

@@ -1,4 +1,4 @@
-"""A user's own task in one Python file (floor 2). docs/tasks.md has the shape, examples/custom_task.py a whole one.
+"""A user's own task in one Python file. docs/tasks.md has the shape, examples/custom_task.py a whole one.
 
 The file is the user's and runs with the user's rights, in this process. It defines:
 

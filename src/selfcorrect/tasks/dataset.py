@@ -1,4 +1,4 @@
-"""What tasks over a finite data set share (floor 2): epochs, the fixed share held out, problems by id."""
+"""What tasks over a finite data set share: epochs, the fixed share held out, problems by id."""
 
 from collections.abc import Sequence
 from functools import cached_property

@@ -1,4 +1,4 @@
-"""Code that stands apart in a model's text (floor 2): fenced as CommonMark has it, or as models write it otherwise.
+"""Code that stands apart in a model's text: fenced as CommonMark has it, or as models write it otherwise.
 
 Nothing is parsed. Each line is looked at once; inside of a block it is only known which triple quotes are open.
 """

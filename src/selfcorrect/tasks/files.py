@@ -1,4 +1,4 @@
-"""Rows from files (floor 2): JSON Lines, JSON and Parquet, each also as .gz; and what a row must hold.
+"""Rows from files: JSON Lines, JSON and Parquet, each also as .gz; and what a row must hold.
 
 Every complaint is one DataError that names the file, the line (or entry), the field, and why. A file is read line by
 line and no line is read beyond MAX_LINE bytes, so none can fill the memory unseen.

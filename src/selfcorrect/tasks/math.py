@@ -1,4 +1,4 @@
-"""MATH and GSM8K (floor 2): a problem in words, an answer that can be compared. docs/tasks.md has the data's shapes.
+"""MATH and GSM8K: a problem in words, an answer that can be compared. docs/tasks.md has the data's shapes.
 
 The paper's split trains on MATH's 12,000 problems outside of MATH-500 and evaluates on those 500.
 """

@@ -1,4 +1,4 @@
-"""A model's text -> the program it means (floor 2). Nothing is parsed: the text is hostile, so lines are looked at.
+"""A model's text -> the program it means. Nothing is parsed: the text is hostile, so lines are looked at.
 
 docs/tasks.md has the rules: which of several blocks is the program, and what of the others it needs.
 """

@@ -1,4 +1,4 @@
-"""Offline repair (floor 2): a recorded first attempt is given, the model writes attempt 2.
+"""Offline repair: a recorded first attempt is given, the model writes attempt 2.
 
 Two shapes of rows: what `selfcorrect make-repair-set` writes, which names problems of another task's data; and
 MBPP-R's, whose rows hold task, tests and failing program themselves.

@@ -1,4 +1,4 @@
-"""Where a task's rows come from (floor 2): a file, a folder, or a data set of the hub, through `datasets`."""
+"""Where a task's rows come from: a file, a folder, or a data set of the hub, through `datasets`."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The judge's end of a program: questions out, plain data in (floor 1; stdlib only).
+"""The judge's end of a program: questions out, plain data in (stdlib only).
 
 One question at a time: a program that held the later ones too could read answers out of their arguments.
 """

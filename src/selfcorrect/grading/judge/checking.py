@@ -1,4 +1,4 @@
-"""The judge's process: runs a data set's tests, and asks the program's process at each call (floor 1; stdlib only).
+"""The judge's process: runs a data set's tests, and asks the program's process at each call (stdlib only).
 
 Here are the tests and the expected values; the program is a socket at whose other end plain data comes from. The
 supervisor above keeps time and memory, because data can be built to stall whoever reads it.

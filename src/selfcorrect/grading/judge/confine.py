@@ -1,4 +1,4 @@
-"""Rootless confinement by the kernel itself (floor 1; stdlib only, Linux calls through libc).
+"""Rootless confinement by the kernel itself (stdlib only, Linux calls through libc).
 
 Every layer is inherited and cannot be taken off again: no_new_privs, resource limits, namespaces where allowed,
 another user where we are root, Landlock, and last the system-call filter.

@@ -1,4 +1,4 @@
-"""Where random numbers come from in the judge's process, which the kernel gives none (floor 1; stdlib only).
+"""Where random numbers come from in the judge's process, which the kernel gives none (stdlib only).
 
 From a key that no program ever sees: one that repeats the tests' draws, or works their generator's state out of the
 arguments it is given, learns nothing.

@@ -1,4 +1,4 @@
-"""asyncio without the kernel's help: an event loop that a confined process may run (floor 1; stdlib only).
+"""asyncio without the kernel's help: an event loop that a confined process may run (stdlib only).
 
 The usual loop asks for a socket pair and for epoll, which are refused. Without files and sockets there is nothing to
 watch but the clock and other threads, so this one waits for those alone.

@@ -1,4 +1,4 @@
-"""Sets that are gone through in the same order in another process (floor 1; stdlib only).
+"""Sets that are gone through in the same order in another process (stdlib only).
 
 The order hangs on the table's size and on which element came first where two wanted one place. CPython 3.11 to 3.14
 build a set from a dict in the dict's order, in a table of a size that the dict's length sets.

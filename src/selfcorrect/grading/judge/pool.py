@@ -1,4 +1,4 @@
-"""`CodeJudge`: verdicts on untrusted programs, from as many supervisors as there are cores (floor 1; stdlib only)."""
+"""`CodeJudge`: verdicts on untrusted programs, from as many supervisors as there are cores (stdlib only)."""
 
 import atexit
 import contextlib

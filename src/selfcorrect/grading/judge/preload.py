@@ -1,4 +1,4 @@
-"""Modules that both processes hold from the start: a confined program cannot read the disk (floor 1)."""
+"""Modules that both processes hold from the start: a confined program cannot read the disk."""
 
 import importlib
 import os

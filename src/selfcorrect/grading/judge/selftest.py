@@ -1,4 +1,4 @@
-"""Hostile programs that the judge runs against itself before the first real one (floor 1; stdlib only).
+"""Hostile programs that the judge runs against itself before the first real one (stdlib only).
 
 Each defines `broke_out()`, which returns True where the confinement failed; a `passed` verdict is a hole.
 """

@@ -1,4 +1,4 @@
-"""One supervisor: keeps a zygote and a judge, gives each program its one deadline, and kills (floor 1; stdlib only).
+"""One supervisor: keeps a zygote and a judge, gives each program its one deadline, and kills (stdlib only).
 
 Started by exec; jobs arrive on standard input as framed JSON, verdicts leave on standard output. It ends with its
 parent: standard input closes. What it started ends with it: each has asked the kernel to be killed then.

@@ -1,4 +1,4 @@
-"""What runs in the confined process: load an untrusted program, answer calls (floor 1; stdlib only).
+"""What runs in the confined process: load an untrusted program, answer calls (stdlib only).
 
 Nothing here is a defence: the program shares this process and may change all of it. What leaves the process is data,
 and the judge takes it as no more than that.

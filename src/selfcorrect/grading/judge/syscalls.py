@@ -1,4 +1,4 @@
-"""What a confined process may ask of the kernel, and the filter that says so (floor 1; stdlib only).
+"""What a confined process may ask of the kernel, and the filter that says so (stdlib only).
 
 An allowlist: what is not named gets EPERM. A call through another architecture's door (int 0x80, x32) ends the
 process. Reading and writing work on the descriptors a process already holds; there is no call that opens, connects,

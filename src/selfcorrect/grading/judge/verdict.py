@@ -1,4 +1,4 @@
-"""What the judge is asked and what it answers (floor 1; stdlib only)."""
+"""What the judge is asked and what it answers (stdlib only)."""
 
 from dataclasses import dataclass
 from enum import StrEnum

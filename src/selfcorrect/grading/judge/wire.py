@@ -1,4 +1,4 @@
-"""Plain data between the judge and a program, as tagged JSON in length-framed messages (floor 1; stdlib only).
+"""Plain data between the judge and a program, as tagged JSON in length-framed messages (stdlib only).
 
 What the judge decodes is made of exact builtin types, whatever the program's process wrote: nothing that arrives
 can bring code or an `__eq__` of its own. A JSON object always is {tag: contents}:

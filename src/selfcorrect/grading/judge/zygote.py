@@ -1,4 +1,4 @@
-"""The process that programs are forked from (floor 1; stdlib only).
+"""The process that programs are forked from (stdlib only).
 
 Started by exec with an empty environment, it imports what programs may use, confines itself, and forks on demand. It
 never holds a program's source, a test or an answer: the source reaches the forked process through its own channel.

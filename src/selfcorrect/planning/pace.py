@@ -8,7 +8,7 @@ from selfcorrect.planning import hardware
 from selfcorrect.planning.hardware import Card, utilisation
 from selfcorrect.planning.memory import Spread
 from selfcorrect.planning.settled import FOUR_BITS, Dressed
-from selfcorrect.planning.work import Step
+from selfcorrect.planning.work import Step, filled
 
 CORES = 16  # that grade, for each card; assumed
 # Core-seconds of an answer: 0.6 ms measured for math (benchmarks/results/grade_math.json), 4 ms for a program that is
@@ -143,9 +143,7 @@ def sync(
     if spread.shards == 1:
         seconds = 2 * 4 * of.trained * share / link
     else:
-        row, longest = step.lengths.mean_row(step.attempts), step.lengths.longest_row(step.attempts)
-        filled = longest / row if config.optimizer.padding_free is True else 1.0  # as batching.micro_batches does
-        passes = math.ceil(step.rows / (filled * config.optimizer.rows))
+        passes = math.ceil(step.rows / (filled(config, step.lengths, step.attempts) * config.optimizer.rows))
         gathers = 2 + (1 if step.reference else 0)
         bytes_ = passes * (gathers * model.costume.weights.itemsize * of.all + 4 * of.trained) * share
         seconds = max(bytes_ / link - beside, 0.1 * bytes_ / link)

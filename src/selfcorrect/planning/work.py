@@ -65,6 +65,14 @@ def assumed_lengths(config: TrainConfig, attempt: float | None = None, prompt: f
     )  # fmt: skip
 
 
+def filled(config: TrainConfig, lengths: Lengths, attempts: int) -> float:
+    """Rows of mean length that a micro-batch has for each row of `micro_batch`: packed ones have the longest's room, as
+    batching.micro_batches fills it.
+    """
+    packed = config.optimizer.padding_free is True
+    return max(1.0, lengths.longest_row(attempts) / lengths.mean_row(attempts)) if packed else 1.0
+
+
 @dataclass(frozen=True, slots=True)
 class Update:
     """An update of rollouts that are equally long.
@@ -129,7 +137,8 @@ def update_of(
     attempt, prompt = (lengths.limit, lengths.longest) if longest else (lengths.attempt, lengths.prompt)
     trained = math.ceil(attempts * attempt)
     row = math.ceil(prompt + attempts * attempt + (attempts - 1) * lengths.turn)
-    micro = min(optimizer.rows, step.rows)
+    fill = 1.0 if longest else filled(config, lengths, attempts)
+    micro = min(int(fill * optimizer.rows), step.rows)
     # As SharedPrompts.of decides; the prompts of a step are as long as prompts are in the mean.
     width = math.ceil(prompt if not longest else lengths.prompt)
     shares = attends_to_all and group >= 2 and width > 1 and step.groups * width <= micro * row

@@ -235,8 +235,9 @@ class Evaluating:
         found: dict[str, Any] = {}
         for decoding in (GREEDY, REPAIR, SAMPLED):
             mine, others = (by_set(self._read_all(names, decoding)) for names in (ours, theirs))
+            single = len(ours) == len(theirs) == 1 and (decoding != SAMPLED or self.samples == 1)
             for name in sorted(mine.keys() & others.keys()):
-                changed = change(means(samples_of(others[name])), means(samples_of(mine[name])))
+                changed = change(means(samples_of(others[name])), means(samples_of(mine[name])), single=single)
                 if changed:
                     told = {"t1": changed.first, "t2": changed.last, "delta": changed.delta}
                     kept = {"t2": changed.last} if decoding == REPAIR else told

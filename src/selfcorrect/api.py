@@ -13,7 +13,7 @@ from typing import Any
 from selfcorrect.analysis import analyse
 from selfcorrect.analysis.votes import Point, budgets_up_to, scale_figure, scaling
 from selfcorrect.config import LAB_MODEL, TASK_KINDS, CodeConfig, Config, LabBaseConfig, MathConfig, TrainConfig
-from selfcorrect.config.paths import absolute
+from selfcorrect.config.paths import absolute, run_above
 from selfcorrect.config.recipe import load_recipe, validate
 from selfcorrect.config.shipped import shipped_recipe, shipped_recipes
 from selfcorrect.config.tasks import ATTEMPT_TOKENS
@@ -478,9 +478,8 @@ def recipe_beside(model: str | Path) -> Path | None:
     if str(model) == LAB_MODEL:
         return lab_recipe()
     if folder.is_dir():
-        for run in list(folder.absolute().parents)[:2]:  # runs/NAME/final, runs/NAME/models/STAGE
-            if (run / "config.yaml").is_file() and (run / "environment.json").is_file():
-                return run / "config.yaml"
+        if run := run_above(folder):
+            return run / "config.yaml"
         if (folder / "recipe.json").is_file():  # written by lab/base.py
             return lab_recipe()
     return None

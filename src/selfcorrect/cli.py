@@ -244,13 +244,13 @@ def scale(
 ) -> None:
     """Spend samples on more first attempts, or on correcting half as many? Majority vote at budgets 2 to 64."""
     from selfcorrect import api
+    from selfcorrect.config.paths import run_above
     from selfcorrect.models.loading import resolve_path
     from selfcorrect.runs.display import estimate_text
     from selfcorrect.runs.progress import on_stderr
 
     resolve_path(model)
-    above = list(Path(model).expanduser().absolute().parents)[:2]  # runs/NAME/final, runs/NAME/models/STAGE
-    run = next((folder for folder in above if (folder / "config.yaml").is_file()), None)
+    run = run_above(Path(model).expanduser())
     if output is None and run is None:
         raise ConfigError(f"{model} lies in no run; name a folder with --output")
     output = output or (run or Path()) / "scaling"

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from selfcorrect.config import ModelConfig, TrainConfig
+from selfcorrect.config.paths import is_run, run_above
 from selfcorrect.config.recipe import load_recipe
 from selfcorrect.errors import CheckpointError, ConfigError, DataError, ModelError
 from selfcorrect.models import adapters
@@ -49,8 +50,7 @@ def export(
                 shutil.copyfile(file, temporary / file.name)
         kind = "adapter" if is_adapter and not merge else "model"
         whole = folder.absolute()
-        above = next((path for path in whole.parents if (path / "config.yaml").is_file()), whole)
-        text = card(out.name, kind, base, run, whole.relative_to(above).as_posix())
+        text = card(out.name, kind, base, run, whole.relative_to(run_above(folder) or whole).as_posix())
         (temporary / "README.md").write_text(text, encoding="utf-8")
     if push is not None:
         _push(out, push)
@@ -60,7 +60,7 @@ def export(
 
 def _model_folder(source: Path) -> Path:
     """The model that a run ended with, or the folder that was named."""
-    if (source / "config.yaml").is_file() and (source / "environment.json").is_file():
+    if is_run(source):
         if not (source / "final").is_dir():
             kept = f"; its best so far is {source / 'best'}" if (source / "best").is_dir() else ""
             raise ConfigError(
@@ -86,13 +86,11 @@ def _check_whole(folder: Path) -> None:
 
 
 def _run_of(folder: Path) -> Run | None:
-    for above in list(folder.absolute().parents)[:2]:  # runs/NAME/final, runs/NAME/models/STAGE
-        if (above / "config.yaml").is_file() and (above / "environment.json").is_file():
-            try:
-                return load_run(above)
-            except DataError:
-                return None
-    return None
+    above = run_above(folder)
+    try:
+        return load_run(above) if above else None
+    except DataError:
+        return None
 
 
 def _base_of(run: Run | None, folder: Path) -> str:
@@ -113,11 +111,9 @@ def _write_merged(folder: Path, out: Path) -> None:
 
 def _trusts(folder: Path) -> bool:
     """Whether the recipe that the adapter was trained by lets the model's own code run."""
-    for above in list(folder.absolute().parents)[:2]:
-        if (above / "config.yaml").is_file() and (above / "environment.json").is_file():
-            config = load_recipe(above / "config.yaml")
-            return isinstance(config, TrainConfig) and config.model.trust_remote_code
-    return False
+    above = run_above(folder)
+    config = load_recipe(above / "config.yaml") if above else None
+    return isinstance(config, TrainConfig) and config.model.trust_remote_code
 
 
 def _check_name(name: str) -> None:

@@ -13,7 +13,8 @@ from selfcorrect.errors import SamplerFailed
 from selfcorrect.models.loading import load_model
 from selfcorrect.parallel.served import Own
 from selfcorrect.samplers import vllm_engine
-from tests.run.test_ranks import check_equal, gap, last_lines, uneven, well
+from tests.run.test_ranks import check_equal, gap, uneven, well
+from tests.run.test_ranks_ending import last_lines
 from tests.support.engines import FakeEngine
 from tests.support.ranks import launch
 from tests.support.runs import go, read_rows, tuned

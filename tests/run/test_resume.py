@@ -16,7 +16,7 @@ from selfcorrect.learning.record import StepResult
 from selfcorrect.learning.training import Trainer
 from selfcorrect.models.adapters import need_peft
 from selfcorrect.runs import interrupts
-from selfcorrect.runs.checkpoint import PARTIAL, Checkpoint, load_newest, save, saved, sweep
+from selfcorrect.runs.checkpoint import PARTIAL, Checkpoint, check_manifest, load_newest, save, saved, sweep
 from selfcorrect.runs.display import Observer
 from selfcorrect.runs.interrupts import alone
 from selfcorrect.runs.loop import Loop
@@ -309,8 +309,10 @@ def test_no_whole_checkpoint(stopped: Callable[[int, Path], Path], tmp_path: Pat
     run = stopped(5, tmp_path / "run")
     for checkpoint in saved(run / "checkpoints"):
         flip_a_bit(checkpoint / "tensors.safetensors")
-    with pytest.raises(CheckpointError, match=r"no checkpoint under .* is whole: .*step-000005.*step-000004.*afresh"):
+    told = r"no checkpoint under .* is whole: .*step-000005.*step-000004.*afresh"
+    with pytest.raises(CheckpointError, match=told) as caught:
         resume(run, Observer())
+    assert "falling back" not in str(caught.value)
 
 
 @pytest.mark.usefixtures("lucky")
@@ -334,6 +336,16 @@ def test_best_is_kept_beside_the_last(
     assert weights_of(run / "final") == weights_of(run / "models" / "two")
     assert weights_of(run / "best") == weights_at(run, 7)
     assert weights_at(run, 7) != weights_at(run, 8)
+
+
+@pytest.mark.usefixtures("lucky")
+def test_a_damaged_final_is_made_again(model: Path, tmp_path: Path) -> None:
+    run = go(recipe(tmp_path, model))
+    before = (run / "final" / "config.json").read_text()
+    (run / "final" / "config.json").write_text("{")
+    resume(run, Observer())
+    check_manifest(run / "final")
+    assert (run / "final" / "config.json").read_text() == before
 
 
 def weights_of(folder: Path) -> dict[str, Any]:

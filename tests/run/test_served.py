@@ -20,17 +20,8 @@ from selfcorrect.parallel.refused import refuse_unserved
 from selfcorrect.parallel.served import Served
 from selfcorrect.parallel.sharding import Sharded
 from selfcorrect.samplers.vllm_server import Server
-from tests.run.test_ranks import (
-    HELD,
-    SIZES,
-    STAGE,
-    check_equal,
-    dies_in_step_3,
-    gap,
-    last_lines,
-    uneven,
-    well,
-)
+from tests.run.test_ranks import HELD, SIZES, STAGE, check_equal, gap, uneven, well
+from tests.run.test_ranks_ending import dies_in_step_3, last_lines
 from tests.support.ranks import launch
 from tests.support.runs import config as validated
 from tests.support.runs import go, read_rows, tuned

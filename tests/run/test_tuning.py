@@ -231,6 +231,13 @@ def test_check_tells_memory_and_refuses_in_one_line(
         list(tried(config))
 
 
+def test_check_refuses_what_the_tokenizer_cannot_write(model: Path, tmp_path: Path) -> None:
+    """A run would end at its first evaluation, or step, with nothing graded."""
+    task = {"name": "countdown", "prompt": "Reach \N{SNOWMAN} {numbers} {target}", "correction_prompt": "?"}
+    with pytest.raises(ConfigError, match="its tokenizer has no token for part of any of the problems to evaluate on"):
+        list(tried(config_of(model={"path": str(model)}, output=str(tmp_path), task=task)))
+
+
 @pytest.mark.parametrize(("reference", "fits"), [("device", False), ("cpu", True), ("auto", True)])
 def test_a_reference_that_a_card_does_not_hold_is_not_counted(
     model: Path, reference: str, fits: bool, monkeypatch: pytest.MonkeyPatch

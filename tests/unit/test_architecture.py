@@ -94,6 +94,13 @@ def test_files_are_short(file: Path) -> None:
             assert (node.end_lineno or 0) - node.lineno < 60, node.name
 
 
+def test_no_other_file_is_long_either() -> None:
+    root = Path(__file__).parents[2]
+    files = [file for folder in ("tests", "benchmarks", "examples") for file in (root / folder).rglob("*.py")]
+    assert files
+    assert [file.name for file in files if file.read_text(encoding="utf-8").count("\n") > 500] == []
+
+
 LIGHT = [
     "selfcorrect", "selfcorrect.config", "selfcorrect.config.recipe", "selfcorrect.evaluation.metrics", "selfcorrect.grading.countdown",
     "selfcorrect.tasks", "selfcorrect.tasks.sources", "selfcorrect.models.chat", "selfcorrect.rollout", "selfcorrect.evaluation.evaluate", "selfcorrect.cli",

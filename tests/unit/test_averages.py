@@ -161,15 +161,22 @@ def test_what_can_be_resolved_is_said() -> None:
 
 def test_differences_are_paired_by_problem() -> None:
     """Problems that one side lacks do not count; single answers have the interval of matched pairs."""
-    single = paired({"a": 1.0, "b": 0.0, "c": 1.0}, {"a": 0.0, "b": 0.0, "z": 1.0})
+    single = paired({"a": 1.0, "b": 0.0, "c": 1.0}, {"a": 0.0, "b": 0.0, "z": 1.0}, single=True)
     assert single == difference_of([-1.0, 0.0])
     rng = np.random.default_rng(1)
     base = {f"p{n}": float(value) for n, value in enumerate(rng.random(300))}
-    same = paired(base, {name: value + 0.01 for name, value in base.items()})
+    same = paired(base, {name: value + 0.01 for name, value in base.items()}, single=False)
     assert same is not None
     assert (same.low, same.value, same.high) == pytest.approx((0.01, 0.01, 0.01))  # as independent ones: +-4.6
-    assert paired(base, {"z": 1.0}) is None
-    assert change({}, {"p": (1.0, 0.0)}) is None
+    assert paired(base, {"z": 1.0}, single=False) is None
+    assert change({}, {"p": (1.0, 0.0)}, single=True) is None
+    before, now = (
+        {"a": (0.0, 1.0), "b": (1.0, 0.0), "c": (0.0, 0.0)},
+        {"a": (0.0, 0.0), "b": (0.0, 0.0), "c": (0.0, 1.0)},
+    )
+    changed = change(before, now, single=True)
+    assert changed is not None
+    assert changed.delta == difference_of([-1.0, 1.0, 1.0])  # delta too, whose values may be -1, or all 0 and 1
     rows = [{"id": "p", "attempts": [{"outcome": o, "answer": "x", "text": ""} for o in pair]}
             for pair in (("correct", "wrong"), ("wrong", "wrong"), ("grader_failed", "correct"))]  # fmt: skip
     assert means(samples_of_rows(rows)) == {"p": (0.5, 0.0)}

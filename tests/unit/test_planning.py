@@ -31,7 +31,7 @@ from selfcorrect.planning.plan import Devices, _changed, devices_for, make_plan,
 from selfcorrect.planning.rehearsal import Costume, by_layers, highest, numbers, update
 from selfcorrect.planning.settled import dressed, static
 from selfcorrect.planning.spec import Spec, described
-from selfcorrect.planning.work import Update, assumed_lengths
+from selfcorrect.planning.work import Update, assumed_lengths, step_of, update_of
 from selfcorrect.runs.checks import check_context, fitted
 from selfcorrect.samplers.transformers import TransformersSampler
 from selfcorrect.tasks import make_task
@@ -353,6 +353,20 @@ def test_a_plan_shares_and_packs_where_a_run_would(config: Any, attention: str) 
     lm.model.config, lm.model.config._attn_implementation_internal = copy.deepcopy(config), attention
     changed = recipe(model={"path": "lab", "attention": attention})
     assert dressed(changed, Spec("lab", config), CARDS["h100"]).attends_to_all == lm.attends_to_all
+
+
+def test_seconds_are_of_micro_batches_as_full_as_they_are_and_of_all_processes() -> None:
+    """On a processor: packed rows fill the room of the longest; what several processes do is one processor's work."""
+    config = recipe(optimizer={"micro_batch": 4, "padding_free": True}, rollouts={"problems_per_step": 4})
+    lengths = replace(assumed_lengths(config), prompt=20.0, longest=40.0, turn=10.0, attempt=30.0, limit=80)
+    step = step_of(config, lengths)
+    rows = [update_of(config, step, True, 1, longest=longest).rows for longest in (True, False)]
+    assert rows == [4, int(4 * (40 + 2 * 80 + 10) / (20 + 2 * 30 + 10))]
+    one, two = (make_plan(config, Devices(None, gpus), lengths).pace for gpus in (1, 2))
+    assert one
+    assert two
+    assert one.tokens == two.tokens
+    assert two.seconds["sync"] > one.seconds["sync"] == 0
 
 
 @pytest.mark.parametrize(

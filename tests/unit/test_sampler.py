@@ -19,13 +19,12 @@ from selfcorrect.errors import SamplerFailed
 from selfcorrect.learning.batching import make_batch
 from selfcorrect.learning.losses import token_loss
 from selfcorrect.learning.policy import trained_states
-from selfcorrect.models.adapters import FROZEN, OFF, POLICY, Adapters, fresh_config
+from selfcorrect.models.adapters import Adapters, fresh_config
 from selfcorrect.models.loading import LanguageModel
 from selfcorrect.samplers import prepacked
 from selfcorrect.samplers.base import Far
 from selfcorrect.samplers.draws import draw, uniforms
 from selfcorrect.samplers.graphs import AS_THEY_ARE, Graphs, Shapes
-from selfcorrect.samplers.inference import InferenceWeights
 from selfcorrect.samplers.transformers import TransformersSampler
 from selfcorrect.types import Attempt, Completion, Grade, Outcome, Problem, Rollout, SamplingParams
 from tests.support.tiny import ARCHITECTURES, tiny_lm
@@ -211,82 +210,6 @@ def test_rows_that_have_ended_make_room(max_rows: int) -> None:
     prefilled_alone = len(prompts) if max_rows == 8 else 0  # a prompt's last token, where its group has begun before
     assert needed <= sum(steps) <= needed / 0.75 + prefilled_alone  # never more than a quarter of the lanes is idle
     assert max(steps) == min(max_rows, len(prompts))
-
-
-@pytest.mark.parametrize("precise", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_weights_cast_beforehand_change_no_logit(architecture: str, precise: torch.dtype) -> None:
-    lm = replace(tiny_lm(architecture, "sdpa"), compute_dtype=precise)
-    ids, everywhere = torch.arange(1, 13).view(2, 6), None
-    before = lm.logits(ids, everywhere, use_cache=False)
-    weights, state = InferenceWeights(lm), dict(lm.model.named_parameters())
-    with torch.no_grad(), weights.lent(lm):
-        cast = [module.weight.dtype for module in lm.model.modules() if isinstance(module, torch.nn.Linear)]
-        assert set(cast) <= {precise}
-        assert torch.equal(lm.logits(ids, everywhere, use_cache=False), before)
-    with pytest.raises(KeyboardInterrupt), weights.lent(lm):
-        raise KeyboardInterrupt
-    after = dict(lm.model.named_parameters())
-    assert [name for name in state if after[name] is not state[name]] == []
-    assert lm.model.config._attn_implementation == "sdpa"
-
-
-@pytest.mark.parametrize("view", [POLICY, OFF, FROZEN, None])
-@pytest.mark.parametrize("precise", [torch.float32, torch.bfloat16])
-def test_weights_laid_out_for_decoding(view: str | None, precise: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As they are now, with the adapter that the view shows; nothing is left behind."""
-    monkeypatch.setattr(prepacked, "LEAST", 1 << 8)
-    monkeypatch.setattr(prepacked, "LEAST_ADAPTED", 1 << 7)
-    lm = replace(tiny_lm("qwen2", "sdpa"), compute_dtype=precise)
-    if view is not None:
-        lm.adapters = Adapters(lm.model, fresh_config(LoraConfig(), lm.model), "a base", 0)
-        lm.adapters.load(lm.adapters.tensors(), FROZEN)
-        lm = replace(lm, view=view)
-    product, read = prepacked._forward, list[Tensor]()
-
-    def noted(*given: Any) -> Tensor:
-        read.append(product(*given))
-        return read[-1]
-
-    monkeypatch.setattr(prepacked, "_forward", noted)
-    draws = torch.Generator().manual_seed(1)
-    ids, weights = torch.arange(1, 13).view(2, 6), InferenceWeights(lm)
-    for _ in range(2):
-        with torch.no_grad():
-            for parameter in lm.model.parameters():  # biases and adapters too, and the second time once more
-                parameter.add_(0.05 * torch.randn(parameter.shape, generator=draws))
-            before = lm.logits(ids, None, use_cache=False)
-            weights.new_version()
-            with weights.lent(lm):
-                after = lm.logits(ids, None, use_cache=False)
-        within = 1e-5 if precise == torch.float32 else 0.05
-        torch.testing.assert_close(after, before, rtol=within, atol=within)
-    assert len(read) >= 2 * len(lm.model.model.layers)
-    with pytest.raises(KeyboardInterrupt), weights.lent(lm):
-        raise KeyboardInterrupt
-    monkeypatch.setattr(prepacked, "free_memory_of_machine", lambda: 1000)
-    assert not [name for name, module in lm.model.named_modules() if "forward" in vars(module)]
-    with weights.lent(lm):  # no room for copies
-        assert not [name for name, module in lm.model.named_modules() if "forward" in vars(module)]
-
-
-def test_a_new_version_of_the_weights_is_cast_into_the_same_memory() -> None:
-    lm = replace(tiny_lm("llama", "sdpa"), compute_dtype=torch.bfloat16)
-    weights, linear = InferenceWeights(lm), lm.model.model.layers[0].mlp.up_proj
-    weights.new_version()
-    assert weights.moves == 1
-    with weights.lent(lm):
-        first, address = linear.weight.clone(), linear.weight.data_ptr()
-    with torch.no_grad():
-        linear.weight.mul_(2)
-    weights.new_version()
-    assert weights.moves == 1
-    with weights.lent(lm):
-        assert linear.weight.data_ptr() == address
-        assert torch.equal(linear.weight, 2 * first)
-    linear.weight = torch.nn.Parameter(linear.weight.detach().clone())
-    weights.new_version()
-    assert weights.moves == 2  # what was recorded reads the old one
 
 
 def test_threads_that_sample_from_one_model_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:

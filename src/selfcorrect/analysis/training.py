@@ -75,12 +75,6 @@ def progress_figures(steps: Sequence[Mapping[str, Any]]) -> list[Figure]:
     return figures
 
 
-def _named(index: int, attempts: int) -> str:
-    """In the key; of more than ten attempts only some, for want of room."""
-    shown = attempts <= 10 or index in (0, attempts // 2, attempts - 1)
-    return f"attempt {index + 1}" if shown else ""
-
-
 def _smooth(points: Sequence[tuple[float, float]], width: int = 10) -> list[tuple[float, float, float, float]]:
     """Means of `width` points each, with twice their standard error."""
     smoothed = []

@@ -33,6 +33,7 @@ from selfcorrect.compare.plan import (
 from selfcorrect.compare.results import Answers, Result, read_answers, summarize
 from selfcorrect.config import CompareConfig
 from selfcorrect.errors import ConfigError, DataError
+from selfcorrect.evaluation.kept import write_durably
 from selfcorrect.runs.folder import environment, plain
 from selfcorrect.runs.interrupts import alone, stoppable
 
@@ -72,7 +73,7 @@ def compare(config: CompareConfig, say: Say = print, launch: Launch = launch) ->
         }  # fmt: skip
         results = _results(config, done, failed)
         text = json.dumps(plain({**told, "results": [asdict(result) for result in results]}), indent=1)
-        (folder / "compare.json").write_text(text + "\n", encoding="utf-8")
+        write_durably(folder / "compare.json", text + "\n")
         write_pages(folder, config, told, results)
     if failed:
         raise JobError("\n".join([*failed.values(), f"{folder}/compare.html shows the others; run again to retry"]))

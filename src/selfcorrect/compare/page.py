@@ -12,6 +12,7 @@ from selfcorrect.config import CompareConfig
 from selfcorrect.config.recipe import dump
 from selfcorrect.evaluation.alarms import alarms
 from selfcorrect.evaluation.caution import FEW, bought, caution
+from selfcorrect.evaluation.kept import write_durably
 from selfcorrect.evaluation.metrics import Estimate, Summary
 from selfcorrect.report.page import fill, tidy
 from selfcorrect.report.paper import PAPER, SETTING, PaperRow
@@ -42,7 +43,7 @@ def write_pages(folder: Path, config: CompareConfig, told: Mapping[str, Any], re
         search=search_table(labels, told["search"]) if told["search"] else None, search_note=_search_note(config),
         spread=spread_table(labels, results), failed=told["failed"], made=made, recipe=tidy(dump(config)),
     )  # fmt: skip
-    (folder / "compare.html").write_text(page, encoding="utf-8")
+    write_durably(folder / "compare.html", page)
     text = [f"# {config.name}", "", headline(labels, config.against, results), ""]
     text += [f"- Failed: {why}" for why in told["failed"]]
     text += [f"- {sentence}" for sentence in standing(labels, config.against, results)] + [""]
@@ -50,7 +51,7 @@ def write_pages(folder: Path, config: CompareConfig, told: Mapping[str, Any], re
     if passes:
         text += ["", markdown(passes)]
     text += ["", f"Made by `{made[0][1]}`."]
-    (folder / "compare.md").write_text("\n".join(text) + "\n", encoding="utf-8")
+    write_durably(folder / "compare.md", "\n".join(text) + "\n")
     _write_csv(folder / "compare.csv", results)
 
 

@@ -97,3 +97,12 @@ def is_evaluation(folder: Path) -> bool:
     """Whether a folder was written by `evaluate`: it has a recipe and nothing of a run's training."""
     told = (folder / "config.yaml").is_file() and any((folder / "evaluations").glob("*.json"))
     return told and not any((folder / name).exists() for name in (USED, "checkpoints", "final"))
+
+
+def is_run(folder: Path) -> bool:
+    return (folder / "config.yaml").is_file() and (folder / "environment.json").is_file()
+
+
+def run_above(model: Path) -> Path | None:
+    """The run that a model's folder lies in, as runs/NAME/final or runs/NAME/models/STAGE; None where it is in none."""
+    return next((folder for folder in list(model.absolute().parents)[:2] if is_run(folder)), None)

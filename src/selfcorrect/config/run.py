@@ -34,7 +34,7 @@ class LoraConfig(Strict):
 class ModelConfig(Strict):
     """The model: where it comes from, which of its weights train, its chat template and its arithmetic."""
 
-    path: str = LAB_MODEL
+    path: Annotated[str, Field(min_length=1)] = LAB_MODEL
     """A local folder of Hugging Face layout, a hub name, an adapter's folder, or lab for the shipped base model."""
     tuning: Literal["full", "lora", "qlora"] = "full"
     """Which weights train: all of them; an adapter over the frozen model; an adapter over the model in 4 bits (NF4,

@@ -5,6 +5,7 @@ person reads: digits are decimal whatever zeros lead them, `0o17` and `0x1f` say
 Anchors and merge keys stay; a key may stand once.
 """
 
+import math
 import re
 from typing import Any
 
@@ -25,8 +26,21 @@ _RESOLVERS = (
 )  # fmt: skip
 
 
+_MOST = 100_000  # values that a file may come to, with what its aliases stand for
+
+
 class Loader(yaml.SafeLoader):
-    """Reads plain values by the core schema. Raises yaml.YAMLError, with the mark, for a key that stands twice."""
+    """Reads plain values by the core schema. Raises yaml.YAMLError, with the mark, for a key that stands twice, and
+    where a few lines of aliases stand for more than any recipe holds (or for what they are in).
+    """
+
+    def get_single_node(self) -> yaml.Node | None:
+        node: yaml.Node | None = super().get_single_node()
+        if node and _values(node, {}) > _MOST:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"with its aliases it comes to more than {_MOST:,} values", node.start_mark
+            )
+        return node
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         """Looked at as written, before merge keys bring in more."""
@@ -59,6 +73,16 @@ class Loader(yaml.SafeLoader):
         if not _BOOL.match(text):
             raise yaml.constructor.ConstructorError(None, None, f"{text!r} is neither true nor false", node.start_mark)
         return text.lower() == "true"
+
+
+def _values(node: yaml.Node, known: dict[yaml.Node, float]) -> float:
+    """What a node holds, each alias counted; without end where it holds itself. known: by node, what was counted."""
+    if node not in known:
+        known[node] = math.inf
+        inside = node.value if isinstance(node, yaml.CollectionNode) else []
+        parts = [part for pair in inside for part in pair] if isinstance(node, yaml.MappingNode) else inside
+        known[node] = 1 + sum(_values(part, known) for part in parts)
+    return known[node]
 
 
 class Dumper(yaml.SafeDumper):

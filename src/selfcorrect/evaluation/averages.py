@@ -8,7 +8,7 @@ Axes: A attempts, P problems, R resamples.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,9 +88,9 @@ def samples_of_rows(rows: Iterable[Mapping[str, Any]]) -> list[Sample]:
     return found
 
 
-def tally(samples: Sequence[Sample], ids: Sequence[str] | None = None) -> Tally:
-    """Counts by problem, in the order of `ids` (by default that in which they come); zero where one has no sample."""
-    places = {name: place for place, name in enumerate(ids or dict.fromkeys(sample.id for sample in samples))}
+def tally(samples: Sequence[Sample]) -> Tally:
+    """Counts by problem, in the order in which they come."""
+    places = {name: place for place, name in enumerate(dict.fromkeys(sample.id for sample in samples))}
     attempts = max((len(sample.right) for sample in samples), default=0)
     n_P, right_AP = np.zeros(len(places)), np.zeros((attempts, len(places)))
     fixed_P, broken_P, either_P, same_P = (np.zeros(len(places)) for _ in range(4))
@@ -162,16 +162,17 @@ def passes(counts: Tally, k: int, drawn_RP: Table) -> Passes:
     )
 
 
-def paired(before: Mapping[str, float], now: Mapping[str, float]) -> Estimate | None:
+def paired(before: Mapping[str, float], now: Mapping[str, float], *, single: bool) -> Estimate | None:
     """The mean of now - before over the problems that both have; None where they share none.
 
-    Values are a problem's mean over its samples. Of single answers the interval is that of matched pairs, of all else
-    a bootstrap's.
+    Values are a problem's mean over its samples. single: whether both have one sample of each problem; the interval
+    is then that of matched pairs, else a bootstrap's. (Not to be read off the values: which of the two it is would
+    hang on what was found.)
     """
     values = [now[name] - before[name] for name in now if name in before]
     if not values:
         return None
-    if {*before.values(), *now.values()} <= {0.0, 1.0}:
+    if single:
         return difference_of(values)
     return _difference(np.array(values), draws(len(values), RESAMPLES, seed=0))
 
@@ -183,13 +184,16 @@ def means(samples: Iterable[Sample]) -> dict[str, tuple[float, float]]:
     return dict(zip(counts.ids, zip(*both_2P.tolist(), strict=True), strict=True))
 
 
-def change(before: Mapping[str, tuple[float, float]], now: Mapping[str, tuple[float, float]]) -> Change | None:
-    """`now` less `before` (means by problem), paired; None where they share no problem."""
-    first = paired({name: of[0] for name, of in before.items()}, {name: of[0] for name, of in now.items()})
-    last = paired({name: of[1] for name, of in before.items()}, {name: of[1] for name, of in now.items()})
-    delta = paired(
-        {name: of[1] - of[0] for name, of in before.items()}, {name: of[1] - of[0] for name, of in now.items()}
-    )
+def change(
+    before: Mapping[str, tuple[float, float]], now: Mapping[str, tuple[float, float]], *, single: bool
+) -> Change | None:
+    """`now` less `before` (means by problem), paired; None where they share no problem. single: as in `paired`."""
+
+    def less(value: Callable[[tuple[float, float]], float]) -> Estimate | None:
+        of_before, of_now = ({name: value(of) for name, of in side.items()} for side in (before, now))
+        return paired(of_before, of_now, single=single)
+
+    first, last, delta = less(lambda of: of[0]), less(lambda of: of[1]), less(lambda of: of[1] - of[0])
     return Change(first, last, delta) if first and last and delta else None
 
 

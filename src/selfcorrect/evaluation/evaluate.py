@@ -234,7 +234,7 @@ class Evaluator:
         }
         less: dict[str, list[tuple[str, Estimate]]] = {name: [] for name in parts}
         for one, other in combinations(parts, 2):
-            if (found := paired(last[one], last[other])) is not None:
+            if (found := paired(last[one], last[other], single=self.samples == 1)) is not None:
                 less[other].append((one, found))
                 less[one].append((other, Estimate(0 - found.value, 0 - found.high, 0 - found.low)))
         asked = {name: self.task.reworded(self.problems[0], text) for name, text in self.wordings.items()}

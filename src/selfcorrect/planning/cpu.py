@@ -5,8 +5,10 @@ the work of a step is so many times that which was timed. Takes a second or two,
 """
 
 import math
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any
@@ -16,7 +18,9 @@ import torch
 from selfcorrect.config import TrainConfig
 from selfcorrect.errors import ModelError
 from selfcorrect.models.windows import layer_windows
-from selfcorrect.planning.pace import Pace, decoding
+from selfcorrect.planning.hardware import GLOO_BYTES
+from selfcorrect.planning.memory import Spread
+from selfcorrect.planning.pace import Pace, decoding, grading, sync
 from selfcorrect.planning.rehearsal import Costume, CostumeKey, Line, run_update, through
 from selfcorrect.planning.settled import Dressed
 from selfcorrect.planning.work import Step, Update, update_of
@@ -28,11 +32,13 @@ _FLOPS = 2e11
 _APART = 4  # layers by which the two models differ: what the head's time varies by is not to pass for a layer's
 _LEAST = 0.15  # seconds that a piece is timed for
 _LONG = 5.0  # seconds after which it is not begun again; the first time is a little longer than the others
-_GRADES = 0.0005  # seconds an answer
 
 
-def measured(config: TrainConfig, model: Dressed, step: Step) -> Pace:
-    """The seconds of a step of this recipe here; the reference's pass counts as the update's.
+def measured(config: TrainConfig, model: Dressed, step: Step, spread: Spread) -> Pace:
+    """The seconds of a step of this recipe here; the reference's pass counts as the update's. step: of one process.
+
+    Several processes share the processor: what all of them do is timed on the threads of all, as if it were one's,
+    and then what each does for itself and what they send each other.
 
     Raises ModelError for a model that is sampled without lanes, which are what is timed here.
     """
@@ -42,15 +48,18 @@ def measured(config: TrainConfig, model: Dressed, step: Step) -> Pace:
             f"type {model.spec.config.model_type} attend otherwise than those whose sampling is timed; plan for "
             "a card (--gpu)"
         )
-    work = update_of(config, step, model.attends_to_all, 1 << 30, longest=False)
+    many = spread.devices
+    shares = model.attends_to_all and spread.shards == 1
+    work = update_of(config, step, shares, 1 << 30, longest=False)
     of_row = work.rest * 8 * 2 * model.numbers.largest + work.trained * 8 * model.spec.vocabulary * model.spec.hidden
     rows = max(1, min(work.rows, int(_FLOPS / of_row)))
     prefixes = math.ceil(rows * work.prefixes / step.rows)  # as many to a row as the step has
     timed = replace(work, rows=rows, micro_batches=1, scored=rows * work.trained, prefixes=prefixes)
     row, limit = math.ceil(step.lengths.mean_row(step.attempts)), step.lengths.limit
-    lanes = min(config.rollouts.rows, step.rows)
-    with torch.random.fork_rng(devices=[]):
-        found = _timings(timed, CostumeKey(model.costume), lanes, row, limit)
+    lanes = many * min(config.rollouts.rows, step.rows)
+    one_process, step = step, replace(step, rows=many * step.rows, groups=many * step.groups)
+    with torch.random.fork_rng(devices=[]), _threads(many):
+        found = _timings(timed, CostumeKey(model.costume), lanes, row, limit, torch.get_num_threads())
     of = {name: line.at(model.spec.layers) for name, line in found.items()}
     seconds, tokens = {"rollouts": 0.0}, 0.0
     for attempt in range(1, step.attempts + 1):
@@ -58,13 +67,15 @@ def measured(config: TrainConfig, model: Dressed, step: Step) -> Pace:
         share = max(0.0, (one.rows - 1) / max(1, lanes - 1))
         seconds["rollouts"] += one.steps * (of["step one row"] + share * max(0.0, of["step"] - of["step one row"]))
         fed = step.groups * step.lengths.prompt if attempt == 1 else step.rows * (step.lengths.turn + 1)
-        seconds["rollouts"] += of["lay out"] + of["prefill"] * fed / max(1, lanes * _FED)
+        seconds["rollouts"] += many * of["lay out"] + of["prefill"] * fed / max(1, lanes * _FED)
         tokens += step.rows * step.lengths.attempt
     # Layers see the rest of each row and each prompt once; the head sees rows alone.
-    tokens_seen = (step.rows * work.rest + work.prefixes * work.prefix) / (rows * work.rest + prefixes * work.prefix)
+    seen = step.rows * work.rest + many * work.prefixes * work.prefix
+    tokens_seen = seen / (rows * work.rest + prefixes * work.prefix)
     head, layers = found["update"].at(0), found["update"].more * model.spec.layers
-    seconds["update"] = head * step.rows / rows + layers * tokens_seen + of["optimiser"]
-    seconds["grading"] = step.rows * _GRADES
+    seconds["update"] = head * step.rows / rows + layers * tokens_seen + many / spread.shards * of["optimiser"]
+    seconds["sync"] = sync(config, model, GLOO_BYTES, one_process, spread, 0.0)
+    seconds["grading"] = grading(config, step.rows, os.cpu_count() or 1)
     longest = max(seconds, key=lambda phase: seconds[phase])
     return Pace(seconds, f"{longest}: this processor, as just measured", tokens)
 
@@ -72,9 +83,20 @@ def measured(config: TrainConfig, model: Dressed, step: Step) -> Pace:
 _FED = 8  # tokens of a row in the prefill that is timed
 
 
+@contextmanager
+def _threads(many: int) -> Iterator[None]:
+    """Meanwhile this process has the threads of so many."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(min(before * many, os.cpu_count() or 1))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 @lru_cache(maxsize=64)
-def _timings(work: Update, key: CostumeKey, lanes: int, width: int, limit: int) -> dict[str, Line]:
-    """The optimiser's step is AdamW's, whichever the recipe names."""
+def _timings(work: Update, key: CostumeKey, lanes: int, width: int, limit: int, threads: int) -> dict[str, Line]:
+    """The optimiser's step is AdamW's, whichever the recipe names. threads: those there are, as times hang on them."""
     costume = key.costume
     return through(costume, lambda make: _of_layers(make(), costume, work, lanes, width, limit), _APART)
 

@@ -68,10 +68,9 @@ def pace(config: TrainConfig, model: Dressed, card: Card, step: Step, spread: Sp
     for phase, count in flops.items():
         seconds[phase] = count / rate
     seconds["update"] += hardware.PER_STEP_SECONDS + _optimiser(model, card, spread)
-    seconds["sync"] = sync(config, model, card, step, spread, nodes, seconds["update"] + seconds.get("reference", 0))
-    task = config.task.of if isinstance(config.task, RepairConfig) else config.task
-    kind = "code" if isinstance(task, CodeConfig) else "countdown" if isinstance(task, CountdownConfig) else task.name
-    seconds["grading"] = rows * _GRADES[kind] / CORES  # of the last attempt; the others' goes on beside sampling
+    link = (card.link if nodes == 1 else card.network) * 1e9 * hardware.LINK_SHARE
+    seconds["sync"] = sync(config, model, link, step, spread, seconds["update"] + seconds.get("reference", 0))
+    seconds["grading"] = grading(config, rows, CORES)
     longest = max(seconds, key=lambda phase: seconds[phase])
     why = {
         "rollouts": max(bounds, key=lambda name: bounds[name]), "update": "the card's FLOPs",
@@ -79,6 +78,13 @@ def pace(config: TrainConfig, model: Dressed, card: Card, step: Step, spread: Sp
     }[longest]  # fmt: skip
     rows = config.rollouts.problems_per_step * config.rollouts.rollouts_per_problem
     return Pace(seconds, f"{longest}: {why}", rows * step.attempts * lengths.attempt)
+
+
+def grading(config: TrainConfig, rows: int, cores: int) -> float:
+    """Seconds for the last attempts of a step; the others' are graded beside sampling."""
+    task = config.task.of if isinstance(config.task, RepairConfig) else config.task
+    kind = "code" if isinstance(task, CodeConfig) else "countdown" if isinstance(task, CountdownConfig) else task.name
+    return rows * _GRADES[kind] / cores
 
 
 class _Sampler:
@@ -131,13 +137,12 @@ def _optimiser(model: Dressed, card: Card, spread: Spread) -> float:
     return 32 * model.numbers.trained / spread.shards / (card.bandwidth * 1e9 * hardware.DECODE_BANDWIDTH)
 
 
-def sync(
-    config: TrainConfig, model: Dressed, card: Card, step: Step, spread: Spread, nodes: int, beside: float
-) -> float:
-    """Between processes, and to the engine. beside: seconds of computation that FSDP's gathering hides behind."""
+def sync(config: TrainConfig, model: Dressed, link: float, step: Step, spread: Spread, beside: float) -> float:
+    """Between processes, and to the engine. link: bytes a second; beside: seconds of computation that FSDP's gathering
+    hides behind.
+    """
     if spread.devices == 1 and not spread.beside:
         return 0.0
-    link = (card.link if nodes == 1 else card.network) * 1e9 * hardware.LINK_SHARE
     share = (spread.devices - 1) / spread.devices
     of = model.numbers
     if spread.shards == 1:
@@ -147,6 +152,8 @@ def sync(
         gathers = 2 + (1 if step.reference else 0)
         bytes_ = passes * (gathers * model.costume.weights.itemsize * of.all + 4 * of.trained) * share
         seconds = max(bytes_ / link - beside, 0.1 * bytes_ / link)
+        if not spread.engine:  # the whole copy that is sampled from
+            seconds += model.costume.weights.itemsize * of.all * share / link
     if spread.engine:
         sent = of.all if config.model.tuning == "full" else of.trained
         seconds += 2 * sent / link

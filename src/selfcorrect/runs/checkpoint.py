@@ -160,22 +160,22 @@ def load_newest(folder: Path, *, tensors: bool = True) -> tuple[Checkpoint | Non
     Those take the name damaged-step-NNNNNN, so that they do not count among the ones to keep.
     Raises CheckpointError where there are checkpoints and none is whole.
     """
-    warnings: list[str] = []
-    damaged: list[Path] = []
+    damaged: dict[Path, str] = {}
     for path in reversed(saved(folder)):
         try:
             checkpoint = _load(path, tensors)
         except DAMAGE as error:
-            warnings.append(f"checkpoint {path.name} is damaged ({error}); falling back to the one before")
-            damaged.append(path)
+            damaged[path] = f"checkpoint {path.name} is damaged ({error})"
         else:
             for bad in damaged:
                 aside = bad.with_name(f"damaged-{bad.name}")
                 shutil.rmtree(aside, ignore_errors=True)
                 bad.rename(aside)
-            return checkpoint, warnings
-    if warnings:
-        raise CheckpointError(f"no checkpoint under {folder} is whole: {'; '.join(warnings)}; start the run afresh")
+            return checkpoint, [f"{why}; falling back to the one before" for why in damaged.values()]
+    if damaged:
+        raise CheckpointError(
+            f"no checkpoint under {folder} is whole: {'; '.join(damaged.values())}; start the run afresh"
+        )
     return None, []
 
 

@@ -1,6 +1,6 @@
 """What is tried before a run or an evaluation writes anything."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 
@@ -144,8 +144,10 @@ def tried(config: TrainConfig) -> Iterator[str]:
     with closing(make_task(config.task)) as task:
         held_out = evaluated_problems(config, task)
         yield f"data: {len(held_out)} problems to evaluate on"
+        asked = [("the problems to evaluate on", held_out)]
         if config.stages:
             drawn = task.draw(1, config.rollouts.problems_per_step, config.seed)
+            asked.append(("the problems of step 1", drawn))
             yield f"data: step 1 draws {len({problem.id for problem in drawn})} problems, the first is {drawn[0].id}"
         held_out_file = [config.checkpoint.held_out] if config.checkpoint.held_out else []
         for name, problems in load_external(task, [*config.evaluation.external, *held_out_file]):
@@ -157,6 +159,7 @@ def tried(config: TrainConfig) -> Iterator[str]:
             f"model: {parameter_count(lm) / 1e6:,.1f} million parameters on {lm.device}, computed in "
             f"{str(lm.compute_dtype)[6:]}; {tuning_text(config, lm)}"
         )
+        _check_readable(config, lm.chat, asked)
         need = check_context(config, lm, task, task.longest())
         room = getattr(lm.model.config, "max_position_embeddings", None)
         yield f"longest rollout: {need} tokens of the {room or 'unknown number'} that the model reads"
@@ -169,6 +172,16 @@ def tried(config: TrainConfig) -> Iterator[str]:
             yield _memory(settled, lm)
             tracker_names(config)
             yield _disk(config, lm)
+
+
+def _check_readable(config: TrainConfig, chat: Chat, asked: Iterable[tuple[str, Sequence[Problem]]]) -> None:
+    """Raises ConfigError where the tokenizer can write none of some problems, of which a run would then end."""
+    for what, problems in asked:
+        if problems and not any(chat.readable(problem.prompt) for problem in problems):
+            raise ConfigError(
+                f"model.path = {config.model.path!r}: its tokenizer has no token for part of any of {what}; take a "
+                "model whose tokenizer can read them, or reword task.prompt"
+            )
 
 
 def _memory(config: TrainConfig, lm: LanguageModel) -> str:

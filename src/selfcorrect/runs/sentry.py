@@ -70,7 +70,10 @@ class Sentry:
 
     def against_base(self, evaluation: Evaluation) -> Change | None:
         """An evaluation less the base model's, over the problems that both have; None for the base model's own."""
-        return change(self._base_means, means(samples_of(evaluation.rollouts))) if self._base else None
+        if not self._base:
+            return None
+        single = evaluation.summary.samples == 1
+        return change(self._base_means, means(samples_of(evaluation.rollouts)), single=single)
 
     def evaluated(self, evaluation: Evaluation) -> None:
         """After an evaluation, before it is written; all but the base model's are held against that one."""

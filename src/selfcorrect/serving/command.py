@@ -71,7 +71,7 @@ def serve(
         served = Served(tuple(names), number, words, {model: names[0], source.path: names[0]})
         beside = names[1] if len(names) > 1 else None
         shown = About(names[0], beside, number, words.shown, words.source, own_words, opens)
-        _say(served, shown.base, source)
+        _say(served, shown.base)
         await _run(served, engine, Page(shown, judge, problems), listening, key, host, cors or [], allow_host or [])
 
     try:
@@ -173,7 +173,7 @@ async def _upstream(
     return list(models), UpstreamEngine(client, models), False
 
 
-def _say(served: "Served", base: str | None, source: "Source") -> None:
+def _say(served: "Served", base: str | None) -> None:
     many = f"{served.attempts} attempts" if served.attempts > 1 else "1 attempt"
     typer.echo(f"model: {served.models[0]}, {many} unless a request names another number")
     if base is not None:

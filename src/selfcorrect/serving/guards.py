@@ -84,10 +84,6 @@ class Key:
     def __init__(self, key: str | None) -> None:
         self._key = key.encode() if key else None
 
-    @property
-    def needed(self) -> bool:
-        return self._key is not None
-
     def check(self, request: Request) -> None:
         """Raises ApiError where the request does not bring the key."""
         if self._key is None:

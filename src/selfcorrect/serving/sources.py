@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from selfcorrect.api import read_config, recipe_beside
 from selfcorrect.config import LAB_MODEL, TASK_KINDS, RepairConfig, TaskConfig, TrainConfig
-from selfcorrect.config.paths import is_evaluation
+from selfcorrect.config.paths import is_evaluation, is_run
 from selfcorrect.errors import ConfigError, ModelError, UserError
 from selfcorrect.models import adapters
 from selfcorrect.models.loading import resolve_path
@@ -107,7 +107,7 @@ def _train(recipe: "Path | TrainConfig | dict[str, object]", overrides: Sequence
 def _model_of(model: str) -> str:
     """A run stands for the model that it ended with, or for its best so far."""
     folder = Path(model).expanduser()
-    if (folder / "config.yaml").is_file() and (folder / "environment.json").is_file():
+    if is_run(folder):
         for name in ("final", "best"):
             if (folder / name).is_dir():
                 return str(folder / name)

@@ -11,7 +11,6 @@ import yaml
 
 from selfcorrect.config import TrainConfig
 from selfcorrect.config.recipe import validate
-from selfcorrect.config.run import ModelConfig
 from selfcorrect.config.tasks import CustomConfig, RepairConfig, TaskConfig
 from selfcorrect.config.yaml12 import Loader
 from selfcorrect.errors import ConfigError, DataError
@@ -58,11 +57,6 @@ def recipe_of_card(folder: Path) -> TrainConfig | None:
     except ConfigError:
         return None
     return config if isinstance(config, TrainConfig) else None
-
-
-def model_words(model: ModelConfig) -> dict[str, Any]:
-    """What of a model's settings decides how a conversation is written."""
-    return {name: getattr(model, name) for name in _OF_MODEL}
 
 
 @dataclass(frozen=True, slots=True)

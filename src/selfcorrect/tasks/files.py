@@ -16,7 +16,6 @@ from selfcorrect.errors import DataError
 
 MAX_LINE = 16 << 20  # bytes; the longest row of the public sets has 0.8 MB
 MAX_JSON = 256 << 20  # bytes of a whole .json file
-KINDS = ("jsonl", "json", "parquet")
 _BOM = b"\xef\xbb\xbf"
 
 

@@ -96,7 +96,7 @@ class MathTask(DataTask):
                 f"task.data = {self._config.data!r} is one file, to evaluate on; to train, name a folder that holds "
                 "train.* and test.*"
             )
-        return self._divided[0]
+        return self._without_twins()
 
     def _load_test(self) -> list[Problem]:
         if self._config.data is not None and check_there(self._config.data).is_file():
@@ -105,9 +105,8 @@ class MathTask(DataTask):
             return self._problems(self._rows["math500"], "math", "math500")
         return self._problems(self._rows["test"], self._config.dataset, "test")
 
-    @cached_property
-    def _divided(self) -> tuple[list[Problem], list[Problem]]:
-        """Training problems without twins of held-out ones, and the held-out problems."""
+    def _without_twins(self) -> list[Problem]:
+        """Training problems, but for those that are held out in the same words or their twins'."""
         test = self.test
         train = self._problems(self._rows["train"], self._config.dataset, "train")
         if self._split == "paper":
@@ -130,7 +129,7 @@ class MathTask(DataTask):
                 f"task.data = {self._config.data!r}: field 'unique_id' = {both!r} names a problem to train on and "
                 "another one that is held out; give every problem an id of its own"
             )
-        return kept, test
+        return kept
 
     @cached_property
     def _rows(self) -> dict[str, list[Row]]:

@@ -220,8 +220,9 @@ def test_memory_of_each_tuning(model: Path) -> None:
 def test_check_tells_memory_and_refuses_in_one_line(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    task = {"name": "countdown", "prompt": "{numbers} : {target}", "correction_prompt": "?"}
     config = config_of(
-        model={"path": str(model), "tuning": "lora"}, output=str(tmp_path), rollouts={"max_new_tokens": 9}
+        model={"path": str(model), "tuning": "lora"}, output=str(tmp_path), rollouts={"max_new_tokens": 9}, task=task
     )
     lines = list(tried(config))
     assert any("tuning lora: an adapter of rank 16, 0.01 million, over a model stored in float32" in x for x in lines)

@@ -220,7 +220,7 @@ def test_memory_of_each_tuning(model: Path) -> None:
 def test_check_tells_memory_and_refuses_in_one_line(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    task = {"name": "countdown", "prompt": "{numbers} : {target}", "correction_prompt": "?"}
+    task = {"max_number": 12, "limit": 12, "prompt": "{numbers} : {target}", "correction_prompt": "?"}
     config = config_of(
         model={"path": str(model), "tuning": "lora"}, output=str(tmp_path), rollouts={"max_new_tokens": 9}, task=task
     )

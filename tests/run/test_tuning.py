@@ -222,7 +222,11 @@ def test_check_tells_memory_and_refuses_in_one_line(
 ) -> None:
     task = {"max_number": 12, "limit": 12, "prompt": "{numbers} : {target}", "correction_prompt": "?"}
     config = config_of(
-        model={"path": str(model), "tuning": "lora"}, output=str(tmp_path), rollouts={"max_new_tokens": 9}, task=task
+        model={"path": str(model), "tuning": "lora"},
+        output=str(tmp_path),
+        rollouts={"max_new_tokens": 9},
+        task=task,
+        evaluation={"problems": 8},
     )
     lines = list(tried(config))
     assert any("tuning lora: an adapter of rank 16, 0.01 million, over a model stored in float32" in x for x in lines)

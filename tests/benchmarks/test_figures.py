@@ -199,6 +199,17 @@ def plan_rows(r: Any) -> dict[str, Any]:
     return {"rows": rows}
 
 
+def held_rows(r: Any) -> dict[str, Any]:
+    """docs/parallel.md's rows of what two processes hold."""
+    parts = ("loading", "sharding", "evaluating and steps", "a stage's end")
+    return {
+        "rows": {
+            tuning: " | ".join(" / ".join(f"{rank[part] / 1e9:.2f}" for rank in ranks) for part in parts)
+            for tuning, ranks in r["bytes"].items()
+        }
+    }
+
+
 def by_name(r: Any) -> dict[str, Any]:
     return {"m": {row["name"]: row for row in r["results"]}}
 
@@ -367,6 +378,8 @@ QUOTES: list[tuple[str, str, str, Given]] = [
     ("docs/results.md", "real/words-base/summary.json",
      "Two samples solve {r[evaluations][base][gsm8k][sampled][passes][0][accuracy][0][value]:p} % of the problems", None),
     *[("docs/plan.md", "plan.json", f"{{rows[{name}]}}", plan_rows) for name in PLANS],
+    ("docs/parallel.md", "rank_memory.json", "| all weights | {rows[full]} |", held_rows),
+    ("docs/parallel.md", "rank_memory.json", "| LoRA | {rows[lora]} |", held_rows),
     *[("docs/results.md", "compare_lab/compare.json", compare_row(label, name, gain=True), by_name) for label, name in LAB.items()],
     *[("docs/results.md", "compare_blind/compare.json", compare_row(label, name, gain=False), by_name) for label, name in BLIND.items()],
     *[("docs/results.md", "lab_openings.json", opening_row(label, place), None) for place, label in enumerate(OPENINGS)],

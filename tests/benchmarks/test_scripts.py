@@ -295,6 +295,17 @@ def test_plans_beside_what_runs_take(script: Script, tmp_path: Path, monkeypatch
     assert seconds["by_phase"].keys() == {"rollouts", "update"}
 
 
+@pytest.mark.nightly
+def test_what_two_ranks_hold(script: Script, tmp_path: Path) -> None:
+    script("benchmarks/rank_memory.py").main(["--tiny", "--output", str(tmp_path / "held.json")])
+    found = json.loads((tmp_path / "held.json").read_text())["bytes"]
+    assert [len(found[tuning]) for tuning in ("full", "lora")] == [2, 2]
+    parts = ["before", "loading", "sharding", "evaluating and steps", "a stage's end"]
+    for held in (*found["full"], *found["lora"]):
+        assert list(held) == parts
+        assert 2**27 < held["before"] < held["loading"] <= held["evaluating and steps"]
+
+
 def test_the_table_of_scale_is_that_of_its_results(script: Script) -> None:
     scale = script("benchmarks/scale.py")
     rows = json.loads((ROOT / "benchmarks/results/scale.json").read_text(encoding="utf-8"))["rows"]

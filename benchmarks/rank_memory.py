@@ -51,9 +51,12 @@ def main(arguments: list[str] | None = None) -> None:
     given = arguments if arguments is not None else sys.argv[1:]
     record = {
         "command": " ".join(["python benchmarks/rank_memory.py", *given]),
-        "model": Path(options.model or "lab").name, "seed": SEED, "versions": versions(["selfcorrect", "torch", "transformers", "peft"]),
-        "machine": {"cpu": cpu_model(), "cores": os.cpu_count()}, "bytes": found,
-    }  # fmt: skip
+        "model": Path(options.model or "lab").name,
+        "seed": SEED,
+        "versions": versions(["selfcorrect", "torch", "transformers", "peft"]),
+        "machine": {"cpu": cpu_model(), "cores": os.cpu_count()},
+        "bytes": found,
+    }
     options.output.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 

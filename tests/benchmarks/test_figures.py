@@ -115,7 +115,7 @@ COUNTDOWN = [
     (f"| {label} | {how}", model, decoding)
     for decoding, how in (("sampled", "temperature 1"), ("greedy", "greedy"))
     for label, model in (
-        ("base", "base"), ("single-turn RL, 2 seeds", "single_turn, 2 seeds"), ("multi-turn RL, 3 seeds", MULTI),
+        ("base", "base"), ("single-turn RL, 3 seeds", SINGLE), ("multi-turn RL, 3 seeds", MULTI),
         ("SCoRe, 3 seeds", SCORE),
     )
 ]  # fmt: skip
@@ -363,11 +363,13 @@ QUOTES: list[tuple[str, str, str, Given]] = [
      f"the first {on_countdown('multi_turn', SCORE, 'sampled', 't1')}, the delta {on_countdown('multi_turn', SCORE, 'sampled', 'delta')}; "
      f"greedy, the second {on_countdown('multi_turn', SCORE, 'greedy', 't2')} ({seeds_of('multi_turn', 'greedy')}), "
      f"the first {on_countdown('multi_turn', SCORE, 'greedy', 't1')}.", None),
-    *[("docs/results.md", "real/countdown/summary.json",
-       f"{name} {on_countdown('single_turn', 'score-0', 'sampled', what)} and {on_countdown('single_turn', 'score-1', 'sampled', what)}", None)
-      for name, what in (("the second attempt", "t2"), ("the first", "t1"))],
     ("docs/results.md", "real/countdown/summary.json",
-     f"by {on_countdown('base', 'single_turn, 2 seeds', 'sampled', 't1', points)} on the base's;", None),
+     f"the second attempt {on_countdown('single_turn', SCORE, 'sampled', 't2')} ({seeds_of('single_turn', 'sampled')}), "
+     f"the first {on_countdown('single_turn', SCORE, 'sampled', 't1')}; greedy, the second "
+     f"{on_countdown('single_turn', SCORE, 'greedy', 't2')} ({seeds_of('single_turn', 'greedy')}), the first "
+     f"{on_countdown('single_turn', SCORE, 'greedy', 't1')}.", None),
+    ("docs/results.md", "real/countdown/summary.json",
+     f"by {on_countdown('base', SINGLE, 'sampled', 't1', points)} on the base's at temperature 1;", None),
     *[("docs/results.md", "real/words-second/summary.json", real_row(f"| {label} | {how}", model, "gsm8k", decoding), None)
       for decoding, how in (("sampled", "temperature 1"), ("greedy", "greedy"))
       for label, model in (("base, second attempts shown", "base"), ("SCoRe from it, seed 0", "score-0"))],

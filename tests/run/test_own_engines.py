@@ -37,7 +37,8 @@ def stands_in(rank: int, faults: Faults | None = None) -> None:
             torch.distributed.barrier()
         if not all(parameter.is_floating_point() for parameter in lm.model.parameters()):  # it has plain weights
             plain: Any = {"path": lm.model.config._name_or_path, "device": "cpu", "precision": "float32"}
-            lm = load_model(ModelConfig(**plain))
+            lm = load_model(ModelConfig(**plain, tuning="lora" if adapter_only else "full"))
+            return FakeEngine(lm, fault, other=True)
         return FakeEngine(lm, fault, other=not adapter_only)
 
     ENGINE.need_vllm, ENGINE.InProcess = lambda: None, start
@@ -55,7 +56,7 @@ def sampled(output: Path, model: Path, name: str, parallel: str = "auto", tuning
         ("fsdp2", "full", {}), ("ddp", "lora", {}),
         *(pytest.param(*each, marks=pytest.mark.nightly) for each in [
             ("ddp", "full", {}), ("fsdp2", "lora", {}), ("ddp", "lora", {"adapter": "merged"}),
-            ("fsdp2", "lora", {"adapter": "merged"}), ("ddp", "qlora", {"adapter": "merged"}),
+            ("fsdp2", "lora", {"adapter": "merged"}), ("ddp", "qlora", {"adapter": "merged"}), ("ddp", "qlora", {}), ("fsdp2", "qlora", {}),
         ]),
     ],
 )  # fmt: skip

@@ -42,11 +42,11 @@ def served(
 ) -> Iterator[tuple[Fake, dict[str, Any]]]:  # fmt: skip
     """A server of its own, and the recipe that samples from it."""
     alone = tuning != "full" and adapter == "auto"  # the adapter is what is sent
-    about: Any = {"path": str(model), "device": "cpu", "precision": "float32", "tuning": tuning if alone else "full"}
+    about: Any = {"path": str(model), "device": "cpu", "precision": "float32", "tuning": "lora" if alone else "full"}
     lm = load_model(ModelConfig(**about))
     folder = output / f"sync-{name}"
     folder.mkdir(parents=True)
-    with serving(lm, other=not alone) as fake:
+    with serving(lm, other=not alone or tuning == "qlora") as fake:
         url = f"http://127.0.0.1:{fake.server_port}"
         told = {"server": url, "sync_folder": str(folder), "timeout": timeout, "adapter": adapter}
         settings = uneven(output, model, name, parallel, sampler="vllm", vllm=told, **changes)
@@ -76,6 +76,7 @@ BETWEEN: dict[str, Any] = {"evaluation": {"problems": 5, "every": 1}}
                 ("ddp", "full", "auto", {"stages": [{**STAGE, "steps": 2}]}),
                 ("fsdp2", "full", "auto", {}), ("ddp", "lora", "auto", {}), ("fsdp2", "lora", "auto", {}),
                 ("ddp", "lora", "merged", {}), ("fsdp2", "lora", "merged", {}), ("ddp", "qlora", "merged", {}), ("fsdp2", "qlora", "merged", {}),
+                ("ddp", "qlora", "auto", {}), ("fsdp2", "qlora", "auto", {}),
                 ("fsdp2", "full", "auto", ONE), ("fsdp2", "full", "auto", OFFLINE),
                 ("fsdp2", "lora", "auto", {"stages": OFFLINE["stages"]}), ("fsdp2", "lora", "auto", BETWEEN),
                 ("fsdp2", "full", "auto", {"stages": [TRACES]}),
@@ -100,11 +101,15 @@ def test_two_processes_sample_and_learn_what_one_does(
     assert changes == {"stages": [TRACES]} or all(0 < gap < 1e-5 for gap in gaps)  # of traces there is none
     for path in ("/collective_rpc", "/reset_prefix_cache", "/v1/load_lora_adapter"):
         assert asked.count(path) == alone.asked.count(path)
-    syncs = asked.count("/resume") or asked.count("/v1/load_lora_adapter")
+    syncs = asked.count("/v1/load_lora_adapter") or asked.count("/resume")
+    assert (
+        asked.count("/collective_rpc")
+        == {"full": syncs, "lora": 0, "qlora": 1}[tuning if adapter == "auto" else "full"]
+    )
     fewer = syncs * (4 - min(4, settings["evaluation"]["problems"]))  # rows that one process compares by
     assert asked.count("/inference/v1/generate") - alone.asked.count("/inference/v1/generate") == fewer
     assert asked.index("/inference/v1/generate") > asked.index(
-        "/v1/load_lora_adapter" if tuning == "lora" and adapter == "auto" else "/reset_prefix_cache"
+        "/v1/load_lora_adapter" if tuning != "full" and adapter == "auto" else "/reset_prefix_cache"
     )
 
 

@@ -85,7 +85,7 @@ class Fake(ThreadingHTTPServer):
 
 
 class Weights(list[Any]):
-    merged = True
+    merged = False
 
 
 class Routes(BaseHTTPRequestHandler):

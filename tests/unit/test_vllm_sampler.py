@@ -157,6 +157,18 @@ def test_a_second_failure_is_the_end(fault: dict[str, int], tmp_path: Path) -> N
     assert "\n" not in str(told.value)
 
 
+def test_a_second_failure_much_later_is_the_end_too(tmp_path: Path) -> None:
+    """An engine that dies again and again would be started for ever."""
+    lm = model()
+    engines = Engines(lm, {"dies": 2}, {"dies": 5})
+    own = sampler(lm, engines, tmp_path)
+    for _ in range(3):
+        own.sample(prompts(lm), GREEDY)
+    with pytest.raises(SamplerFailed, match="was started once more, and failed again"):
+        own.sample(prompts(lm), GREEDY)
+    assert len(engines.made) == 2
+
+
 @pytest.mark.parametrize("told", [Sampled((), ()), Sampled((1,) * 16, ())])
 def test_a_comparison_without_numbers_names_what_to_set(
     told: Sampled, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

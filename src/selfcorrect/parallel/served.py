@@ -11,9 +11,9 @@ engine. What one rank's engine comes to, or raises, is everyone's.
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from selfcorrect.errors import EngineFailed, SamplerFailed
+from selfcorrect.errors import EngineFailed
 from selfcorrect.parallel.ranks import Several
-from selfcorrect.samplers.vllm import PROBES, Probed, VllmSampler, policy_logprobs
+from selfcorrect.samplers.vllm import PROBES, Probed, VllmSampler, failed_again, policy_logprobs
 from selfcorrect.types import Completion, SamplingParams
 
 T = TypeVar("T")
@@ -31,6 +31,7 @@ class Served:
         gather: Callable[[], Any],
     ) -> None:  # fmt: skip
         self._ranks, self._sampler, self._lm, self._prompts, self._gather = ranks, sampler, lm, prompts, gather
+        self._failed = ""  # how, for the first time
 
     @property
     def eos_ids(self) -> frozenset[int]:
@@ -66,22 +67,20 @@ class Served:
         self._ranks.every(lambda: sampler.follow(serves))
 
     def _once_more(self, deed: Callable[[], T], again: Callable[[], T]) -> T:
-        """The deed, or `again` after all engines were given up, where one fails."""
-        try:
-            return deed()
-        except EngineFailed as error:
-            first = error
-        self._ranks.lifeline.agreed = False  # it was raised on all, and is dealt with
-        if self._ranks.rank == 0:
-            self._sampler.say(f"sampler: vllm failed ({first}); it is started once more with the current weights")
-        self._sampler.stop()
-        try:
-            return again()
-        except EngineFailed as error:
-            raise SamplerFailed(
-                f"sampler: vllm failed ({first}), was started once more, and failed again ({error}); see what it "
-                "wrote on stderr or in the server's log"
-            ) from error
+        """The deed, or `again` after all engines were given up, where one fails for the first time in the run."""
+        while True:
+            try:
+                return deed()
+            except EngineFailed as error:
+                if self._failed:
+                    raise failed_again(self._failed, str(error)) from error
+                self._failed = str(error)  # on every rank, as it was raised on all
+            self._ranks.lifeline.agreed = False  # and is dealt with
+            if self._ranks.rank == 0:
+                told = f"sampler: vllm failed ({self._failed}); it is started once more with the current weights"
+                self._sampler.say(told)
+            self._sampler.stop()
+            deed = again
 
     def _own(self, probed: Sequence[Probed], *, mine: bool) -> list[list[float]]:
         """The policy's log-probabilities, on a rank that has whole weights where they are `mine` to compare."""

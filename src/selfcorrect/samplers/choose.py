@@ -25,7 +25,9 @@ def make_sampler(config: TrainConfig, lm: LanguageModel, max_rows: int = 512) ->
 
     def start(folder: Path, dtype: torch.dtype) -> Engine:
         if settings.server:
-            return Server(settings, folder, lm.device, adapter_only=adapter_only)
+            return Server(
+                settings, folder, lm.device, adapter_only=adapter_only, base_too=config.model.tuning == "qlora"
+            )
         return InProcess(lm, settings, dtype, max_rows, folder / "model", adapter_only=adapter_only)
 
     return VllmSampler(lm, settings, start, adapter_only=adapter_only)

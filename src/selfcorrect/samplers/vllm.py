@@ -10,6 +10,7 @@ import math
 import re
 import shutil
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -125,6 +126,7 @@ class VllmSampler:
         self._syncs = 0
         self._versions: list[AdapterVersion] = []  # those the engine knows, the newest last
         self._synced = self._compared = False
+        self._failed, self._until = "", 0.0  # how, for the first time; when a sync's time is over
         self._bare = True  # whether the engine was never sent weights
         self._probes: list[tuple[int, ...]] = []
         self._place = SyncFolder(Path(config.sync_folder).expanduser() if config.sync_folder else None)
@@ -221,26 +223,19 @@ class VllmSampler:
         return _answers(engine, requests)
 
     def _twice(self, deed: Callable[[], T]) -> T:
-        """Once more with an engine started anew and the current weights, where it fails."""
-        try:
-            return deed()
-        except UserError:
-            raise
-        except Exception as error:  # noqa: BLE001 - it is told, and the engine started anew
-            first = _line(error)
-            self._refuse_full_disk(error)
-        self._say(f"sampler: vllm failed ({first}); it is started once more with the current weights")
-        self._stop()
-        try:
-            return deed()
-        except UserError:
-            raise
-        except Exception as error:
-            self._stop()
-            raise SamplerFailed(
-                f"sampler: vllm failed ({first}), was started once more, and failed again ({_line(error)}); "
-                "see what it wrote on stderr or in the server's log"
-            ) from error
+        """Once more with an engine started anew and the current weights, where it fails for the first time."""
+        while True:
+            try:
+                return deed()
+            except UserError:
+                raise
+            except Exception as error:
+                self._refuse_full_disk(error)
+                self._stop()
+                if self._failed:
+                    raise failed_again(self._failed, _line(error)) from error
+                self._failed = _line(error)
+            self._say(f"sampler: vllm failed ({self._failed}); it is started once more with the current weights")
 
     def _once(self, deed: Callable[[], T]) -> T:
         try:
@@ -274,6 +269,7 @@ class VllmSampler:
 
     def _sync(self) -> Engine:
         engine, began = self.begin(), self._bare
+        self._until = time.monotonic() + self._config.timeout
         self._syncs, self._compared = self._syncs + 1, False
         if not self._adapter_only:
             self._in_time(engine, lambda: engine.take_weights(PlainWeights(self._lm, self.dtype, merged=True)))
@@ -303,7 +299,7 @@ class VllmSampler:
             shutil.rmtree(old.folder, ignore_errors=True)
 
     def _in_time(self, engine: Engine, deed: Callable[[], None]) -> None:
-        """Raises SamplerFailed where the engine is still at it after the time-out."""
+        """Raises SamplerFailed where the engine is still at it as the sync's time is over."""
         raised: list[BaseException] = []
         card = torch.cuda.current_device() if self._lm.device.type == "cuda" else None
 
@@ -317,7 +313,7 @@ class VllmSampler:
 
         thread = Thread(target=run, name="vllm sync", daemon=True)
         thread.start()
-        thread.join(self._config.timeout)
+        thread.join(max(0.0, self._until - time.monotonic()))
         if thread.is_alive():
             self._engine = None  # nothing more can be asked of it
             raise SamplerFailed(
@@ -362,6 +358,14 @@ class VllmSampler:
                 "or set sampler: transformers"
             )
         self._compared = True
+
+
+def failed_again(first: str, then: str) -> SamplerFailed:
+    """An engine is started anew once in a run."""
+    return SamplerFailed(
+        f"sampler: vllm failed ({first}), was started once more, and failed again ({then}); see what it wrote on "
+        "stderr or in the server's log"
+    )
 
 
 def _answers(engine: Engine, requests: Sequence[Request]) -> list[Sampled]:

@@ -28,12 +28,18 @@ _BLOCK = 32  # no route tells the size of a cache block; the comparison's rows a
 
 
 class Server:
-    """A server that someone else started, by docs/vllm.md. folder: seen by both, under the same path."""
+    """A server that someone else started, by docs/vllm.md. folder: seen by both, under the same path.
 
-    def __init__(self, config: VllmConfig, folder: Path, device: torch.device, *, adapter_only: bool) -> None:
+    base_too: what lies beneath the adapter is not the model that the server was started with (its 4-bit weights,
+    dequantised), so it is sent, once, before the first adapter.
+    """
+
+    def __init__(
+        self, config: VllmConfig, folder: Path, device: torch.device, *, adapter_only: bool, base_too: bool = False
+    ) -> None:
         assert config.server
         self._url, self._timeout, self._folder = config.server.rstrip("/"), config.timeout, folder
-        self._adapter_only, self._told, self._versions = adapter_only, "", 0
+        self._keeps_base, self._told, self._versions = adapter_only and not base_too, "", 0
         self._trainer: Any = None
         self._device = device
         on_card = device.type == "cuda"
@@ -57,7 +63,7 @@ class Server:
 
     def take_weights(self, weights: PlainWeights) -> None:
         """Raises RuntimeError as `sample`, OSError where the folder cannot be written, and what the transfer raises."""
-        if self._adapter_only:
+        if self._keeps_base:
             return  # it was started with the model beneath the adapter; the comparison shows whether it was
         with self._paused():
             if self._transfer == "folder":
@@ -200,6 +206,7 @@ class Server:
         try:
             with urllib.request.urlopen(request, timeout=self._timeout + _MORE) as answer:
                 text = answer.read().decode("utf-8", "replace")
+            self._told = ""  # what it told of an earlier failure is over
         except urllib.error.HTTPError as error:
             self._told = " ".join(error.read().decode("utf-8", "replace").split())[:500]
             where = urlsplit(request.full_url).path

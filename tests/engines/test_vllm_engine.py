@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,8 @@ from tests.support.engines import learn
 from tests.support.runs import read_rows
 from tests.support.tiny import tiny_lm
 
-pytestmark = pytest.mark.vllm
+WHY = "vLLM is not installed: `make test-vllm` runs this in an environment of its own"
+pytestmark = [pytest.mark.vllm, pytest.mark.skipif(find_spec("vllm") is None, reason=WHY)]
 
 ENDS = (3, 5, 7)
 PROMPTS = ("5 2 1 : 8", "12 11 10 9 8 7 : 2", "4 : 4", "4 : 4", "9 6 : 3")
@@ -63,7 +65,6 @@ class Pair:
 @pytest.fixture
 def paired(tmp_path: Path) -> Iterator[Callable[..., Pair]]:
     """paired(lm, ...) -> a Pair; engines are closed afterwards."""
-    pytest.importorskip("vllm", reason="vLLM is not installed: `make test-vllm` runs this in an environment of its own")
     made: list[VllmSampler] = []
 
     def pair(lm: LanguageModel, **changes: Any) -> Pair:

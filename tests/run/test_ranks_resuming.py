@@ -61,7 +61,7 @@ def test_bfloat16_weights_in_shards_have_float32_masters(model: Path, tmp_path: 
 
 @pytest.mark.nightly
 @pytest.mark.parametrize(
-    ("parallel", "tuning"), [("ddp", "full"), ("fsdp2", "full"), ("fsdp2", "lora"), ("fsdp2", "qlora")]
+    ("parallel", "tuning"), [("ddp", "full"), ("ddp", "lora"), ("fsdp2", "full"), ("fsdp2", "lora"), ("fsdp2", "qlora")]
 )
 def test_two_then_one_then_two_processes(parallel: str, tuning: str, model: Path, tmp_path: Path) -> None:
     """Checkpoints are everyone's: what two began one goes on with, and what one wrote two go on with."""
@@ -76,6 +76,20 @@ def test_two_then_one_then_two_processes(parallel: str, tuning: str, model: Path
     assert gap(one, tmp_path / "two") < 1e-5
     changed = [row["field"] for row in read_rows(tmp_path / "two" / "changes.jsonl")]
     assert changed == ["parallel", "parallel"]
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize(
+    ("parallel", "tuning"), [("ddp", "lora"), ("ddp", "qlora"), ("fsdp2", "lora"), ("fsdp2", "qlora")]
+)
+def test_adapters_go_on_to_the_same_bits(parallel: str, tuning: str, model: Path, tmp_path: Path) -> None:
+    """As whole weights do, which the tests of killed ranks hold to."""
+    settings = tuned(uneven(tmp_path, model, "two", parallel), tuning)
+    launch(tmp_path / "log", settings, hook=killed).ended()
+    assert newest(tmp_path / "two").step == 2
+    well(launch(tmp_path / "again", settings).ended())
+    well(launch(tmp_path / "unbroken", {**settings, "output": str(tmp_path / "other")}).ended())
+    check_equal(tmp_path / "two", tmp_path / "other" / "two")
 
 
 def no_moments(rank: int) -> None:

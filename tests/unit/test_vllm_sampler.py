@@ -8,6 +8,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 from threading import Timer, current_thread
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,7 +24,7 @@ from selfcorrect.models.plain import PlainWeights
 from selfcorrect.samplers.sync_folder import SyncFolder
 from selfcorrect.samplers.transformers import TransformersSampler
 from selfcorrect.samplers.vllm import Sampled, VllmSampler
-from selfcorrect.samplers.vllm_engine import need_vllm
+from selfcorrect.samplers.vllm_engine import InProcess, need_vllm
 from selfcorrect.types import SamplingParams
 from tests.support.engines import Engines, FakeEngine, adapter_folders, learn
 from tests.support.tiny import tiny_lm
@@ -310,3 +311,22 @@ def test_importance_weights_are_on_where_another_engine_samples(changes: dict[st
     config = validate({"stages": [STAGE], **changes})
     assert isinstance(config, TrainConfig)
     assert config.importance_cap == cap
+
+
+def test_an_engine_that_sleeps_is_woken_before_it_takes_anything() -> None:
+    """Weights written into memory that is given back would be lost; the cache's memory comes after them."""
+    calls: list[str] = []
+
+    def empty() -> bool:
+        calls.append("empty")
+        return True
+
+    engine: Any = object.__new__(InProcess)
+    engine._cuda, engine._adapter, engine._asleep, engine._request = True, False, False, None
+    engine._llm = SimpleNamespace(
+        sleep=lambda level: calls.append(f"sleep {level}"), wake_up=lambda tags: calls.append(f"wake {' '.join(tags)}"),
+        collective_rpc=lambda name, kwargs: calls.append(name), reset_prefix_cache=empty,
+    )  # fmt: skip
+    engine.rest()
+    engine.take_weights([])
+    assert calls == ["sleep 2", "wake weights", "reload_weights", "wake kv_cache", "empty"]

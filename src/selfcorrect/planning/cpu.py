@@ -74,10 +74,11 @@ def measured(config: TrainConfig, model: Dressed, step: Step, spread: Spread) ->
     tokens_seen = seen / (rows * work.rest + prefixes * work.prefix)
     head, layers = found["update"].at(0), found["update"].more * model.spec.layers
     seconds["update"] = head * step.rows / rows + layers * tokens_seen + many / spread.shards * of["optimiser"]
-    seconds["sync"] = sync(config, model, GLOO_BYTES, one_process, spread, 0.0)
+    seconds["sync"] = sum(sync(config, model, GLOO_BYTES, one_process, spread, 0.0).values())
     seconds["grading"] = grading(config, step.rows, os.cpu_count() or 1)
     longest = max(seconds, key=lambda phase: seconds[phase])
-    return Pace(seconds, f"{longest}: this processor, as just measured", tokens)
+    why = "what processes send each other" if longest == "sync" else "this processor, as just measured"
+    return Pace(seconds, f"{longest}: {why}", tokens)
 
 
 _FED = 8  # tokens of a row in the prefill that is timed

@@ -10,6 +10,7 @@ from selfcorrect.planning.memory import Spread
 from selfcorrect.planning.settled import FOUR_BITS, Dressed
 from selfcorrect.planning.work import Step, filled
 
+LINKS, HOST = "the links between cards", "the memory of rank 0's machine, through which weights go to the server"
 CORES = 16  # that grade, for each card; assumed
 # Core-seconds of an answer: 0.6 ms measured for math (benchmarks/results/grade_math.json), 4 ms for a program that is
 # right (judge.json), more for one that runs into its limit; the rest assumed.
@@ -69,12 +70,14 @@ def pace(config: TrainConfig, model: Dressed, card: Card, step: Step, spread: Sp
         seconds[phase] = count / rate
     seconds["update"] += hardware.PER_STEP_SECONDS + _optimiser(model, card, spread)
     link = (card.link if nodes == 1 else card.network) * 1e9 * hardware.LINK_SHARE
-    seconds["sync"] = sync(config, model, link, step, spread, seconds["update"] + seconds.get("reference", 0))
+    sent = sync(config, model, link, step, spread, seconds["update"] + seconds.get("reference", 0))
+    seconds["sync"] = sum(sent.values())
     seconds["grading"] = grading(config, rows, CORES)
     longest = max(seconds, key=lambda phase: seconds[phase])
     why = {
         "rollouts": max(bounds, key=lambda name: bounds[name]), "update": "the card's FLOPs",
-        "reference": "the card's FLOPs", "sync": "the links between cards", "grading": "the graders' cores",
+        "reference": "the card's FLOPs", "sync": max(sent, key=lambda name: sent[name]),
+        "grading": "the graders' cores",
     }[longest]  # fmt: skip
     rows = config.rollouts.problems_per_step * config.rollouts.rollouts_per_problem
     return Pace(seconds, f"{longest}: {why}", rows * step.attempts * lengths.attempt)
@@ -137,26 +140,29 @@ def _optimiser(model: Dressed, card: Card, spread: Spread) -> float:
     return 32 * model.numbers.trained / spread.shards / (card.bandwidth * 1e9 * hardware.DECODE_BANDWIDTH)
 
 
-def sync(config: TrainConfig, model: Dressed, link: float, step: Step, spread: Spread, beside: float) -> float:
-    """Between processes, and to the engine. link: bytes a second; beside: seconds of computation that FSDP's gathering
-    hides behind.
+def sync(
+    config: TrainConfig, model: Dressed, link: float, step: Step, spread: Spread, beside: float
+) -> dict[str, float]:  # fmt: skip
+    """Seconds between processes, and to the engine, by what they pass through. link: bytes a second; beside: seconds
+    of computation that FSDP's gathering hides behind.
     """
+    parts = {LINKS: 0.0, HOST: 0.0}
     if spread.devices == 1 and not spread.beside:
-        return 0.0
+        return parts
     share = (spread.devices - 1) / spread.devices
-    of = model.numbers
+    of, full = model.numbers, config.model.tuning == "full"
     if spread.shards == 1:
-        seconds = 2 * 4 * of.trained * share / link
+        parts[LINKS] = 2 * 4 * of.trained * share / link
     else:
         passes = math.ceil(step.rows / (filled(config, step.lengths, step.attempts) * config.optimizer.rows))
         gathers = 2 + (1 if step.reference else 0)
         bytes_ = passes * (gathers * model.costume.weights.itemsize * of.all + 4 * of.trained) * share
-        seconds = max(bytes_ / link - beside, 0.1 * bytes_ / link)
-        if not spread.engine:  # the whole copy that is sampled from
-            seconds += model.costume.weights.itemsize * of.all * share / link
+        parts[LINKS] = max(bytes_ / link - beside, 0.1 * bytes_ / link)
+        # What trains is gathered into the whole copy that is sampled from, or sent (parallel/sharding.py).
+        copied = (model.costume.weights.itemsize if full else 4) * of.trained
+        parts[LINKS] += copied * share / link
+        if spread.beside:  # that copy lies in the memory of rank 0's machine; it is cast there, and sent from the card
+            parts[HOST] = (copied + (2 * of.trained if full else 0)) / hardware.HOST_BYTES
     if spread.engine:
-        sent = of.all if config.model.tuning == "full" else of.trained
-        seconds += 2 * sent / link
-        if spread.beside and spread.shards > 1:  # into the memory of rank 0's machine, and out of it
-            seconds += (4 + 2) * sent / hardware.HOST_BYTES
-    return seconds
+        parts[LINKS] += 2 * (of.all if full else of.trained) / link
+    return parts

@@ -85,9 +85,14 @@ def pace(config: TrainConfig, model: Dressed, card: Card, step: Step, spread: Sp
 
 def grading(config: TrainConfig, rows: int, cores: int) -> float:
     """Seconds for the last attempts of a step; the others' are graded beside sampling."""
+    return rows * grade_seconds(config) / cores
+
+
+def grade_seconds(config: TrainConfig) -> float:
+    """Of one core, for an answer."""
     task = config.task.of if isinstance(config.task, RepairConfig) else config.task
     kind = "code" if isinstance(task, CodeConfig) else "countdown" if isinstance(task, CountdownConfig) else task.name
-    return rows * _GRADES[kind] / cores
+    return _GRADES[kind]
 
 
 class _Sampler:

@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 from typing import Any
 
-from selfcorrect.planning import hardware
 from selfcorrect.planning.plan import Plan, Turn
+from selfcorrect.planning.rests import sources
 
 GIB = 2**30
 
@@ -55,22 +55,14 @@ def lines(plan: Plan) -> Iterator[str]:
 
 def resting_on(plan: Plan) -> Iterator[str]:
     """The numbers that are not worked out but taken."""
-    card = plan.devices.card
-    if card is None:
-        yield "rests on: layers of this model run on fake tensors (memory), and on this processor just now (seconds)"
-        return
-    yield (
-        f"rests on: {card.name} {card.tflops:g} TFLOPS bfloat16 dense, {card.bandwidth:,g} GB/s, {card.gib:g} GiB, "
-        f"links {card.link:g} GB/s, network {card.network:g} GB/s a card (makers' figures)"
-    )
-    price = plan.devices.hourly / (plan.devices.count + (plan.devices.serving or 0))
-    given = "given" if plan.devices.price is not None else f"an assumption of {hardware.PRICED}; --price replaces it"
-    yield (
-        f"  reached of them: {hardware.utilisation(plan.model.spec.hidden):.0%} of FLOPs, "
-        f"{hardware.DECODE_BANDWIDTH:.0%} of bandwidth, {hardware.LINK_SHARE:.0%} of links (assumed; docs/plan.md); "
-        f"{price:.2f} dollars a card and hour ({given})"
-    )
-    if plan.spread.shards > 1:
+    if plan.devices.card is None:
+        timed = ", and on this processor just now (seconds)" if plan.pace else ""
+        yield f"rests on: layers of this model run on fake tensors (memory){timed}"
+    else:
+        yield "rests on:"
+    for source in sources(plan):
+        yield f"  {source.of}: {', '.join(number.told for number in source.numbers)} ({source.why})"
+    if plan.devices.card and plan.spread.shards > 1:
         yield "  memory under fsdp2 is measured on a CPU with two processes, and on no card"
 
 
@@ -129,4 +121,5 @@ def row(plan: Plan) -> dict[str, Any]:
         "peak_bytes_by_phase": {phase: plan.memory.at(phase) for phase in plan.memory.phases}, "fits": plan.fits,
         "seconds": plan.pace.seconds if plan.pace else None, "step_seconds": plan.pace.total if plan.pace else None,
         "bound": plan.pace.bound if plan.pace else None, "hours": plan.hours, "dollars": plan.dollars,
+        "rests_on": {number.name: number.value for source in sources(plan) for number in source.numbers},
     }  # fmt: skip

@@ -1,0 +1,104 @@
+"""The numbers that a plan takes and does not work out: those that this plan used, by where they come from."""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from selfcorrect.planning import hardware
+from selfcorrect.planning.hardware import Card
+from selfcorrect.planning.memory import ENGINE_BYTES
+from selfcorrect.planning.pace import CORES, grade_seconds
+from selfcorrect.planning.plan import Plan
+
+_GIB = 2**30
+
+
+@dataclass(frozen=True, slots=True)
+class Number:
+    """name: with its unit; told: value and unit in words."""
+
+    name: str
+    value: float
+    told: str
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """of: what the numbers are of; why: where they come from, in words."""
+
+    of: str
+    numbers: tuple[Number, ...]
+    why: str
+
+
+def sources(plan: Plan) -> Iterator[Source]:
+    """All of a plan's; seconds' where it has them."""
+    card = plan.devices.card
+    if card is None:
+        yield Source("memory", tuple(_memory(plan)), "measured; docs/plan.md")
+        if plan.pace:
+            yield Source("seconds", tuple(_on_processor(plan)), "docs/plan.md; all else was timed")
+        return
+    linked = plan.spread.devices > 1 or plan.spread.beside
+    yield Source(card.name, tuple(_promised(plan, card, linked=linked)), "the maker's figures")
+    if plan.pace:
+        yield Source("reached of them", tuple(_reached(plan, linked=linked)), "assumed; docs/plan.md")
+        yield Source("seconds", tuple(_on_card(plan)), "measured or assumed, as docs/plan.md says")
+    yield Source("memory", tuple(_memory(plan)), "assumed")
+    price = plan.devices.hourly / (plan.devices.count + (plan.devices.serving or 0))
+    given = "given" if plan.devices.price is not None else f"an assumption of {hardware.PRICED}; --price replaces it"
+    told = f"{price:.2f} dollars a card and hour"
+    yield Source("price", (Number("dollars_per_card_and_hour", price, told),), given)
+
+
+def _promised(plan: Plan, card: Card, *, linked: bool) -> Iterator[Number]:
+    yield Number("card_gib", card.gib, f"{card.gib:g} GiB")
+    if plan.pace:
+        yield Number("card_tflops", card.tflops, f"{card.tflops:g} TFLOPS bfloat16 dense")
+        yield Number("card_gb_per_second", card.bandwidth, f"{card.bandwidth:,g} GB/s")
+        if linked and plan.devices.nodes == 1:
+            yield Number("links_gb_per_second", card.link, f"links {card.link:g} GB/s")
+        elif linked:
+            yield Number("network_gb_per_second", card.network, f"network {card.network:g} GB/s a card")
+
+
+def _reached(plan: Plan, *, linked: bool) -> Iterator[Number]:
+    flops = hardware.utilisation(plan.model.spec.hidden)
+    yield Number("share_of_flops", flops, f"{flops:.0%} of FLOPs")
+    yield Number("share_of_bandwidth", hardware.DECODE_BANDWIDTH, f"{hardware.DECODE_BANDWIDTH:.0%} of bandwidth")
+    if linked:
+        yield Number("share_of_links", hardware.LINK_SHARE, f"{hardware.LINK_SHARE:.0%} of links")
+
+
+def _on_card(plan: Plan) -> Iterator[Number]:
+    layer = hardware.ENGINE_LAYER_SECONDS if plan.spread.engine else hardware.LAYER_SECONDS
+    yield Number("layer_milliseconds", 1e3 * layer, f"{1e3 * layer:g} ms a layer in a decoding step")
+    own = hardware.PER_STEP_SECONDS
+    yield Number("bookkeeping_seconds_per_step", own, f"{own:g} s of bookkeeping a step")
+    if plan.spread.beside and plan.spread.shards > 1:
+        host = hardware.HOST_BYTES / 1e9
+        yield Number("host_gb_per_second", host, f"{host:g} GB/s between a card and its machine's memory")
+    yield from _grading(plan, CORES, "cores a card that grade")
+
+
+def _on_processor(plan: Plan) -> Iterator[Number]:
+    if plan.spread.devices > 1:
+        gloo = hardware.GLOO_BYTES / 1e9
+        yield Number("gloo_gb_per_second", gloo, f"{gloo:g} GB/s between processes (gloo)")
+    yield from _grading(plan, os.cpu_count() or 1, "cores that grade")
+
+
+def _grading(plan: Plan, cores: int, told: str) -> Iterator[Number]:
+    answer = 1e3 * grade_seconds(plan.config)
+    yield Number("grading_milliseconds_per_answer", answer, f"{answer:g} ms to grade an answer")
+    yield Number("grading_cores", cores, f"{cores} {told}")
+
+
+def _memory(plan: Plan) -> Iterator[Number]:
+    needs, on_card = plan.memory, plan.devices.card is not None
+    what = "CUDA context and cuBLAS" if on_card else "the process"
+    yield Number("process_gib", needs.process / _GIB, f"{needs.process / _GIB:.2f} GiB of {what}")
+    yield Number("allocator_slack_share", needs.slack, f"{needs.slack:.0%} of allocator's slack")
+    if plan.spread.engine:
+        engine = ENGINE_BYTES / _GIB
+        yield Number("engine_gib", engine, f"{engine:g} GiB of vLLM's graphs and workspaces")

@@ -246,7 +246,10 @@ def _changed(config: TrainConfig, overrides: list[str]) -> TrainConfig | None:
 
 
 def largest_micro_batch(plan: Plan) -> int:
-    """Rollouts of a forward pass that still fit; 0 where not one does."""
+    """Rollouts of a forward pass that still fit, the other settings as settled; 0 where not one does.
+
+    Up to a sixteenth fewer than might.
+    """
 
     def peak(rows: int) -> float:
         optimizer = plan.config.optimizer.model_copy(update={"micro_batch": rows})
@@ -256,7 +259,10 @@ def largest_micro_batch(plan: Plan) -> int:
 
 
 def longest_attempt(plan: Plan) -> int:
-    """max_new_tokens that still fit, in steps of 64, with the recipe's other settings and what the model can read."""
+    """max_new_tokens that still fit, in steps of 64, the other settings as settled; 0 where 64 do not.
+
+    Up to a sixteenth fewer than might, and no more than the model can read.
+    """
     room = getattr(plan.model.spec.config, "max_position_embeddings", None) or _MOST_TOKENS
     lengths, attempts = plan.step.lengths, plan.step.attempts
     most = int((room - lengths.longest - (attempts - 1) * lengths.turn) / attempts) // 64
@@ -286,18 +292,20 @@ def cheapest_card(plan: Plan, config: TrainConfig, lengths: Lengths) -> Plan | N
 
 
 def _peak(plan: Plan, config: TrainConfig, lengths: Lengths) -> float:
-    return make_plan(config, plan.devices, lengths, plan.model.spec, timed=False).memory.peak
+    """Of a training card or of a server's, whichever is fuller."""
+    made = make_plan(config, plan.devices, lengths, plan.model.spec, timed=False)
+    return max(made.memory.peak, made.server)
 
 
 def _most(peak: Callable[[int], float], room: float, most: int) -> int:
-    """The largest number up to `most` whose peak has room; 0 where none has. Peaks grow about in a line.
+    """The largest number up to `most` whose peak has room, or up to a sixteenth less; 0 where none has.
 
-    Each guess lies on the line through what is known to fit and what is known not to; it is tried.
+    Peaks grow about in a line. Each guess lies on the line through what is known to fit and what is known not to; it
+    is tried.
     """
-    low, high, low_peak = 0, most + 1, peak(1)
-    if low_peak > room:
+    if most < 1 or (low_peak := peak(1)) > room:
         return 0
-    low, trial = 1, min(most, 4)
+    low, high, trial = 1, most + 1, min(most, 4)
     for _ in range(8):
         if trial <= low or trial >= high:
             break

@@ -1,0 +1,174 @@
+"""`selfcorrect plan` beyond one plan: --reverse, what bounds the sync of a step, and the numbers that a plan rests on."""
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from selfcorrect.config import TrainConfig
+from selfcorrect.config.recipe import load_recipe, validate
+from selfcorrect.planning import plan as planning
+from selfcorrect.planning.hardware import CARDS, HOST_BYTES
+from selfcorrect.planning.pace import HOST, LINKS, Pace, pace, sync
+from selfcorrect.planning.page import resting_on, row
+from selfcorrect.planning.plan import Devices, Plan, cheapest_card, largest_micro_batch, longest_attempt, make_plan
+from selfcorrect.planning.spec import described
+from selfcorrect.planning.work import assumed_lengths
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+SMALL = ("model.path=HuggingFaceTB/SmolLM2-135M", "rollouts.rows_at_once=8", "rollouts.problems_per_step=8",
+         "optimizer.gradient_checkpointing=true")  # auto would be settled anew for each size  # fmt: skip
+CARD = replace(CARDS["l4"], gib=4.6)
+
+
+def shipped(stem: str, *overrides: str) -> TrainConfig:
+    config = load_recipe(RECIPES / f"{stem}.yaml", list(overrides))
+    assert isinstance(config, TrainConfig)
+    return config
+
+
+SHORT = ("rollouts.max_new_tokens=64", "optimizer.micro_batch=2")
+
+
+def planned(*overrides: str) -> Plan:
+    config = shipped("countdown", *SMALL, *overrides)
+    return make_plan(config, Devices(CARD), assumed_lengths(config), timed=False)
+
+
+def test_the_largest_micro_batch_fits_and_the_next_does_not() -> None:
+    short = "rollouts.max_new_tokens=64"
+    found = largest_micro_batch(planned(short))
+    assert 8 < found < 64
+    assert planned(short, f"optimizer.micro_batch={found}").fits
+    assert not planned(short, f"optimizer.micro_batch={found + max(1, found // 16)}").fits
+
+
+def test_the_longest_attempt_fits_and_the_next_does_not() -> None:
+    units = longest_attempt(planned(*SHORT)) // 64
+    assert units > 4
+    longer = [64 * units, 64 * (units + max(1, units // 16))]
+    assert [planned(*SHORT, f"rollouts.max_new_tokens={limit}").fits for limit in longer] == [True, False]
+
+
+def test_there_is_no_reverse_where_nothing_fits() -> None:
+    assert planning._most(lambda rows: 0.0, 1.0, 0) == 0  # a model that reads less than 64 tokens
+    made = replace(planned(*SHORT), devices=Devices(replace(CARD, gib=1.0)))
+    assert largest_micro_batch(made) == longest_attempt(made) == 0
+
+
+def test_a_longer_attempt_has_to_fit_on_the_server_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = planned(*SHORT)
+    monkeypatch.setattr(Plan, "server", 2 * CARD.bytes)
+    assert longest_attempt(made) == 0
+
+
+def test_the_cheapest_card_is_that_of_least_cost_among_those_that_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With cards of an eighth of their memory, for a small model."""
+    cards = {name: replace(card, gib=card.gib / 8) for name, card in CARDS.items()}
+    monkeypatch.setattr(planning, "CARDS", cards)
+    config = shipped("countdown", *SMALL, *SHORT)
+    lengths = assumed_lengths(config)
+    made = make_plan(config, Devices(cards["h100"], price=9.0), lengths)
+    plans = [make_plan(config, Devices(card), lengths) for card in cards.values()]
+    assert {plan.fits for plan in plans} == {True, False}
+    best = min((plan for plan in plans if plan.fits), key=lambda plan: plan.dollars)
+    found = cheapest_card(made, config, lengths)
+    assert found
+    assert found.devices.card == best.devices.card
+    assert found.dollars == best.dollars > min(plan.dollars for plan in plans)
+
+
+def big(**sections: Any) -> TrainConfig:
+    stage = {"name": "a", "objective": "stage2", "steps": 10, "learning_rate": 1e-6}
+    config = validate({"stages": [stage], "parallel": "fsdp2", **sections})
+    assert isinstance(config, TrainConfig)
+    return config
+
+
+SERVED: dict[str, Any] = {"sampler": "vllm", "vllm": {"server": "http://localhost:8000"}}
+
+
+def synced(devices: Devices, weights: str = "float32", **sections: Any) -> tuple[float, float, str]:
+    """Billions of bytes of a copy that pass through links and memory, beyond FSDP's own, and the bound of a step."""
+    config = big(model={"path": "Qwen/Qwen2.5-7B", "weights": weights}, **sections)
+    laid_out = planning._laid_out(config, devices, assumed_lengths(config), described(config.model))
+    fixed, model, step, spread = laid_out
+    of = model.numbers.all
+    found = sync(fixed, model, 1.0, step, spread, 1e18)
+    hidden = sync(fixed, model, 1.0, step, replace(spread, engine=False, beside=False), 1e18)
+    own = model.costume.weights.itemsize * (spread.devices - 1) / spread.devices * of  # gathered without an engine
+    assert devices.card
+    bound = pace(fixed, model, devices.card, step, spread, devices.nodes).bound
+    return (found[LINKS] - hidden[LINKS] + own) / of, found[HOST] * HOST_BYTES / of, bound
+
+
+@pytest.mark.parametrize("weights", ["float32", "bfloat16"])
+def test_sync_gathers_a_copy_for_an_engine_and_for_a_server(weights: str) -> None:
+    width = getattr(torch, weights).itemsize
+    alone = synced(Devices(CARDS["h100"], 4, parallel="fsdp2"), weights)
+    own = synced(Devices(CARDS["h100"], 4, parallel="fsdp2", engine=True), weights, sampler="vllm")
+    served = synced(Devices(CARDS["h100"], 4, parallel="fsdp2", engine=True, serving=2), weights, **SERVED)
+    assert alone[:2] == pytest.approx((width * 3 / 4, 0))
+    assert own[:2] == pytest.approx((width * 3 / 4 + 2, 0))  # gathered, then sent
+    assert served[:2] == pytest.approx((width * 3 / 4 + 2, width + 2))  # into the memory, cast, and out of it
+
+
+def test_an_adapter_alone_is_gathered() -> None:
+    config = big(model={"path": "Qwen/Qwen2.5-7B", "tuning": "lora", "weights": "bfloat16"})
+    devices = Devices(CARDS["h100"], 4, parallel="fsdp2")
+    fixed, model, step, spread = planning._laid_out(config, devices, assumed_lengths(config), described(config.model))
+    without = replace(model, numbers=replace(model.numbers, trained=0.0))
+    shown, hidden = (sync(fixed, without, 1.0, step, spread, beside)[LINKS] for beside in (0.0, 1e18))
+    assert hidden == pytest.approx(0.1 * shown)  # all of it FSDP's own: what is frozen is gathered into no copy
+    assert sync(fixed, model, 1.0, step, spread, 1e18)[LINKS] > hidden + 4 * 3 / 4 * model.numbers.trained
+
+
+def test_the_bound_of_sync_is_its_longest_part() -> None:
+    few: dict[str, Any] = {"rollouts": {"problems_per_step": 4, "rollouts_per_problem": 2, "max_new_tokens": 16}}
+    slow = replace(CARDS["h100"], link=1.0)
+    served = Devices(CARDS["h100"], 4, parallel="fsdp2", engine=True, serving=2)
+    assert synced(served, **SERVED, **few)[2] == f"sync: {HOST}"
+    assert synced(replace(served, card=slow), **SERVED, **few)[2] == f"sync: {LINKS}"
+
+
+def rests(config: TrainConfig, devices: Devices) -> tuple[dict[str, float], str]:
+    made = make_plan(config, devices, assumed_lengths(config, 8.0, 8.0), timed=devices.card is not None)
+    made = replace(made, pace=made.pace or Pace({"rollouts": 1.0}, "", 1.0))  # a processor's takes seconds
+    return row(made)["rests_on"], "\n".join(resting_on(made))
+
+
+LAB = {"name": "countdown", "max_number": 100, "limit": 200, "prompt": "{numbers} : {target}", "correction_prompt": "?"}
+
+
+def test_a_plan_tells_the_numbers_that_it_rests_on() -> None:
+    """Those that it used, and no others; the same in lines and in JSON."""
+    small: dict[str, Any] = {
+        "rollouts": {"max_new_tokens": 16, "problems_per_step": 2, "rollouts_per_problem": 2, "rows_at_once": 4},
+        "task": LAB,
+    }
+    lab = {"model": {"path": "lab"}, **small}
+    on_card, told = rests(big(**lab, optimizer={"micro_batch": 4}), Devices(CARDS["h100"]))
+    assert on_card["layer_milliseconds"] == pytest.approx(0.2)
+    assert (on_card["grading_cores"], on_card["card_tflops"], on_card["process_gib"]) == (16, 989, 0.8)
+    assert on_card["allocator_slack_share"] == 0.03
+    assert {"links_gb_per_second", "host_gb_per_second", "engine_gib", "share_of_links"}.isdisjoint(on_card)
+    for words in ("0.2 ms a layer", "0.80 GiB of CUDA context", "3% of allocator's slack", "2.50 dollars", "16 cores"):
+        assert words in told
+    served = Devices(CARDS["h100"], 2, 2, "fsdp2", engine=True, serving=1, price=1.5)
+    with_server, told = rests(big(**lab, **SERVED, optimizer={"micro_batch": 4}), served)
+    assert with_server["layer_milliseconds"] == pytest.approx(0.04)
+    assert with_server["dollars_per_card_and_hour"] == 1.5
+    assert with_server["host_gb_per_second"] == 10
+    assert with_server["network_gb_per_second"] == 50
+    assert {"engine_gib", "share_of_links"} <= set(with_server)
+    assert "links_gb_per_second" not in with_server
+    assert "1.50 dollars a card and hour (given)" in told
+    one, two = (rests(big(**lab), Devices(None, gpus)) for gpus in (1, 2))
+    assert set(one[0]) == {"process_gib", "allocator_slack_share", "grading_milliseconds_per_answer", "grading_cores"}
+    assert two[0]["gloo_gb_per_second"] == 0.5
+    assert one[0]["grading_cores"] == os.cpu_count()
+    assert "0.5 GB/s between processes" in two[1]
+    assert "GB/s" not in one[1]

@@ -1,0 +1,75 @@
+"""Every shipped recipe is accepted by `selfcorrect check`, and fits the devices that its first lines name."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from selfcorrect.cli import check
+from selfcorrect.config import TrainConfig
+from selfcorrect.config.recipe import load_recipe
+from selfcorrect.planning.hardware import CARDS
+from selfcorrect.planning.page import lines
+from selfcorrect.planning.plan import Devices, devices_for, make_plan
+from selfcorrect.planning.settled import dressed, static
+from selfcorrect.planning.spec import described
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+SOLD = {24: "rtx-4090", 40: "a100-40", 48: "l40s", 80: "h100"}  # GB that cards are called by
+
+
+def card_of(stem: str) -> Devices:
+    """Which devices a recipe's first lines say that it is for, in words and as a command."""
+    head = (RECIPES / f"{stem}.yaml").read_text(encoding="utf-8").partition("\nname:")[0]
+    config = load_recipe(RECIPES / f"{stem}.yaml")
+    assert isinstance(config, TrainConfig)
+    told = re.search(rf"`selfcorrect plan {re.escape(stem)} --gpu (\S+?)((?: --[a-z]+ \d+)*)` says what it takes", head)
+    words = re.search(r"(?:one|eight|of eight) (\d+) GB cards?", head)
+    assert told, "no command"
+    assert words, "no card"
+    assert told[1] == SOLD[int(words[1])]
+    many = dict(re.findall(r"--(gpus|nodes|serving) (\d+)", told[2]))
+    devices = devices_for(config, told[1], **{name: int(count) for name, count in many.items()})
+    named = {"8x80gb": 8, "4x8x80gb": 32}.get(stem.rpartition("_")[2], 1)
+    assert devices.count + (devices.serving or 0) == named
+    return devices
+
+
+PLANNED = [file.stem for file in sorted(RECIPES.glob("*.yaml")) if file.stem not in ("compare_lab", "demo", "lab_base")]
+
+
+@pytest.mark.parametrize("stem", PLANNED)
+def test_a_shipped_recipe_fits_the_card_it_is_for(stem: str) -> None:
+    config, devices = load_recipe(RECIPES / f"{stem}.yaml"), card_of(stem)
+    assert isinstance(config, TrainConfig)
+    made = make_plan(config, devices)
+    assert made.fits, "\n".join(lines(made))
+    assert made.config.rollouts.rows >= 16
+    told = "\n".join(lines(made))
+    assert "fits" in told
+    assert f"{made.memory.peak / 2**30:.2f}" in told
+    if config.vllm.server:
+        assert f"vllm on {devices.serving} more" in told
+        assert {"engine's weights", "whole copy for sampling", "casts for sampling"}.isdisjoint(made.memory.parts())
+        assert 0 < made.server < devices.bytes / 2
+        assert made.dollars == pytest.approx(
+            made.hours * CARDS["h100"].price * (devices.count + (devices.serving or 0))
+        )
+
+
+@pytest.mark.parametrize("stem", PLANNED)
+def test_what_a_shipped_recipe_always_holds_leaves_room(stem: str) -> None:
+    config, devices = load_recipe(RECIPES / f"{stem}.yaml"), card_of(stem)
+    assert isinstance(config, TrainConfig)
+    model = dressed(config, described(config.model), devices.card)
+    shards = devices.count if devices.parallel == "fsdp2" else 1
+    assert static(config, model, devices.card, shards).total < 0.7 * devices.bytes
+
+
+@pytest.mark.parametrize("file", sorted(RECIPES.glob("*.yaml")), ids=lambda file: file.stem)
+def test_check_accepts_a_shipped_recipe(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    check(file)
+    told, written = yaml.safe_load(capsys.readouterr().out), yaml.safe_load(file.read_text(encoding="utf-8"))
+    assert told["kind"] == written.get("kind", "train")
+    assert told["name" if "name" in written else "kind"] == written.get("name", told["kind"])

@@ -2,6 +2,7 @@
 
 import gc
 import os
+import signal
 from collections.abc import Callable, Iterator
 from functools import wraps
 from inspect import unwrap
@@ -22,6 +23,8 @@ gc.disable()  # until everything is imported: nothing of it is garbage
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell starts what is in its background
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     settings.load_profile("suite" if "not nightly" in config.option.markexpr else "nightly")
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from selfcorrect.config.paths import USED
 from selfcorrect.errors import ConfigError, UserError
+from selfcorrect.runs.checkpoint import PARTIAL
 from selfcorrect.runs.interrupts import LOCK, alone
 
 _MADE = (  # by a run before its first checkpoint
@@ -39,6 +40,8 @@ def check_not_others(path: Path) -> None:
 def _is_beginning(file: Path) -> bool:
     if file.name in _LENT and file.is_dir():
         return all(any(each.match(form) for form in _LENT[file.name]) for each in file.iterdir())
+    if file.name.startswith(PARTIAL) and file.is_dir():  # the save that is tried before anything else
+        return True
     return file.name in _BEGINNING or file.name in {f".{name}.tmp" for name in (*_BEGINNING, "config.yaml")}
 
 

@@ -175,7 +175,8 @@ def _prepare(command: Command, call: Callable[[list[str]], None]) -> None:
         shutil.rmtree("mine", ignore_errors=True)
     if command.words[1] == "init":
         shutil.rmtree("mine-data", ignore_errors=True)
-        Path("mine.yaml").unlink(missing_ok=True)
+        told = [*command.words, "--to", "mine.yaml"]  # where the page names none, or this
+        Path(told[told.index("--to") + 1]).unlink(missing_ok=True)
     if "runs/mine" in text and not Path("runs/mine").exists():
         call(
             [

@@ -174,9 +174,10 @@ def _prepare(command: Command, call: Callable[[list[str]], None]) -> None:
     if command.words[1] == "export":
         shutil.rmtree("mine", ignore_errors=True)
     if command.words[1] == "init":
-        shutil.rmtree("mine-data", ignore_errors=True)
         told = [*command.words, "--to", "mine.yaml"]  # where the page names none, or this
-        Path(told[told.index("--to") + 1]).unlink(missing_ok=True)
+        recipe = Path(told[told.index("--to") + 1])
+        shutil.rmtree(f"{recipe.stem}-data", ignore_errors=True)
+        recipe.unlink(missing_ok=True)
     if "runs/mine" in text and not Path("runs/mine").exists():
         call(
             [

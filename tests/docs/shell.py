@@ -37,7 +37,14 @@ ELSEWHERE = {
 LAUNCHERS = ("torchrun", "accelerate")  # what stands behind `selfcorrect` or `-m selfcorrect.cli` is checked
 OURS = ("selfcorrect", *LAUNCHERS)  # a line that begins almost so is one of them, mistyped
 PROGRAMS = {"selfcorrect", "make", "pip", "python", "python3", *LAUNCHERS, *ELSEWHERE}
-MINE = ("mine.yaml", "looked.yaml", "code.yaml", "bare.yaml", "recipe.yaml")  # recipes that the reader is taken to have
+MINE = (
+    "mine.yaml",
+    "adapter.yaml",
+    "looked.yaml",
+    "code.yaml",
+    "bare.yaml",
+    "recipe.yaml",
+)  # recipes that the reader is taken to have
 _PLACEHOLDER = re.compile(r"[A-Z][A-Z0-9_/-]*")
 
 

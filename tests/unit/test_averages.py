@@ -176,7 +176,12 @@ def test_differences_are_paired_by_problem() -> None:
     )
     changed = change(before, now, single=True)
     assert changed is not None
-    assert changed.delta == difference_of([-1.0, 1.0, 1.0])  # delta too, whose values may be -1, or all 0 and 1
+    far = change(dict.fromkeys("abc", (1.0, 0.0)), dict.fromkeys("abc", (0.0, 1.0)), single=True)
+    assert far is not None
+    assert far.delta.low < far.delta.value == 2.0 == far.delta.high
+    assert changed.delta == difference_of(
+        [-1.0, 1.0, 1.0], most=2.0
+    )  # delta too, whose values may be -1, or all 0 and 1
     rows = [{"id": "p", "attempts": [{"outcome": o, "answer": "x", "text": ""} for o in pair]}
             for pair in (("correct", "wrong"), ("wrong", "wrong"), ("grader_failed", "correct"))]  # fmt: skip
     assert means(samples_of_rows(rows)) == {"p": (0.5, 0.0)}

@@ -5,7 +5,6 @@ person reads: digits are decimal whatever zeros lead them, `0o17` and `0x1f` say
 Anchors and merge keys stay; a key may stand once.
 """
 
-import math
 import re
 from typing import Any
 
@@ -26,7 +25,7 @@ _RESOLVERS = (
 )  # fmt: skip
 
 
-_MOST = 100_000  # values that a file may come to, with what its aliases stand for
+_MOST = 100_000  # values that a file may come to, what its aliases stand for counted
 
 
 class Loader(yaml.SafeLoader):
@@ -38,7 +37,7 @@ class Loader(yaml.SafeLoader):
         node: yaml.Node | None = super().get_single_node()
         if node and _values(node, {}) > _MOST:
             raise yaml.constructor.ConstructorError(
-                None, None, f"with its aliases it comes to more than {_MOST:,} values", node.start_mark
+                None, None, f"it comes to more than {_MOST:,} values, aliases counted", node.start_mark
             )
         return node
 
@@ -75,13 +74,13 @@ class Loader(yaml.SafeLoader):
         return text.lower() == "true"
 
 
-def _values(node: yaml.Node, known: dict[yaml.Node, float]) -> float:
-    """What a node holds, each alias counted; without end where it holds itself. known: by node, what was counted."""
+def _values(node: yaml.Node, known: dict[yaml.Node, int]) -> int:
+    """What a node holds, each alias counted, as far as _MOST + 1. known: by node, what was counted."""
     if node not in known:
-        known[node] = math.inf
+        known[node] = _MOST + 1  # until it is counted: it holds itself where it is met before
         inside = node.value if isinstance(node, yaml.CollectionNode) else []
         parts = [part for pair in inside for part in pair] if isinstance(node, yaml.MappingNode) else inside
-        known[node] = 1 + sum(_values(part, known) for part in parts)
+        known[node] = min(_MOST + 1, 1 + sum(_values(part, known) for part in parts))
     return known[node]
 
 

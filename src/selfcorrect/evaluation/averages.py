@@ -162,7 +162,9 @@ def passes(counts: Tally, k: int, drawn_RP: Table) -> Passes:
     )
 
 
-def paired(before: Mapping[str, float], now: Mapping[str, float], *, single: bool) -> Estimate | None:
+def paired(
+    before: Mapping[str, float], now: Mapping[str, float], *, single: bool, most: float = 1.0
+) -> Estimate | None:
     """The mean of now - before over the problems that both have; None where they share none.
 
     Values are a problem's mean over its samples. single: whether both have one sample of each problem; the interval
@@ -173,7 +175,7 @@ def paired(before: Mapping[str, float], now: Mapping[str, float], *, single: boo
     if not values:
         return None
     if single:
-        return difference_of(values)
+        return difference_of(values, most=most)
     return _difference(np.array(values), draws(len(values), RESAMPLES, seed=0))
 
 
@@ -189,11 +191,11 @@ def change(
 ) -> Change | None:
     """`now` less `before` (means by problem), paired; None where they share no problem. single: as in `paired`."""
 
-    def less(value: Callable[[tuple[float, float]], float]) -> Estimate | None:
+    def less(value: Callable[[tuple[float, float]], float], most: float = 1.0) -> Estimate | None:
         of_before, of_now = ({name: value(of) for name, of in side.items()} for side in (before, now))
-        return paired(of_before, of_now, single=single)
+        return paired(of_before, of_now, single=single, most=most)
 
-    first, last, delta = less(lambda of: of[0]), less(lambda of: of[1]), less(lambda of: of[1] - of[0])
+    first, last, delta = less(lambda of: of[0]), less(lambda of: of[1]), less(lambda of: of[1] - of[0], 2.0)
     return Change(first, last, delta) if first and last and delta else None
 
 

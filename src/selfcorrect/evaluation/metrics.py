@@ -96,13 +96,16 @@ def paired_difference(first: Sequence[bool], second: Sequence[bool]) -> Estimate
     return difference_of([float(b) - float(a) for a, b in zip(first, second, strict=True)])
 
 
-def difference_of(values: Sequence[float], samples: int = 1) -> Estimate:
-    """The mean of one difference a problem, each a mean over `samples`; the interval of `paired_difference`."""
+def difference_of(values: Sequence[float], samples: int = 1, most: float = 1.0) -> Estimate:
+    """The mean of one difference a problem, each a mean over `samples`; the interval of `paired_difference`.
+
+    most: how large a difference can be; two deltas may be 2 apart.
+    """
     n = len(values)
     if n == 0:
         return Estimate(0.0, 0.0, 0.0)
     centre, half = sum(values) / (n + 2), _Z * spread(values, samples)
-    return Estimate(sum(values) / n, max(-1.0, centre - half), min(1.0, centre + half))
+    return Estimate(sum(values) / n, max(-most, centre - half), min(most, centre + half))
 
 
 def spread(values: Sequence[float], samples: int = 1) -> float:

@@ -34,7 +34,7 @@ _LEAST = 0.15  # seconds that a piece is timed for
 _LONG = 5.0  # seconds after which it is not begun again; the first time is a little longer than the others
 
 
-def measured(config: TrainConfig, model: Dressed, step: Step, spread: Spread) -> Pace:
+def measured(config: TrainConfig, model: Dressed, step: Step, spread: Spread, nodes: int = 1) -> Pace:
     """The seconds of a step of this recipe here; the reference's pass counts as the update's. step: of one process.
 
     Several processes share the processor: what all of them do is timed on the threads of all, as if it were one's,
@@ -48,7 +48,7 @@ def measured(config: TrainConfig, model: Dressed, step: Step, spread: Spread) ->
             f"type {model.spec.config.model_type} attend otherwise than those whose sampling is timed; plan for "
             "a card (--gpu)"
         )
-    many = spread.devices
+    many = spread.devices // nodes  # of this machine
     shares = model.attends_to_all and spread.shards == 1
     work = update_of(config, step, shares, 1 << 30, longest=False)
     of_row = work.rest * 8 * 2 * model.numbers.largest + work.trained * 8 * model.spec.vocabulary * model.spec.hidden
@@ -88,7 +88,7 @@ _FED = 8  # tokens of a row in the prefill that is timed
 def _threads(many: int) -> Iterator[None]:
     """Meanwhile this process has the threads of so many."""
     before = torch.get_num_threads()
-    torch.set_num_threads(min(before * many, os.cpu_count() or 1))
+    torch.set_num_threads(max(before, min(before * many, os.cpu_count() or 1)))
     try:
         yield
     finally:

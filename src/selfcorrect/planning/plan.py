@@ -128,7 +128,7 @@ def make_plan(
     elif timed:
         from selfcorrect.planning.cpu import measured
 
-        took = measured(fixed, model, step, spread)
+        took = measured(fixed, model, step, spread, devices.nodes)
     return Plan(fixed, devices, model, step, spread, needs, took)
 
 

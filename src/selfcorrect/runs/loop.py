@@ -72,7 +72,7 @@ class Loop:
                 self._checkpoint()
             raise
         final, last = self.folder.path / "final", self.folder.path / "models" / self.config.stages[-1].name
-        self.ranks.first(lambda: None if self._looks_whole(final) else share_model(last, final))
+        self.ranks.first(lambda: self._looks_whole(final) if final.exists() else share_model(last, final))
         self.observer.finished(self.folder.path)
 
     def _stages(self, stop: Stop) -> None:
@@ -301,7 +301,7 @@ class Loop:
         try:
             check_manifest(source)
         except DAMAGE as error:
-            self.observer.message(f"warning: {source} is damaged ({error}); made again from what is whole")
+            self.observer.message(f"warning: {source} is damaged ({error}), and not as this run wrote it")
             return False
         return True
 

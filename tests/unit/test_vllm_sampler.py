@@ -5,6 +5,7 @@ import fcntl
 import os
 import socket
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from threading import Timer, current_thread
@@ -25,8 +26,10 @@ from selfcorrect.samplers.sync_folder import SyncFolder
 from selfcorrect.samplers.transformers import TransformersSampler
 from selfcorrect.samplers.vllm import Sampled, VllmSampler
 from selfcorrect.samplers.vllm_engine import InProcess, need_vllm
+from selfcorrect.samplers.vllm_server import Server
 from selfcorrect.types import SamplingParams
 from tests.support.engines import Engines, FakeEngine, adapter_folders, learn
+from tests.support.server import serving
 from tests.support.tiny import tiny_lm
 
 GREEDY = SamplingParams(0.0, 10, 3)
@@ -330,3 +333,25 @@ def test_an_engine_that_sleeps_is_woken_before_it_takes_anything() -> None:
     engine.rest()
     engine.take_weights([])
     assert calls == ["sleep 2", "wake weights", "reload_weights", "wake kv_cache", "empty"]
+
+
+def test_a_sync_has_one_time_for_all_its_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The weights beneath an adapter and the adapter itself, each within the time-out, both together not."""
+    lm = model(adapted=True)
+    for name in ("take_weights", "take_adapter"):
+        monkeypatch.setattr(FakeEngine, name, lambda *_: time.sleep(0.3))
+    with pytest.raises(SamplerFailed, match=r"sync 1 after 0\.5 s"):
+        sampler(lm, Engines(lm), tmp_path, timeout=0.5).load_weights(lm.model)
+
+
+def test_what_a_server_told_of_an_old_failure_is_forgotten(tmp_path: Path) -> None:
+    with serving(model()) as fake:
+        config = VllmConfig(server=f"http://127.0.0.1:{fake.server_port}", timeout=5.0)
+        server = Server(config, tmp_path, torch.device("cpu"), adapter_only=False)
+        fake.answers["/pause"] = (503, "still starting")
+        with pytest.raises(RuntimeError, match="still starting"):
+            server._post("/pause")
+        assert server.said() == "still starting"
+        fake.answers.clear()
+        server._post("/resume")
+        assert server.said() == "/health answers 200"

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -22,11 +23,11 @@ from selfcorrect.learning.training import Trainer
 from selfcorrect.learning.vocabulary import tiles_for
 from selfcorrect.models.freed import SET_BY_USER
 from selfcorrect.models.loading import load_model, wrap
-from selfcorrect.planning import beside, plan
+from selfcorrect.planning import beside, cpu, plan
 from selfcorrect.planning.hardware import CARDS, card_named, utilisation
 from selfcorrect.planning.live import Live
 from selfcorrect.planning.plan import Devices, _changed, devices_for, make_plan, turns
-from selfcorrect.planning.rehearsal import Costume, by_layers, highest, numbers, update
+from selfcorrect.planning.rehearsal import Costume, Line, by_layers, highest, numbers, update
 from selfcorrect.planning.settled import dressed, static
 from selfcorrect.planning.spec import Spec, described
 from selfcorrect.planning.work import Update, assumed_lengths, step_of, update_of
@@ -303,6 +304,27 @@ def test_a_plan_shares_and_packs_where_a_run_would(config: Any, attention: str) 
     lm.model.config, lm.model.config._attn_implementation_internal = copy.deepcopy(config), attention
     changed = recipe(model={"path": "lab", "attention": attention})
     assert dressed(changed, Spec("lab", config), CARDS["h100"]).attends_to_all == lm.attends_to_all
+
+
+def test_what_each_process_does_for_itself_counts_once_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On made-up times of one second each: weights laid out by all, the optimiser's step by all under DDP; threads."""
+    parts, threads = ("step", "step one row", "prefill", "lay out", "update", "optimiser"), list[int]()
+
+    def timed(*given: Any) -> dict[str, Line]:
+        threads.append(given[-1])
+        return {part: Line(1.0, 0.0) for part in parts}
+
+    monkeypatch.setattr(cpu, "_timings", timed)
+    config, before = recipe(optimizer={"micro_batch": 1}, rollouts={"problems_per_step": 4}), torch.get_num_threads()
+    kinds = ((1, "ddp"), (2, "ddp"), (2, "fsdp2"))
+    paces = [make_plan(config, Devices(None, gpus, parallel=parallel)).pace for gpus, parallel in kinds]
+    one, ddp, fsdp2 = (pace.seconds for pace in paces if pace)
+    assert ddp["rollouts"] == fsdp2["rollouts"] == pytest.approx(one["rollouts"] + config.rollouts.attempts)
+    assert ddp["update"] == pytest.approx(one["update"] + 1)
+    assert fsdp2["update"] == pytest.approx(one["update"])
+    most = max(before, min(2 * before, os.cpu_count() or 1))
+    assert threads == [before, most, most]
+    assert torch.get_num_threads() == before
 
 
 def test_seconds_are_of_micro_batches_as_full_as_they_are_and_of_all_processes() -> None:

@@ -169,7 +169,7 @@ def paired(
 
     Values are a problem's mean over its samples. single: whether both have one sample of each problem; the interval
     is then that of matched pairs, else a bootstrap's. (Not to be read off the values: which of the two it is would
-    hang on what was found.)
+    hang on what was found.) most: as in difference_of.
     """
     values = [now[name] - before[name] for name in now if name in before]
     if not values:

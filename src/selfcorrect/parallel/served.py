@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from selfcorrect.errors import EngineFailed
 from selfcorrect.parallel.ranks import Several
-from selfcorrect.samplers.vllm import PROBES, Probed, VllmSampler, failed_again, policy_logprobs
+from selfcorrect.samplers.vllm import PROBES, Probed, VllmSampler, failed_again, policy_logprobs, started_again
 from selfcorrect.types import Completion, SamplingParams
 
 T = TypeVar("T")
@@ -77,8 +77,7 @@ class Served:
                 self._failed = str(error)  # on every rank, as it was raised on all
             self._ranks.lifeline.agreed = False  # and is dealt with
             if self._ranks.rank == 0:
-                told = f"sampler: vllm failed ({self._failed}); it is started once more with the current weights"
-                self._sampler.say(told)
+                self._sampler.say(started_again(self._failed))
             self._sampler.stop()
             deed = again
 

@@ -145,7 +145,7 @@ def _laid_out(
 
 
 def _tensor(model: Dressed, devices: Devices) -> int:
-    """Over how many of a node's cards an engine splits the model: as few as leave two fifths of a card to the cache."""
+    """Over how many of a node's cards an engine splits the model: as few as leave half of a card to the cache."""
     return next((split for split in (1, 2, 4) if 2 * model.numbers.all / split <= 0.5 * devices.bytes), 8)
 
 

@@ -226,16 +226,13 @@ class VllmSampler:
         """Once more with an engine started anew and the current weights, where it fails for the first time."""
         while True:
             try:
-                return deed()
-            except UserError:
-                raise
-            except Exception as error:
-                self._refuse_full_disk(error)
+                return self._once(deed)
+            except EngineFailed as error:
                 self._stop()
                 if self._failed:
-                    raise failed_again(self._failed, _line(error)) from error
-                self._failed = _line(error)
-            self._say(f"sampler: vllm failed ({self._failed}); it is started once more with the current weights")
+                    raise failed_again(self._failed, str(error)) from error
+                self._failed = str(error)
+            self._say(started_again(self._failed))
 
     def _once(self, deed: Callable[[], T]) -> T:
         try:
@@ -358,6 +355,10 @@ class VllmSampler:
                 "or set sampler: transformers"
             )
         self._compared = True
+
+
+def started_again(first: str) -> str:
+    return f"sampler: vllm failed ({first}); it is started once more with the current weights"
 
 
 def failed_again(first: str, then: str) -> SamplerFailed:

@@ -167,8 +167,9 @@ def test_a_plan_tells_the_numbers_that_it_rests_on() -> None:
     assert "links_gb_per_second" not in with_server
     assert "1.50 dollars a card and hour (given)" in told
     one, two = (rests(big(**lab), Devices(None, gpus)) for gpus in (1, 2))
+    sharded, _ = rests(big(**lab), Devices(None, 2, parallel="fsdp2"))
     assert set(one[0]) == {"process_gib", "allocator_slack_share", "grading_milliseconds_per_answer", "grading_cores"}
-    assert two[0]["gloo_gb_per_second"] == 0.5
+    assert (two[0]["gloo_gb_per_second"], sharded["gloo_gb_per_second"]) == (1.6, 0.5)
     assert one[0]["grading_cores"] == os.cpu_count()
-    assert "0.5 GB/s between processes" in two[1]
+    assert "1.6 GB/s between processes" in two[1]
     assert "GB/s" not in one[1]

@@ -214,7 +214,7 @@ def test_rows_that_have_ended_make_room(max_rows: int) -> None:
 
 def test_threads_that_sample_from_one_model_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each would compute with what the other has put in the model, and leave it there."""
-    monkeypatch.setattr(prepacked, "LEAST", 0)
+    monkeypatch.setattr(prepacked, "least", lambda _: 0)
     lm = replace(tiny_lm("llama", "sdpa", ENDS), compute_dtype=torch.bfloat16)
     expected = said(play(lm, TransformersSampler(lm, 3), 1.0))
     with ThreadPoolExecutor(4) as threads:

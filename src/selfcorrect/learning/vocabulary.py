@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from selfcorrect.models import products
 from selfcorrect.models.head import Head, HeadForm, States
 
 KLEstimator = Literal["analytic", "k1"]
@@ -85,7 +86,7 @@ class _Work:
         if head is None:
             return hidden_nD[:, at].to(_precise(hidden_nD)) / self.temperature
         bias_v = None if head.bias_V is None else head.bias_V[at].to(hidden_nD.dtype)
-        products_nv = torch.nn.functional.linear(hidden_nD, head.weight_VD[at].to(hidden_nD.dtype), bias_v)
+        products_nv = products.product(hidden_nD, head.weight_VD[at].to(hidden_nD.dtype), bias_v)
         logits_nv = head.form.applied(products_nv.to(_precise(hidden_nD)))
         return logits_nv if self.temperature == 1 else logits_nv.div_(self.temperature)
 
@@ -204,8 +205,13 @@ def _add_product(sum_: Tensor, left: Tensor, right: Tensor, anew: bool = False) 
     """
     if sum_.dtype != left.dtype and sum_.device.type == "cuda":
         torch.addmm(sum_, left, right, beta=0 if anew else 1, out_dtype=sum_.dtype, out=sum_)
+        return
+    left, right = left.to(sum_.dtype), right.to(sum_.dtype)
+    if products.fits(left, right.T):  # no larger than a tile is the product that is added
+        made = products.product(left, right.T)
+        sum_.copy_(made) if anew else sum_.add_(made)
     else:  # with beta = 0 what is not a number is not read
-        sum_.addmm_(left.to(sum_.dtype), right.to(sum_.dtype), beta=0 if anew else 1)
+        sum_.addmm_(left, right, beta=0 if anew else 1)
 
 
 def _inside(token_ids_n: Tensor, at: slice) -> tuple[Tensor, Tensor]:

@@ -23,7 +23,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from selfcorrect.config import LAB_MODEL, ModelConfig
 from selfcorrect.config.paths import is_evaluation
 from selfcorrect.errors import ModelError
-from selfcorrect.models import adapters, files, generation, packed, templates
+from selfcorrect.models import adapters, files, generation, packed, products, templates
 from selfcorrect.models.adapters import FROZEN, OFF, POLICY, Adapters
 from selfcorrect.models.chat import Chat
 from selfcorrect.models.freed import keep_freed_memory
@@ -428,6 +428,7 @@ def wrap(
 ) -> LanguageModel:
     """A model and tokenizer already in memory -> LanguageModel."""
     model.eval()
+    products.serve(model)
     eos_ids = _ids(getattr(getattr(model, "generation_config", None), "eos_token_id", None)) | _ids(
         tokenizer.eos_token_id
     )

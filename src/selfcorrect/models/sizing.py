@@ -20,6 +20,7 @@ from selfcorrect.models.packed import hindrance
 from selfcorrect.models.recompute import layers_of
 
 _CPU_BUDGET = 4 << 30  # bytes for each of the two: a micro-batch's activations, the cache of the rows being sampled
+_CPU_MICRO_BATCH = 1 << 30  # bytes of a micro-batch's: more rows make nothing faster on a CPU (docs/log.md)
 _MOST_TRAINED, _MOST_SAMPLED = 128, 512  # beyond these nothing gets faster
 WIDE = 256  # hidden numbers of a token: from there on a CPU, too, gains by leaving the padding out (docs/log.md)
 _DRAW_BYTES = 14  # of a row being sampled, for each word: the logit twice, its log-probability and its share
@@ -35,6 +36,7 @@ def sized(
     for the cache; by default what this device has free for them. Raises ConfigError where gradient checkpointing or
     packed rows are asked of a model that cannot.
     """
+    here = budget is None
     budget = _budget(config, lm, trains) if budget is None else budget
     notes: list[str] = []
     rollouts, optimizer = config.rollouts, config.optimizer
@@ -56,7 +58,8 @@ def sized(
     optimizer = optimizer.model_copy(update={"gradient_checkpointing": again, "padding_free": packs})
     notes += note + told
     if optimizer.micro_batch == "auto":
-        rows = _power_of_two(budget / (tokens * _activation_bytes(lm, tokens, again)), _MOST_TRAINED)
+        room = min(budget, _CPU_MICRO_BATCH) if here and lm.device.type == "cpu" else budget
+        rows = _power_of_two(room / (tokens * _activation_bytes(lm, tokens, again)), _MOST_TRAINED)
         optimizer = optimizer.model_copy(update={"micro_batch": rows})
         notes.append(f"optimizer.micro_batch: auto is {rows} for this model and rollouts of up to {tokens} tokens")
     return config.model_copy(update={"rollouts": rollouts, "optimizer": optimizer}), notes

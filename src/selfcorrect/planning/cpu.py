@@ -17,8 +17,9 @@ import torch
 
 from selfcorrect.config import TrainConfig
 from selfcorrect.errors import ModelError
+from selfcorrect.models.products import serve
 from selfcorrect.models.windows import layer_windows
-from selfcorrect.planning.hardware import GLOO_BYTES
+from selfcorrect.planning.hardware import GLOO_BYTES, GLOO_SUM_BYTES
 from selfcorrect.planning.memory import Spread
 from selfcorrect.planning.pace import Pace, decoding, grading, sync
 from selfcorrect.planning.rehearsal import Costume, CostumeKey, Line, run_update, through
@@ -74,7 +75,8 @@ def measured(config: TrainConfig, model: Dressed, step: Step, spread: Spread, no
     tokens_seen = seen / (rows * work.rest + prefixes * work.prefix)
     head, layers = found["update"].at(0), found["update"].more * model.spec.layers
     seconds["update"] = head * step.rows / rows + layers * tokens_seen + many / spread.shards * of["optimiser"]
-    seconds["sync"] = sum(sync(config, model, GLOO_BYTES, one_process, spread, 0.0).values())
+    sent = GLOO_SUM_BYTES if spread.shards == 1 else GLOO_BYTES
+    seconds["sync"] = sum(sync(config, model, sent, one_process, spread, 0.0).values())
     seconds["grading"] = grading(config, step.rows, os.cpu_count() or 1)
     longest = max(seconds, key=lambda phase: seconds[phase])
     why = "what processes send each other" if longest == "sync" else "this processor, as just measured"
@@ -103,6 +105,7 @@ def _timings(work: Update, key: CostumeKey, lanes: int, width: int, limit: int, 
 
 
 def _of_layers(lm: Any, costume: Costume, work: Update, lanes: int, width: int, limit: int) -> dict[str, float]:
+    serve(lm.model)
     trained = lm.parameters()
     times = {}
     for name, rows in (("step", lanes), ("step one row", 1)):

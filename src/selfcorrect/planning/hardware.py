@@ -48,6 +48,7 @@ CPU = "cpu"
 DECODE_BANDWIDTH = 0.60  # of the memory's, while weights and cache are read
 LINK_SHARE = 0.70  # of a link's, in collective operations
 GLOO_BYTES = 0.5e9  # a second, between two processes of one CPU, in gatherings: measured (0.4 to 0.6)
+GLOO_SUM_BYTES = 1.6e9  # the same in sums over both: measured
 HOST_BYTES = 10e9  # a second, between a card and pageable memory of its machine: assumed
 # The card's own time for a layer's kernels in a decoding step, whatever they read: 5 ms for 24 layers, profiled on an
 # H200 with 128 rows (docs/log.md). Of the graph's launches nothing is left to see then.

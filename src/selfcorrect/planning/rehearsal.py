@@ -37,7 +37,7 @@ from selfcorrect.planning.live import Live
 from selfcorrect.planning.work import Sampling, Update
 from selfcorrect.samplers.attention import grouped_attention
 from selfcorrect.samplers.draws import draw
-from selfcorrect.samplers.prepacked import LEAST, LEAST_ADAPTED
+from selfcorrect.samplers.prepacked import LEAST_ADAPTED, least
 from selfcorrect.samplers.slots import SlotCache
 
 
@@ -394,7 +394,7 @@ def numbers(costume: Costume, layers: int) -> Numbers:
         wraps = costume.compute == torch.float32
         packed = [
             m.weight.numel() for m in [*linear, head]
-            if m.weight.numel() >= (LEAST_ADAPTED if wraps and id(m) in base else LEAST)
+            if m.weight.numel() >= (LEAST_ADAPTED if wraps and id(m) in base else least(costume.compute))
         ]  # fmt: skip
         own = [t for t in model.parameters() if id(t) not in adapter]
         return {

@@ -83,7 +83,7 @@ def _on_card(plan: Plan) -> Iterator[Number]:
 
 def _on_processor(plan: Plan) -> Iterator[Number]:
     if plan.spread.devices > 1:
-        gloo = hardware.GLOO_BYTES / 1e9
+        gloo = (hardware.GLOO_SUM_BYTES if plan.spread.shards == 1 else hardware.GLOO_BYTES) / 1e9
         yield Number("gloo_gb_per_second", gloo, f"{gloo:g} GB/s between processes (gloo)")
     yield from _grading(plan, os.cpu_count() or 1, "cores that grade")
 

@@ -16,11 +16,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from selfcorrect.models import products
 from selfcorrect.models.adapters import OFF
 from selfcorrect.models.loading import LanguageModel
 from selfcorrect.models.sizing import free_memory_of_machine
 
-LEAST = 1 << 20  # numbers of a weight: smaller ones gained nothing when measured (docs/log.md)
+LEAST = 1 << 20  # numbers of a weight: smaller ones gained nothing when measured, where MKL is fast (docs/log.md)
 LEAST_ADAPTED = 1 << 16  # of one that its adapter is added to
 _ROWS = 64  # laid out for so many, fewer and more are as fast
 _FEW = 2  # so many or fewer rows read a float32 weight at full speed as it lies
@@ -33,18 +34,26 @@ def prepacked(lm: LanguageModel) -> Iterator[None]:
     Where torch has no oneDNN, where its product is not the layer's up to rounding, or less than twice the copies'
     memory is free, all stays as it is.
     """
-    layers = _layers(lm) if _kernels_work(lm.compute_dtype) else []
+    layers = _layers(lm) if products.works(lm.compute_dtype) else []
     if sum(layer.base.weight.numel() for layer in layers) * lm.compute_dtype.itemsize > free_memory_of_machine() / 2:
         layers = []
-    taken: list[nn.Module] = []
+    taken: list[tuple[Any, Any]] = []
     try:
         for layer in layers:
+            own = vars(layer.module).get("forward")
+            taken.append((layer.module, own))
             layer.module.forward = layer.forward(lm.compute_dtype)
-            taken.append(layer.module)
         yield
     finally:
-        for module in taken:
-            del module.forward
+        for module, own in taken:
+            vars(module).pop("forward", None)
+            if own is not None:
+                module.forward = own
+
+
+def least(dtype: torch.dtype) -> int:
+    """Numbers of a weight that is laid out for a forward pass of this precision."""
+    return products.LEAST if dtype == torch.float32 and products.faster() else LEAST
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +70,7 @@ class _Layer:
         if self.adapter != OFF:
             weight = own + self.module.get_delta_weight(self.adapter).detach()
         bias = None if self.base.bias is None else self.base.bias.detach().to(dtype)
-        if weight.numel() < LEAST:
+        if weight.numel() < least(dtype):
             return partial(linear, weight=weight, bias=bias)
         lies = weight is own and dtype == torch.float32  # a sum would have to be kept beside its copy
         return partial(_forward, _laid_out(weight.to(dtype)), own if lies else None, bias)
@@ -73,7 +82,7 @@ def _layers(lm: LanguageModel) -> list[_Layer]:
     wrapped = _adapted(lm) if exact else []
     inside = {id(layer.base) for layer in wrapped}
     every: list[Any] = [module for module in lm.model.modules() if id(module) not in inside]
-    plain = [_Layer(module, module) for module in every if _fits(module, LEAST)]
+    plain = [_Layer(module, module) for module in every if _fits(module, least(lm.compute_dtype))]
     return [layer for layer in [*wrapped, *plain] if not exact or layer.base.weight.dtype == torch.float32]
 
 
@@ -87,8 +96,8 @@ def _adapted(lm: LanguageModel) -> list[_Layer]:
     return [layer for layer in found if _fits(layer.base, LEAST_ADAPTED) and "forward" not in vars(layer.module)]
 
 
-def _fits(module: Any, least: int) -> bool:
-    return type(module) is nn.Linear and "forward" not in vars(module) and module.weight.numel() >= least
+def _fits(module: Any, numbers: int) -> bool:
+    return type(module) is nn.Linear and not products.held(module) and module.weight.numel() >= numbers
 
 
 def _laid_out(weight_OI: Tensor) -> Tensor:
@@ -99,23 +108,4 @@ def _laid_out(weight_OI: Tensor) -> Tensor:
 def _forward(weight: Tensor, plain_OI: Tensor | None, bias_O: Tensor | None, x: Tensor) -> Tensor:
     if plain_OI is not None and x.numel() <= _FEW * x.shape[-1]:
         return linear(x, plain_OI, bias_O)
-    product: Tensor = torch.ops.mkldnn._linear_pointwise(x.to(weight.dtype), weight, bias_O, "none", [], "")
-    return product
-
-
-def _kernels_work(dtype: torch.dtype) -> bool:
-    """Whether this torch has them, and a small product comes out right on this machine."""
-    if dtype not in (torch.float32, torch.bfloat16):
-        return False
-    names = ("_reorder_linear_weight", "_linear_pointwise")
-    built: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-    if not built or not all(hasattr(torch.ops.mkldnn, name) for name in names):
-        return False
-    weight_OI = torch.linspace(-1, 1, 96 * 32).sin().view(96, 32).to(dtype)
-    x_NI = torch.linspace(-2, 2, 5 * 32).cos().view(5, 32).to(dtype)
-    try:
-        mine = _forward(_laid_out(weight_OI), None, None, x_NI).float()
-    except (RuntimeError, NotImplementedError):
-        return False
-    theirs = x_NI.float() @ weight_OI.float().T
-    return bool((mine - theirs).norm() <= (1e-5 if dtype == torch.float32 else 1e-2) * theirs.norm())
+    return products.by_onednn(x.to(weight.dtype), weight, bias_O)

@@ -28,8 +28,6 @@ from selfcorrect.runs.checks import fitted
 from selfcorrect.samplers.transformers import TransformersSampler
 from selfcorrect.types import Completion, Grade, Outcome, Problem, SamplingParams
 
-MICRO_BATCH = 8  # no slower than 4, 16 and 32 here
-
 
 class OurSide:
     """selfcorrect's Trainer on Stage II, with a KL to the reference inside each attempt's return."""
@@ -37,7 +35,7 @@ class OurSide:
     name = "selfcorrect"
 
     def __init__(
-        self, model_folder: Path, steps: int, work: Work, micro_batch: int | Literal["auto"] = MICRO_BATCH,
+        self, model_folder: Path, steps: int, work: Work, micro_batch: int | Literal["auto"] = "auto",
         tuning: Literal["full", "lora"] = "full",
     ) -> None:  # fmt: skip
         self._clock = Clock()

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from our_side import MICRO_BATCH, OurSide
+from our_side import OurSide
 from trl_side import TrlSettings, TrlSide
 from workload import CORRECTION, SEED, Side, StepTiming, Work, cpu_model, make_model_folder, median, versions
 
@@ -45,7 +45,7 @@ def main(arguments: list[str] | None = None) -> None:
     steps, work = options.pairs + 1, Work(options.problems, max_new_tokens=options.max_new_tokens)
     with tempfile.TemporaryDirectory() as scratch:
         folder = make_model_folder(Path(scratch) / "model")
-        ours = OurSide(folder, steps, work, options.micro_batch)
+        ours = OurSide(folder, steps, work, options.micro_batch or "auto")
         trl = TrlSide(folder, Path(scratch) / "trl", settings, steps, work, options.threads)
         _check_same_tokens(ours, trl, work)
         size = f"{work.problems} problems x {work.rollouts_per_problem} rollouts x 2 attempts"
@@ -57,7 +57,7 @@ def main(arguments: list[str] | None = None) -> None:
         f"sampled tokens a second, {ours.name} / {trl.name}: median {summary['ratio_median']:.2f} "
         f"(range {summary['ratio_range'][0]:.2f} to {summary['ratio_range'][1]:.2f}, pairs: {len(pairs)})"
     )
-    _write(options, settings, work, warm_up, pairs, summary)
+    _write(options, settings, work, ours.micro_batch, warm_up, pairs, summary)
 
 
 def _options(arguments: list[str] | None) -> argparse.Namespace:
@@ -66,7 +66,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=2, help="threads that torch may use")
     parser.add_argument("--problems", type=int, default=Work.problems, help="of a step, 8 rollouts each")
     parser.add_argument("--max-new-tokens", type=int, default=Work.max_new_tokens, help="of an attempt")
-    parser.add_argument("--micro-batch", type=int, default=MICRO_BATCH, help="selfcorrect's rows in one forward")
+    parser.add_argument("--micro-batch", type=int, help="selfcorrect's rows in one forward; auto by default")
     parser.add_argument(
         "--trl",
         action="append",
@@ -144,6 +144,7 @@ def _write(
     options: argparse.Namespace,
     settings: TrlSettings,
     work: Work,
+    micro_batch: int,
     warm_up: Pair,
     pairs: list[Pair],
     summary: dict[str, Any],
@@ -161,7 +162,7 @@ def _write(
             **asdict(work),
             "attempts": 2,
             "trl": asdict(settings),
-            "selfcorrect": {"micro_batch": options.micro_batch},
+            "selfcorrect": {"micro_batch": micro_batch},
         },
         "summary": summary,
         "warm_up": row(warm_up),

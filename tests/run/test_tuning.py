@@ -5,6 +5,7 @@ import logging
 import re
 import sys
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -23,6 +24,8 @@ from selfcorrect.models.placement import stream
 from selfcorrect.models.sizing import parameter_count, training_memory
 from selfcorrect.runs.checks import _memory, tried
 from selfcorrect.runs.folder import arithmetic
+from selfcorrect.tasks.countdown import Countdown
+from selfcorrect.types import Problem
 from tests.run.conftest import ENDS, Listener
 from tests.support.runs import StopAt, check_same, end_state, go, read_rows, recipe
 from tests.support.tiny import tiny_lm
@@ -241,6 +244,20 @@ def test_check_refuses_what_the_tokenizer_cannot_write(model: Path, tmp_path: Pa
     task = {"name": "countdown", "prompt": "Reach \N{SNOWMAN} {numbers} {target}", "correction_prompt": "?"}
     with pytest.raises(ConfigError, match="its tokenizer has no token for part of any of the problems to evaluate on"):
         list(tried(config_of(model={"path": str(model)}, output=str(tmp_path), task=task)))
+
+
+def test_check_refuses_what_step_1_alone_cannot_write(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = Countdown.draw
+
+    def unreadable(task: Countdown, *given: Any) -> list[Problem]:
+        return [replace(problem, prompt="\N{SNOWMAN}") for problem in own(task, *given)]
+
+    monkeypatch.setattr(Countdown, "draw", unreadable)
+    task = {"max_number": 12, "limit": 12, "prompt": "{numbers} : {target}", "correction_prompt": "?"}
+    with pytest.raises(ConfigError, match="its tokenizer has no token for part of any of the problems of step 1"):
+        list(tried(config_of(model={"path": str(model)}, output=str(tmp_path), task=task, evaluation={"problems": 8})))
 
 
 @pytest.mark.parametrize(("reference", "fits"), [("device", False), ("cpu", True), ("auto", True)])

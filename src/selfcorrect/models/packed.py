@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, cached_property
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
@@ -30,12 +30,20 @@ if TYPE_CHECKING:
 _NAME = "selfcorrect_packed"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Packing:
     """How many queries, and how many keys, each row has."""
 
     queries: tuple[int, ...]
     keys: tuple[int, ...]
+
+    @cached_property
+    def masks(self) -> tuple[Tensor | None, ...]:
+        """What each row's queries see, made once for all layers; None where that is plainly what came before."""
+        pairs = zip(self.queries, self.keys, strict=True)
+        return tuple(
+            None if new == seen else torch.ones(new, seen, dtype=torch.bool).tril(seen - new) for new, seen in pairs
+        )
 
     @contextmanager
     def shown(self, config: Any) -> Iterator[None]:
@@ -139,10 +147,12 @@ def _attend(module: Any, query: Tensor, key: Tensor, value: Tensor, attention_ma
 def _row_by_row(packing: Packing, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
     pairs = ((query, packing.queries), (key, packing.keys), (value, packing.keys))
     attended = []
-    for q, k, v in zip(*(torch.split(table, list(rows), dim=2) for table, rows in pairs), strict=True):
-        new, seen = q.shape[2], k.shape[2]
-        mask = torch.ones(new, seen, dtype=torch.bool, device=q.device).tril(seen - new)
-        attended.append(scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale, enable_gqa=True))
+    rows = zip(*(torch.split(table, list(rows), dim=2) for table, rows in pairs), packing.masks, strict=True)
+    for q, k, v, mask in rows:
+        seen = None if mask is None else mask.to(q.device)
+        attended.append(
+            scaled_dot_product_attention(q, k, v, attn_mask=seen, is_causal=mask is None, scale=scale, enable_gqa=True)
+        )
     return torch.cat(attended, dim=2).transpose(1, 2)
 
 

@@ -27,14 +27,16 @@ _DRAW_BYTES = 14  # of a row being sampled, for each word: the logit twice, its 
 
 
 def sized(
-    config: TrainConfig, lm: LanguageModel, tokens: int, trains: bool = True, budget: float | None = None
-) -> tuple[TrainConfig, list[str]]:
+    config: TrainConfig, lm: LanguageModel, tokens: int, trains: bool = True, budget: float | None = None,
+    packs: bool | None = None,
+) -> tuple[TrainConfig, list[str]]:  # fmt: skip
     """The config with every `auto` of a size settled, and notes on what was worked out for the update.
 
     tokens: the longest rollout, all attempts and prompts. trains: False where the model is only sampled from: then
     rows_at_once alone, and no memory is left for training. budget: bytes for a micro-batch's activations, and as many
-    for the cache; by default what this device has free for them. Raises ConfigError where gradient checkpointing or
-    packed rows are asked of a model that cannot.
+    for the cache; by default what this device has free for them. packs: whether rows are packed, where that is known
+    and the model not to be tried. Raises ConfigError where gradient checkpointing or packed rows are asked of a model
+    that cannot.
     """
     here = budget is None
     budget = _budget(config, lm, trains) if budget is None else budget
@@ -53,13 +55,13 @@ def sized(
         rollouts = rollouts.model_copy(update={"rows_at_once": rows})
     if not trains:
         return config.model_copy(update={"rollouts": rollouts}), notes
-    again, note = _checkpointing(optimizer, lm, tokens, budget)
-    packs, told = _padding_free(optimizer, lm)
-    optimizer = optimizer.model_copy(update={"gradient_checkpointing": again, "padding_free": packs})
+    packed, told = _padding_free(optimizer, lm) if packs is None else (packs, [])
+    again, note = _checkpointing(optimizer, lm, tokens, budget, packed)
+    optimizer = optimizer.model_copy(update={"gradient_checkpointing": again, "padding_free": packed})
     notes += note + told
     if optimizer.micro_batch == "auto":
         room = min(budget, _CPU_MICRO_BATCH) if here and lm.device.type == "cpu" else budget
-        rows = _power_of_two(room / (tokens * _activation_bytes(lm, tokens, again)), _MOST_TRAINED)
+        rows = _power_of_two(room / (tokens * _activation_bytes(lm, tokens, again, packed)), _MOST_TRAINED)
         optimizer = optimizer.model_copy(update={"micro_batch": rows})
         notes.append(f"optimizer.micro_batch: auto is {rows} for this model and rollouts of up to {tokens} tokens")
     return config.model_copy(update={"rollouts": rollouts, "optimizer": optimizer}), notes
@@ -83,11 +85,13 @@ def with_sizes(config: TrainConfig, sizes: Mapping[str, Any]) -> TrainConfig:
     return config.model_copy(update=changed)
 
 
-def _checkpointing(optimizer: OptimizerConfig, lm: LanguageModel, tokens: int, budget: float) -> tuple[bool, list[str]]:
+def _checkpointing(
+    optimizer: OptimizerConfig, lm: LanguageModel, tokens: int, budget: float, packs: bool
+) -> tuple[bool, list[str]]:
     """Whether layers are run again in the backward pass, and a note where auto says so."""
     asked = optimizer.gradient_checkpointing
     rows = 1 if optimizer.micro_batch == "auto" else optimizer.micro_batch
-    need = rows * tokens * _activation_bytes(lm, tokens, again=False)
+    need = rows * tokens * _activation_bytes(lm, tokens, False, packs)
     if asked is False or (asked == "auto" and need <= budget):
         return False, []
     able = bool(layers_of(lm.model))
@@ -228,15 +232,15 @@ def _cache_bytes(lm: LanguageModel) -> int:
     return 2 * shape["layers"] * shape["kv_heads"] * shape["head_dim"] * lm.compute_dtype.itemsize
 
 
-def _activation_bytes(lm: LanguageModel, tokens: int, again: bool) -> float:
-    """What a token's forward pass keeps for the backward pass; with eager attention its attention weights too.
+def _activation_bytes(lm: LanguageModel, tokens: int, again: bool, packs: bool) -> float:
+    """What a token's forward pass keeps for the backward pass; of padded rows in eager attention its weights too.
 
     again: each layer keeps its input alone, and one at a time all the rest. Logits are not kept (vocabulary.py), but
     by models whose head is not known: in float32 the policy's, the reference's, and a gradient.
     """
     shape, width = _shape(lm), lm.compute_dtype.itemsize
     layer = (14 * shape["hidden"] + 4 * shape["intermediate"]) * width + 8 * shape["hidden"]
-    if getattr(lm.model.config, "_attn_implementation", "eager") == "eager":
+    if not packs and getattr(lm.model.config, "_attn_implementation", "eager") == "eager":
         layer += 2 * shape["heads"] * tokens * 4
     # before the head, in float32: the policy's, the reference's and the gradient
     states = 12 * (shape["hidden"] if lm.head_form else shape["vocabulary"])

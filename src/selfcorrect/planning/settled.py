@@ -108,7 +108,6 @@ def settled(config: TrainConfig, model: Dressed, card: Card | None, tokens: int,
     packs = model.attends_to_all and (model.on_card or model.spec.hidden >= sizing.WIDE)
     if optimizer.padding_free != "auto":
         packs = optimizer.padding_free and model.attends_to_all
-    optimizer = optimizer.model_copy(update={"padding_free": False})
     budget = None
     if card:
         of = static(config, model, card, shards)
@@ -121,10 +120,8 @@ def settled(config: TrainConfig, model: Dressed, card: Card | None, tokens: int,
             + of.reference
         )
         budget = sizing.half_of(free, to_come)
-    lm = stand_in_for(model)
-    done, _ = sizing.sized(config.model_copy(update={"optimizer": optimizer}), lm, tokens, budget=budget)
-    optimizer = done.optimizer.model_copy(update={"padding_free": packs})
-    return done.model_copy(update={"optimizer": optimizer})
+    done, _ = sizing.sized(config, stand_in_for(model), tokens, budget=budget, packs=packs)
+    return done
 
 
 def stand_in_for(model: Dressed) -> Any:

@@ -23,10 +23,11 @@ def serve(model: nn.Module) -> None:
     """
     if not faster():
         return
-    for module in model.modules():
+    every: list[Any] = [*model.modules()]
+    for module in every:
         large = type(module) is nn.Linear and module.weight.numel() >= LEAST and module.weight.device.type == "cpu"
         if large and "forward" not in vars(module):
-            module.forward = partial(_of_layer, module)  # type: ignore[method-assign]
+            module.forward = partial(_of_layer, module)
 
 
 def held(module: nn.Module) -> bool:

@@ -1,6 +1,6 @@
 """Products of float32 matrices by oneDNN, on processors where torch's own take twice the time.
 
-torch multiplies float32 matrices on a CPU by MKL, which knows AVX-512 on Intel's processors alone: on AMD's it reaches
+torch multiplies float32 matrices on a CPU by MKL, which takes AVX-512 on Intel's processors alone: on AMD's it reaches
 half of what oneDNN does, in the forward pass and both products of the backward pass (docs/log.md). Which of the two
 multiplies follows from the processor, never from a clock, as a run that goes on has to round as it did before.
 """

@@ -1,6 +1,7 @@
 """Products by oneDNN: those of torch's own linear layers up to rounding, gradients included, and nothing else's."""
 
 import copy
+import os
 from typing import Any
 
 import pytest
@@ -115,7 +116,10 @@ def test_it_is_the_processor_that_decides(vendor: str, wide: str, taken: bool, m
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: wide)
     monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: True)
     monkeypatch.setattr(products, "works", lambda dtype: True)
+    monkeypatch.setenv(products._KERNELS, "7")  # so that what is set here is taken back
+    monkeypatch.delenv(products._KERNELS)
     assert products.faster.__wrapped__() == taken
+    assert os.environ.get(products._KERNELS) == ("64" if taken else None)
     monkeypatch.setattr(products, "faster", lambda: taken)
     model = nn.Sequential(nn.Linear(256, 256), nn.Linear(8, 8))
     products.serve(model)

@@ -5,6 +5,7 @@ half of what oneDNN does, in the forward pass and both products of the backward 
 multiplies follows from the processor, never from a clock, as a run that goes on has to round as it did before.
 """
 
+import os
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,9 @@ from torch.autograd.function import once_differentiable
 
 LEAST = 1 << 16  # numbers of a weight: below, oneDNN is no faster
 _WORK = 1 << 21  # nor with fewer multiplications
+# oneDNN compiles a kernel for each shape, and keeps 1,024: at 0.6 MB each, as packed rows have ever new lengths, that
+# came to most of a gigabyte. A micro-batch's shapes are some forty, used again in every layer.
+_KERNELS = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
 
 
 def serve(model: nn.Module) -> None:
@@ -93,10 +97,15 @@ def _across(g_NO: Tensor, x_NI: Tensor) -> Tensor:
 
 @cache
 def faster() -> bool:
-    """Whether this processor is one of those, and a small product comes out right."""
+    """Whether this processor is one of those, and a small product comes out right. Of kernels 64 are kept then, unless
+    the environment says how many.
+    """
     wide = torch.backends.cpu.get_cpu_capability().startswith("AVX512")
     by_mkl: bool = torch.backends.mkl.is_available()  # type: ignore[no-untyped-call]
-    return wide and by_mkl and _vendor() == "AuthenticAMD" and works(torch.float32)
+    if not (wide and by_mkl and _vendor() == "AuthenticAMD"):
+        return False
+    os.environ.setdefault(_KERNELS, "64")  # read as oneDNN multiplies for the first time
+    return works(torch.float32)
 
 
 def _vendor() -> str:

@@ -12,7 +12,7 @@ from selfcorrect.compare.plan import merge
 from selfcorrect.config import TrainConfig
 from selfcorrect.config.recipe import validate
 from selfcorrect.errors import ConfigError
-from selfcorrect.models import packed, sizing
+from selfcorrect.models import packed, products, sizing
 from selfcorrect.models.head import HeadForm
 from selfcorrect.models.sizing import sized
 
@@ -28,6 +28,7 @@ SHAPES: dict[str, dict[str, int]] = {  # layers, widths and vocabularies of real
 def packable(monkeypatch: pytest.MonkeyPatch) -> None:
     """The models here have no layers to try."""
     monkeypatch.setattr(sizing, "hindrance", lambda lm: "")
+    monkeypatch.setattr(products, "faster", lambda: True)  # whatever processor this is
 
 
 class Model(torch.nn.Module):
@@ -65,6 +66,11 @@ def test_sizes_follow_from_the_shape(shape: str, tokens: int, expected: tuple[in
     assert len(notes) == 1 + expected[2]
     settled, _ = settle(shape, tokens, optimizer={"micro_batch": 7})
     assert (settled.rollouts.rows, settled.optimizer.rows) == (expected[0], 7)
+
+
+def test_a_micro_batch_is_larger_where_mkl_multiplies(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(products, "faster", lambda: False)
+    assert [settle(shape, 300)[0].optimizer.rows for shape in ("135M", "1.5B")] == [4, 2]
 
 
 def test_gradient_checkpointing_by_memory() -> None:

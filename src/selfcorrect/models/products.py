@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-LEAST = 1 << 16  # numbers of a weight: below, oneDNN is no faster
-_WORK = 1 << 21  # nor with fewer multiplications
-# oneDNN compiles a kernel for each shape, and keeps 1,024: at 0.6 MB each, as packed rows have ever new lengths, that
-# came to most of a gigabyte. A micro-batch's shapes are some forty, used again in every layer.
+LEAST = 1 << 16  # numbers of a weight: smaller ones gain little, or lose
+_WORK = 1 << 21  # multiplications: the same
+# oneDNN compiles a kernel for each shape, and keeps 1,024: as packed rows have ever new lengths, those of a run held a
+# gigabyte (docs/log.md). A micro-batch's are used again in every layer, and seldom after it.
 _KERNELS = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
 
 

@@ -15,12 +15,13 @@ from torch import Tensor
 
 from selfcorrect.config import OptimizerConfig, TrainConfig
 from selfcorrect.errors import ConfigError
+from selfcorrect.models import products
 from selfcorrect.models.loading import LanguageModel
 from selfcorrect.models.packed import hindrance
 from selfcorrect.models.recompute import layers_of
 
 _CPU_BUDGET = 4 << 30  # bytes for each of the two: a micro-batch's activations, the cache of the rows being sampled
-_CPU_MICRO_BATCH = 1 << 30  # bytes of a micro-batch's: more rows make nothing faster on a CPU (docs/log.md)
+_ONEDNN_MICRO_BATCH = 1 << 30  # of a micro-batch's, where more rows made nothing faster (docs/log.md); by MKL they do
 _MOST_TRAINED, _MOST_SAMPLED = 128, 512  # beyond these nothing gets faster
 WIDE = 256  # hidden numbers of a token: from there on a CPU, too, gains by leaving the padding out (docs/log.md)
 _DRAW_BYTES = 14  # of a row being sampled, for each word: the logit twice, its log-probability and its share
@@ -60,7 +61,8 @@ def sized(
     optimizer = optimizer.model_copy(update={"gradient_checkpointing": again, "padding_free": packed})
     notes += note + told
     if optimizer.micro_batch == "auto":
-        room = min(budget, _CPU_MICRO_BATCH) if here and lm.device.type == "cpu" else budget
+        by_onednn = here and lm.device.type == "cpu" and lm.compute_dtype == torch.float32 and products.faster()
+        room = min(budget, _ONEDNN_MICRO_BATCH) if by_onednn else budget
         rows = _power_of_two(room / (tokens * _activation_bytes(lm, tokens, again, packed)), _MOST_TRAINED)
         optimizer = optimizer.model_copy(update={"micro_batch": rows})
         notes.append(f"optimizer.micro_batch: auto is {rows} for this model and rollouts of up to {tokens} tokens")

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from selfcorrect.models.freed import SET_BY_USER
+from selfcorrect.models.freed import GIVES_BACK, SET_BY_USER
 
 COUNT = """
 import resource, sys
@@ -24,8 +24,28 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
-def said(argument: str, **environment: str) -> list[str]:
-    call = [sys.executable, "-c", COUNT, argument]
+SMALL = """
+import ctypes, resource, sys
+from selfcorrect.models.freed import keep_freed_memory
+if sys.argv[1] == "keep":
+    print(keep_freed_memory())
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
+def use():
+    blocks = [libc.malloc(1 << 19) for _ in range(40)]
+    for block in blocks:
+        ctypes.memset(block, 1, 1 << 19)
+    for block in blocks:
+        libc.free(block)
+use()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+use()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def said(argument: str, script: str = COUNT, **environment: str) -> list[str]:
+    call = [sys.executable, "-c", script, argument]
     unset = {name: value for name, value in os.environ.items() if name not in SET_BY_USER}
     done = subprocess.run(call, env={**unset, **environment}, capture_output=True, text=True, check=True)
     return done.stdout.split()
@@ -46,3 +66,14 @@ def test_a_second_tensor_lies_where_the_first_one_was() -> None:
 def test_what_the_user_has_set_is_left_alone() -> None:
     kept, _ = said("keep", MALLOC_TRIM_THRESHOLD_="1000000")
     assert kept == "False"
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="this C library takes no settings")
+@pytest.mark.nightly
+def test_where_large_blocks_are_given_back_small_ones_stay() -> None:
+    given_back = {GIVES_BACK: str(1 << 20)}
+    *_, trimmed = said("leave", SMALL, **given_back)
+    kept, again = said("keep", SMALL, **given_back)
+    assert kept == "False"
+    assert int(again) < int(trimmed) / 10
+    assert int(said("keep", **given_back)[1]) > 20 * 16

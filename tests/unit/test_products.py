@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from selfcorrect.learning.vocabulary import score
 from selfcorrect.models import products
@@ -124,3 +125,12 @@ def test_it_is_the_processor_that_decides(vendor: str, wide: str, taken: bool, m
     model = nn.Sequential(nn.Linear(256, 256), nn.Linear(8, 8))
     products.serve(model)
     assert ["forward" in vars(layer) for layer in model] == [taken, False]
+
+
+def test_a_plan_that_asks_first_is_answered_as_a_run_is() -> None:
+    """What is asked on tensors without numbers is kept for all that comes after."""
+    told = products.works(torch.float32)
+    products.works.cache_clear()
+    with FakeTensorMode():
+        assert products.works(torch.float32) == told
+    products.works.cache_clear()

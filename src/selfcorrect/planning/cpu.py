@@ -1,9 +1,10 @@
-"""Seconds of a step by phase on this machine's processor: a model of one layer and of five are run and timed.
+"""Seconds of a step by phase on this machine's processor: two models of some of the layers are run and timed.
 
 Random weights, the recipe's rows and lengths, fewer of both; a model of L layers lies on the line through the two, and
-the work of a step is so many times that which was timed. Takes a second or two, more for wide models.
+the work of a step is so many times that which was timed. Takes some seconds, more for wide models.
 """
 
+import gc
 import math
 import os
 import time
@@ -17,12 +18,14 @@ import torch
 
 from selfcorrect.config import TrainConfig
 from selfcorrect.errors import ModelError
+from selfcorrect.models.freed import keep_freed_memory
+from selfcorrect.models.loading import LanguageModel
 from selfcorrect.models.products import serve
 from selfcorrect.models.windows import layer_windows
 from selfcorrect.planning.hardware import GLOO_BYTES, GLOO_SUM_BYTES
 from selfcorrect.planning.memory import Spread
 from selfcorrect.planning.pace import Pace, decoding, grading, sync
-from selfcorrect.planning.rehearsal import Costume, CostumeKey, Line, run_update, through
+from selfcorrect.planning.rehearsal import Costume, CostumeKey, Line, kinds, run_update, through
 from selfcorrect.planning.settled import Dressed
 from selfcorrect.planning.work import Step, Update, update_of
 from selfcorrect.samplers.inference import InferenceWeights
@@ -30,7 +33,7 @@ from selfcorrect.samplers.lanes import Lanes
 
 # Of a timed update, but one row of it at the least. Gradients are added up once a micro-batch, of many rows or few.
 _FLOPS = 2e11
-_APART = 4  # layers by which the two models differ: what the head's time varies by is not to pass for a layer's
+_APART = 8  # layers by which the two models differ: what the head's time varies by is not to pass for a layer's
 _LEAST = 0.15  # seconds that a piece is timed for
 _LONG = 5.0  # seconds after which it is not begun again; the first time is a little longer than the others
 
@@ -49,6 +52,7 @@ def measured(config: TrainConfig, model: Dressed, step: Step, spread: Spread, no
             f"type {model.spec.config.model_type} attend otherwise than those whose sampling is timed; plan for "
             "a card (--gpu)"
         )
+    keep_freed_memory()  # as a run does
     many = spread.devices // nodes  # of this machine
     shares = model.attends_to_all and spread.shards == 1
     work = update_of(config, step, shares, 1 << 30, longest=False)
@@ -60,7 +64,8 @@ def measured(config: TrainConfig, model: Dressed, step: Step, spread: Spread, no
     lanes = many * min(config.rollouts.rows, step.rows)
     one_process, step = step, replace(step, rows=many * step.rows, groups=many * step.groups)
     with torch.random.fork_rng(devices=[]), _threads(many):
-        found = _timings(timed, CostumeKey(model.costume), lanes, row, limit, torch.get_num_threads())
+        key = CostumeKey(model.costume)
+        found = _timings(timed, key, _layers(model), lanes, row, limit, torch.get_num_threads())
     of = {name: line.at(model.spec.layers) for name, line in found.items()}
     seconds, tokens = {"rollouts": 0.0}, 0.0
     for attempt in range(1, step.attempts + 1):
@@ -97,11 +102,27 @@ def _threads(many: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+def _layers(model: Dressed) -> tuple[int, int]:
+    """Of the two models. A third of the model's: the run itself needs more memory than they do."""
+    least, layers = kinds(model.costume.config), model.spec.layers
+    many = max(least + 1, min(layers, max(least + 4, layers // 3)))
+    return max(least, many - _APART), many
+
+
 @lru_cache(maxsize=64)
-def _timings(work: Update, key: CostumeKey, lanes: int, width: int, limit: int, threads: int) -> dict[str, Line]:
+def _timings(
+    work: Update, key: CostumeKey, layers: tuple[int, int], lanes: int, width: int, limit: int, threads: int
+) -> dict[str, Line]:
     """The optimiser's step is AdamW's, whichever the recipe names. threads: those there are, as times hang on them."""
     costume = key.costume
-    return through(costume, lambda make: _of_layers(make(), costume, work, lanes, width, limit), _APART)
+
+    def times(make: Callable[[], LanguageModel]) -> dict[str, float]:
+        try:
+            return _of_layers(make(), costume, work, lanes, width, limit)
+        finally:
+            gc.collect()  # a model's parts hold each other, and the run needs the memory
+
+    return through(costume, times, layers)
 
 
 def _of_layers(lm: Any, costume: Costume, work: Update, lanes: int, width: int, limit: int) -> dict[str, float]:
@@ -118,14 +139,7 @@ def _of_layers(lm: Any, costume: Costume, work: Update, lanes: int, width: int, 
             nothing_RV = torch.zeros(rows, lm.model.config.vocab_size)
             room.start(torch.arange(rows), torch.arange(rows), start_at, nothing_RV)
             times[name] = _timed(lambda: room.step(rows, width))  # noqa: B023
-    weights = InferenceWeights(lm)
-
-    def lay_out() -> None:
-        weights.new_version()
-        with weights.lent(lm):
-            pass
-
-    times["lay out"] = _timed(lay_out)
+    times["lay out"] = _to_lay_out(lm)
 
     def learn(reference: bool) -> None:
         for tensor in trained:
@@ -142,6 +156,17 @@ def _of_layers(lm: Any, costume: Costume, work: Update, lanes: int, width: int, 
     move()
     times["optimiser"] = _timed(move)
     return times
+
+
+def _to_lay_out(lm: Any) -> float:
+    weights = InferenceWeights(lm)
+
+    def lay_out() -> None:
+        weights.new_version()
+        with weights.lent(lm):
+            pass
+
+    return _timed(lay_out)
 
 
 def _seated(lm: Any, rows: int, width: int, limit: int) -> Lanes:

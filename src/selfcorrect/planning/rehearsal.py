@@ -99,22 +99,29 @@ def by_layers(costume: Costume, measure: Callable[[LanguageModel], dict[str, flo
 
 
 def through(
-    costume: Costume, measure: Callable[[Callable[[], LanguageModel]], dict[str, float]], apart: int = 1
-) -> dict[str, Line]:
-    """The lines through what `measure` finds of two models, which it is given to make. apart: in layers.
+    costume: Costume, measure: Callable[[Callable[[], LanguageModel]], dict[str, float]],
+    layers: tuple[int, int] | None = None,
+) -> dict[str, Line]:  # fmt: skip
+    """The lines through what `measure` finds of two models, which it is given to make. layers: of each; else one of
+    each kind, and one more.
 
     Raises ModelError where the architecture's own code fails at that.
     """
-    kinds = max(1, len(set(getattr(costume.config, "layer_types", None) or ())))
+    few, many = layers or (kinds(costume.config), kinds(costume.config) + 1)
     try:
-        fewer, more = (measure(partial(stand_in, costume, layers)) for layers in (kinds, kinds + apart))
+        fewer, more = (measure(partial(stand_in, costume, count)) for count in (few, many))
     except Exception as error:  # models fail here in their own ways
         raise ModelError(
-            f"model.path: no plan for a model of type {costume.config.model_type}, as {kinds} and {kinds + apart} of "
+            f"model.path: no plan for a model of type {costume.config.model_type}, as {few} and {many} of "
             f"its layers cannot be run by themselves ({first_line(error)}); take another model, or train without a plan"
         ) from error
-    slopes = {name: (more[name] - fewer[name]) / apart for name in fewer}
-    return {name: Line(fewer[name] - (kinds - 1) * slope, slope) for name, slope in slopes.items()}
+    slopes = {name: (more[name] - fewer[name]) / (many - few) for name in fewer}
+    return {name: Line(fewer[name] - (few - 1) * slope, slope) for name, slope in slopes.items()}
+
+
+def kinds(config: Any) -> int:
+    """How many kinds of layers a model of this config has."""
+    return max(1, len(set(getattr(config, "layer_types", None) or ())))
 
 
 def of_layers(config: Any, layers: int) -> Any:

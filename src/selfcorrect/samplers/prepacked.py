@@ -24,7 +24,7 @@ from selfcorrect.models.sizing import free_memory_of_machine
 LEAST = 1 << 20  # numbers of a weight: smaller ones gained nothing when measured, where MKL is fast (docs/log.md)
 LEAST_ADAPTED = 1 << 16  # of one that its adapter is added to
 _ROWS = 64  # laid out for so many, fewer and more are as fast
-_FEW = 2  # so many or fewer rows read a float32 weight at full speed as it lies
+_FEW = 2  # so many or fewer rows read a float32 weight at full speed as it lies, where MKL is fast
 
 
 @contextmanager
@@ -72,7 +72,8 @@ class _Layer:
         bias = None if self.base.bias is None else self.base.bias.detach().to(dtype)
         if weight.numel() < least(dtype):
             return partial(linear, weight=weight, bias=bias)
-        lies = weight is own and dtype == torch.float32  # a sum would have to be kept beside its copy
+        # A sum of both would have to be kept beside its copy.
+        lies = weight is own and dtype == torch.float32 and not products.faster()
         return partial(_forward, _laid_out(weight.to(dtype)), own if lies else None, bias)
 
 

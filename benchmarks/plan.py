@@ -1,13 +1,13 @@
 """`selfcorrect plan` against what runs take: peak memory and seconds a step, models and recipes on a CPU.
 
     python benchmarks/plan.py --models FOLDER [--threads 2] [--only NAME ...]     # FOLDER: those of CASES by name
-    python benchmarks/plan.py --models FOLDER --give-back     # freed memory is given back (models/freed.py)
     python benchmarks/plan.py --tiny                                              # the lab's model alone, one thread
 
-Each case is a run of `selfcorrect train` in a process of its own, whose plan.json says both: the plan made at its
-start, the plan for the lengths that came, and what was measured (the most that the process held; the median of the
-seconds of all steps but the first). Layers are timed once more as the steps have ended, so what else the machine does
-moves both.
+Each case is two runs of `selfcorrect train`, whose plan.json says both: the plan made at its start, the plan for the
+lengths that came, and what was measured. The first, of two steps, gives freed memory back (models/freed.py) and shows
+the peak, the most that its process held; the second keeps it, as by default, and shows the seconds, the median of all
+steps but the first, and the peak there too. Layers are timed once more as the steps have ended, so what else the
+machine does moves both.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from typing import Any
 
 from workload import SEED, cpu_model, versions
 
-from selfcorrect.models.freed import GIVES_BACK
+from selfcorrect.models.freed import GIVES_BACK, SET_BY_USER
 
 RESULT = Path(__file__).parent / "results" / "plan.json"
 RANDOM = "random-300m"
@@ -62,7 +62,6 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--only", nargs="+", help="names of cases")
     parser.add_argument("--tiny", action="store_true", help="the lab's model, three steps")
-    parser.add_argument("--give-back", action="store_true", help="runs with MALLOC_MMAP_THRESHOLD_=1048576")
     parser.add_argument("--keep", action="store_true", help="of --output, the cases that are not measured now")
     parser.add_argument("--output", type=Path, default=RESULT)
     options = parser.parse_args(arguments)
@@ -72,8 +71,8 @@ def main(arguments: list[str] | None = None) -> None:
     found: dict[str, Any] = {}
     if options.keep and options.output.exists():
         before = json.loads(options.output.read_text(encoding="utf-8"))
-        if before["machine"] != machine(options) or before["freed_memory"] != freed(options):
-            parser.error(f"--keep: {options.output} is of another machine, or of freed memory {before['freed_memory']}")
+        if before["machine"] != machine(options):
+            parser.error(f"--keep: {options.output} is of another machine")
         found = before["cases"]
     with tempfile.TemporaryDirectory() as scratch:
         for name in names:
@@ -89,7 +88,6 @@ def write(options: argparse.Namespace, found: dict[str, Any], arguments: list[st
         "seed": SEED,
         "versions": {"python": sys.version.split()[0]} | versions(["selfcorrect", "torch", "transformers", "peft"]),
         "machine": machine(options),
-        "freed_memory": freed(options),
         "cases": found,
     }
     options.output.parent.mkdir(parents=True, exist_ok=True)
@@ -100,49 +98,59 @@ def machine(options: argparse.Namespace) -> dict[str, Any]:
     return {"cpu": cpu_model(), "cores": os.cpu_count(), "threads": options.threads}
 
 
-def freed(options: argparse.Namespace) -> str:
-    return "given back" if options.give_back else "kept"
-
-
 def case(name: str, scratch: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """One run in a process of its own."""
+    """Both runs, each in a process of its own."""
+    tight = run(name, scratch, options, {GIVES_BACK: str(1 << 20)}, steps=2)
+    usual = run(name, scratch, options, {}, steps=3 if options.tiny else 4)
+    for plan in (tight, usual):
+        if "failed" in plan:
+            return plan
+    after, measured = usual["predicted_at_lengths"], usual["measured"]
+    # A run's clock has what processes send each other in its update.
+    phases = after["seconds"] | {"update": after["seconds"]["update"] + after["seconds"]["sync"]}
+    by_phase = {name: {"predicted": phases[name], "measured": took} for name, took in measured["seconds"].items()}
+    memory = tight["predicted_at_lengths"]
+    return {
+        "peak_bytes": beside(tight, "peak_bytes") | {"fullest": memory["fullest"]},
+        "peak_bytes_kept": beside(usual, "peak_bytes"),
+        "step_seconds": beside(usual, "step_seconds") | {"by_phase": by_phase},
+        "bytes": memory["bytes"], "peak_bytes_by_phase": memory["peak_bytes_by_phase"],
+    }  # fmt: skip
+
+
+def beside(plan: dict[str, Any], what: str) -> dict[str, Any]:
+    predicted, measured = plan["predicted_at_lengths"][what], plan["measured"][what]
+    return {"predicted": predicted, "measured": measured, "error": predicted / measured - 1}
+
+
+def run(
+    name: str, scratch: Path, options: argparse.Namespace, environment: dict[str, str], steps: int
+) -> dict[str, Any]:
+    """plan.json of a run, or why there is none."""
     import yaml
 
     model, changes = CASES[name]
     path = "lab" if model == "lab" else str(make_random(scratch) if model == RANDOM else options.models / model)
     recipe = scratch / "recipe.yaml"
     recipe.write_text(yaml.safe_dump(_ALL), encoding="utf-8")
-    changes = [*changes, *(_LAB_TASK if model in ("lab", RANDOM) else [])]
-    tiny = ["rollouts.problems_per_step=2", "stages.stage2.steps=3"] if options.tiny else []
+    changes = [*changes, f"stages.stage2.steps={steps}", *(_LAB_TASK if model in ("lab", RANDOM) else [])]
+    tiny = ["rollouts.problems_per_step=2"] if options.tiny else []
     many = "torch.distributed.run --standalone --nproc-per-node 2 -m selfcorrect.cli"
     several = name.endswith(" x2")
     started = many if several else "selfcorrect.cli"
     threads = 1 if options.tiny else max(1, options.threads // 2) if several else options.threads
+    folder = name.replace(" ", "-").replace(",", "") + ("-tight" if environment else "")
     command = [
         sys.executable, "-m", *started.split(), "train", str(recipe), f"model.path={path}", f"output={scratch}",
-        f"name={name.replace(' ', '-').replace(',', '')}", f"threads={threads}",
-        *changes, *tiny,
+        f"name={folder}", f"threads={threads}", *changes, *tiny,
     ]  # fmt: skip
-    environment = os.environ | ({GIVES_BACK: str(1 << 20)} if options.give_back else {})
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-    file = scratch / name.replace(" ", "-").replace(",", "") / "plan.json"
+    kept = {variable: value for variable, value in os.environ.items() if variable not in SET_BY_USER}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=kept | environment)
+    file = scratch / folder / "plan.json"
     if done.returncode or not file.exists():
         return {"failed": (done.stderr or done.stdout)[-2000:]}
     plan: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    if "measured" not in plan:
-        return {"failed": done.stdout[-2000:]}
-    after, measured = plan["predicted_at_lengths"], plan["measured"]
-    # A run's clock has what processes send each other in its update.
-    phases = after["seconds"] | {"update": after["seconds"]["update"] + after["seconds"]["sync"]}
-    return {
-        "peak_bytes": {"predicted": after["peak_bytes"], "measured": measured["peak_bytes"],
-                       "error": after["peak_bytes"] / measured["peak_bytes"] - 1, "fullest": after["fullest"]},
-        "step_seconds": {"predicted": after["step_seconds"], "measured": measured["step_seconds"],
-                         "error": after["step_seconds"] / measured["step_seconds"] - 1,
-                         "by_phase": {name: {"predicted": phases[name], "measured": took}
-                                      for name, took in measured["seconds"].items()}},
-        "bytes": after["bytes"], "peak_bytes_by_phase": after["peak_bytes_by_phase"],
-    }  # fmt: skip
+    return plan if "measured" in plan else {"failed": done.stdout[-2000:]}
 
 
 def make_random(scratch: Path) -> Path:

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -325,6 +326,22 @@ def test_what_each_process_does_for_itself_counts_once_each(monkeypatch: pytest.
     most = max(before, min(2 * before, os.cpu_count() or 1))
     assert threads == [before, most, most]
     assert torch.get_num_threads() == before
+
+
+def test_models_that_were_timed_are_let_go_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their parts hold each other, and the run that comes next needs the memory."""
+    own, timed = cpu._of_layers, list[tuple[int, weakref.ref[Any]]]()
+
+    def noted(lm: Any, *given: Any) -> dict[str, float]:
+        timed.append((lm.model.config.num_hidden_layers, weakref.ref(lm.model)))
+        lm.model.itself = lm.model.config.itself = lm.model
+        return own(lm, *given)
+
+    monkeypatch.setattr(cpu, "_of_layers", noted)
+    cpu._timings.cache_clear()
+    make_plan(recipe(rollouts={"problems_per_step": 3}), Devices(None))
+    assert [layers for layers, _ in timed] == [1, 5]  # all that the lab's model has
+    assert not any(model() for _, model in timed)
 
 
 def test_seconds_are_of_micro_batches_as_full_as_they_are_and_of_all_processes() -> None:

@@ -36,10 +36,11 @@ class OurSide:
 
     def __init__(
         self, model_folder: Path, steps: int, work: Work, micro_batch: int | Literal["auto"] = "auto",
-        tuning: Literal["full", "lora"] = "full",
+        tuning: Literal["full", "lora"] = "full", *, lean: bool = False,
     ) -> None:  # fmt: skip
+        """lean: with the settings that take the least memory, at the price of time."""
         self._clock = Clock()
-        config = _config(model_folder, steps, work, micro_batch, tuning)
+        config = _config(model_folder, steps, work, 1 if lean else micro_batch, tuning, lean=lean)
         lm = load_model(config.model)
         task = _Task(self._clock, work)
         config, _ = fitted(config, lm, task)  # what a run's `auto` comes to
@@ -62,11 +63,14 @@ class OurSide:
 
 
 def _config(
-    model_folder: Path, steps: int, work: Work, micro_batch: int | Literal["auto"], tuning: Literal["full", "lora"]
-) -> TrainConfig:
+    model_folder: Path, steps: int, work: Work, micro_batch: int | Literal["auto"], tuning: Literal["full", "lora"],
+    *, lean: bool,
+) -> TrainConfig:  # fmt: skip
     return TrainConfig(
         seed=SEED,
-        model=ModelConfig(path=str(model_folder), device="cpu", precision="float32", tuning=tuning),
+        model=ModelConfig(
+            path=str(model_folder), device="cpu", precision="float32", tuning=tuning, sampling_copies=not lean
+        ),
         rollouts=RolloutConfig(
             problems_per_step=work.problems,
             rollouts_per_problem=work.rollouts_per_problem,
@@ -78,7 +82,11 @@ def _config(
             StageTwo(name="stage2", objective="stage2", steps=steps, learning_rate=LEARNING_RATE, beta1=KL_WEIGHT),
         ),
         optimizer=OptimizerConfig(
-            betas=ADAM_BETAS, warmup_steps=0, max_grad_norm=MAX_GRAD_NORM, micro_batch=micro_batch
+            betas=ADAM_BETAS,
+            warmup_steps=0,
+            max_grad_norm=MAX_GRAD_NORM,
+            micro_batch=micro_batch,
+            gradient_checkpointing=True if lean else "auto",
         ),
     )
 

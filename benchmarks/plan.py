@@ -13,6 +13,7 @@ machine does moves both.
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -150,6 +151,7 @@ def run(
     if done.returncode or not file.exists():
         return {"failed": (done.stderr or done.stdout)[-2000:]}
     plan: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    shutil.rmtree(scratch / folder)  # its checkpoints take gigabytes
     return plan if "measured" in plan else {"failed": done.stdout[-2000:]}
 
 

@@ -9,6 +9,8 @@ first one also has AdamW's moments made and every page of memory touched for the
 Processes alternate, TRL first. Score: tokens sampled a second, so that longer or shorter samples cancel out. Peak
 memory: the most that a process held (ru_maxrss), loading included. What is not the same work: train_step.py.
 Ours settles its micro-batch by itself (`auto`); TRL's is --micro-batch (4 is faster than 2 and 8: docs/log.md).
+With LoRA a third process takes its turn, `lean`: ours with micro_batch: 1, gradient checkpointing, no
+model.sampling_copies, and freed memory given back (models/freed.py).
 """
 
 import argparse
@@ -25,8 +27,11 @@ import torch
 from gpu_step import DRY, HALF, make_model
 from workload import SEED, StepTiming, Work, cpu_model, median, versions
 
+from selfcorrect.models.freed import GIVES_BACK
+
 RESULT = Path(__file__).parent / "results" / "real_step.json"
 ENDS = 32
+SIDES = {"full": ("trl", "selfcorrect"), "lora": ("trl", "selfcorrect", "lean")}
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -36,19 +41,26 @@ def main(arguments: list[str] | None = None) -> None:
         print(json.dumps(measure(options)))
         return
     found: dict[str, Any] = {}
+    if options.keep and options.output.exists():
+        before = json.loads(options.output.read_text(encoding="utf-8"))
+        found = {tuning: {"command": before["command"], **each} for tuning, each in before["tunings"].items()}
+    command = " ".join(["python benchmarks/real_step.py", *sys.argv[1:]])
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "model"
         make_folder(folder, options.dry)
         for tuning in options.tunings:
             pairs = []
             for number in range(options.pairs):
-                pair = {side: child(side, tuning, folder, options) for side in ("trl", "selfcorrect")}
+                pair = {side: child(side, tuning, folder, options) for side in SIDES[tuning]}
                 pairs.append(pair)
                 print(f"{tuning} pair {number + 1}: {told(pair)}", flush=True)
-            found[tuning] = {"summary": summary(pairs), "pairs": pairs}
+            found[tuning] = {"command": command, "summary": summary(pairs), "pairs": pairs}
             print(f"{tuning}: {json.dumps(found[tuning]['summary'])}", flush=True)
+            if "lean" in SIDES[tuning]:
+                found[tuning]["lean"] = summary(pairs, "lean")
+                print(f"{tuning}, lean: {json.dumps(found[tuning]['lean'])}", flush=True)
     record = {
-        "command": " ".join(["python benchmarks/real_step.py", *sys.argv[1:]]),
+        "command": command,
         "seed": SEED,
         "versions": {"python": sys.version.split()[0]}
         | versions(["selfcorrect", "torch", "transformers", "trl", "accelerate", "peft"]),
@@ -66,9 +78,10 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--tunings", nargs="+", default=["full", "lora"], choices=["full", "lora"])
     parser.add_argument("--micro-batch", type=int, default=4, help="rollouts in one forward of TRL's")
+    parser.add_argument("--keep", action="store_true", help="of --output, the tunings that are not measured now")
     parser.add_argument("--dry", action="store_true", help="a tiny model, to see that it runs")
     parser.add_argument("--output", type=Path, default=RESULT)
-    parser.add_argument("--child", choices=["trl", "selfcorrect"], help=argparse.SUPPRESS)
+    parser.add_argument("--child", choices=["trl", "selfcorrect", "lean"], help=argparse.SUPPRESS)
     parser.add_argument("--tuning", default="full", help=argparse.SUPPRESS)
     parser.add_argument("--model", type=Path, help=argparse.SUPPRESS)
     return parser.parse_args(arguments)
@@ -86,7 +99,8 @@ def child(side: str, tuning: str, folder: Path, options: argparse.Namespace) -> 
         "--threads", str(options.threads), "--steps", str(options.steps), "--micro-batch", str(options.micro_batch),
         *(["--dry"] if options.dry else []),
     ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    environment = os.environ | ({GIVES_BACK: str(1 << 20)} if side == "lean" else {})
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if done.returncode:
         sys.exit(f"{side} {tuning} failed:\n{done.stderr[-3000:]}")
     row: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
@@ -98,10 +112,10 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     torch.set_num_threads(options.threads)
     work = Work(2, 2, 6) if options.dry else Work(4, 4, 48)
     timings: list[StepTiming] = []
-    if options.child == "selfcorrect":
+    if options.child in ("selfcorrect", "lean"):
         from our_side import OurSide
 
-        ours = OurSide(options.model, options.steps, work, "auto", options.tuning)
+        ours = OurSide(options.model, options.steps, work, "auto", options.tuning, lean=options.child == "lean")
         timings, micro_batch = [ours.step() for _ in range(options.steps)], ours.micro_batch
     else:
         import trl_side
@@ -131,16 +145,16 @@ def told(pair: dict[str, Any]) -> str:
         f"{name} {row['sampled_tokens']} tokens in {row['seconds']:.1f} s, peak {row['peak_bytes'] / 2**30:.1f} GiB"
         for name, row in pair.items()
     ]
-    return "; ".join(sides) + f"; ratio {_ratio(pair):.2f}"
+    return "; ".join(sides) + f"; ratio {_ratio(pair, 'selfcorrect'):.2f}"
 
 
-def _ratio(pair: dict[str, Any]) -> float:
-    return float(pair["selfcorrect"]["tokens_per_second"] / pair["trl"]["tokens_per_second"])
+def _ratio(pair: dict[str, Any], side: str) -> float:
+    return float(pair[side]["tokens_per_second"] / pair["trl"]["tokens_per_second"])
 
 
-def summary(pairs: list[dict[str, Any]]) -> dict[str, Any]:
-    ratios = [_ratio(pair) for pair in pairs]
-    memory = [pair["selfcorrect"]["peak_bytes"] / pair["trl"]["peak_bytes"] for pair in pairs]
+def summary(pairs: list[dict[str, Any]], side: str = "selfcorrect") -> dict[str, Any]:
+    ratios = [_ratio(pair, side) for pair in pairs]
+    memory = [pair[side]["peak_bytes"] / pair["trl"]["peak_bytes"] for pair in pairs]
     return {
         "ratio_median": median(ratios), "ratio_range": [min(ratios), max(ratios)],
         "memory_median": median(memory), "memory_range": [min(memory), max(memory)],

@@ -77,12 +77,14 @@ def test_gpu_step(script: Script, tmp_path: Path) -> None:
     assert [lines[name]["attempt_tokens"] for name in longest] == [8, 8, 8]
 
 
-@pytest.mark.parametrize("tuning", ["full", "lora"])
-def test_our_side_of_real_step(script: Script, tuning: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(("side", "tuning"), [("selfcorrect", "full"), ("selfcorrect", "lora"), ("lean", "lora")])
+def test_our_side_of_real_step(
+    script: Script, side: str, tuning: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     real = script("benchmarks/real_step.py")
     real.make_folder(tmp_path / "model", dry=True)
     size = ["--dry", "--threads", "1", "--micro-batch", "2", "--model", str(tmp_path / "model")]
-    real.main([*size, "--child", "selfcorrect", "--tuning", tuning])
+    real.main([*size, "--child", side, "--tuning", tuning])
     row = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert 8 <= row["sampled_tokens"] <= 2 * 2 * 2 * 6
     assert row["peak_bytes"] > 1e8
@@ -99,6 +101,7 @@ def test_real_step_against_trl(script: Script, tmp_path: Path) -> None:
     assert {tuning: found["summary"]["ratio_median"] > 0 for tuning, found in record["tunings"].items()} == {
         "full": True, "lora": True,
     }  # fmt: skip
+    assert record["tunings"]["lora"]["lean"]["ratio_median"] > 0
 
 
 def labelled(folder: Path) -> Path:

@@ -160,6 +160,17 @@ def test_a_process_that_gives_memory_back_holds_less(monkeypatch: pytest.MonkeyP
     assert held(MALLOC_MMAP_THRESHOLD_="1048576") < kept == held(MALLOC_TOP_PAD_="0")
 
 
+def test_a_recipe_without_copies_is_loaded_and_planned_without() -> None:
+    found = []
+    for model in ({"path": "lab"}, {"path": "lab", "sampling_copies": False}):
+        config = recipe(model=model)
+        pace = make_plan(config, Devices(None)).pace
+        assert pace
+        found.append((load_model(config.model).copies, dressed(config, described(config.model), None).numbers.packed))
+    assert found[0][0]
+    assert found[1] == (False, 0)
+
+
 LAB_TASK = {
     "name": "countdown", "max_number": 100, "limit": 200, "prompt": "{numbers} : {target}", "correction_prompt": "?",
 }  # fmt: skip

@@ -69,6 +69,10 @@ def test_weights_laid_out_for_decoding(view: str | None, precise: torch.dtype, m
     assert not [name for name, module in lm.model.named_modules() if "forward" in vars(module)]
     with weights.lent(lm):  # no room for copies
         assert not [name for name, module in lm.model.named_modules() if "forward" in vars(module)]
+    monkeypatch.setattr(prepacked, "free_memory_of_machine", lambda: 1 << 40)
+    none = replace(lm, copies=False)  # nor where the recipe has none
+    with weights.lent(none):
+        assert not [name for name, module in lm.model.named_modules() if "forward" in vars(module)]
 
 
 def test_a_new_version_of_the_weights_is_cast_into_the_same_memory() -> None:

@@ -57,6 +57,9 @@ class ModelConfig(Strict):
     """plain, or a file with a Jinja template, in place of the model's own; base models have none."""
     template_options: dict[str, bool | int | float | str | None] = Field(default_factory=dict)
     """Variables for the chat template, like enable_thinking: false or date_string: "26 Jul 2024"."""
+    sampling_copies: bool = True
+    """On a CPU: while sampling, copies of the weights, laid out for decoding, where twice their memory is free. Without
+    them less memory and a slower sampling; on other devices there are none."""
     trust_remote_code: bool = False
     """Whether Python code that comes with the model may run, with your rights."""
     system_prompt: str | None = None

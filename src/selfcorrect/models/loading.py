@@ -40,7 +40,8 @@ class LanguageModel:
     """model: a transformers causal LM; compute_dtype: that of the forward pass; eos_ids: every id that ends a turn.
 
     adapters: those in the model, if any; view: which of them this LanguageModel computes with. masters: of weights that
-    are stored in lower precision than they train in, once they train.
+    are stored in lower precision than they train in, once they train. copies: whether sampling may lay out copies of
+    the weights.
     """
 
     model: Any
@@ -53,6 +54,7 @@ class LanguageModel:
     adapters: Adapters | None = None
     view: str = POLICY
     masters: Masters | None = None
+    copies: bool = True
 
     @contextmanager
     def autocast(self) -> Iterator[None]:
@@ -263,6 +265,7 @@ def load_model(config: ModelConfig, seed: int = 0, *, in_memory: bool = False, h
                 lm.adapters.about = {"tuning": config.tuning, "weights": config.weights, **base_digests(lm)}
     finally:
         logging.set_verbosity(verbosity)
+    lm.copies = config.sampling_copies
     lm.chat.notes += tuple(notes)
     return lm
 

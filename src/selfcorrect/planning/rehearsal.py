@@ -46,7 +46,7 @@ class Costume:
     """How the model is dressed. config: transformers' own; attention: its implementation; rank: of adapters, 0 without.
 
     targets: names of the layers that get one, None for all linear ones but the head. reference: whether there is one.
-    one_call: packed rows attend in one call, as on a GPU, and not row by row.
+    one_call: packed rows attend in one call, as on a GPU, and not row by row. copies: model.sampling_copies.
     """
 
     config: Any
@@ -59,6 +59,7 @@ class Costume:
     four_bits: bool = False
     reference: bool = True
     one_call: bool = False
+    copies: bool = True
 
 
 class CostumeKey:
@@ -148,7 +149,9 @@ def stand_in(costume: Costume, layers: int) -> LanguageModel:
         model.requires_grad_(False)
         _adapt(model, costume)
     form = HeadForm() if type(model.get_output_embeddings()) is nn.Linear else None
-    return LanguageModel(model, None, None, frozenset({0}), torch.device("cpu"), costume.compute, form)  # type: ignore[arg-type]
+    return LanguageModel(  # type: ignore[arg-type]
+        model, None, None, frozenset({0}), torch.device("cpu"), costume.compute, form, copies=costume.copies
+    )
 
 
 class _Adapted(nn.Module):
@@ -408,7 +411,7 @@ def numbers(costume: Costume, layers: int) -> Numbers:
             "all": sum(t.numel() for t in own),
             "trained": sum(t.numel() for t in model.parameters() if t.requires_grad),
             "linear": sum(m.weight.numel() for m in linear),
-            "packed": 0 if costume.four_bits else sum(packed),
+            "packed": 0 if costume.four_bits or not costume.copies else sum(packed),
             "cast": sum(m.weight.numel() for m in [*([] if costume.four_bits else linear), head]),
         }  # fmt: skip
 

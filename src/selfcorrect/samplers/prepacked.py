@@ -31,10 +31,10 @@ _FEW = 2  # so many or fewer rows read a float32 weight at full speed as it lies
 def prepacked(lm: LanguageModel) -> Iterator[None]:
     """Meanwhile the model's large linear layers read copies of their weights as they are now.
 
-    Where torch has no oneDNN, where its product is not the layer's up to rounding, or less than twice the copies'
-    memory is free, all stays as it is.
+    Where the recipe has none of them (model.sampling_copies), torch has no oneDNN, its product is not the layer's up to
+    rounding, or less than twice the copies' memory is free, all stays as it is.
     """
-    layers = _layers(lm) if products.works(lm.compute_dtype) else []
+    layers = _layers(lm) if lm.copies and products.works(lm.compute_dtype) else []
     if sum(layer.base.weight.numel() for layer in layers) * lm.compute_dtype.itemsize > free_memory_of_machine() / 2:
         layers = []
     taken: list[tuple[Any, Any]] = []

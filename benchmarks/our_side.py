@@ -40,7 +40,7 @@ class OurSide:
     ) -> None:  # fmt: skip
         """lean: with the settings that take the least memory, at the price of time."""
         self._clock = Clock()
-        config = _config(model_folder, steps, work, 1 if lean else micro_batch, tuning, lean=lean)
+        config = _config(model_folder, steps, work, 2 if lean else micro_batch, tuning, lean=lean)
         lm = load_model(config.model)
         task = _Task(self._clock, work)
         config, _ = fitted(config, lm, task)  # what a run's `auto` comes to

@@ -164,8 +164,6 @@ def test_a_recipe_without_copies_is_loaded_and_planned_without() -> None:
     found = []
     for model in ({"path": "lab"}, {"path": "lab", "sampling_copies": False}):
         config = recipe(model=model)
-        pace = make_plan(config, Devices(None)).pace
-        assert pace
         found.append((load_model(config.model).copies, dressed(config, described(config.model), None).numbers.packed))
     assert found[0][0]
     assert found[1] == (False, 0)

@@ -30,7 +30,7 @@ class SlotCache(Cache):  # type: ignore[misc]
         self.lanes, self.slots = lanes, slots
         self._windows = lm.windows or {}
         self._dtype, self._device = lm.compute_dtype, lm.device
-        self._across = self._device.type == "cpu" and lm.model.config._attn_implementation.endswith("eager")
+        self._across = self._device.type == "cpu" and str(lm.model.config._attn_implementation).endswith("eager")
         self._tables: Tables = []
         self._place_RT = torch.zeros(0, 0, dtype=torch.long)
         self._width = 0

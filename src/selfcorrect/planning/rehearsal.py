@@ -149,8 +149,9 @@ def stand_in(costume: Costume, layers: int) -> LanguageModel:
         model.requires_grad_(False)
         _adapt(model, costume)
     form = HeadForm() if type(model.get_output_embeddings()) is nn.Linear else None
-    return LanguageModel(  # type: ignore[arg-type]
-        model, None, None, frozenset({0}), torch.device("cpu"), costume.compute, form, copies=costume.copies
+    none: Any = None
+    return LanguageModel(
+        model, none, none, frozenset({0}), torch.device("cpu"), costume.compute, form, copies=costume.copies
     )
 
 

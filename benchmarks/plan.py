@@ -20,9 +20,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from workload import SEED, cpu_model, versions
+from workload import GIVEN_BACK, SEED, cpu_model, versions
 
-from selfcorrect.models.freed import GIVES_BACK, SET_BY_USER
+from selfcorrect.models.freed import SET_BY_USER
 
 RESULT = Path(__file__).parent / "results" / "plan.json"
 RANDOM = "random-300m"
@@ -102,8 +102,8 @@ def machine(options: argparse.Namespace) -> dict[str, Any]:
 
 def case(name: str, scratch: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Both runs, each in a process of its own; or one that gives memory back, of those that are too large."""
-    given_back, steps = {GIVES_BACK: str(1 << 20)}, 3 if options.tiny else 4
-    tight = run(name, scratch, options, given_back, 4 if name in TIGHT else 2)
+    steps = 3 if options.tiny else 4
+    tight = run(name, scratch, options, GIVEN_BACK, 4 if name in TIGHT else 2)
     usual = tight if name in TIGHT else run(name, scratch, options, {}, steps)
     for plan in (tight, usual):
         if "failed" in plan:

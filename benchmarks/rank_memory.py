@@ -18,9 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from workload import SEED, cpu_model, versions
-
-from selfcorrect.models.freed import GIVES_BACK
+from workload import GIVEN_BACK, SEED, cpu_model, versions
 
 RESULT = Path(__file__).parent / "results" / "rank_memory.json"
 _FILE = "RANK_MEMORY_FILE"  # where a process writes what it held, with its rank behind it
@@ -69,7 +67,7 @@ def measured(model: str, tuning: str) -> list[dict[str, int]]:
         about = {**_RECIPE, "model": {**_RECIPE["model"], "path": model, "tuning": tuning}, "output": scratch}  # type: ignore[dict-item]
         recipe.write_text(yaml.safe_dump(about | ({"task": _LAB_TASK} if model == "lab" else {})), encoding="utf-8")
         launcher = "torch.distributed.run --standalone --nproc-per-node 2"
-        around = {_FILE: str(kept), "SELFCORRECT_PLAN": "off", "OMP_NUM_THREADS": "1", GIVES_BACK: str(1 << 20)}
+        around = {_FILE: str(kept), "SELFCORRECT_PLAN": "off", "OMP_NUM_THREADS": "1", **GIVEN_BACK}
         subprocess.run(
             [sys.executable, "-m", *launcher.split(), __file__, "train", str(recipe)], check=True,
             stdout=subprocess.DEVNULL, env=os.environ | around,

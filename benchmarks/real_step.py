@@ -25,9 +25,7 @@ from typing import Any
 
 import torch
 from gpu_step import DRY, HALF, make_model
-from workload import SEED, StepTiming, Work, cpu_model, median, versions
-
-from selfcorrect.models.freed import GIVES_BACK
+from workload import GIVEN_BACK, SEED, StepTiming, Work, cpu_model, median, versions
 
 RESULT = Path(__file__).parent / "results" / "real_step.json"
 ENDS = 32
@@ -99,7 +97,7 @@ def child(side: str, tuning: str, folder: Path, options: argparse.Namespace) -> 
         "--threads", str(options.threads), "--steps", str(options.steps), "--micro-batch", str(options.micro_batch),
         *(["--dry"] if options.dry else []),
     ]  # fmt: skip
-    environment = os.environ | ({GIVES_BACK: str(1 << 20)} if side == "lean" else {})
+    environment = os.environ | (GIVEN_BACK if side == "lean" else {})
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if done.returncode:
         sys.exit(f"{side} {tuning} failed:\n{done.stderr[-3000:]}")

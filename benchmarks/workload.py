@@ -15,11 +15,14 @@ from typing import Any, Protocol
 
 import torch
 
+from selfcorrect.models.freed import GIVES_BACK
+
 SEED = 0
 TEMPERATURE = 1.0
 LEARNING_RATE = 1e-6  # small: the lengths of the attempts should not drift while the clock runs
 KL_WEIGHT = 0.01
 MAX_GRAD_NORM = 1.0
+GIVEN_BACK = {GIVES_BACK: str(1 << 20)}  # in the environment: freed memory is given back
 ADAM_BETAS = (0.9, 0.95)
 
 CORRECTION = "check it and write it again"

@@ -33,7 +33,7 @@ from selfcorrect.samplers.lanes import Lanes
 
 # Of a timed update, but one row of it at the least. Gradients are added up once a micro-batch, of many rows or few.
 _FLOPS = 2e11
-_APART = 8  # layers by which the two models differ: what the head's time varies by is not to pass for a layer's
+_APART = 8  # layers between the two models at most: what the head's time varies by is not to pass for a layer's
 _LEAST = 0.15  # seconds that a piece is timed for
 _LONG = 5.0  # seconds after which it is not begun again; the first time is a little longer than the others
 

@@ -3,11 +3,9 @@
     python benchmarks/plan.py --models FOLDER [--threads 2] [--only NAME ...]     # FOLDER: those of CASES by name
     python benchmarks/plan.py --tiny                                              # the lab's model alone, one thread
 
-Each case is two runs of `selfcorrect train`, whose plan.json says both: the plan made at its start, the plan for the
-lengths that came, and what was measured. The first, of two steps, gives freed memory back (models/freed.py) and shows
-the peak, the most that its process held; the second keeps it, as by default, and shows the seconds, the median of all
-steps but the first, and the peak there too. Layers are timed once more as the steps have ended, so what else the
-machine does moves both.
+Each case is one run of `selfcorrect train`, of four steps, whose plan.json says both: the plan made at its start, the
+plan for the lengths that came, and what was measured: the most that its process held, and the median of all steps but
+the first. Layers are timed once more as the steps have ended, so what else the machine does moves both.
 """
 
 import argparse
@@ -20,7 +18,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from workload import GIVEN_BACK, SEED, cpu_model, versions
+from workload import SEED, cpu_model, versions
 
 from selfcorrect.models.freed import SET_BY_USER
 
@@ -44,7 +42,6 @@ CASES: dict[str, tuple[str, list[str]]] = {
     "random-300m full, fsdp2 x2": (RANDOM, ["rollouts.problems_per_step=2", "parallel=fsdp2"]),
     "qwen2.5-0.5b lora": ("qwen2.5-coder-0.5b-instruct", ["model.tuning=lora", "rollouts.problems_per_step=2"]),
 }
-TIGHT = ("random-300m full, fsdp2 x2",)  # where freed memory is kept, 24 GiB do not hold both processes
 _ALL = {
     "seed": SEED,
     "model": {"precision": "float32", "device": "cpu"},
@@ -101,23 +98,18 @@ def machine(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def case(name: str, scratch: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """Both runs, each in a process of its own; or one that gives memory back, of those that are too large."""
-    steps = 3 if options.tiny else 4
-    tight = run(name, scratch, options, GIVEN_BACK, 4 if name in TIGHT else 2)
-    usual = tight if name in TIGHT else run(name, scratch, options, {}, steps)
-    for plan in (tight, usual):
-        if "failed" in plan:
-            return plan
-    after, measured = usual["predicted_at_lengths"], usual["measured"]
+    """What was planned and what was measured."""
+    plan = run(name, scratch, options)
+    if "failed" in plan:
+        return plan
+    after, measured = plan["predicted_at_lengths"], plan["measured"]
     # A run's clock has what processes send each other in its update.
     phases = after["seconds"] | {"update": after["seconds"]["update"] + after["seconds"]["sync"]}
     by_phase = {name: {"predicted": phases[name], "measured": took} for name, took in measured["seconds"].items()}
-    memory = tight["predicted_at_lengths"]
     return {
-        "peak_bytes": beside(tight, "peak_bytes") | {"fullest": memory["fullest"]},
-        "peak_bytes_kept": None if name in TIGHT else beside(usual, "peak_bytes"),
-        "step_seconds": beside(usual, "step_seconds") | {"by_phase": by_phase},
-        "bytes": memory["bytes"], "peak_bytes_by_phase": memory["peak_bytes_by_phase"],
+        "peak_bytes": beside(plan, "peak_bytes") | {"fullest": after["fullest"]},
+        "step_seconds": beside(plan, "step_seconds") | {"by_phase": by_phase},
+        "bytes": after["bytes"], "peak_bytes_by_phase": after["peak_bytes_by_phase"],
     }  # fmt: skip
 
 
@@ -126,9 +118,7 @@ def beside(plan: dict[str, Any], what: str) -> dict[str, Any]:
     return {"predicted": predicted, "measured": measured, "error": predicted / measured - 1}
 
 
-def run(
-    name: str, scratch: Path, options: argparse.Namespace, environment: dict[str, str], steps: int
-) -> dict[str, Any]:
+def run(name: str, scratch: Path, options: argparse.Namespace) -> dict[str, Any]:
     """plan.json of a run, or why there is none."""
     import yaml
 
@@ -136,19 +126,19 @@ def run(
     path = "lab" if model == "lab" else str(make_random(scratch) if model == RANDOM else options.models / model)
     recipe = scratch / "recipe.yaml"
     recipe.write_text(yaml.safe_dump(_ALL), encoding="utf-8")
-    changes = [*changes, f"stages.stage2.steps={steps}", *(_LAB_TASK if model in ("lab", RANDOM) else [])]
-    tiny = ["rollouts.problems_per_step=2"] if options.tiny else []
+    changes = [*changes, *(_LAB_TASK if model in ("lab", RANDOM) else [])]
+    tiny = ["rollouts.problems_per_step=2", "stages.stage2.steps=3"] if options.tiny else []
     many = "torch.distributed.run --standalone --nproc-per-node 2 -m selfcorrect.cli"
     several = name.endswith(" x2")
     started = many if several else "selfcorrect.cli"
     threads = 1 if options.tiny else max(1, options.threads // 2) if several else options.threads
-    folder = name.replace(" ", "-").replace(",", "") + ("-tight" if environment else "")
+    folder = name.replace(" ", "-").replace(",", "")
     command = [
         sys.executable, "-m", *started.split(), "train", str(recipe), f"model.path={path}", f"output={scratch}",
         f"name={folder}", f"threads={threads}", *changes, *tiny,
     ]  # fmt: skip
     kept = {variable: value for variable, value in os.environ.items() if variable not in SET_BY_USER}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=kept | environment)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=kept)
     file = scratch / folder / "plan.json"
     if done.returncode or not file.exists():
         return {"failed": (done.stderr or done.stdout)[-2000:]}

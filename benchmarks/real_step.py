@@ -27,6 +27,8 @@ import torch
 from gpu_step import DRY, HALF, make_model
 from workload import GIVEN_BACK, SEED, StepTiming, Work, cpu_model, median, versions
 
+from selfcorrect.models.freed import started_whole
+
 RESULT = Path(__file__).parent / "results" / "real_step.json"
 ENDS = 32
 SIDES = {"full": ("trl", "selfcorrect"), "lora": ("trl", "selfcorrect", "lean")}
@@ -97,7 +99,8 @@ def child(side: str, tuning: str, folder: Path, options: argparse.Namespace) -> 
         "--threads", str(options.threads), "--steps", str(options.steps), "--micro-batch", str(options.micro_batch),
         *(["--dry"] if options.dry else []),
     ]  # fmt: skip
-    environment = os.environ | (GIVEN_BACK if side == "lean" else {})
+    environment = dict(os.environ) if side == "trl" else started_whole(os.environ)  # as the command line starts
+    environment |= GIVEN_BACK if side == "lean" else {}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if done.returncode:
         sys.exit(f"{side} {tuning} failed:\n{done.stderr[-3000:]}")

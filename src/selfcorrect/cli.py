@@ -16,6 +16,7 @@ from selfcorrect.commands import AsJson, Grouped, Overrides, Sections, export, t
 from selfcorrect.commands import stopped as _stopped
 from selfcorrect.errors import ConfigError, TrainingInterrupted, UserError
 from selfcorrect.evaluate_command import evaluate
+from selfcorrect.models.freed import begin
 from selfcorrect.planning.command import plan
 from selfcorrect.serving.command import serve
 from selfcorrect.starting import commands as starting
@@ -364,6 +365,8 @@ app.command(epilog="Example: selfcorrect plan math_qwen2.5-7b-instruct_qlora --g
 app.command(epilog="Example: selfcorrect serve runs/mine --port 8000")(serve)
 app.command(epilog="Example: selfcorrect traces runs/mine mine.jsonl --format messages")(traces)
 
+_THAT_TRAIN = ("train", "demo", "plan")  # plan: it times layers that do
+
 
 def data_folder() -> Path:
     """Where the public data files are looked for: SELFCORRECT_DATA, else ../shared/data."""
@@ -372,6 +375,8 @@ def data_folder() -> Path:
 
 def main() -> None:
     """Entry point: user errors become one line on stderr and exit status 2, Ctrl-C status 130."""
+    if sys.argv[1:2] and sys.argv[1] in _THAT_TRAIN:
+        begin(__file__)
     wait_briefly()
     prepare_completion(app)
     try:

@@ -7,6 +7,7 @@ import json
 import logging
 import math
 import os
+import platform
 import signal
 import time
 from collections.abc import Callable
@@ -26,6 +27,7 @@ from selfcorrect.compare.results import read_answers, summarize
 from selfcorrect.config import CompareConfig, TrainConfig
 from selfcorrect.config.recipe import load_recipe, validate
 from selfcorrect.errors import ConfigError, DataError, TrainingInterrupted
+from selfcorrect.models.freed import WHOLE
 from selfcorrect.tasks.countdown import Countdown
 from tests.support.processes import alive
 from tests.support.runs import lucky_grade, read_rows, recipe
@@ -78,6 +80,8 @@ def test_runs_end_with_a_comparison_that_is_killed(tmp_path: Path) -> None:
         with contextlib.suppress(OSError):  # not opened at its other end yet
             recipe = os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
         time.sleep(0.02)
+    if platform.libc_ver()[0] == "glibc":
+        assert WHOLE in Path(f"/proc/{run}/environ").read_text()
     os.kill(comparing, signal.SIGKILL)
     os.waitpid(comparing, 0)
     until = time.monotonic() + 10

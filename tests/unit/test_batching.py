@@ -108,7 +108,7 @@ def test_micro_batches_hold_every_row_once_and_no_more_columns_than_they_need() 
     lengths = [5, 1, 4, 2, 3, 1, 6]
     batch = batch_of(*[rollout_of_ids(((5,), (3,) * length), ((7,), (4,))) for length in lengths])
     pieces = list(micro_batches(batch, 3))
-    assert [len(piece.length_B) for piece in pieces] == [3, 3, 1]
+    assert [piece.length_B.tolist() for piece in pieces] == [[9, 8, 7], [6, 5, 4], [4]]  # the longest first
     assert all(piece.token_ids_BT.shape[1] == piece.length_B.max() for piece in pieces)
     # attempt 1 of rollout i is paid 10 i + 1
     assert sorted(v for piece in pieces for v in piece.advantages_BT[:, 1].tolist()) == [10 * i + 1 for i in range(7)]
@@ -118,7 +118,7 @@ def test_rows_end_to_end_fill_a_piece_up_to_the_room_of_so_many_of_the_longest()
     lengths = [5, 1, 4, 2, 3, 1, 6]  # of attempt 1, in rows of 3 tokens more
     batch = batch_of(*[rollout_of_ids(((5,), (3,) * length), ((7,), (4,))) for length in lengths])
     assert sorted(batch.length_B.tolist()) == [4, 4, 5, 6, 7, 8, 9]
-    for size, whole, shared in ((1, [2, 1, 1, 1, 1, 1], [3, 1, 1, 1, 1]), (2, [3, 2, 2], [4, 2, 1]), (5, [7], [7])):
+    for size, whole, shared in ((1, [1, 1, 1, 1, 2, 1], [1, 1, 1, 2, 2]), (2, [2, 3, 2], [2, 4, 1]), (5, [7], [7])):
         for packed_B, expected in ((batch.length_B, whole), (batch.length_B - 2, shared)):
             pieces = list(micro_batches(batch, size, packed_B))
             assert [len(piece.length_B) for piece in pieces] == expected

@@ -143,6 +143,16 @@ def rests(config: TrainConfig, devices: Devices) -> tuple[dict[str, float], str]
 LAB = {"name": "countdown", "max_number": 100, "limit": 200, "prompt": "{numbers} : {target}", "correction_prompt": "?"}
 
 
+@pytest.mark.parametrize(("whole", "given", "share"), [(True, False, 0.08), (False, False, 0.32), (True, True, 0.02)])
+def test_what_the_heap_holds_beyond_what_is_alive_hangs_on_how_the_process_began(
+    monkeypatch: pytest.MonkeyPatch, whole: bool, given: bool, share: float
+) -> None:
+    monkeypatch.setattr("selfcorrect.planning.memory.is_whole", lambda: whole)
+    monkeypatch.setattr("selfcorrect.planning.memory.gives_back", lambda: given)
+    told, _ = rests(big(model={"path": "lab"}, task=LAB), Devices(None))
+    assert told["allocator_slack_share"] == share
+
+
 def test_a_plan_tells_the_numbers_that_it_rests_on() -> None:
     """Those that it used, and no others; the same in lines and in JSON."""
     small: dict[str, Any] = {

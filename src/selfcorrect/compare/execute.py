@@ -15,6 +15,7 @@ from selfcorrect.config import Config, LogConfig, TrainConfig
 from selfcorrect.config.paths import absolute
 from selfcorrect.config.recipe import dump, load_recipe
 from selfcorrect.errors import ConfigError, UserError
+from selfcorrect.models.freed import started_whole
 from selfcorrect.runs.checkpoint import atomic_folder
 
 _POLL = 0.2
@@ -77,7 +78,8 @@ def launch(arguments: list[str], log: Path) -> Process:
     """`selfcorrect` with these arguments, in a process of its own that writes to `log` and ends when this one does."""
     command = [sys.executable, "-c", _CHILD, str(os.getpid()), *arguments]
     with log.open("ab") as out:
-        return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=out)
+        started = started_whole(os.environ)
+        return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=started)
 
 
 class Runner:

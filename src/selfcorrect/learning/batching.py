@@ -70,11 +70,13 @@ def make_batch(
 def micro_batches(batch: Batch, size: int, packed_B: Tensor | None = None) -> Iterator[Batch]:
     """The batch in pieces of at most `size` rows of similar length; rows without trained tokens are dropped.
 
+    The longest first: later pieces find room where the first one's tensors lay, and what does not fit fails at once.
+
     packed_B: the room that each row takes where rows lie end to end. Pieces then have as many rows as take no more
     than `size` of the largest do.
     """
     trained = (batch.attempt_BT > 0).any(1).nonzero().squeeze(1)
-    by_length = trained[batch.length_B[trained].argsort(stable=True)]
+    by_length = trained[batch.length_B[trained].argsort(stable=True, descending=True)]
     if not len(by_length):
         return
     takes = [1] * len(by_length) if packed_B is None else packed_B[by_length].tolist()

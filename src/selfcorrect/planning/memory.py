@@ -6,7 +6,7 @@ from functools import lru_cache
 import torch
 
 from selfcorrect.config import TrainConfig
-from selfcorrect.models.freed import gives_back
+from selfcorrect.models.freed import gives_back, is_whole
 from selfcorrect.models.sizing import free_memory_of_machine
 from selfcorrect.parallel.gradients import BUCKET
 from selfcorrect.planning.hardware import CONTEXT_BYTES, SLACK, Card
@@ -19,8 +19,9 @@ from selfcorrect.samplers.graphs import AS_THEY_ARE, FIXED
 PROCESS_BYTES = 0.44 * 2**30
 TOKEN_BYTES = 1.1 * 2**10  # of the tokenizer, for each entry of the vocabulary; measured
 PEFT_BYTES = 0.05 * 2**30  # more with PEFT and bitsandbytes imported; measured
-# Of what is alive, that glibc's heap holds beyond it: freed memory kept, and given back (docs/plan.md).
-HEAP_SLACK, HEAP_SLACK_GIVEN = 0.32, 0.02
+# Of what is alive, that glibc's heap holds beyond it: in a command that trains, in a process of another programme, and
+# where freed memory is given back (docs/plan.md, models/freed.py).
+HEAP_SLACK, HEAP_SLACK_ELSEWHERE, HEAP_SLACK_GIVEN = 0.08, 0.32, 0.02
 ENGINE_BYTES = 1.5 * 2**30  # of vLLM: graphs and workspaces, assumed
 
 
@@ -122,7 +123,7 @@ def memory(config: TrainConfig, model: Dressed, card: Card | None, step: Step, s
         phases["loading"] = {"the file as it is read": _file_bytes(model)}
         process = PROCESS_BYTES + TOKEN_BYTES * model.spec.vocabulary
         process += PEFT_BYTES if config.model.tuning != "full" else 0.0
-        slack = HEAP_SLACK_GIVEN if gives_back() else HEAP_SLACK
+        slack = HEAP_SLACK_GIVEN if gives_back() else HEAP_SLACK if is_whole() else HEAP_SLACK_ELSEWHERE
     else:
         process, slack = CONTEXT_BYTES, SLACK
     if card and not spread.engine:

@@ -13,6 +13,7 @@ from selfcorrect.evaluation.evaluate import Evaluation, Evaluator
 from selfcorrect.learning.record import StepResult
 from selfcorrect.learning.supervised import Collection, Collector, steps_an_iteration, supervised_step
 from selfcorrect.learning.training import Trainer
+from selfcorrect.models.freed import give_back
 from selfcorrect.models.loading import resolve_path
 from selfcorrect.models.weights import fingerprint, load_weights, stored_weights, weights
 from selfcorrect.runs.asked import asked_of, check_asked
@@ -250,6 +251,7 @@ class Loop:
         if trainer.progress.step == self._saved_step:
             return
         self.ranks.check_alike(trainer.lm)
+        give_back()  # a shard's bytes are made in memory, in one piece that no hole of the heap has room for
         tensors = {f"model/{name}": tensor for name, tensor in weights(trainer.lm).items()}
         tensors |= {f"optimizer/{name}": tensor for name, tensor in optimizer_tensors(trainer.optimizer).items()}
         state = asdict(trainer.progress) | {"due": self._is_due(), "base": self._base}

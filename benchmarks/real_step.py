@@ -9,6 +9,7 @@ first one also has AdamW's moments made and every page of memory touched for the
 Processes alternate, TRL first. Score: tokens sampled a second, so that longer or shorter samples cancel out. Peak
 memory: the most that a process held (ru_maxrss), loading included. What is not the same work: train_step.py.
 Ours settles its micro-batch by itself (`auto`); TRL's is --micro-batch (4 is faster than 2 and 8: docs/log.md).
+Ours start as `selfcorrect train` does (models/freed.py), TRL's as `python` does.
 With LoRA a third process takes its turn, `lean`: ours with micro_batch: 2, gradient checkpointing, no
 model.sampling_copies, and freed memory given back (models/freed.py).
 """

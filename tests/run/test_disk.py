@@ -18,7 +18,7 @@ from selfcorrect.errors import CheckpointError, ConfigError, ModelError, Trainin
 from selfcorrect.models.loading import LanguageModel, load_model
 from selfcorrect.models.stored import stored_dtype
 from selfcorrect.runs import disk, loop
-from selfcorrect.runs.checkpoint import load_newest, saved
+from selfcorrect.runs.checkpoint import load_newest, save, saved
 from selfcorrect.runs.display import Observer
 from selfcorrect.runs.interrupts import alone
 from selfcorrect.runs.run import resume
@@ -46,6 +46,22 @@ class StopAtEvaluation(Observer):
     def evaluating(self, name: str) -> None:
         if name == self._name:
             signal.raise_signal(signal.SIGINT)
+
+
+def test_freed_memory_is_given_back_before_each_checkpoint(
+    small_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a shard's bytes are made in memory, in one piece."""
+    order = list[str]()
+
+    def saved_then(*args: Any) -> None:
+        order.append("saved")
+        save(*args)
+
+    monkeypatch.setattr(loop, "give_back", lambda: order.append("given back"))
+    monkeypatch.setattr(loop, "save", saved_then)
+    go(recipe(tmp_path, small_model))
+    assert order == 4 * ["given back", "saved"]
 
 
 @pytest.mark.parametrize("select", ["best", pytest.param("last", marks=pytest.mark.nightly)])

@@ -143,7 +143,7 @@ def rests(config: TrainConfig, devices: Devices) -> tuple[dict[str, float], str]
 LAB = {"name": "countdown", "max_number": 100, "limit": 200, "prompt": "{numbers} : {target}", "correction_prompt": "?"}
 
 
-@pytest.mark.parametrize(("whole", "given", "share"), [(True, False, 0.08), (False, False, 0.32), (True, True, 0.02)])
+@pytest.mark.parametrize(("whole", "given", "share"), [(True, False, 0.10), (False, False, 0.32), (True, True, 0.02)])
 def test_what_the_heap_holds_beyond_what_is_alive_hangs_on_how_the_process_began(
     monkeypatch: pytest.MonkeyPatch, whole: bool, given: bool, share: float
 ) -> None:

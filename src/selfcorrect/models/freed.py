@@ -16,6 +16,7 @@ import ctypes
 import os
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3  # of <malloc.h>
@@ -37,7 +38,8 @@ def begin(script: str) -> None:
     if not is_whole() and environment != dict(os.environ) and _runs(script):
         sys.stdout.flush()
         sys.stderr.flush()
-        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
+        with suppress(OSError):  # then it goes on as it is
+            os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
     _forget()
 
 

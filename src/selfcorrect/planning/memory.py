@@ -21,7 +21,7 @@ TOKEN_BYTES = 1.1 * 2**10  # of the tokenizer, for each entry of the vocabulary;
 PEFT_BYTES = 0.05 * 2**30  # more with PEFT and bitsandbytes imported; measured
 # Of what is alive, that glibc's heap holds beyond it: in a command that trains, in a process of another programme, and
 # where freed memory is given back (docs/plan.md, models/freed.py).
-HEAP_SLACK, HEAP_SLACK_ELSEWHERE, HEAP_SLACK_GIVEN = 0.08, 0.32, 0.02
+HEAP_SLACK, HEAP_SLACK_ELSEWHERE, HEAP_SLACK_GIVEN = 0.10, 0.32, 0.02
 ENGINE_BYTES = 1.5 * 2**30  # of vLLM: graphs and workspaces, assumed
 
 

@@ -86,7 +86,8 @@ def _forget() -> None:
 
 
 def _runs(script: str) -> bool:
-    started = Path(sys.argv[0])
+    """Of what Python was started with; sys.argv may have been set since, as by a test that calls a command."""
+    started = Path(getattr(sys.modules["__main__"], "__file__", None) or "")
     return started.name == "selfcorrect" or (started.is_file() and started.samefile(script))
 
 

@@ -89,7 +89,7 @@ def test_runs_end_with_a_comparison_that_is_killed(tmp_path: Path) -> None:
     assert not alive({run})
     for descriptor in (recipe, reading, telling):
         os.close(descriptor)
-    assert WHOLE in began or platform.libc_ver()[0] != "glibc"
+    assert WHOLE.partition(":")[0] in began or platform.libc_ver()[0] != "glibc"  # glibc ends each setting there
 
 
 class Done:

@@ -4,7 +4,7 @@ glibc gives a large block back to the system as soon as it is freed, and takes t
 to write a fresh tensor of 24 MB takes three times as long as to write where one was before. An update makes and frees
 thousands of such tensors, and is 5 to 30 % shorter where they are kept. Two things have a heap that is kept break up:
 
-- torch asks for tensors at multiples of 64 bytes, and glibc before 2.38 takes a larger piece for one, whose ends it
+- torch asks for tensors at multiples of 64 bytes, and glibc (2.36) takes a larger piece for one, whose ends it
   keeps for small requests. A tensor of the same size then does not fit where one was freed. So a process that trains
   begins without those small stores (`begin`): they can be turned off by the environment alone, as it starts.
 - A heap with holes breaks up all the same, little by little. With MALLOC_MMAP_THRESHOLD_=1048576 in the environment

@@ -75,6 +75,20 @@ for rows in (3000, 3200, 2900, 3100, 3300, 2800):
     x.sum().backward()
 print(libc.mallinfo2().arena >> 20)
 """
+END = """
+import ctypes
+from selfcorrect.models.freed import keep_freed_memory
+print(keep_freed_memory())
+class Told(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_size_t) for name in (*"abcdefghi", "end")]
+libc = ctypes.CDLL(None)
+libc.mallinfo2.restype = Told
+libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
+blocks = [libc.malloc(1 << 29) for _ in range(6)]  # 3 GiB, of which nothing is written
+for block in blocks:
+    libc.free(block)
+print(libc.mallinfo2().end >> 20)
+"""
 GLIBC = platform.libc_ver()
 OF_GLIBC = pytest.mark.skipif(GLIBC[0] != "glibc", reason="another C library")
 
@@ -140,6 +154,13 @@ def test_nothing_begins_anew_in_another_programme_or_where_the_user_has_set_memo
     assert [line[-3:] for line in own[1:]] == [["False", theirs, "False"]]
     # Memory that is given back leaves small pieces too.
     assert begun(tmp_path, **{GIVES_BACK: str(1 << 20)})[-1][-3:] == ["True", "None", "False"]
+
+
+@pytest.mark.skipif(GLIBC < ("glibc", "2.33"), reason="mallinfo2 is of glibc 2.33")
+def test_more_than_two_gibibytes_stay_at_the_heaps_end() -> None:
+    kept, free = said("keep", END)
+    assert kept == "True"
+    assert int(free) >= 3 << 10
 
 
 @pytest.mark.skipif(GLIBC < ("glibc", "2.26") or GLIBC >= ("glibc", "2.38"), reason="such holes were seen with 2.36")

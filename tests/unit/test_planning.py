@@ -315,12 +315,15 @@ def test_a_plan_shares_and_packs_where_a_run_would(config: Any, attention: str) 
 
 
 def test_what_each_process_does_for_itself_counts_once_each(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On made-up times of one second each: weights laid out by all, the optimiser's step by all under DDP; threads."""
-    parts, threads = ("step", "step one row", "prefill", "lay out", "update", "optimiser"), list[int]()
+    """On made-up times of one second each: weights laid out by all, the optimiser's step by all under DDP; threads.
+
+    Prompts that rows share, of a thousand seconds here, count once each too, and not once a micro-batch.
+    """
+    parts, threads = ("step", "step one row", "prefill", "lay out", "rollouts' passes", "optimiser"), list[int]()
 
     def timed(*given: Any) -> dict[str, Line]:
         threads.append(given[-1])
-        return {part: Line(1.0, 0.0) for part in parts}
+        return {part: Line(1.0, 0.0) for part in parts} | {"prompts' passes": Line(1000.0, 0.0)}
 
     monkeypatch.setattr(cpu, "_timings", timed)
     config, before = recipe(optimizer={"micro_batch": 1}, rollouts={"problems_per_step": 4}), torch.get_num_threads()
@@ -328,8 +331,9 @@ def test_what_each_process_does_for_itself_counts_once_each(monkeypatch: pytest.
     paces = [make_plan(config, Devices(None, gpus, parallel=parallel)).pace for gpus, parallel in kinds]
     one, ddp, fsdp2 = (pace.seconds for pace in paces if pace)
     assert ddp["rollouts"] == fsdp2["rollouts"] == pytest.approx(one["rollouts"] + config.rollouts.attempts)
-    assert ddp["update"] == pytest.approx(one["update"] + 1)
-    assert fsdp2["update"] == pytest.approx(one["update"])
+    assert one["update"] // 1000 == 1
+    assert ddp["update"] == pytest.approx(one["update"] + 1000 + 1)
+    assert fsdp2["update"] == pytest.approx(one["update"] - 1000)  # which shares none
     most = max(before, min(2 * before, os.cpu_count() or 1))
     assert threads == [before, most, most]
     assert torch.get_num_threads() == before

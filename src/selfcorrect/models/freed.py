@@ -20,7 +20,7 @@ from contextlib import suppress
 from pathlib import Path
 
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3  # of <malloc.h>
-_KEPT = (1 << 31) - 1  # bytes that may lie free at the heap's end; the parameter is a C int
+_KEPT = -1  # bytes that may lie free at the heap's end: any number
 _OWN = 1 << 30  # bytes: blocks from this size on are taken from the system, and given back
 _STEP = 64 << 20  # bytes by which the heap grows
 _LITTLE = {_TRIM_THRESHOLD: 64 << 20, _TOP_PAD: 16 << 20}  # where large blocks are given back

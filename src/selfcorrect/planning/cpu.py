@@ -34,7 +34,7 @@ from selfcorrect.samplers.lanes import Lanes
 # Of a timed update, but one row of it at the least. Gradients are added up once a micro-batch, of many rows or few.
 _FLOPS = 2e11
 _APART = 8  # layers between the two models at most: what the head's time varies by is not to pass for a layer's
-_LEAST = 0.15  # seconds that a piece is timed for
+_LEAST = 0.4  # seconds that a piece is timed for
 _LONG = 5.0  # seconds after which it is not begun again; the first time is a little longer than the others
 
 
@@ -56,10 +56,11 @@ def measured(config: TrainConfig, model: Dressed, step: Step, spread: Spread, no
     many = spread.devices // nodes  # of this machine
     shares = model.attends_to_all and spread.shards == 1
     work = update_of(config, step, shares, 1 << 30, longest=False)
-    of_row = work.rest * 8 * 2 * model.numbers.largest + work.trained * 8 * model.spec.vocabulary * model.spec.hidden
+    of_token = 8 * 2 * model.numbers.largest
+    of_row = work.rest * of_token + work.trained * 8 * model.spec.vocabulary * model.spec.hidden
     rows = max(1, min(work.rows, int(_FLOPS / of_row)))
-    prefixes = math.ceil(rows * work.prefixes / step.rows)  # as many to a row as the step has
-    timed = replace(work, rows=rows, micro_batches=1, scored=rows * work.trained, prefixes=prefixes)
+    prefixes = min(work.prefixes, max(1, int(_FLOPS / (max(1, work.prefix) * of_token))))
+    timed = replace(work, rows=rows, scored=rows * work.trained, prefixes=prefixes)
     row, limit = math.ceil(step.lengths.mean_row(step.attempts)), step.lengths.limit
     lanes = many * min(config.rollouts.rows, step.rows)
     one_process, step = step, replace(step, rows=many * step.rows, groups=many * step.groups)
@@ -75,11 +76,9 @@ def measured(config: TrainConfig, model: Dressed, step: Step, spread: Spread, no
         fed = step.groups * step.lengths.prompt if attempt == 1 else step.rows * (step.lengths.turn + 1)
         seconds["rollouts"] += many * of["lay out"] + of["prefill"] * fed / max(1, lanes * _FED)
         tokens += step.rows * step.lengths.attempt
-    # Layers see the rest of each row and each prompt once; the head sees rows alone.
-    seen = step.rows * work.rest + many * work.prefixes * work.prefix
-    tokens_seen = seen / (rows * work.rest + prefixes * work.prefix)
-    head, layers = found["update"].at(0), found["update"].more * model.spec.layers
-    seconds["update"] = head * step.rows / rows + layers * tokens_seen + many / spread.shards * of["optimiser"]
+    # Prompts that are shared are computed once a step, before all micro-batches and after them.
+    seconds["update"] = of["rollouts' passes"] * step.rows / rows + many / spread.shards * of["optimiser"]
+    seconds["update"] += many * of["prompts' passes"] * work.prefixes / max(1, prefixes)
     sent = GLOO_SUM_BYTES if spread.shards == 1 else GLOO_BYTES
     seconds["sync"] = sum(sync(config, model, sent, one_process, spread, 0.0).values())
     seconds["grading"] = grading(config, step.rows, os.cpu_count() or 1)
@@ -127,7 +126,7 @@ def _timings(
 
 def _of_layers(lm: Any, costume: Costume, work: Update, lanes: int, width: int, limit: int) -> dict[str, float]:
     serve(lm.model)
-    trained = lm.parameters()
+    trained, added = lm.parameters(), work.micro_batches > 1
     times = {}
     for name, rows in (("step", lanes), ("step one row", 1)):
         room = _seated(lm, rows, width, max(2, limit))
@@ -141,12 +140,15 @@ def _of_layers(lm: Any, costume: Costume, work: Update, lanes: int, width: int, 
             times[name] = _timed(lambda: room.step(rows, width))  # noqa: B023
     times["lay out"] = _to_lay_out(lm)
 
-    def learn(reference: bool) -> None:
-        for tensor in trained:
-            tensor.grad = None
-        run_update(lm, work, costume.tiles, reference)
+    def learn() -> tuple[float, float]:
+        for tensor in trained:  # as at all micro-batches but the first, or at the only one
+            tensor.grad = (tensor.grad if tensor.grad is not None else torch.zeros_like(tensor)) if added else None
+        at = [time.perf_counter()]
+        run_update(lm, work, costume.tiles, costume.reference, lambda: at.append(time.perf_counter()))
+        start, ready, _, learned, end = at
+        return learned - ready, ready - start + end - learned
 
-    times["update"] = _timed(lambda: learn(costume.reference))
+    times["rollouts' passes"], times["prompts' passes"] = _shortest(learn)
     optimizer = torch.optim.AdamW(trained, lr=0.0, fused=True)
 
     def move() -> None:
@@ -180,11 +182,21 @@ def _fill(room: Lanes, rows: int, tokens: int) -> None:
 
 
 def _timed(piece: Callable[[], Any]) -> float:
-    """The shortest of a few times: what others take of the machine does not count. A long one is timed less often."""
-    best, spent, count = math.inf, 0.0, 0
-    while (count < 3 and spent < _LONG) or (spent < _LEAST and count < 20):
+    def whole() -> tuple[float]:
         start = time.perf_counter()
         piece()
-        took = time.perf_counter() - start
-        best, spent, count = min(best, took), spent + took, count + 1
-    return best
+        return (time.perf_counter() - start,)
+
+    return _shortest(whole)[0]
+
+
+def _shortest(piece: Callable[[], tuple[float, ...]]) -> list[float]:
+    """Of the seconds that a piece tells of its parts, of a few times: what others take of the machine does not count. A
+    long one is timed less often.
+    """
+    took: list[tuple[float, ...]] = []
+    spent = 0.0
+    while (len(took) < 3 and spent < _LONG) or (spent < _LEAST and len(took) < 20):
+        took.append(piece())
+        spent += sum(took[-1])
+    return [min(of_part) for of_part in zip(*took, strict=True)]

@@ -198,8 +198,8 @@ def _adapt(model: Any, costume: Costume) -> None:
 def update(costume: Costume, work: Update) -> Callable[[LanguageModel], dict[str, float]]:
     """Measures an update's most bytes at once beside weights, and the gradients, which it leaves.
 
-    `peak 0`, `peak 1` and so on are of its parts (forward and head, layers, embeddings, those of the prompts). Which
-    of them is the highest depends on the number of layers, so each has a line of its own (`highest`).
+    `peak 0`, `peak 1` and so on are of its parts (prompts, forward and head, layers, embeddings, those of the prompts).
+    Which of them is the highest depends on the number of layers, so each has a line of its own (`highest`).
     """
 
     def measure(lm: LanguageModel) -> dict[str, float]:
@@ -210,7 +210,7 @@ def update(costume: Costume, work: Update) -> Callable[[LanguageModel], dict[str
                 for tensor in trained:
                     tensor.grad = torch.zeros_like(tensor)
             with _backward_at_embeddings(lm, live.mark):
-                run_update(lm, work, costume.tiles, costume.reference, live.mark)
+                run_update(lm, work, costume.tiles, costume.reference, live.mark, fewer=True)
             gradients = sum(t.grad.nbytes for t in trained if t.grad is not None)
         peaks = {f"peak {number}": peak for number, peak in enumerate(live.peaks)}
         return {**peaks, "gradients": gradients}
@@ -239,14 +239,15 @@ def _backward_at_embeddings(lm: LanguageModel, mark: Callable[[], None]) -> Iter
 
 
 def run_update(
-    lm: LanguageModel, work: Update, tiles: Tiles, reference: bool, mark: Callable[[], None] = lambda: None
+    lm: LanguageModel, work: Update, tiles: Tiles, reference: bool, mark: Callable[[], None], *, fewer: bool = False
 ) -> None:
     """Trainer.update on one micro-batch of made-up rollouts, all of them equally long. Adds to the gradients.
 
-    mark is called as the head's backward pass is over, as the rollouts' is, and as the prompts' is.
+    mark is called as the prompts' forward pass is over, as the head's backward pass is, as the rollouts' is, and as the
+    prompts' is. fewer: packed prefixes are put together to a few, which take the same memory and are sooner rehearsed.
     """
     kind: Any = _Packed if work.packed else _Padded
-    if work.packed and work.prefixes > _FEW:  # as many tokens in fewer prefixes: the same memory, sooner rehearsed
+    if fewer and work.packed and work.prefixes > _FEW:
         prefixes = [(number,) * (work.prefixes * work.prefix // _FEW) for number in range(_FEW)]
     else:
         prefixes = [(number,) * work.prefix for number in range(work.prefixes)]
@@ -254,6 +255,7 @@ def run_update(
         prompts = kind(lm, prefixes) if prefixes else None
     with torch.no_grad():
         ref_prompts = kind(lm, prefixes) if prefixes and reference else None
+    mark()
     with torch.no_grad():
         theirs = _states(lm, work, ref_prompts) if reference else None
     with recomputed(lm.model, work.again, lm.kernels):

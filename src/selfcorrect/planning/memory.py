@@ -21,7 +21,7 @@ TOKEN_BYTES = 1.1 * 2**10  # of the tokenizer, for each entry of the vocabulary;
 PEFT_BYTES = 0.05 * 2**30  # more with PEFT and bitsandbytes imported; measured
 # Of what is alive, that glibc's heap holds beyond it: in a command that trains, in a process of another programme, and
 # where freed memory is given back (docs/plan.md, models/freed.py).
-HEAP_SLACK, HEAP_SLACK_ELSEWHERE, HEAP_SLACK_GIVEN = 0.10, 0.32, 0.02
+HEAP_SLACK, HEAP_SLACK_ELSEWHERE, HEAP_SLACK_GIVEN = 0.085, 0.32, 0.02
 ENGINE_BYTES = 1.5 * 2**30  # of vLLM: graphs and workspaces, assumed
 
 
@@ -121,6 +121,7 @@ def memory(config: TrainConfig, model: Dressed, card: Card | None, step: Step, s
         phases["saving"] = {"a checkpoint as it is written": written, "whole copy for sampling": whole}
     if card is None:
         phases["loading"] = {"the file as it is read": _file_bytes(model)}
+        phases["update"]["a gradient that finds no hole"] = _without_hole(config, model, spread)
         process = PROCESS_BYTES + TOKEN_BYTES * model.spec.vocabulary
         process += PEFT_BYTES if config.model.tuning != "full" else 0.0
         slack = HEAP_SLACK_GIVEN if gives_back() else HEAP_SLACK if is_whole() else HEAP_SLACK_ELSEWHERE
@@ -209,6 +210,16 @@ def _gathered(model: Dressed, spread: Spread) -> float:
     return width * (2 * model.numbers.largest + model.numbers.outer) + 4 * max(
         model.numbers.largest, model.numbers.outer
     )
+
+
+def _without_hole(config: TrainConfig, model: Dressed, spread: Spread) -> float:
+    """Of glibc's heap. Tied embeddings get two gradients, the head's and, after the layers' backward pass, their own.
+    Activations that are freed between leave holes no larger than the loss's tiles, so a larger one lies beside them.
+    """
+    size = model.costume.weights.itemsize * model.spec.vocabulary * model.spec.hidden
+    tied = config.model.tuning == "full" and getattr(model.spec.config, "tie_word_embeddings", False)
+    beside = tied and spread.shards == 1 and not gives_back() and size > 4 * model.costume.tiles.kept
+    return size if beside else 0.0
 
 
 def _copies(model: Dressed) -> float:

@@ -98,7 +98,7 @@ def _memory(plan: Plan) -> Iterator[Number]:
     needs, on_card = plan.memory, plan.devices.card is not None
     what = "CUDA context and cuBLAS" if on_card else "the process"
     yield Number("process_gib", needs.process / _GIB, f"{needs.process / _GIB:.2f} GiB of {what}")
-    yield Number("allocator_slack_share", needs.slack, f"{needs.slack:.0%} of allocator's slack")
+    yield Number("allocator_slack_share", needs.slack, f"{100 * needs.slack:.3g}% of allocator's slack")
     if plan.spread.engine:
         engine = ENGINE_BYTES / _GIB
         yield Number("engine_gib", engine, f"{engine:g} GiB of vLLM's graphs and workspaces")

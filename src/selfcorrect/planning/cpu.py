@@ -128,9 +128,7 @@ def _of_layers(lm: Any, costume: Costume, work: Update, lanes: int, width: int, 
     serve(lm.model)
     before = _sampling(lm, lanes, width, limit)
     times = _learning(lm, costume, work)
-    after = _sampling(
-        lm, lanes, width, limit
-    )  # seconds later: a step has a hundred of these, and others come in bursts
+    after = _sampling(lm, lanes, width, limit)  # seconds later: what others take comes in bursts
     return times | {name: min(took, after[name]) for name, took in before.items()}
 
 

@@ -22,9 +22,10 @@ from selfcorrect.errors import ConfigError, ModelError
 from selfcorrect.learning.batching import Batch
 from selfcorrect.learning.training import Trainer
 from selfcorrect.learning.vocabulary import tiles_for
+from selfcorrect.models import products
 from selfcorrect.models.freed import SET_BY_USER
 from selfcorrect.models.loading import load_model, wrap
-from selfcorrect.planning import beside, cpu, plan
+from selfcorrect.planning import beside, cpu, plan, rehearsal
 from selfcorrect.planning.hardware import CARDS, card_named, utilisation
 from selfcorrect.planning.live import Live
 from selfcorrect.planning.plan import Devices, _changed, devices_for, make_plan, turns
@@ -33,6 +34,7 @@ from selfcorrect.planning.settled import dressed, static
 from selfcorrect.planning.spec import Spec, described
 from selfcorrect.planning.work import Update, assumed_lengths, step_of, update_of
 from selfcorrect.runs.checks import check_context, fitted
+from selfcorrect.samplers.prepacked import LEAST_ADAPTED
 from selfcorrect.samplers.transformers import TransformersSampler
 from selfcorrect.tasks import make_task
 from tests.support.tiny import tiny_lm
@@ -337,6 +339,27 @@ def test_what_each_process_does_for_itself_counts_once_each(monkeypatch: pytest.
     most = max(before, min(2 * before, os.cpu_count() or 1))
     assert threads == [before, most, most]
     assert torch.get_num_threads() == before
+
+
+@pytest.mark.parametrize("copies", [True, False])
+def test_decoding_is_timed_with_adapters_as_it_multiplies_with_them(
+    monkeypatch: pytest.MonkeyPatch, copies: bool
+) -> None:
+    """In float32 copies for sampling hold them too (samplers/prepacked.py)."""
+    own, called = rehearsal._Adapted.forward, list[int]()
+
+    def noted(self: Any, x: Any) -> Any:
+        called.append(self.base.weight.numel())
+        return own(self, x)
+
+    config = LlamaConfig(**SMALL | {"hidden_size": 256, "intermediate_size": 512})
+    changed = recipe(model={"path": "lab", "tuning": "lora", "precision": "float32", "sampling_copies": copies})
+    lm = rehearsal.stand_in(dressed(changed, Spec("lab", config), None).costume, 1)
+    monkeypatch.setattr(rehearsal._Adapted, "forward", noted)
+    cpu._sampling(lm, 2, 4, 1)
+    whole = copies and products.works(torch.float32)
+    assert bool([size for size in called if size >= LEAST_ADAPTED]) != whole
+    assert len(rehearsal.adapters(lm.model)) == 7
 
 
 def test_models_that_were_timed_are_let_go_of(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,23 +18,25 @@ import torch
 
 from selfcorrect.config import TrainConfig
 from selfcorrect.errors import ModelError
+from selfcorrect.models import products
 from selfcorrect.models.freed import keep_freed_memory
 from selfcorrect.models.loading import LanguageModel
-from selfcorrect.models.products import serve
 from selfcorrect.models.windows import layer_windows
 from selfcorrect.planning.hardware import GLOO_BYTES, GLOO_SUM_BYTES
 from selfcorrect.planning.memory import Spread
 from selfcorrect.planning.pace import Pace, decoding, grading, sync
-from selfcorrect.planning.rehearsal import Costume, CostumeKey, Line, kinds, run_update, through
+from selfcorrect.planning.rehearsal import Costume, CostumeKey, Line, adapters, kinds, run_update, through
 from selfcorrect.planning.settled import Dressed
 from selfcorrect.planning.work import Step, Update, update_of
 from selfcorrect.samplers.inference import InferenceWeights
 from selfcorrect.samplers.lanes import Lanes
+from selfcorrect.samplers.prepacked import LEAST_ADAPTED, laid_out, least
 
 # Of a timed update, but one row of it at the least. Gradients are added up once a micro-batch, of many rows or few.
 _FLOPS = 2e11
 _APART = 8  # layers between the two models at most: what the head's time varies by is not to pass for a layer's
 _LEAST = 0.4  # seconds that a piece is timed for
+_MOST = 20  # times
 _LONG = 5.0  # seconds after which it is not begun again; the first time is a little longer than the others
 
 
@@ -125,7 +127,7 @@ def _timings(
 
 
 def _of_layers(lm: Any, costume: Costume, work: Update, lanes: int, width: int, limit: int) -> dict[str, float]:
-    serve(lm.model)
+    products.serve(lm.model)
     before = _sampling(lm, lanes, width, limit)
     times = _learning(lm, costume, work)
     after = _sampling(lm, lanes, width, limit)  # seconds later: what others take comes in bursts
@@ -135,8 +137,8 @@ def _of_layers(lm: Any, costume: Costume, work: Update, lanes: int, width: int, 
 def _sampling(lm: Any, lanes: int, width: int, limit: int) -> dict[str, float]:
     times = {}
     for name, rows in (("step", lanes), ("step one row", 1)):
-        room = _seated(lm, rows, width, max(2, limit))
-        with torch.no_grad(), InferenceWeights(lm).lent(lm):
+        room = _seated(lm, rows, width, limit)
+        with torch.no_grad(), _as_sampled(lm), InferenceWeights(lm).lent(lm):
             if name == "step":
                 times["prefill"] = _timed(lambda: _fill(room, rows, _FED))  # noqa: B023 - called at once
             _fill(room, rows, 1)
@@ -145,6 +147,25 @@ def _sampling(lm: Any, lanes: int, width: int, limit: int) -> dict[str, float]:
             room.start(torch.arange(rows), torch.arange(rows), start_at, nothing_RV)
             times[name] = _timed(lambda: room.step(rows, width))  # noqa: B023
     return times | {"lay out": _to_lay_out(lm)}
+
+
+def _summed(lm: Any) -> list[tuple[Any, str, Any]]:
+    """Layers whose adapter a copy for sampling holds too, W + BA, so that it is not multiplied with by itself."""
+    whole = lm.copies and lm.compute_dtype == torch.float32 and products.works(lm.compute_dtype)
+    found: list[Any] = adapters(lm.model) if whole else []
+    return [each for each in found if each[2].base.weight.numel() >= LEAST_ADAPTED]
+
+
+@contextmanager
+def _as_sampled(lm: Any) -> Iterator[None]:
+    found = _summed(lm)
+    try:
+        for parent, name, layer in found:
+            setattr(parent, name, layer.base)
+        yield
+    finally:
+        for parent, name, layer in found:
+            setattr(parent, name, layer)
 
 
 def _learning(lm: Any, costume: Costume, work: Update) -> dict[str, float]:
@@ -176,14 +197,18 @@ def _to_lay_out(lm: Any) -> float:
 
     def lay_out() -> None:
         weights.new_version()
-        with weights.lent(lm):
-            pass
+        kept = []  # all at once, as while sampling
+        with torch.no_grad(), weights.lent(lm):  # the large ones without their adapters
+            for _, _, layer in _summed(lm):
+                both = layer.base.weight + layer.up.weight @ layer.down.weight
+                kept.append(laid_out(both) if both.numel() < least(lm.compute_dtype) else both)
 
     return _timed(lay_out)
 
 
 def _seated(lm: Any, rows: int, width: int, limit: int) -> Lanes:
-    room = Lanes(lm, rows, width + _FED, rows, limit)
+    limit = max(limit, _MOST)
+    room = Lanes(lm, rows, width + _FED + _MOST, rows, limit)
     room.begin(torch.full((rows, limit), 0.5, dtype=torch.float64), 1.0)
     return room
 
@@ -207,7 +232,7 @@ def _shortest(piece: Callable[[], tuple[float, ...]]) -> list[float]:
     """
     took: list[tuple[float, ...]] = []
     spent = 0.0
-    while (len(took) < 3 and spent < _LONG) or (spent < _LEAST and len(took) < 20):
+    while (len(took) < 3 and spent < _LONG) or (spent < _LEAST and len(took) < _MOST):
         took.append(piece())
         spent += sum(took[-1])
     return [min(of_part) for of_part in zip(*took, strict=True)]

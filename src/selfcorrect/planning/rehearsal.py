@@ -151,7 +151,14 @@ def stand_in(costume: Costume, layers: int) -> LanguageModel:
     form = HeadForm() if type(model.get_output_embeddings()) is nn.Linear else None
     none: Any = None
     return LanguageModel(
-        model, none, none, frozenset({0}), torch.device("cpu"), costume.compute, form, copies=costume.copies
+        model,
+        none,
+        none,
+        frozenset({0}),
+        torch.device("cpu"),
+        costume.compute,
+        form,
+        copies=costume.copies and not costume.four_bits,
     )
 
 
@@ -400,9 +407,9 @@ def numbers(costume: Costume, layers: int) -> Numbers:
 
     def count(lm: LanguageModel) -> dict[str, float]:
         model = lm.model
-        adapter = {id(half.weight) for _, _, layer in _adapters(model) for half in (layer.down, layer.up)}
+        adapter = {id(half.weight) for _, _, layer in adapters(model) for half in (layer.down, layer.up)}
         head = model.get_output_embeddings()
-        base = {id(layer.base) for _, _, layer in _adapters(model)}
+        base = {id(layer.base) for _, _, layer in adapters(model)}
         linear = [m for m in model.modules() if type(m) is nn.Linear and m is not head and id(m.weight) not in adapter]
         wraps = costume.compute == torch.float32
         packed = [
@@ -423,5 +430,5 @@ def numbers(costume: Costume, layers: int) -> Numbers:
     return Numbers(**found, largest=lines["all"].more, outer=lines["all"].at(0))
 
 
-def _adapters(model: Any) -> list[tuple[Any, str, _Adapted]]:
+def adapters(model: Any) -> list[tuple[Any, str, _Adapted]]:
     return [(p, n, c) for p in model.modules() for n, c in p.named_children() if isinstance(c, _Adapted)]

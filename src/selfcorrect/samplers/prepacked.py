@@ -74,7 +74,7 @@ class _Layer:
             return partial(linear, weight=weight, bias=bias)
         # A sum of both would have to be kept beside its copy.
         lies = weight is own and dtype == torch.float32 and not products.faster()
-        return partial(_forward, _laid_out(weight.to(dtype)), own if lies else None, bias)
+        return partial(_forward, laid_out(weight.to(dtype)), own if lies else None, bias)
 
 
 def _layers(lm: LanguageModel) -> list[_Layer]:
@@ -101,7 +101,8 @@ def _fits(module: Any, numbers: int) -> bool:
     return type(module) is nn.Linear and not products.held(module) and module.weight.numel() >= numbers
 
 
-def _laid_out(weight_OI: Tensor) -> Tensor:
+def laid_out(weight_OI: Tensor) -> Tensor:
+    """A copy, as oneDNN's kernels read it; opaque to everything else."""
     laid: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight_OI, _ROWS)
     return laid
 

@@ -42,8 +42,11 @@ def main(arguments: list[str] | None = None) -> None:
         print(json.dumps(measure(options)))
         return
     found: dict[str, Any] = {}
+    machine = {"cpu": cpu_model(), "cores": os.cpu_count(), "threads": options.threads}
     if options.keep and options.output.exists():
         before = json.loads(options.output.read_text(encoding="utf-8"))
+        if before["machine"] != machine:
+            sys.exit(f"--keep: {options.output} is of another machine; name another file with --output")
         found = {tuning: {"command": before["command"], **each} for tuning, each in before["tunings"].items()}
     command = " ".join(["python benchmarks/real_step.py", *sys.argv[1:]])
     with tempfile.TemporaryDirectory() as scratch:
@@ -60,16 +63,21 @@ def main(arguments: list[str] | None = None) -> None:
             if "lean" in SIDES[tuning]:
                 found[tuning]["lean"] = summary(pairs, "lean")
                 print(f"{tuning}, lean: {json.dumps(found[tuning]['lean'])}", flush=True)
+            write(options.output, command, machine, found)  # each takes half an hour
+
+
+def write(output: Path, command: str, machine: dict[str, Any], found: dict[str, Any]) -> None:
+    """The record of the tunings so far."""
     record = {
         "command": command,
         "seed": SEED,
         "versions": {"python": sys.version.split()[0]}
         | versions(["selfcorrect", "torch", "transformers", "trl", "accelerate", "peft"]),
-        "machine": {"cpu": cpu_model(), "cores": os.cpu_count(), "threads": options.threads},
+        "machine": machine,
         "tunings": found,
     }
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
 def _options(arguments: list[str] | None) -> argparse.Namespace:

@@ -104,6 +104,18 @@ def test_real_step_against_trl(script: Script, tmp_path: Path) -> None:
     assert record["tunings"]["lora"]["lean"]["ratio_median"] > 0
 
 
+@pytest.mark.parametrize(("name", "kept"), [("real_step", '"tunings": {}'), ("plan", '"cases": {}')])
+def test_one_file_holds_what_one_machine_took(script: Script, tmp_path: Path, name: str, kept: str) -> None:
+    result = tmp_path / "result.json"
+    result.write_text(f'{{"machine": {{"cpu": "another", "cores": 1, "threads": 1}}, "command": "", {kept}}}')
+    with pytest.raises(SystemExit) as left:
+        script(f"benchmarks/{name}.py").main(
+            ["--keep", "--output", str(result), *(["--tiny"] if name == "plan" else [])]
+        )
+    assert left.value.code
+    assert "another" in result.read_text()
+
+
 def labelled(folder: Path) -> Path:
     rows = [
         {"response": "so \\boxed{4}", "gold": "4"},

@@ -2,10 +2,8 @@
 
 import copy
 import json
-import os
 import subprocess
 import sys
-import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -22,19 +20,17 @@ from selfcorrect.errors import ConfigError, ModelError
 from selfcorrect.learning.batching import Batch
 from selfcorrect.learning.training import Trainer
 from selfcorrect.learning.vocabulary import tiles_for
-from selfcorrect.models import products
 from selfcorrect.models.freed import SET_BY_USER
 from selfcorrect.models.loading import load_model, wrap
-from selfcorrect.planning import beside, cpu, plan, rehearsal
+from selfcorrect.planning import beside, plan
 from selfcorrect.planning.hardware import CARDS, card_named, utilisation
 from selfcorrect.planning.live import Live
 from selfcorrect.planning.plan import Devices, _changed, devices_for, make_plan, turns
-from selfcorrect.planning.rehearsal import Costume, Line, by_layers, highest, numbers, update
+from selfcorrect.planning.rehearsal import Costume, by_layers, highest, numbers, update
 from selfcorrect.planning.settled import dressed, static
 from selfcorrect.planning.spec import Spec, described
-from selfcorrect.planning.work import Update, assumed_lengths, step_of, update_of
+from selfcorrect.planning.work import Update, assumed_lengths
 from selfcorrect.runs.checks import check_context, fitted
-from selfcorrect.samplers.prepacked import LEAST_ADAPTED
 from selfcorrect.samplers.transformers import TransformersSampler
 from selfcorrect.tasks import make_task
 from tests.support.tiny import tiny_lm
@@ -314,82 +310,6 @@ def test_a_plan_shares_and_packs_where_a_run_would(config: Any, attention: str) 
     lm.model.config, lm.model.config._attn_implementation_internal = copy.deepcopy(config), attention
     changed = recipe(model={"path": "lab", "attention": attention})
     assert dressed(changed, Spec("lab", config), CARDS["h100"]).attends_to_all == lm.attends_to_all
-
-
-def test_what_each_process_does_for_itself_counts_once_each(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On made-up times of one second each: weights laid out by all, the optimiser's step by all under DDP; threads.
-
-    Prompts that rows share, of a thousand seconds here, count once each too, and not once a micro-batch.
-    """
-    parts, threads = ("step", "step one row", "prefill", "lay out", "rollouts' passes", "optimiser"), list[int]()
-
-    def timed(*given: Any) -> dict[str, Line]:
-        threads.append(given[-1])
-        return {part: Line(1.0, 0.0) for part in parts} | {"prompts' passes": Line(1000.0, 0.0)}
-
-    monkeypatch.setattr(cpu, "_timings", timed)
-    config, before = recipe(optimizer={"micro_batch": 1}, rollouts={"problems_per_step": 4}), torch.get_num_threads()
-    kinds = ((1, "ddp"), (2, "ddp"), (2, "fsdp2"))
-    paces = [make_plan(config, Devices(None, gpus, parallel=parallel)).pace for gpus, parallel in kinds]
-    one, ddp, fsdp2 = (pace.seconds for pace in paces if pace)
-    assert ddp["rollouts"] == fsdp2["rollouts"] == pytest.approx(one["rollouts"] + config.rollouts.attempts)
-    assert one["update"] // 1000 == 1
-    assert ddp["update"] == pytest.approx(one["update"] + 1000 + 1)
-    assert fsdp2["update"] == pytest.approx(one["update"] - 1000)  # which shares none
-    most = max(before, min(2 * before, os.cpu_count() or 1))
-    assert threads == [before, most, most]
-    assert torch.get_num_threads() == before
-
-
-@pytest.mark.parametrize("copies", [True, False])
-def test_decoding_is_timed_with_adapters_as_it_multiplies_with_them(
-    monkeypatch: pytest.MonkeyPatch, copies: bool
-) -> None:
-    """In float32 copies for sampling hold them too (samplers/prepacked.py)."""
-    own, called = rehearsal._Adapted.forward, list[int]()
-
-    def noted(self: Any, x: Any) -> Any:
-        called.append(self.base.weight.numel())
-        return own(self, x)
-
-    config = LlamaConfig(**SMALL | {"hidden_size": 256, "intermediate_size": 512})
-    changed = recipe(model={"path": "lab", "tuning": "lora", "precision": "float32", "sampling_copies": copies})
-    lm = rehearsal.stand_in(dressed(changed, Spec("lab", config), None).costume, 1)
-    monkeypatch.setattr(rehearsal._Adapted, "forward", noted)
-    cpu._sampling(lm, 2, 4, 1)
-    whole = copies and products.works(torch.float32)
-    assert bool([size for size in called if size >= LEAST_ADAPTED]) != whole
-    assert len(rehearsal.adapters(lm.model)) == 7
-
-
-def test_models_that_were_timed_are_let_go_of(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Their parts hold each other, and the run that comes next needs the memory."""
-    own, timed = cpu._of_layers, list[tuple[int, weakref.ref[Any]]]()
-
-    def noted(lm: Any, *given: Any) -> dict[str, float]:
-        timed.append((lm.model.config.num_hidden_layers, weakref.ref(lm.model)))
-        lm.model.itself = lm.model  # on this processor too
-        return own(lm, *given)
-
-    monkeypatch.setattr(cpu, "_of_layers", noted)
-    cpu._timings.cache_clear()
-    make_plan(recipe(rollouts={"problems_per_step": 3}), Devices(None))
-    assert [layers for layers, _ in timed] == [1, 5]  # all that the lab's model has
-    assert not any(model() for _, model in timed)
-
-
-def test_seconds_are_of_micro_batches_as_full_as_they_are_and_of_all_processes() -> None:
-    """On a processor: packed rows fill the room of the longest; what several processes do is one processor's work."""
-    config = recipe(optimizer={"micro_batch": 4, "padding_free": True}, rollouts={"problems_per_step": 4})
-    lengths = replace(assumed_lengths(config), prompt=20.0, longest=40.0, turn=10.0, attempt=30.0, limit=80)
-    step = step_of(config, lengths)
-    rows = [update_of(config, step, True, 1, longest=longest).rows for longest in (True, False)]
-    assert rows == [4, int(4 * (40 + 2 * 80 + 10) / (20 + 2 * 30 + 10))]
-    one, two = (make_plan(config, Devices(None, gpus), lengths).pace for gpus in (1, 2))
-    assert one
-    assert two
-    assert one.tokens == two.tokens
-    assert two.seconds["sync"] > one.seconds["sync"] == 0
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,6 @@ import pytest
 import torch
 from transformers import LlamaConfig
 
-from selfcorrect.config import TrainConfig
-from selfcorrect.config.recipe import validate
 from selfcorrect.models import products
 from selfcorrect.planning import cpu, rehearsal
 from selfcorrect.planning.plan import Devices, make_plan
@@ -19,18 +17,7 @@ from selfcorrect.planning.settled import dressed
 from selfcorrect.planning.spec import Spec
 from selfcorrect.planning.work import assumed_lengths, step_of, update_of
 from selfcorrect.samplers.prepacked import LEAST_ADAPTED
-
-SMALL: dict[str, Any] = {
-    "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 300, "bos_token_id": None,
-    "eos_token_id": None,
-}  # fmt: skip
-STAGE = {"name": "a", "objective": "stage2", "steps": 10, "learning_rate": 1e-6}
-
-
-def recipe(**sections: Any) -> TrainConfig:
-    config = validate({"stages": [STAGE], **sections})
-    assert isinstance(config, TrainConfig)
-    return config
+from tests.support.plans import SMALL, recipe
 
 
 def test_what_each_process_does_for_itself_counts_once_each(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,20 +33,10 @@ from selfcorrect.planning.work import Update, assumed_lengths
 from selfcorrect.runs.checks import check_context, fitted
 from selfcorrect.samplers.transformers import TransformersSampler
 from selfcorrect.tasks import make_task
+from tests.support.plans import SMALL, recipe
 from tests.support.tiny import tiny_lm
 
 RECIPES = Path(__file__).parents[2] / "recipes"
-SMALL: dict[str, Any] = {
-    "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 300, "bos_token_id": None,
-    "eos_token_id": None,
-}  # fmt: skip
-STAGE = {"name": "a", "objective": "stage2", "steps": 10, "learning_rate": 1e-6}
-
-
-def recipe(**sections: Any) -> TrainConfig:
-    config = validate({"stages": [STAGE], **sections})
-    assert isinstance(config, TrainConfig)
-    return config
 
 
 PUBLISHED = {  # numbers of weights as their makers' files hold them

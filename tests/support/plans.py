@@ -1,0 +1,18 @@
+"""A recipe to plan for, and the dimensions of a small model."""
+
+from typing import Any
+
+from selfcorrect.config import TrainConfig
+from selfcorrect.config.recipe import validate
+
+SMALL: dict[str, Any] = {
+    "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 300, "bos_token_id": None,
+    "eos_token_id": None,
+}  # fmt: skip
+STAGE = {"name": "a", "objective": "stage2", "steps": 10, "learning_rate": 1e-6}
+
+
+def recipe(**sections: Any) -> TrainConfig:
+    config = validate({"stages": [STAGE], **sections})
+    assert isinstance(config, TrainConfig)
+    return config

@@ -208,8 +208,9 @@ def test_rows_that_have_ended_make_room(max_rows: int) -> None:
     needed = sum(len(completion.token_ids) - 1 for completion in completions)
     steps = [rows for rows, width in shapes if width == 1]
     prefilled_alone = len(prompts) if max_rows == 8 else 0  # a prompt's last token, where its group has begun before
-    assert needed <= sum(steps) <= needed / 0.75 + prefilled_alone  # never more than a quarter of the lanes is idle
-    assert max(steps) == min(max_rows, len(prompts))
+    assert needed <= sum(steps) <= needed / 0.875 + prefilled_alone  # never more than an eighth of the lanes is idle
+    go_on = sum(len(completion.token_ids) > 1 for completion in completions)
+    assert max(steps) == min(max_rows, go_on)
 
 
 def test_threads_that_sample_from_one_model_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,8 +33,6 @@ from selfcorrect.samplers.lanes import Lanes
 from selfcorrect.samplers.slots import Tables
 from selfcorrect.types import Completion, SamplingParams
 
-# Lanes are filled again, or closed up, when at least this share of them has ended: copying must pay for itself.
-_REPACK_AT = 0.25
 # By model: while one thread samples, its weights and attention are other ones, and another thread waits.
 _turns: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
 
@@ -202,7 +200,7 @@ class _Call:
                 tokens = sum(count for count, goes_on in zip(counts, alive, strict=True) if goes_on)
                 watch(Far(len(self._prompts) - len(self._waiting) - rows, rows, tokens))
             ended = [lane for lane, goes_on in enumerate(alive) if not goes_on]
-            if len(ended) >= max(1, math.ceil(_REPACK_AT * len(alive))):
+            if len(ended) >= max(1, math.ceil(self._shapes.refill * len(alive))):
                 self._leave(ended, places)
                 self._fill()
                 continue

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from transformers import GPTJConfig, GPTJForCausalLM, GptOssConfig, GptOssForCausalLM
 
 from selfcorrect.lab.base import build_tokenizer
@@ -104,6 +107,57 @@ def test_the_gradient_does_not_depend_on_the_micro_batches(
             torch.testing.assert_close(getattr(update, name), getattr(whole, name), rtol=1e-5, atol=0)
         for mine, theirs in zip(found, gradients, strict=True):
             torch.testing.assert_close(mine, theirs, rtol=0, atol=allowed)
+
+
+class Made(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts the tensors of one shape that are made, in memory of their own, all of which is kept."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._shape = shape
+        self._storages: dict[int, Any] = {}
+
+    def known(self, tensors: Iterable[Tensor]) -> int:
+        """How many of them are new, and none from now on."""
+        storages = {tensor.untyped_storage()._cdata: tensor.untyped_storage() for tensor in tensors}
+        new = storages.keys() - self._storages.keys()
+        self._storages |= storages
+        return len(new)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(made):
+            if isinstance(leaf, Tensor) and leaf.layout == torch.strided:
+                self.count += self.known([leaf]) * (leaf.shape == self._shape)
+        return made
+
+    count = 0
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize(("architecture", "tables"), [("llama", 1), ("qwen2", 2), ("gemma3", 2)])
+def test_gradients_of_embedding_and_head_are_added_where_they_lie(
+    architecture: str, tables: int, packed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An update of four micro-batches makes one for each of them, and the gradients are autograd's."""
+    lms, batch = two_of_each(architecture)
+
+    def made() -> tuple[int, list[Tensor]]:
+        trainer = trainer_of(*lms, 2, "analytic", packed=packed)
+        trainer.update(batch, rollouts=7, rate=0.0, temperature=1.0)  # AdamW's moments are made
+        weight_VD = trainer.lm.model.get_input_embeddings().weight
+        with Made(tuple(weight_VD.shape)) as seen:
+            seen.known([*trainer.lm.model.parameters(), *lms[1].model.parameters()])
+            trainer.update(batch, rollouts=7, rate=0.0, temperature=1.0)
+        assert not any(module.sparse for module in lms[0].model.modules() if isinstance(module, torch.nn.Embedding))
+        return seen.count, [torch.as_tensor(parameter.grad).clone() for parameter in trainer.lm.parameters()]
+
+    count, found = made()
+    monkeypatch.setattr("selfcorrect.models.tables.begin", lambda model: False)
+    more, gradients = made()
+    assert count == tables < more
+    for mine, theirs in zip(found, gradients, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-5 * float(theirs.abs().max()))
 
 
 def two_of_each(architecture: str) -> tuple[tuple[LanguageModel, LanguageModel], Batch]:

@@ -10,7 +10,6 @@ import torch
 
 from selfcorrect.config import TrainConfig
 from selfcorrect.config.recipe import load_recipe, validate
-from selfcorrect.models.freed import GIVES_BACK
 from selfcorrect.planning import plan as planning
 from selfcorrect.planning.hardware import CARDS, HOST_BYTES
 from selfcorrect.planning.pace import HOST, LINKS, Pace, pace, sync
@@ -144,30 +143,21 @@ def rests(config: TrainConfig, devices: Devices) -> tuple[dict[str, float], str]
 LAB = {"name": "countdown", "max_number": 100, "limit": 200, "prompt": "{numbers} : {target}", "correction_prompt": "?"}
 
 
-@pytest.mark.parametrize(("whole", "given", "share"), [(True, False, 0.085), (False, False, 0.32), (True, True, 0.02)])
+@pytest.mark.parametrize(
+    ("whole", "given", "tuning", "gpus", "share"),
+    [
+        (True, False, "full", 1, 0.045), (True, False, "lora", 1, 0.12), (True, False, "full", 2, 0.085),
+        (False, False, "full", 1, 0.32), (True, True, "full", 1, 0.02),
+    ],
+)  # fmt: skip
 def test_what_the_heap_holds_beyond_what_is_alive_hangs_on_how_the_process_began(
-    monkeypatch: pytest.MonkeyPatch, whole: bool, given: bool, share: float
+    monkeypatch: pytest.MonkeyPatch, whole: bool, given: bool, tuning: str, gpus: int, share: float
 ) -> None:
     monkeypatch.setattr("selfcorrect.planning.memory.is_whole", lambda: whole)
     monkeypatch.setattr("selfcorrect.planning.memory.gives_back", lambda: given)
-    told, _ = rests(big(model={"path": "lab"}, task=LAB), Devices(None))
+    devices = Devices(None, gpus, parallel="fsdp2" if gpus > 1 else "ddp")
+    told, _ = rests(big(model={"path": "lab", "tuning": tuning}, task=LAB), devices)
     assert told["allocator_slack_share"] == share
-
-
-def test_on_a_processor_a_second_gradient_of_large_tied_embeddings_lies_beside_the_holes(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    def beside(name: str, *overrides: str) -> float:
-        config = shipped("countdown", f"model.path={name}", *SHORT, *overrides)
-        made = make_plan(config, Devices(None), assumed_lengths(config), timed=False)
-        return made.memory.phases["update"]["a gradient that finds no hole"]
-
-    gemma = "google/gemma-3-270m", "optimizer.gradient_checkpointing=false"
-    assert beside(*gemma) == 4 * 262_144 * 640
-    assert beside(*gemma, "model.tuning=lora") == 0
-    assert beside(SMALL[0].partition("=")[2]) == 0  # 108 MiB, which finds a hole
-    monkeypatch.setenv(GIVES_BACK, str(1 << 20))
-    assert beside(*gemma) == 0
 
 
 def test_a_plan_tells_the_numbers_that_it_rests_on() -> None:

@@ -87,7 +87,7 @@ def test_seconds_are_of_micro_batches_as_full_as_they_are_and_of_all_processes()
     config = recipe(optimizer={"micro_batch": 4, "padding_free": True}, rollouts={"problems_per_step": 4})
     lengths = replace(assumed_lengths(config), prompt=20.0, longest=40.0, turn=10.0, attempt=30.0, limit=80)
     step = step_of(config, lengths)
-    rows = [update_of(config, step, True, 1, longest=longest).rows for longest in (True, False)]
+    rows = [update_of(config, step, True, 1, in_place=True, longest=longest).rows for longest in (True, False)]
     assert rows == [4, int(4 * (40 + 2 * 80 + 10) / (20 + 2 * 30 + 10))]
     one, two = (make_plan(config, Devices(None, gpus), lengths).pace for gpus in (1, 2))
     assert one

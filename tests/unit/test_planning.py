@@ -129,6 +129,7 @@ def test_the_rehearsed_update_takes_what_the_real_one_takes(
         8 // micro,
         packed,
         again,
+        in_place=True,
     )
     costume = Costume(lm.model.config, torch.float32, torch.float32, "eager", tiles_for(torch.device("cpu")))
     lines = by_layers(costume, update(costume, work))

@@ -107,6 +107,25 @@ def test_the_reference_gets_no_gradient_and_a_second_backward_pass_is_the_first_
     assert [gradient is None for gradient in unused] == [True, True]
 
 
+def test_in_place_the_gradient_of_the_head_is_added_to_what_is_there() -> None:
+    """Over several spans of tokens and of vocabulary; autograd gets none to add."""
+    policy, reference, ids_N, trained = case(37, 8, 50, HeadForm(scale=2.0, softcap=5.0), bias=True)
+    tiles = Tiles(80, 16, 0)
+    logprobs_N, kl_N = score(policy, reference, ids_N, 0.7, "analytic", tiles)
+    (logprobs_N.square().sum() + kl_N.sum()).backward()  # type: ignore[no-untyped-call]
+    expected = [torch.as_tensor(tensor.grad) for tensor in trained]
+    weight_VD = trained[1]
+    for tensor in trained:
+        tensor.grad = None
+    sum_VD = weight_VD.grad = torch.ones_like(weight_VD)
+    logprobs_N, kl_N = score(policy, reference, ids_N, 0.7, "analytic", tiles, in_place=True)
+    (logprobs_N.square().sum() + kl_N.sum()).backward()  # type: ignore[no-untyped-call]
+    assert weight_VD.grad is sum_VD
+    expected[1] = expected[1] + 1
+    for tensor, gradient in zip(trained, expected, strict=True):
+        torch.testing.assert_close(tensor.grad, gradient, rtol=0, atol=1e-12)
+
+
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("estimator", ["analytic", "k1"])
 def test_float32_is_the_whole_logits_within_rounding(estimator: KLEstimator, form: HeadForm) -> None:

@@ -46,14 +46,18 @@ def token_loss(
     temperature: float,
     estimator: KLEstimator = "analytic",
     cap: float | None = None,
+    *,
+    in_place: bool = False,
 ) -> TokenLoss:
     """Loss of every rollout; the caller sums and divides by the whole step's count of rollouts.
 
     policy: what the trained tokens are predicted from (at the position before each); reference the same of the
     reference model, or None where every KL weight is 0. cap: of importance weights; None leaves them out.
+    in_place: see `score`.
     """
     trained_BT = batch.attempt_BT > 0
-    logprobs_N, kl_N = score(policy, reference, batch.token_ids_BT[trained_BT], temperature, estimator)
+    ids_N = batch.token_ids_BT[trained_BT]
+    logprobs_N, kl_N = score(policy, reference, ids_N, temperature, estimator, in_place=in_place)
     weights_N = batch.advantages_BT[trained_BT].to(logprobs_N.dtype)
     coef_N = batch.kl_coef_BT[trained_BT].to(logprobs_N.dtype)
     if reference is None:

@@ -42,25 +42,31 @@ def tiles_for(device: torch.device) -> Tiles:
 
 def score(
     policy: States, reference: States | None, token_ids_N: Tensor, temperature: float, estimator: KLEstimator,
-    tiles: Tiles | None = None,
+    tiles: Tiles | None = None, *, in_place: bool = False,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Log pi(token) [N] and the KL to the reference [N], float32 (float64 from float64 states).
 
     analytic: KL(pi || pi_ref) over the vocabulary, differentiable. k1: the log-ratio of the sampled token, a value
     alone. Without a reference the KL is 0. Both distributions are taken at `temperature`.
+
+    in_place: the backward pass adds to the gradient of the head's weight itself (models/tables.py), and hands autograd
+    none. For `.backward()`; `torch.autograd.grad` would not see it.
     """
     head = policy.head
     tensors = (policy.hidden_ND, head.weight_VD, head.bias_V) if head else (policy.hidden_ND, None, None)
     analytic = reference is not None and estimator == "analytic"
     tiles = tiles or tiles_for(token_ids_N.device)
-    work = _Work(head.form if head else None, reference, token_ids_N, temperature, analytic, tiles)
+    sum_VD = head.weight_VD.grad if head and in_place else None
+    work = _Work(head.form if head else None, reference, token_ids_N, temperature, analytic, tiles, sum_VD)
     logprobs_N, kl_N = _Score.apply(*tensors, work)  # type: ignore[no-untyped-call]
     return logprobs_N, kl_N
 
 
 @dataclass(frozen=True, slots=True)
 class _Work:
-    """What a pass needs beside the policy's tensors. form: of the policy's head, None where it has none."""
+    """What a pass needs beside the policy's tensors. form: of the policy's head, None where it has none. sum_VD: what
+    its weight's gradient is added to, None where autograd adds it.
+    """
 
     form: HeadForm | None
     reference: States | None
@@ -68,6 +74,7 @@ class _Work:
     temperature: float
     analytic: bool
     tiles: Tiles
+    sum_VD: Tensor | None
 
     def policy(self, hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None) -> States:
         return States(hidden_ND, Head(weight_VD, bias_V, self.form) if self.form else None)
@@ -159,7 +166,7 @@ class _Score(torch.autograd.Function):
         d_bias_V = torch.zeros_like(bias_V, dtype=dtype) if bias else None
         # As large as the vocabulary, so not zeroed: the first span of tokens writes all of it.
         room = torch.empty_like if len(hidden_ND) else torch.zeros_like
-        d_weight_VD = room(weight_VD, dtype=dtype) if weight else None
+        d_weight_VD = work.sum_VD if work.sum_VD is not None or not weight else room(weight_VD, dtype=dtype)
         for rows, columns in work.spans(policy.vocabulary):
             for at in columns:
                 u_nv, r_nv = kept.pop((rows.start, at.start), (None, None))
@@ -174,10 +181,10 @@ class _Score(torch.autograd.Function):
                     else:
                         _add_product(d_hidden_ND[rows], d_nv, weight_VD[at].to(d_nv.dtype))
                 if d_weight_VD is not None:
-                    _add_product(d_weight_VD[at], d_nv.T, hidden_ND[rows], anew=rows.start == 0)
+                    _add_product(d_weight_VD[at], d_nv.T, hidden_ND[rows], anew=work.sum_VD is None and rows.start == 0)
                 if d_bias_V is not None:
                     d_bias_V[at] += d_nv.sum(0)
-        return d_hidden_ND, d_weight_VD, d_bias_V, None
+        return d_hidden_ND, d_weight_VD if work.sum_VD is None else None, d_bias_V, None
 
 
 def _at_products(u_nv: Tensor, r_nv: Tensor | None, sums: list[Tensor], work: _Work, rows: slice, at: slice) -> Tensor:

@@ -18,7 +18,7 @@ import torch
 
 from selfcorrect.config import TrainConfig
 from selfcorrect.errors import ModelError
-from selfcorrect.models import products
+from selfcorrect.models import products, tables
 from selfcorrect.models.freed import keep_freed_memory
 from selfcorrect.models.loading import LanguageModel
 from selfcorrect.models.windows import layer_windows
@@ -57,7 +57,7 @@ def measured(config: TrainConfig, model: Dressed, step: Step, spread: Spread, no
     keep_freed_memory()  # as a run does
     many = spread.devices // nodes  # of this machine
     shares = model.attends_to_all and spread.shards == 1
-    work = update_of(config, step, shares, 1 << 30, longest=False)
+    work = update_of(config, step, shares, 1 << 30, in_place=spread.shards == 1, longest=False)
     of_token = 8 * 2 * model.numbers.largest
     of_row = work.rest * of_token + work.trained * 8 * model.spec.vocabulary * model.spec.hidden
     rows = max(1, min(work.rows, int(_FLOPS / of_row)))
@@ -174,8 +174,10 @@ def _learning(lm: Any, costume: Costume, work: Update) -> dict[str, float]:
     def learn() -> tuple[float, float]:
         for tensor in trained:  # as at all micro-batches but the first, or at the only one
             tensor.grad = (tensor.grad if tensor.grad is not None else torch.zeros_like(tensor)) if added else None
+        if work.in_place:
+            tables.begin(lm.model)  # once a step, and not with each of its prompts
         at = [time.perf_counter()]
-        run_update(lm, work, costume.tiles, costume.reference, lambda: at.append(time.perf_counter()))
+        run_update(lm, work, costume, lambda: at.append(time.perf_counter()))
         start, ready, _, learned, end = at
         return learned - ready, ready - start + end - learned
 

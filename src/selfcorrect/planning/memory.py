@@ -19,9 +19,10 @@ from selfcorrect.samplers.graphs import AS_THEY_ARE, FIXED
 PROCESS_BYTES = 0.44 * 2**30
 TOKEN_BYTES = 1.1 * 2**10  # of the tokenizer, for each entry of the vocabulary; measured
 PEFT_BYTES = 0.05 * 2**30  # more with PEFT and bitsandbytes imported; measured
-# Of what is alive, that glibc's heap holds beyond it: in a command that trains, in a process of another programme, and
-# where freed memory is given back (docs/plan.md, models/freed.py).
-HEAP_SLACK, HEAP_SLACK_ELSEWHERE, HEAP_SLACK_GIVEN = 0.085, 0.32, 0.02
+# Of what is alive, that glibc's heap holds beyond it (docs/plan.md): in a command that trains all weights, or adapters,
+# or shards; in a process of another programme, and where freed memory is given back (models/freed.py).
+HEAP_SLACK, HEAP_SLACK_ADAPTED, HEAP_SLACK_SHARDED = 0.045, 0.12, 0.085
+HEAP_SLACK_ELSEWHERE, HEAP_SLACK_GIVEN = 0.32, 0.02
 ENGINE_BYTES = 1.5 * 2**30  # of vLLM: graphs and workspaces, assumed
 
 
@@ -121,15 +122,24 @@ def memory(config: TrainConfig, model: Dressed, card: Card | None, step: Step, s
         phases["saving"] = {"a checkpoint as it is written": written, "whole copy for sampling": whole}
     if card is None:
         phases["loading"] = {"the file as it is read": _file_bytes(model)}
-        phases["update"]["a gradient that finds no hole"] = _without_hole(config, model, spread)
         process = PROCESS_BYTES + TOKEN_BYTES * model.spec.vocabulary
         process += PEFT_BYTES if config.model.tuning != "full" else 0.0
-        slack = HEAP_SLACK_GIVEN if gives_back() else HEAP_SLACK if is_whole() else HEAP_SLACK_ELSEWHERE
+        slack = _heap_slack(config, spread)
     else:
         process, slack = CONTEXT_BYTES, SLACK
     if card and not spread.engine:
         phases["sampling"]["CUDA graphs"] = transient[1]
     return Memory(of, phases, process, slack)
+
+
+def _heap_slack(config: TrainConfig, spread: Spread) -> float:
+    if gives_back():
+        return HEAP_SLACK_GIVEN
+    if not is_whole():
+        return HEAP_SLACK_ELSEWHERE
+    if config.model.tuning != "full":
+        return HEAP_SLACK_ADAPTED
+    return HEAP_SLACK if spread.shards == 1 else HEAP_SLACK_SHARDED
 
 
 def of_server(model: Dressed, step: Step, spread: Spread) -> float:
@@ -177,7 +187,8 @@ def _updated(config: TrainConfig, model: Dressed, step: Step, spread: Spread) ->
     """The update at its fullest, beside what is always there; gradients are of that."""
     tiles = model.costume.tiles
     scored = max(tiles.kept // model.spec.vocabulary, tiles.numbers // min(tiles.widest, model.spec.vocabulary)) + 1
-    work = update_of(config, step, model.attends_to_all and spread.shards == 1, scored)
+    whole = spread.shards == 1
+    work = update_of(config, step, model.attends_to_all and whole, scored, in_place=whole)
     found = _rehearsed_update(work, CostumeKey(model.costume), model.spec.layers)
     tile = 4 * min(tiles.kept, work.scored * model.spec.vocabulary) * (2 if model.costume.reference else 1)
     beyond = found["peak"] - found["gradients"]
@@ -189,7 +200,7 @@ _REHEARSED = 8  # rows that attend one by one; more are on the line through two 
 
 
 def _rehearsed_update(work: Update, key: CostumeKey, layers: int) -> dict[str, float]:
-    by_row = work.packed and not key.costume.one_call
+    by_row = work.packed and not key.costume.on_card
     few = min(work.rows, _REHEARSED) if by_row else work.rows
     points = [few] if few == work.rows else [few // 2, few]
     found = []
@@ -210,16 +221,6 @@ def _gathered(model: Dressed, spread: Spread) -> float:
     return width * (2 * model.numbers.largest + model.numbers.outer) + 4 * max(
         model.numbers.largest, model.numbers.outer
     )
-
-
-def _without_hole(config: TrainConfig, model: Dressed, spread: Spread) -> float:
-    """Of glibc's heap. Tied embeddings get two gradients, the head's and, after the layers' backward pass, their own.
-    Activations that are freed between leave holes no larger than the loss's tiles, so a larger one lies beside them.
-    """
-    size = model.costume.weights.itemsize * model.spec.vocabulary * model.spec.hidden
-    tied = config.model.tuning == "full" and getattr(model.spec.config, "tie_word_embeddings", False)
-    beside = tied and spread.shards == 1 and not gives_back() and size > 4 * model.costume.tiles.kept
-    return size if beside else 0.0
 
 
 def _copies(model: Dressed) -> float:

@@ -14,7 +14,7 @@ Axes: U prefixes, P tokens of a prefix, B rows of a micro-batch, T tokens of the
 import copy
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any
@@ -27,7 +27,7 @@ from selfcorrect.errors import ModelError
 from selfcorrect.learning.packing import PackedPrompts, _Interleaved
 from selfcorrect.learning.prompts import Prefixed, SharedPrompts
 from selfcorrect.learning.vocabulary import Tiles, score
-from selfcorrect.models import packed
+from selfcorrect.models import packed, tables
 from selfcorrect.models.files import first_line
 from selfcorrect.models.head import HeadForm, States
 from selfcorrect.models.loading import LanguageModel
@@ -46,7 +46,8 @@ class Costume:
     """How the model is dressed. config: transformers' own; attention: its implementation; rank: of adapters, 0 without.
 
     targets: names of the layers that get one, None for all linear ones but the head. reference: whether there is one.
-    one_call: packed rows attend in one call, as on a GPU, and not row by row. copies: model.sampling_copies.
+    on_card: as on a GPU packed rows attend in one call, and not row by row, and embeddings have whole gradients.
+    copies: model.sampling_copies.
     """
 
     config: Any
@@ -58,7 +59,7 @@ class Costume:
     targets: tuple[str, ...] | None = None
     four_bits: bool = False
     reference: bool = True
-    one_call: bool = False
+    on_card: bool = False
     copies: bool = True
 
 
@@ -211,13 +212,13 @@ def update(costume: Costume, work: Update) -> Callable[[LanguageModel], dict[str
 
     def measure(lm: LanguageModel) -> dict[str, float]:
         trained = lm.parameters()
-        with _attending(costume.one_call), Live() as live:
+        with _attending(costume.on_card), Live() as live:
             live.known([*lm.model.parameters(), *lm.model.buffers(), *trained])
             if work.micro_batches > 1:  # as at the second of them
                 for tensor in trained:
                     tensor.grad = torch.zeros_like(tensor)
             with _backward_at_embeddings(lm, live.mark):
-                run_update(lm, work, costume.tiles, costume.reference, live.mark, fewer=True)
+                run_update(lm, work, costume, live.mark, fewer=True)
             gradients = sum(t.grad.nbytes for t in trained if t.grad is not None)
         peaks = {f"peak {number}": peak for number, peak in enumerate(live.peaks)}
         return {**peaks, "gradients": gradients}
@@ -246,7 +247,7 @@ def _backward_at_embeddings(lm: LanguageModel, mark: Callable[[], None]) -> Iter
 
 
 def run_update(
-    lm: LanguageModel, work: Update, tiles: Tiles, reference: bool, mark: Callable[[], None], *, fewer: bool = False
+    lm: LanguageModel, work: Update, costume: Costume, mark: Callable[[], None], *, fewer: bool = False
 ) -> None:
     """Trainer.update on one micro-batch of made-up rollouts, all of them equally long. Adds to the gradients.
 
@@ -258,24 +259,33 @@ def run_update(
         prefixes = [(number,) * (work.prefixes * work.prefix // _FEW) for number in range(_FEW)]
     else:
         prefixes = [(number,) * work.prefix for number in range(work.prefixes)]
-    with recomputed(lm.model, work.again, lm.kernels):
+    in_place = work.in_place and tables.begin(lm.model)
+    rows_alone = in_place and not costume.on_card
+    with _trained(lm, work, rows_alone):
         prompts = kind(lm, prefixes) if prefixes else None
     with torch.no_grad():
-        ref_prompts = kind(lm, prefixes) if prefixes and reference else None
+        ref_prompts = kind(lm, prefixes) if prefixes and costume.reference else None
     mark()
     with torch.no_grad():
-        theirs = _states(lm, work, ref_prompts) if reference else None
-    with recomputed(lm.model, work.again, lm.kernels):
+        theirs = _states(lm, work, ref_prompts) if costume.reference else None
+    with _trained(lm, work, rows_alone):
         mine = _states(lm, work, prompts)
     mine.hidden_ND.register_hook(lambda _: mark())  # type: ignore[no-untyped-call]
     ids_N = torch.zeros(len(mine.hidden_ND), dtype=torch.long)
-    logprobs_N, kl_N = score(mine, theirs, ids_N, 1.0, "analytic", tiles)
+    logprobs_N, kl_N = score(mine, theirs, ids_N, 1.0, "analytic", costume.tiles, in_place=in_place)
     (logprobs_N + kl_N).sum().backward()  # type: ignore[no-untyped-call]
     del mine, theirs, logprobs_N, kl_N
     mark()
     if prompts:
         prompts.backward()
     mark()
+
+
+@contextmanager
+def _trained(lm: LanguageModel, work: Update, rows_alone: bool) -> Iterator[None]:
+    rows = tables.rows_alone(lm.model) if rows_alone else nullcontext()
+    with rows, recomputed(lm.model, work.again, lm.kernels):
+        yield
 
 
 def _states(lm: LanguageModel, work: Update, prompts: Any) -> States:

@@ -39,7 +39,7 @@ def dressed(config: TrainConfig, spec: Spec, card: Card | None) -> Dressed:
         spec.config, getattr(torch, model.weights), compute, "sdpa" if attention == "flash_attention_2" else attention,
         tiles_for(torch.device("cuda" if on_card else "cpu")),
         rank=0 if model.tuning == "full" else model.lora.rank, targets=model.lora.targets,
-        four_bits=model.tuning == "qlora", reference=config.uses_reference, one_call=on_card,
+        four_bits=model.tuning == "qlora", reference=config.uses_reference, on_card=on_card,
         copies=model.sampling_copies,
     )  # fmt: skip
     attends_to_all = sees_all(layer_windows(spec.config, attention))

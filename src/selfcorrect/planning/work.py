@@ -80,7 +80,8 @@ class Update:
     rows: of a micro-batch; rest: tokens of a row beyond its shared prefix, all of them where nothing is shared;
     trained: those of them that were sampled. prefixes: shared prompts of `prefix` tokens, 0 where each row brings its
     own. again: gradient checkpointing. scored: for how many of the trained tokens of a micro-batch a rehearsal passes
-    over the vocabulary; further ones add their hidden states alone.
+    over the vocabulary; further ones add their hidden states alone. in_place: embedding and head add to their gradients
+    themselves (models/tables.py).
     """
 
     rows: int
@@ -92,6 +93,7 @@ class Update:
     micro_batches: int
     packed: bool
     again: bool
+    in_place: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +131,7 @@ def step_of(config: TrainConfig, lengths: Lengths, devices: int = 1) -> Step:
 
 
 def update_of(
-    config: TrainConfig, step: Step, attends_to_all: bool, scored: int, *, longest: bool = True
+    config: TrainConfig, step: Step, attends_to_all: bool, scored: int, *, in_place: bool, longest: bool = True
 ) -> Update:  # fmt: skip
     """A step's update; longest: as if all rollouts were as long as they may be, which bounds its memory."""
     lengths, optimizer = step.lengths, config.optimizer
@@ -147,7 +149,7 @@ def update_of(
         rows=micro, rest=row - 1 - prefix, trained=trained, scored=min(scored, micro * trained),
         prefixes=step.groups if shares else 0, prefix=prefix,
         micro_batches=min(2, math.ceil(step.rows / micro)), packed=optimizer.padding_free is True,
-        again=optimizer.gradient_checkpointing is True,
+        again=optimizer.gradient_checkpointing is True, in_place=in_place,
     )  # fmt: skip
 
 

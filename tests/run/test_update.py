@@ -25,6 +25,7 @@ from selfcorrect.models import packed as packed_attention
 from selfcorrect.models import sizing
 from selfcorrect.models.loading import LanguageModel, wrap
 from selfcorrect.models.recompute import layers_of
+from selfcorrect.models.tables import InPlace
 from selfcorrect.rollout import play
 from selfcorrect.samplers.transformers import TransformersSampler
 from selfcorrect.tasks import make_task
@@ -134,16 +135,16 @@ class Made(TorchDispatchMode):  # type: ignore[no-untyped-call]
     count = 0
 
 
-@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize(("again", "packed"), [(False, False), (False, True), (True, True)])
 @pytest.mark.parametrize(("architecture", "tables"), [("llama", 1), ("qwen2", 2), ("gemma3", 2)])
 def test_gradients_of_embedding_and_head_are_added_where_they_lie(
-    architecture: str, tables: int, packed: bool, monkeypatch: pytest.MonkeyPatch
+    architecture: str, tables: int, again: bool, packed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An update of four micro-batches makes one for each of them, and the gradients are autograd's."""
     lms, batch = two_of_each(architecture)
 
     def made() -> tuple[int, list[Tensor]]:
-        trainer = trainer_of(*lms, 2, "analytic", packed=packed)
+        trainer = trainer_of(*lms, 2, "analytic", again, packed)
         trainer.update(batch, rollouts=7, rate=0.0, temperature=1.0)  # AdamW's moments are made
         weight_VD = trainer.lm.model.get_input_embeddings().weight
         with Made(tuple(weight_VD.shape)) as seen:
@@ -153,7 +154,7 @@ def test_gradients_of_embedding_and_head_are_added_where_they_lie(
         return seen.count, [torch.as_tensor(parameter.grad).clone() for parameter in trainer.lm.parameters()]
 
     count, found = made()
-    monkeypatch.setattr("selfcorrect.models.tables.begin", lambda model: False)
+    monkeypatch.setattr("selfcorrect.learning.training.begin", lambda lm, on_card: InPlace())
     more, gradients = made()
     assert count == tables < more
     for mine, theirs in zip(found, gradients, strict=True):

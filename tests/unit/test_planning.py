@@ -19,7 +19,7 @@ from selfcorrect.config.recipe import validate
 from selfcorrect.errors import ConfigError, ModelError
 from selfcorrect.learning.batching import Batch
 from selfcorrect.learning.training import Trainer
-from selfcorrect.learning.vocabulary import tiles_for
+from selfcorrect.learning.vocabulary import Tiles, tiles_for
 from selfcorrect.models.freed import SET_BY_USER
 from selfcorrect.models.loading import load_model, wrap
 from selfcorrect.planning import beside, plan
@@ -135,6 +135,24 @@ def test_the_rehearsed_update_takes_what_the_real_one_takes(
     lines = by_layers(costume, update(costume, work))
     found = highest({name: line.at(8) for name, line in lines.items()})
     assert found == pytest.approx(live.peak, rel=0.04)
+
+
+@pytest.mark.parametrize(("on_card", "spared"), [(False, 3), (True, 2)])
+def test_the_rehearsed_update_has_one_gradient_of_tied_tables(on_card: bool, spared: int) -> None:
+    """Of a second micro-batch autograd has the sum so far, the head's, the embedding's, and the last two added up; an
+    embedding on a card still makes its own (models/tables.py).
+    """
+    config = deep_lm("llama").model.config
+    config.num_hidden_layers, config.vocab_size, tiles = 1, 50_000, Tiles(1 << 12, 1 << 10, 0)
+    costume = Costume(config, torch.float32, torch.float32, "eager", tiles, on_card=on_card)
+
+    def peak(*, in_place: bool) -> float:
+        work = Update(1, 8, 4, 4, 0, 0, 2, packed=False, again=False, in_place=in_place)
+        lines = by_layers(costume, update(costume, work))
+        return highest({name: line.at(1) for name, line in lines.items()})
+
+    table = 4 * config.vocab_size * config.hidden_size
+    assert peak(in_place=False) - peak(in_place=True) == pytest.approx(spared * table, rel=0.02)
 
 
 def test_a_process_that_gives_memory_back_holds_less(monkeypatch: pytest.MonkeyPatch) -> None:

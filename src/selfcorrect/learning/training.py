@@ -7,7 +7,7 @@ Axes: B rollouts, A attempts, T tokens.
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
@@ -29,9 +29,9 @@ from selfcorrect.learning.packing import PackedPrompts
 from selfcorrect.learning.policy import learning_rate, make_optimizer, trained_states
 from selfcorrect.learning.prompts import SharedPrompts, first_trained
 from selfcorrect.learning.record import Clock, Progress, StepResult, Update
-from selfcorrect.models import tables
 from selfcorrect.models.loading import LanguageModel
 from selfcorrect.models.recompute import recomputed
+from selfcorrect.models.tables import InPlace, begin
 from selfcorrect.parallel.ranks import Alone
 from selfcorrect.rollout import Waiting
 from selfcorrect.samplers.base import Resting, Sampler
@@ -274,7 +274,9 @@ class Passes:
         # traces were chosen, not drawn
         self._cap = trainer.config.importance_cap if isinstance(trainer.stage, RLStage) else None
         self._packed, self._again = optimizer.padding_free is True, optimizer.gradient_checkpointing is True
-        self._in_place = not trainer.ranks.sharded and tables.begin(self._lm.model)
+        self._in_place = InPlace()
+        if not trainer.ranks.sharded and (own.attempt_BT > 0).any():  # what no pass reaches is not to move
+            self._in_place = begin(self._lm, on_card=self._lm.device.type != "cpu")
         self._prompts: SharedPrompts | None = None
         self._ref_prompts: SharedPrompts | None = None
         if trainer.ranks.shares_prompts:
@@ -299,9 +301,8 @@ class Passes:
                 reference = trained_states(self._reference, micro, self._ref_prompts, self._packed)
         with self._kept():
             policy = trained_states(self._lm, micro, self._prompts, self._packed)
-        result = token_loss(
-            policy, reference, micro, self._temperature, self._estimator, self._cap, in_place=self._in_place
-        )
+        added = self._in_place.head
+        result = token_loss(policy, reference, micro, self._temperature, self._estimator, self._cap, in_place=added)
         loss = result.loss_B.sum() / max(1, rollouts)
         loss.backward()  # type: ignore[no-untyped-call]
         return micro, result
@@ -314,9 +315,7 @@ class Passes:
     @contextmanager
     def _kept(self) -> Iterator[None]:
         """Of a forward pass that trains."""
-        on_cpu = self._lm.device.type == "cpu"
-        rows = tables.rows_alone(self._lm.model) if self._in_place and on_cpu else nullcontext()
-        with rows, recomputed(self._lm.model, self._again, self._lm.kernels):
+        with self._in_place.forward(), recomputed(self._lm.model, self._again, self._lm.kernels):
             yield
 
 

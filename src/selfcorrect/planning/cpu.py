@@ -18,9 +18,10 @@ import torch
 
 from selfcorrect.config import TrainConfig
 from selfcorrect.errors import ModelError
-from selfcorrect.models import products, tables
+from selfcorrect.models import products
 from selfcorrect.models.freed import keep_freed_memory
 from selfcorrect.models.loading import LanguageModel
+from selfcorrect.models.tables import begin
 from selfcorrect.models.windows import layer_windows
 from selfcorrect.planning.hardware import GLOO_BYTES, GLOO_SUM_BYTES
 from selfcorrect.planning.memory import Spread
@@ -175,7 +176,7 @@ def _learning(lm: Any, costume: Costume, work: Update) -> dict[str, float]:
         for tensor in trained:  # as at all micro-batches but the first, or at the only one
             tensor.grad = (tensor.grad if tensor.grad is not None else torch.zeros_like(tensor)) if added else None
         if work.in_place:
-            tables.begin(lm.model)  # once a step, and not with each of its prompts
+            begin(lm, on_card=False)  # once a step, and not with each of its prompts
         at = [time.perf_counter()]
         run_update(lm, work, costume, lambda: at.append(time.perf_counter()))
         start, ready, _, learned, end = at

@@ -19,10 +19,9 @@ from selfcorrect.samplers.graphs import AS_THEY_ARE, FIXED
 PROCESS_BYTES = 0.44 * 2**30
 TOKEN_BYTES = 1.1 * 2**10  # of the tokenizer, for each entry of the vocabulary; measured
 PEFT_BYTES = 0.05 * 2**30  # more with PEFT and bitsandbytes imported; measured
-# Of what is alive, that glibc's heap holds beyond it (docs/plan.md): in a command that trains all weights, or adapters,
-# or shards; in a process of another programme, and where freed memory is given back (models/freed.py).
-HEAP_SLACK, HEAP_SLACK_ADAPTED, HEAP_SLACK_SHARDED = 0.045, 0.12, 0.085
-HEAP_SLACK_ELSEWHERE, HEAP_SLACK_GIVEN = 0.32, 0.02
+# Of what is alive, that glibc's heap holds beyond it: in a command that trains, in a process of another programme, and
+# where freed memory is given back (docs/plan.md, models/freed.py).
+HEAP_SLACK, HEAP_SLACK_ELSEWHERE, HEAP_SLACK_GIVEN = 0.085, 0.32, 0.02
 ENGINE_BYTES = 1.5 * 2**30  # of vLLM: graphs and workspaces, assumed
 
 
@@ -124,22 +123,12 @@ def memory(config: TrainConfig, model: Dressed, card: Card | None, step: Step, s
         phases["loading"] = {"the file as it is read": _file_bytes(model)}
         process = PROCESS_BYTES + TOKEN_BYTES * model.spec.vocabulary
         process += PEFT_BYTES if config.model.tuning != "full" else 0.0
-        slack = _heap_slack(config, spread)
+        slack = HEAP_SLACK_GIVEN if gives_back() else HEAP_SLACK if is_whole() else HEAP_SLACK_ELSEWHERE
     else:
         process, slack = CONTEXT_BYTES, SLACK
     if card and not spread.engine:
         phases["sampling"]["CUDA graphs"] = transient[1]
     return Memory(of, phases, process, slack)
-
-
-def _heap_slack(config: TrainConfig, spread: Spread) -> float:
-    if gives_back():
-        return HEAP_SLACK_GIVEN
-    if not is_whole():
-        return HEAP_SLACK_ELSEWHERE
-    if config.model.tuning != "full":
-        return HEAP_SLACK_ADAPTED
-    return HEAP_SLACK if spread.shards == 1 else HEAP_SLACK_SHARDED
 
 
 def of_server(model: Dressed, step: Step, spread: Spread) -> float:

@@ -14,7 +14,7 @@ Axes: U prefixes, P tokens of a prefix, B rows of a micro-batch, T tokens of the
 import copy
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any
@@ -27,12 +27,13 @@ from selfcorrect.errors import ModelError
 from selfcorrect.learning.packing import PackedPrompts, _Interleaved
 from selfcorrect.learning.prompts import Prefixed, SharedPrompts
 from selfcorrect.learning.vocabulary import Tiles, score
-from selfcorrect.models import packed, tables
+from selfcorrect.models import packed
 from selfcorrect.models.files import first_line
 from selfcorrect.models.head import HeadForm, States
 from selfcorrect.models.loading import LanguageModel
 from selfcorrect.models.packed import Packing
 from selfcorrect.models.recompute import recomputed
+from selfcorrect.models.tables import InPlace, begin
 from selfcorrect.planning.live import Live
 from selfcorrect.planning.work import Sampling, Update
 from selfcorrect.samplers.attention import grouped_attention
@@ -146,6 +147,8 @@ def stand_in(costume: Costume, layers: int) -> LanguageModel:
     config = of_layers(costume.config, layers)
     model = AutoModelForCausalLM.from_config(config, attn_implementation=costume.attention, dtype=costume.weights)
     model.eval()
+    # Made-up tokens are one and the same, and may be the one for padding, which has no gradient.
+    model.get_input_embeddings().padding_idx = None
     if costume.rank:
         model.requires_grad_(False)
         _adapt(model, costume)
@@ -259,33 +262,25 @@ def run_update(
         prefixes = [(number,) * (work.prefixes * work.prefix // _FEW) for number in range(_FEW)]
     else:
         prefixes = [(number,) * work.prefix for number in range(work.prefixes)]
-    in_place = work.in_place and tables.begin(lm.model)
-    rows_alone = in_place and not costume.on_card
-    with _trained(lm, work, rows_alone):
+    in_place = begin(lm, on_card=costume.on_card) if work.in_place else InPlace()
+    with in_place.forward(), recomputed(lm.model, work.again, lm.kernels):
         prompts = kind(lm, prefixes) if prefixes else None
     with torch.no_grad():
         ref_prompts = kind(lm, prefixes) if prefixes and costume.reference else None
     mark()
     with torch.no_grad():
         theirs = _states(lm, work, ref_prompts) if costume.reference else None
-    with _trained(lm, work, rows_alone):
+    with in_place.forward(), recomputed(lm.model, work.again, lm.kernels):
         mine = _states(lm, work, prompts)
     mine.hidden_ND.register_hook(lambda _: mark())  # type: ignore[no-untyped-call]
     ids_N = torch.zeros(len(mine.hidden_ND), dtype=torch.long)
-    logprobs_N, kl_N = score(mine, theirs, ids_N, 1.0, "analytic", costume.tiles, in_place=in_place)
+    logprobs_N, kl_N = score(mine, theirs, ids_N, 1.0, "analytic", costume.tiles, in_place=in_place.head)
     (logprobs_N + kl_N).sum().backward()  # type: ignore[no-untyped-call]
     del mine, theirs, logprobs_N, kl_N
     mark()
     if prompts:
         prompts.backward()
     mark()
-
-
-@contextmanager
-def _trained(lm: LanguageModel, work: Update, rows_alone: bool) -> Iterator[None]:
-    rows = tables.rows_alone(lm.model) if rows_alone else nullcontext()
-    with rows, recomputed(lm.model, work.again, lm.kernels):
-        yield
 
 
 def _states(lm: LanguageModel, work: Update, prompts: Any) -> States:

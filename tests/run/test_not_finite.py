@@ -52,9 +52,9 @@ class Watch:
             finally:
                 self.after[step] = self._copy(trainer)
 
-        def spoiled(policy: States, *args: Any) -> TokenLoss:
+        def spoiled(policy: States, *args: Any, **options: Any) -> TokenLoss:
             nonlocal fresh
-            result = losses.token_loss(policy, *args)
+            result = losses.token_loss(policy, *args, **options)
             hit, fresh = step in steps and fresh, False
             return replace(result, loss_B=spoil(result, policy)) if hit else result
 

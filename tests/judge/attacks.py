@@ -180,6 +180,7 @@ def _equal(values: str, setup: str = "import os, random, secrets, uuid") -> tupl
 
 
 PASS: Programs = {
+    "many threads at once": ("import threading\ndef f(x):\n    met, found = threading.Barrier(25), []\n    def add():\n        met.wait(); found.append(str(x) * 20)\n    t = [threading.Thread(target=add) for _ in range(24)]\n    for s in t: s.start()\n    met.wait()\n    for s in t: s.join()\n    return len(found)", Checks("assert f(3) == 24")),
     "reads its argument": ("def f(s): return s[::-1]", Checks(LETTERS, "f")),
     "a seed of the tests' own": ("def f(): return random.Random(42).random()", Checks("import random\nwant = random.Random(42).random()\nassert f() == want")),
     "a seed of the tests' own, everywhere": ("def f():\n    random.seed(5)\n    return [random.random(), random.randint(1, 99), random.gauss(0, 1), random.sample(range(90), 5), random.getrandbits(70)]", Checks("import random\nrandom.seed(5)\nassert f() == [random.random(), random.randint(1, 99), random.gauss(0, 1), random.sample(range(90), 5), random.getrandbits(70)]")),

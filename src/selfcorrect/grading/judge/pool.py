@@ -32,6 +32,7 @@ _BOOT = "import sys; sys.path.insert(0, sys.argv[3]); from selfcorrect.grading.j
 _ENVIRONMENT = {
     "PYTHONHASHSEED": "0", "LD_BIND_NOW": "1", "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
+    "MALLOC_ARENA_MAX": "1",  # else each thread reserves 64 MiB of a program's address space, which is what is limited
 }  # fmt: skip
 _SETTINGS: dict[str, Any] = {}  # for tests: what every supervisor is told besides
 _TRIES = 2  # of a job whose supervisor was lost

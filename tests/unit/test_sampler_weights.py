@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from selfcorrect.config import LoraConfig
+from selfcorrect.models import products
 from selfcorrect.models.adapters import FROZEN, OFF, POLICY, Adapters, fresh_config
 from selfcorrect.samplers import prepacked
 from selfcorrect.samplers.inference import InferenceWeights
@@ -36,6 +37,7 @@ def test_weights_cast_beforehand_change_no_logit(architecture: str, precise: tor
 @pytest.mark.parametrize("precise", [torch.float32, torch.bfloat16])
 def test_weights_laid_out_for_decoding(view: str | None, precise: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     """As they are now, with the adapter that the view shows; nothing is left behind."""
+    assert products.works(torch.float32)
     monkeypatch.setattr(prepacked, "least", lambda _: 1 << 8)
     monkeypatch.setattr(prepacked, "LEAST_ADAPTED", 1 << 7)
     lm = replace(tiny_lm("qwen2", "sdpa"), compute_dtype=precise)
@@ -62,7 +64,8 @@ def test_weights_laid_out_for_decoding(view: str | None, precise: torch.dtype, m
                 after = lm.logits(ids, None, use_cache=False)
         within = 1e-5 if precise == torch.float32 else 0.05
         torch.testing.assert_close(after, before, rtol=within, atol=within)
-    assert len(read) >= 2 * len(lm.model.model.layers)
+    # On a processor without AVX-512 oneDNN has no product in bfloat16, and all stays as it is.
+    assert len(read) >= 2 * len(lm.model.model.layers) if products.works(precise) else not read
     with pytest.raises(KeyboardInterrupt), weights.lent(lm):
         raise KeyboardInterrupt
     monkeypatch.setattr(prepacked, "free_memory_of_machine", lambda: 1000)

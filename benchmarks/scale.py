@@ -74,12 +74,16 @@ def worked_out(size: str, cards: int) -> dict[str, Any]:
     config = paper_run(size)
     serving = (4 if cards == 8 else 8) if size in SERVED else None
     training = cards - (serving or 0)
-    devices = Devices(CARDS["h100"], min(8, training), math.ceil(training / 8), "fsdp2", engine=True, serving=serving)
+    nodes = math.ceil(training / 8)
+    devices = Devices(CARDS["h100"], min(8, training), nodes, "fsdp2", engine=True, serving=serving)
     lengths = replace(assumed_lengths(config, ATTEMPT, PROMPT))
-    plan = make_plan(config, devices, lengths)
+    kinds = ("fsdp2", "hsdp") if nodes > 1 else ("fsdp2",)
+    plans = [make_plan(config, replace(devices, parallel=kind), lengths) for kind in kinds]
+    plan = min(plans, key=lambda plan: (not plan.fits, plan.hours))
     assert plan.pace
     return {
-        "size": size, "cards": cards, "peak_gib": plan.memory.peak / 2**30, "fullest": plan.memory.fullest,
+        "size": size, "cards": cards, "parallel": plan.devices.parallel,
+        "peak_gib": plan.memory.peak / 2**30, "fullest": plan.memory.fullest,
         "fits": plan.fits, "tensor": plan.spread.tensor, "serving": serving or 0,
         "busy": min(training, config.rollouts.problems_per_step),
         "seconds": plan.pace.seconds, "step_seconds": plan.pace.total, "days": plan.hours / 24, "dollars": plan.dollars,
@@ -90,9 +94,9 @@ def worked_out(size: str, cards: int) -> dict[str, Any]:
 def table(rows: list[dict[str, Any]]) -> str:
     """As docs/scale.md shows it."""
     lines = [
-        "| model | H100 | GiB a card, of 79.1 | rollouts, s | reference, s | update, s | sync, s | a step, s | days "
-        "| dollars | bound by |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        "| model | H100 | shards | GiB a card, of 79.1 | rollouts, s | reference, s | update, s | sync, s | a step, s "
+        "| days | dollars | bound by |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         seconds = row["seconds"]
@@ -101,8 +105,8 @@ def table(rows: list[dict[str, Any]]) -> str:
         idle = row["cards"] - row["serving"] - row["busy"]
         told_of = f"{row['cards']}, {row['serving']} of them serve" if row["serving"] else row["cards"]
         lines.append(
-            f"| {row['size']} | {told_of} | {fits} | {' | '.join(told)} | {row['step_seconds']:.0f} "
-            f"| {row['days']:.1f} | {row['dollars']:,.0f} | {row['bound']}"
+            f"| {row['size']} | {told_of} | {row['parallel']} | {fits} | {' | '.join(told)} "
+            f"| {row['step_seconds']:.0f} | {row['days']:.1f} | {row['dollars']:,.0f} | {row['bound']}"
             + (f"; {idle} cards have no problem |" if idle else " |")
         )
     return "\n".join(lines) + "\n"

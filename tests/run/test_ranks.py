@@ -20,6 +20,7 @@ from tests.support.tiny import tiny_lm
 
 TRAINER: Any = Trainer  # to plant things in
 SEVERAL: Any = Several
+SHARDED: Any = Sharded
 ROLLOUT: Any = rollout
 pytestmark = pytest.mark.usefixtures("lucky")
 # AdamW moves a weight whose gradient nearly cancels by whatever rounding left of it; not with so much under the fraction.
@@ -135,6 +136,49 @@ def test_other_models_on_three_processes(architecture: str, parallel: str, tunin
     assert gap(one, tmp_path / "two") < 1e-5
 
 
+@pytest.mark.parametrize(
+    ("tuning", "changes"),
+    [
+        ("full", {"optimizer": {"warmup_steps": 0, "micro_batch": 3, "epsilon": EPSILON, "padding_free": True}}),
+        *(
+            pytest.param(tuning, changes, marks=pytest.mark.nightly)
+            for tuning, changes in [
+                ("full", {"stages": [ADAPTED, {**STAGE, "name": "b"}], "algorithm": {"reference": "previous_stage"}}),
+                ("lora", {"stages": [{**STAGE, "offline_first": 0.5}]}),
+                ("qlora", {}),
+            ]
+        ),
+    ],
+)  # fmt: skip
+def test_two_machines_of_two_processes_learn_what_one_does(
+    tuning: str, changes: dict[str, Any], model: Path, tmp_path: Path
+) -> None:
+    """Three groups on four processes, of which one has none; each machine holds the weights once."""
+    settings = tuned(uneven(tmp_path, model, "four", "hsdp", **changes), tuning)
+    ranks = launch(tmp_path / "log", settings, size=4, machines=2)
+    one = go(tuned(uneven(tmp_path, model, "one", **changes), tuning))
+    ended = ranks.ended(120)
+    well(ended)
+    assert (
+        "4 processes, hsdp: weights, gradients and moments in shards over the 2 of a machine, in each of 2"
+        in ended[0].out
+    )
+    assert gap(one, tmp_path / "four") < 1e-5
+    assert (one / "rollouts.jsonl").read_text() == (tmp_path / "four" / "rollouts.jsonl").read_text()
+
+
+def unsummed(rank: int) -> None:
+    SHARDED.sum_gradients = lambda *_: None
+
+
+@pytest.mark.nightly
+def test_machines_that_come_to_other_weights_are_told_of(model: Path, tmp_path: Path) -> None:
+    ended = launch(tmp_path / "log", uneven(tmp_path, model, "four", "hsdp"), size=4, machines=2, hook=unsummed).ended()
+    assert {rank.status for rank in ended} == {2}
+    assert "rank 2 has come to other weights than rank 0" in ended[0].err
+    assert not list((tmp_path / "four" / "checkpoints").glob("step-*"))
+
+
 @pytest.mark.nightly
 @pytest.mark.parametrize(
     ("parallel", "tuning", "changes"),
@@ -195,9 +239,7 @@ def averaged(rank: int) -> None:
 
 
 def stale_copy(rank: int) -> None:
-
-    sharded: Any = Sharded
-    sharded.whole = lambda self, lm: self._plain
+    SHARDED.whole = lambda self, lm: self._plain
 
 
 @pytest.mark.nightly

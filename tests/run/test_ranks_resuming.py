@@ -18,6 +18,7 @@ from selfcorrect.learning.training import Trainer
 from selfcorrect.models.weights import load_weights, weights
 from selfcorrect.runs import loop
 from selfcorrect.runs.checkpoint import Checkpoint
+from selfcorrect.runs.display import Observer
 from selfcorrect.runs.loop import Loop
 from selfcorrect.runs.run import resume
 from selfcorrect.seeds import derive_seed
@@ -28,6 +29,7 @@ from tests.support.ranks import launch
 from tests.support.runs import StopAt, go, read_rows, tuned
 
 LOOP: Any = Loop  # to plant things in
+TRAINER: Any = Trainer
 COUNTDOWN: Any = Countdown
 TRAINING: Any = training
 SUPERVISED: Any = supervised
@@ -90,6 +92,37 @@ def test_adapters_go_on_to_the_same_bits(parallel: str, tuning: str, model: Path
     well(launch(tmp_path / "again", settings).ended())
     well(launch(tmp_path / "unbroken", {**settings, "output": str(tmp_path / "other")}).ended())
     check_equal(tmp_path / "two", tmp_path / "other" / "two")
+
+
+def killed_later(rank: int) -> None:
+    """Rank 1 dies in step 5."""
+    step = Trainer.train_step
+
+    def dies(trainer: Trainer) -> StepResult:
+        if rank == 1 and trainer.progress.step == 4:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return step(trainer)
+
+    TRAINER.train_step = dies
+
+
+@pytest.mark.nightly
+def test_what_two_machines_began_others_go_on_with(model: Path, tmp_path: Path) -> None:
+    """Four processes killed and gone on with to the same bits; then two of one machine, then one."""
+    long: dict[str, Any] = {"stages": [{**STAGE, "steps": 5}]}
+    settings = uneven(tmp_path, model, "four", "hsdp", **long)
+    launch(tmp_path / "log", settings, size=4, machines=2, hook=killed).ended()
+    assert newest(tmp_path / "four").step == 2
+    shutil.copytree(tmp_path / "four", tmp_path / "other" / "four")
+    well(launch(tmp_path / "again", settings, size=4, machines=2).ended(120))
+    unbroken = {**settings, "output": str(tmp_path / "unbroken")}
+    well(launch(tmp_path / "whole", unbroken, size=4, machines=2).ended(120))
+    check_equal(tmp_path / "four", tmp_path / "unbroken" / "four")
+    two = {**settings, "output": str(tmp_path / "other")}
+    launch(tmp_path / "log-two", two, "parallel=fsdp2", hook=killed_later).ended()
+    assert newest(tmp_path / "other" / "four").step == 4
+    resume(tmp_path / "other" / "four", Observer(), ["parallel=auto"])
+    assert gap(tmp_path / "four", tmp_path / "other" / "four") < 1e-5
 
 
 def no_moments(rank: int) -> None:

@@ -27,9 +27,11 @@ class Ended(NamedTuple):
 
 
 class Ranks:
-    """The processes of one launch. hook: called in each with its rank, before the command; module-level."""
+    """The processes of one launch. machines: over how many they believe themselves to be spread; hook: called in each with its rank, before the command; module-level."""
 
-    def __init__(self, folder: Path, *arguments: str, size: int = 2, hook: Hook | None = None) -> None:
+    def __init__(
+        self, folder: Path, *arguments: str, size: int = 2, machines: int = 1, hook: Hook | None = None
+    ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, context = folder, multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(
@@ -39,7 +41,8 @@ class Ranks:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         self.processes = [
-            context.Process(target=_rank, args=(rank, size, port, str(folder), arguments, hook)) for rank in range(size)
+            context.Process(target=_rank, args=(rank, size, size // machines, port, str(folder), arguments, hook))
+            for rank in range(size)
         ]
         for process in self.processes:
             process.start()
@@ -72,21 +75,28 @@ class Ranks:
         return found
 
 
-def launch(folder: Path, settings: dict[str, Any], *overrides: str, hook: Hook | None = None, size: int = 2) -> Ranks:
-    """Trains a recipe, or goes on with the run where it has begun. folder: for what the ranks write."""
+def launch(
+    folder: Path, settings: dict[str, Any], *overrides: str, hook: Hook | None = None, size: int = 2, machines: int = 1
+) -> Ranks:
+    """Trains a recipe, or goes on with the run where it has begun. folder: for what the ranks write.
+
+    machines: over how many the ranks believe themselves to be spread.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     run = Path(settings["output"]) / settings["name"]
     if (run / "config.yaml").exists():
-        return Ranks(folder, "train", "--resume", str(run), *overrides, hook=hook, size=size)
+        return Ranks(folder, "train", "--resume", str(run), *overrides, hook=hook, size=size, machines=machines)
     recipe = folder / "recipe.yaml"
     recipe.write_text(yaml.dump(settings))
-    return Ranks(folder, "train", str(recipe), *overrides, hook=hook, size=size)
+    return Ranks(folder, "train", str(recipe), *overrides, hook=hook, size=size, machines=machines)
 
 
-def _rank(rank: int, size: int, port: int, folder: str, arguments: tuple[str, ...], hook: Hook | None) -> None:
+def _rank(
+    rank: int, size: int, here: int, port: int, folder: str, arguments: tuple[str, ...], hook: Hook | None
+) -> None:
     for descriptor, name in ((1, "out"), (2, "err")):
         os.dup2(os.open(f"{folder}/{rank}.{name}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND), descriptor)
-    told = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size, "MASTER_PORT": port}
+    told = {"RANK": rank, "LOCAL_RANK": rank % here, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": here, "MASTER_PORT": port}
     os.environ.update({name: str(value) for name, value in told.items()}, MASTER_ADDR="127.0.0.1")
     Countdown.grade = lucky_grade  # type: ignore[method-assign]
     if hook:

@@ -19,7 +19,7 @@ from selfcorrect.parallel.ranks import Alone, Several
 from selfcorrect.parallel.sharding import Sharded
 
 TWO = {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
-VARIABLES = (*TWO, "ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED", "FSDP_VERSION")
+VARIABLES = (*TWO, "LOCAL_WORLD_SIZE", "ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED", "FSDP_VERSION")
 FILES = sorted((Path(selfcorrect.__file__).parent / "recipes" / "launch").glob("*.yaml"))
 
 
@@ -82,7 +82,7 @@ def test_several_for_what_one_does(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("parallel", "told", "kind"),
     [
-        ("auto", {}, "ddp"), ("ddp", {}, "ddp"), ("fsdp2", {}, "fsdp2"),
+        ("auto", {}, "ddp"), ("ddp", {}, "ddp"), ("fsdp2", {}, "fsdp2"), ("hsdp", {}, "hsdp"),
         ("auto", {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}, "fsdp2"),
         ("ddp", {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}, "ddp"),
         ("auto", {"ACCELERATE_USE_FSDP": "true"}, r"fsdp_version: 1; set fsdp_version: 2"),
@@ -130,12 +130,37 @@ def test_what_cannot_be_sharded(changes: dict[str, Any], told: str, monkeypatch:
     assert ranks.settled(config(**changes, parallel="ddp")) is ranks
     with pytest.raises(ValueError, match=told):  # before anything is loaded
         config(**changes, parallel="fsdp2")
+    with pytest.raises(ValueError, match="parallel: hsdp"):
+        config(**changes, parallel="hsdp")
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     monkeypatch.setenv("FSDP_VERSION", "2")
     with pytest.raises(ConfigError, match=told) as refused:
         ranks.settled(config(**changes))
     assert "\n" not in str(refused.value)
     assert isinstance(ranks.settled(config(parallel="fsdp2", model={"tuning": "lora", "weights": "bfloat16"})), Sharded)
+
+
+@pytest.mark.parametrize(
+    ("here", "told"),
+    [
+        (None, [(0, 0), (1, 0)]),
+        ("3", [(0, 3), (1, 3)]),
+        ("2", [(0, 2), (0, 2), (1, 2), (1, 2)]),
+        ("2", [(0, 2), (1, 2), (0, 1)]),
+        ("2", [(0, 2), (1, 2), (0, 2)]),
+    ],
+)
+def test_machines_of_unlike_numbers_have_no_copies(
+    here: str | None, told: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unknown; more than there are; numbered in turns; unlike; not a multiple."""
+    for name, value in {**TWO, "LOCAL_WORLD_SIZE": here}.items():
+        if value is not None:
+            monkeypatch.setenv(name, value)
+    ranks = Several(1, len(told), None, object.__new__(Lifeline))
+    monkeypatch.setattr(ranks, "exchange", lambda value: told)
+    with pytest.raises(ConfigError, match=r"parallel = 'hsdp': every machine holds the model once.* or set parallel="):
+        ranks.settled(config(parallel="hsdp"))
 
 
 class Ends(Lifeline):

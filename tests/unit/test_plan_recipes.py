@@ -63,8 +63,7 @@ def test_what_a_shipped_recipe_always_holds_leaves_room(stem: str) -> None:
     config, devices = load_recipe(RECIPES / f"{stem}.yaml"), card_of(stem)
     assert isinstance(config, TrainConfig)
     model = dressed(config, described(config.model), devices.card)
-    shards = devices.count if devices.parallel == "fsdp2" else 1
-    assert static(config, model, devices.card, shards).total < 0.7 * devices.bytes
+    assert static(config, model, devices.card, devices.shards).total < 0.7 * devices.bytes
 
 
 @pytest.mark.parametrize("file", sorted(RECIPES.glob("*.yaml")), ids=lambda file: file.stem)

@@ -10,9 +10,11 @@ import torch
 
 from selfcorrect.config import TrainConfig
 from selfcorrect.config.recipe import load_recipe, validate
+from selfcorrect.parallel.gradients import BUCKET
 from selfcorrect.planning import plan as planning
 from selfcorrect.planning.hardware import CARDS, HOST_BYTES
-from selfcorrect.planning.pace import HOST, LINKS, Pace, pace, sync
+from selfcorrect.planning.memory import Memory, memory
+from selfcorrect.planning.pace import HOST, LINKS, Pace, links, pace, sync
 from selfcorrect.planning.page import resting_on, row
 from selfcorrect.planning.plan import Devices, Plan, cheapest_card, largest_micro_batch, longest_attempt, make_plan
 from selfcorrect.planning.spec import described
@@ -97,8 +99,8 @@ def synced(devices: Devices, weights: str = "float32", **sections: Any) -> tuple
     laid_out = planning._laid_out(config, devices, assumed_lengths(config), described(config.model))
     fixed, model, step, spread = laid_out
     of = model.numbers.all
-    found = sync(fixed, model, 1.0, step, spread, 1e18)
-    hidden = sync(fixed, model, 1.0, step, replace(spread, engine=False, beside=False), 1e18)
+    found = sync(fixed, model, (1.0, 1.0), step, spread, 1e18)
+    hidden = sync(fixed, model, (1.0, 1.0), step, replace(spread, engine=False, beside=False), 1e18)
     own = model.costume.weights.itemsize * (spread.devices - 1) / spread.devices * of  # gathered without an engine
     assert devices.card
     bound = pace(fixed, model, devices.card, step, spread, devices.nodes).bound
@@ -116,14 +118,39 @@ def test_sync_gathers_a_copy_for_an_engine_and_for_a_server(weights: str) -> Non
     assert served[:2] == pytest.approx((width * 3 / 4 + 2, width + 2))  # into the memory, cast, and out of it
 
 
+def test_copies_of_shards_gather_within_a_machine_and_sum_between_machines() -> None:
+    """Of every weight four bytes pass each way between copies, a shard by each device; all else stays in a machine."""
+    config = big(model={"path": "Qwen/Qwen2.5-7B"})
+    card, sent, needs, rates = CARDS["h100"], list[tuple[float, float]](), list[Memory](), list[float]()
+    for parallel, nodes in (("hsdp", 2), ("fsdp2", 1), ("fsdp2", 2), ("ddp", 2)):
+        devices = Devices(card, 4, nodes, parallel)
+        laid_out = planning._laid_out(config, devices, assumed_lengths(config), described(config.model))
+        fixed, model, step, spread = laid_out
+        endless = float("inf")
+        near, far = (
+            sync(fixed, model, rate, step, spread, 0.0)[LINKS] / model.numbers.all
+            for rate in ((1.0, endless), (endless, 1.0))
+        )
+        sent.append((near, far))
+        needs.append(memory(fixed, model, card, step, spread))
+        found = links(card, spread, nodes)
+        rates.append(found[0] / found[1])
+    assert [far for _, far in sent] == pytest.approx([2 * 4 / 4 * 1 / 2, 0, 0, 2 * 4 * 7 / 8])
+    assert rates[:3] == pytest.approx([card.link / card.network, 1, 1])  # ddp has nothing to gather
+    assert 0 < sent[0][0] < sent[1][0]  # half as many rows a device as on one machine
+    assert sent[3][0] == 0
+    assert needs[0].static == needs[1].static != needs[2].static
+    assert needs[0].phases["sync"]["sync buffers"] == 4 * BUCKET
+
+
 def test_an_adapter_alone_is_gathered() -> None:
     config = big(model={"path": "Qwen/Qwen2.5-7B", "tuning": "lora", "weights": "bfloat16"})
     devices = Devices(CARDS["h100"], 4, parallel="fsdp2")
     fixed, model, step, spread = planning._laid_out(config, devices, assumed_lengths(config), described(config.model))
     without = replace(model, numbers=replace(model.numbers, trained=0.0))
-    shown, hidden = (sync(fixed, without, 1.0, step, spread, beside)[LINKS] for beside in (0.0, 1e18))
+    shown, hidden = (sync(fixed, without, (1.0, 1.0), step, spread, beside)[LINKS] for beside in (0.0, 1e18))
     assert hidden == pytest.approx(0.1 * shown)  # all of it FSDP's own: what is frozen is gathered into no copy
-    assert sync(fixed, model, 1.0, step, spread, 1e18)[LINKS] > hidden + 4 * 3 / 4 * model.numbers.trained
+    assert sync(fixed, model, (1.0, 1.0), step, spread, 1e18)[LINKS] > hidden + 4 * 3 / 4 * model.numbers.trained
 
 
 def test_the_bound_of_sync_is_its_longest_part() -> None:
@@ -179,7 +206,8 @@ def test_a_plan_tells_the_numbers_that_it_rests_on() -> None:
     one, two = (rests(big(**lab), Devices(None, gpus)) for gpus in (1, 2))
     sharded, _ = rests(big(**lab), Devices(None, 2, parallel="fsdp2"))
     assert set(one[0]) == {"process_gib", "allocator_slack_share", "grading_milliseconds_per_answer", "grading_cores"}
-    assert (two[0]["gloo_gb_per_second"], sharded["gloo_gb_per_second"]) == (1.6, 0.5)
+    assert (two[0]["gloo_summed_gb_per_second"], sharded["gloo_gathered_gb_per_second"]) == (1.6, 0.5)
+    assert sharded.keys() - two[0].keys() == {"gloo_gathered_gb_per_second"}
     assert one[0]["grading_cores"] == os.cpu_count()
-    assert "1.6 GB/s between processes" in two[1]
+    assert "1.6 GB/s summed over processes" in two[1]
     assert "GB/s" not in one[1]

@@ -329,7 +329,7 @@ class TrainConfig(Strict):
             raise ValueError(f"vllm is of sampler: vllm, and sampler is {self.sampler}; set it, or leave vllm out")
         if self.vllm.adapter == "only" and self.model.tuning == "full":
             raise ValueError("vllm.adapter: only sends an adapter, and model.tuning is full; set it to auto")
-        if self.parallel == "fsdp2" and (why := not_in_shards(self)):
+        if self.parallel in ("fsdp2", "hsdp") and (why := not_in_shards(self)):
             raise ValueError(why)
         self._check_evaluation()
         self._check_file_names()

@@ -19,6 +19,12 @@ def whole(tensor: Any) -> Tensor:
     return found
 
 
+def own_part(tensor: Any) -> Tensor:
+    """What this process holds of it, itself and no copy."""
+    found: Tensor = tensor.to_local() if is_sharded(tensor) else tensor
+    return found
+
+
 def laid_out(tensor: Tensor, like: Any) -> Tensor:
     """A whole tensor in the shards of another one, of which every process keeps its own; no process is asked."""
     if not is_sharded(like) or is_sharded(tensor) or tensor.shape != like.shape:

@@ -7,29 +7,35 @@ the model that sampler and reference know. What it costs is that no communicatio
 """
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch import distributed as dist
 
+from selfcorrect.models.sharded import own_part
+
 BUCKET = 1 << 26  # numbers in one message
 
 
-def sum_gradients(parameters: Sequence[Tensor]) -> None:
-    """In place. A weight that no rank has a gradient for stays without: an optimiser would move it even by zero."""
+def sum_gradients(parameters: Sequence[Tensor], group: Any = None) -> None:
+    """In place, over the ranks of `group` (None: all); of gradients in shards, whose ranks have the same shards.
+
+    A weight that no rank has a gradient for stays without: an optimiser would move it even by zero.
+    """
     device = parameters[0].device
     there = torch.tensor([parameter.grad is not None for parameter in parameters], dtype=torch.int32, device=device)
-    dist.all_reduce(there, op=dist.ReduceOp.MAX)
+    dist.all_reduce(there, op=dist.ReduceOp.MAX, group=group)
     for parameter, somewhere in zip(parameters, there.tolist(), strict=True):
         if somewhere and parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    for bucket in _buckets(gradients):
+    gradients = [own_part(parameter.grad) for parameter in parameters if parameter.grad is not None]
+    for bucket in _buckets([gradient for gradient in gradients if gradient.numel()]):
         if len(bucket) == 1 and bucket[0].is_contiguous():
-            dist.all_reduce(bucket[0])
+            dist.all_reduce(bucket[0], group=group)
             continue
         flat = torch.cat([gradient.flatten() for gradient in bucket])
-        dist.all_reduce(flat)
+        dist.all_reduce(flat, group=group)
         parts = torch.split(flat, [gradient.numel() for gradient in bucket])
         for gradient, part in zip(bucket, parts, strict=True):
             gradient.copy_(part.view_as(gradient))

@@ -1,7 +1,6 @@
 """The processes of a launch find each other, and leave each other."""
 
 import contextlib
-import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -60,7 +59,7 @@ def _join(launch: Launch) -> Several:
         raise ConfigError(f"WORLD_SIZE is {launch.size}, but this torch has no torch.distributed; train in one")
     backend = "gloo"
     if torch.cuda.is_available():
-        there, wanted = torch.cuda.device_count(), int(os.environ.get("LOCAL_WORLD_SIZE", launch.local + 1))
+        there, wanted = torch.cuda.device_count(), launch.beside or launch.local + 1
         if wanted <= there:
             torch.cuda.set_device(launch.local)
             backend = "cpu:gloo,cuda:nccl"

@@ -11,11 +11,15 @@ _NEEDED = ("WORLD_SIZE", "RANK", "MASTER_ADDR", "MASTER_PORT")
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """size: how many processes there are in all; rank: which of them this one is; local: which on its host."""
+    """size: how many processes there are in all; rank: which of them this one is; local: which on its host.
+
+    beside: how many its host has, 0 where the launcher does not say.
+    """
 
     size: int
     rank: int
     local: int
+    beside: int
     address: str
     port: int
 
@@ -34,11 +38,12 @@ def launched() -> Launch | None:
     rank = _number("RANK", 0)
     if rank >= size:
         raise ConfigError(f"RANK is {rank}, but WORLD_SIZE is {size}: ranks are 0 to {size - 1}; see to the launcher")
-    return Launch(size, rank, _number("LOCAL_RANK", 0), os.environ["MASTER_ADDR"], _number("MASTER_PORT", 1))
+    local, beside = _number("LOCAL_RANK", 0), _number("LOCAL_WORLD_SIZE", 0)
+    return Launch(size, rank, local, beside, os.environ["MASTER_ADDR"], _number("MASTER_PORT", 1))
 
 
 def kind_of(parallel: Parallel) -> Parallel:
-    """Ddp or fsdp2, for several processes: what the recipe names, else what accelerate was configured with.
+    """Ddp, fsdp2 or hsdp, for several processes: what the recipe names, else what accelerate was configured with.
 
     Raises ConfigError where the launcher was configured for what is not done here.
     """

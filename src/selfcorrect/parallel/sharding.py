@@ -1,4 +1,5 @@
-"""FSDP2: weights, gradients and moments in shards over all ranks, by torch's `fully_shard`.
+"""FSDP2: weights, gradients and moments in shards over ranks, by torch's `fully_shard`: over all of them, or over those
+of one machine, so that each machine has a copy (HSDP).
 
 Every layer is a unit that is gathered where it computes. Embeddings, last norm and head are one more, gathered for a
 whole forward and backward pass, as the loss reads the head's weights outside of the model. Each rank samples with a
@@ -28,6 +29,8 @@ from selfcorrect.models.placement import stack_of
 from selfcorrect.models.sharded import fill, from_first, whole
 from selfcorrect.models.weights import weights
 from selfcorrect.parallel import shards
+from selfcorrect.parallel.gradients import sum_gradients
+from selfcorrect.parallel.launch import launched
 from selfcorrect.parallel.ranks import Alone, Batch, Several, Trainer
 from selfcorrect.parallel.served import served
 from selfcorrect.samplers.base import Resting
@@ -47,6 +50,8 @@ class Sharded(Several):
         vars(self).update(vars(ranks))
         if why := not_in_shards(config):
             raise ConfigError(why)
+        self._shards = self._of_machine() if config.parallel == "hsdp" else self.size
+        self._meshes: DeviceMesh | None = None
         self._lm: LanguageModel | None = None
         self._plain: LanguageModel | None = None
         # Where a server samples, one whole copy is enough: in the memory of rank 0's machine, for sending and saving.
@@ -55,7 +60,12 @@ class Sharded(Several):
     @property
     def notes(self) -> list[str]:
         copies = "rank 0's machine has a whole copy" if self.keeps_one else "sampling has a whole copy"
-        return [f"{self.size} processes, fsdp2: weights, gradients and moments in shards; {copies}"]
+        if self._shards == self.size:
+            return [f"{self.size} processes, fsdp2: weights, gradients and moments in shards; {copies}"]
+        return [
+            f"{self.size} processes, hsdp: weights, gradients and moments in shards over the {self._shards} of a "
+            f"machine, in each of {self.size // self._shards} machines; {copies}"
+        ]
 
     def settled(self, config: TrainConfig) -> Alone:
         return self
@@ -80,8 +90,29 @@ class Sharded(Several):
         frozen = replace(lm, model=model.requires_grad_(False), masters=None)
         return frozen, "reference: a copy of the weights, in shards"
 
+    def _of_machine(self) -> int:
+        """How many ranks hold one copy. Raises ConfigError where machines have different numbers of them."""
+        launch = launched()
+        assert launch, "several processes were started"
+        here = launch.beside
+        for rank, (local, beside) in enumerate(self.exchange((launch.local, here))):
+            if beside != here or not here or self.size % here or rank % here != local:
+                raise ConfigError(
+                    "parallel = 'hsdp': every machine holds the model once, so each must have as many processes, "
+                    f"numbered one machine after the other, and rank {rank} of {self.size} is process {local} of "
+                    f"{beside or '?'} on its machine (LOCAL_RANK, LOCAL_WORLD_SIZE); start as many on each, with "
+                    "torchrun, or set parallel=fsdp2"
+                )
+        return here
+
     def _mesh(self, lm: LanguageModel) -> DeviceMesh:
-        return init_device_mesh(lm.device.type, (self.size,))
+        """Of the ranks that hold one copy."""
+        if self._shards == self.size:
+            return init_device_mesh(lm.device.type, (self.size,))
+        if self._meshes is None:
+            shape = (self.size // self._shards, self._shards)
+            self._meshes = init_device_mesh(lm.device.type, shape, mesh_dim_names=("copy", "shard"))
+        return self._meshes["shard"]
 
     def spread(self, trainer: Trainer) -> Trainer:
         plain, reference = trainer.lm, trainer.reference if trainer.has_reference else None
@@ -145,10 +176,14 @@ class Sharded(Several):
         return [nothing] * missing
 
     def check_alike(self, lm: LanguageModel) -> None:
-        """No weight is held twice."""
+        if self._shards < self.size:  # else no weight is held twice
+            super().check_alike(lm)
 
     def sum_gradients(self, parameters: Sequence[Tensor]) -> None:
-        """Done by the backward passes."""
+        """Backward passes have summed them over the ranks that share a copy: once a step, over the copies."""
+        if self._shards < self.size:
+            assert self._meshes
+            sum_gradients(parameters, self._meshes["copy"].get_group())
 
     def clip(self, parameters: Sequence[Tensor], most: float) -> float:
         return float(whole(torch.nn.utils.clip_grad_norm_(parameters, most)))

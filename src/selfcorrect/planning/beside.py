@@ -86,7 +86,7 @@ def _devices(config: TrainConfig, device: torch.device) -> Devices:
     """What the launcher started, and what the run does with it."""
     launch = launched()
     many = launch.size if launch else 1
-    here = min(many, int(os.environ.get("LOCAL_WORLD_SIZE", many)))
+    here = min(many, launch.beside or many) if launch else 1
     kind = kind_of(config.parallel) if launch else "ddp"
     serving = 1 if config.sampler == "vllm" and config.vllm.server else None
     return Devices(_card(device), here, -(-many // here), kind, config.sampler == "vllm", serving)

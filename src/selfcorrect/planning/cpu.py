@@ -82,8 +82,8 @@ def measured(config: TrainConfig, model: Dressed, step: Step, spread: Spread, no
     # Prompts that are shared are computed once a step, before all micro-batches and after them.
     seconds["update"] = of["rollouts' passes"] * step.rows / rows + many / spread.shards * of["optimiser"]
     seconds["update"] += many * of["prompts' passes"] * work.prefixes / max(1, prefixes)
-    sent = GLOO_SUM_BYTES if spread.shards == 1 else GLOO_BYTES
-    seconds["sync"] = sum(sync(config, model, sent, one_process, spread, 0.0).values())
+    gloo = (GLOO_BYTES, GLOO_SUM_BYTES)
+    seconds["sync"] = sum(sync(config, model, gloo, one_process, spread, 0.0).values())
     seconds["grading"] = grading(config, step.rows, os.cpu_count() or 1)
     longest = max(seconds, key=lambda phase: seconds[phase])
     why = "what processes send each other" if longest == "sync" else "this processor, as just measured"

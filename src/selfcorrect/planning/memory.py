@@ -112,9 +112,10 @@ def memory(config: TrainConfig, model: Dressed, card: Card | None, step: Step, s
     done = _updated(config, model, step, spread)
     kept = cache.lanes if card and not spread.engine else 0.0
     phases["update"] = {"KV cache": kept, **done, "gathered by FSDP": gathered, "whole copy for sampling": whole}
-    if spread.devices > 1 and spread.shards == 1:
+    if spread.devices > spread.shards:
         # After the last backward pass (parallel/gradients.py), whose activations are gone by then.
-        phases["sync"] = {"KV cache": kept, "sync buffers": 4 * min(BUCKET, model.numbers.trained)}
+        message = 4 * min(BUCKET, model.numbers.trained / spread.shards)
+        phases["sync"] = {"KV cache": kept, "sync buffers": message, "whole copy for sampling": whole}
     if card is None and spread.shards > 1:
         # torch.distributed.checkpoint makes the bytes of a shard's file in memory, from tensors laid side by side.
         written = 2 * 12 * model.numbers.trained / spread.shards

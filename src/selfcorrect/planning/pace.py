@@ -69,8 +69,9 @@ def pace(config: TrainConfig, model: Dressed, card: Card, step: Step, spread: Sp
     for phase, count in flops.items():
         seconds[phase] = count / rate
     seconds["update"] += hardware.PER_STEP_SECONDS + _optimiser(model, card, spread)
-    link = (card.link if nodes == 1 else card.network) * 1e9 * hardware.LINK_SHARE
-    sent = sync(config, model, link, step, spread, seconds["update"] + seconds.get("reference", 0))
+    sent = sync(
+        config, model, links(card, spread, nodes), step, spread, seconds["update"] + seconds.get("reference", 0)
+    )
     seconds["sync"] = sum(sent.values())
     seconds["grading"] = grading(config, rows, CORES)
     longest = max(seconds, key=lambda phase: seconds[phase])
@@ -145,29 +146,36 @@ def _optimiser(model: Dressed, card: Card, spread: Spread) -> float:
     return 32 * model.numbers.trained / spread.shards / (card.bandwidth * 1e9 * hardware.DECODE_BANDWIDTH)
 
 
+def links(card: Card, spread: Spread, nodes: int) -> tuple[float, float]:
+    """Bytes a second between devices that share a copy of the weights, and between all."""
+    near, far = (rate * 1e9 * hardware.LINK_SHARE for rate in (card.link, card.network if nodes > 1 else card.link))
+    return (near if spread.shards <= spread.devices // nodes else far), far
+
+
 def sync(
-    config: TrainConfig, model: Dressed, link: float, step: Step, spread: Spread, beside: float
+    config: TrainConfig, model: Dressed, links: tuple[float, float], step: Step, spread: Spread, beside: float
 ) -> dict[str, float]:  # fmt: skip
-    """Seconds between processes, and to the engine, by what they pass through. link: bytes a second; beside: seconds
+    """Seconds between processes, and to the engine, by what they pass through. links: see `links`; beside: seconds
     of computation that FSDP's gathering hides behind.
     """
     parts = {LINKS: 0.0, HOST: 0.0}
     if spread.devices == 1 and not spread.beside:
         return parts
-    share = (spread.devices - 1) / spread.devices
     of, full = model.numbers, config.model.tuning == "full"
-    if spread.shards == 1:
-        parts[LINKS] = 2 * 4 * of.trained * share / link
-    else:
+    link, far = links
+    copies = spread.devices // spread.shards
+    parts[LINKS] = 2 * 4 * of.trained / spread.shards * (copies - 1) / copies / far
+    if spread.shards > 1:
+        share = (spread.shards - 1) / spread.shards
         passes = math.ceil(step.rows / (filled(config, step.lengths, step.attempts) * config.optimizer.rows))
         gathers = 2 + (1 if step.reference else 0)
         bytes_ = passes * (gathers * model.costume.weights.itemsize * of.all + 4 * of.trained) * share
-        parts[LINKS] = max(bytes_ / link - beside, 0.1 * bytes_ / link)
+        parts[LINKS] += max(bytes_ / link - beside, 0.1 * bytes_ / link)
         # What trains is gathered into the whole copy that is sampled from, or sent (parallel/sharding.py).
         copied = (model.costume.weights.itemsize if full else 4) * of.trained
         parts[LINKS] += copied * share / link
         if spread.beside:  # that copy lies in the memory of rank 0's machine; it is cast there, and sent from the card
             parts[HOST] = (copied + (2 * of.trained if full else 0)) / hardware.HOST_BYTES
     if spread.engine:
-        parts[LINKS] += 2 * (of.all if full else of.trained) / link
+        parts[LINKS] += 2 * (of.all if full else of.trained) / far
     return parts

@@ -63,7 +63,7 @@ def resting_on(plan: Plan) -> Iterator[str]:
     for source in sources(plan):
         yield f"  {source.of}: {', '.join(number.told for number in source.numbers)} ({source.why})"
     if plan.devices.card and plan.spread.shards > 1:
-        yield "  memory under fsdp2 is measured on a CPU with two processes, and on no card"
+        yield "  memory in shards is measured on a CPU with two processes, and on no card"
 
 
 def turned(plan: Plan, turns: list[Turn]) -> Iterator[str]:

@@ -21,8 +21,8 @@ _MOST_ROWS, _MOST_TOKENS = 512, 1 << 17
 
 @dataclass(frozen=True, slots=True)
 class Devices:
-    """card: None for this machine's processor. gpus: of a node; parallel: ddp or fsdp2; engine: whether vLLM samples;
-    serving: further cards that its server runs on, None where it runs on the same.
+    """card: None for this machine's processor. gpus: of a node; parallel: ddp, fsdp2 or hsdp; engine: whether vLLM
+    samples; serving: further cards that its server runs on, None where it runs on the same.
     """
 
     card: Card | None
@@ -36,6 +36,11 @@ class Devices:
     @property
     def count(self) -> int:
         return self.gpus * self.nodes
+
+    @property
+    def shards(self) -> int:
+        """Over how many of them weights, gradients and moments lie in shards."""
+        return {"fsdp2": self.count, "hsdp": self.gpus}.get(self.parallel, 1)
 
     @property
     def bytes(self) -> float:
@@ -136,7 +141,7 @@ def _laid_out(
     config: TrainConfig, devices: Devices, lengths: Lengths, spec: Spec
 ) -> tuple[TrainConfig, Dressed, Step, Spread]:
     """The recipe with every `auto` settled, its model, what one device has of a step, and how devices share."""
-    shards = devices.count if devices.parallel == "fsdp2" else 1
+    shards = devices.shards
     model = dressed(config, spec, devices.card)
     step = step_of(config, lengths, devices.count)
     fixed = settled(config, model, devices.card, int(lengths.longest_row(step.attempts)), shards)
@@ -179,8 +184,7 @@ def turns(plan: Plan, lengths: Lengths) -> Iterator[Turn]:
 def _hopeless(config: TrainConfig, devices: Devices, spec: Spec) -> bool:
     """Whether what lies there all the time is more than there is."""
     model = dressed(config, spec, devices.card)
-    shards = devices.count if devices.parallel == "fsdp2" else 1
-    return static(config, model, devices.card, shards).total > devices.bytes
+    return static(config, model, devices.card, devices.shards).total > devices.bytes
 
 
 def _candidates(plan: Plan) -> Iterator[tuple[list[str], str]]:
@@ -196,9 +200,10 @@ def _candidates(plan: Plan) -> Iterator[tuple[list[str], str]]:
         yield [f"rollouts.rows_at_once={size}"], "slower sampling"
     tight = [again, "optimizer.micro_batch=1", f"rollouts.rows_at_once={max(1, min(8, rows))}"]
     yield tight, "slower sampling and update"
-    if plan.devices.count > 1 and plan.devices.parallel != "fsdp2":
-        for more in ([], ["model.weights=float32"] if config.model.tuning == "full" else []):
-            yield [*tight, *more, "parallel=fsdp2"], "weights are gathered from the other cards as they are used"
+    for kind in ("hsdp", "fsdp2") if plan.devices.nodes > 1 else ("fsdp2",):  # one machine's links are the faster ones
+        if plan.devices.shards < replace(plan.devices, parallel=kind).shards:
+            for more in ([], ["model.weights=float32"] if config.model.tuning == "full" else []):
+                yield [*tight, *more, f"parallel={kind}"], "weights are gathered from the other cards as they are used"
     if config.model.tuning == "full":
         yield [*tight, "model.reference=cpu"], "the reference passes through the card layer by layer"
         yield [*tight, "model.reference=cpu", "optimizer.name=adamw_8bit"], "and moments have 8 bits"
@@ -220,7 +225,8 @@ def _candidates(plan: Plan) -> Iterator[tuple[list[str], str]]:
 
 
 def _devices(devices: Devices, overrides: list[str]) -> Devices:
-    return replace(devices, parallel="fsdp2") if "parallel=fsdp2" in overrides else devices
+    kind = next((text.removeprefix("parallel=") for text in overrides if text.startswith("parallel=")), None)
+    return replace(devices, parallel=kind) if kind else devices
 
 
 def _changed(config: TrainConfig, overrides: list[str]) -> TrainConfig | None:

@@ -56,9 +56,9 @@ def _promised(plan: Plan, card: Card, *, linked: bool) -> Iterator[Number]:
     if plan.pace:
         yield Number("card_tflops", card.tflops, f"{card.tflops:g} TFLOPS bfloat16 dense")
         yield Number("card_gb_per_second", card.bandwidth, f"{card.bandwidth:,g} GB/s")
-        if linked and plan.devices.nodes == 1:
+        if linked and (plan.devices.nodes == 1 or 1 < plan.spread.shards < plan.spread.devices):
             yield Number("links_gb_per_second", card.link, f"links {card.link:g} GB/s")
-        elif linked:
+        if linked and plan.devices.nodes > 1:
             yield Number("network_gb_per_second", card.network, f"network {card.network:g} GB/s a card")
 
 
@@ -83,8 +83,11 @@ def _on_card(plan: Plan) -> Iterator[Number]:
 
 def _on_processor(plan: Plan) -> Iterator[Number]:
     if plan.spread.devices > 1:
-        gloo = (hardware.GLOO_SUM_BYTES if plan.spread.shards == 1 else hardware.GLOO_BYTES) / 1e9
-        yield Number("gloo_gb_per_second", gloo, f"{gloo:g} GB/s between processes (gloo)")
+        summed, gathered = hardware.GLOO_SUM_BYTES / 1e9, hardware.GLOO_BYTES / 1e9
+        if plan.spread.shards < plan.spread.devices:
+            yield Number("gloo_summed_gb_per_second", summed, f"{summed:g} GB/s summed over processes (gloo)")
+        if plan.spread.shards > 1:
+            yield Number("gloo_gathered_gb_per_second", gathered, f"{gathered:g} GB/s gathered from processes (gloo)")
     yield from _grading(plan, os.cpu_count() or 1, "cores that grade")
 
 

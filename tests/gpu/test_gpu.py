@@ -115,6 +115,17 @@ def test_sampler_and_policy_agree(small: LanguageModel, temperature: float) -> N
     assert gap < 1e-4  # float32, different order of summation in prefill and decode
 
 
+@pytest.mark.skipif(ACCELERATOR == "mps", reason="graphs are CUDA's")
+def test_graphs_are_recorded_anew_where_lanes_grow(small: LanguageModel) -> None:
+    sampler = TransformersSampler(small)
+    for length in (24, 300, 600):  # more slots each time: other lanes, which no graph knows
+        sampler.sample([(5, 6, 7)] * 4, SamplingParams(1.0, length, 5))
+        assert sampler._graphs
+        assert sampler._graphs.recorder, "a step could not be recorded"
+        assert sampler._graphs._recorded
+    assert torch.cuda.current_stream() == torch.cuda.default_stream()
+
+
 def test_fifty_steps_of_the_lab(tmp_path: Path) -> None:
     """The shipped base model on the accelerator: attempt 2 gains at least 5 points within fifty steps of Stage I."""
     lab = load_model(ModelConfig(device=ACCELERATOR or "auto"))

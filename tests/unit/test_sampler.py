@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
+from weakref import WeakSet
 
 import pytest
 import torch
@@ -238,20 +239,27 @@ def test_bfloat16_logprobs_are_the_policys(architecture: str) -> None:
 
 
 class Recorder:
-    """Stands for CUDA graphs: "plays" the step as it is. fails: after so many were recorded."""
+    """Stands for CUDA graphs: "plays" the step as it is. fails: after so many were recorded.
+
+    As with CUDA, a pool of memory is used up with the last of its graphs.
+    """
 
     def __init__(self, fails: int = 10**6) -> None:
         self.recorded, self.played, self.fails = 0, 0, fails
+        self.of_pool: dict[Any, WeakSet[Any]] = {}
 
     def __call__(self, step: Callable[[], None], pool: Any) -> Callable[[], None]:
         if self.recorded == self.fails:
             raise RuntimeError("operation not permitted when stream is capturing\nlong details")
+        if not self.of_pool.get(pool, True):
+            raise RuntimeError("use_count > 0 INTERNAL ASSERT FAILED")
         self.recorded += 1
 
         def play() -> None:
             self.played += 1
             step()
 
+        self.of_pool.setdefault(pool, WeakSet()).add(play)
         return play
 
 
@@ -261,7 +269,7 @@ def test_recorded_steps_say_the_same(fails: int) -> None:
     expected = play(lm, TransformersSampler(lm), 1.0)
     told: list[str] = []
     sampler, recorder = TransformersSampler(lm, 4, FIXED), Recorder(fails)
-    sampler._graphs = Graphs(told.append, recorder)
+    sampler._graphs = Graphs(told.append, recorder, object)
     for _ in range(2):  # the second time nothing is recorded anew
         again = play(lm, sampler, 1.0)
         assert [[c.token_ids for _, c in a] for a in again] == [[c.token_ids for _, c in a] for a in expected]
@@ -298,7 +306,7 @@ def test_a_sampler_beside_another_takes_no_memory_of_its_own(
     other = TransformersSampler(reference, beside=sampler)
     recorders = Recorder(), Recorder()
     for each, recorder in zip((sampler, other), recorders, strict=True):
-        each._graphs = Graphs(print, recorder)
+        each._graphs = Graphs(pytest.fail, recorder, object)
     first = [prompt for prompt, _ in play(reference, TransformersSampler(reference), 0.0)[0]][:3]
     seen = list[Any]()
     for _ in range(3):

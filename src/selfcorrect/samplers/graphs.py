@@ -30,6 +30,11 @@ class Shapes:
         return -(-slots // 256) * 256 if self.fixed else slots
 
 
+def pool_of_memory() -> Any:
+    """For graphs; None without CUDA."""
+    return torch.cuda.graph_pool_handle() if torch.cuda.is_available() else None
+
+
 AS_THEY_ARE, FIXED = Shapes(fixed=False, every=1, refill=0.125), Shapes(fixed=True, every=16)
 
 
@@ -37,13 +42,14 @@ def record(step: Callable[[], None], pool: Any) -> Callable[[], None]:
     """A CUDA graph of the step, which is not run meanwhile; returns what plays it."""
     graph = torch.cuda.CUDAGraph()
     # A weight that autocast casts and keeps while recording would stand in the graph's memory, not yet filled.
-    kept = torch.is_autocast_cache_enabled()
+    kept, stream = torch.is_autocast_cache_enabled(), torch.cuda.current_stream()
     torch.set_autocast_cache_enabled(False)
     try:
         with torch.cuda.graph(graph, pool=pool):
             step()
     finally:
         torch.set_autocast_cache_enabled(kept)
+        torch.cuda.set_stream(stream)  # one that fails leaves its own behind
     play: Callable[[], None] = graph.replay
     return play
 
@@ -57,6 +63,7 @@ class Graphs:
 
     tell: Callable[[str], None]
     recorder: Callable[[Callable[[], None], Any], Callable[[], None]] | None = record
+    make_pool: Callable[[], Any] = pool_of_memory
     pool: Any = None
     _recorded: dict[Any, Callable[[], None]] = field(default_factory=dict)
 
@@ -69,8 +76,8 @@ class Graphs:
         if self.recorder is None:
             return
         try:
-            if self.pool is None and torch.cuda.is_available():
-                self.pool = torch.cuda.graph_pool_handle()
+            if self.pool is None:
+                self.pool = self.make_pool()
             self._recorded[key] = self.recorder(step, self.pool)
         except torch.OutOfMemoryError:
             raise
@@ -80,5 +87,9 @@ class Graphs:
             self.tell(f"sampling goes without CUDA graphs, slower: this model's step cannot be recorded ({first})")
 
     def forget(self) -> None:
-        """What was recorded reads memory that is no longer the model's."""
+        """What was recorded reads memory that is no longer the model's.
+
+        A pool whose graphs are gone takes no new ones.
+        """
         self._recorded.clear()
+        self.pool = None

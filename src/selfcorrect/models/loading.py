@@ -30,6 +30,7 @@ from selfcorrect.models.freed import keep_freed_memory
 from selfcorrect.models.head import Head, HeadForm, States, head_form
 from selfcorrect.models.hollow import fill_with_nothing
 from selfcorrect.models.masters import Masters
+from selfcorrect.models.text_part import text_part
 from selfcorrect.models.windows import layer_windows, sees_all
 
 _ATTENTION = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
@@ -304,6 +305,7 @@ def _load(
             f"its weights lack {first}" + (f" and {len(more)} more" if more else "")
             + ", which would be left random; the files are not complete, or not of a causal language model"
         )  # fmt: skip
+    model, left_out = text_part(model)
     if hollow:
         fill_with_nothing(model)
     elif config.tuning == "qlora":
@@ -321,8 +323,8 @@ def _load(
             f"model.path = {config.path!r}: how this model makes logits from its last hidden states is not known, so "
             "the update holds them whole, tokens x vocabulary",
         )
-    told = f"the model's generation settings will be saved {changes}; nothing here samples by them"
-    return lm, [told] if changes else []
+    told = f"the model's generation settings will be saved {changes}; nothing here samples by them" if changes else ""
+    return lm, [note for note in (left_out, told) if note]
 
 
 def _in_four_bits(config: ModelConfig, device: torch.device, compute_dtype: torch.dtype) -> dict[str, Any]:
@@ -341,7 +343,7 @@ def _in_four_bits(config: ModelConfig, device: torch.device, compute_dtype: torc
     )  # fmt: skip
     return {
         "quantization_config": four,
-        "device_map": {"": device.index or 0 if device.type == "cuda" else device.type},
+        "device_map": {"": torch.cuda.current_device() if device.type == "cuda" else device.type},  # of this process
     }
 
 

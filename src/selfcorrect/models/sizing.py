@@ -49,7 +49,7 @@ def sized(
         if trains and config.evaluation.every:
             kept = max(kept, config.evaluation.problems_between)
         kept = min(kept, _MOST_SAMPLED)
-        room = budget / (tokens * _cache_bytes(lm) + _DRAW_BYTES * lm.model.config.vocab_size)
+        room = budget / (tokens * _cache_bytes(lm) + _DRAW_BYTES * lm.model.config.get_text_config().vocab_size)
         rows = _power_of_two(max(room - kept, room / 2), _MOST_SAMPLED)
         if config.vllm.server:  # whose memory is not this device's, and which queues what has no room there
             rows = _MOST_SAMPLED

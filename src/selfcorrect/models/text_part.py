@@ -1,0 +1,38 @@
+"""The language model within one that reads pictures too: an ordinary one, which is what trains here and is saved."""
+
+from typing import Any
+
+import torch
+
+# What transformers notes on a model, and in its config, that was quantised as it was loaded.
+_QUANTISED = ("hf_quantizer", "is_quantized", "is_loaded_in_4bit", "quantization_method")
+_IN_CONFIG = ("quantization_config", "_pre_quantization_dtype")
+
+
+def text_part(model: Any) -> tuple[Any, str]:
+    """The model's decoder and head as a causal LM of the text config, and what is left out, in words.
+
+    The model itself and nothing where it is one already, or where transformers has no class for its text alone.
+    """
+    from transformers import AutoModelForCausalLM
+
+    text = model.config.get_text_config()
+    kind = None if text is model.config else AutoModelForCausalLM._model_mapping.get(type(text), None)
+    if kind is None or isinstance(model, kind):
+        return model, ""
+    with torch.device("meta"):
+        alone = kind(text)
+    decoder = model.get_decoder()
+    if type(alone.get_decoder()) is not type(decoder):
+        return model, ""
+    setattr(alone, alone.base_model_prefix, decoder)
+    head = model.get_output_embeddings()
+    alone.set_output_embeddings(head)
+    text.tie_word_embeddings = head.weight is decoder.get_input_embeddings().weight
+    alone.generation_config = model.generation_config
+    alone.eval()
+    for target, source, names in ((alone, model, _QUANTISED), (text, model.config, _IN_CONFIG)):
+        for name in names:
+            if name in vars(source):
+                setattr(target, name, vars(source)[name])
+    return alone, f"of {type(model).__name__} the text model alone is loaded, trained and saved, as {kind.__name__}"

@@ -141,6 +141,7 @@ class InProcess:
     def _wake(self, *tags: str) -> None:
         """Weights written into memory that is still given back would be lost, so it comes first."""
         if self._asleep:
+            torch.cuda.empty_cache()  # what torch keeps of the update's memory, the engine cannot take
             self._llm.wake_up(tags=list(tags))
             self._asleep = "kv_cache" not in tags
 

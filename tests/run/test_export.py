@@ -18,6 +18,7 @@ from selfcorrect.errors import CheckpointError, ConfigError, ModelError
 from selfcorrect.export import export
 from selfcorrect.models import adapters
 from selfcorrect.models.loading import LanguageModel, load_model
+from selfcorrect.models.plain import PlainWeights
 from selfcorrect.runs.display import Observer
 from selfcorrect.runs.run import resume
 from selfcorrect.samplers.transformers import TransformersSampler
@@ -156,6 +157,21 @@ def test_what_is_exported_gives_the_same_two_attempts(
     if tuning == "lora":
         over = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), adapter)
         assert plainly(over, policy) == expected == two_attempts(loaded(adapter))
+
+
+def test_layers_in_four_bits_that_no_adapter_is_on_become_ordinary_ones_too(model: Path) -> None:
+    """As an engine is sent them, and merged; by the names and in the values of the plain model, up to 4 bits."""
+    plain = dict(loaded(model).model.state_dict())
+    told = {"path": str(model), "tuning": "qlora", "lora": {"targets": ("q_proj",)}, "precision": "float32"}
+    lm = load_model(ModelConfig.model_validate({**told, "device": "cpu"}))
+    assert lm.adapters
+    before, sent = logits_of(lm), dict(PlainWeights(lm, torch.float32, merged=True))
+    lm.adapters.merge()
+    for found in (sent, lm.model.state_dict()):
+        assert found.keys() == plain.keys()
+        assert all((found[name] - plain[name]).norm() <= 0.2 * plain[name].norm() for name in plain)
+    lm.adapters = None
+    torch.testing.assert_close(logits_of(lm), before, rtol=0, atol=2e-5)
 
 
 def test_merged_weights_quantised_back_are_seen(trained: Callable[[str], Path]) -> None:

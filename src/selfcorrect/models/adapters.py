@@ -158,6 +158,8 @@ class Adapters:
             with torch.no_grad():
                 merged.weight.data = (merged.weight.float() + delta).to(torch.float32 if exact else merged.weight.dtype)
             setattr(parent, name, merged)
+        for prefix, layer in list(four_bit_layers(self._model)):  # that no adapter was on
+            self._model.set_submodule(prefix, dequantised(layer))
         if exact:
             for tensor in (*self._model.parameters(), *self._model.buffers()):
                 tensor.data = tensor.data.float() if tensor.is_floating_point() else tensor.data
@@ -230,6 +232,15 @@ def adapted_layers(model: Any) -> Iterator[tuple[str, Any]]:
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     return ((name, module) for name, module in model.named_modules() if isinstance(module, BaseTunerLayer))
+
+
+def four_bit_layers(model: Any) -> Iterator[tuple[str, Any]]:
+    """Every linear layer with 4-bit weights, with its whole name; those beneath an adapter too."""
+    return (
+        (name, module)
+        for name, module in model.named_modules()
+        if getattr(getattr(module, "weight", None), "quant_state", None) is not None
+    )
 
 
 def keep_plain(model: Any) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from selfcorrect.models.adapters import POLICY, adapted_layers, dequantised
+from selfcorrect.models.adapters import POLICY, adapted_layers, dequantised, four_bit_layers
 from selfcorrect.models.loading import LanguageModel
 
 
@@ -28,8 +28,14 @@ class PlainWeights:
             yield f"{prefix}weight", weight.detach().to(self._dtype)
             if base.bias is not None:
                 yield f"{prefix}bias", base.bias.detach().to(self._dtype)
+        bare = {
+            f"{name}.": layer for name, layer in four_bit_layers(self._lm.model) if not name.startswith(tuple(adapted))
+        }
+        for prefix, layer in bare.items():
+            for name, tensor in dequantised(layer).state_dict().items():
+                yield f"{prefix}{name}", tensor.to(self._dtype)
         for name, tensor in self._lm.model.state_dict().items():
-            if not name.startswith(tuple(adapted)) and tensor.is_floating_point():
+            if not name.startswith((*adapted, *bare)) and tensor.is_floating_point():
                 yield name, tensor.detach().to(self._dtype)
 
     def write(self, folder: Path) -> None:

@@ -161,6 +161,27 @@ def test_a_second_failure_is_the_end(fault: dict[str, int], tmp_path: Path) -> N
     assert "\n" not in str(told.value)
 
 
+def test_an_engine_that_cannot_be_started_anew_hides_no_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lm = model()
+    engines = Engines(lm, {"dies": 1})
+    own, started = sampler(lm, engines, tmp_path), list[int]()
+    begin = own.begin
+
+    def once() -> Any:
+        started.append(1)
+        if len(started) > 1 and not own._engine:
+            raise SamplerFailed("sampler: vllm could not be started: sleep mode; mend that setting")
+        return begin()
+
+    monkeypatch.setattr(own, "begin", once)
+    with pytest.raises(
+        SamplerFailed, match=r"vllm failed \(.*\), was started once more, and failed again \(.*sleep mode"
+    ):
+        own.sample(prompts(lm), GREEDY)
+
+
 def test_a_second_failure_much_later_is_the_end_too(tmp_path: Path) -> None:
     """An engine that dies again and again would be started for ever."""
     lm = model()

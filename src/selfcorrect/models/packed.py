@@ -45,6 +45,19 @@ class Packing:
             None if new == seen else torch.ones(new, seen, dtype=torch.bool).tril(seen - new) for new, seen in pairs
         )
 
+    @cached_property
+    def _begins(self) -> dict[torch.device, list[Tensor]]:
+        return {}
+
+    def begins(self, device: torch.device) -> list[Tensor]:
+        """Where each row's queries and keys begin and the last end; once for all layers, as a card waits for it."""
+        if device not in self._begins:
+            self._begins[device] = [
+                torch.tensor([0, *accumulate(rows)], dtype=torch.int32, device=device)
+                for rows in (self.queries, self.keys)
+            ]
+        return self._begins[device]
+
     @contextmanager
     def shown(self, config: Any) -> Iterator[None]:
         """Meanwhile the model of this config attends this way. It gets no mask."""
@@ -168,9 +181,7 @@ def _on_cuda(packing: Packing, query: Tensor, key: Tensor, value: Tensor, scale:
         how |= {"scale": scale}
     elif scale is not None:  # the function divides by the root of the width by itself
         q = q * (scale * q.shape[-1] ** 0.5)
-    starts = [torch.tensor([0, *accumulate(rows)], dtype=torch.int32, device=q.device)
-              for rows in (packing.queries, packing.keys)]  # fmt: skip
-    attended: Tensor = attend(q, k, v, *starts, max(packing.queries), max(packing.keys), **how)
+    attended: Tensor = attend(q, k, v, *packing.begins(q.device), max(packing.queries), max(packing.keys), **how)
     return attended[None]
 
 

@@ -224,15 +224,19 @@ class VllmSampler:
 
     def _twice(self, deed: Callable[[], T]) -> T:
         """Once more with an engine started anew and the current weights, where it fails for the first time."""
+        anew = False
         while True:
             try:
                 return self._once(deed)
-            except EngineFailed as error:
+            except SamplerFailed as error:  # one that cannot even be started anew is not to hide why it had to be
+                if not anew and not isinstance(error, EngineFailed):
+                    raise
                 self._stop()
                 if self._failed:
                     raise failed_again(self._failed, str(error)) from error
                 self._failed = str(error)
             self._say(started_again(self._failed))
+            anew = True
 
     def _once(self, deed: Callable[[], T]) -> T:
         try:

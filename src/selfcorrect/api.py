@@ -1,7 +1,6 @@
 """The public functions: the commands of the same names, callable."""
 
 import dataclasses
-import hashlib
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -10,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from selfcorrect import __version__
 from selfcorrect.analysis import analyse
 from selfcorrect.analysis.votes import Point, budgets_up_to, scale_figure, scaling
 from selfcorrect.config import LAB_MODEL, TASK_KINDS, CodeConfig, Config, LabBaseConfig, MathConfig, TrainConfig
@@ -28,6 +28,7 @@ from selfcorrect.models.loading import LanguageModel, load_model, resolve_path, 
 from selfcorrect.models.sizing import parameter_count
 from selfcorrect.report import write_report
 from selfcorrect.rollout import play as play_problems
+from selfcorrect.runs.asked import file_digest
 from selfcorrect.runs.checks import fewer, fitted, shortages, unread
 from selfcorrect.runs.display import Observer
 from selfcorrect.runs.evaluating import (
@@ -46,6 +47,7 @@ from selfcorrect.runs.evaluating import (
     run_kept,
     sampling_settings,
     settings,
+    task_settings,
     unused,
 )
 from selfcorrect.runs.folder import keep_evaluation
@@ -226,8 +228,7 @@ def _recorded_job(config: TrainConfig, task: Task) -> Job:
         rows=played,  # problems with the same prompt are answered in turn, so all are played at once
         about=about(config.task), samples=log.samples,
     )  # fmt: skip
-    digest = hashlib.sha256(Path(str(config.recorded)).expanduser().read_bytes()).hexdigest()[:16]
-    made_with = settings(config, evaluator, chat, {"recorded": digest})
+    made_with = settings(config, evaluator, chat, {"selfcorrect": __version__, "recorded": file_digest(file)})
     return Job(evaluator, sampler, chat, made_with, [f"task {evaluator.about}", *notes, *log.notes])
 
 
@@ -248,7 +249,7 @@ def grade(
     """Grade recorded attempts (docs/recorded.md); returns the metrics, and the file of verdicts, a line a row.
 
     task: math, code, countdown or custom; overrides: settings of it, like task.dataset=humaneval. output: by default
-    beside the recordings, with .graded.jsonl in the name; what it holds already is not graded again.
+    beside the recordings, with .graded.jsonl in the name; what it holds already is not graded again, and said.
     progress(done, all) is called with numbers of attempts.
     """
     from selfcorrect.bridges.logs import read_log
@@ -257,12 +258,11 @@ def grade(
 
     config = validate({"task": {"name": task}, "stages": []}, "grade", overrides=overrides)
     assert isinstance(config, TrainConfig)
-    log = read_log(recorded)
-    rows = log.rows
+    log, say = read_log(recorded), (observer or Observer()).message
     target = Path(output) if output is not None else _verdicts_beside(Path(recorded))
     if target.exists() and target.samefile(recorded):
         raise ConfigError(f"output = {str(output)!r} is the file that is to be graded; name another")
-    done, total = 0, sum(len(row.texts) for row in rows)
+    done, total = 0, sum(len(row.texts) for row in log.rows)
 
     def told(count: int) -> None:
         nonlocal done
@@ -271,9 +271,10 @@ def grade(
             progress(done, total)
 
     judge = make_task(config.task)
+    grader = {"selfcorrect": __version__, "task": task_settings(config.task)}
     with closing(judge):
-        rollouts = grade_recorded(rows, judge, target, told)
-        _tell([*judge.notes, *log.notes], (observer or Observer()).message)
+        rollouts = grade_recorded(log.rows, judge, target, grader, told, lambda text: say(f"note: {text}"))
+        _tell([*judge.notes, *log.notes], say)
     refuse_nothing_graded(rollouts, str(recorded))
     return summary_over(rollouts, log.samples), target
 

@@ -33,7 +33,7 @@ def own(number: int, *texts: str, **more: Any) -> dict[str, Any]:
 def test_verdicts_add_up_to_the_summary(kind: str, tmp_path: Path) -> None:
     told = script(kind, tmp_path)
     task = make_task(configured(kind, None, told.settings).task)
-    rollouts = grade_recorded(read_recorded(told.recorded), task, tmp_path / "out.jsonl")
+    rollouts = grade_recorded(read_recorded(told.recorded), task, tmp_path / "out.jsonl", {})
     task.close()
     found, summary = averaged([verdicts for r in rollouts if (verdicts := verdicts_of(r))]), summarize(rollouts)
     assert found == pytest.approx(

@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -69,12 +70,14 @@ class Counting(MathTask):
 
 def test_an_interrupted_grade_goes_on_where_it_was(pairs: Path, tmp_path: Path) -> None:
     rows, output, task = read_recorded(pairs), tmp_path / "out.jsonl", Counting()
-    whole = grade_recorded(rows, task, output)
+    whole = grade_recorded(rows, task, output, {})
     assert task.graded == 10
     text = output.read_bytes()
     cut = text.index(b"\n", text.index(b"\n") + 1) + 20  # two lines and a piece of the third
     output.write_bytes(text[:cut])
-    assert grade_recorded(rows, task, output) == whole
+    said: list[str] = []
+    assert grade_recorded(rows, task, output, {}, say=said.append) == whole
+    assert said == [f"2 of 5 rows are graded already; their verdicts are taken from {output}"]
     assert task.graded == 10 + 6
     assert output.read_bytes() == text
     task.close()
@@ -98,6 +101,38 @@ def test_verdicts_on_something_else_are_not_taken_for_these(pairs: Path, tmp_pat
     pairs.write_text(pairs.read_text().replace("boxed{4}", "boxed{9}", 1))
     with pytest.raises(DataError, match=r"graded\.jsonl:1: holds verdicts on something else; remove it, or name"):
         selfcorrect.grade(pairs, "math", output=output)
+
+
+CUSTOM = """
+def problems(split, options):
+    return [{"id": "a", "prompt": "?", "gold": "%s"}]
+def grade(problem, text):
+    return text == problem["gold"] and %s
+"""
+
+
+def test_verdicts_of_another_grader_or_gold_are_not_taken_over(tmp_path: Path) -> None:
+    """The task's file, a setting, a gold answer or a hidden test of the data set has changed since."""
+    rows = write(tmp_path / "out.jsonl", [{"task_id": "a", "response": "4"}])
+    file = tmp_path / "mine.py"
+
+    def grade(gold: str, verdict: str = "True", *settings: str) -> Any:
+        file.write_text(CUSTOM % (gold, verdict))
+        return selfcorrect.grade(rows, "custom", f"task.file={file}", *settings)[0].accuracy[0].value
+
+    assert (grade("4"), grade("4")) == (1.0, 1.0)
+    for changed in (("5",), ("4", "False"), ("4", "True", "task.options={a: 1}")):
+        with pytest.raises(
+            DataError, match=r"graded\.jsonl:1: holds verdicts (on something else|by other settings or)"
+        ):
+            grade(*changed)
+    rows = write(tmp_path / "code.jsonl", [{"task_id": "HumanEval/2", "program": PROGRAM.format("x * 2")}])
+    data = write(tmp_path / "HumanEval.jsonl", HUMANEVAL)
+    asked = partial(selfcorrect.grade, rows, "code", "task.dataset=humaneval", f"task.data={tmp_path}")
+    asked()
+    data.write_text(data.read_text().replace("candidate(0) == 0", "candidate(0) == 1"))
+    with pytest.raises(DataError, match=r"code\.graded\.jsonl:1: holds verdicts on something else"):
+        asked()
 
 
 def test_a_file_of_the_users_own_is_left_as_it_is(pairs: Path, tmp_path: Path) -> None:

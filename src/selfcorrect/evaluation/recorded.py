@@ -42,15 +42,20 @@ class Recorded:
     row: Row
     ends: tuple[FinishReason, ...]
 
-    def digest(self) -> str:
-        """Of all that its grades depend on."""
-        told = json.dumps([self.name, self.texts, {k: str(v) for k, v in sorted(self.row.fields.items())}])
-        return hashlib.sha256(told.encode()).hexdigest()[:16]
+    def marks(self, problem: Problem, grader: Mapping[str, Any]) -> dict[str, str]:
+        """What stands before its grades: its name, and digests of all that they depend on."""
+        fields = {k: str(v) for k, v in sorted(self.row.fields.items())}
+        against = [problem.id, problem.prompt, dict(problem.reference)]
+        return {"task_id": self.name, "row": _digest([self.name, self.texts, fields, against]), "by": _digest(grader)}
 
     @property
     def completions(self) -> list[Completion]:
         """The attempts as `play` knows them."""
         return [Completion((), (), text, end) for text, end in zip(self.texts, self.ends, strict=True)]
+
+
+def _digest(told: object) -> str:
+    return hashlib.sha256(json.dumps(told, default=str).encode()).hexdigest()[:16]
 
 
 def read_recorded(path: str | Path) -> list[Recorded]:
@@ -212,21 +217,26 @@ def replay(
 
 
 def grade_recorded(
-    recorded: Sequence[Recorded], task: Task, output: Path, told: Callable[[int], None] = lambda attempts: None
-) -> list[Rollout]:
+    recorded: Sequence[Recorded], task: Task, output: Path, grader: Mapping[str, Any],
+    told: Callable[[int], None] = lambda attempts: None, say: Callable[[str], None] = lambda text: None,
+) -> list[Rollout]:  # fmt: skip
     """Grade every attempt; one line a row goes to `output`, in order, as it is graded.
 
-    Rows that `output` holds already are not graded again, so a grader that never answered leaves nothing there; told(n)
-    is called as n more attempts are done. Raises DataError where output belongs to other recordings.
+    grader: all that verdicts depend on besides the rows and their problems. Rows that `output` holds already are not
+    graded again, which say is told, so a grader that never answered leaves nothing there; told(n) is called as n more
+    attempts are done. Raises DataError where output belongs to other recordings, problems or graders.
     """
     problems = Problems(task)
     known = [problems.of(row) for row in recorded]
+    marks = [row.marks(problem, grader) for row, problem in zip(recorded, known, strict=True)]
     with output.open("a", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise DataError(f"{output}: is being written by another process; wait for it, or name another") from None
-        done = _resume(output, recorded)
+        done = _resume(output, marks)
+        if done:
+            say(f"{len(done):,} of {len(recorded):,} rows are graded already; their verdicts are taken from {output}")
         for grades in done:
             told(len(grades))
         grades_of, waiting = list(done), ""
@@ -239,7 +249,7 @@ def grade_recorded(
             for row in rows:
                 mine = [next(fresh) for _ in recorded[row].texts]
                 grades_of.append(mine)
-                waiting += json.dumps(_line(recorded[row], mine)) + "\n"
+                waiting += json.dumps(marks[row] | _verdicts(recorded[row], mine)) + "\n"
             if any(grade.outcome is not Outcome.GRADER_FAILED for grade in flat):  # a dead grader's are not kept
                 file.write(waiting)
                 file.flush()
@@ -261,16 +271,16 @@ def _chunks(recorded: Sequence[Recorded], start: int) -> Iterator[tuple[int, int
         yield first, min(first + step, len(recorded))
 
 
-def _line(row: Recorded, grades: Sequence[Grade]) -> dict[str, Any]:
+def _verdicts(row: Recorded, grades: Sequence[Grade]) -> dict[str, Any]:
     attempts = [
         {"text": text, "outcome": str(grade.outcome), "reward": grade.reward, "answer": grade.answer,
          "detail": grade.detail}
         for text, grade in zip(row.texts, grades, strict=True)
     ]  # fmt: skip
-    return {"task_id": row.name, "row": row.digest(), "attempts": attempts}
+    return {"attempts": attempts}
 
 
-def _resume(output: Path, recorded: Sequence[Recorded]) -> list[list[Grade]]:
+def _resume(output: Path, marks: Sequence[Mapping[str, str]]) -> list[list[Grade]]:
     """What an earlier, interrupted call has written; a last line that was cut off is taken away."""
     found: list[list[Grade]] = []
     kept = 0
@@ -279,25 +289,31 @@ def _resume(output: Path, recorded: Sequence[Recorded]) -> list[list[Grade]]:
         try:
             told = json.loads(line)
             grades = [Grade(Outcome(a["outcome"]), a["reward"], a["answer"], a["detail"]) for a in told["attempts"]]
-            same = len(found) < len(recorded) and told["row"] == recorded[len(found)].digest()
+            row, by = told["row"], told["by"]
         except (ValueError, KeyError, TypeError):
-            same, grades = False, []
-        if not same:
-            raise _of_something_else(output, len(found) + 1)
+            row = by = ""
+        if len(found) == len(marks) or row != marks[len(found)]["row"]:
+            raise _other(output, len(found) + 1, "on something else")
+        if by != marks[len(found)]["by"]:
+            raise _other(
+                output,
+                len(found) + 1,
+                "by other settings or another file of the task, or another release of this program",
+            )
         found.append(grades)
         kept += len(line) + 1
-    if tail and not (len(found) < len(recorded) and _begins(tail, recorded[len(found)])):
-        raise _of_something_else(output, len(found) + 1)
+    if tail and not (len(found) < len(marks) and _begins(tail, marks[len(found)])):
+        raise _other(output, len(found) + 1, "on something else")
     with output.open("r+b") as file:
         file.truncate(kept)
     return found
 
 
-def _of_something_else(output: Path, line: int) -> DataError:
-    return DataError(f"{output}:{line}: holds verdicts on something else; remove it, or name another --output")
+def _other(output: Path, line: int, what: str) -> DataError:
+    return DataError(f"{output}:{line}: holds verdicts {what}; remove it, or name another --output")
 
 
-def _begins(tail: bytes, row: Recorded) -> bool:
-    """Whether a piece of a line is the beginning of the row's verdicts."""
-    beginning = json.dumps({"task_id": row.name, "row": row.digest()})[:-1].encode()
+def _begins(tail: bytes, marks: Mapping[str, str]) -> bool:
+    """Whether a piece of a line is the beginning of a row's verdicts."""
+    beginning = json.dumps(marks)[:-1].encode()
     return tail.startswith(beginning) or beginning.startswith(tail)

@@ -129,7 +129,7 @@ def settings(config: TrainConfig, evaluator: Evaluator, chat: Chat, of: dict[str
     return {
         **of,
         "seed": config.seed,
-        "task": _task_settings(config.task),
+        "task": task_settings(config.task),
         "rollouts": {name: rollouts[name] for name in ("attempts", "max_new_tokens", "self_refine")},
         SIDE: evaluator.rows,
         "evaluation": {
@@ -156,7 +156,7 @@ def sampling_settings(
     return {
         **model_settings(lm),
         "seed": config.seed,
-        "task": _task_settings(config.task),
+        "task": task_settings(config.task),
         "max_new_tokens": config.rollouts.max_new_tokens,
         "temperature": temperature,
         "problems": len(problems),
@@ -164,7 +164,8 @@ def sampling_settings(
     }
 
 
-def _task_settings(task: TaskConfig) -> dict[str, Any]:
+def task_settings(task: TaskConfig) -> dict[str, Any]:
+    """All that verdicts depend on besides the problems."""
     told = with_absolute_paths(task).model_dump(mode="json", exclude={"workers"})
     if isinstance(task, CustomConfig):
         told["what the file holds"] = file_digest(task.file)

@@ -42,6 +42,7 @@ from selfcorrect.runs.evaluating import (
     kept_in,
     make_evaluator,
     model_settings,
+    name_of,
     rows_begun,
     rows_of,
     run_kept,
@@ -114,7 +115,7 @@ def evaluate(
     path = config.model.path if named else str(model)
     config = config.model_copy(update={"model": config.model.model_copy(update={"path": path})})
     folder = Path(output) if output is not None else Path(config.output) / config.name if named else None
-    name = "recorded" if config.sampler == "recorded" else _folder_name(path)
+    name = "recorded" if config.sampler == "recorded" else name_of(path)
     if folder is not None:
         check_free(folder, name)
     if config.sampler == "transformers":
@@ -173,12 +174,6 @@ def is_recipe(model: str | Path) -> bool:
     """Whether what stands in a model's place is a recipe: a YAML file, or the name of a shipped one."""
     shipped = str(model) in shipped_recipes() and not Path(model).exists()
     return shipped or str(model).endswith((".yaml", ".yml"))
-
-
-def _folder_name(path: str) -> str:
-    folder = Path(path).expanduser()
-    name = folder.absolute().name if folder.is_dir() else folder.name
-    return "".join(c if c.isalnum() or c in "._-" else "-" for c in name) or "model"
 
 
 def _model_job(asked: TrainConfig, task: Task, folder: Path | None, name: str) -> Job:

@@ -1,6 +1,7 @@
 """A run that fails or is stopped before its first checkpoint stands in nobody's way."""
 
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -118,6 +119,17 @@ def test_what_was_evaluated_by_then_is_not_lost(
         check_same(start(config(tmp_path, model), listener), whole.state)
     assert found[0] == (8 if goes_on else 0)
     assert any("evaluation base begins anew" in told for told in listener.messages) != goes_on
+
+
+def test_a_model_called_base_is_evaluated_without_training(model: Path, tmp_path: Path, lucky: None) -> None:
+    named = Path(shutil.copytree(model, tmp_path / "base"))
+    folder = api.evaluate(named, recipe=recipe(tmp_path, named), output=tmp_path / "run").folder
+    assert folder
+    page = (folder / "report.html").read_text()
+    assert "Before training" not in page
+    assert "before training" not in page
+    assert "not finished" not in page
+    assert (folder / "evaluations" / "base-model.json").exists()
 
 
 def test_an_evaluation_is_no_run(model: Path, tmp_path: Path, lucky: None) -> None:

@@ -201,6 +201,14 @@ def check_free(folder: Path, name: str) -> None:
         raise ConfigError(f"{folder} already holds a run; choose another name=..., or another output")
 
 
+def name_of(model: str) -> str:
+    """What an evaluation of a model folder, or of a name, is called; not what a run calls that of its base model."""
+    folder = Path(model).expanduser()
+    name = folder.absolute().name if folder.is_dir() else folder.name
+    name = "".join(c if c.isalnum() or c in "._-" else "-" for c in name) or "model"
+    return "base-model" if name == "base" else name
+
+
 def kept_file(folder: Path, name: str) -> Path:
     return folder / "evaluations" / "kept" / f"{name}.jsonl"
 

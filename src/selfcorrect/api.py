@@ -52,7 +52,7 @@ from selfcorrect.runs.evaluating import (
     unused,
 )
 from selfcorrect.runs.folder import keep_evaluation
-from selfcorrect.runs.interrupts import stoppable
+from selfcorrect.runs.interrupts import alone, stoppable
 from selfcorrect.runs.run import resume, start
 from selfcorrect.samplers.choose import make_sampler
 from selfcorrect.samplers.recorded import TextChat
@@ -132,7 +132,8 @@ def evaluate(
             )
         folder = folder or default_folder(config, job.made_with)
         notes = _tell([*task.notes, *job.notes], watcher.message)
-        with kept_in(folder, name, job.made_with, watcher) as kept:
+        with alone(folder), kept_in(folder, name, job.made_with, watcher) as kept:
+            check_free(folder, name)  # while the model was loaded another command may have begun there
             there = f"rollouts are kept in {folder}"
             stopped.told = lambda: (
                 f"{kept.count:,} of {job.evaluator.rollouts:,} {there}{job.beside()}: the same command goes on"

@@ -14,7 +14,7 @@ import torch
 
 from selfcorrect import __version__
 from selfcorrect.config import CodeConfig, CustomConfig, MathConfig, RepairConfig, TaskConfig, TrainConfig
-from selfcorrect.config.paths import with_absolute_paths
+from selfcorrect.config.paths import has_begun_training, with_absolute_paths
 from selfcorrect.errors import ConfigError
 from selfcorrect.evaluation.evaluate import Evaluation, Evaluator, digest, evaluated_problems, line_key, load_external
 from selfcorrect.evaluation.kept import Kept, begun_with
@@ -196,8 +196,11 @@ def unused(overrides: Sequence[str]) -> list[str]:
 def check_free(folder: Path, name: str) -> None:
     """Raises ConfigError, before the work and not after it, where `folder` is or holds anything but this evaluation."""
     if not (folder / "config.yaml").exists():
-        check_not_others(folder)
-    elif not kept_file(folder, name).with_suffix(".json").exists():
+        check_not_others(folder, name)
+        other = has_begun_training(folder)
+    else:
+        other = has_begun_training(folder) or not kept_file(folder, name).with_suffix(".json").exists()
+    if other:
         raise ConfigError(f"{folder} already holds a run; choose another name=..., or another output")
 
 

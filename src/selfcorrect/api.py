@@ -215,14 +215,13 @@ def _recorded_job(config: TrainConfig, task: Task) -> Job:
 
     chat, log = TextChat(), read_log(str(config.recorded))
     attempts, file = config.rollouts.attempts, str(config.recorded)
-    problems, sampler, notes = replay(log.rows, file, task, chat, attempts, log.samples)
-    played = len(problems)  # samples of problems
+    problems, samples, sampler, notes = replay(log.rows, file, task, chat, attempts)
     task.grade([])
     evaluator = Evaluator(
-        task=task, problems=problems[: played // log.samples], attempts=config.rollouts.attempts,
+        task=task, problems=problems, attempts=config.rollouts.attempts,
         max_new_tokens=config.rollouts.max_new_tokens, seed=config.seed, controls=False, recorded=True,
-        rows=played,  # problems with the same prompt are answered in turn, so all are played at once
-        about=about(config.task), samples=log.samples,
+        rows=len(problems) * samples,  # problems with the same prompt are answered in turn, so all are played at once
+        about=about(config.task), samples=samples,
     )  # fmt: skip
     made_with = settings(config, evaluator, chat, {"selfcorrect": __version__, "recorded": file_digest(file)})
     return Job(evaluator, sampler, chat, made_with, [f"task {evaluator.about}", *notes, *log.notes])
@@ -250,7 +249,7 @@ def grade(
     """
     from selfcorrect.bridges.logs import read_log
     from selfcorrect.evaluation.averages import summary_over
-    from selfcorrect.evaluation.recorded import grade_recorded
+    from selfcorrect.evaluation.recorded import arranged, grade_recorded
 
     config = validate({"task": {"name": task}, "stages": []}, "grade", overrides=overrides)
     assert isinstance(config, TrainConfig)
@@ -270,9 +269,10 @@ def grade(
     grader = {"selfcorrect": __version__, "task": task_settings(config.task)}
     with closing(judge):
         rollouts = grade_recorded(log.rows, judge, target, grader, told, lambda text: say(f"note: {text}"))
-        _tell([*judge.notes, *log.notes], say)
+        places, samples, left_out = arranged([rollout.problem for rollout in rollouts])
+        _tell([*judge.notes, *log.notes, *left_out], say)
     refuse_nothing_graded(rollouts, str(recorded))
-    return summary_over(rollouts, log.samples), target
+    return summary_over([rollouts[place] for place in places], samples), target
 
 
 def _verdicts_beside(recorded: Path) -> Path:

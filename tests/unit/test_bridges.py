@@ -18,6 +18,7 @@ from selfcorrect.evaluation.metrics import summarize
 from selfcorrect.evaluation.recorded import grade_recorded, read_recorded
 from selfcorrect.tasks import make_task
 from selfcorrect.types import Completion, Grade, Outcome, Problem
+from tests.run.conftest import Listener
 from tests.support.bridged import COUNT, KINDS, script
 from tests.support.data import write
 
@@ -33,7 +34,7 @@ def own(number: int, *texts: str, **more: Any) -> dict[str, Any]:
 def test_verdicts_add_up_to_the_summary(kind: str, tmp_path: Path) -> None:
     told = script(kind, tmp_path)
     task = make_task(configured(kind, None, told.settings).task)
-    rollouts = grade_recorded(read_recorded(told.recorded), task, tmp_path / "out.jsonl")
+    rollouts = grade_recorded(read_recorded(told.recorded), task, tmp_path / "out.jsonl", {})
     task.close()
     found, summary = averaged([verdicts for r in rollouts if (verdicts := verdicts_of(r))]), summarize(rollouts)
     assert found == pytest.approx(
@@ -256,13 +257,14 @@ def test_epochs_are_samples_of_a_problem(inspect_log: Callable[..., Path], tmp_p
         "recorded": str(file),
         "output": str(tmp_path),
     }
-    evaluation = selfcorrect.evaluate("unused", recipe=recipe, output=tmp_path / "run")
+    heard = Listener()
+    evaluation = selfcorrect.evaluate("unused", recipe=recipe, output=tmp_path / "run", observer=heard)
     assert [(r.problem.id, r.attempts[0].completion.text) for r in evaluation.rollouts] == [
         ("a", wrong), ("b", wrong), ("a", wrong), ("b", right),
     ]  # fmt: skip
     summary = evaluation.summary
     assert (summary.n, summary.samples, summary.fixed.value, summary.broken.value) == (2, 2, 0.75, 0.25)
-    assert "some problems have 2 samples only, so 1 more samples of others are left out" in read_log(file).notes[0]
+    assert "note: some problems have 2 samples only, so 1 more samples of others are left out" in heard.messages
 
 
 @pytest.mark.parametrize("reason", ["max_tokens", "model_length"])

@@ -1,13 +1,19 @@
 """From a handful of problems, from a floor and from what was cut off nothing is concluded; from the rest it is."""
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 
+from selfcorrect.compare.page import findings, headline
+from selfcorrect.compare.results import Result, read_answers
+from selfcorrect.compare.results import summarize as summarize_runs
 from selfcorrect.evaluation.alarms import WINDOW, Lessons, Watch, alarms, cut_off_at
 from selfcorrect.evaluation.caution import caution, ungraded
 from selfcorrect.evaluation.metrics import is_unchanged, summarize
 from selfcorrect.runs.display import summary_line
+from selfcorrect.runs.folder import rollout_row
 from selfcorrect.types import Attempt, Completion, Grade, Outcome, Problem, Rollout
 from tests.support.rollouts import graded
 
@@ -80,6 +86,31 @@ def test_an_evaluation_says_what_was_cut_off() -> None:
     assert summary_line(quarter).endswith("n=200  cut off t1 75.0%, t2 0.0%")
     assert cut_off_at(BASE, 64) == []
     assert summary_line(BASE).endswith("n=1000")
+
+
+def compared(folder: Path, *kinds: Kind) -> Result:
+    """A line of a comparison by what a run has kept."""
+    kept = folder / "evaluations"
+    kept.mkdir(parents=True)
+    (kept / "s.json").write_text('{"step": 1}')
+    rows = [{**rollout_row(rollout), "id": f"p{n}"} for n, rollout in enumerate(rollouts(*kinds))]
+    (kept / "s.rollouts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    answers = read_answers({0: folder})
+    return summarize_runs("m", answers, None, answers, 200)
+
+
+def test_a_comparison_is_as_careful_as_a_run(tmp_path: Path) -> None:
+    names = {"m": "M"}
+    cut = compared(tmp_path / "cut", (140, T, C), (40, C, C), (20, T, W))
+    assert "cannot be concluded: 80 % of the first attempts were cut off" in headline(names, "m", [cut])
+    (told,) = findings(names, [cut])
+    assert "nothing can be concluded: 80" in told
+    assert "; cut off: 40 % of attempts were cut off" in told.replace("\N{NO-BREAK SPACE}", " ")
+    silent = compared(tmp_path / "silent", (140, N, C), (60, W, W))
+    assert "no answer could be read from 70 %" in headline(names, "m", [silent])
+    some = compared(tmp_path / "some", (60, T, C), (40, C, C), (100, W, W), (30, G, G))
+    assert headline(names, "m", [some]).startswith("M gains")
+    assert "cut off: 15 % of attempts" in findings(names, [some])[0].replace("\N{NO-BREAK SPACE}", " ")
 
 
 def heard(lessons: Lessons, *steps: tuple[Sequence[float], Sequence[float], float | None, float | None]) -> list[str]:

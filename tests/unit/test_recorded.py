@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from selfcorrect.evaluation.recorded import grade_recorded, read_recorded
 from selfcorrect.samplers.recorded import RecordedSampler, TextChat
 from selfcorrect.tasks.math import MathTask
 from selfcorrect.types import Grade, Outcome, SamplingParams
+from tests.run.conftest import Listener
 from tests.support.data import HUMANEVAL, math_folder, write
 
 STAGE = {"name": "s", "objective": "stage2", "steps": 1, "learning_rate": 1.0}
@@ -69,12 +71,14 @@ class Counting(MathTask):
 
 def test_an_interrupted_grade_goes_on_where_it_was(pairs: Path, tmp_path: Path) -> None:
     rows, output, task = read_recorded(pairs), tmp_path / "out.jsonl", Counting()
-    whole = grade_recorded(rows, task, output)
+    whole = grade_recorded(rows, task, output, {})
     assert task.graded == 10
     text = output.read_bytes()
     cut = text.index(b"\n", text.index(b"\n") + 1) + 20  # two lines and a piece of the third
     output.write_bytes(text[:cut])
-    assert grade_recorded(rows, task, output) == whole
+    said: list[str] = []
+    assert grade_recorded(rows, task, output, {}, say=said.append) == whole
+    assert said == [f"2 of 5 rows are graded already; their verdicts are taken from {output}"]
     assert task.graded == 10 + 6
     assert output.read_bytes() == text
     task.close()
@@ -98,6 +102,38 @@ def test_verdicts_on_something_else_are_not_taken_for_these(pairs: Path, tmp_pat
     pairs.write_text(pairs.read_text().replace("boxed{4}", "boxed{9}", 1))
     with pytest.raises(DataError, match=r"graded\.jsonl:1: holds verdicts on something else; remove it, or name"):
         selfcorrect.grade(pairs, "math", output=output)
+
+
+CUSTOM = """
+def problems(split, options):
+    return [{"id": "a", "prompt": "?", "gold": "%s"}]
+def grade(problem, text):
+    return text == problem["gold"] and %s
+"""
+
+
+def test_verdicts_of_another_grader_or_gold_are_not_taken_over(tmp_path: Path) -> None:
+    """The task's file, a setting, a gold answer or a hidden test of the data set has changed since."""
+    rows = write(tmp_path / "out.jsonl", [{"task_id": "a", "response": "4"}])
+    file = tmp_path / "mine.py"
+
+    def grade(gold: str, verdict: str = "True", *settings: str) -> Any:
+        file.write_text(CUSTOM % (gold, verdict))
+        return selfcorrect.grade(rows, "custom", f"task.file={file}", *settings)[0].accuracy[0].value
+
+    assert (grade("4"), grade("4")) == (1.0, 1.0)
+    for changed in (("5",), ("4", "False"), ("4", "True", "task.options={a: 1}")):
+        with pytest.raises(
+            DataError, match=r"graded\.jsonl:1: holds verdicts (on something else|by other settings or)"
+        ):
+            grade(*changed)
+    rows = write(tmp_path / "code.jsonl", [{"task_id": "HumanEval/2", "program": PROGRAM.format("x * 2")}])
+    data = write(tmp_path / "HumanEval.jsonl", HUMANEVAL)
+    asked = partial(selfcorrect.grade, rows, "code", "task.dataset=humaneval", f"task.data={tmp_path}")
+    asked()
+    data.write_text(data.read_text().replace("candidate(0) == 0", "candidate(0) == 1"))
+    with pytest.raises(DataError, match=r"code\.graded\.jsonl:1: holds verdicts on something else"):
+        asked()
 
 
 def test_a_file_of_the_users_own_is_left_as_it_is(pairs: Path, tmp_path: Path) -> None:
@@ -132,7 +168,7 @@ def test_code_by_id_by_tests_and_with_fences(tmp_path: Path) -> None:
     told = [json.loads(line)["attempts"][0] for line in target.read_text().splitlines()]
     assert [a["outcome"] for a in told] == ["correct", "wrong", "correct", "wrong", "no_answer"]
     assert told[3]["detail"] == "exception: ZeroDivisionError: division by zero"
-    assert summary.n == 5
+    assert summary.n == 4  # HumanEval/2 has a second sample, the others have none
 
 
 @pytest.mark.parametrize(
@@ -190,7 +226,7 @@ def test_a_replay_is_a_whole_evaluation_with_its_report(tmp_path: Path) -> None:
     assert "100.0" in page
     assert "not finished" not in page
     assert selfcorrect.evaluate("unused", recipe=recipe, output=tmp_path / "run") == evaluation  # not graded again
-    more = write(tmp_path / "three.jsonl", [*rows, rows[0]])
+    more = write(tmp_path / "three.jsonl", [*rows, {**rows[0], "task_id": "test/algebra/9.json"}])
     with pytest.raises(
         ConfigError, match=r"begun with other settings: recorded is .*evaluation.problems is 3, but was 2"
     ):
@@ -237,7 +273,8 @@ def test_rows_that_hold_their_golds_need_no_data_set(pairs: Path) -> None:
 
 def test_rows_with_the_same_prompt_keep_their_own_attempts(tmp_path: Path) -> None:
     """More rows than evaluation.problems asks for, none of them with a question: all are evaluated, each as recorded."""
-    rows = [{"gold": str(n), "attempts": [boxed(n), boxed(n if n % 2 else -n)]} for n in range(1, 13)]
+    rows = [{"gold": str(n), "problem": "", "attempts": [boxed(n), boxed(n if n % 2 else -n)]} for n in range(1, 12)]
+    rows.append(rows[1])
     file = write(tmp_path / "alike.jsonl", rows)
     recipe = {"task": {"name": "math"}, "stages": [STAGE], "sampler": "recorded", "recorded": str(file), "evaluation": {"problems": 5}, "output": str(tmp_path)}  # fmt: skip
     evaluation = selfcorrect.evaluate("unused", recipe=recipe)
@@ -251,6 +288,40 @@ def test_an_id_of_another_data_set_is_refused(tmp_path: Path) -> None:
     file = write(tmp_path / "rows.jsonl", [{"task_id": "Mbpp/2", "program": "x = 1"}])
     with pytest.raises(DataError, match=r"rows\.jsonl:1: field 'task_id' = 'Mbpp/2' is not in the task's data"):
         selfcorrect.grade(file, "code", "task.dataset=humaneval", f"task.data={data.parent}")
+
+
+MATH = [{"gold": "1", "problem": "a?"}, {"gold": "1", "problem": "b?"}, {"gold": "2", "problem": "b?"}]
+CODE = [{"tests": f"assert f({n}) == {n}"} for n in range(3)]
+
+
+@pytest.mark.parametrize(
+    ("task", "problems"),
+    [
+        ("math", [{"task_id": f"p{n}", "gold": "1"} for n in range(3)]),
+        ("math", MATH),  # without ids
+        ("math", [{"id": "same", **row} for row in MATH]),
+        ("code", CODE),
+        ("code", [{"task_id": "same", **row} for row in CODE]),
+    ],
+)
+def test_rows_of_one_problem_are_its_samples(task: str, problems: list[dict[str, str]], tmp_path: Path) -> None:
+    """Wherever they stand in the file, whose order the verdicts keep."""
+    right = {"math": boxed(1), "code": "```python\ndef f(x): return x\n```"}[task]
+    rows = [{**row, "attempts": [text, text]} for text in (right, "?") for row in problems]
+    rows.insert(1, rows.pop())
+    file = write(tmp_path / "rows.jsonl", rows)
+    summary, verdicts = selfcorrect.grade(file, task)
+    assert (summary.n, summary.samples, summary.passes[-1].k) == (3, 2, 2)
+    assert [json.loads(line)["attempts"][0]["text"] for line in verdicts.read_text().splitlines()] == [
+        row["attempts"][0] for row in rows
+    ]
+    heard = Listener()
+    summary, _ = selfcorrect.grade(write(tmp_path / "more.jsonl", [*rows, rows[0]]), task, observer=heard)
+    assert (summary.n, summary.samples) == (3, 2)
+    assert "note: some problems have 2 samples only, so 1 more samples of others are left out" in heard.messages
+    recipe = {"task": {"name": task}, "stages": [], "sampler": "recorded", "recorded": str(file), "output": str(tmp_path)}  # fmt: skip
+    evaluated = selfcorrect.evaluate("unused", recipe=recipe).summary
+    assert (evaluated.n, evaluated.samples, evaluated.outcomes) == (3, 2, selfcorrect.grade(file, task)[0].outcomes)
 
 
 def test_two_processes_cannot_write_the_same_verdicts(pairs: Path, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ the model is an attempt. What a run did not finish is left out and told.
 
 import zipfile
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,13 +27,9 @@ _SHOWN = 3  # names of left-out samples in a note
 
 @dataclass(frozen=True, slots=True)
 class Log:
-    """Recorded attempts: of every problem the first sample, then of every problem the second, and so on.
-
-    samples: of each problem. notes: what was left out, and why.
-    """
+    """Recorded attempts. notes: what was left out, and why."""
 
     rows: list[Recorded]
-    samples: int = 1
     notes: tuple[str, ...] = ()
 
 
@@ -58,7 +54,7 @@ def _begins_as_a_log(file: Path) -> bool:
 
 def _lm_eval(file: Path, rows: Sequence[Row]) -> Log:
     seen: dict[object, Row] = {}
-    found: list[tuple[object, Row]] = []
+    found: list[Row] = []
     again = 0
     for row in rows:
         if not row.fields.keys() >= _LM_EVAL:
@@ -76,9 +72,9 @@ def _lm_eval(file: Path, rows: Sequence[Row]) -> Log:
                 raise row.wrong("resps", f"differs from that of {first.where}, with the same doc_id")
             again += 1
             continue
-        found += [(number, each) for each in _of_sample(row)]
+        found += _of_sample(row)
     notes = [f"{file}: {again} lines that repeat a sample for another filter are left out"] if again else []
-    return _arranged(file, found, notes)
+    return _log(file, found, notes)
 
 
 def _of_sample(row: Row) -> list[Row]:
@@ -114,7 +110,7 @@ def _inspect(file: Path) -> Log:
     except Exception as error:  # noqa: BLE001 - of a damaged log inspect, zipfile and pydantic each raise kinds of their own
         why = (str(error).strip().splitlines() or [""])[0][:200]
         raise DataError(f"{file}: not a log that inspect can read: {type(error).__name__}: {why}") from None
-    left, found = Counter[str](), list[tuple[object, Row]]()
+    left, found = Counter[str](), list[Row]()
     names: dict[str, list[str]] = {}
     for sample in log.samples or []:
         where = f"{file}: sample {sample.id} (epoch {sample.epoch})"
@@ -123,13 +119,13 @@ def _inspect(file: Path) -> Log:
             left[why] += 1
             names.setdefault(why, []).append(f"{sample.id}")
         else:
-            found.append((sample.id, Row(where, fields)))
+            found.append(Row(where, fields))
     notes = [_left_out(file, count, why, names[why]) for why, count in left.items()]
     if log.status != "success":
         asked = (log.eval.dataset.samples or 0) * (log.eval.config.epochs or 1)
         of = f" of {asked}" if asked else ""
         notes.insert(0, f"{file}: its run ended as {log.status!r}; it holds {len(log.samples or [])}{of} samples")
-    return _arranged(file, found, notes)
+    return _log(file, found, notes)
 
 
 def _refuse_a_bomb(file: Path) -> None:
@@ -176,17 +172,7 @@ def _left_out(file: Path, count: int, why: str, names: Sequence[str]) -> str:
     return f"{file}: {count} samples {why} are left out ({shown})"
 
 
-def _arranged(file: Path, found: Iterable[tuple[object, Row]], notes: Sequence[str]) -> Log:
-    """Rows by the problem they are of, each problem with the same number of samples."""
-    by_name: dict[object, list[Row]] = {}
-    for name, row in found:
-        by_name.setdefault(name, []).append(row)
-    if not by_name:
+def _log(file: Path, rows: Sequence[Row], notes: Sequence[str]) -> Log:
+    if not rows:
         raise DataError(f"{file}: the log holds no attempt that can be graded" + "".join(f"; {note}" for note in notes))
-    samples = min(map(len, by_name.values()))
-    more = sum(map(len, by_name.values())) - samples * len(by_name)
-    told = list(notes)
-    if more:
-        told.append(f"{file}: some problems have {samples} samples only, so {more} more samples of others are left out")
-    rows = [rows[place] for place in range(samples) for rows in by_name.values()]
-    return Log(recorded_of(rows), samples, tuple(told))
+    return Log(recorded_of(rows), tuple(notes))

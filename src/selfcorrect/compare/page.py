@@ -10,7 +10,7 @@ from selfcorrect.compare.plan import BASE, bases, recipe_of, single_turn
 from selfcorrect.compare.results import Result
 from selfcorrect.config import CompareConfig
 from selfcorrect.config.recipe import dump
-from selfcorrect.evaluation.alarms import alarms
+from selfcorrect.evaluation.alarms import alarms, cut_off_at
 from selfcorrect.evaluation.caution import FEW, bought, caution
 from selfcorrect.evaluation.kept import write_durably
 from selfcorrect.evaluation.metrics import Estimate, Summary
@@ -132,9 +132,10 @@ def _cells(result: Result) -> tuple[Cell, ...]:
     low, high = result.spread["delta"]
     spread = f"{points(low)} to {points(high)}" if result.seeds > 1 else NONE
     shares = (result.fixed, result.broken, result.fix_rate, result.unchanged)
+    tone = "" if caution(_summary(result)) else _TONE[result.moved]
     return (
         share_cell(result.t1), share_cell(result.t2),
-        Cell(points(result.delta.value), interval(result.delta), _TONE[result.moved]), Cell(spread),
+        Cell(points(result.delta.value), interval(result.delta), tone), Cell(spread),
         *(share_cell(share) for share in shares), Cell(_p_value(result.mcnemar)),
         _gain_cell(result),
         *([] if result.repair is None else [share_cell(result.repair)]),
@@ -228,10 +229,10 @@ def _seeds_apart(result: Result) -> str:
 
 
 def _alarms(result: Result, base: Result | None) -> str:
-    """Sandbagging and collapse to copying, as a run's report has them."""
-    if base is None or base is result:
-        return ""
-    found = alarms(_summary(result), _summary(base), result.against_base)
+    """What was cut off; sandbagging and collapse to copying, as a run's report has them."""
+    found = cut_off_at(_summary(result), None)
+    if base is not None and base is not result:
+        found += alarms(_summary(result), _summary(base), result.against_base)
     return "".join(f"; {with_minus(told)}" for told in found)
 
 
@@ -283,10 +284,10 @@ def _search_note(config: CompareConfig) -> str:
 
 
 def _summary(result: Result) -> Summary:
-    """As the picture wants it."""
+    """As the picture, cautions and alarms want it."""
     return Summary(
         result.n, (result.t1, result.t2), result.delta, result.fixed, result.broken, result.fix_rate,
-        result.unchanged, (), result.samples, smallest=result.smallest,
+        result.unchanged, result.outcomes, result.samples, smallest=result.smallest,
     )  # fmt: skip
 
 

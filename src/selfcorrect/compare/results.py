@@ -6,8 +6,10 @@ more than one sample of a problem, its values are means over those.
 
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -25,7 +27,8 @@ class Answers:
     """One method on all seeds: right at attempt 1 and 2, fixed and broken between them, and whether attempt 2 repeats
     attempt 1; NaN where nothing was graded.
 
-    later_SP: right at the last attempt, where there are more than two. seeds: of each row; None for the base model.
+    later_SP: right at the last attempt, where there are more than two. outcomes: counts of attempt 1's and attempt 2's
+    over all rollouts. seeds: of each row; None for the base model.
     samples: of each problem; pass_first_SP and pass_second_SP: pass@samples, where there are more than one.
     """
 
@@ -37,6 +40,7 @@ class Answers:
     broken_SP: Table
     same_SP: Table
     later_SP: Table | None
+    outcomes: tuple[dict[str, int], ...]
     samples: int = 1
     pass_first_SP: Table | None = None
     pass_second_SP: Table | None = None
@@ -51,7 +55,8 @@ class Result:
     that one itself. against_base, against_single: less the base model's, and less that of the method that trains single
     attempts by RL, paired; None for those themselves, or where there is none. passes: pass@samples of attempt 1 and 2.
     smallest: the smallest delta that can be resolved, by the variance over problems that was measured. base: the base
-    model's line that the method began with, itself for that one; None where no run evaluated it.
+    model's line that the method began with, itself for that one; None where no run evaluated it. outcomes: counts of
+    attempt 1's and attempt 2's over all seeds.
     """
 
     name: str
@@ -71,6 +76,7 @@ class Result:
     against_base: Change | None
     against_single: Change | None
     last: Estimate | None
+    outcomes: tuple[dict[str, int], ...]
     repair: Estimate | None = None
     samples: int = 1
     passes: tuple[Estimate, Estimate, Estimate] | None = None
@@ -99,7 +105,8 @@ def read_answers(
 
     Raises DataError where one is missing, or answers other problems.
     """
-    tables = [_read(run, evaluation) for run in runs.values()]
+    lines = [_read(run, evaluation) for run in runs.values()]
+    tables = [_by_problem(rows) for rows in lines]
     ids = list(ids or tables[0])
     for run, table in zip(runs.values(), tables, strict=True):
         if set(table) != set(ids):
@@ -113,20 +120,27 @@ def read_answers(
     k = samples.pop()
     passes = [_passes(tables, ids, place, k) for place in (0, 1)] if k > 1 else [None, None]
     known = not np.isnan(later).all()
+    ends = [Counter(row["attempts"][a]["outcome"] for row in chain(*lines) if len(row["attempts"]) > a) for a in (0, 1)]
     return Answers(
-        tuple(runs), tuple(ids), first, second, fixed, broken, same, later if known else None, k, passes[0], passes[1]
-    )
+        tuple(runs), tuple(ids), first, second, fixed, broken, same, later if known else None, tuple(map(dict, ends)),
+        k, passes[0], passes[1],
+    )  # fmt: skip
 
 
-def _read(run: Path, evaluation: str | None) -> dict[str, list[list[float]]]:
-    """By problem, the flags of each of its samples."""
+def _read(run: Path, evaluation: str | None) -> list[dict[str, Any]]:
+    """The rollouts as they were kept."""
     found = sorted((run / "evaluations").glob("*.json"), key=lambda file: json.loads(file.read_text())["step"])
     named = run / "evaluations" / f"{evaluation}.json" if evaluation else (found[-1] if found else None)
     if named is None or not named.exists():
         raise DataError(f"{run}: holds no evaluation {evaluation or ''}".rstrip())
     lines = named.with_name(f"{named.stem}.rollouts.jsonl").read_text(encoding="utf-8").splitlines()
+    return list(map(json.loads, lines))
+
+
+def _by_problem(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[list[float]]]:
+    """By problem, the flags of each of its samples."""
     table: dict[str, list[list[float]]] = {}
-    for row in map(json.loads, lines):
+    for row in rows:
         table.setdefault(row["id"], []).append(_flags(row["attempts"]))
     return table
 
@@ -198,7 +212,7 @@ def summarize(
         mcnemar=_worst_p(first_SP, second_SP) if answers.samples == 1 else None,
         gain=towards.last if towards else None, gain_delta=towards.delta if towards else None,
         against_base=change(base), against_single=change(single),
-        last=None if answers.later_SP is None else mean(answers.later_SP),
+        last=None if answers.later_SP is None else mean(answers.later_SP), outcomes=answers.outcomes,
         repair=None if repair is None else _repaired(repair, resamples),
         samples=answers.samples, passes=_pass_means(answers, mean),
         smallest=RESOLVED * spread(delta_P[~np.isnan(delta_P)].tolist(), answers.samples * len(first_SP)),

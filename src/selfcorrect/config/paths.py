@@ -96,7 +96,11 @@ def _paths_of_task(task: TaskConfig, setting: str = "task") -> list[tuple[str, s
 def is_evaluation(folder: Path) -> bool:
     """Whether a folder was written by `evaluate`: it has a recipe and nothing of a run's training."""
     told = (folder / "config.yaml").is_file() and any((folder / "evaluations").glob("*.json"))
-    return told and not any((folder / name).exists() for name in (USED, "checkpoints", "final"))
+    return told and not has_begun_training(folder)
+
+
+def has_begun_training(folder: Path) -> bool:
+    return any((folder / name).exists() for name in (USED, "checkpoints", "final"))
 
 
 def is_run(folder: Path) -> bool:

@@ -10,7 +10,7 @@ import fcntl
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -42,15 +42,20 @@ class Recorded:
     row: Row
     ends: tuple[FinishReason, ...]
 
-    def digest(self) -> str:
-        """Of all that its grades depend on."""
-        told = json.dumps([self.name, self.texts, {k: str(v) for k, v in sorted(self.row.fields.items())}])
-        return hashlib.sha256(told.encode()).hexdigest()[:16]
+    def marks(self, problem: Problem, grader: Mapping[str, Any]) -> dict[str, str]:
+        """What stands before its grades: its name, and digests of all that they depend on."""
+        fields = {k: str(v) for k, v in sorted(self.row.fields.items())}
+        against = [problem.id, problem.prompt, dict(problem.reference)]
+        return {"task_id": self.name, "row": _digest([self.name, self.texts, fields, against]), "by": _digest(grader)}
 
     @property
     def completions(self) -> list[Completion]:
         """The attempts as `play` knows them."""
         return [Completion((), (), text, end) for text, end in zip(self.texts, self.ends, strict=True)]
+
+
+def _digest(told: object) -> str:
+    return hashlib.sha256(json.dumps(told, default=str).encode()).hexdigest()[:16]
 
 
 def read_recorded(path: str | Path) -> list[Recorded]:
@@ -61,13 +66,22 @@ def read_recorded(path: str | Path) -> list[Recorded]:
 def recorded_of(rows: Iterable[Row]) -> list[Recorded]:
     """The same from rows that were read already."""
     found: list[Recorded] = []
+    asked: dict[str, int] = {}
     for number, row in enumerate(rows, 1):
         texts = _texts(row)
-        name = str(row.fields.get("task_id", row.fields.get("id", row.fields.get("unique_id", f"row {number}"))))
-        found.append(Recorded(row.where, name, texts, row, _ends(row, len(texts))))
+        found.append(Recorded(row.where, _name(row, number, asked), texts, row, _ends(row, len(texts))))
         if len(texts) != len(found[0].texts):
             raise row.wrong("attempts", f"has {len(texts)}, where {found[0].where} has {len(found[0].texts)}")
     return found
+
+
+def _name(row: Row, number: int, asked: dict[str, int]) -> str:
+    """Its id; without one the number of the first row that asks the same. asked: those numbers, added to."""
+    for field in ("task_id", "id", "unique_id"):
+        if row.has(field):
+            return str(row.fields[field])
+    asks = [str(row.fields[field]) for field in ("problem", "question", "tests") if row.fields.get(field)]
+    return f"row {asked.setdefault(json.dumps(asks), number) if asks else number}"
 
 
 def _texts(row: Row) -> tuple[str, ...]:
@@ -103,12 +117,23 @@ class Problems:
 
     def __init__(self, task: Task) -> None:
         self._task = task
+        self._first: dict[str, str] = {}
 
     def of(self, recorded: Recorded) -> Problem:
-        """Raises DataError with file and line where the row does not say what to grade against."""
+        """Raises DataError with file and line where the row does not say what to grade against.
+
+        Problems of the same id are the same problem: another one that a row calls so has another.
+        """
+        problem = self._of(recorded)
+        content = _digest([problem.prompt, dict(problem.reference)])
+        same = self._first.setdefault(problem.id, content) == content
+        return problem if same else replace(problem, id=f"{problem.id} [{content[:8]}]")
+
+    def _of(self, recorded: Recorded) -> Problem:
         row = recorded.row
         if isinstance(self._task, CodeTask) and row.has("tests"):
-            return self._task.problem(_item(row), f"{recorded.where} {recorded.name}", examples=False)
+            item = _item(row)  # rows, and the task's own data, may call others by the same name
+            return self._task.problem(item, f"{recorded.name} [{_digest(repr(item))[:8]}]", examples=False)
         if isinstance(self._task, MathTask) and (gold := _gold(row)) is not None:
             question = str(row.fields.get("problem", row.fields.get("question", "")))
             return self._task.problem(question, {"answer": gold}, recorded.name)
@@ -191,12 +216,12 @@ def _item(row: Row) -> Item:
 
 
 def replay(
-    recorded: Sequence[Recorded], path: str | Path, task: Task, chat: TextChat, attempts: int, samples: int = 1
-) -> tuple[list[Problem], RecordedSampler, list[str]]:
-    """The recorded problems, a sampler that answers them as recorded, and what a user should know.
+    recorded: Sequence[Recorded], path: str | Path, task: Task, chat: TextChat, attempts: int
+) -> tuple[list[Problem], int, RecordedSampler, list[str]]:
+    """The recorded problems, how many samples of each there are, a sampler that answers them as recorded, and what a
+    user should know.
 
-    path: the file they are from. samples: of each problem. Raises DataError where a row records fewer attempts than are
-    to be evaluated.
+    path: the file they are from. Raises DataError where a row records fewer attempts than are to be evaluated.
     """
     if len(recorded[0].texts) < attempts:
         raise DataError(
@@ -204,29 +229,49 @@ def replay(
             "record more, or count what there is with `selfcorrect grade`"
         )
     found = Problems(task)
-    problems = [found.of(row) for row in recorded]
-    script = [(p.prompt, task.correction_prompt(p), row.completions) for p, row in zip(problems, recorded, strict=True)]
+    asked = [found.of(row) for row in recorded]
+    places, samples, left_out = arranged(asked)
+    script = [(asked[at].prompt, task.correction_prompt(asked[at]), recorded[at].completions) for at in places]
     each = f", {samples} samples of each," if samples > 1 else ""
-    notes = [f"{len(problems) // samples} problems{each} are recorded in {path}; these are evaluated, and no others"]
-    return problems, RecordedSampler(chat, script), notes
+    problems = [asked[at] for at in places[: len(places) // samples]]
+    notes = [f"{len(problems)} problems{each} are recorded in {path}; these are evaluated, and no others", *left_out]
+    return problems, samples, RecordedSampler(chat, script), notes
+
+
+def arranged(problems: Sequence[Problem]) -> tuple[list[int], int, list[str]]:
+    """Places of rows by the problems they are of: of every problem the first sample, then of every problem the second,
+    and so on; how many samples of each; what is left out, as others have fewer.
+    """
+    by_id: dict[str, list[int]] = {}
+    for place, problem in enumerate(problems):
+        by_id.setdefault(problem.id, []).append(place)
+    samples = min(map(len, by_id.values()))
+    more = len(problems) - samples * len(by_id)
+    told = f"some problems have {samples} samples only, so {more:,} more samples of others are left out"
+    return [each[place] for place in range(samples) for each in by_id.values()], samples, [told] if more else []
 
 
 def grade_recorded(
-    recorded: Sequence[Recorded], task: Task, output: Path, told: Callable[[int], None] = lambda attempts: None
-) -> list[Rollout]:
+    recorded: Sequence[Recorded], task: Task, output: Path, grader: Mapping[str, Any],
+    told: Callable[[int], None] = lambda attempts: None, say: Callable[[str], None] = lambda text: None,
+) -> list[Rollout]:  # fmt: skip
     """Grade every attempt; one line a row goes to `output`, in order, as it is graded.
 
-    Rows that `output` holds already are not graded again, so a grader that never answered leaves nothing there; told(n)
-    is called as n more attempts are done. Raises DataError where output belongs to other recordings.
+    grader: all that verdicts depend on besides the rows and their problems. Rows that `output` holds already are not
+    graded again, which say is told, so a grader that never answered leaves nothing there; told(n) is called as n more
+    attempts are done. Raises DataError where output belongs to other recordings, problems or graders.
     """
     problems = Problems(task)
     known = [problems.of(row) for row in recorded]
+    marks = [row.marks(problem, grader) for row, problem in zip(recorded, known, strict=True)]
     with output.open("a", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise DataError(f"{output}: is being written by another process; wait for it, or name another") from None
-        done = _resume(output, recorded)
+        done = _resume(output, marks)
+        if done:
+            say(f"{len(done):,} of {len(recorded):,} rows are graded already; their verdicts are taken from {output}")
         for grades in done:
             told(len(grades))
         grades_of, waiting = list(done), ""
@@ -239,7 +284,7 @@ def grade_recorded(
             for row in rows:
                 mine = [next(fresh) for _ in recorded[row].texts]
                 grades_of.append(mine)
-                waiting += json.dumps(_line(recorded[row], mine)) + "\n"
+                waiting += json.dumps(marks[row] | _verdicts(recorded[row], mine)) + "\n"
             if any(grade.outcome is not Outcome.GRADER_FAILED for grade in flat):  # a dead grader's are not kept
                 file.write(waiting)
                 file.flush()
@@ -261,16 +306,16 @@ def _chunks(recorded: Sequence[Recorded], start: int) -> Iterator[tuple[int, int
         yield first, min(first + step, len(recorded))
 
 
-def _line(row: Recorded, grades: Sequence[Grade]) -> dict[str, Any]:
+def _verdicts(row: Recorded, grades: Sequence[Grade]) -> dict[str, Any]:
     attempts = [
         {"text": text, "outcome": str(grade.outcome), "reward": grade.reward, "answer": grade.answer,
          "detail": grade.detail}
         for text, grade in zip(row.texts, grades, strict=True)
     ]  # fmt: skip
-    return {"task_id": row.name, "row": row.digest(), "attempts": attempts}
+    return {"attempts": attempts}
 
 
-def _resume(output: Path, recorded: Sequence[Recorded]) -> list[list[Grade]]:
+def _resume(output: Path, marks: Sequence[Mapping[str, str]]) -> list[list[Grade]]:
     """What an earlier, interrupted call has written; a last line that was cut off is taken away."""
     found: list[list[Grade]] = []
     kept = 0
@@ -279,25 +324,31 @@ def _resume(output: Path, recorded: Sequence[Recorded]) -> list[list[Grade]]:
         try:
             told = json.loads(line)
             grades = [Grade(Outcome(a["outcome"]), a["reward"], a["answer"], a["detail"]) for a in told["attempts"]]
-            same = len(found) < len(recorded) and told["row"] == recorded[len(found)].digest()
+            row, by = told["row"], told["by"]
         except (ValueError, KeyError, TypeError):
-            same, grades = False, []
-        if not same:
-            raise _of_something_else(output, len(found) + 1)
+            row = by = ""
+        if len(found) == len(marks) or row != marks[len(found)]["row"]:
+            raise _other(output, len(found) + 1, "on something else")
+        if by != marks[len(found)]["by"]:
+            raise _other(
+                output,
+                len(found) + 1,
+                "by other settings or another file of the task, or another release of this program",
+            )
         found.append(grades)
         kept += len(line) + 1
-    if tail and not (len(found) < len(recorded) and _begins(tail, recorded[len(found)])):
-        raise _of_something_else(output, len(found) + 1)
+    if tail and not (len(found) < len(marks) and _begins(tail, marks[len(found)])):
+        raise _other(output, len(found) + 1, "on something else")
     with output.open("r+b") as file:
         file.truncate(kept)
     return found
 
 
-def _of_something_else(output: Path, line: int) -> DataError:
-    return DataError(f"{output}:{line}: holds verdicts on something else; remove it, or name another --output")
+def _other(output: Path, line: int, what: str) -> DataError:
+    return DataError(f"{output}:{line}: holds verdicts {what}; remove it, or name another --output")
 
 
-def _begins(tail: bytes, row: Recorded) -> bool:
-    """Whether a piece of a line is the beginning of the row's verdicts."""
-    beginning = json.dumps({"task_id": row.name, "row": row.digest()})[:-1].encode()
+def _begins(tail: bytes, marks: Mapping[str, str]) -> bool:
+    """Whether a piece of a line is the beginning of a row's verdicts."""
+    beginning = json.dumps(marks)[:-1].encode()
     return tail.startswith(beginning) or beginning.startswith(tail)

@@ -14,7 +14,7 @@ import torch
 
 from selfcorrect import __version__
 from selfcorrect.config import CodeConfig, CustomConfig, MathConfig, RepairConfig, TaskConfig, TrainConfig
-from selfcorrect.config.paths import with_absolute_paths
+from selfcorrect.config.paths import has_begun_training, with_absolute_paths
 from selfcorrect.errors import ConfigError
 from selfcorrect.evaluation.evaluate import Evaluation, Evaluator, digest, evaluated_problems, line_key, load_external
 from selfcorrect.evaluation.kept import Kept, begun_with
@@ -129,7 +129,7 @@ def settings(config: TrainConfig, evaluator: Evaluator, chat: Chat, of: dict[str
     return {
         **of,
         "seed": config.seed,
-        "task": _task_settings(config.task),
+        "task": task_settings(config.task),
         "rollouts": {name: rollouts[name] for name in ("attempts", "max_new_tokens", "self_refine")},
         SIDE: evaluator.rows,
         "evaluation": {
@@ -156,7 +156,7 @@ def sampling_settings(
     return {
         **model_settings(lm),
         "seed": config.seed,
-        "task": _task_settings(config.task),
+        "task": task_settings(config.task),
         "max_new_tokens": config.rollouts.max_new_tokens,
         "temperature": temperature,
         "problems": len(problems),
@@ -164,7 +164,8 @@ def sampling_settings(
     }
 
 
-def _task_settings(task: TaskConfig) -> dict[str, Any]:
+def task_settings(task: TaskConfig) -> dict[str, Any]:
+    """All that verdicts depend on besides the problems."""
     told = with_absolute_paths(task).model_dump(mode="json", exclude={"workers"})
     if isinstance(task, CustomConfig):
         told["what the file holds"] = file_digest(task.file)
@@ -195,9 +196,20 @@ def unused(overrides: Sequence[str]) -> list[str]:
 def check_free(folder: Path, name: str) -> None:
     """Raises ConfigError, before the work and not after it, where `folder` is or holds anything but this evaluation."""
     if not (folder / "config.yaml").exists():
-        check_not_others(folder)
-    elif not kept_file(folder, name).with_suffix(".json").exists():
+        check_not_others(folder, name)
+        other = has_begun_training(folder)
+    else:
+        other = has_begun_training(folder) or not kept_file(folder, name).with_suffix(".json").exists()
+    if other:
         raise ConfigError(f"{folder} already holds a run; choose another name=..., or another output")
+
+
+def name_of(model: str) -> str:
+    """What an evaluation of a model folder, or of a name, is called; not what a run calls that of its base model."""
+    folder = Path(model).expanduser()
+    name = folder.absolute().name if folder.is_dir() else folder.name
+    name = "".join(c if c.isalnum() or c in "._-" else "-" for c in name) or "model"
+    return "base-model" if name == "base" else name
 
 
 def kept_file(folder: Path, name: str) -> Path:

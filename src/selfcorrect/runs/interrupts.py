@@ -35,7 +35,7 @@ def alone(path: Path) -> Iterator[None]:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise ConfigError(
-                    f"{path} is being trained by another process; wait for it, or choose another name"
+                    f"{path} is being written by another process; wait for it, or choose another name"
                 ) from None
             yield
     finally:

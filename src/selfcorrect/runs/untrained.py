@@ -19,16 +19,25 @@ _MADE = (  # by a run before its first checkpoint
 
 # That a start which was killed may leave behind before config.yaml says that there is a run.
 _BEGINNING = (LOCK, USED, "environment.json")
-# Folders that are there before it, and what they hold: problems kept of an evaluation that had not ended and what an
-# endpoint answered for it, what a comparison gives its runs on the way.
-_LENT = {"evaluations": ("kept", "*.answers.jsonl", "base.*", "base@*", ".base*"), "traces": ("shared-*",)}
+# Endings of what may be there before it of its own evaluation: problems kept as it had not ended, what an endpoint
+# answered for it, all of it where a comparison gives it to its runs on the way.
+_EVALUATED = (".json", ".jsonl", ".answers.jsonl", ".rollouts.jsonl", "@*.rollouts.jsonl")
 
 
-def check_not_others(path: Path) -> None:
-    """Raises ConfigError where a folder without a run holds files: they may be anyone's, and some would be replaced."""
+def check_not_others(path: Path, evaluation: str = "base") -> None:
+    """Raises ConfigError where a folder without a run holds files: they may be anyone's, and some would be replaced.
+
+    evaluation: the name of the one that may have begun there.
+    """
     if path.exists() and not path.is_dir():
         raise ConfigError(f"{path} is a file, and a folder is written there; choose another output=... or name=...")
-    found = sorted(each.name for each in path.iterdir() if not _is_beginning(each)) if path.is_dir() else []
+    found = sorted(each.name for each in path.iterdir() if not _is_beginning(each, evaluation)) if path.is_dir() else []
+    others = [file.name for file in (path / "evaluations" / "kept").glob("*.json") if file.stem != evaluation]
+    if found == ["evaluations"] and others:
+        raise ConfigError(
+            f"{path} holds the beginning of another evaluation (evaluations/kept/{others[0]}), which its own "
+            "`selfcorrect evaluate` command goes on with; choose another output=... or name=..., or remove the folder"
+        )
     if found:
         more = f" and {len(found) - 3} more" if len(found) > 3 else ""
         raise ConfigError(
@@ -37,9 +46,11 @@ def check_not_others(path: Path) -> None:
         )
 
 
-def _is_beginning(file: Path) -> bool:
-    if file.name in _LENT and file.is_dir():
-        return all(any(each.match(form) for form in _LENT[file.name]) for each in file.iterdir())
+def _is_beginning(file: Path, evaluation: str) -> bool:
+    own = [f"{evaluation}{ending}" for ending in _EVALUATED]
+    lent = {"evaluations": ["kept", *own, *(f".{name}.tmp" for name in own)], "traces": ["shared-*"]}
+    if file.name in lent and file.is_dir():
+        return all(any(each.match(form) for form in lent[file.name]) for each in file.rglob("*"))
     if file.name.startswith(PARTIAL) and file.is_dir():  # the save that is tried before anything else
         return True
     return file.name in _BEGINNING or file.name in {f".{name}.tmp" for name in (*_BEGINNING, "config.yaml")}

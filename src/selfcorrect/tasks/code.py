@@ -5,6 +5,7 @@ MBPP's tests are shown and three solved examples stand first; HumanEval gives a 
 
 import ast
 import builtins
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -56,7 +57,9 @@ class Item:
 
 
 class CodeTask(DataTask):
-    """The task `code`. A problem's reference names its row; the tests themselves stay here, out of every log."""
+    """The task `code`. A problem's reference names its row, with a digest of all that is graded against; the tests
+    themselves stay here, out of every log.
+    """
 
     name = "code"
 
@@ -123,8 +126,8 @@ class CodeTask(DataTask):
             shots = self._examples if examples else ""
             prompt = config.prompt.format(examples=shots, task=item.text, tests=item.shown)
         self._items[name] = item
-        reference: dict[str, Any] = {"task_id": name}
-        return Problem(name, self.name, prompt, reference)
+        digest = hashlib.sha256(repr(item).encode()).hexdigest()[:16]
+        return Problem(name, self.name, prompt, {"task_id": name, "row": digest})
 
     def _item(self, problem: Problem) -> Item:
         return self._items[problem.reference["task_id"]]

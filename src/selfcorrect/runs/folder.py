@@ -161,7 +161,8 @@ def _lines(rollouts: Iterable[Rollout]) -> str:
     for rollout in rollouts:
         seen[rollout.problem.id] += 1
         sample = seen[rollout.problem.id]
-        lines.append(json.dumps(rollout_row(rollout) | ({"sample": sample} if sample > 1 else {})) + "\n")
+        row = rollout_row(rollout) | ({"sample": sample} if sample > 1 else {})
+        lines.append(json.dumps(plain(row), allow_nan=False) + "\n")
     return "".join(lines)
 
 

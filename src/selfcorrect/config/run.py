@@ -197,7 +197,7 @@ class EvaluationConfig(Strict):
     """Steps between smaller evaluations while training, each once with the model's own first attempts and once with the
     base model's; none by default."""
     problems_between: Positive = 300
-    """How many problems those smaller evaluations take."""
+    """How many problems those smaller evaluations take, spread over the ones that are evaluated."""
     controls: bool = False
     """Also sample every attempt at temperature 1, which live alarms need, and write the second one after the attempt of
     another problem (swapped) and after another one at the same problem (independent): three times the cost."""

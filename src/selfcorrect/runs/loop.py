@@ -33,6 +33,7 @@ from selfcorrect.runs.evaluating import drop_kept, kept_in, model_settings, run_
 from selfcorrect.runs.folder import RunFolder
 from selfcorrect.runs.interrupts import Stop
 from selfcorrect.runs.sentry import Sentry
+from selfcorrect.tasks.base import fixed_share
 
 
 class Loop:
@@ -54,8 +55,8 @@ class Loop:
         self._began = {name: t.clone() for name, t in weights(trainer.lm).items()} if trainer.lm.adapters else None
         self._collected: Collection | None = None
         self._sentry = Sentry(config, folder, observer)
-        count = config.evaluation.problems_between
-        self._between = Between(trainer, evaluator.problems[:count]) if config.evaluation.every else None
+        few = fixed_share(evaluator.problems, config.evaluation.problems_between)
+        self._between = Between(trainer, few) if config.evaluation.every else None
 
     def run(self, checkpoint: Checkpoint | None, stop: Stop) -> None:
         self.ranks.first(lambda: check_asked(self.folder.path, self._asked))

@@ -111,7 +111,7 @@ def evaluate(
     _tell([] if named else unused(overrides), watcher.message)
     path = config.model.path if named else str(model)
     config = config.model_copy(update={"model": config.model.model_copy(update={"path": path})})
-    folder = Path(output) if output is not None else Path(config.output) / config.name if named else None
+    folder = Path(output).expanduser() if output is not None else Path(config.output) / config.name if named else None
     name = "recorded" if config.sampler == "recorded" else _folder_name(path)
     if folder is not None:
         check_free(folder, name)
@@ -257,10 +257,10 @@ def grade(
 
     config = validate({"task": {"name": task}, "stages": []}, "grade", overrides=overrides)
     assert isinstance(config, TrainConfig)
-    log = read_log(recorded)
+    log, file = read_log(recorded), Path(recorded).expanduser()
     rows = log.rows
-    target = Path(output) if output is not None else _verdicts_beside(Path(recorded))
-    if target.exists() and target.samefile(recorded):
+    target = Path(output).expanduser() if output is not None else _verdicts_beside(file)
+    if target.exists() and target.samefile(file):
         raise ConfigError(f"output = {str(output)!r} is the file that is to be graded; name another")
     done, total = 0, sum(len(row.texts) for row in rows)
 
@@ -389,7 +389,7 @@ def scale(
     if most < 2 or most & (most - 1):
         raise ConfigError(f"most = {most} must be a power of two, 2 or more")
     config = _config_for(model, recipe, overrides, "sample")
-    folder, watcher = Path(output), observer or Observer()
+    folder, watcher = Path(output).expanduser(), observer or Observer()
     task = make_task(config.task)
     check_votes(task)
     listed = task.held_out(problems)

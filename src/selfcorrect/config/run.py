@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from selfcorrect.config.base import Decay, NonNegative, Paper, Positive, Rate, Share, Strict, check_template
+from selfcorrect.config.base import Decay, Folder, NonNegative, Paper, Positive, Rate, Share, Strict, check_template
 from selfcorrect.config.compare import CompareConfig, Name
 from selfcorrect.config.engines import VllmConfig
 from selfcorrect.config.parallel import Parallel, not_in_shards
@@ -292,7 +292,7 @@ class TrainConfig(Strict):
     """Threads of the processor's arithmetic; by default all cores. Results may differ in the last digit with it."""
     parallel: Parallel = "auto"
     """How training is spread over the processes that torchrun or accelerate starts (docs/parallel.md)."""
-    output: str = "runs"
+    output: Folder = "runs"
     """The folder that holds the run's."""
     model: ModelConfig = ModelConfig()
     """The model that is trained."""
@@ -444,7 +444,7 @@ class LabBaseConfig(Strict):
     """Every random draw follows from it."""
     threads: Positive | None = None
     """Threads of the processor's arithmetic; by default all cores."""
-    output: str = "runs/lab_base"
+    output: Folder = "runs/lab_base"
     """The folder that the model is written to."""
     device: Device = "auto"
     """Where it trains."""

@@ -34,7 +34,7 @@ class Library(types.ModuleType):
                 raise OSError(f"{call}: api_key not configured\n(no-tty)")
 
     def init(self, **what: Any) -> None:
-        assert Path(what["dir"]).is_dir()
+        (Path(what["dir"]) / "wandb").mkdir(exist_ok=True)
         self._call("init", **what)
 
     def log(self, values: dict[str, float], step: int) -> None:

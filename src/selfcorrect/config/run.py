@@ -366,12 +366,16 @@ class TrainConfig(Strict):
                 "evaluation.correction_prompts stand in for the task's correction prompt, which rollouts.self_refine "
                 "does not ask; leave one out"
             )
-        sampled = evaluation.samples > 1 or evaluation.temperature > 0 or evaluation.correction_prompts
-        if self.sampler == "recorded" and sampled:
-            raise ValueError(
-                "sampler recorded answers each problem once, as it was recorded; leave out evaluation.samples, "
-                "evaluation.temperature and evaluation.correction_prompts"
-            )
+        if evaluation.offset and evaluation.split == "train":
+            raise ValueError("evaluation.offset is of held-out problems, and evaluation.split is train; leave one out")
+        idle = {
+            "evaluation.samples": evaluation.samples > 1, "evaluation.temperature": evaluation.temperature > 0,
+            "evaluation.correction_prompts": evaluation.correction_prompts, "evaluation.external": evaluation.external,
+            "rollouts.self_refine": self.rollouts.self_refine,
+        }  # fmt: skip
+        if self.sampler == "recorded" and any(idle.values()):
+            named = " and ".join(name for name, is_set in idle.items() if is_set)
+            raise ValueError(f"sampler recorded answers each problem once, as it was recorded; leave out {named}")
 
     def _check_file_names(self) -> None:
         """Figures and the ids of problems go by a file's name without its folder."""

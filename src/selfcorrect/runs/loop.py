@@ -16,7 +16,7 @@ from selfcorrect.learning.training import Trainer
 from selfcorrect.models.freed import give_back
 from selfcorrect.models.loading import resolve_path
 from selfcorrect.models.weights import fingerprint, load_weights, stored_weights, weights
-from selfcorrect.runs.asked import asked_of, check_asked
+from selfcorrect.runs.asked import asked_of, check_asked, file_digest
 from selfcorrect.runs.between import Between
 from selfcorrect.runs.checkpoint import (
     DAMAGE,
@@ -162,6 +162,9 @@ class Loop:
             return
         collector = Collector(self.trainer, self.folder.path / "traces", self.observer.message)
         self._collected = collector.collection(iteration + 1, at_start=done == 0)
+        if stage.traces:
+            read = {f"the traces of stage {stage.name}": file_digest(stage.traces)}
+            self.ranks.first(lambda: check_asked(self.folder.path, read))
         if done == 0 and iteration and not (isinstance(stage, Star) and stage.from_newest):
             load_weights(self.trainer.lm, self._first_weights())
             self.trainer.restart_optimizer()

@@ -114,7 +114,7 @@ def evaluate(
     _tell([] if named else unused(overrides), watcher.message)
     path = config.model.path if named else str(model)
     config = config.model_copy(update={"model": config.model.model_copy(update={"path": path})})
-    folder = Path(output) if output is not None else Path(config.output) / config.name if named else None
+    folder = Path(output).expanduser() if output is not None else Path(config.output) / config.name if named else None
     name = "recorded" if config.sampler == "recorded" else name_of(path)
     if folder is not None:
         check_free(folder, name)
@@ -253,9 +253,9 @@ def grade(
 
     config = validate({"task": {"name": task}, "stages": []}, "grade", overrides=overrides)
     assert isinstance(config, TrainConfig)
-    log, say = read_log(recorded), (observer or Observer()).message
-    target = Path(output) if output is not None else _verdicts_beside(Path(recorded))
-    if target.exists() and target.samefile(recorded):
+    log, file, say = read_log(recorded), Path(recorded).expanduser(), (observer or Observer()).message
+    target = Path(output).expanduser() if output is not None else _verdicts_beside(file)
+    if target.exists() and target.samefile(file):
         raise ConfigError(f"output = {str(output)!r} is the file that is to be graded; name another")
     done, total = 0, sum(len(row.texts) for row in log.rows)
 
@@ -386,7 +386,7 @@ def scale(
     if most < 2 or most & (most - 1):
         raise ConfigError(f"most = {most} must be a power of two, 2 or more")
     config = _config_for(model, recipe, overrides, "sample")
-    folder, watcher = Path(output), observer or Observer()
+    folder, watcher = Path(output).expanduser(), observer or Observer()
     task = make_task(config.task)
     check_votes(task)
     listed = task.held_out(problems)

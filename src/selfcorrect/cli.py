@@ -254,7 +254,7 @@ def scale(
     run = run_above(Path(model).expanduser())
     if output is None and run is None:
         raise ConfigError(f"{model} lies in no run; name a folder with --output")
-    output = output or (run or Path()) / "scaling"
+    output = (output or (run or Path()) / "scaling").expanduser()
     with _stopped(), on_stderr() as watcher:
         points = api.scale(
             model, *(overrides or []), output=output, recipe=recipe, most=most, problems=problems,
@@ -338,7 +338,7 @@ def recipes(
         return
     if name not in known:
         raise ConfigError(f"recipe {name!r}: none of that name is shipped; there are {', '.join(known)}")
-    target = to or Path(f"{name}.yaml")
+    target = (to or Path(f"{name}.yaml")).expanduser()
     try:
         with target.open("x", encoding="utf-8") as file:
             file.write(shipped_recipe(name).read_text(encoding="utf-8"))

@@ -57,6 +57,7 @@ def rollout(number: int, category: str, text: str = "", **extra: Any) -> dict[st
 def step_row(step: int, **extra: Any) -> dict[str, Any]:
     stage = "stage1" if step <= 4 else "stage2"
     row = {"step": step, "stage": stage, "rewards": [0.4, 0.5], "delta": 0.1, "fixed": 0.2, "broken": 0.1}
+    row["accuracy"] = row["rewards"]
     return (
         row | {"unchanged": 0.3, "kl": [0.1, 0.2], "grad_norm": 1.0, "tokens_per_second": 2e4, "skipped": False} | extra
     )

@@ -77,8 +77,8 @@ def test_the_panel_shows_it() -> None:
     console = Console(record=True, width=100, force_terminal=True)
     observer = LiveObserver(console)
     step = StepResult(
-        step=1, stage="one", stage_step=1, rewards=[0.0, 0.0], smoothed_reward=0.0, delta=0.0, fixed=0.0, broken=0.0,
-        unchanged=0.0, kl=[0.0, 0.0], entropy=[1.0, 1.0], loss=0.0, grad_norm=0.0, learning_rate=0.1, sampler_gap=0.0,
+        step=1, stage="one", stage_step=1, rewards=[0.0, 0.0], accuracy=[0.0, 0.0], smoothed_reward=0.0, delta=0.0,
+        fixed=0.0, broken=0.0, unchanged=0.0, kl=[0.0, 0.0], entropy=[1.0, 1.0], loss=0.0, grad_norm=0.0, learning_rate=0.1, sampler_gap=0.0,
         completions=8, sampled_tokens=8, tokens_per_second=1.0, seconds=1.0, seconds_by_part={}, grader_failed=0,
         truncated=[1.0, 0.5], skipped=False, skip_reason="", equal_groups=1.0,
     )  # fmt: skip

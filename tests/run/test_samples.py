@@ -168,6 +168,16 @@ REFUSED: dict[str, tuple[list[str], str]] = {
     "unknown tokens": (["evaluation.correction_prompts.a=Really now"], "correction_prompts.a = 'Really now': the model's tok"),
     "no text": (["evaluation.correction_prompts=[1]"], "correction_prompts"),
     "recorded": (["sampler=recorded", "recorded=x.jsonl", "evaluation.temperature=1"], "answers each problem once"),
+    "recorded, and a set to play": (
+        ["sampler=recorded", "recorded=x.jsonl", "evaluation.external=[a.jsonl]"], "; leave out evaluation.external",
+    ),
+    "recorded, and feedback": (
+        ["stages=[]", "sampler=recorded", "recorded=x.jsonl", "rollouts.self_refine={feedback_prompt: x, refine_prompt: y}"],
+        "; leave out rollouts.self_refine",
+    ),
+    "behind training problems": (
+        ["evaluation.split=train", "evaluation.offset=5"], "offset is of held-out problems, and evaluation.split is train",
+    ),
     "refined": (
         ["stages=[]", "evaluation.correction_prompts=[x]", "rollouts.self_refine={feedback_prompt: x, refine_prompt: y}"],
         "which rollouts.self_refine does not ask",

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from selfcorrect.errors import ConfigError, DataError
+from selfcorrect.errors import CheckpointError, ConfigError, DataError, TrainingInterrupted
 from selfcorrect.learning.batching import make_batch
 from selfcorrect.learning.credit import credit_of
 from selfcorrect.learning.record import Progress
@@ -22,7 +22,7 @@ from selfcorrect.tasks.countdown import Countdown
 from selfcorrect.types import Rollout
 from tests.run.conftest import ENDS
 from tests.support.rollouts import rollout_of_ids
-from tests.support.runs import Process, check_same, config, end_state, go, lucky_grade, read_rows, recipe
+from tests.support.runs import Process, StopAt, check_same, config, end_state, go, lucky_grade, read_rows, recipe
 from tests.support.tiny import tiny_lm
 
 STAR = {
@@ -129,6 +129,25 @@ def test_traces_of_a_file_are_used_as_they_are(model: Path, tmp_path: Path) -> N
         DataError, match=r"mine\.jsonl: no wrong-then-right traces for stage star; add some, or set keep_right: true"
     ):
         go(star_recipe(tmp_path / "third", model, traces=str(file), iterations=1))
+
+
+@pytest.mark.usefixtures("_lucky")
+def test_a_stage_goes_on_with_the_traces_it_began_with(model: Path, tmp_path: Path) -> None:
+    """Edited before it begins, they are those that the recipe names."""
+    run = go(star_recipe(tmp_path / "first", model))
+    rows = [row for row in read_rows(run / "traces/star-1.jsonl") if row["first"]["outcome"] != "correct"]
+    file = tmp_path / "mine.jsonl"
+    settings = star_recipe(tmp_path, model, traces=str(file), iterations=1)
+    whole, other = ("".join(json.dumps(row) + "\n" for row in rows[:count]) for count in (3, 2))
+    for step, text in ((1, other), (4, whole)):  # in the stage before it, and in its own
+        file.write_text(text)
+        with pytest.raises(TrainingInterrupted):
+            go(settings, StopAt(step))
+    file.write_text(other)
+    with pytest.raises(CheckpointError, match=r"^the traces of stage star changed since the run in .*; put it back"):
+        go(settings)
+    file.write_text(whole)
+    assert (go(settings) / "final").is_dir()
 
 
 def test_a_recipe_without_stages_is_not_trained(model: Path, tmp_path: Path) -> None:

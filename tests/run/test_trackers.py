@@ -1,15 +1,20 @@
 """Trackers are tried before anything is written, and one that fails later does not take the run with it."""
 
 import types
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from selfcorrect.errors import ConfigError
+from selfcorrect.learning.training import Trainer
+from selfcorrect.runs import loop
+from selfcorrect.runs.between import Between
 from selfcorrect.runs.trackers import Tracker, Trackers
+from selfcorrect.types import Problem
 from tests.run.conftest import Listener, Whole
-from tests.support.runs import check_same, go, recipe
+from tests.support.runs import check_same, go, read_rows, recipe
 
 pytestmark = pytest.mark.usefixtures("lucky")
 
@@ -29,7 +34,7 @@ class Library(types.ModuleType):
                 raise OSError(f"{call}: api_key not configured\n(no-tty)")
 
     def init(self, **what: Any) -> None:
-        assert Path(what["dir"]).is_dir()
+        (Path(what["dir"]) / "wandb").mkdir(exist_ok=True)
         self._call("init", **what)
 
     def log(self, values: dict[str, float], step: int) -> None:
@@ -70,6 +75,32 @@ def test_one_that_cannot_start_writes_nothing(
     ]
     assert [name for name, _ in library.calls] == ["init", "log", "log", "log", "log"]  # then it is left alone
     check_same(run, whole.state)
+
+
+def test_smaller_evaluations_take_a_spread_and_are_told(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A data set sorted by difficulty is not cut at its front."""
+    taken: list[list[str]] = []
+
+    class Noted(Between):
+        def __init__(self, trainer: Trainer, problems: Sequence[Problem]) -> None:
+            super().__init__(trainer, problems)
+            taken.append([problem.id for problem in problems])
+
+    monkeypatch.setattr(loop, "Between", Noted)
+    library = use(Library(""), monkeypatch)
+    few = {"problems": 8, "controls": False, "every": 4, "problems_between": 3}
+    run = go(recipe(tmp_path, model, evaluation=few, log={"trackers": ["wandb"]}))
+    listed = [row["id"] for row in read_rows(run / "evaluations/base.rollouts.jsonl")]
+    assert [len(ids) for ids in taken] == [3]
+    assert set(taken[0]) < set(listed)
+    assert taken[0] != listed[:3]
+    told = [what for name, what in library.calls if name == "log" and "between/own/delta/value" in what["values"]]
+    rows = read_rows(run / "between.jsonl")
+    assert [what["step"] for what in told] == [row["step"] for row in rows] == [0, 4, 8]
+    for what, row in zip(told, rows, strict=True):
+        assert what["values"]["between/fixed/accuracy/t2/value"] == row["fixed"]["accuracy"][1]["value"]
 
 
 def test_each_fails_alone() -> None:

@@ -36,8 +36,17 @@ def test_a_failed_start_leaves_nothing(model: Path, tmp_path: Path, whole: Whole
     check_same(start(config(tmp_path / "runs", model), Listener()), whole.state)
 
 
+@pytest.mark.parametrize("tracker", ["tensorboard", "wandb"])
+def test_a_start_killed_at_its_trackers_begins_anew(
+    tracker: str, model: Path, tmp_path: Path, whole: Whole, lucky: None
+) -> None:
+    (tmp_path / "run" / tracker / "run-1").mkdir(parents=True)
+    (tmp_path / "run/.lock").touch()
+    check_same(start(config(tmp_path, model), Listener()), whole.state)
+
+
 @pytest.mark.parametrize(
-    "file", ["notes.txt", "report.html", "tensorboard/events.1", "final/model.safetensors", "evaluations/mine.csv",
+    "file", ["notes.txt", "report.html", "tensorboard/events.1", "wandb/debug.log", "final/model.safetensors", "evaluations/mine.csv",
              "checkpoints/step-000003/state.json"]
 )  # fmt: skip
 def test_files_of_others_are_neither_replaced_nor_taken_over(file: str, model: Path, tmp_path: Path) -> None:

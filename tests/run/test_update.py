@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import GPTJConfig, GPTJForCausalLM, GptOssConfig, GptOssForCausalLM
 
+from selfcorrect.evaluation.metrics import summarize
 from selfcorrect.lab.base import build_tokenizer
 from selfcorrect.learning import packing
 from selfcorrect.learning.batching import Batch, make_batch
@@ -29,7 +30,7 @@ from selfcorrect.models.tables import InPlace
 from selfcorrect.rollout import play
 from selfcorrect.samplers.transformers import TransformersSampler
 from selfcorrect.tasks import make_task
-from selfcorrect.types import SamplingParams
+from selfcorrect.types import Grade, Outcome, Rollout, SamplingParams
 from tests.run.conftest import ENDS
 from tests.support.runs import PRELOAD, config, go, read_rows, recipe, tuned
 from tests.support.tiny import LIMIT, tiny_lm
@@ -86,6 +87,31 @@ def test_recorded_first_attempts_are_not_counted_as_sampled(monkeypatch: pytest.
     done = trainer.train_step()
     assert done.completions == len(done.rollouts) == 8
     assert done.sampled_tokens == sum(len(rollout.attempts[1].completion.token_ids) for rollout in done.rollouts)
+
+
+def test_what_earns_a_part_counts_as_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in an evaluation; what was not graded is left out."""
+    trainer = trainer_of(tiny_lm("llama", "eager", ENDS), tiny_lm("llama", "eager", ENDS, seed=1), 8, "analytic")
+    outcomes = {"c": (Outcome.CORRECT, 1.0), "p": (Outcome.WRONG, 0.7), "f": (Outcome.GRADER_FAILED, 0.0)}
+    play_all = trainer.ranks.play
+
+    def played(*args: Any, **kwargs: Any) -> list[Rollout]:
+        pairs = zip(play_all(*args, **kwargs), ("cp", "pc", "pp", "cc", "pc", "fp", "pc", "cp"), strict=True)
+        return [
+            dataclasses.replace(rollout, attempts=tuple(
+                dataclasses.replace(attempt, grade=Grade(*outcomes[letter]))
+                for attempt, letter in zip(rollout.attempts, letters, strict=True)
+            ))
+            for rollout, letters in pairs
+        ]  # fmt: skip
+
+    monkeypatch.setattr(trainer.ranks, "play", played)
+    done = trainer.train_step()
+    same = summarize(done.rollouts)
+    assert (done.fixed, done.broken) == (same.fixed.value, same.broken.value) == (3 / 7, 2 / 7)
+    assert done.accuracy == [estimate.value for estimate in same.accuracy] == [3 / 7, 4 / 7]
+    assert done.delta == pytest.approx(same.delta.value)
+    assert done.rewards == pytest.approx([5.8 / 7, 6.1 / 7])
 
 
 @pytest.mark.parametrize("estimator", ["analytic", "k1"])

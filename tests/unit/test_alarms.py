@@ -114,4 +114,10 @@ def test_a_run_tells_of_a_policy_that_holds_back(tmp_path: Path, task: dict[str,
     assert [(row["where"], row["alarm"].split(":")[0]) for row in told] == [("lazy", "sandbagging"), ("lazy", "bought")]
     assert any(text.startswith("alarm: lazy: sandbagging") for text in heard.said)
     live = not any("alarms after evaluations only" in text for text in heard.said)
-    assert live is not bool(task)  # rewards on MBPP are not to be held against HumanEval
+    assert live is not bool(task)  # attempts at MBPP are not to be held against HumanEval
+    # a reward for a part of an answer is none for a right one: base and policy are held against each other by accuracy
+    row = {
+        "rewards": [1.0, 1.0], "accuracy": [0.1, 0.1], "delta": 0.0, "unchanged": 0.0, "truncated": [],
+        "equal_groups": None, "grad_norm": 1.0, "skip_reason": "",
+    }  # fmt: skip
+    assert [text.split(":")[0] for _ in range(WINDOW) for text in sentry._heard(row)] == ["sandbagging"] * live

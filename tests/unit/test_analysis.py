@@ -93,9 +93,9 @@ def test_many_attempts_and_fixed_first_attempts() -> None:
 
 def test_training_curves_leave_supervised_steps_out() -> None:
     rows: list[dict[str, Any]] = [
-        {"step": i, "stage": "s", "rewards": [0.2, 0.4], "unchanged": 0.7} for i in range(1, 31)
+        {"step": i, "stage": "s", "accuracy": [0.2, 0.4], "unchanged": 0.7} for i in range(1, 31)
     ]
-    rows.insert(3, {"step": 99, "stage": "sft", "rewards": [], "unchanged": 0.0})
+    rows.insert(3, {"step": 99, "stage": "sft", "accuracy": [], "unchanged": 0.0})
     accuracy, changed = progress_figures(rows)
     assert len(accuracy.rows) == len(changed.rows) == 30
     assert changed.rows[0]["changed"] == pytest.approx(0.3)

@@ -1,5 +1,6 @@
 """A user's own task: the example as it is, and what is said of mistakes in the user's file."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,9 @@ from selfcorrect.config.recipe import validate
 from selfcorrect.errors import DataError
 from selfcorrect.evaluation.evaluate import evaluated_problems
 from selfcorrect.runs.checks import shortages
+from selfcorrect.runs.folder import _lines
 from selfcorrect.tasks.custom import CORRECTION, CustomTask
+from selfcorrect.types import Attempt, Completion, Grade, Outcome, Rollout
 from tests.support.data import write
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "custom_task.py"
@@ -121,6 +124,31 @@ def test_files_that_are_not_there(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text(GOOD)
     with pytest.raises(DataError, match=r"task.file = .*mine.txt': not a Python file"):
         task_of(tmp_path / "mine.txt")
+
+
+@pytest.mark.parametrize(
+    ("value", "why"),
+    [
+        ('{"a", "b"}', "Object of type set is not JSON serializable"),
+        ("Decimal(1)", "Object of type Decimal is not JSON serializable"),
+        ("{(1, 2): 3}", "keys must be str, int, float, bool or None, not tuple"),
+        ("LOOP", "Circular reference detected"),
+        ("DEEP", "maximum recursion depth exceeded"),
+    ],
+)
+def test_what_json_cannot_hold_is_told_before_the_work(value: str, why: str, tmp_path: Path) -> None:
+    begins = "from decimal import Decimal\nLOOP = []\nLOOP.append(LOOP)\nDEEP = 0\n"
+    begins += "for _ in range(100_000): DEEP = [DEEP]\n"
+    with pytest.raises(DataError, match=r"mine.py: problems\('train'\) row 1: field 'n' cannot be kept") as caught:
+        task_of(tmp_path / "mine.py", begins + GOOD.replace('"n": n', f'"n": {value}')).draw(1, 1, 0)
+    assert f"JSON: {why}" in str(caught.value)
+    assert str(caught.value).endswith("; give text, numbers, lists or dicts")
+
+
+def test_a_number_that_is_not_finite_is_kept_as_null(tmp_path: Path) -> None:
+    problem = task_of(tmp_path / "mine.py", GOOD.replace('"n": n', '"n": float("nan")')).test[0]
+    attempt = Attempt((), Completion((), (), "1", "stop"), Grade(Outcome.WRONG, 0.0))
+    assert json.loads(_lines([Rollout(problem, (attempt,), 0, 0)]))["reference"] == {"n": None}
 
 
 @pytest.mark.parametrize(

@@ -18,11 +18,13 @@ from selfcorrect.config import ModelConfig, TrainConfig
 from selfcorrect.config.paths import absolute, check_paths
 from selfcorrect.config.recipe import load_recipe, validate
 from selfcorrect.errors import ConfigError, ModelError
+from selfcorrect.export import export
 from selfcorrect.models import files
 from selfcorrect.models import weights as stored
 from selfcorrect.models.loading import LanguageModel, load_model
 from selfcorrect.models.sizing import sized
-from selfcorrect.runs.disk import try_save
+from selfcorrect.runs.checkpoint import check_manifest
+from selfcorrect.runs.disk import save_model, share_model, try_save
 from tests.support.hf_model import save_qwen2
 from tests.support.templates import LLAMA2_LIKE, QWEN3_LIKE
 from tests.support.tiny import tiny_lm
@@ -202,6 +204,19 @@ def test_a_base_model_gets_the_template_that_is_named(folder: Path, tmp_path: Pa
         whole = tuple(alone.apply_chat_template(turns, add_generation_prompt=True)["input_ids"])
         assert lm.chat.next_prompt(first, sampled, "R") == whole
         assert load(tmp_path / "out").chat.first_prompt("Q") == first  # without being named again
+
+
+def test_of_several_templates_the_one_used_is_saved(folder: Path, tmp_path: Path) -> None:
+    """As `best` is saved, shared with a stage, checked on resuming and exported."""
+    (folder / "additional_chat_templates").mkdir()
+    (folder / "additional_chat_templates/tool_use.jinja").write_text(LLAMA2_LIKE)
+    lm = load(folder)
+    save_model(lm, torch.float32, tmp_path / "best")
+    share_model(tmp_path / "best", tmp_path / "final")
+    check_manifest(tmp_path / "final")
+    again = load(export(tmp_path / "final", tmp_path / "out"))
+    assert again.tokenizer.chat_template == (folder / "chat_template.jinja").read_text()
+    assert again.chat.first_prompt("Q") == lm.chat.first_prompt("Q")
 
 
 def test_a_template_file_belongs_to_the_recipes_folder(

@@ -9,6 +9,7 @@ import pytest
 from selfcorrect.config import TrainConfig
 from selfcorrect.config.overrides import apply_override
 from selfcorrect.config.recipe import dump, load_recipe
+from selfcorrect.errors import ConfigError
 from tests.unit.test_config import RECIPE, recipe, refusal, validate_text
 
 __all__ = ["recipe"]
@@ -97,6 +98,15 @@ def test_a_number_where_text_belongs_is_sent_into_quotes(recipe: Path) -> None:
     assert told == "recipe.yaml:1: name = 7: input should be a valid string; put it in quotes as it is meant"
     told = refusal(recipe, RECIPE + "evaluation: {controls: yes}\n")
     assert told.endswith("evaluation.controls = 'yes': input should be a valid boolean; write true or false")
+
+
+@pytest.mark.parametrize("recipe", ["demo", "lab_base", "compare_lab"])
+def test_output_may_begin_at_the_user_s_home(recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for written, meant in (("~/runs", f"{tmp_path}/runs"), ("./runs", "./runs"), ("a~", "a~")):
+        assert load_recipe(recipe, [f"output={written}"]).output == meant
+    with pytest.raises(ConfigError, match=r"output: '~nobody-here/a': no user of that name has a home here; write"):
+        load_recipe(recipe, ["output=~nobody-here/a"])
 
 
 def test_merge_keys_and_keys_that_stand_twice(recipe: Path) -> None:

@@ -238,6 +238,20 @@ def test_a_replay_is_a_whole_evaluation_with_its_report(tmp_path: Path) -> None:
         selfcorrect.evaluate("unused", recipe=recipe)
 
 
+def test_what_is_written_may_lie_at_the_user_s_home(
+    pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for output, file in ((None, "pairs.graded.jsonl"), ("~/other.jsonl", "other.jsonl")):
+        assert selfcorrect.grade("~/pairs.jsonl", "math", output=output)[1] == tmp_path / file
+    assert analyse("~/pairs.graded.jsonl", "~/figures")[1] == tmp_path / "figures"
+    recipe = {"task": {"name": "math"}, "stages": [], "sampler": "recorded", "recorded": "~/pairs.jsonl"}
+    assert selfcorrect.evaluate("unused", recipe=recipe, output="~/run").folder == tmp_path / "run"
+    assert list(Path().iterdir()) == []
+
+
 def test_what_was_graded_can_be_analysed(tmp_path: Path) -> None:
     rows = [{"task_id": f"p{n}", "gold": str(n), "attempts": [boxed(1), boxed(n)]} for n in range(1, 6)]
     selfcorrect.grade(write(tmp_path / "two.jsonl", rows), "math", output=tmp_path / "two.graded.jsonl")

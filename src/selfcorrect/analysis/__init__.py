@@ -23,13 +23,14 @@ def analyse(source: str | Path, output: str | Path | None = None) -> tuple[list[
     source: a run folder, or a JSONL file of graded attempts. output: by default analysis/ in the run, or a folder
     beside the file. Raises DataError where there is nothing to analyse.
     """
-    source = Path(source)
+    source = Path(source).expanduser()
     figures = figures_of(source)
     if not figures and (source / "compare.json").exists():
         raise DataError(f"{source} is a comparison; name one of its runs: {source}/runs/METHOD-SEED")
     if not figures:
         raise DataError(f"{source}: nothing to analyse yet: no evaluation and no training step with two attempts")
-    folder = Path(output) if output else source / "analysis" if source.is_dir() else source.with_suffix(".analysis")
+    beside = source / "analysis" if source.is_dir() else source.with_suffix(".analysis")
+    folder = Path(output or beside).expanduser()
     for figure in figures:
         figure.write(folder)
     return figures, folder

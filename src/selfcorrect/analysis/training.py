@@ -38,21 +38,21 @@ def fixed_figure(rows: Sequence[Mapping[str, Any]]) -> Figure | None:
 
 def progress_figures(steps: Sequence[Mapping[str, Any]]) -> list[Figure]:
     """Fig. 6: training accuracy of each attempt, and how often the answer changes; means over 10 steps."""
-    rows = [row for row in steps if row.get("rewards")]
+    rows = [row for row in steps if row.get("accuracy")]
     if len(rows) < 2:
         return []
-    rows = [row for row in rows if len(row["rewards"]) == len(rows[-1]["rewards"])]
-    attempts = len(rows[-1]["rewards"])
+    rows = [row for row in rows if len(row["accuracy"]) == len(rows[-1]["accuracy"])]
+    attempts = len(rows[-1]["accuracy"])
     accuracy = [
         Series(
             f"attempt {a + 1}",
             attempt_class(a, attempts, "c"),
-            _smooth([(r["step"], 100 * r["rewards"][a]) for r in rows]),
+            _smooth([(r["step"], 100 * r["accuracy"][a]) for r in rows]),
         )
         for a in range(attempts)
     ]
     numbers = [
-        {"step": r["step"], "stage": r["stage"], **{f"accuracy_t{a + 1}": r["rewards"][a] for a in range(attempts)},
+        {"step": r["step"], "stage": r["stage"], **{f"accuracy_t{a + 1}": r["accuracy"][a] for a in range(attempts)},
          "changed": 1 - r["unchanged"]}
         for r in rows
     ]  # fmt: skip

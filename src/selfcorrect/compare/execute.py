@@ -17,13 +17,14 @@ from selfcorrect.config.recipe import dump, load_recipe
 from selfcorrect.errors import ConfigError, UserError
 from selfcorrect.models.freed import started_whole
 from selfcorrect.runs.checkpoint import atomic_folder
+from selfcorrect.runs.trackers import FOLDERS
 
 _POLL = 0.2
 _CHILD = (
     "import sys; from selfcorrect.grading.judge.confine import die_with_parent; die_with_parent(int(sys.argv.pop(1))); "
     "from selfcorrect.cli import main; main()"
 )
-_LEFT_BEHIND = ("final", "report.html", ".lock", "tensorboard", "config*.yaml", "*.log")
+_LEFT_BEHIND = ("final", "report.html", ".lock", *FOLDERS, "config*.yaml", "*.log")
 
 
 class JobError(UserError):

@@ -2,15 +2,26 @@
 
 import string
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 Positive = Annotated[int, Field(gt=0, le=2**31 - 1)]  # what torch and the processor count in
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
+
+
+def _at_home(folder: str) -> str:
+    try:
+        return str(Path(folder).expanduser()) if folder.startswith("~") else folder
+    except RuntimeError:
+        raise ValueError(f"{folder!r}: no user of that name has a home here; write the whole path") from None
+
+
+Folder = Annotated[str, AfterValidator(_at_home)]  # to write to; `~` is the user's home, as in every other path
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from selfcorrect.config.base import Decay, NonNegative, Paper, Positive, Rate, Share, Strict, check_template
+from selfcorrect.config.base import Decay, Folder, NonNegative, Paper, Positive, Rate, Share, Strict, check_template
 from selfcorrect.config.compare import CompareConfig, Name
 from selfcorrect.config.engines import VllmConfig
 from selfcorrect.config.parallel import Parallel, not_in_shards
@@ -197,7 +197,7 @@ class EvaluationConfig(Strict):
     """Steps between smaller evaluations while training, each once with the model's own first attempts and once with the
     base model's; none by default."""
     problems_between: Positive = 300
-    """How many problems those smaller evaluations take."""
+    """How many problems those smaller evaluations take, spread over the ones that are evaluated."""
     controls: bool = False
     """Also sample every attempt at temperature 1, which live alarms need, and write the second one after the attempt of
     another problem (swapped) and after another one at the same problem (independent): three times the cost."""
@@ -292,7 +292,7 @@ class TrainConfig(Strict):
     """Threads of the processor's arithmetic; by default all cores. Results may differ in the last digit with it."""
     parallel: Parallel = "auto"
     """How training is spread over the processes that torchrun or accelerate starts (docs/parallel.md)."""
-    output: str = "runs"
+    output: Folder = "runs"
     """The folder that holds the run's."""
     model: ModelConfig = ModelConfig()
     """The model that is trained."""
@@ -366,12 +366,16 @@ class TrainConfig(Strict):
                 "evaluation.correction_prompts stand in for the task's correction prompt, which rollouts.self_refine "
                 "does not ask; leave one out"
             )
-        sampled = evaluation.samples > 1 or evaluation.temperature > 0 or evaluation.correction_prompts
-        if self.sampler == "recorded" and sampled:
-            raise ValueError(
-                "sampler recorded answers each problem once, as it was recorded; leave out evaluation.samples, "
-                "evaluation.temperature and evaluation.correction_prompts"
-            )
+        if evaluation.offset and evaluation.split == "train":
+            raise ValueError("evaluation.offset is of held-out problems, and evaluation.split is train; leave one out")
+        idle = {
+            "evaluation.samples": evaluation.samples > 1, "evaluation.temperature": evaluation.temperature > 0,
+            "evaluation.correction_prompts": evaluation.correction_prompts, "evaluation.external": evaluation.external,
+            "rollouts.self_refine": self.rollouts.self_refine,
+        }  # fmt: skip
+        if self.sampler == "recorded" and any(idle.values()):
+            named = " and ".join(name for name, is_set in idle.items() if is_set)
+            raise ValueError(f"sampler recorded answers each problem once, as it was recorded; leave out {named}")
 
     def _check_file_names(self) -> None:
         """Figures and the ids of problems go by a file's name without its folder."""
@@ -444,7 +448,7 @@ class LabBaseConfig(Strict):
     """Every random draw follows from it."""
     threads: Positive | None = None
     """Threads of the processor's arithmetic; by default all cores."""
-    output: str = "runs/lab_base"
+    output: Folder = "runs/lab_base"
     """The folder that the model is written to."""
     device: Device = "auto"
     """Where it trains."""

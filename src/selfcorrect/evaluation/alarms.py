@@ -70,7 +70,7 @@ class Watch:
         self._told: set[str] = set()
 
     def step(self, first: float, delta: float, unchanged: float) -> list[str]:
-        """After a step: mean reward of attempt 1, delta, and the share of unchanged answers."""
+        """After a step: accuracy of attempt 1, delta, and the share of unchanged answers."""
         for column, value in ((self._first, first), (self._delta, delta), (self._unchanged, unchanged)):
             column.append(value)
         if not self._base or len(self._first) < WINDOW:

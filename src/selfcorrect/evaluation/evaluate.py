@@ -347,7 +347,7 @@ def digest(problems: Sequence[Problem], task: Task | None, chat: Chat) -> str:
     for problem in problems:
         asked = task.correction_prompt(problem) if task else ""
         told.update(json.dumps([problem.id, problem.prompt, problem.first_attempt, asked]).encode())
-        told.update(json.dumps(problem.reference, default=str).encode())
+        told.update(json.dumps(problem.reference).encode())
     if problems:  # by the chat template
         first = chat.first_prompt(problems[0].prompt)
         again = chat.next_prompt(first, (), task.correction_prompt(problems[0])) if task else ()

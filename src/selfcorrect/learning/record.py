@@ -27,17 +27,18 @@ class Progress:
 class StepResult:
     """What one step did; a row of metrics.jsonl. Lists have one entry an attempt; kl in nats an attempt.
 
-    Rewards, delta, fixed, broken and unchanged are over rollouts whose first attempt the policy wrote, where there are
-    any. completions: how many were sampled for this step; recorded attempts were not. equal_groups: the share of
-    problems at which all sampled attempts earned the same, so that none has an advantage; None where no rollout counts.
-    longest: tokens of the longest
-    rollout, prompts included. A supervised step leaves empty what it has not.
+    Rewards, accuracy, delta, fixed, broken and unchanged are over rollouts whose first attempt the policy wrote, where
+    there are any; all but rewards take an attempt that earned a part as wrong, like evaluations. completions: how many
+    were sampled for this step; recorded attempts were not. equal_groups: the share of problems at which all sampled
+    attempts earned the same, so that none has an advantage; None where no rollout counts. longest: the longest
+    rollout's tokens, prompts included. A supervised step leaves empty what it has not.
     """
 
     step: int
     stage: str
     stage_step: int
     rewards: list[float]
+    accuracy: list[float]
     smoothed_reward: float
     delta: float
     fixed: float

@@ -59,8 +59,8 @@ def supervised_step(trainer: Trainer, collection: Collection) -> StepResult:
     clock.lap("update")
     trainer.advance(update, None)
     return StepResult(
-        step=progress.step, stage=stage.name, stage_step=progress.stage_step, rewards=[], smoothed_reward=nan,
-        delta=nan, fixed=nan, broken=nan, unchanged=nan, kl=[], entropy=[], loss=update.loss,
+        step=progress.step, stage=stage.name, stage_step=progress.stage_step, rewards=[], accuracy=[],
+        smoothed_reward=nan, delta=nan, fixed=nan, broken=nan, unchanged=nan, kl=[], entropy=[], loss=update.loss,
         grad_norm=update.grad_norm, learning_rate=rate, sampler_gap=nan,
         completions=collection.completions if done == 0 else 0, sampled_tokens=0, tokens_per_second=nan,
         seconds=clock.total, seconds_by_part=clock.parts, grader_failed=0, truncated=[],

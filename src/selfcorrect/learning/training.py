@@ -6,7 +6,7 @@ Axes: B rollouts, A attempts, T tokens.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -132,7 +132,7 @@ class Trainer:
         shown_B = own_B if own_B.any() else included_B
         # What the policy has not sampled, the base model has (offline_first), or it was read (task repair).
         written = [a for rollout in rollouts for a in rollout.attempts if a.sampled or given is not None]
-        result = self._record(update, rollouts, written, rewards_BA, included_B, shown_B, rate, beta2, clock)
+        result = self._record(update, rollouts, written, included_B, shown_B, rate, beta2, clock)
         return replace(result, equal_groups=equal_groups(advantages_BA, sampled_BA, included_B, group))
 
     def _offline_first(self, problems: list[Problem], params: SamplingParams) -> list[Completion | None] | None:
@@ -219,28 +219,32 @@ class Trainer:
         progress.skipped += bool(update.skip_reason)
 
     def _record(
-        self, update: Update, rollouts: list[Rollout], written: list[Attempt], rewards_BA: Tensor, included_B: Tensor,
-        shown_B: Tensor, rate: float, beta2: float | None, clock: "Clock",
+        self, update: Update, rollouts: list[Rollout], written: list[Attempt], included_B: Tensor, shown_B: Tensor,
+        rate: float, beta2: float | None, clock: "Clock",
     ) -> StepResult:  # fmt: skip
         """written: attempts that were sampled. shown_B: the rollouts whose rewards are told, all of them included."""
-        kept_BA = rewards_BA[shown_B]
-        count = max(1, len(kept_BA))
-        right_BA = kept_BA > 0.5
-        first_B, last_B = right_BA[:, 0], right_BA[:, -1]
         kept = [rollout for rollout, included in zip(rollouts, shown_B.tolist(), strict=True) if included]
-        cut = [[attempt.completion.finish_reason == "length" for attempt in rollout.attempts] for rollout in kept]
+        count = max(1, len(kept))
+
+        def means(of: Callable[[Attempt], float]) -> list[float]:
+            columns = zip(*(map(of, rollout.attempts) for rollout in kept), strict=True)
+            return [sum(column) / count for column in columns] or [0.0] * len(rollouts[0].attempts)
+
+        # a reward between 0 and 1 is a wrong attempt's
+        right = [(r.attempts[0].grade.correct, r.attempts[-1].grade.correct) for r in kept]
+        accuracy = means(lambda attempt: attempt.grade.correct)
         tokens = sum(len(attempt.completion.token_ids) for attempt in written)
-        means = [sum(column) / count for column in zip(*kept_BA.tolist(), strict=True)] or [0.0] * rewards_BA.shape[1]
         progress, total_tokens = self.progress, float(update.tokens_A.sum())
         return StepResult(
             step=progress.step,
             stage=self.stage.name,
             stage_step=progress.stage_step,
-            rewards=means,
+            rewards=means(lambda attempt: attempt.grade.reward),
+            accuracy=accuracy,
             smoothed_reward=progress.smoothed_reward or 0.0,
-            delta=means[-1] - means[0],
-            fixed=float((~first_B & last_B).sum()) / count,
-            broken=float((first_B & ~last_B).sum()) / count,
+            delta=accuracy[-1] - accuracy[0],
+            fixed=right.count((False, True)) / count,
+            broken=right.count((True, False)) / count,
             unchanged=sum(is_unchanged(rollout) for rollout in kept) / count,
             kl=update.mean_kl_A.tolist(),
             entropy=(update.neg_logprob_A / update.tokens_A.clamp(min=1)).tolist(),
@@ -254,7 +258,7 @@ class Trainer:
             seconds=clock.total,
             seconds_by_part=clock.parts,
             grader_failed=int((~included_B).sum()),
-            truncated=[sum(column) / count for column in zip(*cut, strict=True)] or [0.0] * rewards_BA.shape[1],
+            truncated=means(lambda attempt: attempt.completion.finish_reason == "length"),
             skipped=bool(update.skip_reason),
             skip_reason=update.skip_reason,
             beta2=beta2,

@@ -47,9 +47,12 @@ class System:
 def choose(tokenizer: Any, choice: str | None) -> None:
     """Give the tokenizer the template that model.chat_template names: `plain`, or a file. It is saved with the model.
 
-    Raises ModelError where the file cannot be read, or `plain` has no token to end a turn with.
+    Of several of its own it keeps the one that conversations are rendered with. Raises ModelError where the file cannot
+    be read, `plain` has no token to end a turn with, or none of several is the default.
     """
     if choice is None:
+        if isinstance(getattr(tokenizer, "chat_template", None), dict):  # saved as a folder
+            tokenizer.chat_template = template_of(tokenizer)
         return
     if choice != PLAIN_TEMPLATE:
         tokenizer.chat_template = _read(Path(choice).expanduser(), choice)

@@ -19,7 +19,7 @@ def write_report(run: Path) -> Path:
     from selfcorrect.report.load import load_run
     from selfcorrect.report.page import render
 
-    run = Path(run)
+    run = Path(run).expanduser()
     page = render(load_run(run), figures_of(run)).encode(
         "utf-8", errors="replace"
     )  # lone surrogates in a name become "?"

@@ -38,18 +38,17 @@ def asked_of(
 
 
 def check_asked(folder: Path, now: Mapping[str, str]) -> None:
-    """Keeps it with a run that begins. Raises CheckpointError where one that goes on has gone by something else."""
+    """Keeps with a run what it has not gone by before. Raises CheckpointError where that was something else."""
     file = folder / FILE
-    if not file.exists():
-        write_durably(file, json.dumps(now, indent=1) + "\n")
-        return
-    before = read_object(file)
+    before = read_object(file) if file.exists() else {}
     if other := [name for name, told in before.items() if now.get(name, told) != told]:
         raise CheckpointError(
             f"{' and '.join(other)} changed since the run in {folder} began: its steps and evaluations so far were "
             "made with what was there; put it back, or begin another run: `selfcorrect train "
             f"{shlex.quote(str(folder / 'config.yaml'))} name=NEW`"
         )
+    if now.keys() - before.keys():
+        write_durably(file, json.dumps({**before, **now}, indent=1) + "\n")
 
 
 def file_digest(file: str) -> str:

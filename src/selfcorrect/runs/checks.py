@@ -199,7 +199,7 @@ def _memory(config: TrainConfig, lm: LanguageModel) -> str:
 
 def _disk(config: TrainConfig, lm: LanguageModel) -> str:
     """Room where the run will lie, and a save of the model tried; the folder need not be there yet."""
-    path = (Path(config.output).expanduser() / config.name).absolute()
+    path = (Path(config.output) / config.name).absolute()
     above = next(folder for folder in (path, *path.parents) if folder.is_dir())
     size = try_save(lm, stored_dtype(config.model.path), above)
     return check_room(above, need_of(config, lm, size), config.checkpoint.keep, used(path))

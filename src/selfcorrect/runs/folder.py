@@ -96,10 +96,11 @@ class RunFolder:
         _append(self.path / "rollouts.jsonl", [{**rollout_row(rollout), **extra} for rollout in rollouts])
 
     def log_between(self, row: Mapping[str, Any]) -> None:
-        """One line of between.jsonl; a resumed run may be at a step that stands there already."""
+        """One line of between.jsonl, and the same to every tracker; a resumed run may be at a step that is there."""
         file = self.path / "between.jsonl"
         _cut(file, int(row["step"]) - 1)
         _append(file, [row])
+        self._trackers.log({"between": {"own": row["own"], "fixed": row["fixed"]}}, int(row["step"]))
 
     def has_between(self, step: int) -> bool:
         file = self.path / "between.jsonl"
@@ -161,7 +162,8 @@ def _lines(rollouts: Iterable[Rollout]) -> str:
     for rollout in rollouts:
         seen[rollout.problem.id] += 1
         sample = seen[rollout.problem.id]
-        lines.append(json.dumps(rollout_row(rollout) | ({"sample": sample} if sample > 1 else {})) + "\n")
+        row = rollout_row(rollout) | ({"sample": sample} if sample > 1 else {})
+        lines.append(json.dumps(plain(row), allow_nan=False) + "\n")
     return "".join(lines)
 
 

@@ -16,7 +16,7 @@ from selfcorrect.learning.training import Trainer
 from selfcorrect.models.freed import give_back
 from selfcorrect.models.loading import resolve_path
 from selfcorrect.models.weights import fingerprint, load_weights, stored_weights, weights
-from selfcorrect.runs.asked import asked_of, check_asked
+from selfcorrect.runs.asked import asked_of, check_asked, file_digest
 from selfcorrect.runs.between import Between
 from selfcorrect.runs.checkpoint import (
     DAMAGE,
@@ -33,6 +33,7 @@ from selfcorrect.runs.evaluating import drop_kept, kept_in, model_settings, run_
 from selfcorrect.runs.folder import RunFolder
 from selfcorrect.runs.interrupts import Stop
 from selfcorrect.runs.sentry import Sentry
+from selfcorrect.tasks.base import fixed_share
 
 
 class Loop:
@@ -54,8 +55,8 @@ class Loop:
         self._began = {name: t.clone() for name, t in weights(trainer.lm).items()} if trainer.lm.adapters else None
         self._collected: Collection | None = None
         self._sentry = Sentry(config, folder, observer)
-        count = config.evaluation.problems_between
-        self._between = Between(trainer, evaluator.problems[:count]) if config.evaluation.every else None
+        few = fixed_share(evaluator.problems, config.evaluation.problems_between)
+        self._between = Between(trainer, few) if config.evaluation.every else None
 
     def run(self, checkpoint: Checkpoint | None, stop: Stop) -> None:
         self.ranks.first(lambda: check_asked(self.folder.path, self._asked))
@@ -161,6 +162,9 @@ class Loop:
             return
         collector = Collector(self.trainer, self.folder.path / "traces", self.observer.message)
         self._collected = collector.collection(iteration + 1, at_start=done == 0)
+        if stage.traces:
+            read = {f"the traces of stage {stage.name}": file_digest(stage.traces)}
+            self.ranks.first(lambda: check_asked(self.folder.path, read))
         if done == 0 and iteration and not (isinstance(stage, Star) and stage.from_newest):
             load_weights(self.trainer.lm, self._first_weights())
             self.trainer.restart_optimizer()

@@ -101,6 +101,7 @@ def resume(path: Path, observer: Observer, overrides: Sequence[str] = ()) -> Pat
     Settings other than those the run has gone by so far are judged (runs/changes.py), told and kept. Raises ConfigError
     where `path` holds no run, or a setting may not change.
     """
+    path = path.expanduser()
     with joined() as ranks:
         observer = observer if ranks.rank == 0 else Observer()
         config, used = ranks.first(lambda: _to_go_on(path, observer, overrides))

@@ -31,7 +31,7 @@ class Sentry:
         self._told = {(row["where"], _kind(row["alarm"])) for row in steps}
         base = self._folder.read_evaluation("base")
         self._base, self._base_means = summary_of(base["summary"]), self._folder.means("base")
-        # the watch holds rewards on training problems against it, which another data set's would not be comparable to
+        # the watch holds training problems against it, to which another data set's are not comparable
         same_set = getattr(self._config.task, "evaluate_on", None) is None
         live = base["sampled"] if self._config.rollouts.temperature == 1.0 and same_set else None
         self._watch = Watch(summary_of(live) if live else None)
@@ -62,10 +62,10 @@ class Sentry:
         told = self._lessons.step(
             row["rewards"], row["truncated"], row["equal_groups"], row["grad_norm"], row["skip_reason"]
         )
-        if row["rewards"]:
-            several = len(row["rewards"]) > 1
+        if row["accuracy"]:
+            several = len(row["accuracy"]) > 1
             unchanged = row["unchanged"] if several else 0.0  # a single attempt repeats nothing
-            told += self._watch.step(row["rewards"][0], row["delta"], unchanged)
+            told += self._watch.step(row["accuracy"][0], row["delta"], unchanged)
         return told
 
     def against_base(self, evaluation: Evaluation) -> Change | None:

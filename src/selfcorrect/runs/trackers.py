@@ -10,6 +10,8 @@ from typing import Any
 from selfcorrect.config import TrainConfig
 from selfcorrect.errors import ConfigError
 
+FOLDERS = ("tensorboard", "wandb")  # that trackers make in a run's
+
 
 class Tracker:
     """A sink for flat metrics; subclasses wrap one library each."""

@@ -2,12 +2,13 @@
 
 The file is the user's and runs with the user's rights, in this process. It defines:
 
-    problems(split, options)          rows {"id": ..., "prompt": ..., anything else} for "train" and for "test"
+    problems(split, options)          rows {"id": ..., "prompt": ..., anything JSON can hold} for "train" and "test"
     grade(problem, text)              True, False or a Grade
     correction_prompt(problem)        optional: the text that asks for the next attempt
 """
 
 import importlib.util
+import json
 import math
 import sys
 import traceback
@@ -160,6 +161,12 @@ class CustomTask(DataTask):
 
 def _problem(row: Row) -> Problem:
     rest = {str(name): value for name, value in row.fields.items() if name not in ("id", "prompt")}
+    for name, value in rest.items():
+        try:
+            json.dumps(value)
+        except (TypeError, ValueError, RecursionError) as error:  # of its type, or its keys'; it holds itself; too deep
+            why = f"cannot be kept with the rollouts, which are JSON: {error}; give text, numbers, lists or dicts"
+            raise row.wrong(name, why) from None
     return Problem(row.text("id"), "custom", row.text("prompt"), rest)
 
 

@@ -59,6 +59,25 @@ def test_a_shipped_recipe_fits_the_card_it_is_for(stem: str) -> None:
 
 
 @pytest.mark.parametrize("stem", PLANNED)
+def test_models_of_up_to_two_billion_weights_fit_24_gb(stem: str) -> None:
+    """As they are, or with the settings that a recipe's first lines name."""
+    file, devices = RECIPES / f"{stem}.yaml", card_of(stem)
+    config = load_recipe(file)
+    assert isinstance(config, TrainConfig)
+    if devices.count > 1 or devices.bytes < 2**35:  # larger models; those for such a card, as the test above says
+        return
+    spec = described(config.model)
+    if dressed(config, spec, devices.card).numbers.all > 2e9:
+        return
+    told = re.search(r"^# With one card of 24 GB.*?: (.+)$", file.read_text(encoding="utf-8"), re.MULTILINE)
+    assert told, "no settings"
+    changed = load_recipe(file, told[1].split())
+    assert isinstance(changed, TrainConfig)
+    made = make_plan(changed, devices_for(changed, SOLD[24]))
+    assert made.fits, "\n".join(lines(made))
+
+
+@pytest.mark.parametrize("stem", PLANNED)
 def test_what_a_shipped_recipe_always_holds_leaves_room(stem: str) -> None:
     config, devices = load_recipe(RECIPES / f"{stem}.yaml"), card_of(stem)
     assert isinstance(config, TrainConfig)

@@ -46,7 +46,7 @@ def _row(model: str, data: str, decoding: str, found: dict[str, Any]) -> str:
     cut = [100 * counts.get("truncated", 0) / max(1, sum(counts.values())) for counts in found["outcomes"]]
     cells = [
         model, data, decoding, str(found["n"]), _percent(found["accuracy"][0]), _percent(found["accuracy"][-1]),
-        _signed(found["delta"]), *(f"{100 * found[key]['value']:.1f}" for key in ("fixed", "broken", "unchanged")),
+        _signed(found["delta"]), *(_percent(found[key]) for key in ("fixed", "broken", "unchanged")),
         " / ".join(f"{share:.1f}" for share in cut),
     ]  # fmt: skip
     return f"| {' | '.join(cells)} |"
@@ -56,7 +56,7 @@ def _pass_row(model: str, data: str, found: dict[str, Any]) -> str:
     cells = [
         model, data, f"pass@{found['k']}", str(found["n"]), _percent(found["accuracy"][0]),
         _percent(found["accuracy"][-1]), _signed(found["delta"]),
-        *(f"{100 * found[key]['value']:.1f}" for key in ("fixed", "broken")), "", "",
+        *(_percent(found[key]) for key in ("fixed", "broken")), "", "",
     ]  # fmt: skip
     return f"| {' | '.join(cells)} |"
 

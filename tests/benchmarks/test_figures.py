@@ -64,20 +64,25 @@ def summary_row(label: str, path: str) -> str:
     return f"| {label} | {t1} | {t2} | {delta} | {s}[fixed][value]:p}} | {s}[broken][value]:p}} |"
 
 
-def real_row(label: str, model: str, data: str, decoding: str) -> str:
-    """A row of benchmarks/real/run.py's evaluations."""
+def interval(at: str, form: str = "p") -> str:
+    """An estimate with its interval. at: where it stands, without the closing brace."""
+    return f"{at}[value]:{form}}} ({at}[low]:{form}}} to {at}[high]:{form}}})"
+
+
+def real_row(label: str, model: str, data: str, decoding: str, *, whole: bool = True) -> str:
+    """A row of benchmarks/real/run.py's evaluations; whole: every share with its interval, and not the delta alone."""
     s = f"{{r[evaluations][{model}][{data}][{decoding}]"
-    t1, t2 = (f"{s}[accuracy][{a}][value]:p}}" for a in (0, 1))
-    delta = f"{s}[delta][value]:s}} ({s}[delta][low]:s}} to {s}[delta][high]:s}})"
-    return f"{label} | {t1} | {t2} | {delta} | {s}[fixed][value]:p}} | {s}[broken][value]:p}} | {s}[unchanged][value]:p}} |"
+    shares = [f"{s}{at}" for at in ("[accuracy][0]", "[accuracy][1]", "[fixed]", "[broken]", "[unchanged]")]
+    t1, t2, *rest = (interval(at) if whole else f"{at}[value]:p}}" for at in shares)
+    return " | ".join([label, t1, t2, interval(f"{s}[delta]", "s"), *rest, ""]).rstrip()
 
 
 def base_row(label: str, data: str) -> str:
     """A row of benchmarks/real/base.py's evaluations."""
     s = f"{{r[evaluations][{data}]"
-    t1, t2 = (f"{s}[accuracy][{a}][value]:p}}" for a in (0, 1))
-    delta = f"{s}[delta][value]:s}} ({s}[delta][low]:s}} to {s}[delta][high]:s}})"
-    shares = " | ".join(f"{s}[{key}][value]:p}}" for key in ("fixed", "broken", "unchanged", "word_for_word"))
+    t1, t2 = (interval(f"{s}[accuracy][{a}]") for a in (0, 1))
+    delta = interval(f"{s}[delta]", "s")
+    shares = " | ".join(interval(f"{s}[{key}]") for key in ("fixed", "broken", "unchanged", "word_for_word"))
     cut = " / ".join(f"{s}[cut_off][{a}][value]:p}}" for a in (0, 1))
     return f"{label} | {s}[n]:.0f}} | {t1} | {t2} | {delta} | {shares} | {cut} |"
 
@@ -330,7 +335,7 @@ QUOTES: list[tuple[str, str, str, Given]] = [
     *[("docs/results.md", f"real/{folder}/summary.json", real_row(label, "base", data, decoding), None)
       for folder, label, data, decoding in REAL],
     *[("docs/results.md", f"real/{folder}/summary.json", base_row(label, data), None) for folder, label, data in BEFORE],
-    *[(doc, "real/words/summary.json", real_row(label, model, "gsm8k", decoding), None)
+    *[(doc, "real/words/summary.json", real_row(label, model, "gsm8k", decoding, whole=doc != "README.md"), None)
       for doc in ("README.md", "docs/results.md") for label, model, decoding in TRAINED],
     *[("docs/results.md", f"real/{file}/summary.json", rate_row(label, model), None) for label, file, model in RATES],
     ("README.md", "real/words/summary.json", f"ends {points('base', SCORE, 'sampled', 't2')} above the base's and "
@@ -345,7 +350,7 @@ QUOTES: list[tuple[str, str, str, Given]] = [
      f"{held('multi_turn', SCORE, 'greedy', 't2')} and the first {held('multi_turn', SCORE, 'greedy', 't1')}.", None),
     ("README.md", "real/words/summary.json", f"differs from its by {held('multi_turn', SCORE, 'sampled', 't2')} at temperature 1 "
      f"and by {held('multi_turn', SCORE, 'greedy', 't2')} under greedy decoding", None),
-    *[(doc, "real/countdown/summary.json", real_row(label, model, "countdown", decoding), None)
+    *[(doc, "real/countdown/summary.json", real_row(label, model, "countdown", decoding, whole=doc != "README.md"), None)
       for doc in ("README.md", "docs/results.md") for label, model, decoding in COUNTDOWN],
     ("README.md", "real/countdown/summary.json",
      f"ends {on_countdown('multi_turn', SCORE, 'sampled', 't2', points)} above multi-turn RL's at temperature 1", None),

@@ -25,6 +25,7 @@ from selfcorrect.samplers.transformers import TransformersSampler
 from selfcorrect.tasks.countdown import Countdown
 from selfcorrect.types import SamplingParams
 from tests.run.conftest import ENDS
+from tests.support.engines import learn
 from tests.support.runs import go, lucky_grade, read_rows, recipe, tuned
 from tests.support.tiny import tiny_lm
 
@@ -165,8 +166,12 @@ def test_layers_in_four_bits_that_no_adapter_is_on_become_ordinary_ones_too(mode
     told = {"path": str(model), "tuning": "qlora", "lora": {"targets": ("q_proj",)}, "precision": "float32"}
     lm = load_model(ModelConfig.model_validate({**told, "device": "cpu"}))
     assert lm.adapters
-    before, sent = logits_of(lm), dict(PlainWeights(lm, torch.float32, merged=True))
+    learn(lm, 0.02)
+    before, listed = logits_of(lm), list(PlainWeights(lm, torch.float32, merged=True))
+    sent = dict(listed)
+    assert len(sent) == len(listed)  # none twice, which would be sent without its adapter
     lm.adapters.merge()
+    assert all(torch.equal(sent[name], tensor) for name, tensor in lm.model.state_dict().items())
     for found in (sent, lm.model.state_dict()):
         assert found.keys() == plain.keys()
         assert all((found[name] - plain[name]).norm() <= 0.2 * plain[name].norm() for name in plain)

@@ -239,7 +239,7 @@ def four_bit_layers(model: Any) -> Iterator[tuple[str, Any]]:
     return (
         (name, module)
         for name, module in model.named_modules()
-        if getattr(getattr(module, "weight", None), "quant_state", None) is not None
+        if getattr(module._parameters.get("weight"), "quant_state", None) is not None  # its own, not that beneath it
     )
 
 

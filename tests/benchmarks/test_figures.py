@@ -308,6 +308,9 @@ QUOTES: list[tuple[str, str, str, Given]] = [
        f"({{r[tunings][{tuning}][summary][ratio_range][0]:.2f}} to {{r[tunings][{tuning}][summary][ratio_range][1]:.2f}}) | "
        f"{{r[tunings][{tuning}][summary][memory_median]:.2f}} |", None)
       for label, tuning in (("real_step.json`)", "full"), ("the same with LoRA", "lora"))],
+    ("README.md", "real_step_xeon.json", "real_step_xeon.json`) | {r[tunings][full][summary][ratio_median]:.2f} "
+     "({r[tunings][full][summary][ratio_range][0]:.2f} to {r[tunings][full][summary][ratio_range][1]:.2f}) | "
+     "{r[tunings][full][summary][memory_median]:.2f} |", None),
     ("README.md", "loss_memory.json", "over 16,384 tokens take {m[tiles262144]:.2f} GiB besides the gradients themselves, with 262,144 words "
      "and 151,936 as with 32,000 ({m[tiles32000]:.2f} GiB). Whole logits take {m[whole logits32000]:.2f} GiB with 32,000 words and would "
      "take {m[whole logits262144]:.1f} with 262,144; TRL's log-probability and divergence kernels take {r[memory][2][beyond_gib]:.2f} GiB "

@@ -32,7 +32,7 @@ _REWRITE: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ..
         (rf"(?<!\\)\\\\(?=(?:{_COMMANDS})(?![A-Za-z]))", r"\\"),  # a text that doubles its backslashes
         (r"\\\\\\\\", r"\\\\"),
         (r"\\\\(?:\[[-\d. a-z]{1,8}\])?", ROW),  # \\ and \\[2ex]
-        (r"(?<=\d)(?:\{\\?,\}|\\!?,\\!|,\\!|\\,)(?=\d{3}(?!\d))", ""),  # 10{,}000 and its kin
+        (r"(?<=\d)(?:\{\\?,\}(?:\\[!,])?|(?:\\!?)?,\s*\\!\s*|\\,)(?=\d{3}(?!\d))", ""),  # 10{,}000 and its kin
         (r"\\(?:left|right|[bB]igg?[lr]?|displaystyle|textstyle|limits|nolimits|strut)(?![A-Za-z])\.?", ""),
         (r"\{\s*\\(?:bf|it|rm)\s+([^{}\\]*)\}", r"\\text{\1}"),
         (r"\\(?:bf|it|rm|sf|tt|em|large|Large|LARGE|huge|Huge|small|normalsize|noindent|centering|checkmark|nonumber)"

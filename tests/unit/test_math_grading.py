@@ -64,7 +64,7 @@ SAME = [
     (r"\frac12", r"\textcolor{red}{\frac{1}{2}}"), ("5", r"{\color{blue}5}"), (r"(-\infty,2)\cup(5,\infty)", r"x<2 \text{ or } x>5"),
     (r"(-\infty,2)\cup(5,\infty)", "x<2, x>5"), ("(2,5)", r"x>2 \text{ and } x<5"), (r"(-\infty,2)\cup(2,\infty)", r"x \ne 2"),
     (r"[1,2]\cup(5,\infty)", r"\{t \mid 1 \le t \le 2 \text{ or } 5<t\}"), (r"(-\infty,\infty)", r"\mathbb{R}"),
-    (r"\begin{pmatrix}1&2\\3&4\end{pmatrix}", r"\left[\begin{array}{cc}1&2\\3&4\end{array}\right]"), (r"\emptyset", r"\{\}"),
+    (r"\begin{pmatrix}1&2\\3&4\end{pmatrix}", r"\left[\begin{array}{cc}1&2\\3&4\end{array}\right]"), (r"\emptyset", r"\{\}"), (r"\emptyset", r"\text{No solution}"), (r"\emptyset", "Empty set."),
     ("9500", "9 500"), ("118000", r"118\ 000"), ("9500", r"9\,500"), ("1234567", "1 234 567"), ("ab", "ba"), ("2xy", "2yx"), ("abcd", "dcba"),
     ("ABC", r"\text{ABC}"), ("no", "No"), ("a + b + c", "c+b+a"), ("x + c", "c + x"), (r"\{-1\} \cup [0,7)", r"[0,7) \cup \{-1\}"),
     ("5", "5 m"), ("1", r"100\%"), ("x<y", "y>x"), (r"2+2\sqrt{3}", r"2(1+\sqrt3)"), (r"\frac{1+\sqrt5}{2}", r"\frac12+\frac{\sqrt5}{2}"),
@@ -92,7 +92,7 @@ DIFFERENT = [
     (r"(2,\infty)", r"x \ge 2"), (r"\frac{\sqrt3}{2}", r"\sin 60^\circ"), (r"3+2\sqrt2", r"(1+\sqrt2)^2"), (r"12\sqrt5", r"\sqrt{700+20}"),
     (r"12\sqrt5", r"\sqrt{500}+\sqrt{20}"), ("5x+1", "3x+2x+1"), ("3+4i", "(2+i)^2"), (r"\sqrt{205}", r"x \approx 14.3"),
     (r"[-3,4]", r"-x \in [-3,4]"), (r"9\!:\!15 \text{ p.m.}", "9:15 a.m."), ("2", r"1\text{ and }2"), ("3", "3 pairs"), ("3", "3 inches short"),
-    ("11", "five and six"), ("3", "minus three"), (r"\frac{20}{3}", r"\frac{2e+1}{3}"),
+    ("11", "five and six"), (r"\emptyset", r"\text{No real solution}"), (r"\emptyset", "No"), ("3", "minus three"), (r"\frac{20}{3}", r"\frac{2e+1}{3}"),
 ]  # fmt: skip
 
 

@@ -89,7 +89,7 @@ _REWRITE: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ..
         (r"[(\[]\s*(\\begin\{(?:array|matrix)\}(?:(?!\\begin).)*?\\end\{(?:array|matrix)\})\s*[)\]]", r"\1"),
         (r"\|\s*\\begin\{(?:array|matrix)\}(?:\{[clr| ]*\})?((?:(?!\\begin).)*?)\\end\{(?:array|matrix)\}\s*\|",
          r"\\begin{vmatrix}\1\\end{vmatrix}"),
-        (r"\\\{\s*\\\}|\A\s*(?:\\text\{)?\s*(?:(?:the )?(?:empty|null) set|empty|no solutions?)\s*\}?\s*\Z",
+        (r"\\\{\s*\\\}|\A\s*(?:\\text\{)?\s*(?i:(?:the )?(?:empty|null) set|empty|no solutions?)\s*\}?\s*\Z",
          r"\\emptyset "),
         (r"\\mathbb\s*R(?![A-Za-z])", r"\\mathbb{R}"),
         (r"\A\s*\\\{\s*\(?[a-z]\)?(?:\s*\\in\s*\\mathbb\{R\})?\s*(?:[:|]|\\mid(?![A-Za-z])|\\vert(?![A-Za-z]))(.*)\\\}\s*\Z",

@@ -116,6 +116,7 @@ COPIED = [
     (GIVEN, r"(1,\infty)", "z>1"), (GIVEN, r"(1,\infty)", "1 < z"), (GIVEN, "[2,7]", r"w \in [2,7]"),
     *[(RATIO, r"\frac{2}{3}", given) for given in (r"\frac{14}{21}", "14/21", r"{14 \over 21}", r"\dfrac{28}{42}", r"x = 14\div 21")],
     ("Write 0.25 as a common fraction.", r"\frac14", "0.25"), (r"What fraction is $0.\overline{4}$?", r"\frac49", r"0.\overline{4}"),
+    ("Write $0.2$ as a percent.", r"20\%", "0.2"), ("Write 40% as a decimal.", "0.4", r"40\%"), (r"Convert $100\%$ to a decimal.", "1", r"100\%"),
     (FACTOR, "(x-1)(x+2)", "x^2+x-2"), (FACTOR, "(x-1)(x+2)", "x(x+1)-2"), (EXPAND, "x^2+10x+25", "(5+x)(x+5)"),
     *[("Find $2a(2a^2+a)-a^2$.", "4a^3+a^2", given.replace("Q", "2a(2a^2+a)-a^2")) for given in (
         "-(-(Q))", r"\frac{Q}{1}", "Q+0a", r"Q+0\cdot 5", "(Q)^{3-2}", r"\frac{(Q)^2}{Q}", r"\frac{Q}{2}+\frac{Q}{2}", r"\ln e^{Q}", r"7^0(Q)")],
@@ -128,6 +129,7 @@ NOT_COPIED = [
     ("The sides are $x+5$ and $3x+15$.", "4x+20", "4(x+5)"), ("Let $a=2^{10}$.", "2^{11}", r"2^{10}\cdot 2"), ("How many pairs?", "3", "3 pairs"),
     (EXPAND, "x^2+10x+25", "25+10x+x^2"), ("If $x=3$, find $x$.", "3", "3"), ("Which of 1/2 and 0.5 is it?", r"\frac12", r"\frac{1}{2}"),
     (r"Project onto $\begin{pmatrix}2\\6\end{pmatrix}$.", r"\begin{pmatrix}1\\3\end{pmatrix}", r"\frac12\begin{pmatrix}2\\6\end{pmatrix}"),
+    ("What percent of 20 is 4?", r"20\%", "20"), ("After 40% off, what percentage is it?", "40", r"40\%"),
     ("How many dozens of eggs?", "3", r"3\text{ dozens}"), ("How many sprockets are there?", "7", "7 sprockets"),
 ]  # fmt: skip
 

@@ -61,7 +61,7 @@ _REWRITE: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ..
         (r"\\text\{([^{}A-Za-z]*|[^{}]*[=<>][^{}]*)\}", r" \1 "),
         (r"\\frac\s*\{\s*\\text\{([^{}]*)\}\s*\}\s*\{\s*\\text\{([^{}]*)\}\s*\}", r"\\text{\1/\2}"),  # m over s
         (r"(?<=[\d ])\\text\{\s*\^\s*\{?\s*\\circ\s*\}?\s*([CF])\s*\}\s*\Z", r"\\text{ degrees \1}"),
-        (r"([\d})]?\s*)\\text\{\s*([A-Za-z])\s*\}",  # a letter; behind a number, `\text{m}` stays a unit
+        (r"((?:[\d})]|\\pi)?\s*)\\text\{\s*([A-Za-z])\s*\}",  # a letter; behind a number, `\text{m}` stays a unit
          lambda match: match[0] if match[1].strip() and match[2] in LONE else f"{match[1]} {match[2]} "),
         (r"(?<=\d)\s*(?:\^\s*(?:\{\s*\\circ\s*\}|\\circ(?![A-Za-z]))|\\degrees?(?![A-Za-z]))\s*([CF])\s*\Z",
          r"\\text{ degrees \1}"),

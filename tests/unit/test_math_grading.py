@@ -42,7 +42,8 @@ SAME = [
     (r"\frac{1}{2}", "0.5"), (r"\frac12", "1/2"), (r"\frac{7}{8}", ".875"), ("3.5", r"3\frac{1}{2}"), ("3.5", "3 1/2"),
     (r"-\frac{3}{8}", r"\frac{-3}{8}"), (r"0.\overline{3}", r"\frac13"), (r"3.2\times10^5", "320000"), ("7", "(7)"),
     ("1000000", r"10^6 = 1{,}000{,}000"), ("16", "2^{4} = 16"), (r"50\%", "50"), ("50", r"50\%"), (r"50\%", "0.5"),
-    (r"\text{Ada}", "Ada"), (r"\text{(C)}", "C"), (r"\text{(C)}", r"\textbf{(C)}"), ("C", r"\text{C}"),
+    (r"\text{Ada}", "Ada"), (r"\text{(C)}", "C"), (r"\text{(C)}", r"\textbf{(C)}"), ("A,B,D", r"\text{B, A, and D}"),
+    ("5,7", r"\text{7 and 5}"), (r"\text{A, C}", "A, C"), (r"\text{A or C}", r"\text{(C), (A)}"), (r"\text{I, III}", r"\text{III and I}"), ("C", r"\text{C}"),
     (r"\text{odd}", '"odd"'), (r"9\!:\!15 \text{ p.m.}", "9:15 PM"), ("2:1", "2 : 1"), ("312_5", "312_{5}"),
     ("312_5", "312"), (r"(-\infty,0]", r"\left(-\infty, 0\right]"), ("(1,2)", r"\left( 1, 2 \right)"),
     ("[-3,4]", r"x \in [-3,4]"), ("[-3,4]", r"-3 \le x \le 4"), ("(5,\\infty)", "x>5"), ("x<5", "5>x"),
@@ -96,7 +97,7 @@ DIFFERENT = [
     (r"(2,\infty)", r"x \ge 2"), (r"\frac{\sqrt3}{2}", r"\sin 60^\circ"), (r"3+2\sqrt2", r"(1+\sqrt2)^2"), (r"12\sqrt5", r"\sqrt{700+20}"),
     (r"12\sqrt5", r"\sqrt{500}+\sqrt{20}"), ("5x+1", "3x+2x+1"), ("3+4i", "(2+i)^2"), (r"\sqrt{205}", r"x \approx 14.3"),
     (r"[-3,4]", r"-x \in [-3,4]"), (r"9\!:\!15 \text{ p.m.}", "9:15 a.m."), ("2", r"1\text{ and }2"), ("3", "3 pairs"), ("3", "3 inches short"),
-    ("11", "five and six"), (r"\emptyset", r"\text{No real solution}"), (r"\emptyset", "No"), ("3", "minus three"), (r"\frac{20}{3}", r"\frac{2e+1}{3}"),
+    ("11", "five and six"), ("12", r"\text{5 and 7}"), ("A,B,D", r"\text{A, B}"), (r"\text{A, C}", r"\text{AC}"), (r"\text{I, II}", r"\text{III}"), (r"1\frac12", r"\text{1 and 1/2}"), (r"\emptyset", r"\text{No real solution}"), (r"\emptyset", "No"), ("3", "minus three"), (r"\frac{20}{3}", r"\frac{2e+1}{3}"),
 ]  # fmt: skip
 
 

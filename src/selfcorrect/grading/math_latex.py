@@ -25,6 +25,9 @@ _SYMBOLS = str.maketrans(
     }
 )  # fmt: skip
 _COMMANDS = r"(?:d|t|c)?frac|sqrt|pi|infty|left|right|text|begin|end|pm|le|ge|leq|geq|cdot|times|cup|theta|boxed|circ"
+_ITEM = r"(?:[IVX]{2,4}|\(?[A-Za-z]\)?|-?\d+(?:\.\d+)?(?:/\d+)?)"
+_JOINED = r"(?:\s*[,;]\s*(?:(?:and|or)\s+)?|\s+(?:and|or)\s+)"
+_LETTERS = re.compile(r"\([A-Za-z]\)|\b(?:[A-Za-z]|[IVX]{2,4})\b")
 _REWRITE: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...] = tuple(
     (re.compile(pattern), by)
     for pattern, by in (
@@ -59,6 +62,8 @@ _REWRITE: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ..
          r"(?=\s*\{)", r"\\text"),
         (r"\\text\s+\{", r"\\text{"),
         (r"\\text\{([^{}A-Za-z]*|[^{}]*[=<>][^{}]*)\}", r" \1 "),
+        (rf"\\text\{{\s*({_ITEM}(?:{_JOINED}{_ITEM})++)\s*\}}",  # `A, C` and `5 and 7`: a list, not a word
+         lambda match: _LETTERS.sub(r"\\text{\g<0>}", match[1])),
         (r"\\frac\s*\{\s*\\text\{([^{}]*)\}\s*\}\s*\{\s*\\text\{([^{}]*)\}\s*\}", r"\\text{\1/\2}"),  # m over s
         (r"(?<=[\d ])\\text\{\s*\^\s*\{?\s*\\circ\s*\}?\s*([CF])\s*\}\s*\Z", r"\\text{ degrees \1}"),
         (r"((?:[\d})]|\\pi)?\s*)\\text\{\s*([A-Za-z])\s*\}",  # a letter; behind a number, `\text{m}` stays a unit

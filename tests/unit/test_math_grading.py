@@ -1,4 +1,4 @@
-"""Math answers: where they stand, when they are the same, what hostile texts and broken workers cost."""
+"""Math answers: when they are the same, what hostile texts and broken workers cost."""
 
 import os
 import re
@@ -14,8 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from selfcorrect.grading import math_pool
-from selfcorrect.grading.math import FINAL_FORM, MathGrader, gold_answer
-from selfcorrect.grading.math_extract import find_answer
+from selfcorrect.grading.math import MathGrader
 from selfcorrect.types import Outcome
 
 RIGHT, WRONG, NONE = Outcome.CORRECT, Outcome.WRONG, Outcome.NO_ANSWER
@@ -181,68 +180,9 @@ def test_no_answer_makes_the_grader_fail(gold: str, slow: MathGrader) -> None:
     assert [grade.outcome for grade in grades] == [RIGHT] + [WRONG] * len(others)
 
 
-@pytest.mark.parametrize(
-    ("text", "answer", "way"),
-    [
-        (r"Final answer: \boxed{3}", "3", "final form"),
-        (r"**Final Answer:** $\boxed{3}$ Check: \boxed{4}", "3", "final form"),  # the form goes before a later box
-        (r"First \boxed{1}, then \boxed{2}", "2", "box"),
-        (r"\boxed{25} Details.Unique } ]); { allergic \boxed{", "25", "box"),  # garbage, and a box that never closes
-        (r"\boxed{\frac{1}{2}} and 7", r"\frac{1}{2}", "box"),
-        (r"\boxed{\{1,2\}}", r"\{1,2\}", "box"),
-        (r"\boxed{a=\boxed{3}}", r"a=\boxed{3}", "box"),
-        (r"\fbox{95}", "95", "box"),
-        (r"so $-\boxed{256}$.", "-256", "box"),
-        (r"$x = - \boxed{\frac{1}{2}}$", r"-\frac{1}{2}", "box"),
-        (r"Final answer: -\boxed{x+1}", "-(x+1)", "final form"),
-        (r"$\pm\boxed{3}$", r"\pm 3", "box"),
-        ("It is \u2212\\boxed{5}", "-5", "box"),
-        (r"$x=-\,\boxed{5}$", "-5", "box"),
-        (r"**-\boxed{5}**", "-5", "box"),
-        (r"$x \u2212 \boxed{5}$", "5", "box"),
-        (r"$-\frac{3}{2}-\boxed{2}$", "2", "box"),
-        ("it is\n- \\boxed{5}", "5", "box"),
-        (r"the answer - \boxed{5}", "5", "box"),
-        (r"so $x = \boxed 2$.", "2", "box"),
-        (r"\\boxed{3\\sqrt{2}}", r"3\\sqrt{2}", "box"),
-        (r"\boxed{5}. The answer is 6.", "5", "box"),
-        ("reasoning\n#### 1,250", "1,250", "####"),
-        ("The answer is $x$. I hope it is correct.", "x", "sentence"),
-        ("Final Answer: The final answer is 6. I hope it is correct.", "6", "sentence"),
-        ("The final answer is $4$ feet. I hope it is correct.", "4 feet", "sentence"),
-        ("The final answer is $\\frac{7}{2}$ or $4$.", r"\frac{7}{2} or 4", "sentence"),
-        ("The answer is \\[ 12 \\]", "12", "sentence"),
-        ("The answer is 2.5", "2.5", "sentence"),
-        (r"\boxed{}", "", "box"),
-        ("The answer is 3. " + "But let me look again. " * 20, "", ""),  # a step, not the end
-        ("We have $(2+1)(2+1) = 9$.", "", ""),  # an equation is no declared answer
-        ("5 * 5 = 25 * 5 = 5 * 5 = 25 * 5 = 5", "", ""),
-        ("boxed{4}", "", ""),
-        (r"\boxed{4", "", ""),
-        ("", "", ""),
-    ],
-)
-def test_the_declared_answer(text: str, answer: str, way: str) -> None:
-    assert find_answer(text) == (answer, way)
-
-
-def test_the_prompts_form_is_found() -> None:
-    line = FINAL_FORM.rsplit("box: ", 1)[1]
-    assert find_answer(line.replace("...", "41")) == ("41", "final form")
-
-
 def test_what_is_not_declared_is_no_answer(grader: MathGrader) -> None:
     texts = ["It is $3+6=9$.", r"\boxed{}", "9", ""]
     assert [grade.outcome for grade in grader.grade([(text, "9") for text in texts])] == [NONE] * 4
-
-
-def test_gold_answers() -> None:
-    assert gold_answer(r"so \boxed{1} or \fbox{\frac{1}{2}} ends", "math") == r"\frac{1}{2}"
-    assert gold_answer(r"so $\boxed 2$ dollars", "math") == "2"
-    assert gold_answer(r"\boxed{}", "math") == ""
-    assert gold_answer("no box", "math") is None
-    assert gold_answer("2*2=<<2*2=4>>4\n#### 4,000", "gsm8k") == "4,000"
-    assert gold_answer("4", "gsm8k") is None
 
 
 @pytest.mark.parametrize("gold", ["", "  ", r"\frac{1}{2", "x" * 5000, "(" * 40 + ")" * 40, "\x00"])

@@ -21,9 +21,13 @@ AFTER_SENTENCE = 200  # characters that may follow a closing sentence: what stan
 _MARKER = re.compile(r"\\++(?:(?:boxed|fbox)(?![A-Za-z])\s*|[{}])?|[{}]")  # eats a run of backslashes whole: linear
 _BARE = re.compile(r"-?\d+(?:\.\d+)?|[^\s\\${}.,;]")
 _FORM_BEFORE = re.compile(r"final\s+answer\W{0,12}(?:\\pm\s*)?\Z", re.IGNORECASE)
-_SIGN_BEFORE = re.compile(  # of the box, not between two terms, and neither a dash nor the mark of a list
-    r"(?:(?:[$=(\[{:,&<>]|\\(?:le|ge|approx|text\{[^{}]*\}))\s*(?P<math>[-\u2212]|\\pm)(?:\s|\\[,;:! ])*"
-    r"|(?:[A-Za-z]{2}[*:]*\s+|\n|\A)(?:\*\*)?(?P<word>[-\u2212]|\\pm))\Z"
+_BULLET = r"\n[ \t]*(?:(?:[-*+\u2022]|\d{1,2}[.)])[ \t]+)?"
+_SIGN_BEFORE, _SIGN_IN_DISPLAY = (  # of the box, not between two terms, and neither a dash nor the mark of a list
+    re.compile(
+        rf"(?:(?:[$=(\[{{:,&<>]|\\(?:le|ge|approx|text\{{[^{{}}]*\}})){gap}*(?P<math>[-\u2212]|\\pm)(?:\s|\\[,;:! ])*"
+        rf"|(?:[A-Za-z]{{2}}[*:]*\s+|{_BULLET}|\A)(?:\*\*)?(?P<word>[-\u2212](?!\s)|\\pm)(?:\s|\\[,;:! ])*)\Z"
+    )
+    for gap in (r"[ \t]", r"\s")
 )
 _MAY_END_SIGN = frozenset("-\u2212m,;:! \n")
 _GSM8K = re.compile(r"^[ \t]*#### ?(.*)$", re.MULTILINE)
@@ -84,11 +88,20 @@ def _with_sign(text: str, box: _Box) -> str:
     r"""The box's answer, and the sign that stands before it: `-\boxed{256}`, but not `3-\boxed{2}` or `- \boxed{2}`."""
     answer = box.answer.strip()
     before = text[max(0, box.start - 40) : box.start]
-    sign = _SIGN_BEFORE.search(before) if before[-1:] in _MAY_END_SIGN else None
+    signs = _SIGN_IN_DISPLAY if "\n" in before and _in_display(text, box.start) else _SIGN_BEFORE
+    sign = signs.search(before) if before[-1:] in _MAY_END_SIGN else None
     if not sign or not answer:
         return answer
     mark = (sign["math"] or sign["word"]).replace("\u2212", "-")
     return f"{mark} {answer}" if mark != "-" else f"-({answer})" if re.search(r"[-+=,]", answer) else f"-{answer}"
+
+
+def _in_display(text: str, place: int) -> bool:
+    """Whether a displayed formula is open, where a line may begin with a sign; elsewhere that is a list's mark."""
+    pairs = ("\\[", "\\]"), ("\\begin{", "\\end{")
+    return text.count("$$", 0, place) % 2 == 1 or any(
+        text.rfind(opens, 0, place) > text.rfind(closes, 0, place) for opens, closes in pairs
+    )
 
 
 def find_answer(text: str) -> Found:

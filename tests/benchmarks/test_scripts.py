@@ -16,7 +16,9 @@ TRIED_ELSEWHERE = {
     "examples/custom_task.py": "tests/unit/test_custom_task.py",
     "benchmarks/copied_problems.py": "tests/data/test_math_data.py",
 }
-PARTS = {f"benchmarks/{name}.py" for name in ("our_side", "trl_side", "workload", "gpu_limits")}  # of other scripts
+PARTS = {
+    f"benchmarks/{name}.py" for name in ("our_side", "trl_side", "workload", "gpu_limits", "gpu_parts")
+}  # of other scripts
 
 
 def test_every_script_has_a_test() -> None:
@@ -58,23 +60,6 @@ def test_train_step_against_trl(script: Script, tmp_path: Path) -> None:
     record = json.loads(result.read_text())
     assert record["summary"]["ratio_median"] > 0
     assert record["work"]["problems"] == 2
-
-
-def test_gpu_step(script: Script, tmp_path: Path) -> None:
-    """Every part at a tiny size on a CPU; none may have failed but the one whose library is not here."""
-    output = tmp_path / "gpu_step.jsonl"
-    script("benchmarks/gpu_step.py").main(["--dry", "--output", str(output)])
-    lines = {line["part"]: line for line in map(json.loads, output.read_text().splitlines())}
-    longest = [f"longest dry {tuning}" for tuning in ("full", "lora", "qlora")]
-    assert set(lines) == {"card", "step dry", "trl dry", "attention dry", *longest}
-    assert {name: line["failed"] for name, line in lines.items() if "failed" in line and name != "trl dry"} == {}
-    step = lines["step dry"]
-    assert 2 * 2 * 2 <= step["sampled_tokens"] <= 2 * 2 * 2 * 6
-    assert step["decode_share_of_bandwidth"] > 0
-    assert step["update_share_of_flops"] > 0
-    assert step["update_seconds_packed"] > 0
-    assert lines["attention dry"]["variable_length_ms"] > 0
-    assert [lines[name]["attempt_tokens"] for name in longest] == [8, 8, 8]
 
 
 @pytest.mark.parametrize(("side", "tuning"), [("selfcorrect", "full"), ("selfcorrect", "lora"), ("lean", "lora")])

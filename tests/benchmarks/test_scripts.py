@@ -229,6 +229,34 @@ def test_loss_memory(script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert record["speed"][0]["ratio_median"] > 0
 
 
+def test_a_loss_that_takes_all_memory_ends_no_table(
+    script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And what was measured before is written by then."""
+    memory, output = script("benchmarks/loss_memory.py"), tmp_path / "loss.json"
+    numbers = json.dumps({"grown_gib": 0.001, "seconds": 1.0, "logprob": 0.0, "kl": 0.0})
+
+    def run(command: list[str], *, check: bool, **_: Any) -> Any:
+        assert not check
+        whole = "whole logits" in command
+        said = "Traceback\n...\ntorch.OutOfMemoryError: CUDA out of memory.\n" if whole else ""
+        return Namespace(returncode=int(whole), stdout=numbers, stderr=said)
+
+    def pairs(options: Any, vocabulary: int) -> Any:
+        assert json.loads(output.read_text())["memory"]
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(memory.subprocess, "run", run)
+    monkeypatch.setattr(memory, "_pairs", pairs)
+    with pytest.raises(KeyboardInterrupt):
+        memory.main(["--tiny", "--output", str(output)])
+    rows = json.loads(output.read_text())["memory"]
+    assert {row["failed"] for row in rows if row["way"] == "whole logits"} == {
+        "torch.OutOfMemoryError: CUDA out of memory."
+    }
+    assert all(row["grown_gib"] == 0.001 for row in rows if row["way"] == "tiles")
+
+
 @pytest.mark.nightly
 def test_lab_openings(script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     command = ["--steps", "1", "--collect", "64", "--learning-rate", "1e-5", "--output", str(tmp_path / "runs")]
@@ -293,6 +321,32 @@ def test_plans_beside_what_runs_take(script: Script, tmp_path: Path, monkeypatch
     assert seconds["predicted"] > 0
     assert 0 < sum(phase["measured"] for phase in seconds["by_phase"].values()) <= seconds["measured"] * 1.5
     assert seconds["by_phase"].keys() == {"rollouts", "update"}
+
+
+def test_plans_on_a_card_have_cases_of_their_own(
+    script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The random models alone, where no folder of models is named; each is a recipe that can be read."""
+    from selfcorrect.api import read_config
+
+    plan, asked = script("benchmarks/plan.py"), list[Any]()
+
+    def run(command: list[str], **_: Any) -> Any:
+        asked.append(read_config(command[4], *command[5:]))
+        return Namespace(returncode=1, stdout="", stderr="no card")
+
+    monkeypatch.setattr(plan.subprocess, "run", run)
+    monkeypatch.setattr(plan, "make_random", lambda scratch: "lab")
+    monkeypatch.setattr(plan.torch.cuda, "get_device_name", lambda: "H200")
+    plan.main(["--device", "cuda", "--output", str(tmp_path / "plan.json")])
+    record = json.loads((tmp_path / "plan.json").read_text())
+    assert record["machine"]["accelerator"] == "H200"
+    assert [name for name in record["cases"] if name.startswith("card: random-300m")] == list(record["cases"])
+    assert [(each.model.device, each.model.precision, each.optimizer.micro_batch) for each in asked] == [
+        ("cuda", "auto", "auto")
+    ] * 3
+    with pytest.raises(SystemExit):
+        plan.main(["--device", "cuda", "--only", "card: qwen2.5-0.5b full"])
 
 
 @pytest.mark.nightly

@@ -52,14 +52,28 @@ def test_our_side_of_train_step(script: Script, tmp_path: Path) -> None:
 
 
 @pytest.mark.nightly
-def test_train_step_against_trl(script: Script, tmp_path: Path) -> None:
+@pytest.mark.parametrize("tuning", ["full", "lora"])
+def test_train_step_against_trl(script: Script, tmp_path: Path, tuning: str) -> None:
     pytest.importorskip("trl", reason="trl is not installed; `make bench` installs it")
     result = tmp_path / "result.json"
     size = ["--pairs", "1", "--problems", "2", "--max-new-tokens", "6", "--threads", "1", "--output", str(result)]
-    script("benchmarks/train_step.py").main(size)
+    step = script("benchmarks/train_step.py")
+    trained = list[int]()
+    make = step.OurSide
+
+    def noted(*given: Any) -> Any:
+        side = make(*given)
+        trained.append(sum(weight.numel() for weight in side._trainer.lm.parameters()))
+        return side
+
+    step.OurSide, noted.name = noted, make.name  # type: ignore[attr-defined]
+    step.main([*size, "--tuning", tuning])
     record = json.loads(result.read_text())
     assert record["summary"]["ratio_median"] > 0
+    assert all(peak > 2**27 for peak in record["summary"]["peak_bytes"].values())
     assert record["work"]["problems"] == 2
+    assert record["work"]["tuning"] == tuning
+    assert (trained[0] > 1e6) == (tuning == "full")
 
 
 @pytest.mark.parametrize(("side", "tuning"), [("selfcorrect", "full"), ("selfcorrect", "lora"), ("lean", "lora")])

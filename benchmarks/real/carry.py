@@ -33,9 +33,10 @@ THERE = (  # of what those and pyproject.toml ask for, on the machine
     "pyarrow", "pyyaml", "requests", "rich", "safetensors", "sympy", "tokenizers", "torch", "tqdm", "transformers",
     "typer", "xxhash",
 )  # fmt: skip
-DATA = (
-    "mbpp/mbpp.jsonl", "humaneval/HumanEval.jsonl.gz", "gsm8k/train.jsonl.gz", "gsm8k/test.jsonl.gz",
-)  # fmt: skip
+DATA = {  # where each lies, and where run.py looks for it: --data .carry/data for code, .carry/data/gsm8k for that
+    "mbpp/mbpp.jsonl": "mbpp.jsonl", "humaneval/HumanEval.jsonl.gz": "HumanEval.jsonl.gz",
+    "gsm8k/train.jsonl.gz": "gsm8k/train.jsonl.gz", "gsm8k/test.jsonl.gz": "gsm8k/test.jsonl.gz",
+}  # fmt: skip
 PLATFORMS = [f"manylinux{version}_x86_64" for version in ("_2_17", "_2_24", "_2_27", "_2_28", "2014")]
 MIB = 1 << 20
 
@@ -110,11 +111,11 @@ def needed(name: str, cuda: str) -> bool:
 
 def copy(data: Path, to: Path) -> None:
     """Exits where a file is not there."""
-    for name in DATA:
+    for name, there in DATA.items():
         if not (data / name).is_file():
             sys.exit(f"{data} holds no {name}")
-        (to / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(data / name, to / name)
+        (to / there).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(data / name, to / there)
 
 
 def tracked() -> list[Path]:

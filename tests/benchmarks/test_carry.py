@@ -1,5 +1,7 @@
 """benchmarks/real/carry.py: what a bare machine needs is all there, and no more than a transfer takes. No network."""
 
+import gzip
+import json
 import tomllib
 import zipfile
 from contextlib import suppress
@@ -11,6 +13,7 @@ import pytest
 from packaging.requirements import Requirement
 
 from tests.benchmarks.conftest import ROOT, Script
+from tests.support.data import GSM8K, HUMANEVAL, MBPP
 from tests.support.hf_model import save_qwen2
 
 
@@ -30,9 +33,10 @@ def test_a_folder_to_carry(
     script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     carry, to, data = script("benchmarks/real/carry.py"), tmp_path / "carry", tmp_path / "data"
-    for name in carry.DATA:
+    for name, rows in zip(carry.DATA, (MBPP, HUMANEVAL, GSM8K[:3], GSM8K[3:]), strict=True):
         (data / name).parent.mkdir(parents=True, exist_ok=True)
-        (data / name).write_text(name)
+        raw = "".join(json.dumps(row) + "\n" for row in rows).encode()
+        (data / name).write_bytes(gzip.compress(raw) if name.endswith(".gz") else raw)
     tree = tmp_path / "tree"
     tree.write_bytes(b"x" * 1000)
     monkeypatch.setattr(carry, "tracked", lambda: [tree])
@@ -41,7 +45,12 @@ def test_a_folder_to_carry(
     carry.main([*call, "--model", str(model), "--limit", "0.3"])
     assert {path.name for path in (to / "site").iterdir()} == {name.replace("-", "_") for name in carry.PACKAGES}
     assert {path.stem.rpartition("_")[2] for path in to.rglob("*.so")} == {"cuda130", "cpu"}
-    assert [(to / "data" / name).read_text() for name in carry.DATA] == list(carry.DATA)
+    run = script("benchmarks/real/run.py").main
+    for task, folder in (("code", to / "data"), ("gsm8k", to / "data/gsm8k")):  # it finds them where they are put
+        asked = ["--task", task, "--data", str(folder), "--output", str(tmp_path / task), "--minutes", "0", "--dry"]
+        assert run(["--model", str(model), *asked]) == 0
+    capsys.readouterr()
+    carry.main([*call, "--model", str(model), "--limit", "0.3"])
     pieces = [path.stat().st_size for path in (to / "pieces").iterdir()]
     assert len(pieces) > 1
     assert max(pieces) + 1000 <= 0.3 * 2**20

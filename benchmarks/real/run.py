@@ -43,9 +43,12 @@ from selfcorrect.models.sizing import with_sizes
 from selfcorrect.models.weights import fingerprint
 from selfcorrect.runs.checks import fitted
 from selfcorrect.runs.folder import environment
+from selfcorrect.samplers.transformers import TransformersSampler
 from selfcorrect.tasks import make_task
+from selfcorrect.types import SamplingParams
 
 DECODINGS = (GREEDY, REPAIR, SAMPLED)
+TRIED = 16  # prompts
 BASELINES = ("single_turn", "multi_turn")  # what the other arms are held against, beside the base
 
 
@@ -120,6 +123,8 @@ class Session:
     def run(self) -> None:
         """Base, plan, arms; whatever happens, what is there is summed up."""
         try:
+            if not self._units():
+                self._foretell()
             # Where there is something to train, the base's samples take no more than a part of the minutes.
             self.evaluate("base", self.lm, 0.0, 0.6 * self.clock.seconds if self.runs else 0.0)
             if self.runs:
@@ -133,6 +138,24 @@ class Session:
         finally:
             self.task.close()
             self.sum_up()
+
+    def _foretell(self) -> None:
+        """What a moment's sampling says of the base's evaluation, before that takes its time."""
+        problems, options = self.evaluating.problems, self.options
+        prompts = [self.lm.chat.first_prompt(problem.prompt) for problem in problems[:TRIED]]
+        sampler, params = TransformersSampler(self.lm), SamplingParams(1.0, min(32, options.eval_tokens), 0)
+        took = 0.0
+        for _ in range(2):  # the second time counts
+            began = time.monotonic()
+            done = sampler.sample(prompts, params)
+            took = time.monotonic() - began
+        rate = sum(len(each.token_ids) for each in done) / took
+        greedy, sampled = (len(problems) * each * options.eval_tokens / rate / 60 for each in (3, 2 * options.samples))
+        self.say(
+            f"{len(prompts)} rows write {rate:.0f} tokens a second: at the most, if every attempt runs to its limit, "
+            f"the base's evaluation takes {greedy:.1f} minutes (greedy and repair) and {sampled:.1f} (samples) of "
+            f"{options.minutes:g}; more rows at once are faster, and what is left trains"
+        )
 
     def _settled(self, config: TrainConfig) -> dict[str, Any]:
         """What `auto` comes to: as the folder has it, since a card may have other memory free by another call."""

@@ -109,6 +109,8 @@ def test_from_base_to_page(
 ) -> None:
     output = tmp_path / "out"
     assert call(script, model, data, output, "--arms", "base,score,single_turn") == 0
+    told = capsys.readouterr().out
+    assert told.index("rows write") < told.index("s are left for 2 runs")  # what will fit, before and after the base
     summary = json.loads((output / "summary.json").read_text())
     assert set(summary["evaluations"]) == {"base", "score-0", "single_turn-0"}
     for sets in summary["evaluations"].values():

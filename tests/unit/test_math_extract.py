@@ -5,6 +5,15 @@ import pytest
 from selfcorrect.grading.math import FINAL_FORM, gold_answer
 from selfcorrect.grading.math_extract import find_answer
 
+LABELS = [
+    "**Answer**:",
+    "**Final Answer**:",
+    "__Answer__ :",
+    "**The final answer** is",
+    r"\textbf{Answer}:",
+    r"\textbf{Answer:}",
+]
+
 
 @pytest.mark.parametrize(
     ("text", "answer", "way"),
@@ -40,6 +49,20 @@ from selfcorrect.grading.math_extract import find_answer
         (r"\\boxed{3\\sqrt{2}}", r"3\\sqrt{2}", "box"),
         (r"\boxed{5}. The answer is 6.", "5", "box"),
         ("reasoning\n#### 1,250", "1,250", "####"),
+        ("#### Step 2: Add\n5+15\nThe final answer is 20.", "20", "sentence"),  # headings
+        ("#### 7\n#### **Conclusion**\nso", "7", "####"),
+        ("#### 1. Add 5 and 6\nIt is 11.", "", ""),
+        ("#### Final Answer: 42", "42", "####"),
+        ("#### **Final Answer:**\n42", "42", "sentence"),
+        ("##### The answer is $42$.\nDone", "42", "####"),
+        ("#### 4 apples\nDone", "4 apples", "####"),
+        ("#### sqrt(2)\nDone", "sqrt(2)", "####"),
+        ("#### \\text{odd}\nDone", r"\text{odd}", "####"),
+        ("so\n#### yes", "yes", "####"),
+        *[(f"{label} 42", "42", "sentence") for label in LABELS],
+        ("The answers: 42", "", ""),
+        ("an_answer: 42", "", ""),
+        ("The answer, 42: no", "", ""),
         ("The answer is $x$. I hope it is correct.", "x", "sentence"),
         ("Final Answer: The final answer is 6. I hope it is correct.", "6", "sentence"),
         ("The final answer is $4$ feet. I hope it is correct.", "4 feet", "sentence"),

@@ -5,7 +5,7 @@ same way the last (docs/grading.md):
 
 1. the final form that the prompts ask for, ``Final answer: \boxed{...}``;
 2. a balanced ``\boxed{...}`` or ``\fbox{...}``, or ``\boxed 2`` without braces;
-3. GSM8K's ``#### ...`` at the start of a line;
+3. GSM8K's ``#### ...`` at the start of a line, where it is no heading;
 4. a closing sentence, ``The answer is ...`` or ``Final answer: ...``, with little text behind it.
 
 Nothing else is an answer: no last equation, no last number.
@@ -18,6 +18,7 @@ FINAL_FORM = r"End with one line of this form, with your answer in the box: Fina
 """The sentence that prompts give a model, so that its answer is found for certain."""
 
 AFTER_SENTENCE = 200  # characters that may follow a closing sentence: what stands further up is a step, not the end
+_READ = 4000  # characters that are searched for a sentence
 _MARKER = re.compile(r"\\++(?:(?:boxed|fbox)(?![A-Za-z])\s*|[{}])?|[{}]")  # eats a run of backslashes whole: linear
 _BARE = re.compile(r"-?\d+(?:\.\d+)?|[^\s\\${}.,;]")
 _FORM_BEFORE = re.compile(r"final\s+answer\W{0,12}(?:\\pm\s*)?\Z", re.IGNORECASE)
@@ -30,10 +31,14 @@ _SIGN_BEFORE, _SIGN_IN_DISPLAY = (  # of the box, not between two terms, and nei
     for gap in (r"[ \t]", r"\s")
 )
 _MAY_END_SIGN = frozenset("-\u2212m,;:! \n")
+_HEADING = re.compile(r"[#*_\s]*+(?:\(?\w{1,3}[.):]\s+)*+[*_]*+[A-Za-z]{2,}+(?!\()")  # `Step 2: Add`, `1. Add`
 _GSM8K = re.compile(r"^[ \t]*#### ?(.*)$", re.MULTILINE)
+_MARKUP = r"[\s*_}]{0,4}"  # **Answer**: 42
 _SENTENCE = re.compile(
-    r"\b(?:(?:the|my|our)\s+(?:final\s+)?answer(?:\s+is\b|\s*:|\s*=)|(?:final\s+)?answer\s*:|final\s+answer\s+is\b)"
-    r"[\s:*]*",
+    r"(?<![A-Za-z\d])(?<![A-Za-z\d]_)(?:(?:the|my|our)\s+[*_]{0,3}(?:final\s+)?answer"
+    rf"(?:[*_]{{0,3}}\s+[*_]{{0,3}}is\b|{_MARKUP}[:=])"
+    rf"|(?:final\s+)?answer{_MARKUP}:|final\s+answer[*_]{{0,3}}\s+is\b)"
+    r"[\s:*_}]*",
     re.IGNORECASE,
 )
 _HOPE = re.compile(r"I hope (?:it|this) is correct", re.IGNORECASE)
@@ -112,15 +117,24 @@ def find_answer(text: str) -> Found:
             return Found(_with_sign(text, box), "final form")
     if boxed:
         return Found(_with_sign(text, boxed[-1]), "box")
-    if "####" in text:
-        lines = [line for line in _GSM8K.findall(text) if line.strip()]
-        if lines:
-            return Found(_TOKEN.sub("", lines[-1]).strip(), "####")
-    return _sentence(text)
+    return (_of_line(text) if "####" in text else None) or _sentence(text)
+
+
+def _of_line(text: str) -> Found | None:
+    """What the last line with #### states. One of words is a heading if text follows it."""
+    end = len(text.rstrip())
+    for line in reversed(list(_GSM8K.finditer(text))):
+        said = _TOKEN.sub("", line[1][:_READ]).strip()
+        sentences = list(_SENTENCE.finditer(said))
+        if sentences:
+            said = _first_statement(said[sentences[-1].end() :])[0]
+        if said and (sentences or line.end() >= end or not _HEADING.match(said)):
+            return Found(said, "####")
+    return None
 
 
 def _sentence(text: str) -> Found:
-    tail = _TOKEN.sub(" ", text[-4000:]).rstrip()
+    tail = _TOKEN.sub(" ", text[-_READ:]).rstrip()
     matches = list(_SENTENCE.finditer(tail))
     if not matches:
         return Found("", "")

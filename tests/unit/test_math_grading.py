@@ -232,6 +232,16 @@ def test_hostile_texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(grade.answer.isprintable() and grade.detail.isprintable() for grade in grades)
 
 
+def test_long_answers_are_refused_before_they_are_searched(grader: MathGrader) -> None:
+    """With time that grows with the square of the length this takes half a minute. Nor are they remembered."""
+    start = time.monotonic()
+    text = f"\\boxed{{sprockets 5{' ' * 40_000}x}}"
+    (grade,) = grader.grade([(text, "5", "How many sprockets are there?")])
+    assert (grade.outcome, grade.detail) == (WRONG, "box: longer than 600 characters")
+    assert time.monotonic() - start < 5
+    assert not any(len(key.answer) > 1000 for key in grader._cache)
+
+
 def test_a_stuck_worker_costs_one_limit_and_order_is_kept() -> None:
     answers = [(rf"\boxed{{\sqrt{{x+\sqrt{{3}}}}+{n}-{n % 3}}}", NEEDS_WORKER) for n in range(6)]
     answers.insert(2, (STUCK, NEEDS_WORKER))

@@ -35,7 +35,8 @@ _HEADING = re.compile(r"[#*_\s]*+(?:\(?\w{1,3}[.):]\s+)*+[*_]*+[A-Za-z]{2,}+(?!\
 _GSM8K = re.compile(r"^[ \t]*#### ?(.*)$", re.MULTILINE)
 _MARKUP = r"[\s*_}]{0,4}"  # **Answer**: 42
 _SENTENCE = re.compile(
-    rf"(?<![A-Za-z\d])(?<![A-Za-z\d]_)(?:(?:the|my|our)\s+[*_]{{0,3}}(?:final\s+)?answer(?:[*_]{{0,3}}\s+[*_]{{0,3}}is\b|{_MARKUP}[:=])"
+    r"(?<![A-Za-z\d])(?<![A-Za-z\d]_)(?:(?:the|my|our)\s+[*_]{0,3}(?:final\s+)?answer"
+    rf"(?:[*_]{{0,3}}\s+[*_]{{0,3}}is\b|{_MARKUP}[:=])"
     rf"|(?:final\s+)?answer{_MARKUP}:|final\s+answer[*_]{{0,3}}\s+is\b)"
     r"[\s:*_}]*",
     re.IGNORECASE,

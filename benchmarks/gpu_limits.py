@@ -4,18 +4,19 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
+from gpu_parts import Found, peak_gigabytes, release
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from selfcorrect.config import ModelConfig
+from selfcorrect.models.adapters import need_bitsandbytes
 from selfcorrect.models.loading import LanguageModel, load_model
 from selfcorrect.models.packed import Packing, _attend
 
 
-def measure_attention(heads: int, kv_heads: int, width: int, device: torch.device, dry: bool) -> dict[str, Any]:
+def measure_attention(found: Found, heads: int, kv_heads: int, width: int, device: torch.device, dry: bool) -> None:
     """Milliseconds of one layer's attention, forward and backward, on ragged rows, each way in turn.
 
     Padded rows with causal attention, packed rows with torch's variable-length attention (a call a row on a CPU), and
@@ -25,26 +26,24 @@ def measure_attention(heads: int, kv_heads: int, width: int, device: torch.devic
     lengths = tuple(torch.randint(4, 9, (3,), generator=generator).tolist() if dry
                     else torch.randint(150, 1100, (16,), generator=generator).tolist())  # fmt: skip
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    found: dict[str, Any] = {"rows": len(lengths), "tokens": sum(lengths), "padding": padding(lengths)}
+    found |= {"rows": len(lengths), "tokens": sum(lengths), "padding": padding(lengths)}
 
     def tensors(rows: int, tokens: int) -> list[Tensor]:
         return [torch.randn(rows, count, tokens, width, device=device, dtype=dtype, requires_grad=True)
                 for count in (heads, kv_heads, kv_heads)]  # fmt: skip
 
-    packing, total = Packing(lengths, lengths), sum(lengths)
-    ways: dict[str, tuple[tuple[int, int], Callable[[Tensor, Tensor, Tensor], Tensor]]] = {
-        "padded": ((len(lengths), max(lengths)), lambda q, k, v: scaled_dot_product_attention(
-            q, k, v, is_causal=True, enable_gqa=True)),
-        "variable_length": ((1, total), lambda q, k, v: packed_attention(packing, q, k, v)),
-    }  # fmt: skip
-    if device.type == "cuda":  # on a CPU the compiled kernel has no backward pass
-        ways["flex"] = ((1, total), flex(lengths, device))
-    for name, (shape, attend) in ways.items():
+    def measure(name: str, shape: tuple[int, int], attend: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
         given, start = tensors(*shape), time.perf_counter()
         once(attend, given, device)
         found[f"{name}_first_ms"] = round(1000 * (time.perf_counter() - start), 3)
         found[f"{name}_ms"] = round(1000 * min(timed(attend, given, device) for _ in range(3 if dry else 20)), 3)
-    return found
+
+    packing, total = Packing(lengths, lengths), sum(lengths)
+    measure("padded", (len(lengths), max(lengths)), lambda q, k, v: scaled_dot_product_attention(
+        q, k, v, is_causal=True, enable_gqa=True))  # fmt: skip
+    measure("variable_length", (1, total), lambda q, k, v: packed_attention(packing, q, k, v))
+    if device.type == "cuda":  # on a CPU the compiled kernel has no backward pass
+        measure("flex", (1, total), flex(lengths, device))
 
 
 def padding(lengths: tuple[int, ...]) -> float:
@@ -88,31 +87,43 @@ def timed(attend: Callable[..., Tensor], given: list[Tensor], device: torch.devi
 
 
 def longest_attempt(
-    model: LanguageModel, tuning: str, step: Callable[[LanguageModel, int], None], dry: bool
-) -> dict[str, Any]:
-    """The most tokens of an attempt, by doubling, with which one problem of two rollouts still takes a full step.
+    found: Found, make: Callable[[], LanguageModel], tuning: str, step: Callable[[LanguageModel, int], None], dry: bool
+) -> None:
+    """The most tokens of an attempt with which one problem of two rollouts still takes a full step, to an eighth.
 
     The model is saved, and loaded as a recipe with this tuning loads it. step: takes one at a limit of tokens.
     """
+    if tuning == "qlora":
+        need_bitsandbytes("tuning qlora")  # before gigabytes are made and saved
+    found |= {"tuning": tuning, "attempt_tokens": 0, "peak_gigabytes": {}, "step_seconds": {}}
+    start = time.monotonic()
     with tempfile.TemporaryDirectory() as scratch:
+        model = make()
         model.save(Path(scratch), torch.bfloat16)
         kind = model.device.type
         del model
-        release(kind)
+        release()
         settings = {"path": scratch, "device": kind, "tuning": tuning, "weights": "bfloat16", "precision": "bfloat16"}
         lm = load_model(ModelConfig.model_validate(settings))
     lm.eos_ids = frozenset({-1})  # every attempt runs to the limit
-    found, limit, most = 0, 4 if dry else 512, 8 if dry else 16_384
+    found["load_seconds"] = round(time.monotonic() - start, 1)
+    search(found, lambda limit: step(lm, limit), 4 if dry else 512, 8 if dry else 65_536)
+
+
+def search(found: Found, step: Callable[[int], None], limit: int, most: int) -> None:
+    """Doubles the limit as long as a step fits, then halves what is open. too_many: a limit that did not fit."""
+    found["stopped"], too_many = "size", 0
     while limit <= most:
+        start = time.monotonic()
         try:
-            step(lm, limit)
+            step(limit)
         except torch.OutOfMemoryError:
-            break
-        release(kind)
-        found, limit = limit, 2 * limit
-    return {"attempt_tokens": found, "tuning": tuning, "stopped": "memory" if limit <= most else "size"}
-
-
-def release(device: str) -> None:
-    if device == "cuda":
-        torch.cuda.empty_cache()
+            too_many, found["stopped"], found["too_many"] = limit, "memory", limit
+        else:
+            found["attempt_tokens"] = limit
+            found["peak_gigabytes"][limit], found["step_seconds"][limit] = peak_gigabytes(), time.monotonic() - start
+        release()
+        fits = found["attempt_tokens"]
+        if too_many and too_many - fits <= max(1, fits // 8):
+            return
+        limit = (fits + too_many) // 2 if too_many else 2 * limit

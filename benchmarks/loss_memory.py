@@ -99,8 +99,7 @@ def main(arguments: list[str] | None = None) -> None:
         print(json.dumps(_grown(options)))
         return
     ways = [name for name in WAYS if name != "trl" or importlib.util.find_spec("trl")]
-    rows = _memory(options, ways)
-    speed = [_pairs(options, vocabulary) for vocabulary in options.small]
+    rows, speed = list[dict[str, Any]](), list[dict[str, Any]]()
     record = {
         "command": " ".join(["python benchmarks/loss_memory.py", *(arguments or sys.argv[1:])]),
         "seed": SEED,
@@ -111,7 +110,14 @@ def main(arguments: list[str] | None = None) -> None:
         "speed": speed,
     }
     options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+    def keep() -> None:
+        options.output.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+    _memory(options, ways, rows, keep)
+    for vocabulary in options.small:
+        speed.append(_pairs(options, vocabulary))
+        keep()
 
 
 def _options(arguments: list[str] | None) -> argparse.Namespace:
@@ -134,38 +140,43 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     return options
 
 
-def _memory(options: argparse.Namespace, ways: list[str]) -> list[dict[str, Any]]:
-    """The first size is an eighth of the tokens, at which whole logits are measured as well."""
+def _memory(options: argparse.Namespace, ways: list[str], rows: list[dict[str, Any]], keep: Callable[[], None]) -> None:
+    """Adds rows one by one. The first size is an eighth of the tokens, at which whole logits are measured as well."""
     smallest = min(options.vocabularies)
     sizes = [(options.tokens // 8, smallest), *((options.tokens, vocabulary) for vocabulary in options.vocabularies)]
     print(f"hidden size {options.hidden}, float32, on {_device_name(options.device)}")
     print(f"{'tokens':>7}{'vocabulary':>12}  {'way':14}{'grown by':>12}{'beyond gradients':>18}{'seconds':>10}")
-    rows: list[dict[str, Any]] = []
     for tokens, vocabulary in sizes:
         gradients = 4 * options.hidden * (tokens + vocabulary) / GIB
         for way in ways:
             row: dict[str, Any] = {"tokens": tokens, "vocabulary": vocabulary, "way": way}
             # Whole logits grow with tokens and vocabulary, trl with the tokens (at 4,096 it was 5.4 and 5.5 GiB).
             more = {"whole logits": tokens * vocabulary / (sizes[0][0] * smallest), "trl": tokens / sizes[0][0]}
-            need = rows[ways.index(way)]["beyond_gib"] * more.get(way, 0.0) if len(rows) >= len(ways) else 0.0
+            first = rows[ways.index(way)].get("beyond_gib", 0.0) if len(rows) >= len(ways) else 0.0
+            need = first * more.get(way, 0.0)
             if need + gradients > options.limit:
                 row["not_run_needs_gib"] = need + gradients
                 told = f"not run: needs {need + gradients:.1f} GiB (computed)"
             else:
-                found = _in_a_fresh_process(options, way, tokens, vocabulary)
-                row |= found | {"beyond_gib": found["grown_gib"] - gradients}
-                told = f"{row['grown_gib']:9.2f} GiB{row['beyond_gib']:14.2f} GiB{row['seconds']:10.1f}"
+                row |= _in_a_fresh_process(options, way, tokens, vocabulary)
+                told = f"failed: {row.get('failed')}"
+                if "grown_gib" in row:
+                    row["beyond_gib"] = row["grown_gib"] - gradients
+                    told = f"{row['grown_gib']:9.2f} GiB{row['beyond_gib']:14.2f} GiB{row['seconds']:10.1f}"
             print(f"{tokens:7}{vocabulary:12}  {way:14}{told}", flush=True)
             rows.append(row)
-    return rows
+            keep()
 
 
-def _in_a_fresh_process(options: argparse.Namespace, way: str, tokens: int, vocabulary: int) -> dict[str, float]:
+def _in_a_fresh_process(options: argparse.Namespace, way: str, tokens: int, vocabulary: int) -> dict[str, Any]:
+    """What it grew by, or why it ended: a case may take all the memory of a card."""
     size = ["--tokens", str(tokens), "--hidden", str(options.hidden), "--vocabularies", str(vocabulary)]
     place = ["--device", options.device, "--threads", str(options.threads)]
     command = [sys.executable, __file__, "--case", way, *size, *place]
-    found = subprocess.run(command, check=True, capture_output=True, text=True, env=_paths()).stdout
-    result: dict[str, float] = json.loads(found.splitlines()[-1])
+    done = subprocess.run(command, check=False, capture_output=True, text=True, env=_paths())
+    if done.returncode:
+        return {"failed": (done.stderr.strip().splitlines() or [f"status {done.returncode}"])[-1][:200]}
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return result
 
 

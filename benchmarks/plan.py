@@ -1,6 +1,7 @@
-"""`selfcorrect plan` against what runs take: peak memory and seconds a step, models and recipes on a CPU.
+"""`selfcorrect plan` against what runs take: peak memory and seconds a step, models and recipes on a CPU or a card.
 
     python benchmarks/plan.py --models FOLDER [--threads 2] [--only NAME ...]     # FOLDER: those of CASES by name
+    python benchmarks/plan.py --device cuda [--models FOLDER] --output FILE       # those of CARD_CASES
     python benchmarks/plan.py --tiny                                              # the lab's model alone, one thread
 
 Each case is one run of `selfcorrect train`, of four steps, whose plan.json says both: the plan made at its start, the
@@ -18,6 +19,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import torch
 from workload import SEED, cpu_model, versions
 
 from selfcorrect.models.freed import SET_BY_USER
@@ -42,9 +44,19 @@ CASES: dict[str, tuple[str, list[str]]] = {
     "random-300m full, fsdp2 x2": (RANDOM, ["rollouts.problems_per_step=2", "parallel=fsdp2"]),
     "qwen2.5-0.5b lora": ("qwen2.5-coder-0.5b-instruct", ["model.tuning=lora", "rollouts.problems_per_step=2"]),
 }
+_WIDE = ["rollouts.problems_per_step=16", "rollouts.rollouts_per_problem=8", "rollouts.max_new_tokens=256",
+         "optimizer.micro_batch=auto"]  # fmt: skip
+CARD_CASES: dict[str, tuple[str, list[str]]] = {
+    "card: random-300m full": (RANDOM, _WIDE),
+    "card: random-300m lora, checkpointing": (
+        RANDOM, [*_WIDE, "model.tuning=lora", "optimizer.gradient_checkpointing=true"],
+    ),
+    "card: random-300m full in bfloat16": (RANDOM, [*_WIDE, "model.weights=bfloat16"]),
+    "card: qwen2.5-0.5b full": ("qwen2.5-coder-0.5b-instruct", _WIDE),
+    "card: qwen2.5-0.5b lora": ("qwen2.5-coder-0.5b-instruct", [*_WIDE, "model.tuning=lora"]),
+}  # fmt: skip
 _ALL = {
     "seed": SEED,
-    "model": {"precision": "float32", "device": "cpu"},
     "rollouts": {"problems_per_step": 4, "rollouts_per_problem": 4, "max_new_tokens": 48},
     "stages": [{"name": "stage2", "objective": "stage2", "steps": 4, "learning_rate": 1.0e-6}],
     "optimizer": {"micro_batch": 4},
@@ -52,21 +64,26 @@ _ALL = {
     "checkpoint": {"every": 1000, "select": "last"},
     "log": {"trackers": []},
 }
+_ANY = CASES | CARD_CASES
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Every case, the table, results/plan.json."""
-    parser = argparse.ArgumentParser(description="Predicted against measured: memory and seconds of runs on a CPU.")
-    parser.add_argument("--models", type=Path, help="the folder that holds the models of CASES, by name")
+    parser = argparse.ArgumentParser(description="Predicted against measured: memory and seconds of runs.")
+    parser.add_argument("--models", type=Path, help="the folder that holds the models of the cases, by name")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--only", nargs="+", help="names of cases")
     parser.add_argument("--tiny", action="store_true", help="the lab's model, three steps")
     parser.add_argument("--keep", action="store_true", help="of --output, the cases that are not measured now")
     parser.add_argument("--output", type=Path, default=RESULT)
     options = parser.parse_args(arguments)
-    if not options.tiny and not options.models:
+    cases = CASES if options.device == "cpu" else CARD_CASES
+    if options.device == "cuda" and not options.models:
+        cases = {name: each for name, each in cases.items() if each[0] == RANDOM}
+    names = ["lab full"] if options.tiny else options.only or list(cases)
+    if not options.models and any(_ANY[name][0] not in ("lab", RANDOM) for name in names):
         parser.error("--models FOLDER names where the models are; --tiny needs none")
-    names = ["lab full"] if options.tiny else options.only or list(CASES)
     found: dict[str, Any] = {}
     if options.keep and options.output.exists():
         before = json.loads(options.output.read_text(encoding="utf-8"))
@@ -94,7 +111,8 @@ def write(options: argparse.Namespace, found: dict[str, Any], arguments: list[st
 
 
 def machine(options: argparse.Namespace) -> dict[str, Any]:
-    return {"cpu": cpu_model(), "cores": os.cpu_count(), "threads": options.threads}
+    found = {"cpu": cpu_model(), "cores": os.cpu_count(), "threads": options.threads}
+    return found if options.device == "cpu" else {**found, "accelerator": torch.cuda.get_device_name()}
 
 
 def case(name: str, scratch: Path, options: argparse.Namespace) -> dict[str, Any]:
@@ -122,17 +140,19 @@ def run(name: str, scratch: Path, options: argparse.Namespace) -> dict[str, Any]
     """plan.json of a run, or why there is none."""
     import yaml
 
-    model, changes = CASES[name]
+    model, changes = _ANY[name]
     path = "lab" if model == "lab" else str(make_random(scratch) if model == RANDOM else options.models / model)
     recipe = scratch / "recipe.yaml"
-    recipe.write_text(yaml.safe_dump(_ALL), encoding="utf-8")
+    precision = "float32" if options.device == "cpu" else "auto"
+    everywhere = {**_ALL, "model": {"precision": precision, "device": options.device}}
+    recipe.write_text(yaml.safe_dump(everywhere), encoding="utf-8")
     changes = [*changes, *(_LAB_TASK if model in ("lab", RANDOM) else [])]
     tiny = ["rollouts.problems_per_step=2", "stages.stage2.steps=3"] if options.tiny else []
     many = "torch.distributed.run --standalone --nproc-per-node 2 -m selfcorrect.cli"
     several = name.endswith(" x2")
     started = many if several else "selfcorrect.cli"
     threads = 1 if options.tiny else max(1, options.threads // 2) if several else options.threads
-    folder = name.replace(" ", "-").replace(",", "")
+    folder = name.replace(" ", "-").translate({ord(","): None, ord(":"): None})
     command = [
         sys.executable, "-m", *started.split(), "train", str(recipe), f"model.path={path}", f"output={scratch}",
         f"name={folder}", f"threads={threads}", *changes, *tiny,
@@ -149,7 +169,6 @@ def run(name: str, scratch: Path, options: argparse.Namespace) -> dict[str, Any]
 
 def make_random(scratch: Path) -> Path:
     """A Qwen2 of 300 million random weights, with the lab's tokenizer."""
-    import torch
     from gpu_step import ENDS_EVERY
     from transformers import Qwen2Config, Qwen2ForCausalLM
 

@@ -1,11 +1,12 @@
 """One whole SCoRe training step, selfcorrect against TRL's GRPOTrainer, side by side on this machine's CPU.
 
-    python benchmarks/train_step.py [--pairs 4] [--threads 2]
+    python benchmarks/train_step.py [--pairs 4] [--threads 2] [--tuning full|lora]
 
 A step samples two attempts of 16 problems x 8 rollouts (up to 96 tokens each), grades them and updates the policy
 once, with a KL to a frozen reference. Both sides start from the same folder (workload.py) and take turns: after
 one step each to warm up, TRL steps, then selfcorrect, and so on, in one process. A step's score is the tokens it
-sampled over its seconds, so that longer or shorter samples cancel out.
+sampled over its seconds, so that longer or shorter samples cancel out. Peak memory is that of two more steps of each
+side, in a process of its own, loading included.
 
 What is not the same work:
 - TRL pays both attempts of a rollout with one scalar; selfcorrect credits each attempt on its own, with the bonus.
@@ -21,6 +22,7 @@ What TRL is given is listed in trl_side.py.
 import argparse
 import json
 import os
+import subprocess
 import sys
 import tempfile
 from dataclasses import asdict
@@ -32,6 +34,9 @@ from our_side import OurSide
 from trl_side import TrlSettings, TrlSide
 from workload import CORRECTION, SEED, Side, StepTiming, Work, cpu_model, make_model_folder, median, versions
 
+from selfcorrect.models.freed import started_whole
+from selfcorrect.planning.beside import measured_peak
+
 RESULT = Path(__file__).parent / "results" / "train_step.json"
 PARTS = ("sampling", "grading", "reference", "policy", "other")
 Pair = tuple[StepTiming, StepTiming]
@@ -41,22 +46,27 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the pairs, print the table, write results/train_step.json."""
     options = _options(arguments)
     torch.set_num_threads(options.threads)
+    if options.child:
+        print(json.dumps(_peak(options)))
+        return
     settings = _trl_settings(options.trl)
     steps, work = options.pairs + 1, Work(options.problems, max_new_tokens=options.max_new_tokens)
     with tempfile.TemporaryDirectory() as scratch:
         folder = make_model_folder(Path(scratch) / "model")
-        ours = OurSide(folder, steps, work, options.micro_batch or "auto")
-        trl = TrlSide(folder, Path(scratch) / "trl", settings, steps, work, options.threads)
+        ours = OurSide(folder, steps, work, options.micro_batch or "auto", options.tuning)
+        trl = _trl(folder, Path(scratch), options, steps, work)
         _check_same_tokens(ours, trl, work)
         size = f"{work.problems} problems x {work.rollouts_per_problem} rollouts x 2 attempts"
         print(f"{size}, {options.threads} threads, {cpu_model()}")
         warm_up, *pairs = _interleave(trl, ours)
+        peaks = {side: _in_a_process(side, folder, arguments) for side in (trl.name, ours.name)}
     _print_parts(pairs)
-    summary = _summary(pairs)
+    summary = _summary(pairs) | {"peak_bytes": peaks}
     print(
         f"sampled tokens a second, {ours.name} / {trl.name}: median {summary['ratio_median']:.2f} "
         f"(range {summary['ratio_range'][0]:.2f} to {summary['ratio_range'][1]:.2f}, pairs: {len(pairs)})"
     )
+    print("peak memory: " + ", ".join(f"{side} {peak / 2**30:.2f} GiB" for side, peak in peaks.items()))
     _write(options, settings, work, ours.micro_batch, warm_up, pairs, summary)
 
 
@@ -74,7 +84,10 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
         metavar="NAME=VALUE",
         help="another choice for TRL: attention=eager|sdpa, cache=dynamic|static, micro_batch=N",
     )
+    parser.add_argument("--tuning", default="full", choices=["full", "lora"], help="of both sides")
     parser.add_argument("--output", type=Path, default=RESULT, help="where the JSON goes")
+    parser.add_argument("--child", choices=["trl", "selfcorrect"], help=argparse.SUPPRESS)
+    parser.add_argument("--model", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.pairs < 1 or options.threads < 1:
         parser.error("--pairs and --threads must be 1 or more")
@@ -86,6 +99,35 @@ def _trl_settings(choices: list[str]) -> TrlSettings:
     if "micro_batch" in given:
         given["micro_batch"] = int(given["micro_batch"])
     return TrlSettings(**given)
+
+
+def _trl(folder: Path, scratch: Path, options: argparse.Namespace, steps: int, work: Work) -> TrlSide:
+    settings, lora = _trl_settings(options.trl), options.tuning == "lora"
+    return TrlSide(folder, scratch / "trl", settings, steps, work, options.threads, lora=lora)
+
+
+def _in_a_process(side: str, folder: Path, arguments: list[str] | None) -> float:
+    """The most bytes that a process of this side alone held; each starts as it does by its own command."""
+    given = sys.argv[1:] if arguments is None else arguments
+    command = [sys.executable, str(Path(__file__)), *given, "--child", side, "--model", str(folder)]
+    environment = dict(os.environ) if side == TrlSide.name else started_whole(os.environ)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    if done.returncode:
+        sys.exit(f"{side} failed:\n{done.stderr[-3000:]}")
+    return float(json.loads(done.stdout.splitlines()[-1]))
+
+
+def _peak(options: argparse.Namespace) -> float:
+    """Of this process, after two steps of its side."""
+    work = Work(options.problems, max_new_tokens=options.max_new_tokens)
+    if options.child == OurSide.name:
+        ours = OurSide(options.model, 2, work, options.micro_batch or "auto", options.tuning)
+        for _ in range(2):
+            ours.step()
+    else:
+        with tempfile.TemporaryDirectory() as scratch:
+            _trl(options.model, Path(scratch), options, 2, work).run(lambda timing: None)
+    return measured_peak(None)
 
 
 def _check_same_tokens(ours: OurSide, trl: TrlSide, work: Work) -> None:
@@ -161,6 +203,7 @@ def _write(
         "work": {
             **asdict(work),
             "attempts": 2,
+            "tuning": options.tuning,
             "trl": asdict(settings),
             "selfcorrect": {"micro_batch": micro_batch},
         },

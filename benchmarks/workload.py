@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 
@@ -153,10 +153,19 @@ def median(values: Sequence[float]) -> float:
     return float(torch.tensor(sorted(values), dtype=torch.float64).quantile(0.5))
 
 
-def versions(names: Sequence[str]) -> dict[str, Any]:
-    from importlib.metadata import version
+def versions(names: Sequence[str]) -> dict[str, str | None]:
+    """None for what is not installed; selfcorrect tells its own, as it may be there by PYTHONPATH alone."""
+    from importlib.metadata import PackageNotFoundError, version
 
-    return {name: version(name) for name in names}
+    import selfcorrect
+
+    found: dict[str, str | None] = {}
+    for name in names:
+        try:
+            found[name] = selfcorrect.__version__ if name == "selfcorrect" else version(name)
+        except PackageNotFoundError:
+            found[name] = None
+    return found
 
 
 def cpu_model() -> str:

@@ -34,16 +34,21 @@ import torch
 from arms import STAGE_ONE_SHARE, Arm, Plan, Start, peak
 from evaluating import GREEDY, REPAIR, SAMPLED, Evaluating, Several, set_of
 from page import page
-from settings import DATA, config_of, parse, same_settings
+from settings import DATA, SETTLED, config_of, parse, same_settings, settled_before
 
+from selfcorrect.config import TrainConfig
 from selfcorrect.errors import UserError
 from selfcorrect.models.loading import LanguageModel, load_model
+from selfcorrect.models.sizing import with_sizes
 from selfcorrect.models.weights import fingerprint
-from selfcorrect.runs.checks import check_context
+from selfcorrect.runs.checks import fitted
 from selfcorrect.runs.folder import environment
+from selfcorrect.samplers.transformers import TransformersSampler
 from selfcorrect.tasks import make_task
+from selfcorrect.types import SamplingParams
 
 DECODINGS = (GREEDY, REPAIR, SAMPLED)
+TRIED = 16  # prompts
 BASELINES = ("single_turn", "multi_turn")  # what the other arms are held against, beside the base
 
 
@@ -95,9 +100,9 @@ class Session:
         if options.steps:
             self.plan.steps = options.steps
             self.plan.write()
-        arm = self.runs[0][0] if self.runs else "score"
-        first = config_of(options, arm, options.seeds[0])
-        sets = [config_of(options, arm, options.seeds[0], name).task for name in DATA[options.task]]
+        # Sizes are those of two attempts, which every arm is evaluated on, and the same for all arms of a folder.
+        first = config_of(options, "score", options.seeds[0])
+        sets = [config_of(options, "score", options.seeds[0], name).task for name in DATA[options.task]]
         self.task = Several([make_task(each) for each in sets])
         problems = self.task.held_out(options.problems)
         self.task.draw(1, 1, 0)
@@ -105,7 +110,7 @@ class Session:
         for note in self.task.notes:
             print(f"note: {note}", flush=True)
         self.lm = load_model(first.model)
-        check_context(first, self.lm, self.task, self.task.longest())
+        self.sizes = self._settled(first)
         self.model, self.precision = fingerprint(self.lm), str(self.lm.compute_dtype).removeprefix("torch.")
         lengths = {problem.id: len(self.lm.chat.first_prompt(problem.prompt)) for problem in problems}
         self.evaluating = Evaluating(
@@ -118,6 +123,8 @@ class Session:
     def run(self) -> None:
         """Base, plan, arms; whatever happens, what is there is summed up."""
         try:
+            if not self._units():
+                self._foretell()
             # Where there is something to train, the base's samples take no more than a part of the minutes.
             self.evaluate("base", self.lm, 0.0, 0.6 * self.clock.seconds if self.runs else 0.0)
             if self.runs:
@@ -131,6 +138,31 @@ class Session:
         finally:
             self.task.close()
             self.sum_up()
+
+    def _foretell(self) -> None:
+        """What a moment's sampling says of the base's evaluation, before that takes its time."""
+        problems, options = self.evaluating.problems, self.options
+        prompts = [self.lm.chat.first_prompt(problem.prompt) for problem in problems[:TRIED]]
+        sampler, params = TransformersSampler(self.lm), SamplingParams(1.0, min(32, options.eval_tokens), 0)
+        took = 0.0
+        for _ in range(2):  # the second time counts
+            began = time.monotonic()
+            done = sampler.sample(prompts, params)
+            took = time.monotonic() - began
+        rate = sum(len(each.token_ids) for each in done) / took
+        greedy, sampled = (len(problems) * each * options.eval_tokens / rate / 60 for each in (3, 2 * options.samples))
+        self.say(
+            f"{len(prompts)} rows write {rate:.0f} tokens a second: at the most, if every attempt runs to its limit, "
+            f"the base's evaluation takes {greedy:.1f} minutes (greedy and repair) and {sampled:.1f} (samples) of "
+            f"{options.minutes:g}; more rows at once are faster, and what is left trains"
+        )
+
+    def _settled(self, config: TrainConfig) -> dict[str, Any]:
+        """What `auto` comes to: as the folder has it, since a card may have other memory free by another call."""
+        settled, notes = fitted(with_sizes(config, {"optimizer": settled_before(self.output)}), self.lm, self.task)
+        for note in notes:
+            self.say(note)
+        return {name: getattr(settled.optimizer, name) for name in SETTLED}
 
     def evaluate(self, name: str, lm: LanguageModel, first: float, sampled: float) -> None:
         """Greedy, repair, then samples, as far as the time goes; first, sampled: seconds of each kept for others."""
@@ -161,9 +193,8 @@ class Session:
         # Everyone's share of what is left now, so that an early end serves those that follow.
         share = (self.clock.left() - self.options.saving) / runs_left
         end = self.clock.left() - max(0.0, share - each - self.options.saving)
-        training = Arm(
-            arm, config_of(self.options, arm, seed), folder, self.plan, lambda: self.clock.left() - end, self.archive
-        )
+        config = with_sizes(config_of(self.options, arm, seed), {"optimizer": self.sizes})
+        training = Arm(arm, config, folder, self.plan, lambda: self.clock.left() - end, self.archive)
         if training.finished():
             if all(self.evaluating.done(name, decoding) for decoding in DECODINGS):
                 return
@@ -205,8 +236,9 @@ class Session:
         )  # fmt: skip
         same_settings(
             self.output,
-            {"model": self.model, "precision": self.precision, **{name: getattr(self.options, name) for name in kept}},
-        )
+            {"model": self.model, "precision": self.precision, **{name: getattr(self.options, name) for name in kept},
+             **self.sizes},
+        )  # fmt: skip
 
     def sum_up(self) -> None:
         """summary.json, page.md and the archive, from the files that are there."""
@@ -229,6 +261,7 @@ class Session:
                 "step_seconds": self.plan.step_seconds,
                 "stage_one_share": STAGE_ONE_SHARE,
             },
+            "sizes": self.sizes,
             "peak_memory_bytes": peak(),
             "evaluations": {name: self.evaluating.summary(*runs) for name, runs in models.items()},
             "against": {

@@ -34,6 +34,7 @@ DATA = {  # --data sets: what is trained on, then what else is evaluated on
     "gsm8k": ("gsm8k",),
     "countdown": ("countdown",),
 }
+SETTLED = ("micro_batch", "gradient_checkpointing", "padding_free")  # of the optimizer section, where it says auto
 SAVING = 25.0  # seconds kept for writing weights, loading them and the last summary
 DRY = {
     "problems": 3, "samples": 2, "tokens": 12, "eval_tokens": 12, "rollouts": "2x2", "micro_batch": 2, "slots": 1500,
@@ -66,7 +67,7 @@ def parse(arguments: list[str] | None, about: str | None) -> argparse.Namespace:
     add("--tokens", type=int, default=256, help="of an attempt, in training")
     add("--eval-tokens", type=int, default=384, help="of an attempt, in evaluation")
     add("--rollouts", default="16x8", help="of a step: problems x rollouts of each")
-    add("--micro-batch", type=int, default=8, help="rollouts in one forward and backward")
+    add("--micro-batch", type=rows, default="auto", help="rollouts in one forward and backward; auto: as a run has it")
     add("--slots", type=int, default=900_000, help="tokens in the cache at once, in evaluation")
     for name, value in Rates().__dict__.items():
         add(f"--{name}", type=float, default=value, help="by default the paper's, for code (Table 5)")
@@ -85,6 +86,11 @@ def parse(arguments: list[str] | None, about: str | None) -> argparse.Namespace:
     if options.data is None and options.task != "countdown":
         parser.error(f"--data: --task {options.task} needs a folder")
     return options
+
+
+def rows(text: str) -> int | str:
+    """Of --micro-batch: a number, or auto."""
+    return text if text == "auto" else int(text)
 
 
 def config_of(options: argparse.Namespace, arm: str, seed: int, dataset: str | None = None) -> TrainConfig:
@@ -121,6 +127,13 @@ def task_of(options: argparse.Namespace, dataset: str) -> dict[str, Any]:
         "name": "code", "dataset": dataset, "data": options.data, "shots": 0, "prompt": CODE_PROMPT,
         "completion_prompt": COMPLETION_PROMPT, "allow_unsandboxed": options.allow_unsandboxed, **wording,
     }  # fmt: skip
+
+
+def settled_before(folder: Path) -> dict[str, Any]:
+    """The sizes that a folder's results have; none where it has no results yet, or such as were made without."""
+    file = folder / "settings.json"
+    before = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    return {name: before[name] for name in SETTLED if name in before}
 
 
 def same_settings(folder: Path, now: dict[str, Any]) -> None:

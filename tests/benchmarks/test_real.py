@@ -109,6 +109,8 @@ def test_from_base_to_page(
 ) -> None:
     output = tmp_path / "out"
     assert call(script, model, data, output, "--arms", "base,score,single_turn") == 0
+    told = capsys.readouterr().out
+    assert told.index("rows write") < told.index("s are left for 2 runs")  # what will fit, before and after the base
     summary = json.loads((output / "summary.json").read_text())
     assert set(summary["evaluations"]) == {"base", "score-0", "single_turn-0"}
     for sets in summary["evaluations"].values():
@@ -446,3 +448,32 @@ def test_countdown_in_conversations(
 def test_a_step_that_was_suspended_ends_no_arm(script: Script) -> None:
     pace = script("benchmarks/real/arms.py").second_slowest
     assert [pace(times) for times in ([], [2.0], [2.0, 900.0], [2.0, 900.0, 3.0])] == [0.0, 2.0, 900.0, 3.0]
+
+
+def test_auto_is_settled_once_for_a_folder(
+    script: Script, model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """Arms train as a run does, on packed rows where it can; a later call keeps to it, whatever memory is free by then."""
+    monkeypatch.setattr("selfcorrect.models.sizing.WIDE", 0)
+    trainer: Any = script("benchmarks/real/arms.py").Trainer
+    step, seen = trainer.train_step, list[Any]()
+
+    def noted(self: Any) -> Any:
+        seen.append(self.config.optimizer)
+        return step(self)
+
+    monkeypatch.setattr(trainer, "train_step", noted)
+    output, few = tmp_path / "out", ["--steps", "1", "--samples", "0", "--problems", "1", "--micro-batch", "auto"]
+    assert call(script, model, data, output, *few, "--arms", "single_turn") == 0
+    sizes = {name: getattr(seen[0], name) for name in ("micro_batch", "gradient_checkpointing", "padding_free")}
+    assert sizes == {"micro_batch": 128, "gradient_checkpointing": False, "padding_free": True}
+    settings = json.loads((output / "settings.json").read_text())
+    assert settings == settings | sizes
+    assert json.loads((output / "summary.json").read_text())["sizes"] == sizes
+    monkeypatch.setattr("selfcorrect.models.sizing._CPU_BUDGET", 1 << 20)
+    assert call(script, model, data, output, *few, "--arms", "multi_turn") == 0
+    assert seen[1] == seen[0]
+    (output / "settings.json").write_text(json.dumps({name: settings[name] for name in settings.keys() - sizes.keys()}))
+    assert call(script, model, data, output, *few) == 2
+    assert "out was begun with micro_batch = None, now 1; " in capsys.readouterr().err

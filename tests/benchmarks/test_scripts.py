@@ -16,7 +16,9 @@ TRIED_ELSEWHERE = {
     "examples/custom_task.py": "tests/unit/test_custom_task.py",
     "benchmarks/copied_problems.py": "tests/data/test_math_data.py",
 }
-PARTS = {f"benchmarks/{name}.py" for name in ("our_side", "trl_side", "workload", "gpu_limits")}  # of other scripts
+PARTS = {
+    f"benchmarks/{name}.py" for name in ("our_side", "trl_side", "workload", "gpu_limits", "gpu_parts")
+}  # of other scripts
 
 
 def test_every_script_has_a_test() -> None:
@@ -50,31 +52,28 @@ def test_our_side_of_train_step(script: Script, tmp_path: Path) -> None:
 
 
 @pytest.mark.nightly
-def test_train_step_against_trl(script: Script, tmp_path: Path) -> None:
+@pytest.mark.parametrize("tuning", ["full", "lora"])
+def test_train_step_against_trl(script: Script, tmp_path: Path, tuning: str) -> None:
     pytest.importorskip("trl", reason="trl is not installed; `make bench` installs it")
     result = tmp_path / "result.json"
     size = ["--pairs", "1", "--problems", "2", "--max-new-tokens", "6", "--threads", "1", "--output", str(result)]
-    script("benchmarks/train_step.py").main(size)
+    step = script("benchmarks/train_step.py")
+    trained = list[int]()
+    make = step.OurSide
+
+    def noted(*given: Any) -> Any:
+        side = make(*given)
+        trained.append(sum(weight.numel() for weight in side._trainer.lm.parameters()))
+        return side
+
+    step.OurSide, noted.name = noted, make.name  # type: ignore[attr-defined]
+    step.main([*size, "--tuning", tuning])
     record = json.loads(result.read_text())
     assert record["summary"]["ratio_median"] > 0
+    assert all(peak > 2**27 for peak in record["summary"]["peak_bytes"].values())
     assert record["work"]["problems"] == 2
-
-
-def test_gpu_step(script: Script, tmp_path: Path) -> None:
-    """Every part at a tiny size on a CPU; none may have failed but the one whose library is not here."""
-    output = tmp_path / "gpu_step.jsonl"
-    script("benchmarks/gpu_step.py").main(["--dry", "--output", str(output)])
-    lines = {line["part"]: line for line in map(json.loads, output.read_text().splitlines())}
-    longest = [f"longest dry {tuning}" for tuning in ("full", "lora", "qlora")]
-    assert set(lines) == {"card", "step dry", "trl dry", "attention dry", *longest}
-    assert {name: line["failed"] for name, line in lines.items() if "failed" in line and name != "trl dry"} == {}
-    step = lines["step dry"]
-    assert 2 * 2 * 2 <= step["sampled_tokens"] <= 2 * 2 * 2 * 6
-    assert step["decode_share_of_bandwidth"] > 0
-    assert step["update_share_of_flops"] > 0
-    assert step["update_seconds_packed"] > 0
-    assert lines["attention dry"]["variable_length_ms"] > 0
-    assert [lines[name]["attempt_tokens"] for name in longest] == [8, 8, 8]
+    assert record["work"]["tuning"] == tuning
+    assert (trained[0] > 1e6) == (tuning == "full")
 
 
 @pytest.mark.parametrize(("side", "tuning"), [("selfcorrect", "full"), ("selfcorrect", "lora"), ("lean", "lora")])
@@ -244,6 +243,34 @@ def test_loss_memory(script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert record["speed"][0]["ratio_median"] > 0
 
 
+def test_a_loss_that_takes_all_memory_ends_no_table(
+    script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And what was measured before is written by then."""
+    memory, output = script("benchmarks/loss_memory.py"), tmp_path / "loss.json"
+    numbers = json.dumps({"grown_gib": 0.001, "seconds": 1.0, "logprob": 0.0, "kl": 0.0})
+
+    def run(command: list[str], *, check: bool, **_: Any) -> Any:
+        assert not check
+        whole = "whole logits" in command
+        said = "Traceback\n...\ntorch.OutOfMemoryError: CUDA out of memory.\n" if whole else ""
+        return Namespace(returncode=int(whole), stdout=numbers, stderr=said)
+
+    def pairs(options: Any, vocabulary: int) -> Any:
+        assert json.loads(output.read_text())["memory"]
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(memory.subprocess, "run", run)
+    monkeypatch.setattr(memory, "_pairs", pairs)
+    with pytest.raises(KeyboardInterrupt):
+        memory.main(["--tiny", "--output", str(output)])
+    rows = json.loads(output.read_text())["memory"]
+    assert {row["failed"] for row in rows if row["way"] == "whole logits"} == {
+        "torch.OutOfMemoryError: CUDA out of memory."
+    }
+    assert all(row["grown_gib"] == 0.001 for row in rows if row["way"] == "tiles")
+
+
 @pytest.mark.nightly
 def test_lab_openings(script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     command = ["--steps", "1", "--collect", "64", "--learning-rate", "1e-5", "--output", str(tmp_path / "runs")]
@@ -308,6 +335,32 @@ def test_plans_beside_what_runs_take(script: Script, tmp_path: Path, monkeypatch
     assert seconds["predicted"] > 0
     assert 0 < sum(phase["measured"] for phase in seconds["by_phase"].values()) <= seconds["measured"] * 1.5
     assert seconds["by_phase"].keys() == {"rollouts", "update"}
+
+
+def test_plans_on_a_card_have_cases_of_their_own(
+    script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The random models alone, where no folder of models is named; each is a recipe that can be read."""
+    from selfcorrect.api import read_config
+
+    plan, asked = script("benchmarks/plan.py"), list[Any]()
+
+    def run(command: list[str], **_: Any) -> Any:
+        asked.append(read_config(command[4], *command[5:]))
+        return Namespace(returncode=1, stdout="", stderr="no card")
+
+    monkeypatch.setattr(plan.subprocess, "run", run)
+    monkeypatch.setattr(plan, "make_random", lambda scratch: "lab")
+    monkeypatch.setattr(plan.torch.cuda, "get_device_name", lambda: "H200")
+    plan.main(["--device", "cuda", "--output", str(tmp_path / "plan.json")])
+    record = json.loads((tmp_path / "plan.json").read_text())
+    assert record["machine"]["accelerator"] == "H200"
+    assert [name for name in record["cases"] if name.startswith("card: random-300m")] == list(record["cases"])
+    assert [(each.model.device, each.model.precision, each.optimizer.micro_batch) for each in asked] == [
+        ("cuda", "auto", "auto")
+    ] * 3
+    with pytest.raises(SystemExit):
+        plan.main(["--device", "cuda", "--only", "card: qwen2.5-0.5b full"])
 
 
 @pytest.mark.nightly

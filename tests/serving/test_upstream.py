@@ -1,5 +1,6 @@
 """In front of another server: what it is sent, and what becomes of all it may answer."""
 
+import asyncio
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -12,6 +13,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from selfcorrect.errors import ConfigError
+from selfcorrect.serving import command, sources
 from selfcorrect.serving.upstream import UpstreamEngine, make_client, upstream_models
 
 from .helpers import Running, said, serving, until, user
@@ -89,6 +91,33 @@ def test_every_attempt_is_a_request_that_extends_the_one_before(server: Running,
     }  # fmt: skip
     assert second["messages"] == [*user("hi"), {"role": "assistant", "content": "one"}, *user("?")]
     assert other.keys == ["Bearer their-key"] * 2
+
+
+@pytest.mark.parametrize(
+    ("setting", "first"),
+    [
+        ("system", [{"role": "system", "content": "Be brief."}, *user("hi")]),
+        ("first_user", user("Be brief.\n\nhi")),
+    ],
+)
+def test_the_recipe_s_system_prompt_goes_before_every_conversation(
+    other: Other, setting: str, first: list[dict[str, str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """But for one with a system turn of its own; template options are told of."""
+    overrides = ["model.system_prompt=Be brief.", f"model.system_as={setting}", "model.template_options={deep: true}"]
+    source = sources.find("theirs", None, overrides, upstream=True)
+    names, made, _ = asyncio.run(command._upstream(f"{other.running.url}/v1", source, None, None))
+    assert isinstance(made, UpstreamEngine)
+    assert "note: model.chat_template and model.template_options are the affair of" in capsys.readouterr().err
+    engine = UpstreamEngine(make_client(f"{other.running.url}/v1", None), made._models, made._system)
+    running, _ = serving(engine, names=names)
+    other.will_say(piece("one") + END, piece("two") + END, piece("three") + END)
+    running.ask(messages=user("hi"))
+    own = [{"role": "system", "content": "Be long."}, *user("hi")]
+    running.ask(messages=own, attempts=1)
+    answer = {"role": "assistant", "content": "one"}
+    assert [asked["messages"] for asked in other.asked] == [first, [*first, answer, *user("?")], own]
+    running.close()
 
 
 def test_a_stream_and_choices(server: Running, other: Other) -> None:
@@ -182,8 +211,6 @@ def test_what_no_client_can_be_made_of(
 
 
 def test_a_server_that_is_not_there(other: Other) -> None:
-    import asyncio
-
     engine = UpstreamEngine(make_client("http://127.0.0.1:9/v1", None), {"ours": "theirs"})
     running, _ = serving(engine, names=["ours"])
     reply = running.http.post("/v1/chat/completions", json={"messages": user("hi")})
@@ -204,8 +231,6 @@ def test_a_client_that_has_gone_is_told_on(server: Running, other: Other) -> Non
     gone: list[bool] = []
 
     async def endless() -> Any:
-        import asyncio
-
         try:
             while True:
                 yield piece("on and on ").encode()

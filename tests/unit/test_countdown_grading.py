@@ -178,9 +178,9 @@ def task_solves(order: tuple[Fraction, ...], target: int) -> bool:
 
 def test_load_reads_both_shapes(tmp_path: Path) -> None:
     file = tmp_path / "problems.jsonl"
-    file.write_text('{"input": "3,7, 12", "output": "22"}\n\n{"nums": [3, 12, 7], "target": 22}\r\n', encoding="utf-8")
+    file.write_text('{"input": "3,7, 12", "output": "22"}\n\n{"nums": [3, 12, 7], "target": 23}\r\n', encoding="utf-8")
     first, second = Countdown(CountdownConfig(prompt="{numbers} -> {target}")).load(str(file))
-    assert first == second
+    assert second.reference == {"numbers": [12, 7, 3], "target": 23}
     assert first.reference == {"numbers": [12, 7, 3], "target": 22}
     assert (first.prompt, first.task) == ("12 7 3 -> 22", "countdown")
 

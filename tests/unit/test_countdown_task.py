@@ -1,5 +1,6 @@
 """The countdown task: problems typed by hand, and what is held out of training."""
 
+import gzip
 import json
 import os
 from pathlib import Path
@@ -43,6 +44,18 @@ def test_a_file_gives_as_many_problems_as_are_asked_for(tmp_path: Path) -> None:
     assert [len(task.held_out(count)) for count in (4, 100)] == [4, 10]
     assert {problem.id for problem in task.held_out(4)} < {problem.id for problem in task.held_out(6)}
     assert len(task.longest().reference["numbers"]) == 30
+
+
+@pytest.mark.parametrize("name", ["own.jsonl", "own.jsonl.gz", "own.json", "own.json.gz"])
+def test_files_are_read_as_other_tasks_read_theirs(name: str, tmp_path: Path) -> None:
+    """Packed, with a byte order mark, as an array; the same problem once, in whatever order, and a note on it."""
+    rows = [{"nums": [3, 7, 12], "target": 22}, {"nums": [3, 7, 12], "target": 23}, {"input": "12,7,3", "output": "22"}]
+    text = json.dumps(rows) if ".json." in f"{name}." else "\n".join(map(json.dumps, rows))
+    content = text.encode("utf-8-sig")
+    (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    task = Countdown(CountdownConfig(data=str(tmp_path / name)))
+    assert sorted(problem.reference["target"] for problem in task.held_out(9)) == [22, 23]
+    assert task.notes == (f"{tmp_path / name}: rows left out, whose problems stand there already: 1",)
 
 
 def test_the_public_external_set_is_held_out() -> None:

@@ -171,6 +171,26 @@ def test_fences_as_models_write_them(text: str) -> None:
 
 
 @pytest.mark.parametrize(
+    "prose",
+    ["**Explanation:** It returns x.", "* It handles 0", "* x = 5 is", "*Note*: x", "1) First, 2", "\\[ x = 1 \\]", "(Note: it works)", "(1) First",
+     "(see above)", "[DONE]", "[Note]: x", "[it](http://x)", "O(n) time.", "Explanation: we set x = 5", "... and so on", "}"],
+)  # fmt: skip
+@pytest.mark.parametrize("before", ["", f"{T}python\n"])
+def test_prose_that_looks_like_code_ends_it(prose: str, before: str) -> None:
+    assert extract_program(f"{before}{F}\n\n{prose}", names={"f"}) == F
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["*a, b = f([1, 2])", "*_, = [1]", "(a, b) = 1, 2", "(f)(1)", "(lambda: 1)()", "(f(1) if f else 2)", "(x := 3)", "[a, b] = 1, 2", "[f(i) for i in 'x']",
+     "[f][0](1)", "(\n1)", "[\n1,\n]", "print(f(1)) if f else 2", "x: dict[str, int] = {}", "...", "{1: 2}", "@f\ndef g(): pass", "'doc'"],
+)  # fmt: skip
+@pytest.mark.parametrize("before", ["", f"{T}python\n"])
+def test_code_that_looks_like_prose_does_not(line: str, before: str) -> None:
+    assert extract_program(f"{before}{F}\n\n{line}", names={"f"}) == f"{F}\n\n{line}"
+
+
+@pytest.mark.parametrize(
     "code",
     [
         f'def f(x):\n    """\n    {T}python\n    f(1)\n    {T}\n    """\n    return x',
@@ -258,7 +278,7 @@ def test_ten_megabytes_are_no_answer() -> None:
 PIECES = [*"`~ \n\tx:(#>-\r\x00é'\"=,;\\", T, f"{T}python\n", f"\n{T}\n", F, "import a", "\n\n", '"""', "> "]
 LONG = ["`", f"{T}\n", f'{T}python\n"""\n', f"\\'''\n{T}\n", f"> {T}\n", "- ", f"- {T}\n", "a = ", "(a, b) = ", "f = 1\n",
         "from x import (\n", "def f(\n", "from __future__ import a\n", f"{T}def f(): 1{T} ", f"a{T} ", f"{T}a ", f"{T}{{py ",
-        f"{T}python  ", "(\n", "def f():\n\n", "a, ", '"\\', "@a\n"]  # fmt: skip
+        f"{T}python  ", "(\n", "def f():\n\n", "a, ", "a: a ", "f(", "f() ", "* ", '"\\', "@a\n"]  # fmt: skip
 
 
 @pytest.mark.parametrize("piece", LONG)

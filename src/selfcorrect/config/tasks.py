@@ -47,7 +47,7 @@ class CountdownConfig(Strict):
     limit: Annotated[int, Field(ge=5, le=1_000_000)] = 200
     """The largest result of a step in the answers that the generator builds problems from."""
     data: str | None = None
-    """A JSONL file of {"input": "3,7,12", "output": "22"} or {"nums": [3, 7, 12], "target": 22} rows in place of the
+    """A file of {"input": "3,7,12", "output": "22"} or {"nums": [3, 7, 12], "target": 22} rows in place of the
     generator (evaluation only)."""
     prompt: str = (
         "Reach the target {target} from the numbers {numbers}. Use each number exactly once, with +, -, * and /, "

@@ -9,7 +9,7 @@ from selfcorrect.config import TrainConfig
 from selfcorrect.endpoints.chat import MessageChat
 from selfcorrect.endpoints.sampler import EndpointSampler
 from selfcorrect.endpoints.settings import Endpoint
-from selfcorrect.models.templates import System
+from selfcorrect.models.templates import system_of
 from selfcorrect.runs.checks import shortages
 from selfcorrect.runs.evaluating import SIDE, Job, default_folder, make_evaluator, settings
 from selfcorrect.tasks.base import Task
@@ -25,8 +25,8 @@ def endpoint_job(
     """
     rows = config.rollouts.rows_at_once
     evaluator = dataclasses.replace(make_evaluator(config, task), rows=_ROWS if rows == "auto" else rows)
-    model, prompt = config.model, config.model.system_prompt
-    chat = MessageChat(None if prompt is None else System(prompt, model.system_as == "first_user"))
+    model = config.model
+    chat = MessageChat(system_of(model))
     made_with = settings(config, evaluator, chat, {
         "selfcorrect": __version__,
         "model": {"weights": model.path},

@@ -131,8 +131,8 @@ class MathGrader:
             same = compare(key.gold, key.answer, scalar, _units(key.problem))
         except BadGold as error:
             return self._keep(key, _Kept(Outcome.GRADER_FAILED, str(error)))
-        except Unreadable as error:
-            return self._keep(key, _Kept(Outcome.WRONG, str(error)))
+        except Unreadable as error:  # found at once, and as long as it likes: not kept
+            return _Kept(Outcome.WRONG, str(error))
         kept = None if same is None else _verdict(key, same)
         if kept is None or (kept.outcome is Outcome.CORRECT and _dressings(key)):
             return None

@@ -9,7 +9,17 @@ from collections.abc import Callable, Iterable
 
 from selfcorrect.grading.math_fast import compare_bases, number_of, squeeze
 from selfcorrect.grading.math_form import work_left
-from selfcorrect.grading.math_normal import Node, Unreadable, last_side, normalize, parse, readings, split_top, word_key
+from selfcorrect.grading.math_normal import (
+    MAX_ANSWER,
+    Node,
+    Unreadable,
+    last_side,
+    normalize,
+    parse,
+    readings,
+    split_top,
+    word_key,
+)
 from selfcorrect.grading.math_ranges import has_inequality, is_inequality, is_set, ranges, variable
 from selfcorrect.grading.math_units import generic, gold_units, split_unit, units_agree
 
@@ -36,6 +46,8 @@ def compare(gold: str, given: str, scalar: Scalar, units: frozenset[str] = froze
     if not re.search(r"[A-Za-z]", re.sub(r"\\[A-Za-z]+", "", gold)):
         named |= units  # `7 million` is never 7 where the gold answer itself says million
     left = check_gold(generic(gold, named))
+    if len(given) > MAX_ANSWER:  # before a regular expression sees it
+        raise Unreadable(f"longer than {MAX_ANSWER} characters")
     right = normalize(generic(given, named))
     if not re.search(r"[A-Za-z]", left):
         right = _LONE_UNIT.sub(r"\\text{\1}\2", right)

@@ -125,7 +125,7 @@ def _is_copy(told: _Statement, problem: str, gold: str, given: str) -> bool:
         return _stands(told, given) and not (_OPERATION.search(gold) and squeeze(gold) in told.exact)
     ours, theirs = _literal(gold), _literal(given)
     if (
-        ours == theirs
+        ours.rstrip("%") == theirs.rstrip("%")  # the sign is only the unit of a percentage
         or theirs not in told.numbers
         or number_of(gold) is None
         or (ours in told.numbers and not ours.isdigit())

@@ -5,7 +5,7 @@ same way the last (docs/grading.md):
 
 1. the final form that the prompts ask for, ``Final answer: \boxed{...}``;
 2. a balanced ``\boxed{...}`` or ``\fbox{...}``, or ``\boxed 2`` without braces;
-3. GSM8K's ``#### ...`` at the start of a line;
+3. GSM8K's ``#### ...`` at the start of a line, where it is no heading;
 4. a closing sentence, ``The answer is ...`` or ``Final answer: ...``, with little text behind it.
 
 Nothing else is an answer: no last equation, no last number.
@@ -18,18 +18,27 @@ FINAL_FORM = r"End with one line of this form, with your answer in the box: Fina
 """The sentence that prompts give a model, so that its answer is found for certain."""
 
 AFTER_SENTENCE = 200  # characters that may follow a closing sentence: what stands further up is a step, not the end
+_READ = 4000  # characters that are searched for a sentence
 _MARKER = re.compile(r"\\++(?:(?:boxed|fbox)(?![A-Za-z])\s*|[{}])?|[{}]")  # eats a run of backslashes whole: linear
 _BARE = re.compile(r"-?\d+(?:\.\d+)?|[^\s\\${}.,;]")
 _FORM_BEFORE = re.compile(r"final\s+answer\W{0,12}(?:\\pm\s*)?\Z", re.IGNORECASE)
-_SIGN_BEFORE = re.compile(  # of the box, not between two terms, and neither a dash nor the mark of a list
-    r"(?:(?:[$=(\[{:,&<>]|\\(?:le|ge|approx|text\{[^{}]*\}))\s*(?P<math>[-\u2212]|\\pm)(?:\s|\\[,;:! ])*"
-    r"|(?:[A-Za-z]{2}[*:]*\s+|\n|\A)(?:\*\*)?(?P<word>[-\u2212]|\\pm))\Z"
+_BULLET = r"\n[ \t]*(?:(?:[-*+\u2022]|\d{1,2}[.)])[ \t]+)?"
+_SIGN_BEFORE, _SIGN_IN_DISPLAY = (  # of the box, not between two terms, and neither a dash nor the mark of a list
+    re.compile(
+        rf"(?:(?:[$=(\[{{:,&<>]|\\(?:le|ge|approx|text\{{[^{{}}]*\}})){gap}*(?P<math>[-\u2212]|\\pm)(?:\s|\\[,;:! ])*"
+        rf"|(?:[A-Za-z]{{2}}[*:]*\s+|{_BULLET}|\A)(?:\*\*)?(?P<word>[-\u2212](?!\s)|\\pm)(?:\s|\\[,;:! ])*)\Z"
+    )
+    for gap in (r"[ \t]", r"\s")
 )
 _MAY_END_SIGN = frozenset("-\u2212m,;:! \n")
+_HEADING = re.compile(r"[#*_\s]*+(?:\(?\w{1,3}[.):]\s+)*+[*_]*+[A-Za-z]{2,}+(?!\()")  # `Step 2: Add`, `1. Add`
 _GSM8K = re.compile(r"^[ \t]*#### ?(.*)$", re.MULTILINE)
+_MARKUP = r"[\s*_}]{0,4}"  # **Answer**: 42
 _SENTENCE = re.compile(
-    r"\b(?:(?:the|my|our)\s+(?:final\s+)?answer(?:\s+is\b|\s*:|\s*=)|(?:final\s+)?answer\s*:|final\s+answer\s+is\b)"
-    r"[\s:*]*",
+    r"(?<![A-Za-z\d])(?<![A-Za-z\d]_)(?:(?:the|my|our)\s+[*_]{0,3}(?:final\s+)?answer"
+    rf"(?:[*_]{{0,3}}\s+[*_]{{0,3}}is\b|{_MARKUP}[:=])"
+    rf"|(?:final\s+)?answer{_MARKUP}:|final\s+answer[*_]{{0,3}}\s+is\b)"
+    r"[\s:*_}]*",
     re.IGNORECASE,
 )
 _HOPE = re.compile(r"I hope (?:it|this) is correct", re.IGNORECASE)
@@ -84,11 +93,20 @@ def _with_sign(text: str, box: _Box) -> str:
     r"""The box's answer, and the sign that stands before it: `-\boxed{256}`, but not `3-\boxed{2}` or `- \boxed{2}`."""
     answer = box.answer.strip()
     before = text[max(0, box.start - 40) : box.start]
-    sign = _SIGN_BEFORE.search(before) if before[-1:] in _MAY_END_SIGN else None
+    signs = _SIGN_IN_DISPLAY if "\n" in before and _in_display(text, box.start) else _SIGN_BEFORE
+    sign = signs.search(before) if before[-1:] in _MAY_END_SIGN else None
     if not sign or not answer:
         return answer
     mark = (sign["math"] or sign["word"]).replace("\u2212", "-")
     return f"{mark} {answer}" if mark != "-" else f"-({answer})" if re.search(r"[-+=,]", answer) else f"-{answer}"
+
+
+def _in_display(text: str, place: int) -> bool:
+    """Whether a displayed formula is open, where a line may begin with a sign; elsewhere that is a list's mark."""
+    pairs = ("\\[", "\\]"), ("\\begin{", "\\end{")
+    return text.count("$$", 0, place) % 2 == 1 or any(
+        text.rfind(opens, 0, place) > text.rfind(closes, 0, place) for opens, closes in pairs
+    )
 
 
 def find_answer(text: str) -> Found:
@@ -99,15 +117,24 @@ def find_answer(text: str) -> Found:
             return Found(_with_sign(text, box), "final form")
     if boxed:
         return Found(_with_sign(text, boxed[-1]), "box")
-    if "####" in text:
-        lines = [line for line in _GSM8K.findall(text) if line.strip()]
-        if lines:
-            return Found(_TOKEN.sub("", lines[-1]).strip(), "####")
-    return _sentence(text)
+    return (_of_line(text) if "####" in text else None) or _sentence(text)
+
+
+def _of_line(text: str) -> Found | None:
+    """What the last line with #### states. One of words is a heading if text follows it."""
+    end = len(text.rstrip())
+    for line in reversed(list(_GSM8K.finditer(text))):
+        said = _TOKEN.sub("", line[1][:_READ]).strip()
+        sentences = list(_SENTENCE.finditer(said))
+        if sentences:
+            said = _first_statement(said[sentences[-1].end() :])[0]
+        if said and (sentences or line.end() >= end or not _HEADING.match(said)):
+            return Found(said, "####")
+    return None
 
 
 def _sentence(text: str) -> Found:
-    tail = _TOKEN.sub(" ", text[-4000:]).rstrip()
+    tail = _TOKEN.sub(" ", text[-_READ:]).rstrip()
     matches = list(_SENTENCE.finditer(tail))
     if not matches:
         return Found("", "")

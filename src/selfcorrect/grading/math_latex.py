@@ -25,6 +25,9 @@ _SYMBOLS = str.maketrans(
     }
 )  # fmt: skip
 _COMMANDS = r"(?:d|t|c)?frac|sqrt|pi|infty|left|right|text|begin|end|pm|le|ge|leq|geq|cdot|times|cup|theta|boxed|circ"
+_ITEM = r"(?:[IVX]{2,4}|\(?[A-Za-z]\)?|-?\d+(?:\.\d+)?(?:/\d+)?)"
+_JOINED = r"(?:\s*[,;]\s*(?:(?:and|or)\s+)?|\s+(?:and|or)\s+)"
+_LETTERS = re.compile(r"\([A-Za-z]\)|\b(?:[A-Za-z]|[IVX]{2,4})\b")
 _REWRITE: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...] = tuple(
     (re.compile(pattern), by)
     for pattern, by in (
@@ -32,7 +35,7 @@ _REWRITE: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ..
         (rf"(?<!\\)\\\\(?=(?:{_COMMANDS})(?![A-Za-z]))", r"\\"),  # a text that doubles its backslashes
         (r"\\\\\\\\", r"\\\\"),
         (r"\\\\(?:\[[-\d. a-z]{1,8}\])?", ROW),  # \\ and \\[2ex]
-        (r"(?<=\d)(?:\{\\?,\}|\\!?,\\!|,\\!|\\,)(?=\d{3}(?!\d))", ""),  # 10{,}000 and its kin
+        (r"(?<=\d)(?:\{\\?,\}(?:\\[!,])?|(?:\\!?)?,\s*\\!\s*|\\,)(?=\d{3}(?!\d))", ""),  # 10{,}000 and its kin
         (r"\\(?:left|right|[bB]igg?[lr]?|displaystyle|textstyle|limits|nolimits|strut)(?![A-Za-z])\.?", ""),
         (r"\{\s*\\(?:bf|it|rm)\s+([^{}\\]*)\}", r"\\text{\1}"),
         (r"\\(?:bf|it|rm|sf|tt|em|large|Large|LARGE|huge|Huge|small|normalsize|noindent|centering|checkmark|nonumber)"
@@ -59,9 +62,11 @@ _REWRITE: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ..
          r"(?=\s*\{)", r"\\text"),
         (r"\\text\s+\{", r"\\text{"),
         (r"\\text\{([^{}A-Za-z]*|[^{}]*[=<>][^{}]*)\}", r" \1 "),
+        (rf"\\text\{{\s*({_ITEM}(?:{_JOINED}{_ITEM})++)\s*\}}",  # `A, C` and `5 and 7`: a list, not a word
+         lambda match: _LETTERS.sub(r"\\text{\g<0>}", match[1])),
         (r"\\frac\s*\{\s*\\text\{([^{}]*)\}\s*\}\s*\{\s*\\text\{([^{}]*)\}\s*\}", r"\\text{\1/\2}"),  # m over s
         (r"(?<=[\d ])\\text\{\s*\^\s*\{?\s*\\circ\s*\}?\s*([CF])\s*\}\s*\Z", r"\\text{ degrees \1}"),
-        (r"([\d})]?\s*)\\text\{\s*([A-Za-z])\s*\}",  # a letter; behind a number, `\text{m}` stays a unit
+        (r"((?:[\d})]|\\pi)?\s*)\\text\{\s*([A-Za-z])\s*\}",  # a letter; behind a number, `\text{m}` stays a unit
          lambda match: match[0] if match[1].strip() and match[2] in LONE else f"{match[1]} {match[2]} "),
         (r"(?<=\d)\s*(?:\^\s*(?:\{\s*\\circ\s*\}|\\circ(?![A-Za-z]))|\\degrees?(?![A-Za-z]))\s*([CF])\s*\Z",
          r"\\text{ degrees \1}"),
@@ -89,7 +94,7 @@ _REWRITE: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ..
         (r"[(\[]\s*(\\begin\{(?:array|matrix)\}(?:(?!\\begin).)*?\\end\{(?:array|matrix)\})\s*[)\]]", r"\1"),
         (r"\|\s*\\begin\{(?:array|matrix)\}(?:\{[clr| ]*\})?((?:(?!\\begin).)*?)\\end\{(?:array|matrix)\}\s*\|",
          r"\\begin{vmatrix}\1\\end{vmatrix}"),
-        (r"\\\{\s*\\\}|\A\s*(?:\\text\{)?\s*(?:(?:the )?(?:empty|null) set|empty|no solutions?)\s*\}?\s*\Z",
+        (r"\\\{\s*\\\}|\A\s*(?:\\text\{)?\s*(?i:(?:the )?(?:empty|null) set|empty|no solutions?)\s*\}?\s*\Z",
          r"\\emptyset "),
         (r"\\mathbb\s*R(?![A-Za-z])", r"\\mathbb{R}"),
         (r"\A\s*\\\{\s*\(?[a-z]\)?(?:\s*\\in\s*\\mathbb\{R\})?\s*(?:[:|]|\\mid(?![A-Za-z])|\\vert(?![A-Za-z]))(.*)\\\}\s*\Z",

@@ -235,6 +235,7 @@ def _ratio(text: str) -> Fraction | None:
 
 def _scalar(text: str) -> Node:
     bare, unit = split_unit(text)
+    bare, unit = (text, "") if unit and as_words(bare) else (bare, unit)  # `Bob \text{ cm}` is not Bob
     signs = _PM.findall(bare)
     if len(signs) == 1 and "\\mp" not in bare:
         parts = tuple(Node("scalar", _PM.sub(sign, bare).strip()) for sign in (" + ", " - "))

@@ -136,7 +136,7 @@ _TOKEN = re.compile(
     r"\\text\{[^{}]*\}|\\[A-Za-z]+|\\.|[A-Za-z]+\.?|\^\s*(?:\{\s*-?[123]\s*\}|-?[123](?!\d))|\s+|.", re.DOTALL
 )
 _OF_UNIT = re.compile(r"\\text\{[^{}]*\}|[A-Za-z]+\.?|\^.*|\s+|/|-|\\cdot", re.DOTALL)
-_BEHIND = re.compile(r"\d.*[A-Za-z]", re.DOTALL)
+_BEHIND = re.compile(r"\d.*[A-Za-z]|[A-Za-z].*\\text\{", re.DOTALL)
 _OF_DAY = re.compile(r"[ap]\s*\.?\s*m\.?", re.IGNORECASE)
 _INSIDE = re.compile(r"(?:[A-Za-z]+[.,]?|\^\s*(?:\{\s*-?[123]\s*\}|-?[123])|/|-|\s+|\\cdot)*")
 _AMOUNT = r"(?:\d+\s+)?\d+\s*/\s*\d+|\d*\s*\\frac\s*\{\s*\d+\s*\}\s*\{\s*\d+\s*\}|\d+(?:\.\d+)?|\.\d+"
@@ -179,18 +179,34 @@ def split_unit(text: str) -> tuple[str, str]:
         start -= 1
     while start < len(tokens) and not (tokens[start][0].startswith("\\text") or _WORD.match(tokens[start][0])):
         start += 1
-    if start in (0, len(tokens)):
-        return text, ""
-    place = tokens[start].start()
+    in_text = next((place for place in range(start, len(tokens)) if tokens[place][0].startswith("\\text")), start)
+    for place in dict.fromkeys((start, in_text)):  # of `2x\text{ cm}` x is no unit
+        bare, unit = _amount_and_unit(text, tokens[place].start()) if 0 < place < len(tokens) else (text, "")
+        if unit:
+            return bare, unit
+    return text, ""
+
+
+def _amount_and_unit(text: str, place: int) -> tuple[str, str]:
+    r"""The text before `place` and the unit from there on, "" where it is none.
+
+    Words stand behind a digit; a unit in `\text{}` also behind letters, which are then no words themselves.
+    """
     bare, unit = text[:place].strip(), text[place:]
-    if not re.search(r"\d", bare) or (not unit.startswith("\\text") and text[place - 1] not in "0123456789}) "):
+    before = text[place - 1]
+    if bare.endswith("/"):  # `15/hour` counts per hour
+        bare, unit = bare[:-1].strip(), f"/{unit}"
+        before = bare[-1:]
+    in_text = unit.lstrip("/").startswith("\\text")
+    letters = in_text and "\\text" not in bare
+    if not re.search(r"[\dA-Za-z]" if letters else r"\d", bare) or bare[-1] in "+-*=<>^_":
         return text, ""
-    named = _unit_words(unit)
+    named = _unit_words(unit) if in_text or before in "0123456789}) " else ""
     return (bare, named) if named else (text, "")
 
 
 def _unit_words(unit: str) -> str:
-    r"""`\text{ cm^2}` as `cm^2`, `\text{ m/s}` as `m s`; "" where this is no unit."""
+    r"""`\text{ cm^2}` as `cm^2`, `\text{ m/s}` as `m s`, `/\text{hour}` as `per hour`; "" where this is no unit."""
     flat = re.sub(r"\\text\{([^{}]*)\}", r" \1 ", unit).strip()
     if _OF_DAY.fullmatch(flat):
         return re.sub(r"\W+", " ", flat).strip().lower()
@@ -207,7 +223,8 @@ def _unit_words(unit: str) -> str:
     power = re.search(r"\^\s*\{?\s*(-?[123])", flat)
     if power and not any(word.lower() in SAME_UNIT or word.startswith("unit") for word in words):
         return ""
-    return " ".join(words).lower() + (f"^{power[1]}" if power and power[1] in "23" else "")
+    per = "per " if flat.startswith("/") else ""
+    return per + " ".join(words).lower() + (f"^{power[1]}" if power and power[1] in "23" else "")
 
 
 def units_agree(left: str, right: str) -> bool:
@@ -217,7 +234,11 @@ def units_agree(left: str, right: str) -> bool:
     days = [re.fullmatch(r"[ap] ?m", unit) is not None for unit in (left, right)]
     if all(days):
         return left[0] == right[0]
+    rates = [unit.startswith("per ") for unit in (left, right)]
+    left, right = left.removeprefix("per "), right.removeprefix("per ")
     names = [SAME_UNIT.get(_plain(unit)) for unit in (left, right)]
+    if rates[0] != rates[1]:  # an hour is not `per hour`; but `60 per hour` may be miles
+        return None in names or names[0] != names[1]
     heat = {"degree", "degree c"}, {"degree", "degree f"}
     return _power(left) == _power(right) and (None in names or names[0] == names[1] or set(names) in heat)
 

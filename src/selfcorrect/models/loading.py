@@ -313,10 +313,7 @@ def _load(
     else:
         model.to("cpu" if in_memory else device)
     templates.choose(tokenizer, config.chat_template)
-    system = None
-    if config.system_prompt is not None:
-        system = templates.System(config.system_prompt, config.system_as == "first_user")
-    lm = wrap(model, tokenizer, compute_dtype, config.template_options, system)
+    lm = wrap(model, tokenizer, compute_dtype, config.template_options, templates.system_of(config))
     lm.device = device if in_memory else lm.device
     if lm.head_form is None:
         lm.chat.notes += (

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from selfcorrect.config import PLAIN_TEMPLATE
+from selfcorrect.config import PLAIN_TEMPLATE, ModelConfig
 from selfcorrect.errors import ModelError
 
 # Only the assistant's turn ends with a token: it is the turn that is sampled, and a base model that met its
@@ -42,6 +42,12 @@ class System:
             return [{"role": "system", "content": self.text}, *map(dict, messages)]
         first, *rest = map(dict, messages)
         return [{**first, "content": f"{self.text}\n\n{first['content']}"}, *rest]
+
+
+def system_of(config: ModelConfig) -> System | None:
+    """What model.system_prompt puts before every conversation."""
+    text = config.system_prompt
+    return None if text is None else System(text, config.system_as == "first_user")
 
 
 def choose(tokenizer: Any, choice: str | None) -> None:

@@ -157,6 +157,7 @@ def _local(source: "Source", base: str | None, rows: int, *, with_base: bool) ->
 async def _upstream(
     url: str, source: "Source", asked: str | None, base: str | None
 ) -> "tuple[list[str], Engine, bool]":
+    from selfcorrect.models.templates import system_of
     from selfcorrect.serving.upstream import UpstreamEngine, make_client, upstream_models
 
     client = make_client(url, _key(UPSTREAM_KEY))
@@ -170,7 +171,14 @@ async def _upstream(
             raise ConfigError(f"{told}; {url} lists {', '.join(listed[:20]) or 'no model'}")
     assert there is not None
     models = {source.name: there} | ({base: base} if base is not None else {})
-    return list(models), UpstreamEngine(client, models), False
+    settings = source.config.model
+    if settings.template_options or settings.chat_template:
+        typer.echo(
+            "note: model.chat_template and model.template_options are the affair of --upstream, which is to be started "
+            "with the like; the model was trained with them",
+            err=True,
+        )
+    return list(models), UpstreamEngine(client, models, system_of(settings)), False
 
 
 def _say(served: "Served", base: str | None) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from selfcorrect.errors import ConfigError
+from selfcorrect.models.templates import System
 from selfcorrect.serving.engine import Ended, Events, Piece, Post
 from selfcorrect.serving.protocol import OWNER, ApiError, Plan
 
@@ -83,10 +84,13 @@ async def upstream_models(client: "httpx2.AsyncClient") -> list[str]:
 
 
 class UpstreamEngine:
-    """models: by the name under which they are asked here, the upstream's own."""
+    """models: by the name under which they are asked here, the upstream's own.
 
-    def __init__(self, client: "httpx2.AsyncClient", models: Mapping[str, str]) -> None:
-        self._client, self._models = client, dict(models)
+    system: what stands before every conversation that has no system turn of its own.
+    """
+
+    def __init__(self, client: "httpx2.AsyncClient", models: Mapping[str, str], system: System | None = None) -> None:
+        self._client, self._models, self._system = client, dict(models), system
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def start(self, plan: Plan) -> Events:
@@ -117,6 +121,8 @@ class UpstreamEngine:
         end: ApiError | None = None
         try:
             messages = [message.as_dict() for message in plan.ask.messages]
+            if self._system and not any(message["role"] == "system" for message in messages):
+                messages = self._system.before(messages)
             for attempt in range(1, plan.attempts + 1):
                 text = await self._attempt(plan, choice, attempt, messages, queue, first)
                 messages += [{"role": "assistant", "content": text}, {"role": "user", "content": plan.correction}]

@@ -11,7 +11,7 @@ from selfcorrect.tasks.repair import RepairTask
 __all__ = ["DESCRIPTIONS", "MathTask", "Split", "Task", "make_task"]
 
 DESCRIPTIONS = {
-    "countdown": "reach a target from three numbers, each used once (generated; for evaluation also JSONL)",
+    "countdown": "reach a target from three numbers, each used once (generated; for evaluation also files)",
     "math": "MATH (the paper's 12,000 / 500 split, or its own) and GSM8K: solve a problem, state the answer last",
     "code": "MBPP (sanitized, MBPP+) and HumanEval (HumanEval+): write a program that passes the tests",
     "repair": "mend a recorded wrong first attempt at math or code (selfcorrect make-repair-set builds such a set)",

@@ -1,16 +1,14 @@
-"""Countdown: three numbers and a target. Generated, split by hash; or read from JSONL files.
+"""Countdown: three numbers and a target. Generated, split by hash; or read from files.
 
 A problem's split depends on nothing but its numbers and target, so no seed can leak test into train. The problems of
 the public external set (d1_cd3_test.jsonl) are held out as well: their hashes are in assets/countdown_held_out.txt.
 """
 
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache, cached_property
 from importlib import resources
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +19,7 @@ from selfcorrect.grading.countdown import grade_countdown
 from selfcorrect.seeds import derive_seed
 from selfcorrect.tasks.base import Split, fixed_share
 from selfcorrect.tasks.countdown_generator import draw_problems
+from selfcorrect.tasks.files import Row, read_rows
 from selfcorrect.types import Grade, Problem
 
 TEST_ONE_IN = 10  # a tenth of all problems is held out
@@ -48,10 +47,14 @@ class Countdown:
     """The task `countdown`. Numbers are written largest first; their order carries no meaning."""
 
     name = "countdown"
-    notes: tuple[str, ...] = ()
 
     def __init__(self, config: CountdownConfig | None = None) -> None:
         self._config = config or CountdownConfig()
+        self._notes: list[str] = []
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(self._notes))
 
     def draw(self, step: int, count: int, seed: int) -> list[Problem]:
         """Generated problems, none twice in a step."""
@@ -100,15 +103,13 @@ class Countdown:
         )
 
     def load(self, path: str) -> list[Problem]:
-        """Rows {"input": "3,7,12", "output": "22"} or {"nums": [3, 7, 12], "target": 22}, one a line."""
-        try:
-            lines = Path(path).read_text(encoding="utf-8").split("\n")
-        except (OSError, UnicodeDecodeError) as error:
-            raise DataError(f"{path}: cannot be read as UTF-8 text: {error}") from None
-        problems = [self._parse(line, f"{path}:{number}") for number, line in enumerate(lines, 1) if line.strip()]
-        if not problems:
-            raise DataError(f"{path}: holds no problems; expected one JSON object a line")
-        return problems
+        """Rows {"input": "3,7,12", "output": "22"} or {"nums": [3, 7, 12], "target": 22}; each problem once."""
+        rows = read_rows(path)
+        problems = {problem.id: problem for problem in map(self._read, rows)}
+        again = len(rows) - len(problems)
+        if again:
+            self._notes.append(f"{path}: rows left out, whose problems stand there already: {again:,}")
+        return list(problems.values())
 
     def parse(self, text: str) -> Problem:
         """A problem typed by hand: "30 7 2 = 39", or an id like countdown-30-7-2-to-39; the target comes last."""
@@ -133,24 +134,21 @@ class Countdown:
     def close(self) -> None:
         """Nothing to end."""
 
-    def _parse(self, line: str, where: str) -> Problem:
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"{where}: not valid JSON: {error}") from None
-        if not isinstance(row, dict):
-            raise DataError(f"{where}: expected a JSON object, got {type(row).__name__}")
-        first, last = ("input", "output") if "input" in row else ("nums", "target")
+    def _read(self, row: Row) -> Problem:
+        first, last = ("input", "output") if "input" in row.fields else ("nums", "target")
         for field in (first, last):
-            if field not in row:
-                raise DataError(f"{where}: field {field!r} is missing; rows need input and output, or nums and target")
-        listed = row[first].split(",") if first == "input" and isinstance(row[first], str) else row[first]
+            if field not in row.fields:
+                raise row.wrong(field, "is missing; rows need input and output, or nums and target")
+        given = row.fields[first]
+        listed = given.split(",") if first == "input" and isinstance(given, str) else given
         if not isinstance(listed, list):
-            raise DataError(f"{where}: field {first!r} must be a list of whole numbers, got {row[first]!r}")
-        numbers = [_whole_number(number, where, first) for number in listed]
-        target = _whole_number(row[last], where, last)
+            raise row.wrong(first, f"must be a list of whole numbers, got {given!r}")
+        numbers = [_whole_number(number, row, first) for number in listed]
+        target = _whole_number(row.fields[last], row, last)
         if len(numbers) < 2 or min([*numbers, target]) < 0:
-            raise DataError(f"{where}: needs at least two numbers, none negative; got {numbers} and target {target}")
+            raise DataError(
+                f"{row.where}: needs at least two numbers, none negative; got {numbers} and target {target}"
+            )
         return self._problem(sorted(numbers, reverse=True), target)
 
     def _problem(self, numbers: list[int], target: int) -> Problem:
@@ -162,11 +160,11 @@ class Countdown:
         return template.format(numbers=" ".join(map(str, reference["numbers"])), target=reference["target"])
 
 
-def _whole_number(value: object, where: str, field: str) -> int:
+def _whole_number(value: object, row: Row, field: str) -> int:
     """An integer from a JSON number or a string of digits. Raises DataError for anything else."""
     if isinstance(value, int) and not isinstance(value, bool):
         return value
     text = value.strip() if isinstance(value, str) else ""
     if text.isascii() and text.isdigit() and len(text) <= 18:
         return int(text)
-    raise DataError(f"{where}: field {field!r} must hold whole numbers, got {value!r}")
+    raise row.wrong(field, f"must hold whole numbers, got {value!r}")

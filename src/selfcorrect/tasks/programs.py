@@ -18,13 +18,17 @@ _CODE_LINE = re.compile(
 )
 _BODY_LINE = re.compile(r"(?:[ \t]+\S|return\b|(?:for|if|while|with|try)\b.*:[ \t]*(?:#.*)?$)")
 _RETURNS = re.compile(r"\b(?:return|yield)\b")
-_GOES_ON = re.compile(  # a line at the margin that may stand behind code; prose may not
-    r"$|\[(?!/)|[()\]{}'\"#@*\\]|\.\.\.|\d+[ \t]*[,)\]}]"
+_GOES_ON = re.compile(  # a line at the margin, in no bracket, that may stand behind code; prose may not
+    r"(?!\*[*\s]|\[[A-Z]{2,}\]|\[[^][]*\][ \t]*[:(\w]"  # * a point, [DONE], [Note]:, [1] a book
+    r"|\((?!lambda\b)\w+(?::(?!=)|\)[ \t]*\w)"
+    r"|\((?!(?:not|lambda|await|yield)\b)\w+[ \t]+(?!(?:and|or|not|in|is|if|for|async)\b)\w"
+    r"|[\w.]+\([^()]*\)[ \t]+(?!(?:and|or|if)\b)[A-Za-z])"  # (Note: ...), (1) First, O(n) time
+    r"(?:$|\[(?!/)|[({'\"#@]|\.\.\.[ \t]*$"
     r"|(?:async|await|class|def|del|from|global|import|assert|raise|return"
     r"|nonlocal|yield|(?:pass|break|continue|else|try|finally)\b[ \t]*[:;]?[ \t]*$|(?:else|try|finally):)(?!\w)"
     r"|(?:if|elif|for|while|with|except|match)\b.*:|[\w.]+[(\[]"
     r"|[\w., \t*()\[\]'\"]+(?:[-+*/%&|^@]|//|\*\*|<<|>>)?=(?!=)"
-    r"|\w+[ \t]*:[^=]+="
+    r"|\w+[ \t]*:(?![^=]*\w[ \t]+\w)[^=]+=)"
 )
 _QUIET = re.compile(  # strings and comments
     r'("""|\'\'\')(?:\\.|(?!\1)[^\\])*+(?:\1)?|"(?:\\.|[^"\\\n])*+"?|\'(?:\\.|[^\'\\\n])*+\'?|#[^\n]*', re.DOTALL

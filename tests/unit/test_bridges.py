@@ -55,13 +55,6 @@ def test_what_could_not_be_graded_counts_nowhere(tmp_path: Path) -> None:
     assert protocol.verdicts(name, [failed, Grade(Outcome.CORRECT, 1.0)], ["a", "b"]) is None
 
 
-def test_problems_that_share_an_id_keep_names_of_their_own(tmp_path: Path) -> None:
-    data = write(tmp_path / "twice.jsonl", [{"nums": [1, 2, 3], "target": 6}] * 2)
-    protocol = Protocol(configured("countdown", None, {"data": str(data)}))
-    assert list(protocol.problems) == ["countdown-3-2-1-to-6", "countdown-3-2-1-to-6#2"]
-    assert protocol.told("countdown-3-2-1-to-6#2")["task_id"] == "countdown-3-2-1-to-6"
-
-
 @pytest.mark.parametrize(
     ("task", "settings", "told"),
     [

@@ -6,7 +6,7 @@ for task.data. The problems are those that `selfcorrect evaluate` takes by the s
 
 import atexit
 import json
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from threading import Lock
@@ -105,7 +105,7 @@ def _refuse_what_is_not_played(config: TrainConfig) -> None:
 class Protocol:
     """Problems, prompts and grader of one configured task.
 
-    problems: by a name that no two share. Two threads may grade at once.
+    problems: by id, of which every task has one a problem. Two threads may grade at once.
     """
 
     def __init__(self, config: TrainConfig) -> None:
@@ -113,7 +113,7 @@ class Protocol:
         self.config = config
         self.attempts = config.rollouts.attempts
         self.task: Task = make_task(config.task)
-        self.problems = _named(evaluated_problems(config, self.task))
+        self.problems = {problem.id: problem for problem in evaluated_problems(config, self.task)}
         self.grader = Grader(self.task)
 
     def messages(self, name: str) -> list[tuple[str, str]]:
@@ -140,17 +140,6 @@ class Protocol:
             Attempt((), Completion((), (), text, "stop"), grade) for text, grade in zip(texts, grades, strict=True)
         )
         return verdicts_of(Rollout(self.problems[name], attempts, 0, 0))
-
-
-def _named(problems: Sequence[Problem]) -> dict[str, Problem]:
-    """Problems by id; of those that share one, the second is ID#2."""
-    seen: Counter[str] = Counter()
-    found = {}
-    for problem in problems:
-        seen[problem.id] += 1
-        count = seen[problem.id]
-        found[problem.id if count == 1 else f"{problem.id}#{count}"] = problem
-    return found
 
 
 def writable(text: str) -> str:

@@ -4,7 +4,7 @@ import dataclasses
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -132,8 +132,10 @@ def evaluate(
             )
         folder = folder or default_folder(config, job.made_with)
         notes = _tell([*task.notes, *job.notes], watcher.message)
-        with alone(folder), kept_in(folder, name, job.made_with, watcher) as kept:
+        with ExitStack() as stack:
+            stack.enter_context(alone(folder))
             check_free(folder, name)  # while the model was loaded another command may have begun there
+            kept = stack.enter_context(kept_in(folder, name, job.made_with, watcher))
             there = f"rollouts are kept in {folder}"
             stopped.told = lambda: (
                 f"{kept.count:,} of {job.evaluator.rollouts:,} {there}{job.beside()}: the same command goes on"

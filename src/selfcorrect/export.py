@@ -38,7 +38,12 @@ def export(
     _check_whole(folder)
     is_adapter = not (folder / "config.json").is_file()
     run = _run_of(folder)
-    base = adapters.stored_about(folder)[1] if is_adapter else _base_of(run, folder)
+    about, base = adapters.stored_about(folder) if is_adapter else ({}, _base_of(run, folder))
+    if about.get("part_of") and not merge:
+        raise ConfigError(
+            f"{folder}: its adapter is of the text model within {base}, a {about['part_of']}, whose layers have other "
+            "names, so other tools would load nothing of it; --merge writes that text model with the adapter in it"
+        )
     with atomic_folder(out) as temporary:
         if merge and is_adapter:
             say(f"merging {folder} into {base}")

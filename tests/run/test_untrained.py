@@ -166,12 +166,18 @@ def test_nothing_is_evaluated_into_a_run_under_way(model: Path, tmp_path: Path) 
         api.evaluate(model, recipe=settings, output=tmp_path / "run")
 
     def begins(*_: Any) -> list[str]:
-        (tmp_path / "run").mkdir()
-        (tmp_path / "run" / USED).write_text("")
+        (tmp_path / "run").mkdir(exist_ok=True)
+        (tmp_path / "run" / begun).write_text("")
         return []
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(api, "unread", begins)
+        begun = "config.yaml"  # another evaluation, which has ended
+        with pytest.raises(ConfigError, match="already holds a run"):
+            api.evaluate(model, recipe=settings, output=tmp_path / "run")
+        assert not (tmp_path / "run" / "evaluations").exists()
+        shutil.rmtree(tmp_path / "run")
+        begun = USED
         with pytest.raises(ConfigError, match="already holds a run"):
             api.evaluate(model, recipe=settings, output=tmp_path / "run")
 

@@ -22,7 +22,6 @@ from selfcorrect.export import export
 from selfcorrect.models import files
 from selfcorrect.models import weights as stored
 from selfcorrect.models.loading import LanguageModel, load_model
-from selfcorrect.models.sizing import sized
 from selfcorrect.runs.checkpoint import check_manifest
 from selfcorrect.runs.disk import save_model, share_model, try_save
 from tests.support.hf_model import save_qwen2
@@ -446,46 +445,3 @@ def test_stored_weights_need_no_second_model(
             parameter.data.zero_()
         stored.load_weights(lm, state)
         assert all(torch.equal(tensor, wanted[name]) for name, tensor in stored.weights(lm).items())
-
-
-@pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("tuning", ["full", "lora", "qlora"])
-def test_of_a_model_that_reads_pictures_the_text_model_is_loaded(tuning: str, tied: bool, tmp_path: Path) -> None:
-    """Gemma 3 from 4 billion weights on: the same logits, each layer's window known, saved as an ordinary model."""
-    from transformers import Gemma3Config, Gemma3ForConditionalGeneration
-
-    lm = tiny_lm("gemma3", "eager")
-    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
-    seeing = {**sizes, "image_size": 14, "patch_size": 14}
-    whole = Gemma3ForConditionalGeneration(
-        Gemma3Config(
-            text_config=lm.model.config.to_dict(), vision_config=seeing, mm_tokens_per_image=1, tie_word_embeddings=tied
-        )
-    ).eval()
-    whole.model.language_model.load_state_dict(lm.model.model.state_dict())
-    whole.save_pretrained(tmp_path / "whole")
-    lm.tokenizer.save_pretrained(tmp_path / "whole")
-    told = {"path": str(tmp_path / "whole"), "tuning": tuning, "device": "cpu", "precision": "float32"}
-    found = load_model(ModelConfig.model_validate(told))
-    assert any("the text model alone is loaded, trained and saved, as Gemma3ForCausalLM" in n for n in found.chat.notes)
-    assert found.windows == lm.windows == {"sliding_attention": 6, "full_attention": None}
-    assert found.head_form is not None
-    ids = torch.arange(1, 13).view(2, 6)
-    with torch.no_grad():
-        logits, expected = found.logits(ids, None, use_cache=False), whole(ids, use_cache=False).logits.flatten(0, 1)
-    if tuning != "qlora":
-        torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-5)
-    config = validate(
-        {"model": told, "stages": [{"name": "a", "objective": "stage2", "steps": 1, "learning_rate": 1.0}]}
-    )
-    assert isinstance(config, TrainConfig)
-    assert isinstance(sized(config, found, 64)[0].rollouts.rows_at_once, int)
-    if found.adapters:
-        found.adapters.merge()
-        found = replace(found, adapters=None)
-    found.save(tmp_path / "saved")
-    again = load(tmp_path / "saved")
-    assert type(again.model) is type(lm.model)
-    assert not any("text model" in note for note in again.chat.notes)
-    with torch.no_grad():
-        torch.testing.assert_close(again.logits(ids, None, use_cache=False), logits, rtol=1e-4, atol=1e-4)

@@ -36,6 +36,7 @@ LABELS = [
         (r"$x \u2212 \boxed{5}$", "5", "box"),
         (r"$-\frac{3}{2}-\boxed{2}$", "2", "box"),
         ("it is\n- \\boxed{5}", "5", "box"),
+        ("$$\\begin{array} a \\\\[4pt] b \\end{array}$$ It is:\n- \\boxed{5}", "5", "box"),
         ("Final answer:\n- \\boxed{5}", "5", "final form"),  # the mark of a list, and below a sign
         ("so $x=5$\n  - \\boxed{5}", "5", "box"),
         ("$$x$$ Roots,\n- \\boxed{5}", "5", "box"),

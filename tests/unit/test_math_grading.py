@@ -83,7 +83,7 @@ DIFFERENT = [
     ("3:1", "-3:1"), ("35", "3 5"), ("12", "1 2"), ("2^{3x}", "2^{3}x"), ("3", "3xy"), ("5", "5x"), ("5", "5=x"),
     ("312_5", "312_6"), ("3", "11_2"), ("6", r"6 \text{ or } 7"), ("6", "6 million"), ("50", "0.5"), ("0.5", r"0.5\%"),
     (r"\pi", r"\pi\text{ halves}"), ("x", r"x+\text{ cm}"), ("3", r"3x\text{ cm}"), ("east", r"east\text{ cm}"), ("2x", r"2x\text{ dozen}"), ("n", "nm"),
-    ("15", r"15/\text{dozen}"), ("15", "15/h"), ("15", r"15x/\text{hour}"), (r"15\text{ hours}", "15/hour"), (r"60\text{ per hour}", "60/minute"), (r"60\text{ per hour}", r"60\text{ per minute}"),
+    ("15", r"15/\text{dozen}"), ("15", "15/h"), ("15", r"15x/\text{hour}"), (r"15\text{ hours}", "15/hour"), (r"5\text{ hours}", r"5/\text{minute}"), (r"12\text{ cm}^2", r"12/\text{cm}"), (r"60\text{ per hour}", "60/minute"), (r"60\text{ per hour}", r"60\text{ per minute}"),
     (r"1 \text{ hour}", r"1\text{ minute}"), (r"60\text{ mph}", r"60\text{ kph}"),
     (r"3\text{ cm}", r"3\text{ cm}^2"), (r"\text{east}", r"\text{west}"),
     ("10", "10,000"), (r"11,\! 111,\! 100", "11111101"), (r"1,\! 2", "12"), ("1", r"\frac{0}{0}"), ("1", "1/0"), ("x=1,y=2", "2,1"), ("x=1,y=2", "x=2,y=1"), ("x+1", "x-1"),

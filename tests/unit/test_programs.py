@@ -183,7 +183,8 @@ def test_prose_that_looks_like_code_ends_it(prose: str, before: str) -> None:
 @pytest.mark.parametrize(
     "line",
     ["*a, b = f([1, 2])", "*_, = [1]", "(a, b) = 1, 2", "(f)(1)", "(lambda: 1)()", "(f(1) if f else 2)", "(x := 3)", "[a, b] = 1, 2", "[f(i) for i in 'x']",
-     "[f][0](1)", "(\n1)", "[\n1,\n]", "print(f(1)) if f else 2", "x: dict[str, int] = {}", "...", "{1: 2}", "@f\ndef g(): pass", "'doc'"],
+     "[f][0](1)", "(\n1)", "[\n1,\n]", "print(f(1)) if f else 2", "x: dict[str, int] = {}", "...", "{1: 2}", "@f\ndef g(): pass", "'doc'",
+     "try:\n    f(1)\nexcept(ValueError) as e:\n    pass", "if(f) is not None:\n    f(1)", "for(i) in [1]:\n    f(i)", "while(f) not in [f]:\n    f(1)", "f(1) in [1]"],
 )  # fmt: skip
 @pytest.mark.parametrize("before", ["", f"{T}python\n"])
 def test_code_that_looks_like_prose_does_not(line: str, before: str) -> None:

@@ -30,6 +30,7 @@ _SIGN_BEFORE, _SIGN_IN_DISPLAY = (  # of the box, not between two terms, and nei
     )
     for gap in (r"[ \t]", r"\s")
 )
+_DISPLAYS = re.compile(r"(?<!\\)\\(?:[\[\]]|(?:begin|end)\{)")  # not the [ of a row's spacing, \\[4pt]
 _MAY_END_SIGN = frozenset("-\u2212m,;:! \n")
 _HEADING = re.compile(r"[#*_\s]*+(?:\(?\w{1,3}[.):]\s+)*+[*_]*+[A-Za-z]{2,}+(?!\()")  # `Step 2: Add`, `1. Add`
 _GSM8K = re.compile(r"^[ \t]*#### ?(.*)$", re.MULTILINE)
@@ -103,10 +104,8 @@ def _with_sign(text: str, box: _Box) -> str:
 
 def _in_display(text: str, place: int) -> bool:
     """Whether a displayed formula is open, where a line may begin with a sign; elsewhere that is a list's mark."""
-    pairs = ("\\[", "\\]"), ("\\begin{", "\\end{")
-    return text.count("$$", 0, place) % 2 == 1 or any(
-        text.rfind(opens, 0, place) > text.rfind(closes, 0, place) for opens, closes in pairs
-    )
+    last = {mark in ("\\[", "\\]"): mark for mark in _DISPLAYS.findall(text, 0, place)}  # of brackets, of environments
+    return text.count("$$", 0, place) % 2 == 1 or "\\[" in last.values() or "\\begin{" in last.values()
 
 
 def find_answer(text: str) -> Found:

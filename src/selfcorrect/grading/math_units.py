@@ -30,6 +30,7 @@ _MEASURES = (
     ("hectare", "hectares"), ("hz", "hertz"), ("mb",), ("gb",), ("kb",), ("kw", "kilowatt", "kilowatts"), ("kwh",),
 )  # fmt: skip
 SAME_UNIT = {name: group[0] for group in _MEASURES for name in group}
+_TIMES = frozenset(SAME_UNIT[name] for name in ("second", "minute", "hour", "day", "week", "month", "year"))
 LONE = frozenset("mgshlLNJWV")  # letters that are units inside \text{..}, in just this case
 _COUNTED = frozenset(
     _WORD.findall(
@@ -237,8 +238,9 @@ def units_agree(left: str, right: str) -> bool:
     rates = [unit.startswith("per ") for unit in (left, right)]
     left, right = left.removeprefix("per "), right.removeprefix("per ")
     names = [SAME_UNIT.get(_plain(unit)) for unit in (left, right)]
-    if rates[0] != rates[1]:  # an hour is not `per hour`; but `60 per hour` may be miles
-        return None in names or names[0] != names[1]
+    if rates[0] != rates[1]:  # an hour, or a minute, is not `per hour`; but `60 per hour` may be miles
+        of, per = names if rates[1] else names[::-1]
+        return None in names or (per in _TIMES and of not in _TIMES)
     heat = {"degree", "degree c"}, {"degree", "degree f"}
     return _power(left) == _power(right) and (None in names or names[0] == names[1] or set(names) in heat)
 

@@ -42,7 +42,7 @@ class LanguageModel:
 
     adapters: those in the model, if any; view: which of them this LanguageModel computes with. masters: of weights that
     are stored in lower precision than they train in, once they train. copies: whether sampling may lay out copies of
-    the weights.
+    the weights. part_of: the class of the model that this is the text model of (text_part.py).
     """
 
     model: Any
@@ -56,6 +56,7 @@ class LanguageModel:
     view: str = POLICY
     masters: Masters | None = None
     copies: bool = True
+    part_of: str = ""
 
     @contextmanager
     def autocast(self) -> Iterator[None]:
@@ -264,6 +265,7 @@ def load_model(config: ModelConfig, seed: int = 0, *, in_memory: bool = False, h
                 from selfcorrect.models.weights import base_digests
 
                 lm.adapters.about = {"tuning": config.tuning, "weights": config.weights, **base_digests(lm)}
+                lm.adapters.about |= {"part_of": lm.part_of} if lm.part_of else {}
     finally:
         logging.set_verbosity(verbosity)
     lm.copies = config.sampling_copies
@@ -305,7 +307,7 @@ def _load(
             f"its weights lack {first}" + (f" and {len(more)} more" if more else "")
             + ", which would be left random; the files are not complete, or not of a causal language model"
         )  # fmt: skip
-    model, left_out = text_part(model)
+    model, part_of = text_part(model)
     if hollow:
         fill_with_nothing(model)
     elif config.tuning == "qlora":
@@ -314,14 +316,17 @@ def _load(
         model.to("cpu" if in_memory else device)
     templates.choose(tokenizer, config.chat_template)
     lm = wrap(model, tokenizer, compute_dtype, config.template_options, templates.system_of(config))
-    lm.device = device if in_memory else lm.device
+    lm.device, lm.part_of = device if in_memory else lm.device, part_of
     if lm.head_form is None:
         lm.chat.notes += (
             f"model.path = {config.path!r}: how this model makes logits from its last hidden states is not known, so "
             "the update holds them whole, tokens x vocabulary",
         )
     told = f"the model's generation settings will be saved {changes}; nothing here samples by them" if changes else ""
-    return lm, [note for note in (left_out, told) if note]
+    of_text = (
+        f"of {part_of} the text model alone is loaded, trained and saved, as {type(model).__name__}" if part_of else ""
+    )
+    return lm, [note for note in (of_text, told) if note]
 
 
 def _in_four_bits(config: ModelConfig, device: torch.device, compute_dtype: torch.dtype) -> dict[str, Any]:

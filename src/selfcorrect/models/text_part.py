@@ -10,7 +10,7 @@ _IN_CONFIG = ("quantization_config", "_pre_quantization_dtype")
 
 
 def text_part(model: Any) -> tuple[Any, str]:
-    """The model's decoder and head as a causal LM of the text config, and what is left out, in words.
+    """The model's decoder and head as a causal LM of the text config, and the class of the whole.
 
     The model itself and nothing where it is one already, or where transformers has no class for its text alone.
     """
@@ -31,8 +31,9 @@ def text_part(model: Any) -> tuple[Any, str]:
     text.tie_word_embeddings = head.weight is decoder.get_input_embeddings().weight
     alone.generation_config = model.generation_config
     alone.eval()
+    text.architectures = [kind.__name__]
     for target, source, names in ((alone, model, _QUANTISED), (text, model.config, _IN_CONFIG)):
         for name in names:
             if name in vars(source):
                 setattr(target, name, vars(source)[name])
-    return alone, f"of {type(model).__name__} the text model alone is loaded, trained and saved, as {kind.__name__}"
+    return alone, type(model).__name__

@@ -62,7 +62,7 @@ class Sentry:
         told = self._lessons.step(
             row["rewards"], row["truncated"], row["equal_groups"], row["grad_norm"], row["skip_reason"]
         )
-        if row["accuracy"]:
+        if row.get("accuracy"):
             several = len(row["accuracy"]) > 1
             unchanged = row["unchanged"] if several else 0.0  # a single attempt repeats nothing
             told += self._watch.step(row["accuracy"][0], row["delta"], unchanged)

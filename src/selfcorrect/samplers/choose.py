@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 
 from selfcorrect.config import TrainConfig
+from selfcorrect.errors import ConfigError
 from selfcorrect.models.loading import LanguageModel
 from selfcorrect.samplers.base import Sampler
 from selfcorrect.samplers.transformers import TransformersSampler
@@ -22,6 +23,11 @@ def make_sampler(config: TrainConfig, lm: LanguageModel, max_rows: int = 512) ->
     adapter_only = lm.adapters is not None and settings.adapter != "merged"
     if not settings.server:
         need_vllm()  # its absence is the first thing to say
+    elif lm.part_of:
+        raise ConfigError(
+            f"vllm.server = {settings.server!r}: the server runs model.path whole, a {lm.part_of}, whose weights have "
+            "other names than its text model's, which is trained; leave vllm.server out, or set sampler: transformers"
+        )
 
     def start(folder: Path, dtype: torch.dtype) -> Engine:
         if settings.server:

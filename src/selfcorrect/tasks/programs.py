@@ -22,7 +22,8 @@ _GOES_ON = re.compile(  # a line at the margin, in no bracket, that may stand be
     r"(?!\*[*\s]|\[[A-Z]{2,}\]|\[[^][]*\][ \t]*[:(\w]"  # * a point, [DONE], [Note]:, [1] a book
     r"|\((?!lambda\b)\w+(?::(?!=)|\)[ \t]*\w)"
     r"|\((?!(?:not|lambda|await|yield)\b)\w+[ \t]+(?!(?:and|or|not|in|is|if|for|async)\b)\w"
-    r"|[\w.]+\([^()]*\)[ \t]+(?!(?:and|or|if)\b)[A-Za-z])"  # (Note: ...), (1) First, O(n) time
+    r"|(?!(?:if|elif|for|while|with|except|match|assert|return|raise|del|not|yield|await|print)\b)"
+    r"[\w.]+\([^()]*\)[ \t]+(?!(?:and|or|if|in|is|not|for)\b)[A-Za-z])"  # (Note: ...), (1) First, O(n) time
     r"(?:$|\[(?!/)|[({'\"#@]|\.\.\.[ \t]*$"
     r"|(?:async|await|class|def|del|from|global|import|assert|raise|return"
     r"|nonlocal|yield|(?:pass|break|continue|else|try|finally)\b[ \t]*[:;]?[ \t]*$|(?:else|try|finally):)(?!\w)"

@@ -126,20 +126,18 @@ def evaluate(
     with stoppable() as stopped, closing(task):
         if endpoint:
             job = endpoint_job(config, task, folder, name, endpoint, watcher.message)
+        elif config.sampler == "recorded":
+            job = _recorded_job(config, task)
         else:
-            job = (
-                _recorded_job(config, task) if config.sampler == "recorded" else _model_job(config, task, folder, name)
-            )
+            job = _model_job(config, task, folder, name)
         folder = folder or default_folder(config, job.made_with)
         notes = _tell([*task.notes, *job.notes], watcher.message)
         with ExitStack() as stack:
             stack.enter_context(alone(folder))
             check_free(folder, name)  # while the model was loaded another command may have begun there
             kept = stack.enter_context(kept_in(folder, name, job.made_with, watcher))
-            there = f"rollouts are kept in {folder}"
-            stopped.told = lambda: (
-                f"{kept.count:,} of {job.evaluator.rollouts:,} {there}{job.beside()}: the same command goes on"
-            )
+            there = f"of {job.evaluator.rollouts:,} rollouts are kept in {folder}"
+            stopped.told = lambda: f"{kept.count:,} {there}{job.beside()}: the same command goes on"
             _say_plan(job, folder, kept.count, watcher)
             evaluation = run_kept(job.evaluator, name, 0, job.sampler, job.chat, kept, watcher)
             notes += _tell(job.after(), watcher.message)

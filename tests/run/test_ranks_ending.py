@@ -37,12 +37,12 @@ TRAINING: Any = training
 pytestmark = pytest.mark.usefixtures("lucky")
 
 
-def killed(rank: int) -> None:
-    """Rank 1 dies in step 3."""
+def killed(rank: int, after: int = 2) -> None:
+    """Rank 1 dies in the step that follows so many."""
     step = Trainer.train_step
 
     def dies(trainer: Trainer) -> StepResult:
-        if rank == 1 and trainer.progress.step == 2:
+        if rank == 1 and trainer.progress.step == after:
             os.kill(os.getpid(), signal.SIGKILL)
         return step(trainer)
 

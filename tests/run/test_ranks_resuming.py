@@ -4,6 +4,7 @@ import os
 import shutil
 import signal
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,6 @@ from tests.support.ranks import launch
 from tests.support.runs import StopAt, go, read_rows, tuned
 
 LOOP: Any = Loop  # to plant things in
-TRAINER: Any = Trainer
 COUNTDOWN: Any = Countdown
 TRAINING: Any = training
 SUPERVISED: Any = supervised
@@ -94,18 +94,6 @@ def test_adapters_go_on_to_the_same_bits(parallel: str, tuning: str, model: Path
     check_equal(tmp_path / "two", tmp_path / "other" / "two")
 
 
-def killed_later(rank: int) -> None:
-    """Rank 1 dies in step 5."""
-    step = Trainer.train_step
-
-    def dies(trainer: Trainer) -> StepResult:
-        if rank == 1 and trainer.progress.step == 4:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return step(trainer)
-
-    TRAINER.train_step = dies
-
-
 @pytest.mark.nightly
 def test_what_two_machines_began_others_go_on_with(model: Path, tmp_path: Path) -> None:
     """Four processes killed and gone on with to the same bits; then two of one machine, then one."""
@@ -119,7 +107,7 @@ def test_what_two_machines_began_others_go_on_with(model: Path, tmp_path: Path) 
     well(launch(tmp_path / "whole", unbroken, size=4, machines=2).ended(120))
     check_equal(tmp_path / "four", tmp_path / "unbroken" / "four")
     two = {**settings, "output": str(tmp_path / "other")}
-    launch(tmp_path / "log-two", two, "parallel=fsdp2", hook=killed_later).ended()
+    launch(tmp_path / "log-two", two, "parallel=fsdp2", hook=partial(killed, after=4)).ended()
     assert newest(tmp_path / "other" / "four").step == 4
     resume(tmp_path / "other" / "four", Observer(), ["parallel=auto"])
     assert gap(tmp_path / "four", tmp_path / "other" / "four") < 1e-5

@@ -25,6 +25,9 @@ from selfcorrect.errors import ModelError
 from selfcorrect.models.sharded import fill, whole
 
 POLICY, FROZEN, OFF = "default", "frozen", ""  # the first is the name that PEFT gives the only adapter of a folder
+# What transformers notes on a model that was quantised as it was loaded, beside its quantiser, and in its config.
+QUANTISED = ("is_quantized", "is_loaded_in_4bit", "quantization_method")
+QUANTISED_IN_CONFIG = ("quantization_config", "_pre_quantization_dtype")
 CONFIG, WEIGHTS, ABOUT = "adapter_config.json", "adapter_model.safetensors", "selfcorrect.json"
 _PREFIX = "base_model.model."  # of every name in an adapter's file, from the wrapper that PeftModel is
 _PLAIN = {  # what an adapter may not have, with the value that means it has not
@@ -195,8 +198,8 @@ def _forget(model: Any) -> None:
     if getattr(model, "hf_quantizer", None) is not None:
         del model.hf_quantizer
         for of, names in (
-            (model, ("is_quantized", "is_loaded_in_4bit", "quantization_method")),
-            (model.config, ("quantization_config", "_pre_quantization_dtype")),
+            (model, QUANTISED),
+            (model.config, QUANTISED_IN_CONFIG),
         ):
             for name in names:
                 if name in vars(of):

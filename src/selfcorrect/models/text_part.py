@@ -4,9 +4,7 @@ from typing import Any
 
 import torch
 
-# What transformers notes on a model, and in its config, that was quantised as it was loaded.
-_QUANTISED = ("hf_quantizer", "is_quantized", "is_loaded_in_4bit", "quantization_method")
-_IN_CONFIG = ("quantization_config", "_pre_quantization_dtype")
+from selfcorrect.models.adapters import QUANTISED, QUANTISED_IN_CONFIG
 
 
 def text_part(model: Any) -> tuple[Any, str]:
@@ -32,7 +30,10 @@ def text_part(model: Any) -> tuple[Any, str]:
     alone.generation_config = model.generation_config
     alone.eval()
     text.architectures = [kind.__name__]
-    for target, source, names in ((alone, model, _QUANTISED), (text, model.config, _IN_CONFIG)):
+    for target, source, names in (
+        (alone, model, ("hf_quantizer", *QUANTISED)),
+        (text, model.config, QUANTISED_IN_CONFIG),
+    ):
         for name in names:
             if name in vars(source):
                 setattr(target, name, vars(source)[name])

@@ -169,7 +169,7 @@ def versions(names: Sequence[str]) -> dict[str, str | None]:
 
 
 def cpu_model() -> str:
-    """The processor's name as the system gives it."""
+    """The processor's name as the system gives it, and its widest vectors: one name may stand for several kinds."""
     import platform
 
     try:
@@ -177,4 +177,5 @@ def cpu_model() -> str:
     except OSError:
         lines = []
     named = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return named[0] if named else platform.processor() or platform.machine()
+    name = named[0] if named else platform.processor() or platform.machine()
+    return f"{name}, {torch.backends.cpu.get_cpu_capability()}"

@@ -128,6 +128,27 @@ def test_other_numbers_than_the_policys_stop_the_run(adapted: bool, fault: dict[
 
 
 @pytest.mark.parametrize(
+    ("adapted", "fault"), [(False, {"stale_weights": 2}), (True, {"wrong_adapter": 2}), (False, {}), (True, {})]
+)
+def test_a_missed_sync_that_rounding_would_hide_stops_the_run(
+    adapted: bool, fault: dict[str, int], tmp_path: Path
+) -> None:
+    """In bfloat16 a small update moves the policy by far less than is allowed; but it moves, and the engine not."""
+    lm = replace(model(adapted=adapted), compute_dtype=torch.bfloat16)
+    own = sampler(lm, Engines(lm, fault), tmp_path)
+    for size in (0.0, 1e-4, 0.0, 1e-4):  # where nothing was learned the engine may stand still
+        learn(lm, size)
+        own.load_weights(lm.model)
+        if fault and size:
+            with pytest.raises(
+                SamplerFailed, match=r"after sync 2 as it did before, to the last bit, .* moved by [\d.e-]+ nats"
+            ):
+                own.sample(prompts(lm), GREEDY)
+            return
+        own.sample(prompts(lm), GREEDY)
+
+
+@pytest.mark.parametrize(
     ("fault", "adapted"),
     [({"dies": 4}, False), ({"no_numbers": 2}, False), ({"sync_dies": 2}, False), ({"dies": 4}, True)],
 )

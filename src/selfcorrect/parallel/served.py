@@ -13,7 +13,8 @@ from typing import Any, TypeVar
 
 from selfcorrect.errors import EngineFailed
 from selfcorrect.parallel.ranks import Several
-from selfcorrect.samplers.vllm import PROBES, Probed, VllmSampler, failed_again, policy_logprobs, started_again
+from selfcorrect.samplers.compared import PROBES, Probed, policy_logprobs
+from selfcorrect.samplers.vllm import VllmSampler, failed_again, started_again
 from selfcorrect.types import Completion, SamplingParams
 
 T = TypeVar("T")

@@ -24,18 +24,14 @@ from selfcorrect.config import VllmConfig
 from selfcorrect.errors import EngineFailed, SamplerFailed, UserError
 from selfcorrect.models.loading import LanguageModel
 from selfcorrect.models.plain import PlainWeights
+from selfcorrect.samplers.compared import PROBED, TEMPERATURE, Comparison, Probed, policy_logprobs, probes
 from selfcorrect.samplers.sync_folder import SyncFolder
 from selfcorrect.seeds import derive_seed
 from selfcorrect.types import Completion, SamplingParams
 
 T = TypeVar("T")
 
-# Of the mean difference of a token's log-probability, in nats. Sums in another order differ by some roundings: about
-# 1e-6 in float32 here. Half precisions round the hidden states of every layer.
-ALLOWED = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 8e-2}
 ADAPTER = "policy-"  # begins the name of every adapter that is sent
-PROBES, _PROBED = 4, 16  # rows and new tokens of the comparison
-_TEMPERATURE = 0.7  # of the comparison: not 1, so that log-probabilities from before the temperature are seen
 
 
 class Request(NamedTuple):
@@ -51,14 +47,6 @@ class Request(NamedTuple):
 class Sampled(NamedTuple):
     """token_ids [L] with the one that ended it, and the log-probability of each [L] at the request's temperature."""
 
-    token_ids: tuple[int, ...]
-    logprobs: tuple[float, ...]
-
-
-class Probed(NamedTuple):
-    """What an engine wrote after a prompt, for the comparison: tokens, and the log-probability it gave to each."""
-
-    prompt: tuple[int, ...]
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...]
 
@@ -122,6 +110,7 @@ class VllmSampler:
         self._lm, self._config, self._start, self._adapter_only = lm, config, start, adapter_only
         self._say = say or (lambda line: print(f"note: {line}", file=sys.stderr))
         self.dtype = lm.compute_dtype if config.precision == "auto" else getattr(torch, config.precision)
+        self._comparison = Comparison(self.dtype, lm.compute_dtype, "adapter" if adapter_only else "weights")
         self._engine: Engine | None = None
         self._syncs = 0
         self._versions: list[AdapterVersion] = []  # those the engine knows, the newest last
@@ -327,10 +316,9 @@ class VllmSampler:
 
     def _probe(self, engine: Engine, prompts: Sequence[tuple[int, ...]]) -> list[Probed]:
         """The same rows after every sync, longer than a cache block, so that what an older version left is met."""
-        self._probes = self._probes or _probes(prompts, 3 * engine.block + 1, engine.longest - _PROBED)
+        self._probes = self._probes or probes(prompts, 3 * engine.block + 1, engine.longest - PROBED)
         requests = [
-            Request(probe, derive_seed("probe", row), _TEMPERATURE, _PROBED, ())
-            for row, probe in enumerate(self._probes)
+            Request(probe, derive_seed("probe", row), TEMPERATURE, PROBED, ()) for row, probe in enumerate(self._probes)
         ]
         found = engine.sample(requests)
         if not all(ids and len(logprobs) == len(ids) for ids, logprobs in found):
@@ -342,22 +330,8 @@ class VllmSampler:
         return [Probed(probe, *told) for probe, told in zip(self._probes, found, strict=True)]
 
     def judge(self, probed: Sequence[Probed], own: Sequence[Sequence[float]]) -> None:
-        """Raises SamplerFailed where the engine gave its tokens other log-probabilities than the policy's `own`."""
-        gaps = [
-            abs(ours - theirs)
-            for mine, found in zip(own, probed, strict=True)
-            for ours, theirs in zip(mine, found.logprobs, strict=True)
-        ]
-        gap, allowed = sum(gaps) / len(gaps), max(ALLOWED[self.dtype], ALLOWED[self._lm.compute_dtype])
-        if not gap <= allowed:
-            sent = "adapter" if self._adapter_only else "weights"
-            raise SamplerFailed(
-                f"sampler: vllm computes other log-probabilities than the policy after sync {self._syncs}: they differ "
-                f"by {gap:.2g} nats a token over {len(gaps)} tokens, and {allowed:g} is allowed for "
-                f"{str(self.dtype).removeprefix('torch.')}; it holds other {sent}, an old cache, or computes "
-                "differently (server: --logprobs-mode processed_logprobs, the same model and dtype): start it anew, "
-                "or set sampler: transformers"
-            )
+        """Raises SamplerFailed where the engine's log-probabilities are not the policy's `own`, or stand still."""
+        self._comparison.judge(probed, own, self._syncs)
         self._compared = True
 
 
@@ -380,32 +354,6 @@ def _answers(engine: Engine, requests: Sequence[Request]) -> list[Sampled]:
         whole = len(ids) == request.max_new_tokens or (ids and ids[-1] in request.stop_ids)
         if not whole or len(logprobs) != len(ids) or not all(map(math.isfinite, logprobs)):
             raise RuntimeError(f"a completion of {len(ids)} tokens came back broken off, or without its numbers")
-    return found
-
-
-def _probes(prompts: Sequence[tuple[int, ...]], length: int, longest: int) -> list[tuple[int, ...]]:
-    """Rows of `length` tokens, each beginning with another prompt, laid end to end with those after it."""
-    distinct = list(dict.fromkeys(prompts))[:PROBES]
-    rows = []
-    for first in range(len(distinct)):
-        ids: tuple[int, ...] = ()
-        while len(ids) < length:
-            for prompt in (*distinct[first:], *distinct[:first]):
-                ids += prompt
-        rows.append(ids[: max(1, min(length, longest))])
-    return rows
-
-
-@torch.no_grad()
-def policy_logprobs(lm: LanguageModel, probed: Sequence[Probed]) -> list[list[float]]:
-    """The policy's own of the same tokens, at the temperature of the comparison."""
-    found = []
-    for prompt, ids, _ in probed:
-        table_1T = torch.tensor([[*prompt, *ids]], device=lm.device)
-        place_T = torch.arange(table_1T.shape[1], device=lm.device)
-        select_1T = ((place_T >= len(prompt) - 1) & (place_T < table_1T.shape[1] - 1))[None]
-        logprobs_LV = (lm.logits(table_1T, select_1T) / _TEMPERATURE).log_softmax(-1)
-        found.append(logprobs_LV.gather(1, table_1T[0, len(prompt) :, None])[:, 0].tolist())
     return found
 
 

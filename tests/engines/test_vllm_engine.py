@@ -159,6 +159,22 @@ def test_stale_weights_and_a_stale_cache_are_seen(paired: Callable[..., Pair], m
     assert pair.gap(pair.attempts(pair.own, 1.0), 1.0) < CLOSE
 
 
+def test_a_missed_sync_of_one_small_update_is_seen_in_bfloat16(
+    paired: Callable[..., Pair], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Far below what the two engines differ by; the same update that is taken, or nothing learned, stops nothing."""
+    pair = paired(load_model(ModelConfig(path="lab", device="cpu", precision="bfloat16")))
+    for size in (0.0, 0.0, 1e-6, 1e-6):
+        learn(pair.lm, size)
+        pair.own.load_weights(pair.lm.model)
+        pair.attempts(pair.own, 1.0, 1)
+    monkeypatch.setattr(pair.engine, "take_weights", lambda weights: None)
+    learn(pair.lm, 1e-6)
+    pair.own.load_weights(pair.lm.model)
+    with pytest.raises(SamplerFailed, match=r"after sync 6 as it did before, to the last bit"):
+        pair.attempts(pair.own, 1.0, 1)
+
+
 def test_another_version_of_the_adapter_is_seen(paired: Callable[..., Pair], monkeypatch: pytest.MonkeyPatch) -> None:
     pair = paired(tuned("lora"))
     pair.attempts(pair.own, 1.0, 1)

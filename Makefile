@@ -51,6 +51,7 @@ nightly: $(VENV)/.installed docs  ## the test suite and the heavier checks
 	$(BIN)/python -m pytest $(BOTH) -m "not alone and not vllm"
 	$(BIN)/python -m pytest -m alone
 	$(MAKE) test-vllm
+	$(MAKE) test-bridges
 
 lint: $(VENV)/.installed  ## ruff and mypy
 	$(BIN)/ruff check src tests benchmarks examples

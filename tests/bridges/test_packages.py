@@ -114,7 +114,7 @@ print(log.status, len(log.samples), sorted(log.results.scores[0].metrics))
 """
     done = subprocess.run([sys.executable, "-c", run], capture_output=True, text=True, check=True, timeout=120)
     assert done.stdout.split("\n")[0] == (
-        f"success {COUNT} ['accuracy@t1', 'accuracy@t2', 'accuracy@t3', 'c->i', 'delta', 'i->c', 'unchanged']"
+        "success 5 ['accuracy@t1', 'accuracy@t2', 'accuracy@t3', 'c->i', 'delta', 'i->c', 'unchanged']"
     )
     listed = subprocess.run(
         [sys.executable, "-m", "inspect_ai", "eval", "selfcorrect/two_attempts", "-T", "task=chess", "--display", "plain"],

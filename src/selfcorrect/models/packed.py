@@ -112,6 +112,7 @@ def _found_on_trial(lm: "LanguageModel") -> str:
     That is the model's code, not its precision: the trial is in float32 where the weights are, as bfloat16 alone moves
     hidden states of real models by a tenth, and those of control tokens by two thirds.
     """
+    lm = replace(lm, device=next(lm.model.parameters()).device)  # shards go to a card from the machine's memory
     tries = [(lm, 0.25)]  # bfloat16 rounds up to 0.1; rows that see each other differ by 0.35 and more
     if all(weight.dtype.itemsize >= torch.float32.itemsize for weight in lm.model.parameters()):
         exact = lm if lm.compute_dtype == torch.float64 else replace(lm, compute_dtype=torch.float32)

@@ -98,7 +98,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
 
 def make_folder(folder: Path, dry: bool) -> None:
     lm = make_model(DRY if dry else HALF, torch.device("cpu"), ENDS)
-    lm.save(folder)
+    lm.save(folder, torch.float32)
 
 
 def child(side: str, tuning: str, folder: Path, options: argparse.Namespace) -> dict[str, Any]:

@@ -121,7 +121,7 @@ def finish(
         **more, "losses": losses, "minutes": round(clock() / 60, 2),
     }  # fmt: skip
     with atomic_folder(Path(options.output)) as folder:
-        lm.save(folder)
+        lm.save(folder, torch.float32)
         (folder / "warm_up.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 

@@ -80,7 +80,7 @@ def settings_of(case: str, output: Path, model: Path, name: str = "run") -> dict
 def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Wide enough for moments of 8 bits, which small tensors do not get."""
     folder = tmp_path_factory.mktemp("wide")
-    tiny_lm("llama", "eager", ENDS, hidden=64).save(folder)
+    tiny_lm("llama", "eager", ENDS, hidden=64).save(folder, torch.float32)
     return folder
 
 
@@ -320,7 +320,7 @@ def test_targets_that_are_none(tuning: str, targets: list[str], told: str, model
 @pytest.mark.parametrize("architecture", ["llama", "qwen2", "gpt2", "gemma3"])
 def test_every_architecture_takes_an_adapter(architecture: str, tmp_path: Path) -> None:
     """All layers but the head, float32 over whatever is beneath; it begins by changing nothing."""
-    tiny_lm(architecture, "eager", ENDS).save(tmp_path)
+    tiny_lm(architecture, "eager", ENDS).save(tmp_path, torch.float32)
     plain, lm = lm_of(tmp_path), lm_of(tmp_path, tuning="lora")
     ids, select = torch.arange(1, 12)[None], torch.ones(1, 11, dtype=torch.bool)
     assert torch.equal(lm.logits(ids, select), plain.logits(ids, select))

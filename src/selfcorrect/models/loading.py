@@ -140,7 +140,7 @@ class LanguageModel:
         self.adapters.load(self.adapters.tensors(), FROZEN)
         return replace(self, view=FROZEN)
 
-    def save(self, folder: Path, dtype: torch.dtype = torch.float32) -> None:
+    def save(self, folder: Path, dtype: torch.dtype) -> None:
         """An ordinary folder of Hugging Face layout: weights in `dtype`, config, tokenizer, chat template.
 
         With adapters it is an adapter's folder, in float32, that names the model it belongs to.

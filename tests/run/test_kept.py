@@ -406,8 +406,7 @@ def test_lines_where_there_is_no_terminal(monkeypatch: pytest.MonkeyPatch) -> No
     """One every ten seconds at first, ever fewer later, with the time left at the pace since what was kept."""
     now = 100.0
     monkeypatch.setattr("time.monotonic", lambda: now)
-    console = Console(width=200)
-    observer = PlainObserver(console)
+    observer = PlainObserver(console := Console(width=200))
     with console.capture() as shown:
         for second in range(1001):
             now = 100.0 + second

@@ -23,6 +23,7 @@ from itertools import repeat
 from pathlib import Path
 from typing import Any
 
+import torch
 from settings import task_of
 
 from selfcorrect.api import read_config

@@ -10,6 +10,7 @@ from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -400,6 +401,12 @@ def test_the_stored_dtype_of_a_cached_model_does_not_wait_for_the_hub(
         monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{server.getsockname()[1]}")
     assert stored_dtype("some/one") == torch.bfloat16
     assert set(asked) == {True}
+
+
+def test_an_error_without_words_is_told_by_its_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("peft.inject_adapter_in_model", Mock(side_effect=ValueError("")))
+    with pytest.raises(ModelError, match=r"^model.lora fits no layer of the model: ValueError$"):
+        load_model(ModelConfig(path="lab", tuning="lora"))
 
 
 def test_on_cuda_no_forward_pass_takes_cudnns_attention() -> None:

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from selfcorrect.models import files
+from selfcorrect.errors import first_line
 
 if TYPE_CHECKING:
     from selfcorrect.models.loading import LanguageModel
@@ -130,7 +130,7 @@ def _trial(lm: "LanguageModel", allowed: float) -> str:
         with Packing(lengths, lengths).shown(lm.model.config):
             together = lm.states(ids_N[None], None, position_ids=place_N[None], use_cache=False).hidden_ND
     except Exception as error:  # noqa: BLE001 - models and kernels fail here in their own ways; padded rows serve
-        return f"a trial of two rows failed: {type(error).__name__}: {files.first_line(error)}"
+        return f"a trial of two rows failed: {type(error).__name__}: {first_line(error)}"
     expected = torch.cat(alone).float()
     same = (together.float() - expected).norm() <= allowed * expected.norm()
     return "" if same else "its code does not take its attention from without"

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from selfcorrect.config import ModelConfig
-from selfcorrect.errors import ModelError, UserError
+from selfcorrect.errors import ModelError, UserError, first_line
 from selfcorrect.models import adapters, files
 from selfcorrect.models.loading import resolve_path
 from selfcorrect.planning.known import known_config, known_names
@@ -67,6 +67,4 @@ def described(model: ModelConfig) -> Spec:
             raise
         raise ModelError(f"{error}; without the hub, these are known: {', '.join(known_names())}") from error
     except Exception as error:  # transformers checks configs with exceptions of many kinds
-        raise ModelError(
-            f"model.path = {model.path!r}: no plan from its config.json ({files.first_line(error)})"
-        ) from error
+        raise ModelError(f"model.path = {model.path!r}: no plan from its config.json ({first_line(error)})") from error

@@ -97,8 +97,7 @@ def fewer(name: str, asked: int, found: int, where: str = "") -> str:
 
 def check_context(config: TrainConfig, lm: LanguageModel, task: Task, problem: Problem) -> int:
     """The tokens that all attempts at a problem may take. Raises ConfigError where the model cannot read so many."""
-    room = getattr(lm.model.config.get_text_config(), "max_position_embeddings", None)
-    prompt = lm.chat.first_prompt(problem.prompt)
+    room, prompt = lm.reads, lm.chat.first_prompt(problem.prompt)
     limit, attempts = config.rollouts.max_new_tokens, config.rollouts.attempts
     asked, refine = [task.correction_prompt(problem)], config.rollouts.self_refine
     for name, template in config.evaluation.correction_prompts.items():
@@ -157,8 +156,7 @@ def tried(config: TrainConfig) -> Iterator[str]:
         )
         _check_readable(config, lm.chat, asked)
         need = check_context(config, lm, task, task.longest())
-        room = getattr(lm.model.config.get_text_config(), "max_position_embeddings", None)
-        yield f"longest rollout: {need} tokens of the {room or 'unknown number'} that the model reads"
+        yield f"longest rollout: {need} tokens of the {lm.reads or 'unknown number'} that the model reads"
         settled, sizes = fitted(config, lm, task, trains=bool(config.stages))
         make_sampler(settled, lm)  # an engine that is not installed is told of
         short = [*shortages(config, task, len(held_out), trains=bool(config.stages)), *unread(task, lm.chat)]

@@ -16,7 +16,7 @@ import torch
 from selfcorrect.config import SupervisedStage, TrainConfig
 from selfcorrect.config.paths import USED, absolute, is_evaluation
 from selfcorrect.config.recipe import load_recipe
-from selfcorrect.errors import CheckpointError, ConfigError, MemoryExhausted, RankLost, TrainingInterrupted
+from selfcorrect.errors import CheckpointError, ConfigError, MemoryExhausted, RankLost, TrainingInterrupted, first_line
 from selfcorrect.evaluation.kept import differences
 from selfcorrect.learning.policy import check_optimizer, make_reference
 from selfcorrect.learning.training import Trainer
@@ -167,7 +167,7 @@ def _run(config: TrainConfig, path: Path, observer: Observer, used: TrainConfig 
             if not is_out_of_memory(error):
                 raise
             raise MemoryExhausted(
-                f"the memory does not suffice ({str(error).splitlines()[0]}); {_last_saved(path)}. Start again with a "
+                f"the memory does not suffice ({first_line(error)}); {_last_saved(path)}. Start again with a "
                 f"lower optimizer.micro_batch (now {config.optimizer.micro_batch}, which changes no result), with "
                 "optimizer.gradient_checkpointing=true or a lower "
                 f"rollouts.rows_at_once (now {config.rollouts.rows_at_once}; what auto came to was noted above)"

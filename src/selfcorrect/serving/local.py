@@ -19,8 +19,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from selfcorrect.errors import ModelError
-from selfcorrect.models.files import first_line
+from selfcorrect.errors import ModelError, first_line
 from selfcorrect.models.loading import LanguageModel
 from selfcorrect.models.sizing import is_out_of_memory
 from selfcorrect.samplers.inference import InferenceWeights
@@ -83,8 +82,7 @@ class Station:
         self._lanes: Lanes = make_lanes(lm, count)
         self.waiting: deque[Row] = deque()
         self._seats: dict[int, Row] = {}
-        config = lm.model.config.get_text_config()
-        self.window: int = getattr(config, "max_position_embeddings", None) or sys.maxsize
+        self.window = lm.reads or sys.maxsize
 
     @property
     def busy(self) -> bool:

@@ -172,7 +172,7 @@ def test_rows_are_packed_where_model_card_and_torch_allow_it(
     if changed.get("old_torch"):
         monkeypatch.setattr(packed, "_variable_length", lambda: None)
     monkeypatch.setattr(packed, "_found_on_trial", lambda lm: OWN_CODE if changed.get("own_code") else "")
-    config = SimpleNamespace(head_dim=changed.get("width", 64), attn_logit_softcapping=changed.get("capped"))
+    config = Qwen2Config(head_dim=changed.get("width", 64), attn_logit_softcapping=changed.get("capped"))
     lm: Any = SimpleNamespace(
         model=SimpleNamespace(config=config), device=changed.get("device", torch.device("cpu")),
         compute_dtype=changed.get("compute_dtype", torch.float32), attends_to_all=changed.get("attends_to_all", True),

@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from selfcorrect.errors import first_line
+from selfcorrect.models.windows import shape_of
 
 if TYPE_CHECKING:
     from selfcorrect.models.loading import LanguageModel
@@ -97,7 +98,7 @@ def _of_card(lm: "LanguageModel") -> str:
         return f"torch {torch.__version__} has no variable-length attention (torch 2.10 or newer has)"
     if lm.compute_dtype == torch.float32:
         return "a GPU's variable-length attention takes bfloat16 alone (model.precision)"
-    width = _head_width(lm.model.config)
+    width = shape_of(lm.model.config).head_dim
     if width % 8 or width > 256:
         return f"a GPU's variable-length attention takes heads of 8, 16, ... 256 numbers, and this model's have {width}"
     if torch.cuda.get_device_capability(lm.device) < (8, 0):
@@ -134,10 +135,6 @@ def _trial(lm: "LanguageModel", allowed: float) -> str:
     expected = torch.cat(alone).float()
     same = (together.float() - expected).norm() <= allowed * expected.norm()
     return "" if same else "its code does not take its attention from without"
-
-
-def _head_width(config: Any) -> int:
-    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
 
 
 @cache

@@ -21,6 +21,7 @@ from selfcorrect.models.packed import hindrance
 from selfcorrect.models.placement import stack_of
 from selfcorrect.models.recompute import layers_of
 from selfcorrect.models.weights import cast_weights
+from selfcorrect.models.windows import shape_of
 
 _CPU_BUDGET = 4 << 30  # bytes for each of the two: a micro-batch's activations, the cache of the rows being sampled
 _ONEDNN_MICRO_BATCH = 1 << 30  # of a micro-batch's, where more rows made nothing faster (docs/log.md); by MKL they do
@@ -51,7 +52,8 @@ def sized(
         if trains and config.evaluation.every:
             kept = max(kept, config.evaluation.problems_between)
         kept = min(kept, _MOST_SAMPLED)
-        room = budget / (tokens * _cache_bytes(lm) + _DRAW_BYTES * lm.model.config.get_text_config().vocab_size)
+        shape = shape_of(lm.model.config)
+        room = budget / (tokens * shape.token_bytes(lm.compute_dtype.itemsize) + _DRAW_BYTES * shape.vocabulary)
         rows = _power_of_two(max(room - kept, room / 2), _MOST_SAMPLED)
         if config.vllm.server:  # whose memory is not this device's, and which queues what has no room there
             rows = _MOST_SAMPLED
@@ -113,7 +115,7 @@ def _checkpointing(
 def _padding_free(optimizer: OptimizerConfig, lm: LanguageModel) -> tuple[bool, list[str]]:
     """Whether rows are packed in the update, and a note where auto would have liked to."""
     asked = optimizer.padding_free
-    if asked is False or (asked == "auto" and lm.device.type != "cuda" and _shape(lm)["hidden"] < WIDE):
+    if asked is False or (asked == "auto" and lm.device.type != "cuda" and shape_of(lm.model.config).hidden < WIDE):
         return False, []
     why = hindrance(lm)
     if why and asked is True:
@@ -287,41 +289,19 @@ def half_of(free: float, to_come: float) -> float:
     return max(0.0, 0.9 * free - to_come) / 2
 
 
-def _cache_bytes(lm: LanguageModel) -> int:
-    """Of a token's keys and values in all layers."""
-    shape = _shape(lm)
-    return 2 * shape["layers"] * shape["kv_heads"] * shape["head_dim"] * lm.compute_dtype.itemsize
-
-
 def _activation_bytes(lm: LanguageModel, tokens: int, again: bool, packs: bool) -> float:
     """What a token's forward pass keeps for the backward pass; of padded rows in eager attention its weights too.
 
     again: each layer keeps its input alone, and one at a time all the rest. Logits are not kept (vocabulary.py), but
     by models whose head is not known: in float32 the policy's, the reference's, and a gradient.
     """
-    shape, width = _shape(lm), lm.compute_dtype.itemsize
-    layer = (14 * shape["hidden"] + 4 * shape["intermediate"]) * width + 8 * shape["hidden"]
+    shape, width = shape_of(lm.model.config), lm.compute_dtype.itemsize
+    layer = (14 * shape.hidden + 4 * shape.intermediate) * width + 8 * shape.hidden
     if not packs and getattr(lm.model.config, "_attn_implementation", "eager") == "eager":
-        layer += 2 * shape["heads"] * tokens * 4
+        layer += 2 * shape.heads * tokens * 4
     # before the head, in float32: the policy's, the reference's and the gradient
-    states = 12 * (shape["hidden"] if lm.head_form else shape["vocabulary"])
-    return states + (layer + shape["layers"] * shape["hidden"] * width if again else layer * shape["layers"])
-
-
-def _shape(lm: LanguageModel) -> dict[str, int]:
-    """The model's dimensions; what a config does not name is taken for the usual multiple of what it does."""
-    config: Any = lm.model.config
-    config = config.get_text_config() if hasattr(config, "get_text_config") else config
-    hidden, heads = config.hidden_size, config.num_attention_heads
-    return {
-        "hidden": hidden,
-        "heads": heads,
-        "layers": config.num_hidden_layers,
-        "vocabulary": config.vocab_size,
-        "kv_heads": getattr(config, "num_key_value_heads", None) or heads,
-        "head_dim": getattr(config, "head_dim", None) or hidden // heads,
-        "intermediate": getattr(config, "intermediate_size", None) or 4 * hidden,
-    }
+    states = 12 * (shape.hidden if lm.head_form else shape.vocabulary)
+    return states + (layer + shape.layers * shape.hidden * width if again else layer * shape.layers)
 
 
 def _power_of_two(rows: float, most: int) -> int:

@@ -8,14 +8,12 @@ leave-one-out, and the cosine between the mean gradients: baselines differ in no
 """
 
 import argparse
-import json
-import sys
-from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
 
 import torch
 from torch import Tensor
+from workload import command_of, keep
 
 from selfcorrect.api import lab_recipe
 from selfcorrect.config import CountdownConfig, StageTwo, TrainConfig
@@ -62,15 +60,11 @@ def main() -> None:
     rows = summary({baseline: torch.stack(gradients) for baseline, gradients in found.items()})
     for baseline, row in rows.items():
         print(f"{baseline:28} variance {row['variance_ratio']:.3f} x leave_one_out's, cosine {row['cosine']:.3f}")
-    record = {
-        "command": " ".join(["python benchmarks/baseline_variance.py", *sys.argv[1:]]),
-        "seed": options.seed,
-        "versions": {name: version(name) for name in ("selfcorrect", "torch", "transformers")},
-        "model": Path(options.model).name,
-        "steps": options.steps,
-        "baselines": rows,
-    }
-    (RESULTS / f"baseline_variance_{record['model']}.json").write_text(json.dumps(record, indent=1) + "\n")
+    model, packages = Path(options.model).name, ["selfcorrect", "torch", "transformers"]
+    keep(
+        RESULTS / f"baseline_variance_{model}.json", command_of(__file__, None), packages, seed=options.seed,
+        model=model, steps=options.steps, baselines=rows,
+    )  # fmt: skip
 
 
 def gradient(config: TrainConfig, lm: LanguageModel, rollouts: list[Rollout], baseline: str) -> Tensor:

@@ -76,7 +76,11 @@ def main(arguments: list[str] | None = None) -> None:
     counts = count([copy for row in rows for copy in _copies(row)], options.workers)
     for name, value in counts.items():
         print(f"{name}: {value}")
-    _write(options, len(rows), counts)
+    from workload import command_of, keep
+
+    packages = ["selfcorrect", "math-verify", "latex2sympy2_extended", "sympy"]
+    work = {"files": list(FILES), "problems": len(rows)}
+    keep(options.output, command_of(__file__, arguments), packages, seed=None, work=work, counts=counts)
 
 
 def _rows(path: Path, count: int) -> list[dict[str, Any]]:
@@ -147,22 +151,6 @@ def _class(formula: str) -> str:
     if len(split_top(text, re.compile(r"=|\\approx"))) > 1:
         return CLASSES[0]
     return CLASSES[2] if number_of(text) is not None else CLASSES[3]
-
-
-def _write(options: argparse.Namespace, problems: int, counts: dict[str, Any]) -> None:
-    from workload import cpu_model, versions
-
-    record = {
-        "command": " ".join(["python benchmarks/copied_problems.py", *sys.argv[1:]]),
-        "seed": None,  # nothing is drawn at random
-        "versions": {"python": sys.version.split()[0]}
-        | versions(["selfcorrect", "math-verify", "latex2sympy2_extended", "sympy"]),
-        "machine": {"cpu": cpu_model(), "cores": os.cpu_count()},
-        "work": {"files": list(FILES), "problems": problems},
-        "counts": counts,
-    }
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

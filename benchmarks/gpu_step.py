@@ -327,7 +327,7 @@ def measure_trl(found: Found, shape: Shape, work: Work, device: torch.device, ro
 
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "model"
-        make_model(shape, device).save(folder)
+        make_model(shape, device).save(folder, torch.float32)
         release()
         torch.backends.cuda.enable_cudnn_sdp(False)
         found |= {"micro_batch": rows, "cudnn_attention": False, "steps": []}

@@ -58,7 +58,7 @@ def main(arguments: list[str] | None = None) -> None:
             f"(warm {pair['selfcorrect_warm']:.2f} s)   ratio {pair['ratio']:.1f} (warm {pair['ratio_warm']:.1f})",
             flush=True,
         )
-    _write(options, pairs, theirs["verdicts"], ours["verdicts"])
+    _write(options, arguments, pairs, theirs["verdicts"], ours["verdicts"])
 
 
 def _turn(side: str, workers: int) -> dict[str, Any]:
@@ -101,8 +101,11 @@ def _selfcorrect(workers: int) -> dict[str, Any]:
     return {"seconds": seconds, "warm_seconds": warm_seconds, "verdicts": [grade.correct for grade in grades]}
 
 
-def _write(options: argparse.Namespace, pairs: list[dict[str, float]], theirs: list[bool], ours: list[bool]) -> None:
-    from workload import cpu_model, versions
+def _write(
+    options: argparse.Namespace, arguments: list[str] | None, pairs: list[dict[str, float]], theirs: list[bool],
+    ours: list[bool],
+) -> None:  # fmt: skip
+    from workload import command_of, keep
 
     summary: dict[str, dict[str, Any]] = {
         name: {"median": statistics.median(values), "range": [min(values), max(values)]}
@@ -120,19 +123,12 @@ def _write(options: argparse.Namespace, pairs: list[dict[str, float]], theirs: l
         f"(range {summary['ratio']['range'][0]:.1f} to {summary['ratio']['range'][1]:.1f}), "
         f"warm {summary['ratio_warm']['median']:.1f}; verdicts: {verdicts}"
     )
-    record = {
-        "command": " ".join(["python benchmarks/grade_math.py", *sys.argv[1:]]),
-        "seed": None,  # nothing is drawn at random
-        "versions": {"python": sys.version.split()[0]}
-        | versions(["selfcorrect", "math-verify", "latex2sympy2_extended", "sympy"]),
-        "machine": {"cpu": cpu_model(), "cores": os.cpu_count()},
-        "work": {"list": LIST, "rows": len(ours), "workers": options.workers},
-        "summary": summary,
-        "verdicts": verdicts,
-        "pairs": pairs,
-    }
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    keep(
+        options.output, command_of(__file__, arguments),
+        ["selfcorrect", "math-verify", "latex2sympy2_extended", "sympy"], seed=None,
+        work={"list": LIST, "rows": len(ours), "workers": options.workers}, summary=summary, verdicts=verdicts,
+        pairs=pairs,
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

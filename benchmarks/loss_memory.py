@@ -19,7 +19,6 @@ import argparse
 import importlib.util
 import json
 import os
-import resource
 import subprocess
 import sys
 import time
@@ -29,10 +28,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from workload import SEED, cpu_model, median, versions
+from workload import SEED, command_of, keep, machine, median
 
 from selfcorrect.learning.vocabulary import score
 from selfcorrect.models.head import Head, States
+from selfcorrect.planning.beside import measured_peak
 
 RESULT = Path(__file__).parent / "results" / "loss_memory.json"
 GIB = 2**30
@@ -100,24 +100,16 @@ def main(arguments: list[str] | None = None) -> None:
         return
     ways = [name for name in WAYS if name != "trl" or importlib.util.find_spec("trl")]
     rows, speed = list[dict[str, Any]](), list[dict[str, Any]]()
-    record = {
-        "command": " ".join(["python benchmarks/loss_memory.py", *(arguments or sys.argv[1:])]),
-        "seed": SEED,
-        "versions": {"python": sys.version.split()[0]}
-        | versions(["selfcorrect", "torch", *(["trl"] if "trl" in ways else [])]),
-        "machine": {"device": _device_name(options.device), "cores": os.cpu_count(), "threads": options.threads},
-        "memory": rows,
-        "speed": speed,
-    }
-    options.output.parent.mkdir(parents=True, exist_ok=True)
+    packages = ["selfcorrect", "torch", *(["trl"] if "trl" in ways else [])]
+    on = machine(device=_device_name(options.device), threads=options.threads)
 
-    def keep() -> None:
-        options.output.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    def kept() -> None:
+        keep(options.output, command_of(__file__, arguments), packages, on=on, memory=rows, speed=speed)
 
-    _memory(options, ways, rows, keep)
+    _memory(options, ways, rows, kept)
     for vocabulary in options.small:
         speed.append(_pairs(options, vocabulary))
-        keep()
+        kept()
 
 
 def _options(arguments: list[str] | None) -> argparse.Namespace:
@@ -140,7 +132,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     return options
 
 
-def _memory(options: argparse.Namespace, ways: list[str], rows: list[dict[str, Any]], keep: Callable[[], None]) -> None:
+def _memory(options: argparse.Namespace, ways: list[str], rows: list[dict[str, Any]], kept: Callable[[], None]) -> None:
     """Adds rows one by one. The first size is an eighth of the tokens, at which whole logits are measured as well."""
     smallest = min(options.vocabularies)
     sizes = [(options.tokens // 8, smallest), *((options.tokens, vocabulary) for vocabulary in options.vocabularies)]
@@ -165,7 +157,7 @@ def _memory(options: argparse.Namespace, ways: list[str], rows: list[dict[str, A
                     told = f"{row['grown_gib']:9.2f} GiB{row['beyond_gib']:14.2f} GiB{row['seconds']:10.1f}"
             print(f"{tokens:7}{vocabulary:12}  {way:14}{told}", flush=True)
             rows.append(row)
-            keep()
+            kept()
 
 
 def _in_a_fresh_process(options: argparse.Namespace, way: str, tokens: int, vocabulary: int) -> dict[str, Any]:
@@ -203,8 +195,7 @@ def _peak(device: str, reset: bool = False) -> int:
         if reset:
             torch.cuda.reset_peak_memory_stats()
         return torch.cuda.max_memory_allocated()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    return int(measured_peak(None))
 
 
 def _pairs(options: argparse.Namespace, vocabulary: int) -> dict[str, Any]:
@@ -246,7 +237,7 @@ def _clock(device: str) -> Callable[[], float]:
 
 
 def _device_name(device: str) -> str:
-    return torch.cuda.get_device_name() if device == "cuda" else cpu_model()
+    return torch.cuda.get_device_name() if device == "cuda" else str(machine()["cpu"])
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from workload import SEED, cpu_model, versions
+from workload import SEED, command_of, keep, machine
 
 from selfcorrect.models.freed import SET_BY_USER
 
@@ -84,35 +84,20 @@ def main(arguments: list[str] | None = None) -> None:
     names = ["lab full"] if options.tiny else options.only or list(cases)
     if not options.models and any(_ANY[name][0] not in ("lab", RANDOM) for name in names):
         parser.error("--models FOLDER names where the models are; --tiny needs none")
-    found: dict[str, Any] = {}
+    on, found = machine(threads=options.threads), dict[str, Any]()
+    if options.device == "cuda":
+        on["accelerator"] = torch.cuda.get_device_name()
     if options.keep and options.output.exists():
         before = json.loads(options.output.read_text(encoding="utf-8"))
-        if before["machine"] != machine(options):
+        if before["machine"] != on:
             parser.error(f"--keep: {options.output} is of another machine")
         found = before["cases"]
     with tempfile.TemporaryDirectory() as scratch:
         for name in names:
             found[name] = case(name, Path(scratch), options)
             print(told(name, found[name]), flush=True)
-            write(options, found, arguments)  # cases take minutes each
-
-
-def write(options: argparse.Namespace, found: dict[str, Any], arguments: list[str] | None) -> None:
-    """The record of the cases so far."""
-    record = {
-        "command": " ".join(["python benchmarks/plan.py", *(arguments if arguments is not None else sys.argv[1:])]),
-        "seed": SEED,
-        "versions": {"python": sys.version.split()[0]} | versions(["selfcorrect", "torch", "transformers", "peft"]),
-        "machine": machine(options),
-        "cases": found,
-    }
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-
-
-def machine(options: argparse.Namespace) -> dict[str, Any]:
-    found = {"cpu": cpu_model(), "cores": os.cpu_count(), "threads": options.threads}
-    return found if options.device == "cpu" else {**found, "accelerator": torch.cuda.get_device_name()}
+            packages = ["selfcorrect", "torch", "transformers", "peft"]  # kept at once, as cases take minutes each
+            keep(options.output, command_of(__file__, arguments), packages, on=on, cases=found)
 
 
 def case(name: str, scratch: Path, options: argparse.Namespace) -> dict[str, Any]:

@@ -10,7 +10,6 @@ are tiny, so that what is held for the weights shows; freed memory is given back
 import argparse
 import json
 import os
-import re
 import subprocess
 import sys
 import tempfile
@@ -18,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from workload import GIVEN_BACK, SEED, cpu_model, versions
+from workload import GIVEN_BACK, SEED, command_of, keep
 
 RESULT = Path(__file__).parent / "results" / "rank_memory.json"
 _FILE = "RANK_MEMORY_FILE"  # where a process writes what it held, with its rank behind it
@@ -46,16 +45,8 @@ def main(arguments: list[str] | None = None) -> None:
     for tuning, ranks in found.items():
         for rank, parts in enumerate(ranks):
             print(f"{tuning}, rank {rank}: " + ", ".join(f"{name} {size / _GB:.2f} GB" for name, size in parts.items()))
-    given = arguments if arguments is not None else sys.argv[1:]
-    record = {
-        "command": " ".join(["python benchmarks/rank_memory.py", *given]),
-        "model": Path(options.model or "lab").name,
-        "seed": SEED,
-        "versions": versions(["selfcorrect", "torch", "transformers", "peft"]),
-        "machine": {"cpu": cpu_model(), "cores": os.cpu_count()},
-        "bytes": found,
-    }
-    options.output.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    packages, model = ["selfcorrect", "torch", "transformers", "peft"], Path(options.model or "lab").name
+    keep(options.output, command_of(__file__, arguments), packages, model=model, bytes=found)
 
 
 def measured(model: str, tuning: str) -> list[dict[str, int]]:
@@ -79,6 +70,7 @@ def watched() -> None:
     """One rank: the command, with its memory looked at after each part."""
     from selfcorrect import cli
     from selfcorrect.parallel.sharding import Sharded
+    from selfcorrect.planning.beside import measured_peak
     from selfcorrect.runs.loop import Loop
 
     held: dict[str, int] = {}
@@ -103,10 +95,7 @@ def watched() -> None:
         finish(loop, index)
 
     def look(part: str) -> None:
-        status = Path("/proc/self/status").read_text(encoding="utf-8")
-        peak = re.search(r"^VmHWM:\s+(\d+) kB", status, re.MULTILINE)
-        assert peak
-        held[part] = max(held.get(part, 0), 1024 * int(peak[1]))
+        held[part] = max(held.get(part, 0), int(measured_peak(None)))
         Path("/proc/self/clear_refs").write_text("5")
 
     look("before")

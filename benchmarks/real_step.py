@@ -7,7 +7,7 @@ fall off as chance has it. A step samples two attempts of 4 problems x 4 rollout
 and updates once, with a KL to the base model. Each measurement is the second step of a fresh process (--steps): the
 first one also has AdamW's moments made and every page of memory touched for the first time, which no later step has.
 Processes alternate, TRL first. Score: tokens sampled a second, so that longer or shorter samples cancel out. Peak
-memory: the most that a process held (ru_maxrss), loading included. What is not the same work: train_step.py.
+memory: the most that a process held, loading included. What is not the same work: train_step.py.
 Ours settles its micro-batch by itself (`auto`); TRL's is --micro-batch (4 is faster than 2 and 8: docs/log.md).
 Ours start as `selfcorrect train` does (models/freed.py), TRL's as `python` does.
 With LoRA a third process takes its turn, `lean`: ours with micro_batch: 2, gradient checkpointing, no
@@ -17,8 +17,6 @@ model.sampling_copies, and freed memory given back (models/freed.py).
 import argparse
 import json
 import os
-import resource
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -26,11 +24,13 @@ from typing import Any
 
 import torch
 from gpu_step import DRY, HALF, make_model
-from workload import GIVEN_BACK, SEED, StepTiming, Work, cpu_model, median, versions
+from workload import GIVEN_BACK, StepTiming, Work, command_of, in_a_process, keep, machine, median
 
 from selfcorrect.models.freed import started_whole
+from selfcorrect.planning.beside import measured_peak
 
 RESULT = Path(__file__).parent / "results" / "real_step.json"
+PACKAGES = ("selfcorrect", "torch", "transformers", "trl", "accelerate", "peft")
 ENDS = 32
 SIDES = {"full": ("trl", "selfcorrect"), "lora": ("trl", "selfcorrect", "lean")}
 
@@ -42,13 +42,13 @@ def main(arguments: list[str] | None = None) -> None:
         print(json.dumps(measure(options)))
         return
     found: dict[str, Any] = {}
-    machine = {"cpu": cpu_model(), "cores": os.cpu_count(), "threads": options.threads}
+    on = machine(threads=options.threads)
     if options.keep and options.output.exists():
         before = json.loads(options.output.read_text(encoding="utf-8"))
-        if before["machine"] != machine:
+        if before["machine"] != on:
             sys.exit(f"--keep: {options.output} is of another machine; name another file with --output")
         found = {tuning: {"command": before["command"], **each} for tuning, each in before["tunings"].items()}
-    command = " ".join(["python benchmarks/real_step.py", *sys.argv[1:]])
+    command = command_of(__file__, arguments)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "model"
         make_folder(folder, options.dry)
@@ -63,21 +63,7 @@ def main(arguments: list[str] | None = None) -> None:
             if "lean" in SIDES[tuning]:
                 found[tuning]["lean"] = summary(pairs, "lean")
                 print(f"{tuning}, lean: {json.dumps(found[tuning]['lean'])}", flush=True)
-            write(options.output, command, machine, found)  # each takes half an hour
-
-
-def write(output: Path, command: str, machine: dict[str, Any], found: dict[str, Any]) -> None:
-    """The record of the tunings so far."""
-    record = {
-        "command": command,
-        "seed": SEED,
-        "versions": {"python": sys.version.split()[0]}
-        | versions(["selfcorrect", "torch", "transformers", "trl", "accelerate", "peft"]),
-        "machine": machine,
-        "tunings": found,
-    }
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+            keep(options.output, command, PACKAGES, on=on, tunings=found)  # each takes half an hour
 
 
 def _options(arguments: list[str] | None) -> argparse.Namespace:
@@ -98,22 +84,19 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
 
 def make_folder(folder: Path, dry: bool) -> None:
     lm = make_model(DRY if dry else HALF, torch.device("cpu"), ENDS)
-    lm.save(folder)
+    lm.save(folder, torch.float32)
 
 
 def child(side: str, tuning: str, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     """One measurement in a process of its own."""
-    command = [
-        sys.executable, str(Path(__file__)), "--child", side, "--tuning", tuning, "--model", str(folder),
+    asked = [
+        "--child", side, "--tuning", tuning, "--model", str(folder),
         "--threads", str(options.threads), "--steps", str(options.steps), "--micro-batch", str(options.micro_batch),
         *(["--dry"] if options.dry else []),
     ]  # fmt: skip
     environment = dict(os.environ) if side == "trl" else started_whole(os.environ)  # as the command line starts
     environment |= GIVEN_BACK if side == "lean" else {}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-    if done.returncode:
-        sys.exit(f"{side} {tuning} failed:\n{done.stderr[-3000:]}")
-    row: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    row: dict[str, Any] = in_a_process(__file__, asked, f"{side} {tuning}", environment)
     return row
 
 
@@ -141,12 +124,11 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             vocabulary = (DRY if options.dry else HALF).vocab_size
             side.also_ends(range(ENDS, vocabulary, ENDS))
             side.run(timings.append)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     last = timings[-1]
     return {
         "sampled_tokens": last.sampled_tokens, "seconds": last.seconds, "tokens_per_second": last.tokens_per_second,
-        "parts": last.parts, "peak_bytes": peak, "seconds_by_step": [timing.seconds for timing in timings],
-        "micro_batch": micro_batch,
+        "parts": last.parts, "peak_bytes": measured_peak(None),
+        "seconds_by_step": [timing.seconds for timing in timings], "micro_batch": micro_batch,
     }  # fmt: skip
 
 

@@ -22,7 +22,6 @@ What TRL is given is listed in trl_side.py.
 import argparse
 import json
 import os
-import subprocess
 import sys
 import tempfile
 from dataclasses import asdict
@@ -32,7 +31,18 @@ from typing import Any
 import torch
 from our_side import OurSide
 from trl_side import TrlSettings, TrlSide
-from workload import CORRECTION, SEED, Side, StepTiming, Work, cpu_model, make_model_folder, median, versions
+from workload import (
+    CORRECTION,
+    Side,
+    StepTiming,
+    Work,
+    command_of,
+    in_a_process,
+    keep,
+    machine,
+    make_model_folder,
+    median,
+)
 
 from selfcorrect.models.freed import started_whole
 from selfcorrect.planning.beside import measured_peak
@@ -57,7 +67,7 @@ def main(arguments: list[str] | None = None) -> None:
         trl = _trl(folder, Path(scratch), options, steps, work)
         _check_same_tokens(ours, trl, work)
         size = f"{work.problems} problems x {work.rollouts_per_problem} rollouts x 2 attempts"
-        print(f"{size}, {options.threads} threads, {cpu_model()}")
+        print(f"{size}, {options.threads} threads, {machine()['cpu']}")
         warm_up, *pairs = _interleave(trl, ours)
         peaks = {side: _in_a_process(side, folder, arguments) for side in (trl.name, ours.name)}
     _print_parts(pairs)
@@ -67,7 +77,15 @@ def main(arguments: list[str] | None = None) -> None:
         f"(range {summary['ratio_range'][0]:.2f} to {summary['ratio_range'][1]:.2f}, pairs: {len(pairs)})"
     )
     print("peak memory: " + ", ".join(f"{side} {peak / 2**30:.2f} GiB" for side, peak in peaks.items()))
-    _write(options, settings, work, ours.micro_batch, warm_up, pairs, summary)
+    kept = {
+        **asdict(work), "attempts": 2, "tuning": options.tuning, "trl": asdict(settings),
+        "selfcorrect": {"micro_batch": ours.micro_batch},
+    }  # fmt: skip
+    keep(
+        options.output, command_of(__file__, arguments), ["selfcorrect", "torch", "transformers", "trl", "accelerate"],
+        on=machine(threads=options.threads), work=kept, summary=summary, warm_up=_row(warm_up),
+        pairs=[_row(pair) for pair in pairs],
+    )  # fmt: skip
 
 
 def _options(arguments: list[str] | None) -> argparse.Namespace:
@@ -109,12 +127,8 @@ def _trl(folder: Path, scratch: Path, options: argparse.Namespace, steps: int, w
 def _in_a_process(side: str, folder: Path, arguments: list[str] | None) -> float:
     """The most bytes that a process of this side alone held; each starts as it does by its own command."""
     given = sys.argv[1:] if arguments is None else arguments
-    command = [sys.executable, str(Path(__file__)), *given, "--child", side, "--model", str(folder)]
     environment = dict(os.environ) if side == TrlSide.name else started_whole(os.environ)
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-    if done.returncode:
-        sys.exit(f"{side} failed:\n{done.stderr[-3000:]}")
-    return float(json.loads(done.stdout.splitlines()[-1]))
+    return float(in_a_process(__file__, [*given, "--child", side, "--model", str(folder)], side, environment))
 
 
 def _peak(options: argparse.Namespace) -> float:
@@ -182,37 +196,8 @@ def _summary(pairs: list[Pair]) -> dict[str, Any]:
     }
 
 
-def _write(
-    options: argparse.Namespace,
-    settings: TrlSettings,
-    work: Work,
-    micro_batch: int,
-    warm_up: Pair,
-    pairs: list[Pair],
-    summary: dict[str, Any],
-) -> None:
-    def row(pair: Pair) -> dict[str, Any]:
-        return {"trl": asdict(pair[0]), "selfcorrect": asdict(pair[1]), "ratio": _ratio(pair)}
-
-    record = {
-        "command": " ".join(["python benchmarks/train_step.py", *sys.argv[1:]]),
-        "seed": SEED,
-        "versions": {"python": sys.version.split()[0]}
-        | versions(["selfcorrect", "torch", "transformers", "trl", "accelerate"]),
-        "machine": {"cpu": cpu_model(), "cores": os.cpu_count(), "threads": options.threads},
-        "work": {
-            **asdict(work),
-            "attempts": 2,
-            "tuning": options.tuning,
-            "trl": asdict(settings),
-            "selfcorrect": {"micro_batch": micro_batch},
-        },
-        "summary": summary,
-        "warm_up": row(warm_up),
-        "pairs": [row(pair) for pair in pairs],
-    }
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+def _row(pair: Pair) -> dict[str, Any]:
+    return {"trl": asdict(pair[0]), "selfcorrect": asdict(pair[1]), "ratio": _ratio(pair)}
 
 
 if __name__ == "__main__":

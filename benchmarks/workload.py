@@ -5,17 +5,23 @@ ends an attempt with a chance of about 1/64 a token: attempts are random in leng
 a fifth of them run into the limit of 96), and any sampler of the model sees the same distribution.
 """
 
+import json
+import os
+import shlex
 import string
+import subprocess
+import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
 from selfcorrect.models.freed import GIVES_BACK
+from selfcorrect.runs.folder import processor
 
 SEED = 0
 TEMPERATURE = 1.0
@@ -168,14 +174,36 @@ def versions(names: Sequence[str]) -> dict[str, str | None]:
     return found
 
 
-def cpu_model() -> str:
-    """The processor's name as the system gives it, and its widest vectors: one name may stand for several kinds."""
-    import platform
+def machine(**more: Any) -> dict[str, Any]:
+    """The processor, its widest vectors (one name may stand for several kinds), its cores, and what else counts."""
+    return {"cpu": f"{processor()}, {torch.backends.cpu.get_cpu_capability()}", "cores": os.cpu_count(), **more}
 
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    named = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    name = named[0] if named else platform.processor() or platform.machine()
-    return f"{name}, {torch.backends.cpu.get_cpu_capability()}"
+
+def command_of(script: str, arguments: Sequence[str] | None) -> str:
+    """As it was typed. script: its __file__; arguments: as main got them, None where it reads the command line."""
+    given = sys.argv[1:] if arguments is None else arguments
+    return shlex.join(["python", f"benchmarks/{Path(script).name}", *given])
+
+
+def keep(
+    output: Path, command: str, packages: Sequence[str], *, on: dict[str, Any] | None = None, seed: int | None = SEED,
+    **found: Any,
+) -> None:  # fmt: skip
+    """Write what a benchmark found, with what it comes from. on: as `machine`; seed: None where nothing is drawn."""
+    record = {
+        "command": command, "seed": seed, "versions": {"python": sys.version.split()[0]} | versions(packages),
+        "machine": on or machine(), **found,
+    }  # fmt: skip
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+def in_a_process(
+    script: str, arguments: Sequence[str], called: str, environment: Mapping[str, str] | None = None
+) -> Any:
+    """What a script prints as its last line, in JSON; ends with what it said where it fails."""
+    command = [sys.executable, script, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    if done.returncode:
+        sys.exit(f"{called} failed:\n{done.stderr[-3000:]}")
+    return json.loads(done.stdout.splitlines()[-1])

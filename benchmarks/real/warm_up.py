@@ -23,6 +23,7 @@ from itertools import repeat
 from pathlib import Path
 from typing import Any
 
+import torch
 from settings import task_of
 
 from selfcorrect.api import read_config
@@ -121,7 +122,7 @@ def finish(
         **more, "losses": losses, "minutes": round(clock() / 60, 2),
     }  # fmt: skip
     with atomic_folder(Path(options.output)) as folder:
-        lm.save(folder)
+        lm.save(folder, torch.float32)
         (folder / "warm_up.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 

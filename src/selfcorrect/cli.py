@@ -403,7 +403,7 @@ def _on_stderr() -> "Observer":
 
     from selfcorrect.runs.display import PlainObserver
 
-    return PlainObserver(Console(stderr=True, highlight=False, soft_wrap=True))
+    return PlainObserver(Console(stderr=True, highlight=False, soft_wrap=True, markup=False))
 
 
 def _train_and_report(what: "Path | object", overrides: Sequence[str] = ()) -> None:
@@ -436,7 +436,7 @@ def _print_rollout(rollout: "Rollout") -> None:
     from rich.panel import Panel
     from rich.text import Text
 
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)
     console.print(Text(rollout.problem.prompt, style="bold"))
     for number, attempt in enumerate(rollout.attempts, 1):
         grade = attempt.grade

@@ -62,3 +62,9 @@ class TrainingInterrupted(UserError, KeyboardInterrupt):  # noqa: N818 - named l
     def __init__(self, message: str, status: int = 130) -> None:
         super().__init__(message)
         self.status = status
+
+
+def first_line(error: Exception) -> str:
+    """With the next one, where the first only leads up to it."""
+    first, *rest = str(error).strip().splitlines() or [type(error).__name__]
+    return f"{first} {rest[0].strip()}" if rest and first.endswith(":") else first

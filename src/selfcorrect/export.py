@@ -8,7 +8,7 @@ from typing import Any
 from selfcorrect.config import ModelConfig, TrainConfig
 from selfcorrect.config.paths import is_run, run_above
 from selfcorrect.config.recipe import load_recipe
-from selfcorrect.errors import CheckpointError, ConfigError, DataError, ModelError
+from selfcorrect.errors import CheckpointError, ConfigError, DataError, ModelError, first_line
 from selfcorrect.models import adapters
 from selfcorrect.models.loading import load_model, resolve_path
 from selfcorrect.models.stored import stored_dtype
@@ -127,7 +127,7 @@ def _check_name(name: str) -> None:
     try:
         validate_repo_id(name)
     except ValueError as error:
-        raise ConfigError(f"--push {name}: {str(error).splitlines()[0]} Write OWNER/NAME") from None
+        raise ConfigError(f"--push {name}: {first_line(error)} Write OWNER/NAME") from None
 
 
 def _push(folder: Path, name: str) -> None:

@@ -115,6 +115,12 @@ def test_one_file_holds_what_one_machine_took(script: Script, tmp_path: Path, na
     assert "another" in result.read_text()
 
 
+@pytest.mark.parametrize(("given", "told"), [([], ""), (None, " --rounds 'a b'"), (["--x"], " --x")])
+def test_the_command_that_is_kept_is_the_one_that_ran(script: Script, given: Any, told: str) -> None:
+    workload = script("benchmarks/workload.py", "--rounds", "a b")
+    assert workload.command_of("/somewhere/judge.py", given) == f"python benchmarks/judge.py{told}"
+
+
 def labelled(folder: Path) -> Path:
     rows = [
         {"response": "so \\boxed{4}", "gold": "4"},
@@ -141,9 +147,11 @@ def zipped(file: Path, rows: list[dict[str, Any]]) -> Path:
 def test_grade_math(script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     labelled(tmp_path)
     monkeypatch.setenv("SELFCORRECT_DATA", str(tmp_path))
-    script("benchmarks/grade_math.py").main(["--pairs", "1", "--output", str(tmp_path / "result.json")])
-    verdicts = json.loads((tmp_path / "result.json").read_text())["verdicts"]
-    assert verdicts == {"rows": 3, "same": 3, "only_math_verify_accepts": 0, "only_selfcorrect_accepts": 0}
+    asked = ["--pairs", "1", "--output", str(tmp_path / "result.json")]
+    script("benchmarks/grade_math.py", "--workers", "9").main(asked)
+    record = json.loads((tmp_path / "result.json").read_text())
+    assert record["command"] == " ".join(["python benchmarks/grade_math.py", *asked])
+    assert record["verdicts"] == {"rows": 3, "same": 3, "only_math_verify_accepts": 0, "only_selfcorrect_accepts": 0}
 
 
 def test_our_sides_of_the_judge_benchmark(script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,6 +20,7 @@ from selfcorrect.api import lab_recipe, recipe_beside
 from selfcorrect.config.recipe import load_recipe
 from selfcorrect.config.shipped import shipped_recipe
 from selfcorrect.errors import ConfigError
+from selfcorrect.models.stored import stored_dtype
 from selfcorrect.runs.trackers import make_trackers
 from selfcorrect.waiting import SPINS
 from tests.support.runs import config, recipe
@@ -189,6 +190,8 @@ def test_a_lab_base_recipe_trains_a_model(tmp_path: Path, command: Command) -> N
     file = tmp_path / "base.yaml"
     file.write_text(yaml.dump(settings))
     assert command("train", str(file)).endswith(f"model: {tmp_path}/base\n")
+    assert stored_dtype(str(tmp_path / "base")) == torch.bfloat16
+    assert json.loads((tmp_path / "base" / "config.json").read_text())["dtype"] == "bfloat16"
     assert command("evaluate", str(tmp_path / "base"), "evaluation.problems=2", "evaluation.controls=false")
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import torch
 
 from selfcorrect.errors import TrainingInterrupted
 from selfcorrect.runs.display import Observer
@@ -36,7 +37,7 @@ class Whole(NamedTuple):
 @pytest.fixture(scope="session")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("model")
-    tiny_lm("llama", "eager", ENDS).save(folder)
+    tiny_lm("llama", "eager", ENDS).save(folder, torch.float32)
     return folder
 
 

@@ -1,6 +1,7 @@
 """A run that teaches its model nothing says so: on the terminal, in its log, in its alarms and on its page."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,18 @@ from selfcorrect.errors import TrainingInterrupted
 from selfcorrect.learning.credit import equal_groups
 from selfcorrect.learning.record import StepResult
 from selfcorrect.report import write_report
-from selfcorrect.runs.display import LiveObserver, PlainObserver, step_line
+from selfcorrect.runs.display import LiveObserver, Observer, PlainObserver, step_line
+from selfcorrect.runs.progress import on_stderr
 from tests.support.runs import StopAt, go, read_rows, recipe
+
+
+@pytest.mark.parametrize("make", [PlainObserver, on_stderr])
+def test_names_and_paths_are_no_markup(make: Callable[[], Observer], capsys: pytest.CaptureFixture[str]) -> None:
+    observer = make()
+    observer.evaluating("[b]math")
+    for path in ("/data/[exp]/run", "/data/[/x]"):
+        observer.finished(Path(path))
+    assert "".join(capsys.readouterr()) == "evaluating [b]math ...\ndone: /data/[exp]/run\ndone: /data/[/x]\n"
 
 
 def test_groups_that_earned_the_same() -> None:

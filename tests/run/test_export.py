@@ -269,7 +269,7 @@ def test_a_model_of_no_run_is_claimed_by_none(model: Path, tmp_path: Path, monke
 
 def test_an_adapter_over_another_base_is_refused(trained: Callable[[str], Path], tmp_path: Path) -> None:
     other = tmp_path / "other"
-    tiny_lm("llama", "eager", ENDS, seed=5).save(other)
+    tiny_lm("llama", "eager", ENDS, seed=5).save(other, torch.float32)
     folder = Path(shutil.copytree(trained("lora") / "final", tmp_path / "adapter"))
     config = json.loads((folder / "adapter_config.json").read_text())
     for base, told in (
@@ -307,7 +307,7 @@ def test_adapters_of_other_tools_are_computed_or_refused(
     import peft
 
     base, folder = tmp_path / "base", tmp_path / "adapter"
-    tiny_lm(architecture, "eager", ENDS).save(base)
+    tiny_lm(architecture, "eager", ENDS).save(base, torch.float32)
     made = peft.LoraConfig(r=2, task_type="CAUSAL_LM", **{"target_modules": ["q_proj", "up_proj"], **settings})
     wrapped = peft.get_peft_model(loaded(base).model, made)
     with torch.no_grad():
@@ -330,7 +330,7 @@ def test_adapters_of_other_tools_are_computed_or_refused(
 def test_a_resumed_run_refuses_another_base(trained: Callable[[str], Path], model: Path, tmp_path: Path) -> None:
     run = Path(shutil.copytree(trained("lora"), tmp_path / "run"))
     other = tmp_path / "other"
-    tiny_lm("llama", "eager", ENDS, seed=5).save(other)
+    tiny_lm("llama", "eager", ENDS, seed=5).save(other, torch.float32)
     for file in (run / "config.yaml", run / "config.used.yaml"):
         file.write_text(file.read_text().replace(str(model), str(other)).replace("name: run", "name: run"))
     with pytest.raises(CheckpointError, match=r"other' holds other weights than when"):

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from rich.console import Console
 
@@ -169,7 +170,7 @@ def test_stopped_and_told(model: Path, uninterrupted: tuple[dict[str, Any], floa
 
 
 def other_weights(folder: Path) -> None:
-    tiny_lm("llama", "eager", ENDS, seed=5).save(folder)
+    tiny_lm("llama", "eager", ENDS, seed=5).save(folder, torch.float32)
 
 
 def other_template(folder: Path) -> None:
@@ -405,8 +406,7 @@ def test_lines_where_there_is_no_terminal(monkeypatch: pytest.MonkeyPatch) -> No
     """One every ten seconds at first, ever fewer later, with the time left at the pace since what was kept."""
     now = 100.0
     monkeypatch.setattr("time.monotonic", lambda: now)
-    console = Console(width=200)
-    observer = PlainObserver(console)
+    observer = PlainObserver(console := Console(width=200))
     with console.capture() as shown:
         for second in range(1001):
             now = 100.0 + second

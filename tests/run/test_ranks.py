@@ -128,7 +128,7 @@ def test_two_processes_learn_what_one_does(
 def test_other_models_on_three_processes(architecture: str, parallel: str, tuning: str, tmp_path: Path) -> None:
     """Biases, layers of other names and kinds, heads that are not tied; sizes that three do not divide."""
     lm = tiny_lm(architecture, "eager", ENDS)
-    lm.save(tmp_path / "model")
+    lm.save(tmp_path / "model", torch.float32)
     settings = tuned(uneven(tmp_path, tmp_path / "model", "two", parallel, **LATER), tuning)
     ranks = launch(tmp_path / "log", settings, size=3)
     one = go(tuned(uneven(tmp_path, tmp_path / "model", "one", **LATER), tuning))

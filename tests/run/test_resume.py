@@ -243,7 +243,7 @@ def test_another_base_model_is_refused(model: Path, stopped: Callable[[int, Path
     """The KL is measured to it."""
     run = stopped(3, tmp_path / "run")
     other = tmp_path / "other"
-    tiny_lm("llama", "eager", (3, 5, 7, 9), seed=5).save(other)
+    tiny_lm("llama", "eager", (3, 5, 7, 9), seed=5).save(other, torch.float32)
     settings = (run / "config.yaml").read_text()
     assert str(model) in settings
     (run / "config.yaml").write_text(settings.replace(str(model), str(other)))

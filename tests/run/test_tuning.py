@@ -1,5 +1,6 @@
 """Every way to tune a model, through whole runs: stopped and resumed they end bit for bit as if they had not been."""
 
+import copy
 import importlib
 import logging
 import re
@@ -21,7 +22,8 @@ from selfcorrect.models import loading, sizing
 from selfcorrect.models.adapters import need_bitsandbytes
 from selfcorrect.models.loading import LanguageModel, load_model
 from selfcorrect.models.placement import stream
-from selfcorrect.models.sizing import parameter_count, training_memory
+from selfcorrect.models.sizing import parameter_count, static_of
+from selfcorrect.runs import checks
 from selfcorrect.runs.checks import _memory, tried
 from selfcorrect.runs.folder import arithmetic
 from selfcorrect.tasks.countdown import Countdown
@@ -78,7 +80,7 @@ def settings_of(case: str, output: Path, model: Path, name: str = "run") -> dict
 def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Wide enough for moments of 8 bits, which small tensors do not get."""
     folder = tmp_path_factory.mktemp("wide")
-    tiny_lm("llama", "eager", ENDS, hidden=64).save(folder)
+    tiny_lm("llama", "eager", ENDS, hidden=64).save(folder, torch.float32)
     return folder
 
 
@@ -204,18 +206,18 @@ def test_memory_of_each_tuning(model: Path) -> None:
     config, four = config_of(), config_of(optimizer={"name": "adamw_8bit"})
     lm = lm_of(model)
     count = parameter_count(lm)
-    plain = training_memory(config, lm)
+    plain = static_of(config, lm)
     assert (plain.gradients, plain.optimizer) == (4 * count, 8 * count)
     assert plain.reference == plain.weights >= 4 * count
-    assert training_memory(four, lm).optimizer == 2 * count
-    half = training_memory(config, lm_of(model, weights="bfloat16"))
-    assert (half.gradients, half.optimizer) == (4 * count, 12 * count)  # masters too
+    assert static_of(four, lm).optimizer == 2 * count
+    half = static_of(config, lm_of(model, weights="bfloat16"))
+    assert (half.gradients, half.optimizer, half.masters) == (4 * count, 8 * count, 4 * count)
     assert half.weights < 0.6 * plain.weights
     for tuning in ("lora", "qlora"):
         adapted = lm_of(model, tuning=tuning, lora={"rank": 2})
         assert parameter_count(adapted) == count
         trained = sum(p.numel() for p in adapted.parameters())
-        memory = training_memory(config, adapted)
+        memory = static_of(config_of(model={"tuning": tuning}), adapted)
         assert (memory.gradients, memory.optimizer, memory.reference) == (4 * trained, 8 * trained, 0)
     assert memory.weights < plain.weights
 
@@ -234,7 +236,7 @@ def test_check_tells_memory_and_refuses_in_one_line(
     lines = list(tried(config))
     assert any("tuning lora: an adapter of rank 16, 0.01 million, over a model stored in float32" in x for x in lines)
     assert any(line.startswith("memory: ") and "reference" not in line for line in lines)
-    monkeypatch.setattr(sizing, "memory_of", lambda device: 1000)
+    monkeypatch.setattr(checks, "memory_of", lambda device: 1000)
     with pytest.raises(ConfigError, match=r"training takes memory of .* kB .*1.0 kB are there; set model.weights"):
         list(tried(config))
 
@@ -264,11 +266,14 @@ def test_check_refuses_what_step_1_alone_cannot_write(
 def test_a_reference_that_a_card_does_not_hold_is_not_counted(
     model: Path, reference: str, fits: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With room for all but the reference. auto puts it elsewhere, as less than half would be left."""
+    """With room for nearly all. auto puts it elsewhere, as less than half would be left."""
     config, lm = config_of(model={"path": str(model), "reference": reference}), lm_of(model)
-    need = training_memory(config, lm)
-    monkeypatch.setattr(sizing, "memory_of", lambda device: need.total - need.reference)
-    card: Any = SimpleNamespace(model=lm.model, adapters=None, device=torch.device("cuda"))
+    layers = lm.model.model.layers
+    layers.extend(copy.deepcopy(layers[0]) for _ in range(6))
+    need = static_of(config, lm)
+    for module in (sizing, checks):
+        monkeypatch.setattr(module, "memory_of", lambda device: need.total - 1)
+    card: Any = SimpleNamespace(model=lm.model, device=torch.device("cuda"), compute_dtype=torch.float32)
     with nullcontext() if fits else pytest.raises(ConfigError, match="training takes memory of"):
         assert _memory(config, card).startswith("memory: ")
 
@@ -315,7 +320,7 @@ def test_targets_that_are_none(tuning: str, targets: list[str], told: str, model
 @pytest.mark.parametrize("architecture", ["llama", "qwen2", "gpt2", "gemma3"])
 def test_every_architecture_takes_an_adapter(architecture: str, tmp_path: Path) -> None:
     """All layers but the head, float32 over whatever is beneath; it begins by changing nothing."""
-    tiny_lm(architecture, "eager", ENDS).save(tmp_path)
+    tiny_lm(architecture, "eager", ENDS).save(tmp_path, torch.float32)
     plain, lm = lm_of(tmp_path), lm_of(tmp_path, tuning="lora")
     ids, select = torch.arange(1, 12)[None], torch.ones(1, 11, dtype=torch.bool)
     assert torch.equal(lm.logits(ids, select), plain.logits(ids, select))

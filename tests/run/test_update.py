@@ -364,6 +364,11 @@ def test_what_bfloat16_rounds_is_not_taken_for_the_models_code(monkeypatch: pyte
     assert "its code does not take" in packed_attention.hindrance(lm)
 
 
+def test_the_trial_runs_where_the_weights_are() -> None:
+    """Of shards that a server's run makes, rank 0 holds the weights in the machine's memory first."""
+    assert packed_attention.hindrance(dataclasses.replace(tiny_lm(), device=torch.device("meta"))) == ""
+
+
 def test_a_trial_that_fails_is_told_as_that(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any) -> Tensor:
         raise RuntimeError("no kernel for this\nand more")

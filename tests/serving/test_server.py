@@ -9,13 +9,16 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import openai
 import pytest
+import torch
 
 from selfcorrect.config import CountdownConfig, ModelConfig
 from selfcorrect.models.loading import LanguageModel, load_model
 from selfcorrect.rollout import play
+from selfcorrect.samplers.inference import InferenceWeights
 from selfcorrect.samplers.transformers import TransformersSampler
 from selfcorrect.serving.lanes import OwnCaches
 from selfcorrect.serving.local import LocalEngine
@@ -25,6 +28,7 @@ from tests.support.hf_model import save_qwen2
 
 from .helpers import Running, serving, until, user
 
+NO_ROOM = RuntimeError("[enforce fail at alloc_cpu.cpp:1] . DefaultCPUAllocator: can't allocate memory")
 ENDLESS = "Tell me everything."
 TASK = Countdown(CountdownConfig(prompt="{numbers} : {target}", correction_prompt="?"))
 
@@ -298,6 +302,27 @@ def test_a_model_that_fails_fails_its_requests_and_not_the_next(
     after = running.ask(messages=user("Hi"), temperature=0)
     assert after["choices"][0]["message"] == before["choices"][0]["message"]
     running.close()
+
+
+@pytest.mark.parametrize("error", [MemoryError("no room"), torch.OutOfMemoryError("tried to allocate"), NO_ROOM])
+def test_without_room_for_copies_of_the_weights_a_model_is_served_as_it_is(
+    wordy: LanguageModel, error: Exception, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(InferenceWeights, "_cast", Mock(side_effect=error))
+    running, _ = _engine_of({"wordy": wordy})
+    reply = running.http.post("/v1/chat/completions", json={"messages": user("Hi"), "max_tokens": 3}, timeout=20)
+    assert reply.status_code == 200
+    told = f"note: wordy: no memory for copies of its weights ({error}), so it is served more slowly without them\n"
+    assert capfd.readouterr().err.count(told) == 1
+    running.close()
+
+
+def test_what_else_fails_with_them_ends_the_server_before_it_listens(
+    wordy: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(InferenceWeights, "_cast", Mock(side_effect=RuntimeError("a kernel failed")))
+    with pytest.raises(RuntimeError, match="a kernel failed"):
+        serving({"wordy": wordy})
 
 
 def test_a_model_with_a_cache_of_its_own_answers_alike(

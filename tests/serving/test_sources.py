@@ -48,7 +48,7 @@ def run_of(folder: Path, base: Path, tuning: str) -> Path:
                 weight.add_(torch.randn(weight.shape, generator=torch.Generator().manual_seed(1)) * 0.5)
     text = RECIPE.format(base=base, tuning=tuning)
     (folder / "final").mkdir(parents=True)
-    lm.save(folder / "final")
+    lm.save(folder / "final", torch.float32)
     (folder / "config.yaml").write_text(text if tuning == "lora" else text.replace("lora: {rank: 4}, ", ""))
     (folder / "environment.json").write_text("{}")
     return folder

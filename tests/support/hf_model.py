@@ -27,5 +27,5 @@ def save_qwen2(folder: Path, template: str = PLAIN, ends: int = 60, room: int = 
         turn_end,
         *range(len(tokenizer) - ends, len(tokenizer)),
     ]
-    wrap(model, tokenizer).save(folder)
+    wrap(model, tokenizer).save(folder, torch.float32)
     return folder

@@ -10,9 +10,11 @@ from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
+import transformers
 
 from selfcorrect.config import ModelConfig, TrainConfig
 from selfcorrect.config.paths import absolute, check_paths
@@ -22,6 +24,7 @@ from selfcorrect.export import export
 from selfcorrect.models import files
 from selfcorrect.models import weights as stored
 from selfcorrect.models.loading import LanguageModel, load_model
+from selfcorrect.models.stored import stored_dtype
 from selfcorrect.runs.checkpoint import check_manifest
 from selfcorrect.runs.disk import save_model, share_model, try_save
 from tests.support.hf_model import save_qwen2
@@ -83,7 +86,7 @@ def test_what_is_loaded_can_be_saved_and_means_the_same(
     edit(folder / "generation_config.json", **found)
     lm = load(folder)
     assert (note in " ".join(lm.chat.notes)) if note else not lm.chat.notes
-    lm.save(tmp_path / "out")
+    lm.save(tmp_path / "out", torch.float32)
     assert (
         len({file.stat().st_mode for file in (tmp_path / "out").iterdir()}) == 1
     )  # weights are as readable as the rest
@@ -96,7 +99,7 @@ def test_settings_that_older_models_keep_in_config_json(folder: Path, tmp_path: 
     (folder / "generation_config.json").unlink()
     edit(folder / "config.json", temperature=0.7, pad_token_id=-1)
     lm = load(folder)
-    lm.save(tmp_path / "out")
+    lm.save(tmp_path / "out", torch.float32)
     kept = json.loads((tmp_path / "out/generation_config.json").read_text())
     assert (kept["do_sample"], kept["temperature"], kept.get("pad_token_id")) == (True, 0.7, None)
 
@@ -168,7 +171,7 @@ def test_code_runs_where_it_is_trusted_or_is_not_needed(
     edit(folder / "config.json", model_type="unheard_of")
     lm = load(folder, trust_remote_code=True)
     assert canary.exists()
-    lm.save(tmp_path / "out")
+    lm.save(tmp_path / "out", torch.float32)
     assert load(tmp_path / "out", trust_remote_code=True).chat.first_prompt("Q") == lm.chat.first_prompt("Q")
     with pytest.raises(ModelError, match="Python code of its own"):
         load(tmp_path / "out")
@@ -188,7 +191,7 @@ def test_a_base_model_gets_the_template_that_is_named(folder: Path, tmp_path: Pa
     (tmp_path / "own.jinja").write_text("\ufeff" + LLAMA2_LIKE)
     for choice, begins in (("plain", "User:\nQ\n\nAssistant:\n"), (str(tmp_path / "own.jinja"), "<bos>[Q] Q [/Q]")):
         lm = load(folder, chat_template=choice)
-        lm.save(tmp_path / "out")
+        lm.save(tmp_path / "out", torch.float32)
         alone = AutoTokenizer.from_pretrained(tmp_path / "out")
         turns = [
             {"role": "user", "content": "Q"},
@@ -379,6 +382,33 @@ def test_a_hub_that_cannot_be_reached_is_told_in_seconds(
         assert time.monotonic() - began < 30  # transformers alone takes minutes
 
 
+def test_the_stored_dtype_of_a_cached_model_does_not_wait_for_the_hub(
+    no_hub: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, cached = list[Any](), transformers.utils.hub.cached_file
+    snapshot = tmp_path / "models--some--one" / "snapshots" / "1"
+    tiny_lm().save(snapshot, torch.bfloat16)
+    (snapshot.parents[1] / "refs").mkdir()
+    (snapshot.parents[1] / "refs" / "main").write_text("1")
+
+    def watched(*names: Any, **how: Any) -> Any:
+        asked.append(how.get("local_files_only"))
+        return cached(*names, **how)
+
+    monkeypatch.setattr("transformers.utils.cached_file", watched)
+    monkeypatch.setattr("transformers.utils.hub.cached_file", watched)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{server.getsockname()[1]}")
+    assert stored_dtype("some/one") == torch.bfloat16
+    assert set(asked) == {True}
+
+
+def test_an_error_without_words_is_told_by_its_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("peft.inject_adapter_in_model", Mock(side_effect=ValueError("")))
+    with pytest.raises(ModelError, match=r"^model.lora fits no layer of the model: ValueError$"):
+        load_model(ModelConfig(path="lab", tuning="lora"))
+
+
 def test_on_cuda_no_forward_pass_takes_cudnns_attention() -> None:
     """It plans anew for every length. The switch is the flag torch reads, with or without a card."""
     backends: Any = torch.backends.cuda
@@ -406,7 +436,7 @@ def test_a_saved_config_names_the_stored_dtype_and_nothing_else(tmp_path: Path) 
 @pytest.mark.parametrize("architecture", ["llama", "qwen2", "gpt2", "gemma3"])
 def test_a_hollow_model_has_names_and_shapes_and_no_numbers(architecture: str, tmp_path: Path) -> None:
     """What another process reads: the same weights and buffers, tied ones still, all of them 0, and they compute."""
-    tiny_lm(architecture).save(tmp_path)
+    tiny_lm(architecture).save(tmp_path, torch.float32)
     config = ModelConfig(path=str(tmp_path), device="cpu", precision="float32")
     whole, hollow = load_model(config), load_model(config, hollow=True)
     for of in ("named_parameters", "named_buffers"):

@@ -14,20 +14,23 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, FalconConfig, LlamaConfig, MistralConfig
 
+from selfcorrect.compare.plan import merge
 from selfcorrect.config import ModelConfig, TrainConfig
 from selfcorrect.config.recipe import validate
 from selfcorrect.errors import ConfigError, ModelError
 from selfcorrect.learning.batching import Batch
 from selfcorrect.learning.training import Trainer
 from selfcorrect.learning.vocabulary import Tiles, tiles_for
+from selfcorrect.models import sizing
 from selfcorrect.models.freed import SET_BY_USER
 from selfcorrect.models.loading import load_model, wrap
 from selfcorrect.planning import beside, plan
-from selfcorrect.planning.hardware import CARDS, card_named, utilisation
+from selfcorrect.planning.hardware import CARDS, CONTEXT_BYTES, card_named, utilisation
 from selfcorrect.planning.live import Live
 from selfcorrect.planning.plan import Devices, _changed, devices_for, make_plan, turns
-from selfcorrect.planning.rehearsal import Costume, by_layers, highest, numbers, update
+from selfcorrect.planning.rehearsal import Costume, by_layers, highest, numbers, stand_in, update
 from selfcorrect.planning.settled import dressed, static
+from selfcorrect.planning.settled import settled as planned_sizes
 from selfcorrect.planning.spec import Spec, described
 from selfcorrect.planning.work import Update, assumed_lengths
 from selfcorrect.runs.checks import check_context, fitted
@@ -184,10 +187,40 @@ def test_auto_comes_to_what_a_run_settles() -> None:
     lm = load_model(config.model)
     settled, _ = fitted(config, lm, make_task(config.task))
     spec = described(config.model)
-    from selfcorrect.planning.settled import settled as planned_sizes
-
     tokens = check_context(config, lm, make_task(config.task), make_task(config.task).longest())
     assert planned_sizes(config, dressed(config, spec, None), None, tokens) == settled
+
+
+AGAIN = {"model": {"path": "Qwen/Qwen2.5-7B"}, "optimizer": {"gradient_checkpointing": True}}
+SERVED = {"sampler": "vllm", "vllm": {"server": "http://localhost:8000"}, "parallel": "fsdp2"}
+
+
+@pytest.mark.parametrize(
+    ("shards", "rows", "settings"),
+    [
+        (4, (512, 16), SERVED),
+        (8, (64, 16), {"model": {"weights": "bfloat16"}, "parallel": "fsdp2"}),
+        (4, (32, 8), {"model": {"weights": "bfloat16"}, "parallel": "fsdp2", "evaluation": {"every": 10}}),
+        (1, (1, 1), {"model": {"weights": "bfloat16"}}),
+        (1, (128, 32), {"model": {"path": "Qwen/Qwen2.5-1.5B"}, "evaluation": {"every": 10}}),
+    ],
+)  # fmt: skip
+def test_auto_on_a_card_comes_to_what_a_run_there_settles(
+    shards: int, rows: tuple[int, int], settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a server alone samples, nothing of the model is on the card yet; else all of it is."""
+    config, card = recipe(**merge(AGAIN, settings)), CARDS["h100"]
+    model = dressed(config, described(config.model), card)
+    with torch.device("meta"):
+        lm = stand_in(model.costume, model.spec.layers)
+    lm.device = torch.device("cuda")
+    there = 0 if "vllm" in settings else sum(weight.nbytes for weight in lm.model.parameters())
+    monkeypatch.setattr(sizing, "memory_of", lambda device: card.bytes)
+    monkeypatch.setattr(sizing, "hindrance", lambda lm: "")
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (card.bytes - CONTEXT_BYTES - there, card.bytes))
+    run, _ = sizing.sized(config, lm, 1500, shards=shards)
+    assert sizing.sizes_of(run) == sizing.sizes_of(planned_sizes(config, model, card, 1500, shards))
+    assert (run.rollouts.rows, run.optimizer.rows) == rows
 
 
 @pytest.mark.parametrize(

@@ -95,19 +95,21 @@ def test_whole_logits_count_where_the_head_is_not_known() -> None:
     assert rows == [4, 2]
 
 
-def on_a_card(patch: pytest.MonkeyPatch, gigabytes: int, trains: bool = True, **settings: Any) -> TrainConfig:
+def on_a_card(
+    patch: pytest.MonkeyPatch, gigabytes: int, trains: bool = True, shards: int = 1, **settings: Any
+) -> TrainConfig:
     """1.5 billion weights that train take 27 GB beside themselves, and rollouts of 2,400 tokens 69 MB each."""
     card = SimpleNamespace(total_memory=80 << 30)
     patch.setattr(torch.cuda, "get_device_properties", lambda device: card)
     patch.setattr(torch.cuda, "mem_get_info", lambda device: (gigabytes << 30, card.total_memory))
     model = Model("1.5B", able=True)
-    model.weight = torch.nn.Parameter(torch.empty(1_500_000_000, device="meta"))
+    model.layers = torch.nn.ModuleList(torch.nn.Linear(1_500_000, 10, bias=False, device="meta") for _ in range(100))
     lm: Any = SimpleNamespace(
         model=model, device=torch.device("cuda"), compute_dtype=torch.bfloat16, head_form=HeadForm(), adapters=None
     )
     config = validate(merge({"stages": [{**STAGE, "beta1": 0.01}], "rollouts": {"max_new_tokens": 800}}, settings))
     assert isinstance(config, TrainConfig)
-    settled, notes = sized(config, lm, 2400, trains)
+    settled, notes = sized(config, lm, 2400, trains, shards=shards)
     assert len(notes) >= 1 if trains else not notes
     return settled
 
@@ -170,7 +172,7 @@ def test_rows_are_packed_where_model_card_and_torch_allow_it(
     if changed.get("old_torch"):
         monkeypatch.setattr(packed, "_variable_length", lambda: None)
     monkeypatch.setattr(packed, "_found_on_trial", lambda lm: OWN_CODE if changed.get("own_code") else "")
-    config = SimpleNamespace(head_dim=changed.get("width", 64), attn_logit_softcapping=changed.get("capped"))
+    config = Qwen2Config(head_dim=changed.get("width", 64), attn_logit_softcapping=changed.get("capped"))
     lm: Any = SimpleNamespace(
         model=SimpleNamespace(config=config), device=changed.get("device", torch.device("cpu")),
         compute_dtype=changed.get("compute_dtype", torch.float32), attends_to_all=changed.get("attends_to_all", True),

@@ -53,7 +53,7 @@ def test_of_a_model_that_reads_pictures_the_text_model_is_loaded(tuning: str, ti
         make_sampler(served, found)
     if found.adapters:
         (tmp_path / "adapter").mkdir()
-        found.save(tmp_path / "adapter")
+        found.save(tmp_path / "adapter", torch.float32)
         again = load_model(ModelConfig.model_validate({**told, "path": str(tmp_path / "adapter")}))
         with torch.no_grad():
             torch.testing.assert_close(again.logits(ids, None, use_cache=False), logits)
@@ -61,7 +61,7 @@ def test_of_a_model_that_reads_pictures_the_text_model_is_loaded(tuning: str, ti
             export(tmp_path / "adapter", tmp_path / "out")
         found.adapters.merge()
         found = replace(found, adapters=None)
-    found.save(tmp_path / "saved")
+    found.save(tmp_path / "saved", torch.float32)
     again = load_model(ModelConfig(path=str(tmp_path / "saved"), device="cpu", precision="float32"))
     assert type(again.model) is type(lm.model)
     assert not any("text model" in note for note in again.chat.notes)

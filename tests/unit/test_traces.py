@@ -1,12 +1,17 @@
 """Which rollouts become traces, and what their files hold."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from selfcorrect.config import CountdownConfig
+from selfcorrect.config.stages import PairSFT
 from selfcorrect.errors import DataError
+from selfcorrect.learning.supervised import Collector
 from selfcorrect.learning.traces import epochs, fixes, pair_traces, read_traces, star_traces, write_traces
 from selfcorrect.models.chat import Chat
 from selfcorrect.tasks.countdown import Countdown
@@ -51,6 +56,17 @@ def test_star_keeps_what_ends_right(chat: Chat) -> None:
     assert pairs(traces) == [("a", 20, 21), ("b", 22, 22), ("e", 27, 28)]  # once each; not where the grader failed
     assert [fixes(trace) for trace in traces] == [True, False, True]
     assert all([a.sampled for a in trace.attempts] == [False, True] for trace in traces)
+
+
+def test_a_trace_is_held_against_what_the_text_model_reads(chat: Chat) -> None:
+    """A model of several parts names it in the text model's config."""
+    text = SimpleNamespace(max_position_embeddings=5)
+    lm = replace(tiny_lm(), model=SimpleNamespace(config=SimpleNamespace(get_text_config=lambda: text)))
+    stage = PairSFT(name="p", objective="pair_sft", steps=1, learning_rate=1.0)
+    trainer: Any = SimpleNamespace(stage=stage, lm=lm)
+    found = [rollout(chat, "a", (20, W), (21, R))]
+    with pytest.raises(DataError, match=r"t.jsonl: a trace takes \d+ tokens, but the model reads 5; leave it out"):
+        Collector(trainer, Path(), print)._chosen(found, 1, 0, "t.jsonl")
 
 
 def test_pairs_are_a_wrong_and_a_right_one_of_the_same_problem(chat: Chat) -> None:

@@ -425,6 +425,11 @@ class TrainConfig(Strict):
         return given or self.evaluation.every is not None
 
     @property
+    def samples_elsewhere(self) -> bool:
+        """Whether a server alone samples, so that processes that train need no whole model for it."""
+        return self.sampler == "vllm" and bool(self.vllm.server) and not self.samples_reference
+
+    @property
     def total_steps(self) -> int:
         return sum(stage.steps for stage in self.stages)
 

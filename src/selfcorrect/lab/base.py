@@ -153,9 +153,8 @@ def train_base(config: LabBaseConfig, say: Callable[[str], None] = print) -> Pat
             optimizer.step()
         if (step + 1) % 250 == 0:
             say(f"step {step + 1}/{config.steps}  loss {loss.item():.4f}  {time.monotonic() - began:.0f} s")
-    model.to("cpu", torch.bfloat16)  # half the bytes; training casts it back to float32
     with atomic_folder(folder) as temporary:
-        lm.save(temporary)
+        lm.save(temporary, torch.bfloat16)
         made_from = config.model_dump(mode="json", exclude={"output", "threads", "device"})
         (temporary / "recipe.json").write_text(json.dumps(made_from, indent=1) + "\n")
     return folder

@@ -11,7 +11,7 @@ from selfcorrect.models.adapters import OFF, need_bitsandbytes
 from selfcorrect.models.head import States
 from selfcorrect.models.loading import LanguageModel
 from selfcorrect.models.placement import stream
-from selfcorrect.models.sizing import size_text, training_memory
+from selfcorrect.models.sizing import size_text, static_of
 
 
 def trained_states(
@@ -38,15 +38,12 @@ def make_reference(config: TrainConfig, lm: LanguageModel) -> tuple[LanguageMode
         reference = lm.frozen_copy()
         seen = "off" if reference.view == OFF else "as it is now, beside the one that trains"
         return reference, f"reference: the same model, with its adapter {seen}; no second copy of the weights"
-    needs, where = training_memory(config, lm), config.model.reference
-    if where == "auto":
-        where = needs.reference_goes_to
-    reference = lm.frozen_copy()
-    if where == "device" or lm.device.type == "cpu":
-        return reference, f"reference: a copy of the weights on the {lm.device.type}, {size_text(needs.reference)}"
+    needs, reference = static_of(config, lm), lm.frozen_copy()
+    if needs.place == "device":
+        return reference, f"reference: a copy of the weights on the {lm.device.type}, {size_text(needs.weights)}"
     stream(reference)
     return reference, (
-        f"reference: a copy of the weights in the machine's memory, {size_text(needs.reference)}, passed through the "
+        f"reference: a copy of the weights in the machine's memory, {size_text(needs.weights)}, passed through the "
         f"{lm.device.type} layer by layer (model.reference)"
     )
 

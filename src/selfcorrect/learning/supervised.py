@@ -100,7 +100,7 @@ class Collector:
             rest = "" if stage.keep_right else ", or set keep_right: true"
             kind = "right" if stage.keep_right else "wrong-then-right"
             raise DataError(f"{source}: no {kind} traces for stage {stage.name}; {more}{rest}")
-        room = getattr(self._trainer.lm.model.config, "max_position_embeddings", None)
+        room = self._trainer.lm.reads
         longest = max(len(t.attempts[1].prompt_ids) + len(t.attempts[1].completion.token_ids) for t in chosen)
         if room and longest > room:
             raise DataError(f"{source}: a trace takes {longest} tokens, but the model reads {room}; leave it out")

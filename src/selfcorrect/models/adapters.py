@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from selfcorrect.config import LoraConfig
-from selfcorrect.errors import ModelError
+from selfcorrect.errors import ModelError, first_line
 from selfcorrect.models.sharded import fill, whole
 
 POLICY, FROZEN, OFF = "default", "frozen", ""  # the first is the name that PEFT gives the only adapter of a folder
@@ -176,7 +176,7 @@ class Adapters:
             try:
                 peft.inject_adapter_in_model(self.config, self._model, adapter)
             except (ValueError, TypeError, NotImplementedError) as error:
-                raise ModelError(f"model.lora fits no layer of the model: {str(error).splitlines()[0]}") from error
+                raise ModelError(f"model.lora fits no layer of the model: {first_line(error)}") from error
         for tensor in self.tensors(adapter).values():
             if tensor.dtype.itemsize < torch.float32.itemsize:
                 tensor.data = tensor.data.float()

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from selfcorrect.errors import ModelError
+from selfcorrect.errors import ModelError, first_line
 
 _SECONDS = 5.0  # how long the hub may take to give any answer at all
 _CONFIGS = ("config.json", "tokenizer_config.json")
@@ -97,12 +97,6 @@ def find(path: str, shown: str) -> Source:
     if source.read_json("config.json") is None and source.read_json("adapter_config.json") is None:
         raise source.refusal(f"is no folder here and not in the hub's cache, and {why}; name a folder, or mend that")
     return source
-
-
-def first_line(error: Exception) -> str:
-    """With the next one, where the first only leads up to it."""
-    first, *rest = str(error).strip().splitlines() or [type(error).__name__]
-    return f"{first} {rest[0].strip()}" if rest and first.endswith(":") else first
 
 
 def _unreachable(endpoint: str) -> str:

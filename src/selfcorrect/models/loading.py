@@ -22,7 +22,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from selfcorrect.config import LAB_MODEL, ModelConfig
 from selfcorrect.config.paths import is_evaluation
-from selfcorrect.errors import ModelError
+from selfcorrect.errors import ModelError, first_line
 from selfcorrect.models import adapters, files, generation, packed, products, templates
 from selfcorrect.models.adapters import FROZEN, OFF, POLICY, Adapters
 from selfcorrect.models.chat import Chat
@@ -109,6 +109,11 @@ class LanguageModel:
         return States(hidden, Head(head.weight, head.bias, self.head_form))
 
     @property
+    def reads(self) -> int | None:
+        """How many tokens the model can read; None where its config does not say."""
+        return getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+
+    @property
     def windows(self) -> dict[str, int | None] | None:
         """By kind of layer how many tokens back it sees (`layer_windows`)."""
         return layer_windows(self.model.config, self.model.config._attn_implementation)
@@ -140,7 +145,7 @@ class LanguageModel:
         self.adapters.load(self.adapters.tensors(), FROZEN)
         return replace(self, view=FROZEN)
 
-    def save(self, folder: Path, dtype: torch.dtype = torch.float32) -> None:
+    def save(self, folder: Path, dtype: torch.dtype) -> None:
         """An ordinary folder of Hugging Face layout: weights in `dtype`, config, tokenizer, chat template.
 
         With adapters it is an adapter's folder, in float32, that names the model it belongs to.
@@ -287,7 +292,7 @@ def _load(
         try:
             tokenizer = AutoTokenizer.from_pretrained(words.path, **words.how, **safe)
         except Exception as error:  # transformers raises many kinds here; all mean the folder is not usable
-            raise words.refusal(f"no tokenizer can be loaded: {files.first_line(error)}") from error
+            raise words.refusal(f"no tokenizer can be loaded: {first_line(error)}") from error
         raw = base.read_json("generation_config.json")
         given, changes = generation.mended(raw) if raw is not None else (None, "")
         model, found = AutoModelForCausalLM.from_pretrained(
@@ -386,7 +391,7 @@ def _take_adapter(
     except ModelError:
         raise
     except (SafetensorError, ValueError, OSError, TypeError, KeyError) as error:
-        raise source.refusal(files.first_line(error)) from error
+        raise source.refusal(first_line(error)) from error
     lm.adapters = made
     about = source.read_json(adapters.ABOUT) or {}
     other = "" if hollow else _other_base(lm, about)

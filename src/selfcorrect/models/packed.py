@@ -22,7 +22,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from selfcorrect.models import files
+from selfcorrect.errors import first_line
+from selfcorrect.models.windows import shape_of
 
 if TYPE_CHECKING:
     from selfcorrect.models.loading import LanguageModel
@@ -97,7 +98,7 @@ def _of_card(lm: "LanguageModel") -> str:
         return f"torch {torch.__version__} has no variable-length attention (torch 2.10 or newer has)"
     if lm.compute_dtype == torch.float32:
         return "a GPU's variable-length attention takes bfloat16 alone (model.precision)"
-    width = _head_width(lm.model.config)
+    width = shape_of(lm.model.config).head_dim
     if width % 8 or width > 256:
         return f"a GPU's variable-length attention takes heads of 8, 16, ... 256 numbers, and this model's have {width}"
     if torch.cuda.get_device_capability(lm.device) < (8, 0):
@@ -112,6 +113,7 @@ def _found_on_trial(lm: "LanguageModel") -> str:
     That is the model's code, not its precision: the trial is in float32 where the weights are, as bfloat16 alone moves
     hidden states of real models by a tenth, and those of control tokens by two thirds.
     """
+    lm = replace(lm, device=next(lm.model.parameters()).device)  # shards go to a card from the machine's memory
     tries = [(lm, 0.25)]  # bfloat16 rounds up to 0.1; rows that see each other differ by 0.35 and more
     if all(weight.dtype.itemsize >= torch.float32.itemsize for weight in lm.model.parameters()):
         exact = lm if lm.compute_dtype == torch.float64 else replace(lm, compute_dtype=torch.float32)
@@ -129,14 +131,10 @@ def _trial(lm: "LanguageModel", allowed: float) -> str:
         with Packing(lengths, lengths).shown(lm.model.config):
             together = lm.states(ids_N[None], None, position_ids=place_N[None], use_cache=False).hidden_ND
     except Exception as error:  # noqa: BLE001 - models and kernels fail here in their own ways; padded rows serve
-        return f"a trial of two rows failed: {type(error).__name__}: {files.first_line(error)}"
+        return f"a trial of two rows failed: {type(error).__name__}: {first_line(error)}"
     expected = torch.cat(alone).float()
     same = (together.float() - expected).norm() <= allowed * expected.norm()
     return "" if same else "its code does not take its attention from without"
-
-
-def _head_width(config: Any) -> int:
-    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
 
 
 @cache

@@ -18,7 +18,10 @@ from selfcorrect.errors import ConfigError
 from selfcorrect.models import products
 from selfcorrect.models.loading import LanguageModel
 from selfcorrect.models.packed import hindrance
+from selfcorrect.models.placement import stack_of
 from selfcorrect.models.recompute import layers_of
+from selfcorrect.models.weights import cast_weights
+from selfcorrect.models.windows import shape_of
 
 _CPU_BUDGET = 4 << 30  # bytes for each of the two: a micro-batch's activations, the cache of the rows being sampled
 _ONEDNN_MICRO_BATCH = 1 << 30  # of a micro-batch's, where more rows made nothing faster (docs/log.md); by MKL they do
@@ -29,18 +32,18 @@ _DRAW_BYTES = 14  # of a row being sampled, for each word: the logit twice, its 
 
 def sized(
     config: TrainConfig, lm: LanguageModel, tokens: int, trains: bool = True, budget: float | None = None,
-    packs: bool | None = None,
+    packs: bool | None = None, shards: int = 1,
 ) -> tuple[TrainConfig, list[str]]:  # fmt: skip
     """The config with every `auto` of a size settled, and notes on what was worked out for the update.
 
     tokens: the longest rollout, all attempts and prompts. trains: False where the model is only sampled from: then
     rows_at_once alone, and no memory is left for training. budget: bytes for a micro-batch's activations, and as many
     for the cache; by default what this device has free for them. packs: whether rows are packed, where that is known
-    and the model not to be tried. Raises ConfigError where gradient checkpointing or packed rows are asked of a model
-    that cannot.
+    and the model not to be tried. shards: see `static`. Raises ConfigError where gradient checkpointing or packed rows
+    are asked of a model that cannot.
     """
     here = budget is None
-    budget = _budget(config, lm, trains) if budget is None else budget
+    budget = _budget(config, lm, trains, shards) if budget is None else budget
     notes: list[str] = []
     rollouts, optimizer = config.rollouts, config.optimizer
     if rollouts.rows_at_once == "auto":
@@ -49,7 +52,8 @@ def sized(
         if trains and config.evaluation.every:
             kept = max(kept, config.evaluation.problems_between)
         kept = min(kept, _MOST_SAMPLED)
-        room = budget / (tokens * _cache_bytes(lm) + _DRAW_BYTES * lm.model.config.get_text_config().vocab_size)
+        shape = shape_of(lm.model.config)
+        room = budget / (tokens * shape.token_bytes(lm.compute_dtype.itemsize) + _DRAW_BYTES * shape.vocabulary)
         rows = _power_of_two(max(room - kept, room / 2), _MOST_SAMPLED)
         if config.vllm.server:  # whose memory is not this device's, and which queues what has no room there
             rows = _MOST_SAMPLED
@@ -111,7 +115,7 @@ def _checkpointing(
 def _padding_free(optimizer: OptimizerConfig, lm: LanguageModel) -> tuple[bool, list[str]]:
     """Whether rows are packed in the update, and a note where auto would have liked to."""
     asked = optimizer.padding_free
-    if asked is False or (asked == "auto" and lm.device.type != "cuda" and _shape(lm)["hidden"] < WIDE):
+    if asked is False or (asked == "auto" and lm.device.type != "cuda" and shape_of(lm.model.config).hidden < WIDE):
         return False, []
     why = hindrance(lm)
     if why and asked is True:
@@ -120,48 +124,115 @@ def _padding_free(optimizer: OptimizerConfig, lm: LanguageModel) -> tuple[bool, 
 
 
 @dataclass(frozen=True, slots=True)
-class TrainingMemory:
-    """Bytes that training takes beside activations and cache. available: of the device.
-
-    optimizer: its moments, and float32 masters of weights stored in bfloat16. reference: that of a copy, 0 without.
+class Counted:
+    """Of a model. stored: bytes of its weights; trained: how many numbers train, rounded: those of them that are stored
+    in bfloat16; cast: bytes of the casts that sampling lends; passing: bytes on a card of a reference whose layers pass
+    through it.
     """
 
-    weights: int
-    gradients: int
-    optimizer: int
-    reference: int
-    available: int
+    stored: float
+    trained: float
+    rounded: float
+    cast: float
+    passing: float
+
+
+@dataclass(frozen=True, slots=True)
+class Static:
+    """Bytes on one device that are there all through training, activations and cache apart.
+
+    whole: a copy of the weights beside their shards, which is sampled from; loaded: what is there of the model as sizes
+    are settled.
+    """
+
+    weights: float
+    masters: float
+    gradients: float
+    optimizer: float
+    reference: float
+    casts: float
+    whole: float
+    loaded: float
+    place: Literal["device", "cpu", "same model", "none"]
 
     @property
-    def total(self) -> int:
-        return self.weights + self.gradients + self.optimizer + self.reference
+    def total(self) -> float:
+        """Without the copy beside shards."""
+        return self.weights + self.masters + self.gradients + self.optimizer + self.reference + self.casts
 
     @property
-    def reference_goes_to(self) -> Literal["device", "cpu"]:
-        """The device, unless less than half of its memory would be left for activations and cache."""
-        return "cpu" if self.total > self.available / 2 else "device"
+    def to_come(self) -> float:
+        return self.total + self.whole - self.loaded
 
     def __str__(self) -> str:
         parts = {
-            "weights": self.weights, "gradients": self.gradients, "optimiser": self.optimizer,
-            "reference": self.reference,
+            "weights": self.weights, "gradients": self.gradients, "optimiser": self.optimizer + self.masters,
+            "reference": self.reference, "casts for sampling": self.casts,
         }  # fmt: skip
         told = ", ".join(f"{name} {size_text(size)}" for name, size in parts.items() if size)
         return f"{size_text(self.total)} ({told}); activations and cache apart"
 
 
-def training_memory(config: TrainConfig, lm: LanguageModel) -> TrainingMemory:
-    """For a recipe and its model, however it is tuned."""
+def static(config: TrainConfig, of: Counted, available: float, *, on_card: bool, shards: int = 1) -> Static:
+    """available: bytes of the device; shards: over how many weights, gradients and moments lie, 1 for none."""
+    weights, masters = of.stored, 4 * of.rounded
+    if shards > 1:  # which are the masters, gathered in bfloat16 (docs/parallel.md)
+        weights, masters = weights + 2 * of.rounded, 0
+    gradients, moments = 4 * of.trained, (8 if config.optimizer.name == "adamw" else 2) * of.trained
+    place, copied = _reference(config, of, weights + masters + gradients + moments, available, on_card, shards)
+    sampled = int(config.sampler != "vllm")
+    if config.samples_reference:  # with an adapter it is the same weights
+        sampled = sampled + 1 if place == "device" else max(sampled, int(place == "same model"))
+    elsewhere = shards > 1 and on_card and config.samples_elsewhere
+    loaded = 0 if elsewhere else of.stored
+    return Static(
+        weights / shards, masters, gradients / shards, moments / shards, copied, sampled * of.cast,
+        loaded if shards > 1 else 0, loaded, place,
+    )  # fmt: skip
+
+
+def _reference(
+    config: TrainConfig, of: Counted, others: float, available: float, on_card: bool, shards: int
+) -> tuple[Literal["device", "cpu", "same model", "none"], float]:
+    """Where it lies, and its bytes on the device."""
+    if not config.uses_reference:
+        return "none", 0
+    if config.model.tuning != "full":
+        return "same model", 0
+    if shards > 1:
+        return "device", of.stored if config.samples_reference else of.stored / shards
+    asked = config.model.reference
+    # Elsewhere, where less than half of the memory would be left for activations and cache.
+    crowded = others + of.stored > available / 2
+    if on_card and (asked == "cpu" or (asked == "auto" and crowded)):
+        return "cpu", of.passing
+    return "device", of.stored
+
+
+def static_of(config: TrainConfig, lm: LanguageModel, shards: int = 1) -> Static:
+    """Of a model that is loaded, however it is tuned."""
+    on_card = lm.device.type != "cpu"
+    return static(config, _counted(lm), memory_of(lm.device), on_card=on_card, shards=shards)
+
+
+def _counted(lm: LanguageModel) -> Counted:
     tensors = [*lm.model.parameters()]
     trained = [tensor for tensor in tensors if tensor.requires_grad]
-    numbers = sum(tensor.numel() for tensor in trained)
-    masters = sum(tensor.numel() for tensor in trained if tensor.dtype.itemsize < torch.float32.itemsize)
-    moments = 8 if config.optimizer.name == "adamw" else 2
-    stored = _bytes(tensors) + _bytes(lm.model.buffers())
-    copied = config.uses_reference and lm.adapters is None
-    return TrainingMemory(
-        stored, 4 * numbers, moments * numbers + 4 * masters, stored if copied else 0, memory_of(lm.device)
+    stored, layers = _bytes(tensors) + _bytes(lm.model.buffers()), [_bytes(x.parameters()) for x in stack_of(lm.model)]
+    return Counted(
+        stored,
+        sum(tensor.numel() for tensor in trained),
+        sum(tensor.numel() for tensor in trained if tensor.dtype.itemsize < torch.float32.itemsize),
+        _cast_bytes(lm),
+        stored - sum(layers) + 2 * max(layers, default=0),
     )
+
+
+def _cast_bytes(lm: LanguageModel) -> int:
+    if lm.compute_dtype == torch.float32:
+        return 0
+    weights = {id(weight): weight for _, _, weight in cast_weights(lm.model)}
+    return sum(weight.numel() for weight in weights.values()) * lm.compute_dtype.itemsize
 
 
 def parameter_count(lm: LanguageModel) -> int:
@@ -185,7 +256,11 @@ def free_memory_of_machine() -> int:
     return int(psutil.virtual_memory().available)
 
 
-def size_text(count: int) -> str:
+def is_out_of_memory(error: Exception) -> bool:
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)
+
+
+def size_text(count: float) -> str:
     """Bytes as 1.6 GB or 12 MB."""
     for unit, size in (("TB", 10**12), ("GB", 10**9), ("MB", 10**6)):
         if count >= size:
@@ -197,26 +272,12 @@ def _bytes(tensors: Iterable[Tensor]) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
-def _budget(config: TrainConfig, lm: LanguageModel, trains: bool) -> float:
+def _budget(config: TrainConfig, lm: LanguageModel, trains: bool, shards: int) -> float:
     if lm.device.type != "cuda":
         return _CPU_BUDGET
-    casts = 2 * parameter_count(lm) if casts_weights(config) else 0  # of the weights at sampling
-    to_come = casts
-    if trains:
-        needs, where = training_memory(config, lm), config.model.reference
-        to_come += needs.gradients + needs.optimizer
-        if (needs.reference_goes_to if where == "auto" else where) == "device":
-            to_come += needs.reference
-            if config.samples_reference and needs.reference:
-                to_come += casts  # of those; its rows take the policy's place in memory
+    sampled = _cast_bytes(lm) if config.sampler != "vllm" else 0
     free: float = torch.cuda.mem_get_info(lm.device)[0]
-    return half_of(free, to_come)
-
-
-def casts_weights(config: TrainConfig) -> bool:
-    """Whether sampling on a card lends a model bfloat16 copies: weights that are stored in less need none."""
-    samples_here = config.sampler != "vllm" or config.samples_reference
-    return samples_here and config.model.weights == "float32" and config.model.tuning != "qlora"
+    return half_of(free, static_of(config, lm, shards).to_come if trains else sampled)
 
 
 def half_of(free: float, to_come: float) -> float:
@@ -228,41 +289,19 @@ def half_of(free: float, to_come: float) -> float:
     return max(0.0, 0.9 * free - to_come) / 2
 
 
-def _cache_bytes(lm: LanguageModel) -> int:
-    """Of a token's keys and values in all layers."""
-    shape = _shape(lm)
-    return 2 * shape["layers"] * shape["kv_heads"] * shape["head_dim"] * lm.compute_dtype.itemsize
-
-
 def _activation_bytes(lm: LanguageModel, tokens: int, again: bool, packs: bool) -> float:
     """What a token's forward pass keeps for the backward pass; of padded rows in eager attention its weights too.
 
     again: each layer keeps its input alone, and one at a time all the rest. Logits are not kept (vocabulary.py), but
     by models whose head is not known: in float32 the policy's, the reference's, and a gradient.
     """
-    shape, width = _shape(lm), lm.compute_dtype.itemsize
-    layer = (14 * shape["hidden"] + 4 * shape["intermediate"]) * width + 8 * shape["hidden"]
+    shape, width = shape_of(lm.model.config), lm.compute_dtype.itemsize
+    layer = (14 * shape.hidden + 4 * shape.intermediate) * width + 8 * shape.hidden
     if not packs and getattr(lm.model.config, "_attn_implementation", "eager") == "eager":
-        layer += 2 * shape["heads"] * tokens * 4
+        layer += 2 * shape.heads * tokens * 4
     # before the head, in float32: the policy's, the reference's and the gradient
-    states = 12 * (shape["hidden"] if lm.head_form else shape["vocabulary"])
-    return states + (layer + shape["layers"] * shape["hidden"] * width if again else layer * shape["layers"])
-
-
-def _shape(lm: LanguageModel) -> dict[str, int]:
-    """The model's dimensions; what a config does not name is taken for the usual multiple of what it does."""
-    config: Any = lm.model.config
-    config = config.get_text_config() if hasattr(config, "get_text_config") else config
-    hidden, heads = config.hidden_size, config.num_attention_heads
-    return {
-        "hidden": hidden,
-        "heads": heads,
-        "layers": config.num_hidden_layers,
-        "vocabulary": config.vocab_size,
-        "kv_heads": getattr(config, "num_key_value_heads", None) or heads,
-        "head_dim": getattr(config, "head_dim", None) or hidden // heads,
-        "intermediate": getattr(config, "intermediate_size", None) or 4 * hidden,
-    }
+    states = 12 * (shape.hidden if lm.head_form else shape.vocabulary)
+    return states + (layer + shape.layers * shape.hidden * width if again else layer * shape.layers)
 
 
 def _power_of_two(rows: float, most: int) -> int:

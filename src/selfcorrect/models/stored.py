@@ -3,11 +3,14 @@
 import json
 import struct
 from collections import Counter
+from collections.abc import Mapping
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from selfcorrect.models import files
 from selfcorrect.models.adapters import CONFIG
 from selfcorrect.models.loading import resolve_path
 
@@ -19,28 +22,17 @@ def stored_dtype(path: str) -> torch.dtype:
 
     path: as in a recipe's model.path. Weights that are no plain numbers of 16 or 32 bits count as their config says.
     """
-    name = resolve_path(path)
-    adapter = None if _file(name, "config.json") else _file(name, CONFIG)
+    source = files.find(resolve_path(path), path)
+    adapter = None if source.has("config.json") else source.read_json(CONFIG)
     if adapter is not None:
-        return stored_dtype(json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"])
-    weights = _file(name, "model.safetensors")
-    index = _file(name, "model.safetensors.index.json") if weights is None else None
+        return stored_dtype(adapter["base_model_name_or_path"])
+    weights = source.file("model.safetensors")
+    index = source.read_json("model.safetensors.index.json") if weights is None else None
     if index is not None:
-        parts = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
-        weights = _file(name, next(iter(parts)))
+        weights = source.file(next(iter(index["weight_map"].values())))
     counts = _counts(weights) if weights else Counter[str]()
     common = counts.most_common(1)[0][0] if counts else ""
-    return _NAMES[common] if common in _NAMES else _configured(name)
-
-
-def _file(name: str, file: str) -> Path | None:
-    from transformers.utils.hub import cached_file
-
-    try:
-        found = cached_file(name, file)
-    except OSError:
-        return None
-    return Path(found) if found else None
+    return _NAMES[common] if common in _NAMES else _configured(source.read_json("config.json") or {})
 
 
 def _counts(weights: Path) -> Counter[str]:
@@ -55,8 +47,6 @@ def _counts(weights: Path) -> Counter[str]:
     return counts
 
 
-def _configured(name: str) -> torch.dtype:
-    file = _file(name, "config.json")
-    config = json.loads(file.read_text(encoding="utf-8")) if file else {}
+def _configured(config: Mapping[str, Any]) -> torch.dtype:
     named = config.get("dtype") or config.get("torch_dtype")
     return next((dtype for dtype in _NAMES.values() if str(dtype) == f"torch.{named}"), torch.float32)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from selfcorrect.config import ModelConfig
 from selfcorrect.errors import CheckpointError
@@ -130,3 +130,14 @@ def _digest(named: list[tuple[str, Tensor]], dtype: torch.dtype) -> str:
         picked = flat[:: max(1, len(flat) // _SAMPLED)].to(dtype).float().cpu()
         digest.update(f"{name} {tuple(tensor.shape)};".encode() + picked.numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def cast_weights(model: Any) -> Iterator[tuple[nn.Module, str, Tensor]]:
+    """What autocast casts, by module and name: float32 weights of linear layers; quantised ones are other classes."""
+    from transformers.pytorch_utils import Conv1D
+
+    for module in model.modules():
+        if type(module) in (nn.Linear, Conv1D):
+            for name, weight in module._parameters.items():
+                if weight is not None and weight.dtype == torch.float32:
+                    yield module, name, weight

@@ -1,6 +1,34 @@
-"""How far back the layers of a model see, by its config: for the model as it runs, and for one that is planned."""
+"""A model by its config, as it runs or as it is planned: its dimensions, and how far back its layers see."""
 
+from dataclasses import dataclass
 from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    hidden: int
+    heads: int
+    layers: int
+    vocabulary: int
+    kv_heads: int
+    head_dim: int
+    intermediate: int
+
+    def token_bytes(self, itemsize: int) -> int:
+        """Of a token's keys and values in all layers."""
+        return 2 * self.layers * self.kv_heads * self.head_dim * itemsize
+
+
+def shape_of(config: Any) -> Shape:
+    """What a config does not name is taken for the usual multiple of what it does."""
+    config = config.get_text_config() if hasattr(config, "get_text_config") else config
+    hidden, heads = config.hidden_size, config.num_attention_heads
+    return Shape(
+        hidden, heads, config.num_hidden_layers, config.vocab_size,
+        kv_heads=getattr(config, "num_key_value_heads", None) or heads,
+        head_dim=getattr(config, "head_dim", None) or hidden // heads,
+        intermediate=getattr(config, "intermediate_size", None) or 4 * hidden,
+    )  # fmt: skip
 
 
 def layer_windows(config: Any, attention: str) -> dict[str, int | None] | None:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch.distributed.rendezvous import rendezvous
 
-from selfcorrect.errors import ConfigError, TrainingInterrupted, UserError
+from selfcorrect.errors import ConfigError, TrainingInterrupted, UserError, first_line
 from selfcorrect.parallel.launch import Launch, launched
 from selfcorrect.parallel.lifeline import Lifeline
 from selfcorrect.parallel.ranks import Alone, Several
@@ -76,7 +76,7 @@ def _join(launch: Launch) -> Several:
     except RuntimeError as error:  # all kinds of torch.distributed are of it
         raise ConfigError(
             f"rank {launch.rank} of {launch.size} did not find the others at {launch.address}:{launch.port} "
-            f"({str(error).splitlines()[0]}); see that all were started, and that the address can be reached"
+            f"({first_line(error)}); see that all were started, and that the address can be reached"
         ) from error
     objects: Any = torch.distributed.group.WORLD
     if backend != "gloo":

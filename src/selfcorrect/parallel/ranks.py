@@ -47,7 +47,7 @@ class Asked(Protocol):
 class Alone:
     """One process: nothing is split, nothing is waited for."""
 
-    size, rank, sharded = 1, 0, False
+    size, rank, sharded, shards = 1, 0, False, 1
     keeps_one = False  # whether the whole model is in the memory of rank 0's machine alone, and on no device
     shares_prompts = True  # whether an update computes the prompts that rollouts share once (learning/prompts.py)
 

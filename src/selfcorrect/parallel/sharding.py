@@ -50,21 +50,21 @@ class Sharded(Several):
         vars(self).update(vars(ranks))
         if why := not_in_shards(config):
             raise ConfigError(why)
-        self._shards = self._of_machine() if config.parallel == "hsdp" else self.size
+        self.shards = self._of_machine() if config.parallel == "hsdp" else self.size
         self._meshes: DeviceMesh | None = None
         self._lm: LanguageModel | None = None
         self._plain: LanguageModel | None = None
         # Where a server samples, one whole copy is enough: in the memory of rank 0's machine, for sending and saving.
-        self.keeps_one = config.sampler == "vllm" and bool(config.vllm.server) and not config.samples_reference
+        self.keeps_one = config.samples_elsewhere
 
     @property
     def notes(self) -> list[str]:
         copies = "rank 0's machine has a whole copy" if self.keeps_one else "sampling has a whole copy"
-        if self._shards == self.size:
+        if self.shards == self.size:
             return [f"{self.size} processes, fsdp2: weights, gradients and moments in shards; {copies}"]
         return [
-            f"{self.size} processes, hsdp: weights, gradients and moments in shards over the {self._shards} of a "
-            f"machine, in each of {self.size // self._shards} machines; {copies}"
+            f"{self.size} processes, hsdp: weights, gradients and moments in shards over the {self.shards} of a "
+            f"machine, in each of {self.size // self.shards} machines; {copies}"
         ]
 
     def settled(self, config: TrainConfig) -> Alone:
@@ -107,10 +107,10 @@ class Sharded(Several):
 
     def _mesh(self, lm: LanguageModel) -> DeviceMesh:
         """Of the ranks that hold one copy."""
-        if self._shards == self.size:
+        if self.shards == self.size:
             return init_device_mesh(lm.device.type, (self.size,))
         if self._meshes is None:
-            shape = (self.size // self._shards, self._shards)
+            shape = (self.size // self.shards, self.shards)
             self._meshes = init_device_mesh(lm.device.type, shape, mesh_dim_names=("copy", "shard"))
         return self._meshes["shard"]
 
@@ -176,12 +176,12 @@ class Sharded(Several):
         return [nothing] * missing
 
     def check_alike(self, lm: LanguageModel) -> None:
-        if self._shards < self.size:  # else no weight is held twice
+        if self.shards < self.size:  # else no weight is held twice
             super().check_alike(lm)
 
     def sum_gradients(self, parameters: Sequence[Tensor]) -> None:
         """Backward passes have summed them over the ranks that share a copy: once a step, over the copies."""
-        if self._shards < self.size:
+        if self.shards < self.size:
             assert self._meshes
             sum_gradients(parameters, self._meshes["copy"].get_group())
 

@@ -7,11 +7,11 @@ import torch
 
 from selfcorrect.config import TrainConfig
 from selfcorrect.models.freed import gives_back, is_whole
-from selfcorrect.models.sizing import free_memory_of_machine
+from selfcorrect.models.sizing import Static, free_memory_of_machine
 from selfcorrect.parallel.gradients import BUCKET
 from selfcorrect.planning.hardware import CONTEXT_BYTES, SLACK, Card
 from selfcorrect.planning.rehearsal import CostumeKey, Line, by_layers, highest, sampling, update
-from selfcorrect.planning.settled import Dressed, Static, static
+from selfcorrect.planning.settled import Dressed, static
 from selfcorrect.planning.work import Sampling, Step, Update, sampling_of, update_of
 from selfcorrect.samplers.graphs import AS_THEY_ARE, FIXED
 
@@ -93,33 +93,33 @@ def memory(config: TrainConfig, model: Dressed, card: Card | None, step: Step, s
     transient = rehearsed["prefill"].at(model.spec.layers), rehearsed["step"].at(model.spec.layers)
     copies = 0.0 if card else _copies(model)
     gathered = _gathered(model, spread)
-    whole = model.costume.weights.itemsize * model.numbers.all if spread.shards > 1 and not spread.beside else 0.0
     if spread.beside:
         phases["sampling"] = {"a weight gathered for sending": 4 * model.numbers.outer if spread.shards > 1 else 0.0}
+        phases["sampling"]["whole copy for sampling"] = of.whole
     elif spread.engine:
         phases["sampling"] = {
             "engine's weights": 2 * model.numbers.all / spread.tensor,
             "KV cache": cache.lanes + cache.kept,
             "engine": ENGINE_BYTES,
-            "whole copy for sampling": whole,
+            "whole copy for sampling": of.whole,
         }
     else:
         phases["sampling"] = {
             "copies laid out for sampling": copies, "KV cache": cache.lanes + cache.kept,
             "one forward": max(transient),
-            "whole copy for sampling": whole,
+            "whole copy for sampling": of.whole,
         }  # fmt: skip
     done = _updated(config, model, step, spread)
     kept = cache.lanes if card and not spread.engine else 0.0
-    phases["update"] = {"KV cache": kept, **done, "gathered by FSDP": gathered, "whole copy for sampling": whole}
+    phases["update"] = {"KV cache": kept, **done, "gathered by FSDP": gathered, "whole copy for sampling": of.whole}
     if spread.devices > spread.shards:
         # After the last backward pass (parallel/gradients.py), whose activations are gone by then.
         message = 4 * min(BUCKET, model.numbers.trained / spread.shards)
-        phases["sync"] = {"KV cache": kept, "sync buffers": message, "whole copy for sampling": whole}
+        phases["sync"] = {"KV cache": kept, "sync buffers": message, "whole copy for sampling": of.whole}
     if card is None and spread.shards > 1:
         # torch.distributed.checkpoint makes the bytes of a shard's file in memory, from tensors laid side by side.
         written = 2 * 12 * model.numbers.trained / spread.shards
-        phases["saving"] = {"a checkpoint as it is written": written, "whole copy for sampling": whole}
+        phases["saving"] = {"a checkpoint as it is written": written, "whole copy for sampling": of.whole}
     if card is None:
         phases["loading"] = {"the file as it is read": _file_bytes(model)}
         process = PROCESS_BYTES + TOKEN_BYTES * model.spec.vocabulary

@@ -23,12 +23,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from selfcorrect.errors import ModelError
+from selfcorrect.errors import ModelError, first_line
 from selfcorrect.learning.packing import PackedPrompts, _Interleaved
 from selfcorrect.learning.prompts import Prefixed, SharedPrompts
 from selfcorrect.learning.vocabulary import Tiles, score
 from selfcorrect.models import packed
-from selfcorrect.models.files import first_line
 from selfcorrect.models.head import HeadForm, States
 from selfcorrect.models.loading import LanguageModel
 from selfcorrect.models.packed import Packing

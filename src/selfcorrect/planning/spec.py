@@ -7,9 +7,10 @@ from typing import Any
 import torch
 
 from selfcorrect.config import ModelConfig
-from selfcorrect.errors import ModelError, UserError
+from selfcorrect.errors import ModelError, UserError, first_line
 from selfcorrect.models import adapters, files
 from selfcorrect.models.loading import resolve_path
+from selfcorrect.models.windows import shape_of
 from selfcorrect.planning.known import known_config, known_names
 
 
@@ -38,9 +39,7 @@ class Spec:
 
     def token_bytes(self, compute: torch.dtype) -> int:
         """Of a token's keys and values in all layers."""
-        kv_heads = int(getattr(self.config, "num_key_value_heads", None) or self.heads)
-        width = int(getattr(self.config, "head_dim", None) or self.hidden // self.heads)
-        return 2 * self.layers * kv_heads * width * compute.itemsize
+        return shape_of(self.config).token_bytes(compute.itemsize)
 
 
 def described(model: ModelConfig) -> Spec:
@@ -67,6 +66,4 @@ def described(model: ModelConfig) -> Spec:
             raise
         raise ModelError(f"{error}; without the hub, these are known: {', '.join(known_names())}") from error
     except Exception as error:  # transformers checks configs with exceptions of many kinds
-        raise ModelError(
-            f"model.path = {model.path!r}: no plan from its config.json ({files.first_line(error)})"
-        ) from error
+        raise ModelError(f"model.path = {model.path!r}: no plan from its config.json ({first_line(error)})") from error

@@ -4,15 +4,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 
-import torch
-
 from selfcorrect.config import SupervisedStage, TrainConfig
 from selfcorrect.errors import ConfigError
 from selfcorrect.evaluation.evaluate import evaluated_problems, load_external
 from selfcorrect.learning.policy import check_optimizer
 from selfcorrect.models.chat import Chat
 from selfcorrect.models.loading import LanguageModel, load_model
-from selfcorrect.models.sizing import parameter_count, size_text, sized, training_memory
+from selfcorrect.models.sizing import memory_of, parameter_count, size_text, sized, static_of
 from selfcorrect.models.stored import stored_dtype
 from selfcorrect.runs.disk import check_room, need_of, try_save, used
 from selfcorrect.runs.evaluating import rows_of
@@ -41,13 +39,15 @@ def tuning_text(config: TrainConfig, lm: LanguageModel) -> str:
     return f"tuning {config.model.tuning}: an adapter of {rank}, {trained / 1e6:,.2f} million, over a model {base}"
 
 
-def fitted(config: TrainConfig, lm: LanguageModel, task: Task, *, trains: bool = True) -> tuple[TrainConfig, list[str]]:
-    """The config with what it leaves to the model's size settled, and notes on it. trains: see `sized`.
+def fitted(
+    config: TrainConfig, lm: LanguageModel, task: Task, *, trains: bool = True, shards: int = 1
+) -> tuple[TrainConfig, list[str]]:
+    """The config with what it leaves to the model's size settled, and notes on it. trains, shards: see `sized`.
 
     Raises ConfigError where the attempts at the task's longest problem cannot fit into what the model can read.
     """
     tokens = check_context(config, lm, task, task.longest())
-    settled, notes = sized(config, lm, tokens, trains)
+    settled, notes = sized(config, lm, tokens, trains, shards=shards)
     if config.rollouts.rows_at_once == "auto":
         notes.insert(0, f"rollouts.rows_at_once: auto is {_rows_told(settled, lm, task, tokens, trains)}")
     return settled, notes
@@ -97,8 +97,7 @@ def fewer(name: str, asked: int, found: int, where: str = "") -> str:
 
 def check_context(config: TrainConfig, lm: LanguageModel, task: Task, problem: Problem) -> int:
     """The tokens that all attempts at a problem may take. Raises ConfigError where the model cannot read so many."""
-    room = getattr(lm.model.config.get_text_config(), "max_position_embeddings", None)
-    prompt = lm.chat.first_prompt(problem.prompt)
+    room, prompt = lm.reads, lm.chat.first_prompt(problem.prompt)
     limit, attempts = config.rollouts.max_new_tokens, config.rollouts.attempts
     asked, refine = [task.correction_prompt(problem)], config.rollouts.self_refine
     for name, template in config.evaluation.correction_prompts.items():
@@ -126,10 +125,6 @@ def check_context(config: TrainConfig, lm: LanguageModel, task: Task, problem: P
             f"{need} tokens, but the model reads {room}; lower max_new_tokens"
         )
     return need
-
-
-def is_out_of_memory(error: RuntimeError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
 
 
 @contextmanager
@@ -161,8 +156,7 @@ def tried(config: TrainConfig) -> Iterator[str]:
         )
         _check_readable(config, lm.chat, asked)
         need = check_context(config, lm, task, task.longest())
-        room = getattr(lm.model.config.get_text_config(), "max_position_embeddings", None)
-        yield f"longest rollout: {need} tokens of the {room or 'unknown number'} that the model reads"
+        yield f"longest rollout: {need} tokens of the {lm.reads or 'unknown number'} that the model reads"
         settled, sizes = fitted(config, lm, task, trains=bool(config.stages))
         make_sampler(settled, lm)  # an engine that is not installed is told of
         short = [*shortages(config, task, len(held_out), trains=bool(config.stages)), *unread(task, lm.chat)]
@@ -186,10 +180,9 @@ def _check_readable(config: TrainConfig, chat: Chat, asked: Iterable[tuple[str, 
 
 def _memory(config: TrainConfig, lm: LanguageModel) -> str:
     """What training takes of the device, and what it has. Raises ConfigError where that does not suffice."""
-    need = training_memory(config, lm)
-    there, where = f"{size_text(need.available)} are there", config.model.reference
-    elsewhere = (need.reference_goes_to if where == "auto" else where) == "cpu" and lm.device.type != "cpu"
-    if need.total - need.reference * elsewhere > need.available:
+    need, available = static_of(config, lm), memory_of(lm.device)
+    there = f"{size_text(available)} are there"
+    if need.total > available:
         raise ConfigError(
             f"model.path = {config.model.path!r}: training takes memory of {need}; {there}; "
             f"{_SMALLER[config.model.tuning]}, or take a smaller model"

@@ -63,14 +63,14 @@ class PlainObserver(Observer):
     """One line every few steps; for logs and pipes."""
 
     def __init__(self, console: Console | None = None, seconds_between: float = 10.0) -> None:
-        self.console = console or Console(highlight=False, soft_wrap=True)
+        self.console = console or Console(highlight=False, soft_wrap=True, markup=False)
         self._between = seconds_between
         self._last = 0.0
         self._pace = _Pace()
         self._work = Work("", 0)
 
     def message(self, text: str) -> None:
-        self.console.print(text, style="yellow", markup=False)
+        self.console.print(text, style="yellow")
 
     def stage_started(self, name: str, steps: int, done: int) -> None:
         self._pace = _Pace(steps, done)
@@ -89,12 +89,12 @@ class PlainObserver(Observer):
         self.console.print(f"evaluating {name} ...")
 
     def evaluated(self, evaluation: Evaluation) -> None:
-        self.console.print(evaluation_line(evaluation), markup=False)  # the words of a user's grader may stand in it
+        self.console.print(evaluation_line(evaluation))  # the words of a user's grader may stand in it
 
     def work(self, title: str, done: int, total: int, now: str = "", share: float = 0.0) -> None:
         self._work = self._work.reach(title, done, total, now, share)
         if self._work.due(self._between):
-            self.console.print(self._work.line(), markup=False)
+            self.console.print(self._work.line())
 
     def finished(self, path: Path) -> None:
         self.console.print(f"done: {path}")
@@ -238,7 +238,7 @@ class Work:
 
 def make_observer() -> Observer:
     """Live in a terminal, plain lines when the output goes to a file or a pipe."""
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)
     return LiveObserver(console) if console.is_terminal else PlainObserver()
 
 

@@ -193,7 +193,7 @@ def environment(seed: int) -> dict[str, Any]:
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": {"python": platform.python_version(), "selfcorrect": __version__, **versions},
         "machine": {
-            "processor": _processor(),
+            "processor": processor(),
             "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
             "threads": torch.get_num_threads(),
             "accelerator": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
@@ -273,7 +273,8 @@ def _cut(file: Path, step: int, say: Callable[[str], None] = lambda text: None) 
     write_durably(file, "".join(kept))
 
 
-def _processor() -> str:
+def processor() -> str:
+    """Its name, as the system gives it."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))

@@ -15,8 +15,8 @@ class BarObserver(PlainObserver):
     def __init__(self, console: Console) -> None:
         super().__init__(console)
         columns = (
-            SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[far]}"),
-            TimeElapsedColumn(),
+            SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(),
+            TextColumn("{task.fields[far]}", markup=False), TimeElapsedColumn(),
         )  # fmt: skip
         self._bar = Progress(*columns, console=console, transient=True)
         self._task = self._bar.add_task("", total=1, visible=False, far="")
@@ -45,5 +45,5 @@ class BarObserver(PlainObserver):
 
 def on_stderr() -> Observer:
     """Notes and progress, apart from what a command prints: a bar in a terminal, lines elsewhere."""
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    console = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
     return BarObserver(console) if console.is_terminal else PlainObserver(console)

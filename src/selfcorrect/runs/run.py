@@ -16,12 +16,12 @@ import torch
 from selfcorrect.config import SupervisedStage, TrainConfig
 from selfcorrect.config.paths import USED, absolute, is_evaluation
 from selfcorrect.config.recipe import load_recipe
-from selfcorrect.errors import CheckpointError, ConfigError, MemoryExhausted, RankLost, TrainingInterrupted
+from selfcorrect.errors import CheckpointError, ConfigError, MemoryExhausted, RankLost, TrainingInterrupted, first_line
 from selfcorrect.evaluation.kept import differences
 from selfcorrect.learning.policy import check_optimizer, make_reference
 from selfcorrect.learning.training import Trainer
 from selfcorrect.models.loading import LanguageModel, use_threads
-from selfcorrect.models.sizing import sizes_of, with_sizes
+from selfcorrect.models.sizing import is_out_of_memory, sizes_of, with_sizes
 from selfcorrect.models.stored import stored_dtype
 from selfcorrect.models.weights import fingerprint
 from selfcorrect.parallel.joining import joined
@@ -39,7 +39,7 @@ from selfcorrect.runs.checkpoint import (
     saved,
     sweep,
 )
-from selfcorrect.runs.checks import fitted, is_out_of_memory, ready, shortages, tuning_text, unread
+from selfcorrect.runs.checks import fitted, ready, shortages, tuning_text, unread
 from selfcorrect.runs.disk import check_room, need_of, try_save
 from selfcorrect.runs.disk import used as used_by
 from selfcorrect.runs.display import Observer
@@ -167,7 +167,7 @@ def _run(config: TrainConfig, path: Path, observer: Observer, used: TrainConfig 
             if not is_out_of_memory(error):
                 raise
             raise MemoryExhausted(
-                f"the memory does not suffice ({str(error).splitlines()[0]}); {_last_saved(path)}. Start again with a "
+                f"the memory does not suffice ({first_line(error)}); {_last_saved(path)}. Start again with a "
                 f"lower optimizer.micro_batch (now {config.optimizer.micro_batch}, which changes no result), with "
                 "optimizer.gradient_checkpointing=true or a lower "
                 f"rollouts.rows_at_once (now {config.rollouts.rows_at_once}; what auto came to was noted above)"
@@ -200,7 +200,7 @@ def _prepare_and_train(
     lm, dtype = ranks.load(config), stored_dtype(config.model.path)
     check_optimizer(config.optimizer, lm.device)
     begun = with_sizes(config, sizes_begun(path, config) if used else {})
-    settled, sizes = ranks.first(lambda: fitted(begun, lm, task))
+    settled, sizes = ranks.first(lambda: fitted(begun, lm, task, shards=ranks.shards))
     evaluator = dataclasses.replace(evaluator, rows=rows_of(settled, lm))
     plainly: dict[str, Any] = {"controls": False, "external": (), "samples": 1, "temperature": 0.0, "wordings": {}}
     validator = dataclasses.replace(evaluator, problems=validation, **plainly) if validation else None

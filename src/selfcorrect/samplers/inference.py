@@ -7,12 +7,12 @@ autocast, so that log-probabilities are those of the policy's own forward pass. 
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from selfcorrect.models.loading import LanguageModel
+from selfcorrect.models.weights import cast_weights
 from selfcorrect.samplers.attention import grouped_attention
 from selfcorrect.samplers.prepacked import prepacked
 
@@ -58,14 +58,9 @@ class InferenceWeights:
         dtype = self._lm.compute_dtype
         if not self._casts and dtype != torch.float32:
             made: dict[int, Tensor] = {}  # a weight that several layers share is cast once
-            for module in self._lm.model.modules():
-                if type(module) in _linear_layers():
-                    for name, weight in module._parameters.items():
-                        if weight is not None and weight.dtype == torch.float32:
-                            cast = made.setdefault(
-                                id(weight), torch.empty_like(weight, dtype=dtype, requires_grad=False)
-                            )
-                            self._casts.append((module, name, cast))
+            for module, name, weight in cast_weights(self._lm.model):
+                cast = made.setdefault(id(weight), torch.empty_like(weight, dtype=dtype, requires_grad=False))
+                self._casts.append((module, name, cast))
         for module, name, cast in self._casts:
             cast.copy_(module._parameters[name].detach())  # type: ignore[union-attr]
         self._stale = False
@@ -73,10 +68,3 @@ class InferenceWeights:
 
 def _laid_out(lm: LanguageModel) -> AbstractContextManager[None]:
     return prepacked(lm) if lm.device.type == "cpu" else nullcontext()
-
-
-def _linear_layers() -> tuple[Any, ...]:
-    """Whose weights autocast casts; subclasses (quantised layers) have weights of their own kinds."""
-    from transformers.pytorch_utils import Conv1D
-
-    return nn.Linear, Conv1D

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from selfcorrect.config import VllmConfig
-from selfcorrect.errors import ConfigError, ModelError, SamplerFailed
+from selfcorrect.errors import ConfigError, ModelError, SamplerFailed, first_line
 from selfcorrect.models.loading import LanguageModel
 from selfcorrect.models.plain import PlainWeights
 from selfcorrect.samplers.vllm import AdapterVersion, Request, Sampled
@@ -36,11 +36,7 @@ def need_vllm() -> Any:
             import vllm
     except Exception as error:  # noqa: BLE001 - a build for another machine fails in ways of its own
         missing = isinstance(error, ModuleNotFoundError) and error.name == "vllm"
-        why = (
-            "is not installed"
-            if missing
-            else f"cannot be used here ({str(error).splitlines()[0] if str(error) else error!r})"
-        )
+        why = "is not installed" if missing else f"cannot be used here ({first_line(error)})"
         raise ModelError(f"sampler: vllm: the package vllm {why}; docs/vllm.md says how to install it") from None
     return vllm
 

@@ -19,8 +19,9 @@ from dataclasses import dataclass, field
 
 import torch
 
-from selfcorrect.errors import ModelError
+from selfcorrect.errors import ModelError, first_line
 from selfcorrect.models.loading import LanguageModel
+from selfcorrect.models.sizing import is_out_of_memory
 from selfcorrect.samplers.inference import InferenceWeights
 from selfcorrect.seeds import derive_seed
 from selfcorrect.serving.engine import Ended, Events, Piece, Post, Spoken
@@ -81,8 +82,7 @@ class Station:
         self._lanes: Lanes = make_lanes(lm, count)
         self.waiting: deque[Row] = deque()
         self._seats: dict[int, Row] = {}
-        config = lm.model.config.get_text_config()
-        self.window: int = getattr(config, "max_position_embeddings", None) or sys.maxsize
+        self.window = lm.reads or sys.maxsize
 
     @property
     def busy(self) -> bool:
@@ -182,8 +182,25 @@ class LocalEngine:
         self._limit, self._reading = limit, threading.Lock()
         self._stations = {name: Station(lm, rows, self._reading) for name, lm in models.items()}
         self._changed, self._stopping = threading.Condition(), False
+        self._lent = self._prepared()
         self._thread = threading.Thread(target=self._run, name="attempts", daemon=True)
         self._thread.start()
+
+    def _prepared(self) -> ExitStack:
+        """Copies of the weights, where there is memory for them; what else fails here fails before anybody asks."""
+        own = [id(station.lm.model) for station in self._stations.values()]
+        with ExitStack() as lent, torch.no_grad():
+            for name, station in self._stations.items():
+                if own.count(id(station.lm.model)) > 1 or station.lm.windows is None:
+                    continue
+                try:
+                    lent.enter_context(InferenceWeights(station.lm).lent(station.lm))
+                except (RuntimeError, MemoryError) as error:
+                    if not is_out_of_memory(error):
+                        raise
+                    told = f"no memory for copies of its weights ({first_line(error)})"
+                    print(f"note: {name}: {told}, so it is served more slowly without them", file=sys.stderr)
+            return lent.pop_all()
 
     async def start(self, plan: Plan) -> Events:
         station = self._stations[plan.model]
@@ -249,11 +266,7 @@ class LocalEngine:
 
     def _run(self) -> None:
         """The thread: all stations in turn, a step of each."""
-        with ExitStack() as lent, torch.no_grad():
-            own = [id(station.lm.model) for station in self._stations.values()]
-            for station in self._stations.values():
-                if own.count(id(station.lm.model)) == 1 and station.lm.windows is not None:
-                    lent.enter_context(InferenceWeights(station.lm).lent(station.lm))
+        with self._lent, torch.no_grad():
             while True:
                 with self._changed:
                     self._changed.wait_for(lambda: self._stopping or any(s.busy for s in self._stations.values()))
@@ -270,5 +283,5 @@ class LocalEngine:
             station.step()
         except Exception as error:  # noqa: BLE001 - whatever a model raises, the others and the next requests go on
             traceback.print_exc()
-            what = "ran out of memory" if isinstance(error, torch.OutOfMemoryError | MemoryError) else "failed"
+            what = "ran out of memory" if is_out_of_memory(error) else "failed"
             station.fail(ApiError(500, f"the model {what}; the server's output says more", code="model_failed"))

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from selfcorrect.errors import DataError
+from selfcorrect.errors import DataError, first_line
 
 MAX_LINE = 16 << 20  # bytes; the longest row of the public sets has 0.8 MB
 MAX_JSON = 256 << 20  # bytes of a whole .json file
@@ -195,7 +195,7 @@ def _parquet(file: Path) -> Iterator[Row]:
             table = pyarrow.parquet.read_table(pyarrow.BufferReader(stream.read()))
         items = table.to_pylist()
     except (pyarrow.ArrowException, ValueError) as error:
-        raise DataError(f"{file}: not a Parquet file that can be read: {str(error).splitlines()[0]}") from None
+        raise DataError(f"{file}: not a Parquet file that can be read: {first_line(error)}") from None
     for number, item in enumerate(items, 1):
         yield Row(f"{file}: row {number}", item)
 

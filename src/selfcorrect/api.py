@@ -179,8 +179,7 @@ def is_recipe(model: str | Path) -> bool:
 
 def _model_job(asked: TrainConfig, task: Task, folder: Path | None, name: str) -> Job:
     """The recipe's model. folder: where the evaluation is kept under `name`; by default the weights' own."""
-    use_threads(asked.threads)
-    evaluator, lm = make_evaluator(asked, task), load_model(asked.model)
+    evaluator, lm = make_evaluator(asked, task), _loaded(asked, asked.model.path)
     config, sizes = fitted(asked, lm, task, trains=False)
     evaluator = dataclasses.replace(evaluator, rows=rows_of(config, lm))
     made_with = settings(config, evaluator, lm.chat, model_settings(lm))
@@ -284,12 +283,21 @@ def play(
 ) -> Rollout:
     """One problem, all attempts. problem: "30 7 2 = 39" or an id like "countdown-30-7-2-to-39"."""
     config = _config_for(model, recipe, None, "play")
-    lm: LanguageModel = load_model(config.model.model_copy(update={"path": str(model)}))
+    lm, rollouts = _loaded(config, model), config.rollouts
     task = make_task(config.task)
-    params = SamplingParams(temperature, config.rollouts.max_new_tokens, derive_seed(seed, "play"))
+    params = SamplingParams(temperature, rollouts.max_new_tokens, derive_seed(seed, "play"))
     sampler = make_sampler(config, lm)
     with closing(task):
-        return play_problems([task.parse(problem)], task, sampler, lm.chat, params, config.rollouts.attempts)[0]
+        posed = [task.parse(problem)]
+        return play_problems(
+            posed, task, sampler, lm.chat, params, rollouts.attempts, refine=rollouts.self_refine
+        )[0]  # fmt: skip
+
+
+def _loaded(config: TrainConfig, model: str | Path) -> LanguageModel:
+    """The model in place of the recipe's, computing with the recipe's threads."""
+    use_threads(config.threads)
+    return load_model(config.model.model_copy(update={"path": str(model)}))
 
 
 def make_repair_set(
@@ -308,7 +316,7 @@ def make_repair_set(
     task, listed = _listed(config, split, problems)
     if problems and len(listed) < problems:
         watcher.message(f"note: {fewer('problems', problems, len(listed))}")
-    lm = load_model(config.model.model_copy(update={"path": str(model)}))
+    lm = _loaded(config, model)
     tried = file.with_name(f".{file.name}.tried.jsonl")
     chunk = rows_begun(config, tried, SIDE, rows_of(fitted(config, lm, task, trains=False)[0], lm, attempts=1))
     what = f"{about(config.task, split)}, split {split}"
@@ -388,9 +396,9 @@ def scale(
     config = _config_for(model, recipe, overrides, "sample")
     folder, watcher = Path(output).expanduser(), observer or Observer()
     task = make_task(config.task)
-    check_votes(task)
+    check_votes(config, task)
     listed = task.held_out(problems)
-    lm = load_model(config.model.model_copy(update={"path": str(model)}))
+    lm = _loaded(config, model)
     settled, file = fitted(config, lm, task, trains=False)[0], folder / "samples.jsonl"
     chunk = rows_begun(config, file, "problems at once", max(1, rows_of(settled, lm) // most))
     made_with = {

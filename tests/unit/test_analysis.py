@@ -18,6 +18,7 @@ from selfcorrect.analysis.read import Row
 from selfcorrect.analysis.scaling import check_votes, sample_pools
 from selfcorrect.analysis.training import attempts_figure, fixed_figure, progress_figures
 from selfcorrect.analysis.votes import Pool, budgets_up_to, read_pools, scale_figure, scaling, vote_key
+from selfcorrect.config import TrainConfig
 from selfcorrect.errors import ConfigError, DataError
 from selfcorrect.evaluation.kept import Kept
 from selfcorrect.tasks.countdown import Countdown
@@ -188,7 +189,8 @@ def test_samples_that_can_be_voted_on(tmp_path: Path) -> None:
     file.write_text(json.dumps(["p", [["a", True]] * 4, [["a", True]] * 2]) + "\n" + '["q", [["a"')
     assert [pool.id for pool in read_pools(file)] == ["p"]  # the other is torn
     task: Any = Countdown()
-    check_votes(task)
+    config = TrainConfig(stages=())
+    check_votes(config, task)
     task.name = "code"
     with pytest.raises(ConfigError, match="a majority vote is not defined for programs"):
-        check_votes(task)
+        check_votes(config, task)

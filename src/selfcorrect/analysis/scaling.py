@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from selfcorrect.analysis.votes import Pool, votable, vote_key
-from selfcorrect.errors import ConfigError, NothingGraded
+from selfcorrect.config import TrainConfig
+from selfcorrect.errors import ConfigError, DataError, NothingGraded
 from selfcorrect.evaluation.counted import Counted, Told
 from selfcorrect.evaluation.evaluate import grader_lives
 from selfcorrect.evaluation.kept import Kept
@@ -19,10 +20,15 @@ from selfcorrect.types import Problem, Rollout, SamplingParams
 UNDEFINED = ("code", "repair")  # programs have no answer to vote on
 
 
-def check_votes(task: Task) -> None:
-    """Raises ConfigError where the task has no answers to vote on."""
+def check_votes(config: TrainConfig, task: Task) -> None:
+    """Raises ConfigError where the task has no answers to vote on, or a correction is not one completion."""
     if task.name in UNDEFINED:
         raise ConfigError(f"task {task.name}: a majority vote is not defined for programs, which have no single answer")
+    if config.rollouts.self_refine:
+        raise ConfigError(
+            "rollouts.self_refine: a correction would take two completions, and the budget counts it as one; scale "
+            "without it (rollouts.self_refine=null)"
+        )
 
 
 def cost_of(most: int) -> int:
@@ -85,8 +91,18 @@ def _pair(solution: Sequence[Any]) -> tuple[str, bool]:
 
 
 def _answers(rollouts: Sequence[Rollout], attempt: int) -> tuple[tuple[str, bool], ...]:
-    """Normalised answers; an attempt without one has no vote, and one that could not be graded is not there."""
-    grades = [(rollout.problem.task, rollout.attempts[attempt].grade) for rollout in rollouts]
-    return tuple(
-        (vote_key(task, grade.answer), grade.correct) for task, grade in grades if grade.outcome not in LEFT_OUT
-    )
+    """Normalised answers; an attempt without one has no vote, and one that could not be graded is not there.
+
+    Raises DataError where a user's own task calls an attempt right and tells no answer: its vote would be lost unseen.
+    """
+    found = []
+    for rollout in rollouts:
+        problem, grade = rollout.problem, rollout.attempts[attempt].grade
+        if problem.task == "custom" and grade.correct and not grade.answer.strip():
+            raise DataError(
+                f"problem {problem.id!r}: grade() of the task's file calls an attempt correct and tells no answer, so "
+                "there is nothing to vote on; let it return a Grade with its answer (docs/tasks.md)"
+            )
+        if grade.outcome not in LEFT_OUT:
+            found.append((vote_key(problem.task, grade.answer), grade.correct))
+    return tuple(found)

@@ -71,8 +71,8 @@ def with_absolute_paths(task: TaskConfig) -> TaskConfig:
     return task.model_copy(update=changed)
 
 
-def check_paths(config: TrainConfig) -> None:
-    """Raises ConfigError for a file or folder that the recipe names and that is not there."""
+def check_paths(config: TrainConfig, where: str = "") -> None:
+    """Raises ConfigError for a file or folder that the recipe names and that is not there. where: begins its line."""
     model, template = config.model.path, config.model.chat_template
     named = [
         ("model.path", model if model.startswith((".", "/", "~")) else None),  # else it may be a hub name
@@ -85,7 +85,7 @@ def check_paths(config: TrainConfig) -> None:
     ]
     for setting, path in named:
         if path is not None and not Path(path).expanduser().exists():
-            raise ConfigError(f"{setting} = {path!r}: no such file or folder")
+            raise ConfigError(f"{where}{setting} = {path!r}: no such file or folder")
 
 
 def _paths_of_task(task: TaskConfig, setting: str = "task") -> list[tuple[str, str | None]]:

@@ -90,7 +90,7 @@ class MathConfig(Strict):
     columns: dict[str, str] = Field(default_factory=dict)
     """Names of your own for the data's fields: our name, then the column's, as in problem: exercise."""
     workers: Positive | None = None
-    """Processes that grade; by default one a core."""
+    """Processes that grade; by default one a core, at most 8."""
     seconds: Rate = 3.0
     """The grader's limit for one answer."""
     prompt: str = (

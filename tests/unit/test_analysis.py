@@ -1,6 +1,7 @@
 """The analyses on rollouts whose numbers can be counted by hand."""
 
 import csv
+import gzip
 import json
 from collections import Counter
 from dataclasses import replace
@@ -14,7 +15,7 @@ import pytest
 from selfcorrect.analysis import _training, analyse
 from selfcorrect.analysis.edits import edit_figure, edit_ratio
 from selfcorrect.analysis.flow import flow_figure
-from selfcorrect.analysis.read import Row
+from selfcorrect.analysis.read import Row, logged_rows
 from selfcorrect.analysis.scaling import check_votes, sample_pools
 from selfcorrect.analysis.training import attempts_figure, fixed_figure, progress_figures
 from selfcorrect.analysis.votes import Pool, budgets_up_to, read_pools, scale_figure, scaling, vote_key
@@ -119,6 +120,20 @@ def test_a_file_of_graded_attempts(tmp_path: Path) -> None:
         analyse(file)
     with pytest.raises(DataError, match="nothing to analyse yet"):
         analyse(tmp_path)
+
+
+def test_a_file_of_graded_attempts_that_another_tool_wrote(tmp_path: Path) -> None:
+    """Some leave what Unicode calls a line's end raw inside a text, write a BOM, or compress."""
+    attempts = [{"text": "a\u2028b\u2029c\x85d", "outcome": "wrong"}, {"text": "e", "outcome": "correct"}]
+    line = json.dumps({"attempts": attempts}, ensure_ascii=False) + "\n"
+    for name, content in (("a.jsonl", line.encode()), ("b.jsonl", b"\xef\xbb\xbf" + line.encode()),
+                          ("c.jsonl.gz", gzip.compress(line.encode()))):  # fmt: skip
+        (tmp_path / name).write_bytes(content)
+        figures, folder = analyse(tmp_path / name)
+        assert [figure.name for figure in figures] == ["edits", "flow"]
+        assert folder == tmp_path / f"{name[0]}.analysis"
+    [(found, _)] = logged_rows(tmp_path / "a.jsonl")
+    assert found.texts == (attempts[0]["text"], "e")
 
 
 def pool(first: str, corrected: str, right: str) -> Pool:

@@ -390,6 +390,13 @@ def main() -> None:
         for line in str(error).splitlines():
             typer.echo(f"error: {line}", err=True)
         sys.exit(2)
+    except RuntimeError as error:
+        if "home directory" not in str(error):  # pathlib's, of a path like ~nobody/runs
+            raise
+        parts = (part for text in sys.argv[1:] for part in (text, text.partition("=")[2]))
+        named = " or ".join(part for part in parts if part.startswith("~")) or "~"
+        typer.echo(f"error: {named}: no user of that name has a home here; write the whole path", err=True)
+        sys.exit(2)
     except OSError as error:
         if error.filename is None and error.errno != errno.ENOSPC:  # not about a file of the user's
             raise

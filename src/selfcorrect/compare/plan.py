@@ -151,7 +151,7 @@ def _check_base(name: str, mine: ModelConfig, other: str, theirs: ModelConfig) -
 
 def _place(path: str) -> str:
     """A folder by its whole path, however it is written; a hub name as it is."""
-    folder = Path(path).expanduser()
+    folder = Path(path)
     return str(folder.resolve()) if folder.is_dir() else path
 
 
@@ -160,7 +160,7 @@ def way(model: ModelConfig) -> str:
     told = ("4 bits, the rest " if model.tuning == "qlora" else "") + model.weights
     if model.weights == "float32" and model.precision != "auto":
         told += f", computed in {model.precision}"
-    merged = model.tuning == "full" and (Path(model.path).expanduser() / _ADAPTER).is_file()
+    merged = model.tuning == "full" and (Path(model.path) / _ADAPTER).is_file()
     return told + (", adapter merged" if merged else "")
 
 

@@ -238,13 +238,11 @@ def grade(
     *overrides: str,
     output: str | Path | None = None,
     observer: Observer | None = None,
-    progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Summary, Path]:
     """Grade recorded attempts (docs/recorded.md); returns the metrics, and the file of verdicts, a line a row.
 
     task: math, code, countdown or custom; overrides: settings of it, like task.dataset=humaneval. output: by default
     beside the recordings, with .graded.jsonl in the name; what it holds already is not graded again, and said.
-    progress(done, all) is called with numbers of attempts.
     """
     from selfcorrect.bridges.logs import read_log
     from selfcorrect.evaluation.averages import summary_over
@@ -252,7 +250,7 @@ def grade(
 
     config = validate({"task": {"name": task}, "stages": []}, "grade", overrides=overrides)
     assert isinstance(config, TrainConfig)
-    log, file, say = read_log(recorded), Path(recorded).expanduser(), (observer or Observer()).message
+    log, file, watcher = read_log(recorded), Path(recorded).expanduser(), observer or Observer()
     target = Path(output).expanduser() if output is not None else _verdicts_beside(file)
     if target.exists() and target.samefile(file):
         raise ConfigError(f"output = {str(output)!r} is the file that is to be graded; name another")
@@ -261,15 +259,14 @@ def grade(
     def told(count: int) -> None:
         nonlocal done
         done += count
-        if progress:
-            progress(done, total)
+        watcher.work("grading", done, total)
 
     judge = make_task(config.task)
     grader = {"selfcorrect": __version__, "task": task_settings(config.task)}
     with closing(judge):
-        rollouts = grade_recorded(log.rows, judge, target, grader, told, lambda text: say(f"note: {text}"))
+        rollouts = grade_recorded(log.rows, judge, target, grader, told, lambda text: watcher.message(f"note: {text}"))
         places, samples, left_out = arranged([rollout.problem for rollout in rollouts])
-        _tell([*judge.notes, *log.notes, *left_out], say)
+        _tell([*judge.notes, *log.notes, *left_out], watcher.message)
     refuse_nothing_graded(rollouts, str(recorded))
     return summary_over([rollouts[place] for place in places], samples), target
 

@@ -25,7 +25,6 @@ from selfcorrect.starting.completion import shipped
 from selfcorrect.waiting import wait_briefly
 
 if TYPE_CHECKING:
-    from selfcorrect.runs.display import Observer
     from selfcorrect.types import Rollout
 
 app = typer.Typer(
@@ -124,22 +123,15 @@ def grade(
     """Grade recorded completions: verdicts with reasons into a file, and the paper's metrics. Resumable."""
     from dataclasses import asdict
 
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
     from selfcorrect import api
     from selfcorrect.runs.display import summary_lines
+    from selfcorrect.runs.progress import on_stderr
 
     if task not in ("math", "code", "countdown", "custom"):
         raise ConfigError(f"--task {task}: must be math, code, countdown or custom")
     settings = [*(overrides or []), *(["task.allow_unsandboxed=true"] if allow_unsandboxed else [])]
-    columns = (TextColumn("grading"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        shown = bar.add_task("grading", total=None, visible=False)
-        summary, target = api.grade(
-            recorded, task, *settings, output=output, observer=_on_stderr(),
-            progress=lambda done, total: bar.update(shown, completed=done, total=total, visible=True),
-        )  # fmt: skip
+    with on_stderr() as watcher:
+        summary, target = api.grade(recorded, task, *settings, output=output, observer=watcher)
     if as_json:
         told = asdict(summary)
         if len(summary.accuracy) < 2:  # of one attempt nothing else is known
@@ -402,15 +394,6 @@ def main() -> None:
             raise
         typer.echo(f"error: {error.filename or 'writing'}: {error.strerror}", err=True)
         sys.exit(2)
-
-
-def _on_stderr() -> "Observer":
-    """Notes and progress, apart from what a command prints."""
-    from rich.console import Console
-
-    from selfcorrect.runs.display import PlainObserver
-
-    return PlainObserver(Console(stderr=True, highlight=False, soft_wrap=True))
 
 
 def _train_and_report(what: "Path | object", overrides: Sequence[str] = ()) -> None:

@@ -62,8 +62,9 @@ def demo(
     name: Annotated[str, typer.Option(help="The run's name; its folder is runs/NAME.")] = "demo",
 ) -> None:
     """Train the shipped lab model by both stages and write a report: ten to fifteen minutes on two idle CPU cores."""
-    from selfcorrect.api import lab_recipe, read_config
+    from selfcorrect.api import read_config
     from selfcorrect.config import TrainConfig
+    from selfcorrect.config.shipped import shipped_recipe
 
     external = data_folder() / EXTERNAL_SET
     extra = [f"evaluation.external={json.dumps([str(external)])}"] if external.is_file() else []
@@ -71,7 +72,7 @@ def demo(
         typer.echo(
             f"note: no external test set ({external} is not there; SELFCORRECT_DATA may name another data folder)"
         )
-    config = read_config(lab_recipe(), f"name={name}", *extra, *(overrides or []))
+    config = read_config(shipped_recipe("demo"), f"name={name}", *extra, *(overrides or []))
     assert isinstance(config, TrainConfig)
     run = Path(config.output) / config.name
     if (run / "final").is_dir():
@@ -176,9 +177,10 @@ def make_repair_set(
     from selfcorrect import api
     from selfcorrect.config import TrainConfig
     from selfcorrect.runs.progress import on_stderr
+    from selfcorrect.runs.recipes import is_recipe
 
     if recipe is None:
-        if not api.is_recipe(model):
+        if not is_recipe(model):
             raise ConfigError(f"name the task with --recipe RECIPE, or a recipe in place of the model {model!r}")
         recipe = Path(model)
         config = api.read_config(recipe, *(overrides or []))

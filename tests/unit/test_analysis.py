@@ -21,6 +21,7 @@ from selfcorrect.analysis.training import attempts_figure, fixed_figure, progres
 from selfcorrect.analysis.votes import Pool, budgets_up_to, read_pools, scale_figure, scaling, vote_key
 from selfcorrect.config import TrainConfig
 from selfcorrect.errors import ConfigError, DataError
+from selfcorrect.evaluation.counted import Counted
 from selfcorrect.evaluation.kept import Kept
 from selfcorrect.tasks.countdown import Countdown
 from selfcorrect.types import Outcome, Problem, Rollout, SamplingParams
@@ -176,7 +177,8 @@ def test_what_was_not_graded_is_not_wrong(tmp_path: Path, monkeypatch: pytest.Mo
     problems, nothing, params = [Problem(name, "t", "", {}) for name in failed], Any, SamplingParams(1.0, 9, 0)
     for _ in range(2):  # sampled, then kept
         with Kept(tmp_path / "s.jsonl", {}, lambda line: line[0], "") as kept:
-            pools = sample_pools(nothing, problems, nothing, nothing, params, 4, kept, 3)  # type: ignore[arg-type]
+            counted = Counted(nothing, lambda *_: None, 0)  # type: ignore[arg-type]
+            pools = sample_pools(nothing, problems, counted, nothing, params, 4, kept, 3)  # type: ignore[arg-type]
         assert {pool.id: (len(pool.first), len(pool.corrected)) for pool in pools} == {"part": (2, 1), "whole": (4, 2)}
         assert all(right for pool in pools for _, right in (*pool.first, *pool.corrected))
 

@@ -1,13 +1,14 @@
 """Sampling for inference-compute scaling: every solution once, into a file; analysis/votes.py counts them."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from selfcorrect.analysis.votes import Pool, votable, vote_key
 from selfcorrect.config import TrainConfig
 from selfcorrect.errors import ConfigError, DataError, NothingGraded
-from selfcorrect.evaluation.counted import Counted, Told
-from selfcorrect.evaluation.evaluate import grader_lives
+from selfcorrect.evaluation.chunks import Played, in_chunks
+from selfcorrect.evaluation.counted import Counted
 from selfcorrect.evaluation.kept import Kept
 from selfcorrect.evaluation.metrics import LEFT_OUT, is_graded, refuse_nothing_graded
 from selfcorrect.models.chat import Chat
@@ -37,8 +38,8 @@ def cost_of(most: int) -> int:
 
 
 def sample_pools(
-    task: Task, problems: Sequence[Problem], sampler: Sampler, chat: Chat, params: SamplingParams, most: int,
-    kept: Kept, chunk: int, told: Told = lambda done, total, now, share: None,
+    task: Task, problems: Sequence[Problem], counted: Counted, chat: Chat, params: SamplingParams, most: int,
+    kept: Kept, chunk: int,
 ) -> list[Pool]:  # fmt: skip
     """`most` first attempts of every problem and most/2 corrections; what `kept` holds is not sampled again.
 
@@ -47,22 +48,15 @@ def sample_pools(
     chunk: how many problems are sampled, and kept, at once, always the same ones together. Raises
     NothingGraded where not one problem could be sampled and graded.
     """
-    counted = Counted(sampler, told, cost_of(most) * len(problems))
     pools: list[Pool] = []
     missed: list[Rollout] | None = []  # as long as nothing could be graded
-    for start in range(0, len(problems), chunk):
-        part = problems[start : start + chunk]
-        lines = kept.take([problem.id for problem in part])
-        if lines is None:
-            lines, played = _sample(task, part, counted, chat, params, most, start)
-            kept.add(lines, graded=grader_lives(played))
-            missed = None if any(map(is_graded, played)) or missed is None else missed + played
-        else:
-            missed = None
+    play_part = partial(_sample, task, counted, chat, params, most)
+    for lines, played in in_chunks(problems, chunk, cost_of(most), kept, counted, play_part):
+        is_known = missed is None or not played or any(map(is_graded, played))
+        missed = None if is_known else [*(missed or ()), *played]
         pools += [
             Pool(name, tuple(map(_pair, first)), tuple(map(_pair, corrected))) for name, first, corrected in lines
         ]
-        counted.reach(cost_of(most) * len(part))
     refuse_nothing_graded(missed or [], "scaling")
     if not (found := votable(pools)):  # as it was kept of an earlier call
         raise NothingGraded(f"scaling: {kept.file}: none of {len(pools)} problems has solutions that were graded")
@@ -70,8 +64,8 @@ def sample_pools(
 
 
 def _sample(
-    task: Task, part: Sequence[Problem], sampler: Sampler, chat: Chat, params: SamplingParams, most: int, start: int
-) -> tuple[list[Any], list[Rollout]]:
+    task: Task, sampler: Sampler, chat: Chat, params: SamplingParams, most: int, part: Sequence[Problem], start: int
+) -> Played:
     """A line a problem, and its rollouts of two attempts."""
     seed, half = derive_seed(params.seed, "scale", start, part[0].id), most // 2
     draws = SamplingParams(params.temperature, params.max_new_tokens, seed)

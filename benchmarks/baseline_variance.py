@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 from workload import command_of, keep
 
-from selfcorrect.api import lab_recipe
 from selfcorrect.config import CountdownConfig, StageTwo, TrainConfig
 from selfcorrect.config.recipe import load_recipe
+from selfcorrect.config.shipped import shipped_recipe
 from selfcorrect.learning.batching import make_batch, micro_batches
 from selfcorrect.learning.credit import advantages_of, credit_of
 from selfcorrect.learning.losses import token_loss
@@ -41,7 +41,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=24)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    config = load_recipe(lab_recipe(), [f"model.path={options.model}", f"seed={options.seed}"])
+    config = load_recipe(shipped_recipe("demo"), [f"model.path={options.model}", f"seed={options.seed}"])
     assert isinstance(config, TrainConfig)
     assert isinstance(config.task, CountdownConfig)
     lm, task = load_model(config.model), Countdown(config.task)

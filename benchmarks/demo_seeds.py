@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import selfcorrect
-from selfcorrect.api import lab_recipe
+from selfcorrect.config.shipped import shipped_recipe
 from selfcorrect.runs.display import PlainObserver
 
 RESULTS = Path(__file__).parent / "results" / "demo_seeds.json"
@@ -38,7 +38,7 @@ def main() -> None:
         run = Path(options.output) / name
         if not (run / "config.yaml").exists():
             settings = [f"seed={seed}", f"model.precision={precision}", f"name={name}", f"output={options.output}"]
-            selfcorrect.train(lab_recipe(), *settings, *extra, *options.overrides, observer=PlainObserver())
+            selfcorrect.train(shipped_recipe("demo"), *settings, *extra, *options.overrides, observer=PlainObserver())
         elif not (run / "final").exists():
             selfcorrect.train(run, resume_run=True, observer=PlainObserver())
         rows.append(read(run, seed, precision))

@@ -120,13 +120,15 @@ def serve(options: argparse.Namespace) -> None:
 
 def lab_step(options: argparse.Namespace) -> Any:
     """A training step of the demo."""
-    from selfcorrect.api import lab_recipe, read_config
+    from selfcorrect.api import read_config
+    from selfcorrect.config.shipped import shipped_recipe
     from selfcorrect.learning.training import Trainer
     from selfcorrect.models.loading import load_model
     from selfcorrect.samplers.transformers import TransformersSampler
     from selfcorrect.tasks import make_task
 
-    config = read_config(lab_recipe(), f"threads={options.threads}", f"rollouts.problems_per_step={options.problems}")
+    overrides = [f"threads={options.threads}", f"rollouts.problems_per_step={options.problems}"]
+    config = read_config(shipped_recipe("demo"), *overrides)
     assert isinstance(config, TrainConfig)
     lm = load_model(config.model)
     trainer = Trainer(config, lm, lm.frozen_copy(), TransformersSampler(lm), make_task(config.task))

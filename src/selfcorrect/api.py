@@ -1,35 +1,26 @@
 """The public functions: the commands of the same names, callable."""
 
 import dataclasses
-import json
-import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack, closing
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 from selfcorrect import __version__
 from selfcorrect.analysis import analyse
-from selfcorrect.analysis.votes import Point, budgets_up_to, scale_figure, scaling
-from selfcorrect.config import LAB_MODEL, TASK_KINDS, CodeConfig, Config, LabBaseConfig, MathConfig, TrainConfig
-from selfcorrect.config.paths import absolute, run_above
-from selfcorrect.config.recipe import load_recipe, validate
-from selfcorrect.config.shipped import shipped_recipe, shipped_recipes
-from selfcorrect.config.tasks import ATTEMPT_TOKENS
+from selfcorrect.config import LabBaseConfig, TrainConfig
+from selfcorrect.config.paths import absolute
+from selfcorrect.config.recipe import validate
 from selfcorrect.endpoints.job import endpoint_job
 from selfcorrect.endpoints.settings import Endpoint
-from selfcorrect.errors import ConfigError, DataError
-from selfcorrect.evaluation.counted import Counted
-from selfcorrect.evaluation.evaluate import Evaluation, Evaluator, grader_lives
-from selfcorrect.evaluation.kept import Kept, write_durably
-from selfcorrect.evaluation.metrics import Summary, is_graded, refuse_nothing_graded
-from selfcorrect.models.loading import LanguageModel, load_model, resolve_path, use_threads
+from selfcorrect.errors import ConfigError
+from selfcorrect.evaluation.evaluate import Evaluation, Evaluator
+from selfcorrect.evaluation.metrics import Summary, refuse_nothing_graded
+from selfcorrect.models.loading import resolve_path
 from selfcorrect.models.sizing import parameter_count
 from selfcorrect.report import write_report
 from selfcorrect.rollout import play as play_problems
 from selfcorrect.runs.asked import file_digest
-from selfcorrect.runs.checks import fewer, fitted, shortages, unread
+from selfcorrect.runs.checks import fitted, shortages, unread
 from selfcorrect.runs.display import Observer
 from selfcorrect.runs.evaluating import (
     SIDE,
@@ -40,33 +31,31 @@ from selfcorrect.runs.evaluating import (
     default_folder,
     kept_file,
     kept_in,
+    loaded,
     make_evaluator,
     model_settings,
     name_of,
     rows_begun,
     rows_of,
     run_kept,
-    sampling_settings,
     settings,
     task_settings,
     unused,
 )
 from selfcorrect.runs.folder import keep_evaluation
 from selfcorrect.runs.interrupts import alone, stoppable
+from selfcorrect.runs.recipes import Recipe, config_for, is_recipe, read_config, train_config, trained_attempts
 from selfcorrect.runs.run import resume, start
 from selfcorrect.samplers.choose import make_sampler
 from selfcorrect.samplers.recorded import TextChat
+from selfcorrect.sampling import make_repair_set, scale
 from selfcorrect.seeds import derive_seed
-from selfcorrect.tasks import Split, make_task
-from selfcorrect.tasks.base import Task, fixed_share
-from selfcorrect.tasks.dataset import DataTask
+from selfcorrect.tasks import make_task
+from selfcorrect.tasks.base import Task
 from selfcorrect.tasks.files import stem_of
-from selfcorrect.tasks.repair import repair_rows
-from selfcorrect.types import Problem, Rollout, SamplingParams
+from selfcorrect.types import Rollout, SamplingParams
 
 __all__ = ["analyse", "evaluate", "grade", "make_repair_set", "play", "read_config", "scale", "train", "write_report"]
-
-Recipe = str | Path | Mapping[str, Any] | Config
 
 
 def train(recipe: Recipe, *overrides: str, observer: Observer | None = None, resume_run: bool = False) -> Path:
@@ -84,7 +73,7 @@ def train(recipe: Recipe, *overrides: str, observer: Observer | None = None, res
         from selfcorrect.lab.base import train_base
 
         return train_base(config, watcher.message)
-    return start(_train_config(config), watcher)
+    return start(train_config(config), watcher)
 
 
 def evaluate(
@@ -109,7 +98,7 @@ def evaluate(
     watcher = observer or Observer()
     named = endpoint is None and is_recipe(model)
     here, what = endpoint is None, "evaluate it on"
-    config = _train_config(model, *overrides) if named else _config_for(model, recipe, overrides, what, here=here)
+    config = train_config(model, *overrides) if named else config_for(model, recipe, overrides, what, here=here)
     config = _with_sampler(config, endpoint)
     _tell([] if named else unused(overrides), watcher.message)
     path = config.model.path if named else str(model)
@@ -141,7 +130,7 @@ def evaluate(
             _say_plan(job, folder, kept.count, watcher)
             evaluation = run_kept(job.evaluator, name, 0, job.sampler, job.chat, kept, watcher)
             notes += _tell(job.after(), watcher.message)
-            fallen = collapse(evaluation.summary, _trained_attempts(path))
+            fallen = collapse(evaluation.summary, trained_attempts(path))
             if fallen is not None:
                 watcher.message(f"warning: {fallen}")
             keep_evaluation(folder, absolute(config), evaluation, notes, fallen)
@@ -171,16 +160,9 @@ def _say_plan(job: Job, folder: Path, count: int, watcher: Observer) -> None:
         watcher.message(f"going on: {count:,} of {total:,} rollouts are there already{job.beside()}")
 
 
-def is_recipe(model: str | Path) -> bool:
-    """Whether what stands in a model's place is a recipe: a YAML file, or the name of a shipped one."""
-    shipped = str(model) in shipped_recipes() and not Path(model).exists()
-    return shipped or str(model).endswith((".yaml", ".yml"))
-
-
 def _model_job(asked: TrainConfig, task: Task, folder: Path | None, name: str) -> Job:
     """The recipe's model. folder: where the evaluation is kept under `name`; by default the weights' own."""
-    use_threads(asked.threads)
-    evaluator, lm = make_evaluator(asked, task), load_model(asked.model)
+    evaluator, lm = make_evaluator(asked, task), loaded(asked, asked.model.path)
     config, sizes = fitted(asked, lm, task, trains=False)
     evaluator = dataclasses.replace(evaluator, rows=rows_of(config, lm))
     made_with = settings(config, evaluator, lm.chat, model_settings(lm))
@@ -197,7 +179,7 @@ def _model_job(asked: TrainConfig, task: Task, folder: Path | None, name: str) -
         f"task {evaluator.about}, {len(evaluator.problems):,} problems of split {evaluator.split}; model "
         f"{config.model.path}, {size / 1e6:,.1f} million parameters, {lm.device.type}, {precision}"
     )
-    trained = _trained_attempts(config.model.path)
+    trained = trained_attempts(config.model.path)
     short = shortages(config, task, len(evaluator.problems), trains=False)
     notes = [told, *short, *(unread(task, lm.chat) if config.rollouts.attempts > 1 else ()), *lm.chat.notes, *sizes]
     if config.rollouts.attempts > trained:
@@ -239,13 +221,11 @@ def grade(
     *overrides: str,
     output: str | Path | None = None,
     observer: Observer | None = None,
-    progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Summary, Path]:
     """Grade recorded attempts (docs/recorded.md); returns the metrics, and the file of verdicts, a line a row.
 
     task: math, code, countdown or custom; overrides: settings of it, like task.dataset=humaneval. output: by default
     beside the recordings, with .graded.jsonl in the name; what it holds already is not graded again, and said.
-    progress(done, all) is called with numbers of attempts.
     """
     from selfcorrect.bridges.logs import read_log
     from selfcorrect.evaluation.averages import summary_over
@@ -253,7 +233,7 @@ def grade(
 
     config = validate({"task": {"name": task}, "stages": []}, "grade", overrides=overrides)
     assert isinstance(config, TrainConfig)
-    log, file, say = read_log(recorded), Path(recorded).expanduser(), (observer or Observer()).message
+    log, file, watcher = read_log(recorded), Path(recorded).expanduser(), observer or Observer()
     target = Path(output).expanduser() if output is not None else _verdicts_beside(file)
     if target.exists() and target.samefile(file):
         raise ConfigError(f"output = {str(output)!r} is the file that is to be graded; name another")
@@ -262,15 +242,14 @@ def grade(
     def told(count: int) -> None:
         nonlocal done
         done += count
-        if progress:
-            progress(done, total)
+        watcher.work("grading", done, total)
 
     judge = make_task(config.task)
     grader = {"selfcorrect": __version__, "task": task_settings(config.task)}
     with closing(judge):
-        rollouts = grade_recorded(log.rows, judge, target, grader, told, lambda text: say(f"note: {text}"))
+        rollouts = grade_recorded(log.rows, judge, target, grader, told, lambda text: watcher.message(f"note: {text}"))
         places, samples, left_out = arranged([rollout.problem for rollout in rollouts])
-        _tell([*judge.notes, *log.notes, *left_out], say)
+        _tell([*judge.notes, *log.notes, *left_out], watcher.message)
     refuse_nothing_graded(rollouts, str(recorded))
     return summary_over([rollouts[place] for place in places], samples), target
 
@@ -283,214 +262,13 @@ def play(
     problem: str, model: str | Path = "lab", recipe: Recipe | None = None, *, temperature: float = 0.0, seed: int = 0
 ) -> Rollout:
     """One problem, all attempts. problem: "30 7 2 = 39" or an id like "countdown-30-7-2-to-39"."""
-    config = _config_for(model, recipe, None, "play")
-    lm: LanguageModel = load_model(config.model.model_copy(update={"path": str(model)}))
+    config = config_for(model, recipe, None, "play")
+    lm, rollouts = loaded(config, model), config.rollouts
     task = make_task(config.task)
-    params = SamplingParams(temperature, config.rollouts.max_new_tokens, derive_seed(seed, "play"))
+    params = SamplingParams(temperature, rollouts.max_new_tokens, derive_seed(seed, "play"))
     sampler = make_sampler(config, lm)
     with closing(task):
-        return play_problems([task.parse(problem)], task, sampler, lm.chat, params, config.rollouts.attempts)[0]
-
-
-def make_repair_set(
-    model: str | Path, output: str | Path, *overrides: str, recipe: Recipe, split: Split = "train",
-    problems: int | None = None, temperature: float = 1.0, observer: Observer | None = None,
-) -> int:  # fmt: skip
-    """Let a model try a task once, and write its failing attempts to `output` as a repair set; returns how many.
-
-    recipe: one whose task is math or code. split: train, or test for the held-out problems; problems: how many of
-    them, by default all. Rows are {"task_id", "split", "first_attempt", "failure", "model"}, one a line.
-    """
-    config, file = _train_config(recipe, *overrides), Path(output).expanduser()
-    watcher = observer or Observer()
-    if file.exists():
-        raise ConfigError(f"output = {str(output)!r} is there already; remove it, or choose another")
-    task, listed = _listed(config, split, problems)
-    if problems and len(listed) < problems:
-        watcher.message(f"note: {fewer('problems', problems, len(listed))}")
-    lm = load_model(config.model.model_copy(update={"path": str(model)}))
-    tried = file.with_name(f".{file.name}.tried.jsonl")
-    chunk = rows_begun(config, tried, SIDE, rows_of(fitted(config, lm, task, trains=False)[0], lm, attempts=1))
-    what = f"{about(config.task, split)}, split {split}"
-    made_with = sampling_settings(config, lm, task, listed, temperature)
-    made_with |= {"split": split, "model's name": str(model), SIDE: chunk}
-    way_out = f"give the command those settings, or remove {tried} and the .json beside it to begin anew"
-    with stoppable() as stopped, closing(task), Kept(tried, made_with, lambda line: line["id"], way_out) as kept:
-        stopped.told = lambda: (
-            f"{kept.count:,} of {len(listed):,} problems are tried, and kept in {tried}: the same command goes on"
-        )
-        watcher.message(
-            f"{len(listed):,} completions to come: {len(listed):,} problems of {what}, once each, by {model}; kept as "
-            "they end, so the same command goes on"
-        )
-        watcher.work(what, 0, len(listed))
-        counted = Counted(make_sampler(config, lm, chunk), partial(watcher.work, what), len(listed))
-        rows, ungraded = list[dict[str, Any]](), list[Rollout]()
-        for start in range(0, len(listed), chunk):
-            part = listed[start : start + chunk]
-            lines = kept.take([problem.id for problem in part])
-            if lines is None:
-                seed = derive_seed(config.seed, "repair set", start)
-                params = SamplingParams(temperature, config.rollouts.max_new_tokens, seed)
-                played = play_problems(part, task, counted, lm.chat, params, 1)
-                ungraded += [r for r in played if not is_graded(r)]
-                lines = [{"id": r.problem.id, "rows": repair_rows([r], split, str(model))} for r in played]
-                kept.add(lines, graded=grader_lives(played))
-            rows += [row for line in lines for row in line["rows"]]
-            counted.reach(len(part))
-        _tell_ungraded(ungraded, len(listed), watcher)
-        if rows:
-            write_durably(file, "".join(json.dumps(row) + "\n" for row in rows))
-        kept.remove()
-    if not rows:
-        raise DataError(
-            f"{model} failed at none of {len(listed)} problems, or ended none of its attempts: no set to write"
-        )
-    return len(rows)
-
-
-def _tell_ungraded(ungraded: list[Rollout], total: int, watcher: Observer) -> None:
-    """Problems of a repair set without a verdict are told. Raises NothingGraded where those are all of them."""
-    if len(ungraded) == total:
-        refuse_nothing_graded(ungraded, "repair set")
-    if ungraded:
-        watcher.message(f"warning: {len(ungraded)} problems could not be sampled or graded, and are left out")
-
-
-def _listed(config: TrainConfig, split: Split, count: int | None) -> tuple[Task, list[Problem]]:
-    """The task of a repair set, and the problems to try."""
-    if not isinstance(config.task, MathConfig | CodeConfig):
-        raise ConfigError(f"task.name is {config.task.name}; a repair set is made from math or code")
-    task = make_task(config.task)
-    assert isinstance(task, DataTask)
-    listed = list(task.train) if split == "train" else task.test
-    return task, listed if count is None else fixed_share(listed, count)
-
-
-def scale(
-    model: str | Path,
-    *overrides: str,
-    output: str | Path,
-    recipe: Recipe | None = None,
-    most: int = 64,
-    problems: int = 200,
-    temperature: float = 0.7,
-    observer: Observer | None = None,
-) -> list[Point]:
-    """Inference-compute scaling of a model (Fig. 1 right): majority votes at budgets 2, 4, ... up to `most` solutions.
-
-    output: a folder for the samples, the drawing and its numbers; samples that are there already are used again.
-    """
-    from selfcorrect.analysis.scaling import check_votes, cost_of, sample_pools
-
-    if most < 2 or most & (most - 1):
-        raise ConfigError(f"most = {most} must be a power of two, 2 or more")
-    config = _config_for(model, recipe, overrides, "sample")
-    folder, watcher = Path(output).expanduser(), observer or Observer()
-    task = make_task(config.task)
-    check_votes(task)
-    listed = task.held_out(problems)
-    lm = load_model(config.model.model_copy(update={"path": str(model)}))
-    settled, file = fitted(config, lm, task, trains=False)[0], folder / "samples.jsonl"
-    chunk = rows_begun(config, file, "problems at once", max(1, rows_of(settled, lm) // most))
-    made_with = {
-        **sampling_settings(config, lm, task, listed, temperature), "most": most, "problems at once": chunk,
-    }  # fmt: skip
-    params = SamplingParams(temperature, config.rollouts.max_new_tokens, config.seed)
-    total, what = cost_of(most) * len(listed), about(config.task)
-    way_out = "choose another output, or remove its samples.json and samples.jsonl to begin anew"
-    with stoppable() as stopped, closing(task), Kept(file, made_with, lambda line: line[0], way_out) as kept:
-        stopped.told = lambda: (
-            f"{kept.count:,} of {len(listed):,} problems are kept in {folder}: the same command goes on"
-        )
-        watcher.message(
-            f"{total:,} completions to come: {len(listed):,} problems of {what} x ({most} first attempts + {most // 2} "
-            f"corrections), by {model}; kept in {folder} as they end, so the same command goes on"
-        )
-        if len(listed) < problems:
-            watcher.message(f"note: {fewer('problems', problems, len(listed))}")
-        watcher.work(f"sampling {what}", 0, total)
-        sampler = make_sampler(config, lm, max(settled.rollouts.rows, chunk * most))
-        pools = sample_pools(
-            task, listed, sampler, lm.chat, params, most,
-            kept, chunk, partial(watcher.work, f"sampling {what}"),
-        )  # fmt: skip
-    if len(pools) < len(listed):
-        watcher.message(f"note: {len(listed) - len(pools):,} problems are left out, with no solutions that were graded")
-    points = scaling(pools, budgets_up_to(most))
-    scale_figure(points, len(pools), temperature).write(folder)
-    return points
-
-
-def read_config(recipe: Recipe, *overrides: str) -> Config:
-    """Anything that stands for a recipe -> the validated config."""
-    if isinstance(recipe, Config):
-        return validate(recipe.model_dump(mode="json"), overrides=overrides) if overrides else recipe
-    if isinstance(recipe, Mapping):
-        return validate(recipe, overrides=overrides)
-    return load_recipe(recipe, overrides)
-
-
-def _train_config(recipe: Recipe, *overrides: str) -> TrainConfig:
-    config = read_config(recipe, *overrides)
-    if not isinstance(config, TrainConfig):
-        raise ConfigError(f"this recipe is of kind {config.kind}; name one of kind train")
-    return config
-
-
-def _config_for(
-    model: str | Path, recipe: Recipe | None, overrides: Sequence[str] | None, purpose: str, *, here: bool = True
-) -> TrainConfig:
-    """The recipe that was named, or that goes with a model, or a task's defaults where an override names the task.
-
-    overrides: None where the command takes none. here: whether the model is to be loaded. Raises ConfigError where
-    nothing names the task.
-    """
-    if recipe is not None:
-        return _train_config(recipe, *(overrides or ()))
-    if here:
-        resolve_path(str(model))  # a folder that is not there, or holds no model, is the first thing to say
-    beside = recipe_beside(model)
-    if beside is not None:
-        config = _train_config(beside, *(overrides or ()))
-        if any(override.startswith("model.chat_template=") for override in overrides or ()):
-            return config
-        # the recipe's template was saved with the model, and its file may be gone
-        return config.model_copy(update={"model": config.model.model_copy(update={"chat_template": None})})
-    tasks = [value for key, _, value in (o.partition("=") for o in overrides or ()) if key == "task.name"]
-    if not tasks:
-        kinds = ", ".join(f"task.name={name}" for name in TASK_KINDS)
-        also = "" if overrides is None else f", or a task ({kinds}; `selfcorrect tasks` says what they are)"
-        known = "" if not here or Path(str(model)).expanduser().exists() else "is no folder here and "
-        raise ConfigError(
-            f"{model} {known}lies in no run, so nothing says what to {purpose}; name a recipe with --recipe FILE{also}"
-        )
-    limits = {"max_new_tokens": ATTEMPT_TOKENS[tasks[-1]]} if tasks[-1] in ATTEMPT_TOKENS else {}
-    return _train_config({"stages": [], "rollouts": limits}, *(overrides or ()))
-
-
-def recipe_beside(model: str | Path) -> Path | None:
-    """The recipe of the run that a model folder lies in; the lab's for the lab's models; None for every other."""
-    folder = Path(str(model)).expanduser()
-    if str(model) == LAB_MODEL:
-        return lab_recipe()
-    if folder.is_dir():
-        if run := run_above(folder):
-            return run / "config.yaml"
-        if (folder / "recipe.json").is_file():  # written by lab/base.py
-            return lab_recipe()
-    return None
-
-
-def _trained_attempts(model: str | Path) -> int:
-    """How many attempts a conversation had where a model was trained; without a bound where nothing tells."""
-    beside = recipe_beside(model)
-    try:
-        return _train_config(beside).rollouts.attempts if beside else sys.maxsize
-    except ConfigError:  # a recipe of another version; another one may have been named
-        return sys.maxsize
-
-
-def lab_recipe() -> Path:
-    """The recipe of the demo."""
-    return shipped_recipe("demo")
+        posed = [task.parse(problem)]
+        return play_problems(
+            posed, task, sampler, lm.chat, params, rollouts.attempts, refine=rollouts.self_refine
+        )[0]  # fmt: skip

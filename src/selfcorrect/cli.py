@@ -25,7 +25,6 @@ from selfcorrect.starting.completion import shipped
 from selfcorrect.waiting import wait_briefly
 
 if TYPE_CHECKING:
-    from selfcorrect.runs.display import Observer
     from selfcorrect.types import Rollout
 
 app = typer.Typer(
@@ -63,8 +62,9 @@ def demo(
     name: Annotated[str, typer.Option(help="The run's name; its folder is runs/NAME.")] = "demo",
 ) -> None:
     """Train the shipped lab model by both stages and write a report: ten to fifteen minutes on two idle CPU cores."""
-    from selfcorrect.api import lab_recipe, read_config
+    from selfcorrect.api import read_config
     from selfcorrect.config import TrainConfig
+    from selfcorrect.config.shipped import shipped_recipe
 
     external = data_folder() / EXTERNAL_SET
     extra = [f"evaluation.external={json.dumps([str(external)])}"] if external.is_file() else []
@@ -72,7 +72,7 @@ def demo(
         typer.echo(
             f"note: no external test set ({external} is not there; SELFCORRECT_DATA may name another data folder)"
         )
-    config = read_config(lab_recipe(), f"name={name}", *extra, *(overrides or []))
+    config = read_config(shipped_recipe("demo"), f"name={name}", *extra, *(overrides or []))
     assert isinstance(config, TrainConfig)
     run = Path(config.output) / config.name
     if (run / "final").is_dir():
@@ -124,22 +124,15 @@ def grade(
     """Grade recorded completions: verdicts with reasons into a file, and the paper's metrics. Resumable."""
     from dataclasses import asdict
 
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
     from selfcorrect import api
     from selfcorrect.runs.display import summary_lines
+    from selfcorrect.runs.progress import on_stderr
 
     if task not in ("math", "code", "countdown", "custom"):
         raise ConfigError(f"--task {task}: must be math, code, countdown or custom")
     settings = [*(overrides or []), *(["task.allow_unsandboxed=true"] if allow_unsandboxed else [])]
-    columns = (TextColumn("grading"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        shown = bar.add_task("grading", total=None, visible=False)
-        summary, target = api.grade(
-            recorded, task, *settings, output=output, observer=_on_stderr(),
-            progress=lambda done, total: bar.update(shown, completed=done, total=total, visible=True),
-        )  # fmt: skip
+    with on_stderr() as watcher:
+        summary, target = api.grade(recorded, task, *settings, output=output, observer=watcher)
     if as_json:
         told = asdict(summary)
         if len(summary.accuracy) < 2:  # of one attempt nothing else is known
@@ -184,9 +177,10 @@ def make_repair_set(
     from selfcorrect import api
     from selfcorrect.config import TrainConfig
     from selfcorrect.runs.progress import on_stderr
+    from selfcorrect.runs.recipes import is_recipe
 
     if recipe is None:
-        if not api.is_recipe(model):
+        if not is_recipe(model):
             raise ConfigError(f"name the task with --recipe RECIPE, or a recipe in place of the model {model!r}")
         recipe = Path(model)
         config = api.read_config(recipe, *(overrides or []))
@@ -390,20 +384,18 @@ def main() -> None:
         for line in str(error).splitlines():
             typer.echo(f"error: {line}", err=True)
         sys.exit(2)
+    except RuntimeError as error:
+        if "home directory" not in str(error):  # pathlib's, of a path like ~nobody/runs
+            raise
+        parts = (part for text in sys.argv[1:] for part in (text, text.partition("=")[2]))
+        named = " or ".join(part for part in parts if part.startswith("~")) or "~"
+        typer.echo(f"error: {named}: no user of that name has a home here; write the whole path", err=True)
+        sys.exit(2)
     except OSError as error:
         if error.filename is None and error.errno != errno.ENOSPC:  # not about a file of the user's
             raise
         typer.echo(f"error: {error.filename or 'writing'}: {error.strerror}", err=True)
         sys.exit(2)
-
-
-def _on_stderr() -> "Observer":
-    """Notes and progress, apart from what a command prints."""
-    from rich.console import Console
-
-    from selfcorrect.runs.display import PlainObserver
-
-    return PlainObserver(Console(stderr=True, highlight=False, soft_wrap=True, markup=False))
 
 
 def _train_and_report(what: "Path | object", overrides: Sequence[str] = ()) -> None:

@@ -1,9 +1,14 @@
-"""How torch's threads wait for work, for the commands and the Python functions alike (stdlib only)."""
+"""The cores that are ours, and how torch's threads wait for work on them (stdlib only)."""
 
 import os
 import sys
 
 SPINS = "1000"  # some tens of microseconds
+
+
+def cores() -> int:
+    """How many cores this process may use, which a container or a scheduler may hold beneath those of the machine."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def wait_briefly() -> None:

@@ -16,11 +16,11 @@ import yaml
 
 import selfcorrect
 from selfcorrect import cli
-from selfcorrect.api import lab_recipe, recipe_beside
 from selfcorrect.config.recipe import load_recipe
 from selfcorrect.config.shipped import shipped_recipe
 from selfcorrect.errors import ConfigError
 from selfcorrect.models.stored import stored_dtype
+from selfcorrect.runs.recipes import recipe_beside
 from selfcorrect.runs.trackers import make_trackers
 from selfcorrect.waiting import SPINS
 from tests.support.runs import config, recipe
@@ -131,7 +131,8 @@ def test_the_recipe_that_goes_with_a_model(recipe_file: Path, model: Path, tmp_p
     (tmp_path / "a" / "b").mkdir(parents=True)
     for other in (model, tmp_path / "a" / "b", "org/name"):
         assert recipe_beside(other) is None
-    assert recipe_beside("lab") == recipe_beside(shipped_recipe("demo").parents[1] / "assets/lab_base") == lab_recipe()
+    demo = shipped_recipe("demo")
+    assert recipe_beside("lab") == recipe_beside(demo.parents[1] / "assets/lab_base") == demo
 
 
 def test_settings_that_could_not_be_applied_are_refused(recipe_file: Path, tmp_path: Path, command: Command) -> None:

@@ -294,9 +294,15 @@ def test_smoothing_keeps_to_its_stage_and_skips_gaps() -> None:
 
 
 def test_the_papers_numbers_are_those_of_the_task(tmp_path: Path) -> None:
-    for task, shown, hidden in (("math", "64.4", "64.6"), ("code", "64.6", "64.4")):
-        run = tmp_path / task
+    math, code = ("64.4", "64.6"), ("64.6", "64.4")
+    for task, of, (shown, hidden) in (
+        ("math", None, math), ("code", None, code), ("repair", "math", math), ("repair", "code", code),
+        ("repair", None, code),
+    ):  # fmt: skip
+        run = tmp_path / f"{task} {of}"
         write_evaluation(run, "base", summary(0.5, 0.4), step=0, task=task)
+        if of:
+            (run / "config.yaml").write_text(f"task: {{name: {task}, data: rows.jsonl, of: {{name: {of}}}}}\n")
         page = write_report(run).read_text()
         assert shown in page
         assert hidden not in page

@@ -18,7 +18,6 @@ import yaml
 from rich.console import Console
 
 import selfcorrect
-from selfcorrect.api import _config_for
 from selfcorrect.errors import ConfigError, TrainingInterrupted
 from selfcorrect.evaluation.counted import Counted
 from selfcorrect.evaluation.evaluate import Evaluation
@@ -27,6 +26,7 @@ from selfcorrect.evaluation.metrics import Estimate, Summary, share
 from selfcorrect.runs.display import LiveObserver, Observer, PlainObserver
 from selfcorrect.runs.evaluating import about as told_about
 from selfcorrect.runs.evaluating import collapse
+from selfcorrect.runs.recipes import config_for
 from selfcorrect.samplers.base import Far
 from selfcorrect.tasks.countdown import Countdown
 from selfcorrect.types import Completion, SamplingParams
@@ -376,7 +376,7 @@ def test_more_attempts_than_trained_are_told_at_once(model: Path, tmp_path: Path
     ],
 )
 def test_a_task_that_is_named_brings_its_defaults(settings: tuple[str, ...], limit: int, about: str) -> None:
-    config = _config_for("org/name", None, settings, "evaluate it on")
+    config = config_for("org/name", None, settings, "evaluate it on")
     assert (config.rollouts.max_new_tokens, told_about(config.task)) == (limit, about)
     assert not config.evaluation.controls
 

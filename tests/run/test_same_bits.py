@@ -9,8 +9,9 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from selfcorrect.api import lab_recipe, read_config
+from selfcorrect.api import read_config
 from selfcorrect.config import TrainConfig
+from selfcorrect.config.shipped import shipped_recipe
 from selfcorrect.learning.batching import make_batch
 from selfcorrect.learning.training import Trainer
 from selfcorrect.models.loading import load_model
@@ -42,7 +43,7 @@ def busy_cores() -> Iterator[None]:
 
 
 def demo_trainer(*overrides: str) -> Trainer:
-    config = read_config(lab_recipe(), *overrides)
+    config = read_config(shipped_recipe("demo"), *overrides)
     assert isinstance(config, TrainConfig)
     assert config.model.precision == "float32"
     assert config.threads == 2

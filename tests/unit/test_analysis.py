@@ -1,6 +1,7 @@
 """The analyses on rollouts whose numbers can be counted by hand."""
 
 import csv
+import gzip
 import json
 from collections import Counter
 from dataclasses import replace
@@ -14,11 +15,13 @@ import pytest
 from selfcorrect.analysis import _training, analyse
 from selfcorrect.analysis.edits import edit_figure, edit_ratio
 from selfcorrect.analysis.flow import flow_figure
-from selfcorrect.analysis.read import Row
+from selfcorrect.analysis.read import Row, logged_rows
 from selfcorrect.analysis.scaling import check_votes, sample_pools
 from selfcorrect.analysis.training import attempts_figure, fixed_figure, progress_figures
 from selfcorrect.analysis.votes import Pool, budgets_up_to, read_pools, scale_figure, scaling, vote_key
+from selfcorrect.config import TrainConfig
 from selfcorrect.errors import ConfigError, DataError
+from selfcorrect.evaluation.counted import Counted
 from selfcorrect.evaluation.kept import Kept
 from selfcorrect.tasks.countdown import Countdown
 from selfcorrect.types import Outcome, Problem, Rollout, SamplingParams
@@ -120,6 +123,20 @@ def test_a_file_of_graded_attempts(tmp_path: Path) -> None:
         analyse(tmp_path)
 
 
+def test_a_file_of_graded_attempts_that_another_tool_wrote(tmp_path: Path) -> None:
+    """Some leave what Unicode calls a line's end raw inside a text, write a BOM, or compress."""
+    attempts = [{"text": "a\u2028b\u2029c\x85d", "outcome": "wrong"}, {"text": "e", "outcome": "correct"}]
+    line = json.dumps({"attempts": attempts}, ensure_ascii=False) + "\n"
+    for name, content in (("a.jsonl", line.encode()), ("b.jsonl", b"\xef\xbb\xbf" + line.encode()),
+                          ("c.jsonl.gz", gzip.compress(line.encode()))):  # fmt: skip
+        (tmp_path / name).write_bytes(content)
+        figures, folder = analyse(tmp_path / name)
+        assert [figure.name for figure in figures] == ["edits", "flow"]
+        assert folder == tmp_path / f"{name[0]}.analysis"
+    [(found, _)] = logged_rows(tmp_path / "a.jsonl")
+    assert found.texts == (attempts[0]["text"], "e")
+
+
 def pool(first: str, corrected: str, right: str) -> Pool:
     """A letter a solution."""
     columns = [tuple((letter, letter == right) for letter in letters) for letters in (first, corrected)]
@@ -160,7 +177,8 @@ def test_what_was_not_graded_is_not_wrong(tmp_path: Path, monkeypatch: pytest.Mo
     problems, nothing, params = [Problem(name, "t", "", {}) for name in failed], Any, SamplingParams(1.0, 9, 0)
     for _ in range(2):  # sampled, then kept
         with Kept(tmp_path / "s.jsonl", {}, lambda line: line[0], "") as kept:
-            pools = sample_pools(nothing, problems, nothing, nothing, params, 4, kept, 3)  # type: ignore[arg-type]
+            counted = Counted(nothing, lambda *_: None, 0)  # type: ignore[arg-type]
+            pools = sample_pools(nothing, problems, counted, nothing, params, 4, kept, 3)  # type: ignore[arg-type]
         assert {pool.id: (len(pool.first), len(pool.corrected)) for pool in pools} == {"part": (2, 1), "whole": (4, 2)}
         assert all(right for pool in pools for _, right in (*pool.first, *pool.corrected))
 
@@ -188,7 +206,8 @@ def test_samples_that_can_be_voted_on(tmp_path: Path) -> None:
     file.write_text(json.dumps(["p", [["a", True]] * 4, [["a", True]] * 2]) + "\n" + '["q", [["a"')
     assert [pool.id for pool in read_pools(file)] == ["p"]  # the other is torn
     task: Any = Countdown()
-    check_votes(task)
+    config = TrainConfig(stages=())
+    check_votes(config, task)
     task.name = "code"
     with pytest.raises(ConfigError, match="a majority vote is not defined for programs"):
-        check_votes(task)
+        check_votes(config, task)

@@ -16,7 +16,7 @@ SOURCE = Path(selfcorrect.__file__).parent
 ORDER = [
     "types", "errors", "seeds", "waiting", "config", "grading", "tasks", "models", "samplers", "rollout", "evaluation",
     "bridges", "parallel", "learning", "planning", "runs", "endpoints", "analysis", "report", "lab", "export", "compare",
-    "starting", "api", "serving", "commands", "evaluate_command", "cli", "__init__",
+    "starting", "sampling", "api", "serving", "commands", "evaluate_command", "cli", "__init__",
 ]  # fmt: skip
 NEVER = {  # folder -> what it must not import; "torch" stands for every heavy library
     "types": {"torch"}, "errors": {"torch"}, "seeds": {"torch"}, "waiting": {"torch"}, "config": {"torch"}, "grading": {"torch", "tasks"},

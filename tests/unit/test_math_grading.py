@@ -429,3 +429,11 @@ def test_units_bases_lists_and_braces(gold: str, given: str, right: bool) -> Non
     with MathGrader(workers=1) as one:
         [grade] = one.grade([(rf"Final answer: \boxed{{{given}}}", gold)])
     assert grade.correct is right, grade
+
+
+def test_workers_are_no_more_than_the_cores_that_are_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A scheduler's limit is not in os.cpu_count."""
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    for ours, workers in ((1, 1), (3, 3), (64, 8)):
+        monkeypatch.setattr(os, "sched_getaffinity", lambda _, ours=ours: set(range(ours)), raising=False)
+        assert MathGrader()._pool.size == workers

@@ -5,9 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
-from selfcorrect.config import TrainConfig
+from selfcorrect.config import HubConfig, MathConfig, TrainConfig
 from selfcorrect.config.overrides import apply_override
+from selfcorrect.config.paths import absolute
 from selfcorrect.config.recipe import dump, load_recipe
 from selfcorrect.errors import ConfigError
 from tests.unit.test_config import RECIPE, recipe, refusal, validate_text
@@ -107,6 +109,50 @@ def test_output_may_begin_at_the_user_s_home(recipe: str, tmp_path: Path, monkey
         assert load_recipe(recipe, [f"output={written}"]).output == meant
     with pytest.raises(ConfigError, match=r"output: '~nobody-here/a': no user of that name has a home here; write"):
         load_recipe(recipe, ["output=~nobody-here/a"])
+
+
+@pytest.mark.parametrize("setting", [
+    "model.path", "model.chat_template", "task.data", "evaluation.external", "checkpoint.held_out", "vllm.sync_folder",
+])  # fmt: skip
+def test_every_path_may_begin_at_the_user_s_home(
+    setting: str, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As it does where the recipe lies, and as an override."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    rest: dict[str, Any] = {"stages": [], "sampler": "vllm", "checkpoint": {"select": "held_out", "held_out": "h"}}
+
+    def read(path: str, *overrides: str) -> Any:
+        section, name = setting.split(".")
+        value = [path] if name == "external" else path
+        recipe.write_text(yaml.dump({**rest, section: {**rest.get(section, {}), name: value}}))
+        found = getattr(getattr(load_recipe(recipe, overrides), section), name)
+        return found[0] if name == "external" else found
+
+    assert read("~/a") == f"{tmp_path}/a"
+    written = "[~/b]" if setting.endswith("external") else "~/b"
+    assert read("a", f"{setting}={written}") == f"{tmp_path}/b"
+    with pytest.raises(
+        ConfigError, match=rf"{setting}.*: '~nobody-here/a': no user of that name has a home here; write"
+    ):
+        read("~nobody-here/a")
+
+
+def test_a_recipe_and_hub_data_may_lie_at_the_user_s_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "mine.yaml").write_text("stages: []\ntask: {name: math, hub: {path: ~/data}}\n")
+    found = load_recipe("~/mine.yaml")
+    assert isinstance(found, TrainConfig)
+    assert isinstance(found.task, MathConfig)
+    assert found.task.hub == HubConfig(path=f"{tmp_path}/data")
+
+
+def test_a_sync_folder_is_of_the_recipe_s_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("mine").mkdir()
+    Path("mine/recipe.yaml").write_text("{stages: [], sampler: vllm, vllm: {sync_folder: sync}}")
+    found = load_recipe("mine/recipe.yaml")
+    assert isinstance(found, TrainConfig)
+    assert (found.vllm.sync_folder, absolute(found).vllm.sync_folder) == ("mine/sync", f"{tmp_path}/mine/sync")
 
 
 def test_merge_keys_and_keys_that_stand_twice(recipe: Path) -> None:

@@ -1,6 +1,5 @@
 """`selfcorrect plan` beyond one plan: --reverse, what bounds the sync of a step, and the numbers that a plan rests on."""
 
-import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from selfcorrect.planning.page import resting_on, row
 from selfcorrect.planning.plan import Devices, Plan, cheapest_card, largest_micro_batch, longest_attempt, make_plan
 from selfcorrect.planning.spec import described
 from selfcorrect.planning.work import assumed_lengths
+from selfcorrect.waiting import cores
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 SMALL = ("model.path=HuggingFaceTB/SmolLM2-135M", "rollouts.rows_at_once=8", "rollouts.problems_per_step=8",
@@ -208,6 +208,6 @@ def test_a_plan_tells_the_numbers_that_it_rests_on() -> None:
     assert set(one[0]) == {"process_gib", "allocator_slack_share", "grading_milliseconds_per_answer", "grading_cores"}
     assert (two[0]["gloo_summed_gb_per_second"], sharded["gloo_gathered_gb_per_second"]) == (1.6, 0.5)
     assert sharded.keys() - two[0].keys() == {"gloo_gathered_gb_per_second"}
-    assert one[0]["grading_cores"] == os.cpu_count()
+    assert one[0]["grading_cores"] == cores()
     assert "1.6 GB/s summed over processes" in two[1]
     assert "GB/s" not in one[1]

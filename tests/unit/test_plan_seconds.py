@@ -1,6 +1,5 @@
 """What a plan for this machine's processor times, and how often it counts."""
 
-import os
 import weakref
 from dataclasses import replace
 from typing import Any
@@ -17,6 +16,7 @@ from selfcorrect.planning.settled import dressed
 from selfcorrect.planning.spec import Spec
 from selfcorrect.planning.work import assumed_lengths, step_of, update_of
 from selfcorrect.samplers.prepacked import LEAST_ADAPTED
+from selfcorrect.waiting import cores
 from tests.support.plans import SMALL, recipe
 
 
@@ -40,7 +40,7 @@ def test_what_each_process_does_for_itself_counts_once_each(monkeypatch: pytest.
     assert one["update"] // 1000 == 1
     assert ddp["update"] == pytest.approx(one["update"] + 1000 + 1)
     assert fsdp2["update"] == pytest.approx(one["update"] - 1000)  # which shares none
-    most = max(before, min(2 * before, os.cpu_count() or 1))
+    most = max(before, min(2 * before, cores()))
     assert threads == [before, most, most]
     assert torch.get_num_threads() == before
 

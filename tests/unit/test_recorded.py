@@ -16,6 +16,7 @@ from selfcorrect.samplers.recorded import RecordedSampler, TextChat
 from selfcorrect.tasks.math import MathTask
 from selfcorrect.types import Grade, Outcome, SamplingParams
 from tests.run.conftest import Listener
+from tests.run.test_kept import Heard
 from tests.support.data import HUMANEVAL, math_folder, write
 
 STAGE = {"name": "s", "objective": "stage2", "steps": 1, "learning_rate": 1.0}
@@ -44,11 +45,11 @@ def pairs(tmp_path: Path) -> Path:
 
 
 def test_the_papers_metrics_of_recorded_pairs(pairs: Path) -> None:
-    seen: list[tuple[int, int]] = []
-    summary, target = selfcorrect.grade(pairs, "math", progress=lambda done, total: seen.append((done, total)))
+    heard = Heard()
+    summary, target = selfcorrect.grade(pairs, "math", observer=heard)
     assert [e.value for e in summary.accuracy] == [0.4, 0.6]
     assert (summary.fixed.value, summary.broken.value, summary.n) == (0.4, 0.2, 5)
-    assert seen[-1] == (10, 10)
+    assert heard.done[-1] == (10, 10)
     lines = [json.loads(line) for line in target.read_text().splitlines()]
     assert target.name == "pairs.graded.jsonl"
     assert [[a["outcome"] for a in line["attempts"]] for line in lines] == [

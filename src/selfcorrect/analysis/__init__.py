@@ -9,10 +9,11 @@ from pathlib import Path
 from selfcorrect.analysis.edits import edit_figure
 from selfcorrect.analysis.figure import Figure
 from selfcorrect.analysis.flow import flow_figure
-from selfcorrect.analysis.read import Row, evaluations, json_lines, json_object, read_rows
+from selfcorrect.analysis.read import Row, evaluations, json_lines, json_object, logged_rows, read_rows
 from selfcorrect.analysis.training import attempts_figure, fixed_figure, progress_figures
 from selfcorrect.analysis.votes import budgets_up_to, read_pools, scale_figure, scaling, votable
 from selfcorrect.errors import DataError
+from selfcorrect.tasks.files import stem_of
 
 __all__ = ["Figure", "analyse", "figures_of"]
 
@@ -29,7 +30,7 @@ def analyse(source: str | Path, output: str | Path | None = None) -> tuple[list[
         raise DataError(f"{source} is a comparison; name one of its runs: {source}/runs/METHOD-SEED")
     if not figures:
         raise DataError(f"{source}: nothing to analyse yet: no evaluation and no training step with two attempts")
-    beside = source / "analysis" if source.is_dir() else source.with_suffix(".analysis")
+    beside = source / "analysis" if source.is_dir() else source.with_name(f"{stem_of(source.name)}.analysis")
     folder = Path(output or beside).expanduser()
     for figure in figures:
         figure.write(folder)
@@ -39,7 +40,7 @@ def analyse(source: str | Path, output: str | Path | None = None) -> tuple[list[
 def figures_of(source: Path) -> list[Figure]:
     """All figures, in the paper's order."""
     if source.is_file():
-        rows = {source.name: [row for row, _ in read_rows(source)]}
+        rows = {source.name: read_rows(source)}
         found = [
             edit_figure("edits", "How much the last attempt changes", rows),
             flow_figure(source.name, rows[source.name]),
@@ -83,8 +84,7 @@ def _ends(by_name: dict[str, list[Row]]) -> dict[str, Sequence[Row]]:
 
 def _training(run: Path) -> dict[str, Sequence[Row]]:
     """Logged training rollouts of the first and of the last tenth of the steps (at least the first and last logged)."""
-    file = run / "rollouts.jsonl"
-    rows = read_rows(file, strict=False) if file.exists() else []
+    rows = logged_rows(run / "rollouts.jsonl")
     rows = [(row, line) for row, line in rows if len(row.texts) == len(rows[-1][0].texts)]  # of the last stage's kind
     steps = sorted({int(line.get("step", 0)) for _, line in rows})
     if len(steps) < 2:

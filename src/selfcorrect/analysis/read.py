@@ -1,12 +1,17 @@
 """What the analyses read: the attempts that a run folder, or a file of graded attempts, holds."""
 
+import contextlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from selfcorrect.errors import DataError
 from selfcorrect.evaluation.metrics import LEFT_OUT, repeats
+from selfcorrect.tasks import files
+
+_NO_ROLLOUT = (ValueError, KeyError, TypeError, AttributeError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,34 +28,40 @@ class Row:
         return repeats((self.answers[first], self.answers[second]), (self.texts[first], self.texts[second]))
 
 
-def read_rows(file: Path, *, strict: bool = True) -> list[tuple[Row, dict[str, Any]]]:
-    """Every rollout of a JSONL file that could be graded, with its whole line; all have the same number of attempts.
+def read_rows(file: Path) -> list[Row]:
+    """Every rollout of a file of graded attempts that could be graded; all have the same number of attempts.
 
-    Raises DataError with file and line where one cannot be read. With strict=False, for the files of a run that may
-    still be written, such lines are left out, and stages may play different numbers of attempts.
+    Raises DataError with file and line where one cannot be read.
     """
-    found: list[tuple[Row, dict[str, Any]]] = []
-    for number, line in enumerate(file.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
-        if not line.strip():
-            continue
+    found: list[Row] = []
+    for number, row in enumerate(files.read_rows(file), 1):
         try:
-            row = json.loads(line)
-            read = _read(row, number)
-            if strict and found and read and len(read.texts) != len(found[0][0].texts):
-                raise ValueError(f"{len(read.texts)} attempts, where the first line has {len(found[0][0].texts)}")
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            if not strict:
-                continue
+            read = _read(row.fields, number)
+            if found and read and len(read.texts) != len(found[0].texts):
+                raise ValueError(f"{len(read.texts)} attempts, where the first line has {len(found[0].texts)}")
+        except _NO_ROLLOUT as error:
             raise DataError(
-                f"{file}:{number}: expected a rollout with attempts, each with text and outcome: {error!r}; "
+                f"{row.where}: expected a rollout with attempts, each with text and outcome: {error!r}; "
                 "`selfcorrect evaluate RECIPE sampler=recorded recorded=FILE` makes a run folder of recorded attempts"
             ) from None
-        if read:
-            found.append((read, row))
+        found += [read] if read else []
     return found
 
 
-def _read(row: dict[str, Any], number: int) -> Row | None:
+def logged_rows(file: Path) -> list[tuple[Row, dict[str, Any]]]:
+    """Every graded rollout that a run keeps, with its whole line; stages may play different numbers of attempts.
+
+    The file may still be written, so lines that cannot be read are left out.
+    """
+    found = []
+    for number, row in enumerate(json_lines(file), 1):
+        with contextlib.suppress(*_NO_ROLLOUT):
+            if read := _read(row, number):
+                found.append((read, row))
+    return found
+
+
+def _read(row: Mapping[str, Any], number: int) -> Row | None:
     """None where the grader failed on an attempt, or none could be made."""
     attempts = row["attempts"]
     if not attempts:
@@ -70,7 +81,7 @@ def _read(row: dict[str, Any], number: int) -> Row | None:
 
 def evaluations(run: Path) -> dict[str, list[Row]]:
     """The rollouts of every evaluation, base first, then in the order of training; of each problem its first sample."""
-    files = []
+    found = []
     for file in (run / "evaluations").glob("*.json"):
         rollouts = file.with_name(f"{file.stem}.rollouts.jsonl")
         try:
@@ -78,10 +89,10 @@ def evaluations(run: Path) -> dict[str, list[Row]]:
         except (ValueError, AttributeError, TypeError):
             continue  # still in the writing
         if rollouts.exists():
-            files.append((file.stem != "base", step, file.stem, rollouts))
+            found.append((file.stem != "base", step, file.stem, rollouts))
     return {
-        name: [row for row, line in read_rows(file, strict=False) if line.get("sample", 1) == 1]
-        for _, _, name, file in sorted(files)
+        name: [row for row, line in logged_rows(file) if line.get("sample", 1) == 1]
+        for _, _, name, file in sorted(found)
     }
 
 
@@ -90,10 +101,10 @@ def json_lines(file: Path) -> list[dict[str, Any]]:
     if not file.exists():
         return []
     found = []
-    for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
+    for line in file.read_text(encoding="utf-8", errors="replace").split("\n"):
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue  # torn
         if isinstance(row, dict):
             found.append(row)

@@ -1,12 +1,14 @@
 """Sampling for inference-compute scaling: every solution once, into a file; analysis/votes.py counts them."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from selfcorrect.analysis.votes import Pool, votable, vote_key
-from selfcorrect.errors import ConfigError, NothingGraded
-from selfcorrect.evaluation.counted import Counted, Told
-from selfcorrect.evaluation.evaluate import grader_lives
+from selfcorrect.config import TrainConfig
+from selfcorrect.errors import ConfigError, DataError, NothingGraded
+from selfcorrect.evaluation.chunks import Played, in_chunks
+from selfcorrect.evaluation.counted import Counted
 from selfcorrect.evaluation.kept import Kept
 from selfcorrect.evaluation.metrics import LEFT_OUT, is_graded, refuse_nothing_graded
 from selfcorrect.models.chat import Chat
@@ -19,10 +21,15 @@ from selfcorrect.types import Problem, Rollout, SamplingParams
 UNDEFINED = ("code", "repair")  # programs have no answer to vote on
 
 
-def check_votes(task: Task) -> None:
-    """Raises ConfigError where the task has no answers to vote on."""
+def check_votes(config: TrainConfig, task: Task) -> None:
+    """Raises ConfigError where the task has no answers to vote on, or a correction is not one completion."""
     if task.name in UNDEFINED:
         raise ConfigError(f"task {task.name}: a majority vote is not defined for programs, which have no single answer")
+    if config.rollouts.self_refine:
+        raise ConfigError(
+            "rollouts.self_refine: a correction would take two completions, and the budget counts it as one; scale "
+            "without it (rollouts.self_refine=null)"
+        )
 
 
 def cost_of(most: int) -> int:
@@ -31,8 +38,8 @@ def cost_of(most: int) -> int:
 
 
 def sample_pools(
-    task: Task, problems: Sequence[Problem], sampler: Sampler, chat: Chat, params: SamplingParams, most: int,
-    kept: Kept, chunk: int, told: Told = lambda done, total, now, share: None,
+    task: Task, problems: Sequence[Problem], counted: Counted, chat: Chat, params: SamplingParams, most: int,
+    kept: Kept, chunk: int,
 ) -> list[Pool]:  # fmt: skip
     """`most` first attempts of every problem and most/2 corrections; what `kept` holds is not sampled again.
 
@@ -41,22 +48,15 @@ def sample_pools(
     chunk: how many problems are sampled, and kept, at once, always the same ones together. Raises
     NothingGraded where not one problem could be sampled and graded.
     """
-    counted = Counted(sampler, told, cost_of(most) * len(problems))
     pools: list[Pool] = []
     missed: list[Rollout] | None = []  # as long as nothing could be graded
-    for start in range(0, len(problems), chunk):
-        part = problems[start : start + chunk]
-        lines = kept.take([problem.id for problem in part])
-        if lines is None:
-            lines, played = _sample(task, part, counted, chat, params, most, start)
-            kept.add(lines, graded=grader_lives(played))
-            missed = None if any(map(is_graded, played)) or missed is None else missed + played
-        else:
-            missed = None
+    play_part = partial(_sample, task, counted, chat, params, most)
+    for lines, played in in_chunks(problems, chunk, cost_of(most), kept, counted, play_part):
+        is_known = missed is None or not played or any(map(is_graded, played))
+        missed = None if is_known else [*(missed or ()), *played]
         pools += [
             Pool(name, tuple(map(_pair, first)), tuple(map(_pair, corrected))) for name, first, corrected in lines
         ]
-        counted.reach(cost_of(most) * len(part))
     refuse_nothing_graded(missed or [], "scaling")
     if not (found := votable(pools)):  # as it was kept of an earlier call
         raise NothingGraded(f"scaling: {kept.file}: none of {len(pools)} problems has solutions that were graded")
@@ -64,8 +64,8 @@ def sample_pools(
 
 
 def _sample(
-    task: Task, part: Sequence[Problem], sampler: Sampler, chat: Chat, params: SamplingParams, most: int, start: int
-) -> tuple[list[Any], list[Rollout]]:
+    task: Task, sampler: Sampler, chat: Chat, params: SamplingParams, most: int, part: Sequence[Problem], start: int
+) -> Played:
     """A line a problem, and its rollouts of two attempts."""
     seed, half = derive_seed(params.seed, "scale", start, part[0].id), most // 2
     draws = SamplingParams(params.temperature, params.max_new_tokens, seed)
@@ -85,8 +85,18 @@ def _pair(solution: Sequence[Any]) -> tuple[str, bool]:
 
 
 def _answers(rollouts: Sequence[Rollout], attempt: int) -> tuple[tuple[str, bool], ...]:
-    """Normalised answers; an attempt without one has no vote, and one that could not be graded is not there."""
-    grades = [(rollout.problem.task, rollout.attempts[attempt].grade) for rollout in rollouts]
-    return tuple(
-        (vote_key(task, grade.answer), grade.correct) for task, grade in grades if grade.outcome not in LEFT_OUT
-    )
+    """Normalised answers; an attempt without one has no vote, and one that could not be graded is not there.
+
+    Raises DataError where a user's own task calls an attempt right and tells no answer: its vote would be lost unseen.
+    """
+    found = []
+    for rollout in rollouts:
+        problem, grade = rollout.problem, rollout.attempts[attempt].grade
+        if problem.task == "custom" and grade.correct and not grade.answer.strip():
+            raise DataError(
+                f"problem {problem.id!r}: grade() of the task's file calls an attempt correct and tells no answer, so "
+                "there is nothing to vote on; let it return a Grade with its answer (docs/tasks.md)"
+            )
+        if grade.outcome not in LEFT_OUT:
+            found.append((vote_key(problem.task, grade.answer), grade.correct))
+    return tuple(found)

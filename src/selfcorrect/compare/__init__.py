@@ -23,7 +23,7 @@ from selfcorrect.compare.plan import (
     chosen_methods,
     folder_of,
     in_folder,
-    recipe_of,
+    recipes,
     repair_jobs,
     search_jobs,
     single_turn,
@@ -180,13 +180,13 @@ def _results(config: CompareConfig, done: Sequence[Job], failed: Mapping[str, st
         raise JobError("\n".join([*failed.values(), f"no run of {config.against} was finished, so there is no table"]))
     ids = next(iter(answers.values())).ids
     began: dict[str, str | None] = {name: name for name in answers}  # the base model's line that a line is held against
-    for method in config.methods:
+    for method, recipe in recipes(config).items():
         runs: dict[int | None, Path] = {
-            seed: paths[name] for seed in config.seeds if (name := f"{method.name}-{seed}") in paths
+            seed: paths[name] for seed in config.seeds if (name := f"{method}-{seed}") in paths
         }
         if runs:
-            answers[method.name] = read_answers(runs, ids=ids)
-            began[method.name] = lines.get(way(recipe_of(config, method, name=method.name).model))
+            answers[method] = read_answers(runs, ids=ids)
+            began[method] = lines.get(way(recipe.model))
     against, single = answers[config.against], answers.get(single_turn(config) or "")
 
     def line(name: str) -> Result:

@@ -18,6 +18,7 @@ from selfcorrect.errors import ConfigError, UserError
 from selfcorrect.models.freed import started_whole
 from selfcorrect.runs.checkpoint import atomic_folder
 from selfcorrect.runs.trackers import FOLDERS
+from selfcorrect.waiting import cores
 
 _POLL = 0.2
 _CHILD = (
@@ -190,8 +191,7 @@ def _take_base(source: Path, path: Path) -> None:
 
 def threads_each(parallel: int) -> int:
     """The cores that each of so many runs gets."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // parallel)
+    return max(1, cores() // parallel)
 
 
 def _minutes(seconds: float) -> str:

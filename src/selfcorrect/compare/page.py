@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from selfcorrect.compare.plan import BASE, bases, recipe_of, single_turn
+from selfcorrect.compare.plan import BASE, bases, recipes, single_turn
 from selfcorrect.compare.results import Result
 from selfcorrect.config import CompareConfig
 from selfcorrect.config.recipe import dump
@@ -63,7 +63,7 @@ def base_labels(config: CompareConfig) -> dict[str, str]:
 
 def decoding(config: CompareConfig) -> str:
     """How every method's evaluation was sampled, in words."""
-    evaluation = recipe_of(config, config.methods[0]).evaluation
+    evaluation = next(iter(recipes(config).values())).evaluation
     if evaluation.temperature == 0:
         return "greedy"
     return f"{evaluation.samples} samples at temperature {evaluation.temperature:g} (Avg@{evaluation.samples})"

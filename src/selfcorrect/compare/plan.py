@@ -13,13 +13,15 @@ from typing import Any
 from selfcorrect.compare.budget import Account, account
 from selfcorrect.config import (
     CompareConfig,
-    MethodConfig,
+    EvaluationConfig,
     ModelConfig,
     RLStage,
+    SearchConfig,
     SingleTurn,
     SupervisedStage,
     TrainConfig,
 )
+from selfcorrect.config.paths import check_paths
 from selfcorrect.config.recipe import validate
 from selfcorrect.errors import ConfigError
 
@@ -61,11 +63,13 @@ def folder_of(config: CompareConfig) -> Path:
     return Path(config.output) / config.name
 
 
-def recipe_of(config: CompareConfig, method: MethodConfig, **settings: Any) -> TrainConfig:
-    """The validated recipe of a method. Raises ConfigError that names the method."""
-    merged = merge(merge(config.common, method.settings), settings)
-    found = validate(merged, f"method {method.name}")
-    assert isinstance(found, TrainConfig)
+def recipes(config: CompareConfig, **settings: Any) -> dict[str, TrainConfig]:
+    """Every method's validated recipe, by its name. Raises ConfigError that names the method."""
+    found = dict[str, TrainConfig]()
+    for method in config.methods:
+        made = validate(merge(merge(config.common, method.settings), settings), f"method {method.name}")
+        assert isinstance(made, TrainConfig)
+        found[method.name] = made
     return found
 
 
@@ -88,32 +92,34 @@ def chosen_methods(config: CompareConfig) -> CompareConfig:
 
 def single_turn(config: CompareConfig) -> str | None:
     """The first method that trains single attempts by RL and nothing else; None where there is none."""
-    for method in config.methods:
-        stages = recipe_of(config, method, name=method.name).stages
-        if stages and all(isinstance(stage, SingleTurn) for stage in stages):
-            return method.name
+    for name, recipe in recipes(config).items():
+        if recipe.stages and all(isinstance(stage, SingleTurn) for stage in recipe.stages):
+            return name
     return None
 
 
 def check(config: CompareConfig) -> dict[str, Account]:
     """Every method's account. Raises ConfigError where a method's settings are wrong, or over the budget.
 
-    All methods must answer the same problems, one at least must train, and files that are named must be there.
+    All methods must answer the same problems, one at least must train, and files that are named must be there. What
+    the runs would find out one by one, and the repair task after all of them, is told before the first.
     """
-    accounts = {}
-    _check_files(config)
-    recipes = [recipe_of(config, method, name=method.name) for method in config.methods]
-    if not any(recipe.stages for recipe in recipes):
+    accounts, found = {}, recipes(config)
+    other, first = next(iter(found.items()))
+    if not any(recipe.stages for recipe in found.values()):
         raise ConfigError("methods: none of them trains; `selfcorrect evaluate` is for that")
-    for method, recipe in zip(config.methods, recipes, strict=True):
+    for name, recipe in found.items():
+        check_paths(recipe, f"method {name}: ")
+        if config.repair is not None:
+            check_paths(_on_repair(config, recipe, name, folder_of(config), None).config, "repair: ")
         for field in ("task", "evaluation", "rollouts.max_new_tokens"):
-            if attrgetter(field)(recipe) != attrgetter(field)(recipes[0]):
+            if attrgetter(field)(recipe) != attrgetter(field)(first):
                 raise ConfigError(
-                    f"method {method.name}: settings.{field} differs from {config.methods[0].name}'s, but all must "
-                    "answer the same problems; set it under common"
+                    f"method {name}: settings.{field} differs from {other}'s, but all must answer the same problems; "
+                    "set it under common"
                 )
-        _check_base(method.name, recipe.model, config.methods[0].name, recipes[0].model)
-        cost = accounts[method.name] = account(recipe)
+        _check_base(name, recipe.model, other, first.model)
+        cost = accounts[name] = account(recipe)
         over = [
             f"{used:,} {what} of {allowed:,}"
             for what, used, allowed in (
@@ -124,7 +130,7 @@ def check(config: CompareConfig) -> dict[str, Account]:
         ]
         if over:
             raise ConfigError(
-                f"method {method.name} is over the budget: {' and '.join(over)}; lower its steps, its rollouts or what "
+                f"method {name} is over the budget: {' and '.join(over)}; lower its steps, its rollouts or what "
                 "it collects, or raise budget for all"
             )
     return accounts
@@ -145,7 +151,7 @@ def _check_base(name: str, mine: ModelConfig, other: str, theirs: ModelConfig) -
 
 def _place(path: str) -> str:
     """A folder by its whole path, however it is written; a hub name as it is."""
-    folder = Path(path).expanduser()
+    folder = Path(path)
     return str(folder.resolve()) if folder.is_dir() else path
 
 
@@ -154,37 +160,23 @@ def way(model: ModelConfig) -> str:
     told = ("4 bits, the rest " if model.tuning == "qlora" else "") + model.weights
     if model.weights == "float32" and model.precision != "auto":
         told += f", computed in {model.precision}"
-    merged = model.tuning == "full" and (Path(model.path).expanduser() / _ADAPTER).is_file()
+    merged = model.tuning == "full" and (Path(model.path) / _ADAPTER).is_file()
     return told + (", adapter merged" if merged else "")
 
 
 def bases(config: CompareConfig) -> dict[str, str]:
     """Every way in which methods that train begin with the base model -> the name of its line in the table."""
-    recipes = [recipe_of(config, method, name=method.name) for method in config.methods]
-    ways = list(dict.fromkeys(way(recipe.model) for recipe in recipes if recipe.stages))
+    ways = list(dict.fromkeys(way(recipe.model) for recipe in recipes(config).values() if recipe.stages))
     return {each: f"{BASE} in {each}" if number else BASE for number, each in enumerate(ways)}
 
 
-def _check_files(config: CompareConfig) -> None:
-    """Before the runs, not after them: traces, and the recorded attempts of the repair task."""
-    named = [("repair.data", config.repair.get("data"))] if config.repair else []
-    for method in config.methods:
-        for stage in recipe_of(config, method, name=method.name).stages:
-            if isinstance(stage, SupervisedStage):
-                named.append((f"method {method.name}: stages.{stage.name}.traces", stage.traces))
-    for setting, path in named:
-        if path is not None and not Path(str(path)).expanduser().exists():
-            raise ConfigError(f"{setting} = {str(path)!r}: no such file")
-
-
-def choices(config: CompareConfig, method: MethodConfig) -> list[Choice]:
+def choices(search: SearchConfig, recipe: TrainConfig) -> list[Choice]:
     """What the search tries for a method: nothing where it is not trained, no beta1 where it has none."""
-    recipe = recipe_of(config, method, name=method.name)
-    if not config.search or not recipe.stages:
+    if not recipe.stages:
         return []
     uses_beta1 = any(isinstance(stage, RLStage) for stage in recipe.stages)
-    betas: Sequence[float | None] = config.search.beta1 if uses_beta1 else [None]
-    return [Choice(rate, beta1) for rate in config.search.learning_rate for beta1 in betas]
+    betas: Sequence[float | None] = search.beta1 if uses_beta1 else [None]
+    return [Choice(rate, beta1) for rate in search.learning_rate for beta1 in betas]
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,26 +191,16 @@ class Trial:
 def search_jobs(config: CompareConfig) -> tuple[list[Job], list[Trial]]:
     """The runs that trials share, and the trials of every method."""
     search, folder = config.search, folder_of(config) / "search"
+    if search is None:
+        return [], []
+    judged = EvaluationConfig(problems=search.problems, split="train")
     tried: list[tuple[str, Choice, Job]] = []
-    for method in config.methods:
-        for number, choice in enumerate(choices(config, method), 1):
-            assert search
-            name = f"{method.name}-{number}"
-            recipe = recipe_of(config, method, name=name, seed=search.seed, output=str(folder))
-            recipe = _shortened(_chosen(recipe, choice), search.share)
-            changed = {
-                "problems": search.problems,
-                "split": "train",
-                "offset": 0,
-                "controls": False,
-                "external": (),
-                "every": None,
-                "samples": 1,
-                "temperature": 0.0,
-                "correction_prompts": {},
-            }
-            recipe = recipe.model_copy(update={"evaluation": recipe.evaluation.model_copy(update=changed)})
-            tried.append((method.name, choice, Job(name, recipe, folder / name)))
+    for method, recipe in recipes(config, seed=search.seed, output=str(folder)).items():
+        for number, choice in enumerate(choices(search, recipe), 1):
+            name = f"{method}-{number}"
+            made = _shortened(_chosen(recipe, choice), search.share)
+            made = made.model_copy(update={"name": name, "evaluation": judged})
+            tried.append((method, choice, Job(name, made, folder / name)))
     shared, jobs = _sharing([job for _, _, job in tried], folder / "shared")
     return shared, [Trial(name, choice, job) for (name, choice, _), job in zip(tried, jobs, strict=True)]
 
@@ -228,10 +210,9 @@ def table_jobs(config: CompareConfig, chosen: Mapping[str, Choice]) -> tuple[lis
     folder = folder_of(config)
     jobs: list[Job] = []
     for seed in config.seeds:
-        for method in config.methods:
-            name = f"{method.name}-{seed}"
-            recipe = recipe_of(config, method, name=name, seed=seed, output=str(folder / "runs"))
-            jobs.append(Job(name, _chosen(recipe, chosen.get(method.name, Choice())), folder / "runs" / name))
+        for method, recipe in recipes(config, seed=seed, output=str(folder / "runs")).items():
+            name, made = f"{method}-{seed}", _chosen(recipe, chosen.get(method, Choice()))
+            jobs.append(Job(name, made.model_copy(update={"name": name}), folder / "runs" / name))
     return _sharing(jobs, folder / "shared")
 
 

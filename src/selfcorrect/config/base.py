@@ -14,14 +14,14 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
-def _at_home(folder: str) -> str:
+def _at_home(path: str) -> str:
     try:
-        return str(Path(folder).expanduser()) if folder.startswith("~") else folder
+        return str(Path(path).expanduser()) if path.startswith("~") else path
     except RuntimeError:
-        raise ValueError(f"{folder!r}: no user of that name has a home here; write the whole path") from None
+        raise ValueError(f"{path!r}: no user of that name has a home here; write the whole path") from None
 
 
-Folder = Annotated[str, AfterValidator(_at_home)]  # to write to; `~` is the user's home, as in every other path
+LocalPath = Annotated[str, AfterValidator(_at_home)]  # `~` is the user's home; what may be a hub name is one as well
 
 
 @dataclass(frozen=True, slots=True)

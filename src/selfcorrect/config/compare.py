@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from selfcorrect.config.base import Folder, NonNegative, Paper, Positive, Rate, Strict
+from selfcorrect.config.base import LocalPath, NonNegative, Paper, Positive, Rate, Strict
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9_.-]{0,39}$")]
 
@@ -56,7 +56,7 @@ class CompareConfig(Strict):
     """compare: many methods and seeds, one table."""
     name: Name
     """The comparison's name; its folder is output/name."""
-    output: Folder = "runs"
+    output: LocalPath = "runs"
     """The folder that holds the comparison's."""
     seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
     """Every method runs once with each of them."""

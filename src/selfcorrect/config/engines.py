@@ -5,7 +5,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, model_validator
 
-from selfcorrect.config.base import Positive, Rate, Strict
+from selfcorrect.config.base import LocalPath, Positive, Rate, Strict
 
 Transfer = Literal["auto", "folder", "nccl", "ipc"]
 
@@ -29,7 +29,7 @@ class VllmConfig(Strict):
     """Tokens of a rollout; auto is what the model reads."""
     transfer: Transfer = "auto"
     """How whole weights reach a server: through a folder that both see, or by its NCCL or IPC transfer from a GPU."""
-    sync_folder: str | None = None
+    sync_folder: LocalPath | None = None
     """Where versions of weights or adapters are written; a server must see it under the same path."""
     timeout: Rate = 1800.0
     """Seconds that a sync, or one request to a server, may take."""

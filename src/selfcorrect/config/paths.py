@@ -9,7 +9,7 @@ from selfcorrect.config.stages import Stage, SupervisedStage
 from selfcorrect.config.tasks import HubConfig, RepairConfig, TaskConfig
 from selfcorrect.errors import ConfigError
 
-_PATHS = ("file", "data", "evaluate_data", "held_out", "traces", "recorded", "external", "chat_template")
+_PATHS = ("file", "data", "evaluate_data", "held_out", "traces", "recorded", "external", "chat_template", "sync_folder")
 USED = "config.used.yaml"  # the settings that a run has gone by, so that an edited config.yaml is noticed
 _FREE = ("options", "template_options", "columns", "correction_prompts")  # what stands inside is the user's own
 
@@ -27,55 +27,60 @@ def _anchored(key: str, value: Any, folder: Path) -> Any:
         return anchored(value, folder)
     if isinstance(value, list):
         return [_anchored(key, item, folder) for item in value]
-    if not isinstance(value, str) or not value or (key, value) == ("chat_template", "plain"):
+    if not isinstance(value, str) or not value or value[0] == "~" or (key, value) == ("chat_template", "plain"):
         return value
     is_path = key in _PATHS or (key == "path" and value.startswith(("./", "../")))
-    return str(folder / Path(value).expanduser()) if is_path else value
+    return str(folder / value) if is_path else value
 
 
 def absolute(config: TrainConfig) -> TrainConfig:
     """The same run from whatever folder it is resumed in."""
-    model = config.model
-    if Path(model.path).expanduser().is_dir():
+    model, vllm, checkpoint = config.model, config.vllm, config.checkpoint
+    if Path(model.path).expanduser().is_dir():  # as the command line has it, where that names the model
         model = model.model_copy(update={"path": str(Path(model.path).expanduser().absolute())})
-    if model.chat_template not in (None, PLAIN_TEMPLATE):
-        model = model.model_copy(update={"chat_template": str(Path(str(model.chat_template)).expanduser().absolute())})
-    external = tuple(str(Path(name).expanduser().absolute()) for name in config.evaluation.external)
-    evaluation = config.evaluation.model_copy(update={"external": external})
-    task = with_absolute_paths(config.task)
-    checkpoint = config.checkpoint
-    if checkpoint.held_out:
-        checkpoint = checkpoint.model_copy(update={"held_out": str(Path(checkpoint.held_out).expanduser().absolute())})
-    stages = tuple(_absolute_stage(stage) for stage in config.stages)
-    recorded = config.recorded and str(Path(config.recorded).expanduser().absolute())
-    changed = {"model": model, "evaluation": evaluation, "task": task, "checkpoint": checkpoint, "stages": stages}
-    return config.model_copy(update={**changed, "recorded": recorded})
+    if model.chat_template != PLAIN_TEMPLATE:
+        model = model.model_copy(update={"chat_template": _whole(model.chat_template)})
+    external = tuple(str(Path(name).absolute()) for name in config.evaluation.external)
+    changed = {
+        "model": model,
+        "evaluation": config.evaluation.model_copy(update={"external": external}),
+        "task": with_absolute_paths(config.task),
+        "checkpoint": checkpoint.model_copy(update={"held_out": _whole(checkpoint.held_out)}),
+        "vllm": vllm.model_copy(update={"sync_folder": _whole(vllm.sync_folder)}),
+        "stages": tuple(_absolute_stage(stage) for stage in config.stages),
+        "recorded": _whole(config.recorded),
+    }
+    return config.model_copy(update=changed)
+
+
+def _whole(path: str | None) -> str | None:
+    return str(Path(path).absolute()) if path else path
 
 
 def _absolute_stage(stage: Stage) -> Stage:
-    if not isinstance(stage, SupervisedStage) or not stage.traces:
+    if not isinstance(stage, SupervisedStage):
         return stage
-    return stage.model_copy(update={"traces": str(Path(stage.traces).expanduser().absolute())})
+    return stage.model_copy(update={"traces": _whole(stage.traces)})
 
 
 def with_absolute_paths(task: TaskConfig) -> TaskConfig:
     """The task with the paths of its files, and of folders named in place of a hub data set, made absolute."""
     changed: dict[str, Any] = {}
     for field, value in task:
-        if field in ("data", "evaluate_data", "file") and value is not None:
-            changed[field] = str(Path(value).expanduser().absolute())
-        elif isinstance(value, HubConfig) and Path(value.path).expanduser().is_dir():
-            changed[field] = value.model_copy(update={"path": str(Path(value.path).expanduser().absolute())})
+        if field in ("data", "evaluate_data", "file"):
+            changed[field] = _whole(value)
+        elif isinstance(value, HubConfig) and Path(value.path).is_dir():
+            changed[field] = value.model_copy(update={"path": _whole(value.path)})
         elif field == "of":
             changed[field] = with_absolute_paths(value)
     return task.model_copy(update=changed)
 
 
-def check_paths(config: TrainConfig) -> None:
-    """Raises ConfigError for a file or folder that the recipe names and that is not there."""
+def check_paths(config: TrainConfig, where: str = "") -> None:
+    """Raises ConfigError for a file or folder that the recipe names and that is not there. where: begins its line."""
     model, template = config.model.path, config.model.chat_template
     named = [
-        ("model.path", model if model.startswith((".", "/", "~")) else None),  # else it may be a hub name
+        ("model.path", model if model.startswith((".", "/")) else None),  # else it may be a hub name
         ("model.chat_template", template if template != PLAIN_TEMPLATE else None),
         *_paths_of_task(config.task),
         *(("evaluation.external", path) for path in config.evaluation.external),
@@ -84,8 +89,8 @@ def check_paths(config: TrainConfig) -> None:
         *((f"stages.{stage.name}.traces", getattr(stage, "traces", None)) for stage in config.stages),
     ]
     for setting, path in named:
-        if path is not None and not Path(path).expanduser().exists():
-            raise ConfigError(f"{setting} = {path!r}: no such file or folder")
+        if path is not None and not Path(path).exists():
+            raise ConfigError(f"{where}{setting} = {path!r}: no such file or folder")
 
 
 def _paths_of_task(task: TaskConfig, setting: str = "task") -> list[tuple[str, str | None]]:

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from selfcorrect.config.base import Decay, Folder, NonNegative, Paper, Positive, Rate, Share, Strict, check_template
+from selfcorrect.config.base import Decay, LocalPath, NonNegative, Paper, Positive, Rate, Share, Strict, check_template
 from selfcorrect.config.compare import CompareConfig, Name
 from selfcorrect.config.engines import VllmConfig
 from selfcorrect.config.parallel import Parallel, not_in_shards
@@ -34,7 +34,7 @@ class LoraConfig(Strict):
 class ModelConfig(Strict):
     """The model: where it comes from, which of its weights train, its chat template and its arithmetic."""
 
-    path: Annotated[str, Field(min_length=1)] = LAB_MODEL
+    path: Annotated[LocalPath, Field(min_length=1)] = LAB_MODEL
     """A local folder of Hugging Face layout, a hub name, an adapter's folder, or lab for the shipped base model."""
     tuning: Literal["full", "lora", "qlora"] = "full"
     """Which weights train: all of them; an adapter over the frozen model; an adapter over the model in 4 bits (NF4,
@@ -53,7 +53,7 @@ class ModelConfig(Strict):
     attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] = "auto"
     """The implementation of attention, by transformers' names; auto is eager on a CPU and sdpa
     elsewhere."""
-    chat_template: Annotated[str, Field(min_length=1)] | None = None
+    chat_template: Annotated[LocalPath, Field(min_length=1)] | None = None
     """plain, or a file with a Jinja template, in place of the model's own; base models have none."""
     template_options: dict[str, bool | int | float | str | None] = Field(default_factory=dict)
     """Variables for the chat template, like enable_thinking: false or date_string: "26 Jul 2024"."""
@@ -201,7 +201,7 @@ class EvaluationConfig(Strict):
     controls: bool = False
     """Also sample every attempt at temperature 1, which live alarms need, and write the second one after the attempt of
     another problem (swapped) and after another one at the same problem (independent): three times the cost."""
-    external: tuple[str, ...] = ()
+    external: tuple[LocalPath, ...] = ()
     """Further files of the task's shape to evaluate on."""
     samples: Positive = 1
     """Samples of each problem: accuracies are then means over samples (Avg@k), with pass@k beside them."""
@@ -256,7 +256,7 @@ class CheckpointConfig(Strict):
     ] = "best"
     """Which checkpoint a stage ends with: best, last, or the one with the highest greedy accuracy of the last attempt
     on the file `held_out`."""
-    held_out: str | None = None
+    held_out: LocalPath | None = None
     """A file of problems of the task's shape, for select: held_out."""
 
     @model_validator(mode="after")
@@ -292,7 +292,7 @@ class TrainConfig(Strict):
     """Threads of the processor's arithmetic; by default all cores. Results may differ in the last digit with it."""
     parallel: Parallel = "auto"
     """How training is spread over the processes that torchrun or accelerate starts (docs/parallel.md)."""
-    output: Folder = "runs"
+    output: LocalPath = "runs"
     """The folder that holds the run's."""
     model: ModelConfig = ModelConfig()
     """The model that is trained."""
@@ -316,7 +316,7 @@ class TrainConfig(Strict):
     """Who answers: the model by transformers; the model by vLLM, in this process or on a server (docs/vllm.md); a file
     of attempts recorded earlier, to evaluate them (docs/recorded.md). endpoint stands in what `evaluate --endpoint`
     writes."""
-    recorded: str | None = None
+    recorded: LocalPath | None = None
     """The file of recorded attempts, for sampler: recorded."""
     vllm: VllmConfig = VllmConfig()
     """The engine of sampler: vllm."""
@@ -453,7 +453,7 @@ class LabBaseConfig(Strict):
     """Every random draw follows from it."""
     threads: Positive | None = None
     """Threads of the processor's arithmetic; by default all cores."""
-    output: Folder = "runs/lab_base"
+    output: LocalPath = "runs/lab_base"
     """The folder that the model is written to."""
     device: Device = "auto"
     """Where it trains."""

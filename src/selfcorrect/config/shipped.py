@@ -24,6 +24,7 @@ def _about(recipe: str) -> str:
 
 def find_recipe(path: Path) -> Path:
     """The file itself where it is there; else the shipped one that NAME, NAME.yaml or recipes/NAME.yaml means."""
+    path = path.expanduser()
     if path.is_file() or str(path.parent) not in (".", "recipes"):
         return path
     # A name may hold dots of its own (qwen2.5), so only these two endings are cut off.

@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from selfcorrect.config.base import NonNegative, Paper, Positive, Rate, Share, Strict
+from selfcorrect.config.base import LocalPath, NonNegative, Paper, Positive, Rate, Share, Strict
 
 
 class StageBase(Strict):
@@ -130,7 +130,7 @@ class SupervisedStage(StageBase):
     """Right-then-right traces too."""
     batch: Positive = 256
     """Traces in an update."""
-    traces: str | None = None
+    traces: LocalPath | None = None
     """A file of traces to train on, in place of a collection (docs/methods.md)."""
 
 

@@ -7,13 +7,13 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from selfcorrect.config.base import NonNegative, Paper, Positive, Rate, Strict, check_template
+from selfcorrect.config.base import LocalPath, NonNegative, Paper, Positive, Rate, Strict, check_template
 
 
 class HubConfig(Strict):
     """A data set of the Hugging Face hub, or a local folder of the hub's layout."""
 
-    path: str
+    path: LocalPath
     """Its name on the hub, or the folder."""
     name: str | tuple[str, ...] | None = None
     """Its configuration, or several of them, one after the other."""
@@ -46,7 +46,7 @@ class CountdownConfig(Strict):
     """The largest number and target that the generator draws."""
     limit: Annotated[int, Field(ge=5, le=1_000_000)] = 200
     """The largest result of a step in the answers that the generator builds problems from."""
-    data: str | None = None
+    data: LocalPath | None = None
     """A file of {"input": "3,7,12", "output": "22"} or {"nums": [3, 7, 12], "target": 22} rows in place of the
     generator (evaluation only)."""
     prompt: str = (
@@ -81,7 +81,7 @@ class MathConfig(Strict):
     split: Annotated[Literal["paper", "original"] | None, Paper("12,000 to train on, MATH-500 to report")] = None
     """paper is MATH's train and test without MATH-500, evaluated on MATH-500; original is the data set's own. By
     default paper for math."""
-    data: str | None = None
+    data: LocalPath | None = None
     """A folder of train.*, test.* (and math500.*), or one file to evaluate on; else the hub."""
     hub: HubConfig | None = None
     """Another data set of the hub, of the same form."""
@@ -90,7 +90,7 @@ class MathConfig(Strict):
     columns: dict[str, str] = Field(default_factory=dict)
     """Names of your own for the data's fields: our name, then the column's, as in problem: exercise."""
     workers: Positive | None = None
-    """Processes that grade; by default one a core."""
+    """Processes that grade; by default one a core, at most 8."""
     seconds: Rate = 3.0
     """The grader's limit for one answer."""
     prompt: str = (
@@ -131,13 +131,13 @@ class CodeConfig(Strict):
     """code: programs that are run against tests."""
     dataset: CodeSet = "mbpp"
     """Which data set, and so which form its rows have."""
-    data: str | None = None
+    data: LocalPath | None = None
     """A folder that holds the data set's file, or the file; else the hub."""
     hub: HubConfig | None = None
     """Another data set of the hub, of the same form."""
     evaluate_on: Annotated[CodeSet | None, Paper("trained on MBPP, reported on HumanEval")] = None
     """Another data set to evaluate on, as the paper trains on mbpp and reports on humaneval."""
-    evaluate_data: str | None = None
+    evaluate_data: LocalPath | None = None
     """The folder or file of the data set in evaluate_on."""
     evaluate_hub: HubConfig | None = None
     """A data set of the hub for evaluate_on."""
@@ -200,7 +200,7 @@ class RepairConfig(Strict):
 
     name: Annotated[Literal["repair"], Paper("MBPP-R, Table 3")]
     """repair: mend recorded first attempts."""
-    data: str
+    data: LocalPath
     """Rows as `selfcorrect make-repair-set` writes them, or of MBPP-R's shape (docs/tasks.md)."""
     of: Annotated[MathConfig | CodeConfig, Field(discriminator="name")] = CodeConfig(name="code")
     """The task that the first attempts are at, math or code, with its data, prompts and grader."""
@@ -211,7 +211,7 @@ class CustomConfig(Strict):
 
     name: Literal["custom"]
     """custom: a task of your own."""
-    file: str
+    file: LocalPath
     """The Python file."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Handed to the file's problems() as they are."""

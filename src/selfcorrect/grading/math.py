@@ -8,7 +8,6 @@ never evaluated in this process: easy cases are settled by reading (math_fast.py
 processes that can be killed (math_pool.py, math_worker.py).
 """
 
-import os
 import re
 import threading
 import weakref
@@ -27,6 +26,7 @@ from selfcorrect.grading.math_normal import Unreadable, last_side, normalize, re
 from selfcorrect.grading.math_pool import Reply, WorkerPool
 from selfcorrect.grading.math_units import asked_units
 from selfcorrect.types import Grade, Outcome
+from selfcorrect.waiting import cores
 
 __all__ = ["FINAL_FORM", "MathGrader", "gold_answer"]
 
@@ -66,7 +66,7 @@ class MathGrader:
             raise ValueError(f"seconds ({seconds}) and max_chars ({max_chars}) must be above 0")
         self.max_chars = max_chars
         self.fast = fast
-        self._pool = WorkerPool(workers or min(MAX_WORKERS, os.cpu_count() or 1), seconds)
+        self._pool = WorkerPool(workers or min(MAX_WORKERS, cores()), seconds)
         self._cache: OrderedDict[_Key, _Kept] = OrderedDict()
         self._lock = threading.Lock()
         self._finalizer = weakref.finalize(self, WorkerPool.close, self._pool)

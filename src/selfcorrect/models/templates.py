@@ -61,7 +61,7 @@ def choose(tokenizer: Any, choice: str | None) -> None:
             tokenizer.chat_template = template_of(tokenizer)
         return
     if choice != PLAIN_TEMPLATE:
-        tokenizer.chat_template = _read(Path(choice).expanduser(), choice)
+        tokenizer.chat_template = _read(Path(choice), choice)
         return
     if not tokenizer.eos_token:
         raise ModelError("model.chat_template = 'plain' ends turns with the tokenizer's eos_token, and it has none")

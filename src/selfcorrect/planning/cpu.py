@@ -6,7 +6,6 @@ the work of a step is so many times that which was timed. Takes some seconds, mo
 
 import gc
 import math
-import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -32,6 +31,7 @@ from selfcorrect.planning.work import Step, Update, update_of
 from selfcorrect.samplers.inference import InferenceWeights
 from selfcorrect.samplers.lanes import Lanes
 from selfcorrect.samplers.prepacked import LEAST_ADAPTED, laid_out, least
+from selfcorrect.waiting import cores
 
 # Of a timed update, but one row of it at the least. Gradients are added up once a micro-batch, of many rows or few.
 _FLOPS = 2e11
@@ -84,7 +84,7 @@ def measured(config: TrainConfig, model: Dressed, step: Step, spread: Spread, no
     seconds["update"] += many * of["prompts' passes"] * work.prefixes / max(1, prefixes)
     gloo = (GLOO_BYTES, GLOO_SUM_BYTES)
     seconds["sync"] = sum(sync(config, model, gloo, one_process, spread, 0.0).values())
-    seconds["grading"] = grading(config, step.rows, os.cpu_count() or 1)
+    seconds["grading"] = grading(config, step.rows, cores())
     longest = max(seconds, key=lambda phase: seconds[phase])
     why = "what processes send each other" if longest == "sync" else "this processor, as just measured"
     return Pace(seconds, f"{longest}: {why}", tokens)
@@ -97,7 +97,7 @@ _FED = 8  # tokens of a row in the prefill that is timed
 def _threads(many: int) -> Iterator[None]:
     """Meanwhile this process has the threads of so many."""
     before = torch.get_num_threads()
-    torch.set_num_threads(max(before, min(before * many, os.cpu_count() or 1)))
+    torch.set_num_threads(max(before, min(before * many, cores())))
     try:
         yield
     finally:

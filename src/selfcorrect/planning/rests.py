@@ -1,6 +1,5 @@
 """The numbers that a plan takes and does not work out: those that this plan used, by where they come from."""
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -9,6 +8,7 @@ from selfcorrect.planning.hardware import Card
 from selfcorrect.planning.memory import ENGINE_BYTES
 from selfcorrect.planning.pace import CORES, grade_seconds
 from selfcorrect.planning.plan import Plan
+from selfcorrect.waiting import cores
 
 _GIB = 2**30
 
@@ -88,7 +88,7 @@ def _on_processor(plan: Plan) -> Iterator[Number]:
             yield Number("gloo_summed_gb_per_second", summed, f"{summed:g} GB/s summed over processes (gloo)")
         if plan.spread.shards > 1:
             yield Number("gloo_gathered_gb_per_second", gathered, f"{gathered:g} GB/s gathered from processes (gloo)")
-    yield from _grading(plan, os.cpu_count() or 1, "cores that grade")
+    yield from _grading(plan, cores(), "cores that grade")
 
 
 def _grading(plan: Plan, cores: int, told: str) -> Iterator[Number]:

@@ -120,6 +120,13 @@ class Run:
     earlier: tuple[tuple[str, Evaluation], ...] = ()
 
     @property
+    def repaired(self) -> str:
+        """The task that first attempts are at where the task is repair; code where nothing tells."""
+        task = self.config.get("task")
+        of = task.get("of") if isinstance(task, dict) else None
+        return str(of.get("name", "code")) if isinstance(of, dict) else "code"
+
+    @property
     def base(self) -> Evaluation | None:
         return next((e for e in self.evaluations if e.is_base), None)
 

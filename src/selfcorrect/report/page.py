@@ -66,7 +66,7 @@ def render(run: Run, figures: Sequence[Figure] = ()) -> str:
         "page.html.jinja",
         run=run,
         headline=headline(run),
-        results=tables.results_table(run.evaluations) if run.evaluations else None,
+        results=tables.results_table(run.evaluations, run.repaired) if run.evaluations else None,
         picture=accuracy_picture([(capital(e.label), e.summary) for e in shown]) if shown else None,
         attempt_colours=attempt_colours([e.summary for e in shown]),
         earlier=tables.earlier_table(run.earlier),

@@ -51,6 +51,6 @@ def fix_rate(row: PaperRow) -> float | None:
     return 100 * row.fixed / (100 - row.t1)
 
 
-def setting_of(task: str) -> str:
-    """Which of the paper's tables stands beside results on a task."""
-    return "humaneval" if task in ("code", "repair") else "math"
+def setting_of(task: str, repaired: str = "code") -> str:
+    """Which of the paper's tables stands beside results on a task. repaired: the one that the task repair is of."""
+    return "humaneval" if (repaired if task == "repair" else task) == "code" else "math"

@@ -79,11 +79,11 @@ def most_attempts(summaries: Sequence[Summary]) -> int:
     return max([2, *(len(s.accuracy) for s in summaries)])
 
 
-def results_table(evaluations: Sequence[Evaluation]) -> Table:
-    """Every evaluation, and the paper's two rows beneath, marked as the paper's."""
+def results_table(evaluations: Sequence[Evaluation], repaired: str) -> Table:
+    """Every evaluation, and the paper's two rows beneath, marked as the paper's. repaired: see `setting_of`."""
     attempts = most_attempts([e.summary for e in evaluations])
     rows = tuple(Row(capital(e.label), _where(e), summary_cells(e.summary, attempts)) for e in evaluations)
-    setting = setting_of(evaluations[0].task)
+    setting = setting_of(evaluations[0].task, repaired)
     n = Cell({"math": "500", "humaneval": "164"}[setting])
     gap = (Cell(NONE),) * (attempts - 2)
     paper = []

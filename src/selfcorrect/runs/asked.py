@@ -52,4 +52,4 @@ def check_asked(folder: Path, now: Mapping[str, str]) -> None:
 
 
 def file_digest(file: str) -> str:
-    return hashlib.sha256(Path(file).expanduser().read_bytes()).hexdigest()[:16]
+    return hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16]

@@ -29,6 +29,7 @@ from selfcorrect.learning.record import Progress
 from selfcorrect.models.sharded import laid_out
 from selfcorrect.parallel import shards
 from selfcorrect.parallel.ranks import Alone
+from selfcorrect.waiting import cores
 
 _TABLES = ("qmap1", "qmap2")  # of 8-bit moments: the same for all of them, and made anew
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -131,7 +132,7 @@ def check_manifest(folder: Path) -> None:
     digests = json.loads((folder / "manifest.json").read_text())["sha256"]
     if not any(name.endswith(".safetensors") for name in digests):
         raise ValueError("its manifest names no weights")
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # a shard each
+    with ThreadPoolExecutor(cores()) as pool:  # a shard each
         found = dict(zip(digests, pool.map(_digest, [folder / name for name in digests]), strict=True))
     if wrong := [name for name in digests if found[name] != digests[name]]:
         raise ValueError(f"{wrong[0]} does not match its checksum")

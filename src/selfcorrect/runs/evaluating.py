@@ -20,7 +20,7 @@ from selfcorrect.evaluation.evaluate import Evaluation, Evaluator, digest, evalu
 from selfcorrect.evaluation.kept import Kept, begun_with
 from selfcorrect.evaluation.metrics import Summary
 from selfcorrect.models.chat import Chat
-from selfcorrect.models.loading import LanguageModel
+from selfcorrect.models.loading import LanguageModel, load_model, use_threads
 from selfcorrect.models.sizing import parameter_count
 from selfcorrect.models.weights import fingerprint
 from selfcorrect.runs.asked import file_digest
@@ -51,6 +51,12 @@ class Job:
     notes: list[str]
     after: Callable[[], list[str]] = list
     beside: Callable[[], str] = str
+
+
+def loaded(config: TrainConfig, model: str | Path) -> LanguageModel:
+    """The model in place of the recipe's, computing with the recipe's threads."""
+    use_threads(config.threads)
+    return load_model(config.model.model_copy(update={"path": str(model)}))
 
 
 def rows_of(config: TrainConfig, lm: LanguageModel, attempts: int | None = None) -> int:

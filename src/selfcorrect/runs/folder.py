@@ -4,7 +4,6 @@ import dataclasses
 import importlib.metadata
 import json
 import math
-import os
 import platform
 import sys
 from collections import Counter
@@ -27,6 +26,7 @@ from selfcorrect.evaluation.kept import write_durably
 from selfcorrect.models.loading import pick_device, pick_dtype
 from selfcorrect.runs.trackers import Trackers, make_trackers
 from selfcorrect.types import Rollout
+from selfcorrect.waiting import cores
 
 _VERSIONS = ("torch", "transformers", "tokenizers", "numpy")
 
@@ -194,7 +194,7 @@ def environment(seed: int) -> dict[str, Any]:
         "versions": {"python": platform.python_version(), "selfcorrect": __version__, **versions},
         "machine": {
             "processor": processor(),
-            "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+            "cores": cores(),
             "threads": torch.get_num_threads(),
             "accelerator": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
         },

@@ -118,7 +118,7 @@ class VllmSampler:
         self._failed, self._until = "", 0.0  # how, for the first time; when a sync's time is over
         self._bare = True  # whether the engine was never sent weights
         self._probes: list[tuple[int, ...]] = []
-        self._place = SyncFolder(Path(config.sync_folder).expanduser() if config.sync_folder else None)
+        self._place = SyncFolder(Path(config.sync_folder) if config.sync_folder else None)
         self._folder = self._place.path
 
     @property

@@ -5,12 +5,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from selfcorrect.api import read_config, recipe_beside
 from selfcorrect.config import LAB_MODEL, TASK_KINDS, RepairConfig, TaskConfig, TrainConfig
 from selfcorrect.config.paths import is_evaluation, is_run
 from selfcorrect.errors import ConfigError, ModelError, UserError
 from selfcorrect.models import adapters
 from selfcorrect.models.loading import resolve_path
+from selfcorrect.runs.recipes import recipe_beside, train_config
 from selfcorrect.serving.words import GENERAL, Words, literal, recipe_of_card, words_of_task
 from selfcorrect.tasks import Task, make_task
 
@@ -95,13 +95,9 @@ def _is_lab(path: str) -> bool:
 
 def _train(recipe: "Path | TrainConfig | dict[str, object]", overrides: Sequence[str], task: str | None) -> TrainConfig:
     rest = [override for override in overrides if not override.startswith("task.")]
-    config = read_config(recipe, *rest)
-    if not isinstance(config, TrainConfig):
-        raise ConfigError(f"this recipe is of kind {config.kind}; name one of kind train")
-    if rest != list(overrides) and task in (None, config.task.name):
-        config = read_config(recipe, *overrides)
-        assert isinstance(config, TrainConfig)
-    return config
+    config = train_config(recipe, *rest)
+    differ = rest != list(overrides) and task in (None, config.task.name)
+    return train_config(recipe, *overrides) if differ else config
 
 
 def _model_of(model: str) -> str:

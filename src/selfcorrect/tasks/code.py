@@ -182,7 +182,7 @@ class CodeTask(DataTask):
         config = self._config
         if config.evaluate_on is None:
             return self._own
-        data, folder = config.evaluate_data, Path(config.data or "").expanduser()
+        data, folder = config.evaluate_data, Path(config.data or "")
         if data is None and config.evaluate_hub is None and config.data is not None and folder.is_dir():
             # Data sets that lie in one folder need naming once.
             data = config.data if find_files(folder, STEMS[config.evaluate_on]) else None

@@ -14,7 +14,7 @@ def rows_of_folder(
 ) -> dict[str, list[Row]]:
     """Rows by split. splits: the stems under which a split's file may go. Raises DataError where one is missing."""
     found: dict[str, list[Row]] = {}
-    path = Path(folder).expanduser()
+    path = Path(folder)
     for split, stems in splits.items():
         files = find_files(path, stems)
         if files:
@@ -28,7 +28,7 @@ def rows_of_folder(
 
 def check_there(path: str, setting: str = "task.data") -> Path:
     """The path, which must exist. Raises DataError."""
-    found = Path(path).expanduser()
+    found = Path(path)
     if not found.exists():
         raise DataError(f"{setting} = {path!r}: no such file or folder")
     return found

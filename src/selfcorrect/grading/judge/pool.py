@@ -25,6 +25,7 @@ from selfcorrect.grading.judge.confine import Confinement
 from selfcorrect.grading.judge.preload import needs_more
 from selfcorrect.grading.judge.verdict import Checks, Limits, Reason, Verdict
 from selfcorrect.grading.judge.wire import Frames, ProtocolError, dumps, write_frame
+from selfcorrect.waiting import cores
 
 _ROOT = str(Path(__file__).resolve().parents[3])
 _BOOT = "import sys; sys.path.insert(0, sys.argv[3]); from selfcorrect.grading.judge.supervisor import main; main()"
@@ -133,8 +134,7 @@ class CodeJudge:
         time_cap: float = 10.0, memory_mb: int = 1024, prelude: bool = True, preload: Iterable[str] = (),
         allow_unsandboxed: bool = False,
     ) -> None:  # fmt: skip
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        self.workers = min(workers or cores, cores)
+        self.workers = min(workers or cores(), cores())
         self._limits = Limits(time_limit, program_memory=memory_mb)
         self._factor, self._cap = time_factor, max(time_cap, time_limit)
         self._prelude, self._preload, self._allow = prelude, tuple(preload), allow_unsandboxed

@@ -27,7 +27,7 @@ def summary(*kinds: tuple[bool, bool, bool, int]) -> Summary:
         grades = [Grade(Outcome.CORRECT if right else Outcome.WRONG, float(right), answer)
                   for right, answer in ((first, "a"), (second, "a" if same else "b"))]  # fmt: skip
         attempts = tuple(Attempt((), Completion((), (), "", "stop"), grade) for grade in grades)
-        rollouts += [Rollout(Problem("p", "t", "", {}), attempts, 0, 0)] * count
+        rollouts += [Rollout(Problem("p", "t", "", {}), attempts)] * count
     return summarize(rollouts)
 
 
@@ -76,7 +76,7 @@ def played(first_right: int, failed: int = 0) -> tuple[Rollout, ...]:
     outcomes = [Outcome.CORRECT if n < first_right else Outcome.WRONG for n in range(100 - failed)]
     firsts = [*outcomes, *[Outcome.GRADER_FAILED] * failed]
     return tuple(
-        Rollout(Problem(f"p{n}", "countdown", "", {}), (attempt(first), attempt(Outcome.CORRECT)), 0, 0)
+        Rollout(Problem(f"p{n}", "countdown", "", {}), (attempt(first), attempt(Outcome.CORRECT)))
         for n, first in enumerate(firsts)
     )
 

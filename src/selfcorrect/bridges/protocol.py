@@ -139,7 +139,7 @@ class Protocol:
         attempts = tuple(
             Attempt((), Completion((), (), text, "stop"), grade) for text, grade in zip(texts, grades, strict=True)
         )
-        return verdicts_of(Rollout(self.problems[name], attempts, 0, 0))
+        return verdicts_of(Rollout(self.problems[name], attempts))
 
 
 def writable(text: str) -> str:

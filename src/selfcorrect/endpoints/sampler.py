@@ -85,10 +85,6 @@ class EndpointSampler:
         self._answers = self._retries = self._fresh = 0
         self.tell: Callable[[int, str], None] | None = None
 
-    @property
-    def eos_ids(self) -> frozenset[int]:
-        return frozenset()
-
     def load_weights(self, model: Any) -> None:
         """Nothing to load: the endpoint has its own."""
 

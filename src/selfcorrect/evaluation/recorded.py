@@ -297,7 +297,7 @@ def grade_recorded(
 
 def _rollout(row: Recorded, problem: Problem, grades: Sequence[Grade]) -> Rollout:
     attempts = tuple(Attempt((), text, grade) for text, grade in zip(row.completions, grades, strict=True))
-    return Rollout(problem, attempts, seed=0, policy_step=0)
+    return Rollout(problem, attempts)
 
 
 def _chunks(recorded: Sequence[Recorded], start: int) -> Iterator[tuple[int, int]]:

@@ -119,7 +119,7 @@ def _read(row: dict[str, Any], where: str, chat: Chat, task: str) -> Rollout:
     context = _context(row, prompt, where, chat)
     following = chat.next_prompt(context, first.token_ids, correction)
     attempts = (Attempt(context, first, first_grade, sampled=False), Attempt(following, second, second_grade))
-    return Rollout(problem, attempts, 0, 0)
+    return Rollout(problem, attempts)
 
 
 def _context(row: dict[str, Any], prompt: str, where: str, chat: Chat) -> tuple[int, ...]:

@@ -64,10 +64,6 @@ class RecordedSampler:
                 self._recorded[context].append(completion)  # problems with the same prompt answer in turn
                 context = chat.next_prompt(context, completion.token_ids, correction)
 
-    @property
-    def eos_ids(self) -> frozenset[int]:
-        return frozenset()
-
     def sample(self, prompts: Sequence[tuple[int, ...]], params: SamplingParams) -> list[Completion]:
         """The recorded completions; temperature, length and seed do not matter. Raises DataError where none is."""
         taken: dict[tuple[int, ...], int] = defaultdict(int)

@@ -25,6 +25,7 @@ from selfcorrect.evaluation.evaluate import Evaluation, Evaluator, grader_lives
 from selfcorrect.evaluation.kept import Kept, write_durably
 from selfcorrect.evaluation.metrics import Summary, is_graded, refuse_nothing_graded
 from selfcorrect.models.loading import LanguageModel, load_model, resolve_path, use_threads
+from selfcorrect.models.messages import MessageChat
 from selfcorrect.models.sizing import parameter_count
 from selfcorrect.report import write_report
 from selfcorrect.rollout import play as play_problems
@@ -55,7 +56,6 @@ from selfcorrect.runs.folder import keep_evaluation
 from selfcorrect.runs.interrupts import alone, stoppable
 from selfcorrect.runs.run import resume, start
 from selfcorrect.samplers.choose import make_sampler
-from selfcorrect.samplers.recorded import TextChat
 from selfcorrect.seeds import derive_seed
 from selfcorrect.tasks import Split, make_task
 from selfcorrect.tasks.base import Task, fixed_share
@@ -213,7 +213,7 @@ def _recorded_job(config: TrainConfig, task: Task) -> Job:
     from selfcorrect.bridges.logs import read_log
     from selfcorrect.evaluation.recorded import replay
 
-    chat, log = TextChat(), read_log(str(config.recorded))
+    chat, log = MessageChat(), read_log(str(config.recorded))
     attempts, file = config.rollouts.attempts, str(config.recorded)
     problems, samples, sampler, notes = replay(log.rows, file, task, chat, attempts)
     task.grade([])

@@ -142,11 +142,6 @@ class Protocol:
         return verdicts_of(Rollout(self.problems[name], attempts))
 
 
-def writable(text: str) -> str:
-    """A model's text without halves of surrogate pairs, which no log can hold: what is graded is what is written."""
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-
-
 def verdicts_of(rollout: Rollout) -> dict[str, float] | None:
     """One rollout's part in each metric, by the metric's name; their means are those of `summarize`."""
     if not is_graded(rollout):

@@ -9,6 +9,7 @@ import pytest
 
 from selfcorrect.config import TrainConfig
 from selfcorrect.config.recipe import validate
+from selfcorrect.errors import UserError
 from selfcorrect.evaluation.alarms import WINDOW, Watch, alarms
 from selfcorrect.evaluation.averages import Change
 from selfcorrect.evaluation.evaluate import Evaluation
@@ -89,6 +90,17 @@ class Heard(Observer):
 
     def message(self, text: str) -> None:
         self.said.append(text)
+
+
+def test_a_base_evaluation_that_holds_no_summary_is_told_of_in_a_line(tmp_path: Path) -> None:
+    config = validate(recipe(tmp_path, tmp_path))
+    assert isinstance(config, TrainConfig)
+    folder = RunFolder.create(tmp_path / "run", config, "base", trackers=False)
+    file = tmp_path / "run/evaluations/base.json"
+    file.parent.mkdir(exist_ok=True)
+    file.write_text('{"summary": {"accuracy": []}, "sampled": null}')
+    with pytest.raises(UserError, match=r"base\.json: summary\.n must be a finite number, got None$"):
+        Sentry(config, folder, Heard()).prepare()
 
 
 @pytest.mark.parametrize("task", [{}, {"task": {"name": "code", "evaluate_on": "humaneval"}}], ids=["one set", "two"])

@@ -59,7 +59,7 @@ class Evaluation:
 
     external: (file name, summary) pairs. about: the task's data in words. folder: where its files are. max_new_tokens:
     the limit of an attempt, where there was one. wordings: of the correction prompt, the task's own first; none where
-    there is only that. against_base: less the base model's, in a training run. expected: the smallest delta that could
+    there is only that. against_base: less the base model's, in a training run. assumed: the smallest delta that could
     be resolved, as was assumed before (resolution.py).
     """
 
@@ -80,7 +80,7 @@ class Evaluation:
     wordings: tuple[Wording, ...] = ()
     system_prompt: str | None = None
     against_base: Change | None = None
-    expected: float | None = None
+    assumed: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +170,7 @@ class Evaluator:
             max_new_tokens=None if self.recorded else self.max_new_tokens,
             wordings=self._compared(played, summaries),
             system_prompt=chat.system.text if chat.system else None,
-            expected=assumed(len(self.problems), self.samples) if self.problems and self.attempts > 1 else None,
+            assumed=assumed(len(self.problems), self.samples) if self.problems and self.attempts > 1 else None,
         )
 
     @property

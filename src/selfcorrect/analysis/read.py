@@ -13,7 +13,6 @@ from selfcorrect.evaluation.metrics import LEFT_OUT, repeats
 class Row:
     """One rollout: texts, whether each attempt is right, and the answers that were read."""
 
-    id: str
     texts: tuple[str, ...]
     right: tuple[bool, ...]
     answers: tuple[str, ...]
@@ -35,7 +34,7 @@ def read_rows(file: Path, *, strict: bool = True) -> list[tuple[Row, dict[str, A
             continue
         try:
             row = json.loads(line)
-            read = _read(row, number)
+            read = _read(row)
             if strict and found and read and len(read.texts) != len(found[0][0].texts):
                 raise ValueError(f"{len(read.texts)} attempts, where the first line has {len(found[0][0].texts)}")
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -50,7 +49,7 @@ def read_rows(file: Path, *, strict: bool = True) -> list[tuple[Row, dict[str, A
     return found
 
 
-def _read(row: dict[str, Any], number: int) -> Row | None:
+def _read(row: dict[str, Any]) -> Row | None:
     """None where the grader failed on an attempt, or none could be made."""
     attempts = row["attempts"]
     if not attempts:
@@ -60,12 +59,7 @@ def _read(row: dict[str, Any], number: int) -> Row | None:
     answers = tuple(str(attempt.get("answer", "")) for attempt in attempts)
     if any(outcome in LEFT_OUT for outcome in outcomes):
         return None
-    return Row(
-        str(row.get("id", row.get("task_id", number))),
-        texts,
-        tuple(outcome == "correct" for outcome in outcomes),
-        answers,
-    )
+    return Row(texts, tuple(outcome == "correct" for outcome in outcomes), answers)
 
 
 def evaluations(run: Path) -> dict[str, list[Row]]:

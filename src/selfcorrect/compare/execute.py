@@ -17,6 +17,7 @@ from selfcorrect.config.recipe import dump, load_recipe
 from selfcorrect.errors import ConfigError, UserError
 from selfcorrect.models.freed import started_whole
 from selfcorrect.runs.checkpoint import atomic_folder
+from selfcorrect.runs.display import clock
 from selfcorrect.runs.trackers import FOLDERS
 
 _POLL = 0.2
@@ -114,7 +115,7 @@ class Runner:
                 time.sleep(_POLL)
                 self._reap(total)
                 if (left := self._pace.due([job for job, _ in self._running.values()])) is not None:
-                    self._say(f"about {_minutes(left)} left for the whole comparison, by what is sampled so far")
+                    self._say(f"about {clock(left)} left for the whole comparison, by what is sampled so far")
         except KeyboardInterrupt:
             self._say(f"stopping: {len(self._running)} runs end their step and keep it")
             for process in self._running:  # where the terminal's Ctrl-C has reached them too, it is the same signal
@@ -157,8 +158,8 @@ class Runner:
                 self._say(self._failed[job.name])
             else:
                 self._say(
-                    f"[{self._ended}/{total}] {job.name} done in {_minutes(time.monotonic() - since)}; about "
-                    f"{_minutes(left)} left for the whole comparison"
+                    f"[{self._ended}/{total}] {job.name} done in {clock(time.monotonic() - since)}; about "
+                    f"{clock(left)} left for the whole comparison"
                 )
 
 
@@ -192,9 +193,3 @@ def threads_each(parallel: int) -> int:
     """The cores that each of so many runs gets."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, cores // parallel)
-
-
-def _minutes(seconds: float) -> str:
-    minutes, rest = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}"

@@ -132,10 +132,10 @@ def measure_card(found: Found, device: torch.device, card: dict[str, float]) -> 
     found |= {"device": name, "cuda": torch.version.cuda, "versions": versions(VERSIONS), **card}
 
 
-def best_of(run: Callable[[], Any], device: torch.device, times: int = 20) -> float:
-    """The fewest seconds of a run."""
+def best_of(run: Callable[[], Any], device: torch.device) -> float:
+    """The fewest seconds of twenty runs."""
     found = []
-    for _ in range(times):
+    for _ in range(20):
         synchronize(device)
         start = time.perf_counter()
         run()

@@ -106,7 +106,7 @@ class Start:
 
 @dataclass(slots=True)
 class Arm:
-    """One arm and seed under training. over(seconds): whether so many are no longer left for training."""
+    """One arm and seed under training. left: seconds that there are for training; kept: called after each step."""
 
     name: str
     config: TrainConfig

@@ -271,8 +271,7 @@ def read_rows(file: Path) -> list[Rollout]:
     with gzip.open(file, "rt", encoding="utf-8") as lines:
         rows = [json.loads(line) for line in lines]
     return [
-        Rollout(Problem(row["id"], "", "", {}), tuple(_attempt(attempt) for attempt in row["attempts"]), 0, 0)
-        for row in rows
+        Rollout(Problem(row["id"], "", "", {}), tuple(_attempt(attempt) for attempt in row["attempts"])) for row in rows
     ]
 
 

@@ -151,7 +151,7 @@ def worked(row: Row, task: MathTask, lm: LanguageModel) -> Rollout:
     ids = (*lm.tokenizer(text, add_special_tokens=False).input_ids, lm.tokenizer.eos_token_id)
     completion = Completion(ids, (0.0,) * len(ids), text, "stop")
     attempt = Attempt(lm.chat.first_prompt(problem.prompt), completion, Grade(Outcome.CORRECT, 1.0))
-    return Rollout(problem, (attempt,), 0, 0)
+    return Rollout(problem, (attempt,))
 
 
 def sampled(shown: Sequence[Rollout], trainer: Trainer) -> list[Rollout]:

@@ -96,7 +96,7 @@ def conversations(seed: int, mix: AttemptMix, task: Countdown, lm: LanguageModel
             asked = lm.chat.next_prompt(
                 first.prompt_ids, first.completion.token_ids, task.correction_prompt(problem)
             )  # fmt: skip
-            yield Rollout(problem, (first, attempt(asked, two, two_right)), 0, 0)
+            yield Rollout(problem, (first, attempt(asked, two, two_right)))
 
 
 def drawn(rng: np.random.Generator, mix: AttemptMix, task: Countdown) -> Iterator[tuple[Problem, Texts]]:

@@ -14,7 +14,6 @@ from pathlib import Path
 
 NAMES = ("Ada", "Ben", "Chen", "Dora", "Emil", "Farah", "Goro", "Hana", "Ivo", "Juna", "Karl", "Lina")
 THINGS = ("apples", "books", "stamps", "marbles", "pencils", "shells", "coins", "cards", "stickers", "plums")
-DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
 Made = tuple[str, str, int]  # question, working, result
 Kind = Callable[[random.Random], Made]
 

@@ -16,6 +16,7 @@ from selfcorrect.errors import ConfigError
 from selfcorrect.evaluation.evaluate import Evaluation, Evaluator
 from selfcorrect.evaluation.metrics import Summary, refuse_nothing_graded
 from selfcorrect.models.loading import resolve_path
+from selfcorrect.models.messages import MessageChat
 from selfcorrect.models.sizing import parameter_count
 from selfcorrect.report import write_report
 from selfcorrect.rollout import play as play_problems
@@ -47,7 +48,6 @@ from selfcorrect.runs.interrupts import alone, stoppable
 from selfcorrect.runs.recipes import Recipe, config_for, is_recipe, read_config, train_config, trained_attempts
 from selfcorrect.runs.run import resume, start
 from selfcorrect.samplers.choose import make_sampler
-from selfcorrect.samplers.recorded import TextChat
 from selfcorrect.sampling import make_repair_set, scale
 from selfcorrect.seeds import derive_seed
 from selfcorrect.tasks import make_task
@@ -195,7 +195,7 @@ def _recorded_job(config: TrainConfig, task: Task) -> Job:
     from selfcorrect.bridges.logs import read_log
     from selfcorrect.evaluation.recorded import replay
 
-    chat, log = TextChat(), read_log(str(config.recorded))
+    chat, log = MessageChat(), read_log(str(config.recorded))
     attempts, file = config.rollouts.attempts, str(config.recorded)
     problems, samples, sampler, notes = replay(log.rows, file, task, chat, attempts)
     task.grade([])

@@ -34,7 +34,6 @@ class Waiting:
 def play(
     problems: Sequence[Problem], task: Task, sampler: Sampler, chat: Chat, params: SamplingParams, attempts: int,
     *,
-    policy_step: int = 0,
     given: Sequence[Completion | None] | None = None,
     refine: SelfRefineConfig | None = None,
     asks: Callable[[Problem], str] | None = None,
@@ -82,8 +81,6 @@ def play(
                 Attempt(shown[row][a], played[row][a], grades[a][row], a > 0 or row not in firsts, feedback[row][a])
                 for a in range(attempts)
             ),
-            params.seed,
-            policy_step,
         )
         for row, problem in enumerate(problems)
     ]

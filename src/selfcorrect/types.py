@@ -110,5 +110,3 @@ class Rollout:
 
     problem: Problem
     attempts: tuple[Attempt, ...]
-    seed: int
-    policy_step: int

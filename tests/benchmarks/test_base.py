@@ -100,7 +100,7 @@ def test_what_a_base_model_writes_after_its_turn(script: Script, call_of: list[s
 
     def runs_on(self: Any, unit: Any, lm: Any) -> list[Rollout]:
         attempt = Attempt((), Completion((1,), (), answer, "length"), Grade(Outcome.TRUNCATED, 0.0))
-        return [Rollout(problem, (attempt, attempt), 0, 0) for problem in unit.problems]
+        return [Rollout(problem, (attempt, attempt)) for problem in unit.problems]
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(base.Evaluating, "_play", runs_on)
@@ -117,7 +117,7 @@ def rollout(first: str, last: str, right: bool) -> Rollout:
         Attempt((), Completion((), (), text, "stop"), Grade(outcome, 0.0))
         for text, outcome in ((first, Outcome.WRONG), (last, Outcome.CORRECT if right else Outcome.WRONG))
     )
-    return Rollout(Problem("mbpp/601", "code", "", {}), tuple(attempts), 0, 0)
+    return Rollout(Problem("mbpp/601", "code", "", {}), tuple(attempts))
 
 
 def test_the_rule_that_fixes_a_wording(script: Script) -> None:

@@ -294,7 +294,7 @@ def test_no_unit_starts_that_will_not_end(
     def rollouts(of: Any, unit: Any, lm: object) -> list[Rollout]:
         clock.play(unit)
         attempt = Attempt((), Completion((1,), (), "x", "stop"), Grade(Outcome.WRONG, 0.0))
-        return [Rollout(problem, (attempt, attempt), 0, 0) for problem in unit.problems]
+        return [Rollout(problem, (attempt, attempt)) for problem in unit.problems]
 
     monkeypatch.setattr(module.Evaluating, "_play", rollouts)
     monkeypatch.setattr(module.time, "monotonic", lambda: clock.now)

@@ -66,7 +66,7 @@ class Toy:
                 )
                 for a, ids in enumerate(path)
             )
-            rollouts.append(Rollout(problem, attempts, seed=0, policy_step=0))
+            rollouts.append(Rollout(problem, attempts))
         return rollouts
 
 

@@ -462,7 +462,7 @@ def test_a_gain_that_a_seed_denies_is_called_none(write: Write) -> None:
     assert "; but by seed " in headline({"score": "SCoRe"}, "score", [result])
     few = dataclasses.replace(result, n=4)
     assert "cannot be concluded: only 4 problems" in headline({"score": "SCoRe"}, "score", [few])
-    assert standing({"score": "SCoRe"}, "score", [few]) == []
+    assert standing({"score": "SCoRe"}, [few]) == []
 
 
 def test_only_the_methods_that_are_named(model: Path, tmp_path: Path) -> None:

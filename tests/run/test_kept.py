@@ -423,7 +423,6 @@ def test_what_goes_on_within_a_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
 
     class Slow:
         watch: Callable[[Far], None] | None = None
-        eos_ids: frozenset[int] = frozenset()
 
         def sample(self, prompts: Sequence[tuple[int, ...]], params: SamplingParams) -> list[Completion]:
             nonlocal now

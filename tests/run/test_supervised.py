@@ -46,7 +46,7 @@ def trainer_of(*stages: dict[str, Any], **changes: Any) -> Trainer:
 def given(rollout: Rollout) -> Rollout:
     first, second = rollout.attempts
     return Rollout(
-        rollout.problem, (type(first)(first.prompt_ids, first.completion, first.grade, sampled=False), second), 0, 0
+        rollout.problem, (type(first)(first.prompt_ids, first.completion, first.grade, sampled=False), second)
     )
 
 

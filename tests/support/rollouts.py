@@ -17,7 +17,7 @@ def rollout_of_ids(*turns: Turn, finish: FinishReason = "stop") -> Rollout:
         completion = Completion(tuple(sampled), logprobs, "", finish)
         attempts.append(Attempt(context, completion, Grade(Outcome.WRONG, 0.0)))
         context = (*context, *sampled)
-    return Rollout(Problem("p", "toy", "", {}), tuple(attempts), seed=0, policy_step=0)
+    return Rollout(Problem("p", "toy", "", {}), tuple(attempts))
 
 
 def graded(*outcomes: Outcome, texts: Sequence[str] | None = None) -> Rollout:
@@ -27,4 +27,4 @@ def graded(*outcomes: Outcome, texts: Sequence[str] | None = None) -> Rollout:
         Attempt((), Completion((), (), text, "stop"), Grade(outcome, float(outcome is Outcome.CORRECT)))
         for outcome, text in zip(outcomes, texts, strict=True)
     )
-    return Rollout(Problem("p", "toy", "", {}), attempts, seed=0, policy_step=0)
+    return Rollout(Problem("p", "toy", "", {}), attempts)

@@ -9,6 +9,7 @@ import pytest
 
 from selfcorrect.config import TrainConfig
 from selfcorrect.config.recipe import validate
+from selfcorrect.errors import UserError
 from selfcorrect.evaluation.alarms import WINDOW, Watch, alarms
 from selfcorrect.evaluation.averages import Change
 from selfcorrect.evaluation.evaluate import Evaluation
@@ -27,7 +28,7 @@ def summary(*kinds: tuple[bool, bool, bool, int]) -> Summary:
         grades = [Grade(Outcome.CORRECT if right else Outcome.WRONG, float(right), answer)
                   for right, answer in ((first, "a"), (second, "a" if same else "b"))]  # fmt: skip
         attempts = tuple(Attempt((), Completion((), (), "", "stop"), grade) for grade in grades)
-        rollouts += [Rollout(Problem("p", "t", "", {}), attempts, 0, 0)] * count
+        rollouts += [Rollout(Problem("p", "t", "", {}), attempts)] * count
     return summarize(rollouts)
 
 
@@ -76,7 +77,7 @@ def played(first_right: int, failed: int = 0) -> tuple[Rollout, ...]:
     outcomes = [Outcome.CORRECT if n < first_right else Outcome.WRONG for n in range(100 - failed)]
     firsts = [*outcomes, *[Outcome.GRADER_FAILED] * failed]
     return tuple(
-        Rollout(Problem(f"p{n}", "countdown", "", {}), (attempt(first), attempt(Outcome.CORRECT)), 0, 0)
+        Rollout(Problem(f"p{n}", "countdown", "", {}), (attempt(first), attempt(Outcome.CORRECT)))
         for n, first in enumerate(firsts)
     )
 
@@ -89,6 +90,17 @@ class Heard(Observer):
 
     def message(self, text: str) -> None:
         self.said.append(text)
+
+
+def test_a_base_evaluation_that_holds_no_summary_is_told_of_in_a_line(tmp_path: Path) -> None:
+    config = validate(recipe(tmp_path, tmp_path))
+    assert isinstance(config, TrainConfig)
+    folder = RunFolder.create(tmp_path / "run", config, "base", trackers=False)
+    file = tmp_path / "run/evaluations/base.json"
+    file.parent.mkdir(exist_ok=True)
+    file.write_text('{"summary": {"accuracy": []}, "sampled": null}')
+    with pytest.raises(UserError, match=r"base\.json: summary\.n must be a finite number, got None$"):
+        Sentry(config, folder, Heard()).prepare()
 
 
 @pytest.mark.parametrize("task", [{}, {"task": {"name": "code", "evaluate_on": "humaneval"}}], ids=["one set", "two"])

@@ -30,7 +30,7 @@ from tests.support.rollouts import graded
 
 def row(right: str, answers: str, *texts: str) -> Row:
     """right: r or w an attempt; answers: a letter an attempt."""
-    return Row("p", texts or tuple(answers), tuple(r == "r" for r in right), tuple(answers))
+    return Row(texts or tuple(answers), tuple(r == "r" for r in right), tuple(answers))
 
 
 def table(folder: Path, name: str) -> list[dict[str, str]]:
@@ -184,8 +184,8 @@ def test_what_was_not_graded_is_not_wrong(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_two_attempts_that_say_nothing_are_not_the_same() -> None:
-    assert not Row("p", ("", ""), (False, False), ("", "")).same(0, 1)
-    assert Row("p", ("?", "?"), (False, False), ("", "")).same(0, 1)
+    assert not Row(("", ""), (False, False), ("", "")).same(0, 1)
+    assert Row(("?", "?"), (False, False), ("", "")).same(0, 1)
 
 
 def test_the_interval_covers_the_truth() -> None:

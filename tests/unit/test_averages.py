@@ -35,7 +35,7 @@ def rollout(name: str, *right: bool | None) -> Rollout:
         Attempt((), Completion((), (), f"{a}", "stop"), Grade(outcome, float(outcome is Outcome.CORRECT), f"{a}"))
         for a, outcome in enumerate(outcomes)
     )
-    return Rollout(Problem(name, "t", "", {}), attempts, 0, 0)
+    return Rollout(Problem(name, "t", "", {}), attempts)
 
 
 def random_rollouts(problems: int, samples: int, seed: int, attempts: int = 2) -> list[Rollout]:

@@ -12,11 +12,13 @@ import pytest
 
 import selfcorrect
 from selfcorrect.bridges.logs import read_log
-from selfcorrect.bridges.protocol import Grader, Protocol, averaged, configured, verdicts_of, writable
+from selfcorrect.bridges.protocol import Grader, Protocol, averaged, configured, verdicts_of
 from selfcorrect.errors import ConfigError, DataError, UserError
 from selfcorrect.evaluation.metrics import summarize
-from selfcorrect.evaluation.recorded import grade_recorded, read_recorded
+from selfcorrect.evaluation.recorded import grade_recorded, recorded_of
+from selfcorrect.models.messages import plain_text
 from selfcorrect.tasks import make_task
+from selfcorrect.tasks.files import read_rows
 from selfcorrect.types import Completion, Grade, Outcome, Problem
 from tests.run.conftest import Listener
 from tests.support.bridged import COUNT, KINDS, script
@@ -34,7 +36,7 @@ def own(number: int, *texts: str, **more: Any) -> dict[str, Any]:
 def test_verdicts_add_up_to_the_summary(kind: str, tmp_path: Path) -> None:
     told = script(kind, tmp_path)
     task = make_task(configured(kind, None, told.settings).task)
-    rollouts = grade_recorded(read_recorded(told.recorded), task, tmp_path / "out.jsonl", {})
+    rollouts = grade_recorded(recorded_of(read_rows(told.recorded)), task, tmp_path / "out.jsonl", {})
     task.close()
     found, summary = averaged([verdicts for r in rollouts if (verdicts := verdicts_of(r))]), summarize(rollouts)
     assert found == pytest.approx(
@@ -131,7 +133,7 @@ def test_many_threads_share_a_grader_and_get_their_own_grades() -> None:
 
 
 def test_halves_of_surrogate_pairs_are_replaced() -> None:
-    assert [writable(text) for text in ("", "é🤖", "\ud83e\udd16", "a\ud800b\udc00")] == [
+    assert [plain_text(text) for text in ("", "é🤖", "\ud83e\udd16", "a\ud800b\udc00")] == [
         "",
         "é🤖",
         "🤖",
@@ -194,7 +196,7 @@ def test_finish_reasons_are_checked(tmp_path: Path) -> None:
         ([1, 2], "must be a list"),
     ):
         with pytest.raises(DataError, match=told):
-            read_recorded(write(tmp_path / "b.jsonl", [{**row, "finish_reasons": wrong}]))
+            recorded_of(read_rows(write(tmp_path / "b.jsonl", [{**row, "finish_reasons": wrong}])))
 
 
 def message(role: str, text: str) -> SimpleNamespace:

@@ -148,8 +148,6 @@ def test_failures_of_the_grader_are_counted_over_all_samples() -> None:
     rollout = Rollout(
         Problem("1", "custom", "", {}),
         tuple(Attempt((), Completion((), (), "", "stop"), grade) for grade in failed),
-        0,
-        0,
     )
     counts = ({"correct": 5, "grader_failed": 2}, {"correct": 6, "grader_failed": 1})
     assert ungraded(counts, [rollout]) == (

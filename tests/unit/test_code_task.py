@@ -227,7 +227,7 @@ def test_splits_of_mbpp_r_s_shape(tmp_path: Path) -> None:
 
 def failed(problem: Problem, text: str, outcome: Outcome) -> Rollout:
     attempt = Attempt((), Completion((), (), text, "stop"), Grade(outcome, 0.0, "", "why"))
-    return Rollout(problem, (attempt,), 0, 0)
+    return Rollout(problem, (attempt,))
 
 
 @pytest.mark.parametrize("kind", ["code", "math"])

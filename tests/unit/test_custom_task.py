@@ -148,7 +148,7 @@ def test_what_json_cannot_hold_is_told_before_the_work(value: str, why: str, tmp
 def test_a_number_that_is_not_finite_is_kept_as_null(tmp_path: Path) -> None:
     problem = task_of(tmp_path / "mine.py", GOOD.replace('"n": n', '"n": float("nan")')).test[0]
     attempt = Attempt((), Completion((), (), "1", "stop"), Grade(Outcome.WRONG, 0.0))
-    assert json.loads(_lines([Rollout(problem, (attempt,), 0, 0)]))["reference"] == {"n": None}
+    assert json.loads(_lines([Rollout(problem, (attempt,))]))["reference"] == {"n": None}
 
 
 @pytest.mark.parametrize(

@@ -14,12 +14,12 @@ import pytest
 pytest.importorskip("openai")
 
 from selfcorrect.config import CountdownConfig
-from selfcorrect.endpoints.chat import MessageChat, answered, messages
 from selfcorrect.endpoints.journal import Journal
 from selfcorrect.endpoints.sampler import EndpointSampler
 from selfcorrect.endpoints.secret import Secret
 from selfcorrect.endpoints.settings import Endpoint, read_body
 from selfcorrect.errors import ConfigError, EndpointError
+from selfcorrect.models.messages import MessageChat, answered, messages
 from selfcorrect.models.templates import System
 from selfcorrect.rollout import play
 from selfcorrect.tasks.countdown import Countdown

@@ -23,4 +23,4 @@ def test_whether_the_grader_lives(outcomes: list[str], lives: bool) -> None:
 
 def _rollout(outcome: Outcome) -> Rollout:
     attempt = Attempt((), Completion((), (), "", "stop"), Grade(outcome, 0.0, "", ""), True, "")
-    return Rollout(Problem("p", "countdown", "p", {}), (attempt,), 0, 0)
+    return Rollout(Problem("p", "countdown", "p", {}), (attempt,))

@@ -11,8 +11,10 @@ import pytest
 import selfcorrect
 from selfcorrect.analysis import analyse
 from selfcorrect.errors import ConfigError, DataError, NothingGraded
-from selfcorrect.evaluation.recorded import grade_recorded, read_recorded
-from selfcorrect.samplers.recorded import RecordedSampler, TextChat
+from selfcorrect.evaluation.recorded import grade_recorded, recorded_of
+from selfcorrect.models.messages import MessageChat
+from selfcorrect.samplers.recorded import RecordedSampler
+from selfcorrect.tasks.files import read_rows
 from selfcorrect.tasks.math import MathTask
 from selfcorrect.types import Grade, Outcome, SamplingParams
 from tests.run.conftest import Listener
@@ -71,7 +73,7 @@ class Counting(MathTask):
 
 
 def test_an_interrupted_grade_goes_on_where_it_was(pairs: Path, tmp_path: Path) -> None:
-    rows, output, task = read_recorded(pairs), tmp_path / "out.jsonl", Counting()
+    rows, output, task = recorded_of(read_rows(pairs)), tmp_path / "out.jsonl", Counting()
     whole = grade_recorded(rows, task, output, {})
     assert task.graded == 10
     text = output.read_bytes()
@@ -95,7 +97,7 @@ def test_a_grader_that_never_answers_leaves_no_verdicts(
         with pytest.raises(NothingGraded, match=r"grader_failed \(gone\)"):
             selfcorrect.grade(pairs, "math", output=output)
     summary, _ = selfcorrect.grade(pairs, "math", output=output)
-    assert summary.n == len(read_recorded(pairs)) == len(output.read_text().splitlines())
+    assert summary.n == len(read_rows(pairs)) == len(output.read_text().splitlines())
 
 
 def test_verdicts_on_something_else_are_not_taken_for_these(pairs: Path, tmp_path: Path) -> None:
@@ -262,7 +264,7 @@ def test_what_was_graded_can_be_analysed(tmp_path: Path) -> None:
 
 
 def test_the_sampler_answers_each_context_with_what_followed_it() -> None:
-    chat = TextChat()
+    chat = MessageChat()
     sampler = RecordedSampler(
         chat,
         [
@@ -277,7 +279,7 @@ def test_the_sampler_answers_each_context_with_what_followed_it() -> None:
     seconds = [chat.next_prompt(context, c.token_ids, "again") for context, c in zip(firsts, found, strict=True)]
     assert [c.text for c in sampler.sample(seconds, params)] == ["a2", "b2", "c2"]
     assert chat.decode(found[0].token_ids) == "a1"
-    with pytest.raises(DataError, match="no attempt is recorded for the context"):
+    with pytest.raises(DataError, match="no attempt is recorded for the context that begins with 'other'"):
         sampler.sample([chat.first_prompt("other")], params)
 
 

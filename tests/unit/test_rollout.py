@@ -80,7 +80,7 @@ def sampler_of(*completions: Sequence[int]) -> ScriptedSampler:
 def run(
     sampler: ScriptedSampler, problems: Sequence[Problem], attempts: int = 2, given: list[Completion] | None = None
 ) -> list[Rollout]:
-    return play(problems, Echo(), sampler, CHAT, PARAMS, attempts, policy_step=7, given=given)
+    return play(problems, Echo(), sampler, CHAT, PARAMS, attempts, given=given)
 
 
 def test_each_attempt_extends_the_one_before_token_for_token() -> None:
@@ -95,7 +95,6 @@ def test_each_attempt_extends_the_one_before_token_for_token() -> None:
     assert sampler.calls == [[r.attempts[a].prompt_ids for r in rollouts] for a in range(3)]
     assert [a.completion.token_ids for a in rollouts[1].attempts] == [(3, END), (6, END), (8, END)]
     assert [a.grade.outcome for a in rollouts[1].attempts] == ["correct", "wrong", "wrong"]
-    assert {(r.seed, r.policy_step) for r in rollouts} == {(PARAMS.seed, 7)}
 
 
 @pytest.mark.parametrize("opens", [True, False])

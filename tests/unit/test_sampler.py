@@ -64,7 +64,7 @@ def plain_logits(lm: LanguageModel, context: Sequence[int], completion: Completi
 def rollouts_of(played: list[Played]) -> list[Rollout]:
     problem, grade = Problem("p", "toy", "", {}), Grade(Outcome.WRONG, 0.0)
     return [
-        Rollout(problem, tuple(Attempt(context, completion, grade) for context, completion in row), 0, 0)
+        Rollout(problem, tuple(Attempt(context, completion, grade) for context, completion in row))
         for row in zip(*played, strict=True)
     ]
 

@@ -38,7 +38,7 @@ def rollout(chat: Chat, name: str, *attempts: tuple[int, Outcome]) -> Rollout:
             context = chat.next_prompt(context, played[-1].completion.token_ids, TASK.correction_prompt(problem))
         completion = Completion((token, 3), (-1.0, -1.0), chat.said([token, 3]), "stop")
         played.append(Attempt(context, completion, Grade(outcome, float(outcome is R), str(token))))
-    return Rollout(problem, tuple(played), 0, 0)
+    return Rollout(problem, tuple(played))
 
 
 def pairs(traces: list[Rollout]) -> list[tuple[str, int, int]]:

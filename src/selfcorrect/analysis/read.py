@@ -18,7 +18,6 @@ _NO_ROLLOUT = (ValueError, KeyError, TypeError, AttributeError)
 class Row:
     """One rollout: texts, whether each attempt is right, and the answers that were read."""
 
-    id: str
     texts: tuple[str, ...]
     right: tuple[bool, ...]
     answers: tuple[str, ...]
@@ -34,9 +33,9 @@ def read_rows(file: Path) -> list[Row]:
     Raises DataError with file and line where one cannot be read.
     """
     found: list[Row] = []
-    for number, row in enumerate(files.read_rows(file), 1):
+    for row in files.read_rows(file):
         try:
-            read = _read(row.fields, number)
+            read = _read(row.fields)
             if found and read and len(read.texts) != len(found[0].texts):
                 raise ValueError(f"{len(read.texts)} attempts, where the first line has {len(found[0].texts)}")
         except _NO_ROLLOUT as error:
@@ -54,14 +53,14 @@ def logged_rows(file: Path) -> list[tuple[Row, dict[str, Any]]]:
     The file may still be written, so lines that cannot be read are left out.
     """
     found = []
-    for number, row in enumerate(json_lines(file), 1):
+    for row in json_lines(file):
         with contextlib.suppress(*_NO_ROLLOUT):
-            if read := _read(row, number):
+            if read := _read(row):
                 found.append((read, row))
     return found
 
 
-def _read(row: Mapping[str, Any], number: int) -> Row | None:
+def _read(row: Mapping[str, Any]) -> Row | None:
     """None where the grader failed on an attempt, or none could be made."""
     attempts = row["attempts"]
     if not attempts:
@@ -71,12 +70,7 @@ def _read(row: Mapping[str, Any], number: int) -> Row | None:
     answers = tuple(str(attempt.get("answer", "")) for attempt in attempts)
     if any(outcome in LEFT_OUT for outcome in outcomes):
         return None
-    return Row(
-        str(row.get("id", row.get("task_id", number))),
-        texts,
-        tuple(outcome == "correct" for outcome in outcomes),
-        answers,
-    )
+    return Row(texts, tuple(outcome == "correct" for outcome in outcomes), answers)
 
 
 def evaluations(run: Path) -> dict[str, list[Row]]:

@@ -11,6 +11,7 @@ from selfcorrect.analysis.svg import attempt_class
 from selfcorrect.evaluation.metrics import share
 
 _NAN = math.nan
+_WIDTH = 10  # steps that a point of a curve is the mean of
 
 
 def fixed_figure(rows: Sequence[Mapping[str, Any]]) -> Figure | None:
@@ -75,11 +76,11 @@ def progress_figures(steps: Sequence[Mapping[str, Any]]) -> list[Figure]:
     return figures
 
 
-def _smooth(points: Sequence[tuple[float, float]], width: int = 10) -> list[tuple[float, float, float, float]]:
-    """Means of `width` points each, with twice their standard error."""
+def _smooth(points: Sequence[tuple[float, float]]) -> list[tuple[float, float, float, float]]:
+    """Means of `_WIDTH` points each, with twice their standard error."""
     smoothed = []
-    for start in range(0, len(points), width):
-        part = points[start : start + width]
+    for start in range(0, len(points), _WIDTH):
+        part = points[start : start + _WIDTH]
         ys = [y for _, y in part]
         mean = sum(ys) / len(ys)
         half = _NAN

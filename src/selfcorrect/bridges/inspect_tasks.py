@@ -9,7 +9,8 @@ from functools import lru_cache, partial
 from typing import Any
 
 from selfcorrect.bridges.logs import OWN
-from selfcorrect.bridges.protocol import Protocol, averaged, configured, missing, writable
+from selfcorrect.bridges.protocol import Protocol, averaged, configured, missing
+from selfcorrect.models.messages import plain_text
 from selfcorrect.types import CUT_OFF, Completion
 
 try:
@@ -64,7 +65,7 @@ def attempts(task: str | None = None, recipe: str | None = None, **settings: Any
             if number > 1:
                 state.messages.append(ChatMessageUser(content=state.metadata["correction_prompt"]))
             state = await generate(state)
-            texts.append(writable(state.output.completion))
+            texts.append(plain_text(state.output.completion))
             if texts[-1] != state.output.completion:
                 state.output.completion = state.messages[-1].content = texts[-1]
             reasons.append("length" if _cut_off(state) else "stop")

@@ -11,8 +11,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from selfcorrect.bridges.logs import OWN
-from selfcorrect.bridges.protocol import Protocol, configured, is_setting, missing, writable
+from selfcorrect.bridges.protocol import Protocol, configured, is_setting, missing
 from selfcorrect.errors import ConfigError, ModelError
+from selfcorrect.models.messages import plain_text
 from selfcorrect.types import Completion
 
 try:
@@ -196,4 +197,4 @@ def _turn(role: str, text: str) -> dict[str, str]:
 
 def _text(answer: Any) -> str:
     """What a model answered; nothing where its server gave no text."""
-    return writable(answer) if isinstance(answer, str) else ""
+    return plain_text(answer) if isinstance(answer, str) else ""

@@ -139,12 +139,7 @@ class Protocol:
         attempts = tuple(
             Attempt((), Completion((), (), text, "stop"), grade) for text, grade in zip(texts, grades, strict=True)
         )
-        return verdicts_of(Rollout(self.problems[name], attempts, 0, 0))
-
-
-def writable(text: str) -> str:
-    """A model's text without halves of surrogate pairs, which no log can hold: what is graded is what is written."""
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        return verdicts_of(Rollout(self.problems[name], attempts))
 
 
 def verdicts_of(rollout: Rollout) -> dict[str, float] | None:

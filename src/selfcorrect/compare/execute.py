@@ -17,6 +17,7 @@ from selfcorrect.config.recipe import dump, load_recipe
 from selfcorrect.errors import ConfigError, UserError
 from selfcorrect.models.freed import started_whole
 from selfcorrect.runs.checkpoint import atomic_folder
+from selfcorrect.runs.display import clock
 from selfcorrect.runs.trackers import FOLDERS
 from selfcorrect.waiting import cores
 
@@ -115,7 +116,7 @@ class Runner:
                 time.sleep(_POLL)
                 self._reap(total)
                 if (left := self._pace.due([job for job, _ in self._running.values()])) is not None:
-                    self._say(f"about {_minutes(left)} left for the whole comparison, by what is sampled so far")
+                    self._say(f"about {clock(left)} left for the whole comparison, by what is sampled so far")
         except KeyboardInterrupt:
             self._say(f"stopping: {len(self._running)} runs end their step and keep it")
             for process in self._running:  # where the terminal's Ctrl-C has reached them too, it is the same signal
@@ -158,8 +159,8 @@ class Runner:
                 self._say(self._failed[job.name])
             else:
                 self._say(
-                    f"[{self._ended}/{total}] {job.name} done in {_minutes(time.monotonic() - since)}; about "
-                    f"{_minutes(left)} left for the whole comparison"
+                    f"[{self._ended}/{total}] {job.name} done in {clock(time.monotonic() - since)}; about "
+                    f"{clock(left)} left for the whole comparison"
                 )
 
 
@@ -192,9 +193,3 @@ def _take_base(source: Path, path: Path) -> None:
 def threads_each(parallel: int) -> int:
     """The cores that each of so many runs gets."""
     return max(1, cores() // parallel)
-
-
-def _minutes(seconds: float) -> str:
-    minutes, rest = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}"

@@ -36,7 +36,7 @@ def write_pages(folder: Path, config: CompareConfig, told: Mapping[str, Any], re
     page = fill(
         "compare.html.jinja", name=config.name, seeds=_seeds(len(config.seeds)), n=results[0].n,
         decoding=decoding(config), headline=headline(labels, config.against, results),
-        beside=standing(labels, config.against, results), findings=sentences,
+        beside=standing(labels, results), findings=sentences,
         picture=accuracy_picture([(labels[r.name], _summary(r)) for r in results]), results=table, passes=passes,
         resamples=config.resamples, against=labels[config.against], none_seen=none_seen(results[0].n),
         budget=budget_table(config, labels, told["accounts"]),
@@ -46,7 +46,7 @@ def write_pages(folder: Path, config: CompareConfig, told: Mapping[str, Any], re
     write_durably(folder / "compare.html", page)
     text = [f"# {config.name}", "", headline(labels, config.against, results), ""]
     text += [f"- Failed: {why}" for why in told["failed"]]
-    text += [f"- {sentence}" for sentence in standing(labels, config.against, results)] + [""]
+    text += [f"- {sentence}" for sentence in standing(labels, results)] + [""]
     text += [f"- {sentence}" for sentence in sentences] + ["", markdown(table), "", none_seen(results[0].n)]
     if passes:
         text += ["", markdown(passes)]
@@ -176,7 +176,7 @@ def headline(labels: Mapping[str, str], against: str, results: Sequence[Result])
     return together(f"{labels[against]} {what} ({interval(main.delta)}{_seeds_apart(main)}).")
 
 
-def standing(labels: Mapping[str, str], against: str, results: Sequence[Result]) -> list[str]:
+def standing(labels: Mapping[str, str], results: Sequence[Result]) -> list[str]:
     """How the others stand to it by Accuracy@t2, by their paired intervals."""
     others = [(labels[r.name], r.verdict) for r in results if r.gain is not None and r.n >= FEW]
     groups = (

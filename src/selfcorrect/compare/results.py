@@ -18,7 +18,7 @@ import numpy as np
 
 from selfcorrect.errors import DataError
 from selfcorrect.evaluation.averages import Change, pass_at
-from selfcorrect.evaluation.metrics import LEFT_OUT, RESOLVED, Estimate, repeats, spread
+from selfcorrect.evaluation.metrics import LEFT_OUT, RESOLVED, Estimate, repeats, standard_error
 from selfcorrect.evaluation.resampling import Table, bootstrap, draws, mcnemar, mean_over_seeds, ratio, weighted_mean
 
 
@@ -215,7 +215,7 @@ def summarize(
         last=None if answers.later_SP is None else mean(answers.later_SP), outcomes=answers.outcomes,
         repair=None if repair is None else _repaired(repair, resamples),
         samples=answers.samples, passes=_pass_means(answers, mean),
-        smallest=RESOLVED * spread(delta_P[~np.isnan(delta_P)].tolist(), answers.samples * len(first_SP)),
+        smallest=RESOLVED * standard_error(delta_P[~np.isnan(delta_P)].tolist(), answers.samples * len(first_SP)),
     )  # fmt: skip
 
 

@@ -7,18 +7,13 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import yaml
 from pydantic import BaseModel
 
-from selfcorrect.config import CompareConfig, LabBaseConfig, MethodConfig, RepairConfig, TrainConfig
+from selfcorrect.config import CompareConfig, LabBaseConfig, RepairConfig, TrainConfig
 from selfcorrect.config.yaml12 import Loader
 from selfcorrect.errors import ConfigError
 
 _TOPS: tuple[type[BaseModel], ...] = (TrainConfig, LabBaseConfig, CompareConfig)
-_PLAIN: dict[
-    tuple[type[BaseModel], str], Any
-] = {  # settings kept as plain mappings until they are laid together: what they will be read as
-    (CompareConfig, "common"): TrainConfig,
-    (CompareConfig, "repair"): RepairConfig,
-    (MethodConfig, "settings"): TrainConfig,
-}
+# A comparison's settings that are plain mappings until they are laid together: what they will be read as.
+_PLAIN: dict[str, type[BaseModel]] = {"common": TrainConfig, "repair": RepairConfig, "settings": TrainConfig}
 
 
 def apply_override(data: dict[str, Any], override: str) -> str:
@@ -101,10 +96,9 @@ def _kinds(path: Sequence[str]) -> list[Any]:
 def _inside(kind: Any, part: str) -> Any:
     """The type of the setting `part` in a value of this type; an empty choice where it has none."""
     if isinstance(kind, type) and issubclass(kind, BaseModel):
-        owner = next(
-            (plain for (top, name), plain in _PLAIN.items() if name == part and part in kind.model_fields), None
-        )
-        return owner or (kind.model_fields[part].annotation if part in kind.model_fields else Literal[()])
+        if part not in kind.model_fields:
+            return Literal[()]
+        return _PLAIN.get(part, kind.model_fields[part].annotation)
     if get_origin(kind) is tuple:
         return get_args(kind)[0]
     if get_origin(kind) is dict:

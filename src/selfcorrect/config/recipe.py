@@ -11,16 +11,16 @@ import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any
 
 import yaml
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
-from selfcorrect.config import STAGE_KINDS, TASK_KINDS, CompareConfig, Config, LabBaseConfig, TrainConfig
+from selfcorrect.config import STAGE_KINDS, TASK_KINDS, Config
 from selfcorrect.config.familiar import FAMILIAR
 from selfcorrect.config.overrides import apply_override
 from selfcorrect.config.paths import anchored
-from selfcorrect.config.settings import settings
+from selfcorrect.config.settings import sections, settings
 from selfcorrect.config.shipped import find_recipe
 from selfcorrect.config.yaml12 import Dumper, Loader
 from selfcorrect.errors import ConfigError
@@ -312,18 +312,9 @@ def _hint(parts: Sequence[str]) -> str:
 
 def _fields() -> Iterator[tuple[str, str]]:
     """Every setting and the section it belongs to."""
-    todo: list[tuple[Any, str]] = [(TrainConfig, "the recipe's top level"), (LabBaseConfig, "recipes of kind lab_base")]
-    todo += [(CompareConfig, "recipes of kind compare")]
-    todo += [(model, f"stages with objective {name}") for name, model in STAGE_KINDS.items()]
-    todo += [(model, f"tasks with name {name}") for name, model in TASK_KINDS.items()]
-    known = {model for model, _ in todo}
-    while todo:
-        model, owner = todo.pop()
-        for name, info in model.model_fields.items():
-            yield name, owner
-            kinds = (info.annotation, *get_args(info.annotation))
-            todo += [
-                (kind, name)
-                for kind in kinds
-                if isinstance(kind, type) and issubclass(kind, BaseModel) and kind not in known
-            ]
+    for section in sections():
+        key, kind = section.key, section.kind
+        top = "the recipe's top level" if kind == "train" else f"recipes of kind {kind}"
+        of = {"": top, "task": f"tasks with name {kind}", "stages.NAME": f"stages with objective {kind}"}
+        owner = of.get(key, key.removesuffix(".NAME").rpartition(".")[2])
+        yield from ((setting.name, owner) for setting in section.settings)

@@ -30,17 +30,17 @@ def _body() -> Iterator[str]:
             if section.kind == next(iter(STAGE_KINDS)):
                 yield from _every_stage()
             own = _less(section, {setting.name for setting in _shared()})
-        yield from _section(own, own.settings, told)
+        yield from _section(own, told)
 
 
-def _section(section: Section, rows: tuple[Setting, ...], told: set[tuple[str, str]]) -> Iterator[str]:
+def _section(section: Section, told: set[tuple[str, str]]) -> Iterator[str]:
     title = _title(section)
     if (title, section.key) in told:  # task.hub is the same in each task that has one
         return
     told.add((title, section.key))
     yield f"{'#' * (3 if '.' in section.key or section.key == 'task' else 2)} {title}\n"
     yield f"{section.meaning}\n"
-    yield from _table(rows)
+    yield from _table(section.settings)
 
 
 def _title(section: Section) -> str:

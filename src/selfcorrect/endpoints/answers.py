@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from selfcorrect.models.messages import plain_text
 from selfcorrect.types import CUT_OFF, Grade, Outcome
 
 _SHOWN = 200  # characters of a server's words in a message
@@ -78,11 +79,6 @@ def one_line(text: str, limit: int = _SHOWN) -> str:
     """A server's words as part of a message: printable, on one line, not long."""
     line = " ".join("".join(c if c.isprintable() else " " for c in text[: 8 * limit]).split())
     return line if len(line) <= limit else f"{line[: limit - 1]}…"
-
-
-def plain_text(text: str) -> str:
-    """Halves of surrogate pairs joined where they are a pair, else replaced: what is left can be written and sent."""
-    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
 def error_text(body: bytes) -> str:

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from selfcorrect import __version__
 from selfcorrect.config import TrainConfig
-from selfcorrect.endpoints.chat import MessageChat
 from selfcorrect.endpoints.sampler import EndpointSampler
 from selfcorrect.endpoints.settings import Endpoint
+from selfcorrect.models.messages import MessageChat
 from selfcorrect.models.templates import system_of
 from selfcorrect.runs.checks import shortages
 from selfcorrect.runs.evaluating import SIDE, Job, default_folder, make_evaluator, settings

@@ -12,13 +12,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from selfcorrect.endpoints.answers import Answer, plain_text, redacted, too_long
+from selfcorrect.endpoints.answers import Answer, redacted, too_long
 from selfcorrect.endpoints.budget import Budget, BudgetReached, Spent
-from selfcorrect.endpoints.chat import answered, messages
 from selfcorrect.endpoints.counting import Counting
 from selfcorrect.endpoints.journal import Journal
 from selfcorrect.endpoints.settings import LIMITS, Endpoint
 from selfcorrect.errors import ConfigError, EndpointError
+from selfcorrect.models.messages import answered, messages, plain_text
 from selfcorrect.seeds import derive_seed
 from selfcorrect.types import Completion, Grade, Outcome, SamplingParams
 
@@ -84,10 +84,6 @@ class EndpointSampler:
         self._ids = dict[str, str]()
         self._answers = self._retries = self._fresh = 0
         self.tell: Callable[[int, str], None] | None = None
-
-    @property
-    def eos_ids(self) -> frozenset[int]:
-        return frozenset()
 
     def load_weights(self, model: Any) -> None:
         """Nothing to load: the endpoint has its own."""

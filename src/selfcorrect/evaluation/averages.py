@@ -26,7 +26,7 @@ from selfcorrect.evaluation.metrics import (
     outcomes_of,
     repeats,
     share,
-    spread,
+    standard_error,
     summarize,
 )
 from selfcorrect.evaluation.resampling import Table, bootstrap, draws, ratio, weighted_mean
@@ -129,7 +129,7 @@ def summary_over(rollouts: Sequence[Rollout], samples: int) -> Summary:
         outcomes=outcomes_of(rollouts),
         samples=samples,
         passes=tuple(passes(counts, k, drawn_RP) for k in budgets(samples)),
-        smallest=RESOLVED * spread(delta_P.tolist(), samples) if attempts > 1 else None,
+        smallest=RESOLVED * standard_error(delta_P.tolist(), samples) if attempts > 1 else None,
     )
 
 

@@ -20,10 +20,6 @@ class Counted:
         self._sampler, self._told, self._total = sampler, told, total
         self._before = self._since = 0
 
-    @property
-    def eos_ids(self) -> frozenset[int]:
-        return self._sampler.eos_ids
-
     def sample(self, prompts: Sequence[tuple[int, ...]], params: SamplingParams) -> list[Completion]:
         sampler = self._sampler
         if isinstance(sampler, Watched) and prompts:

@@ -59,7 +59,7 @@ class Evaluation:
 
     external: (file name, summary) pairs. about: the task's data in words. folder: where its files are. max_new_tokens:
     the limit of an attempt, where there was one. wordings: of the correction prompt, the task's own first; none where
-    there is only that. against_base: less the base model's, in a training run. expected: the smallest delta that could
+    there is only that. against_base: less the base model's, in a training run. assumed: the smallest delta that could
     be resolved, as was assumed before (resolution.py).
     """
 
@@ -80,7 +80,7 @@ class Evaluation:
     wordings: tuple[Wording, ...] = ()
     system_prompt: str | None = None
     against_base: Change | None = None
-    expected: float | None = None
+    assumed: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +149,7 @@ class Evaluator:
         for part, start in self._order():
             lines = self._chunk(part, start, self._given(part, start, played), counted, chat, kept)
             problems = [problem for problem, _ in part.chunk(start, self.rows)]
-            played[part.name] += [rollout_of(*pair, self.seed, step) for pair in zip(problems, lines, strict=True)]
+            played[part.name] += [rollout_of(*pair) for pair in zip(problems, lines, strict=True)]
             seconds += sum(line["seconds"] for line in lines)
             if start == part.starts(self.rows)[-1]:
                 refuse_nothing_graded(played[part.name], f"evaluation {name}")
@@ -170,7 +170,7 @@ class Evaluator:
             max_new_tokens=None if self.recorded else self.max_new_tokens,
             wordings=self._compared(played, summaries),
             system_prompt=chat.system.text if chat.system else None,
-            expected=assumed(len(self.problems), self.samples) if self.problems and self.attempts > 1 else None,
+            assumed=assumed(len(self.problems), self.samples) if self.problems and self.attempts > 1 else None,
         )
 
     @property
@@ -375,7 +375,7 @@ def line_of(part: str, rollout: Rollout, seconds: float, *, sample: int = 1, ids
     return {"part": part, "id": rollout.problem.id, "sample": sample, "seconds": seconds, "attempts": attempts}
 
 
-def rollout_of(problem: Problem, line: dict[str, Any], seed: int, step: int) -> Rollout:
+def rollout_of(problem: Problem, line: dict[str, Any]) -> Rollout:
     """What `line_of` wrote, read back: without contexts and log-probabilities."""
     attempts = tuple(
         Attempt(
@@ -384,7 +384,7 @@ def rollout_of(problem: Problem, line: dict[str, Any], seed: int, step: int) -> 
         )
         for a in line["attempts"]
     )  # fmt: skip
-    return Rollout(problem, attempts, seed, step)
+    return Rollout(problem, attempts)
 
 
 def load_external(task: Task, paths: Sequence[str]) -> list[tuple[str, list[Problem]]]:

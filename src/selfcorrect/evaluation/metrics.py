@@ -7,10 +7,9 @@ are counted and left out.
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import Any
 
 from selfcorrect.errors import NothingGraded
 from selfcorrect.types import Outcome, Rollout
@@ -88,27 +87,20 @@ def share(hits: int, n: int) -> Estimate:
     return Estimate(p, max(0.0, centre - half), min(1.0, centre + half))
 
 
-def paired_difference(first: Sequence[bool], second: Sequence[bool]) -> Estimate:
-    """mean(second) - mean(first) over the same problems, with Agresti and Min's 95 % interval for matched pairs.
-
-    Half a problem is added to each of the four cells, so that the interval has a width even where no pair differs.
-    """
-    return difference_of([float(b) - float(a) for a, b in zip(first, second, strict=True)])
-
-
 def difference_of(values: Sequence[float], samples: int = 1, most: float = 1.0) -> Estimate:
-    """The mean of one difference a problem, each a mean over `samples`; the interval of `paired_difference`.
+    """The mean of one difference a problem, each a mean over `samples`, with Agresti and Min's 95 % interval for
+    matched pairs: half a problem is added to each of the four cells, so that it has a width where no pair differs.
 
     most: how large a difference can be; two deltas may be 2 apart.
     """
     n = len(values)
     if n == 0:
         return Estimate(0.0, 0.0, 0.0)
-    centre, half = sum(values) / (n + 2), _Z * spread(values, samples)
+    centre, half = sum(values) / (n + 2), _Z * standard_error(values, samples)
     return Estimate(sum(values) / n, max(-most, centre - half), min(most, centre + half))
 
 
-def spread(values: Sequence[float], samples: int = 1) -> float:
+def standard_error(values: Sequence[float], samples: int = 1) -> float:
     """The standard error of the mean of one difference a problem, each a mean over `samples`.
 
     Two problems without a difference of their own are added, of whose samples half flip: their squares add up to one
@@ -174,21 +166,19 @@ def summarize(rollouts: Sequence[Rollout]) -> Summary:
     right = [[r.attempts[a].grade.correct for r in graded] for a in range(attempts)]
     n = len(graded)
     first, last = (right[0], right[-1]) if right else ([], [])
-    fixed = sum(b and not a for a, b in zip(first, last, strict=True))
-    broken = sum(a and not b for a, b in zip(first, last, strict=True))
+    gained = [float(b) - float(a) for a, b in zip(first, last, strict=True)]
+    fixed, broken = gained.count(1.0), gained.count(-1.0)
     same = sum(map(is_unchanged, graded))
     return Summary(
         n=n,
         accuracy=tuple(share(sum(column), n) for column in right),
-        delta=paired_difference(first, last),
+        delta=difference_of(gained),
         fixed=share(fixed, n),
         broken=share(broken, n),
         fix_rate=share(fixed, n - sum(first)),
         unchanged=share(same, n),
         outcomes=outcomes_of(rollouts),
-        smallest=RESOLVED * spread([float(b) - float(a) for a, b in zip(first, last, strict=True)])
-        if n and attempts > 1
-        else None,
+        smallest=RESOLVED * standard_error(gained) if n and attempts > 1 else None,
     )
 
 
@@ -196,19 +186,3 @@ def outcomes_of(rollouts: Sequence[Rollout]) -> tuple[dict[str, int], ...]:
     """How often each attempt ended in which outcome."""
     attempts = len(rollouts[0].attempts) if rollouts else 0
     return tuple(dict(Counter(str(r.attempts[a].grade.outcome) for r in rollouts)) for a in range(attempts))
-
-
-def summary_of(row: Mapping[str, Any]) -> Summary:
-    """A Summary from the plain values that `dataclasses.asdict` made of it."""
-    single: dict[str, Any] = {
-        name: Estimate(**row[name]) for name in ("delta", "fixed", "broken", "fix_rate", "unchanged")
-    }
-    accuracy = tuple(Estimate(**value) for value in row["accuracy"])
-    more = {"samples": row.get("samples", 1), "smallest": row.get("smallest")}
-    more |= {"passes": tuple(map(_passes_of, row.get("passes", ()))), "outcomes": tuple(row["outcomes"])}
-    return Summary(n=row["n"], accuracy=accuracy, **single, **more)
-
-
-def _passes_of(row: Mapping[str, Any]) -> Passes:
-    single = {name: Estimate(**row[name]) for name in ("delta", "fixed", "broken")}
-    return Passes(row["k"], row["n"], tuple(Estimate(**value) for value in row["accuracy"]), **single)

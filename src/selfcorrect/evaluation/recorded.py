@@ -17,13 +17,14 @@ from typing import Any
 
 from selfcorrect.errors import DataError
 from selfcorrect.grading.math import gold_answer
+from selfcorrect.models.messages import MessageChat
 from selfcorrect.rollout import grade_texts
-from selfcorrect.samplers.recorded import RecordedSampler, TextChat
+from selfcorrect.samplers.recorded import RecordedSampler
 from selfcorrect.tasks.base import Task
 from selfcorrect.tasks.code import CodeTask, Item, plain
 from selfcorrect.tasks.countdown import Countdown
 from selfcorrect.tasks.dataset import DataTask
-from selfcorrect.tasks.files import Row, read_rows
+from selfcorrect.tasks.files import Row
 from selfcorrect.tasks.math import MathTask
 from selfcorrect.types import CUT_OFF, Attempt, Completion, FinishReason, Grade, Outcome, Problem, Rollout
 
@@ -58,13 +59,8 @@ def _digest(told: object) -> str:
     return hashlib.sha256(json.dumps(told, default=str).encode()).hexdigest()[:16]
 
 
-def read_recorded(path: str | Path) -> list[Recorded]:
-    """All rows. Raises DataError with file, line, field and reason, before anything is graded."""
-    return recorded_of(read_rows(path))
-
-
 def recorded_of(rows: Iterable[Row]) -> list[Recorded]:
-    """The same from rows that were read already."""
+    """What rows record. Raises DataError with file, line, field and reason, before anything is graded."""
     found: list[Recorded] = []
     asked: dict[str, int] = {}
     for number, row in enumerate(rows, 1):
@@ -216,7 +212,7 @@ def _item(row: Row) -> Item:
 
 
 def replay(
-    recorded: Sequence[Recorded], path: str | Path, task: Task, chat: TextChat, attempts: int
+    recorded: Sequence[Recorded], path: str | Path, task: Task, chat: MessageChat, attempts: int
 ) -> tuple[list[Problem], int, RecordedSampler, list[str]]:
     """The recorded problems, how many samples of each there are, a sampler that answers them as recorded, and what a
     user should know.
@@ -297,7 +293,7 @@ def grade_recorded(
 
 def _rollout(row: Recorded, problem: Problem, grades: Sequence[Grade]) -> Rollout:
     attempts = tuple(Attempt((), text, grade) for text, grade in zip(row.completions, grades, strict=True))
-    return Rollout(problem, attempts, seed=0, policy_step=0)
+    return Rollout(problem, attempts)
 
 
 def _chunks(recorded: Sequence[Recorded], start: int) -> Iterator[tuple[int, int]]:

@@ -68,8 +68,6 @@ def ratio(top_P: Table, bottom_P: Table) -> Callable[[Table], Table]:
 def mcnemar(up: int, down: int) -> float:
     """Two-sided exact p-value that so many pairs changed one way and so many the other, under even odds."""
     changed = up + down
-    if changed == 0:
-        return 1.0
     smaller = min(up, down)
     logs = [math.lgamma(changed + 1) - math.lgamma(k + 1) - math.lgamma(changed - k + 1) for k in range(smaller + 1)]
     tail = sum(math.exp(value - changed * math.log(2)) for value in logs)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from selfcorrect.grading.math_fast import compare_bases, number_of, squeeze
 from selfcorrect.grading.math_form import work_left
 from selfcorrect.grading.math_normal import (
+    APPROX,
     MAX_ANSWER,
     Node,
     Unreadable,
@@ -26,7 +27,6 @@ from selfcorrect.grading.math_units import generic, gold_units, split_unit, unit
 Scalar = Callable[[str, str], "bool | None"]
 
 _EQUALITY = re.compile(r"(?<![<>!])=|\\approx(?![A-Za-z])|\\simeq(?![A-Za-z])")
-_APPROXIMATE = re.compile(r"\\approx(?![A-Za-z])|\\simeq(?![A-Za-z])")
 _NAME = re.compile(r"[A-Za-z\\(),' _{}\d^]{1,16}")
 _BARE_NAME = re.compile(r"\\?[A-Za-z]+(?:_\{?\w+\}?)?(?:\([A-Za-z\d]\))?|\\(?:angle|overline)\s*\{?\s*[A-Z]+\s*\}?")
 _LONE_UNIT = re.compile(r"(?<=[\d}]) ([mgshlL])(\^[23])?\Z")  # `5 m`
@@ -80,8 +80,8 @@ def _same(gold: Node, given: Node, scalar: Scalar) -> bool | None:
         return _same_words(gold, given)
     if has_inequality(gold) or has_inequality(given) or (is_set(gold) and gold.kind != given.kind):
         return _same_range(gold, given, scalar)
-    if _is(gold, _APPROXIMATE) and not _is(given, _EQUALITY):  # an inexact gold answer: either side will do
-        return _any(_same(parse(side), given, scalar) for side in split_top(gold.text, _APPROXIMATE))
+    if _is(gold, APPROX) and not _is(given, _EQUALITY):  # an inexact gold answer: either side will do
+        return _any(_same(parse(side), given, scalar) for side in split_top(gold.text, APPROX))
     if _is(gold, _EQUALITY) and not _is(given, _EQUALITY):
         name = split_top(gold.text, _EQUALITY)[0]
         return _NAME.fullmatch(name) is not None and _same(parse(last_side(gold.text)), given, scalar)
@@ -94,7 +94,7 @@ def _stated(text: str, gold: Node) -> list[Node]:
     Where the exact side is a name (`x \approx 14.3`), or the gold answer is a decimal and the exact side is still to be
     worked out (`\sqrt{205} \approx 14.3`), it is the rounded one.
     """
-    rounded = split_top(text, _APPROXIMATE)
+    rounded = split_top(text, APPROX)
     exact = parse(last_side(text))
     if len(rounded) > 1:
         inexact = "." in gold.text and number_of(gold.text) is not None and number_of(exact.text) is None

@@ -1,8 +1,9 @@
 r"""Answers to math problems in one way of writing, and their outer structure: strings in, strings out.
 
-`normalize` removes what does not change an answer's meaning: layout commands, units behind a number, dollar signs,
-thousands separators, `\text` around a word. `parse` splits it at its outermost level: a list, a pair or interval, a
-union, a matrix, words, or one scalar. Nothing is computed; every step costs time linear in a string of bounded length.
+`normalize` removes what does not change an answer's meaning: layout commands, dollar signs, thousands separators,
+`\text` around a word. `parse` splits it at its outermost level: a list, a pair or interval, a union, a matrix, words,
+or one scalar, of which it takes off the unit behind. Nothing is computed; every step costs time linear in a string of
+bounded length.
 """
 
 import re
@@ -10,7 +11,7 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import NamedTuple
 
-from selfcorrect.grading.math_latex import AND, OR, ROW, clean
+from selfcorrect.grading.math_latex import AND, OR, ROW, clean, closing_brace
 from selfcorrect.grading.math_units import spelt_number, split_unit, written
 
 MAX_ANSWER = 600  # characters of one answer; longer ones are not read (the longest gold of MATH has 159)
@@ -67,21 +68,11 @@ def normalize(answer: str) -> str:
     _check_brackets(text)
     boxed = re.fullmatch(r"\\(?:boxed|fbox)\s*\{(.*)\}", text)
     text = boxed[1].strip() if boxed else text
-    text = text[1:-1].strip() if text.startswith("{") and _closes(text) == len(text) - 1 else text
+    text = text[1:-1].strip() if text.startswith("{") and closing_brace(text, 1) == len(text) - 1 else text
     spelt = (
         spelt_number(_TEXT.sub(r"\1", text).replace(AND, "and")) if text[-1:].isalpha() or text[-1:] == "}" else None
     )
     return text if spelt is None else written(spelt)
-
-
-def _closes(text: str) -> int:
-    """Where the brace that `text` begins with is closed."""
-    depth = 0
-    for place, character in enumerate(text):
-        depth += (character == "{") - (character == "}")
-        if not depth:
-            return place
-    return -1
 
 
 def _check_brackets(text: str) -> None:
@@ -122,7 +113,7 @@ _COMMA = re.compile(rf"[,;{OR}{AND}]")
 _CUP = re.compile(r"\\cup(?![A-Za-z])")
 _IN = re.compile(r"\\in(?![A-Za-z])")
 _EQUALS = re.compile(r"(?<![<>!])=")
-_APPROX = re.compile(r"\\approx(?![A-Za-z])|\\simeq(?![A-Za-z])")
+APPROX = re.compile(r"\\approx(?![A-Za-z])|\\simeq(?![A-Za-z])")
 _RELATION = re.compile(r"=|<|>|\\le(?![A-Za-z])|\\ge(?![A-Za-z])|\\ne(?![A-Za-z])|\\equiv|:")
 _RATIO = r"[-+]?\s*(?:\\frac\s*\{\s*-?\d{1,9}\s*\}\s*\{\s*\d{1,9}\s*\}|\d{1,9}(?:\s*/\s*\d{1,9})?)"
 _MATRIX = re.compile(
@@ -273,7 +264,7 @@ def word_key(text: str) -> str:
 
 def last_side(text: str) -> str:
     """What an answer such as `x = 2 + 3 = 5` states: its last side; of `a \\approx b` the exact side."""
-    exact = split_top(text, _APPROX)[0]
+    exact = split_top(text, APPROX)[0]
     return split_top(exact, _EQUALS)[-1].strip()
 
 

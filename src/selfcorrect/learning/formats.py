@@ -95,11 +95,11 @@ def _of_conversation(where: str, turns: Any) -> tuple[str, list[str]]:
     if not isinstance(turns, list) or len(turns) != 2 or not all(isinstance(turn, dict) for turn in turns):
         count = f"{len(turns)} turns" if isinstance(turns, list) else repr(turns)
         raise DataError(f"{where}: conversation must hold two turns with input and output, got {count}; {_SHAPE}")
-    system, later = (_text(where, f"turn {n}: system", turn.get("system") or "") for n, turn in enumerate(turns, 1))
+    system, later = (text_of(where, f"turn {n}: system", turn.get("system") or "") for n, turn in enumerate(turns, 1))
     if later:
         raise DataError(f"{where}: turn 2: system = {later!r} changes in the middle; leave it to turn 1")
     return system, [
-        _text(where, f"turn {n}: {key}", turn.get(key))
+        text_of(where, f"turn {n}: {key}", turn.get(key))
         for n, turn in enumerate(turns, 1)
         for key in ("input", "output")
     ]
@@ -122,11 +122,12 @@ def _content(where: str, what: str, message: dict[str, Any]) -> str:
     """Text, or a list of parts that are text."""
     content = message.get("content")
     if isinstance(content, list) and all(isinstance(part, dict) and part.get("type") == "text" for part in content):
-        content = "".join(_text(where, f"{what}: a part's text", part.get("text")) for part in content)
-    return _text(where, f"{what}: content", content)
+        content = "".join(text_of(where, f"{what}: a part's text", part.get("text")) for part in content)
+    return text_of(where, f"{what}: content", content)
 
 
-def _text(where: str, what: str, value: Any) -> str:
+def text_of(where: str, what: str, value: Any) -> str:
+    """Raises DataError where it is none."""
     if not isinstance(value, str):
         raise DataError(f"{where}: {what} must be text, got {value!r}")
     return value
@@ -137,10 +138,10 @@ def _parts(row: dict[str, Any]) -> tuple[str, str, str, str, str, list[str]]:
     where, attempts = str(row.get("id", "?")), [row.get("first"), row.get("second")]
     if not all(isinstance(attempt, dict) for attempt in attempts):
         raise DataError(f"trace {where}: first and second must be objects with text and outcome")
-    first, second = (_text(where, "text of an attempt", attempt.get("text")) for attempt in attempts if attempt)
-    prompt, correction = (_text(where, key, row.get(key)) for key in ("prompt", "correction_prompt"))
+    first, second = (text_of(where, "text of an attempt", attempt.get("text")) for attempt in attempts if attempt)
+    prompt, correction = (text_of(where, key, row.get(key)) for key in ("prompt", "correction_prompt"))
     outcomes = [str(attempt.get("outcome")) for attempt in attempts if attempt]
-    return _text(where, "system", row.get("system", "")), prompt, first, correction, second, outcomes
+    return text_of(where, "system", row.get("system", "")), prompt, first, correction, second, outcomes
 
 
 def _conversation(row: dict[str, Any]) -> dict[str, Any]:

@@ -65,7 +65,7 @@ class StepResult:
     rollouts: list[Rollout] = field(default_factory=list, repr=False)
 
     def row(self) -> dict[str, Any]:
-        return {key: value for key, value in asdict_shallow(self).items() if key != "rollouts"}
+        return {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "rollouts"}
 
 
 @dataclass(slots=True)
@@ -106,8 +106,3 @@ class Clock:
     @property
     def total(self) -> float:
         return self._last - self._began
-
-
-def asdict_shallow(record: StepResult) -> dict[str, Any]:
-    """The record's fields by name, values as they are."""
-    return {name: getattr(record, name) for name in record.__dataclass_fields__}

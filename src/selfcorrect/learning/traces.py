@@ -14,7 +14,7 @@ from typing import Any
 
 from selfcorrect.errors import DataError, ModelError
 from selfcorrect.evaluation.metrics import LEFT_OUT, is_graded
-from selfcorrect.learning.formats import rows_of
+from selfcorrect.learning.formats import rows_of, text_of
 from selfcorrect.models.chat import Chat
 from selfcorrect.seeds import derive_seed
 from selfcorrect.tasks.base import Task
@@ -107,7 +107,8 @@ def _attempt_row(attempt: Attempt) -> dict[str, Any]:
 
 
 def _read(row: dict[str, Any], where: str, chat: Chat, task: str) -> Rollout:
-    prompt, correction = (_text(row, field, where) for field in ("prompt", "correction_prompt"))
+    asked = ("prompt", "correction_prompt")
+    prompt, correction = (text_of(where, f"field {field!r}", row.get(field)) for field in asked)
     problem = Problem(str(row.get("id", where)), task, prompt, {})
     first, first_grade = _completion(row, "first", where, chat)
     second, second_grade = _completion(row, "second", where, chat)
@@ -119,7 +120,7 @@ def _read(row: dict[str, Any], where: str, chat: Chat, task: str) -> Rollout:
     context = _context(row, prompt, where, chat)
     following = chat.next_prompt(context, first.token_ids, correction)
     attempts = (Attempt(context, first, first_grade, sampled=False), Attempt(following, second, second_grade))
-    return Rollout(problem, attempts, 0, 0)
+    return Rollout(problem, attempts)
 
 
 def _context(row: dict[str, Any], prompt: str, where: str, chat: Chat) -> tuple[int, ...]:
@@ -127,7 +128,7 @@ def _context(row: dict[str, Any], prompt: str, where: str, chat: Chat) -> tuple[
     if not row.get("system"):
         return chat.first_prompt(prompt)
     try:
-        return chat.first_prompt(prompt, _text(row, "system", where))
+        return chat.first_prompt(prompt, text_of(where, "field 'system'", row["system"]))
     except ModelError as error:
         raise DataError(f"{where}: its system text cannot be written: {error}; leave it out") from error
 
@@ -137,7 +138,7 @@ def _completion(row: dict[str, Any], field: str, where: str, chat: Chat) -> tupl
     attempt = row.get(field)
     if not isinstance(attempt, dict):
         raise DataError(f"{where}: field {field!r} must be an object with text and outcome, got {attempt!r}")
-    text, named = _text(attempt, "text", f"{where}: {field}"), _text(attempt, "outcome", f"{where}: {field}")
+    text, named = (text_of(f"{where}: {field}", f"field {of!r}", attempt.get(of)) for of in ("text", "outcome"))
     if named not in list(Outcome):
         raise DataError(f"{where}: {field}: outcome {named!r} must be one of {', '.join(Outcome)}")
     ids = attempt.get("token_ids")
@@ -151,13 +152,6 @@ def _completion(row: dict[str, Any], field: str, where: str, chat: Chat) -> tupl
     cut = attempt.get("finish_reason") == "length"
     grade = Grade(Outcome(named), float(named == Outcome.CORRECT), str(attempt.get("answer", "")))
     return Completion(tuple(ids), (0.0,) * len(ids), text, "length" if cut else "stop"), grade
-
-
-def _text(row: dict[str, Any], field: str, where: str) -> str:
-    value = row.get(field)
-    if not isinstance(value, str):
-        raise DataError(f"{where}: field {field!r} must be text, got {value!r}")
-    return value
 
 
 def epochs(traces: Sequence[Rollout], step: int, count: int, seed: int) -> Iterator[Rollout]:

@@ -106,8 +106,8 @@ class Trainer:
         self.sampler.load_weights(self.lm.model)
         given, waiting = self._offline_first(problems, params), Waiting()
         rollouts = self.ranks.play(
-            problems, self.task, self.sampler, self.lm.chat, params, attempts, policy_step=step, given=given,
-            waiting=waiting, group=group,
+            problems, self.task, self.sampler, self.lm.chat, params, attempts, given=given, waiting=waiting,
+            group=group,
         )  # fmt: skip
         if isinstance(self.sampler, Resting):
             self.sampler.rest()

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from selfcorrect.errors import EngineFailed
 from selfcorrect.parallel.ranks import Several
+from selfcorrect.samplers.base import note
 from selfcorrect.samplers.compared import PROBES, Probed, policy_logprobs
 from selfcorrect.samplers.vllm import VllmSampler, failed_again, started_again
 from selfcorrect.types import Completion, SamplingParams
@@ -33,10 +34,6 @@ class Served:
     ) -> None:  # fmt: skip
         self._ranks, self._sampler, self._lm, self._prompts, self._gather = ranks, sampler, lm, prompts, gather
         self._failed = ""  # how, for the first time
-
-    @property
-    def eos_ids(self) -> frozenset[int]:
-        return self._sampler.eos_ids
 
     def load_weights(self, model: Any) -> None:
         """The policy as it is now; on all ranks together. Raises SamplerFailed on all of them. model: not read."""
@@ -78,7 +75,7 @@ class Served:
                 self._failed = str(error)  # on every rank, as it was raised on all
             self._ranks.lifeline.agreed = False  # and is dealt with
             if self._ranks.rank == 0:
-                self._sampler.say(started_again(self._failed))
+                note(started_again(self._failed))
             self._sampler.stop()
             deed = again
 
@@ -120,4 +117,4 @@ def served(ranks: Several, trainer: Any, lm: Any, gather: Callable[[], Any]) -> 
     drawn = trainer.task.draw(1, PROBES, config.seed)
     prompts = [chat.first_prompt(problem.prompt) for problem in drawn if chat.readable(problem.prompt)]
     kind = Served if config.vllm.server else Own
-    return kind(ranks, trainer.sampler, lm, prompts or [tuple(sorted(trainer.sampler.eos_ids))], gather)
+    return kind(ranks, trainer.sampler, lm, prompts or [tuple(sorted(trainer.lm.eos_ids))], gather)

@@ -196,11 +196,6 @@ class Gathering:
         self._sampler, self._weights = sampler, weights
 
     @property
-    def eos_ids(self) -> frozenset[int]:
-        ids: frozenset[int] = self._sampler.eos_ids
-        return ids
-
-    @property
     def watch(self) -> Any:
         return self._sampler.watch
 

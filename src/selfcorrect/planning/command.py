@@ -63,7 +63,7 @@ def plan(
         typer.echo(line)
     if not made.fits:
         typer.echo("\nwhat makes it fit:")
-        for line in page.turned(made, better):
+        for line in page.turned(better):
             typer.echo(line)
     for name, value in backwards.items():
         typer.echo(f"{name.replace('_', ' ')}: {value}")

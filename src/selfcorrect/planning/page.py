@@ -66,7 +66,7 @@ def resting_on(plan: Plan) -> Iterator[str]:
         yield "  memory in shards is measured on a CPU with two processes, and on no card"
 
 
-def turned(plan: Plan, turns: list[Turn]) -> Iterator[str]:
+def turned(turns: list[Turn]) -> Iterator[str]:
     """What to turn where it does not fit."""
     if not turns:
         yield "nothing tried makes it fit; take a larger card, more of them with parallel=fsdp2, or a smaller model"

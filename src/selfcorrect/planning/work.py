@@ -153,10 +153,9 @@ def update_of(
     )  # fmt: skip
 
 
-def sampling_of(config: TrainConfig, step: Step, *, longest: bool = True) -> Sampling:
+def sampling_of(config: TrainConfig, step: Step) -> Sampling:
     """The last attempt, with the longest cache."""
     lengths, attempts = step.lengths, step.attempts
-    row = lengths.longest_row(attempts) if longest else lengths.mean_row(attempts)
     turn = math.ceil(lengths.turn + 1 if attempts > 1 else lengths.prompt)
     lanes = min(config.rollouts.rows, step.rows)
-    return Sampling(lanes, math.ceil(row), min(lanes, max(1, (1 << 15) // turn)), turn)
+    return Sampling(lanes, math.ceil(lengths.longest_row(attempts)), min(lanes, max(1, (1 << 15) // turn)), turn)

@@ -1,6 +1,7 @@
 """The card of an exported model: what it is, what it scored with intervals, how it was made (pure)."""
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import PurePath
 
@@ -103,13 +104,6 @@ def _made(run: Run) -> list[str]:
         told += ["", f"    {command if isinstance(command, str) else ' '.join(map(str, command))}", ""]
     if isinstance(versions, Mapping) and versions:
         told += ["With " + ", ".join(f"{name} {version}" for name, version in versions.items()) + ".", ""]
-    fence = "`" * max(3, 1 + _longest_ticks(run.config_text))  # a prompt may hold fences of its own
+    longest = max([2, *map(len, re.findall("`+", run.config_text))])
+    fence = "`" * (longest + 1)  # a prompt may hold fences of its own
     return [*told, "The recipe:", "", f"{fence}yaml", run.config_text.rstrip(), fence, ""]
-
-
-def _longest_ticks(text: str) -> int:
-    longest = now = 0
-    for character in text:
-        now = now + 1 if character == "`" else 0
-        longest = max(longest, now)
-    return longest

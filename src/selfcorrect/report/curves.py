@@ -29,7 +29,6 @@ class Curve:
     """A finished chart and what stands around it."""
 
     title: str
-    unit: str
     lines: tuple[Line, ...]
     svg: Markup
 
@@ -83,7 +82,7 @@ def curve(title: str, unit: str, lines: Sequence[Line], steps: Sequence[Step], h
     for ln in present:
         children += _path(_thin(numbers, smoothed[ln], stages), x, y, f"smooth {ln.colour}", name=ln.name)
     svg = drawing(WIDTH, height, _in_words(title, unit, present, smoothed), children, **_domain(x, y))
-    return Curve(title, unit, present, svg)
+    return Curve(title, present, svg)
 
 
 def _in_words(title: str, unit: str, lines: Sequence[Line], smoothed: dict[Line, list[float]]) -> str:

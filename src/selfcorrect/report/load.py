@@ -1,4 +1,4 @@
-"""Run folder -> frozen records (stdlib and yaml only).
+"""Run folder -> frozen records.
 
 A run is read while it is being written, so what a running process leaves half done (a torn last line, a section
 that is not there yet) is no error. What contradicts the documented shape is: a page with wrong numbers is worse
@@ -16,7 +16,8 @@ import yaml
 
 from selfcorrect.errors import DataError
 from selfcorrect.evaluation.averages import Change
-from selfcorrect.evaluation.metrics import Estimate, Passes, Summary
+from selfcorrect.evaluation.metrics import Estimate, Summary
+from selfcorrect.evaluation.stored import estimate_of, is_numeric, required, summary_of
 from selfcorrect.report.rollouts import RolloutSource, read_sources
 
 BASE = "base"
@@ -55,13 +56,11 @@ class Evaluation:
     about: str
     split: str
     decoding: str
-    seconds: float | None
     summary: Summary
     sampled: Summary | None
     controls: Mapping[str, Summary]
     external: tuple[External, ...]
     wordings: tuple[Wording, ...] = ()
-    system_prompt: str | None = None
     against_base: Change | None = None
     assumed: float | None = None
 
@@ -252,16 +251,12 @@ def _read_changes(path: Path) -> tuple[Edited, ...]:
 def _numbers(value: Any) -> tuple[float, ...]:
     """A number or a list of numbers (null: NaN) as a tuple; empty for anything else."""
     if isinstance(value, list):
-        return tuple(_number(entry) for entry in value) if all(_numeric(v) or v is None for v in value) else ()
-    return (_number(value),) if _numeric(value) else ()
-
-
-def _numeric(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+        return tuple(_number(entry) for entry in value) if all(is_numeric(v) or v is None for v in value) else ()
+    return (_number(value),) if is_numeric(value) else ()
 
 
 def _number(value: Any) -> float:
-    return float(value) if _numeric(value) and math.isfinite(value) else math.nan
+    return float(value) if is_numeric(value) and math.isfinite(value) else math.nan
 
 
 def _read_evaluations(folder: Path, notes: list[str]) -> tuple[Evaluation, ...]:
@@ -281,34 +276,32 @@ def _evaluation(data: Any, path: Path) -> Evaluation:
     if not isinstance(data, dict):
         raise DataError(f"{path}: expected a JSON object, got {type(data).__name__}")
     sampled, controls, external = data.get("sampled"), data.get("controls") or {}, data.get("external") or []
-    wordings, smallest, system = data.get("wordings") or [], data.get("smallest_delta"), data.get("system_prompt")
+    wordings, smallest = data.get("wordings") or [], data.get("smallest_delta")
     if not isinstance(controls, dict) or not isinstance(external, list) or not isinstance(wordings, list):
         raise DataError(f"{path}: controls must be an object, external and wordings lists")
     assumed = smallest.get("assumed") if isinstance(smallest, dict) else None
     return Evaluation(
         name=path.stem,  # by the documented layout the same as data["name"], and surely a file name
-        step=int(_required(data, "step", path)) if "step" in data else 0,
+        step=int(required(data, "step", path)) if "step" in data else 0,
         task=str(data.get("task", "")),
         about=str(data.get("about") or data.get("task", "")),
         split=str(data.get("split", "")),
         decoding=str(data.get("decoding", "")),
-        seconds=float(data["seconds"]) if _numeric(data.get("seconds")) else None,
-        summary=_summary(data.get("summary"), path, "summary"),
-        sampled=_summary(sampled, path, "sampled") if sampled else None,
-        controls={str(k): _summary(v, path, f"controls.{k}") for k, v in controls.items() if v},
+        summary=summary_of(data.get("summary"), path, "summary"),
+        sampled=summary_of(sampled, path, "sampled") if sampled else None,
+        controls={str(k): summary_of(v, path, f"controls.{k}") for k, v in controls.items() if v},
         external=tuple(_external(entry, path, i) for i, entry in enumerate(external)),
         wordings=tuple(_wording(entry, path, f"wordings.{i}") for i, entry in enumerate(wordings)),
-        system_prompt=system if isinstance(system, str) else None,
         against_base=_change(data.get("against_base"), path),
-        assumed=float(assumed) if _numeric(assumed) else None,  # type: ignore[arg-type]
+        assumed=float(assumed) if is_numeric(assumed) else None,  # type: ignore[arg-type]
     )
 
 
 def _wording(entry: Any, path: Path, where: str) -> Wording:
     if not isinstance(entry, dict) or not isinstance(entry.get("less", {}), dict):
         raise DataError(f"{path}: {where} must be an object, and its less one too")
-    less = {str(k): _estimate(v, path, f"{where}.less.{k}") for k, v in entry.get("less", {}).items()}
-    summary = _summary(entry.get("summary"), path, f"{where}.summary")
+    less = {str(k): estimate_of(v, path, f"{where}.less.{k}") for k, v in entry.get("less", {}).items()}
+    summary = summary_of(entry.get("summary"), path, f"{where}.summary")
     return Wording(str(entry.get("name", where)), str(entry.get("prompt", "")), summary, less)
 
 
@@ -317,58 +310,14 @@ def _change(data: Any, path: Path) -> Change | None:
         return None
     if not isinstance(data, dict):
         raise DataError(f"{path}: against_base must be an object with first, last and delta")
-    return Change(*(_estimate(data.get(key), path, f"against_base.{key}") for key in ("first", "last", "delta")))
+    return Change(*(estimate_of(data.get(key), path, f"against_base.{key}") for key in ("first", "last", "delta")))
 
 
 def _external(entry: Any, path: Path, index: int) -> External:
     if not isinstance(entry, dict):
         raise DataError(f"{path}: external.{index} must be an object, got {type(entry).__name__}")
     name = str(entry.get("path", f"set {index + 1}")).replace("\\", "/").rsplit("/", 1)[-1]
-    return External(name, _summary(entry.get("summary"), path, f"external.{index}.summary"))
-
-
-def _summary(data: Any, path: Path, where: str) -> Summary:
-    if not isinstance(data, dict):
-        raise DataError(f"{path}: {where} is missing or not an object")
-    accuracy, outcomes = data.get("accuracy"), data.get("outcomes") or []
-    if not isinstance(accuracy, list):
-        raise DataError(f"{path}: {where}.accuracy must be a list, one estimate an attempt")
-    if not isinstance(outcomes, list) or not all(isinstance(o, dict) for o in outcomes):
-        raise DataError(f"{path}: {where}.outcomes must be a list of counts, one object an attempt")
-    return Summary(
-        n=int(_required(data, "n", path, where)),
-        accuracy=tuple(_estimate(e, path, f"{where}.accuracy.{i}") for i, e in enumerate(accuracy)),
-        delta=_estimate(data.get("delta"), path, f"{where}.delta"),
-        fixed=_estimate(data.get("fixed"), path, f"{where}.fixed"),
-        broken=_estimate(data.get("broken"), path, f"{where}.broken"),
-        fix_rate=_estimate(data.get("fix_rate"), path, f"{where}.fix_rate"),
-        unchanged=_estimate(data.get("unchanged"), path, f"{where}.unchanged"),
-        outcomes=tuple({str(k): int(v) for k, v in counts.items() if _numeric(v)} for counts in outcomes),
-        samples=int(_required(data, "samples", path, where)) if "samples" in data else 1,
-        passes=tuple(_passes(e, path, f"{where}.passes.{i}") for i, e in enumerate(data.get("passes") or ())),
-        smallest=float(data["smallest"]) if _numeric(data.get("smallest")) else None,
-    )
-
-
-def _passes(data: Any, path: Path, where: str) -> Passes:
-    if not isinstance(data, dict) or not isinstance(data.get("accuracy"), list):
-        raise DataError(f"{path}: {where} must be an object whose accuracy is a list")
-    accuracy = tuple(_estimate(e, path, f"{where}.accuracy.{i}") for i, e in enumerate(data["accuracy"]))
-    rest = (_estimate(data.get(key), path, f"{where}.{key}") for key in ("delta", "fixed", "broken"))
-    return Passes(int(_required(data, "k", path, where)), int(_required(data, "n", path, where)), accuracy, *rest)
-
-
-def _estimate(data: Any, path: Path, where: str) -> Estimate:
-    if not isinstance(data, dict):
-        raise DataError(f"{path}: {where} must be an object with value, low and high")
-    return Estimate(*(_required(data, key, path, where) for key in ("value", "low", "high")))
-
-
-def _required(data: Mapping[str, Any], key: str, path: Path, where: str = "") -> float:
-    value = data.get(key)
-    if not _numeric(value) or not math.isfinite(value):  # type: ignore[arg-type]
-        raise DataError(f"{path}: {f'{where}.{key}'.lstrip('.')} must be a finite number, got {value!r}")
-    return float(value)  # type: ignore[arg-type]
+    return External(name, summary_of(entry.get("summary"), path, f"external.{index}.summary"))
 
 
 def _read_sources(folder: Path, evaluations: tuple[Evaluation, ...], notes: list[str]) -> tuple[RolloutSource, ...]:

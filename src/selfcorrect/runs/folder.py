@@ -23,6 +23,8 @@ from selfcorrect.errors import CheckpointError
 from selfcorrect.evaluation.averages import means, samples_of_rows
 from selfcorrect.evaluation.evaluate import Evaluation
 from selfcorrect.evaluation.kept import write_durably
+from selfcorrect.evaluation.metrics import Summary
+from selfcorrect.evaluation.stored import summary_of
 from selfcorrect.models.loading import pick_device, pick_dtype
 from selfcorrect.runs.trackers import Trackers, make_trackers
 from selfcorrect.types import Rollout
@@ -148,9 +150,15 @@ class RunFolder:
     def has_evaluation(self, name: str) -> bool:
         return (self.path / "evaluations" / f"{name}.json").exists()
 
-    def read_evaluation(self, name: str) -> dict[str, Any]:
-        """What write_evaluation wrote."""
-        return read_object(self.path / "evaluations" / f"{name}.json")
+    def read_summaries(self, evaluation: str) -> tuple[Summary, Summary | None]:
+        """Of what write_evaluation wrote: the summary, and that of the samples where it has one. Raises UserError kinds
+        where it is not there, or damaged.
+        """
+        file = self.path / "evaluations" / f"{evaluation}.json"
+        told = read_object(file)
+        sampled = told.get("sampled")
+        hot = summary_of(sampled, file, "sampled") if sampled else None
+        return summary_of(told.get("summary"), file, "summary"), hot
 
     def close(self) -> None:
         self._trackers.close()
@@ -303,7 +311,7 @@ def evaluation_row(evaluation: Evaluation) -> dict[str, Any]:
         ],
         "system_prompt": evaluation.system_prompt,
         "against_base": asdict(evaluation.against_base) if evaluation.against_base else None,
-        "smallest_delta": {"assumed": evaluation.expected, "measured": evaluation.summary.smallest},
+        "smallest_delta": {"assumed": evaluation.assumed, "measured": evaluation.summary.smallest},
     }  # fmt: skip
 
 

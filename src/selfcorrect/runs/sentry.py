@@ -8,7 +8,7 @@ from selfcorrect.evaluation.alarms import Lessons, Watch, alarms, cut_off_at
 from selfcorrect.evaluation.averages import Change, change, means, samples_of
 from selfcorrect.evaluation.caution import ungraded
 from selfcorrect.evaluation.evaluate import Evaluation
-from selfcorrect.evaluation.metrics import Summary, outcomes_of, summary_of
+from selfcorrect.evaluation.metrics import Summary, outcomes_of
 from selfcorrect.learning.record import StepResult
 from selfcorrect.runs.display import Observer
 from selfcorrect.runs.folder import RunFolder, plain
@@ -29,12 +29,12 @@ class Sentry:
         """Once the base model is evaluated."""
         steps = [row for row in self._folder.alarms() if not row.get("evaluation")]
         self._told = {(row["where"], _kind(row["alarm"])) for row in steps}
-        base = self._folder.read_evaluation("base")
-        self._base, self._base_means = summary_of(base["summary"]), self._folder.means("base")
+        self._base, sampled = self._folder.read_summaries("base")
+        self._base_means = self._folder.means("base")
         # the watch holds training problems against it, to which another data set's are not comparable
         same_set = getattr(self._config.task, "evaluate_on", None) is None
-        live = base["sampled"] if self._config.rollouts.temperature == 1.0 and same_set else None
-        self._watch = Watch(summary_of(live) if live else None)
+        live = sampled if self._config.rollouts.temperature == 1.0 and same_set else None
+        self._watch = Watch(live)
         if not live:
             self._observer.message(
                 "note: alarms after evaluations only; live ones need evaluation.controls, rollouts.temperature 1 and "

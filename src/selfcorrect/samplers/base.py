@@ -1,5 +1,6 @@
 """What a sampler is. Engines differ in speed only; nothing above this file knows which one runs."""
 
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -46,11 +47,6 @@ class Sampler(Protocol):
     finished rows happen inside, unseen.
     """
 
-    @property
-    def eos_ids(self) -> frozenset[int]:
-        """Every id that ends a completion."""
-        ...
-
     def sample(self, prompts: Sequence[tuple[int, ...]], params: SamplingParams) -> list[Completion]:
         """One completion per prompt, in order. Prompts may repeat (a group) and may extend earlier ones."""
         ...
@@ -58,3 +54,8 @@ class Sampler(Protocol):
     def load_weights(self, model: Any) -> None:
         """From now on sample from this model's present weights; whatever was cached is dropped."""
         ...
+
+
+def note(line: str) -> None:
+    """What a user should know while it samples."""
+    print(f"note: {line}", file=sys.stderr)

@@ -30,11 +30,6 @@ class Shapes:
         return -(-slots // 256) * 256 if self.fixed else slots
 
 
-def pool_of_memory() -> Any:
-    """For graphs; None without CUDA."""
-    return torch.cuda.graph_pool_handle() if torch.cuda.is_available() else None
-
-
 AS_THEY_ARE, FIXED = Shapes(fixed=False, every=1, refill=0.125), Shapes(fixed=True, every=16)
 
 
@@ -63,7 +58,7 @@ class Graphs:
 
     tell: Callable[[str], None]
     recorder: Callable[[Callable[[], None], Any], Callable[[], None]] | None = record
-    make_pool: Callable[[], Any] = pool_of_memory
+    make_pool: Callable[[], Any] = torch.cuda.graph_pool_handle
     pool: Any = None
     _recorded: dict[Any, Callable[[], None]] = field(default_factory=dict)
 

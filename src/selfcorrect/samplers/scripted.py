@@ -18,10 +18,6 @@ class ScriptedSampler:
         self._script, self._decode, self._eos_ids = script, decode, eos_ids
         self.calls: list[list[tuple[int, ...]]] = []
 
-    @property
-    def eos_ids(self) -> frozenset[int]:
-        return self._eos_ids
-
     def sample(self, prompts: Sequence[tuple[int, ...]], params: SamplingParams) -> list[Completion]:
         self.calls.append(list(prompts))
         return [self._complete(prompt, params) for prompt in prompts]

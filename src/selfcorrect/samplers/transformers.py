@@ -11,7 +11,6 @@ Four things keep the work down, all inside one call or between two:
 """
 
 import math
-import sys
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ from torch import Tensor
 from selfcorrect.errors import ModelError, SamplerFailed
 from selfcorrect.models.loading import LanguageModel
 from selfcorrect.models.windows import layer_windows
-from selfcorrect.samplers.base import Far
+from selfcorrect.samplers.base import Far, note
 from selfcorrect.samplers.draws import draw, uniforms
 from selfcorrect.samplers.graphs import AS_THEY_ARE, FIXED, Graphs, Shapes
 from selfcorrect.samplers.inference import InferenceWeights
@@ -57,17 +56,13 @@ class TransformersSampler:
         self._weights = InferenceWeights(language_model)
         if beside and beside._weights.are_of(language_model):
             self._weights = beside._weights
-        self._graphs = Graphs(_tell) if on_card else None
+        self._graphs = Graphs(note) if on_card else None
         self._recorded_on = (0, 0)  # which lanes and which weights the graphs know by their address
         self._lanes: Lanes | None = None
         self._rooms = 0  # how often lanes were made
         self._kept: dict[int, Kept] = {}
         self._told = False
         self.watch: Callable[[Far], None] | None = None
-
-    @property
-    def eos_ids(self) -> frozenset[int]:
-        return self._lm.eos_ids
 
     def load_weights(self, model: Any) -> None:
         """Sample from `model` (a transformers causal LM, shared with the policy) as it is now."""
@@ -108,7 +103,7 @@ class TransformersSampler:
                 why = "some layer is of another kind"
                 if layer_windows(config, "sdpa") is not None:
                     why = f"model.attention = {config._attn_implementation} takes no mask for each position, sdpa does"
-                _tell(f"{kind} is sampled without a cache between attempts, slower: {why}")
+                note(f"{kind} is sampled without a cache between attempts, slower: {why}")
             self._told = True
             starts = range(0, len(prompts), self._max_rows)
             parts = [slice(start, start + self._max_rows) for start in starts]
@@ -299,10 +294,6 @@ class _Call:
 
     def _index(self, numbers: list[int]) -> Tensor:
         return torch.tensor(numbers, device=self._lanes.ids_NL.device)
-
-
-def _tell(line: str) -> None:
-    print(f"note: {line}", file=sys.stderr)
 
 
 def _extends(prompt: tuple[int, ...], have: Kept) -> bool:

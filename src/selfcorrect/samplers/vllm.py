@@ -9,7 +9,6 @@ import errno
 import math
 import re
 import shutil
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from selfcorrect.config import VllmConfig
 from selfcorrect.errors import EngineFailed, SamplerFailed, UserError
 from selfcorrect.models.loading import LanguageModel
 from selfcorrect.models.plain import PlainWeights
+from selfcorrect.samplers.base import note
 from selfcorrect.samplers.compared import PROBED, TEMPERATURE, Comparison, Probed, policy_logprobs, probes
 from selfcorrect.samplers.sync_folder import SyncFolder
 from selfcorrect.seeds import derive_seed
@@ -105,10 +105,9 @@ class VllmSampler:
 
     def __init__(
         self, lm: LanguageModel, config: VllmConfig, start: Callable[[Path, torch.dtype], Engine], *,
-        adapter_only: bool, say: Callable[[str], None] | None = None,
+        adapter_only: bool,
     ) -> None:  # fmt: skip
         self._lm, self._config, self._start, self._adapter_only = lm, config, start, adapter_only
-        self._say = say or (lambda line: print(f"note: {line}", file=sys.stderr))
         self.dtype = lm.compute_dtype if config.precision == "auto" else getattr(torch, config.precision)
         self._comparison = Comparison(self.dtype, lm.compute_dtype, "adapter" if adapter_only else "weights")
         self._engine: Engine | None = None
@@ -120,10 +119,6 @@ class VllmSampler:
         self._probes: list[tuple[int, ...]] = []
         self._place = SyncFolder(Path(config.sync_folder) if config.sync_folder else None)
         self._folder = self._place.path
-
-    @property
-    def eos_ids(self) -> frozenset[int]:
-        return self._lm.eos_ids
 
     def load_weights(self, model: Any) -> None:
         """Send the engine this model's weights, or its adapter. Raises SamplerFailed where it does not take them."""
@@ -178,18 +173,21 @@ class VllmSampler:
 
     def close(self) -> None:
         """Give up the engine, and what was written for it."""
-        self._stop()
+        self.stop()
         self._place.remove()
 
     def stop(self) -> None:
         """Give up the engine; the next use starts it anew."""
-        self._stop()
-
-    def say(self, line: str) -> None:
-        self._say(line)
+        engine, self._engine = self._engine, None
+        self._synced, self._versions = False, []
+        if engine:
+            try:
+                engine.close()
+            except Exception as error:  # noqa: BLE001 - it is given up in any case
+                note(f"sampler: vllm could not be closed ({_line(error)})")
 
     def _requests(self, prompts: Sequence[tuple[int, ...]], params: SamplingParams) -> list[Request]:
-        stop_ids = tuple(sorted(self.eos_ids))
+        stop_ids = tuple(sorted(self._lm.eos_ids))
         return [
             Request(prompt, derive_seed(params.seed, row), params.temperature, params.max_new_tokens, stop_ids)
             for row, prompt in enumerate(prompts, params.first)
@@ -197,7 +195,7 @@ class VllmSampler:
 
     def _completions(self, sampled: Sequence[Sampled]) -> list[Completion]:
         return [
-            Completion(ids, logprobs, self._lm.chat.said(ids), "stop" if ids[-1] in self.eos_ids else "length")
+            Completion(ids, logprobs, self._lm.chat.said(ids), "stop" if ids[-1] in self._lm.eos_ids else "length")
             for ids, logprobs in sampled
         ]
 
@@ -220,11 +218,11 @@ class VllmSampler:
             except SamplerFailed as error:  # one that cannot even be started anew is not to hide why it had to be
                 if not anew and not isinstance(error, EngineFailed):
                     raise
-                self._stop()
+                self.stop()
                 if self._failed:
                     raise failed_again(self._failed, str(error)) from error
                 self._failed = str(error)
-            self._say(started_again(self._failed))
+            note(started_again(self._failed))
             anew = True
 
     def _once(self, deed: Callable[[], T]) -> T:
@@ -247,15 +245,6 @@ class VllmSampler:
         assert self._engine, "there is no engine"
         assert self._synced, "nothing was sent to it since it rested"
         return self._engine
-
-    def _stop(self) -> None:
-        engine, self._engine = self._engine, None
-        self._synced, self._versions = False, []
-        if engine:
-            try:
-                engine.close()
-            except Exception as error:  # noqa: BLE001 - it is given up in any case
-                self._say(f"sampler: vllm could not be closed ({_line(error)})")
 
     def _sync(self) -> Engine:
         engine, began = self.begin(), self._bare

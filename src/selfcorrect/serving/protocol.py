@@ -15,7 +15,6 @@ OWNER = "selfcorrect"  # of the models listed here
 MOST_ATTEMPTS = 16
 MOST_CHOICES = 8
 Role = Literal["system", "user", "assistant"]
-Finish = Literal["stop", "length"]
 
 
 class ApiError(Exception):

@@ -108,12 +108,11 @@ class MathTask(DataTask):
     def _without_twins(self) -> list[Problem]:
         """Training problems, but for those that are held out in the same words or their twins'."""
         test = self.test
+        held = {self._digest(problem) for problem in test}
         train = self._problems(self._rows["train"], self._config.dataset, "train")
         if self._split == "paper":
-            held = {self._digest(problem) for problem in test}
             rest = self._problems(self._rows["test"], "math", "test")
             train += [problem for problem in rest if self._digest(problem) not in held]
-        held = {self._digest(problem) for problem in test}
         kept, same = [], []
         for problem in train:
             digest = self._digest(problem)

@@ -162,9 +162,9 @@ class Channel:
         raise self.raised
 
     def _remote(self, contents: Any) -> Remote:
-        if type(contents) is not list or list(map(type, contents)) != [int, str, bool, bool]:
+        if type(contents) is not list or list(map(type, contents)) != [int, str, bool]:
             raise ProtocolError("an object of the wrong form")
-        number, called, true, _ = contents
+        number, called, true = contents
         if number not in self._objects:
             kind = RemoteCoroutine if called == "coroutine" else Remote
             self._objects[number] = kind(self, number, true, printable(called))

@@ -52,9 +52,8 @@ def probe() -> Confinement:
     if not sys.platform.startswith("linux") or os.uname().machine not in MACHINES:
         return NOTHING
     landlock = max(0, _libc().syscall(_LANDLOCK_CREATE_RULESET, None, ctypes.c_size_t(0), 1))
-    wanted = Confinement(1, landlock, True, True, os.geteuid() == 0)
     namespaces = _survives(_enter_namespaces)
-    other_user = wanted.other_user and _survives(_drop_user)
+    other_user = os.geteuid() == 0 and _survives(_drop_user)
     if landlock and not _survives(lambda: _landlock(landlock)):
         landlock = 0
     prepare_filters()

@@ -91,14 +91,14 @@ class Zygote:
         handle = DESCRIPTOR.unpack(ancillary[0][2])[0] if ancillary else -1
         return ours, STARTED.unpack(message)[1], handle
 
-    def ended(self) -> tuple[int, int]:
-        """Wait status and peak kilobytes of the program that was started last; waits for its end."""
+    def ended(self) -> int:
+        """Wait status of the program that was started last; waits for its end."""
         self._wait()
         message = self.control.recv(ENDED.size)
         self._running = False
         if len(message) < ENDED.size:
             raise JudgeError("the process for programs is gone")
-        return ENDED.unpack(message)[1:]
+        return int(ENDED.unpack(message)[1])
 
     def _wait(self) -> None:
         if not _readable(self._poll, _STUCK):
@@ -385,7 +385,7 @@ def _how_it_ended(zygote: Zygote, program: _Program) -> tuple[str, str]:
         program.kill()
         zygote.ended()
         return Reason.CRASH, "closed its channel before it had answered"
-    status = zygote.ended()[0]
+    status = zygote.ended()
     if not os.WIFSIGNALED(status):
         code = os.waitstatus_to_exitcode(status)
         return Reason.CRASH, f"ended with exit status {code} before it had answered"

@@ -102,7 +102,7 @@ class _Session:
         number = self._numbers.setdefault(id(value), len(self._objects))
         if number == len(self._objects):
             self._objects.append(value)
-        return {"o": [number, type(value).__name__[:80], bool(value), callable(value)]}
+        return {"o": [number, type(value).__name__[:80], bool(value)]}
 
 
 def _raised(mark: str, error: BaseException) -> bytes:

@@ -55,7 +55,7 @@ class Checks:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Of one program. memory: address space in MiB, of the program and of the judge each."""
+    """Of one program. program_memory, judge_memory: address space in MiB, of the program and of the judge."""
 
     seconds: float
     source_bytes: int = 1 << 18

@@ -5,7 +5,7 @@ never holds a program's source, a test or an answer: the source reaches the fork
 What it imports is kept small: a fork costs what there is to copy.
 
 Messages on `control`: b"R" with a descriptor asks for a process; b"P" and its pid, with a pidfd, says that it runs;
-b"X", wait status and kilobytes, that it ended; b"E" that none could be made.
+b"X" and its wait status, that it ended; b"E" that none could be made.
 """
 
 import ctypes
@@ -23,7 +23,7 @@ from selfcorrect.grading.judge import confine, suspect
 from selfcorrect.grading.judge.preload import fix_draws, preload
 
 CHANNEL = 3
-STARTED, ENDED, DESCRIPTOR = struct.Struct("<ci"), struct.Struct("<ciq"), struct.Struct("i")
+STARTED, ENDED, DESCRIPTOR = struct.Struct("<ci"), struct.Struct("<ci"), struct.Struct("i")
 
 
 def main() -> None:
@@ -96,8 +96,7 @@ def _watch(control: socket, pid: int) -> None:
         os.close(handle)
     else:
         control.sendall(message)
-    _, status, used = os.wait4(pid, 0)
-    control.sendall(ENDED.pack(b"X", status, used.ru_maxrss))
+    control.sendall(ENDED.pack(b"X", os.waitpid(pid, 0)[1]))
 
 
 def _become_suspect(channel: int, parent: int, confinement: confine.Confinement) -> Any:

@@ -1,4 +1,4 @@
-"""Conversations for an endpoint, which takes messages, in the form that `play` has for them: ids that grow.
+"""Conversations without a tokenizer (an endpoint's, recorded ones), as `play` has them: ids that grow.
 
 One id a character, and ids behind the last character of Unicode between the turns, which no text can spell. What a
 model reasoned apart from its answer stands before the answer, between two marks of its own.
@@ -7,7 +7,6 @@ model reasoned apart from its answer stands before the answer, between two marks
 from collections.abc import Sequence
 from itertools import pairwise
 
-from selfcorrect.endpoints.answers import plain_text
 from selfcorrect.models.chat import Chat
 from selfcorrect.models.templates import System
 from selfcorrect.types import Completion
@@ -17,7 +16,7 @@ _ROLES = {_SYSTEM: "system", _USER: "user", _ASSISTANT: "assistant"}
 
 
 class MessageChat(Chat):
-    """A chat whose template and tokenizer are the endpoint's own."""
+    """A chat whose template and tokenizer are an endpoint's own, or not known."""
 
     def __init__(self, system: System | None = None) -> None:
         self.system = system
@@ -35,7 +34,7 @@ class MessageChat(Chat):
         return (*(i for turn in told for i in (names[turn["role"]], *_ids(turn["content"]))), _ASSISTANT)
 
     def readable(self, user: str) -> bool:
-        """What a tokenizer cannot read, the endpoint's server tells."""
+        """What a tokenizer cannot read, the endpoint's server tells; what is recorded was read."""
         return True
 
     def next_prompt(self, prompt_ids: Sequence[int], completion_ids: Sequence[int], user: str) -> tuple[int, ...]:
@@ -71,6 +70,11 @@ def messages(ids: Sequence[int], *, send_reasoning: bool) -> list[dict[str, str]
         if reasoning and send_reasoning:
             found[-1]["reasoning_content"] = reasoning
     return found
+
+
+def plain_text(text: str) -> str:
+    """Halves of surrogate pairs joined where they are a pair, else replaced: what is left can be written and sent."""
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
 def _ids(text: str) -> tuple[int, ...]:

@@ -26,7 +26,9 @@ from torch import Tensor
 
 from selfcorrect.errors import CheckpointError
 from selfcorrect.learning.record import Progress
+from selfcorrect.models.loading import LanguageModel
 from selfcorrect.models.sharded import laid_out
+from selfcorrect.models.weights import weights
 from selfcorrect.parallel import shards
 from selfcorrect.parallel.ranks import Alone
 
@@ -208,6 +210,21 @@ def progress_of(checkpoint: Checkpoint | None) -> Progress | None:
 
 def is_disk_full(error: OSError) -> bool:
     return error.errno in _DISK_FULL
+
+
+def tensors_of(lm: LanguageModel, optimizer: torch.optim.Optimizer | None) -> dict[str, Tensor]:
+    """What a checkpoint holds: the weights, and the optimiser's moments where it has more to do."""
+    parts = {"model": weights(lm), "optimizer": optimizer_tensors(optimizer) if optimizer else {}}
+    return {f"{part}/{name}": tensor for part, tensors in parts.items() for name, tensor in tensors.items()}
+
+
+def parts_of(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The weights and the moments that `tensors_of` put together."""
+    parts: dict[str, dict[str, Tensor]] = {"model": {}, "optimizer": {}}
+    for name, tensor in tensors.items():
+        part, _, rest = name.partition("/")
+        parts[part][rest] = tensor
+    return parts["model"], parts["optimizer"]
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -9,7 +9,6 @@ import errno
 import hashlib
 import json
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -24,7 +23,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from selfcorrect.errors import CheckpointError
+from selfcorrect.errors import CheckpointError, number_of
 from selfcorrect.learning.record import Progress
 from selfcorrect.models.loading import LanguageModel
 from selfcorrect.models.sharded import laid_out
@@ -69,8 +68,8 @@ def atomic_folder(target: Path) -> Iterator[Path]:
         _sync(target.parent)
         shutil.rmtree(old, ignore_errors=True)
     except SafetensorError as error:  # what the disk says reaches Python as text
-        code = re.search(r"\(os error (\d+)\)", str(error))
-        raise OSError(int(code[1]), os.strerror(int(code[1])), str(target)) if code else error from error
+        number = number_of(error)
+        raise OSError(number, os.strerror(number), str(target)) if number else error from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

@@ -19,8 +19,8 @@ from selfcorrect.learning.record import Progress, StepResult
 from selfcorrect.learning.training import Trainer
 from selfcorrect.models.loading import LanguageModel
 from selfcorrect.models.weights import load_weights, weights
-from selfcorrect.runs.checkpoint import Checkpoint, load_newest, load_optimizer, optimizer_tensors, save
-from selfcorrect.runs.folder import plain
+from selfcorrect.runs.checkpoint import Checkpoint, load_newest, load_optimizer, parts_of, save, tensors_of
+from selfcorrect.runs.folder import cut, plain
 from selfcorrect.samplers.transformers import TransformersSampler
 from selfcorrect.tasks.base import Task
 
@@ -124,7 +124,7 @@ class Arm:
             print(f"warning: {warning}", flush=True)
         if state:
             self._restore(trainer, state)
-        self._cut(trainer.progress.step)
+        cut(self.folder / "metrics.jsonl", trainer.progress.step, print)  # a killed call wrote of more steps
         times, begun, saved = list[float](), trainer.progress.step, time.monotonic()
         while self._at_work(trainer):
             if self.left() < 1.2 * second_slowest(times):
@@ -210,9 +210,7 @@ class Arm:
     def _save(self, trainer: Trainer) -> None:
         """Weights, and the optimiser's moments where there is more to do: what evaluation and the next call need."""
         complete = self.plan.steps is not None and trainer.progress.step >= self.plan.steps
-        tensors = {f"model/{name}": tensor for name, tensor in weights(trainer.lm).items()}
-        if not complete:
-            tensors |= {f"optimizer/{name}": tensor for name, tensor in optimizer_tensors(trainer.optimizer).items()}
+        tensors = tensors_of(trainer.lm, None if complete else trainer.optimizer)
         # Two at most for a moment: the old one goes once the new one is whole.
         save(self.folder / "checkpoints", Checkpoint(trainer.progress.step, tensors, asdict(trainer.progress)), keep=1)
         (self.folder / "done.json").write_text(json.dumps({"steps": trainer.progress.step}) + "\n")
@@ -220,23 +218,13 @@ class Arm:
     def _restore(self, trainer: Trainer, state: Checkpoint) -> None:
         trainer.start_stage(state.state["stage"])
         trainer.progress = Progress(**state.state)
-        parts: dict[str, dict[str, torch.Tensor]] = {"model": {}, "optimizer": {}}
-        for name, tensor in state.tensors.items():
-            kind, _, rest = name.partition("/")
-            parts[kind][rest] = tensor
-        load_weights(trainer.lm, parts["model"])
-        if parts["optimizer"]:
-            load_optimizer(trainer.optimizer, parts["optimizer"])
+        model, moments = parts_of(state.tensors)
+        load_weights(trainer.lm, model)
+        if moments:
+            load_optimizer(trainer.optimizer, moments)
         elif self._at_work(trainer):
             print(f"{self.name}: more steps than were planned before: the optimiser starts anew", flush=True)
         print(f"{self.name}: going on after step {trainer.progress.step}", flush=True)
-
-    def _cut(self, step: int) -> None:
-        """Drop what a killed call wrote of steps that are to be done again."""
-        file = self.folder / "metrics.jsonl"
-        if file.exists():
-            lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
-            file.write_text("".join(line for line in lines if json.loads(line)["step"] <= step), encoding="utf-8")
 
 
 def second_slowest(seconds: list[float]) -> float:

@@ -35,6 +35,7 @@ from settings import same_settings
 from selfcorrect.api import read_config
 from selfcorrect.config import TrainConfig
 from selfcorrect.errors import UserError
+from selfcorrect.evaluation.kept import write_durably
 from selfcorrect.evaluation.metrics import share, summarize
 from selfcorrect.models.loading import load_model, use_threads
 from selfcorrect.models.weights import fingerprint
@@ -142,7 +143,7 @@ class Session:
                 },
             }
             print(f"{family}: {taken}", flush=True)
-        write(self.output / "wordings.json", found)
+        write_durably(self.output / "wordings.json", json.dumps(found, indent=1) + "\n")
 
     def _draw(self, task: Task) -> list[Problem]:
         return task.draw(1, self.options.wordings, self.options.seed)
@@ -199,7 +200,7 @@ class Session:
             "asked_for": {name: len(each.problems) for name, each in sets.items()},
             "wordings": self.tried,
         }
-        write(self.output / "summary.json", summary)
+        write_durably(self.output / "summary.json", json.dumps(summary, indent=1) + "\n")
         (self.output / "page.md").write_text(base_page(summary), encoding="utf-8")
 
     def _tried(self) -> dict[str, Any]:
@@ -293,13 +294,6 @@ def figures(rollouts: Sequence[Rollout]) -> dict[str, Any]:
         told[key] = [asdict(share(counts.get(outcome, 0), n)) for counts in told["outcomes"]]
     told["word_for_word"] = asdict(share(word_for_word(rollouts), n))
     return {**told, "ids": sorted(rollout.problem.id for rollout in rollouts)}
-
-
-def write(file: Path, content: dict[str, Any]) -> None:
-    """Whole or not at all."""
-    partial = file.with_name(f".{file.name}")
-    partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    partial.replace(file)
 
 
 if __name__ == "__main__":

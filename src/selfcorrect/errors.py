@@ -1,7 +1,21 @@
 """Errors meant for the user: one clear line each, shown without a traceback.
 
-Each inherits the standard type it refines, so callers may catch either.
+Each inherits the standard type it refines, so callers may catch either. What others tell becomes a line here.
 """
+
+import re
+
+
+def one_line(error: BaseException, most: int = 200) -> str:
+    """What an error says as a piece of one line, of so many characters; where it says nothing, its kind."""
+    text = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+    return text if len(text) <= most else f"{text[:most]} ..."
+
+
+def number_of(error: BaseException) -> int | None:
+    """The system's number of an error of its own, which safetensors tells as text; None of others."""
+    told = re.search(r"\(os error (\d+)\)", str(error))
+    return int(told[1]) if told else error.errno if isinstance(error, OSError) else None
 
 
 class UserError(Exception):

@@ -1,6 +1,7 @@
 """Pair-SFT, STaR and the offline first attempts: what trains, what is sampled, and what a stopped run goes on with."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from selfcorrect.errors import CheckpointError, ConfigError, DataError, Training
 from selfcorrect.learning.batching import make_batch
 from selfcorrect.learning.credit import credit_of
 from selfcorrect.learning.record import Progress
-from selfcorrect.learning.supervised import Collection, supervised_step
+from selfcorrect.learning.supervised import Collection, Collector, supervised_step
 from selfcorrect.learning.training import Trainer
 from selfcorrect.models.weights import weights
 from selfcorrect.runs.display import Observer
@@ -113,6 +114,18 @@ def test_a_killed_run_goes_on(
     Process(killed).kill_after(moment * seconds)
     Process(killed).seconds()
     check_same(tmp_path / "run", expected)
+
+
+def test_traces_lie_on_the_disk_before_what_says_that_they_are_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether they were just sampled, or are those of another stage."""
+    synced: list[str] = []
+    monkeypatch.setattr(os, "fsync", lambda of: synced.append(Path(os.readlink(f"/proc/self/fd/{of}")).name))
+    collector = Collector(trainer_of(STAR), tmp_path, print)
+    collector._write("key", tmp_path / "a-1.jsonl", [], 0)
+    assert collector._find("key", tmp_path / "b-1.jsonl")
+    assert synced[::2] == [".a-1.jsonl.tmp", ".a-1.json.tmp", ".b-1.jsonl.tmp", ".b-1.json.tmp"]
 
 
 @pytest.mark.usefixtures("_lucky")

@@ -270,6 +270,16 @@ def test_no_setting_is_advised_that_training_refuses() -> None:
     changed = _changed(config, ["optimizer.name=adamw", "parallel=fsdp2"])
     assert changed is not None
     assert changed.parallel == "fsdp2"
+    far = recipe(
+        model={"path": "Qwen/Qwen2.5-7B", "reference": "cpu"},
+        rollouts={"rows_at_once": 8},
+        optimizer={"micro_batch": 1},
+    )
+    full: Any = SimpleNamespace(config=far, memory=SimpleNamespace(fullest="update"), devices=devices_for(far, "l4"))
+    tuned = [overrides for overrides, _ in plan._candidates(full) if "model.weights=bfloat16" in overrides]
+    assert len(tuned) == 2
+    for overrides in tuned:
+        validate(far.model_dump(mode="json"), overrides=overrides)
 
 
 def test_a_run_is_planned_for_the_processes_that_it_has(monkeypatch: pytest.MonkeyPatch) -> None:

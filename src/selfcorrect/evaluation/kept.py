@@ -137,14 +137,14 @@ def begun_with(file: Path, name: str) -> Any:
 
 def _only_grown(before: Any, now: Any, name: str) -> bool:
     """Whether one number is higher, and nothing else differs."""
-    old, new = dict(_flat(before)), dict(_flat(now))
+    old, new = dict(flat(before)), dict(flat(now))
     least, most = old.pop(name, None), new.pop(name, None)
     return isinstance(least, int) and isinstance(most, int) and least < most and old == new
 
 
 def differences(before: Any, now: Any) -> str:
     """The settings that differ, with both values."""
-    old, new = dict(_flat(before)), dict(_flat(now))
+    old, new = dict(flat(before)), dict(flat(now))
     changed = [name for name in {**new, **old} if old.get(name, _ABSENT) != new.get(name, _ABSENT)]
     told = [f"{name} is {_shown(new.get(name, _ABSENT))}, but was {_shown(old.get(name, _ABSENT))}" for name in changed]
     more = f" (and {len(told) - 3} more settings)" if len(told) > 3 else ""
@@ -166,20 +166,21 @@ def write_durably(file: Path, text: str) -> None:
         os.close(folder)
 
 
+def flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted path and value of each setting; lists and empty sections are values."""
+    if isinstance(value, dict) and value:
+        for key, item in value.items():
+            yield from flat(item, f"{name}.{key}" if name else key)
+    else:
+        yield name, value
+
+
 _ABSENT = object()
 
 
 def _shown(value: object) -> str:
     text = "not set" if value is _ABSENT else json.dumps(value)
     return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 1]}…"
-
-
-def _flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(value, dict) and value:
-        for key, item in value.items():
-            yield from _flat(item, f"{name}.{key}" if name else key)
-    else:
-        yield name, value
 
 
 def _read(file: Path) -> Any:

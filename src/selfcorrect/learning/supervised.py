@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import nan
@@ -13,6 +12,7 @@ import torch
 
 from selfcorrect.config import Star, SupervisedStage
 from selfcorrect.errors import DataError
+from selfcorrect.evaluation.kept import write_durably
 from selfcorrect.evaluation.metrics import refuse_nothing_graded
 from selfcorrect.learning.batching import make_batch
 from selfcorrect.learning.policy import learning_rate
@@ -122,17 +122,17 @@ class Collector:
         for other in sorted(self._folder.glob("*.json")):
             if _key_of(other) == key:
                 if other != file.with_suffix(".json"):
-                    _copy(other.with_suffix(".jsonl"), file)
-                    _copy(other, file.with_suffix(".json"))
+                    for ending in (".jsonl", ".json"):
+                        text = other.with_suffix(ending).read_text(encoding="utf-8")
+                        write_durably(file.with_suffix(ending), text)
                 return True
         return False
 
     def _write(self, key: str, file: Path, traces: Sequence[Rollout], completions: int) -> None:
         write_traces(file, traces, self._trainer.task)
         about = {"key": key, "completions": completions, "traces": len(traces), "fixed": sum(map(fixes, traces))}
-        partial = file.with_suffix(".json.partial")
-        partial.write_text(json.dumps(about) + "\n", encoding="utf-8")
-        partial.replace(file.with_suffix(".json"))  # last: its presence says that the traces are whole
+        # last: its presence says that the traces are whole
+        write_durably(file.with_suffix(".json"), json.dumps(about) + "\n")
 
     def _key(self, stage: SupervisedStage, iteration: int) -> str:
         """A digest of all that the traces depend on."""
@@ -180,10 +180,3 @@ def _key_of(about: Path) -> str | None:
     except (ValueError, KeyError, TypeError):
         return None
     return str(found)
-
-
-def _copy(source: Path, target: Path) -> None:
-    """A copy that is whole or not there."""
-    partial = target.with_name(f"{target.name}.partial")
-    shutil.copyfile(source, partial)
-    partial.replace(target)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from selfcorrect.errors import DataError, ModelError
+from selfcorrect.evaluation.kept import write_durably
 from selfcorrect.evaluation.metrics import LEFT_OUT, is_graded
 from selfcorrect.learning.formats import rows_of, text_of
 from selfcorrect.models.chat import Chat
@@ -54,8 +55,7 @@ def fixes(trace: Rollout) -> bool:
 
 def write_traces(file: Path, traces: Iterable[Rollout], task: Task) -> None:
     """One line a trace; a file that is there is replaced."""
-    with file.open("w", encoding="utf-8") as out:
-        out.writelines(json.dumps(trace_row(trace, task)) + "\n" for trace in traces)
+    write_durably(file, "".join(json.dumps(trace_row(trace, task)) + "\n" for trace in traces))
 
 
 def trace_row(trace: Rollout, task: Task) -> dict[str, Any]:

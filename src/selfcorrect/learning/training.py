@@ -6,7 +6,7 @@ Axes: B rollouts, A attempts, T tokens.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -141,16 +141,18 @@ class Trainer:
         rows = round(share * group.problems_per_step) * group.rollouts_per_problem
         if not rows:
             return None
-        assert self.base_sampler, "a stage with offline_first needs a base_sampler"
-        contexts = [self.lm.chat.first_prompt(problem.prompt) for problem in problems[:rows]]
-        readable = [row for row in range(rows) if self.lm.chat.readable(problems[row].prompt)]
         draws = SamplingParams(params.temperature, params.max_new_tokens, derive_seed(params.seed, "offline"))
+        return [*self.base_attempts(problems[:rows], draws), *[None] * (len(problems) - rows)]
+
+    def base_attempts(self, problems: Sequence[Problem], params: SamplingParams) -> list[Completion | None]:
+        """First attempts of the base model; None where the problem is not to be read."""
+        assert self.base_sampler, "first attempts of the base model need a base_sampler"
+        chat = self.lm.chat
+        readable = [row for row, problem in enumerate(problems) if chat.readable(problem.prompt)]
         self.base_sampler.load_weights(self.reference.model)
-        given: list[Completion | None] = [None] * len(problems)
-        sampled = self.ranks.sample(self.base_sampler, [contexts[row] for row in readable], draws)
-        for row, completion in zip(readable, sampled, strict=True):
-            given[row] = completion
-        return given
+        contexts = [chat.first_prompt(problems[row].prompt) for row in readable]
+        sampled = dict(zip(readable, self.ranks.sample(self.base_sampler, contexts, params), strict=True))
+        return [sampled.get(row) for row in range(len(problems))]
 
     def _adapt(self, kl: float) -> None:
         """beta2 after a step in which attempt 1 had this KL, by the stage's rule (config/stages.py)."""

@@ -25,9 +25,6 @@ from selfcorrect.errors import ModelError, first_line
 from selfcorrect.models.sharded import fill, whole
 
 POLICY, FROZEN, OFF = "default", "frozen", ""  # the first is the name that PEFT gives the only adapter of a folder
-# What transformers notes on a model that was quantised as it was loaded, beside its quantiser, and in its config.
-QUANTISED = ("is_quantized", "is_loaded_in_4bit", "quantization_method")
-QUANTISED_IN_CONFIG = ("quantization_config", "_pre_quantization_dtype")
 CONFIG, WEIGHTS, ABOUT = "adapter_config.json", "adapter_model.safetensors", "selfcorrect.json"
 _PREFIX = "base_model.model."  # of every name in an adapter's file, from the wrapper that PeftModel is
 _PLAIN = {  # what an adapter may not have, with the value that means it has not
@@ -115,10 +112,10 @@ class Adapters:
         from transformers.pytorch_utils import Conv1D
 
         head = self._model.get_output_embeddings()
-        for _, name, layer in _layers(self._model):
+        for name, layer in adapted_layers(self._model):
             if layer is head or not isinstance(layer.get_base_layer(), (torch.nn.Linear, Conv1D)):
-                what = "the head" if layer is head else "no linear layer"
-                raise ValueError(f"its adapter is on {name}, which is {what}; merge it with PEFT first")
+                on = f"{name.rpartition('.')[2]}, which is {'the head' if layer is head else 'no linear layer'}"
+                raise ValueError(f"its adapter is on {on}; merge it with PEFT first")
 
     def load(self, state: Mapping[str, Tensor], adapter: str = POLICY) -> None:
         """Put weights named as in a file into the adapter. Raises ValueError where they are another one's."""
@@ -155,14 +152,14 @@ class Adapters:
 
         exact: all weights become float32, so that no sum is rounded to what the base was stored in.
         """
-        for parent, name, layer in list(_layers(self._model)):
+        for name, layer in list(adapted_layers(self._model)):
             merged = dequantised(layer.get_base_layer())
             delta = layer.get_delta_weight(POLICY).float()
             with torch.no_grad():
                 merged.weight.data = (merged.weight.float() + delta).to(torch.float32 if exact else merged.weight.dtype)
-            setattr(parent, name, merged)
-        for prefix, layer in list(four_bit_layers(self._model)):  # that no adapter was on
-            self._model.set_submodule(prefix, dequantised(layer))
+            self._model.set_submodule(name, merged)
+        for name, layer in list(four_bit_layers(self._model)):  # that no adapter was on
+            self._model.set_submodule(name, dequantised(layer))
         if exact:
             for tensor in (*self._model.parameters(), *self._model.buffers()):
                 tensor.data = tensor.data.float() if tensor.is_floating_point() else tensor.data
@@ -183,7 +180,7 @@ class Adapters:
         self._show(self._shown)
 
     def _show(self, view: str) -> None:
-        for _, _, layer in _layers(self._model):
+        for _, layer in adapted_layers(self._model):
             if view != OFF:
                 layer.set_adapter(view, inference_mode=view != POLICY)
             # Not by `enable_adapters`, which freezes weights that a graph under way has gradients for.
@@ -196,14 +193,21 @@ def _forget(model: Any) -> None:
     model.peft_config.clear()
     del model.peft_config
     if getattr(model, "hf_quantizer", None) is not None:
-        del model.hf_quantizer
+        for of, name in noted_quantised(model):
+            delattr(of, name)
+
+
+def noted_quantised(model: Any) -> Iterator[tuple[Any, str]]:
+    """What transformers noted as it quantised a model while loading it: the model or its config, and a name there."""
+    return (
+        (of, name)
         for of, names in (
-            (model, QUANTISED),
-            (model.config, QUANTISED_IN_CONFIG),
-        ):
-            for name in names:
-                if name in vars(of):
-                    delattr(of, name)
+            (model, ("hf_quantizer", "is_quantized", "is_loaded_in_4bit", "quantization_method")),
+            (model.config, ("quantization_config", "_pre_quantization_dtype")),
+        )
+        for name in names
+        if name in vars(of)
+    )
 
 
 def stored_about(folder: Path) -> tuple[dict[str, str], str]:
@@ -218,16 +222,6 @@ def stored_about(folder: Path) -> tuple[dict[str, str], str]:
         return {str(key): str(value) for key, value in found.items()}, str(named)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(f"{folder}: not the folder of an adapter ({error})") from None
-
-
-def _layers(model: Any) -> Iterator[tuple[Any, str, Any]]:
-    """Every adapted layer with the module it is in and its name there."""
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    for parent in model.modules():
-        for name, child in parent.named_children():
-            if isinstance(child, BaseTunerLayer):
-                yield parent, name, child
 
 
 def adapted_layers(model: Any) -> Iterator[tuple[str, Any]]:

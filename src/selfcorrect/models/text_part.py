@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from selfcorrect.models.adapters import QUANTISED, QUANTISED_IN_CONFIG
+from selfcorrect.models.adapters import noted_quantised
 
 
 def text_part(model: Any) -> tuple[Any, str]:
@@ -30,11 +30,6 @@ def text_part(model: Any) -> tuple[Any, str]:
     alone.generation_config = model.generation_config
     alone.eval()
     text.architectures = [kind.__name__]
-    for target, source, names in (
-        (alone, model, ("hf_quantizer", *QUANTISED)),
-        (text, model.config, QUANTISED_IN_CONFIG),
-    ):
-        for name in names:
-            if name in vars(source):
-                setattr(target, name, vars(source)[name])
+    for of, name in noted_quantised(model):
+        setattr(alone if of is model else text, name, vars(of)[name])
     return alone, type(model).__name__

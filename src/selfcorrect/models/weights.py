@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from selfcorrect.config import ModelConfig
-from selfcorrect.errors import CheckpointError
+from selfcorrect.errors import CheckpointError, one_line
 from selfcorrect.models.adapters import FROZEN, POLICY, WEIGHTS
 from selfcorrect.models.loading import LanguageModel, load_model
 from selfcorrect.models.sharded import fill, is_sharded, whole
@@ -42,7 +42,7 @@ def load_weights(lm: LanguageModel, state: Mapping[str, Tensor]) -> None:
             return
         missing, unexpected = lm.model.load_state_dict(dict(state), strict=False)
     except (RuntimeError, ValueError) as error:  # names or shapes differ
-        raise CheckpointError(f"the weights do not fit the model: {' '.join(str(error).split())[:300]}") from error
+        raise CheckpointError(f"the weights do not fit the model: {one_line(error, 300)}") from error
     untied = [name for name in missing if name not in (getattr(lm.model, "_tied_weights_keys", None) or ())]
     if unexpected or untied:
         raise CheckpointError(f"the weights do not fit the model: {[*unexpected, *untied][:5]}")

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch.distributed.rendezvous import rendezvous
 
-from selfcorrect.errors import ConfigError, TrainingInterrupted, UserError, first_line
+from selfcorrect.errors import ConfigError, TrainingInterrupted, UserError, first_line, one_line
 from selfcorrect.parallel.launch import Launch, launched
 from selfcorrect.parallel.lifeline import Lifeline
 from selfcorrect.parallel.ranks import Alone, Several
@@ -92,5 +92,5 @@ def _join(launch: Launch) -> Several:
 
 
 def _in_a_line(error: BaseException) -> str:
-    text = " ".join(str(error).split())[:500]
+    text = one_line(error, 500)
     return text if isinstance(error, UserError) else f"{type(error).__name__}: {text}"

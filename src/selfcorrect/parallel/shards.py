@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from selfcorrect.errors import number_of, one_line
+
 
 def write(folder: Path, tensors: Mapping[str, Any], group: Any) -> None:
     """Write this rank's pieces, in step with all of them. Raises OSError, on every rank, as the disk of any does."""
@@ -55,6 +57,6 @@ def read(folder: Path, like: Mapping[str, Tensor], group: Any = None) -> dict[st
 def _of_disk(error: Any) -> OSError:
     """What the first rank's disk said. Others than OSError are kept as they are told."""
     rank, (cause, _) = sorted(error.failures.items())[0]
-    number = cause.errno if isinstance(cause, OSError) and cause.errno else errno.EIO
-    text = cause.strerror if isinstance(cause, OSError) and cause.strerror else " ".join(str(cause).split())[:200]
+    number = number_of(cause) or errno.EIO
+    text = cause.strerror if isinstance(cause, OSError) and cause.strerror else one_line(cause)
     return OSError(number, f"{text} on rank {rank}", getattr(cause, "filename", None))

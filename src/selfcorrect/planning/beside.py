@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from selfcorrect.config import TrainConfig
+from selfcorrect.errors import one_line
 from selfcorrect.models.freed import give_back
 from selfcorrect.models.loading import LanguageModel
 from selfcorrect.parallel.launch import is_first, kind_of, launched
@@ -48,7 +49,7 @@ def planned(
         say(f"plan: {told(plan)}")
         _write(path, {"predicted": row(plan)})
     except Exception as error:  # noqa: BLE001 - a plan is never a reason for a run to stop
-        say(f"plan: none ({_short(error)})")
+        say(f"plan: none ({type(error).__name__}: {one_line(error)})")
     give_back()  # what was timed leaves some 70 MiB of small pieces behind, which the run would hold to its end
     yield
     try:
@@ -57,7 +58,7 @@ def planned(
         elif plan:
             _tell_measured(plan, config, path, say)
     except Exception as error:  # noqa: BLE001 - as above
-        say(f"plan: not compared with what was measured ({_short(error)})")
+        say(f"plan: not compared with what was measured ({type(error).__name__}: {one_line(error)})")
 
 
 def told(plan: Plan) -> str:
@@ -158,7 +159,3 @@ def measured_peak(card: Card | None) -> float:
 
 def _write(path: Path, found: dict[str, Any]) -> None:
     (path / FILE).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-
-
-def _short(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"

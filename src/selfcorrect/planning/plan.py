@@ -204,18 +204,19 @@ def _candidates(plan: Plan) -> Iterator[tuple[list[str], str]]:
         if plan.devices.shards < replace(plan.devices, parallel=kind).shards:
             for more in ([], ["model.weights=float32"] if config.model.tuning == "full" else []):
                 yield [*tight, *more, f"parallel={kind}"], "weights are gathered from the other cards as they are used"
+    with_base = ["model.reference=auto"] if config.model.reference != "auto" else []  # an adapter's is its own model
     if config.model.tuning == "full":
         yield [*tight, "model.reference=cpu"], "the reference passes through the card layer by layer"
         yield [*tight, "model.reference=cpu", "optimizer.name=adamw_8bit"], "and moments have 8 bits"
         yield (
-            [*tight, "model.tuning=lora", "model.weights=bfloat16"],
+            [*tight, *with_base, "model.tuning=lora", "model.weights=bfloat16"],
             "an adapter trains, in place of all weights, with ten times the learning rate",
         )
     elif config.model.weights == "float32":
         yield [*tight, "model.weights=bfloat16"], "the frozen weights are rounded"
     if config.model.tuning != "qlora":
         yield (
-            [*tight, "model.tuning=qlora", "model.weights=bfloat16"],
+            [*tight, *with_base, "model.tuning=qlora", "model.weights=bfloat16"],
             "an adapter trains over weights in 4 bits (where all of them did, with ten times the learning rate)",
         )
     yield (
@@ -231,18 +232,8 @@ def _devices(devices: Devices, overrides: list[str]) -> Devices:
 
 def _changed(config: TrainConfig, overrides: list[str]) -> TrainConfig | None:
     """The config with other values; None where they contradict each other."""
-    told = config.model_dump(mode="json")
-    for override in overrides:
-        path, _, text = override.partition("=")
-        *sections, name = path.split(".")
-        at = told
-        for section in sections:
-            at = at[section]
-        at[name] = {"true": True, "false": False}.get(text, int(text) if text.isdigit() else text)
-    if told["model"]["tuning"] != "full":
-        told["model"]["reference"] = "auto"
     try:
-        changed = validate(told)
+        changed = validate(config.model_dump(mode="json"), overrides=overrides)
     except ConfigError:
         return None
     return changed if isinstance(changed, TrainConfig) else None

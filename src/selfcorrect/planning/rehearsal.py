@@ -181,21 +181,17 @@ class _Adapted(nn.Module):
         return both
 
 
-def adapted_layers(model: Any, targets: tuple[str, ...] | None) -> list[tuple[Any, str, Any]]:
-    """Linear layers that get an adapter, each with the module it is in and its name there."""
+def _adapt(model: Any, costume: Costume) -> None:
     from transformers.pytorch_utils import Conv1D
 
-    head = model.get_output_embeddings()
-    return [
+    head, targets = model.get_output_embeddings(), costume.targets
+    linear = [
         (parent, name, child)
         for parent in model.modules()
         for name, child in parent.named_children()
         if isinstance(child, (nn.Linear, Conv1D)) and child is not head and (targets is None or name in targets)
     ]
-
-
-def _adapt(model: Any, costume: Costume) -> None:
-    for parent, name, child in adapted_layers(model, costume.targets):
+    for parent, name, child in linear:
         if costume.four_bits:
             # What it multiplies with is made anew at every use, and not kept.
             child.weight = nn.Parameter(child.weight.detach().to(costume.compute), requires_grad=False)

@@ -23,7 +23,10 @@ class Between:
         """A line of between.jsonl: step, stage, and both summaries."""
         trainer = self._trainer
         trainer.sampler.load_weights(trainer.lm.model)
-        own, fixed = self._play(None), self._play(self._first_attempts())
+        own = self._play(None)
+        if self._firsts is None:  # greedy, so a resumed run finds the same ones
+            self._firsts = trainer.base_attempts(self._problems, self._params)
+        fixed = self._play(self._firsts)
         return {"step": trainer.progress.step, "stage": trainer.stage.name, "own": own, "fixed": fixed}
 
     def _play(self, given: Sequence[Completion | None] | None) -> dict[str, Any]:
@@ -34,17 +37,3 @@ class Between:
         )
         refuse_nothing_graded(rollouts, f"evaluation after step {trainer.progress.step}")
         return asdict(summarize(rollouts))
-
-    def _first_attempts(self) -> list[Completion | None]:
-        """The base model's greedy first attempts, sampled once: greedy, so a resumed run finds the same ones."""
-        if self._firsts is None:
-            trainer = self._trainer
-            assert trainer.base_sampler
-            trainer.base_sampler.load_weights(trainer.reference.model)
-            contexts = [trainer.lm.chat.first_prompt(problem.prompt) for problem in self._problems]
-            readable = [row for row, problem in enumerate(self._problems) if trainer.lm.chat.readable(problem.prompt)]
-            sampled = trainer.ranks.sample(trainer.base_sampler, [contexts[row] for row in readable], self._params)
-            self._firsts = [None] * len(contexts)
-            for row, completion in zip(readable, sampled, strict=True):
-                self._firsts[row] = completion
-        return self._firsts

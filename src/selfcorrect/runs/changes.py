@@ -9,13 +9,14 @@ import json
 import os
 import shlex
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from selfcorrect.config import Annealed, Stage, Star, TrainConfig
 from selfcorrect.errors import ConfigError
+from selfcorrect.evaluation.kept import flat
 from selfcorrect.learning.record import Progress
 
 _ROUNDING = "the same results up to rounding"
@@ -61,7 +62,7 @@ def judge(old: TrainConfig, new: TrainConfig, done: Progress | None, path: Path)
     """
     allowed: list[Change] = []
     refused: list[tuple[Change, str]] = []
-    before, after = _flat(_without_stages(old)), _flat(_without_stages(new))
+    before, after = (dict(flat(_without_stages(config))) for config in (old, new))
     other_task = before["task.name"] != after["task.name"]
     for field in dict.fromkeys([*before, *after]):
         change = Change(field, before.get(field), after.get(field))
@@ -139,7 +140,7 @@ def _to_come(old: Sequence[Stage], new: Sequence[Stage]) -> list[Change]:
 
 def _differences(old: Stage, new: Stage) -> list[Change]:
     """Of one stage."""
-    was, now = (_flat(stage.model_dump(mode="json")) for stage in (old, new))
+    was, now = (dict(flat(stage.model_dump(mode="json"))) for stage in (old, new))
     fields = [field for field in dict.fromkeys([*was, *now]) if was.get(field) != now.get(field)]
     return [Change(f"stages.{old.name}.{field}", was.get(field), now.get(field)) for field in fields]
 
@@ -169,15 +170,6 @@ def set_aside(path: Path, old: TrainConfig, new: TrainConfig, step: int, say: Ca
 
 def _without_stages(config: TrainConfig) -> dict[str, Any]:
     return {key: value for key, value in config.model_dump(mode="json").items() if key != "stages"}
-
-
-def _flat(settings: Mapping[str, Any], before: str = "") -> dict[str, Any]:
-    """Dotted path -> value; lists and empty sections are values."""
-    found: dict[str, Any] = {}
-    for key, value in settings.items():
-        inside = _flat(value, f"{before}{key}.") if isinstance(value, Mapping) and value else {f"{before}{key}": value}
-        found |= inside
-    return found
 
 
 def _prefixes(field: str) -> list[str]:

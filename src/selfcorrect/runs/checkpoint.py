@@ -9,7 +9,6 @@ import errno
 import hashlib
 import json
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -24,9 +23,11 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from selfcorrect.errors import CheckpointError
+from selfcorrect.errors import CheckpointError, number_of
 from selfcorrect.learning.record import Progress
+from selfcorrect.models.loading import LanguageModel
 from selfcorrect.models.sharded import laid_out
+from selfcorrect.models.weights import weights
 from selfcorrect.parallel import shards
 from selfcorrect.parallel.ranks import Alone
 from selfcorrect.waiting import cores
@@ -68,8 +69,8 @@ def atomic_folder(target: Path) -> Iterator[Path]:
         _sync(target.parent)
         shutil.rmtree(old, ignore_errors=True)
     except SafetensorError as error:  # what the disk says reaches Python as text
-        code = re.search(r"\(os error (\d+)\)", str(error))
-        raise OSError(int(code[1]), os.strerror(int(code[1])), str(target)) if code else error from error
+        number = number_of(error)
+        raise OSError(number, os.strerror(number), str(target)) if number else error from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -209,6 +210,21 @@ def progress_of(checkpoint: Checkpoint | None) -> Progress | None:
 
 def is_disk_full(error: OSError) -> bool:
     return error.errno in _DISK_FULL
+
+
+def tensors_of(lm: LanguageModel, optimizer: torch.optim.Optimizer | None) -> dict[str, Tensor]:
+    """What a checkpoint holds: the weights, and the optimiser's moments where it has more to do."""
+    parts = {"model": weights(lm), "optimizer": optimizer_tensors(optimizer) if optimizer else {}}
+    return {f"{part}/{name}": tensor for part, tensors in parts.items() for name, tensor in tensors.items()}
+
+
+def parts_of(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The weights and the moments that `tensors_of` put together."""
+    parts: dict[str, dict[str, Tensor]] = {"model": {}, "optimizer": {}}
+    for name, tensor in tensors.items():
+        part, _, rest = name.partition("/")
+        parts[part][rest] = tensor
+    return parts["model"], parts["optimizer"]
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

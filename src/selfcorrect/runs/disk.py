@@ -11,13 +11,12 @@ import torch
 
 from selfcorrect.config import TrainConfig
 from selfcorrect.config.paths import is_evaluation
-from selfcorrect.errors import CheckpointError, ConfigError, ModelError
+from selfcorrect.errors import CheckpointError, ConfigError, ModelError, one_line
 from selfcorrect.models.loading import LanguageModel
 from selfcorrect.models.sizing import size_text
 from selfcorrect.models.weights import weights
 from selfcorrect.runs.checkpoint import PARTIAL, atomic_folder, sweep, write_manifest
 from selfcorrect.runs.interrupts import alone
-from selfcorrect.runs.trackers import told
 
 _MOMENTS = 2  # AdamW keeps two float32 numbers beside every weight
 
@@ -54,8 +53,8 @@ def try_save(lm: LanguageModel, dtype: torch.dtype, path: Path) -> int:
             raise
         except Exception as error:  # a config, generation config or tokenizer that its own library refuses to write
             raise ModelError(
-                f"the model can be loaded but not saved, so nothing that it learns could be kept: {told(error)}; mend "
-                "the file of the model's folder that this names"
+                f"the model can be loaded but not saved, so nothing that it learns could be kept: {one_line(error)}; "
+                "mend the file of the model's folder that this names"
             ) from error
         return used(Path(trial))
 

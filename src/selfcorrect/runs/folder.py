@@ -80,7 +80,7 @@ class RunFolder:
             )
         trackers = make_trackers(path, config, str(environment.get("started", "")), step, say)
         for name in ("metrics.jsonl", "rollouts.jsonl", "between.jsonl", "alarms.jsonl"):
-            _cut(path / name, step, say)
+            cut(path / name, step, say)
         return cls(path, trackers)
 
     def log_changes(self, config: TrainConfig, rows: Iterable[Mapping[str, Any]]) -> None:
@@ -100,7 +100,7 @@ class RunFolder:
     def log_between(self, row: Mapping[str, Any]) -> None:
         """One line of between.jsonl, and the same to every tracker; a resumed run may be at a step that is there."""
         file = self.path / "between.jsonl"
-        _cut(file, int(row["step"]) - 1)
+        cut(file, int(row["step"]) - 1)
         _append(file, [row])
         self._trackers.log({"between": {"own": row["own"], "fixed": row["fixed"]}}, int(row["step"]))
 
@@ -263,7 +263,7 @@ def read_object(file: Path) -> dict[str, Any]:
     return found
 
 
-def _cut(file: Path, step: int, say: Callable[[str], None] = lambda text: None) -> None:
+def cut(file: Path, step: int, say: Callable[[str], None] = lambda text: None) -> None:
     """Keep the whole lines of steps up to `step`. A last line torn by a crash goes unsaid, others are told of."""
     if not file.exists():
         return

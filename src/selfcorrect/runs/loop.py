@@ -3,7 +3,6 @@
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -23,9 +22,10 @@ from selfcorrect.runs.checkpoint import (
     Checkpoint,
     check_manifest,
     load_optimizer,
-    optimizer_tensors,
+    parts_of,
     progress_of,
     save,
+    tensors_of,
 )
 from selfcorrect.runs.disk import save_model, share_model
 from selfcorrect.runs.display import Observer
@@ -256,10 +256,8 @@ class Loop:
             return
         self.ranks.check_alike(trainer.lm)
         give_back()  # a shard's bytes are made in memory, in one piece that no hole of the heap has room for
-        tensors = {f"model/{name}": tensor for name, tensor in weights(trainer.lm).items()}
-        tensors |= {f"optimizer/{name}": tensor for name, tensor in optimizer_tensors(trainer.optimizer).items()}
         state = asdict(trainer.progress) | {"due": self._is_due(), "base": self._base}
-        checkpoint = Checkpoint(trainer.progress.step, tensors, state)
+        checkpoint = Checkpoint(trainer.progress.step, tensors_of(trainer.lm, trainer.optimizer), state)
         save(self.folder.checkpoints, checkpoint, self.config.checkpoint.keep, self.ranks)
         self._saved, self._saved_step = time.monotonic(), checkpoint.step
 
@@ -276,15 +274,12 @@ class Loop:
             raise CheckpointError(f"checkpoint {checkpoint.step} is of a stage that config.yaml no longer names")
         trainer.start_stage(progress.stage)
         trainer.progress = progress
-        parts: dict[str, dict[str, Any]] = {"model": {}, "optimizer": {}}
         tensors = checkpoint.tensors
         if self.ranks.sharded:
             tensors = self.ranks.read(self.folder.checkpoints / f"step-{checkpoint.step:06d}", trainer)
-        for name, tensor in tensors.items():
-            kind, _, rest = name.partition("/")
-            parts[kind][rest] = tensor
-        load_weights(trainer.lm, parts["model"])
-        load_optimizer(trainer.optimizer, parts["optimizer"])
+        model, moments = parts_of(tensors)
+        load_weights(trainer.lm, model)
+        load_optimizer(trainer.optimizer, moments)
         self.observer.message(f"resuming after step {checkpoint.step}")
         self._saved_step = checkpoint.step
         if not self._is_whole(self.folder.path / "models" / trainer.stage.name):  # else the stage is behind it

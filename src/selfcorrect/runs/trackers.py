@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from selfcorrect.config import TrainConfig
-from selfcorrect.errors import ConfigError
+from selfcorrect.errors import ConfigError, one_line
 
 FOLDERS = ("tensorboard", "wandb")  # that trackers make in a run's
 
@@ -83,8 +83,8 @@ class Trackers:
         except Exception as error:  # noqa: BLE001 - whatever a library raises: metrics.jsonl holds the same numbers
             self._trackers.remove(tracker)
             self._say(
-                f"warning: {tracker.name} failed ({told(error)}); the run goes on without it, and metrics.jsonl holds "
-                "the numbers"
+                f"warning: {tracker.name} failed ({one_line(error)}); the run goes on without it, and metrics.jsonl "
+                "holds the numbers"
             )
 
 
@@ -118,11 +118,11 @@ def make_trackers(
         except Exception as error:  # libraries raise kinds of their own: no login, no network, no such project
             trackers = Trackers(made, say)
             if config.log.trackers is None:
-                say(f"warning: {name} cannot be started ({told(error)}); the run goes on without it")
+                say(f"warning: {name} cannot be started ({one_line(error)}); the run goes on without it")
                 continue
             trackers.close()
             raise ConfigError(
-                f"log.trackers: {name} cannot be started: {told(error)}; log in to it, or leave it out with "
+                f"log.trackers: {name} cannot be started: {one_line(error)}; log in to it, or leave it out with "
                 "log.trackers=[]"
             ) from error
     return Trackers(made, say)
@@ -140,9 +140,3 @@ def flatten(row: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
         elif isinstance(value, int | float) and math.isfinite(value):
             flat[name] = float(value)
     return flat
-
-
-def told(error: Exception) -> str:
-    """An error of another library as a piece of one line."""
-    text = " ".join(str(error).split()).rstrip(".") or type(error).__name__
-    return text if len(text) <= 200 else f"{text[:200]} ..."

@@ -7,7 +7,6 @@ What the engine is (in this process, or a server) is behind `Engine`; what goes 
 
 import errno
 import math
-import re
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -20,7 +19,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import torch
 
 from selfcorrect.config import VllmConfig
-from selfcorrect.errors import EngineFailed, SamplerFailed, UserError
+from selfcorrect.errors import EngineFailed, SamplerFailed, UserError, number_of
 from selfcorrect.models.loading import LanguageModel
 from selfcorrect.models.plain import PlainWeights
 from selfcorrect.samplers.base import note
@@ -235,7 +234,7 @@ class VllmSampler:
             raise EngineFailed(_line(error)) from error
 
     def _refuse_full_disk(self, error: Exception) -> None:
-        if _is_disk_full(error):
+        if number_of(error) in (errno.ENOSPC, errno.EDQUOT):
             raise SamplerFailed(
                 f"sampler: vllm: {self._folder} has no room for what is sent ({_line(error)}); free some space, or "
                 "name a folder on another disk in vllm.sync_folder"
@@ -344,13 +343,6 @@ def _answers(engine: Engine, requests: Sequence[Request]) -> list[Sampled]:
         if not whole or len(logprobs) != len(ids) or not all(map(math.isfinite, logprobs)):
             raise RuntimeError(f"a completion of {len(ids)} tokens came back broken off, or without its numbers")
     return found
-
-
-def _is_disk_full(error: Exception) -> bool:
-    """Of this process's own disk; safetensors tells its errors as text."""
-    told = re.search(r"\(os error (\d+)\)", str(error))
-    number = int(told[1]) if told else error.errno if isinstance(error, OSError) else None
-    return number in (errno.ENOSPC, errno.EDQUOT)
 
 
 def _line(error: BaseException) -> str:

@@ -22,7 +22,8 @@ from selfcorrect.learning.batching import make_batch, micro_batches
 from selfcorrect.learning.credit import advantages_of, credit_of
 from selfcorrect.learning.losses import token_loss
 from selfcorrect.learning.policy import trained_states
-from selfcorrect.models.loading import LanguageModel, load_model
+from selfcorrect.models.language_model import LanguageModel
+from selfcorrect.models.loading import load_model
 from selfcorrect.rollout import play
 from selfcorrect.runs.checks import fitted
 from selfcorrect.samplers.transformers import TransformersSampler

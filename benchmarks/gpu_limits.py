@@ -12,7 +12,8 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from selfcorrect.config import ModelConfig
 from selfcorrect.models.adapters import need_bitsandbytes
-from selfcorrect.models.loading import LanguageModel, load_model
+from selfcorrect.models.language_model import LanguageModel
+from selfcorrect.models.loading import load_model
 from selfcorrect.models.packed import Packing, _attend
 
 

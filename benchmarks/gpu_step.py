@@ -39,7 +39,8 @@ from selfcorrect.learning.batching import Batch
 from selfcorrect.learning.prompts import first_trained, prefixes_of
 from selfcorrect.learning.record import StepResult
 from selfcorrect.learning.training import Trainer
-from selfcorrect.models.loading import LanguageModel, wrap
+from selfcorrect.models.language_model import LanguageModel
+from selfcorrect.models.loading import wrap
 from selfcorrect.models.packed import hindrance
 from selfcorrect.models.sizing import sized
 from selfcorrect.samplers.base import Sampler

@@ -23,7 +23,8 @@ from workload import (
 from selfcorrect.config import ModelConfig, OptimizerConfig, RolloutConfig, StageTwo, TrainConfig
 from selfcorrect.learning.training import Trainer
 from selfcorrect.models.head import States
-from selfcorrect.models.loading import LanguageModel, load_model
+from selfcorrect.models.language_model import LanguageModel
+from selfcorrect.models.loading import load_model
 from selfcorrect.runs.checks import fitted
 from selfcorrect.samplers.transformers import TransformersSampler
 from selfcorrect.types import Completion, Grade, Outcome, Problem, SamplingParams

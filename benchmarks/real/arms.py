@@ -17,7 +17,7 @@ from evaluating import write_rows
 from selfcorrect.config import SingleTurn, TrainConfig
 from selfcorrect.learning.record import Progress, StepResult
 from selfcorrect.learning.training import Trainer
-from selfcorrect.models.loading import LanguageModel
+from selfcorrect.models.language_model import LanguageModel
 from selfcorrect.models.weights import load_weights, weights
 from selfcorrect.runs.checkpoint import Checkpoint, load_newest, load_optimizer, parts_of, save, tensors_of
 from selfcorrect.runs.folder import cut, plain

@@ -22,7 +22,7 @@ import torch
 
 from selfcorrect.evaluation.averages import change, means, samples_of, summary_over
 from selfcorrect.evaluation.metrics import summarize
-from selfcorrect.models.loading import LanguageModel
+from selfcorrect.models.language_model import LanguageModel
 from selfcorrect.rollout import play
 from selfcorrect.runs.folder import rollout_row
 from selfcorrect.samplers.transformers import TransformersSampler

@@ -38,7 +38,8 @@ from settings import DATA, SETTLED, config_of, parse, same_settings, settled_bef
 
 from selfcorrect.config import TrainConfig
 from selfcorrect.errors import UserError
-from selfcorrect.models.loading import LanguageModel, load_model
+from selfcorrect.models.language_model import LanguageModel
+from selfcorrect.models.loading import load_model
 from selfcorrect.models.sizing import with_sizes
 from selfcorrect.models.weights import fingerprint
 from selfcorrect.runs.checks import fitted

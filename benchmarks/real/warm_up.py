@@ -31,7 +31,8 @@ from selfcorrect.config import MathConfig, TrainConfig
 from selfcorrect.errors import UserError
 from selfcorrect.learning.supervised import Collection, supervised_step
 from selfcorrect.learning.training import Trainer
-from selfcorrect.models.loading import LanguageModel, load_model
+from selfcorrect.models.language_model import LanguageModel
+from selfcorrect.models.loading import load_model
 from selfcorrect.rollout import play
 from selfcorrect.runs.checkpoint import atomic_folder
 from selfcorrect.runs.checks import fitted

@@ -28,7 +28,8 @@ from selfcorrect.lab.corpus import AttemptMix, draw_attempts
 from selfcorrect.learning.batching import make_batch
 from selfcorrect.learning.policy import learning_rate
 from selfcorrect.learning.training import Trainer
-from selfcorrect.models.loading import LanguageModel, load_model
+from selfcorrect.models.language_model import LanguageModel
+from selfcorrect.models.loading import load_model
 from selfcorrect.samplers.transformers import TransformersSampler
 from selfcorrect.seeds import derive_seed
 from selfcorrect.tasks.countdown import Countdown, split_of

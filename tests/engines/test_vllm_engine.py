@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 
 from selfcorrect.config import ModelConfig, VllmConfig
 from selfcorrect.errors import SamplerFailed
-from selfcorrect.models.loading import LanguageModel, load_model
+from selfcorrect.models.language_model import LanguageModel
+from selfcorrect.models.loading import load_model
 from selfcorrect.samplers.transformers import TransformersSampler
 from selfcorrect.samplers.vllm import AdapterVersion, VllmSampler
 from selfcorrect.samplers.vllm_engine import InProcess

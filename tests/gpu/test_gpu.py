@@ -17,7 +17,8 @@ from selfcorrect.learning.policy import trained_states
 from selfcorrect.learning.vocabulary import Tiles, score
 from selfcorrect.models import packed
 from selfcorrect.models.head import Head, States
-from selfcorrect.models.loading import LanguageModel, load_model, wrap
+from selfcorrect.models.language_model import LanguageModel
+from selfcorrect.models.loading import load_model, wrap
 from selfcorrect.rollout import play
 from selfcorrect.samplers.transformers import TransformersSampler
 from selfcorrect.tasks.countdown import Countdown

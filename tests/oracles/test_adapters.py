@@ -19,7 +19,7 @@ from selfcorrect.learning.objectives import advantages
 from selfcorrect.learning.training import Trainer
 from selfcorrect.models.adapters import OFF, POLICY, Adapters, fresh_config
 from selfcorrect.models.head import HeadForm
-from selfcorrect.models.loading import LanguageModel
+from selfcorrect.models.language_model import LanguageModel
 from tests.oracles.toy import OBJECTIVES, Toy, exact_gradient, make_toy
 
 TOLERANCE, PLANTED = 1e-12, 1e-3

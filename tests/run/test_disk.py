@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 
 from selfcorrect import cli
 from selfcorrect.errors import CheckpointError, ConfigError, ModelError, TrainingInterrupted
-from selfcorrect.models.loading import LanguageModel, load_model
+from selfcorrect.models.language_model import LanguageModel
+from selfcorrect.models.loading import load_model
 from selfcorrect.models.stored import stored_dtype
 from selfcorrect.runs import disk, loop
 from selfcorrect.runs.checkpoint import load_newest, save, saved

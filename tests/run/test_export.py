@@ -17,7 +17,8 @@ from selfcorrect.config import ModelConfig
 from selfcorrect.errors import CheckpointError, ConfigError, ModelError
 from selfcorrect.export import export
 from selfcorrect.models import adapters
-from selfcorrect.models.loading import LanguageModel, load_model
+from selfcorrect.models.language_model import LanguageModel
+from selfcorrect.models.loading import load_model
 from selfcorrect.models.plain import PlainWeights
 from selfcorrect.runs.display import Observer
 from selfcorrect.runs.run import resume

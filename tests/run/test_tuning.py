@@ -20,7 +20,8 @@ from selfcorrect.errors import ConfigError, ModelError, TrainingInterrupted
 from selfcorrect.learning.policy import check_optimizer, make_optimizer, make_reference
 from selfcorrect.models import loading, sizing
 from selfcorrect.models.adapters import need_bitsandbytes
-from selfcorrect.models.loading import LanguageModel, load_model
+from selfcorrect.models.language_model import LanguageModel
+from selfcorrect.models.loading import load_model
 from selfcorrect.models.placement import stream
 from selfcorrect.models.sizing import parameter_count, static_of
 from selfcorrect.runs import checks

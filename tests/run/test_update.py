@@ -24,7 +24,8 @@ from selfcorrect.learning.record import Update
 from selfcorrect.learning.training import Trainer
 from selfcorrect.models import packed as packed_attention
 from selfcorrect.models import sizing
-from selfcorrect.models.loading import LanguageModel, wrap
+from selfcorrect.models.language_model import LanguageModel
+from selfcorrect.models.loading import wrap
 from selfcorrect.models.recompute import layers_of
 from selfcorrect.models.tables import InPlace
 from selfcorrect.rollout import play

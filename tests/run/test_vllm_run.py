@@ -12,7 +12,8 @@ import pytest
 from selfcorrect import api
 from selfcorrect.config import ModelConfig, VllmConfig
 from selfcorrect.errors import SamplerFailed
-from selfcorrect.models.loading import LanguageModel, load_model
+from selfcorrect.models.language_model import LanguageModel
+from selfcorrect.models.loading import load_model
 from selfcorrect.samplers import vllm_engine, vllm_server
 from selfcorrect.samplers.sync_folder import SyncFolder
 from selfcorrect.samplers.transformers import TransformersSampler

@@ -12,7 +12,7 @@ import httpx2
 import uvicorn
 from starlette.applications import Starlette
 
-from selfcorrect.models.loading import LanguageModel
+from selfcorrect.models.language_model import LanguageModel
 from selfcorrect.serving.app import Served, make_app
 from selfcorrect.serving.engine import Engine
 from selfcorrect.serving.guards import Key

@@ -16,7 +16,8 @@ import pytest
 import torch
 
 from selfcorrect.config import CountdownConfig, ModelConfig
-from selfcorrect.models.loading import LanguageModel, load_model
+from selfcorrect.models.language_model import LanguageModel
+from selfcorrect.models.loading import load_model
 from selfcorrect.rollout import play
 from selfcorrect.samplers.inference import InferenceWeights
 from selfcorrect.samplers.transformers import TransformersSampler

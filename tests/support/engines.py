@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from selfcorrect.models.loading import LanguageModel
+from selfcorrect.models.language_model import LanguageModel
 from selfcorrect.models.plain import PlainWeights
 from selfcorrect.samplers.transformers import generate
 from selfcorrect.samplers.vllm import AdapterVersion, Request, Sampled

@@ -11,7 +11,7 @@ from typing import Any
 
 from safetensors.torch import load_file
 
-from selfcorrect.models.loading import LanguageModel
+from selfcorrect.models.language_model import LanguageModel
 from selfcorrect.samplers.vllm import AdapterVersion, Request
 from tests.support.engines import FakeEngine
 

@@ -5,7 +5,8 @@ from typing import Any
 import torch
 
 from selfcorrect.lab.base import build_tokenizer
-from selfcorrect.models.loading import LanguageModel, wrap
+from selfcorrect.models.language_model import LanguageModel
+from selfcorrect.models.loading import wrap
 
 ARCHITECTURES = ("llama", "qwen2", "gpt2", "gemma3")
 LIMIT = 12  # the tokenizer knows the numbers 0..LIMIT

@@ -9,7 +9,8 @@ import transformers
 from selfcorrect.lab.base import build_tokenizer
 from selfcorrect.learning.vocabulary import Tiles, score
 from selfcorrect.models.head import HeadForm, head_form
-from selfcorrect.models.loading import LanguageModel, wrap
+from selfcorrect.models.language_model import LanguageModel
+from selfcorrect.models.loading import wrap
 
 SIZES: dict[str, Any] = {
     "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2,

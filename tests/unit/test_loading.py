@@ -23,7 +23,8 @@ from selfcorrect.errors import ConfigError, ModelError
 from selfcorrect.export import export
 from selfcorrect.models import files
 from selfcorrect.models import weights as stored
-from selfcorrect.models.loading import LanguageModel, load_model
+from selfcorrect.models.language_model import LanguageModel
+from selfcorrect.models.loading import load_model
 from selfcorrect.models.stored import stored_dtype
 from selfcorrect.runs.checkpoint import check_manifest
 from selfcorrect.runs.disk import save_model, share_model, try_save

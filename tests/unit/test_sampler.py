@@ -21,7 +21,7 @@ from selfcorrect.learning.batching import make_batch
 from selfcorrect.learning.losses import token_loss
 from selfcorrect.learning.policy import trained_states
 from selfcorrect.models.adapters import Adapters, fresh_config
-from selfcorrect.models.loading import LanguageModel
+from selfcorrect.models.language_model import LanguageModel
 from selfcorrect.samplers import prepacked
 from selfcorrect.samplers.base import Far
 from selfcorrect.samplers.draws import draw, uniforms

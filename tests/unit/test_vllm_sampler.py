@@ -20,7 +20,7 @@ from selfcorrect.config import LoraConfig, TrainConfig, VllmConfig
 from selfcorrect.config.recipe import validate
 from selfcorrect.errors import ConfigError, ModelError, SamplerFailed
 from selfcorrect.models.adapters import Adapters, fresh_config
-from selfcorrect.models.loading import LanguageModel
+from selfcorrect.models.language_model import LanguageModel
 from selfcorrect.models.plain import PlainWeights
 from selfcorrect.samplers.sync_folder import SyncFolder
 from selfcorrect.samplers.transformers import TransformersSampler

@@ -11,7 +11,7 @@ from torch import Tensor
 from selfcorrect.learning.batching import Batch
 from selfcorrect.learning.prompts import Prefixed, SharedPrompts, Taken, first_trained, prefixes_of
 from selfcorrect.models.head import States
-from selfcorrect.models.loading import LanguageModel
+from selfcorrect.models.language_model import LanguageModel
 from selfcorrect.models.packed import Packing
 
 

@@ -9,7 +9,7 @@ from selfcorrect.learning.packing import packed_states
 from selfcorrect.learning.prompts import SharedPrompts
 from selfcorrect.models.adapters import OFF, need_bitsandbytes
 from selfcorrect.models.head import States
-from selfcorrect.models.loading import LanguageModel
+from selfcorrect.models.language_model import LanguageModel
 from selfcorrect.models.placement import stream
 from selfcorrect.models.sizing import size_text, static_of
 

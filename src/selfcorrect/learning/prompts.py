@@ -16,7 +16,7 @@ from transformers.cache_utils import Cache
 
 from selfcorrect.learning.batching import Batch
 from selfcorrect.models.head import States
-from selfcorrect.models.loading import LanguageModel
+from selfcorrect.models.language_model import LanguageModel
 
 _MASKED = float(torch.finfo(torch.float32).min) / 2
 

@@ -29,7 +29,7 @@ from selfcorrect.learning.packing import PackedPrompts
 from selfcorrect.learning.policy import learning_rate, make_optimizer, trained_states
 from selfcorrect.learning.prompts import SharedPrompts, first_trained
 from selfcorrect.learning.record import Clock, Progress, StepResult, Update
-from selfcorrect.models.loading import LanguageModel
+from selfcorrect.models.language_model import LanguageModel
 from selfcorrect.models.recompute import recomputed
 from selfcorrect.models.tables import InPlace, begin
 from selfcorrect.parallel.ranks import Alone

@@ -26,7 +26,7 @@ from selfcorrect.errors import first_line
 from selfcorrect.models.windows import shape_of
 
 if TYPE_CHECKING:
-    from selfcorrect.models.loading import LanguageModel
+    from selfcorrect.models.language_model import LanguageModel
 
 _NAME = "selfcorrect_packed"
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from selfcorrect.models.loading import LanguageModel
+from selfcorrect.models.language_model import LanguageModel
 
 
 def stream(lm: LanguageModel) -> None:

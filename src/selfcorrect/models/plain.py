@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from selfcorrect.models.adapters import POLICY, adapted_layers, dequantised, four_bit_layers
-from selfcorrect.models.loading import LanguageModel
+from selfcorrect.models.language_model import LanguageModel
 
 
 class PlainWeights:

@@ -16,7 +16,7 @@ from torch import Tensor
 from selfcorrect.config import OptimizerConfig, TrainConfig
 from selfcorrect.errors import ConfigError
 from selfcorrect.models import products
-from selfcorrect.models.loading import LanguageModel
+from selfcorrect.models.language_model import LanguageModel
 from selfcorrect.models.packed import hindrance
 from selfcorrect.models.placement import stack_of
 from selfcorrect.models.recompute import layers_of

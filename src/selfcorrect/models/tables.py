@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from selfcorrect.models.loading import LanguageModel
+from selfcorrect.models.language_model import LanguageModel
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from selfcorrect.config import ModelConfig
 from selfcorrect.errors import CheckpointError, one_line
 from selfcorrect.models.adapters import FROZEN, POLICY, WEIGHTS
-from selfcorrect.models.loading import LanguageModel, load_model
+from selfcorrect.models.language_model import LanguageModel
+from selfcorrect.models.loading import load_model
 from selfcorrect.models.sharded import fill, is_sharded, whole
 
 _SAMPLED = 64  # values of a tensor that a digest reads

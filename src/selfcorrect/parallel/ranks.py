@@ -19,7 +19,8 @@ from torch import Tensor
 from selfcorrect.config import TrainConfig
 from selfcorrect.errors import CheckpointError, ConfigError, NumericalError, UserError
 from selfcorrect.evaluation.kept import Kept
-from selfcorrect.models.loading import LanguageModel, load_model
+from selfcorrect.models.language_model import LanguageModel
+from selfcorrect.models.loading import load_model
 from selfcorrect.models.weights import fingerprint
 from selfcorrect.parallel.gradients import sum_gradients
 from selfcorrect.parallel.launch import kind_of

@@ -23,7 +23,8 @@ from selfcorrect.config import TrainConfig
 from selfcorrect.config.parallel import not_in_shards
 from selfcorrect.errors import ConfigError
 from selfcorrect.models.head import HeadForm
-from selfcorrect.models.loading import LanguageModel, load_model
+from selfcorrect.models.language_model import LanguageModel
+from selfcorrect.models.loading import load_model
 from selfcorrect.models.masters import Masters
 from selfcorrect.models.placement import stack_of
 from selfcorrect.models.sharded import fill, from_first, whole
@@ -249,7 +250,7 @@ def sharded_copy(
 def shard(model: Any, mesh: DeviceMesh, *, masters: bool = False) -> None:
     """In place. Gradients are summed, not averaged: the loss has the whole step's denominator.
 
-    Forward passes begin at the decoder (models/loading.py), so that is where the outermost unit is gathered.
+    Forward passes begin at the decoder (models/language_model.py), so that is where the outermost unit is gathered.
     """
     small = {p.dtype for p in model.parameters() if p.requires_grad and p.dtype.itemsize < torch.float32.itemsize}
     policy = MixedPrecisionPolicy()

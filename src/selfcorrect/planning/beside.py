@@ -17,7 +17,7 @@ import torch
 from selfcorrect.config import TrainConfig
 from selfcorrect.errors import one_line
 from selfcorrect.models.freed import give_back
-from selfcorrect.models.loading import LanguageModel
+from selfcorrect.models.language_model import LanguageModel
 from selfcorrect.parallel.launch import is_first, kind_of, launched
 from selfcorrect.planning.hardware import CONTEXT_BYTES, CPU, Card
 from selfcorrect.planning.page import row

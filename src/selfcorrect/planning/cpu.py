@@ -19,7 +19,7 @@ from selfcorrect.config import TrainConfig
 from selfcorrect.errors import ModelError
 from selfcorrect.models import products
 from selfcorrect.models.freed import keep_freed_memory
-from selfcorrect.models.loading import LanguageModel
+from selfcorrect.models.language_model import LanguageModel
 from selfcorrect.models.tables import begin
 from selfcorrect.models.windows import layer_windows
 from selfcorrect.planning.hardware import GLOO_BYTES, GLOO_SUM_BYTES

@@ -29,7 +29,7 @@ from selfcorrect.learning.prompts import Prefixed, SharedPrompts
 from selfcorrect.learning.vocabulary import Tiles, score
 from selfcorrect.models import packed
 from selfcorrect.models.head import HeadForm, States
-from selfcorrect.models.loading import LanguageModel
+from selfcorrect.models.language_model import LanguageModel
 from selfcorrect.models.packed import Packing
 from selfcorrect.models.recompute import recomputed
 from selfcorrect.models.tables import InPlace, begin

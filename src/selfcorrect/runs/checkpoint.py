@@ -25,7 +25,7 @@ from torch import Tensor
 
 from selfcorrect.errors import CheckpointError, number_of
 from selfcorrect.learning.record import Progress
-from selfcorrect.models.loading import LanguageModel
+from selfcorrect.models.language_model import LanguageModel
 from selfcorrect.models.sharded import laid_out
 from selfcorrect.models.weights import weights
 from selfcorrect.parallel import shards

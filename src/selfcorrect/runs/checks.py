@@ -9,7 +9,8 @@ from selfcorrect.errors import ConfigError
 from selfcorrect.evaluation.evaluate import evaluated_problems, load_external
 from selfcorrect.learning.policy import check_optimizer
 from selfcorrect.models.chat import Chat
-from selfcorrect.models.loading import LanguageModel, load_model
+from selfcorrect.models.language_model import LanguageModel
+from selfcorrect.models.loading import load_model
 from selfcorrect.models.sizing import memory_of, parameter_count, size_text, sized, static_of
 from selfcorrect.models.stored import stored_dtype
 from selfcorrect.runs.disk import check_room, need_of, try_save, used

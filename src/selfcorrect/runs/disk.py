@@ -12,7 +12,7 @@ import torch
 from selfcorrect.config import TrainConfig
 from selfcorrect.config.paths import is_evaluation
 from selfcorrect.errors import CheckpointError, ConfigError, ModelError, one_line
-from selfcorrect.models.loading import LanguageModel
+from selfcorrect.models.language_model import LanguageModel
 from selfcorrect.models.sizing import size_text
 from selfcorrect.models.weights import weights
 from selfcorrect.runs.checkpoint import PARTIAL, atomic_folder, sweep, write_manifest

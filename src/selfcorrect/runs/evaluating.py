@@ -20,7 +20,8 @@ from selfcorrect.evaluation.evaluate import Evaluation, Evaluator, digest, evalu
 from selfcorrect.evaluation.kept import Kept, begun_with
 from selfcorrect.evaluation.metrics import Summary
 from selfcorrect.models.chat import Chat
-from selfcorrect.models.loading import LanguageModel, load_model, use_threads
+from selfcorrect.models.language_model import LanguageModel
+from selfcorrect.models.loading import load_model, use_threads
 from selfcorrect.models.sizing import parameter_count
 from selfcorrect.models.weights import fingerprint
 from selfcorrect.runs.asked import file_digest

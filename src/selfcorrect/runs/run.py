@@ -20,7 +20,8 @@ from selfcorrect.errors import CheckpointError, ConfigError, MemoryExhausted, Ra
 from selfcorrect.evaluation.kept import differences
 from selfcorrect.learning.policy import check_optimizer, make_reference
 from selfcorrect.learning.training import Trainer
-from selfcorrect.models.loading import LanguageModel, use_threads
+from selfcorrect.models.language_model import LanguageModel
+from selfcorrect.models.loading import use_threads
 from selfcorrect.models.sizing import is_out_of_memory, sizes_of, with_sizes
 from selfcorrect.models.stored import stored_dtype
 from selfcorrect.models.weights import fingerprint

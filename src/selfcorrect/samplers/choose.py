@@ -6,7 +6,7 @@ import torch
 
 from selfcorrect.config import TrainConfig
 from selfcorrect.errors import ConfigError
-from selfcorrect.models.loading import LanguageModel
+from selfcorrect.models.language_model import LanguageModel
 from selfcorrect.samplers.base import Sampler
 from selfcorrect.samplers.transformers import TransformersSampler
 

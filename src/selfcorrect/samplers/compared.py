@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 
 from selfcorrect.errors import SamplerFailed
-from selfcorrect.models.loading import LanguageModel
+from selfcorrect.models.language_model import LanguageModel
 
 # Of the mean difference of a token's log-probability, in nats. Sums in another order differ by some roundings: about
 # 1e-6 in float32 here. Half precisions round the hidden states of every layer.

@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 import torch
 from torch import Tensor, nn
 
-from selfcorrect.models.loading import LanguageModel
+from selfcorrect.models.language_model import LanguageModel
 from selfcorrect.models.weights import cast_weights
 from selfcorrect.samplers.attention import grouped_attention
 from selfcorrect.samplers.prepacked import prepacked

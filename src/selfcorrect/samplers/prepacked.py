@@ -18,7 +18,7 @@ from torch.nn.functional import linear
 
 from selfcorrect.models import products
 from selfcorrect.models.adapters import OFF
-from selfcorrect.models.loading import LanguageModel
+from selfcorrect.models.language_model import LanguageModel
 from selfcorrect.models.sizing import free_memory_of_machine
 
 LEAST = 1 << 20  # numbers of a weight: smaller ones gained nothing when measured, where MKL is fast (docs/log.md)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 
-from selfcorrect.models.loading import LanguageModel
+from selfcorrect.models.language_model import LanguageModel
 
 Tables = list[Tensor]  # keys and values of layer 0, keys and values of layer 1, ...; each [R, H, S, D]
 

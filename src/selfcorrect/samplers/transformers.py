@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from selfcorrect.errors import ModelError, SamplerFailed
-from selfcorrect.models.loading import LanguageModel
+from selfcorrect.models.language_model import LanguageModel
 from selfcorrect.models.windows import layer_windows
 from selfcorrect.samplers.base import Far, note
 from selfcorrect.samplers.draws import draw, uniforms

@@ -20,7 +20,7 @@ import torch
 
 from selfcorrect.config import VllmConfig
 from selfcorrect.errors import EngineFailed, SamplerFailed, UserError, number_of
-from selfcorrect.models.loading import LanguageModel
+from selfcorrect.models.language_model import LanguageModel
 from selfcorrect.models.plain import PlainWeights
 from selfcorrect.samplers.base import note
 from selfcorrect.samplers.compared import PROBED, TEMPERATURE, Comparison, Probed, policy_logprobs, probes

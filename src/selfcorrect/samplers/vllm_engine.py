@@ -12,7 +12,7 @@ import torch
 
 from selfcorrect.config import VllmConfig
 from selfcorrect.errors import ConfigError, ModelError, SamplerFailed, first_line
-from selfcorrect.models.loading import LanguageModel
+from selfcorrect.models.language_model import LanguageModel
 from selfcorrect.models.plain import PlainWeights
 from selfcorrect.samplers.vllm import AdapterVersion, Request, Sampled
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from selfcorrect.errors import ModelError
-from selfcorrect.models.loading import LanguageModel
+from selfcorrect.models.language_model import LanguageModel
 from selfcorrect.samplers.draws import draw, precision
 from selfcorrect.samplers.slots import SlotCache
 

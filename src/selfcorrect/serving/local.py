@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 import torch
 
 from selfcorrect.errors import ModelError, first_line
-from selfcorrect.models.loading import LanguageModel
+from selfcorrect.models.language_model import LanguageModel
 from selfcorrect.models.sizing import is_out_of_memory
 from selfcorrect.samplers.inference import InferenceWeights
 from selfcorrect.seeds import derive_seed

@@ -15,7 +15,7 @@ from selfcorrect.serving.words import GENERAL, Words, literal, recipe_of_card, w
 from selfcorrect.tasks import Task, make_task
 
 if TYPE_CHECKING:
-    from selfcorrect.models.loading import LanguageModel
+    from selfcorrect.models.language_model import LanguageModel
 
 _RUN = "its run's recipe"
 LIMIT = 1024  # tokens of an attempt where no recipe names a number

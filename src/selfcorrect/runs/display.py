@@ -63,19 +63,23 @@ class PlainObserver(Observer):
     """One line every few steps; for logs and pipes."""
 
     def __init__(self, console: Console | None = None, seconds_between: float = 10.0) -> None:
-        self.console = console or Console(highlight=False, soft_wrap=True, markup=False)
+        self.console = console or Console(highlight=False, soft_wrap=True)
         self._between = seconds_between
         self._last = 0.0
         self._pace = _Pace()
         self._work = Work("", 0)
 
+    def _print(self, text: str, style: str | None = None) -> None:
+        """As it is: the words of a user's grader, or brackets in a path, are no markup on any console."""
+        self.console.print(text, style=style, markup=False)
+
     def message(self, text: str) -> None:
-        self.console.print(text, style="yellow")
+        self._print(text, style="yellow")
 
     def stage_started(self, name: str, steps: int, done: int) -> None:
         self._pace = _Pace(steps, done)
         self._last = 0.0
-        self.console.print(f"stage {name}: {steps} steps" + (f", {done} done" if done else ""))
+        self._print(f"stage {name}: {steps} steps" + (f", {done} done" if done else ""))
 
     def step_done(self, result: StepResult) -> None:
         self._pace.step(result.stage_step)
@@ -83,21 +87,21 @@ class PlainObserver(Observer):
             self.message(f"step {result.step} skipped: {result.skip_reason}")
         if time.monotonic() - self._last >= self._between or result.stage_step == self._pace.steps:
             self._last = time.monotonic()
-            self.console.print(step_line(result, self._pace))
+            self._print(step_line(result, self._pace))
 
     def evaluating(self, name: str) -> None:
-        self.console.print(f"evaluating {name} ...")
+        self._print(f"evaluating {name} ...")
 
     def evaluated(self, evaluation: Evaluation) -> None:
-        self.console.print(evaluation_line(evaluation))  # the words of a user's grader may stand in it
+        self._print(evaluation_line(evaluation))
 
     def work(self, title: str, done: int, total: int, now: str = "", share: float = 0.0) -> None:
         self._work = self._work.reach(title, done, total, now, share)
         if self._work.due(self._between):
-            self.console.print(self._work.line())
+            self._print(self._work.line())
 
     def finished(self, path: Path) -> None:
-        self.console.print(f"done: {path}")
+        self._print(f"done: {path}")
 
 
 class LiveObserver(PlainObserver):

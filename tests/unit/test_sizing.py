@@ -71,6 +71,8 @@ def test_sizes_follow_from_the_shape(shape: str, tokens: int, expected: tuple[in
 def test_a_micro_batch_is_larger_where_mkl_multiplies(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(products, "faster", lambda: False)
     assert [settle(shape, 300)[0].optimizer.rows for shape in ("135M", "1.5B")] == [4, 2]
+    # up to eight rows, and beyond those only what keeps 1 GiB
+    assert [settle("lab", tokens)[0].optimizer.rows for tokens in (300, 1000, 3000)] == [32, 8, 8]
 
 
 def test_gradient_checkpointing_by_memory() -> None:

@@ -24,7 +24,8 @@ from selfcorrect.models.weights import cast_weights
 from selfcorrect.models.windows import shape_of
 
 _CPU_BUDGET = 4 << 30  # bytes for each of the two: a micro-batch's activations, the cache of the rows being sampled
-_ONEDNN_MICRO_BATCH = 1 << 30  # of a micro-batch's, where more rows made nothing faster (docs/log.md); by MKL they do
+_CPU_MICRO_BATCH = 1 << 30  # of a micro-batch's: more rows made nothing faster there (docs/log.md), but for
+_CPU_ROWS = 8  # so many, which MKL is faster with than with one
 _MOST_TRAINED, _MOST_SAMPLED = 128, 512  # beyond these nothing gets faster
 WIDE = 256  # hidden numbers of a token: from there on a CPU, too, gains by leaving the padding out (docs/log.md)
 _DRAW_BYTES = 14  # of a row being sampled, for each word: the logit twice, its log-probability and its share
@@ -65,9 +66,12 @@ def sized(
     optimizer = optimizer.model_copy(update={"gradient_checkpointing": again, "padding_free": packed})
     notes += note + told
     if optimizer.micro_batch == "auto":
-        by_onednn = here and lm.device.type == "cpu" and lm.compute_dtype == torch.float32 and products.faster()
-        room = min(budget, _ONEDNN_MICRO_BATCH) if by_onednn else budget
-        rows = _power_of_two(room / (tokens * _activation_bytes(lm, tokens, again, packed)), _MOST_TRAINED)
+        row = tokens * _activation_bytes(lm, tokens, again, packed)
+        rows = _power_of_two(budget / row, _MOST_TRAINED)
+        if here and lm.device.type == "cpu":
+            by_onednn = lm.compute_dtype == torch.float32 and products.faster()
+            enough = _power_of_two(_CPU_MICRO_BATCH / row, _MOST_TRAINED)
+            rows = min(rows, enough if by_onednn else max(enough, _CPU_ROWS))
         optimizer = optimizer.model_copy(update={"micro_batch": rows})
         notes.append(f"optimizer.micro_batch: auto is {rows} for this model and rollouts of up to {tokens} tokens")
     return config.model_copy(update={"rollouts": rollouts, "optimizer": optimizer}), notes

@@ -336,7 +336,7 @@ def test_a_short_training_on_worked_examples(
     script("benchmarks/real/words.py").main([str(data), "--train", "16", "--test", "8"])
     warm_up, shown = script("benchmarks/real/warm_up.py"), list[Rollout]()
     worked = warm_up.worked
-    tiny = ["--steps", "30", "--batch", "8", "--rate", "0.01", "--precision", "float32"]
+    tiny = ["--steps", "12", "--batch", "8", "--rate", "0.02", "--precision", "float32"]
     call = ["--model", str(model), "--data", str(data), "--output", str(tmp_path / "out"), *tiny]
 
     def noted(*given: Any) -> Rollout:
@@ -408,7 +408,7 @@ def test_countdown_in_conversations(
         assert asked[: len(one.completion.token_ids)] == one.completion.token_ids
         assert lm.tokenizer.decode(asked).count(task.correction_prompt(each.problem)) == 1
     assert len(said) == 4
-    tiny = ["--steps", "30", "--batch", "8", "--rate", "0.01", "--precision", "float32"]
+    tiny = ["--steps", "12", "--batch", "8", "--rate", "0.02", "--precision", "float32"]
     call = ["--model", str(model), "--output", str(tmp_path / "base"), *tiny]
     assert warm_up.main(call) == 0
     losses = json.loads((tmp_path / "base/warm_up.json").read_text())["losses"]

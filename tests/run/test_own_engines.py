@@ -53,9 +53,9 @@ def sampled(output: Path, model: Path, name: str, parallel: str = "auto", tuning
 @pytest.mark.parametrize(
     ("parallel", "tuning", "changes"),
     [
-        ("fsdp2", "full", {}), ("ddp", "lora", {}),
+        ("fsdp2", "full", {}),
         *(pytest.param(*each, marks=pytest.mark.nightly) for each in [
-            ("ddp", "full", {}), ("fsdp2", "lora", {}), ("ddp", "lora", {"adapter": "merged"}),
+            ("ddp", "full", {}), ("ddp", "lora", {}), ("fsdp2", "lora", {}), ("ddp", "lora", {"adapter": "merged"}),
             ("fsdp2", "lora", {"adapter": "merged"}), ("ddp", "qlora", {"adapter": "merged"}), ("ddp", "qlora", {}), ("fsdp2", "qlora", {}),
         ]),
     ],

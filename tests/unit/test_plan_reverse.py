@@ -48,6 +48,7 @@ def test_the_largest_micro_batch_fits_and_the_next_does_not() -> None:
     assert not planned(short, f"optimizer.micro_batch={found + max(1, found // 16)}").fits
 
 
+@pytest.mark.nightly
 def test_the_longest_attempt_fits_and_the_next_does_not() -> None:
     units = longest_attempt(planned(*SHORT)) // 64
     assert units > 4

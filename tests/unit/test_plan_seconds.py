@@ -77,7 +77,7 @@ def test_models_that_were_timed_are_let_go_of(monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(cpu, "_of_layers", noted)
     cpu._timings.cache_clear()
-    make_plan(recipe(rollouts={"problems_per_step": 3}), Devices(None))
+    make_plan(recipe(rollouts={"problems_per_step": 1, "rollouts_per_problem": 2, "max_new_tokens": 16}), Devices(None))
     assert [layers for layers, _ in timed] == [1, 5]  # all that the lab's model has
     assert not any(model() for _, model in timed)
 

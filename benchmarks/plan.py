@@ -90,7 +90,7 @@ def main(arguments: list[str] | None = None) -> None:
     if options.keep and options.output.exists():
         before = json.loads(options.output.read_text(encoding="utf-8"))
         if before["machine"] != on:
-            parser.error(f"--keep: {options.output} is of another machine")
+            parser.error(f"--keep: {options.output} is of another machine, or of before its vectors were told")
         found = before["cases"]
     with tempfile.TemporaryDirectory() as scratch:
         for name in names:

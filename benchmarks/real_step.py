@@ -46,7 +46,9 @@ def main(arguments: list[str] | None = None) -> None:
     if options.keep and options.output.exists():
         before = json.loads(options.output.read_text(encoding="utf-8"))
         if before["machine"] != on:
-            sys.exit(f"--keep: {options.output} is of another machine; name another file with --output")
+            sys.exit(
+                f"--keep: {options.output} is of another machine, or of before its vectors were told; name another file"
+            )
         found = {tuning: {"command": before["command"], **each} for tuning, each in before["tunings"].items()}
     command = command_of(__file__, arguments)
     with tempfile.TemporaryDirectory() as scratch:

@@ -228,8 +228,8 @@ def not_finite(rank: int) -> None:
     if rank == 1:
         loss = TRAINING.token_loss
 
-        def breaks(*args: Any) -> Any:
-            result = loss(*args)
+        def breaks(*args: Any, **named: Any) -> Any:
+            result = loss(*args, **named)
             if (Path.cwd() / "step-2").exists():
                 return replace(result, loss_B=result.loss_B * math.nan)
             return result

@@ -22,6 +22,7 @@ from selfcorrect.errors import ConfigError, ModelError, SamplerFailed
 from selfcorrect.models.adapters import Adapters, fresh_config
 from selfcorrect.models.language_model import LanguageModel
 from selfcorrect.models.plain import PlainWeights
+from selfcorrect.samplers.compared import Comparison, Probed
 from selfcorrect.samplers.sync_folder import SyncFolder
 from selfcorrect.samplers.transformers import TransformersSampler
 from selfcorrect.samplers.vllm import Sampled, VllmSampler
@@ -146,6 +147,15 @@ def test_a_missed_sync_that_rounding_would_hide_stops_the_run(
                 own.sample(prompts(lm), GREEDY)
             return
         own.sample(prompts(lm), GREEDY)
+
+
+def test_other_kernels_of_the_policy_are_no_missed_sync() -> None:
+    comparison = Comparison(torch.bfloat16, torch.bfloat16, "weights")
+    probed = [Probed((1,), (2,), (-1.0,))]
+    for sync, own in enumerate([-1.0, -1.01, -1.02]):
+        comparison.judge(probed, [[own]], 5.0, sync)  # nothing was learned
+    with pytest.raises(SamplerFailed, match="as it did before, to the last bit"):
+        comparison.judge(probed, [[-1.01]], 5.1, 3)
 
 
 @pytest.mark.parametrize(

@@ -193,9 +193,10 @@ def search_jobs(config: CompareConfig) -> tuple[list[Job], list[Trial]]:
     search, folder = config.search, folder_of(config) / "search"
     if search is None:
         return [], []
-    judged = EvaluationConfig(problems=search.problems, split="train")
     tried: list[tuple[str, Choice, Job]] = []
     for method, recipe in recipes(config, seed=search.seed, output=str(folder)).items():
+        between = recipe.evaluation.problems_between
+        judged = EvaluationConfig(problems=search.problems, split="train", problems_between=between)
         for number, choice in enumerate(choices(search, recipe), 1):
             name = f"{method}-{number}"
             made = _shortened(_chosen(recipe, choice), search.share)

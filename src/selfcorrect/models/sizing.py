@@ -25,7 +25,7 @@ from selfcorrect.models.windows import shape_of
 
 _CPU_BUDGET = 4 << 30  # bytes for each of the two: a micro-batch's activations, the cache of the rows being sampled
 _CPU_MICRO_BATCH = 1 << 30  # of a micro-batch's: more rows made nothing faster there (docs/log.md), but for
-_CPU_ROWS = 8  # so many, which MKL is faster with than with one
+_CPU_ROWS = 8  # so many, which MKL is faster with than with one in float32
 _MOST_TRAINED, _MOST_SAMPLED = 128, 512  # beyond these nothing gets faster
 WIDE = 256  # hidden numbers of a token: from there on a CPU, too, gains by leaving the padding out (docs/log.md)
 _DRAW_BYTES = 14  # of a row being sampled, for each word: the logit twice, its log-probability and its share

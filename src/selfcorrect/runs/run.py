@@ -161,7 +161,7 @@ def _run(config: TrainConfig, path: Path, observer: Observer, used: TrainConfig 
         try:
             with stop.told_apart():
                 _prepare_and_train(config, path, observer, used, stop, ranks)
-        except RuntimeError as error:
+        except (RuntimeError, MemoryError) as error:
             if lost := ranks.loss(error):
                 saved = f"{_last_saved(path)}. To go on, {_how_to_go_on(path)}"
                 raise RankLost(f"{lost}; {saved} (by the same launcher)") from error

@@ -6,7 +6,7 @@ with the same numbers, to the last bit, while the policy's own move.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -37,10 +37,14 @@ class Comparison:
     def __init__(self, dtype: torch.dtype, policy_dtype: torch.dtype, sent: str) -> None:
         self._dtype, self._sent = dtype, sent
         self._allowed = max(ALLOWED[dtype], ALLOWED[policy_dtype])
-        self._moved: tuple[list[Probed], list[list[float]]] = ([], [])  # when the engine last gave other numbers
+        self._moved: tuple[list[Probed], list[list[float]], float] = ([], [], 0.0)  # when the engine last gave others
 
-    def judge(self, probed: Sequence[Probed], own: Sequence[Sequence[float]], sync: int) -> None:
-        """Raises SamplerFailed where the engine's log-probabilities are not the policy's `own`, or stand still."""
+    def judge(self, probed: Sequence[Probed], own: Sequence[Sequence[float]], weights: float, sync: int) -> None:
+        """Raises SamplerFailed where the engine's log-probabilities are not the policy's `own`, or stand still.
+
+        weights: `total` of those that were sent. Where it is what it was, nothing was learned: a policy that then gives
+        other numbers has chosen other kernels.
+        """
         gap = _mean_gap([found.logprobs for found in probed], own)
         if not gap <= self._allowed:
             raise SamplerFailed(
@@ -50,12 +54,12 @@ class Comparison:
                 "differently (server: --logprobs-mode processed_logprobs, the same model and dtype): start it anew, "
                 "or set sampler: transformers"
             )
-        before, then = self._moved
+        before, then, sent = self._moved
         if before != list(probed):
-            self._moved = (list(probed), [list(row) for row in own])
+            self._moved = (list(probed), [list(row) for row in own], weights)
             return
         moved = _mean_gap(then, own)
-        if moved > STILL:
+        if moved > STILL and weights != sent:
             raise SamplerFailed(
                 f"sampler: vllm answers after sync {sync} as it did before, to the last bit, while the policy's "
                 f"log-probabilities of the same tokens moved by {moved:.2g} nats a token: it did not take the "
@@ -87,6 +91,13 @@ def policy_logprobs(lm: LanguageModel, probed: Sequence[Probed]) -> list[list[fl
         logprobs_LV = (lm.logits(table_1T, select_1T) / TEMPERATURE).log_softmax(-1)
         found.append(logprobs_LV.gather(1, table_1T[0, len(prompt) :, None])[:, 0].tolist())
     return found
+
+
+@torch.no_grad()
+def total(model: Any) -> float:
+    """The sum of all weights: another one after any update that changes a weight."""
+    weights = (weight for weight in model.parameters() if weight.is_floating_point())
+    return sum(float(weight.sum(dtype=torch.float64)) for weight in weights)
 
 
 def _mean_gap(one: Sequence[Sequence[float]], other: Sequence[Sequence[float]]) -> float:

@@ -23,7 +23,7 @@ from selfcorrect.errors import EngineFailed, SamplerFailed, UserError, number_of
 from selfcorrect.models.language_model import LanguageModel
 from selfcorrect.models.plain import PlainWeights
 from selfcorrect.samplers.base import note
-from selfcorrect.samplers.compared import PROBED, TEMPERATURE, Comparison, Probed, policy_logprobs, probes
+from selfcorrect.samplers.compared import PROBED, TEMPERATURE, Comparison, Probed, policy_logprobs, probes, total
 from selfcorrect.samplers.sync_folder import SyncFolder
 from selfcorrect.seeds import derive_seed
 from selfcorrect.types import Completion, SamplingParams
@@ -319,7 +319,7 @@ class VllmSampler:
 
     def judge(self, probed: Sequence[Probed], own: Sequence[Sequence[float]]) -> None:
         """Raises SamplerFailed where the engine's log-probabilities are not the policy's `own`, or stand still."""
-        self._comparison.judge(probed, own, self._syncs)
+        self._comparison.judge(probed, own, total(self._lm.model), self._syncs)
         self._compared = True
 
 

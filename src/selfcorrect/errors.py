@@ -12,6 +12,12 @@ def one_line(error: BaseException, most: int = 200) -> str:
     return text if len(text) <= most else f"{text[:most]} ..."
 
 
+def first_line(error: Exception) -> str:
+    """With the next one, where the first only leads up to it."""
+    first, *rest = str(error).strip().splitlines() or [type(error).__name__]
+    return f"{first} {rest[0].strip()}" if rest and first.endswith(":") else first
+
+
 def number_of(error: BaseException) -> int | None:
     """The system's number of an error of its own, which safetensors tells as text; None of others."""
     told = re.search(r"\(os error (\d+)\)", str(error))
@@ -76,9 +82,3 @@ class TrainingInterrupted(UserError, KeyboardInterrupt):  # noqa: N818 - named l
     def __init__(self, message: str, status: int = 130) -> None:
         super().__init__(message)
         self.status = status
-
-
-def first_line(error: Exception) -> str:
-    """With the next one, where the first only leads up to it."""
-    first, *rest = str(error).strip().splitlines() or [type(error).__name__]
-    return f"{first} {rest[0].strip()}" if rest and first.endswith(":") else first

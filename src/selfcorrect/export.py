@@ -138,8 +138,7 @@ def _push(folder: Path, name: str) -> None:
         api.create_repo(repo_id=name, private=True, exist_ok=True)
         api.upload_folder(repo_id=name, folder_path=folder, commit_message="Export from selfcorrect")
     except Exception as error:  # of the hub and the HTTP library under it, of many kinds
-        why = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ConfigError(
-            f"--push {name}: the hub did not take it ({why}); {folder} is written. Log in with `hf auth login`, then "
-            f"`hf upload {name} {folder}`"
+            f"--push {name}: the hub did not take it ({first_line(error)}); {folder} is written. Log in with "
+            f"`hf auth login`, then `hf upload {name} {folder}`"
         ) from error

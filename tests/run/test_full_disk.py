@@ -1,4 +1,4 @@
-"""A disk that runs full: one clear line, the last checkpoint whole, and the run goes on once there is space."""
+"""A disk that runs full, or memory: one clear line, the last checkpoint whole, and the run goes on once there is space."""
 
 import errno
 import os
@@ -12,8 +12,9 @@ import pytest
 import yaml
 
 from selfcorrect import cli
-from selfcorrect.errors import CheckpointError
+from selfcorrect.errors import CheckpointError, MemoryExhausted
 from selfcorrect.learning.record import StepResult
+from selfcorrect.learning.training import Trainer
 from selfcorrect.runs import checkpoint
 from selfcorrect.runs.checkpoint import load_newest
 from selfcorrect.runs.display import Observer
@@ -140,3 +141,18 @@ def test_the_command_line_tells_it_in_one_line(
     assert re.match(r"^error: " + expected(tmp_path / "run", "checkpoint step-000002 is whole")[1:], line)
     resume(tmp_path / "run", Observer())
     check_same(tmp_path / "run", whole.state)
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("[enforce fail] DefaultCPUAllocator: no room")])
+def test_memory_that_gives_out_ends_the_run_in_a_line(
+    error: Exception, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of torch's allocator, or of Python's own."""
+
+    def full(trainer: Trainer) -> None:
+        raise error
+
+    monkeypatch.setattr(Trainer, "train_step", full)
+    told = rf"^the memory does not suffice \({re.escape(str(error) or 'MemoryError')}\); .*lower optimizer\.micro_batch"
+    with pytest.raises(MemoryExhausted, match=told):
+        go(recipe(tmp_path, model))

@@ -12,7 +12,7 @@ from typing import Any
 
 from selfcorrect.bridges.logs import OWN
 from selfcorrect.bridges.protocol import Protocol, configured, is_setting, missing
-from selfcorrect.errors import ConfigError, ModelError
+from selfcorrect.errors import ConfigError, ModelError, one_line
 from selfcorrect.models.messages import plain_text
 from selfcorrect.types import Completion
 
@@ -183,8 +183,9 @@ class TwoAttempts(Task):
         try:
             return self._template(turns)
         except Exception as error:
-            why = (str(error).strip().splitlines() or [""])[0][:200]
-            raise ModelError(f"{self.config.task}: the model's chat template cannot be used: {why}") from error
+            raise ModelError(
+                f"{self.config.task}: the model's chat template cannot be used: {one_line(error)}"
+            ) from error
 
     def _request(self, doc: dict[str, Any], context: Any, metadata: Any) -> Any:
         # A model may change what it is given to generate by.

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from selfcorrect.bridges.protocol import missing
-from selfcorrect.errors import DataError
+from selfcorrect.errors import DataError, one_line
 from selfcorrect.evaluation.recorded import Recorded, recorded_of
 from selfcorrect.tasks.files import Row, kind_of, read_rows
 
@@ -108,8 +108,7 @@ def _inspect(file: Path) -> Log:
     try:
         log = read_eval_log(str(file), resolve_attachments=True)
     except Exception as error:  # noqa: BLE001 - of a damaged log inspect, zipfile and pydantic each raise kinds of their own
-        why = (str(error).strip().splitlines() or [""])[0][:200]
-        raise DataError(f"{file}: not a log that inspect can read: {type(error).__name__}: {why}") from None
+        raise DataError(f"{file}: not a log that inspect can read: {type(error).__name__}: {one_line(error)}") from None
     left, found = Counter[str](), list[Row]()
     names: dict[str, list[str]] = {}
     for sample in log.samples or []:

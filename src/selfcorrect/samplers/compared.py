@@ -96,8 +96,8 @@ def policy_logprobs(lm: LanguageModel, probed: Sequence[Probed]) -> list[list[fl
 @torch.no_grad()
 def total(model: Any) -> float:
     """The sum of all weights: another one after any update that changes a weight."""
-    weights = (weight for weight in model.parameters() if weight.is_floating_point())
-    return sum(float(weight.sum(dtype=torch.float64)) for weight in weights)
+    sums = [weight.sum(dtype=torch.float64) for weight in model.parameters() if weight.is_floating_point()]
+    return float(torch.stack(sums).sum())  # a device is waited for once
 
 
 def _mean_gap(one: Sequence[Sequence[float]], other: Sequence[Sequence[float]]) -> float:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from selfcorrect.config import HubConfig
-from selfcorrect.errors import DataError
+from selfcorrect.errors import DataError, one_line
 from selfcorrect.tasks.files import Row, find_files, read_rows
 
 
@@ -52,9 +52,8 @@ def _rows(hub: HubConfig, name: str | None, split: str) -> list[Row]:
         loaded: Any = datasets.load_dataset(hub.path, name, split=split, revision=hub.revision)
     except Exception as error:  # noqa: BLE001 - the library, the network and the hub each raise kinds of their own
         cause = error.__cause__ or error
-        first = (str(cause).strip().splitlines() or [""])[0]
         raise DataError(
-            f"data set {label}, split {split}: cannot be loaded: {type(cause).__name__}: {first[:200]}; to use "
+            f"data set {label}, split {split}: cannot be loaded: {type(cause).__name__}: {one_line(cause)}; to use "
             "files of your own, set task.data (task.evaluate_data for the set of task.evaluate_on)"
         ) from None
     return [Row(f"{label} {split} row {number}", dict(row)) for number, row in enumerate(loaded, 1)]

@@ -109,7 +109,7 @@ def parts_of(device: torch.device, dry: bool) -> list[tuple[str, float, Part]]:
 
     few, more = (1, 2) if dry else (4, 16)  # rows at once: TRL's logits of a row take 10 GB in float32, with copies
     return [
-        ("card", 30, lambda found: measure_card(found, device, card)),
+        ("card", 30, lambda found: measure_card(found, device, card, dry)),
         (f"step {half.name}", 150, step(half)),
         (f"trl {half.name}, {few} rows", 220, trl(few, 2)),
         *([] if dry else [(f"step {larger.name}", 170, step(larger))]),
@@ -121,11 +121,11 @@ def parts_of(device: torch.device, dry: bool) -> list[tuple[str, float, Part]]:
     ]
 
 
-def measure_card(found: Found, device: torch.device, card: dict[str, float]) -> None:
+def measure_card(found: Found, device: torch.device, card: dict[str, float], dry: bool) -> None:
     """bfloat16 multiplications a second (floating point operations), and bytes a second read and written."""
-    size = 8192 if device.type == "cuda" else 128
+    size, many = (128, 1 << 20) if dry else (8192, 1 << 31)
     a = torch.randn(size, size, device=device, dtype=torch.bfloat16)
-    table = torch.empty((1 << 31) if device.type == "cuda" else 1 << 20, dtype=torch.uint8, device=device)
+    table = torch.empty(many, dtype=torch.uint8, device=device)
     target = torch.empty_like(table)
     card["flops"] = 2 * size**3 / best_of(lambda: a @ a, device)
     card["bandwidth"] = 2 * table.numel() / best_of(lambda: target.copy_(table), device)

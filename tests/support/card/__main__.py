@@ -1,0 +1,46 @@
+"""`python -m tests.support.card MODULE|SCRIPT ARGUMENTS`: runs it in a process that has a stand-in for a card."""
+
+import os
+import runpy
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+HERE = Path(__file__).parent
+
+
+def library() -> Path:
+    """device.cpp, compiled once for this torch."""
+    import torch
+
+    root = Path(torch.__file__).parent
+    made = Path(tempfile.gettempdir()) / f"selfcorrect-card-{torch.__version__}-{(HERE / 'device.cpp').stat().st_mtime_ns}.so"
+    if not made.exists():
+        making = made.with_suffix(f".{os.getpid()}")
+        subprocess.run(
+            ["g++", "-std=c++20", "-shared", "-fPIC", f"-I{root}/include", HERE / "device.cpp", "-o", making,
+             f"-L{root}/lib", "-lc10", "-ltorch_cpu", f"-Wl,-rpath,{root}/lib"],
+            check=True,
+        )  # fmt: skip
+        making.rename(made)
+    return made
+
+
+def main() -> None:
+    if not os.environ.get("LD_PRELOAD"):
+        os.execve(sys.executable, [sys.executable, "-m", "tests.support.card", *sys.argv[1:]], {**os.environ, "LD_PRELOAD": str(library())})
+    del os.environ["LD_PRELOAD"]
+    from tests.support.card.machine import plug_in
+
+    plug_in()
+    sys.argv = sys.argv[1:]
+    if sys.argv[0].endswith(".py"):
+        sys.path.insert(0, str(Path(sys.argv[0]).parent))
+        runpy.run_path(sys.argv[0], run_name="__main__")
+    else:
+        runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,143 @@
+"""What torch.cuda tells of the card, and its graphs."""
+
+import threading
+from collections.abc import Callable
+from contextlib import contextmanager
+from functools import cache
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from tests.support.card.tensors import OnCard, Operations, recording, waits
+
+MEMORY = 24 << 30
+FREE = 20 << 30
+
+
+class Graph:
+    """Operations recorded without being run: what they wrote to is as it was before, what they made is not filled."""
+
+    def __init__(self) -> None:
+        self._steps: list[tuple[Callable[[], Any], list[Tensor], list[Tensor]]] = []
+        self._kept: dict[int, tuple[Tensor, Tensor]] = {}
+        self._made: list[Tensor] = []
+        self._pieces: set[int] = set()
+
+    def before(self, func: Any, inner: list[Any]) -> None:
+        if not any(a.alias_info and a.alias_info.is_write for a in func._schema.arguments):
+            return
+        for tensor in (leaf for leaf in inner if isinstance(leaf, Tensor)):
+            piece = tensor.untyped_storage()
+            if piece.data_ptr() not in self._pieces and piece.data_ptr() not in self._kept:
+                whole = torch.empty(0, dtype=torch.uint8).set_(piece)
+                self._kept[piece.data_ptr()] = (whole, whole.clone())
+
+    def after(self, again: Callable[[], Any], made: Any, inner: list[Any]) -> None:
+        old = {leaf.untyped_storage().data_ptr() for leaf in inner if isinstance(leaf, Tensor)}
+        outputs = [leaf for leaf in tree_leaves(made) if isinstance(leaf, Tensor)]
+        new = [leaf for leaf in outputs if leaf.untyped_storage().data_ptr() not in old]
+        self._pieces |= {leaf.untyped_storage().data_ptr() for leaf in new}
+        self._made += new
+        if new or not outputs or any(leaf is one for leaf in outputs for one in inner):
+            self._steps.append((again, outputs, new))
+
+    def end(self) -> None:
+        for whole, before in self._kept.values():
+            whole.copy_(before)
+        for tensor in self._made:
+            if tensor.is_floating_point():
+                tensor.fill_(float("nan"))
+
+    def replay(self) -> None:
+        for again, outputs, new in self._steps:
+            results = [leaf for leaf in tree_leaves(again()) if isinstance(leaf, Tensor)]
+            for output, result in zip(outputs, results, strict=True):
+                if any(output is one for one in new):
+                    output.copy_(result)
+
+
+@contextmanager
+def graph(recorded: Graph, pool: Any = None) -> Any:
+    recording.append(recorded)
+    try:
+        yield
+    finally:
+        recording.pop()
+        recorded.end()
+
+
+def plug_in() -> None:
+    """From here on this process has a card."""
+    cuda: Any = torch.cuda
+    about = SimpleNamespace(name="NVIDIA GeForce RTX 4090", total_memory=MEMORY, major=9, minor=0, multi_processor_count=8)
+    for name in ("_lazy_init", "set_device", "synchronize", "empty_cache", "reset_peak_memory_stats", "set_stream",
+                 "manual_seed", "manual_seed_all", "init"):  # fmt: skip
+        setattr(cuda, name, _tells(None))
+    told: dict[str, Any] = {
+        "is_available": True, "device_count": 1, "current_device": 0, "get_device_properties": about,
+        "get_device_name": about.name, "get_device_capability": (9, 0), "mem_get_info": (FREE, MEMORY),
+        "memory_allocated": 0, "max_memory_allocated": 0, "memory_reserved": 0, "max_memory_reserved": 0,
+        "is_bf16_supported": True, "current_stream": None, "default_stream": None, "graph_pool_handle": (0, 1), "is_initialized": True,
+    }  # fmt: skip
+    for name, value in told.items():
+        setattr(cuda, name, _tells(value))
+    cuda.CUDAGraph, cuda.graph = Graph, graph
+    cuda.get_rng_state, cuda.set_rng_state = lambda *_: torch.get_rng_state(), lambda state, *_: torch.set_rng_state(state)
+    torch._C._cuda_getCurrentRawStream = _tells(0)  # type: ignore[attr-defined]  # asked for as bitsandbytes is imported
+    torch.__future__.set_swap_module_params_on_conversion(True)
+    torch._C._set_only_lift_cpu_tensors(True)  # torch.tensor(..., device="cuda") moves what it made where it is seen
+    _let_parameters_move()
+    _in_every_thread()
+    Operations().__enter__()
+
+
+def _tells(value: Any) -> Callable[..., Any]:
+    return lambda *_, **__: value
+
+
+def _let_parameters_move() -> None:
+    """`parameter.data = other`, where one of the two is the card's, as a card has it; and memory that is pinned."""
+    tensor: Any = torch.Tensor
+    inherited: Any = torch._C.TensorBase.data
+
+    def put(self: Tensor, value: Tensor) -> None:
+        if isinstance(self, OnCard) != isinstance(value, OnCard):
+            made = torch.nn.Parameter(value, self.requires_grad) if isinstance(self, torch.nn.Parameter) else value
+            torch.utils.swap_tensors(self, made)
+            return
+        inherited.__set__(self, value)
+        if isinstance(self, OnCard):
+            self.numbers = value.numbers
+
+    def subclass(cls: Any, data: Tensor, requires_grad: bool = False, **kwargs: Any) -> Tensor:
+        if not isinstance(data, OnCard) or issubclass(cls, OnCard):
+            return plain(cls, data, requires_grad, **kwargs)  # type: ignore[no-any-return]
+        made: Tensor = OnCard.__new__(_of_both(cls), data.numbers)
+        return made.requires_grad_(requires_grad)
+
+    plain = tensor._make_subclass
+    tensor._make_subclass = staticmethod(subclass)
+    tensor.data = property(inherited.__get__, put)
+    tensor.pin_memory = lambda self, *_: self.clone()
+
+
+@cache
+def _of_both(kind: Any) -> Any:
+    """The card's tensors of another kind, such as 4-bit weights."""
+    return type(kind.__name__, (kind, OnCard), {})
+
+
+def _in_every_thread() -> None:
+    run = threading.Thread.run
+
+    def with_card(self: threading.Thread) -> None:
+        with Operations():
+            run(self)
+
+    threading.Thread.run = with_card  # type: ignore[method-assign]
+
+
+__all__ = ["FREE", "MEMORY", "plug_in", "waits"]

@@ -298,12 +298,12 @@ _FEW = 4
 
 
 class FewTiles(Tiles):
-    """Those that are kept for the backward pass, and three whole ones that are not: each takes what the one before it
-    took then, and all others take no more.
+    """Those that are kept for the backward pass, and two whole ones that are not. A tile is made while the one before
+    it still lies there, so the second of these is as any whole one after it; others take less.
     """
 
     def spans(self, tokens: int, vocabulary: int) -> Iterator[tuple[slice, list[slice]]]:
-        room, more, whole = self.kept, 3, 0
+        room, more, whole = self.kept, 2, 0
         for rows, columns in Tiles.spans(self, tokens, vocabulary):
             few = []
             for at in columns:

@@ -56,7 +56,7 @@ def test_the_tiles_that_are_left_out_take_no_more(seed: int) -> None:
         assert found[0] == found[1], (tiles, tokens, vocabulary, dtype, how)
         made = [sum(len(columns) for _, columns in each.spans(tokens, vocabulary)) for each in (few, tiles)]
         spared += made[1] - made[0]
-    assert spared > 8
+    assert spared > 1
 
 
 @pytest.mark.nightly

@@ -34,6 +34,14 @@ class Tiles:
     widest: int
     kept: int
 
+    def spans(self, tokens: int, vocabulary: int) -> Iterator[tuple[slice, list[slice]]]:
+        """A span of tokens, and the spans of vocabulary that make its tiles."""
+        wide = min(vocabulary, self.widest)
+        tall = max(1, self.numbers // wide)
+        columns = [slice(at, min(at + wide, vocabulary)) for at in range(0, vocabulary, wide)]
+        for at in range(0, tokens, tall):
+            yield slice(at, min(at + tall, tokens)), columns
+
 
 def tiles_for(device: torch.device) -> Tiles:
     """On a CPU by measurement: a tile fits its cache. On a GPU tall ones: each casts its part of the head."""
@@ -79,14 +87,6 @@ class _Work:
     def policy(self, hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None) -> States:
         return States(hidden_ND, Head(weight_VD, bias_V, self.form) if self.form else None)
 
-    def spans(self, vocabulary: int) -> Iterator[tuple[slice, list[slice]]]:
-        """A span of tokens, and the spans of vocabulary that make its tiles."""
-        wide, tokens = min(vocabulary, self.tiles.widest), len(self.token_ids_N)
-        tall = max(1, self.tiles.numbers // wide)
-        columns = [slice(at, min(at + wide, vocabulary)) for at in range(0, vocabulary, wide)]
-        for at in range(0, tokens, tall):
-            yield slice(at, min(at + tall, tokens)), columns
-
     def logits(self, states: States, rows: slice, at: slice) -> Tensor:
         """A tile's logits at the temperature [n, v], in memory of its own."""
         hidden_nD, head = states.hidden_ND[rows], states.head
@@ -129,7 +129,7 @@ class _Score(torch.autograd.Function):
         dtype, policy = _precise(hidden_ND), work.policy(hidden_ND, weight_VD, bias_V)
         logprobs_N, kl_N, m_N, s_N, e_N = hidden_ND.new_zeros(5, len(hidden_ND), dtype=dtype)
         kept, room = {}, work.tiles.kept
-        for rows, columns in work.spans(policy.vocabulary):
+        for rows, columns in work.tiles.spans(len(hidden_ND), policy.vocabulary):
             ids_n = work.token_ids_N[rows]
             mine, theirs, e_n = _Sums(ids_n, dtype), _Sums(ids_n, dtype), torch.zeros_like(kl_N[rows])
             for at in columns:
@@ -167,7 +167,7 @@ class _Score(torch.autograd.Function):
         # As large as the vocabulary, so not zeroed: the first span of tokens writes all of it.
         room = torch.empty_like if len(hidden_ND) else torch.zeros_like
         d_weight_VD = work.sum_VD if work.sum_VD is not None or not weight else room(weight_VD, dtype=dtype)
-        for rows, columns in work.spans(policy.vocabulary):
+        for rows, columns in work.tiles.spans(len(hidden_ND), policy.vocabulary):
             for at in columns:
                 u_nv, r_nv = kept.pop((rows.start, at.start), (None, None))
                 if u_nv is None:

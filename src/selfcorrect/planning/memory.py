@@ -89,8 +89,7 @@ def memory(config: TrainConfig, model: Dressed, card: Card | None, step: Step, s
     """config: settled."""
     of, phases = static(config, model, card, spread.shards), dict[str, dict[str, float]]()
     cache = _cache(config, model, step, spread)
-    rehearsed = _sampled(cache.work, CostumeKey(model.costume))
-    transient = rehearsed["prefill"].at(model.spec.layers), rehearsed["step"].at(model.spec.layers)
+    transient = (0.0, 0.0) if spread.engine else _transient(cache.work, model)
     copies = 0.0 if card else _copies(model)
     gathered = _gathered(model, spread)
     if spread.beside:
@@ -161,6 +160,12 @@ def _cache(config: TrainConfig, model: Dressed, step: Step, spread: Spread) -> _
     kept = min(step.rows, lanes) if model.on_card else step.rows
     rehearsed = Sampling(lanes, slots, min(lanes, work.prefilled), work.turn)
     return _Cache(rehearsed, token * lanes * slots, token * kept * step.lengths.mean_row(step.attempts))
+
+
+def _transient(work: Sampling, model: Dressed) -> tuple[float, float]:
+    """To read the turn between attempts; for a step."""
+    rehearsed = _sampled(work, CostumeKey(model.costume))
+    return rehearsed["prefill"].at(model.spec.layers), rehearsed["step"].at(model.spec.layers)
 
 
 @lru_cache(maxsize=64)

@@ -15,8 +15,8 @@ import copy
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
-from functools import partial
+from dataclasses import astuple, dataclass, fields
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -250,8 +250,10 @@ def run_update(
     """Trainer.update on one micro-batch of made-up rollouts, all of them equally long. Adds to the gradients.
 
     mark is called as the prompts' forward pass is over, as the head's backward pass is, as the rollouts' is, and as the
-    prompts' is. fewer: packed prefixes are put together to a few, which take the same memory and are sooner rehearsed.
+    prompts' is. fewer: packed prefixes are put together to a few, which take the same memory and are sooner rehearsed,
+    and tiles like those before them are left out.
     """
+    tiles = FewTiles(*astuple(costume.tiles)) if fewer else costume.tiles
     kind: Any = _Packed if work.packed else _Padded
     if fewer and work.packed and work.prefixes > _FEW:
         prefixes = [(number,) * (work.prefixes * work.prefix // _FEW) for number in range(_FEW)]
@@ -269,7 +271,7 @@ def run_update(
         mine = _states(lm, work, prompts)
     mine.hidden_ND.register_hook(lambda _: mark())  # type: ignore[no-untyped-call]
     ids_N = torch.zeros(len(mine.hidden_ND), dtype=torch.long)
-    logprobs_N, kl_N = score(mine, theirs, ids_N, 1.0, "analytic", costume.tiles, in_place=in_place.head)
+    logprobs_N, kl_N = score(mine, theirs, ids_N, 1.0, "analytic", tiles, in_place=in_place.head)
     (logprobs_N + kl_N).sum().backward()  # type: ignore[no-untyped-call]
     del mine, theirs, logprobs_N, kl_N
     mark()
@@ -293,6 +295,26 @@ def _states(lm: LanguageModel, work: Update, prompts: Any) -> States:
 
 
 _FEW = 4
+
+
+class FewTiles(Tiles):
+    """Those that are kept for the backward pass, and two whole ones that are not. A tile is made while the one before
+    it still lies there, so the second of these is as any whole one after it; others take less.
+    """
+
+    def spans(self, tokens: int, vocabulary: int) -> Iterator[tuple[slice, list[slice]]]:
+        room, more, whole = self.kept, 2, 0
+        for rows, columns in Tiles.spans(self, tokens, vocabulary):
+            few = []
+            for at in columns:
+                size = (rows.stop - rows.start) * (at.stop - at.start)
+                whole, room = whole or size, room - size
+                few.append(at)
+                more -= room < 0 and size == whole
+                if not more:
+                    yield rows, few
+                    return
+            yield rows, few
 
 
 @contextmanager
@@ -349,17 +371,16 @@ def sampling(work: Sampling) -> Callable[[LanguageModel], dict[str, float]]:
         found = {"prefill": 0, "step": 0}
         if lm.windows is None:  # sampled in a plain way (samplers/transformers.py, `generate`), which is not rehearsed
             return {**found}
-        for name, rows, tokens in (("prefill", work.prefilled, work.turn), ("step", work.lanes, 1)):
-            cache = SlotCache(lm, work.lanes, work.slots)
-            with torch.no_grad(), grouped_attention(lm.model.config), Live() as live:
-                live.known([*lm.model.parameters(), *lm.model.buffers()])
-                _feed(lm, cache, rows, tokens, work.slots)
+        cache = SlotCache(lm, work.lanes, work.slots)
+        with torch.no_grad(), grouped_attention(lm.model.config), Live() as live:
+            live.known([*lm.model.parameters(), *lm.model.buffers()])
+            _feed(lm, cache, work.lanes, 1, work.slots)  # makes the cache's tables
+            for name, rows, tokens in (("prefill", work.prefilled, work.turn), ("step", work.lanes, 1)):
                 live.restart()
-                held = live.now
                 states = _feed(lm, cache, rows, tokens, work.slots)
-                _drawn(lm, states, rows if tokens == 1 else work.lanes, vocabulary)
-            found[name] = live.peak - held
-            del cache, states
+                _drawn(lm, states, work.lanes, vocabulary)
+                del states
+                found[name] = live.peak - live.now  # beside the cache, and where its rows lie
         return {**found}
 
     return measure
@@ -404,6 +425,14 @@ class Numbers:
 
 def numbers(costume: Costume, layers: int) -> Numbers:
     """Of the model of so many layers."""
+    lines = _counted(CostumeKey(costume))
+    found = {name: line.at(layers) for name, line in lines.items()}
+    return Numbers(**found, largest=lines["all"].more, outer=lines["all"].at(0))
+
+
+@lru_cache(maxsize=64)
+def _counted(key: CostumeKey) -> dict[str, Line]:
+    costume = key.costume
 
     def count(lm: LanguageModel) -> dict[str, float]:
         model = lm.model
@@ -425,9 +454,7 @@ def numbers(costume: Costume, layers: int) -> Numbers:
             "cast": sum(m.weight.numel() for m in [*([] if costume.four_bits else linear), head]),
         }  # fmt: skip
 
-    lines = by_layers(costume, count)
-    found = {name: line.at(layers) for name, line in lines.items()}
-    return Numbers(**found, largest=lines["all"].more, outer=lines["all"].at(0))
+    return by_layers(costume, count)
 
 
 def adapters(model: Any) -> list[tuple[Any, str, _Adapted]]:

@@ -34,6 +34,7 @@ PRELOAD = [
 ]  # fmt: skip
 NOT_REPEATED = ("seconds", "seconds_by_part", "tokens_per_second")
 STAGE_STEPS = 4
+DEVICE = os.environ.get("TEST_DEVICE", "cpu")
 
 
 def recipe(output: Path, model: Path, name: str = "run", **changes: Any) -> dict[str, Any]:
@@ -41,7 +42,7 @@ def recipe(output: Path, model: Path, name: str = "run", **changes: Any) -> dict
     stage = {"steps": STAGE_STEPS, "learning_rate": 0.003}
     return {
         "kind": "train", "name": name, "output": str(output), "threads": 1,
-        "model": {"path": str(model), "device": "cpu", "precision": "float32"},
+        "model": {"path": str(model), "device": DEVICE, "precision": "float32"},
         "task": {"max_number": 12, "limit": 12, "prompt": "{numbers} : {target}", "correction_prompt": "?"},
         "rollouts": {"problems_per_step": 2, "rollouts_per_problem": 4, "max_new_tokens": 5, "rows_at_once": 512},
         "stages": [{"name": "one", "objective": "stage1", **stage}, {"name": "two", "objective": "stage2", **stage}],

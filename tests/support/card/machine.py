@@ -87,7 +87,6 @@ def plug_in() -> None:
     cuda.CUDAGraph, cuda.graph = Graph, graph
     cuda.get_rng_state, cuda.set_rng_state = lambda *_: torch.get_rng_state(), lambda state, *_: torch.set_rng_state(state)
     torch._C._cuda_getCurrentRawStream = _tells(0)  # type: ignore[attr-defined]  # asked for as bitsandbytes is imported
-    torch.__future__.set_swap_module_params_on_conversion(True)
     torch._C._set_only_lift_cpu_tensors(True)  # torch.tensor(..., device="cuda") moves what it made where it is seen
     _let_parameters_move()
     _in_every_thread()

@@ -9,7 +9,7 @@ export TOKENIZERS_PARALLELISM = false
 BOTH := -n 2 --dist loadfile --no-loadscope-reorder
 test nightly: export OMP_WAIT_POLICY = PASSIVE
 
-.PHONY: help demo test test-bridges test-vllm nightly lint docs reference bench bench-judge base gpu-check clean
+.PHONY: help demo test test-bridges test-vllm nightly card lint docs reference bench bench-judge base gpu-check clean
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
@@ -50,8 +50,14 @@ test-vllm: $(VLLM)/.installed  ## the sampler over the real vLLM, on a CPU
 nightly: $(VENV)/.installed docs  ## the test suite and the heavier checks
 	$(BIN)/python -m pytest $(BOTH) -m "not alone and not vllm"
 	$(BIN)/python -m pytest -m alone
+	$(MAKE) card
 	$(MAKE) test-vllm
 	$(MAKE) test-bridges
+
+# By tests/support/card; needs g++. TEST_DEVICE: what whole runs of tests/run are on.
+card: $(VENV)/.installed  ## the tests marked gpu, and whole runs with every tuning, on a stand-in for a card
+	$(BIN)/python -m tests.support.card pytest -m "card or gpu" tests/card tests/gpu
+	TEST_DEVICE=cuda $(BIN)/python -m tests.support.card pytest -m "" tests/run/test_tuning.py tests/benchmarks/test_gpu_step.py
 
 lint: $(VENV)/.installed  ## ruff and mypy
 	$(BIN)/ruff check src tests benchmarks examples

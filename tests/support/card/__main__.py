@@ -1,5 +1,6 @@
 """`python -m tests.support.card MODULE|SCRIPT ARGUMENTS`: runs it in a process that has a stand-in for a card."""
 
+import hashlib
 import os
 import runpy
 import subprocess
@@ -15,7 +16,8 @@ def library() -> Path:
     import torch
 
     root = Path(torch.__file__).parent
-    made = Path(tempfile.gettempdir()) / f"selfcorrect-card-{torch.__version__}-{(HERE / 'device.cpp').stat().st_mtime_ns}.so"
+    source = hashlib.sha256((HERE / "device.cpp").read_bytes()).hexdigest()[:8]
+    made = Path(tempfile.gettempdir()) / f"selfcorrect-card-{torch.__version__}-{source}.so"
     if not made.exists():
         making = made.with_suffix(f".{os.getpid()}")
         subprocess.run(
@@ -29,7 +31,11 @@ def library() -> Path:
 
 def main() -> None:
     if not os.environ.get("LD_PRELOAD"):
-        os.execve(sys.executable, [sys.executable, "-m", "tests.support.card", *sys.argv[1:]], {**os.environ, "LD_PRELOAD": str(library())})
+        os.execve(
+            sys.executable,
+            [sys.executable, "-m", "tests.support.card", *sys.argv[1:]],
+            {**os.environ, "LD_PRELOAD": str(library())},
+        )
     del os.environ["LD_PRELOAD"]
     from tests.support.card.machine import plug_in
 

@@ -37,21 +37,29 @@ def rows_backward(
 ) -> tuple[Tensor, ...]:  # fmt: skip
     gradients = [torch.zeros_like(table) for table in (query, key, value)]
     for q, k in _rows(begin_q, begin_k):
-        parts = _gradients(*(table.float() for table in (d_out[q], query[q], key[k], value[k])), causal, scale)
+        d_q, own, keys, values = (table.float() for table in (d_out[q], query[q], key[k], value[k]))
+        parts = _gradients(d_q, own, keys, values, causal, scale)
         for total, rows, part in zip(gradients, (q, k, k), parts, strict=True):
             total[rows] = part.to(total.dtype)
     return tuple(gradients)
 
 
-def _refuse(query: Tensor, key: Tensor, value: Tensor, begin_q: Tensor, begin_k: Tensor, most_q: int, most_k: int) -> None:
+def _refuse(
+    query: Tensor, key: Tensor, value: Tensor, begin_q: Tensor, begin_k: Tensor, most_q: int, most_k: int
+) -> None:
     """As the card's kernel does, and where it would read beyond a table without a word."""
-    assert query.dtype in (torch.bfloat16, torch.float16), f"FlashAttention only support fp16 and bf16, not {query.dtype}"
+    assert query.dtype in (torch.bfloat16, torch.float16), (
+        f"FlashAttention only support fp16 and bf16, not {query.dtype}"
+    )
     assert key.dtype == value.dtype == query.dtype, "query and key must have the same dtype"
     assert begin_q.dtype == begin_k.dtype == torch.int32, "cu_seqlens must have dtype int32"
-    assert all(table.stride(-1) == 1 for table in (query, key, value)), "input tensor must have contiguous last dimension"
+    assert all(table.stride(-1) == 1 for table in (query, key, value)), (
+        "input tensor must have contiguous last dimension"
+    )
     for begins, table, most in ((begin_q, query, most_q), (begin_k, key, most_k)):
-        assert begins[0] == 0 and begins[-1] == len(table), (begins, table.shape)
-        assert int(begins.diff().max()) <= most and begins.is_contiguous(), (begins, most)
+        assert begins.is_contiguous()
+        assert (int(begins[0]), int(begins[-1])) == (0, len(table)), (begins, table.shape)
+        assert int(begins.diff().max()) <= most, (begins, most)
 
 
 def _rows(begin_q: Tensor, begin_k: Tensor) -> Iterator[tuple[slice, slice]]:
@@ -74,7 +82,7 @@ def _gradients(d_out: Tensor, q: Tensor, k: Tensor, v: Tensor, causal: bool, sca
     d_q = torch.einsum("hqk,khd->qhd", d_score_HQK, _spread(k, heads))
     d_k = torch.einsum("hqk,qhd->khd", d_score_HQK, q)
     d_v = torch.einsum("hqk,qhd->khd", share_HQK, d_out)
-    return d_q, *(d.unflatten(1, (k.shape[1], -1)).sum(2) for d in (d_k, d_v))
+    return d_q, *(d.reshape(len(k), k.shape[1], -1, k.shape[2]).sum(2) for d in (d_k, d_v))
 
 
 def _shares(q: Tensor, k: Tensor, causal: bool, scale: float | None) -> Tensor:

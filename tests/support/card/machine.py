@@ -5,13 +5,13 @@ from collections.abc import Callable
 from contextlib import contextmanager
 from functools import cache
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from tests.support.card.tensors import OnCard, Operations, recording, waits
+from tests.support.card.tensors import OnCard, Operations, recording
 
 MEMORY = 24 << 30
 FREE = 20 << 30
@@ -72,7 +72,9 @@ def graph(recorded: Graph, pool: Any = None) -> Any:
 def plug_in() -> None:
     """From here on this process has a card."""
     cuda: Any = torch.cuda
-    about = SimpleNamespace(name="NVIDIA GeForce RTX 4090", total_memory=MEMORY, major=9, minor=0, multi_processor_count=8)
+    about = SimpleNamespace(
+        name="NVIDIA GeForce RTX 4090", total_memory=MEMORY, major=9, minor=0, multi_processor_count=8
+    )
     for name in ("_lazy_init", "set_device", "synchronize", "empty_cache", "reset_peak_memory_stats", "set_stream",
                  "manual_seed", "manual_seed_all", "init"):  # fmt: skip
         setattr(cuda, name, _tells(None))
@@ -80,17 +82,22 @@ def plug_in() -> None:
         "is_available": True, "device_count": 1, "current_device": 0, "get_device_properties": about,
         "get_device_name": about.name, "get_device_capability": (9, 0), "mem_get_info": (FREE, MEMORY),
         "memory_allocated": 0, "max_memory_allocated": 0, "memory_reserved": 0, "max_memory_reserved": 0,
-        "is_bf16_supported": True, "current_stream": None, "default_stream": None, "graph_pool_handle": (0, 1), "is_initialized": True,
+        "is_bf16_supported": True, "current_stream": None, "default_stream": None, "graph_pool_handle": (0, 1),
+        "is_initialized": True,
     }  # fmt: skip
     for name, value in told.items():
         setattr(cuda, name, _tells(value))
     cuda.CUDAGraph, cuda.graph = Graph, graph
-    cuda.get_rng_state, cuda.set_rng_state = lambda *_: torch.get_rng_state(), lambda state, *_: torch.set_rng_state(state)
-    torch._C._cuda_getCurrentRawStream = _tells(0)  # type: ignore[attr-defined]  # asked for as bitsandbytes is imported
+    cuda.get_rng_state, cuda.set_rng_state = (
+        lambda *_: torch.get_rng_state(),
+        lambda state, *_: torch.set_rng_state(state),
+    )
+    torch._C._cuda_getCurrentRawStream = _tells(0)  # asked for as bitsandbytes is imported
     torch._C._set_only_lift_cpu_tensors(True)  # torch.tensor(..., device="cuda") moves what it made where it is seen
     _let_parameters_move()
     _in_every_thread()
-    Operations().__enter__()
+    operations: Any = Operations
+    operations().__enter__()
 
 
 def _tells(value: Any) -> Callable[..., Any]:
@@ -105,10 +112,10 @@ def _let_parameters_move() -> None:
     def put(self: Tensor, value: Tensor) -> None:
         if isinstance(self, OnCard) != isinstance(value, OnCard):
             made = torch.nn.Parameter(value, self.requires_grad) if isinstance(self, torch.nn.Parameter) else value
-            torch.utils.swap_tensors(self, made)
+            torch.utils.swap_tensors(self, made)  # type: ignore[no-untyped-call]
             return
         inherited.__set__(self, value)
-        if isinstance(self, OnCard):
+        if isinstance(self, OnCard) and isinstance(value, OnCard):
             self.numbers = value.numbers
 
     def subclass(cls: Any, data: Tensor, requires_grad: bool = False, **kwargs: Any) -> Tensor:
@@ -120,7 +127,7 @@ def _let_parameters_move() -> None:
     plain = tensor._make_subclass
     tensor._make_subclass = staticmethod(subclass)
     tensor.data = property(inherited.__get__, put)
-    tensor.pin_memory = lambda self, *_: self.clone()
+    tensor.pin_memory = lambda self, *_: self.clone()  # pinned memory is the machine's too
 
 
 @cache
@@ -130,13 +137,10 @@ def _of_both(kind: Any) -> Any:
 
 
 def _in_every_thread() -> None:
-    run = threading.Thread.run
+    run, operations = threading.Thread.run, cast("Any", Operations)
 
     def with_card(self: threading.Thread) -> None:
-        with Operations():
+        with operations():
             run(self)
 
     threading.Thread.run = with_card  # type: ignore[method-assign]
-
-
-__all__ = ["FREE", "MEMORY", "plug_in", "waits"]

@@ -5,14 +5,15 @@ machine's memory, while a graph is recorded.
 """
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from tests.support.card.kernels import KERNELS
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
+
+from tests.support.card.kernels import KERNELS
 
 aten: Any = torch.ops.aten
 CARD = torch.device("cuda", 0)
@@ -36,19 +37,24 @@ class OnCard(Tensor):
     __torch_function__: ClassVar[Any] = torch._C._disabled_torch_function_impl
 
     @staticmethod
-    def __new__(cls, numbers: Tensor) -> "OnCard":
-        made: OnCard = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+    def __new__(cls: Any, numbers: Tensor) -> "OnCard":
+        made: OnCard = Tensor._make_wrapper_subclass(
             cls, numbers.shape, strides=numbers.stride(), storage_offset=numbers.storage_offset(),
             dtype=numbers.dtype, device=CARD,
         )  # fmt: skip
         made.numbers = numbers
         return made
 
-    def __repr__(self, *, tensor_contents: Any = None) -> str:
+    def __repr__(self, **_: Any) -> Any:  # type: ignore[override]
         return f"OnCard({self.numbers!r})"
 
     def tolist(self) -> Any:
         return self.cpu().tolist()
+
+    def numpy(self, **_: Any) -> Any:
+        raise TypeError(
+            "can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu() to copy the tensor to host memory first."
+        )
 
     def untyped_storage(self) -> Any:
         return self.numbers.untyped_storage()
@@ -64,7 +70,7 @@ class OnCard(Tensor):
         return memo[id(self)]  # type: ignore[no-any-return]
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
         return operate(func, args, kwargs or {})
 
     def __tensor_flatten__(self) -> Any:
@@ -75,7 +81,7 @@ class OnCard(Tensor):
         return OnCard(inner["numbers"])
 
 
-class Operations(TorchDispatchMode):
+class Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Sees also what no tensor of the card goes into: those that are made there, or copied to it."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -90,7 +96,7 @@ def operate(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     named = next((leaf for leaf in flat if isinstance(leaf, torch.device)), None)
     target = named or (CARD if there else HOST)
     if not there and target.type != "cuda":
-        return func(*args, **kwargs)
+        return func(*args, **{name: value for name, value in kwargs.items() if name != "pin_memory"})
     _refuse_two_devices(func, args, tensors, there)
     _wait(func, args, tensors, there, target)
     inner = [_inside(leaf) for leaf in flat]
@@ -105,7 +111,7 @@ def operate(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     return _outside(func, args, kwargs, made, target)
 
 
-def _refuse_two_devices(func: Any, args: Any, tensors: list[Tensor], there: list[Tensor]) -> None:
+def _refuse_two_devices(func: Any, args: Any, tensors: list[Tensor], there: Sequence[Tensor]) -> None:
     others = [tensor for tensor in tensors if not isinstance(tensor, OnCard) and tensor.dim() > 0]
     if not there or not others or func in _CROSSES or (func in _INDEXED and isinstance(args[0], OnCard)):
         return
@@ -114,7 +120,7 @@ def _refuse_two_devices(func: Any, args: Any, tensors: list[Tensor], there: list
     )
 
 
-def _wait(func: Any, args: Any, tensors: list[Tensor], there: list[Tensor], target: torch.device) -> None:
+def _wait(func: Any, args: Any, tensors: list[Tensor], there: Sequence[Tensor], target: torch.device) -> None:
     kind = ""
     if func in _LOOKS and there:
         kind = "look"
@@ -143,7 +149,9 @@ def _outside(func: Any, args: Any, kwargs: dict[str, Any], made: Any, target: to
     written = {
         next(iter(argument.alias_info.before_set)): named[argument.name]
         for argument in schema.arguments
-        if argument.alias_info and argument.alias_info.is_write and argument.alias_info.before_set
+        if argument.alias_info
+        and argument.alias_info.is_write
+        and argument.alias_info.before_set
         and argument.name in named
     }
     several = isinstance(made, (tuple, list)) and len(schema.returns) > 1

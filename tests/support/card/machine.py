@@ -59,6 +59,13 @@ class Graph:
                     output.copy_(result)
 
 
+class Generator(torch.Generator):
+    """The machine's, on whatever device it is asked for."""
+
+    def __new__(cls, device: Any = None) -> "Generator":
+        return super().__new__(cls)
+
+
 @contextmanager
 def graph(recorded: Graph, pool: Any = None) -> Any:
     recording.append(recorded)
@@ -92,6 +99,7 @@ def plug_in() -> None:
         lambda *_: torch.get_rng_state(),
         lambda state, *_: torch.set_rng_state(state),
     )
+    torch.Generator = Generator  # type: ignore[misc]
     torch._C._cuda_getCurrentRawStream = _tells(0)  # asked for as bitsandbytes is imported
     torch._C._set_only_lift_cpu_tensors(True)  # torch.tensor(..., device="cuda") moves what it made where it is seen
     _let_parameters_move()

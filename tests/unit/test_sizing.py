@@ -1,5 +1,8 @@
 """What `auto` works out from a model's shape: smaller for larger models and longer rollouts, never what the recipe set."""
 
+import copy
+from contextlib import nullcontext
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,6 +18,11 @@ from selfcorrect.errors import ConfigError
 from selfcorrect.models import packed, products, sizing
 from selfcorrect.models.head import HeadForm
 from selfcorrect.models.sizing import sized
+from selfcorrect.planning.hardware import CARDS
+from selfcorrect.planning.settled import dressed
+from selfcorrect.planning.settled import settled as planned_sizes
+from selfcorrect.planning.spec import described
+from tests.support.plans import recipe
 
 STAGE = {"name": "a", "objective": "stage1", "steps": 1, "learning_rate": 1.0}
 SHAPES: dict[str, dict[str, int]] = {  # layers, widths and vocabularies of real models
@@ -189,3 +197,21 @@ def test_packed_rows_are_refused_in_words(monkeypatch: pytest.MonkeyPatch) -> No
     assert "it cannot" in " ".join(settle("1.5B", 45)[1])  # and would not those of a large one
     with pytest.raises(ConfigError, match=r"optimizer\.padding_free = true: it cannot; set auto"):
         settle("lab", 45, optimizer={"padding_free": True})
+
+
+@pytest.mark.parametrize(
+    ("settings", "width", "packs"),
+    [({}, 64, True), ({"precision": "float32"}, 64, False), ({}, 36, False), ({"precision": "bfloat16"}, 512, False)],
+)
+def test_rows_are_packed_on_a_card_where_its_kernel_takes_them(
+    settings: dict[str, Any], width: int, packs: bool
+) -> None:
+    """A run there asks the same."""
+    config, spec = recipe(model=settings), described(recipe().model)
+    shape = copy.deepcopy(spec.config)
+    shape.head_dim = width
+    model = dressed(config, replace(spec, config=shape), CARDS["h100"])
+    assert planned_sizes(config, model, CARDS["h100"], 500).optimizer.padding_free is packs
+    asked = config.model_copy(update={"optimizer": config.optimizer.model_copy(update={"padding_free": True})})
+    with nullcontext() if packs else pytest.raises(ConfigError, match="takes bfloat16 alone|takes heads of 8"):
+        planned_sizes(asked, model, CARDS["h100"], 500)

@@ -85,9 +85,22 @@ def as_now(config: Any) -> AbstractContextManager[None]:
 
 def hindrance(lm: "LanguageModel") -> str:
     """Why this model cannot run on packed rows where it is, in words; empty where it can."""
-    if not lm.attends_to_all or getattr(lm.model.config, "attn_logit_softcapping", None):
-        return "its attention is not plain attention to the whole context"
-    return _of_card(lm) or _found_on_trial(lm)
+    return of_model(lm.model.config, lm.attends_to_all) or _of_card(lm) or _found_on_trial(lm)
+
+
+def of_model(config: Any, attends_to_all: bool) -> str:
+    """What keeps a model from it on any device."""
+    plain = attends_to_all and not getattr(config, "attn_logit_softcapping", None)
+    return "" if plain else "its attention is not plain attention to the whole context"
+
+
+def of_kernel(compute: torch.dtype, width: int) -> str:
+    """What keeps a GPU's kernel from it. width: of a head."""
+    if compute == torch.float32:
+        return "a GPU's variable-length attention takes bfloat16 alone (model.precision)"
+    if width % 8 or width > 256:
+        return f"a GPU's variable-length attention takes heads of 8, 16, ... 256 numbers, and this model's have {width}"
+    return ""
 
 
 def _of_card(lm: "LanguageModel") -> str:
@@ -96,11 +109,8 @@ def _of_card(lm: "LanguageModel") -> str:
         return ""
     if _variable_length() is None:
         return f"torch {torch.__version__} has no variable-length attention (torch 2.10 or newer has)"
-    if lm.compute_dtype == torch.float32:
-        return "a GPU's variable-length attention takes bfloat16 alone (model.precision)"
-    width = shape_of(lm.model.config).head_dim
-    if width % 8 or width > 256:
-        return f"a GPU's variable-length attention takes heads of 8, 16, ... 256 numbers, and this model's have {width}"
+    if why := of_kernel(lm.compute_dtype, shape_of(lm.model.config).head_dim):
+        return why
     if torch.cuda.get_device_capability(lm.device) < (8, 0):
         return "its variable-length attention needs a GPU of compute capability 8.0 or newer"
     return ""

@@ -123,8 +123,13 @@ def _padding_free(optimizer: OptimizerConfig, lm: LanguageModel) -> tuple[bool, 
         return False, []
     why = hindrance(lm)
     if why and asked is True:
-        raise ConfigError(f"optimizer.padding_free = true: {why}; set auto")
+        raise unpacked(why)
     return not why, [f"optimizer.padding_free: auto is off: {why}"] if why else []
+
+
+def unpacked(why: str) -> ConfigError:
+    """Where packed rows were asked for."""
+    return ConfigError(f"optimizer.padding_free = true: {why}; set auto")
 
 
 @dataclass(frozen=True, slots=True)

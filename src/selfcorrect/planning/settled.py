@@ -9,8 +9,9 @@ from selfcorrect.config import TrainConfig
 from selfcorrect.learning.vocabulary import tiles_for
 from selfcorrect.models import sizing
 from selfcorrect.models.loading import pick_dtype
+from selfcorrect.models.packed import of_kernel, of_model
 from selfcorrect.models.sizing import Static
-from selfcorrect.models.windows import layer_windows, sees_all
+from selfcorrect.models.windows import layer_windows, sees_all, shape_of
 from selfcorrect.planning.hardware import CONTEXT_BYTES, Card
 from selfcorrect.planning.rehearsal import Costume, Numbers, numbers, stand_in
 from selfcorrect.planning.spec import Spec
@@ -66,11 +67,17 @@ def static(config: TrainConfig, model: Dressed, card: Card | None, shards: int) 
 
 
 def settled(config: TrainConfig, model: Dressed, card: Card | None, tokens: int, shards: int = 1) -> TrainConfig:
-    """The config with every `auto` of a size settled. tokens: the longest rollout."""
-    optimizer = config.optimizer
-    packs = model.attends_to_all and (model.on_card or model.spec.hidden >= sizing.WIDE)
-    if optimizer.padding_free != "auto":
-        packs = optimizer.padding_free and model.attends_to_all
+    """The config with every `auto` of a size settled. tokens: the longest rollout.
+
+    Raises ConfigError for packed rows where a run would.
+    """
+    asked, costume = config.optimizer.padding_free, model.costume
+    why = of_model(model.spec.config, model.attends_to_all)
+    if card:
+        why = why or of_kernel(costume.compute, shape_of(model.spec.config).head_dim)
+    if why and asked is True:
+        raise sizing.unpacked(why)
+    packs = not why and (asked is True or (asked == "auto" and (model.on_card or model.spec.hidden >= sizing.WIDE)))
     budget = None
     if card:
         of = static(config, model, card, shards)

@@ -9,10 +9,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 
 from selfcorrect.evaluation.averages import Change
-from selfcorrect.evaluation.metrics import LEFT_OUT, Estimate, Summary
+from selfcorrect.evaluation.metrics import FEW, LEFT_OUT, Estimate, Summary
 from selfcorrect.types import Outcome, Rollout
 
-FEW = 20  # problems; with fewer nothing is concluded
 RARE = 5  # problems; with fewer right (or wrong) at both attempts they sit on the floor (or under the ceiling)
 MOST = 0.5  # share of attempts without a text to judge from which on accuracy says little
 SOME = 0.05  # share of attempts cut off from which on a reader is told

@@ -342,7 +342,8 @@ def summary_lines(summary: Summary) -> list[str]:
     for number, outcomes in enumerate(summary.outcomes, 1):
         told = ", ".join(f"{count} {name}" for name, count in sorted(outcomes.items(), key=lambda kv: -kv[1]))
         lines.append(f"attempt {number}:   {told}")
-    return [*lines, f"n = {summary.n}{_left_out(summary)}; 95 % intervals in brackets"]
+    lines.append(f"n = {summary.n}{_left_out(summary)}; 95 % intervals in brackets")
+    return [*lines, f"nothing can be concluded: {told}"] if (told := caution(summary)) else lines
 
 
 def _left_out(summary: Summary) -> str:

@@ -77,6 +77,10 @@ def demo(
     run = Path(config.output) / config.name
     if (run / "final").is_dir():
         raise ConfigError(f"{run} is complete; open {run / 'report.html'}, or train again with --name NAME")
+    typer.echo(
+        "demo: a model of a million parameters learns to correct itself at arithmetic by both stages, with evaluations "
+        "before, between and after: ten to fifteen minutes on two idle CPU cores"
+    )
     if (run / "config.yaml").is_file():  # what was overridden when it began is no change
         _train_and_report(run, overrides or [])
     else:
@@ -89,7 +93,7 @@ def train(
     overrides: Overrides = None,
     resume: Annotated[Path | None, typer.Option(help="Go on with this run folder.", metavar="RUN")] = None,
 ) -> None:
-    """Run a recipe, or go on with a run that was stopped; writes report.html at the end.
+    """Run a recipe, or go on with a run that was stopped; ends with a table of its evaluations and report.html.
 
     A run goes on, or is extended, with the settings it has; `--resume RUN stages.stage2.steps=300` gives its last stage
     more steps. What would change results that are there already is refused.
@@ -403,6 +407,7 @@ def _train_and_report(what: "Path | object", overrides: Sequence[str] = ()) -> N
     from selfcorrect.config import LabBaseConfig, TrainConfig
     from selfcorrect.parallel.launch import is_first, refuse_several
     from selfcorrect.report import write_report
+    from selfcorrect.report.ending import ending
     from selfcorrect.runs.display import make_observer
     from selfcorrect.runs.run import resume, start
 
@@ -420,6 +425,8 @@ def _train_and_report(what: "Path | object", overrides: Sequence[str] = ()) -> N
             typer.echo(str(error), err=True)
         raise typer.Exit(error.status) from None
     if is_first():
+        for line in ending(run):
+            typer.echo(line)
         typer.echo(f"report: {write_report(run)}")
 
 

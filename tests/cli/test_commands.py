@@ -58,8 +58,14 @@ def test_train_evaluate_play_report(recipe_file: Path, tmp_path: Path, command: 
     out = command("train", str(recipe_file), "seed=3")
     assert "stage only: 1 steps" in out
     assert f"done: {run}" in out.replace("\n", "")
-    assert out.endswith(f"report: {run}/report.html\n")
     written = json.loads((run / "evaluations" / "only.json").read_text())
+    head, before, after, about, told = out.splitlines()[-5:]
+    assert head.split() == ["Accuracy@t1", "Accuracy@t2", "delta", "[95", "%]", "i->c", "c->i"]
+    assert before.startswith("before training  ")
+    values = [100 * each["value"] for each in [*written["summary"]["accuracy"], written["summary"]["delta"]]]
+    assert after.split()[:5] == ["after", "only", f"{values[0]:.1f}", f"{values[1]:.1f}", f"{values[2]:+.1f}"]
+    assert about.startswith("percent of n = 4 problems; nothing can be concluded: only 4 problems")
+    assert told == f"report: {run}/report.html"
 
     # The run's own recipe is found beside the model: same problems, same draws, same figures.
     evaluation = json.loads(command("evaluate", str(run / "final"), "--json"))

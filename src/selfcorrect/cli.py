@@ -196,7 +196,8 @@ def make_repair_set(
             model, output, *(overrides or []), recipe=recipe, split="train" if split == "train" else "test",
             problems=problems, temperature=temperature, observer=watcher,
         )  # fmt: skip
-    typer.echo(f"repair set: {output} ({rows} rows)")
+    purpose = "train on" if split == "train" else "evaluate on"
+    typer.echo(f"repair set: {output} ({rows} of split {split}, to {purpose})")
 
 
 @app.command(epilog="Example: selfcorrect compare compare_lab name=mine seeds=[0,1]")

@@ -84,10 +84,11 @@ def traces(
     form: Annotated[
         str, typer.Option("--format", help="conversation (one JSON list), or messages (JSON Lines).")
     ] = "messages",
+    everything: Annotated[bool, typer.Option("--all", help="What a run collected and did not train on, too.")] = False,
 ) -> None:
-    """Write collected traces in a format that other trainers read; `traces: FILE` of a stage reads both back."""
+    """Write the traces that a run trained on for other trainers; `traces: FILE` of a stage reads both formats back."""
     from selfcorrect.learning.formats import FORMATS, convert
 
     if form not in FORMATS:
         raise ConfigError(f"--format {form}: must be one of {', '.join(FORMATS)}")
-    typer.echo(f"traces: {target} ({convert(source, target, form):,})")
+    typer.echo(f"traces: {target} ({convert(source, target, form, everything=everything)})")

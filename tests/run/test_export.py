@@ -140,7 +140,9 @@ def test_what_is_exported_gives_the_same_two_attempts(
     policy = loaded(final, tuning)
     expected = two_attempts(policy)
     assert expected != two_attempts(loaded(model))
-    merged = export(trained(tuning), tmp_path / "merged", merge=True)
+    said: list[str] = []
+    merged = export(trained(tuning), tmp_path / "merged", merge=True, say=said.append)
+    assert re.fullmatch(rf"merging .*/final with the weights of .+, into {re.escape(str(merged))}", said[0])
     assert {path.name for path in merged.iterdir()} >= {
         "config.json",
         "model.safetensors",

@@ -28,6 +28,7 @@ from selfcorrect.errors import ConfigError
 _ADAPTER: TypeAdapter[Config] = TypeAdapter(Annotated[Config, Field(discriminator="kind")])
 _TAGS = {"train", "lab_base", "compare", *STAGE_KINDS}
 _MEMBER = re.compile(r"bool|int|float|str|constrained-int|(tuple|literal)\[.*")  # how a plain union's members are named
+_DATA = re.compile(r"\.(jsonl|ndjson|parquet|csv|(jsonl?|parquet)\.gz)$", re.IGNORECASE)
 _WITH_TASK = ("task", "of")  # settings that hold a task
 
 Places = Mapping[str, str]  # dotted path of a setting -> "file:line", or the override it came from
@@ -40,6 +41,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     found by its name. Raises ConfigError, naming file and line (or the override), field, value, why and what to do.
     """
     file = find_recipe(Path(path))
+    _refuse_data(file)
     try:
         text = file.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -61,9 +63,23 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         raise ConfigError(f"recipe {file} is not valid YAML: {' '.join(str(error).split())}") from None
     except RecursionError:
         raise ConfigError(f"recipe {file}: a value contains itself, or is nested too deeply") from None
+    if isinstance(data, list) and file.suffix.lower() == ".json":
+        raise _is_data(file)
     if not isinstance(data, dict):
         raise ConfigError(f"recipe {file} must be a mapping of settings, not {type(data).__name__}")
     return validate(anchored(data, file.parent), str(file), places, overrides)
+
+
+def _refuse_data(file: Path) -> None:
+    """Data in the recipe's place, or a folder of it. Raises ConfigError."""
+    names = [path.name for path in file.glob("train[.-]*")] if file.is_dir() else [file.name]
+    if file.exists() and any(map(_DATA.search, names)):
+        raise _is_data(file)
+
+
+def _is_data(file: Path) -> ConfigError:
+    way = f"`selfcorrect init --model MODEL --data {shlex.quote(str(file))}` writes a recipe for it"
+    return ConfigError(f"recipe {file}: is data, not a recipe; {way}")
 
 
 def validate(

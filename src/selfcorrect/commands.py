@@ -71,7 +71,7 @@ def export(
     merge: Annotated[bool, typer.Option("--merge", help="Merge an adapter into its base: an ordinary model.")] = False,
     push: Annotated[str | None, typer.Option(help="Send it to the hub, private.", metavar="OWNER/NAME")] = None,
 ) -> None:
-    """Write a run's model for others, an adapter or merged into an ordinary folder, with a card of what it scored."""
+    """Write a run's model for others. An adapter, or merged into an ordinary folder; with a card of what it scored."""
     from selfcorrect.export import export as write
 
     folder = write(source, target, merge=merge, push=push, say=lambda text: typer.echo(text, err=True))
@@ -86,7 +86,7 @@ def traces(
     ] = "messages",
     everything: Annotated[bool, typer.Option("--all", help="What a run collected and did not train on, too.")] = False,
 ) -> None:
-    """Write the traces that a run trained on for other trainers; `traces: FILE` of a stage reads both formats back."""
+    """Write what a run was fine-tuned on for other trainers. `traces: FILE` of a stage reads both formats back."""
     from selfcorrect.learning.formats import FORMATS, convert
 
     if form not in FORMATS:

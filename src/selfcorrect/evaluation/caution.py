@@ -6,7 +6,6 @@ a model that is never right, or always, has nothing to show.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from statistics import fmean
 
 from selfcorrect.evaluation.averages import Change
 from selfcorrect.evaluation.metrics import FEW, LEFT_OUT, Estimate, Summary
@@ -84,8 +83,8 @@ def cut_off(shares: Sequence[float], limit: int | None, least: float) -> str:
     each = ", ".join(f"attempt {number} {spaced(share)}" for number, share in enumerate(shares, 1))
     where = f" = {limit}" if limit else ""
     return (
-        f"{spaced(fmean(shares))} of attempts were cut off at rollouts.max_new_tokens{where} ({each}): raise it; "
-        "what is cut off earns nothing, whatever it says"
+        f"attempts were cut off at rollouts.max_new_tokens{where} ({each}): raise it; what is cut off earns nothing, "
+        "whatever it says"
     )
 
 

@@ -61,7 +61,10 @@ def demo(
     overrides: Overrides = None,
     name: Annotated[str, typer.Option(help="The run's name; its folder is runs/NAME.")] = "demo",
 ) -> None:
-    """Train the shipped lab model by both stages and write a report: ten to fifteen minutes on two idle CPU cores."""
+    """Train the shipped lab model by both stages.
+
+    It takes ten to fifteen minutes on two idle CPU cores, and ends with a table and a report.
+    """
     from selfcorrect.api import read_config
     from selfcorrect.config import TrainConfig
     from selfcorrect.config.shipped import shipped_recipe
@@ -77,6 +80,10 @@ def demo(
     run = Path(config.output) / config.name
     if (run / "final").is_dir():
         raise ConfigError(f"{run} is complete; open {run / 'report.html'}, or train again with --name NAME")
+    typer.echo(
+        "demo: a model of a million parameters learns to correct itself at arithmetic by both stages, with evaluations "
+        "before, between and after: ten to fifteen minutes on two idle CPU cores"
+    )
     if (run / "config.yaml").is_file():  # what was overridden when it began is no change
         _train_and_report(run, overrides or [])
     else:
@@ -89,7 +96,7 @@ def train(
     overrides: Overrides = None,
     resume: Annotated[Path | None, typer.Option(help="Go on with this run folder.", metavar="RUN")] = None,
 ) -> None:
-    """Run a recipe, or go on with a run that was stopped; writes report.html at the end.
+    """Run a recipe, or go on with a run that was stopped. It ends with a table of its evaluations and report.html.
 
     A run goes on, or is extended, with the settings it has; `--resume RUN stages.stage2.steps=300` gives its last stage
     more steps. What would change results that are there already is refused.
@@ -121,7 +128,7 @@ def grade(
     allow_unsandboxed: Annotated[bool, typer.Option(help="Run programs even where they cannot be confined.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Grade recorded completions: verdicts with reasons into a file, and the paper's metrics. Resumable."""
+    """Grade recorded completions by the paper's metrics. Verdicts with reasons go into a file. Resumable."""
     from dataclasses import asdict
 
     from selfcorrect import api
@@ -173,7 +180,7 @@ def make_repair_set(
     problems: Annotated[int | None, typer.Option(min=1, help="How many problems; by default all.")] = None,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 1.0,
 ) -> None:
-    """Let a model try a task once and keep the attempts that fail: first attempts for the task repair."""
+    """Keep the attempts that a model fails at, to repair them. It tries a task once; the task repair reads them."""
     from selfcorrect import api
     from selfcorrect.config import TrainConfig
     from selfcorrect.runs.progress import on_stderr
@@ -192,12 +199,13 @@ def make_repair_set(
             model, output, *(overrides or []), recipe=recipe, split="train" if split == "train" else "test",
             problems=problems, temperature=temperature, observer=watcher,
         )  # fmt: skip
-    typer.echo(f"repair set: {output} ({rows} rows)")
+    purpose = "train on" if split == "train" else "evaluate on"
+    typer.echo(f"repair set: {output} ({rows} of split {split}, to {purpose})")
 
 
 @app.command(epilog="Example: selfcorrect compare compare_lab name=mine seeds=[0,1]")
 def compare(recipe: RecipeArgument, overrides: Overrides = None) -> None:
-    """Run every method of a comparison file on every seed under one budget; write one page and one table."""
+    """Run every method on every seed under one budget. Reads a comparison file; writes one page and one table."""
     from selfcorrect.compare import compare as run_comparison
     from selfcorrect.config import CompareConfig
     from selfcorrect.config.recipe import load_recipe
@@ -216,7 +224,7 @@ def analyse(
     source: Annotated[Path, typer.Argument(help="A run folder, or a JSONL file of graded attempts.", metavar="SOURCE")],
     output: Annotated[Path | None, typer.Option(help="Where the figures go; by default SOURCE/analysis.")] = None,
 ) -> None:
-    """Draw the paper's figures from what a run holds: edit distances, flow, training, many attempts. SVG and CSV."""
+    """Draw the paper's figures from what a run holds. Edit distances, flow, training, many attempts: SVG and CSV."""
     from selfcorrect.analysis import analyse as draw
 
     figures, folder = draw(source, output)
@@ -237,7 +245,7 @@ def scale(
     problems: Annotated[int, typer.Option(help="How many held-out problems.", min=1)] = 200,
     temperature: Annotated[float, typer.Option(help="Of sampling.", min=0.0)] = 0.7,
 ) -> None:
-    """Spend samples on more first attempts, or on correcting half as many? Majority vote at budgets 2 to 64."""
+    """Compare more first attempts with correcting half as many. Majority vote at budgets 2 to 64."""
     from selfcorrect import api
     from selfcorrect.config.paths import run_above
     from selfcorrect.models.loading import resolve_path
@@ -263,7 +271,7 @@ def scale(
 
 @app.command(epilog="Example: selfcorrect report runs/mine")
 def report(run: Annotated[Path, typer.Argument(help="A run folder.", metavar="RUN")]) -> None:
-    """Write RUN/report.html from what the run folder holds; works while a run goes on."""
+    """Write RUN/report.html from what the run folder holds. It works while a run goes on."""
     from selfcorrect.report import write_report
 
     typer.echo(f"report: {write_report(run)}")
@@ -271,7 +279,7 @@ def report(run: Annotated[Path, typer.Argument(help="A run folder.", metavar="RU
 
 @app.command(epilog="Example: selfcorrect prune runs/mine")
 def prune(run: Annotated[Path, typer.Argument(help="A finished run folder.", metavar="RUN")]) -> None:
-    """Remove a finished run's checkpoints, which only resuming and extending need; models and report stay."""
+    """Remove a finished run's checkpoints. Only resuming and extending need them; models and report stay."""
     from selfcorrect.models.sizing import size_text
     from selfcorrect.runs.disk import prune_run
 
@@ -290,7 +298,7 @@ def check(
     load: Annotated[bool, typer.Option("--load", help="Load data and model too, and try what a run needs.")] = False,
     explained: Annotated[bool, typer.Option("--explain", help="Say above each setting what it means.")] = False,
 ) -> None:
-    """Validate a recipe and print it with every setting resolved; without --load nothing is loaded, nothing is run."""
+    """Validate a recipe, and print every setting of it. Without --load nothing is loaded, nothing is run."""
     from selfcorrect.config import CompareConfig, TrainConfig
     from selfcorrect.config.commented import commented
     from selfcorrect.config.paths import check_paths
@@ -322,13 +330,13 @@ def recipes(
     ] = None,
     to: Annotated[Path | None, typer.Option(help="The file to write; by default NAME.yaml in this folder.")] = None,
 ) -> None:
-    """List the shipped recipes, or copy one to change it; every command finds them by name."""
+    """List the shipped recipes, or copy one to change it. Every command finds them by name."""
     from selfcorrect.config.shipped import shipped_recipe, shipped_recipes
 
     known = shipped_recipes()
     if name is None:
         for each, about in known.items():
-            typer.echo(f"{each:<28} {about}")
+            typer.echo(f"{each:<{max(map(len, known))}}  {about}")
         return
     if name not in known:
         raise ConfigError(f"recipe {name!r}: none of that name is shipped; there are {', '.join(known)}")
@@ -403,6 +411,7 @@ def _train_and_report(what: "Path | object", overrides: Sequence[str] = ()) -> N
     from selfcorrect.config import LabBaseConfig, TrainConfig
     from selfcorrect.parallel.launch import is_first, refuse_several
     from selfcorrect.report import write_report
+    from selfcorrect.report.ending import ending
     from selfcorrect.runs.display import make_observer
     from selfcorrect.runs.run import resume, start
 
@@ -420,6 +429,8 @@ def _train_and_report(what: "Path | object", overrides: Sequence[str] = ()) -> N
             typer.echo(str(error), err=True)
         raise typer.Exit(error.status) from None
     if is_first():
+        for line in ending(run):
+            typer.echo(line)
         typer.echo(f"report: {write_report(run)}")
 
 

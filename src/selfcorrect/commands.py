@@ -71,7 +71,7 @@ def export(
     merge: Annotated[bool, typer.Option("--merge", help="Merge an adapter into its base: an ordinary model.")] = False,
     push: Annotated[str | None, typer.Option(help="Send it to the hub, private.", metavar="OWNER/NAME")] = None,
 ) -> None:
-    """Write a run's model for others, an adapter or merged into an ordinary folder, with a card of what it scored."""
+    """Write a run's model for others. An adapter, or merged into an ordinary folder; with a card of what it scored."""
     from selfcorrect.export import export as write
 
     folder = write(source, target, merge=merge, push=push, say=lambda text: typer.echo(text, err=True))
@@ -84,10 +84,11 @@ def traces(
     form: Annotated[
         str, typer.Option("--format", help="conversation (one JSON list), or messages (JSON Lines).")
     ] = "messages",
+    everything: Annotated[bool, typer.Option("--all", help="What a run collected and did not train on, too.")] = False,
 ) -> None:
-    """Write collected traces in a format that other trainers read; `traces: FILE` of a stage reads both back."""
+    """Write what a run was fine-tuned on for other trainers. `traces: FILE` of a stage reads both formats back."""
     from selfcorrect.learning.formats import FORMATS, convert
 
     if form not in FORMATS:
         raise ConfigError(f"--format {form}: must be one of {', '.join(FORMATS)}")
-    typer.echo(f"traces: {target} ({convert(source, target, form):,})")
+    typer.echo(f"traces: {target} ({convert(source, target, form, everything=everything)})")

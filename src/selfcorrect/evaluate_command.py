@@ -68,7 +68,7 @@ def evaluate(
     price_out: PriceOut = None,
     tokenizer: Tokenizer = None,
 ) -> None:
-    """Two attempts on held-out problems: accuracy at each, delta, i->c, c->i, with 95 % intervals.
+    """Measure both attempts on held-out problems. Accuracy at each, delta, i->c, c->i, with 95 % intervals.
 
     Greedy; evaluation.samples=8 evaluation.temperature=0.7 gives Avg@8 and pass@8.
     evaluation.correction_prompts.NAME=TEXT asks in other words beside the task's own. Finished problems are kept at

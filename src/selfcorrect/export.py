@@ -46,7 +46,7 @@ def export(
         )
     with atomic_folder(out) as temporary:
         if merge and is_adapter:
-            say(f"merging {folder} into {base}")
+            say(f"merging {folder} with the weights of {base}, into {out}")
             _write_merged(folder, temporary)
         else:
             if merge:

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ import yaml
 
 import selfcorrect
 from selfcorrect import cli
+from selfcorrect.commands import SECTIONS
 from selfcorrect.config.recipe import load_recipe
-from selfcorrect.config.shipped import shipped_recipe
+from selfcorrect.config.shipped import shipped_recipe, shipped_recipes
 from selfcorrect.errors import ConfigError
 from selfcorrect.models.stored import stored_dtype
 from selfcorrect.runs.recipes import recipe_beside
@@ -58,8 +60,14 @@ def test_train_evaluate_play_report(recipe_file: Path, tmp_path: Path, command: 
     out = command("train", str(recipe_file), "seed=3")
     assert "stage only: 1 steps" in out
     assert f"done: {run}" in out.replace("\n", "")
-    assert out.endswith(f"report: {run}/report.html\n")
     written = json.loads((run / "evaluations" / "only.json").read_text())
+    head, before, after, about, told = out.splitlines()[-5:]
+    assert head.split() == ["Accuracy@t1", "Accuracy@t2", "delta", "[95", "%]", "i->c", "c->i"]
+    assert before.startswith("before training  ")
+    values = [100 * each["value"] for each in [*written["summary"]["accuracy"], written["summary"]["delta"]]]
+    assert after.split()[:5] == ["after", "only", f"{values[0]:.1f}", f"{values[1]:.1f}", f"{values[2]:+.1f}"]
+    assert about.startswith("percent of n = 4 problems; nothing can be concluded: only 4 problems")
+    assert told == f"report: {run}/report.html"
 
     # The run's own recipe is found beside the model: same problems, same draws, same figures.
     evaluation = json.loads(command("evaluate", str(run / "final"), "--json"))
@@ -338,3 +346,16 @@ def test_an_evaluation_of_little_worth_says_so(recipe_file: Path, model: Path, c
     assert "nothing can be concluded: only 4 problems were graded" in out
     assert "alarm: cut off: " in out
     assert "rollouts.max_new_tokens = 1" in out
+
+
+def test_lists_of_commands_and_recipes_are_even(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In 80 columns each command has a whole sentence; descriptions of recipes stand below each other."""
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = command("--help").splitlines()
+    for name in chain(*SECTIONS.values()):
+        (line,) = [line for line in lines if line.startswith(f"  {name} ")]
+        assert line.endswith("."), line
+        assert not line.endswith("..."), line
+    known = shipped_recipes()
+    starts = {line.index(about) for line, about in zip(command("recipes").splitlines(), known.values(), strict=True)}
+    assert starts == {max(map(len, known)) + 2}

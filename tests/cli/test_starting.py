@@ -29,8 +29,14 @@ from selfcorrect.tasks.math import MathTask
 from selfcorrect.types import Outcome
 
 GSM = [{"question": f"What is {n} + {n}?", "answer": f"Twice {n}.\n#### {2 * n}"} for n in range(20)]
-CHAT = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Which colour?\u2028Say it."}]
-WORDS = [{"prompt": CHAT, "ground_truth": ["red", "blue"][n % 2]} for n in range(12)]
+CHAT = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Which colour?"}]
+WORDS = [
+    {
+        "prompt": [CHAT[0], {"role": "user", "content": f"Which colour?\u2028Say it. {n}"}],
+        "ground_truth": ["red", "blue"][n % 2],
+    }
+    for n in range(12)
+]
 XTUNER = [
     {
         "data_source": "x",
@@ -96,7 +102,7 @@ def task_of(recipe: str) -> tuple[TrainConfig, MathTask | CodeTask | CustomTask]
         ("d.jsonl", WORDS, {}, "custom", (11, 1), "Which colour?"),
         ("d.jsonl", XTUNER, {}, "math", (9, 1), "2 + 0?"),
         ("d.jsonl", XTUNER, {"question": "extra_info.question"}, "math", (9, 1), "Two and 0"),
-        ("d.jsonl", [{"q": "Is it?", "a": "yes"}] * 30, {"question": "q", "answer": "a"}, "custom", (27, 3), "Is it?"),
+        ("d.jsonl", [{"q": f"Is it? {n}", "a": "yes"} for n in range(30)], {"question": "q", "answer": "a"}, "custom", (27, 3), "Is it?"),
         ("d.jsonl", [*GSM, {"question": "Who knows?", "answer": None}], {}, "math", (18, 2), "What is 0 + 0?"),
         ("mbpp.jsonl", MBPP, {}, "code", (1, 1), "Task: f"),
     ],
@@ -142,13 +148,15 @@ def test_a_folder_of_texts_stays_as_it_is(here: Path) -> None:
     assert (len(task.train), len(task.test)) == (4, 2)
 
 
-def test_no_question_is_trained_on_and_held_out(here: Path) -> None:
-    rows = [{"question": f"{n % 11} + 1?", "answer": f"{n % 11 + 1}"} for n in range(40)] + GSM[:10]
-    told = init("./model", written("d.jsonl", rows), Path("mine.yaml"))
+@pytest.mark.parametrize(("count", "distinct"), [(40, 11), (30, 15), (10, 5), (4, 2), (2, 2)])
+def test_no_question_is_trained_on_and_held_out(count: int, distinct: int, here: Path) -> None:
+    """A question is held out with all its rows; the task math drops what is asked on both sides."""
+    rows = [{"question": f"{n % distinct} + 1?", "answer": f"{n % distinct + 1}"} for n in range(count)]
+    init("./model", written("d.jsonl", rows), Path("mine.yaml"))
     train, test = (Path(f"mine-data/{split}.jsonl").read_text().splitlines() for split in ("train", "test"))
-    assert test
+    assert len(test) == max(1, distinct // 10) * count // distinct or distinct == 11
     assert not set(train) & set(test)
-    assert any("left out of the rows held out whose questions are trained on: 4" in line for line in told)
+    assert len(train) + len(test) == count
 
 
 def test_numbers_that_are_missing_and_rows_without_an_answer(here: Path) -> None:
@@ -255,7 +263,7 @@ REFUSED = [
     ({"question": "Question"}, GSM, r"^--question Question: the data has no such column; it has answer, question$"),
     ({"answer": "gold"}, GSM, r"^--answer gold: the data has no such column; it has answer, question$"),
     ({}, [{"frage": "?", "antwort": "1"}] * 3, r"^--question: no column goes by a usual name; name one of antwort, frage$"),
-    ({}, [{"question": "?", "reply": "1"}] * 3, r"^--answer: no column goes by a usual name; name one of question, reply$"),
+    ({}, [{"question": "?", "reply": "1"}] * 3, r"^--answer: no column goes by a usual name; name one of reply$"),
     ({}, [{"question": "?", "answer": "a long story " * 40}] * 3, r"^--answer answer: its texts are long and state no"),
     ({}, [{"question": " ", "answer": "1"}] * 3, r"field 'question' is empty$"),
     ({}, [{"question": "?", "answer": [1]}] * 3, r"field 'answer' must be text, got \[1\]$"),
@@ -264,12 +272,15 @@ REFUSED = [
     ({}, [{"messages": [*CHAT, {"role": "assistant", "content": "x"}]}] * 3, r"^--question: rows of whole conversations"),
     ({}, [{"prompt": [{"role": "user", "content": f"{n} \ud83d?"}], "answer": "red"} for n in range(9)], r"d.jsonl:1: field 'prompt' holds half a surrogate pair"),
     ({}, [{"prompt": [{"role": "system", "content": "\ud83d"}, CHAT[1]], "answer": "red"}] * 3, r"half a surrogate pair"),
-    ({}, GSM[:1], r"holds 1 rows"),
+    ({}, GSM[:1], r"holds one row; some are needed"),
     ({}, [{"question": "?", "answer": ""}] * 3, r"^--answer answer: no row to train on"),
     ({}, [{"question": f"{n}?", "answer": float("nan")} for n in range(9)], r"^--answer answer: no row to train on"),
     ({}, [{"question": "?", "answer": None}] * 3, r"^--answer: the column answer holds nothing"),
     ({}, [*GSM, {"question": "x?", "answer": float("inf")}], r"d.jsonl:21: field 'answer' is inf, which is no number"),
     ({}, [{"question": "1 + 1?", "answer": 2}] * 9, r"^--question question: all rows ask the same"),
+    ({}, [{"question": f"{n}?"} for n in range(9)], r"^--answer: there is only the column 'question'; the answers are missing$"),
+    ({}, [{"frage": f"{n}?"} for n in range(9)], r"^--question: there is only the column 'frage'; questions and answers are"),
+    ({}, [{"question": "Which?", "answer": "red"}] * 9, r"^--question question: all rows ask the same"),
     ({"answer": "question"}, GSM, r"^--answer question: is the column of the question, too"),
     ({"question": "\ud83d", "answer": "a"}, [{"\ud83d": "1 + 1?", "a": "2"}] * 3, r"^--question '\\ud83d': holds half"),
     ({}, [{"prompt": [CHAT[0], *CHAT], "answer": "red"}] * 3, r"one system turn at most, which is text"),
@@ -330,9 +341,9 @@ def test_programs_are_not_read_from_csv(here: Path) -> None:
         ("question,answer\n1,2,3\n1,2\n", "d.csv:2: has another number of fields"),
         ("question,answer\n1\n1,2\n", "d.csv:2: has another number of fields"),
         ('question,answer\n"1,2\n', "not a CSV file that can be read"),
-        ("question,answer\n", "holds 0 rows"),
+        ("question,answer\n", "holds no rows"),
         ("question,answer\n,2\n,3\n", "field 'question' is empty"),
-        ("", "holds 0 rows"),
+        ("", "holds no rows"),
         ("question,question,answer\na,b,1\n", "two columns are called 'question'"),
         ("question;answer\n1 + 1?;2\n", "its fields are apart by ';'"),
         ("question\tanswer\n1 + 1?\t2\n", r"its fields are apart by '\\t'"),

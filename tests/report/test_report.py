@@ -15,8 +15,8 @@ from selfcorrect.analysis.svg import ticks
 from selfcorrect.errors import UserError
 from selfcorrect.evaluation.metrics import Estimate, Summary
 from selfcorrect.report import write_report
-from selfcorrect.report.curves import smooth
-from selfcorrect.report.load import load_run
+from selfcorrect.report.curves import Line, curve, reader, smooth
+from selfcorrect.report.load import Step, load_run
 from selfcorrect.report.paper import PAPER
 from selfcorrect.report.pictures import accuracy_picture, attempt_colours
 from selfcorrect.report.wording import control_sentence, headline
@@ -413,3 +413,29 @@ def test_the_papers_tables_agree_with_themselves() -> None:
             assert row.t2 - row.t1 == pytest.approx(row.delta, abs=0.01), row
             if row.fixed is not None and row.broken is not None:
                 assert row.fixed - row.broken == pytest.approx(row.delta, abs=0.01), row
+
+
+@pytest.mark.parametrize("size", [3e-10, 2.5e-7, 0.0003, 0.004, 0.01, 0.4, 30.0, 2500.0, 21_000.0])
+def test_labels_of_an_axis_stay_beside_it(size: float) -> None:
+    """However small the values are: the axis then counts a power of ten of its unit."""
+    steps = [Step(n, "one", {"gap": (size * (0.6 + 0.04 * (n % 11)),)}, False, "") for n in range(1, 40)]
+    drawn = curve("Gap", "nats", [Line("gap", "quiet", reader("gap"))], steps)
+    assert drawn
+    marks = [mark for mark in ElementTree.fromstring(str(drawn.svg)) if mark.get("class") == "t num"]
+    labels = [mark.text or "" for mark in marks if mark.get("text-anchor") == "end"]
+    assert max(map(len, labels)) <= 5
+    unit = str(drawn.svg).partition("Gap, ")[2].partition(":")[0]
+    power = {3e-10: "⁻¹²", 2.5e-7: "⁻⁹", 0.0003: "⁻⁶", 0.004: "⁻³"}.get(size)
+    assert unit == (f"nats \N{MULTIPLICATION SIGN} 10{power}" if power else "nats")
+
+
+def test_charts_of_several_lines_say_which_is_which(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    shares = {"truncated": [0.1, 0.2], "equal_groups": 0.5}
+    write_lines(run / "metrics.jsonl", [step_row(n) | shares for n in range(1, 5)])
+    page = write_report(run).read_text()
+    charts = [part.partition("</figure>")[0] for part in page.split('<figure class="chart">')[1:]]
+    assert "What teaches nothing" in page
+    for chart in charts:
+        names = re.findall(r'data-name="([^"]+)"', chart)
+        assert len(names) < 2 or re.findall(r"</i>([^<]+)</li>", chart) == names

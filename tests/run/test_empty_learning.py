@@ -61,7 +61,10 @@ def test_nothing_right_and_all_cut_off(tmp_path: Path, model: Path) -> None:
     assert {row["equal_groups"] for row in rows} == {1.0}
     assert {row["grad_norm"] for row in rows} == {0.0}
     text = console.export_text()
-    assert "% of attempts were cut off at rollouts.max_new_tokens = 1" in text
+    assert text.count("alarm: base: cut off: attempts were cut off at rollouts.max_new_tokens = 1") == 1
+    assert "alarm: one: cut off" in text  # of its steps; of a later evaluation it is not said again
+    assert text.count(": cut off: ") == 3
+    assert text.count("nothing can be concluded") == 1
     assert "all rewards of this step equal: nothing to learn" in text
     assert "equal_rewards=100%" in text
     assert "nothing learned: the gradient is zero" in text
@@ -98,7 +101,7 @@ def test_the_panel_shows_it() -> None:
     assert "cut off                 100.0%" in text
     assert "equal rewards           100.0%" in text
     assert "gradient zero" in text
-    assert "cut_off=100% equal_rewards=100%" in step_line(step, observer._pace)
+    assert "cut_off=100%/50% equal_rewards=100%" in step_line(step, observer._pace)
 
 
 GRADER = """

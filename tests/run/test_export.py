@@ -140,7 +140,9 @@ def test_what_is_exported_gives_the_same_two_attempts(
     policy = loaded(final, tuning)
     expected = two_attempts(policy)
     assert expected != two_attempts(loaded(model))
-    merged = export(trained(tuning), tmp_path / "merged", merge=True)
+    said: list[str] = []
+    merged = export(trained(tuning), tmp_path / "merged", merge=True, say=said.append)
+    assert re.fullmatch(rf"merging .*/final with the weights of .+, into {re.escape(str(merged))}", said[0])
     assert {path.name for path in merged.iterdir()} >= {
         "config.json",
         "model.safetensors",
@@ -254,6 +256,8 @@ def test_export_refuses_in_one_line(trained: Callable[[str], Path], tmp_path: Pa
         export(tmp_path / "nowhere", tmp_path / "out")
     file = shutil.copytree(trained("lora"), tmp_path / "damaged") / "final" / "adapter_model.safetensors"
     file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(ModelError, match=r"adapter_model.safetensors is damaged \(.*\); copy or download it again$"):
+        loaded(file.parent)
     with pytest.raises(CheckpointError, match=r"final is damaged \(adapter_model.safetensors does not match"):
         export(tmp_path / "damaged", tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -133,12 +133,12 @@ def test_right_and_wrong_texts_by_the_real_graders(name: str, tmp_path: Path) ->
 
 def test_a_repair_set_is_made_trained_on_and_evaluated(qwen2: Path, tmp_path: Path, command: Command) -> None:
     source = recipe(tmp_path, qwen2, {"name": "code", "data": str(code_folder(tmp_path / "data")), "workers": 1})
-    for split, rows in (("train", 4), ("test", 3)):
+    for split, rows, purpose in (("train", 4, "train on"), ("test", 3, "evaluate on")):
         out = command(
             "make-repair-set", str(source), "--output", str(tmp_path / f"{split}.jsonl"), "--split", split,
             "rollouts.max_new_tokens=300",
         )  # fmt: skip
-        assert out == f"repair set: {tmp_path}/{split}.jsonl ({rows} rows)\n"
+        assert out == f"repair set: {tmp_path}/{split}.jsonl ({rows} of split {split}, to {purpose})\n"
     made = read_rows(tmp_path / "train.jsonl") + read_rows(tmp_path / "test.jsonl")
     assert {row["failure"] for row in made} == {"no_answer: no program in the text"}
     assert {row["model"] for row in made} == {str(qwen2)}

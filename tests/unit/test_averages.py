@@ -129,6 +129,30 @@ def test_what_never_varies_still_has_an_interval(right: bool) -> None:
     assert found.smallest > 0
 
 
+@pytest.mark.parametrize("problems", [1, 2, 3, 19, 20, 50])
+@pytest.mark.parametrize("pairs", [[(0, 1)], [(1, 0)], [(0, 1), (0, 0)], [(0, 1), (1, 1), (1, 0), (0, 1)]])
+def test_problems_that_all_fare_alike_are_no_certainty(problems: int, pairs: list[tuple[int, int]]) -> None:
+    """Each problem has the same samples: a bootstrap over problems has no width, however few they are."""
+    rollouts = [rollout(f"p{p}", *map(bool, pair)) for pair in pairs * 3 for p in range(problems)]
+    found = summary_over(rollouts, 3 * len(pairs))
+    last = found.passes[-1]
+    shares = [*found.accuracy, found.fixed, found.broken, found.unchanged, *last.accuracy, last.fixed, last.broken]
+    for estimate in [*shares, found.delta, last.delta, *([found.fix_rate] if found.wrong_first else [])]:
+        assert estimate.low - 1e-9 <= estimate.value <= estimate.high + 1e-9
+        assert estimate.high - estimate.low > 0.9 / (problems + 2)
+    if problems < 3:
+        assert found.delta.low <= 0 <= found.delta.high
+
+
+def test_a_few_problems_are_not_surer_than_matched_pairs() -> None:
+    """Of two problems, both better by chance, a bootstrap knows only better ones."""
+    pairs = [("p", False, True), ("q", False, True), ("p", False, True), ("q", True, True)]
+    found = summary_over([rollout(*each) for each in pairs], 2)
+    assert found.delta.low < 0 < found.delta.value == 0.75 < found.delta.high
+    assert (found.fix_rate.value, found.fix_rate.high) == (1.0, 1.0)
+    assert found.fix_rate.low < 0.5
+
+
 @pytest.mark.parametrize(("problems", "samples"), [(200, 1), (500, 8), (300, 4)])
 def test_a_delta_of_the_smallest_size_is_found_four_times_of_five(problems: int, samples: int) -> None:
     """Problems as they are assumed: 8 % of answers flip, what a problem gains spreads by 10 points; and that delta."""
@@ -165,9 +189,9 @@ def test_differences_are_paired_by_problem() -> None:
     assert single == difference_of([-1.0, 0.0])
     rng = np.random.default_rng(1)
     base = {f"p{n}": float(value) for n, value in enumerate(rng.random(300))}
-    same = paired(base, {name: value + 0.01 for name, value in base.items()}, single=False)
-    assert same is not None
-    assert (same.low, same.value, same.high) == pytest.approx((0.01, 0.01, 0.01))  # as independent ones: +-4.6
+    near = paired(base, {name: base[name] + 0.01 + 0.001 * (n % 2) for n, name in enumerate(base)}, single=False)
+    assert near is not None
+    assert (near.low, near.value, near.high) == pytest.approx((0.0105,) * 3, abs=1e-4)  # as independent ones: +-4.6
     assert paired(base, {"z": 1.0}, single=False) is None
     assert change({}, {"p": (1.0, 0.0)}, single=True) is None
     before, now = (

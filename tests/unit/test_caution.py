@@ -81,7 +81,7 @@ def test_an_evaluation_says_what_was_cut_off() -> None:
     quarter = summarize(rollouts((150, T, W), (50, W, C)))
     (told,) = cut_off_at(quarter, 64)
     assert told.startswith(
-        "cut off: 38 % of attempts were cut off at rollouts.max_new_tokens = 64 (attempt 1 75 %, attempt 2 0 %): raise it"
+        "cut off: attempts were cut off at rollouts.max_new_tokens = 64 (attempt 1 75 %, attempt 2 0 %): raise it"
     )
     assert summary_line(quarter).endswith("n=200  cut off t1 75.0%, t2 0.0%")
     assert cut_off_at(BASE, 64) == []
@@ -105,12 +105,17 @@ def test_a_comparison_is_as_careful_as_a_run(tmp_path: Path) -> None:
     assert "cannot be concluded: 80 % of the first attempts were cut off" in headline(names, "m", [cut])
     (told,) = findings(names, [cut])
     assert "nothing can be concluded: 80" in told
-    assert "; cut off: 40 % of attempts were cut off" in told.replace("\N{NO-BREAK SPACE}", " ")
+    assert (
+        "; cut off: attempts were cut off at rollouts.max_new_tokens (attempt 1 80 %, attempt 2 0 %)"
+        in told.replace("\N{NO-BREAK SPACE}", " ")
+    )
     silent = compared(tmp_path / "silent", (140, N, C), (60, W, W))
     assert "no answer could be read from 70 %" in headline(names, "m", [silent])
     some = compared(tmp_path / "some", (60, T, C), (40, C, C), (100, W, W), (30, G, G))
     assert headline(names, "m", [some]).startswith("M gains")
-    assert "cut off: 15 % of attempts" in findings(names, [some])[0].replace("\N{NO-BREAK SPACE}", " ")
+    assert "cut off: attempts were cut off at rollouts.max_new_tokens (attempt 1 30 %" in findings(names, [some])[
+        0
+    ].replace("\N{NO-BREAK SPACE}", " ")
 
 
 def heard(lessons: Lessons, *steps: tuple[Sequence[float], Sequence[float], float | None, float | None]) -> list[str]:
@@ -121,7 +126,7 @@ def test_a_step_that_teaches_nothing_says_so() -> None:
     none_right = heard(Lessons(64), ((0.0, 0.0), (1.0, 0.5), 1.0, 0.0))
     assert [told.split(":")[0] for told in none_right] == ["no gradient", "cut off", "equal rewards"]
     assert (
-        "75 % of attempts were cut off at rollouts.max_new_tokens = 64 (attempt 1 100 %, attempt 2 50 %): raise it"
+        "attempts were cut off at rollouts.max_new_tokens = 64 (attempt 1 100 %, attempt 2 50 %): raise it"
         in none_right[1]
     )
     assert "all rewards of this step equal: nothing to learn; no attempt was right" in none_right[2]

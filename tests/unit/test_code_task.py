@@ -1,5 +1,6 @@
 """MBPP, HumanEval and recorded repairs: splits by id, prompts, what the judge gets, what its verdicts become."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -223,6 +224,21 @@ def test_splits_of_mbpp_r_s_shape(tmp_path: Path) -> None:
     write(tmp_path / "r.jsonl", [MBPP_R, {**MBPP_R, "split": "dev"}])
     with pytest.raises(DataError, match=r"r.jsonl:2: field 'split' = 'dev' must be one of train, test, validation, pr"):
         RepairTask(RepairConfig(name="repair", data=str(tmp_path / "r.jsonl"))).held_out(1)
+
+
+@pytest.mark.parametrize(
+    ("held", "other", "purpose"), [("train", "test", "evaluate on"), ("test", "train", "train on")]
+)
+def test_a_set_of_the_other_split_says_so(held: str, other: str, purpose: str, tmp_path: Path) -> None:
+    task = RepairTask(
+        RepairConfig(name="repair", data=str(write(tmp_path / "r.jsonl", [{**MBPP_R, "split": held}] * 2)))
+    )
+    why = (
+        f"task.data = '{tmp_path}/r.jsonl' holds none to {purpose}: its rows (2) are of split {held}; record some with "
+        f"`selfcorrect make-repair-set ... --split {other}`, and add them"
+    )
+    with pytest.raises(DataError, match=f"^{re.escape(why)}$"):
+        len(getattr(task, other))
 
 
 def failed(problem: Problem, text: str, outcome: Outcome) -> Rollout:

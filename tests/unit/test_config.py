@@ -88,7 +88,7 @@ def test_every_spelling_of_a_float(recipe: Path, text: str) -> None:
     [
         ("seed: 3", "sede: 3", "recipe.yaml:2", ["unknown key 'sede'", "did you mean 'seed'?"]),
         ("  temperature: 0.7", "  temprature: 0.7", "recipe.yaml:5", ["rollouts.temprature", "'temperature'"]),
-        ("    alpha: 10", "    alhpa: 10", "recipe.yaml:15", ["stages.1.alhpa", "'alpha'"]),
+        ("    alpha: 10", "    alhpa: 10", "recipe.yaml:15", ["stages.correct.alhpa", "'alpha'"]),
         ("seed: 3", "qqqqqq: 3", "recipe.yaml:2", ["unknown key 'qqqqqq'"]),
         ("seed: 3", "seed: three", "recipe.yaml:2", ["seed = 'three'", "valid integer"]),
         ("seed: 3", "seed: '3'", "recipe.yaml:2", ["seed = '3'", "valid integer"]),
@@ -96,16 +96,21 @@ def test_every_spelling_of_a_float(recipe: Path, text: str) -> None:
         ("seed: 3", "seed: -1", "recipe.yaml:2", ["seed = -1", "greater than or equal to 0"]),
         ("  temperature: 0.7", "  temperature: 0", "recipe.yaml:5", ["rollouts.temperature = 0", "greater than 0"]),
         ("  temperature: 0.7", "  temperature: .inf", "recipe.yaml:5", ["rollouts.temperature = inf", "finite"]),
-        ("    steps: 7", "    steps: 7.5", "recipe.yaml:13", ["stages.1.steps = 7.5", "integer"]),
-        ("    steps: 7\n", "", "recipe.yaml:11", ["stages.1.steps is missing"]),
-        ("    learning_rate: 4e-5", "    learning_rate: fast", "recipe.yaml:10", ["stages.0.learning_rate = 'fast'"]),
+        ("    steps: 7", "    steps: 7.5", "recipe.yaml:13", ["stages.correct.steps = 7.5", "integer"]),
+        ("    steps: 7\n", "", "recipe.yaml:11", ["stages.correct.steps is missing"]),
+        (
+            "    learning_rate: 4e-5",
+            "    learning_rate: fast",
+            "recipe.yaml:10",
+            ["stages.hold.learning_rate = 'fast'"],
+        ),
         ("name: demo", "name: a/b", "recipe.yaml:1", ["name = 'a/b'"]),
         ("    name: hold", "    name: a b", "recipe.yaml:7", ["stages.0.name = 'a b'"]),
         ("seed: 3", "optimizer: {betas: [0.9]}", "recipe.yaml:2", ["optimizer.betas"]),
         ("seed: 3", "task: {prompt: solve it}", "recipe.yaml:2", ["task", "{numbers} and {target}"]),
         ("seed: 3", "task: {correction_prompt: '{grade}'}", "recipe.yaml:2", ["correction_prompt", "'grade'"]),
         ("seed: 3", "task: {max_number: 100, limit: 50}", "recipe.yaml:2", ["limit (50)", "max_number (100)"]),
-        ("objective: stage2", "objective: stage3", "recipe.yaml:11", ["stages.1", "'stage2'", "stage3"]),
+        ("objective: stage2", "objective: stage3", "recipe.yaml:11", ["stages.correct", "'stage2'", "stage3"]),
     ],
 )
 def test_refusals_name_line_field_value_and_reason(
@@ -126,18 +131,18 @@ def test_refusals_name_line_field_value_and_reason(
 def test_each_mistake_is_told_once(recipe: Path) -> None:
     """A wrong value in the only stage is one line: the stages are not also called too few."""
     message = refusal(recipe, RECIPE[: RECIPE.index("  - name: correct")].replace("steps: 5", "steps: x"))
-    assert message == "recipe.yaml:9: stages.0.steps = 'x': input should be a valid integer (Updates of the stage)"
+    assert message == "recipe.yaml:9: stages.hold.steps = 'x': input should be a valid integer (Updates of the stage)"
 
 
 def test_a_key_in_the_wrong_place_is_sent_to_the_right_one(recipe: Path) -> None:
     message = refusal(recipe, RECIPE.replace("    objective: stage1", "    objective: stage1\n    alpha: 3"))
-    assert "recipe.yaml:9: unknown key 'stages.0.alpha'" in message
+    assert "recipe.yaml:9: unknown key 'stages.hold.alpha'" in message
     assert "did you mean 'alpha'?" not in message  # that is what was written
 
 
 def test_a_missing_objective_names_the_objectives_there_are(recipe: Path) -> None:
     message = refusal(recipe, RECIPE.replace("    objective: stage1\n", ""))
-    assert "recipe.yaml:7: stages.0" in message
+    assert "recipe.yaml:7: stages.hold: " in message
     assert "'stage1', 'stage2', 'annealed', 'single_turn', 'multi_turn'" in message
     assert "lab_base" not in message
 
@@ -169,7 +174,7 @@ def test_contradictions_are_refused(recipe: Path) -> None:
     assert "base is the name of the evaluation" in refusal(recipe, RECIPE.replace("name: correct", "name: Base"))
     assert "optimizer.betas.1 = 1" in refusal(recipe, RECIPE, "optimizer.betas=[0.9, 1]")
     last = RECIPE.replace("objective: stage2", "objective: multi_turn").replace("alpha: 10", "gamma: 0.8")
-    assert "stages.1: gamma > 0" in refusal(recipe, last)
+    assert "stages.correct: gamma > 0" in refusal(recipe, last)
     assert isinstance(validate_text(recipe, last + "    rewarded: all\n"), TrainConfig)
     assert "multiple of heads" in refusal(recipe, "kind: lab_base\nhidden_size: 160\nheads: 7\n")
     assert "stages" in refusal(recipe, "seed: 1\n")
@@ -178,7 +183,7 @@ def test_contradictions_are_refused(recipe: Path) -> None:
         recipe, refine + "- {name: a, objective: stage1, steps: 1, learning_rate: 1.0}"
     )
     star = "- {name: a, objective: star, steps: 4, learning_rate: 1.0}"
-    assert "stages.0: steps (4) must be a multiple of iterations (3)" in refusal(recipe, f"stages:\n{star}\n")
+    assert "stages.a: steps (4) must be a multiple of iterations (3)" in refusal(recipe, f"stages:\n{star}\n")
     held_out = RECIPE + "checkpoint: {select: held_out}\n"
     assert "select: held_out and held_out: FILE belong together" in refusal(recipe, held_out)
     offline = RECIPE.replace("alpha: 10", "offline_first: 0.5") + "algorithm: {reference: previous_stage}\n"
@@ -271,7 +276,7 @@ def test_names_that_look_like_something_else_survive_a_dump(recipe: Path, name: 
 def test_validate_takes_a_plain_mapping() -> None:
     stage = {"name": "a", "objective": "single_turn", "steps": 1, "learning_rate": 1e-3}
     assert isinstance(validate({"stages": [stage]}), TrainConfig)
-    with pytest.raises(ConfigError, match=r"^config: stages\.0\.steps = 'x'"):
+    with pytest.raises(ConfigError, match=r"^config: stages\.a\.steps = 'x'"):
         validate({"stages": [{**stage, "steps": "x"}]})
     given_stages = {"stages": [stage]}
     changed = validate(given_stages, overrides=["stages.a.steps=7", "seed=3"])

@@ -8,7 +8,7 @@ import pytest
 
 from selfcorrect.config import ModelConfig
 from selfcorrect.errors import DataError
-from selfcorrect.learning.formats import FORMATS, convert
+from selfcorrect.learning.formats import FORMATS, Converted, convert
 from selfcorrect.learning.traces import fixes, read_traces
 from selfcorrect.models.chat import Chat
 from selfcorrect.models.loading import load_model
@@ -40,7 +40,9 @@ def test_written_and_read_back(form: str, chat: Chat, tmp_path: Path) -> None:
     (run / "traces").mkdir(parents=True)
     (run / "traces" / "sft-1.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (run / "traces" / "star-1.jsonl").touch()  # nothing was right
-    assert convert(run, tmp_path / "out" / "t", form) == 3
+    stage = {"name": "sft", "objective": "pair_sft", "steps": 1, "learning_rate": 0.1, "keep_right": True}
+    (run / "config.yaml").write_text(json.dumps({"name": "run", "task": {"name": "math"}, "stages": [stage]}))
+    assert convert(run, tmp_path / "out" / "t", form) == Converted(2, 1, 0)
     text = (tmp_path / "out" / "t").read_text()
     if form == "conversation":  # as a reader of that format sees it
         first, second = json.loads(text)[0]["conversation"]
@@ -56,6 +58,28 @@ def test_written_and_read_back(form: str, chat: Chat, tmp_path: Path) -> None:
     assert read_traces(tmp_path / "out" / "t", chat, "math") == read_traces(
         run / "traces" / "sft-1.jsonl", chat, "math"
     )
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_a_run_hands_on_what_it_trained_on(form: str, chat: Chat, tmp_path: Path) -> None:
+    """Its files hold both kinds: Pair-SFT on what is read back is on the same set. All of it where that is asked for."""
+    stages: list[dict[str, Any]] = [
+        {"name": "a", "objective": "pair_sft", "steps": 1, "learning_rate": 0.1},
+        {"name": "a-b", "objective": "star", "steps": 3, "learning_rate": 0.1, "keep_right": True},
+    ]
+    (tmp_path / "traces").mkdir()
+    (tmp_path / "config.yaml").write_text(json.dumps({"name": "run", "task": {"name": "math"}, "stages": stages}))
+    rows = [own("5", "4"), own("4", "2 * 2", "correct"), own("", "4", "no_answer")]
+    for name in ("a-1", "a-b-1", "a-b-2"):
+        (tmp_path / "traces" / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = convert(tmp_path, tmp_path / "t", form)
+    assert found == Converted(2 + 2 * 2, 2 * 1, 1)
+    told = "6 wrong-then-right and 2 right-then-right; left out: 1 not trained on (--all takes them too)"
+    assert str(found) == told
+    kept = read_traces(tmp_path / "traces" / "a-1.jsonl", chat, "math")
+    assert read_traces(tmp_path / "t", chat, "math") == [kept[0], kept[2], *kept, *kept]
+    assert convert(tmp_path, tmp_path / "all", form, everything=True) == Converted(6, 3, 0)
+    assert convert(tmp_path / "traces" / "a-1.jsonl", tmp_path / "one", form) == Converted(2, 1, 0)
 
 
 @pytest.mark.parametrize(

@@ -75,12 +75,13 @@ def test_summary_leaves_out_what_was_not_graded_and_counts_it() -> None:
 
 def test_what_is_left_out_is_told_by_its_outcome() -> None:
     rollouts = [graded(CORRECT, WRONG)] * 4
-    assert summary_lines(summary_over(rollouts, 4))[-1] == "n = 1; 95 % intervals in brackets"
+    few = "nothing can be concluded: only 1 problem was graded, too few to conclude from"
+    assert summary_lines(summary_over(rollouts, 4))[-2:] == ["n = 1; 95 % intervals in brackets", few]
     rollouts += [graded(CORRECT, Outcome.GRADER_FAILED), graded(Outcome.UNREADABLE, Outcome.UNREADABLE)]
     told = (
         "n = 1 (left out: rollouts with attempts that are 1 grader_failed and 2 unreadable); 95 % intervals in brackets"
     )
-    assert summary_lines(summary_over(rollouts, 6))[-1] == told
+    assert summary_lines(summary_over(rollouts, 6))[-2:] == [told, few]
 
 
 def test_three_attempts_compare_the_first_with_the_last() -> None:

@@ -11,9 +11,9 @@ from selfcorrect.compare.results import Result
 from selfcorrect.config import CompareConfig
 from selfcorrect.config.recipe import dump
 from selfcorrect.evaluation.alarms import alarms, cut_off_at
-from selfcorrect.evaluation.caution import FEW, bought, caution
+from selfcorrect.evaluation.caution import bought, caution
 from selfcorrect.evaluation.kept import write_durably
-from selfcorrect.evaluation.metrics import Estimate, Summary
+from selfcorrect.evaluation.metrics import FEW, Estimate, Summary
 from selfcorrect.report.page import fill, tidy
 from selfcorrect.report.paper import PAPER, SETTING, PaperRow
 from selfcorrect.report.pictures import accuracy_picture

@@ -7,7 +7,7 @@ more than one sample of a problem, its values are means over those.
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 
 from selfcorrect.errors import DataError
-from selfcorrect.evaluation.averages import Change, pass_at
+from selfcorrect.evaluation.averages import Change, difference_over, pass_at, rate_over, share_over
 from selfcorrect.evaluation.metrics import LEFT_OUT, RESOLVED, Estimate, repeats, standard_error
-from selfcorrect.evaluation.resampling import Table, bootstrap, draws, mcnemar, mean_over_seeds, ratio, weighted_mean
+from selfcorrect.evaluation.resampling import Table, draws, mcnemar, mean_over_seeds
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,19 +183,21 @@ def summarize(
     fixed_SP, broken_SP, delta_SP = answers.fixed_SP, answers.broken_SP, second_SP - first_SP
     counts_RP = draws(first_SP.shape[1], resamples, seed=0)
 
-    def mean(values_SP: Table) -> Estimate:
-        return bootstrap(weighted_mean(mean_over_seeds(values_SP)), counts_RP)
+    drawn = answers.samples * len(first_SP)
 
-    def less(ours_SP: Table, theirs_SP: Table) -> Estimate:
-        return bootstrap(weighted_mean(mean_over_seeds(ours_SP) - mean_over_seeds(theirs_SP)), counts_RP)
+    def mean(values_SP: Table) -> Estimate:
+        return share_over(mean_over_seeds(values_SP), counts_RP)
+
+    def less(ours_SP: Table, theirs_SP: Table, most: float = 1.0) -> Estimate:
+        return difference_over(mean_over_seeds(ours_SP) - mean_over_seeds(theirs_SP), counts_RP, drawn, most)
 
     def change(other: Answers | None) -> Change | None:
         if other is None or other is answers:
             return None
         theirs_SP = other.second_SP - other.first_SP
-        return Change(less(first_SP, other.first_SP), less(second_SP, other.second_SP), less(delta_SP, theirs_SP))
+        return Change(less(first_SP, other.first_SP), less(second_SP, other.second_SP), less(delta_SP, theirs_SP, 2.0))
 
-    rate = ratio(mean_over_seeds(fixed_SP), mean_over_seeds(1 - first_SP))
+    fix_rate = rate_over(mean_over_seeds(fixed_SP), mean_over_seeds(1 - first_SP), counts_RP)
     by_seed = {
         "t1": first_SP, "t2": second_SP, "delta": delta_SP, "fixed": fixed_SP, "broken": broken_SP,
         "unchanged": answers.same_SP,
@@ -207,24 +209,25 @@ def summarize(
     delta_P = mean_over_seeds(delta_SP)
     return Result(
         name=name, seeds=len(first_SP), n=int((~np.isnan(first_SP)).all(0).sum()), t1=mean(first_SP),
-        t2=mean(second_SP), delta=mean(delta_SP), fixed=mean(fixed_SP), broken=mean(broken_SP),
-        fix_rate=bootstrap(rate, counts_RP), unchanged=mean(answers.same_SP), spread=ends,
+        t2=mean(second_SP), delta=less(second_SP, first_SP), fixed=mean(fixed_SP), broken=mean(broken_SP),
+        fix_rate=fix_rate, unchanged=mean(answers.same_SP), spread=ends,
         mcnemar=_worst_p(first_SP, second_SP) if answers.samples == 1 else None,
         gain=towards.last if towards else None, gain_delta=towards.delta if towards else None,
         against_base=change(base), against_single=change(single),
         last=None if answers.later_SP is None else mean(answers.later_SP), outcomes=answers.outcomes,
         repair=None if repair is None else _repaired(repair, resamples),
-        samples=answers.samples, passes=_pass_means(answers, mean),
+        samples=answers.samples, passes=_pass_means(answers, counts_RP),
         smallest=RESOLVED * standard_error(delta_P[~np.isnan(delta_P)].tolist(), answers.samples * len(first_SP)),
     )  # fmt: skip
 
 
-def _pass_means(answers: Answers, mean: Callable[[Table], Estimate]) -> tuple[Estimate, Estimate, Estimate] | None:
+def _pass_means(answers: Answers, counts_RP: Table) -> tuple[Estimate, Estimate, Estimate] | None:
     """pass@k of attempt 1, of attempt 2, and their difference."""
     if answers.pass_first_SP is None or answers.pass_second_SP is None:
         return None
-    change_SP = answers.pass_second_SP - answers.pass_first_SP
-    return mean(answers.pass_first_SP), mean(answers.pass_second_SP), mean(change_SP)
+    first_P, second_P = mean_over_seeds(answers.pass_first_SP), mean_over_seeds(answers.pass_second_SP)
+    change = difference_over(second_P - first_P, counts_RP, len(answers.seeds))
+    return share_over(first_P, counts_RP), share_over(second_P, counts_RP), change
 
 
 def _seed_by_seed(ours: Answers, theirs: Answers) -> Table:
@@ -255,5 +258,4 @@ def _worst_p(first_SP: Table, second_SP: Table) -> float:
 
 def _repaired(answers: Answers, resamples: int) -> Estimate:
     """Accuracy of the attempt that follows a recorded wrong one."""
-    counts_RP = draws(answers.second_SP.shape[1], resamples, seed=0)
-    return bootstrap(weighted_mean(mean_over_seeds(answers.second_SP)), counts_RP)
+    return share_over(mean_over_seeds(answers.second_SP), draws(answers.second_SP.shape[1], resamples, seed=0))

@@ -28,6 +28,7 @@ from selfcorrect.errors import ConfigError
 _ADAPTER: TypeAdapter[Config] = TypeAdapter(Annotated[Config, Field(discriminator="kind")])
 _TAGS = {"train", "lab_base", "compare", *STAGE_KINDS}
 _MEMBER = re.compile(r"bool|int|float|str|constrained-int|(tuple|literal)\[.*")  # how a plain union's members are named
+_DATA = re.compile(r"\.(jsonl|ndjson|parquet|csv|(jsonl?|parquet)\.gz)$", re.IGNORECASE)
 _WITH_TASK = ("task", "of")  # settings that hold a task
 
 Places = Mapping[str, str]  # dotted path of a setting -> "file:line", or the override it came from
@@ -40,6 +41,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     found by its name. Raises ConfigError, naming file and line (or the override), field, value, why and what to do.
     """
     file = find_recipe(Path(path))
+    _refuse_data(file)
     try:
         text = file.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -61,9 +63,23 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         raise ConfigError(f"recipe {file} is not valid YAML: {' '.join(str(error).split())}") from None
     except RecursionError:
         raise ConfigError(f"recipe {file}: a value contains itself, or is nested too deeply") from None
+    if isinstance(data, list) and file.suffix.lower() == ".json":
+        raise _is_data(file)
     if not isinstance(data, dict):
         raise ConfigError(f"recipe {file} must be a mapping of settings, not {type(data).__name__}")
     return validate(anchored(data, file.parent), str(file), places, overrides)
+
+
+def _refuse_data(file: Path) -> None:
+    """Data in the recipe's place, or a folder of it. Raises ConfigError."""
+    names = [path.name for path in file.glob("train[.-]*")] if file.is_dir() else [file.name]
+    if file.exists() and any(map(_DATA.search, names)):
+        raise _is_data(file)
+
+
+def _is_data(file: Path) -> ConfigError:
+    way = f"`selfcorrect init --model MODEL --data {shlex.quote(str(file))}` writes a recipe for it"
+    return ConfigError(f"recipe {file}: is data, not a recipe; {way}")
 
 
 def validate(
@@ -90,7 +106,20 @@ def validate(
     inner = [item for item in found if item["type"] != "too_short"]
     told = [item for item in found if item in inner or not any(_within(other, item) for other in inner)]
     left, lines = _of_another_kind(_of_unions(told), where, typed, before, changed)
-    raise ConfigError("\n".join([*lines, *(_explain(item, source, where, typed) for item in left)]))
+    names = _stage_names(changed)
+    raise ConfigError("\n".join([*lines, *(_explain(item, source, where, typed, names) for item in left)]))
+
+
+def _stage_names(data: Mapping[str, Any]) -> dict[str, str]:
+    """By position the names of stages, where they have some that overrides can say: what a user knows them by."""
+    stages = data.get("stages")
+    given = (
+        [stage.get("name") if isinstance(stage, dict) else None for stage in stages] if isinstance(stages, list) else []
+    )
+    return {
+        str(place): name for place, name in enumerate(given)
+        if isinstance(name, str) and re.fullmatch(r"[\w-]*[A-Za-z_-][\w-]*", name) and given.count(name) == 1
+    }  # fmt: skip
 
 
 def _of_another_kind(
@@ -202,9 +231,10 @@ def _parts_of(error: dict[str, Any]) -> list[str]:
 
 
 def _place(
-    parts: Sequence[str], error: dict[str, Any], source: str, places: Places, typed: Mapping[str, str]
-) -> tuple[str, str]:
-    """Where a setting was written, and its name as it was written there: an override may name a stage."""
+    parts: Sequence[str], error: dict[str, Any], source: str, places: Places, typed: Mapping[str, str],
+    names: Mapping[str, str],
+) -> tuple[str, str]:  # fmt: skip
+    """Where a setting was written, and its name: as an override has it, else with the stage's own name."""
     found = next((key for key in _prefixes(parts) if key in places), None)
     unknown = ".".join(parts)
     if error["type"] == "extra_forbidden" and unknown not in places:  # a section that an override has made
@@ -223,16 +253,20 @@ def _place(
         if made := said or [key for key in inside if places[key].partition("=")[2].rstrip("'\"") in told.split()]:
             found = made[-1]
     written = list(parts)
+    if parts[0:1] == ["stages"] and len(parts) > 1 and parts[2:] != ["name"]:
+        written[1] = names.get(parts[1], parts[1])
     if found is not None and found in typed:
-        names = typed[found].split(".")
-        written[: len(names)] = names[: len(parts)]
+        typed_parts = typed[found].split(".")
+        written[: len(typed_parts)] = typed_parts[: len(parts)]
     return places[found] if found else source, ".".join(written) or "the recipe"
 
 
-def _explain(error: dict[str, Any], source: str, places: Places, typed: Mapping[str, str]) -> str:
+def _explain(
+    error: dict[str, Any], source: str, places: Places, typed: Mapping[str, str], names: Mapping[str, str]
+) -> str:
     """One pydantic error as one line a user can act on."""
     parts = _parts_of(error)
-    where, field = _place(parts, error, source, places, typed)
+    where, field = _place(parts, error, source, places, typed, names)
     value = error.get("input")
     shown = "" if isinstance(value, dict | list | BaseModel) else f" = {value!r}"
     match error["type"]:
@@ -247,8 +281,8 @@ def _explain(error: dict[str, Any], source: str, places: Places, typed: Mapping[
                 where = places.get(".".join([*parts, tag]), where)
             return f"{where}: {field}: {tag} = {context['tag']!r} must be one of {context['expected_tags']}"
         case "union_tag_not_found":
-            names = ", ".join(map(repr, STAGE_KINDS))
-            return f"{where}: {field}: objective is missing; it must be one of {names}"
+            kinds = ", ".join(map(repr, STAGE_KINDS))
+            return f"{where}: {field}: objective is missing; it must be one of {kinds}"
         case "value_error":
             text = str(error["ctx"]["error"])
             if not parts:  # a contradiction between sections: the message starts with the field it is about

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from statistics import fmean, stdev
 
 from selfcorrect.evaluation.averages import Change
-from selfcorrect.evaluation.caution import FEW, bought, caution, cut_off, outcome_shares, spaced
-from selfcorrect.evaluation.metrics import Estimate, Summary, difference
+from selfcorrect.evaluation.caution import bought, caution, cut_off, outcome_shares, spaced
+from selfcorrect.evaluation.metrics import FEW, Estimate, Summary, difference
 from selfcorrect.types import Outcome
 
 COPIES = 0.7  # share of unchanged answers from which on it may be called copying

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from selfcorrect.evaluation.metrics import (
+    FEW,
     LEFT_OUT,
     RESOLVED,
     Estimate,
@@ -33,6 +34,7 @@ from selfcorrect.evaluation.resampling import Table, bootstrap, draws, ratio, we
 from selfcorrect.types import Outcome, Rollout
 
 RESAMPLES = 2000
+_WIDTH = 1e-9  # shares that are closer are the same
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,21 +113,20 @@ def summary_over(rollouts: Sequence[Rollout], samples: int) -> Summary:
         return summarize(rollouts)
     counts = tally(samples_of(rollouts))
     attempts = len(rollouts[0].attempts) if rollouts else 0
-    n, drawn_RP = len(counts.ids), draws(max(1, len(counts.ids)), RESAMPLES, seed=0)
+    n, none, drawn_RP = len(counts.ids), Estimate(0.0, 0.0, 0.0), draws(max(1, len(counts.ids)), RESAMPLES, seed=0)
     if not n:
-        none = Estimate(0.0, 0.0, 0.0)
         return Summary(0, (none,) * attempts, *(none,) * 5, outcomes_of(rollouts), samples)
     first_P, last_P = (counts.right_AP[place] / counts.n_P for place in (0, -1))
     fixed_P = counts.fixed_P / counts.n_P
-    delta_P = last_P - first_P
+    delta_P, rate = last_P - first_P, rate_over(fixed_P, 1 - first_P, drawn_RP)
     return Summary(
         n=n,
-        accuracy=tuple(_share(right_P / counts.n_P, drawn_RP) for right_P in counts.right_AP),
-        delta=_difference(delta_P, drawn_RP, samples),
-        fixed=_share(fixed_P, drawn_RP),
-        broken=_share(counts.broken_P / counts.n_P, drawn_RP),
-        fix_rate=_rate(fixed_P, 1 - first_P, drawn_RP),
-        unchanged=_share(counts.same_P / counts.n_P, drawn_RP),
+        accuracy=tuple(share_over(right_P / counts.n_P, drawn_RP) for right_P in counts.right_AP),
+        delta=difference_over(delta_P, drawn_RP, samples),
+        fixed=share_over(fixed_P, drawn_RP),
+        broken=share_over(counts.broken_P / counts.n_P, drawn_RP),
+        fix_rate=none if math.isnan(rate.value) else rate,
+        unchanged=share_over(counts.same_P / counts.n_P, drawn_RP),
         outcomes=outcomes_of(rollouts),
         samples=samples,
         passes=tuple(passes(counts, k, drawn_RP) for k in budgets(samples)),
@@ -155,10 +156,10 @@ def passes(counts: Tally, k: int, drawn_RP: Table) -> Passes:
     return Passes(
         k=k,
         n=int((counts.n_P >= k).sum()),
-        accuracy=tuple(_share(values_P, drawn_RP) for values_P in attempt_AP),
-        delta=_difference(attempt_AP[-1] - attempt_AP[0], drawn_RP),
-        fixed=_share(either_P - attempt_AP[0], drawn_RP),
-        broken=_share(either_P - attempt_AP[-1], drawn_RP),
+        accuracy=tuple(share_over(values_P, drawn_RP) for values_P in attempt_AP),
+        delta=difference_over(attempt_AP[-1] - attempt_AP[0], drawn_RP),
+        fixed=share_over(either_P - attempt_AP[0], drawn_RP),
+        broken=share_over(either_P - attempt_AP[-1], drawn_RP),
     )
 
 
@@ -176,7 +177,7 @@ def paired(
         return None
     if single:
         return difference_of(values, most=most)
-    return _difference(np.array(values), draws(len(values), RESAMPLES, seed=0))
+    return difference_over(np.array(values), draws(len(values), RESAMPLES, seed=0), most=most)
 
 
 def means(samples: Iterable[Sample]) -> dict[str, tuple[float, float]]:
@@ -199,26 +200,38 @@ def change(
     return Change(first, last, delta) if first and last and delta else None
 
 
-def _share(values_P: Table, drawn_RP: Table) -> Estimate:
-    """A mean of shares; where all problems are 0, or all 1, a bootstrap has no width, and Wilson's interval stands."""
-    found, known_P = bootstrap(weighted_mean(values_P), drawn_RP), values_P[~np.isnan(values_P)]
-    if not len(known_P):
-        return Estimate(0.0, 0.0, 0.0)
-    return share(int(known_P.sum()), len(known_P)) if set(known_P.tolist()) in ({0.0}, {1.0}) else found
+def share_over(values_P: Table, drawn_RP: Table) -> Estimate:
+    """A mean of shares, one a problem; Wilson's interval stands where a bootstrap's would be too narrow."""
+    known_P = _known(values_P)
+    if _tells(known_P):
+        return bootstrap(weighted_mean(values_P), drawn_RP)
+    return share(float(known_P.sum()), len(known_P))
 
 
-def _difference(values_P: Table, drawn_RP: Table, samples: int = 1) -> Estimate:
-    known_P = values_P[~np.isnan(values_P)]
-    if not known_P.any():  # nothing differs anywhere: a bootstrap draws only what was seen
-        return difference_of(known_P.tolist(), samples)
-    return bootstrap(weighted_mean(values_P), drawn_RP)
+def difference_over(values_P: Table, drawn_RP: Table, samples: int = 1, most: float = 1.0) -> Estimate:
+    """A mean of differences, one a problem; that of matched pairs stands where a bootstrap's would be too narrow."""
+    known_P = _known(values_P)
+    if _tells(known_P):
+        return bootstrap(weighted_mean(values_P), drawn_RP)
+    return difference_of(known_P.tolist(), samples, most)
 
 
-def _rate(top_P: Table, bottom_P: Table, drawn_RP: Table) -> Estimate:
-    found = bootstrap(ratio(top_P, bottom_P), drawn_RP)
-    if math.isnan(found.value):
-        return Estimate(0.0, 0.0, 0.0)
-    if found.high - found.low < 1e-9 and found.value in (0.0, 1.0):
-        wrong = max(1, round(float(bottom_P.sum())))
-        return share(round(found.value * wrong), wrong)
-    return found
+def rate_over(top_P: Table, bottom_P: Table, drawn_RP: Table) -> Estimate:
+    """The mean of `top` over that of `bottom`, like the fix rate; NaN where the bottom is zero."""
+    found, known_P = bootstrap(ratio(top_P, bottom_P), drawn_RP), _known(bottom_P)
+    if math.isnan(found.value) or (len(known_P) >= FEW and found.high - found.low > _WIDTH):
+        return found
+    below = max(1.0, float(known_P.sum()))
+    return share(found.value * below, below)
+
+
+def _known(values_P: Table) -> Table:
+    known_P: Table = values_P[~np.isnan(values_P)]
+    return known_P
+
+
+def _tells(known_P: Table) -> bool:
+    """Whether a bootstrap over these problems has the width it should: it draws only what was seen, so that few, or
+    such as are all the same, look surer than they are.
+    """
+    return len(known_P) >= FEW and float(np.ptp(known_P)) > _WIDTH

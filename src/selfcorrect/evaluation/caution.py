@@ -6,13 +6,11 @@ a model that is never right, or always, has nothing to show.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from statistics import fmean
 
 from selfcorrect.evaluation.averages import Change
-from selfcorrect.evaluation.metrics import LEFT_OUT, Estimate, Summary
+from selfcorrect.evaluation.metrics import FEW, LEFT_OUT, Estimate, Summary
 from selfcorrect.types import Outcome, Rollout
 
-FEW = 20  # problems; with fewer nothing is concluded
 RARE = 5  # problems; with fewer right (or wrong) at both attempts they sit on the floor (or under the ceiling)
 MOST = 0.5  # share of attempts without a text to judge from which on accuracy says little
 SOME = 0.05  # share of attempts cut off from which on a reader is told
@@ -85,8 +83,8 @@ def cut_off(shares: Sequence[float], limit: int | None, least: float) -> str:
     each = ", ".join(f"attempt {number} {spaced(share)}" for number, share in enumerate(shares, 1))
     where = f" = {limit}" if limit else ""
     return (
-        f"{spaced(fmean(shares))} of attempts were cut off at rollouts.max_new_tokens{where} ({each}): raise it; "
-        "what is cut off earns nothing, whatever it says"
+        f"attempts were cut off at rollouts.max_new_tokens{where} ({each}): raise it; what is cut off earns nothing, "
+        "whatever it says"
     )
 
 

@@ -14,6 +14,7 @@ from statistics import NormalDist
 from selfcorrect.errors import NothingGraded
 from selfcorrect.types import Outcome, Rollout
 
+FEW = 20  # problems; with fewer nothing is concluded
 _Z = NormalDist().inv_cdf(0.975)
 RESOLVED = _Z + NormalDist().inv_cdf(0.8)  # standard errors from zero that a 95 % interval excludes it with power 80 %
 LEFT_OUT = frozenset({Outcome.GRADER_FAILED, Outcome.UNREADABLE})
@@ -77,7 +78,7 @@ class Summary:
         return round(self.n * (1 - self.accuracy[0].value)) if self.accuracy else 0
 
 
-def share(hits: int, n: int) -> Estimate:
+def share(hits: float, n: float) -> Estimate:
     """Hits / n with Wilson's 95 % interval; all zero where n is 0."""
     if n == 0:
         return Estimate(0.0, 0.0, 0.0)
@@ -89,15 +90,16 @@ def share(hits: int, n: int) -> Estimate:
 
 def difference_of(values: Sequence[float], samples: int = 1, most: float = 1.0) -> Estimate:
     """The mean of one difference a problem, each a mean over `samples`, with Agresti and Min's 95 % interval for
-    matched pairs: half a problem is added to each of the four cells, so that it has a width where no pair differs.
+    matched pairs: half a problem is added to each of the four cells, so that it has a width where no pair differs. It
+    reaches to the mean itself, which of one problem with many samples it would miss.
 
     most: how large a difference can be; two deltas may be 2 apart.
     """
     n = len(values)
     if n == 0:
         return Estimate(0.0, 0.0, 0.0)
-    centre, half = sum(values) / (n + 2), _Z * standard_error(values, samples)
-    return Estimate(sum(values) / n, max(-most, centre - half), min(most, centre + half))
+    mean, centre, half = sum(values) / n, sum(values) / (n + 2), _Z * standard_error(values, samples)
+    return Estimate(mean, max(-most, min(mean, centre - half)), min(most, max(mean, centre + half)))
 
 
 def standard_error(values: Sequence[float], samples: int = 1) -> float:

@@ -7,9 +7,12 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from selfcorrect.config import SupervisedStage, TrainConfig
+from selfcorrect.config.recipe import load_recipe
 from selfcorrect.errors import DataError
 from selfcorrect.evaluation.kept import write_durably
 from selfcorrect.types import Outcome
@@ -17,6 +20,19 @@ from selfcorrect.types import Outcome
 FORMATS = ("conversation", "messages")
 _ROLES = ("user", "assistant", "user", "assistant")
 _SHAPE = "a trace is a question, an attempt, a request to correct it and a second attempt"
+
+
+@dataclass(frozen=True, slots=True)
+class Converted:
+    """How many traces were written, by their first attempts; left: that a run collected and did not train on."""
+
+    fixed: int
+    kept: int
+    left: int
+
+    def __str__(self) -> str:
+        told = f"{self.fixed:,} wrong-then-right and {self.kept:,} right-then-right"
+        return told + (f"; left out: {self.left:,} not trained on (--all takes them too)" * (self.left > 0))
 
 
 def rows_of(file: str | Path) -> list[tuple[str, dict[str, Any]]]:
@@ -34,20 +50,38 @@ def rows_of(file: str | Path) -> list[tuple[str, dict[str, Any]]]:
     return found
 
 
-def convert(source: str | Path, target: str | Path, form: str) -> int:
-    """Writes the traces of a run, or of a file, in a format of FORMATS; returns how many. Raises DataError."""
+def convert(source: str | Path, target: str | Path, form: str, *, everything: bool = False) -> Converted:
+    """Writes the traces of a file, or those that a run trained on, in a format of FORMATS. Raises DataError.
+
+    everything: those of a run that it collected and did not train on, too.
+    """
     origin, out = Path(source).expanduser(), Path(target).expanduser()
     files = sorted((origin / "traces").glob("*.jsonl")) if origin.is_dir() else [origin]
     if not files:
         raise DataError(f"{origin}: holds no traces/; only stages pair_sft and star collect some")
     if out.exists():
         raise DataError(f"{out} is there already; remove it, or name another file")
-    rows = [row for file in files if len(files) == 1 or file.stat().st_size for _, row in rows_of(file)]
+    found = {file: rows_of(file) for file in files if len(files) == 1 or file.stat().st_size}
+    fixing = _only_fixing(origin) if origin.is_dir() and not everything else set()
+    rows = [row for file in found for _, row in found[file] if file.stem.rpartition("-")[0] not in fixing or fixes(row)]
     made = [_conversation(row) if form == "conversation" else _messages(row) for row in rows]
     lines = json.dumps(made, indent=1) + "\n" if form == "conversation" else "".join(json.dumps(m) + "\n" for m in made)
     out.parent.mkdir(parents=True, exist_ok=True)
     write_durably(out, lines)
-    return len(made)
+    fixed = sum(map(fixes, rows))
+    return Converted(fixed, len(rows) - fixed, sum(map(len, found.values())) - len(rows))
+
+
+def fixes(row: dict[str, Any]) -> bool:
+    """Whether a line of ours is wrong-then-right."""
+    return _parts(row)[-1][0] != Outcome.CORRECT
+
+
+def _only_fixing(run: Path) -> set[str]:
+    """The stages of a run that train on wrong-then-right traces alone; their files hold both kinds."""
+    config = load_recipe(run / "config.yaml")
+    stages = config.stages if isinstance(config, TrainConfig) else ()
+    return {stage.name for stage in stages if isinstance(stage, SupervisedStage) and not stage.keep_right}
 
 
 def _values(file: str, text: str) -> Iterator[tuple[str, Any]]:

@@ -76,9 +76,26 @@ class Source:
 
     def not_loaded(self, error: Exception) -> ModelError:
         """What transformers raised, in one line."""
+        from safetensors import SafetensorError
+
         if "trust_remote_code" in str(error):
             return self.refusal(_CODE.format(where="it needs", what=""))
+        if isinstance(error, SafetensorError) and (name := self._damaged()):
+            return self.refusal(f"{name} is damaged ({first_line(error)}); copy or download it again")
         return self.refusal(f"cannot be loaded: {first_line(error)}")
+
+    def _damaged(self) -> str:
+        """The name of a safetensors file that cannot be opened; empty where all can."""
+        from safetensors import SafetensorError, safe_open
+
+        config = None if Path(self.path).is_dir() else self.file("config.json")
+        for file in sorted((config.parent if config else Path(self.path)).glob("*.safetensors")):
+            try:
+                with safe_open(file, "pt"):
+                    pass
+            except SafetensorError:
+                return file.name
+        return ""
 
 
 def find(path: str, shown: str) -> Source:

@@ -212,7 +212,9 @@ def _take_adapter(
         made.load(state)
     except ModelError:
         raise
-    except (SafetensorError, ValueError, OSError, TypeError, KeyError) as error:
+    except SafetensorError as error:
+        raise source.not_loaded(error) from error
+    except (ValueError, OSError, TypeError, KeyError) as error:
         raise source.refusal(first_line(error)) from error
     lm.adapters = made
     about = source.read_json(adapters.ABOUT) or {}

@@ -33,7 +33,7 @@ def plan(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object in place of lines.")] = False,
 ) -> None:
-    """Will it fit, how long will it take, what will it cost? From config.json and the recipe; no weights are loaded."""
+    """Predict the memory, time and cost of a recipe. From config.json and the recipe; no weights are loaded."""
     from selfcorrect.config import TrainConfig
     from selfcorrect.config.recipe import load_recipe
     from selfcorrect.planning import page

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from markupsafe import Markup
 
@@ -10,6 +10,8 @@ from selfcorrect.analysis.svg import SIZE, Scale, drawing, element, line, number
 from selfcorrect.report.load import Step
 
 WIDTH, LEFT, RIGHT, TOP, BOTTOM = 360.0, 42.0, 8.0, 38.0, 34.0
+_SMALL = 0.01  # labels of less have four places or more
+_RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 MAX_POINTS = 240  # of one line; more would only make the page heavier
 
 Value = Callable[[Step], float]
@@ -65,7 +67,10 @@ def boundaries(steps: Sequence[Step]) -> list[tuple[int, str]]:
 
 
 def curve(title: str, unit: str, lines: Sequence[Line], steps: Sequence[Step], height: float = 222.0) -> Curve | None:
-    """The chart of these lines; None where no step has any of them. Lines without values are left out."""
+    """The chart of these lines; None where no step has any of them. Lines without values are left out.
+
+    Where all values are small, the axis counts a power of ten of the unit, so that its labels are short.
+    """
     series = {ln: [ln.value(s) for s in steps] for ln in lines}
     present = tuple(ln for ln in lines if any(not math.isnan(v) for v in series[ln]))
     if not present:
@@ -73,6 +78,9 @@ def curve(title: str, unit: str, lines: Sequence[Line], steps: Sequence[Step], h
     stages = [s.stage for s in steps]
     smoothed = {ln: smooth(series[ln], stages, window(len(steps))) for ln in present}
     y_ticks = _range([v for ln in present for v in series[ln]], [v for ln in present for v in smoothed[ln]])
+    if power := _power(max(map(abs, y_ticks))):
+        larger = [replace(ln, value=_times(ln.value, 10.0**power)) for ln in present]
+        return curve(title, f"{unit} \N{MULTIPLICATION SIGN} 10{str(-power).translate(_RAISED)}", larger, steps, height)
     x = Scale(steps[0].step, max(steps[-1].step, steps[0].step + 1), LEFT, WIDTH - RIGHT)
     y = Scale(y_ticks[0], y_ticks[-1], height - BOTTOM, TOP)
     children = [*_axes(x, y, y_ticks, unit, height), *_stages(boundaries(steps), x, height)]
@@ -83,6 +91,15 @@ def curve(title: str, unit: str, lines: Sequence[Line], steps: Sequence[Step], h
         children += _path(_thin(numbers, smoothed[ln], stages), x, y, f"smooth {ln.colour}", name=ln.name)
     svg = drawing(WIDTH, height, _in_words(title, unit, present, smoothed), children, **_domain(x, y))
     return Curve(title, present, svg)
+
+
+def _power(most: float) -> int:
+    """3, 6, ...: of ten, that brings the largest value to an axis between 1 and 1,000; 0 where it can stay."""
+    return 0 if most >= _SMALL else 3 * math.ceil(-math.log10(most) / 3)
+
+
+def _times(value: Value, factor: float) -> Value:
+    return lambda step: value(step) * factor
 
 
 def _in_words(title: str, unit: str, lines: Sequence[Line], smoothed: dict[Line, list[float]]) -> str:

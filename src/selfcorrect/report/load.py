@@ -151,7 +151,7 @@ def load_run(folder: Path) -> Run:
         raise DataError(f"{folder} is not a run: it holds none of {', '.join(_MARKS)}; give a folder of `train`")
     notes: list[str] = []
     config_text, config = _read_config(folder / "config.yaml", notes)
-    evaluations = _read_evaluations(folder / "evaluations", notes)
+    evaluations = read_evaluations(folder / "evaluations", notes)
     return Run(
         name=folder.resolve().name,
         config=config,
@@ -166,7 +166,7 @@ def load_run(folder: Path) -> Run:
         earlier=tuple(
             (f"earlier/{before.name}", evaluation)
             for before in sorted((folder / "earlier").glob("step-*"))
-            for evaluation in _read_evaluations(before / "evaluations", notes)
+            for evaluation in read_evaluations(before / "evaluations", notes)
         ),
     )
 
@@ -259,7 +259,7 @@ def _number(value: Any) -> float:
     return float(value) if is_numeric(value) and math.isfinite(value) else math.nan
 
 
-def _read_evaluations(folder: Path, notes: list[str]) -> tuple[Evaluation, ...]:
+def read_evaluations(folder: Path, notes: list[str]) -> tuple[Evaluation, ...]:
     """In the order of training: base first, then by step."""
     found: list[Evaluation] = []
     for path in sorted(folder.glob("*.json")):

@@ -176,14 +176,9 @@ def _engine(steps: Sequence[Step]) -> list[Curve]:
     wanted = (
         ("Gradient norm", "before clipping", "grad_norm"),
         ("Speed", "tokens per second", "tokens_per_second"),
-        ("Sampler against policy", "gap of log-probabilities, thousandths of a nat", "sampler_gap"),
+        ("Sampler against policy", "gap of log-probabilities, nats", "sampler_gap"),
     )
-    drawn = (
-        curve(
-            title, unit, [Line(title, "quiet", reader(key, 0, 1000.0 if key == "sampler_gap" else 1.0))], steps, 164.0
-        )
-        for title, unit, key in wanted
-    )
+    drawn = (curve(title, unit, [Line(title, "quiet", reader(key))], steps, 164.0) for title, unit, key in wanted)
     return [c for c in (idle, *drawn) if c]
 
 

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from selfcorrect.evaluation.averages import Change
-from selfcorrect.evaluation.caution import FEW, MOST, RARE, SOME, bought, caution, is_narrow, outcome_shares, spaced
-from selfcorrect.evaluation.metrics import Estimate, Summary, difference
+from selfcorrect.evaluation.caution import MOST, RARE, SOME, bought, caution, is_narrow, outcome_shares, spaced
+from selfcorrect.evaluation.metrics import FEW, Estimate, Summary, difference
 from selfcorrect.evaluation.resolution import after
 from selfcorrect.report.load import Evaluation, Run
 from selfcorrect.types import Outcome

@@ -68,6 +68,7 @@ class PlainObserver(Observer):
         self._last = 0.0
         self._pace = _Pace()
         self._work = Work("", 0)
+        self._said: set[str] = set()
 
     def _print(self, text: str, style: str | None = None) -> None:
         """As it is: the words of a user's grader, or brackets in a path, are no markup on any console."""
@@ -93,7 +94,10 @@ class PlainObserver(Observer):
         self._print(f"evaluating {name} ...")
 
     def evaluated(self, evaluation: Evaluation) -> None:
-        self._print(evaluation_line(evaluation))
+        """What was said of an evaluation in the same words is not said of the next."""
+        lines = [line for line in evaluation_line(evaluation).split("\n") if line not in self._said]
+        self._said.update(lines)
+        self._print("\n".join(lines))
 
     def work(self, title: str, done: int, total: int, now: str = "", share: float = 0.0) -> None:
         self._work = self._work.reach(title, done, total, now, share)
@@ -248,6 +252,7 @@ def make_observer() -> Observer:
 
 def step_line(result: StepResult, pace: _Pace) -> str:
     """One training step as a line of text."""
+    cut = "/".join(f"{share:.0%}" for share in result.truncated)
     nothing = "  nothing learned: the gradient is zero" if learned_nothing(result) else ""
     if not result.rewards:
         return (
@@ -258,7 +263,7 @@ def step_line(result: StepResult, pace: _Pace) -> str:
     return (
         f"{result.stage} {result.stage_step}/{pace.steps}  {clock(pace.left())} left  {rewards} "
         f"delta={result.delta:+.3f} kl1={result.kl[0]:.3f} unchanged={result.unchanged:.0%} "
-        f"cut_off={max(result.truncated):.0%} equal_rewards={result.equal_groups or 0.0:.0%} "
+        f"cut_off={cut} equal_rewards={result.equal_groups or 0.0:.0%} "
         f"{result.tokens_per_second:,.0f} tokens/s grader_wait={grader_share(result):.0%}{nothing}"
     )
 
@@ -284,8 +289,9 @@ def evaluation_line(evaluation: Evaluation) -> str:
     """One evaluation as text: percent with 95 % intervals, and what can be concluded from so many problems."""
     summary, name = evaluation.summary, evaluation.name + (f" on {evaluation.about}" if evaluation.about else "")
     lines = [f"{name}: {summary_line(summary)} ({evaluation.seconds:.0f} s)", *passes_lines(summary)]
-    lines += [f"  nothing can be concluded: {told}"] if (told := caution(summary)) else []
-    lines += [f"  {told}" for told in (ungraded(summary.outcomes, evaluation.rollouts), after(summary)) if told]
+    why = caution(summary)
+    concluded = f"nothing can be concluded: {why}" if why else after(summary)
+    lines += [f"  {told}" for told in (concluded, ungraded(summary.outcomes, evaluation.rollouts)) if told]
     return "\n".join([*lines, *wording_lines(evaluation)])
 
 
@@ -342,7 +348,8 @@ def summary_lines(summary: Summary) -> list[str]:
     for number, outcomes in enumerate(summary.outcomes, 1):
         told = ", ".join(f"{count} {name}" for name, count in sorted(outcomes.items(), key=lambda kv: -kv[1]))
         lines.append(f"attempt {number}:   {told}")
-    return [*lines, f"n = {summary.n}{_left_out(summary)}; 95 % intervals in brackets"]
+    lines.append(f"n = {summary.n}{_left_out(summary)}; 95 % intervals in brackets")
+    return [*lines, f"nothing can be concluded: {told}"] if (told := caution(summary)) else lines
 
 
 def _left_out(summary: Summary) -> str:

@@ -24,6 +24,7 @@ class Sentry:
         self._watch = Watch(None)
         self._lessons = Lessons(config.rollouts.max_new_tokens)
         self._told: set[tuple[str, str]] = set()  # where, and the kind of alarm
+        self._cut_off = False  # whether it was said of an evaluation
 
     def prepare(self) -> None:
         """Once the base model is evaluated."""
@@ -77,11 +78,13 @@ class Sentry:
 
     def evaluated(self, evaluation: Evaluation) -> None:
         """After an evaluation, before it is written; all but the base model's are held against that one."""
-        found = cut_off_at(evaluation.summary, evaluation.max_new_tokens)
+        found = cut = cut_off_at(evaluation.summary, evaluation.max_new_tokens)
         if self._base:
-            found += alarms(evaluation.summary, self._base, evaluation.against_base)
+            found = cut + alarms(evaluation.summary, self._base, evaluation.against_base)
         for told in found:
-            self._say(evaluation.name, told)
+            if told not in cut or not self._cut_off:
+                self._say(evaluation.name, told)
+        self._cut_off |= bool(cut)
         of = {"step": evaluation.step, "where": evaluation.name}
         rows = [{**of, "alarm": told, "evaluation": True} for told in found]
         self._folder.log_evaluation_alarms(evaluation.name, rows)

@@ -43,7 +43,7 @@ def serve(
     cors: Annotated[list[str] | None, typer.Option(help="An origin whose pages may ask; * for all.")] = None,
     allow_host: Annotated[list[str] | None, typer.Option(help="A further host name to answer to.")] = None,
 ) -> None:
-    """An OpenAI-compatible server that plays the attempts and answers with the last; and a page to watch them.
+    """Serve an OpenAI-compatible API that plays the attempts. It answers with the last; and a page to watch them.
 
     A key for it comes from SELFCORRECT_API_KEY, one for --upstream from SELFCORRECT_UPSTREAM_API_KEY.
     """

@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from selfcorrect.errors import ConfigError, DataError
+from selfcorrect.tasks.code import STEMS
 from selfcorrect.tasks.files import Row, find_files, kind_of, read_rows
+from selfcorrect.tasks.looks import looks
 
 Kind = Literal["math", "code", "custom"]
 _QUESTIONS = ("problem", "question", "prompt", "instruction", "query", "input", "task", "text")
@@ -28,10 +30,10 @@ _LONG = 200  # characters; a longer answer is a text that states one somewhere
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What a data file holds. train, test: rows; one file is divided, every tenth row held out. system: the system text
-    of all its conversations; empty where there is none. without: rows left out, as they hold no answer. again: rows
-    held out whose questions are trained on; of a file they are left out, where others remain. plain: whether both
-    columns are text in every row, so that a folder can be read as it is.
+    """What a data file holds. train, test: rows; one file is divided, every tenth question held out. system: the system
+    text of all its conversations; empty where there is none. without: rows left out, as they hold no answer. again:
+    rows that a folder holds out whose questions are trained on. plain: whether both columns are text in every row, so
+    that a folder can be read as it is.
     """
 
     kind: Kind
@@ -47,20 +49,21 @@ class Found:
 
 def look(data: Path, question: str | None, answer: str | None, task: Kind | None) -> Found:
     """Reads the data of `init`: a file, or a folder of train.* and test.*. Raises ConfigError and DataError."""
+    data = _one_set(data)
     parts = [list(map(_flat, rows)) for rows in _rows(data)]
     first = parts[0][:_LOOKED_AT]
     columns = _columns(first)
     if task == "code" or (task is None and question is None and answer is None and _is_code(columns)):
         if _of_csv(data):
             raise ConfigError(f"--data {data}: the task code reads JSON Lines, JSON or Parquet; write the rows as one")
-        return _code(data, columns, *(parts if len(parts) > 1 else _divided(parts[0])))
+        return _code(data, columns, *(parts if len(parts) > 1 else _divided(parts[0], range(len(parts[0])))))
     if question is None and _is_countdown(first[0]):
         raise ConfigError(
             f"--data {data}: these are countdown's rows, whose training problems are generated; `selfcorrect recipes "
             "countdown` copies a recipe, and evaluation.external or task.data evaluates on such a file"
         )
     asked = _column(first, columns, "--question", question, _QUESTIONS)
-    told = _column(first, columns, "--answer", answer, [name for name in _ANSWERS if name != asked.casefold()])
+    told = _column(first, columns, "--answer", answer, [name for name in _ANSWERS if name != asked.casefold()], asked)
     if asked == told:
         raise ConfigError(f"--answer {told}: is the column of the question, too; name another")
     _check_texts(first, asked)
@@ -69,14 +72,12 @@ def look(data: Path, question: str | None, answer: str | None, task: Kind | None
         raise ConfigError(f"--answer {told}: no row to train on, or none to hold out, has one")
     left_out = sum(map(len, parts)) - sum(map(len, answered))
     if len(answered) == 1:
-        answered = _divided(answered[0])
+        answered = _divided(answered[0], [question_of(row, asked).strip() for row in answered[0]])
     known = {question_of(row, asked).strip() for row in answered[0]}
-    held = [row for row in answered[1] if question_of(row, asked).strip() not in known]
-    again = len(answered[1]) - len(held)
-    if data.is_file() and held:
-        answered[1] = held
+    again = sum(question_of(row, asked).strip() in known for row in answered[1])
     kind = task or _kind([row for row in first if answer_of(row, told)] or answered[0], told)
-    if kind == "math" and not held and len(known) == 1:  # which leaves nothing to train on
+    system = _system([*answered[0], *answered[1]], asked)
+    if not known or (kind == "math" and again == len(answered[1]) and len(known) == 1):
         raise ConfigError(f"--question {asked}: all rows ask the same; there is nothing to hold out")
     own = [row.fields.get(column) for rows in parts for row in rows for column in (asked, told)]
     named = not any("." in name for name in (asked, told))
@@ -87,11 +88,19 @@ def look(data: Path, question: str | None, answer: str | None, task: Kind | None
         told,
         answered[0],
         answered[1],
-        _system([*answered[0], *answered[1]], asked),
+        system,
         left_out,
         again,
         plain,
     )
+
+
+def _one_set(data: Path) -> Path:
+    """Of a folder that is not divided, the file of MBPP or HumanEval, where it holds one; else the data as named."""
+    if not data.is_dir() or any(_files(data).values()):
+        return data
+    sets = [files for name in ("mbpp", "humaneval") if len(files := find_files(data, STEMS[name])) == 1]
+    return sets[0][0] if sets else data
 
 
 def _rows(data: Path) -> list[list[Row]]:
@@ -104,21 +113,29 @@ def _rows(data: Path) -> list[list[Row]]:
     if data.is_dir():
         files = _files(data)
         if missing := [split for split, found in files.items() if not found]:
-            raise ConfigError(f"--data {data}: the folder holds no {missing[0]}.jsonl (nor .json, .parquet or .csv)")
+            there = sorted(file.name for file in data.iterdir() if kind_of(file.name) or file.suffix.lower() == ".csv")
+            raise ConfigError(
+                f"--data {data}: the folder holds no {missing[0]}.jsonl (nor .json, .parquet or .csv)"
+                + (f"; name one of {_listed(there)} to have it divided" if there else "")
+            )
         return [[row for file in files[split] for row in _read(file)] for split in ("train", "test")]
     if kind_of(data.name) is None and data.suffix.lower() != ".csv":
         raise ConfigError(f"--data {data}: not a data file by its name; expected .jsonl, .json, .csv or .parquet")
     rows = _read(data)
     if len(rows) < 2:
-        raise ConfigError(f"--data {data}: holds {len(rows)} rows; some are needed to train on and some to hold out")
+        count = "one row" if rows else "no rows"
+        raise ConfigError(f"--data {data}: holds {count}; some are needed to train on and some to hold out")
     return [rows]
 
 
-def _divided(rows: Sequence[Row]) -> list[list[Row]]:
-    """Those to train on, and every tenth to hold out."""
-    step = min(10, len(rows))
-    held = set(range(step - 1, len(rows), step))
-    return [[row for n, row in enumerate(rows) if n not in held], [rows[n] for n in sorted(held)]]
+def _divided(rows: Sequence[Row], questions: Sequence[object]) -> list[list[Row]]:
+    """Those to train on, and to hold out every tenth question with all its rows. questions: of each row."""
+    distinct = list(dict.fromkeys(questions))
+    step = min(10, len(distinct))
+    held = set(distinct[step - 1 :: step])
+    return [
+        [row for row, asked in zip(rows, questions, strict=True) if (asked in held) is out] for out in (False, True)
+    ]
 
 
 def _read(data: Path) -> list[Row]:
@@ -143,13 +160,15 @@ def _csv(data: Path) -> list[Row]:
         with data.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file, strict=True)
             names = reader.fieldnames or []
+            if names and (kind := looks(data, "csv")):
+                raise DataError(f"{data}: not a CSV file{kind}")
             if again := sorted({name for name in names if names.count(name) > 1}):
                 raise DataError(f"{data}: two columns are called {again[0]!r}; rename one")
             if len(names) == 1 and (other := next((mark for mark in ";\t|" if mark in names[0]), None)):
                 raise DataError(f"{data}: its fields are apart by {other!r}; a CSV file has commas between them")
             rows = [Row(f"{data}:{reader.line_num}", fields) for fields in reader]
     except (csv.Error, UnicodeDecodeError) as error:
-        raise DataError(f"{data}: not a CSV file that can be read: {error}") from None
+        raise DataError(f"{data}: not a CSV file that can be read: {error}{looks(data, 'csv')}") from None
     for row in rows:
         if None in row.fields or None in row.fields.values():
             raise DataError(f"{row.where}: has another number of fields than the first line, which names the columns")
@@ -191,9 +210,10 @@ def _code(data: Path, columns: Sequence[str], train: Sequence[Row], test: Sequen
 
 
 def _column(
-    rows: Sequence[Row], columns: Sequence[str], option: str, given: str | None, usual: Sequence[str]
+    rows: Sequence[Row], columns: Sequence[str], option: str, given: str | None, usual: Sequence[str],
+    besides: str | None = None,
 ) -> str:  # fmt: skip
-    """The column that was named, or the first of the usual names that is there."""
+    """The column that was named, or the first of the usual names that is there. besides: one that is taken."""
     if given is not None:
         if given not in columns:
             shown = given if given.isprintable() else ascii(given)
@@ -214,7 +234,11 @@ def _column(
                 f"{option}: rows of whole conversations do not say which turn is the reference; write a column for the "
                 "question and one for the answer"
             )
-        raise ConfigError(f"{option}: no column goes by a usual name; name one of {_listed(columns)}")
+        others = [name for name in columns if name != besides]
+        if not others or len(columns) == 1:
+            lacks = "the answers are missing" if besides else "questions and answers are two columns"
+            raise ConfigError(f"{option}: there is only the column {columns[0]!r}; {lacks}")
+        raise ConfigError(f"{option}: no column goes by a usual name; name one of {_listed(others)}")
     return filled[0]
 
 

@@ -17,7 +17,7 @@ def explain(
         ),
     ] = None,
 ) -> None:
-    """What a setting means: type, range, default, the paper's symbol, and what the shipped recipes set it to."""
+    """Say what a setting means. Type, range, default, the paper's symbol, and what the shipped recipes set it to."""
     from selfcorrect.config import explain as told
 
     for line in told.overview() if key is None else told.explain(key):
@@ -35,7 +35,7 @@ def init(
     ] = None,
     to: Annotated[Path, typer.Option(help="The recipe to write.")] = Path("recipe.yaml"),
 ) -> None:
-    """Write a commented recipe for your model and data, and data in the form it reads where yours is in another."""
+    """Write a commented recipe for your model and data. Data of another form is written in one that it reads."""
     from selfcorrect.starting.init import init as write
 
     if task not in (None, "math", "code", "custom"):
@@ -47,7 +47,7 @@ def init(
 
 
 def completion(shell: Annotated[str, typer.Argument(help="bash, zsh or fish.")]) -> None:
-    """Print what completes commands, recipes and settings in your shell."""
+    """Print what completes commands and settings in a shell."""
     from selfcorrect.starting.completion import script
 
     typer.echo(script(shell))

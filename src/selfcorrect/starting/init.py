@@ -127,9 +127,7 @@ def _draft(model: dict[str, Any], data: Path, to: Path, found: Found) -> Draft:
     if found.without and not (found.plain and found.kind == "math"):  # that task says so itself, of a folder
         draft.told.append(f"left out, as they hold no answer: {found.without:,} rows")
     if found.again:
-        kept = data.is_dir() or found.again == len(found.test)
-        what = "warning: rows held out" if kept else "left out of the rows held out"
-        draft.told.append(f"{what} whose questions are trained on: {found.again:,}")
+        draft.told.append(f"warning: rows held out whose questions are trained on: {found.again:,}")
     if "chat_template" in recipe["model"]:
         draft.told.append(
             f"{model['path']} has no chat template, so the recipe takes model.chat_template: {PLAIN_TEMPLATE}"
@@ -228,7 +226,8 @@ def _divide(draft: Draft, data: Path, to: Path, found: Found, names: Sequence[st
         draft.files[to.parent / folder / f"{split}.jsonl"] = "".join(_line(row, found, names) for row in rows)
     if data.is_file():
         draft.told.append(
-            f"{data.name} is divided: {len(found.train):,} rows to train on, every tenth ({len(found.test):,}) held out"
+            f"{data.name} is divided: {len(found.train):,} rows to train on, {len(found.test):,} held out (every tenth "
+            "question)"
         )
     return folder
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from selfcorrect.errors import DataError, first_line
+from selfcorrect.tasks.looks import looks
 
 MAX_LINE = 16 << 20  # bytes; the longest row of the public sets has 0.8 MB
 MAX_JSON = 256 << 20  # bytes of a whole .json file
@@ -80,6 +81,8 @@ def read_rows(path: str | Path) -> list[Row]:
     read: Callable[[Path], Iterator[Row]] = {"jsonl": _json_lines, "json": _json, "parquet": _parquet}[kind]
     try:
         rows = list(read(file))
+    except DataError as error:
+        raise DataError(f"{error}{looks(file, kind)}") from None
     except OSError as error:
         if isinstance(error, gzip.BadGzipFile):
             raise DataError(f"{file}: not a gzip file, whatever its name says: {error}") from None
@@ -216,7 +219,7 @@ def _parse(text: str, where: str) -> Any:
         place = f" at column {error.colno}" if error.lineno == 1 else f" at line {error.lineno}"
         if error.msg == "Extra data" and error.lineno > 1:
             place += "; a file with an object a line is JSON Lines, and is to be called .jsonl"
-        raise DataError(f"{where}: not valid JSON: {error.msg}{place}") from None
+        raise DataError(f"{where}: not valid JSON: {error.msg.removesuffix(' at')}{place}") from None
     except (ValueError, RecursionError) as error:  # numbers of 5,000 digits; brackets 100,000 deep
         raise DataError(f"{where}: not valid JSON: {error}") from None
 

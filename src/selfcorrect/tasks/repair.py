@@ -14,6 +14,7 @@ from typing import Any
 from selfcorrect.config import CodeConfig, RepairConfig
 from selfcorrect.errors import DataError
 from selfcorrect.tasks.code import CodeTask, Item, plain
+from selfcorrect.tasks.base import Split
 from selfcorrect.tasks.dataset import DataTask
 from selfcorrect.tasks.files import Row, read_rows
 from selfcorrect.tasks.math import MathTask
@@ -59,15 +60,22 @@ class RepairTask(DataTask):
         return [problem for problems in by_split.values() for problem in problems]
 
     def _load_train(self) -> list[Problem]:
-        return self._both()["train"]
+        return self._of_split("train", "train on")
 
     def _load_test(self) -> list[Problem]:
-        return self._both()["test"]
+        return self._of_split("test", "evaluate on")
 
-    def _both(self) -> dict[str, list[Problem]]:
+    def _of_split(self, split: Split, purpose: str) -> list[Problem]:
         if self._loaded is None:
             self._loaded = self._read(self._config.data)
-        return self._loaded
+        others = [other for other, problems in self._loaded.items() if problems]
+        if others and split not in others:
+            count = sum(map(len, self._loaded.values()))
+            raise DataError(
+                f"task.data = {self._config.data!r} holds none to {purpose}: its rows ({count:,}) are of split "
+                f"{others[0]}; record some with `selfcorrect make-repair-set ... --split {split}`, and add them"
+            )
+        return self._loaded[split]
 
     def _read(self, path: str) -> dict[str, list[Problem]]:
         rows = read_rows(check_there(path))

@@ -13,8 +13,8 @@ from typing import Any
 
 from selfcorrect.config import CodeConfig, RepairConfig
 from selfcorrect.errors import DataError
-from selfcorrect.tasks.code import CodeTask, Item, plain
 from selfcorrect.tasks.base import Split
+from selfcorrect.tasks.code import CodeTask, Item, plain
 from selfcorrect.tasks.dataset import DataTask
 from selfcorrect.tasks.files import Row, read_rows
 from selfcorrect.tasks.math import MathTask

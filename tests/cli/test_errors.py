@@ -225,6 +225,22 @@ def test_one_clear_line(
     assert sorted(tmp_path.rglob("*")) == before  # what is mended can be run again under the same name
 
 
+@pytest.mark.parametrize("words", [["train"], ["check", "--load"]])
+def test_a_micro_batch_that_no_memory_here_can_keep(
+    words: list[str], model: Path, tmp_path: Path, command: Callable[..., tuple[int, list[str], list[str]]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """What auto comes to is not refused; nor are more rows than a step has."""
+    monkeypatch.setattr("selfcorrect.models.sizing.memory_of", lambda device: 100_000)
+    recipe = Room(tmp_path, model).train("optimizer.micro_batch=4096", "optimizer.gradient_checkpointing=true")
+    code, _, err = command(*words, *recipe[1:])
+    assert code == 2
+    told = r"error: optimizer\.micro_batch = 4096: 8 rollouts of up to 10 sampled tokens would keep 302\.1 kB, even"
+    assert re.match(rf"{told} with gradient checkpointing, and 100\.0 kB are there in all; set auto", err[0]), err
+    code, *_ = command("check", "--load", *recipe[1:], "optimizer.micro_batch=auto")
+    assert code == 0
+
+
 def test_several_mistakes_are_told_at_once(
     model: Path, tmp_path: Path, command: Callable[..., tuple[int, list[str], list[str]]]
 ) -> None:

@@ -170,7 +170,7 @@ MISTAKES: dict[str, tuple[Callable[[Room], Arguments], str]] = {
     "resume of a run's model": (model_of_a_run, r"no config.yaml in it\); `selfcorrect train --resume .*runs/run` is of"),
     "resume of a spoiled run": (spoiled_run, r"config.yaml must be a mapping of settings"),
     "missing external file": (
-        lambda room: room.train("evaluation.external=[no.jsonl]"), r"no.jsonl: cannot be read: No such file"
+        lambda room: room.train("evaluation.external=[no.jsonl]"), r"evaluation.external = 'no.jsonl': no such file"
     ),
     "external row without target": (
         lambda room: external_row(room, '{"input": "3,7,12"}'), r"rows.jsonl:2: field 'output' is missing; rows need input"

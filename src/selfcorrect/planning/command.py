@@ -36,14 +36,15 @@ def plan(
     """Will it fit, how long will it take, what will it cost? From config.json and the recipe; no weights are loaded."""
     from selfcorrect.config import TrainConfig
     from selfcorrect.config.recipe import load_recipe
-    from selfcorrect.planning import page
-    from selfcorrect.planning.hardware import CPU
-    from selfcorrect.planning.plan import devices_for, make_plan, turns
-    from selfcorrect.planning.work import assumed_lengths
 
     config = load_recipe(recipe, overrides or [])
     if not isinstance(config, TrainConfig):
         raise ConfigError(f"{recipe} is of kind {config.kind}; plan takes recipes of kind train")
+    from selfcorrect.planning import page  # torch
+    from selfcorrect.planning.hardware import CPU
+    from selfcorrect.planning.plan import devices_for, make_plan, turns
+    from selfcorrect.planning.work import assumed_lengths
+
     lengths = assumed_lengths(config, attempt_tokens, prompt_tokens)
     if attempt_tokens and attempt_tokens > config.rollouts.max_new_tokens:
         raise ConfigError(

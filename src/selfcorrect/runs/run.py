@@ -176,7 +176,7 @@ def _prepare_and_train(
     base_sampler = TransformersSampler(reference, settled.rollouts.rows, beside=beside) if reference else None
     trainer = ranks.spread(Trainer(settled, lm, reference, sampler, task, base_sampler, ranks))
     with (
-        closing(task), ready(task), ranks.held(alone(path)),
+        closing(task), ready(task), ranks.held(alone(path, ", or stop it" if used else ", or choose another name")),
         ranks.held(nothing_left_of_a_failure(path, new=used is None)),
     ):  # fmt: skip
         ranks.check_shared(path / LOCK)

@@ -143,6 +143,7 @@ def run(name: str, scratch: Path, options: argparse.Namespace) -> dict[str, Any]
         f"name={folder}", f"threads={threads}", *changes, *tiny,
     ]  # fmt: skip
     kept = {variable: value for variable, value in os.environ.items() if variable not in SET_BY_USER}
+    kept["SELFCORRECT_PLAN"] = "timed"
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=kept)
     file = scratch / folder / "plan.json"
     if done.returncode or not file.exists():

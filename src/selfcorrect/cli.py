@@ -65,8 +65,8 @@ def demo(
 
     It takes ten to fifteen minutes on two idle CPU cores, and ends with a table and a report.
     """
-    from selfcorrect.api import read_config
     from selfcorrect.config import TrainConfig
+    from selfcorrect.config.recipe import load_recipe
     from selfcorrect.config.shipped import shipped_recipe
 
     external = data_folder() / EXTERNAL_SET
@@ -75,7 +75,7 @@ def demo(
         typer.echo(
             f"note: no external test set ({external} is not there; SELFCORRECT_DATA may name another data folder)"
         )
-    config = read_config(shipped_recipe("demo"), f"name={name}", *extra, *(overrides or []))
+    config = load_recipe(shipped_recipe("demo"), [f"name={name}", *extra, *(overrides or [])])
     assert isinstance(config, TrainConfig)
     run = Path(config.output) / config.name
     if (run / "final").is_dir():
@@ -101,7 +101,7 @@ def train(
     A run goes on, or is extended, with the settings it has; `--resume RUN stages.stage2.steps=300` gives its last stage
     more steps. What would change results that are there already is refused.
     """
-    from selfcorrect.api import read_config
+    from selfcorrect.config.recipe import load_recipe
 
     if resume is not None:
         settings = [*([recipe] if recipe is not None else []), *(overrides or [])]
@@ -111,7 +111,7 @@ def train(
         return
     if recipe is None:
         raise ConfigError("name either a recipe, or a run folder with --resume RUN")
-    config = read_config(recipe, *(overrides or []))
+    config = load_recipe(recipe, overrides or [])
     if config.kind == "compare":
         raise ConfigError(f"{recipe} is of kind compare; run it with `selfcorrect compare {shlex.quote(recipe)}`")
     _train_and_report(config)
@@ -409,8 +409,17 @@ def main() -> None:
 def _train_and_report(what: "Path | object", overrides: Sequence[str] = ()) -> None:
     """what: a run folder to go on with, with these overrides, or a config to start."""
     from selfcorrect.config import LabBaseConfig, TrainConfig
-    from selfcorrect.parallel.launch import is_first, refuse_several
+    from selfcorrect.config.paths import check_paths
+    from selfcorrect.parallel.launch import is_first, launched, refuse_several
     from selfcorrect.report import write_report
+    from selfcorrect.runs.found import refuse_others, to_resume
+
+    if launched() is None:  # before torch is loaded; of several processes one speaks, later
+        if isinstance(what, TrainConfig):
+            refuse_others(Path(what.output) / what.name, what)
+            check_paths(what)
+        elif isinstance(what, Path):
+            to_resume(what.expanduser(), overrides)
     from selfcorrect.report.ending import ending
     from selfcorrect.runs.display import make_observer
     from selfcorrect.runs.run import resume, start

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from selfcorrect.config.paths import new_folder
 from selfcorrect.errors import ConfigError, TrainingInterrupted
 
 Overrides = Annotated[
@@ -72,6 +73,7 @@ def export(
     push: Annotated[str | None, typer.Option(help="Send it to the hub, private.", metavar="OWNER/NAME")] = None,
 ) -> None:
     """Write a run's model for others. An adapter, or merged into an ordinary folder; with a card of what it scored."""
+    new_folder(target)  # before torch is loaded
     from selfcorrect.export import export as write
 
     folder = write(source, target, merge=merge, push=push, say=lambda text: typer.echo(text, err=True))

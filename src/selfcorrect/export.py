@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from selfcorrect.config import ModelConfig, TrainConfig
-from selfcorrect.config.paths import is_run, run_above
+from selfcorrect.config.paths import is_run, new_folder, run_above
 from selfcorrect.config.recipe import load_recipe
 from selfcorrect.errors import CheckpointError, ConfigError, DataError, ModelError, first_line
 from selfcorrect.models import adapters
@@ -29,9 +29,7 @@ def export(
     base as training saw it: quantised once, and dequantised; nothing is quantised again. push: the name of a repository
     on the hub, which is made where it is not there, and private. Raises UserError kinds.
     """
-    out = Path(target).expanduser()
-    if out.exists():
-        raise ConfigError(f"{out} is there already; remove it, or name another folder")
+    out = new_folder(target)
     if push is not None:
         _check_name(push)
     folder = _model_folder(Path(source).expanduser())

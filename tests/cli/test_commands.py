@@ -191,6 +191,37 @@ assert not heavy, heavy
         assert done.stdout
 
 
+def test_what_is_refused_is_refused_before_torch_is_loaded(recipe_file: Path, tmp_path: Path) -> None:
+    spelt = tmp_path / "spelt.yaml"
+    spelt.write_text(recipe_file.read_text() + "\nseeed: 1\n")
+    done, begun, full = tmp_path / "run", tmp_path / "begun", tmp_path / "full"
+    for folder in (done / "final", begun, full):
+        folder.mkdir(parents=True)
+    for folder in (done, begun):
+        (folder / "config.yaml").write_text(recipe_file.read_text())
+    refused = [
+        ["train", str(spelt)], ["train", str(recipe_file), "seed=x"], ["train", "no.yaml"], ["train"],
+        ["train", "--resume", "runs/nothing"], ["train", str(recipe_file), "--resume", str(begun)],
+        ["train", "--resume", str(begun), "seed=x"], ["train", str(recipe_file)],
+        ["train", str(recipe_file), "name=other", "evaluation.external=[no.jsonl]"],
+        ["demo", "seed=x"], ["export", str(done), str(full)], ["plan", "no.yaml"], ["plan", str(recipe_file), "seed=x"],
+    ]  # fmt: skip
+    code = f"""
+import sys
+from selfcorrect import cli
+for arguments in {refused!r}:
+    sys.argv = ["selfcorrect", *arguments]
+    try:
+        cli.main()
+    except SystemExit as ended:
+        assert ended.code == 2, arguments
+    assert "torch" not in sys.modules, arguments
+"""
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stderr.count("error: ") == len(refused)
+
+
 def test_a_lab_base_recipe_trains_a_model(tmp_path: Path, command: Command) -> None:
     settings = {
         "kind": "lab_base", "output": str(tmp_path / "base"), "threads": 1, "hidden_size": 32, "layers": 1, "heads": 2,

@@ -170,7 +170,7 @@ MISTAKES: dict[str, tuple[Callable[[Room], Arguments], str]] = {
     "resume of a run's model": (model_of_a_run, r"no config.yaml in it\); `selfcorrect train --resume .*runs/run` is of"),
     "resume of a spoiled run": (spoiled_run, r"config.yaml must be a mapping of settings"),
     "missing external file": (
-        lambda room: room.train("evaluation.external=[no.jsonl]"), r"no.jsonl: cannot be read: No such file"
+        lambda room: room.train("evaluation.external=[no.jsonl]"), r"evaluation.external = 'no.jsonl': no such file"
     ),
     "external row without target": (
         lambda room: external_row(room, '{"input": "3,7,12"}'), r"rows.jsonl:2: field 'output' is missing; rows need input"
@@ -223,6 +223,22 @@ def test_one_clear_line(
     assert len(err[0]) < 600
     assert (code, out) == (2, [])
     assert sorted(tmp_path.rglob("*")) == before  # what is mended can be run again under the same name
+
+
+@pytest.mark.parametrize("words", [["train"], ["check", "--load"]])
+def test_a_micro_batch_that_no_memory_here_can_keep(
+    words: list[str], model: Path, tmp_path: Path, command: Callable[..., tuple[int, list[str], list[str]]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """What auto comes to is not refused; nor are more rows than a step has."""
+    monkeypatch.setattr("selfcorrect.models.sizing.memory_of", lambda device: 100_000)
+    recipe = Room(tmp_path, model).train("optimizer.micro_batch=4096", "optimizer.gradient_checkpointing=true")
+    code, _, err = command(*words, *recipe[1:])
+    assert code == 2
+    told = r"error: optimizer\.micro_batch = 4096: 8 rollouts of up to 10 sampled tokens would keep 302\.1 kB, even"
+    assert re.match(rf"{told} with gradient checkpointing, and 100\.0 kB are there in all; set auto", err[0]), err
+    code, *_ = command("check", "--load", *recipe[1:], "optimizer.micro_batch=auto")
+    assert code == 0
 
 
 def test_several_mistakes_are_told_at_once(

@@ -225,14 +225,24 @@ def test_a_base_model_gets_the_plain_template(config: str, template: str | None,
     ],
 )
 def test_an_adapter_trains_at_ten_times_the_rate(
-    adapter: bool, tuning: Tuning | None, expected: tuple[str, str, float], here: Path
+    adapter: bool, tuning: Tuning | None, expected: tuple[str, str, float], here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("selfcorrect.models.loading.native_bfloat16", lambda device: True)
     if adapter:
         Path("model/adapter_config.json").write_text("{}")
     init("model", written("d.jsonl", GSM), Path("mine.yaml"), tuning=tuning)
     config: Any = load_recipe("mine.yaml")
     assert (config.model.tuning, config.model.weights, config.stages[1].learning_rate) == expected
     assert config.model.lora.rank == (32 if expected[1] == "bfloat16" else LoraConfig().rank)
+
+
+def test_init_writes_bfloat16_where_the_machine_multiplies_in_it(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("selfcorrect.models.loading.native_bfloat16", lambda device: False)
+    init("model", written("d.jsonl", GSM), Path("mine.yaml"), tuning="lora")
+    config: Any = load_recipe("mine.yaml")
+    assert (config.model.weights, config.model.lora.rank) == ("float32", 32)
+    words = Path("mine.yaml").read_text().replace("#", "").split()
+    assert "For a card set bfloat16: half the memory." in " ".join(words)
 
 
 @pytest.mark.parametrize(

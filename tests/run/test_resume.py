@@ -302,6 +302,9 @@ def test_a_run_has_one_process(model: Path, tmp_path: Path) -> None:
     settings = recipe(tmp_path, model)
     with alone(tmp_path / "run"), pytest.raises(ConfigError, match=r"/run is being written by another process; wait"):
         go(settings)
+    run = go(settings)
+    with alone(run), pytest.raises(ConfigError, match=r"another process; wait for it, or stop it$"):
+        resume(run, Observer())
 
 
 @pytest.mark.usefixtures("lucky")

@@ -401,6 +401,26 @@ def test_what_auto_came_to_is_told(weights: str, told: str, model: Path, monkeyp
     assert str(lm.compute_dtype) == f"torch.{told}"
 
 
+@pytest.mark.parametrize(
+    ("settings", "remedy"),
+    [
+        ({"weights": "bfloat16"}, r"weights = bfloat16: .*; set model\.weights: float32 \(twice the memory\)"),
+        ({"precision": "bfloat16"}, r"precision = bfloat16: .*; set model\.precision: auto"),
+        ({"precision": "auto"}, None),
+    ],
+)
+def test_bfloat16_is_said_to_be_slow_where_it_is(
+    settings: dict[str, str], remedy: str | None, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def notes() -> str:
+        return "\n".join(lm_of(model, **settings).chat.notes)
+
+    monkeypatch.setattr(loading, "native_bfloat16", lambda device: False)
+    assert re.search(rf"^model\.{remedy}$", notes(), re.MULTILINE) if remedy else "bfloat16" not in notes()
+    monkeypatch.setattr(loading, "native_bfloat16", lambda device: True)
+    assert "does not multiply" not in notes()
+
+
 @pytest.mark.usefixtures("lucky")
 def test_a_run_goes_on_with_the_sizes_that_it_began_with(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -9,9 +9,12 @@ import torch
 
 from selfcorrect.config import TrainConfig
 from selfcorrect.config.recipe import load_recipe, validate
+from selfcorrect.errors import ConfigError
 from selfcorrect.parallel.gradients import BUCKET
+from selfcorrect.planning import beside
 from selfcorrect.planning import plan as planning
-from selfcorrect.planning.hardware import CARDS, HOST_BYTES
+from selfcorrect.planning.command import plan as command
+from selfcorrect.planning.hardware import CARDS, HOST_BYTES, card_named
 from selfcorrect.planning.memory import Memory, memory
 from selfcorrect.planning.pace import HOST, LINKS, Pace, links, pace, sync
 from selfcorrect.planning.page import resting_on, row
@@ -42,7 +45,9 @@ def planned(*overrides: str) -> Plan:
 
 def test_the_largest_micro_batch_fits_and_the_next_does_not() -> None:
     short = "rollouts.max_new_tokens=64"
-    found = largest_micro_batch(planned(short))
+    said: list[str] = []
+    found = largest_micro_batch(planned(short), said.append)
+    assert f"trying a micro-batch of {found}" in said
     assert 8 < found < 64
     assert planned(short, f"optimizer.micro_batch={found}").fits
     assert not planned(short, f"optimizer.micro_batch={found + max(1, found // 16)}").fits
@@ -54,6 +59,20 @@ def test_the_longest_attempt_fits_and_the_next_does_not() -> None:
     assert units > 4
     longer = [64 * units, 64 * (units + max(1, units // 16))]
     assert [planned(*SHORT, f"rollouts.max_new_tokens={limit}").fits for limit in longer] == [True, False]
+
+
+def test_of_a_card_that_is_not_in_the_table_memory_is_planned() -> None:
+    config = shipped("countdown", *SMALL)
+    other, known = (make_plan(config, Devices(card)) for card in (card_named("Tesla T4", 79.1), CARDS["h100"]))
+    assert (other.memory, other.pace) == (known.memory, None)
+    assert beside.told(other).endswith("); no seconds, as Tesla T4 is not in the table of cards")
+    assert not {"card_tflops", "dollars_per_card_and_hour"} & {*row(other)["rests_on"]}
+
+
+def test_the_usual_card_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ConfigError, match="--serving 3"):
+        command(Path("countdown"), serving=3)
+    assert capsys.readouterr().err == "for an h100; --gpu names another card, or cpu for this machine's processor\n"
 
 
 def test_there_is_no_reverse_where_nothing_fits() -> None:

@@ -90,12 +90,22 @@ def check_paths(config: TrainConfig, where: str = "") -> None:
     ]
     for setting, path in named:
         if path is not None and not Path(path).exists():
-            raise ConfigError(f"{where}{setting} = {path!r}: no such file or folder")
+            needed = "folder; name a folder of Hugging Face layout, a hub name, or lab"
+            missing = needed if setting == "model.path" else "file or folder"
+            raise ConfigError(f"{where}{setting} = {path!r}: no such {missing}")
 
 
 def _paths_of_task(task: TaskConfig, setting: str = "task") -> list[tuple[str, str | None]]:
     found = [(f"{setting}.{field}", getattr(task, field, None)) for field in ("data", "evaluate_data", "file")]
     return found + (_paths_of_task(task.of, "task.of") if isinstance(task, RepairConfig) else [])
+
+
+def new_folder(path: str | Path) -> Path:
+    """Raises ConfigError where it is there already."""
+    folder = Path(path).expanduser()
+    if folder.exists():
+        raise ConfigError(f"{folder} is there already; remove it, or name another folder")
+    return folder
 
 
 def is_evaluation(folder: Path) -> bool:

@@ -39,12 +39,13 @@ def make_reference(config: TrainConfig, lm: LanguageModel) -> tuple[LanguageMode
         seen = "off" if reference.view == OFF else "as it is now, beside the one that trains"
         return reference, f"reference: the same model, with its adapter {seen}; no second copy of the weights"
     needs, reference = static_of(config, lm), lm.frozen_copy()
+    place = "card" if lm.device.type == "cuda" else lm.device.type
     if needs.place == "device":
-        return reference, f"reference: a copy of the weights on the {lm.device.type}, {size_text(needs.weights)}"
+        return reference, f"reference: a copy of the weights on the {place}, {size_text(needs.weights)}"
     stream(reference)
     return reference, (
         f"reference: a copy of the weights in the machine's memory, {size_text(needs.weights)}, passed through the "
-        f"{lm.device.type} layer by layer (model.reference)"
+        f"{place} layer by layer (model.reference)"
     )
 
 

@@ -153,7 +153,7 @@ def _load(
     of_text = (
         f"of {part_of} the text model alone is loaded, trained and saved, as {type(model).__name__}" if part_of else ""
     )
-    return lm, [note for note in (of_text, told) if note]
+    return lm, [note for note in (of_text, told, _emulated(config, device, compute_dtype)) if note]
 
 
 def _in_four_bits(config: ModelConfig, device: torch.device, compute_dtype: torch.dtype) -> dict[str, Any]:
@@ -305,12 +305,24 @@ def pick_dtype(precision: str, device: torch.device, weights: str = "float32") -
         return torch.bfloat16
     if precision != "auto":
         return torch.bfloat16 if precision == "bfloat16" else torch.float32
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
     return torch.bfloat16 if native_bfloat16(device) else torch.float32
 
 
 def native_bfloat16(device: torch.device) -> bool:
-    """Whether this CPU multiplies bfloat16 in hardware (AVX-512 BF16 or AMX)."""
+    """Whether the device multiplies bfloat16 in hardware; of CPUs those with AVX-512 BF16 or AMX."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     cpu: Any = torch.cpu
     return device.type == "cpu" and (cpu._is_avx512_bf16_supported() or cpu._is_amx_tile_supported())
+
+
+def _emulated(config: ModelConfig, device: torch.device, compute_dtype: torch.dtype) -> str:
+    """A note where products of bfloat16 are asked of a device that makes them of float32's, slowly; else empty."""
+    if compute_dtype != torch.bfloat16 or device.type == "mps" or native_bfloat16(device):
+        return ""
+    where = "card" if device.type == "cuda" else "processor"
+    field, instead = ("precision", "auto") if config.weights == "float32" else ("weights", "float32 (twice the memory)")
+    return (
+        f"model.{field} = bfloat16: this {where} does not multiply in bfloat16, so a step may take ten times as long "
+        f"as in float32; set model.{field}: {instead}"
+    )

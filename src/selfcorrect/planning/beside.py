@@ -6,6 +6,7 @@ import os
 import re
 import statistics
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -15,7 +16,7 @@ from typing import Any
 import torch
 
 from selfcorrect.config import TrainConfig
-from selfcorrect.errors import one_line
+from selfcorrect.errors import ModelError, UserError, one_line
 from selfcorrect.models.freed import give_back
 from selfcorrect.models.language_model import LanguageModel
 from selfcorrect.parallel.launch import is_first, kind_of, launched
@@ -27,6 +28,7 @@ from selfcorrect.planning.work import assumed_lengths
 
 FILE = "plan.json"
 _PHASES = ("rollouts", "update")  # that both a plan and a step's record name
+_WORTH = 10  # times what a plan takes: layers are timed again only at the end of a run that took so long
 _GIB = 2**30
 
 
@@ -36,36 +38,50 @@ def planned(
 ) -> Iterator[None]:
     """Around a run. config: settled. What fails here is told in a line and fails nothing else.
 
-    SELFCORRECT_PLAN=off leaves it out, for runs that are over in seconds.
+    SELFCORRECT_PLAN=off leaves it out, for runs that are over in seconds; `timed` times the lengths that came in short
+    runs too.
     """
-    # Of several processes the first one speaks and writes.
-    if os.environ.get("SELFCORRECT_PLAN", "").casefold() == "off" or not is_first():
+    asked = os.environ.get("SELFCORRECT_PLAN", "").casefold()
+    if asked == "off" or not is_first():  # of several processes the first one speaks and writes
         yield
         return
-    plan, steps = None, _steps(path)
+    plan, steps, least = None, _steps(path), 0.0
+    say(f"plan: {_rehearsing(lm.device.type == CPU)} (SELFCORRECT_PLAN=off leaves it out) ...")
+    start = time.perf_counter()
     before = (path / FILE).read_text(encoding="utf-8") if steps and (path / FILE).is_file() else None
     try:
         plan = _plan(config, lm, task)
         say(f"plan: {told(plan)}")
         _write(path, {"predicted": row(plan)})
+        least = 0.0 if plan.devices.card or asked == "timed" else _WORTH * (time.perf_counter() - start)
     except Exception as error:  # noqa: BLE001 - a plan is never a reason for a run to stop
-        say(f"plan: none ({type(error).__name__}: {one_line(error)})")
+        say(f"plan: none ({_why(error)})")
     give_back()  # what was timed leaves some 70 MiB of small pieces behind, which the run would hold to its end
     yield
     try:
         if before is not None and _steps(path) == steps:  # a run with nothing left to do: what it took still holds
             (path / FILE).write_text(before, encoding="utf-8")
         elif plan:
-            _tell_measured(plan, config, path, say)
+            _tell_measured(plan, config, path, say, least)
     except Exception as error:  # noqa: BLE001 - as above
-        say(f"plan: not compared with what was measured ({type(error).__name__}: {one_line(error)})")
+        say(f"plan: not compared with what was measured ({_why(error)})")
+
+
+def _rehearsing(timed: bool) -> str:
+    return "rehearsing a step" + (", and timing some layers of this model" if timed else "")
+
+
+def _why(error: Exception) -> str:
+    return one_line(error) if isinstance(error, UserError) else f"{type(error).__name__}: {one_line(error)}"
 
 
 def told(plan: Plan) -> str:
     """In a line: the peak and its largest parts, the seconds of a step."""
     parts = sorted(plan.memory.parts().items(), key=lambda part: -part[1])[:3]
     largest = ", ".join(f"{name} {size / _GIB:.1f}" for name, size in parts)
-    seconds = f", {plan.pace.total:.3g} s a step" if plan.pace else ""
+    card = plan.devices.card
+    unrated = f"; no seconds, as {card.name} is not in the table of cards" if card and not card.rated else ""
+    seconds = f", {plan.pace.total:.3g} s a step" if plan.pace else unrated
     return f"up to {plan.memory.peak / _GIB:.2f} GiB ({largest}){seconds}"
 
 
@@ -94,23 +110,27 @@ def _devices(config: TrainConfig, device: torch.device) -> Devices:
 
 
 def _card(device: torch.device) -> Card | None:
-    """The device as a card: of the table where its name is there, with the memory that it has."""
+    """The device as a card, with the memory that it has; of one that is not in the table nothing else is known."""
     if device.type == CPU:
         return None
     from selfcorrect.planning.hardware import card_named
 
     if device.type != "cuda":
-        raise ValueError(f"no card of the table is a {device.type}")
+        raise ModelError(f"a {device.type} device is neither a card of CUDA nor a processor")
     about = torch.cuda.get_device_properties(device)
     return card_named(about.name, about.total_memory / _GIB)
 
 
-def _tell_measured(plan: Plan, config: TrainConfig, path: Path, say: Callable[[str], None]) -> None:
-    """The same plan for the lengths that came, beside what was measured."""
+def _tell_measured(plan: Plan, config: TrainConfig, path: Path, say: Callable[[str], None], least: float) -> None:
+    """The same plan for the lengths that came, beside what was measured. least: seconds that a run takes whose steps
+    are worth timing layers for again.
+    """
     rows = [json.loads(line) for line in (path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     rows = [step for step in rows if step.get("sampled_tokens") and step.get("longest")][-200:]
     if len(rows) < 2:
         return  # the first step alone is no measure: memory is taken for the first time in it
+    timed = sum(step["seconds"] for step in rows) >= least
+    say(f"plan: {_rehearsing(timed and not plan.devices.card)} for the lengths that came ...")
     peak = measured_peak(plan.devices.card)  # before anything is timed again
     seconds = _median(step["seconds"] for step in rows[1:])
     attempt = sum(step["sampled_tokens"] for step in rows) / max(1, sum(step["completions"] for step in rows))
@@ -118,7 +138,7 @@ def _tell_measured(plan: Plan, config: TrainConfig, path: Path, say: Callable[[s
     longest = max(step["longest"] for step in rows)
     limit = (longest - came.longest - (plan.step.attempts - 1) * came.turn) / plan.step.attempts
     lengths = replace(came, attempt=attempt, limit=max(1, min(config.rollouts.max_new_tokens, round(limit))))
-    again = make_plan(config, plan.devices, lengths, plan.model.spec)
+    again = make_plan(config, plan.devices, lengths, plan.model.spec, timed=timed)
     found = {
         "predicted": row(plan), "predicted_at_lengths": row(again),
         "measured": {
@@ -128,9 +148,10 @@ def _tell_measured(plan: Plan, config: TrainConfig, path: Path, say: Callable[[s
     }  # fmt: skip
     _write(path, found)
     took = f"; {again.pace.total:.3g} s a step predicted, {seconds:.3g} measured" if again.pace else ""
+    took = took or f"; {seconds:.3g} s a step measured"
     say(
         f"plan: {again.memory.peak / _GIB:.2f} GiB predicted for the lengths that came, {peak / _GIB:.2f} measured "
-        f"({peak / again.memory.peak - 1:+.0%}){took}"
+        f"({again.memory.peak / peak - 1:+.0%}){took}"
     )
 
 

@@ -12,13 +12,18 @@ if TYPE_CHECKING:
     from selfcorrect.planning.plan import Plan
     from selfcorrect.planning.work import Lengths
 
+_USUAL = "h100"
+
 
 def plan(
     recipe: Annotated[Path, typer.Argument(help="A YAML recipe, or the name of a shipped one.", metavar="RECIPE")],
     overrides: Annotated[
         list[str] | None, typer.Argument(help="Settings to replace.", metavar="[KEY=VALUE]...")
     ] = None,
-    gpu: Annotated[str, typer.Option(help="A card of the table in docs/plan.md, or cpu for this machine's.")] = "h100",
+    gpu: Annotated[
+        str | None,
+        typer.Option(help="A card of the table in docs/plan.md, or cpu for this machine's; by default h100."),
+    ] = None,
     gpus: Annotated[int, typer.Option(min=1, help="Cards of one machine.")] = 1,
     nodes: Annotated[int, typer.Option(min=1, help="Machines.")] = 1,
     serving: Annotated[
@@ -36,45 +41,49 @@ def plan(
     """Predict the memory, time and cost of a recipe. From config.json and the recipe; no weights are loaded."""
     from selfcorrect.config import TrainConfig
     from selfcorrect.config.recipe import load_recipe
-    from selfcorrect.planning import page
-    from selfcorrect.planning.hardware import CPU
-    from selfcorrect.planning.plan import devices_for, make_plan, turns
-    from selfcorrect.planning.work import assumed_lengths
 
     config = load_recipe(recipe, overrides or [])
     if not isinstance(config, TrainConfig):
         raise ConfigError(f"{recipe} is of kind {config.kind}; plan takes recipes of kind train")
+    from selfcorrect.planning import page  # torch
+    from selfcorrect.planning.hardware import CPU
+    from selfcorrect.planning.plan import devices_for, make_plan, turns
+    from selfcorrect.planning.work import assumed_lengths
+
     lengths = assumed_lengths(config, attempt_tokens, prompt_tokens)
     if attempt_tokens and attempt_tokens > config.rollouts.max_new_tokens:
         raise ConfigError(
             f"--attempt-tokens {attempt_tokens:g} is above rollouts.max_new_tokens = {config.rollouts.max_new_tokens}, "
             "where attempts are cut off"
         )
-    if gpu == CPU:
-        typer.echo("timing some layers of this model on this processor", err=True)
-    made = make_plan(config, devices_for(config, gpu, gpus, nodes, price, serving), lengths)
-    better = [] if made.fits else list(turns(made, lengths))
+    if gpu is None:
+        _say(f"for an {_USUAL}; --gpu names another card, or cpu for this machine's processor")
+    gpu = gpu or _USUAL
+    devices = devices_for(config, gpu, gpus, nodes, price, serving)
+    _say("rehearsing a step" + (", and timing some layers of this model on this processor" if gpu == CPU else ""))
+    made = make_plan(config, devices, lengths)
+    better = [] if made.fits else list(turns(made, lengths, _say))
     backwards = _reverse(made, config, lengths) if reverse else {}
     if as_json:
         ways = [{"overrides": turn.overrides, "peak_bytes": turn.plan.memory.peak} for turn in better]
         typer.echo(json.dumps(page.row(made) | {"turns": ways, "reverse": backwards}, indent=1))
         return
-    for line in page.lines(made):
+    told = [*page.lines(made), *([] if made.fits else ["\nwhat makes it fit:", *page.turned(better)])]
+    for line in (*told, *(f"{name.replace('_', ' ')}: {value}" for name, value in backwards.items())):
         typer.echo(line)
-    if not made.fits:
-        typer.echo("\nwhat makes it fit:")
-        for line in page.turned(better):
-            typer.echo(line)
-    for name, value in backwards.items():
-        typer.echo(f"{name.replace('_', ' ')}: {value}")
+
+
+def _say(text: str) -> None:
+    """What goes on, beside what is printed."""
+    typer.echo(text, err=True)
 
 
 def _reverse(made: "Plan", config: Any, lengths: "Lengths") -> dict[str, Any]:
     from selfcorrect.planning.plan import cheapest_card, largest_micro_batch, longest_attempt
 
-    cheapest = cheapest_card(made, config, lengths) if made.devices.card else None
+    cheapest = cheapest_card(made, config, lengths, _say) if made.devices.card else None
     found: dict[str, Any] = {
-        "largest_micro_batch": largest_micro_batch(made), "longest_attempt": longest_attempt(made),
+        "largest_micro_batch": largest_micro_batch(made, _say), "longest_attempt": longest_attempt(made, _say),
     }  # fmt: skip
     if made.devices.card:
         card = cheapest and cheapest.devices.card

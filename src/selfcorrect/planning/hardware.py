@@ -27,6 +27,11 @@ class Card:
     def bytes(self) -> float:
         return self.gib * 2**30
 
+    @property
+    def rated(self) -> bool:
+        """Whether more than its memory is known."""
+        return self.tflops > 0
+
 
 CARDS = {
     card.name: card
@@ -70,10 +75,10 @@ def utilisation(hidden: int) -> float:
 
 
 def card_named(name: str, gib: float) -> Card:
-    """The card of the table that torch's name for a GPU means, with so much memory. Raises ValueError for others."""
+    """The card of the table that torch's name for a GPU means, with so much memory; others with nothing else."""
     told = name.casefold().replace(" ", "-").split("-")  # an L40 is no L4, and other than an L40S
     for card in CARDS.values():
         first, *more = card.name.split("-")
         if first in told and all(word in told or f"{word}gb" in told for word in more):
             return replace(card, gib=gib)
-    raise ValueError(f"{name} is not in the table of cards")
+    return Card(name, 0, 0, gib, 0, 0, 0)

@@ -121,16 +121,18 @@ def make_plan(
     config: TrainConfig, devices: Devices, lengths: Lengths | None = None, spec: Spec | None = None, *,
     timed: bool = True,
 ) -> Plan:  # fmt: skip
-    """timed: False leaves out the seconds, which take seconds themselves where they are measured on a processor."""
+    """timed: False leaves out the seconds, which take seconds themselves where they are measured on a processor, and
+    are not known of a card that is not in the table.
+    """
     if config.sampler == "recorded" or not config.stages:
         raise ConfigError("this recipe trains nothing (no stages, or recorded attempts), so there is nothing to plan")
     spec, lengths = spec or described(config.model), lengths or assumed_lengths(config)
     fixed, model, step, spread = _laid_out(config, devices, lengths, spec)
     needs = memory(fixed, model, devices.card, step, spread)
     took = None
-    if timed and devices.card:
+    if timed and devices.card and devices.card.rated:
         took = pace(fixed, model, devices.card, step, spread, devices.nodes)
-    elif timed:
+    elif timed and not devices.card:
         from selfcorrect.planning.cpu import measured
 
         took = measured(fixed, model, step, spread, devices.nodes)
@@ -166,13 +168,14 @@ class Turn:
     plan: Plan
 
 
-def turns(plan: Plan, lengths: Lengths) -> Iterator[Turn]:
-    """What makes a plan fit that does not, what costs least first, each of it tried; at most two."""
+def turns(plan: Plan, lengths: Lengths, say: Callable[[str], None] = lambda text: None) -> Iterator[Turn]:
+    """What makes a plan fit that does not, what costs least first, each of it tried, and told; at most two."""
     found = 0
     for overrides, cost in _candidates(plan):
         changed, devices = _changed(plan.config, overrides), _devices(plan.devices, overrides)
         if changed is None or _hopeless(changed, devices, plan.model.spec):
             continue
+        say(f"trying {' '.join(overrides)}")
         other = make_plan(changed, devices, lengths, plan.model.spec, timed=False)
         if other.fits:
             found += 1
@@ -242,20 +245,21 @@ def _changed(config: TrainConfig, overrides: list[str]) -> TrainConfig | None:
 # The reverse
 
 
-def largest_micro_batch(plan: Plan) -> int:
+def largest_micro_batch(plan: Plan, say: Callable[[str], None] = lambda text: None) -> int:
     """Rollouts of a forward pass that still fit, the other settings as settled; 0 where not one does.
 
-    Up to a sixteenth fewer than might.
+    Up to a sixteenth fewer than might. say: is told each number that is tried.
     """
 
     def peak(rows: int) -> float:
+        say(f"trying a micro-batch of {rows}")
         optimizer = plan.config.optimizer.model_copy(update={"micro_batch": rows})
         return _peak(plan, plan.config.model_copy(update={"optimizer": optimizer}), plan.step.lengths)
 
     return _most(peak, plan.devices.bytes, min(_MOST_ROWS, plan.step.rows))
 
 
-def longest_attempt(plan: Plan) -> int:
+def longest_attempt(plan: Plan, say: Callable[[str], None] = lambda text: None) -> int:
     """max_new_tokens that still fit, in steps of 64, the other settings as settled; 0 where 64 do not.
 
     Up to a sixteenth fewer than might, and no more than the model can read.
@@ -266,6 +270,7 @@ def longest_attempt(plan: Plan) -> int:
 
     def peak(units: int) -> float:
         limit = 64 * units
+        say(f"trying attempts of {limit:,} tokens")
         rollouts = plan.config.rollouts.model_copy(update={"max_new_tokens": limit})
         longer = replace(lengths, limit=limit, attempt=lengths.attempt * limit / lengths.limit)
         return _peak(plan, plan.config.model_copy(update={"rollouts": rollouts}), longer)
@@ -273,7 +278,9 @@ def longest_attempt(plan: Plan) -> int:
     return 64 * _most(peak, plan.devices.bytes, most)
 
 
-def cheapest_card(plan: Plan, config: TrainConfig, lengths: Lengths) -> Plan | None:
+def cheapest_card(
+    plan: Plan, config: TrainConfig, lengths: Lengths, say: Callable[[str], None] = lambda text: None,
+) -> Plan | None:  # fmt: skip
     """Of the cards on which the recipe fits, as many of them, the one whose run costs least; None where none does."""
     priced = []
     for card in CARDS.values():
@@ -282,6 +289,7 @@ def cheapest_card(plan: Plan, config: TrainConfig, lengths: Lengths) -> Plan | N
         cost = devices.hourly * pace(fixed, model, card, step, spread, devices.nodes).total
         priced.append((cost, devices))
     for _, devices in sorted(priced, key=lambda pair: pair[0]):
+        say(f"trying {devices.card.name if devices.card else CPU}")
         other = make_plan(config, devices, lengths, plan.model.spec)
         if other.fits:
             return other

@@ -45,6 +45,8 @@ def sources(plan: Plan) -> Iterator[Source]:
         yield Source("reached of them", tuple(_reached(plan, linked=linked)), "assumed; docs/plan.md")
         yield Source("seconds", tuple(_on_card(plan)), "measured or assumed, as docs/plan.md says")
     yield Source("memory", tuple(_memory(plan)), "assumed")
+    if not card.rated:
+        return
     price = plan.devices.hourly / (plan.devices.count + (plan.devices.serving or 0))
     given = "given" if plan.devices.price is not None else f"an assumption of {hardware.PRICED}; --price replaces it"
     told = f"{price:.2f} dollars a card and hour"

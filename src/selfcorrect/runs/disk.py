@@ -115,7 +115,7 @@ def prune_run(path: Path) -> tuple[int, int]:
             f"{path} holds an evaluation, which keeps no checkpoints: there is nothing to prune; remove the folder "
             "when its rollouts and report are no longer needed"
         )
-    with alone(path):
+    with alone(path, ""):
         if not (path / "final").is_dir():
             raise ConfigError(
                 f"{path} is not finished, and its checkpoints are what it goes on from; finish it with "

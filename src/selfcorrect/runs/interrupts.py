@@ -21,10 +21,10 @@ SAME_PRESS = 1.0  # seconds in which a second Ctrl-C is the first one again: lau
 
 
 @contextmanager
-def alone(path: Path) -> Iterator[None]:
+def alone(path: Path, instead: str = ", or choose another name") -> Iterator[None]:
     """Holds the run folder against other processes; the lock goes with the process, however it ends.
 
-    Folders that were made for the lock alone go again where no run came of them.
+    Folders that were made for the lock alone go again where no run came of them. instead: what else to do than wait.
     """
     new = [folder for folder in (path, *path.parents) if not folder.exists()]
     path.mkdir(parents=True, exist_ok=True)
@@ -34,9 +34,7 @@ def alone(path: Path) -> Iterator[None]:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise ConfigError(
-                    f"{path} is being written by another process; wait for it, or choose another name"
-                ) from None
+                raise ConfigError(f"{path} is being written by another process; wait for it{instead}") from None
             yield
     finally:
         if new and [file.name for file in path.iterdir()] == [lock.name]:

@@ -14,10 +14,8 @@ from typing import Any
 import torch
 
 from selfcorrect.config import SupervisedStage, TrainConfig
-from selfcorrect.config.paths import USED, absolute, is_evaluation
-from selfcorrect.config.recipe import load_recipe
+from selfcorrect.config.paths import USED, absolute
 from selfcorrect.errors import CheckpointError, ConfigError, MemoryExhausted, RankLost, TrainingInterrupted, first_line
-from selfcorrect.evaluation.kept import differences
 from selfcorrect.learning.policy import check_optimizer, make_reference
 from selfcorrect.learning.training import Trainer
 from selfcorrect.models.language_model import LanguageModel
@@ -42,10 +40,11 @@ from selfcorrect.runs.checkpoint import (
 )
 from selfcorrect.runs.checks import fitted, ready, shortages, tuning_text, unread
 from selfcorrect.runs.disk import check_room, need_of, try_save
-from selfcorrect.runs.disk import used as used_by
+from selfcorrect.runs.disk import used as taken_by
 from selfcorrect.runs.display import Observer
 from selfcorrect.runs.evaluating import make_evaluator, rows_of
 from selfcorrect.runs.folder import RunFolder, sizes_begun
+from selfcorrect.runs.found import refuse_others, resume_command, taken, to_resume, used_by, used_if_known
 from selfcorrect.runs.interrupts import LOCK, Stop, alone, interruptible
 from selfcorrect.runs.loop import Loop
 from selfcorrect.runs.trackers import tracker_names
@@ -73,22 +72,14 @@ def _begun(config: TrainConfig, path: Path, observer: Observer) -> TrainConfig |
     if not (path / "config.yaml").exists():
         check_not_others(path)
         return None
-    if is_evaluation(path):
-        raise ConfigError(f"{path} already holds an evaluation; choose another name=...")
-    try:
-        used = _used_by(path)
-    except ConfigError:  # nothing is known of it
-        used = None
-    trained = newest_state(path / "checkpoints") is not None or (path / "final").is_dir()
+    refuse_others(path, config)
+    used = used_if_known(path)
+    trained = newest_state(path / "checkpoints") is not None
     if used == config and not trained:
         observer.message(f"{path} was begun with these settings, and no step is kept yet: going on with it")
         return used
     if used is None or trained or has_earned(path):
-        before, now = (each and each.model_dump(mode="json") for each in (used, config))
-        other = f", {differences(before, now)}" if before and before != now else ""
-        raise ConfigError(
-            f"{path} already holds a run{other}; resume it with `{resume_command(path)}`, or choose another name=..."
-        )
+        raise taken(path, config, used)
     observer.message(
         f"{path} held the beginning of a run with other settings, in which no evaluation had ended: it begins anew"
     )
@@ -113,17 +104,7 @@ def _to_go_on(
     path: Path, observer: Observer, overrides: Sequence[str]
 ) -> tuple[TrainConfig | None, TrainConfig | None]:  # fmt: skip
     """The settings to go on with, None where nothing is left to do, and those that the run has gone by so far."""
-    if not (path / "config.yaml").is_file():
-        near = [folder for folder in (Path("runs") / path, *path.parents[:3]) if (folder / "config.yaml").is_file()]
-        what = f"`{resume_command(near[0])}` is of the run there" if near else "start one with `selfcorrect train`"
-        raise ConfigError(f"{path} holds no run to resume (no config.yaml in it); {what}")
-    if is_evaluation(path):
-        raise ConfigError(
-            f"{path} holds an evaluation, not a run: the same `selfcorrect evaluate` command goes on with it; "
-            f"`selfcorrect train {shlex.quote(str(path / 'config.yaml'))} name=NEW` trains its model, if it is one here"
-        )
-    config = _recipe_of(path / "config.yaml", overrides)
-    used = _used_by(path)
+    config, used = to_resume(path, overrides), used_by(path)
     state = newest_state(path / "checkpoints")
     changes = judge(used, absolute(config), state, path)
     if state is None and (path / "final").is_dir():
@@ -136,22 +117,6 @@ def _to_go_on(
         observer.message(f"{path} is complete, and its checkpoints are gone: there is nothing to go on with")
         return None, used
     return absolute(config), used
-
-
-def resume_command(path: Path) -> str:
-    return f"selfcorrect train --resume {shlex.quote(str(path))}"
-
-
-def _used_by(path: Path) -> TrainConfig:
-    """The settings that a run has gone by so far."""
-    return _recipe_of(path / USED) if (path / USED).is_file() else _recipe_of(path / "config.yaml")
-
-
-def _recipe_of(file: Path, overrides: Sequence[str] = ()) -> TrainConfig:
-    config = load_recipe(file, overrides)
-    if not isinstance(config, TrainConfig):
-        raise ConfigError(f"{file} is not the recipe of a training run")
-    return config
 
 
 def _run(config: TrainConfig, path: Path, observer: Observer, used: TrainConfig | None, ranks: Alone) -> Path:
@@ -211,7 +176,7 @@ def _prepare_and_train(
     base_sampler = TransformersSampler(reference, settled.rollouts.rows, beside=beside) if reference else None
     trainer = ranks.spread(Trainer(settled, lm, reference, sampler, task, base_sampler, ranks))
     with (
-        closing(task), ready(task), ranks.held(alone(path)),
+        closing(task), ready(task), ranks.held(alone(path, ", or stop it" if used else ", or choose another name")),
         ranks.held(nothing_left_of_a_failure(path, new=used is None)),
     ):  # fmt: skip
         ranks.check_shared(path / LOCK)
@@ -234,7 +199,7 @@ def _prepare_and_train(
 def _room(config: TrainConfig, lm: LanguageModel, dtype: torch.dtype, path: Path) -> str:
     """A line on what the run will take of the disk. Raises CheckpointError where that is not there."""
     need = need_of(config, lm, try_save(lm, dtype, path))
-    return check_room(path, need, config.checkpoint.keep, used_by(path))
+    return check_room(path, need, config.checkpoint.keep, taken_by(path))
 
 
 def _check_stages(config: TrainConfig) -> None:

@@ -20,7 +20,10 @@ from selfcorrect.tasks.files import Row
 _TOKENS = {"math": 1024, "code": 512, "custom": 256}  # of an attempt; the first two as in the shipped recipes
 _PACES = {"math": (5.0e-6, 0.1), "code": (1.0e-5, 0.25), "custom": (5.0e-6, 0.1)}  # learning rate and beta2, Table 5
 _ADAPTER_PACE = 10  # times the learning rate: what an adapter wants, as in the shipped recipes
-_SMALL = {"weights": "bfloat16", "lora": {"rank": 32, "alpha": 64}}  # of a new adapter, as there
+_SMALL = {
+    "weights": "bfloat16",
+    "lora": {"rank": 32, "alpha": 64},
+}  # of a new adapter, as there; but see _settle_weights
 _TEMPLATES = ("chat_template.jinja", "chat_template.json", "additional_chat_templates")
 
 Tuning = Literal["full", "lora", "qlora"]
@@ -86,6 +89,7 @@ def init(
     for file in (to, *draft.files):
         if file.exists():
             raise ConfigError(f"{file} is there already; remove it, or name another recipe with --to")
+    _settle_weights(draft)
     config = validate(anchored(draft.recipe, to.parent), str(to))
     assert isinstance(config, TrainConfig)
     text = _head(to, draft) + commented(draft.recipe, draft.notes)
@@ -156,6 +160,19 @@ def _model(model: str, to: Path, tuning: Tuning | None) -> dict[str, Any]:
             "--model lab: the lab's model reads countdown alone; `selfcorrect recipes demo` copies its recipe"
         )
     return {**settings, **small}
+
+
+def _settle_weights(draft: Draft) -> None:
+    """Last of all, as torch is what knows this machine."""
+    if draft.recipe["model"].get("weights") != "bfloat16":
+        return
+    from selfcorrect.models.loading import native_bfloat16, pick_device
+
+    if not native_bfloat16(pick_device("auto")):
+        draft.recipe["model"]["weights"] = "float32"
+        draft.notes["model.weights"] = (
+            "For a card set bfloat16: half the memory. This machine does not multiply in it, and would be far slower."
+        )
 
 
 def _told(file: Path) -> Mapping[str, Any]:

@@ -1,8 +1,12 @@
 """Ctrl-C and SIGTERM at the command line, by real signals to real processes."""
 
 import contextlib
+import hashlib
+import os
 import signal
+import socket
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -12,9 +16,10 @@ import yaml
 from selfcorrect import cli
 from selfcorrect.errors import DataError, TrainingInterrupted
 from selfcorrect.parallel import ranks
+from selfcorrect.runs import interrupts
 from selfcorrect.runs.checkpoint import load_newest
 from selfcorrect.runs.display import Observer
-from selfcorrect.runs.interrupts import SAME_PRESS, Stop, stoppable
+from selfcorrect.runs.interrupts import SAME_PRESS, Stop, interruptible, stoppable
 from selfcorrect.runs.loop import Loop
 from selfcorrect.runs.run import resume
 from tests.run.conftest import Whole
@@ -104,6 +109,56 @@ def test_which_signal_does_not_wait(
     stop.tell(told.append)
     assert met == ends
     assert told == ["stopping after this step (Ctrl-C again to stop now, losing it and the 7 before it)"]
+
+
+def press_in_c(*moments: float) -> float:
+    """Ctrl-C at these moments of a second that code in C takes, without looking for signals; when it ended."""
+    start, rounds = time.thread_time(), 100_000
+    hashlib.pbkdf2_hmac("sha256", b"", b"", rounds)
+    rounds = int(rounds / (time.thread_time() - start))
+    for moment in moments:
+        threading.Timer(moment, os.kill, (os.getpid(), signal.SIGINT)).start()
+    hashlib.pbkdf2_hmac("sha256", b"", b"", rounds)
+    return time.monotonic()
+
+
+def test_a_signal_is_told_while_code_in_c_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As torch's backward pass does for minutes. A second Ctrl-C within it stops as it returns."""
+    monkeypatch.setattr(interrupts, "SAME_PRESS", 0.2)
+    told: list[tuple[str, float]] = []
+    with interruptible(lambda text: told.append((text, time.monotonic()))) as stop:
+        stop.now = False
+        end = press_in_c(0.4, 0.5)
+        assert stop.asked
+    ((text, moment),) = told
+    assert text.startswith("stopping after this step")
+    assert moment < end - 0.3
+    with interruptible(print) as stop:
+        stop.now = False
+        with pytest.raises(KeyboardInterrupt):
+            press_in_c(0.4, 0.8)
+    assert signal.set_wakeup_fd(-1) == -1
+
+
+def test_a_childs_signals_and_those_that_others_wait_for_are_not_heard() -> None:
+    told: list[str] = []
+    with interruptible(told.append) as stop:
+        stop.now = False
+        if (child := os.fork()) == 0:
+            signal.raise_signal(signal.SIGINT)
+            os._exit(0)
+        os.waitpid(child, 0)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        with pytest.raises(KeyboardInterrupt):
+            press_in_c(0.1)
+    assert told == []
+    here, there = socket.socketpair()
+    there.setblocking(False)
+    with here, there:
+        signal.set_wakeup_fd(there.fileno())
+        with interruptible(told.append):
+            pass
+        assert signal.set_wakeup_fd(-1) == there.fileno()
 
 
 def test_one_press_is_one_signal_outside_a_step_too() -> None:

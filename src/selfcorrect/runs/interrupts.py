@@ -2,8 +2,10 @@
 
 import contextlib
 import fcntl
+import os
 import queue
 import signal
+import socket
 import threading
 import time
 import types
@@ -57,6 +59,8 @@ class Stop:
         self.unsaved, self.lost = 0, ""
         self.signal: int = signal.SIGINT
         self._since = 0.0
+        self._heard: float | None = None  # when the first signal came in a step
+        self._again = False  # a second Ctrl-C came while the first still waited
         self._notices: queue.SimpleQueue[str | None] = queue.SimpleQueue()  # its put may be called in a signal handler
 
     def handle(self, signum: int, frame: types.FrameType | None) -> None:
@@ -64,12 +68,26 @@ class Stop:
         goes_on = self.waits or not self.now
         if self.asked and (time.monotonic() - self._since < SAME_PRESS or (signum == signal.SIGTERM and goes_on)):
             return
-        again, self.asked, self.signal, self._since = self.asked, True, signum, time.monotonic()
+        again, self.asked, self.signal, self._since = self.asked or self._again, True, signum, time.monotonic()
         if again or not goes_on:
             self.raised = True
             raise KeyboardInterrupt
+        if not self.now:
+            self._notice()
+
+    def hear(self, signum: int) -> None:
+        """As a signal comes, in a thread: torch's backward pass may keep `handle` waiting for minutes, and bring it one
+        signal then for all that came of a kind.
+        """
         if self.now:
             return
+        if self._heard is None:
+            self._heard = time.monotonic()
+            self._notice()
+        elif signum == signal.SIGINT and time.monotonic() - self._heard >= SAME_PRESS:
+            self._again = True
+
+    def _notice(self) -> None:
         more = f" and the {self.unsaved} before it" if self.unsaved else ""
         self._notices.put(f"stopping after this step (Ctrl-C again to stop now, losing it{more})")
 
@@ -89,9 +107,12 @@ class Stop:
             raise
 
     def tell(self, say: Callable[[str], None]) -> None:
-        """Says what signals bring, as they bring it: a handler itself must not touch the terminal. Until `done`."""
+        """Says, once, what signals bring: a handler itself must not touch the terminal. Until `done`."""
+        told = False
         while (notice := self._notices.get()) is not None:
-            say(notice)
+            if not told:
+                say(notice)
+            told = True
 
     def done(self) -> None:
         self._notices.put(None)
@@ -104,11 +125,61 @@ def interruptible(say: Callable[[str], None]) -> Iterator[Stop]:
     teller = threading.Thread(target=stop.tell, args=(say,), daemon=True)
     teller.start()
     try:
-        with _handled(stop):
+        with _handled(stop), _heard(stop):
             yield stop
     finally:
         stop.done()
         teller.join()
+
+
+@contextmanager
+def _heard(stop: Stop) -> Iterator[None]:
+    """Signals reach `stop.hear` too; not outside the main thread, nor where someone else is woken by them."""
+    heard, written = socket.socketpair()
+    written.setblocking(False)
+    try:
+        before = signal.set_wakeup_fd(written.fileno(), warn_on_full_buffer=False)
+    except ValueError:
+        before = None
+    if before != -1:
+        if before is not None:
+            signal.set_wakeup_fd(before)
+        heard.close()
+        written.close()
+        yield
+        return
+    _written.add(written.fileno())
+    listener = threading.Thread(target=_listen, args=(heard, stop), daemon=True)
+    listener.start()
+    try:
+        yield
+    finally:
+        _hear_no_more()
+        written.send(_END)  # closing would not do: a child may have it open
+        listener.join()
+        heard.close()
+        written.close()
+
+
+_written: set[int] = set()  # what signals are written to: one file at the most, of this process
+_END = b"\0"  # no signal has this number
+
+
+def _listen(heard: socket.socket, stop: Stop) -> None:
+    while (came := heard.recv(1)) != _END:
+        if signal.getsignal(came[0]) == stop.handle:
+            stop.hear(came[0])
+
+
+def _hear_no_more() -> None:
+    """In a child too, whose signals are not its parent's; what someone else has set since stays."""
+    with contextlib.suppress(ValueError):  # a child of another thread's
+        if _written and (now := signal.set_wakeup_fd(-1)) not in _written:
+            signal.set_wakeup_fd(now)
+    _written.clear()
+
+
+os.register_at_fork(after_in_child=_hear_no_more)
 
 
 @dataclass

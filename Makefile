@@ -48,7 +48,7 @@ test-vllm: $(VLLM)/.installed  ## the sampler over the real vLLM, on a CPU
 
 # Those marked `alone` are held to seconds or load the cores themselves: one after the other, with nothing beside them.
 nightly: $(VENV)/.installed docs  ## the test suite and the heavier checks
-	$(BIN)/python -m pytest $(BOTH) -m "not alone and not vllm"
+	$(BIN)/python -m pytest $(BOTH) -m "not alone and not vllm and not card"
 	$(BIN)/python -m pytest -m alone
 	$(MAKE) card
 	$(MAKE) test-vllm

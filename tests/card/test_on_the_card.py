@@ -22,13 +22,24 @@ pytestmark = pytest.mark.card
 
 def test_what_a_card_refuses() -> None:
     """Without these, nothing below would say much."""
-    there, here = torch.ones(3, device="cuda"), torch.ones(3)
+    there, here, one = torch.ones(3, device="cuda"), torch.ones(3), torch.tensor(1)
     assert (there + here[0]).device.type == "cuda"  # a single number may come from anywhere
-    refuse: list[Any] = [lambda: there + here, lambda: here[there.long()], lambda: torch.cat([there, here])]
+    assert there[torch.tensor([0, 1])].tolist() == [1, 1]  # and so may indices
+    refuse: list[Any] = [
+        lambda: there + here, lambda: here[there.long()], lambda: torch.cat([there, here]),
+        lambda: there.index_select(0, one), lambda: torch.stack([there[0], here[0]]),
+        lambda: there.index_put_((torch.tensor([0]),), here[:1]),
+    ]  # fmt: skip
     for refused in refuse:
         with pytest.raises(RuntimeError, match="to be on the same device"):
             refused()
-    for waiting in (there.sum().item, there.cpu, lambda: there[there > 0], lambda: here.to("cuda")):
+    with pytest.raises(RuntimeError, match="Expected a 'cuda' device type for generator"):
+        torch.rand(2, device="cuda", generator=torch.Generator("cpu"))
+    wait: list[Any] = [
+        there.sum().item, there.cpu, lambda: there[there > 0], lambda: here.to("cuda"),
+        lambda: there[torch.tensor([0, 1])], there.long().bincount,
+    ]  # fmt: skip
+    for waiting in wait:
         with pytest.raises(RuntimeError, match="not permitted when stream is capturing"), recorded():
             waiting()
     with pytest.raises(TypeError, match="can't convert cuda"):

@@ -230,15 +230,21 @@ def test_a_micro_batch_that_no_memory_here_can_keep(
     words: list[str], model: Path, tmp_path: Path, command: Callable[..., tuple[int, list[str], list[str]]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    """What auto comes to is not refused; nor are more rows than a step has."""
-    monkeypatch.setattr("selfcorrect.models.sizing.memory_of", lambda device: 100_000)
+    """By far it is refused; by less it is told, as attempts may end sooner. What auto comes to is neither."""
+    there = 60_000
+    monkeypatch.setattr("selfcorrect.models.sizing.memory_of", lambda device: there)
     recipe = Room(tmp_path, model).train("optimizer.micro_batch=4096", "optimizer.gradient_checkpointing=true")
     code, _, err = command(*words, *recipe[1:])
     assert code == 2
-    told = r"error: optimizer\.micro_batch = 4096: 8 rollouts of up to 10 sampled tokens would keep 302\.1 kB, even"
-    assert re.match(rf"{told} with gradient checkpointing, and 100\.0 kB are there in all; set auto", err[0]), err
-    code, *_ = command("check", "--load", *recipe[1:], "optimizer.micro_batch=auto")
-    assert code == 0
+    told = (
+        r"optimizer\.micro_batch = 4096: 8 rollouts of up to 10 sampled tokens may keep 302\.1 kB, even with gradient"
+    )
+    assert re.match(rf"error: {told} checkpointing, and 60\.0 kB are there in all; set auto", err[0]), err
+    there = 100_000
+    for size, said in (("4096", True), ("auto", False)):
+        code, out, _ = command("check", "--load", *recipe[1:], f"optimizer.micro_batch={size}")
+        assert code == 0
+        assert bool(re.search(told, "\n".join(out))) is said
 
 
 def test_several_mistakes_are_told_at_once(

@@ -116,20 +116,23 @@ def _checkpointing(
     return able, [f"optimizer.gradient_checkpointing: auto is {what}: {size}"]
 
 
-def refuse_too_large(config: TrainConfig, lm: LanguageModel, rows: int, attempts: int) -> None:
-    """Raises ConfigError where a micro-batch that the recipe sets cannot be kept by all the memory that the device has.
+def too_large(config: TrainConfig, lm: LanguageModel, rows: int, attempts: int) -> list[str]:
+    """A note where a micro-batch that the recipe sets is more than all the memory of the device, should its attempts
+    reach their limit; raises ConfigError where it is more than four times that, as the estimate is on the safe side.
 
     config: settled; rows, attempts: of a step on this device. Prompts are left out, as rollouts may share them.
     """
     optimizer, tokens = config.optimizer, attempts * config.rollouts.max_new_tokens
-    rows, again = min(optimizer.rows, rows), optimizer.gradient_checkpointing is True
+    rows, again, there = min(optimizer.rows, rows), optimizer.gradient_checkpointing is True, memory_of(lm.device)
     need = rows * tokens * _activation_bytes(lm, tokens, again, optimizer.padding_free is True)
-    if need > memory_of(lm.device):
-        raise ConfigError(
-            f"optimizer.micro_batch = {optimizer.micro_batch}: {rows} rollouts of up to {tokens:,} sampled tokens "
-            f"would keep {size_text(need)}, {'even with' if again else 'without'} gradient checkpointing, and "
-            f"{size_text(memory_of(lm.device))} are there in all; set auto, or a lower one, which changes no result"
-        )
+    told = (
+        f"optimizer.micro_batch = {optimizer.micro_batch}: {rows} rollouts of up to {tokens:,} sampled tokens may keep "
+        f"{size_text(need)}, {'even with' if again else 'without'} gradient checkpointing, and {size_text(there)} are "
+        "there in all; set auto, or a lower one, which changes no result"
+    )
+    if need > 4 * there:
+        raise ConfigError(told)
+    return [told] if need > there else []
 
 
 def _padding_free(optimizer: OptimizerConfig, lm: LanguageModel) -> tuple[bool, list[str]]:

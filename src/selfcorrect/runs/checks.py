@@ -11,7 +11,7 @@ from selfcorrect.learning.policy import check_optimizer
 from selfcorrect.models.chat import Chat
 from selfcorrect.models.language_model import LanguageModel
 from selfcorrect.models.loading import load_model
-from selfcorrect.models.sizing import memory_of, parameter_count, refuse_too_large, size_text, sized, static_of
+from selfcorrect.models.sizing import memory_of, parameter_count, size_text, sized, static_of, too_large
 from selfcorrect.models.stored import stored_dtype
 from selfcorrect.parallel.launch import launched
 from selfcorrect.planning.work import assumed_lengths, step_of
@@ -48,14 +48,14 @@ def fitted(
     """The config with what it leaves to the model's size settled, and notes on it. trains, shards: see `sized`.
 
     Raises ConfigError where the attempts at the task's longest problem cannot fit into what the model can read, or a
-    micro-batch into what the device has.
+    micro-batch by far into what the device has.
     """
     tokens = check_context(config, lm, task, task.longest())
     settled, notes = sized(config, lm, tokens, trains, shards=shards)
     if trains and config.optimizer.micro_batch != "auto":
         launch = launched()
         step = step_of(config, assumed_lengths(config), launch.size if launch else 1)
-        refuse_too_large(settled, lm, step.rows, step.attempts)
+        notes += too_large(settled, lm, step.rows, step.attempts)
     if config.rollouts.rows_at_once == "auto":
         notes.insert(0, f"rollouts.rows_at_once: auto is {_rows_told(settled, lm, task, tokens, trains)}")
     return settled, notes

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from tests.support.card.tensors import OnCard, Operations, recording
+from tests.support.card.tensors import OnCard, Operations, asked_for, recording
 
 MEMORY = 24 << 30
 FREE = 20 << 30
@@ -60,10 +60,12 @@ class Graph:
 
 
 class Generator(torch.Generator):
-    """The machine's, on whatever device it is asked for."""
+    """The machine's, of which it is known what device it was asked for."""
 
-    def __new__(cls, device: Any = None) -> "Generator":
-        return super().__new__(cls)
+    def __new__(cls, device: Any = "cpu") -> Any:
+        made: Any = torch._C.Generator()
+        asked_for[made._cdata] = (torch.device(device), made)
+        return made
 
 
 @contextmanager

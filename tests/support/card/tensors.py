@@ -21,12 +21,15 @@ HOST = torch.device("cpu")
 _CROSSES = {aten.copy_.default, aten._to_copy.default, aten.set_.source_Tensor}
 # A card's tensor takes indices from the machine's memory, and moves them; the other way round it does not.
 _INDEXED = {aten.index.Tensor, aten.index_put.default, aten.index_put_.default, aten._index_put_impl_.default}
+_FILLS = {aten.fill_.Tensor, aten.masked_fill.Tensor, aten.masked_fill_.Tensor, aten.index_fill_.int_Tensor}
 _LOOKS = {
     aten._local_scalar_dense.default, aten.nonzero.default, aten.masked_select.default, aten.equal.default,
     aten.is_nonzero.default, aten.unique_consecutive.default, aten._unique2.default, aten.repeat_interleave.Tensor,
+    aten.bincount.default,
 }  # fmt: skip
 
 waits: Counter[str] = Counter()  # by kind: how often the host has waited for the card
+asked_for: dict[int, tuple[torch.device, Any]] = {}  # generators by their address, kept so that no other gets it
 recording: list[Any] = []  # the graph that is being recorded, if one is
 
 
@@ -98,6 +101,9 @@ def operate(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     if not there and target.type != "cuda":
         return func(*args, **{name: value for name, value in kwargs.items() if name != "pin_memory"})
     _refuse_two_devices(func, args, tensors, there)
+    for drawn, _ in (asked_for[key] for leaf in flat if (key := getattr(leaf, "_cdata", None)) in asked_for):
+        if drawn.type != target.type:
+            raise RuntimeError(f"Expected a '{target.type}' device type for generator but found '{drawn.type}'")
     _wait(func, args, tensors, there, target)
     inner = [_inside(leaf) for leaf in flat]
     inner_args, inner_kwargs = tree_unflatten(inner, spec)
@@ -112,8 +118,12 @@ def operate(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
 
 
 def _refuse_two_devices(func: Any, args: Any, tensors: list[Tensor], there: Sequence[Tensor]) -> None:
-    others = [tensor for tensor in tensors if not isinstance(tensor, OnCard) and tensor.dim() > 0]
-    if not there or not others or func in _CROSSES or (func in _INDEXED and isinstance(args[0], OnCard)):
+    """A single number may come from anywhere, where each of the other side is taken with it."""
+    indices = args[1] if func in _INDEXED and isinstance(args[0], OnCard) else []
+    elsewhere = [tensor for tensor in tensors if not isinstance(tensor, OnCard)]
+    others = [one for one in elsewhere if not any(one is index for index in indices)]
+    single = torch.Tag.pointwise in func.tags or func in _FILLS | _INDEXED
+    if not there or func in _CROSSES or all(single and one.dim() == 0 for one in others):
         return
     raise RuntimeError(
         f"Expected all tensors to be on the same device, but {func} was given {others[0].device} and {CARD}"
@@ -128,8 +138,10 @@ def _wait(func: Any, args: Any, tensors: list[Tensor], there: Sequence[Tensor], 
         kind = "fetch" if isinstance(args[1], OnCard) else "send"
     elif func is aten._to_copy.default and isinstance(args[0], OnCard) != (target.type == "cuda"):
         kind = "send" if target.type == "cuda" else "fetch"
-    elif func in _INDEXED and any(index is not None and index.dtype in (torch.bool, torch.uint8) for index in args[1]):
-        kind = "look"
+    elif func in _INDEXED and there:
+        known = [index for index in args[1] if index is not None]
+        by_mask = any(index.dtype in (torch.bool, torch.uint8) for index in known)
+        kind = "look" if by_mask else "" if all(isinstance(index, OnCard) for index in known) else "send"
     if kind:
         waits[kind] += 1
         if recording:

@@ -87,6 +87,28 @@ def test_what_goes_by_the_name_of_csv(content: bytes, told: str, here: Path) -> 
         init("model", Path("d.csv"), Path("mine.yaml"))
 
 
+@pytest.mark.parametrize(
+    ("rows_each", "held"),
+    [
+        ([1] * 9 + [500] + [1] * 5, 1),  # the tenth has nearly all rows
+        ([1] * 8 + [300, 300], 1),
+        ([1] * 20, 2),
+        ([3, 5], 3),
+        ([4, 4], 4),
+        ([9, 2, 2], 2),
+    ],
+)
+def test_no_question_with_most_rows_is_held_out(rows_each: list[int], held: int, here: Path) -> None:
+    rows = [
+        {"question": f"{at} + 1?", "answer": str(at + 1)} for at, count in enumerate(rows_each) for _ in range(count)
+    ]
+    (here / "d.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = look(Path("d.jsonl"), None, None, None)
+    assert (len(found.train), len(found.test)) == (len(rows) - held, held)
+    told = init("model", Path("d.jsonl"), Path("mine.yaml"))
+    assert any("more than a quarter" in line for line in told) == (4 * held > len(rows))
+
+
 @pytest.mark.parametrize("header", ["[q],answer", "{q},answer", "<q>,answer", "[1],answer", '"[q, r]",answer'])
 def test_names_of_columns_in_brackets_are_csv(header: str, here: Path) -> None:
     (here / "d.csv").write_text(f"{header}\n" + "".join(f"{n} + 1?,{n + 1}\n" for n in range(9)))

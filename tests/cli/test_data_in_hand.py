@@ -1,5 +1,6 @@
 """Data as users have it: in a recipe's place, under a name of another kind, in the folders that data sets come in."""
 
+import csv
 import json
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ import yaml
 
 from selfcorrect import cli
 from selfcorrect.errors import DataError, UserError
+from selfcorrect.starting.columns import look
 from selfcorrect.starting.init import init
 from selfcorrect.tasks.files import read_rows
 from tests.cli.test_starting import GSM, HUMANEVAL, MBPP, here, task_of, written
@@ -56,6 +58,7 @@ CSV, YAML = 'question,answer\n"1, 2?",1\n', "- question: 1?\n  answer: 1\n"
         ("d.jsonl", b"PK\x03\x04\x14\x00", "it is a ZIP archive, or a spreadsheet"),
         ("d.parquet", LINES.encode(), "it reads like JSON Lines, and is to be called .jsonl"),
         ("d.parquet", CSV.encode(), "it reads like CSV"),
+        ("d.parquet", b"PAR1\x15\x04\x15\xff", "it begins as Parquet does, so it is cut off or damaged: copy or"),
     ],
 )
 def test_a_file_that_goes_by_another_kind_s_name(name: str, content: bytes, told: str, tmp_path: Path) -> None:
@@ -74,12 +77,43 @@ def test_a_file_that_goes_by_another_kind_s_name(name: str, content: bytes, told
         (b"PAR1\x15\x04\x15\xff", "it is Parquet"),
         (b"\x1f\x8b\x08\x00", "it is compressed by gzip"),
         (CSV.encode("utf-16"), "it is UTF-16"),
+        (json.dumps(json.loads(ARRAY), indent=1).encode(), "it reads like a JSON array"),
+        (b"<!DOCTYPE html>\n<html>", "it reads like a web page"),
     ],
 )
 def test_what_goes_by_the_name_of_csv(content: bytes, told: str, here: Path) -> None:
     (here / "d.csv").write_bytes(content)
     with pytest.raises(UserError, match=rf"^d\.csv: not a CSV file[^\n]*; {told}[^\n]*$"):
         init("model", Path("d.csv"), Path("mine.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("rows_each", "held"),
+    [
+        ([1] * 9 + [500] + [1] * 5, 1),  # the tenth has nearly all rows
+        ([1] * 8 + [300, 300], 1),
+        ([1] * 20, 2),
+        ([3, 5], 3),
+        ([4, 4], 4),
+        ([9, 2, 2], 2),
+    ],
+)
+def test_no_question_with_most_rows_is_held_out(rows_each: list[int], held: int, here: Path) -> None:
+    rows = [
+        {"question": f"{at} + 1?", "answer": str(at + 1)} for at, count in enumerate(rows_each) for _ in range(count)
+    ]
+    (here / "d.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = look(Path("d.jsonl"), None, None, None)
+    assert (len(found.train), len(found.test)) == (len(rows) - held, held)
+    told = init("model", Path("d.jsonl"), Path("mine.yaml"))
+    assert any("more than a quarter" in line for line in told) == (4 * held > len(rows))
+
+
+@pytest.mark.parametrize("header", ["[q],answer", "{q},answer", "<q>,answer", "[1],answer", '"[q, r]",answer'])
+def test_names_of_columns_in_brackets_are_csv(header: str, here: Path) -> None:
+    (here / "d.csv").write_text(f"{header}\n" + "".join(f"{n} + 1?,{n + 1}\n" for n in range(9)))
+    asked = next(csv.reader([header]))[0]
+    assert len(look(Path("d.csv"), asked, None, None).train) == 8
 
 
 @pytest.mark.parametrize(

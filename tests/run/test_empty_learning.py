@@ -10,6 +10,8 @@ import torch
 from rich.console import Console
 
 from selfcorrect.errors import TrainingInterrupted
+from selfcorrect.evaluation.evaluate import Evaluation, Wording
+from selfcorrect.evaluation.metrics import Passes, Summary, share
 from selfcorrect.learning.credit import equal_groups
 from selfcorrect.learning.record import StepResult
 from selfcorrect.report import write_report
@@ -156,3 +158,19 @@ def test_steps_that_are_skipped(tmp_path: Path, model: Path) -> None:
     skipped = [row["skipped"] for row in read_rows(run / "metrics.jsonl")]
     assert skipped[-2:] == [True, True]
     assert "skipped" in [kind for _, _, kind in told(run)]
+
+
+def test_only_what_can_be_concluded_is_not_said_twice() -> None:
+    """Of two evaluations with the same figures both have all lines of figures."""
+    observer = PlainObserver(console := Console(record=True, width=240))
+    half, counts = share(150, 300), ({"wrong": 150, "correct": 150, "grader_failed": 1},) * 2
+    passes = (Passes(2, 300, (half, half), half, half, half),)
+    summary = Summary(300, (half, half), half, half, half, half, half, counts, 2, passes, 0.05)
+    ended = Evaluation("base", 0, "countdown", 1.0, summary, (), wordings=(Wording("twice", "? ?", summary, (), ()),))
+    observer.evaluated(ended)
+    first = console.export_text()
+    observer.evaluated(ended)
+    said = [line for line in first.splitlines() if "concluded" in line or "resolve a delta" in line]
+    assert len(said) == 1
+    assert console.export_text() == first.replace(f"{said[0]}\n", "")
+    assert all(told in first for told in ("base: Avg@2 t1", "pass@2", "no verdict on 2 of 602", "asked as twice"))

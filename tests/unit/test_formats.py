@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from selfcorrect.config import ModelConfig
-from selfcorrect.errors import DataError
+from selfcorrect.config import ModelConfig, TrainConfig
+from selfcorrect.config.paths import check_paths
+from selfcorrect.errors import ConfigError, DataError
 from selfcorrect.learning.formats import FORMATS, Converted, convert
 from selfcorrect.learning.traces import fixes, read_traces
 from selfcorrect.models.chat import Chat
@@ -170,3 +171,24 @@ def test_what_cannot_be_written_is_refused(tmp_path: Path) -> None:
     ):
         with pytest.raises((DataError, OSError), match=told):
             convert(source, tmp_path / target, "messages")
+
+
+def test_a_stage_may_read_what_an_earlier_one_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only of the run's own folder, and not the first."""
+    monkeypatch.chdir(tmp_path)
+    stage = {"objective": "pair_sft", "steps": 1, "learning_rate": 0.1}
+
+    def recipe(*traces: str) -> TrainConfig:
+        stages = [stage | {"name": f"s{at}", "traces": path} for at, path in enumerate(traces)]
+        return TrainConfig.model_validate_json(json.dumps({"name": "x", "task": {"name": "math"}, "stages": stages}))
+
+    Path("mine.jsonl").touch()
+    for own in ("runs/x/traces/s0-1.jsonl", str(tmp_path / "runs/x/traces/s0-1.jsonl")):
+        check_paths(recipe("mine.jsonl", own))
+    for traces in (
+        ("runs/x/traces/s0-1.jsonl",),
+        ("mine.jsonl", "runs/xy/a.jsonl"),
+        ("mine.jsonl", "runs/x/../a.jsonl"),
+    ):
+        with pytest.raises(ConfigError, match=rf"^stages\.s{len(traces) - 1}\.traces = .*: no such file"):
+            check_paths(recipe(*traces))

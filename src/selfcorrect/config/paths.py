@@ -77,8 +77,12 @@ def with_absolute_paths(task: TaskConfig) -> TaskConfig:
 
 
 def check_paths(config: TrainConfig, where: str = "") -> None:
-    """Raises ConfigError for a file or folder that the recipe names and that is not there. where: begins its line."""
+    """Raises ConfigError for a file or folder that the recipe names and that is not there. where: begins its line.
+
+    What a later stage reads of the run's own folder is not asked for: an earlier stage may write it.
+    """
     model, template = config.model.path, config.model.chat_template
+    own = Path(config.output) / config.name
     named = [
         ("model.path", model if model.startswith((".", "/")) else None),  # else it may be a hub name
         ("model.chat_template", template if template != PLAIN_TEMPLATE else None),
@@ -86,13 +90,23 @@ def check_paths(config: TrainConfig, where: str = "") -> None:
         *(("evaluation.external", path) for path in config.evaluation.external),
         ("checkpoint.held_out", config.checkpoint.held_out),
         ("recorded", config.recorded),
-        *((f"stages.{stage.name}.traces", getattr(stage, "traces", None)) for stage in config.stages),
+        *((f"stages.{stage.name}.traces", _traces_of(stage)) for stage in config.stages[:1]),
+        *((f"stages.{stage.name}.traces", _outside(own, _traces_of(stage))) for stage in config.stages[1:]),
     ]
     for setting, path in named:
         if path is not None and not Path(path).exists():
             needed = "folder; name a folder of Hugging Face layout, a hub name, or lab"
             missing = needed if setting == "model.path" else "file or folder"
             raise ConfigError(f"{where}{setting} = {path!r}: no such {missing}")
+
+
+def _traces_of(stage: Stage) -> str | None:
+    return stage.traces if isinstance(stage, SupervisedStage) else None
+
+
+def _outside(folder: Path, path: str | None) -> str | None:
+    """The path unless it lies in the folder."""
+    return None if path and Path(path).resolve().is_relative_to(folder.resolve()) else path
 
 
 def _paths_of_task(task: TaskConfig, setting: str = "task") -> list[tuple[str, str | None]]:

@@ -1,6 +1,7 @@
 """What a person sees while a run goes on: a live panel in a terminal, plain lines elsewhere."""
 
 import time
+from collections.abc import Collection
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -94,10 +95,9 @@ class PlainObserver(Observer):
         self._print(f"evaluating {name} ...")
 
     def evaluated(self, evaluation: Evaluation) -> None:
-        """What was said of an evaluation in the same words is not said of the next."""
-        lines = [line for line in evaluation_line(evaluation).split("\n") if line not in self._said]
-        self._said.update(lines)
-        self._print("\n".join(lines))
+        """What can be concluded is not said again in the same words of a later evaluation; its figures are."""
+        self._print(evaluation_line(evaluation, self._said))
+        self._said.add(_concluded(evaluation.summary))
 
     def work(self, title: str, done: int, total: int, now: str = "", share: float = 0.0) -> None:
         self._work = self._work.reach(title, done, total, now, share)
@@ -285,14 +285,22 @@ def grader_share(result: StepResult) -> float:
 _NONE = "\N{EN DASH}"  # of a number that is not defined
 
 
-def evaluation_line(evaluation: Evaluation) -> str:
-    """One evaluation as text: percent with 95 % intervals, and what can be concluded from so many problems."""
+def evaluation_line(evaluation: Evaluation, said: Collection[str] = ()) -> str:
+    """One evaluation as text: percent with 95 % intervals, and what can be concluded from so many problems.
+
+    said: conclusions that need not be said again.
+    """
     summary, name = evaluation.summary, evaluation.name + (f" on {evaluation.about}" if evaluation.about else "")
     lines = [f"{name}: {summary_line(summary)} ({evaluation.seconds:.0f} s)", *passes_lines(summary)]
+    concluded = _concluded(summary)
+    told = ("" if concluded in said else concluded, ungraded(summary.outcomes, evaluation.rollouts))
+    return "\n".join([*lines, *(f"  {each}" for each in told if each), *wording_lines(evaluation)])
+
+
+def _concluded(summary: Summary) -> str:
+    """Why nothing can be concluded, or else what can be resolved."""
     why = caution(summary)
-    concluded = f"nothing can be concluded: {why}" if why else after(summary)
-    lines += [f"  {told}" for told in (concluded, ungraded(summary.outcomes, evaluation.rollouts)) if told]
-    return "\n".join([*lines, *wording_lines(evaluation)])
+    return f"nothing can be concluded: {why}" if why else after(summary)
 
 
 def passes_lines(summary: Summary) -> list[str]:

@@ -4,6 +4,7 @@ import csv
 import math
 import re
 import statistics
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
@@ -129,10 +130,16 @@ def _rows(data: Path) -> list[list[Row]]:
 
 
 def _divided(rows: Sequence[Row], questions: Sequence[object]) -> list[list[Row]]:
-    """Those to train on, and to hold out every tenth question with all its rows. questions: of each row."""
-    distinct = list(dict.fromkeys(questions))
-    step = min(10, len(distinct))
-    held = set(distinct[step - 1 :: step])
+    """Those to train on, and to hold out every tenth question with all its rows. questions: of each row.
+
+    In place of a question with more than a tenth of all rows, one of the nine before it is held out.
+    """
+    count = Counter(questions)
+    distinct, step = list(count), min(10, len(count))
+    held = set()
+    for end in range(step, len(distinct) + 1, step):
+        ten = distinct[end - step : end][::-1]
+        held.add(next((asked for asked in ten if 10 * count[asked] <= len(rows)), min(ten, key=lambda q: count[q])))
     return [
         [row for row, asked in zip(rows, questions, strict=True) if (asked in held) is out] for out in (False, True)
     ]

@@ -246,6 +246,11 @@ def _divide(draft: Draft, data: Path, to: Path, found: Found, names: Sequence[st
             f"{data.name} is divided: {len(found.train):,} rows to train on, {len(found.test):,} held out (every tenth "
             "question)"
         )
+        if 4 * len(found.test) > len(found.train) + len(found.test):
+            draft.told.append(
+                "warning: more than a quarter of the rows is held out, as a question is held out with all its rows; "
+                "a folder of train.* and test.* is taken as you divide it"
+            )
     return folder
 
 

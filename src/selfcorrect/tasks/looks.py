@@ -12,6 +12,7 @@ _MAGIC = {
     b"\xfe\xff": "it is UTF-16; write it as UTF-8",
     b"version https://git-lfs": "it is a Git LFS pointer; `git lfs pull` fetches the file",
 }
+_NO_HEADER = re.compile(r"""\{\s*"|\[\s*[\[{"]|<[^,\n]*$""", re.MULTILINE)  # `[q],answer` may name columns
 _YAML = re.compile(r"---\s|- |[\w-]+:(\s|$)")
 
 
@@ -25,6 +26,8 @@ def looks(file: Path, kind: str) -> str:
         begins = stream.read(_BEGINNING)
     if name.lower().endswith(".gz") and begins.startswith(b"\x1f\x8b"):
         return ""
+    if kind == "parquet" and begins.startswith(b"PAR1"):
+        return "; it begins as Parquet does, so it is cut off or damaged: copy or download it again"
     told = next((told for magic, told in _MAGIC.items() if begins.startswith(magic)), "")
     if not told and b"\x00" in begins[:4]:
         told = _MAGIC[b"\xff\xfe"]
@@ -33,13 +36,15 @@ def looks(file: Path, kind: str) -> str:
 
 def _of_text(text: str, kind: str) -> str:
     line = text.partition("\n")[0].rstrip()
+    if kind == "csv" and not _NO_HEADER.match(text):
+        return ""
     if text.startswith("{"):
         return "" if kind in ("jsonl", "json") else "; it reads like JSON Lines, and is to be called .jsonl"
     if text.startswith("["):
         return "" if kind == "json" else "; it reads like a JSON array, and is to be called .json"
     if text.startswith("<"):
         return "; it reads like a web page, or XML; download the file itself"
-    if kind == "csv" or not line.isprintable():
+    if not line.isprintable():
         return ""
     if _YAML.match(f"{line}\n"):
         return "; it reads like YAML; write an object of JSON a line"

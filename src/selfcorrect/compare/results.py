@@ -48,7 +48,7 @@ class Answers:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """A line of the table. Estimates carry bootstrap intervals over problems; spread: the lowest and highest seed's.
+    """A line of the table. Estimates carry intervals over problems (averages.py); spread: lowest and highest seed's.
 
     mcnemar: the largest p-value of any seed, attempt 2 against attempt 1; None of more samples than one, which are not
     independent. gain: Accuracy@t2 less that of the method that all are compared with, on the same problems; None for

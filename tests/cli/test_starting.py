@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 import pytest
+import torch
 import yaml
 
 from selfcorrect.cli import main
@@ -241,6 +242,12 @@ def test_init_writes_bfloat16_where_the_machine_multiplies_in_it(here: Path, mon
     assert (config.model.weights, config.model.lora.rank) == ("float32", 32)
     words = Path("mine.yaml").read_text().replace("#", "").split()
     assert "For a card set bfloat16: half the memory." in " ".join(words)
+
+
+def test_init_writes_bfloat16_on_apple_silicon(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("selfcorrect.models.loading.pick_device", lambda named: torch.device("mps"))
+    init("model", written("d.jsonl", GSM), Path("mine.yaml"), tuning="lora")
+    assert yaml.load(Path("mine.yaml").read_text(), Loader)["model"]["weights"] == "bfloat16"
 
 
 @pytest.mark.parametrize(

@@ -140,6 +140,36 @@ def test_a_signal_is_told_while_code_in_c_goes_on(monkeypatch: pytest.MonkeyPatc
     assert signal.set_wakeup_fd(-1) == -1
 
 
+def test_a_child_that_leaves_the_block_ends_no_hearing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(interrupts, "SAME_PRESS", 0.2)
+    here = os.getpid()
+    try:
+        with interruptible(print) as stop:
+            stop.now = False
+            if (child := os.fork()) == 0:
+                sys.exit()
+            os.waitpid(child, 0)
+            with pytest.raises(KeyboardInterrupt):  # the second is heard by the listener alone
+                press_in_c(0.4, 0.8)
+    finally:
+        if os.getpid() != here:
+            os._exit(0)
+
+
+def test_an_interrupt_as_hearing_ends_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    presses, end = [KeyboardInterrupt()], interrupts._hear_no_more
+
+    def pressed() -> None:
+        if presses:
+            raise presses.pop()
+        end()
+
+    monkeypatch.setattr(interrupts, "_hear_no_more", pressed)
+    with pytest.raises(KeyboardInterrupt), interruptible(print):
+        pass
+    assert signal.set_wakeup_fd(-1) == -1
+
+
 def test_a_childs_signals_and_those_that_others_wait_for_are_not_heard() -> None:
     told: list[str] = []
     with interruptible(told.append) as stop:

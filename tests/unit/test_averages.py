@@ -8,6 +8,8 @@ from statistics import fmean, stdev
 import numpy as np
 import pytest
 
+from selfcorrect.compare.results import Answers
+from selfcorrect.compare.results import summarize as line
 from selfcorrect.evaluation.averages import (
     Change,
     Sample,
@@ -17,6 +19,7 @@ from selfcorrect.evaluation.averages import (
     paired,
     pass_at,
     passes,
+    rate_over,
     samples_of_rows,
     summary_over,
     tally,
@@ -151,6 +154,29 @@ def test_a_few_problems_are_not_surer_than_matched_pairs() -> None:
     assert found.delta.low < 0 < found.delta.value == 0.75 < found.delta.high
     assert (found.fix_rate.value, found.fix_rate.high) == (1.0, 1.0)
     assert found.fix_rate.low < 0.5
+
+
+def test_a_rate_of_three_problems_is_not_surer_for_the_others() -> None:
+    """27 of 30 had nothing to fix; of the three others all are fixed half the time but one."""
+    wrong_P, fixed_P = np.zeros(30), np.zeros(30)
+    wrong_P[:3], fixed_P[:3] = 1.0, (0.5, 0.5, 0.25)
+    alone = rate_over(fixed_P[:3], wrong_P[:3], draws(3, 400, seed=0))
+    found = rate_over(fixed_P, wrong_P, draws(30, 400, seed=0))
+    assert (found.value, found.low, found.high) == pytest.approx((alone.value, alone.low, alone.high))
+    assert found.high - found.low > 0.7
+
+
+def test_a_difference_is_no_surer_than_the_side_with_fewer_seeds() -> None:
+    """A method of five seeds against a base model of one, and the other way round: all twelve problems alike."""
+    one, five = np.ones((1, 12)), np.ones((5, 12))
+    base, method = (
+        Answers(tuple(range(len(right))), tuple("abcdefghijkl"), right, right, 0 * right, 0 * right, right, None, ())
+        for right in (one, five)
+    )
+    for of, other in ((method, base), (base, method)):
+        gain = line("x", of, None, other, 100).gain
+        assert gain is not None
+        assert gain.high == -gain.low == difference_of([0.0] * 12).high
 
 
 @pytest.mark.parametrize(("problems", "samples"), [(200, 1), (500, 8), (300, 4)])

@@ -25,6 +25,15 @@ def test_share_is_wilson(hits: int, n: int) -> None:
     assert (found.low, found.high) == pytest.approx((reference.low, reference.high), abs=1e-12)
 
 
+@pytest.mark.parametrize("n", [1, 3, 7, 30, 500, 1000, 1319, 2000])
+def test_a_share_lies_within_its_interval(n: int) -> None:
+    assert share(0, n).low == 0.0
+    assert share(n, n).high == 1.0
+    for hits in range(n + 1):
+        found = share(hits, n)
+        assert 0 <= found.low <= found.value <= found.high <= 1
+
+
 def paired(first: list[bool], second: list[bool]) -> Estimate:
     return difference_of([float(b) - float(a) for a, b in zip(first, second, strict=True)])
 

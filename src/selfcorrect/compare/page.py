@@ -38,7 +38,7 @@ def write_pages(folder: Path, config: CompareConfig, told: Mapping[str, Any], re
         decoding=decoding(config), headline=headline(labels, config.against, results),
         beside=standing(labels, results), findings=sentences,
         picture=accuracy_picture([(labels[r.name], _summary(r)) for r in results]), results=table, passes=passes,
-        resamples=config.resamples, against=labels[config.against], none_seen=none_seen(results[0].n),
+        resamples=config.resamples, against=labels[config.against],
         budget=budget_table(config, labels, told["accounts"]),
         search=search_table(labels, told["search"]) if told["search"] else None, search_note=_search_note(config),
         spread=spread_table(labels, results), failed=told["failed"], made=made, recipe=tidy(dump(config)),
@@ -47,7 +47,7 @@ def write_pages(folder: Path, config: CompareConfig, told: Mapping[str, Any], re
     text = [f"# {config.name}", "", headline(labels, config.against, results), ""]
     text += [f"- Failed: {why}" for why in told["failed"]]
     text += [f"- {sentence}" for sentence in standing(labels, results)] + [""]
-    text += [f"- {sentence}" for sentence in sentences] + ["", markdown(table), "", none_seen(results[0].n)]
+    text += [f"- {sentence}" for sentence in sentences] + ["", markdown(table)]
     if passes:
         text += ["", markdown(passes)]
     text += ["", f"Made by `{made[0][1]}`."]
@@ -80,14 +80,6 @@ def passes_table(labels: Mapping[str, str], results: Sequence[Result]) -> Table 
     k = results[0].samples
     columns = (f"pass@{k}, attempt 1", f"pass@{k}, attempt 2", "difference")
     return Table("Percent of problems.", "Method", columns, (("", tuple(rows)),)) if rows else None
-
-
-def none_seen(n: int) -> str:
-    """What an interval without width says: a bootstrap draws nothing that was not seen."""
-    return (
-        f"An interval of 0.0 to 0.0 says that next to none were seen among {n:,} problems, and a bootstrap draws only "
-        f"what was seen: up to about {percent(3 / n)} % are possible."
-    )
 
 
 def results_table(config: CompareConfig, labels: Mapping[str, str], results: Sequence[Result]) -> Table:

@@ -48,7 +48,7 @@ class Answers:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """A line of the table. Estimates carry bootstrap intervals over problems; spread: the lowest and highest seed's.
+    """A line of the table. Estimates carry intervals over problems (averages.py); spread: lowest and highest seed's.
 
     mcnemar: the largest p-value of any seed, attempt 2 against attempt 1; None of more samples than one, which are not
     independent. gain: Accuracy@t2 less that of the method that all are compared with, on the same problems; None for
@@ -183,12 +183,11 @@ def summarize(
     fixed_SP, broken_SP, delta_SP = answers.fixed_SP, answers.broken_SP, second_SP - first_SP
     counts_RP = draws(first_SP.shape[1], resamples, seed=0)
 
-    drawn = answers.samples * len(first_SP)
-
     def mean(values_SP: Table) -> Estimate:
         return share_over(mean_over_seeds(values_SP), counts_RP)
 
     def less(ours_SP: Table, theirs_SP: Table, most: float = 1.0) -> Estimate:
+        drawn = answers.samples * min(len(ours_SP), len(theirs_SP))  # no surer than the side with fewer
         return difference_over(mean_over_seeds(ours_SP) - mean_over_seeds(theirs_SP), counts_RP, drawn, most)
 
     def change(other: Answers | None) -> Change | None:

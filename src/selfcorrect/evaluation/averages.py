@@ -219,7 +219,8 @@ def difference_over(values_P: Table, drawn_RP: Table, samples: int = 1, most: fl
 def rate_over(top_P: Table, bottom_P: Table, drawn_RP: Table) -> Estimate:
     """The mean of `top` over that of `bottom`, like the fix rate; NaN where the bottom is zero."""
     found, known_P = bootstrap(ratio(top_P, bottom_P), drawn_RP), _known(bottom_P)
-    if math.isnan(found.value) or (len(known_P) >= FEW and found.high - found.low > _WIDTH):
+    to_fix = int((known_P > 0).sum())  # the others weigh nothing
+    if math.isnan(found.value) or (to_fix >= FEW and found.high - found.low > _WIDTH):
         return found
     below = max(1.0, float(known_P.sum()))
     return share(found.value * below, below)

@@ -82,10 +82,10 @@ def share(hits: float, n: float) -> Estimate:
     """Hits / n with Wilson's 95 % interval; all zero where n is 0."""
     if n == 0:
         return Estimate(0.0, 0.0, 0.0)
-    p = hits / n
+    p = min(1.0, hits / n)
     centre = (p + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
     half = _Z / (1 + _Z**2 / n) * math.sqrt(p * (1 - p) / n + _Z**2 / (4 * n**2))
-    return Estimate(p, max(0.0, centre - half), min(1.0, centre + half))
+    return Estimate(p, min(p, max(0.0, centre - half)), max(p, min(1.0, centre + half)))
 
 
 def difference_of(values: Sequence[float], samples: int = 1, most: float = 1.0) -> Estimate:

@@ -96,7 +96,8 @@ def results_table(evaluations: Sequence[Evaluation], repaired: str) -> Table:
     if most > 1:
         caption = (
             f"Percent, Avg@{most}: the mean over problems of each one's mean over {most} samples; beneath each number "
-            "its 95 % interval by a bootstrap over problems."
+            "its 95 % interval by a bootstrap over problems (Wilson's, or that of matched pairs, where fewer than 20 "
+            "problems tell or all are alike)."
         )
     return Table(
         caption,

@@ -148,15 +148,19 @@ def _heard(stop: Stop) -> Iterator[None]:
         written.close()
         yield
         return
+    maker, listener = os.getpid(), threading.Thread(target=_listen, args=(heard, stop), daemon=True)
     _written.add(written.fileno())
-    listener = threading.Thread(target=_listen, args=(heard, stop), daemon=True)
     listener.start()
     try:
         yield
     finally:
-        _hear_no_more()
-        written.send(_END)  # closing would not do: a child may have it open
-        listener.join()
+        try:
+            _hear_no_more()
+        finally:
+            _hear_no_more()  # where a Ctrl-C broke into the first: nothing is to be written to what is closed
+            if os.getpid() == maker:  # a child that was forked here would end its parent's hearing
+                written.send(_END)  # closing would not do: a child may have it open
+                listener.join()
         heard.close()
         written.close()
 
@@ -166,7 +170,7 @@ _END = b"\0"  # no signal has this number
 
 
 def _listen(heard: socket.socket, stop: Stop) -> None:
-    while (came := heard.recv(1)) != _END:
+    while (came := heard.recv(1)) not in (_END, b""):  # nothing: closed without a word
         if signal.getsignal(came[0]) == stop.handle:
             stop.hear(came[0])
 

@@ -168,7 +168,8 @@ def _settle_weights(draft: Draft) -> None:
         return
     from selfcorrect.models.loading import native_bfloat16, pick_device
 
-    if not native_bfloat16(pick_device("auto")):
+    device = pick_device("auto")
+    if device.type != "mps" and not native_bfloat16(device):  # of Apple's nothing tells that it is slow
         draft.recipe["model"]["weights"] = "float32"
         draft.notes["model.weights"] = (
             "For a card set bfloat16: half the memory. This machine does not multiply in it, and would be far slower."

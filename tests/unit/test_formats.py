@@ -192,3 +192,20 @@ def test_a_stage_may_read_what_an_earlier_one_writes(tmp_path: Path, monkeypatch
     ):
         with pytest.raises(ConfigError, match=rf"^stages\.s{len(traces) - 1}\.traces = .*: no such file"):
             check_paths(recipe(*traces))
+
+
+@pytest.mark.parametrize("config", [None, "stages: 3", "kind: lab_base\n"])
+def test_of_a_copied_folder_all_traces_are_taken(config: str | None, tmp_path: Path) -> None:
+    (tmp_path / "traces").mkdir()
+    rows = [own("5", "4"), own("4", "4", "correct")]
+    (tmp_path / "traces" / "sft-1.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    if config:
+        (tmp_path / "config.yaml").write_text(config)
+    found = convert(tmp_path, tmp_path / "t", "messages")
+    assert found == Converted(1, 1, 0, unknown=True)
+    assert str(found).endswith("; all that is there: no settings beside them tell what was trained on")
+    stage: dict[str, Any] = {"name": "sft", "objective": "pair_sft", "steps": 1, "learning_rate": 0.1}
+    for name, keeps in (("config.used.yaml", False), ("config.yaml", True)):  # edited later
+        told = {"name": "x", "task": {"name": "math"}, "stages": [stage | {"keep_right": keeps}]}
+        (tmp_path / name).write_text(json.dumps(told))
+    assert convert(tmp_path, tmp_path / "u", "messages") == Converted(1, 0, 1)

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from selfcorrect.config import SupervisedStage, TrainConfig
+from selfcorrect.config.paths import USED
 from selfcorrect.config.recipe import load_recipe
-from selfcorrect.errors import DataError
+from selfcorrect.errors import ConfigError, DataError
 from selfcorrect.evaluation.kept import write_durably
 from selfcorrect.types import Outcome
 
@@ -24,14 +25,20 @@ _SHAPE = "a trace is a question, an attempt, a request to correct it and a secon
 
 @dataclass(frozen=True, slots=True)
 class Converted:
-    """How many traces were written, by their first attempts; left: that a run collected and did not train on."""
+    """How many traces were written, by their first attempts; left: that a run collected and did not train on.
+
+    unknown: whether nothing told which those are, so that all were written.
+    """
 
     fixed: int
     kept: int
     left: int
+    unknown: bool = False
 
     def __str__(self) -> str:
         told = f"{self.fixed:,} wrong-then-right and {self.kept:,} right-then-right"
+        if self.unknown:
+            return f"{told}; all that is there: no settings beside them tell what was trained on"
         return told + (f"; left out: {self.left:,} not trained on (--all takes them too)" * (self.left > 0))
 
 
@@ -63,13 +70,14 @@ def convert(source: str | Path, target: str | Path, form: str, *, everything: bo
         raise DataError(f"{out} is there already; remove it, or name another file")
     found = {file: rows_of(file) for file in files if len(files) == 1 or file.stat().st_size}
     fixing = _only_fixing(origin) if origin.is_dir() and not everything else set()
-    rows = [row for file in found for _, row in found[file] if file.stem.rpartition("-")[0] not in fixing or fixes(row)]
+    asked = fixing or set()
+    rows = [row for file in found for _, row in found[file] if file.stem.rpartition("-")[0] not in asked or fixes(row)]
     made = [_conversation(row) if form == "conversation" else _messages(row) for row in rows]
     lines = json.dumps(made, indent=1) + "\n" if form == "conversation" else "".join(json.dumps(m) + "\n" for m in made)
     out.parent.mkdir(parents=True, exist_ok=True)
     write_durably(out, lines)
     fixed = sum(map(fixes, rows))
-    return Converted(fixed, len(rows) - fixed, sum(map(len, found.values())) - len(rows))
+    return Converted(fixed, len(rows) - fixed, sum(map(len, found.values())) - len(rows), fixing is None)
 
 
 def fixes(row: dict[str, Any]) -> bool:
@@ -77,11 +85,21 @@ def fixes(row: dict[str, Any]) -> bool:
     return _parts(row)[-1][0] != Outcome.CORRECT
 
 
-def _only_fixing(run: Path) -> set[str]:
-    """The stages of a run that train on wrong-then-right traces alone; their files hold both kinds."""
-    config = load_recipe(run / "config.yaml")
-    stages = config.stages if isinstance(config, TrainConfig) else ()
-    return {stage.name for stage in stages if isinstance(stage, SupervisedStage) and not stage.keep_right}
+def _only_fixing(run: Path) -> set[str] | None:
+    """The stages of a run that train on wrong-then-right traces alone; their files hold both kinds.
+
+    By the settings that it has gone by; None where the folder holds none, as a copy of the traces alone.
+    """
+    for name in (USED, "config.yaml"):
+        try:
+            config = load_recipe(run / name)
+        except ConfigError:
+            continue
+        if isinstance(config, TrainConfig):
+            break
+    else:
+        return None
+    return {stage.name for stage in config.stages if isinstance(stage, SupervisedStage) and not stage.keep_right}
 
 
 def _values(file: str, text: str) -> Iterator[tuple[str, Any]]:

@@ -1,4 +1,4 @@
-"""How a run ends on the screen: its evaluations side by side (pure)."""
+"""How a run ends on the screen: its evaluations side by side."""
 
 from collections.abc import Sequence
 from pathlib import Path

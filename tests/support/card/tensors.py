@@ -76,6 +76,7 @@ class OnCard(Tensor):
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
         return operate(func, args, kwargs or {})
 
+    # By these two torch tells a kind whose parameters `Module.to` swaps in place, as a card's keep their identity.
     def __tensor_flatten__(self) -> Any:
         return ["numbers"], None
 

@@ -7,7 +7,7 @@ Axes: B rollouts, A attempts, T tokens.
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 
 import torch
@@ -29,6 +29,7 @@ from selfcorrect.learning.packing import PackedPrompts
 from selfcorrect.learning.policy import learning_rate, make_optimizer, trained_states
 from selfcorrect.learning.prompts import SharedPrompts, first_trained
 from selfcorrect.learning.record import Clock, Progress, StepResult, Update
+from selfcorrect.models.fused import fused
 from selfcorrect.models.language_model import LanguageModel
 from selfcorrect.models.recompute import recomputed
 from selfcorrect.models.tables import InPlace, begin
@@ -184,18 +185,19 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         group = self.config.rollouts.rollouts_per_problem if isinstance(self.stage, RLStage) else 1
         own = ranks.own(batch, group)
-        passes = Passes(self, own, uses_kl=bool((batch.kl_coef_BT > 0).any()), temperature=temperature)
-        for piece in passes.pieces(own):
-            micro, result = passes.learn(piece, rollouts)
-            loss_sum += float(result.loss_B.detach().sum() / max(1, rollouts))
-            gap_BT = (result.logprobs_BT - micro.sampler_logprobs_BT).abs()
-            for attempt in range(1, attempts + 1):
-                mine_BT = micro.attempt_BT == attempt
-                columns = (result.kl_BT, -result.logprobs_BT, gap_BT, torch.ones_like(gap_BT))
-                sums_4A[:, attempt - 1] += torch.stack([(c * mine_BT).sum() for c in columns]).cpu().double()
-        for piece in ranks.idle(batch, group, lambda rows: len(list(passes.pieces(rows)))):
-            passes.learn(piece, rollouts)
-        passes.end()
+        with self._fused():
+            passes = Passes(self, own, uses_kl=bool((batch.kl_coef_BT > 0).any()), temperature=temperature)
+            for piece in passes.pieces(own):
+                micro, result = passes.learn(piece, rollouts)
+                loss_sum += float(result.loss_B.detach().sum() / max(1, rollouts))
+                gap_BT = (result.logprobs_BT - micro.sampler_logprobs_BT).abs()
+                for attempt in range(1, attempts + 1):
+                    mine_BT = micro.attempt_BT == attempt
+                    columns = (result.kl_BT, -result.logprobs_BT, gap_BT, torch.ones_like(gap_BT))
+                    sums_4A[:, attempt - 1] += torch.stack([(c * mine_BT).sum() for c in columns]).cpu().double()
+            for piece in ranks.idle(batch, group, lambda rows: len(list(passes.pieces(rows)))):
+                passes.learn(piece, rollouts)
+            passes.end()
         ranks.sum_gradients(self.lm.parameters())
         ranks.add_up(sums_4A, loss_sum)
         grad_norm = ranks.clip(self.lm.parameters(), most)
@@ -207,6 +209,10 @@ class Trainer:
         kl_A, neg_logprob_A, gap_A, tokens_A = sums_4A
         rows_A = torch.stack([(batch.attempt_BT == a + 1).any(1).sum() for a in range(attempts)])
         return Update(float(loss_sum), grad_norm, kl_A, neg_logprob_A, gap_A, tokens_A, rows_A, reason)
+
+    def _fused(self) -> AbstractContextManager[None]:
+        models = [lm.model for lm in (self.lm, self._reference) if lm]
+        return fused(self.config.optimizer.compile, *models)
 
     def advance(self, update: Update, reward: float | None) -> None:
         """Count the step, and let go of its gradients. reward: the mean of the last attempt, where there is one."""

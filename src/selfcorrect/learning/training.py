@@ -25,6 +25,8 @@ from selfcorrect.evaluation.metrics import is_graded, is_unchanged, refuse_nothi
 from selfcorrect.learning.batching import Batch, make_batch, micro_batches
 from selfcorrect.learning.credit import advantages_of, credit_of, equal_groups
 from selfcorrect.learning.losses import TokenLoss, token_loss
+from selfcorrect.learning.objectives import Credit
+from selfcorrect.learning.own import own_objectives
 from selfcorrect.learning.packing import PackedPrompts
 from selfcorrect.learning.policy import learning_rate, make_optimizer, trained_states
 from selfcorrect.learning.prompts import SharedPrompts, first_trained
@@ -58,6 +60,7 @@ class Trainer:
         self.config, self.lm, self._reference, self.sampler, self.task = config, lm, reference, sampler, task
         self.base_sampler = base_sampler
         self.ranks = ranks or Alone()
+        self._own = own_objectives(config.stages, config.rollouts)
         self.progress = Progress()
         self.start_stage(0)
 
@@ -118,8 +121,7 @@ class Trainer:
 
         rewards_BA = torch.tensor([[attempt.grade.reward for attempt in rollout.attempts] for rollout in rollouts])
         included_B = torch.tensor([is_graded(rollout) for rollout in rollouts])
-        credit = credit_of(stage, rewards_BA, progress)
-        advantages_BA = advantages_of(config.algorithm, credit, rewards_BA, included_B, group)
+        credit, advantages_BA = self._credited(rewards_BA, included_B, rollouts, group)
         batch = make_batch(rollouts, advantages_BA, credit.kl_coef_A, included_B)
         update = self.update(batch, int(included_B.sum()), rate, config.rollouts.temperature)
         clock.lap("update")
@@ -135,6 +137,25 @@ class Trainer:
         written = [a for rollout in rollouts for a in rollout.attempts if a.sampled or given is not None]
         result = self._record(update, rollouts, written, included_B, shown_B, rate, beta2, clock)
         return replace(result, equal_groups=equal_groups(advantages_BA, sampled_BA, included_B, group))
+
+    def _credited(
+        self, rewards_BA: Tensor, included_B: Tensor, rollouts: list[Rollout], group: int
+    ) -> tuple[Credit, Tensor]:
+        """What each attempt is paid, and weighed with [B, A]."""
+        progress, own = self.progress, self._own.get(self.stage.name)
+        if own is None:
+            credit = credit_of(self.stage, rewards_BA, progress)
+            return credit, advantages_of(self.config.algorithm, credit, rewards_BA, included_B, group)
+
+        def paid() -> tuple[Credit, Tensor]:
+            seed = derive_seed(self.config.seed, "objective", progress.step + 1)
+            credit = own.credit(rewards_BA, rollouts, progress.stage_step, seed)
+            found_BA = own.advantages(credit, rewards_BA, included_B, group)
+            if found_BA is None:
+                found_BA = advantages_of(self.config.algorithm, credit, rewards_BA, included_B, group)
+            return credit, found_BA
+
+        return self.ranks.first(paid)  # the user's code need not come to the same in every process
 
     def _offline_first(self, problems: list[Problem], params: SamplingParams) -> list[Completion | None] | None:
         """First attempts of the base model for the leading share of the step's groups (Sec. 5.3); None without."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from selfcorrect.config import SupervisedStage, TrainConfig
 from selfcorrect.errors import ConfigError
 from selfcorrect.evaluation.evaluate import evaluated_problems, load_external
+from selfcorrect.learning.own import own_objectives
 from selfcorrect.learning.policy import check_optimizer
 from selfcorrect.models.chat import Chat
 from selfcorrect.models.language_model import LanguageModel
@@ -144,6 +145,7 @@ def ready(task: Task) -> Iterator[None]:
 
 def tried(config: TrainConfig) -> Iterator[str]:
     """Loads what a run of the recipe loads, and tells it line by line. Raises the UserError a run would end with."""
+    own_objectives(config.stages, config.rollouts)
     with closing(make_task(config.task)) as task:
         held_out = evaluated_problems(config, task)
         yield f"data: {len(held_out)} problems to evaluate on"

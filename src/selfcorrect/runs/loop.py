@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from selfcorrect.config import Star, SupervisedStage, TrainConfig
+from selfcorrect.config import OwnObjective, Star, SupervisedStage, TrainConfig
 from selfcorrect.errors import CheckpointError, NothingGraded, SamplerFailed
 from selfcorrect.evaluation.evaluate import Evaluation, Evaluator
 from selfcorrect.learning.record import StepResult
@@ -54,6 +54,7 @@ class Loop:
         # An adapter as it began; weights are the reference's, or read again.
         self._began = {name: t.clone() for name, t in weights(trainer.lm).items()} if trainer.lm.adapters else None
         self._collected: Collection | None = None
+        self._gone_by = set[str]()  # stages whose own objective is the one that they began with
         self._sentry = Sentry(config, folder, observer)
         few = fixed_share(evaluator.problems, config.evaluation.problems_between)
         self._between = Between(trainer, few) if config.evaluation.every else None
@@ -154,6 +155,9 @@ class Loop:
     def _collect(self) -> None:
         """Before a step of a supervised stage: its traces, and at an iteration's start the weights it begins with."""
         stage, progress = self.trainer.stage, self.trainer.progress
+        if isinstance(stage, OwnObjective) and stage.name not in self._gone_by:
+            self._gone_by.add(stage.name)
+            self._check_asked(f"the objective of stage {stage.name}", stage.file)
         if not isinstance(stage, SupervisedStage):
             self._collected = None
             return
@@ -163,11 +167,13 @@ class Loop:
         collector = Collector(self.trainer, self.folder.path / "traces", self.observer.message)
         self._collected = collector.collection(iteration + 1, at_start=done == 0)
         if stage.traces:
-            read = {f"the traces of stage {stage.name}": file_digest(stage.traces)}
-            self.ranks.first(lambda: check_asked(self.folder.path, read))
+            self._check_asked(f"the traces of stage {stage.name}", stage.traces)
         if done == 0 and iteration and not (isinstance(stage, Star) and stage.from_newest):
             load_weights(self.trainer.lm, self._first_weights())
             self.trainer.restart_optimizer()
+
+    def _check_asked(self, what: str, file: str) -> None:
+        self.ranks.first(lambda: check_asked(self.folder.path, {what: file_digest(file)}))
 
     def _first_weights(self) -> dict[str, torch.Tensor]:
         """Those that the stage under way began with."""

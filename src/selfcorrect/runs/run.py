@@ -16,6 +16,7 @@ import torch
 from selfcorrect.config import SupervisedStage, TrainConfig
 from selfcorrect.config.paths import USED, absolute
 from selfcorrect.errors import CheckpointError, ConfigError, MemoryExhausted, RankLost, TrainingInterrupted, first_line
+from selfcorrect.learning.own import own_objectives
 from selfcorrect.learning.policy import check_optimizer, make_reference
 from selfcorrect.learning.training import Trainer
 from selfcorrect.models.language_model import LanguageModel
@@ -157,6 +158,7 @@ def _prepare_and_train(
 ) -> None:  # fmt: skip
     use_threads(config.threads)
     _check_stages(config)
+    own_objectives(config.stages, config.rollouts)  # tried before the model is loaded
     tracker_names(config)  # refused before anything is written, as are task, data and model
     ranks = ranks.settled(config)
     task = make_task(config.task)

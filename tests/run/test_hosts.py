@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -272,3 +273,30 @@ def test_by_its_launchers(way: Any, model: Path, tmp_path: Path) -> None:
         assert [job.status(120) for job in jobs] == [0, 0], jobs[0].err + jobs[1].err
         assert newest(run_of(one)).step == step + 1
         assert not run_of(two).exists()
+
+
+@pytest.mark.parametrize(
+    ("tuning", "shared", "told"),
+    [
+        ("full", ("sync",), ""),
+        ("lora", ("sync",), ""),
+        ("full", (), r"Cannot find any model weights with '/tmp/sync/.*'; it was to read /tmp/sync/\S+ of node1: vllm.sync_folder must be a folder that both hosts see under one path .*"),
+        ("lora", (), r"No adapter found for /tmp/sync/.*; it was to read /tmp/sync/\S+ of node1: vllm.sync_folder must be .*"),
+    ],
+)  # fmt: skip
+def test_a_server_on_another_host(tuning: str, shared: tuple[str, ...], told: str, model: Path, tmp_path: Path) -> None:
+    """It takes weights and adapters through a folder that both see; where there is none, its words are not all."""
+    where = {"server": "http://10.77.0.2:8000", "sync_folder": "/tmp/sync", "timeout": 30.0}
+    with ready(tmp_path / "hosts", model, settings("auto", tuning, sampler="vllm", vllm=where), shared=shared) as (
+        one,
+        two,
+    ):
+        two.run(sys.executable, "-m", "tests.support.server", "/tmp/model", "8000", tuning).wait_for("serving")
+        (ended,) = started([one], tmp_path / "log", "train", RECIPE).ended(90)
+        if told:
+            (line,) = last_lines(ended)
+            assert ended.status == 2
+            assert re.search(told, line), line
+        else:
+            assert ended.status == 0, ended.err
+            assert gap(run_of(one), go(tuned(uneven(tmp_path, model, "one"), tuning))) < 1e-5

@@ -4,6 +4,8 @@ import contextlib
 import os
 import signal
 import socket
+import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -18,6 +20,7 @@ from selfcorrect.parallel.lifeline import Lifeline
 from selfcorrect.parallel.ranks import Alone, Several
 
 _JOINING = timedelta(minutes=10)
+_TELLING = timedelta(seconds=30)  # after which rank 0 says for whom it waits
 # Between ranks that sample longer than others, or wait for a checkpoint or a server (parallel/refused.py). Dead ones
 # are known of at once all the same.
 _LONGEST_WAIT = timedelta(hours=3)
@@ -76,6 +79,7 @@ def _join(launch: Launch) -> Several:
     _name_interface(launch.address, launch.port)
     try:
         store, *_ = next(iter(rendezvous("env://", launch.rank, launch.size, timeout=_JOINING)))
+        _wait_for_all(store, launch)
         torch.distributed.init_process_group(
             backend, timeout=_LONGEST_WAIT, store=store, rank=launch.rank, world_size=launch.size
         )
@@ -97,6 +101,30 @@ def _join(launch: Launch) -> Several:
     hosts: list[Any] = [None] * launch.size
     torch.distributed.all_gather_object(hosts, socket.gethostname(), group=objects)
     return Several(launch.rank, launch.size, objects, lifeline, hosts)
+
+
+def _wait_for_all(store: Any, launch: Launch) -> None:
+    """Who connects to one that never comes waits as long as for one that samples. Raises ConfigError with its rank."""
+    names = [f"selfcorrect-{rank}" for rank in range(launch.size)]
+    store.set(names[launch.rank], "here")
+    until, told = time.monotonic() + _JOINING.total_seconds(), False
+    while True:
+        try:
+            store.wait(names, _TELLING)
+        except RuntimeError:
+            missing = [str(rank) for rank, name in enumerate(names) if not store.check([name])]
+        else:
+            return
+        if time.monotonic() > until:
+            raise ConfigError(
+                f"rank {launch.rank} of {launch.size} waited {_JOINING.total_seconds() / 60:.0f} minutes at "
+                f"{launch.address}:{launch.port} for rank {', '.join(missing)}; see on its host whether it was "
+                "started, and what it says"
+            )
+        if missing and launch.rank == 0 and not told:
+            sys.stderr.write(f"waiting for rank {', '.join(missing)} of {launch.size}\n")
+            sys.stderr.flush()
+            told = True
 
 
 def _name_interface(address: str, port: int) -> None:

@@ -129,6 +129,7 @@ def _to_go_on(
 
 def _run(config: TrainConfig, path: Path, observer: Observer, used: TrainConfig | None, ranks: Alone) -> Path:
     """used: the settings that a run which goes on has gone by so far."""
+    ranks = ranks.settled(config)
     with interruptible(observer.message) as stop:
         ranks.attach(stop, lambda: _kept(path, ranks))
         try:
@@ -165,7 +166,6 @@ def _prepare_and_train(
     use_threads(config.threads)
     _check_stages(config)
     tracker_names(config)  # refused before anything is written, as are task, data and model
-    ranks = ranks.settled(config)
     task, evaluator, validation = ranks.each(lambda: _asked(config))
     evaluator = dataclasses.replace(evaluator, play=ranks.play)
     lm, dtype = ranks.load(config), stored_dtype(config.model.path)

@@ -309,6 +309,7 @@ class Several(Alone):
             return False
 
         self.shares_disk = all(self.every(sees))
+        self.first(lambda: file.write_text("", encoding="utf-8"))
 
     @contextmanager
     def kept(self, context: AbstractContextManager[Kept]) -> Iterator[Kept]:

@@ -15,6 +15,7 @@ from selfcorrect.models.loading import load_model
 from selfcorrect.models.sizing import memory_of, parameter_count, size_text, sized, static_of, too_large
 from selfcorrect.models.stored import stored_dtype
 from selfcorrect.parallel.launch import launched
+from selfcorrect.parallel.ranks import Alone
 from selfcorrect.planning.work import assumed_lengths, step_of
 from selfcorrect.runs.disk import check_room, need_of, try_save, used
 from selfcorrect.runs.evaluating import rows_of
@@ -137,9 +138,9 @@ def check_context(config: TrainConfig, lm: LanguageModel, task: Task, problem: P
 
 
 @contextmanager
-def ready(task: Task) -> Iterator[None]:
-    """The grader's processes are up. Raises what keeps them from running, before anything is written."""
-    task.grade([])
+def ready(task: Task, ranks: Alone) -> Iterator[None]:
+    """The graders' processes are up, on all hosts. Raises what keeps them from running, before anything is written."""
+    ranks.each(lambda: task.grade([]))
     yield
 
 

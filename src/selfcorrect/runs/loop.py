@@ -13,6 +13,7 @@ from selfcorrect.learning.record import StepResult
 from selfcorrect.learning.supervised import Collection, Collector, steps_an_iteration, supervised_step
 from selfcorrect.learning.training import Trainer
 from selfcorrect.models.freed import give_back
+from selfcorrect.models.language_model import LanguageModel
 from selfcorrect.models.loading import resolve_path
 from selfcorrect.models.weights import fingerprint, load_weights, stored_weights, weights
 from selfcorrect.runs.asked import asked_of, check_asked, file_digest
@@ -60,6 +61,7 @@ class Loop:
         self._between = Between(trainer, few) if config.evaluation.every else None
 
     def run(self, checkpoint: Checkpoint | None, stop: Stop) -> None:
+        self.ranks.same(self._asked, "put the same data on all hosts")
         self.ranks.first(lambda: check_asked(self.folder.path, self._asked))
         if checkpoint:
             self._restore(checkpoint)
@@ -254,7 +256,7 @@ class Loop:
         """Stage 1's reference is the base model; later ones measure KL to what the recipe names."""
         if self.config.algorithm.reference == "previous_stage" and index > 0 and self.trainer.has_reference:
             path = self.folder.path / "models" / self.config.stages[index - 1].name
-            load_weights(self.trainer.reference, self._stored(path))
+            load_weights(self.trainer.reference, self._stored(path, self.trainer.reference))
 
     def _checkpoint(self) -> None:
         trainer = self.trainer
@@ -280,9 +282,7 @@ class Loop:
             raise CheckpointError(f"checkpoint {checkpoint.step} is of a stage that config.yaml no longer names")
         trainer.start_stage(progress.stage)
         trainer.progress = progress
-        tensors = checkpoint.tensors
-        if self.ranks.sharded:
-            tensors = self.ranks.read(self.folder.checkpoints / f"step-{checkpoint.step:06d}", trainer)
+        tensors = self.ranks.read(self.folder.checkpoints / f"step-{checkpoint.step:06d}", trainer)
         model, moments = parts_of(tensors)
         load_weights(trainer.lm, model)
         load_optimizer(trainer.optimizer, moments)
@@ -312,7 +312,7 @@ class Loop:
             return False
         return True
 
-    def _stored(self, path: Path) -> dict[str, torch.Tensor]:
-        """The weights, or the adapter, of a model folder."""
-        ranks = self.ranks
-        return stored_weights(path, self.trainer.lm, self.config.model, hollow=ranks.sharded and ranks.rank > 0)
+    def _stored(self, path: Path, into: LanguageModel | None = None) -> dict[str, torch.Tensor]:
+        """The weights, or the adapter, of a model folder. into: what takes them; None: the policy."""
+        lm = self.trainer.lm
+        return self.ranks.handed(lambda: stored_weights(path, lm, self.config.model), (into or lm).model)

@@ -291,7 +291,8 @@ def evaluation_line(evaluation: Evaluation, said: Collection[str] = ()) -> str:
     said: conclusions that need not be said again.
     """
     summary, name = evaluation.summary, evaluation.name + (f" on {evaluation.about}" if evaluation.about else "")
-    lines = [f"{name}: {summary_line(summary)} ({evaluation.seconds:.0f} s)", *passes_lines(summary)]
+    lines = [f"{name}: {summary_line(summary)} ({evaluation.seconds:.0f} s)"]
+    lines += flow_lines(summary) + passes_lines(summary)
     concluded = _concluded(summary)
     told = ("" if concluded in said else concluded, ungraded(summary.outcomes, evaluation.rollouts))
     return "\n".join([*lines, *(f"  {each}" for each in told if each), *wording_lines(evaluation)])
@@ -311,6 +312,15 @@ def passes_lines(summary: Summary) -> list[str]:
         + f"  delta {estimate_text(each.delta, signed=True)}  i->c {each.fixed.value:.1%}  c->i {each.broken.value:.1%}"
         f"  n={each.n}"
         for each in summary.passes
+    ]
+
+
+def flow_lines(summary: Summary) -> list[str]:
+    """What each attempt does to the one before, a line each, where there are more than two."""
+    return [
+        f"  t{place} -> t{place + 1}: delta {estimate_text(flow.delta, signed=True)}  i->c {flow.fixed.value:.1%}  "
+        f"c->i {flow.broken.value:.1%}  unchanged {flow.unchanged.value:.1%}"
+        for place, flow in enumerate(summary.flows, 1)
     ]
 
 
@@ -352,6 +362,7 @@ def summary_lines(summary: Summary) -> list[str]:
             f"c->i         {estimate_text(summary.broken)}",
             f"fix rate     {estimate_text(summary.fix_rate) if summary.wrong_first else _NONE}",
             f"unchanged    {estimate_text(summary.unchanged)}",
+            *(line.strip() for line in flow_lines(summary)),
         ]
     for number, outcomes in enumerate(summary.outcomes, 1):
         told = ", ".join(f"{count} {name}" for name, count in sorted(outcomes.items(), key=lambda kv: -kv[1]))

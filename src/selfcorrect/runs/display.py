@@ -1,5 +1,6 @@
 """What a person sees while a run goes on: a live panel in a terminal, plain lines elsewhere."""
 
+import math
 import time
 from collections.abc import Collection
 from pathlib import Path
@@ -205,19 +206,26 @@ class _Pace:
 class Work:
     """How far a long piece of work is, and how long the rest takes at the pace since it (re)started."""
 
-    def __init__(self, title: str, total: int) -> None:
-        self.title, self.total, self.done = title, total, 0
+    def __init__(self, title: str, total: int, expected: float = math.inf) -> None:
+        """expected: the seconds that it takes at the pace of the work before it, where there was any."""
+        self.title, self.total, self.done, self._expected = title, total, 0, expected
         self._now, self._share = "", 0.0
         self._first, self._began = 0, time.monotonic()
-        self._said, self._begun = self._began, False
+        self._said = self._ended = self._began
+        self._begun = False
 
     def reach(self, title: str, done: int, total: int, now: str = "", share: float = 0.0) -> "Work":
         """The same work further on, or another one's beginning."""
-        work = self if (self.title, self.total) == (title, total) and self.done <= done else Work(title, total)
-        work.done, work._now, work._share = done, now, share
+        same = (self.title, self.total) == (title, total) and self.done <= done
+        work = self if same else Work(title, total, self._each() * total)
+        work.done, work._now, work._share, work._ended = done, now, share, time.monotonic()
         if time.monotonic() - work._began < 0.5 and not share:  # that much at once was kept from before
             work._first = done
         return work
+
+    def _each(self) -> float:
+        """Seconds a completion took; endless where the work is not done, or all of it was kept from before."""
+        return (self._ended - self._began) / self.total if self._begun and self.done == self.total else math.inf
 
     def left(self) -> float | None:
         """Seconds; None where nothing tells yet: a first few tokens, behind the reading of prompts, do not."""
@@ -227,11 +235,13 @@ class Work:
         return spent / fresh * (self.total - self._first - fresh)
 
     def due(self, between: float) -> bool:
-        """Whether another line is worth it: as the first work begins, then ever more rarely, the longer it takes."""
+        """Whether another line is worth it: as work begins that may take long, then ever more rarely, the longer it
+        takes.
+        """
         now = time.monotonic()
         if not self._begun and self._now:
             self._begun = True
-            return True
+            return self._expected >= between
         if now - self._said < max(between, (now - self._began) / 20) or self.done == self.total:
             return False
         self._said = now

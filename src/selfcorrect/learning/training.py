@@ -109,8 +109,7 @@ class Trainer:
             problems, self.task, self.sampler, self.lm.chat, params, attempts, given=given, waiting=waiting,
             group=group,
         )  # fmt: skip
-        if isinstance(self.sampler, Resting):
-            self.sampler.rest()
+        self.rest()
         clock.lap("rollouts")
         clock.move("rollouts", "grader_wait", waiting.seconds)
         refuse_nothing_graded(rollouts, f"step {step}")
@@ -134,6 +133,11 @@ class Trainer:
         written = [a for rollout in rollouts for a in rollout.attempts if a.sampled or given is not None]
         result = self._record(update, rollouts, written, included_B, shown_B, rate, beta2, clock)
         return replace(result, equal_groups=equal_groups(advantages_BA, sampled_BA, included_B, group))
+
+    def rest(self) -> None:
+        """Nothing is sampled before weights are loaded again."""
+        if isinstance(self.sampler, Resting):
+            self.sampler.rest()
 
     def _offline_first(self, problems: list[Problem], params: SamplingParams) -> list[Completion | None] | None:
         """First attempts of the base model for the leading share of the step's groups (Sec. 5.3); None without."""

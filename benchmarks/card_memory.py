@@ -20,7 +20,9 @@ from typing import Any
 import torch
 from workload import SEED, command_of, keep, machine
 
-RESULT = Path(__file__).parent / "results" / "card_memory.json"
+HERE = Path(__file__).parent
+RESULT, PAGE = HERE / "results" / "card_memory.json", HERE.parent / "docs" / "plan.md"
+BEGIN, END = "<!-- card_memory -->", "<!-- end of card_memory -->"
 MIB = 2**20
 PHASES = {"rollouts": "sampling", "update": "update"}  # a step's clock's names, and the plan's
 _BFLOAT = ["model.weights=bfloat16"]
@@ -63,7 +65,7 @@ _ALL: dict[str, Any] = {
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Every case, the table, results/card_memory.json."""
+    """Every case, the table, results/card_memory.json; of all cases also the table of docs/plan.md."""
     parser = argparse.ArgumentParser(description="Predicted against measured: a card's memory by phase.")
     parser.add_argument("--only", nargs="+", default=list(CASES), help="names of cases")
     parser.add_argument("--output", type=Path, default=RESULT)
@@ -77,6 +79,30 @@ def main(arguments: list[str] | None = None) -> None:
             found[name] = case(name, Path(scratch))
             print(told(name, found[name]), flush=True)
             keep(options.output, command_of(__file__, arguments), ["selfcorrect", "torch"], on=on, cases=found)
+    if options.output == RESULT and set(found) == set(CASES):
+        write_page(PAGE, found)
+
+
+def write_page(page: Path, found: dict[str, Any]) -> None:
+    """The table, between its marks."""
+    before, _, rest = page.read_text(encoding="utf-8").partition(BEGIN)
+    page.write_text(f"{before}{BEGIN}\n{table(found)}{END}{rest.partition(END)[2]}", encoding="utf-8")
+
+
+def table(found: dict[str, Any]) -> str:
+    phases = ("sampling", "update", "evaluation")
+    rows = [f"| | {' | '.join(f'{phase} | measured | ' for phase in phases)} |", "|---|" + "---|" * 3 * len(phases)]
+    for name, of in found.items():
+        cells = [cell for phase in phases for cell in _cells(of.get(phase))]
+        rows.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(rows) + "\n"
+
+
+def _cells(at: dict[str, float] | None) -> list[str]:
+    if at is None:
+        return ["", "", ""]
+    predicted, measured = at["predicted"], at["measured"]
+    return [f"{predicted / MIB:.1f}", f"{measured / MIB:.1f}", f"{predicted / measured - 1:+.1%}"]
 
 
 def told(name: str, found: dict[str, Any]) -> str:

@@ -20,7 +20,6 @@ from selfcorrect.learning.record import Clock, StepResult
 from selfcorrect.learning.traces import epochs, fixes, pair_traces, read_traces, star_traces, write_traces
 from selfcorrect.learning.training import Trainer
 from selfcorrect.models.weights import fingerprint
-from selfcorrect.samplers.base import Resting
 from selfcorrect.seeds import derive_seed
 from selfcorrect.types import Rollout, SamplingParams
 
@@ -169,8 +168,7 @@ class Collector:
                 traces += pair_traces(played, trainer.lm.chat, trainer.task, seed)
             if start % (20 * chunk) == 0 or start + chunk >= len(problems):
                 self._say(f"collecting traces: {min(start + chunk, len(problems))} of {len(problems)} problems")
-        if isinstance(trainer.sampler, Resting):
-            trainer.sampler.rest()
+        trainer.rest()
         return traces, completions
 
 

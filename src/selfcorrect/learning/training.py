@@ -113,8 +113,7 @@ class Trainer:
             problems, self.task, self.sampler, self.lm.chat, params, attempts, given=given, waiting=waiting,
             group=group,
         )  # fmt: skip
-        if isinstance(self.sampler, Resting):
-            self.sampler.rest()
+        self.rest()
         clock.lap("rollouts")
         clock.move("rollouts", "grader_wait", waiting.seconds)
         refuse_nothing_graded(rollouts, f"step {step}")
@@ -156,6 +155,11 @@ class Trainer:
             return credit, found_BA
 
         return self.ranks.first(paid)  # the user's code need not come to the same in every process
+
+    def rest(self) -> None:
+        """Nothing is sampled before weights are loaded again."""
+        if isinstance(self.sampler, Resting):
+            self.sampler.rest()
 
     def _offline_first(self, problems: list[Problem], params: SamplingParams) -> list[Completion | None] | None:
         """First attempts of the base model for the leading share of the step's groups (Sec. 5.3); None without."""

@@ -253,8 +253,7 @@ def _add_product(sum_: Tensor, left: Tensor, right: Tensor, anew: bool = False) 
 
     Each tile's product rounded to bfloat16 before it is added would bias the sum.
     """
-    if sum_.dtype != left.dtype and sum_.device.type == "cuda":
-        torch.addmm(sum_, left, right, beta=0 if anew else 1, out_dtype=sum_.dtype, out=sum_)
+    if _add_mixed(sum_, left, right, anew):
         return
     left, right = left.to(sum_.dtype), right.to(sum_.dtype)
     if products.fits(left, right.T):  # no larger than a tile is the product that is added
@@ -262,6 +261,14 @@ def _add_product(sum_: Tensor, left: Tensor, right: Tensor, anew: bool = False) 
         sum_.copy_(made) if anew else sum_.add_(made)
     else:  # with beta = 0 what is not a number is not read
         sum_.addmm_(left, right, beta=0 if anew else 1)
+
+
+def _add_mixed(sum_: Tensor, left: Tensor, right: Tensor, anew: bool) -> bool:
+    """On a card factors of less precision than the sum need no casts; whether that was so."""
+    if sum_.dtype == left.dtype or sum_.device.type != "cuda":
+        return False
+    torch.addmm(sum_, left, right, beta=0 if anew else 1, out_dtype=sum_.dtype, out=sum_)
+    return True
 
 
 def _inside(token_ids_n: Tensor, at: slice) -> tuple[Tensor, Tensor]:

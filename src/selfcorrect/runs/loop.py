@@ -52,8 +52,9 @@ class Loop:
         validation = [("validation", validator.problems)] if validator else []
         evaluated = [("held-out", evaluator.problems), *evaluator.external, *validation]
         self._asked = asked_of(config, trainer.task, evaluated, trainer.lm.chat)
-        # An adapter as it began; weights are the reference's, or read again.
-        self._began = {name: t.clone() for name, t in weights(trainer.lm).items()} if trainer.lm.adapters else None
+        # An adapter as it began, where a stage begins anew with it; weights are the reference's, or read again.
+        anew = trainer.lm.adapters and isinstance(config.stages[0], Star)
+        self._began = {name: t.clone() for name, t in weights(trainer.lm).items()} if anew else None
         self._collected: Collection | None = None
         self._gone_by = set[str]()  # stages whose own objective is the one that they began with
         self._sentry = Sentry(config, folder, observer)
@@ -250,7 +251,9 @@ class Loop:
         trainer.sampler.load_weights(lm.model)
         made_with = settings(self.config, evaluator, lm.chat, model_settings(lm))
         with self.ranks.kept(kept_in(self.folder.path, name, made_with, self.observer, afresh=True)) as kept:
-            return run_kept(evaluator, name, trainer.progress.step, trainer.sampler, lm.chat, kept, self.observer)
+            found = run_kept(evaluator, name, trainer.progress.step, trainer.sampler, lm.chat, kept, self.observer)
+        trainer.rest()
+        return found
 
     def _set_reference(self, index: int) -> None:
         """Stage 1's reference is the base model; later ones measure KL to what the recipe names."""

@@ -210,7 +210,7 @@ def make_repair_set(
 @app.command(epilog="Example: selfcorrect compare compare_lab name=mine seeds=[0,1]")
 def compare(recipe: RecipeArgument, overrides: Overrides = None) -> None:
     """Run every method on every seed under one budget. Reads a comparison file; writes one page and one table."""
-    from selfcorrect.compare import compare as run_comparison
+    from selfcorrect.comparing import compare as run_comparison
     from selfcorrect.config import CompareConfig
     from selfcorrect.config.recipe import load_recipe
 
@@ -310,8 +310,8 @@ def check(
 
     config = load_recipe(recipe, overrides or [])
     if isinstance(config, CompareConfig):  # its methods' recipes and its budget too
-        from selfcorrect.compare.plan import check as check_methods
-        from selfcorrect.compare.plan import chosen_methods
+        from selfcorrect.comparing.plan import check as check_methods
+        from selfcorrect.comparing.plan import chosen_methods
 
         for name, cost in check_methods(chosen_methods(config)).items():
             typer.echo(f"# {name}: {cost.completions:,} sampled completions, {cost.updates:,} updates")

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from selfcorrect.compare.plan import check
+from selfcorrect.comparing.plan import check
 from selfcorrect.errors import ConfigError
 from tests.run.test_compare import METHODS, REPAIR, comparison
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from selfcorrect.compare.plan import BASE, bases, recipes, single_turn
-from selfcorrect.compare.results import Result
+from selfcorrect.comparing.plan import BASE, bases, recipes, single_turn
+from selfcorrect.comparing.results import Result
 from selfcorrect.config import CompareConfig
 from selfcorrect.config.recipe import dump
 from selfcorrect.evaluation.alarms import alarms, cut_off_at

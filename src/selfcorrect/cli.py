@@ -252,8 +252,8 @@ def scale(
     """Compare more first attempts with correcting half as many. Majority vote at budgets 2 to 64."""
     from selfcorrect import api
     from selfcorrect.config.paths import run_above
+    from selfcorrect.evaluation.told import estimate_text
     from selfcorrect.models.loading import resolve_path
-    from selfcorrect.runs.display import estimate_text
     from selfcorrect.runs.progress import on_stderr
 
     resolve_path(model)

@@ -72,6 +72,11 @@ class Summary:
     passes: tuple[Passes, ...] = ()
     smallest: float | None = None
 
+    def __repr__(self) -> str:
+        from selfcorrect.evaluation.told import summary_line  # which reads this module
+
+        return f"<Summary {summary_line(self)}>"
+
     @property
     def wrong_first(self) -> int:
         """How many first attempts were wrong: without one, fix_rate is not defined (its value is then 0)."""

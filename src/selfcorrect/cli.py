@@ -251,26 +251,23 @@ def scale(
 ) -> None:
     """Compare more first attempts with correcting half as many. Majority vote at budgets 2 to 64."""
     from selfcorrect import api
-    from selfcorrect.config.paths import run_above
     from selfcorrect.evaluation.told import estimate_text
     from selfcorrect.models.loading import resolve_path
     from selfcorrect.runs.progress import on_stderr
+    from selfcorrect.sampling import scaling_folder
 
     resolve_path(model)
-    run = run_above(Path(model).expanduser())
-    if output is None and run is None:
-        raise ConfigError(f"{model} lies in no run; name a folder with --output")
-    output = (output or (run or Path()) / "scaling").expanduser()
+    folder = scaling_folder(model, output)
     with _stopped(), on_stderr() as watcher:
         points = api.scale(
-            model, *(overrides or []), output=output, recipe=recipe, most=most, problems=problems,
+            model, *(overrides or []), output=folder, recipe=recipe, most=most, problems=problems,
             temperature=temperature, observer=watcher,
         )  # fmt: skip
     typer.echo("budget  2K in parallel         K, each corrected      difference")
     for p in points:
         told = (estimate_text(p.parallel), estimate_text(p.corrected), estimate_text(p.gain, signed=True))
         typer.echo(f"{p.budget:<8}{told[0]:<23}{told[1]:<23}{told[2]}")
-    typer.echo(f"picture: {output / 'scaling.svg'}")
+    typer.echo(f"picture: {folder / 'scaling.svg'}")
 
 
 @app.command(epilog="Example: selfcorrect report runs/mine")

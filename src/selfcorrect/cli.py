@@ -210,7 +210,7 @@ def make_repair_set(
 @app.command(epilog="Example: selfcorrect compare compare_lab name=mine seeds=[0,1]")
 def compare(recipe: RecipeArgument, overrides: Overrides = None) -> None:
     """Run every method on every seed under one budget. Reads a comparison file; writes one page and one table."""
-    from selfcorrect.compare import compare as run_comparison
+    from selfcorrect.comparing import compare as run_comparison
     from selfcorrect.config import CompareConfig
     from selfcorrect.config.recipe import load_recipe
 
@@ -251,26 +251,23 @@ def scale(
 ) -> None:
     """Compare more first attempts with correcting half as many. Majority vote at budgets 2 to 64."""
     from selfcorrect import api
-    from selfcorrect.config.paths import run_above
+    from selfcorrect.evaluation.told import estimate_text
     from selfcorrect.models.loading import resolve_path
-    from selfcorrect.runs.display import estimate_text
     from selfcorrect.runs.progress import on_stderr
+    from selfcorrect.sampling import scaling_folder
 
     resolve_path(model)
-    run = run_above(Path(model).expanduser())
-    if output is None and run is None:
-        raise ConfigError(f"{model} lies in no run; name a folder with --output")
-    output = (output or (run or Path()) / "scaling").expanduser()
+    folder = scaling_folder(model, output)
     with _stopped(), on_stderr() as watcher:
         points = api.scale(
-            model, *(overrides or []), output=output, recipe=recipe, most=most, problems=problems,
+            model, *(overrides or []), output=folder, recipe=recipe, most=most, problems=problems,
             temperature=temperature, observer=watcher,
         )  # fmt: skip
     typer.echo("budget  2K in parallel         K, each corrected      difference")
     for p in points:
         told = (estimate_text(p.parallel), estimate_text(p.corrected), estimate_text(p.gain, signed=True))
         typer.echo(f"{p.budget:<8}{told[0]:<23}{told[1]:<23}{told[2]}")
-    typer.echo(f"picture: {output / 'scaling.svg'}")
+    typer.echo(f"picture: {folder / 'scaling.svg'}")
 
 
 @app.command(epilog="Example: selfcorrect report runs/mine")
@@ -310,8 +307,8 @@ def check(
 
     config = load_recipe(recipe, overrides or [])
     if isinstance(config, CompareConfig):  # its methods' recipes and its budget too
-        from selfcorrect.compare.plan import check as check_methods
-        from selfcorrect.compare.plan import chosen_methods
+        from selfcorrect.comparing.plan import check as check_methods
+        from selfcorrect.comparing.plan import chosen_methods
 
         for name, cost in check_methods(chosen_methods(config)).items():
             typer.echo(f"# {name}: {cost.completions:,} sampled completions, {cost.updates:,} updates")

@@ -78,7 +78,7 @@ def export(
 ) -> None:
     """Write a run's model for others. An adapter, or merged into an ordinary folder; with a card of what it scored."""
     new_folder(target)  # before torch is loaded
-    from selfcorrect.export import export as write
+    from selfcorrect.exporting import export as write
 
     folder = write(source, target, merge=merge, push=push, say=lambda text: typer.echo(text, err=True))
     typer.echo(f"model: {folder}")

@@ -18,12 +18,12 @@ import numpy as np
 import pytest
 
 from selfcorrect import api
-from selfcorrect.compare import compare, execute
-from selfcorrect.compare.budget import Account, account
-from selfcorrect.compare.execute import JobError
-from selfcorrect.compare.page import findings, headline, spread_table, standing
-from selfcorrect.compare.plan import check, merge, repair_jobs, search_jobs, table_jobs
-from selfcorrect.compare.results import read_answers, summarize
+from selfcorrect.comparing import compare, execute
+from selfcorrect.comparing.budget import Account, account
+from selfcorrect.comparing.execute import JobError
+from selfcorrect.comparing.page import findings, headline, spread_table, standing
+from selfcorrect.comparing.plan import check, merge, repair_jobs, search_jobs, table_jobs
+from selfcorrect.comparing.results import read_answers, summarize
 from selfcorrect.config import CompareConfig, TrainConfig
 from selfcorrect.config.recipe import load_recipe, validate
 from selfcorrect.errors import ConfigError, DataError, TrainingInterrupted

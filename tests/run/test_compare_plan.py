@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from selfcorrect.compare import _say_whole
-from selfcorrect.compare.page import search_table
-from selfcorrect.compare.plan import check, paper_table
+from selfcorrect.comparing import _say_whole
+from selfcorrect.comparing.page import search_table
+from selfcorrect.comparing.plan import check, paper_table
 from selfcorrect.config import CompareConfig
 from selfcorrect.config.recipe import load_recipe
 from selfcorrect.errors import ConfigError

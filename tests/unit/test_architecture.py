@@ -15,7 +15,7 @@ SOURCE = Path(selfcorrect.__file__).parent
 # A folder, or a file on top, imports only from those before it. docs/architecture.md says what each holds.
 ORDER = [
     "types", "errors", "seeds", "waiting", "config", "grading", "tasks", "models", "samplers", "rollout", "evaluation",
-    "bridges", "parallel", "learning", "planning", "runs", "endpoints", "analysis", "report", "lab", "export", "compare",
+    "bridges", "parallel", "learning", "planning", "runs", "endpoints", "analysis", "report", "lab", "exporting", "comparing",
     "starting", "sampling", "api", "serving", "commands", "evaluate_command", "cli", "__init__",
 ]  # fmt: skip
 NEVER = {  # folder -> what it must not import; "torch" stands for every heavy library

@@ -11,8 +11,8 @@ from statistics import fmean, stdev
 import numpy as np
 import pytest
 
-from selfcorrect.compare.results import Answers
-from selfcorrect.compare.results import summarize as line
+from selfcorrect.comparing.results import Answers
+from selfcorrect.comparing.results import summarize as line
 from selfcorrect.evaluation.averages import (
     Change,
     Sample,

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from selfcorrect.compare.page import findings, headline
-from selfcorrect.compare.results import Result, read_answers
-from selfcorrect.compare.results import summarize as summarize_runs
+from selfcorrect.comparing.page import findings, headline
+from selfcorrect.comparing.results import Result, read_answers
+from selfcorrect.comparing.results import summarize as summarize_runs
 from selfcorrect.evaluation.alarms import WINDOW, Lessons, Watch, alarms, cut_off_at
 from selfcorrect.evaluation.caution import caution, ungraded
+from selfcorrect.evaluation.flat import rollout_row
 from selfcorrect.evaluation.metrics import is_unchanged, summarize
-from selfcorrect.runs.display import summary_line
-from selfcorrect.runs.folder import rollout_row
+from selfcorrect.evaluation.told import summary_line
 from selfcorrect.types import Attempt, Completion, Grade, Outcome, Problem, Rollout
 from tests.support.rollouts import graded
 

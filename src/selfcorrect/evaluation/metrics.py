@@ -84,6 +84,11 @@ class Summary:
     smallest: float | None = None
     flows: tuple[Flow, ...] = ()
 
+    def __repr__(self) -> str:
+        from selfcorrect.evaluation.told import summary_line  # which reads this module
+
+        return f"<Summary {summary_line(self)}>"
+
     @property
     def wrong_first(self) -> int:
         """How many first attempts were wrong: without one, fix_rate is not defined (its value is then 0)."""

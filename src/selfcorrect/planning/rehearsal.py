@@ -29,6 +29,7 @@ from selfcorrect.learning.packing import PackedPrompts, _Interleaved
 from selfcorrect.learning.prompts import Prefixed, SharedPrompts
 from selfcorrect.learning.vocabulary import Tiles, score
 from selfcorrect.models import packed
+from selfcorrect.models.building import building
 from selfcorrect.models.head import HeadForm, States
 from selfcorrect.models.language_model import LanguageModel
 from selfcorrect.models.packed import Packing
@@ -147,7 +148,8 @@ def stand_in(costume: Costume, layers: int) -> LanguageModel:
     from transformers import AutoModelForCausalLM
 
     config = of_layers(costume.config, layers)
-    model = AutoModelForCausalLM.from_config(config, attn_implementation=costume.attention, dtype=costume.weights)
+    with building():
+        model = AutoModelForCausalLM.from_config(config, attn_implementation=costume.attention, dtype=costume.weights)
     model.eval()
     # Made-up tokens are one and the same, and may be the one for padding, which has no gradient.
     model.get_input_embeddings().padding_idx = None

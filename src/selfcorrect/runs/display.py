@@ -15,18 +15,18 @@ from rich.table import Table
 from rich.text import Text
 
 from selfcorrect.evaluation.alarms import CUT, EQUAL
-from selfcorrect.evaluation.caution import caution, outcome_shares, ungraded
+from selfcorrect.evaluation.caution import caution, ungraded
 from selfcorrect.evaluation.evaluate import Evaluation
-from selfcorrect.evaluation.metrics import LEFT_OUT, Estimate, Summary
+from selfcorrect.evaluation.metrics import LEFT_OUT, Summary
 from selfcorrect.evaluation.resolution import after
+from selfcorrect.evaluation.told import estimate_text, summary_line
 from selfcorrect.learning.record import StepResult
-from selfcorrect.types import Outcome
 
 _TELLING = 0.02  # the share of a piece of work from which its pace can be told
 
 
 class Observer:
-    """Told what happens in a run; this one says nothing."""
+    """Told what happens in a run: the callback of other trainers. This one says nothing, and is there to build on."""
 
     def __enter__(self) -> Self:
         return self
@@ -62,10 +62,13 @@ class Observer:
 
 
 class PlainObserver(Observer):
-    """One line every few steps; for logs and pipes."""
+    """One line every few steps; for logs, pipes and notebooks.
+
+    console: rich's; by default standard output. seconds_between: of lines about steps, and about long work.
+    """
 
     def __init__(self, console: Console | None = None, seconds_between: float = 10.0) -> None:
-        self.console = console or Console(highlight=False, soft_wrap=True)
+        self.console = console or Console(highlight=False, soft_wrap=True, force_jupyter=False)
         self._between = seconds_between
         self._last = 0.0
         self._pace = _Pace()
@@ -348,18 +351,6 @@ def wording_lines(evaluation: Evaluation) -> list[str]:
     return lines
 
 
-def summary_line(summary: Summary) -> str:
-    """Accuracy at each attempt, delta, the flows i->c and c->i in percent of all problems, and what was cut off."""
-    cut = outcome_shares(summary, Outcome.TRUNCATED)
-    told = "  cut off " + ", ".join(f"t{number} {share:.1%}" for number, share in enumerate(cut, 1)) if any(cut) else ""
-    accuracy = "  ".join(f"t{number} {estimate_text(value)}" for number, value in enumerate(summary.accuracy, 1))
-    many = f"Avg@{summary.samples} " if summary.samples > 1 else ""
-    return (
-        f"{many}{accuracy}  delta {estimate_text(summary.delta, signed=True)}  i->c {summary.fixed.value:.1%}  "
-        f"c->i {summary.broken.value:.1%}  n={summary.n}{told}"
-    )
-
-
 def summary_lines(summary: Summary) -> list[str]:
     """The metrics in words, a line each: of one attempt its accuracy alone."""
     if not summary.accuracy:
@@ -393,12 +384,6 @@ def clock(seconds: float) -> str:
     minutes, rest = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
-
-
-def estimate_text(estimate: Estimate, signed: bool = False) -> str:
-    """Percent with the 95 % interval in brackets."""
-    sign = "+" if signed else ""
-    return f"{100 * estimate.value:{sign}.1f}% [{100 * estimate.low:{sign}.1f}, {100 * estimate.high:{sign}.1f}]"
 
 
 def _flow(result: StepResult) -> Text:

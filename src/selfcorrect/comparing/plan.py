@@ -10,7 +10,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from selfcorrect.compare.budget import Account, account
+from selfcorrect.comparing.budget import Account, account
 from selfcorrect.config import (
     CompareConfig,
     EvaluationConfig,

@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from selfcorrect.compare.pace import Pace
-from selfcorrect.compare.plan import Job
+from selfcorrect.comparing.pace import Pace
+from selfcorrect.comparing.plan import Job
 from selfcorrect.config import Config, LogConfig, TrainConfig
 from selfcorrect.config.paths import absolute
 from selfcorrect.config.recipe import dump, load_recipe

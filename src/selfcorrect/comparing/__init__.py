@@ -9,8 +9,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from selfcorrect.compare.budget import Account
-from selfcorrect.compare.execute import (
+from selfcorrect.comparing.budget import Account
+from selfcorrect.comparing.execute import (
     JobError,
     Launch,
     Runner,
@@ -20,9 +20,9 @@ from selfcorrect.compare.execute import (
     refuse_changed,
     threads_each,
 )
-from selfcorrect.compare.pace import sampled_by
-from selfcorrect.compare.page import write_pages
-from selfcorrect.compare.plan import (
+from selfcorrect.comparing.pace import sampled_by
+from selfcorrect.comparing.page import write_pages
+from selfcorrect.comparing.plan import (
     BASE,
     Choice,
     Job,
@@ -39,7 +39,7 @@ from selfcorrect.compare.plan import (
     table_jobs,
     way,
 )
-from selfcorrect.compare.results import Answers, Result, read_answers, summarize
+from selfcorrect.comparing.results import Answers, Result, read_answers, summarize
 from selfcorrect.config import CompareConfig
 from selfcorrect.errors import ConfigError, DataError
 from selfcorrect.evaluation.kept import write_durably

@@ -7,8 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from selfcorrect.compare.plan import BASE, bases, paper_table, recipes, single_turn
-from selfcorrect.compare.results import Result
+from selfcorrect.comparing.plan import BASE, bases, paper_table, recipes, single_turn
+from selfcorrect.comparing.results import Result
 from selfcorrect.config import CompareConfig
 from selfcorrect.config.recipe import dump
 from selfcorrect.evaluation.alarms import alarms, cut_off_at

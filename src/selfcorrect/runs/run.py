@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-from selfcorrect.config import SupervisedStage, TrainConfig
-from selfcorrect.config.paths import USED, absolute
+from selfcorrect.config import CustomConfig, SupervisedStage, TrainConfig
+from selfcorrect.config.paths import TASK, USED, absolute
 from selfcorrect.errors import CheckpointError, ConfigError, MemoryExhausted, RankLost, TrainingInterrupted, first_line
 from selfcorrect.learning.policy import check_optimizer, make_reference
 from selfcorrect.learning.training import Trainer
@@ -106,7 +106,13 @@ def _to_go_on(
     """The settings to go on with, None where nothing is left to do, and those that the run has gone by so far."""
     config, used = to_resume(path, overrides), used_by(path)
     state = newest_state(path / "checkpoints")
-    changes = judge(used, absolute(config), state, path)
+    changes = [change for change in judge(used, absolute(config), state, path) if change.field != "task.file"]
+    before, now = (each.task.file if isinstance(each.task, CustomConfig) else "" for each in (used, config))
+    if before != now and Path(now).parent == path / TASK:
+        observer.message(
+            f"{before}, or what it imports, is no longer what the run began with: going on with the copy in "
+            f"{path / TASK}; to train with the new one, begin another run"
+        )
     if state is None and (path / "final").is_dir():
         if changes:
             raise ConfigError(
@@ -159,7 +165,7 @@ def _prepare_and_train(
     _check_stages(config)
     tracker_names(config)  # refused before anything is written, as are task, data and model
     ranks = ranks.settled(config)
-    task = make_task(config.task)
+    task = make_task(config.task, observer.message if ranks.rank == 0 else None)
     task.draw(1, config.rollouts.problems_per_step, config.seed)
     evaluator = dataclasses.replace(make_evaluator(config, task), play=ranks.play)
     validation = task.load(config.checkpoint.held_out) if config.checkpoint.held_out else []

@@ -2,6 +2,7 @@
 
 import signal
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from selfcorrect import api
 from selfcorrect.errors import CheckpointError, TrainingInterrupted
 from selfcorrect.export import export
 from selfcorrect.runs.display import Observer, PlainObserver
+from selfcorrect.runs.interrupts import SAME_PRESS
 from selfcorrect.runs.loop import Loop
 from selfcorrect.runs.run import resume
 from tests.support.runs import CommandLine, StopAt, end_state, go, read_rows, recipe
@@ -133,18 +135,23 @@ def test_a_run_s_rollouts_are_graded_again(mended: bool, model: Path, tmp_path: 
 
 
 def test_a_grader_that_never_returns_keeps_no_process(model: Path, tmp_path: Path) -> None:
-    """Ctrl-C ends the command, whatever the grader's thread does."""
+    """A second Ctrl-C ends the command within a step, whatever the grader's thread does."""
     file = tmp_path / "own.py"
-    hangs = "import time\n    print('grading', flush=True)\n    while text: time.sleep(0.01)\n    return False"
-    file.write_text(TASK.replace('return problem["answer"] in text', hangs))
-    settings = tmp_path / "recipe.yaml"
+    calls = "calls.append(text)\n    while len(calls) > 17 and not print('hangs', flush=True): time.sleep(60)"
+    file.write_text(
+        TASK.replace("    return problem", f"    {calls}\n    return problem") + "\nimport time\ncalls = []\n"
+    )
+    settings = tmp_path / "recipe.yaml"  # one call tries the grader, 16 are of the base's evaluation at the most
     settings.write_text(
         yaml.dump(recipe(tmp_path, model, task={"name": "custom", "file": str(file), "seconds": 999.0}))
     )
     process = CommandLine(tmp_path, "train", str(settings))
-    process.wait_for(process.out, "grading\ngrading\n")
+    process.wait_for(process.out, "hangs\n")
+    process.send(signal.SIGINT)
+    process.wait_for(process.out, "stopping after this step")
+    time.sleep(SAME_PRESS)
     process.send(signal.SIGINT)
     status, _, errors = process.ended()
     assert status == 130
-    assert errors.startswith("stopped; ")
+    assert errors.startswith("stopped; step")
     assert len(errors.splitlines()) == 1

@@ -1,6 +1,7 @@
 """A user's own task: the example as it is, and what is said of mistakes in the user's file."""
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -312,3 +313,14 @@ def test_a_prompt_that_is_typed(tmp_path: Path) -> None:
     )
     with pytest.raises(DataError, match=r"no such id; problems of task custom are named by id, like test0"):
         task.parse("word")
+
+
+def test_work_in_the_background_keeps_no_process() -> None:
+    """A pool of concurrent.futures would be waited for."""
+    code = "import threading; from selfcorrect.tasks.background import Background as B; B('b').submit(threading.Event().wait)"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    work = background.Background("b")
+    with pytest.raises(SystemExit):
+        work.submit(sys.exit).result()
+    assert work.submit(divmod, 7, 4).result() == (1, 3)
+    work.shutdown()

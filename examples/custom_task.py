@@ -29,9 +29,11 @@ def correction_prompt(problem: dict[str, Any]) -> str:
     return "Check each letter, then write the word backwards once more, and nothing else."
 
 
-def grade(problem: dict[str, Any], text: str) -> bool | Grade:
-    """True or False; or a Grade, to tell why. The text is whatever the model wrote: expect anything."""
-    found = text.strip()
+def grade(problem: dict[str, Any], text: str) -> float | Grade:
+    """1 where it is right, less where a part is; or a Grade, to tell why. Expect anything: the model wrote the text."""
+    found, answer = text.strip()[:1000], problem["answer"]
     if not found:
         return Grade(Outcome.NO_ANSWER, 0.0)
-    return bool(found[:1000] == problem["answer"])
+    if found == answer:
+        return 1.0
+    return 0.5 * sum(map(str.__eq__, found, answer)) / max(len(found), len(answer))

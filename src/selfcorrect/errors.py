@@ -56,6 +56,10 @@ class NothingGraded(UserError, RuntimeError):  # noqa: N818 - says what happened
     """Not one attempt of a step or an evaluation could be sampled and graded; the message says why."""
 
 
+class GraderFailed(UserError, RuntimeError):  # noqa: N818 - says what happened
+    """A grader that can be asked no more; the message says why."""
+
+
 class EndpointError(UserError, RuntimeError):
     """An endpoint that gives no more answers, or may not be asked for more; what it gave is kept."""
 

@@ -8,7 +8,7 @@ The correction prompt never needs a grade, so attempt a is graded in a thread wh
 
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
 
 from selfcorrect.config import SelfRefineConfig
@@ -16,6 +16,7 @@ from selfcorrect.grading.thoughts import grade_answers
 from selfcorrect.models.chat import Chat
 from selfcorrect.samplers.base import Sampler
 from selfcorrect.seeds import derive_seed
+from selfcorrect.tasks.background import Background
 from selfcorrect.tasks.base import Task
 from selfcorrect.types import Attempt, Completion, Grade, Outcome, Problem, Rollout, SamplingParams
 
@@ -54,7 +55,7 @@ def play(
     played: list[list[Completion]] = [[] for _ in problems]
     shown: list[list[tuple[int, ...]]] = [[] for _ in problems]
     feedback: list[list[str]] = [[] for _ in problems]
-    grader = ThreadPoolExecutor(1, thread_name_prefix="grader")
+    grader = Background("grader")
     grading: list[Future[list[Grade]]] = []
     try:
         for number in range(1, attempts + 1):

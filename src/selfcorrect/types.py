@@ -77,7 +77,7 @@ class Completion:
 
 @dataclass(frozen=True, slots=True)
 class Grade:
-    """A grader's verdict: outcome, reward `r(y, y*)` in {0, 1}, the answer it read, and why."""
+    """A grader's verdict: outcome, reward `r(y, y*)` in [0, 1], 1 where correct alone, the answer it read, and why."""
 
     outcome: Outcome
     reward: float

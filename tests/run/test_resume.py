@@ -251,53 +251,6 @@ def test_another_base_model_is_refused(model: Path, stopped: Callable[[int, Path
         resume(run, Observer())
 
 
-TASK = """
-def problems(split, options):
-    count = {"train": 12, "test": 8}[split]
-    return [{"id": f"{split}{n}", "prompt": f"{n} 3 : {n % 5}", "answer": "7"} for n in range(1, count + 1)]
-
-def correction_prompt(problem):
-    return "?"
-
-def grade(problem, text):
-    return problem["answer"] in text
-"""
-OTHERS = {
-    "train": ('"train": 12', '"train": 11', "the training problems and the file own.py"),
-    "test": ('"7"', '"7" if split == "train" else "5"', "the held-out problems and the file own.py"),
-    "asked": ('return "?"', 'return ": ?"', "^the file own.py"),
-    "grader": ('problem["answer"] in text', "True", "^the file own.py"),
-}
-
-
-@pytest.mark.parametrize("what", OTHERS)
-@pytest.mark.parametrize("stopped_at", [None, 2])
-def test_other_problems_or_another_grader_are_refused(
-    stopped_at: int | None, what: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What was learned so far, and the base's evaluation, would be of something else. None: before step 1."""
-    file = tmp_path / "own.py"
-    file.write_text(TASK)
-    settings = recipe(tmp_path, model, task={"name": "custom", "file": str(file)})
-    with monkeypatch.context() as patch:
-        if stopped_at is None:
-            patch.setattr(Loop, "_stages", raises_interrupt)
-        with pytest.raises(TrainingInterrupted):
-            go(settings, StopAt(stopped_at or 1))
-    old, new, told = OTHERS[what]
-    assert old in TASK
-    file.write_text(TASK.replace(old, new))
-    with pytest.raises(CheckpointError, match=rf"{told}.* changed since the run in .* began.*name=NEW"):
-        go(settings)
-    file.write_text(TASK)
-    with pytest.raises(TrainingInterrupted):
-        go(settings, StopAt(3))
-
-
-def raises_interrupt(*_: object) -> None:
-    raise KeyboardInterrupt
-
-
 def test_a_run_has_one_process(model: Path, tmp_path: Path) -> None:
     settings = recipe(tmp_path, model)
     with alone(tmp_path / "run"), pytest.raises(ConfigError, match=r"/run is being written by another process; wait"):

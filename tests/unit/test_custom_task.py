@@ -1,16 +1,19 @@
 """A user's own task: the example as it is, and what is said of mistakes in the user's file."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from selfcorrect.config import CustomConfig, TrainConfig
 from selfcorrect.config.recipe import validate
-from selfcorrect.errors import DataError
+from selfcorrect.errors import DataError, GraderFailed
 from selfcorrect.evaluation.evaluate import evaluated_problems
 from selfcorrect.runs.checks import shortages
 from selfcorrect.runs.folder import _lines
+from selfcorrect.tasks import background, custom, own
 from selfcorrect.tasks.custom import CORRECTION, CustomTask
 from selfcorrect.types import Attempt, Completion, Grade, Outcome, Rollout
 from tests.support.data import write
@@ -65,12 +68,16 @@ def test_a_small_file_of_one_s_own(tmp_path: Path) -> None:
         ("def problems(s, o): return []\n", r"mine.py: defines no function grade"),
         (GOOD.replace("range(", "range(None and "), r"mine.py:3: TypeError: 'NoneType' object cannot be interpreted"),
         (GOOD.replace('options.get("count", 3)', 'options["count"]'), r"mine.py:3: KeyError: 'count'"),
-        (GOOD.replace('f"{split}{n}"', "n"), r"mine.py: problems\('train'\) row 1: field 'id' must be text, got 0"),
+        (GOOD.replace('f"{split}{n}"', "n / 2"), r"mine.py: problems\('train'\) row 1: field 'id' must be text or a whole number, got 0.0"),
+        (GOOD.replace('"id": f"{split}{n}", ', ""), r"problems\('train'\) row 1: field 'id' is missing; the row has n, prompt"),
+        (GOOD.replace('f"{split}{n}"', "n"), r"mine.py: problem '0' is both in train and in test"),
         (GOOD.replace('f"{split}{n}"', '"x"'), r"problems\('train'\) row 2: field 'id' = 'x' stands at"),
         (GOOD.replace('f"{split}{n}"', 'f"{n}"'), r"mine.py: problem '0' is both in train and in test"),
         (GOOD.replace('"prompt"', '"question"'), r"row 1: field 'prompt' is missing; the row has id, n, question"),
         (GOOD.replace("return [{", "return [3] or [{"), r"row 1: must be a dict, got int"),
-        (GOOD.replace("range(options", "range(0 * options"), r"task custom: the data holds no problems"),
+        (GOOD.replace("range(options", "range(0 * options"), r"mine.py: problems\('train'\) gives no rows, and there must be some to train on; it was called with options = {}"),
+        (GOOD.replace("def problems(split, options):", "def problems(split, options):\n    if split == 'test': return []"), r"problems\('test'\) gives no rows, .* to evaluate on"),
+        (f"import random\n{GOOD}".replace("{n}?", "{random.random()}?"), r"problems\('train'\) gives other rows when it is called again: field 'prompt' of row 1 is \"0.*, then \"0.*random.Random\(0\)"),
     ],
 )  # fmt: skip
 def test_mistakes_in_the_file_are_told_with_file_and_line(text: str, message: str, tmp_path: Path) -> None:
@@ -83,10 +90,11 @@ def test_a_grader_that_fails_at_everything_stops_the_run(tmp_path: Path) -> None
     task = task_of(tmp_path / "mine.py", GOOD.replace('problem["n"]', 'problem["m"]'))
     with pytest.raises(DataError, match=r"mine.py:7: KeyError: 'm'"):
         task.grade([(task.test[0], "1"), (task.test[1], "1")])
-    task = task_of(tmp_path / "mine.py", GOOD.replace("int(text) ==", "3 +"))
-    with pytest.raises(DataError, match=r"grade\(problem, text\) must return True, False or a Grade, got 3"):
+    task = task_of(tmp_path / "mine.py", GOOD.replace("int(text) ==", "4 or"))
+    with pytest.raises(
+        DataError, match=r"grade\(problem, text\) at problem 'test0' must return True, False, .*; got 4"
+    ):
         task.grade([(task.test[0], "1")])
-    assert task.grade([]) == []
     task = task_of(tmp_path / "mine.py", "import sys\n" + GOOD.replace("int(text) ==", "sys.exit(3) or"))
     with pytest.raises(DataError, match=r"mine.py:8: SystemExit: 3"):
         task.grade([(task.test[0], "1")])
@@ -97,7 +105,7 @@ def test_a_grader_that_fails_at_everything_stops_the_run(tmp_path: Path) -> None
     [
         ('Grade("right", 1.0)', r"problem 'test0': Grade: outcome must be one of correct, wrong, .*'right'"),
         ('Grade("correct", float("nan"))', r"reward = nan is no number from 0 to 1"),
-        ('Grade("wrong", -1)', r"reward = -1.0 is no number from 0 to 1"),
+        ('Grade("wrong", -1)', r"reward = -1 is no number from 0 to 1; give 1 where the outcome is correct, and less else"),
         ('Grade("correct", 0)', r"reward = 0 contradicts outcome = correct"),
         ('Grade("timeout", 1)', r"reward = 1 contradicts outcome = timeout"),
         ('Grade("wrong", None)', r"reward a number"),
@@ -110,10 +118,37 @@ def test_a_grade_that_contradicts_itself_is_refused(verdict: str, told: str, tmp
         task.grade([(task.test[0], "1")])
 
 
-def test_a_grade_may_name_its_outcome_in_words(tmp_path: Path) -> None:
-    text = "from selfcorrect.types import Grade\n" + GOOD.replace('int(text) == problem["n"]', 'Grade("correct", 1)')
+@pytest.mark.parametrize(
+    ("verdict", "grade"),
+    [
+        ('Grade("correct", 1)', ("correct", 1.0)),
+        ("True", ("correct", 1.0)),
+        ("1", ("correct", 1.0)),
+        ("0.25", ("wrong", 0.25)),
+        ("numpy.bool_(True)", ("correct", 1.0)),
+        ("numpy.float32(0.5)", ("wrong", 0.5)),
+        ("numpy.array([1])", ("correct", 1.0)),
+        ("numpy.array([1, 0])", r"got array\(\[1, 0\]\)"),
+        ("1.5", r"at problem 'test0' must return True, False, a number from 0 \(wrong\) to 1 .* or a Grade, .*; got 1.5"),
+        ("float('nan')", "got nan"),
+        ("'yes'", "got 'yes'"),
+        ("None", r"got None; does each of its branches return\?"),
+    ],
+)  # fmt: skip
+def test_a_verdict_is_a_truth_value_a_number_or_a_grade(
+    verdict: str, grade: tuple[str, float] | str, tmp_path: Path
+) -> None:
+    text = f"import numpy\nfrom selfcorrect.types import Grade\n{GOOD}".replace('int(text) == problem["n"]', verdict)
     task = task_of(tmp_path / "mine.py", text)
-    assert task.grade([(task.test[0], "1")])[0].correct
+    if isinstance(grade, tuple):
+        (found,) = task.grade([(task.test[0], "1")])
+        assert (found.outcome, found.reward) == grade
+    else:
+        for answers in ([], [(task.test[0], "1")]):  # told before a run has begun as well
+            fresh = task_of(tmp_path / "mine.py")
+            fresh.test  # noqa: B018 - loads it
+            with pytest.raises(DataError, match=grade):
+                fresh.grade(answers)
 
 
 def test_files_that_are_not_there(tmp_path: Path) -> None:
@@ -172,3 +207,120 @@ def test_fewer_problems_than_asked_for_are_told(
     assert isinstance(config, TrainConfig)
     assert len(evaluated_problems(config, task)) == evaluated
     assert shortages(config, task, evaluated) == told
+
+
+SLOW = """
+import threading
+free = threading.Event()
+
+
+def problems(split, options):
+    return [{"id": n, "prompt": f"{n}?", "split": split} for n in (range(4) if split == "test" else range(4, 8))]
+
+
+def grade(problem, text):
+    if text == "never":
+        free.wait(60)
+    if text == "SystemExit":
+        raise SystemExit
+    return text == str(problem["id"] + 0)
+"""
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_a_call_that_never_returns_is_a_timeout(workers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The others are graded, in order; ids that are numbers are numbers to the file's functions."""
+    monkeypatch.setattr(background, "PATIENCE", 0.05)
+    monkeypatch.setattr(custom, "_MOST_RUNNING", 3)
+    (tmp_path / "slow.py").write_text(SLOW)
+    told: list[str] = []
+    settings = CustomConfig(name="custom", file=str(tmp_path / "slow.py"), seconds=0.2, workers=workers)
+    task = CustomTask(settings, told.append)
+    try:
+        texts = ("never", "1", "SystemExit", "4", "2", "never")
+        grades = task.grade([(task.test[n % 4], text) for n, text in enumerate(texts)])
+        outcomes = ["timeout", "correct", "grader_failed", "wrong", "wrong", "timeout"]
+        assert [(grade.outcome, grade.reward) for grade in grades] == [(o, float(o == "correct")) for o in outcomes]
+        assert grades[0].detail == "took more than task.seconds = 0.2"
+        assert told[0].startswith("waiting 0 s for the grader at problem '0' (slow.py; it may take task.seconds = 0.2)")
+        assert any("slow.py: grade(problem, text) at problem '0': took more than" in line for line in told)
+        many = 3 if workers == 1 else 10
+        with pytest.raises(GraderFailed, match=rf"slow.py: .* {max(3, 4 * workers)} such calls still run, so no more"):
+            task.grade([(task.test[0], "never")] * many)
+    finally:
+        task._code._module.free.set()
+
+
+def test_a_grader_is_tried_before_a_run(tmp_path: Path) -> None:
+    (tmp_path / "slow.py").write_text(SLOW.replace('"never"', '""'))
+    task = CustomTask(CustomConfig(name="custom", file=str(tmp_path / "slow.py"), seconds=0.1), print)
+    assert task.grade([]) == []  # no problem is loaded to try it at
+    assert task.test
+    with pytest.raises(DataError, match=r"tried at problem '0' with an empty text: took more than task.seconds = 0.1"):
+        task.grade([])
+    task._code._module.free.set()
+    task = task_of(tmp_path / "mine.py", GOOD)
+    assert task.test
+    assert task.grade([]) == []
+    assert "grade raises at an empty text" in task.notes[0]
+    assert "mine.py:7: ValueError" in task.notes[0]
+
+
+def test_what_lies_beside_the_file_is_found(tmp_path: Path) -> None:
+    """As a script finds it, and anew each time; what has the name of a library or of the program is not."""
+    for name, text in {
+        "pkg/__init__.py": "",
+        "pkg/deep.py": "VALUE = 1",
+        "random.py": "",
+        "numpy.py": "",
+        "none.py": "",
+    }.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    file, helper = tmp_path / "mine.py", tmp_path / "helper_of_mine.py"
+    text = f"import random, numpy\nfrom helper_of_mine import right\n{GOOD}"
+    text = text.replace('int(text) == problem["n"]', "right(text)")
+    for word in ("yes", "no"):
+        helper.write_text(f"def right(text):\n    from pkg import deep\n    return text == {word!r} and deep.VALUE\n")
+        task = task_of(file, text)
+        assert [grade.correct for grade in task.grade([(task.test[0], "yes"), (task.test[0], "no")])] == [
+            word == "yes", word == "no",
+        ]  # fmt: skip
+    assert list(own.files_of(file)) == ["mine.py", "helper_of_mine.py", "pkg/deep.py", "pkg/__init__.py"]
+    before = own.digest_of(file)
+    own.keep(file, tmp_path / "kept")
+    assert own.digest_of(tmp_path / "kept/mine.py") == before
+    (tmp_path / "pkg/deep.py").write_text("VALUE = 2")
+    assert own.digest_of(file) != before
+    kept = task_of(tmp_path / "kept/mine.py")
+    assert kept.grade([(kept.test[0], "no")])[0].correct
+    (tmp_path / "decimal_of_mine.py").write_text("")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "decimal_of_mine", json)
+        with pytest.raises(DataError, match=r"another decimal_of_mine is loaded already \(.*json.*\); give one of"):
+            task_of(tmp_path / "other.py", f"import decimal_of_mine\n{GOOD}")
+
+
+def test_a_prompt_that_is_typed(tmp_path: Path) -> None:
+    task = task_of(tmp_path / "mine.py", GOOD)
+    assert task.parse("test1") is task.test[1]
+    typed = task.parse(" What is 3? ")
+    assert (typed.prompt, task.correction_prompt(typed)) == ("What is 3?", CORRECTION)
+    (grade,) = task.grade([(typed, "3")])
+    assert grade.outcome == "grader_failed"
+    assert grade.detail.endswith(
+        "KeyError: 'n'; a prompt that is typed has no fields but id and prompt, so name a problem by its id to see it judged"
+    )
+    with pytest.raises(DataError, match=r"no such id; problems of task custom are named by id, like test0"):
+        task.parse("word")
+
+
+def test_work_in_the_background_keeps_no_process() -> None:
+    """A pool of concurrent.futures would be waited for."""
+    code = "import threading; from selfcorrect.tasks.background import Background as B; B('b').submit(threading.Event().wait)"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    work = background.Background("b")
+    with pytest.raises(SystemExit):
+        work.submit(sys.exit).result()
+    assert work.submit(divmod, 7, 4).result() == (1, 3)
+    work.shutdown()

@@ -9,8 +9,19 @@ from selfcorrect.config.stages import OwnObjective, Stage, SupervisedStage
 from selfcorrect.config.tasks import HubConfig, RepairConfig, TaskConfig
 from selfcorrect.errors import ConfigError
 
-_PATHS = ("file", "data", "evaluate_data", "held_out", "traces", "recorded", "external", "chat_template", "sync_folder")
+PATHS = (  # settings that name a file or a folder, in whatever section they are
+    "file",
+    "data",
+    "evaluate_data",
+    "held_out",
+    "traces",
+    "recorded",
+    "external",
+    "chat_template",
+    "sync_folder",
+)
 USED = "config.used.yaml"  # the settings that a run has gone by, so that an edited config.yaml is noticed
+TASK = "task"  # within a run: the file of a task of one's own, and what it imports that lies beside it
 _FREE = ("options", "template_options", "columns", "correction_prompts")  # what stands inside is the user's own
 
 
@@ -29,8 +40,21 @@ def _anchored(key: str, value: Any, folder: Path) -> Any:
         return [_anchored(key, item, folder) for item in value]
     if not isinstance(value, str) or not value or value[0] == "~" or (key, value) == ("chat_template", "plain"):
         return value
-    is_path = key in _PATHS or (key == "path" and value.startswith(("./", "../")))
+    is_path = key in PATHS or (key == "path" and value.startswith(("./", "../")))
     return str(folder / value) if is_path else value
+
+
+def with_kept_task(data: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """The recipe of a run in `folder`, with the run's copy of its task's file where that is no longer there."""
+    task = data.get("task")
+    if not isinstance(task, dict):
+        return data
+    file = task.get("file")
+    if isinstance(file, str) and not Path(file).expanduser().exists() and is_run(folder):
+        kept = folder / TASK / Path(file).name
+        if kept.is_file():
+            return data | {"task": {**task, "file": str(kept)}}
+    return data
 
 
 def absolute(config: TrainConfig) -> TrainConfig:

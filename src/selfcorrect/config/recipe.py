@@ -19,7 +19,7 @@ from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 from selfcorrect.config import STAGE_KINDS, TASK_KINDS, Config
 from selfcorrect.config.familiar import FAMILIAR
 from selfcorrect.config.overrides import apply_override
-from selfcorrect.config.paths import anchored
+from selfcorrect.config.paths import anchored, with_kept_task
 from selfcorrect.config.settings import sections, settings
 from selfcorrect.config.shipped import find_recipe
 from selfcorrect.config.yaml12 import Dumper, Loader
@@ -67,7 +67,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         raise _is_data(file)
     if not isinstance(data, dict):
         raise ConfigError(f"recipe {file} must be a mapping of settings, not {type(data).__name__}")
-    return validate(anchored(data, file.parent), str(file), places, overrides)
+    return validate(with_kept_task(anchored(data, file.parent), file.parent), str(file), places, overrides)
 
 
 def _refuse_data(file: Path) -> None:

@@ -215,6 +215,11 @@ class CustomConfig(Strict):
     """The Python file."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Handed to the file's problems() as they are."""
+    seconds: Rate = 60.0
+    """How long grade() may take for one answer; one that takes longer is a timeout, and its call is left to itself."""
+    workers: Positive = 1
+    """Threads that grade, each another answer; more than one where grade() waits for others, as a judge behind HTTP,
+    and may be called by several threads at once."""
 
 
 TaskConfig = Annotated[

@@ -2,7 +2,8 @@
 
 A row names its problem by `task_id`, or holds what grading needs (math: gold, answer or solution; code: tests). Its
 attempts are the list `attempts`, or one text under response, completion or program. `finish_reasons` says which of
-them ran into the token limit.
+them ran into the token limit. A run's own rollouts are such rows too: they hold prompt and reference, and attempts that
+were graded once.
 """
 
 import contextlib
@@ -23,6 +24,7 @@ from selfcorrect.samplers.recorded import RecordedSampler
 from selfcorrect.tasks.base import Task
 from selfcorrect.tasks.code import CodeTask, Item, plain
 from selfcorrect.tasks.countdown import Countdown
+from selfcorrect.tasks.custom import CustomTask
 from selfcorrect.tasks.dataset import DataTask
 from selfcorrect.tasks.files import Row
 from selfcorrect.tasks.math import MathTask
@@ -31,17 +33,22 @@ from selfcorrect.types import CUT_OFF, Attempt, Completion, FinishReason, Grade,
 SINGLE = ("response", "completion", "program")
 _FENCE = "`" * 12
 _CHUNK = 256  # attempts graded between two writes
+_UNREAD = Grade(Outcome.UNREADABLE, 0.0, "", "the model could not read the problem")
 
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
-    """One row: where it stands, its problem's name, the texts of its attempts, and whether each came to its end."""
+    """One row: where it stands, its problem's name, the texts of its attempts, and whether each came to its end.
+
+    played: whether it is a rollout of a run, whose attempts say what became of them.
+    """
 
     where: str
     name: str
     texts: tuple[str, ...]
     row: Row
     ends: tuple[FinishReason, ...]
+    played: bool = False
 
     def marks(self, problem: Problem, grader: Mapping[str, Any]) -> dict[str, str]:
         """What stands before its grades: its name, and digests of all that they depend on."""
@@ -52,7 +59,11 @@ class Recorded:
     @property
     def completions(self) -> list[Completion]:
         """The attempts as `play` knows them."""
-        return [Completion((), (), text, end) for text, end in zip(self.texts, self.ends, strict=True)]
+        told = self.row.fields["attempts"] if self.played else [{}] * len(self.texts)
+        return [
+            Completion((), (), text, end, _UNREAD if each.get("outcome") == Outcome.UNREADABLE else None)
+            for text, end, each in zip(self.texts, self.ends, told, strict=True)
+        ]
 
 
 def _digest(told: object) -> str:
@@ -64,8 +75,10 @@ def recorded_of(rows: Iterable[Row]) -> list[Recorded]:
     found: list[Recorded] = []
     asked: dict[str, int] = {}
     for number, row in enumerate(rows, 1):
-        texts = _texts(row)
-        found.append(Recorded(row.where, _name(row, number, asked), texts, row, _ends(row, len(texts))))
+        played = _is_played(row)
+        texts = _texts_played(row) if played else _texts(row)
+        ends = _ends_played(row) if played else _ends(row, len(texts))
+        found.append(Recorded(row.where, _name(row, number, asked), texts, row, ends, played))
         if len(texts) != len(found[0].texts):
             raise row.wrong("attempts", f"has {len(texts)}, where {found[0].where} has {len(found[0].texts)}")
     return found
@@ -95,6 +108,25 @@ def _texts(row: Row) -> tuple[str, ...]:
             return (f"{_FENCE}python\n{text}\n{_FENCE}" if field == "program" else text,)
     there = ", ".join(sorted(map(str, row.fields))[:12])
     raise DataError(f"{row.where}: no attempt: expected attempts, or one of {', '.join(SINGLE)}; the row has {there}")
+
+
+def _is_played(row: Row) -> bool:
+    """Whether a row is a rollout of a run (docs/run_folder.md)."""
+    attempts = row.fields.get("attempts")
+    listed = isinstance(attempts, list) and bool(attempts) and all(isinstance(each, dict) for each in attempts)
+    return listed and isinstance(row.fields.get("reference"), dict)
+
+
+def _texts_played(row: Row) -> tuple[str, ...]:
+    texts = [each.get("text") for each in row.fields["attempts"]]
+    if not all(isinstance(text, str) for text in texts):
+        raise row.wrong("attempts", "lacks a text in one of them, which a run's rollouts have")
+    return tuple(texts)
+
+
+def _ends_played(row: Row) -> tuple[FinishReason, ...]:
+    cut = [each.get("outcome") == Outcome.TRUNCATED for each in row.fields["attempts"]]
+    return tuple("length" if each else "stop" for each in cut)
 
 
 def _ends(row: Row, count: int) -> tuple[FinishReason, ...]:
@@ -127,6 +159,8 @@ class Problems:
 
     def _of(self, recorded: Recorded) -> Problem:
         row = recorded.row
+        if recorded.played:
+            return self._played(recorded)
         if isinstance(self._task, CodeTask) and row.has("tests"):
             item = _item(row)  # rows, and the task's own data, may call others by the same name
             return self._task.problem(item, f"{recorded.name} [{_digest(repr(item))[:8]}]", examples=False)
@@ -152,6 +186,13 @@ class Problems:
         if found is None:
             raise row.wrong("task_id", f"= {row.fields['task_id']!r} is not in the task's data ({self._known})")
         return found
+
+    def _played(self, recorded: Recorded) -> Problem:
+        """What a run graded against; of a task of one's own, what its file says of that problem by now."""
+        row = recorded.row
+        problem = Problem(row.text("id"), self._task.name, row.text("prompt"), row.fields["reference"])
+        known = self._by_id.get(problem.id) if isinstance(self._task, CustomTask) else None
+        return known if known and known.prompt == problem.prompt else problem
 
     @cached_property
     def _by_id(self) -> Mapping[str, Problem]:

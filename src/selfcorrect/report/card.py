@@ -4,12 +4,20 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import PurePath
+from typing import Any
 
+import yaml
+
+from selfcorrect.config.paths import PATHS
+from selfcorrect.config.yaml12 import Dumper, Loader
 from selfcorrect.evaluation.caution import caution
 from selfcorrect.evaluation.metrics import Estimate, Summary
 from selfcorrect.report.load import Run
 from selfcorrect.report.wording import capital, interval, percent, points
 
+# An absolute path of two parts or more, or one of the home: "/no_think" is a word to a model.
+_AT_A_PLACE = re.compile(r"(?<![\w.:/~-])(?:~[\w.-]*(?:/[\w.@%+-]+)+|(?:/[\w.@%+-]+){2,})/?")
+_NAME_PLACES = (*PATHS, "path", "reference", "output")
 _ABOUT = (
     "Trained with selfcorrect to write a first attempt at a problem and, asked to look again, a second one (SCoRe, "
     "arXiv 2409.12917; by which objectives, the recipe below says). What came of it is in the results."
@@ -101,9 +109,34 @@ def _made(run: Run) -> list[str]:
     command, versions = run.environment.get("command"), run.environment.get("versions", {})
     told = ["## How it was made", ""]
     if command:
-        told += ["", f"    {command if isinstance(command, str) else ' '.join(map(str, command))}", ""]
+        text = command if isinstance(command, str) else " ".join(map(str, command))
+        told += ["", f"    {_AT_A_PLACE.sub(lambda found: _name(found[0]), text)}", ""]
     if isinstance(versions, Mapping) and versions:
         told += ["With " + ", ".join(f"{name} {version}" for name, version in versions.items()) + ".", ""]
-    longest = max([2, *map(len, re.findall("`+", run.config_text))])
+    recipe = _recipe(run)
+    longest = max([2, *map(len, re.findall("`+", recipe))])
     fence = "`" * (longest + 1)  # a prompt may hold fences of its own
-    return [*told, "The recipe:", "", f"{fence}yaml", run.config_text.rstrip(), fence, ""]
+    return [*told, "The recipe:", "", f"{fence}yaml", recipe, fence, ""]
+
+
+def _recipe(run: Run) -> str:
+    """The run's, its paths without their folders: those of one machine, which a published card would tell."""
+    try:
+        data = yaml.load(run.config_text, Loader=Loader)
+    except (yaml.YAMLError, ValueError, RecursionError):
+        return _AT_A_PLACE.sub(lambda found: _name(found[0]), run.config_text).rstrip()
+    plain = {key: _without_places(str(key), value) for key, value in data.items()} if isinstance(data, dict) else data
+    return yaml.dump(plain, Dumper=Dumper, sort_keys=False, allow_unicode=True, width=100).rstrip()
+
+
+def _without_places(key: str, value: Any) -> Any:
+    if isinstance(value, dict):
+        return {each: _without_places(str(each), item) for each, item in value.items()}
+    if isinstance(value, list):
+        return [_without_places(key, item) for item in value]
+    named = isinstance(value, str) and key in _NAME_PLACES and value.startswith(("/", "~"))
+    return _name(value) if named or (isinstance(value, str) and _AT_A_PLACE.fullmatch(value)) else value
+
+
+def _name(path: str) -> str:
+    return PurePath(path).name

@@ -14,6 +14,7 @@ from selfcorrect.models.chat import Chat
 from selfcorrect.runs.folder import read_object
 from selfcorrect.tasks.base import Task
 from selfcorrect.tasks.dataset import DataTask
+from selfcorrect.tasks.own import digest_of
 from selfcorrect.types import Problem
 
 FILE = "asked.json"
@@ -33,7 +34,7 @@ def asked_of(
         # What asks for a second attempt is a setting, or in the task's file; drawn at random, it differs each time.
         found[f"the {name} problems{again}"] = digest(problems, None, chat)
     if isinstance(config.task, CustomConfig):
-        found[f"the file {Path(config.task.file).name}"] = file_digest(config.task.file)
+        found["the task's file"] = digest_of(config.task.file)
     return found
 
 

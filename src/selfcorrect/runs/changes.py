@@ -27,6 +27,7 @@ _FREE = {  # setting, or section -> what a change of it means
     "model.reference": "where it lies changes no result",
     "rollouts.rows_at_once": f"{_ROUNDING}; other draws where an evaluation samples or a stage collects traces",
     "task.workers": "", "task.of.workers": "",
+    "task.seconds": "verdicts so far stay", "task.file": "it must hold what the run began with",
     "checkpoint.keep": "", "checkpoint.minutes": "", "log": "", "evaluation.controls": "",
     "checkpoint.every": "`best` is chosen among the checkpoints there are",
     "vllm": _ROUNDING,

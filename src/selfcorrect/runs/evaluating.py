@@ -24,11 +24,11 @@ from selfcorrect.models.language_model import LanguageModel
 from selfcorrect.models.loading import load_model, use_threads
 from selfcorrect.models.sizing import parameter_count
 from selfcorrect.models.weights import fingerprint
-from selfcorrect.runs.asked import file_digest
 from selfcorrect.runs.display import Observer
 from selfcorrect.runs.untrained import check_not_others
 from selfcorrect.samplers.base import Sampler
 from selfcorrect.tasks.base import Task
+from selfcorrect.tasks.own import digest_of
 from selfcorrect.types import Problem
 
 _CPU_CHUNK = 3e12  # floating point operations between two writes on a processor: half a minute or so on two cores
@@ -172,11 +172,11 @@ def sampling_settings(
 
 
 def task_settings(task: TaskConfig) -> dict[str, Any]:
-    """All that verdicts depend on besides the problems."""
-    told = with_absolute_paths(task).model_dump(mode="json", exclude={"workers"})
+    """All that verdicts depend on besides the problems. Of a task of one's own, wherever its file lies by now."""
     if isinstance(task, CustomConfig):
-        told["what the file holds"] = file_digest(task.file)
-    return told
+        told = task.model_dump(mode="json", exclude={"workers", "file"})
+        return told | {"what the file holds": digest_of(task.file)}
+    return with_absolute_paths(task).model_dump(mode="json", exclude={"workers"})
 
 
 def default_folder(config: TrainConfig, made_with: dict[str, Any]) -> Path:

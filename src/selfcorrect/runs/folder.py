@@ -13,8 +13,8 @@ from typing import Any
 import torch
 
 from selfcorrect import __version__
-from selfcorrect.config import TrainConfig
-from selfcorrect.config.paths import USED
+from selfcorrect.config import CustomConfig, TrainConfig
+from selfcorrect.config.paths import TASK, USED
 from selfcorrect.config.recipe import dump
 from selfcorrect.errors import CheckpointError
 from selfcorrect.evaluation.averages import means, samples_of_rows
@@ -25,6 +25,7 @@ from selfcorrect.evaluation.metrics import Summary
 from selfcorrect.evaluation.stored import summary_of
 from selfcorrect.models.loading import pick_device, pick_dtype
 from selfcorrect.runs.trackers import Trackers, make_trackers
+from selfcorrect.tasks import own
 from selfcorrect.types import Rollout
 from selfcorrect.waiting import cores
 
@@ -56,6 +57,8 @@ class RunFolder:
         started = make_trackers(path, config, str(told["started"]), 0, say) if trackers else Trackers()
         (path / "evaluations").mkdir(exist_ok=True)
         write_durably(path / "environment.json", json.dumps(told, indent=1) + "\n")
+        if isinstance(config.task, CustomConfig):
+            own.keep(config.task.file, path / TASK)
         if trackers:
             write_durably(path / USED, dump(config))
         write_durably(path / "config.yaml", dump(config))

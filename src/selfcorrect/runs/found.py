@@ -4,8 +4,8 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from selfcorrect.config import TrainConfig
-from selfcorrect.config.paths import USED, absolute, is_evaluation
+from selfcorrect.config import CustomConfig, TrainConfig
+from selfcorrect.config.paths import TASK, USED, absolute, is_evaluation
 from selfcorrect.config.recipe import load_recipe
 from selfcorrect.errors import ConfigError
 from selfcorrect.evaluation.kept import differences
@@ -22,7 +22,25 @@ def to_resume(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
             f"{path} holds an evaluation, not a run: the same `selfcorrect evaluate` command goes on with it; "
             f"`selfcorrect train {shlex.quote(str(path / 'config.yaml'))} name=NEW` trains its model, if it is one here"
         )
-    return _recipe_of(path / "config.yaml", overrides)
+    config = _recipe_of(path / "config.yaml", overrides)
+    named = any(override.startswith("task.") for override in overrides)
+    return config if named else with_own_task(config, path)
+
+
+def with_own_task(config: TrainConfig, path: Path) -> TrainConfig:
+    """The run's settings, with its copy of the task's file where that is no longer what the run began with."""
+    task, kept = config.task, path / TASK
+    if not isinstance(task, CustomConfig) or not (kept / Path(task.file).name).is_file():
+        return config
+    there, files = Path(task.file).parent, [file for file in kept.rglob("*") if file.is_file()]
+    if all(_same(file, there / file.relative_to(kept)) for file in files if file.parent.name != "__pycache__"):
+        return config
+    own = task.model_copy(update={"file": str(kept / Path(task.file).name)})
+    return config.model_copy(update={"task": own})
+
+
+def _same(file: Path, other: Path) -> bool:
+    return other.is_file() and file.read_bytes() == other.read_bytes()
 
 
 def used_by(path: Path) -> TrainConfig:

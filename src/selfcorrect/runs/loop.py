@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from selfcorrect.config import OwnObjective, Star, SupervisedStage, TrainConfig
-from selfcorrect.errors import CheckpointError, NothingGraded, SamplerFailed
+from selfcorrect.errors import CheckpointError, GraderFailed, NothingGraded, SamplerFailed
 from selfcorrect.evaluation.evaluate import Evaluation, Evaluator
 from selfcorrect.learning.record import StepResult
 from selfcorrect.learning.supervised import Collection, Collector, steps_an_iteration, supervised_step
@@ -109,7 +109,7 @@ class Loop:
         trainer, log = self.trainer, self.config.log
         try:
             result = supervised_step(trainer, self._collected) if self._collected else trainer.train_step()
-        except (NothingGraded, SamplerFailed) as error:
+        except (NothingGraded, GraderFailed, SamplerFailed) as error:
             if trainer.progress.stage_step:
                 self._checkpoint()
             kept = f"checkpoint {trainer.progress.step} is kept" if trainer.progress.step else "nothing was trained yet"

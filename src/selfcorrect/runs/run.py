@@ -6,15 +6,15 @@ even by `kill -9`, goes on exactly as if it had not been.
 
 import dataclasses
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from selfcorrect.config import SupervisedStage, TrainConfig
-from selfcorrect.config.paths import USED, absolute
+from selfcorrect.config import CustomConfig, SupervisedStage, TrainConfig
+from selfcorrect.config.paths import TASK, USED, absolute
 from selfcorrect.errors import CheckpointError, ConfigError, MemoryExhausted, RankLost, TrainingInterrupted, first_line
 from selfcorrect.evaluation.evaluate import Evaluator
 from selfcorrect.learning.own import own_objectives
@@ -115,7 +115,13 @@ def _to_go_on(
     """The settings to go on with, None where nothing is left to do, and those that the run has gone by so far."""
     config, used = to_resume(path, overrides), used_by(path)
     state = newest_state(path / "checkpoints")
-    changes = judge(used, absolute(config), state, path)
+    changes = [change for change in judge(used, absolute(config), state, path) if change.field != "task.file"]
+    before, now = (each.task.file if isinstance(each.task, CustomConfig) else "" for each in (used, config))
+    if before != now and Path(now).parent == path / TASK:
+        observer.message(
+            f"{before}, or what it imports, is no longer what the run began with: going on with the copy in "
+            f"{path / TASK}; to train with the new one, begin another run"
+        )
     if state is None and (path / "final").is_dir():
         if changes:
             raise ConfigError(
@@ -168,7 +174,8 @@ def _prepare_and_train(
     _check_stages(config)
     ranks.each(lambda: own_objectives(config.stages, config.rollouts))  # tried before the model is loaded
     tracker_names(config)  # refused before anything is written, as are task, data and model
-    task, evaluator, validation = ranks.each(lambda: _asked(config))
+    say = observer.message if ranks.rank == 0 else None
+    task, evaluator, validation = ranks.each(lambda: _asked(config, say))
     evaluator = dataclasses.replace(evaluator, play=ranks.play)
     lm, dtype = ranks.load(config), stored_dtype(config.model.path)
     base = fingerprint(lm)
@@ -210,9 +217,9 @@ def _prepare_and_train(
                 loop.run(checkpoint, stop)
 
 
-def _asked(config: TrainConfig) -> tuple[Task, Evaluator, list[Problem]]:
+def _asked(config: TrainConfig, say: Callable[[str], None] | None) -> tuple[Task, Evaluator, list[Problem]]:
     """The task, what evaluates, and the problems that choose the best weights. Raises DataError and its like."""
-    task = make_task(config.task)
+    task = make_task(config.task, say)
     task.draw(1, config.rollouts.problems_per_step, config.seed)
     held_out = config.checkpoint.held_out
     return task, make_evaluator(config, task), list(task.load(held_out)) if held_out else []

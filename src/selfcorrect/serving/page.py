@@ -4,7 +4,6 @@ import asyncio
 import base64
 import hashlib
 from collections.abc import Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -19,6 +18,7 @@ from selfcorrect.report.page import with_common
 from selfcorrect.serving.guards import Json, read_body
 from selfcorrect.serving.protocol import MOST_ATTEMPTS, ApiError, invalid, read_json
 from selfcorrect.tasks import Task
+from selfcorrect.tasks.background import Background
 from selfcorrect.types import Grade, Outcome, Problem
 
 _LISTED = 100  # problems to pick from
@@ -47,7 +47,7 @@ class Page:
     def __init__(self, about: About, task: Task | None, problems: list[Problem]) -> None:
         self._about, self._task = about, task
         self._problems = {problem.id: problem for problem in problems}
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="grader")
+        self._thread = Background("grader")
 
     def routes(self) -> list[tuple[str, str, Callable[[Request], Awaitable[Response]]]]:
         return [

@@ -1,5 +1,7 @@
 """Tasks by name. One file a task."""
 
+from collections.abc import Callable
+
 from selfcorrect.config import CodeConfig, CountdownConfig, CustomConfig, MathConfig, RepairConfig, TaskConfig
 from selfcorrect.tasks.base import Split, Task
 from selfcorrect.tasks.code import CodeTask
@@ -19,8 +21,11 @@ DESCRIPTIONS = {
 }
 
 
-def make_task(config: TaskConfig) -> Task:
-    """The task a recipe names. Its data is read when it is first asked for."""
+def make_task(config: TaskConfig, say: Callable[[str], None] | None = None) -> Task:
+    """The task a recipe names. Its data is read when it is first asked for.
+
+    say: told, from any thread, of calls of a user's own grader that take long; by default stderr is.
+    """
     match config:
         case CountdownConfig():
             return Countdown(config)
@@ -31,5 +36,5 @@ def make_task(config: TaskConfig) -> Task:
         case RepairConfig():
             return RepairTask(config)
         case CustomConfig():
-            return CustomTask(config)
+            return CustomTask(config, say)
     raise AssertionError(type(config).__name__)

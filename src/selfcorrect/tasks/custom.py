@@ -3,31 +3,35 @@
 The file is the user's and runs with the user's rights, in this process. It defines:
 
     problems(split, options)          rows {"id": ..., "prompt": ..., anything JSON can hold} for "train" and "test"
-    grade(problem, text)              True, False or a Grade
+    grade(problem, text)              True, False, a number from 0 to 1, or a Grade
     correction_prompt(problem)        optional: the text that asks for the next attempt
 """
 
-import importlib.util
 import json
 import math
+import numbers
 import sys
-import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from pathlib import Path
-from types import ModuleType
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from selfcorrect.config import CustomConfig
-from selfcorrect.errors import DataError
+from selfcorrect.errors import DataError, GraderFailed
+from selfcorrect.tasks.background import Overdue, Timed
 from selfcorrect.tasks.dataset import DataTask
 from selfcorrect.tasks.files import Row, read_rows, unique
+from selfcorrect.tasks.own import load
+from selfcorrect.tasks.own_code import OwnCode
 from selfcorrect.tasks.sources import check_there
 from selfcorrect.types import Grade, Outcome, Problem
 
 CORRECTION = (
     "Your answer may be wrong. Check it, and put right what you find. Then give the whole answer once more, in the "
     "same form."
+)
+TYPED = "typed"
+_MOST_RUNNING = 16  # calls that were given up and still run, beyond which a run is not worth going on with
+_MAY_RETURN = (
+    "True, False, a number from 0 (wrong) to 1 (right), or a Grade, such as Grade(Outcome.WRONG, 0.5, answer, why)"
 )
 
 
@@ -36,23 +40,26 @@ class CustomTask(DataTask):
 
     name = "custom"
 
-    def __init__(self, config: CustomConfig) -> None:
+    def __init__(self, config: CustomConfig, say: Callable[[str], None] | None = None) -> None:
+        """say: told of calls of grade that take long; by default stderr is."""
         super().__init__()
-        self._config = config
-        self._file = check_there(config.file, "task.file")
-        if not self._file.is_file():
-            raise DataError(f"task.file = {config.file!r}: not a file")
-        self._module = self._import()
-        self._problems = self._function("problems")
-        self._grade = self._function("grade")
-        self._correction = self._function("correction_prompt", needed=False)
-        self._has_graded = False
+        self._config, self._say = config, say or _on_stderr
+        self._code = OwnCode(config.file, "task.file", "docs/tasks.md", load)
+        self._file = self._code.file
+        self._problems, self._grade = self._code.function("problems"), self._code.function("grade")
+        self._correction = self._code.function("correction_prompt", needed=False)
+        self._calls = Timed(self._judged, config.workers, config.seconds, self._slow, self._overdue)
+        self._has_graded = self._is_tried = False
+        self._given_up = 0
 
     def correction_prompt(self, problem: Problem) -> str:
         if self._correction is None:
             return CORRECTION
-        with self._blamed():
-            text = self._correction(_row_of(problem))
+        try:
+            with self._code.blamed():
+                text = self._correction(_row_of(problem))
+        except DataError as error:
+            raise DataError(f"{error}{_of_typed(problem)}") from error
         if not isinstance(text, str):
             raise DataError(f"{self._file}: correction_prompt(problem) must return text, got {type(text).__name__}")
         return text
@@ -61,26 +68,48 @@ class CustomTask(DataTask):
         return template.format()
 
     def grade(self, answers: Sequence[tuple[Problem, str]]) -> list[Grade]:
-        """One by one. An error of the user's function is `grader_failed`; before any answer was graded, it rises."""
+        """An error of the user's function is `grader_failed`; before any answer was graded, it rises.
+
+        A call that takes more than task.seconds is `timeout`, and goes on by itself. With no answers at all the
+        function is tried on an empty text. Raises GraderFailed where too many such calls still run.
+        """
+        if not answers:
+            self._try_out()
+            return []
+        found = self._calls.over(answers)
+        if found is None:
+            raise GraderFailed(f"{self._file}: the task was closed while it graded")
         grades: list[Grade] = []
         errors: list[DataError] = []
-        for problem, text in answers:
-            try:
-                with self._blamed():
-                    verdict = self._grade(_row_of(problem), text)  # type: ignore[misc]
-                grades.append(self._as_grade(problem, verdict))
+        for (problem, _), verdict in zip(answers, found, strict=True):
+            if isinstance(verdict, Grade):
                 self._has_graded = True
-            except DataError as error:
-                errors.append(error)
-                grades.append(Grade(Outcome.GRADER_FAILED, 0.0, "", str(error)))
+                grades.append(verdict)
+            elif isinstance(verdict, Overdue):
+                grades.append(Grade(Outcome.TIMEOUT, 0.0, "", self._too_long()))
+            else:
+                assert isinstance(verdict, DataError)
+                typed = _of_typed(problem)
+                errors += [] if typed else [verdict]
+                grades.append(Grade(Outcome.GRADER_FAILED, 0.0, "", f"{verdict}{typed}"))
         if errors and not self._has_graded:
             raise errors[0]
         return grades
 
+    def close(self) -> None:
+        """Begin no more calls of grade; those under way cannot be ended."""
+        self._calls.stop()
+
     def load(self, path: str) -> list[Problem]:
         """Rows of the shape that problems() gives."""
-        rows = read_rows(check_there(path, "file"))
-        return [_problem(row) for row in unique(rows, lambda row: row.fields.get("id"), "id")]
+        return _problems(read_rows(check_there(path, "file")))
+
+    def parse(self, text: str) -> Problem:
+        """A problem by its id; other words are a prompt of the user's own, which has no fields but id and prompt."""
+        found = self.find(text.strip())
+        if found is None and len(text.split()) > 1:
+            return Problem(TYPED, self.name, text.strip(), {})
+        return found or super().parse(text)
 
     def _load_train(self) -> list[Problem]:
         train = self._split("train")
@@ -95,80 +124,175 @@ class CustomTask(DataTask):
 
     def _split(self, split: str) -> list[Problem]:
         where = f"{self._file}: problems({split!r})"
-        with self._blamed():
-            listed: Iterable[Any] = list(self._problems(split, dict(self._config.options)))  # type: ignore[misc]
+        rows = self._rows(split, where)
+        if not rows:
+            purpose = "train on" if split == "train" else "evaluate on, which no run goes without"
+            raise DataError(
+                f"{where} gives no rows, and there must be some to {purpose}; it was called with options = "
+                f"{self._config.options!r} (task.options)"
+            )
+        found = _problems(rows)
+        if again := _difference(rows, self._rows(split, where)):
+            raise DataError(
+                f"{where} gives other rows when it is called again: {again}; a run that goes on must find the same "
+                "ones, so draw them by a seed of your own, as random.Random(0) does"
+            )
+        return found
+
+    def _rows(self, split: str, where: str) -> list[Row]:
+        with self._code.blamed():
+            listed: Iterable[Any] = list(self._problems(split, dict(self._config.options)))
         rows = []
         for number, fields in enumerate(listed, 1):
             if not isinstance(fields, Mapping):
                 raise DataError(f"{where} row {number}: must be a dict, got {type(fields).__name__}")
             rows.append(Row(f"{where} row {number}", fields))
-        return [_problem(row) for row in unique(rows, lambda row: row.fields.get("id"), "id")]
+        return rows
 
-    def _import(self) -> ModuleType:
-        name = "selfcorrect_custom_task"
-        spec = importlib.util.spec_from_file_location(name, self._file)
-        if spec is None or spec.loader is None:
-            raise DataError(f"task.file = {self._config.file!r}: not a Python file (.py)")
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[name] = module  # dataclasses look themselves up there
-        with self._blamed():
-            spec.loader.exec_module(module)
-        return module
+    def _try_out(self) -> None:
+        """One call, so that a grader that returns no verdict, or none in time, is told of before a run has begun.
 
-    def _function(self, name: str, needed: bool = True) -> Callable[..., Any] | None:
-        found = getattr(self._module, name, None)
-        if found is None and not needed:
-            return None
-        if not callable(found):
-            raise DataError(f"{self._file}: defines no function {name}; docs/tasks.md has the shape of the file")
-        return found  # type: ignore[no-any-return]
+        What it raises at an empty text it may not raise at others; that is a note.
+        """
+        loaded = [*self.__dict__.get("test", ()), *self.__dict__.get("train", ())][:1]
+        if not loaded or self._is_tried:
+            return
+        self._is_tried = True
+        (found,) = self._calls.over([(loaded[0], "")]) or [None]
+        if isinstance(found, Overdue):
+            raise DataError(
+                f"{self._file}: grade(problem, text), tried at problem {loaded[0].id!r} with an empty text: "
+                f"{self._too_long()}; raise that, or mend grade"
+            )
+        if isinstance(found, NoVerdictError):
+            raise found
+        if isinstance(found, BaseException):
+            self._notes.append(
+                f"grade raises at an empty text ({found}); answers at which it does are {Outcome.GRADER_FAILED}"
+            )
 
-    def _as_grade(self, problem: Problem, verdict: object) -> Grade:
+    def _judged(self, answer: tuple[Problem, str]) -> Grade:
+        """Called in threads. Raises DataError."""
+        problem, text = answer
+        try:
+            with self._code.blamed():
+                verdict = self._grade(_row_of(problem), text)
+        except KeyboardInterrupt as error:  # none of the terminal's, which go to the main thread
+            raise DataError(f"{self._file}: grade(problem, text) raises KeyboardInterrupt") from error
+        where = f"{self._file}: grade(problem, text) at problem {problem.id!r}"
         if isinstance(verdict, Grade):
-            return self._checked(problem, verdict)
-        if isinstance(verdict, bool):
-            return Grade(Outcome.CORRECT if verdict else Outcome.WRONG, float(verdict))
-        raise DataError(f"{self._file}: grade(problem, text) must return True, False or a Grade, got {verdict!r}"[:300])
+            return _checked(where, verdict)
+        number = _number(verdict)
+        if number is None or not 0 <= number <= 1:
+            hint = "; does each of its branches return?" if verdict is None else ""
+            raise NoVerdictError(f"{where} must return {_MAY_RETURN}; got {verdict!r:.100}{hint}")
+        return Grade(Outcome.CORRECT if number == 1 else Outcome.WRONG, number)
 
-    def _checked(self, problem: Problem, grade: Grade) -> Grade:
-        """The user's Grade, its outcome one of the closed set. Raises DataError where it contradicts itself."""
-        where = f"{self._file}: grade(problem, text) at problem {problem.id!r}: Grade"
-        try:
-            outcome, reward = Outcome(grade.outcome), float(grade.reward)
-        except (TypeError, ValueError) as error:
-            raise DataError(f"{where}: outcome must be one of {', '.join(Outcome)}, reward a number; {error}") from None
-        if not (math.isfinite(reward) and 0 <= reward <= 1):
-            raise DataError(f"{where}: reward = {reward} is no number from 0 to 1; give 1 where correct, else 0")
-        if (outcome is Outcome.CORRECT) != (reward == 1):
-            raise DataError(f"{where}: reward = {reward:g} contradicts outcome = {outcome}; 1 goes with correct alone")
-        return Grade(outcome, reward, str(grade.answer), str(grade.detail))
+    def _slow(self, answer: tuple[Problem, str], seconds: float) -> None:
+        self._say(
+            f"waiting {seconds:.0f} s for the grader at problem {answer[0].id!r} ({self._file.name}; it may take "
+            f"task.seconds = {self._config.seconds:g})"
+        )
 
-    @contextmanager
-    def _blamed(self) -> Iterator[None]:
-        """Whatever the user's code raises becomes a DataError that names its file and line."""
+    def _overdue(self, answer: tuple[Problem, str]) -> None:
+        self._given_up += 1
+        running = self._calls.running
+        told = f"{self._file}: grade(problem, text) at problem {answer[0].id!r}: {self._too_long()}"
+        if running >= max(_MOST_RUNNING, 4 * self._config.workers):
+            raise GraderFailed(f"{told}; {running} such calls still run, so no more are begun; mend grade, or raise it")
+        if self._given_up & (self._given_up - 1) == 0:  # 1, 2, 4, ...: once is enough for one cause
+            self._say(
+                f"warning: {told}; the answer is {Outcome.TIMEOUT}, earns nothing, and its call goes on by itself "
+                f"({self._given_up} so far, {running} still run)"
+            )
+
+    def _too_long(self) -> str:
+        return f"took more than task.seconds = {self._config.seconds:g}"
+
+
+class NoVerdictError(DataError):
+    """What grade returned is no verdict."""
+
+
+def _checked(where: str, grade: Grade) -> Grade:
+    """The user's Grade, its outcome one of the closed set. Raises DataError where it contradicts itself."""
+    where = f"{where}: Grade"
+    try:
+        outcome, reward = Outcome(grade.outcome), float(grade.reward)
+    except (TypeError, ValueError) as error:
+        known = ", ".join(Outcome)
+        raise NoVerdictError(f"{where}: outcome must be one of {known}, reward a number; {error}") from None
+    if not (math.isfinite(reward) and 0 <= reward <= 1):
+        raise NoVerdictError(
+            f"{where}: reward = {reward:g} is no number from 0 to 1; give 1 where the outcome is correct, and less "
+            "elsewhere, such as 0 or 0.5"
+        )
+    if (outcome is Outcome.CORRECT) != (reward == 1):
+        raise NoVerdictError(f"{where}: reward = {reward:g} contradicts outcome = {outcome}; 1 goes with correct alone")
+    return Grade(outcome, reward, str(grade.answer), str(grade.detail))
+
+
+def _number(verdict: object) -> float | None:
+    """A truth value or a number, of Python or of a library that has single ones of its own; None for all else."""
+    if not isinstance(verdict, numbers.Real) and callable(item := getattr(verdict, "item", None)):
         try:
-            yield
-        except DataError:
-            raise
-        except SyntaxError as error:
-            raise DataError(f"{error.filename}:{error.lineno}: {error.msg}") from error
-        except (Exception, SystemExit) as error:  # the user's code may raise anything
-            frames = traceback.extract_tb(error.__traceback__)
-            mine = [frame.lineno for frame in frames if Path(frame.filename) == self._file]
-            line = f":{mine[-1]}" if mine else ""
-            raise DataError(f"{self._file}{line}: {type(error).__name__}: {error}"[:500]) from error
+            verdict = item()
+        except Exception:  # noqa: BLE001 - of more than one number, each library raises what it likes
+            return None
+    return float(verdict) if isinstance(verdict, numbers.Real) else None
+
+
+def _problems(rows: Sequence[Row]) -> list[Problem]:
+    found = [_problem(row) for row in rows]
+    unique(rows, lambda row: str(row.fields["id"]), "id")
+    return found
 
 
 def _problem(row: Row) -> Problem:
-    rest = {str(name): value for name, value in row.fields.items() if name not in ("id", "prompt")}
+    """An id that is a whole number is one all the same in what the user's functions get."""
+    number = row.fields.get("id")
+    is_number = isinstance(number, int) and not isinstance(number, bool)
+    if "id" in row.fields and not is_number and not isinstance(number, str):
+        raise row.wrong("id", f"must be text or a whole number, got {number!r:.60}")
+    rest = {str(name): value for name, value in row.fields.items() if name != "prompt" and (name != "id" or is_number)}
     for name, value in rest.items():
         try:
             json.dumps(value)
         except (TypeError, ValueError, RecursionError) as error:  # of its type, or its keys'; it holds itself; too deep
             why = f"cannot be kept with the rollouts, which are JSON: {error}; give text, numbers, lists or dicts"
             raise row.wrong(name, why) from None
-    return Problem(row.text("id"), "custom", row.text("prompt"), rest)
+    return Problem(str(number) if is_number else row.text("id"), CustomTask.name, row.text("prompt"), rest)
+
+
+def _difference(rows: Sequence[Row], again: Sequence[Row]) -> str:
+    """Where two lists of rows differ first, in words; empty where they do not."""
+    if len(rows) != len(again):
+        return f"{len(rows):,} rows, then {len(again):,}"
+    for number, (row, other) in enumerate(zip(rows, again, strict=True), 1):
+        for name in dict.fromkeys([*row.fields, *other.fields]):
+            first, second = (_written(each.fields.get(name)) for each in (row, other))
+            if first != second:
+                return f"field {name!r} of row {number} is {first:.60}, then {second:.60}"
+    return ""
+
+
+def _written(value: Any) -> str:
+    try:
+        return json.dumps(value)  # in which a number that is none equals itself
+    except (TypeError, ValueError, RecursionError):
+        return "what JSON cannot hold"
 
 
 def _row_of(problem: Problem) -> dict[str, Any]:
     return {"id": problem.id, "prompt": problem.prompt, **problem.reference}
+
+
+def _of_typed(problem: Problem) -> str:
+    """What to add to an error at a prompt that was typed; empty for every other problem."""
+    if problem.id != TYPED or problem.reference:
+        return ""
+    return "; a prompt that is typed has no fields but id and prompt, so name a problem by its id to see it judged"
+
+
+def _on_stderr(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

@@ -68,10 +68,16 @@ def main(arguments: list[str] | None = None) -> None:
     """Every case, the table, results/card_memory.json; of all cases also the table of docs/plan.md."""
     parser = argparse.ArgumentParser(description="Predicted against measured: a card's memory by phase.")
     parser.add_argument("--only", nargs="+", default=list(CASES), help="names of cases")
+    parser.add_argument("--keep", action="store_true", help="of --output, the cases that are not measured now")
     parser.add_argument("--output", type=Path, default=RESULT)
     options = parser.parse_args(arguments)
     card = torch.cuda.get_device_name() if torch.version.cuda else "none: a stand-in (tests/support/card)"
     on, found = machine(accelerator=card), dict[str, Any]()
+    if options.keep and options.output.exists():
+        before = json.loads(options.output.read_text(encoding="utf-8"))
+        if before["machine"] != on:
+            parser.error(f"--keep: {options.output} is of another machine")
+        found = before["cases"]
     columns = [f"{phase + ', MiB':>15}{'measured':>10}{'':8}" for phase in ("sampling", "update", "evaluation")]
     print(f"{'':32}{''.join(columns)}")
     with tempfile.TemporaryDirectory() as scratch:

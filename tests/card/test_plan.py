@@ -13,10 +13,9 @@ from tests.card.test_on_the_card import model as model  # noqa: PLC0414
 from tests.support.card import memory
 from tests.support.runs import go, read_rows, recipe
 
-pytestmark = pytest.mark.card
+pytestmark = [pytest.mark.card, pytest.mark.nightly]  # minutes; `make card` runs them
 
 
-@pytest.mark.nightly
 @pytest.mark.parametrize(
     "case", ["full, wider evaluations", "full, padded, checkpointing", "full, float32", "qlora, checkpointing"]
 )
@@ -41,6 +40,7 @@ def test_auto_fits_a_card_that_is_full_with_a_larger_size(
         settings["optimizer"] |= {"micro_batch": micro_batch, "gradient_checkpointing": "auto"}
         settings["model"] |= {"device": "cuda", "attention": "sdpa"}
         settings["stages"] = [settings["stages"][1] | {"steps": 2}]
+        settings["evaluation"]["problems"] = 1
         gc.collect()
         torch.cuda.empty_cache()
         with monkeypatch.context() as patch:

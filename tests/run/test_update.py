@@ -33,7 +33,7 @@ from selfcorrect.samplers.transformers import TransformersSampler
 from selfcorrect.tasks import make_task
 from selfcorrect.types import Grade, Outcome, Rollout, SamplingParams
 from tests.run.conftest import ENDS
-from tests.support.runs import PRELOAD, config, go, read_rows, recipe, tuned
+from tests.support.runs import config, go, read_rows, recipe, tuned
 from tests.support.tiny import LIMIT, tiny_lm
 
 EPSILON = 2.0**-24  # half the distance from 1 to the next float32
@@ -414,7 +414,6 @@ def test_the_gradient_does_not_depend_on_the_number_of_processes(
     """Seven of eight rollouts count. Planted: each process divides by four of its own, and the two are averaged."""
     plain = {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)}
     arguments = (str(tmp_path / "rendezvous"), plain, str(tmp_path / "gradients"))
-    torch.multiprocessing.get_context("forkserver").set_forkserver_preload(PRELOAD)
     start: Any = torch.multiprocessing.start_processes  # type: ignore[attr-defined]
     start(share_of_the_gradient, arguments, nprocs=2, start_method="forkserver")
     whole, gradients = updated(lms, batch, 8, "analytic")

@@ -3,6 +3,7 @@
 import dataclasses
 import os
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -190,14 +191,23 @@ def test_gradients_of_embedding_and_head_are_added_where_they_lie(
 
 def two_of_each(architecture: str) -> tuple[tuple[LanguageModel, LanguageModel], Batch]:
     """Policy and reference, and two rollouts of each of four prompts of several lengths, one not included."""
-    lms = tiny_lm(architecture, "eager", ENDS, seed=0), tiny_lm(architecture, "eager", ENDS, seed=1)
+    return new_pair(architecture), batch_of(architecture)
+
+
+def new_pair(architecture: str) -> tuple[LanguageModel, LanguageModel]:
+    return tiny_lm(architecture, "eager", ENDS, seed=0), tiny_lm(architecture, "eager", ENDS, seed=1)
+
+
+@cache
+def batch_of(architecture: str) -> Batch:
+    lms = new_pair(architecture)
     trainer = trainer_of(*lms, 3, "analytic")
     texts = [text for text in ("5 2 1 = 8", "12 9 3 2 = 4", "7 7 = 6", "4 4 2 = 2") for _ in range(2)]
     problems = [trainer.task.parse(text) for text in texts]
     rollouts = play(problems, trainer.task, trainer.sampler, trainer.lm.chat, SamplingParams(1.0, 9, 4), 2)
     included_B = torch.arange(8) != 5
     advantages_BA = torch.randn(8, 2, generator=torch.Generator().manual_seed(0))
-    return lms, make_batch(rollouts, advantages_BA, (0.3, 0.2), included_B)
+    return make_batch(rollouts, advantages_BA, (0.3, 0.2), included_B)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

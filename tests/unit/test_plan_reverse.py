@@ -43,6 +43,7 @@ def planned(*overrides: str) -> Plan:
     return make_plan(config, Devices(CARD), assumed_lengths(config), timed=False)
 
 
+@pytest.mark.nightly
 def test_the_largest_micro_batch_fits_and_the_next_does_not() -> None:
     short = "rollouts.max_new_tokens=64"
     said: list[str] = []
@@ -110,6 +111,7 @@ def big(**sections: Any) -> TrainConfig:
     return config
 
 
+ONE_ROW = {"micro_batch": 1, "gradient_checkpointing": True}  # auto would be settled anew for each number of devices
 SERVED: dict[str, Any] = {"sampler": "vllm", "vllm": {"server": "http://localhost:8000"}}
 
 
@@ -140,7 +142,7 @@ def test_sync_gathers_a_copy_for_an_engine_and_for_a_server(weights: str) -> Non
 
 def test_copies_of_shards_gather_within_a_machine_and_sum_between_machines() -> None:
     """Of every weight four bytes pass each way between copies, a shard by each device; all else stays in a machine."""
-    config = big(model={"path": "Qwen/Qwen2.5-7B"})
+    config = big(model={"path": "Qwen/Qwen2.5-7B"}, rollouts={"rows_at_once": 8}, optimizer=ONE_ROW)
     card, sent, needs, rates = CARDS["h100"], list[tuple[float, float]](), list[Memory](), list[float]()
     for parallel, nodes in (("hsdp", 2), ("fsdp2", 1), ("fsdp2", 2), ("ddp", 2)):
         devices = Devices(card, 4, nodes, parallel)
@@ -196,7 +198,7 @@ def test_what_the_heap_holds_beyond_what_is_alive_hangs_on_how_the_process_began
 ) -> None:
     monkeypatch.setattr("selfcorrect.planning.memory.is_whole", lambda: whole)
     monkeypatch.setattr("selfcorrect.planning.memory.gives_back", lambda: given)
-    told, _ = rests(big(model={"path": "lab"}, task=LAB), Devices(None))
+    told, _ = rests(big(model={"path": "lab"}, task=LAB, rollouts={"rows_at_once": 8}, optimizer=ONE_ROW), Devices(None))
     assert told["allocator_slack_share"] == share
 
 
@@ -206,8 +208,8 @@ def test_a_plan_tells_the_numbers_that_it_rests_on() -> None:
         "rollouts": {"max_new_tokens": 16, "problems_per_step": 2, "rollouts_per_problem": 2, "rows_at_once": 4},
         "task": LAB,
     }
-    lab = {"model": {"path": "lab"}, **small}
-    on_card, told = rests(big(**lab, optimizer={"micro_batch": 4}), Devices(CARDS["h100"]))
+    lab = {"model": {"path": "lab"}, **small, "optimizer": ONE_ROW}
+    on_card, told = rests(big(**lab), Devices(CARDS["h100"]))
     assert on_card["layer_milliseconds"] == pytest.approx(0.2)
     assert (on_card["grading_cores"], on_card["card_tflops"], on_card["process_gib"]) == (16, 989, 0.8)
     assert on_card["allocator_slack_share"] == 0.03
@@ -215,7 +217,7 @@ def test_a_plan_tells_the_numbers_that_it_rests_on() -> None:
     for words in ("0.2 ms a layer", "0.80 GiB of CUDA context", "3% of allocator's slack", "2.50 dollars", "16 cores"):
         assert words in told
     served = Devices(CARDS["h100"], 2, 2, "fsdp2", engine=True, serving=1, price=1.5)
-    with_server, told = rests(big(**lab, **SERVED, optimizer={"micro_batch": 4}), served)
+    with_server, told = rests(big(**lab, **SERVED), served)
     assert with_server["layer_milliseconds"] == pytest.approx(0.04)
     assert with_server["dollars_per_card_and_hour"] == 1.5
     assert with_server["host_gb_per_second"] == 10

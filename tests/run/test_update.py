@@ -265,9 +265,14 @@ def test_shared_prompts_change_nothing(architecture: str, planted: bool, monkeyp
     assert (gap > whole.grad_norm / 1000) if planted else (gap < whole.grad_norm / 1e4)
 
 
-@pytest.mark.parametrize("planted", ["", "rows see the rows before them", "places go on from row to row"])
+PLANTS = "rows see the rows before them", "places go on from row to row"
+
+
 @pytest.mark.parametrize("shared", [True, False], ids=["shared prompts", "whole rows"])
-@pytest.mark.parametrize("architecture", ["llama", "qwen2", "gpt2"])
+@pytest.mark.parametrize(
+    ("architecture", "planted"),
+    [("llama", ""), ("qwen2", ""), ("gpt2", ""), *(("llama", plant) for plant in PLANTS), ("gpt2", PLANTS[1])],
+)
 def test_packed_rows_change_nothing(
     architecture: str, shared: bool, planted: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,6 +4,7 @@ As an interpreter of its own it would import torch, transformers, the project an
 much as many of its runs take together.
 """
 
+import gc
 import importlib
 import os
 import sys
@@ -26,6 +27,8 @@ def start() -> None:
     """
     for name in NEEDED:
         importlib.import_module(name)
+    gc.collect()
+    gc.freeze()  # a child's first full collection would else walk, and so copy, some 400,000 objects
     resource_tracker.ensure_running()
     module: Any = util
     own = module.spawnv_passfds
@@ -44,7 +47,7 @@ def _forked(path: bytes, arguments: Sequence[Any], passed: Sequence[int]) -> int
         kept = [2, *sorted(passed), os.sysconf("SC_OPEN_MAX")]
         for below, above in pairwise(kept):  # these are pytest's, and its worker's way to its controller
             os.closerange(below + 1, above)
-        sys.stdout, sys.stderr = (open(descriptor, "w", closefd=False) for descriptor in (1, 2))
+        sys.stdout, sys.stderr = (open(descriptor, "w", closefd=False) for descriptor in (1, 2))  # noqa: SIM115
         sys.stderr.reconfigure(line_buffering=True)
         server: Any = forkserver
         server._forkserver._lock = threading.Lock()  # held in the process that is forked

@@ -65,10 +65,7 @@ def test_a_shipped_recipe_fits_the_card_it_is_for(stem: str) -> None:
 
 @pytest.mark.parametrize(
     "stem",
-    [
-        pytest.param(stem, marks=[] if stem == "code_qwen3-1.7b-base" else NIGHTLY)
-        for stem in PLANNED
-    ],
+    [pytest.param(stem, marks=[] if stem == "code_qwen3-1.7b-base" else NIGHTLY) for stem in PLANNED],
 )
 def test_models_of_up_to_two_billion_weights_fit_24_gb(stem: str) -> None:
     """As they are, or with the settings that a recipe's first lines name."""

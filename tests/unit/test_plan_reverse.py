@@ -198,7 +198,9 @@ def test_what_the_heap_holds_beyond_what_is_alive_hangs_on_how_the_process_began
 ) -> None:
     monkeypatch.setattr("selfcorrect.planning.memory.is_whole", lambda: whole)
     monkeypatch.setattr("selfcorrect.planning.memory.gives_back", lambda: given)
-    told, _ = rests(big(model={"path": "lab"}, task=LAB, rollouts={"rows_at_once": 8}, optimizer=ONE_ROW), Devices(None))
+    told, _ = rests(
+        big(model={"path": "lab"}, task=LAB, rollouts={"rows_at_once": 8}, optimizer=ONE_ROW), Devices(None)
+    )
     assert told["allocator_slack_share"] == share
 
 

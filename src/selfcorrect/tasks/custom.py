@@ -14,6 +14,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -107,12 +108,14 @@ class CustomTask(DataTask):
     def _import(self) -> ModuleType:
         name = "selfcorrect_custom_task"
         spec = importlib.util.spec_from_file_location(name, self._file)
-        if spec is None or spec.loader is None:
+        if spec is None or not isinstance(spec.loader, SourceFileLoader):
             raise DataError(f"task.file = {self._config.file!r}: not a Python file (.py)")
         module = importlib.util.module_from_spec(spec)
         sys.modules[name] = module  # dataclasses look themselves up there
         with self._blamed():
-            spec.loader.exec_module(module)
+            # Not by exec_module: its cache takes a file of the same second and size for the one before it was edited.
+            path = str(self._file)
+            exec(spec.loader.source_to_code(spec.loader.get_data(path), path), module.__dict__)
         return module
 
     def _function(self, name: str, needed: bool = True) -> Callable[..., Any] | None:

@@ -180,6 +180,7 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
     "no manifest": lambda c: (c / "manifest.json").unlink(),
     "empty manifest": lambda c: (c / "manifest.json").write_text(""),
     "strange manifest": lambda c: (c / "manifest.json").write_text("[]"),
+    "manifest of nothing": lambda c: (c / "manifest.json").write_text('{"sha256": {}}'),
     "no files": empty,
 }
 

@@ -111,9 +111,13 @@ def train(
         return
     if recipe is None:
         raise ConfigError("name either a recipe, or a run folder with --resume RUN")
-    config = load_recipe(recipe, overrides or [])
-    if config.kind == "compare":
-        raise ConfigError(f"{recipe} is of kind compare; run it with `selfcorrect compare {shlex.quote(recipe)}`")
+    try:
+        config = load_recipe(recipe, overrides or [])
+        if config.kind == "compare":
+            raise ConfigError(f"{recipe} is of kind compare; run it with `selfcorrect compare {shlex.quote(recipe)}`")
+    except UserError as error:
+        _tell_others(error)
+        raise
     _train_and_report(config)
 
 
@@ -404,6 +408,17 @@ def main() -> None:
             raise
         typer.echo(f"error: {error.filename or 'writing'}: {error.strerror}", err=True)
         sys.exit(2)
+
+
+def _tell_others(error: UserError) -> None:
+    """Of several processes this one has no recipe; those of other hosts may, and would wait for it."""
+    from selfcorrect.parallel.launch import launched
+
+    if launched():
+        from selfcorrect.parallel.joining import joined
+
+        with joined():
+            raise error
 
 
 def _train_and_report(what: "Path | object", overrides: Sequence[str] = ()) -> None:

@@ -13,6 +13,7 @@ from tests.benchmarks.conftest import ROOT, Script
 from tests.support.data import HUMANEVAL
 
 TRIED_ELSEWHERE = {
+    "examples/custom_objective.py": "tests/run/test_own_objective.py",
     "examples/custom_task.py": "tests/unit/test_custom_task.py",
     "benchmarks/copied_problems.py": "tests/data/test_math_data.py",
 }

@@ -22,7 +22,7 @@ from selfcorrect.learning.record import Progress
 _ROUNDING = "the same results up to rounding"
 _FREE = {  # setting, or section -> what a change of it means
     "threads": _ROUNDING, "parallel": _ROUNDING, "optimizer.micro_batch": _ROUNDING,
-    "optimizer.gradient_checkpointing": _ROUNDING, "optimizer.padding_free": _ROUNDING,
+    "optimizer.gradient_checkpointing": _ROUNDING, "optimizer.padding_free": _ROUNDING, "optimizer.compile": _ROUNDING,
     "model.device": _ROUNDING, "model.attention": _ROUNDING,
     "model.reference": "where it lies changes no result",
     "rollouts.rows_at_once": f"{_ROUNDING}; other draws where an evaluation samples or a stage collects traces",

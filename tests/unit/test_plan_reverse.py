@@ -23,6 +23,7 @@ from selfcorrect.planning.settled import Static, static
 from selfcorrect.planning.spec import described
 from selfcorrect.planning.work import assumed_lengths
 from selfcorrect.waiting import cores
+from tests.support.plans import ONE_ROW
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 SMALL = ("model.path=HuggingFaceTB/SmolLM2-135M", "rollouts.rows_at_once=8", "rollouts.problems_per_step=8",
@@ -112,7 +113,6 @@ def big(**sections: Any) -> TrainConfig:
     return config
 
 
-ONE_ROW = {"micro_batch": 1, "gradient_checkpointing": True}  # auto would be settled anew for each number of devices
 SERVED: dict[str, Any] = {"sampler": "vllm", "vllm": {"server": "http://localhost:8000"}}
 
 
@@ -143,7 +143,7 @@ def test_sync_gathers_a_copy_for_an_engine_and_for_a_server(weights: str) -> Non
 
 def test_copies_of_shards_gather_within_a_machine_and_sum_between_machines() -> None:
     """Of every weight four bytes pass each way between copies, a shard by each device; all else stays in a machine."""
-    config = big(model={"path": "Qwen/Qwen2.5-7B"}, rollouts={"rows_at_once": 8}, optimizer=ONE_ROW)
+    config = big(model={"path": "Qwen/Qwen2.5-7B"}, **ONE_ROW)
     card, sent, held, rates = CARDS["h100"], list[tuple[float, float]](), list[Static](), list[float]()
     for parallel, nodes in (("hsdp", 2), ("fsdp2", 1), ("fsdp2", 2), ("ddp", 2)):
         devices = Devices(card, 4, nodes, parallel)
@@ -200,9 +200,7 @@ def test_what_the_heap_holds_beyond_what_is_alive_hangs_on_how_the_process_began
 ) -> None:
     monkeypatch.setattr("selfcorrect.planning.memory.is_whole", lambda: whole)
     monkeypatch.setattr("selfcorrect.planning.memory.gives_back", lambda: given)
-    told, _ = rests(
-        big(model={"path": "lab"}, task=LAB, rollouts={"rows_at_once": 8}, optimizer=ONE_ROW), Devices(None)
-    )
+    told, _ = rests(big(model={"path": "lab"}, task=LAB, **ONE_ROW), Devices(None))
     assert told["allocator_slack_share"] == share
 
 
@@ -212,7 +210,7 @@ def test_a_plan_tells_the_numbers_that_it_rests_on() -> None:
         "rollouts": {"max_new_tokens": 16, "problems_per_step": 2, "rollouts_per_problem": 2, "rows_at_once": 4},
         "task": LAB,
     }
-    lab = {"model": {"path": "lab"}, **small, "optimizer": ONE_ROW}
+    lab = {"model": {"path": "lab"}, **small, "optimizer": ONE_ROW["optimizer"]}
     on_card, told = rests(big(**lab), Devices(CARDS["h100"]))
     assert on_card["layer_milliseconds"] == pytest.approx(0.2)
     assert (on_card["grading_cores"], on_card["card_tflops"], on_card["process_gib"]) == (16, 989, 0.8)

@@ -37,7 +37,7 @@ from selfcorrect.planning.work import Update, assumed_lengths
 from selfcorrect.runs.checks import check_context, fitted
 from selfcorrect.samplers.transformers import TransformersSampler
 from selfcorrect.tasks import make_task
-from tests.support.plans import SMALL, recipe
+from tests.support.plans import ONE_ROW, SMALL, recipe
 from tests.support.tiny import tiny_lm
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -165,8 +165,7 @@ def test_a_process_that_gives_memory_back_holds_less(monkeypatch: pytest.MonkeyP
             monkeypatch.delenv(name, raising=False)
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
-        few: dict[str, Any] = {"rollouts": {"rows_at_once": 8}, "optimizer": {"micro_batch": 1}}
-        return make_plan(recipe(model={"path": "lab"}, **few), Devices(None), timed=False).memory.peak
+        return make_plan(recipe(model={"path": "lab"}, **ONE_ROW), Devices(None), timed=False).memory.peak
 
     kept = held()
     assert held(MALLOC_MMAP_THRESHOLD_="1048576") < kept == held(MALLOC_TOP_PAD_="0")
@@ -439,12 +438,6 @@ def test_the_measured_peak_is_not_the_parents() -> None:
     code = f"{begin}{inspect.getsource(beside.measured_peak)}\nprint(measured_peak(None))"  # and nothing heavy
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, close_fds=False)
     assert 0 < float(done.stdout) < len(held)
-
-
-ONE_ROW: dict[str, Any] = {
-    "rollouts": {"rows_at_once": 8},
-    "optimizer": {"micro_batch": 1, "gradient_checkpointing": True},
-}
 
 
 def test_an_engine_in_each_process_is_counted_beside_the_whole_copy() -> None:

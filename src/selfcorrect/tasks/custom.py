@@ -7,22 +7,16 @@ The file is the user's and runs with the user's rights, in this process. It defi
     correction_prompt(problem)        optional: the text that asks for the next attempt
 """
 
-import importlib.util
 import json
 import math
-import sys
-import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from importlib.machinery import SourceFileLoader
-from pathlib import Path
-from types import ModuleType
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from selfcorrect.config import CustomConfig
 from selfcorrect.errors import DataError
 from selfcorrect.tasks.dataset import DataTask
 from selfcorrect.tasks.files import Row, read_rows, unique
+from selfcorrect.tasks.own_code import OwnCode
 from selfcorrect.tasks.sources import check_there
 from selfcorrect.types import Grade, Outcome, Problem
 
@@ -40,19 +34,17 @@ class CustomTask(DataTask):
     def __init__(self, config: CustomConfig) -> None:
         super().__init__()
         self._config = config
-        self._file = check_there(config.file, "task.file")
-        if not self._file.is_file():
-            raise DataError(f"task.file = {config.file!r}: not a file")
-        self._module = self._import()
-        self._problems = self._function("problems")
-        self._grade = self._function("grade")
-        self._correction = self._function("correction_prompt", needed=False)
+        self._code = OwnCode(config.file, "task.file", "docs/tasks.md")
+        self._file = self._code.file
+        self._problems = self._code.function("problems")
+        self._grade = self._code.function("grade")
+        self._correction = self._code.function("correction_prompt", needed=False)
         self._has_graded = False
 
     def correction_prompt(self, problem: Problem) -> str:
         if self._correction is None:
             return CORRECTION
-        with self._blamed():
+        with self._code.blamed():
             text = self._correction(_row_of(problem))
         if not isinstance(text, str):
             raise DataError(f"{self._file}: correction_prompt(problem) must return text, got {type(text).__name__}")
@@ -67,8 +59,8 @@ class CustomTask(DataTask):
         errors: list[DataError] = []
         for problem, text in answers:
             try:
-                with self._blamed():
-                    verdict = self._grade(_row_of(problem), text)  # type: ignore[misc]
+                with self._code.blamed():
+                    verdict = self._grade(_row_of(problem), text)
                 grades.append(self._as_grade(problem, verdict))
                 self._has_graded = True
             except DataError as error:
@@ -96,35 +88,14 @@ class CustomTask(DataTask):
 
     def _split(self, split: str) -> list[Problem]:
         where = f"{self._file}: problems({split!r})"
-        with self._blamed():
-            listed: Iterable[Any] = list(self._problems(split, dict(self._config.options)))  # type: ignore[misc]
+        with self._code.blamed():
+            listed: Iterable[Any] = list(self._problems(split, dict(self._config.options)))
         rows = []
         for number, fields in enumerate(listed, 1):
             if not isinstance(fields, Mapping):
                 raise DataError(f"{where} row {number}: must be a dict, got {type(fields).__name__}")
             rows.append(Row(f"{where} row {number}", fields))
         return [_problem(row) for row in unique(rows, lambda row: row.fields.get("id"), "id")]
-
-    def _import(self) -> ModuleType:
-        name = "selfcorrect_custom_task"
-        spec = importlib.util.spec_from_file_location(name, self._file)
-        if spec is None or not isinstance(spec.loader, SourceFileLoader):
-            raise DataError(f"task.file = {self._config.file!r}: not a Python file (.py)")
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[name] = module  # dataclasses look themselves up there
-        with self._blamed():
-            # Not by exec_module: its cache takes a file of the same second and size for the one before it was edited.
-            path = str(self._file)
-            exec(spec.loader.source_to_code(spec.loader.get_data(path), path), module.__dict__)
-        return module
-
-    def _function(self, name: str, needed: bool = True) -> Callable[..., Any] | None:
-        found = getattr(self._module, name, None)
-        if found is None and not needed:
-            return None
-        if not callable(found):
-            raise DataError(f"{self._file}: defines no function {name}; docs/tasks.md has the shape of the file")
-        return found  # type: ignore[no-any-return]
 
     def _as_grade(self, problem: Problem, verdict: object) -> Grade:
         if isinstance(verdict, Grade):
@@ -145,21 +116,6 @@ class CustomTask(DataTask):
         if (outcome is Outcome.CORRECT) != (reward == 1):
             raise DataError(f"{where}: reward = {reward:g} contradicts outcome = {outcome}; 1 goes with correct alone")
         return Grade(outcome, reward, str(grade.answer), str(grade.detail))
-
-    @contextmanager
-    def _blamed(self) -> Iterator[None]:
-        """Whatever the user's code raises becomes a DataError that names its file and line."""
-        try:
-            yield
-        except DataError:
-            raise
-        except SyntaxError as error:
-            raise DataError(f"{error.filename}:{error.lineno}: {error.msg}") from error
-        except (Exception, SystemExit) as error:  # the user's code may raise anything
-            frames = traceback.extract_tb(error.__traceback__)
-            mine = [frame.lineno for frame in frames if Path(frame.filename) == self._file]
-            line = f":{mine[-1]}" if mine else ""
-            raise DataError(f"{self._file}{line}: {type(error).__name__}: {error}"[:500]) from error
 
 
 def _problem(row: Row) -> Problem:

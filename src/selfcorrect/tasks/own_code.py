@@ -5,6 +5,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal, overload
@@ -59,10 +60,12 @@ class OwnCode:
     def _import(self) -> ModuleType:
         name = f"selfcorrect_own_{self.file.stem}"
         spec = importlib.util.spec_from_file_location(name, self.file)
-        if spec is None or spec.loader is None:
+        if spec is None or not isinstance(spec.loader, SourceFileLoader):
             raise DataError(f"{self._named}: not a Python file (.py)")
         module = importlib.util.module_from_spec(spec)
         sys.modules[name] = module  # dataclasses look themselves up there
         with self.blamed():
-            spec.loader.exec_module(module)
+            # Not by exec_module: its cache takes a file of the same second and size for the one before it was edited.
+            path = str(self.file)
+            exec(spec.loader.source_to_code(spec.loader.get_data(path), path), module.__dict__)
         return module

@@ -10,6 +10,7 @@ import torch
 from selfcorrect.config import TrainConfig
 from selfcorrect.config.recipe import load_recipe, validate
 from selfcorrect.errors import ConfigError
+from selfcorrect.models.sizing import Static
 from selfcorrect.parallel.gradients import BUCKET
 from selfcorrect.planning import beside
 from selfcorrect.planning import plan as planning
@@ -19,7 +20,7 @@ from selfcorrect.planning.memory import memory
 from selfcorrect.planning.pace import HOST, LINKS, Pace, links, pace, sync
 from selfcorrect.planning.page import resting_on, row
 from selfcorrect.planning.plan import Devices, Plan, cheapest_card, largest_micro_batch, longest_attempt, make_plan
-from selfcorrect.planning.settled import Static, static
+from selfcorrect.planning.settled import static
 from selfcorrect.planning.spec import described
 from selfcorrect.planning.work import assumed_lengths
 from selfcorrect.waiting import cores

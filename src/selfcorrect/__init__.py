@@ -12,14 +12,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from selfcorrect.api import analyse, evaluate, grade, make_repair_set, play, scale, train, write_report
+    from selfcorrect.report.difference import diff
 
 __version__ = "0.1.0"
 __all__ = [
-    "__version__", "analyse", "evaluate", "grade", "make_repair_set", "play", "scale", "train", "write_report",
+    "__version__", "analyse", "diff", "evaluate", "grade", "make_repair_set", "play", "scale", "train", "write_report",
 ]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
+    if name == "diff":  # reads what is kept, and needs no torch
+        from selfcorrect.report.difference import diff
+
+        return diff
     if name in __all__:
         from selfcorrect.waiting import wait_briefly
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from selfcorrect import __version__
-from selfcorrect.commands import AsJson, Grouped, Overrides, Sections, export, traces
+from selfcorrect.commands import AsJson, Grouped, Overrides, Sections, diff, export, traces
 from selfcorrect.commands import stopped as _stopped
 from selfcorrect.errors import ConfigError, TrainingInterrupted, UserError
 from selfcorrect.evaluate_command import evaluate
@@ -366,6 +366,7 @@ app.command(cls=Grouped, epilog="Example: selfcorrect evaluate runs/mine/final e
 app.command(epilog="Example: selfcorrect init --model ./my-model --data problems.jsonl --to mine.yaml")(starting.init)
 app.command(epilog="Example: selfcorrect explain rollouts.temperature")(starting.explain)
 app.command(epilog="Example: selfcorrect completion bash >> ~/.bashrc")(starting.completion)
+app.command(epilog="Example: selfcorrect diff runs/mine/evaluations/base.json runs/mine")(diff)
 app.command(epilog="Example: selfcorrect export runs/mine ./mine --merge")(export)
 app.command(epilog="Example: selfcorrect plan math_qwen2.5-7b-instruct_qlora --gpu rtx-4090")(plan)
 app.command(epilog="Example: selfcorrect serve runs/mine --port 8000")(serve)

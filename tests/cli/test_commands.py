@@ -326,7 +326,7 @@ def test_recipes_are_listed_and_copied(tmp_path: Path, monkeypatch: pytest.Monke
 def test_check_load_tries_what_a_run_needs(recipe_file: Path, command: Command) -> None:
     told = command("check", str(recipe_file), "--load", "rollouts.rows_at_once=auto", "optimizer.micro_batch=auto")
     lines = [line for line in told.splitlines() if line.startswith("# ")]
-    for part in ("problems to evaluate on", "rollouts.rows_at_once: auto is 8: more are never played", "step 1 draws",
+    for part in ("problems to evaluate on", "of which at most 8 are played here", "step 1 draws",
                  "million parameters on cpu", "longest rollout: ",
                  "optimizer.micro_batch: auto is 128", "first prompt: '", "memory: ", "disk: "):  # fmt: skip
         assert any(part in line for line in lines), part

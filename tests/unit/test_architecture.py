@@ -108,7 +108,7 @@ def test_no_other_file_is_long_either() -> None:
 
 LIGHT = [
     "selfcorrect", "selfcorrect.config", "selfcorrect.config.recipe", "selfcorrect.evaluation.metrics", "selfcorrect.grading.countdown",
-    "selfcorrect.tasks", "selfcorrect.tasks.sources", "selfcorrect.models.chat", "selfcorrect.rollout", "selfcorrect.evaluation.evaluate", "selfcorrect.cli",
+    "selfcorrect.tasks", "selfcorrect.tasks.sources", "selfcorrect.models.chat", "selfcorrect.rollout", "selfcorrect.evaluation.evaluate", "selfcorrect.report.difference", "selfcorrect.cli",
 ]  # fmt: skip
 
 

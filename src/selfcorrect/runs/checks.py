@@ -64,16 +64,15 @@ def fitted(
 
 
 def _rows_told(config: TrainConfig, lm: LanguageModel, task: Task, tokens: int, trains: bool) -> str:
-    """How many rows are played side by side at the most, which may be fewer than the model has room for."""
+    """How many rows the model has room for, which the run keeps, and how many are played at the most, if fewer."""
     asked, group, limit = config.evaluation, config.rollouts.rollouts_per_problem, rows_of(config, lm)
     problems = len(task.held_out(asked.problems)) if asked.split == "test" else asked.problems
     found = [limit if asked.external else min(limit, problems * asked.samples)]
     if trains:
         found.append(config.rollouts.problems_per_step * group)
         found += [stage.collect * group for stage in config.stages if isinstance(stage, SupervisedStage)]
-    if (most := max(found)) < config.rollouts.rows:
-        return f"{most}: more are never played side by side here, though this model has room for them"
-    return f"{config.rollouts.rows} for this model and rollouts of up to {tokens} tokens"
+    told = f"{config.rollouts.rows} for this model and rollouts of up to {tokens} tokens"
+    return told + (f", of which at most {most} are played here" if (most := max(found)) < config.rollouts.rows else "")
 
 
 def unread(task: Task, chat: Chat) -> list[str]:

@@ -3,6 +3,7 @@
 import gc
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from functools import wraps
 from inspect import unwrap
@@ -19,6 +20,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("SELFCORRECT_PLAN", "off")  # seconds a run, of which the suite has hundreds
 settings.register_profile("suite", deadline=None, derandomize=True, max_examples=100)
 settings.register_profile("nightly", settings.get_profile("suite"), max_examples=1500)
+torch.set_num_threads(1)
 gc.disable()  # until everything is imported: nothing of it is garbage
 
 
@@ -54,3 +56,12 @@ def pytest_collection_finish() -> None:
     gc.collect()
     gc.freeze()
     gc.enable()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtestloop() -> None:
+    """Where some test needs processes."""
+    if "tests.support.runs" in sys.modules:
+        from tests.support import forked
+
+        forked.start()

@@ -212,21 +212,23 @@ def test_tasks_are_listed(command: Command) -> None:
 
 
 def test_light_commands_load_nothing_heavy(recipe_file: Path) -> None:
-    code = """
+    asked = [["--help"], ["train", "--help"], ["check", str(recipe_file)], ["tasks"]]
+    code = f"""
 import sys
 from selfcorrect import cli
-sys.argv = ["selfcorrect", *sys.argv[1:]]
-try:
-    cli.main()
-except SystemExit as ended:
-    assert not ended.code
-heavy = {"torch", "transformers", "safetensors", "tensorboard"} & set(sys.modules)
-assert not heavy, heavy
+for arguments in {asked!r}:
+    sys.argv = ["selfcorrect", *arguments]
+    try:
+        cli.main()
+    except SystemExit as ended:
+        assert not ended.code
+    heavy = {{"torch", "transformers", "safetensors", "tensorboard"}} & set(sys.modules)
+    assert not heavy, (arguments, heavy)
+    print("told", arguments)
 """
-    for arguments in (["--help"], ["train", "--help"], ["check", str(recipe_file)], ["tasks"]):
-        done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
-        assert done.stdout
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert all(done.stdout.split(f"told {one}")[0].strip() for one in asked)
 
 
 def test_what_is_refused_is_refused_before_torch_is_loaded(recipe_file: Path, tmp_path: Path) -> None:

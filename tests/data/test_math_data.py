@@ -151,7 +151,7 @@ def never_left_out(step: int) -> None:
 
 
 def test_no_answer_is_left_out() -> None:
-    never_left_out(step=199)
+    never_left_out(step=499)
 
 
 @pytest.mark.nightly
@@ -218,7 +218,7 @@ def test_many_mutated_outputs(labelled: list[dict[str, Any]]) -> None:
 @EACH
 def test_fast_and_slow_path_agree(step: int, labelled: list[dict[str, Any]], grader: MathGrader) -> None:
     """Real outputs once more, with every comparison of scalars left to math-verify."""
-    answers = [(row["response"], row["gold"]) for row in labelled[::step]]
+    answers = [(row["response"], row["gold"]) for row in labelled[:: step if step == 1 else 3 * step]]
     with MathGrader(workers=2, seconds=5.0, fast=False) as slow:
         careful = slow.grade(answers)
     quick = grader.grade(answers)

@@ -5,7 +5,7 @@ import os
 import pytest
 
 from selfcorrect.grading.judge import Checks, CodeJudge, Reason, Verdict
-from tests.judge.attacks import FORGED, LATE, LEFT_OUT, LIMIT, PASS, STEADY, everything, steady
+from tests.judge.attacks import FORGED, LATE, LEFT_OUT, LIMIT, PASS, SHORT, STEADY, everything, steady
 from tests.judge.hostile import CHECKS, starved
 from tests.support.processes import descendants
 
@@ -15,22 +15,24 @@ def fault(group: str, verdict: Verdict) -> bool:
         return not verdict.passed
     if group == "late" and verdict.reason is not Reason.TIMEOUT:
         return True
-    return verdict.passed or verdict.reason is Reason.GRADER_FAILED or verdict.seconds > LIMIT + 0.5
+    limit = SHORT if group == "late" else LIMIT
+    return verdict.passed or verdict.reason is Reason.GRADER_FAILED or verdict.seconds > limit + 0.5
 
 
 def judged(times: int, workers: int) -> list[str]:
     """What was wrong, and whose verdicts differed."""
-    corpus = everything()
     seen: dict[str, set[str]] = {}
     wrong = []
-    with CodeJudge(workers=workers, time_limit=LIMIT, time_cap=LIMIT, memory_mb=512) as judge:
-        if judge.confinement.tier == 3:
-            pytest.skip("no seccomp on this machine: programs cannot be confined")
-        for _ in range(times):
-            found = judge.grade([(source, checks) for *_, source, checks in corpus])
-            for (group, name, _, _), verdict in zip(corpus, found, strict=True):
-                seen.setdefault(f"{group}: {name}", set()).add(verdict.reason)
-                wrong += [f"{group}: {name}: {verdict}"] if fault(group, verdict) else []
+    for limit in (LIMIT, SHORT):
+        corpus = [case for case in everything() if (case[0] == "late") == (limit == SHORT)]
+        with CodeJudge(workers=workers, time_limit=limit, time_cap=limit, memory_mb=512) as judge:
+            if judge.confinement.tier == 3:
+                pytest.skip("no seccomp on this machine: programs cannot be confined")
+            for _ in range(times):
+                found = judge.grade([(source, checks) for *_, source, checks in corpus])
+                for (group, name, _, _), verdict in zip(corpus, found, strict=True):
+                    seen.setdefault(f"{group}: {name}", set()).add(verdict.reason)
+                    wrong += [f"{group}: {name}: {verdict}"] if fault(group, verdict) else []
     return wrong + [f"{name}: verdicts differ: {reasons}" for name, reasons in seen.items() if len(reasons) > 1]
 
 

@@ -36,30 +36,28 @@ def verdicts(judge: CodeJudge, programs: dict[str, str]) -> dict[str, tuple[Reas
     return {name: (v.reason, v.detail, v.seconds) for name, v in zip(programs, found, strict=True)}
 
 
-HOSTILE = {**FORGE, **ESCAPE, **EXHAUST, **REFUSED, **STATE}
-
-
-def test_no_hostile_program_passes_or_outlives_its_deadline(judge: CodeJudge) -> None:
-    assert len(HOSTILE) + len(UNSTABLE) + len(OK) >= 58
-    found = verdicts(judge, HOSTILE)
+def test_no_forged_or_escaping_program_passes(judge: CodeJudge) -> None:
+    found = verdicts(judge, {**FORGE, **ESCAPE, **REFUSED})
+    assert len(found) + len(STATE) + len(EXHAUST) + len(UNSTABLE) + len(OK) >= 58
     assert {name: v for name, v in found.items() if v[0] in (Reason.PASSED, Reason.GRADER_FAILED)} == {}
-    timeouts = sorted(seconds for reason, _, seconds in found.values() if reason is Reason.TIMEOUT)
-    assert len(timeouts) >= 8
-    assert timeouts[-1] < LIMIT + 0.5
 
 
 def test_right_programs_pass_however_they_are_written(judge: CodeJudge) -> None:
     assert {name: v for name, v in verdicts(judge, OK).items() if v[0] is not Reason.PASSED} == {}
 
 
-def test_what_one_program_leaves_the_next_does_not_find(judge: CodeJudge) -> None:
-    after = [
-        program for bad in (*STATE.values(), *EXHAUST.values()) for program in (bad, "def add(x, y): return x + y")
-    ]
-    with CodeJudge(workers=1, time_limit=0.4, memory_mb=256) as alone:
+def test_no_greedy_program_passes_outlives_its_deadline_or_leaves_anything(judge: CodeJudge) -> None:
+    """The right program that comes next finds nothing of it."""
+    bad, limit = {**STATE, **EXHAUST}, 0.4
+    after = [program for source in bad.values() for program in (source, "def add(x, y): return x + y")]
+    with CodeJudge(workers=1, time_limit=limit, memory_mb=256) as alone:
         found = alone.grade([(source, checks_for(source)) for source in after])
     assert {v.reason for v in found[1::2]} == {Reason.PASSED}
-    assert Reason.PASSED not in {v.reason for v in found[::2]}
+    seen = dict(zip(bad, found[::2], strict=True))
+    assert {name: v for name, v in seen.items() if v.reason in (Reason.PASSED, Reason.GRADER_FAILED)} == {}
+    timeouts = sorted(v.seconds for v in seen.values() if v.reason is Reason.TIMEOUT)
+    assert len(timeouts) >= 8
+    assert timeouts[-1] < limit + 0.5
 
 
 def test_a_verdict_is_the_same_every_time(judge: CodeJudge) -> None:
@@ -127,13 +125,13 @@ def test_no_program_can_have_itself_left_out(judge: CodeJudge) -> None:
 
 def test_what_programs_answered_does_not_pile_up(judge: CodeJudge) -> None:
     """Tests keep what they were given; when they fail, their frames hold it, and a later program would lack the memory."""
-    large = "def f(i):\n    if i == 3: raise ValueError\n    return 'x' * (12 << 20) + '\U0001f600'"
+    large = "def f(i):\n    if i == 3: raise ValueError\n    return 'x' * (4 << 20) + '\U0001f600'"
     checks = Checks("kept = []\ndef check(c):\n    for i in range(4): kept.append(c(i))", "f")
     with CodeJudge(workers=1, time_limit=5) as one:
         one.grade([(large, checks)])
         before = resident_pages(descendants(os.getpid()))
         assert {verdict.reason for verdict in one.grade([(large, checks)] * 4)} == {Reason.EXCEPTION}
-        assert resident_pages(descendants(os.getpid())) - before < 100 << 8  # 100 MiB; one program's answers take 144
+        assert resident_pages(descendants(os.getpid())) - before < 33 << 8  # 33 MiB; one program's answers take 48
 
 
 def test_forms_of_tests(judge: CodeJudge) -> None:
@@ -220,7 +218,7 @@ def test_floods_leave_memory_flat() -> None:
             return resident_pages({supervisor} | descendants(supervisor))
 
         before = memory()
-        found = one.grade([(flood, ADD)] * 400)
+        found = one.grade([(flood, ADD)] * 120)  # each writes 2 MB
         assert {v.reason for v in found} == {Reason.PASSED}
         assert memory() - before < 256  # pages of 4 KiB
 

@@ -114,7 +114,7 @@ def correction_prompt(problem):
     return "?"
 
 def grade(problem, text):
-    if sum(map(ord, text + problem["id"])) % 2 == 0:
+    if sum(map(ord, text + problem["id"])) % 3 == 0:
         raise ValueError("no [/INST]\\nhere")
     return len(text) % 2 == 0
 """

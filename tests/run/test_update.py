@@ -3,6 +3,7 @@
 import dataclasses
 import os
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ from selfcorrect.samplers.transformers import TransformersSampler
 from selfcorrect.tasks import make_task
 from selfcorrect.types import Grade, Outcome, Rollout, SamplingParams
 from tests.run.conftest import ENDS
-from tests.support.runs import PRELOAD, config, go, read_rows, recipe, tuned
+from tests.support.runs import config, go, read_rows, recipe, tuned
 from tests.support.tiny import LIMIT, tiny_lm
 
 EPSILON = 2.0**-24  # half the distance from 1 to the next float32
@@ -190,14 +191,23 @@ def test_gradients_of_embedding_and_head_are_added_where_they_lie(
 
 def two_of_each(architecture: str) -> tuple[tuple[LanguageModel, LanguageModel], Batch]:
     """Policy and reference, and two rollouts of each of four prompts of several lengths, one not included."""
-    lms = tiny_lm(architecture, "eager", ENDS, seed=0), tiny_lm(architecture, "eager", ENDS, seed=1)
+    return new_pair(architecture), batch_of(architecture)
+
+
+def new_pair(architecture: str) -> tuple[LanguageModel, LanguageModel]:
+    return tiny_lm(architecture, "eager", ENDS, seed=0), tiny_lm(architecture, "eager", ENDS, seed=1)
+
+
+@cache
+def batch_of(architecture: str) -> Batch:
+    lms = new_pair(architecture)
     trainer = trainer_of(*lms, 3, "analytic")
     texts = [text for text in ("5 2 1 = 8", "12 9 3 2 = 4", "7 7 = 6", "4 4 2 = 2") for _ in range(2)]
     problems = [trainer.task.parse(text) for text in texts]
     rollouts = play(problems, trainer.task, trainer.sampler, trainer.lm.chat, SamplingParams(1.0, 9, 4), 2)
     included_B = torch.arange(8) != 5
     advantages_BA = torch.randn(8, 2, generator=torch.Generator().manual_seed(0))
-    return lms, make_batch(rollouts, advantages_BA, (0.3, 0.2), included_B)
+    return make_batch(rollouts, advantages_BA, (0.3, 0.2), included_B)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -255,9 +265,14 @@ def test_shared_prompts_change_nothing(architecture: str, planted: bool, monkeyp
     assert (gap > whole.grad_norm / 1000) if planted else (gap < whole.grad_norm / 1e4)
 
 
-@pytest.mark.parametrize("planted", ["", "rows see the rows before them", "places go on from row to row"])
+PLANTS = "rows see the rows before them", "places go on from row to row"
+
+
 @pytest.mark.parametrize("shared", [True, False], ids=["shared prompts", "whole rows"])
-@pytest.mark.parametrize("architecture", ["llama", "qwen2", "gpt2"])
+@pytest.mark.parametrize(
+    ("architecture", "planted"),
+    [("llama", ""), ("qwen2", ""), ("gpt2", ""), *(("llama", plant) for plant in PLANTS), ("gpt2", PLANTS[1])],
+)
 def test_packed_rows_change_nothing(
     architecture: str, shared: bool, planted: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -414,7 +429,6 @@ def test_the_gradient_does_not_depend_on_the_number_of_processes(
     """Seven of eight rollouts count. Planted: each process divides by four of its own, and the two are averaged."""
     plain = {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)}
     arguments = (str(tmp_path / "rendezvous"), plain, str(tmp_path / "gradients"))
-    torch.multiprocessing.get_context("forkserver").set_forkserver_preload(PRELOAD)
     start: Any = torch.multiprocessing.start_processes  # type: ignore[attr-defined]
     start(share_of_the_gradient, arguments, nprocs=2, start_method="forkserver")
     whole, gradients = updated(lms, batch, 8, "analytic")

@@ -9,6 +9,9 @@ SMALL: dict[str, Any] = {
     "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 300, "bos_token_id": None,
     "eos_token_id": None,
 }  # fmt: skip
+ONE_ROW: dict[str, Any] = {  # auto would be settled anew for each number of devices, by rehearsals of seconds
+    "rollouts": {"rows_at_once": 8}, "optimizer": {"micro_batch": 1, "gradient_checkpointing": True},
+}  # fmt: skip
 STAGE = {"name": "a", "objective": "stage2", "steps": 10, "learning_rate": 1e-6}
 
 

@@ -13,7 +13,7 @@ import yaml
 
 from selfcorrect import cli
 from selfcorrect.tasks.countdown import Countdown
-from tests.support.runs import PRELOAD, lucky_grade
+from tests.support.runs import lucky_grade
 
 Hook = Callable[[int], None]
 
@@ -34,9 +34,6 @@ class Ranks:
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, context = folder, multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(
-            [*PRELOAD, "selfcorrect.parallel.sharding", "torch.distributed.checkpoint", __name__]
-        )
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]

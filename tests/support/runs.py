@@ -27,11 +27,6 @@ from selfcorrect.runs.run import resume, start
 from selfcorrect.tasks.countdown import Countdown
 from selfcorrect.types import Grade, Outcome, Problem
 
-PRELOAD = [
-    "selfcorrect.runs.run", "selfcorrect.cli", "safetensors.torch", "transformers.models.llama.modeling_llama",
-    "transformers.models.auto.modeling_auto", "transformers.models.auto.tokenization_auto", "tests.support.runs",
-    "tests.support.unsynced", "tests.support.frozen",
-]  # fmt: skip
 NOT_REPEATED = ("seconds", "seconds_by_part", "tokens_per_second")
 STAGE_STEPS = 4
 DEVICE = os.environ.get("TEST_DEVICE", "cpu")
@@ -144,7 +139,7 @@ class KillPoint:
 
 
 class Process:
-    """`go` in a process that is cheap to start: its server has everything imported."""
+    """`go` in a process that is cheap to start: its server has everything imported (tests/support/forked.py)."""
 
     def __init__(
         self, settings: Mapping[str, Any], hook: Callable[[], None] | None = None,
@@ -152,7 +147,6 @@ class Process:
     ) -> None:  # fmt: skip
         """hook: called in the process before the deed; both module-level, as they are pickled."""
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(PRELOAD)
         self._ours, theirs = context.Pipe(duplex=False)
         self._process = context.Process(target=_child, args=(dict(settings), hook, deed, theirs))
         self._process.start()

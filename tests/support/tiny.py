@@ -14,12 +14,12 @@ LIMIT = 12  # the tokenizer knows the numbers 0..LIMIT
 
 def tiny_lm(
     architecture: str = "llama", attention: str = "eager", end_ids: tuple[int, ...] = (), seed: int = 0,
-    hidden: int = 32,
+    hidden: int = 32, layers: int = 2,
 ) -> Any:  # fmt: skip
     """A random model with sharp preferences. end_ids: ends of turn beside the tokenizer's own."""
     tokenizer = build_tokenizer(LIMIT)
     torch.manual_seed(seed)
-    model = _model(architecture, len(tokenizer), attention, hidden)
+    model = _model(architecture, len(tokenizer), attention, hidden, layers)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.dim() >= 2:  # the usual 0.02 would make every next token about as likely as any other
@@ -29,11 +29,11 @@ def tiny_lm(
     return language_model
 
 
-def _model(architecture: str, vocabulary: int, attention: str, hidden: int) -> Any:
+def _model(architecture: str, vocabulary: int, attention: str, hidden: int, layers: int) -> Any:
     import transformers
 
     sizes: dict[str, Any] = {
-        "vocab_size": vocabulary, "hidden_size": hidden, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "vocab_size": vocabulary, "hidden_size": hidden, "num_hidden_layers": layers, "num_attention_heads": 4,
         "num_key_value_heads": 2, "intermediate_size": 48, "max_position_embeddings": 256, "bos_token_id": None,
         "attn_implementation": attention, "tie_word_embeddings": architecture == "llama",
     }  # fmt: skip
@@ -44,7 +44,7 @@ def _model(architecture: str, vocabulary: int, attention: str, hidden: int) -> A
             return transformers.Qwen2ForCausalLM(transformers.Qwen2Config(**sizes))
         case "gpt2":  # learned positions, no rotary embedding
             config = transformers.GPT2Config(
-                vocab_size=vocabulary, n_embd=hidden, n_layer=2, n_head=4, n_positions=256, bos_token_id=None,
+                vocab_size=vocabulary, n_embd=hidden, n_layer=layers, n_head=4, n_positions=256, bos_token_id=None,
                 attn_implementation=attention, tie_word_embeddings=False,
             )  # fmt: skip
             return transformers.GPT2LMHeadModel(config)

@@ -4,7 +4,7 @@ import ast
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -44,25 +44,30 @@ def room_of(file: Path) -> str:
     return file.relative_to(SOURCE).parts[0].removesuffix(".py")
 
 
-def imports(file: Path, *, lazy: bool = True) -> Iterator[str]:
+@cache
+def nodes(file: Path) -> list[ast.AST]:
+    return list(ast.walk(ast.parse(file.read_text(encoding="utf-8"))))
+
+
+@cache
+def imports(file: Path, *, lazy: bool = True) -> list[str]:
     """Modules a file imports; with lazy=False only those that importing it brings in."""
-    tree = ast.parse(file.read_text(encoding="utf-8"))
-    inside = set()
-    for node in ast.walk(tree):
-        skipped = isinstance(node, ast.FunctionDef) or (
+    inside, found = set[ast.AST](), list[str]()
+    for node in nodes(file) if not lazy else []:
+        if isinstance(node, ast.FunctionDef) or (
             isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
-        )
-        if skipped and not lazy:
+        ):
             inside |= set(ast.walk(node)) - {node}
-    for node in ast.walk(tree):
+    for node in nodes(file):
         if node in inside:
             continue
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            found += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{file}: imports are absolute"
             for alias in node.names:  # `from selfcorrect import objectives` names a room
-                yield f"{node.module}.{alias.name}" if node.module == "selfcorrect" else str(node.module)
+                found.append(f"{node.module}.{alias.name}" if node.module == "selfcorrect" else str(node.module))
+    return found
 
 
 def rooms(file: Path, *, lazy: bool = True) -> set[str]:
@@ -89,7 +94,7 @@ def test_files_are_short(file: Path) -> None:
     text = file.read_text(encoding="utf-8")
     assert text.count("\n") <= 500
     assert not re.search(r"\bfloor \d", text), "the order of folders is ORDER here, and nowhere else a number"
-    for node in ast.walk(ast.parse(text)):
+    for node in nodes(file):
         if isinstance(node, ast.FunctionDef):
             assert (node.end_lineno or 0) - node.lineno < 60, node.name
 

@@ -1,6 +1,7 @@
 """A user's own task: the example as it is, and what is said of mistakes in the user's file."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -33,6 +34,17 @@ def task_of(file: Path, text: str | None = None, **options: object) -> CustomTas
     if text is not None:
         file.write_text(text)
     return CustomTask(CustomConfig(name="custom", file=str(file), options=options))
+
+
+def test_a_file_edited_within_a_second_is_read_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And leaves nothing beside it."""
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    file = tmp_path / "mine.py"
+    for count in (3, 4):
+        file.write_text(GOOD.replace('"count", 3', f'"count", {count}'))
+        os.utime(file, (1e9, 1e9))
+        assert len(task_of(file).train) == count
+    assert list(tmp_path.iterdir()) == [file]
 
 
 def test_the_example_works_as_it_is() -> None:

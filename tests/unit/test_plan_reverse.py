@@ -10,18 +10,21 @@ import torch
 from selfcorrect.config import TrainConfig
 from selfcorrect.config.recipe import load_recipe, validate
 from selfcorrect.errors import ConfigError
+from selfcorrect.models.sizing import Static
 from selfcorrect.parallel.gradients import BUCKET
 from selfcorrect.planning import beside
 from selfcorrect.planning import plan as planning
 from selfcorrect.planning.command import plan as command
 from selfcorrect.planning.hardware import CARDS, HOST_BYTES, card_named
-from selfcorrect.planning.memory import Memory, memory
+from selfcorrect.planning.memory import memory
 from selfcorrect.planning.pace import HOST, LINKS, Pace, links, pace, sync
 from selfcorrect.planning.page import resting_on, row
 from selfcorrect.planning.plan import Devices, Plan, cheapest_card, largest_micro_batch, longest_attempt, make_plan
+from selfcorrect.planning.settled import static
 from selfcorrect.planning.spec import described
 from selfcorrect.planning.work import assumed_lengths
 from selfcorrect.waiting import cores
+from tests.support.plans import ONE_ROW
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 SMALL = ("model.path=HuggingFaceTB/SmolLM2-135M", "rollouts.rows_at_once=8", "rollouts.problems_per_step=8",
@@ -43,6 +46,7 @@ def planned(*overrides: str) -> Plan:
     return make_plan(config, Devices(CARD), assumed_lengths(config), timed=False)
 
 
+@pytest.mark.nightly
 def test_the_largest_micro_batch_fits_and_the_next_does_not() -> None:
     short = "rollouts.max_new_tokens=64"
     said: list[str] = []
@@ -62,7 +66,7 @@ def test_the_longest_attempt_fits_and_the_next_does_not() -> None:
 
 
 def test_of_a_card_that_is_not_in_the_table_memory_is_planned() -> None:
-    config = shipped("countdown", *SMALL)
+    config = shipped("countdown", *SMALL, *SHORT)
     other, known = (make_plan(config, Devices(card)) for card in (card_named("Tesla T4", 79.1), CARDS["h100"]))
     assert (other.memory, other.pace) == (known.memory, None)
     assert beside.told(other).endswith("); no seconds, as Tesla T4 is not in the table of cards")
@@ -140,8 +144,8 @@ def test_sync_gathers_a_copy_for_an_engine_and_for_a_server(weights: str) -> Non
 
 def test_copies_of_shards_gather_within_a_machine_and_sum_between_machines() -> None:
     """Of every weight four bytes pass each way between copies, a shard by each device; all else stays in a machine."""
-    config = big(model={"path": "Qwen/Qwen2.5-7B"})
-    card, sent, needs, rates = CARDS["h100"], list[tuple[float, float]](), list[Memory](), list[float]()
+    config = big(model={"path": "Qwen/Qwen2.5-7B"}, **ONE_ROW)
+    card, sent, held, rates = CARDS["h100"], list[tuple[float, float]](), list[Static](), list[float]()
     for parallel, nodes in (("hsdp", 2), ("fsdp2", 1), ("fsdp2", 2), ("ddp", 2)):
         devices = Devices(card, 4, nodes, parallel)
         laid_out = planning._laid_out(config, devices, assumed_lengths(config), described(config.model))
@@ -152,15 +156,16 @@ def test_copies_of_shards_gather_within_a_machine_and_sum_between_machines() -> 
             for rate in ((1.0, endless), (endless, 1.0))
         )
         sent.append((near, far))
-        needs.append(memory(fixed, model, card, step, spread))
+        held.append(static(fixed, model, card, spread.shards))
+        if parallel == "hsdp":
+            assert memory(fixed, model, card, step, spread).phases["sync"]["sync buffers"] == 4 * BUCKET
         found = links(card, spread, nodes)
         rates.append(found[0] / found[1])
     assert [far for _, far in sent] == pytest.approx([2 * 4 / 4 * 1 / 2, 0, 0, 2 * 4 * 7 / 8])
     assert rates[:3] == pytest.approx([card.link / card.network, 1, 1])  # ddp has nothing to gather
     assert 0 < sent[0][0] < sent[1][0]  # half as many rows a device as on one machine
     assert sent[3][0] == 0
-    assert needs[0].static == needs[1].static != needs[2].static
-    assert needs[0].phases["sync"]["sync buffers"] == 4 * BUCKET
+    assert held[0] == held[1] != held[2]
 
 
 def test_an_adapter_alone_is_gathered() -> None:
@@ -196,7 +201,7 @@ def test_what_the_heap_holds_beyond_what_is_alive_hangs_on_how_the_process_began
 ) -> None:
     monkeypatch.setattr("selfcorrect.planning.memory.is_whole", lambda: whole)
     monkeypatch.setattr("selfcorrect.planning.memory.gives_back", lambda: given)
-    told, _ = rests(big(model={"path": "lab"}, task=LAB), Devices(None))
+    told, _ = rests(big(model={"path": "lab"}, task=LAB, **ONE_ROW), Devices(None))
     assert told["allocator_slack_share"] == share
 
 
@@ -206,8 +211,8 @@ def test_a_plan_tells_the_numbers_that_it_rests_on() -> None:
         "rollouts": {"max_new_tokens": 16, "problems_per_step": 2, "rollouts_per_problem": 2, "rows_at_once": 4},
         "task": LAB,
     }
-    lab = {"model": {"path": "lab"}, **small}
-    on_card, told = rests(big(**lab, optimizer={"micro_batch": 4}), Devices(CARDS["h100"]))
+    lab = {"model": {"path": "lab"}, **small, "optimizer": ONE_ROW["optimizer"]}
+    on_card, told = rests(big(**lab), Devices(CARDS["h100"]))
     assert on_card["layer_milliseconds"] == pytest.approx(0.2)
     assert (on_card["grading_cores"], on_card["card_tflops"], on_card["process_gib"]) == (16, 989, 0.8)
     assert on_card["allocator_slack_share"] == 0.03
@@ -215,7 +220,7 @@ def test_a_plan_tells_the_numbers_that_it_rests_on() -> None:
     for words in ("0.2 ms a layer", "0.80 GiB of CUDA context", "3% of allocator's slack", "2.50 dollars", "16 cores"):
         assert words in told
     served = Devices(CARDS["h100"], 2, 2, "fsdp2", engine=True, serving=1, price=1.5)
-    with_server, told = rests(big(**lab, **SERVED, optimizer={"micro_batch": 4}), served)
+    with_server, told = rests(big(**lab, **SERVED), served)
     assert with_server["layer_milliseconds"] == pytest.approx(0.04)
     assert with_server["dollars_per_card_and_hour"] == 1.5
     assert with_server["host_gb_per_second"] == 10

@@ -1,6 +1,7 @@
 """`selfcorrect plan`: what it says of memory is what the code does."""
 
 import copy
+import inspect
 import json
 import subprocess
 import sys
@@ -36,7 +37,7 @@ from selfcorrect.planning.work import Update, assumed_lengths
 from selfcorrect.runs.checks import check_context, fitted
 from selfcorrect.samplers.transformers import TransformersSampler
 from selfcorrect.tasks import make_task
-from tests.support.plans import SMALL, recipe
+from tests.support.plans import ONE_ROW, SMALL, recipe
 from tests.support.tiny import tiny_lm
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -164,7 +165,7 @@ def test_a_process_that_gives_memory_back_holds_less(monkeypatch: pytest.MonkeyP
             monkeypatch.delenv(name, raising=False)
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
-        return make_plan(recipe(model={"path": "lab"}), Devices(None), timed=False).memory.peak
+        return make_plan(recipe(model={"path": "lab"}, **ONE_ROW), Devices(None), timed=False).memory.peak
 
     kept = held()
     assert held(MALLOC_MMAP_THRESHOLD_="1048576") < kept == held(MALLOC_TOP_PAD_="0")
@@ -433,7 +434,8 @@ def test_what_a_run_would_refuse_is_not_planned(changes: dict[str, Any], cards: 
 def test_the_measured_peak_is_not_the_parents() -> None:
     """A child begins with what its parent held as it was forked, by getrusage."""
     held = bytearray(600 << 20)
-    code = "from selfcorrect.planning.beside import measured_peak; print(measured_peak(None))"
+    begin = "from __future__ import annotations\nimport contextlib, re, sys\nfrom pathlib import Path\n"
+    code = f"{begin}{inspect.getsource(beside.measured_peak)}\nprint(measured_peak(None))"  # and nothing heavy
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, close_fds=False)
     assert 0 < float(done.stdout) < len(held)
 
@@ -442,7 +444,7 @@ def test_an_engine_in_each_process_is_counted_beside_the_whole_copy() -> None:
     plans = [
         make_plan(recipe(**about), devices_for(recipe(**about), "h100", 4), timed=False)
         for about in (
-            {"model": {"path": "Qwen/Qwen2.5-7B"}, "parallel": parallel, "sampler": sampler}
+            {"model": {"path": "Qwen/Qwen2.5-7B"}, "parallel": parallel, "sampler": sampler, **ONE_ROW}
             for parallel, sampler in (("fsdp2", "vllm"), ("fsdp2", "transformers"), ("ddp", "vllm"))
         )
     ]

@@ -1,4 +1,4 @@
-"""The file of a task of one's own, and the modules beside it that it imports (stdlib only).
+"""The file of a task of one's own, and the modules beside it that it imports.
 
 Python looks beside a script for what the script imports; so it is here, by import statements of the file and of what
 lies beside it: `import helper` finds helper.py or helper/__init__.py there. Names of the standard library and of
@@ -18,6 +18,7 @@ from types import ModuleType
 from typing import Any
 
 from selfcorrect.errors import DataError
+from selfcorrect.tasks.own_code import executed
 
 MODULE = "selfcorrect_custom_task"
 
@@ -55,14 +56,8 @@ def keep(file: str | Path, folder: Path) -> None:
 
 def load(file: Path) -> ModuleType:
     """Runs the file, and anew what lies beside it. Raises what it raises, and DataError where it is no Python."""
-    spec = importlib.util.spec_from_file_location(MODULE, file)
-    if spec is None or spec.loader is None:
-        raise DataError(f"task.file = {str(file)!r}: not a Python file (.py)")
     _finder.turn_to(file)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[MODULE] = module  # dataclasses look themselves up there
-    spec.loader.exec_module(module)
-    return module
+    return executed(file, MODULE)
 
 
 class _Finder(importlib.abc.MetaPathFinder):

@@ -5,6 +5,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal, overload
@@ -15,13 +16,18 @@ from selfcorrect.tasks.sources import check_there
 
 def load_alone(file: Path) -> ModuleType:
     """Runs the file. Raises what it raises, and DataError where it is no Python."""
-    name = f"selfcorrect_own_{file.stem}"
+    return executed(file, f"selfcorrect_own_{file.stem}")
+
+
+def executed(file: Path, name: str) -> ModuleType:
+    """The module of the name that the file is, as it is now."""
     spec = importlib.util.spec_from_file_location(name, file)
-    if spec is None or spec.loader is None:
+    if spec is None or not isinstance(spec.loader, SourceFileLoader):
         raise DataError(f"{file}: not a Python file (.py)")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses look themselves up there
-    spec.loader.exec_module(module)
+    # Not by exec_module: its cache takes a file of the same second and size for the one before it was edited.
+    exec(spec.loader.source_to_code(spec.loader.get_data(str(file)), str(file)), module.__dict__)
     return module
 
 

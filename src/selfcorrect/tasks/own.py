@@ -55,7 +55,7 @@ def keep(file: str | Path, folder: Path) -> None:
 
 
 def load(file: Path) -> ModuleType:
-    """Runs the file, and anew what lies beside it. Raises what it raises, and DataError where it is no Python."""
+    """Runs the file, and anew what lies beside it. Raises what it raises, and DataError of `turn_to`."""
     _finder.turn_to(file)
     return executed(file, MODULE)
 

@@ -15,15 +15,15 @@ from selfcorrect.tasks.sources import check_there
 
 
 def load_alone(file: Path) -> ModuleType:
-    """Runs the file. Raises what it raises, and DataError where it is no Python."""
+    """Runs the file. Raises what it raises."""
     return executed(file, f"selfcorrect_own_{file.stem}")
 
 
 def executed(file: Path, name: str) -> ModuleType:
-    """The module of the name that the file is, as it is now."""
+    """The module of the name that the file, which ends in .py, is now."""
     spec = importlib.util.spec_from_file_location(name, file)
-    if spec is None or not isinstance(spec.loader, SourceFileLoader):
-        raise DataError(f"{file}: not a Python file (.py)")
+    assert spec is not None
+    assert isinstance(spec.loader, SourceFileLoader)
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses look themselves up there
     # Not by exec_module: its cache takes a file of the same second and size for the one before it was edited.
@@ -41,6 +41,8 @@ class OwnCode:
         self.file, self._page = check_there(file, setting), page
         if not self.file.is_file():
             raise DataError(f"{setting} = {file!r}: not a file")
+        if self.file.suffix != ".py":
+            raise DataError(f"{setting} = {file!r}: not a Python file (.py)")
         with self.blamed():
             self._module = load(self.file)
 

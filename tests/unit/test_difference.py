@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 import selfcorrect
+from selfcorrect.config.paths import FILE_HOLDS, TASK_FILE
 from selfcorrect.errors import DataError
 from selfcorrect.evaluation.averages import change, means, samples_of, summary_over
 from selfcorrect.evaluation.metrics import difference_of
@@ -178,9 +179,9 @@ def test_notes_on_what_else_was_asked(tmp_path: Path) -> None:
     (b / "config.yaml").write_text(
         CONFIG.replace("64", "128").replace("HERE", "THERE").replace("workers: 1", "workers: 2")
     )
-    (a / "asked.json").write_text('{"the training problems": "1", "the file mine.py": "2"}')
+    (a / "asked.json").write_text(json.dumps({"the training problems": "1", TASK_FILE: "2"}))
     (b / "evaluations" / "kept").mkdir()
-    (b / "evaluations" / "kept" / "two.json").write_text('{"task": {"what the file holds": "3"}}')
+    (b / "evaluations" / "kept" / "two.json").write_text(json.dumps({"task": {FILE_HOLDS: "3"}}))
     assert list(selfcorrect.diff(a, b).notes) == [
         "the prompts of 30 of 30 problems read differently (such as p0)",
         "rollouts.max_new_tokens is 64 in A and 128 in B",

@@ -20,6 +20,7 @@ PATHS = (  # settings that name a file or a folder, in whatever section they are
     "chat_template",
     "sync_folder",
 )
+TASK_FILE, FILE_HOLDS = "the task's file", "what the file holds"  # digests of it: in asked.json, and of an evaluation
 USED = "config.used.yaml"  # the settings that a run has gone by, so that an edited config.yaml is noticed
 TASK = "task"  # within a run: the file of a task of one's own, and what it imports that lies beside it
 _FREE = ("options", "template_options", "columns", "correction_prompts")  # what stands inside is the user's own

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from selfcorrect.config.paths import run_above
+from selfcorrect.config.paths import FILE_HOLDS, TASK_FILE, run_above
 from selfcorrect.errors import DataError
 from selfcorrect.evaluation.averages import Change
 from selfcorrect.evaluation.caution import bought, caution
@@ -234,11 +234,11 @@ def _grader(side: Side) -> str | None:
     """A digest of the file of a task of one's own, as a run or an evaluation keeps it; None where neither tells."""
     name = Path(side.file).name.removesuffix(".rollouts.jsonl").partition("@")[0]
     task = begun_with(_folder(side) / "evaluations" / "kept" / f"{name}.jsonl", "task")
-    if isinstance(task, dict) and (told := task.get("what the file holds")):
+    if isinstance(task, dict) and (told := task.get(FILE_HOLDS)):
         return str(told)
     try:
-        kept = json.loads((_folder(side) / "asked.json").read_text(encoding="utf-8"))
-        return next((str(told) for what, told in kept.items() if what.startswith("the file ")), None)
+        told = json.loads((_folder(side) / "asked.json").read_text(encoding="utf-8")).get(TASK_FILE)
+        return str(told) if told else None
     except (OSError, ValueError, AttributeError):
         return None
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from selfcorrect.config import CustomConfig, TrainConfig
+from selfcorrect.config.paths import TASK_FILE
 from selfcorrect.errors import CheckpointError
 from selfcorrect.evaluation.evaluate import digest
 from selfcorrect.evaluation.kept import write_durably
@@ -34,7 +35,7 @@ def asked_of(
         # What asks for a second attempt is a setting, or in the task's file; drawn at random, it differs each time.
         found[f"the {name} problems{again}"] = digest(problems, None, chat)
     if isinstance(config.task, CustomConfig):
-        found["the task's file"] = digest_of(config.task.file)
+        found[TASK_FILE] = digest_of(config.task.file)
     return found
 
 

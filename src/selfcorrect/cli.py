@@ -155,7 +155,7 @@ def grade(
 
 @app.command(epilog="Example: selfcorrect play '30 7 2 = 39' --model runs/demo/final")
 def play(
-    problem: Annotated[str, typer.Argument(help="Countdown: '30 7 2 = 39'; math, custom: an id or any question; else an id.")],
+    problem: Annotated[str, typer.Argument(help="Countdown: '30 7 2 = 39'; math, custom: an id or words; else an id.")],
     model: Annotated[str, typer.Option(help="A model folder, a hub name, or lab.")] = "lab",
     recipe: Annotated[Path | None, typer.Option(help="Where the task and its prompts come from.")] = None,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 0.0,

@@ -17,7 +17,7 @@ says how many were not. What the shares mean:
 - update: floating point operations of the model itself (6 a weight and token for the policy, 2 for the reference,
   plus attention; a prompt counts once for all its rollouts; recomputing and padding do not count) over the update's
   seconds and the card's measured rate. The same update is timed once more on packed and on padded rows
-  (optimizer.padding_free).
+  (optimizer.padding_free), and with its small operations compiled (optimizer.compile).
 """
 
 import argparse
@@ -39,6 +39,7 @@ from selfcorrect.learning.batching import Batch
 from selfcorrect.learning.prompts import first_trained, prefixes_of
 from selfcorrect.learning.record import StepResult
 from selfcorrect.learning.training import Trainer
+from selfcorrect.models import fused
 from selfcorrect.models.language_model import LanguageModel
 from selfcorrect.models.loading import wrap
 from selfcorrect.models.packed import hindrance
@@ -86,6 +87,8 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error("there is no card here; --dry runs every part at a tiny size")
     options.output.parent.mkdir(parents=True, exist_ok=True)
     end = time.monotonic() + 60 * options.minutes
+    if options.dry:
+        fused.backend = "eager"  # traced as on a card, but no kernels made
     with options.output.open("w", encoding="utf-8") as out:
         parts = parts_of(device, options.dry)
         run_parts([one for one in parts if one[0].startswith(("card", *options.only))], end, out)
@@ -260,7 +263,8 @@ def measure_step(found: Found, shape: Shape, work: Work, device: torch.device, c
         flops = update_flops(updates[-1][0], shape, sum(weight.numel() for weight in lm.model.parameters()))
         found["update_share_of_flops"] = flops / card["flops"] / result.seconds_by_part["update"]
         found["peak_gigabytes"] = peak_gigabytes()
-    packed_and_padded(found, trainer, updates[-1], device)
+    update_again(found, trainer, updates[-1], device)
+    found["update_share_of_flops_compiled"] = flops / card["flops"] / found["update_seconds_compiled"]
 
 
 def figures(whole: float, result: StepResult, sampler: WatchedSampler, card: dict[str, float]) -> Found:
@@ -295,13 +299,19 @@ def watched(trainer: Trainer) -> list[tuple[Any, ...]]:
     return given
 
 
-def packed_and_padded(found: Found, trainer: Trainer, given: tuple[Any, ...], device: torch.device) -> None:
-    """Seconds of the same update on packed rows, or why there are none, and on padded ones."""
+def update_again(found: Found, trainer: Trainer, given: tuple[Any, ...], device: torch.device) -> None:
+    """Seconds of the same update on packed rows, or why there are none, on padded ones, and compiled, on the better of
+    the two: the first time with what compiling takes.
+    """
     why = hindrance(trainer.lm)
     if why:
         found["not_packed"] = why
-    for name, packed in [("padded", False)] if why else [("packed", True), ("padded", False)]:
-        optimizer = trainer.config.optimizer.model_copy(update={"padding_free": packed})
+    best = (not why, True)
+    ways = {"packed": (True, False), "padded": (False, False), "compiling": best, "compiled": best}
+    for name, (packed, compiled) in ways.items():
+        if why and name == "packed":
+            continue
+        optimizer = trainer.config.optimizer.model_copy(update={"padding_free": packed, "compile": compiled})
         trainer.config = trainer.config.model_copy(update={"optimizer": optimizer})
         start = time.perf_counter()
         trainer.update(*given)

@@ -21,10 +21,10 @@ from typing import Any
 import torch
 
 from selfcorrect.evaluation.averages import change, means, samples_of, summary_over
+from selfcorrect.evaluation.flat import rollout_row
 from selfcorrect.evaluation.metrics import summarize
 from selfcorrect.models.language_model import LanguageModel
 from selfcorrect.rollout import play
-from selfcorrect.runs.folder import rollout_row
 from selfcorrect.samplers.transformers import TransformersSampler
 from selfcorrect.seeds import derive_seed
 from selfcorrect.tasks.base import Task

@@ -11,15 +11,38 @@ Nothing heavy is imported until one of these is called.
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from selfcorrect.api import analyse, evaluate, grade, make_repair_set, play, scale, train, write_report
+    from selfcorrect.api import (
+        Observer,
+        PlainObserver,
+        analyse,
+        check,
+        compare,
+        evaluate,
+        export,
+        grade,
+        make_repair_set,
+        plan,
+        play,
+        records,
+        scale,
+        traces,
+        train,
+        write_report,
+    )
+    from selfcorrect.report.difference import diff
 
 __version__ = "0.1.0"
 __all__ = [
-    "__version__", "analyse", "evaluate", "grade", "make_repair_set", "play", "scale", "train", "write_report",
+    "Observer", "PlainObserver", "__version__", "analyse", "check", "compare", "diff", "evaluate", "export", "grade",
+    "make_repair_set", "plan", "play", "records", "scale", "traces", "train", "write_report",
 ]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
+    if name == "diff":  # reads what is kept, and needs no torch
+        from selfcorrect.report.difference import diff
+
+        return diff
     if name in __all__:
         from selfcorrect.waiting import wait_briefly
 
@@ -28,3 +51,8 @@ def __getattr__(name: str) -> Any:
 
         return getattr(api, name)
     raise AttributeError(f"module 'selfcorrect' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """With the names that are loaded at their first use."""
+    return sorted({*globals(), *__all__})

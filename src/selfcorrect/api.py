@@ -7,22 +7,29 @@ from pathlib import Path
 
 from selfcorrect import __version__
 from selfcorrect.analysis import analyse
-from selfcorrect.config import LabBaseConfig, TrainConfig
-from selfcorrect.config.paths import absolute
+from selfcorrect.analysis.records import records
+from selfcorrect.comparing import compare as run_comparison
+from selfcorrect.config import CompareConfig, Config, LabBaseConfig, TrainConfig
+from selfcorrect.config.paths import absolute, check_paths
 from selfcorrect.config.recipe import validate
 from selfcorrect.endpoints.job import endpoint_job
 from selfcorrect.endpoints.settings import Endpoint
 from selfcorrect.errors import ConfigError
 from selfcorrect.evaluation.evaluate import Evaluation, Evaluator
 from selfcorrect.evaluation.metrics import Summary, refuse_nothing_graded
+from selfcorrect.exporting import export as write_export
+from selfcorrect.learning.formats import FORMATS, Converted, convert
 from selfcorrect.models.loading import resolve_path
 from selfcorrect.models.messages import MessageChat
 from selfcorrect.models.sizing import parameter_count
+from selfcorrect.planning import page
+from selfcorrect.planning.plan import Plan, devices_for, make_plan
 from selfcorrect.report import write_report
 from selfcorrect.rollout import play as play_problems
 from selfcorrect.runs.asked import file_digest
-from selfcorrect.runs.checks import fitted, shortages, unread
-from selfcorrect.runs.display import Observer
+from selfcorrect.runs.called import public
+from selfcorrect.runs.checks import fitted, shortages, tried, unread
+from selfcorrect.runs.display import Observer, PlainObserver
 from selfcorrect.runs.evaluating import (
     SIDE,
     Job,
@@ -55,9 +62,13 @@ from selfcorrect.tasks.base import Task
 from selfcorrect.tasks.files import stem_of
 from selfcorrect.types import Rollout, SamplingParams
 
-__all__ = ["analyse", "evaluate", "grade", "make_repair_set", "play", "read_config", "scale", "train", "write_report"]
+__all__ = [
+    "Observer", "PlainObserver", "analyse", "check", "compare", "evaluate", "export", "grade",
+    "make_repair_set", "plan", "play", "read_config", "records", "scale", "traces", "train", "write_report",
+]  # fmt: skip
 
 
+@public
 def train(recipe: Recipe, *overrides: str, observer: Observer | None = None, resume_run: bool = False) -> Path:
     """Run a recipe (a YAML file, a mapping of the same shape, or a config); returns the run's folder.
 
@@ -65,7 +76,7 @@ def train(recipe: Recipe, *overrides: str, observer: Observer | None = None, res
     then extend it, or change what changes no result. Raises UserError kinds (selfcorrect.errors) for everything the
     caller can mend.
     """
-    watcher = observer or Observer()
+    watcher = observer or PlainObserver()
     if resume_run:
         return resume(Path(str(recipe)), watcher, overrides)
     config = read_config(recipe, *overrides)
@@ -76,6 +87,7 @@ def train(recipe: Recipe, *overrides: str, observer: Observer | None = None, res
     return start(train_config(config), watcher)
 
 
+@public
 def evaluate(
     model: str | Path,
     *overrides: str,
@@ -95,7 +107,7 @@ def evaluate(
     attempts are evaluated. endpoint: where `model` is a name that it knows, asked and not loaded (docs/endpoints.md).
     Raises TrainingInterrupted on Ctrl-C and SIGTERM, EndpointError where an endpoint answers no more.
     """
-    watcher = observer or Observer()
+    watcher = observer or PlainObserver()
     named = endpoint is None and is_recipe(model)
     here, what = endpoint is None, "evaluate it on"
     config = train_config(model, *overrides) if named else config_for(model, recipe, overrides, what, here=here)
@@ -215,6 +227,7 @@ def _tell(notes: list[str], say: Callable[[str], None]) -> list[str]:
     return notes
 
 
+@public
 def grade(
     recorded: str | Path,
     task: str,
@@ -233,7 +246,7 @@ def grade(
 
     config = validate({"task": {"name": task}, "stages": []}, "grade", overrides=overrides)
     assert isinstance(config, TrainConfig)
-    log, file, watcher = read_log(recorded), Path(recorded).expanduser(), observer or Observer()
+    log, file, watcher = read_log(recorded), Path(recorded).expanduser(), observer or PlainObserver()
     target = Path(output).expanduser() if output is not None else _verdicts_beside(file)
     if target.exists() and target.samefile(file):
         raise ConfigError(f"output = {str(output)!r} is the file that is to be graded; name another")
@@ -258,6 +271,7 @@ def _verdicts_beside(recorded: Path) -> Path:
     return recorded.with_name(f"{stem_of(recorded.name)}.graded.jsonl")
 
 
+@public
 def play(
     problem: str, model: str | Path = "lab", recipe: Recipe | None = None, *, temperature: float = 0.0, seed: int = 0
 ) -> Rollout:
@@ -272,3 +286,72 @@ def play(
         return play_problems(
             posed, task, sampler, lm.chat, params, rollouts.attempts, refine=rollouts.self_refine
         )[0]  # fmt: skip
+
+
+@public
+def check(recipe: Recipe, *overrides: str, load: bool = False, observer: Observer | None = None) -> Config:
+    """Validate a recipe; returns it with every setting. load: try data, model, template, memory and disk too.
+
+    What is found is told to the observer. Raises UserError kinds.
+    """
+    config, watcher = read_config(recipe, *overrides), observer or PlainObserver()
+    if isinstance(config, TrainConfig):
+        check_paths(config)
+        for line in tried(config) if load else ():
+            watcher.message(line)
+    elif load:
+        raise ConfigError(f"load=True tries recipes of kind train, and this one is of kind {config.kind}")
+    return config
+
+
+@public
+def plan(
+    recipe: Recipe, *overrides: str, gpu: str = "h100", gpus: int = 1, nodes: int = 1, price: float | None = None,
+    observer: Observer | None = None,
+) -> Plan:  # fmt: skip
+    """Predict what a recipe takes: `fits`, `hours`, `dollars`, `memory.peak` (bytes of a card) and more.
+
+    gpu: a card of docs/plan.md, or cpu for this machine's; gpus: of one machine; nodes: machines; price: dollars for
+    one card and hour. The observer is told what `selfcorrect plan` prints. No weights are loaded. Raises UserErrors.
+    """
+    config, watcher = train_config(recipe, *overrides), observer or PlainObserver()
+    made = make_plan(config, devices_for(config, gpu, gpus, nodes, price))
+    for line in page.lines(made):
+        watcher.message(line)
+    return made
+
+
+@public
+def compare(recipe: Recipe, *overrides: str, observer: Observer | None = None) -> Path:
+    """Run every method of a comparison on every seed under one budget; returns the folder of its page and table.
+
+    A call that was stopped goes on. Raises UserError kinds.
+    """
+    config, watcher = read_config(recipe, *overrides), observer or PlainObserver()
+    if not isinstance(config, CompareConfig):
+        raise ConfigError(f"this recipe is of kind {config.kind}; a comparison has kind: compare")
+    return run_comparison(config, watcher.message)
+
+
+@public
+def export(
+    source: str | Path, target: str | Path, *, merge: bool = False, push: str | None = None,
+    observer: Observer | None = None,
+) -> Path:  # fmt: skip
+    """Write the model of a run, or of a folder, for others, with a card of what it scored; returns the folder.
+
+    merge: an adapter goes into its base's weights. push: OWNER/NAME on the hub, private. Raises UserError kinds.
+    """
+    return write_export(source, target, merge=merge, push=push, say=(observer or PlainObserver()).message)
+
+
+@public
+def traces(source: str | Path, target: str | Path, form: str = "messages", *, everything: bool = False) -> Converted:
+    """Write what a run was fine-tuned on, or one of its files of traces, for other trainers; returns how many.
+
+    form: messages (JSON Lines) or conversation (one JSON list). everything: what a run collected and did not train on,
+    too. Raises UserError kinds.
+    """
+    if form not in FORMATS:
+        raise ConfigError(f"form = {form!r} must be one of {', '.join(FORMATS)}")
+    return convert(source, target, form, everything=everything)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from selfcorrect import __version__
-from selfcorrect.commands import AsJson, Grouped, Overrides, Sections, export, traces
+from selfcorrect.commands import AsJson, Grouped, Overrides, Sections, diff, export, traces
 from selfcorrect.commands import stopped as _stopped
 from selfcorrect.errors import ConfigError, TrainingInterrupted, UserError
 from selfcorrect.evaluate_command import evaluate
@@ -111,9 +111,13 @@ def train(
         return
     if recipe is None:
         raise ConfigError("name either a recipe, or a run folder with --resume RUN")
-    config = load_recipe(recipe, overrides or [])
-    if config.kind == "compare":
-        raise ConfigError(f"{recipe} is of kind compare; run it with `selfcorrect compare {shlex.quote(recipe)}`")
+    try:
+        config = load_recipe(recipe, overrides or [])
+        if config.kind == "compare":
+            raise ConfigError(f"{recipe} is of kind compare; run it with `selfcorrect compare {shlex.quote(recipe)}`")
+    except UserError as error:
+        _tell_others(error)
+        raise
     _train_and_report(config)
 
 
@@ -155,7 +159,9 @@ def grade(
 
 @app.command(epilog="Example: selfcorrect play '30 7 2 = 39' --model runs/demo/final")
 def play(
-    problem: Annotated[str, typer.Argument(help="Countdown: '30 7 2 = 39'; math, custom: an id or words; else an id.")],
+    problem: Annotated[
+        str, typer.Argument(help="Countdown: '30 7 2 = 39'; math, custom: an id or a question; else an id.")
+    ],
     model: Annotated[str, typer.Option(help="A model folder, a hub name, or lab.")] = "lab",
     recipe: Annotated[Path | None, typer.Option(help="Where the task and its prompts come from.")] = None,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 0.0,
@@ -206,7 +212,7 @@ def make_repair_set(
 @app.command(epilog="Example: selfcorrect compare compare_lab name=mine seeds=[0,1]")
 def compare(recipe: RecipeArgument, overrides: Overrides = None) -> None:
     """Run every method on every seed under one budget. Reads a comparison file; writes one page and one table."""
-    from selfcorrect.compare import compare as run_comparison
+    from selfcorrect.comparing import compare as run_comparison
     from selfcorrect.config import CompareConfig
     from selfcorrect.config.recipe import load_recipe
 
@@ -247,26 +253,23 @@ def scale(
 ) -> None:
     """Compare more first attempts with correcting half as many. Majority vote at budgets 2 to 64."""
     from selfcorrect import api
-    from selfcorrect.config.paths import run_above
+    from selfcorrect.evaluation.told import estimate_text
     from selfcorrect.models.loading import resolve_path
-    from selfcorrect.runs.display import estimate_text
     from selfcorrect.runs.progress import on_stderr
+    from selfcorrect.sampling import scaling_folder
 
     resolve_path(model)
-    run = run_above(Path(model).expanduser())
-    if output is None and run is None:
-        raise ConfigError(f"{model} lies in no run; name a folder with --output")
-    output = (output or (run or Path()) / "scaling").expanduser()
+    folder = scaling_folder(model, output)
     with _stopped(), on_stderr() as watcher:
         points = api.scale(
-            model, *(overrides or []), output=output, recipe=recipe, most=most, problems=problems,
+            model, *(overrides or []), output=folder, recipe=recipe, most=most, problems=problems,
             temperature=temperature, observer=watcher,
         )  # fmt: skip
     typer.echo("budget  2K in parallel         K, each corrected      difference")
     for p in points:
         told = (estimate_text(p.parallel), estimate_text(p.corrected), estimate_text(p.gain, signed=True))
         typer.echo(f"{p.budget:<8}{told[0]:<23}{told[1]:<23}{told[2]}")
-    typer.echo(f"picture: {output / 'scaling.svg'}")
+    typer.echo(f"picture: {folder / 'scaling.svg'}")
 
 
 @app.command(epilog="Example: selfcorrect report runs/mine")
@@ -306,8 +309,8 @@ def check(
 
     config = load_recipe(recipe, overrides or [])
     if isinstance(config, CompareConfig):  # its methods' recipes and its budget too
-        from selfcorrect.compare.plan import check as check_methods
-        from selfcorrect.compare.plan import chosen_methods
+        from selfcorrect.comparing.plan import check as check_methods
+        from selfcorrect.comparing.plan import chosen_methods
 
         for name, cost in check_methods(chosen_methods(config)).items():
             typer.echo(f"# {name}: {cost.completions:,} sampled completions, {cost.updates:,} updates")
@@ -362,6 +365,7 @@ app.command(cls=Grouped, epilog="Example: selfcorrect evaluate runs/mine/final e
 app.command(epilog="Example: selfcorrect init --model ./my-model --data problems.jsonl --to mine.yaml")(starting.init)
 app.command(epilog="Example: selfcorrect explain rollouts.temperature")(starting.explain)
 app.command(epilog="Example: selfcorrect completion bash >> ~/.bashrc")(starting.completion)
+app.command(epilog="Example: selfcorrect diff runs/mine/evaluations/base.json runs/mine")(diff)
 app.command(epilog="Example: selfcorrect export runs/mine ./mine --merge")(export)
 app.command(epilog="Example: selfcorrect plan math_qwen2.5-7b-instruct_qlora --gpu rtx-4090")(plan)
 app.command(epilog="Example: selfcorrect serve runs/mine --port 8000")(serve)
@@ -404,6 +408,17 @@ def main() -> None:
             raise
         typer.echo(f"error: {error.filename or 'writing'}: {error.strerror}", err=True)
         sys.exit(2)
+
+
+def _tell_others(error: UserError) -> None:
+    """Of several processes this one has no recipe; those of other hosts may, and would wait for it."""
+    from selfcorrect.parallel.launch import launched
+
+    if launched():
+        from selfcorrect.parallel.joining import joined
+
+        with joined():
+            raise error
 
 
 def _train_and_report(what: "Path | object", overrides: Sequence[str] = ()) -> None:

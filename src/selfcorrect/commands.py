@@ -1,7 +1,11 @@
-"""What commands share; and those that hand on what a run made: `export` its model, `traces` what it was tuned on."""
+"""What commands share; and small ones that read what a run made: `export` its model, `traces` what it was tuned on,
+`diff` two of its evaluations.
+"""
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any
@@ -38,7 +42,7 @@ class Grouped(TyperCommand):
 SECTIONS = {
     "Begin": ("demo", "init", "recipes", "check", "explain", "plan", "tasks", "completion"),
     "Train": ("train", "compare", "make-repair-set", "traces", "prune"),
-    "Measure": ("evaluate", "grade", "analyse", "scale", "report"),
+    "Measure": ("evaluate", "diff", "grade", "analyse", "scale", "report"),
     "Use": ("play", "serve", "export"),
 }
 
@@ -74,10 +78,29 @@ def export(
 ) -> None:
     """Write a run's model for others. An adapter, or merged into an ordinary folder; with a card of what it scored."""
     new_folder(target)  # before torch is loaded
-    from selfcorrect.export import export as write
+    from selfcorrect.exporting import export as write
 
     folder = write(source, target, merge=merge, push=push, say=lambda text: typer.echo(text, err=True))
     typer.echo(f"model: {folder}")
+
+
+def diff(
+    a: Annotated[Path, typer.Argument(help="A run, its final, or an evaluation's folder or file.", metavar="A")],
+    b: Annotated[Path, typer.Argument(help="Another one.", metavar="B")],
+    evaluation: Annotated[
+        str | None, typer.Option(help="Which evaluation of a folder with several; the last.", metavar="NAME")
+    ] = None,
+    common: Annotated[bool, typer.Option("--common", help="Pair the problems that both have.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Set two evaluations side by side. Accuracies, delta, i->c and c->i of both, and B less A, paired by problem.
+
+    They must be of the same problems, with the same decoding, samples and attempts.
+    """
+    from selfcorrect.report.difference import diff as compare
+
+    found = compare(a, b, evaluation=evaluation, common=common)
+    typer.echo(json.dumps(asdict(found)) if as_json else str(found))
 
 
 def traces(

@@ -121,8 +121,8 @@ def _run(
 ) -> None:  # fmt: skip
     from selfcorrect import api
     from selfcorrect.evaluation.alarms import cut_off_at
-    from selfcorrect.runs.display import evaluation_line, summary_line
-    from selfcorrect.runs.folder import evaluation_row
+    from selfcorrect.evaluation.told import summary_line
+    from selfcorrect.runs.display import evaluation_line
     from selfcorrect.runs.progress import on_stderr
 
     with stopped(), on_stderr() as watcher:
@@ -130,7 +130,7 @@ def _run(
             model, *overrides, recipe=recipe, observer=watcher, output=output, endpoint=endpoint
         )  # fmt: skip
     if as_json:
-        typer.echo(json.dumps(evaluation_row(evaluation)))
+        typer.echo(json.dumps(evaluation.to_dict()))
         return
     typer.echo(evaluation_line(evaluation))
     for told in cut_off_at(evaluation.summary, evaluation.max_new_tokens):

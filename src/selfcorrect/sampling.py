@@ -10,14 +10,16 @@ from typing import Any
 from selfcorrect.analysis.scaling import check_votes, cost_of, sample_pools
 from selfcorrect.analysis.votes import Point, budgets_up_to, scale_figure, scaling
 from selfcorrect.config import CodeConfig, MathConfig, TrainConfig
+from selfcorrect.config.paths import run_above
 from selfcorrect.errors import ConfigError, DataError
 from selfcorrect.evaluation.chunks import Played, in_chunks
 from selfcorrect.evaluation.counted import Counted
 from selfcorrect.evaluation.kept import Kept, write_durably
 from selfcorrect.evaluation.metrics import is_graded, refuse_nothing_graded
 from selfcorrect.rollout import play
+from selfcorrect.runs.called import public
 from selfcorrect.runs.checks import fewer, fitted
-from selfcorrect.runs.display import Observer
+from selfcorrect.runs.display import Observer, PlainObserver
 from selfcorrect.runs.evaluating import SIDE, about, loaded, rows_begun, rows_of, sampling_settings
 from selfcorrect.runs.interrupts import stoppable
 from selfcorrect.runs.recipes import Recipe, config_for, train_config
@@ -31,6 +33,7 @@ from selfcorrect.tasks.repair import repair_rows
 from selfcorrect.types import Problem, Rollout, SamplingParams
 
 
+@public
 def make_repair_set(
     model: str | Path, output: str | Path, *overrides: str, recipe: Recipe, split: Split = "train",
     problems: int | None = None, temperature: float = 1.0, observer: Observer | None = None,
@@ -41,7 +44,7 @@ def make_repair_set(
     them, by default all. Rows are {"task_id", "split", "first_attempt", "failure", "model"}, one a line.
     """
     config, file = train_config(recipe, *overrides), Path(output).expanduser()
-    watcher = observer or Observer()
+    watcher = observer or PlainObserver()
     if file.exists():
         raise ConfigError(f"output = {str(output)!r} is there already; remove it, or choose another")
     task, listed = _listed(config, split, problems)
@@ -99,10 +102,11 @@ def _listed(config: TrainConfig, split: Split, count: int | None) -> tuple[Task,
     return task, listed if count is None else fixed_share(listed, count)
 
 
+@public
 def scale(
     model: str | Path,
     *overrides: str,
-    output: str | Path,
+    output: str | Path | None = None,
     recipe: Recipe | None = None,
     most: int = 64,
     problems: int = 200,
@@ -111,12 +115,13 @@ def scale(
 ) -> list[Point]:
     """Inference-compute scaling of a model (Fig. 1 right): majority votes at budgets 2, 4, ... up to `most` solutions.
 
-    output: a folder for the samples, the drawing and its numbers; samples that are there already are used again.
+    output: a folder for the samples, the drawing and its numbers, by default `scaling_folder`; samples that are there
+    already are used again.
     """
     if most < 2 or most & (most - 1):
         raise ConfigError(f"most = {most} must be a power of two, 2 or more")
     config = config_for(model, recipe, overrides, "sample")
-    folder, watcher = Path(output).expanduser(), observer or Observer()
+    folder, watcher = scaling_folder(model, output), observer or PlainObserver()
     task = make_task(config.task)
     check_votes(config, task)
     listed = task.held_out(problems)
@@ -143,6 +148,14 @@ def scale(
     points = scaling(pools, budgets_up_to(most))
     scale_figure(points, len(pools), temperature).write(folder)
     return points
+
+
+def scaling_folder(model: str | Path, output: str | Path | None = None) -> Path:
+    """Where `scale` writes: the output that was named, else RUN/scaling, which the run's report shows."""
+    run = run_above(Path(model).expanduser())
+    if output is None and run is None:
+        raise ConfigError(f"{model} lies in no run; name a folder with output=FOLDER (--output FOLDER)")
+    return Path(output).expanduser() if output is not None else (run or Path()) / "scaling"
 
 
 @contextmanager

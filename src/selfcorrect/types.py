@@ -110,3 +110,17 @@ class Rollout:
 
     problem: Problem
     attempts: tuple[Attempt, ...]
+
+    def __repr__(self) -> str:
+        """What a person reads of it: the problem, and every attempt with its verdict; without ids and probabilities."""
+        lines = [f"<Rollout {self.problem.id}: {_cut(self.problem.prompt)}>"]
+        for number, attempt in enumerate(self.attempts, 1):
+            why = f" ({_cut(attempt.grade.detail)})" if attempt.grade.detail else ""
+            lines.append(f"  attempt {number}, {attempt.grade.outcome}{why}: {_cut(attempt.completion.text)}")
+        return "\n".join(lines)
+
+
+def _cut(text: str, most: int = 200) -> str:
+    """A text on one line, of so many characters."""
+    line = " ".join(text.split())
+    return line if len(line) <= most else f"{line[:most]} ..."

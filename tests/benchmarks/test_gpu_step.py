@@ -31,7 +31,7 @@ def test_every_part(script: Script, tmp_path: Path) -> None:
     assert 2 * 2 * 2 <= step["sampled_tokens"] <= 2 * 2 * 2 * 6
     assert step["decode_share_of_bandwidth"] > 0
     assert step["update_share_of_flops"] > 0
-    assert step["update_seconds_packed"] > 0
+    assert min(step[f"update_seconds_{way}"] for way in ("packed", "padded", "compiled")) > 0
     assert step["head_form_known"] is True
     assert lines["card"]["versions"]["torch"] == torch.__version__
     assert lines["attention dry"]["variable_length_ms"] > 0

@@ -13,8 +13,10 @@ from tests.benchmarks.conftest import ROOT, Script
 from tests.support.data import HUMANEVAL
 
 TRIED_ELSEWHERE = {
+    "examples/custom_objective.py": "tests/run/test_own_objective.py",
     "examples/custom_task.py": "tests/unit/test_custom_task.py",
     "benchmarks/copied_problems.py": "tests/data/test_math_data.py",
+    "benchmarks/card_memory.py": "tests/card/test_plan.py",
 }
 PARTS = {
     f"benchmarks/{name}.py" for name in ("our_side", "trl_side", "workload", "gpu_limits", "gpu_parts")

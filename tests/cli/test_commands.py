@@ -20,12 +20,12 @@ from selfcorrect import cli
 from selfcorrect.commands import SECTIONS
 from selfcorrect.config.recipe import load_recipe
 from selfcorrect.config.shipped import shipped_recipe, shipped_recipes
-from selfcorrect.errors import ConfigError
+from selfcorrect.errors import ConfigError, DataError
 from selfcorrect.models.stored import stored_dtype
 from selfcorrect.runs.recipes import recipe_beside
 from selfcorrect.runs.trackers import make_trackers
 from selfcorrect.waiting import SPINS
-from tests.support.runs import config, recipe
+from tests.support.runs import config, read_rows, recipe
 
 Command = Callable[..., str]
 
@@ -160,6 +160,44 @@ def test_the_readme_s_python_runs(recipe_file: Path, tmp_path: Path, monkeypatch
     exec(code, names)
     assert names["evaluation"].summary.n == 4
     assert len(names["rollout"].attempts) == 2
+
+
+def test_the_python_page_runs(
+    recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its blocks one after the other, word for word, and what its text names."""
+    pytest.importorskip("pandas")
+    page = (Path(__file__).parents[2] / "docs/python.md").read_text(encoding="utf-8")
+    (tmp_path / "mine.yaml").write_text(recipe_file.read_text())
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    for code in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+        exec(code, names)
+    steps, texts, evaluation = (names[name] for name in ("steps", "texts", "evaluation"))
+    assert steps["rewards/t2"].tolist() == names["second"].rewards
+    assert names["scores"]["name"].tolist() == ["base", "only"]
+    assert texts["t2/outcome"].tolist() == [
+        row["attempts"][1]["outcome"] for row in read_rows(names["run"] / "evaluations/base.rollouts.jsonl")
+    ]
+    assert len(names["here"]) == evaluation.summary.n
+    assert json.loads(json.dumps(evaluation.to_dict())) == json.loads(
+        (evaluation.folder / f"evaluations/{evaluation.name}.json").read_text()
+    )
+    said = capsys.readouterr().out
+    assert f"{evaluation!r}\n{names['rollout']!r}\n" in said
+    assert len(repr(evaluation)) + len(repr(names["rollout"])) + len(repr(evaluation.summary)) < 1200
+    table = {
+        name
+        for cells in re.findall(r"^\| .* \| (`.*) \|$", page, re.MULTILINE)
+        for name in re.findall(r"`(\w+)`", cells)
+    }
+    assert table == {name for name in selfcorrect.__all__ if name.islower() and name[0] != "_"}
+    methods = re.search(r"its methods: (.*?)\)", page)
+    assert methods
+    assert set(re.findall(r"`(\w+)`", methods[1])) == {name for name in vars(selfcorrect.Observer) if name[0] != "_"}
+    assert set(selfcorrect.__all__) <= set(dir(selfcorrect))
+    with pytest.raises(DataError, match="there are steps, alarms, evaluations, rollouts, base, only"):
+        selfcorrect.records(names["run"], "nosuch")
 
 
 def test_check_prints_a_recipe_that_is_the_same(recipe_file: Path, tmp_path: Path, command: Command) -> None:
@@ -324,7 +362,7 @@ def test_recipes_are_listed_and_copied(tmp_path: Path, monkeypatch: pytest.Monke
 def test_check_load_tries_what_a_run_needs(recipe_file: Path, command: Command) -> None:
     told = command("check", str(recipe_file), "--load", "rollouts.rows_at_once=auto", "optimizer.micro_batch=auto")
     lines = [line for line in told.splitlines() if line.startswith("# ")]
-    for part in ("problems to evaluate on", "rollouts.rows_at_once: auto is 8: more are never played", "step 1 draws",
+    for part in ("problems to evaluate on", "of which at most 8 are played here", "step 1 draws",
                  "million parameters on cpu", "longest rollout: ",
                  "optimizer.micro_batch: auto is 128", "first prompt: '", "memory: ", "disk: "):  # fmt: skip
         assert any(part in line for line in lines), part

@@ -163,7 +163,7 @@ MISTAKES: dict[str, tuple[Callable[[Room], Arguments], str]] = {
     "weights that lack some": (weights_that_lack_some, r"its weights lack model.layers.1.mlp.\w+.weight and 2 more, which"),
     "weights of another size": (weights_of_another_size, r"model.path = '.*': cannot be loaded: \w+"),
     "no such device": (lambda room: room.train("model.device=mps"), r"model.device = 'mps': this machine has none"),
-    "existing run": (existing_run, r"runs/run already holds a run; resume it with `selfcorrect train --resume .*/run`, or"),
+    "existing run": (existing_run, r"runs/run already holds a run; resume it with `selfcorrect train --resume .*/run` \(in Python: resume_run=True\), or"),
     "resume of a non-run": (
         lambda room: ["train", "--resume", str(room.folder)], r"holds no run to resume \(no config.yaml in it\); start"
     ),
@@ -197,7 +197,7 @@ MISTAKES: dict[str, tuple[Callable[[Room], Arguments], str]] = {
     "serve: no host of this machine": (lambda room: ["serve", "lab", "--host", "192.0.2.1", "--port", "8199"], r"cannot listen there: .*; name another with --host"),
     "resume of an evaluation": (an_evaluation, r"stages is empty: there is nothing to train; `selfcorrect evaluate`"),
     "existing run, with a space": (
-        lambda room: existing_run(room, "a run"), r"holds a run; resume it with `selfcorrect train --resume '.*/a run/run'`, or"
+        lambda room: existing_run(room, "a run"), r"holds a run; resume it with `selfcorrect train --resume '.*/a run/run'` \(in Python: resume_run=True\), or"
     ),
     "play: not a problem": (lambda room: ["play", "hello"], r"problem 'hello': expected two or more whole numbers"),
 }  # fmt: skip

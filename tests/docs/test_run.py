@@ -112,7 +112,7 @@ RUN: dict[str, Callable[[list[str]], list[str]]] = {
     **dict.fromkeys(LAUNCHERS, _launched),
     "scale": lambda words: [*words, "--most", "2", "--problems", "2"],
     "make-repair-set": lambda words: [*["2" if word == "500" else word for word in words], "task.data=./math", *SMALL],
-    **dict.fromkeys(("play", "report", "export", "analyse", "prune", "traces", "init", "explain", "recipes", "tasks", "completion"), _as_it_is),
+    **dict.fromkeys(("play", "report", "export", "analyse", "diff", "prune", "traces", "init", "explain", "recipes", "tasks", "completion"), _as_it_is),
 }  # fmt: skip
 QUICK = ("init", "explain", "recipes", "tasks", "completion", "traces", "check")
 

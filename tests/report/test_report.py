@@ -16,12 +16,13 @@ from selfcorrect.errors import UserError
 from selfcorrect.evaluation.metrics import Estimate, Summary
 from selfcorrect.report import write_report
 from selfcorrect.report.curves import Line, curve, reader, smooth
+from selfcorrect.report.ending import ending
 from selfcorrect.report.load import Step, load_run
 from selfcorrect.report.paper import PAPER
 from selfcorrect.report.pictures import accuracy_picture, attempt_colours
 from selfcorrect.report.wording import control_sentence, headline
 
-from .helpers import COUNTS, HOSTILE, make_run, rollout, step_row, summary, write_evaluation, write_lines
+from .helpers import COUNTS, HOSTILE, estimate, make_run, rollout, step_row, summary, write_evaluation, write_lines
 
 
 class Page(HTMLParser):
@@ -439,3 +440,19 @@ def test_charts_of_several_lines_say_which_is_which(tmp_path: Path) -> None:
     for chart in charts:
         names = re.findall(r'data-name="([^"]+)"', chart)
         assert len(names) < 2 or re.findall(r"</i>([^<]+)</li>", chart) == names
+
+
+def test_flows_of_three_attempts(tmp_path: Path) -> None:
+    """On the page and in the table at a run's end."""
+    run = make_run(tmp_path)
+    flows = [
+        {"delta": estimate(delta), "fixed": estimate(0.2), "broken": estimate(0.2 - delta), "unchanged": estimate(0.4)}
+        for delta in (0.15, -0.05)
+    ]
+    write_evaluation(run, "stage2", summary(0.5, 0.65, 0.6) | {"flows": flows}, step=10)
+    rows = [row for row in Page(write_report(run)).rows if row[0].startswith("Attempt 1 to 2")]
+    assert rows
+    assert rows[0][1].startswith("+15.0")
+    table = ending(run)
+    assert [line.split()[:4] for line in table if "->" in line and "t1" in line][-1] == ["t1", "->", "t2", "+15.0"]
+    assert table[-2].split() == ["t2", "->", "t3", "-5.0", "[-7.0,", "-3.0]", "20.0", "25.0"]

@@ -7,8 +7,12 @@ from typing import Any
 import pytest
 import torch
 
+import selfcorrect
 from selfcorrect import api
 from selfcorrect.errors import ConfigError, DataError, NothingGraded
+from selfcorrect.samplers import choose
+from selfcorrect.samplers.transformers import TransformersSampler
+from selfcorrect.types import Completion
 from tests.support.data import math_folder
 from tests.support.runs import recipe
 
@@ -26,8 +30,18 @@ def grade(problem, text):
 """
 
 
-@pytest.mark.parametrize("function", ["play", "scale", "make_repair_set"])
-def test_threads_are_the_recipe_s(function: str, model: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("function", ["play", "scale", "make_repair_set", "train"])
+def test_threads_are_the_recipe_s_until_the_call_returns(
+    function: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: set[int] = set()
+
+    class Noted(TransformersSampler):
+        def sample(self, prompts: Any, params: Any) -> list[Completion]:
+            seen.add(torch.get_num_threads())
+            return super().sample(prompts, params)
+
+    monkeypatch.setattr(choose, "TransformersSampler", Noted)
     settings = recipe(tmp_path, model, threads=2)
     calls: dict[str, Callable[[], Any]] = {
         "play": lambda: api.play("5 2 1 = 8", model, settings),
@@ -36,13 +50,47 @@ def test_threads_are_the_recipe_s(function: str, model: Path, tmp_path: Path) ->
             model, tmp_path / "set.jsonl", problems=1,
             recipe={**settings, "task": {"name": "math", "data": str(math_folder(tmp_path / "math"))}},
         ),
+        "train": lambda: api.train({**settings, "stages": settings["stages"][:1]}, "stages.0.steps=1"),
     }  # fmt: skip
     assert torch.get_num_threads() == 1
     try:
         calls[function]()
-    except NothingGraded:  # the tiny model can read no problem of math
+    except NothingGraded:  # the tiny model can read no problem of math, so it samples none
         assert function == "make_repair_set"
-    assert torch.get_num_threads() == 2
+        seen.add(2)
+    assert seen == {2}
+    assert torch.get_num_threads() == 1
+
+
+def test_settings_in_another_form_are_told_in_the_right_one() -> None:
+    """In place of a TypeError and an AttributeError."""
+    train: Any = api.train
+    scale: Any = api.scale
+    evaluate: Any = api.evaluate
+    settings = {"seed": 1, "task": {"limit": 9}}
+    calls: dict[str, Callable[[], Any]] = {
+        r"""train\(\.\.\., 'seed=1', 'task={"limit": 9}'\)""": lambda: train("x.yaml", settings),
+        r"train\(\) has no argument seed; it has recipe, observer, .*'seed=1'\)": lambda: train("x.yaml", seed=1),
+        r"scale\(\) has no argument rate.*'rate=fast'": lambda: scale("lab", rate="fast", most=2),
+        r"override 3 must be text of the form key=value": lambda: evaluate("lab", 3),
+        r"lab lies in no run; name a folder with output=FOLDER": lambda: scale("lab", most=2),
+    }
+    for told, call in calls.items():
+        with pytest.raises(ConfigError, match=told):
+            call()
+
+
+def test_a_session_hears_of_a_run_in_lines_unless_it_is_silenced(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = recipe(tmp_path, model)
+    settings["stages"] = [{**settings["stages"][0], "steps": 1}]
+    selfcorrect.train(settings)
+    said = capsys.readouterr().out
+    assert "note: " in said
+    assert "one 1/1" in said
+    selfcorrect.train({**settings, "name": "silent"}, observer=selfcorrect.Observer())
+    assert capsys.readouterr().out == ""
 
 
 def test_feedback_is_written_where_the_recipe_asks_for_it(model: Path, tmp_path: Path) -> None:

@@ -1,13 +1,19 @@
-"""What a comparison is refused for before its first run."""
+"""What a comparison is refused for before its first run, what it says first, and what its tables show."""
 
+import dataclasses
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from selfcorrect.compare.plan import check
+from selfcorrect.comparing import _say_whole
+from selfcorrect.comparing.page import search_table
+from selfcorrect.comparing.plan import check, paper_table
+from selfcorrect.config import CompareConfig
+from selfcorrect.config.recipe import load_recipe
 from selfcorrect.errors import ConfigError
+from selfcorrect.evaluation.metrics import share
 from tests.run.test_compare import METHODS, REPAIR, comparison
 
 SFT = METHODS[1]["settings"]["stages"][0]
@@ -47,3 +53,56 @@ def test_what_a_run_would_miss_is_told_before_the_first(
     common = config.common | {key: value for key, value in change.items() if key not in own}
     with pytest.raises(ConfigError, match=rf"^{re.escape(told)}"):
         check(comparison(tmp_path, model, common=common, **own))
+
+
+@pytest.mark.parametrize(
+    ("task", "named", "shown"),
+    [
+        ({}, None, None),
+        ({}, "math", ("math", False)),
+        ({"name": "math"}, None, ("math", True)),
+        ({"name": "math", "dataset": "gsm8k"}, None, None),
+        ({"name": "code"}, None, None),
+        ({"name": "code", "evaluate_on": "humaneval"}, None, ("humaneval", True)),
+        ({"name": "custom", "file": "mine.py"}, None, None),
+        ({**REPAIR, "of": {"name": "math"}}, None, ("math", True)),
+    ],
+)
+def test_the_papers_numbers_stand_beneath_its_own_task(
+    task: dict[str, Any], named: str | None, shown: tuple[str, bool] | None, model: Path, tmp_path: Path
+) -> None:
+    config = comparison(tmp_path, model, methods=METHODS[4:], paper=named)
+    config = config.model_copy(update={"common": {**config.common, "task": task or config.common["task"]}})
+    assert paper_table(config) == shown
+
+
+def test_a_row_that_the_paper_does_not_have(model: Path, tmp_path: Path) -> None:
+    typo = {**METHODS[4], "paper": "scor"}
+    with pytest.raises(ConfigError, match="paper = 'scor' is no row of the paper's table of math; it has base, self"):
+        check(comparison(tmp_path, model, methods=[typo]))
+
+
+def test_equal_trials_are_called_so() -> None:
+    """And each has its interval."""
+    trials = [
+        {"method": name, "learning_rate": rate, "beta1": None, "accuracy": dataclasses.asdict(share(right, 60))}
+        for name, rights in (("pair", (57, 57, 50)), ("score", (50, 57, 51)))
+        for rate, right in zip((0.5, 1.0, 2.0), rights, strict=True)
+    ]
+    ((_, rows),) = search_table({"pair": "P", "score": "S"}, trials).groups
+    assert [row.note for row in rows] == ["2 equal, the first taken", ""]
+    assert [[cell.tone for cell in row.cells] for row in rows] == [["good", "", ""], ["", "good", ""]]
+    assert rows[0].cells[0].small == "86.3\N{EN DASH}98.3"
+
+
+def test_the_whole_cost_is_told_before_the_first_run() -> None:
+    config = load_recipe("compare_lab")
+    assert isinstance(config, CompareConfig)
+    said: list[str] = []
+    completions = _say_whole(config.model_copy(update={"output": "nowhere"}), said.append)
+    (line,) = said
+    assert "104 trials of the search" in line
+    assert "48 runs; 0 of them are done already" in line
+    assert f"{completions:,} completions" in line
+    # by hand: a run of 200 steps x 128 rollouts x 2 attempts, less where one attempt is played, and evaluations
+    assert 48 * 2000 * 2 < completions < 160 * (200 * 256 * 2 + 4 * 4 * 2000 * 2)

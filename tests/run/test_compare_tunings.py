@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from selfcorrect.compare import compare
-from selfcorrect.compare.plan import bases, check, repair_jobs, table_jobs
+from selfcorrect.comparing import compare
+from selfcorrect.comparing.plan import bases, check, repair_jobs, table_jobs
 from selfcorrect.errors import ConfigError, DataError
 from selfcorrect.runs.loop import Loop
 from tests.run.test_compare import METHODS, REPAIR, InProcess, comparison

@@ -55,7 +55,7 @@ def test_nothing_right_and_all_cut_off(tmp_path: Path, model: Path) -> None:
     )  # fmt: skip
     console = Console(record=True, width=240)
     run = go(settings, PlainObserver(console, 0.0))
-    kinds = ["no gradient", "cut off", "equal rewards"]
+    kinds = ["cut off", "equal rewards"]
     expected = [(step, stage, kind) for step, stage in ((1, "one"), (4, "two")) for kind in kinds]  # once a stage
     evaluated = [(step, name, "cut off") for step, name in ((0, "base"), (3, "one"), (6, "two"))]
     assert sorted(told(run)) == sorted([*expected, *evaluated])

@@ -15,7 +15,7 @@ from torch import Tensor
 from selfcorrect import api, cli
 from selfcorrect.config import ModelConfig
 from selfcorrect.errors import CheckpointError, ConfigError, ModelError
-from selfcorrect.export import export
+from selfcorrect.exporting import export
 from selfcorrect.models import adapters
 from selfcorrect.models.language_model import LanguageModel
 from selfcorrect.models.loading import load_model

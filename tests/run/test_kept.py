@@ -7,8 +7,7 @@ import re
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +18,14 @@ from rich.console import Console
 
 import selfcorrect
 from selfcorrect.errors import ConfigError, TrainingInterrupted
-from selfcorrect.evaluation.counted import Counted
 from selfcorrect.evaluation.evaluate import Evaluation
 from selfcorrect.evaluation.kept import Kept
 from selfcorrect.evaluation.metrics import Estimate, Summary, share
-from selfcorrect.runs.display import LiveObserver, Observer, PlainObserver
+from selfcorrect.runs.display import LiveObserver, Observer
 from selfcorrect.runs.evaluating import about as told_about
 from selfcorrect.runs.evaluating import collapse
 from selfcorrect.runs.recipes import config_for
-from selfcorrect.samplers.base import Far
 from selfcorrect.tasks.countdown import Countdown
-from selfcorrect.types import Completion, SamplingParams
 from tests.run.conftest import ENDS
 from tests.support.runs import CommandLine, KillPoint, Process, check_same, end_state, go, lucky_grade, recipe
 from tests.support.tiny import tiny_lm
@@ -400,54 +396,6 @@ def test_the_panel_is_told_when_an_evaluation_ends(tmp_path: Path) -> None:
     assert "evaluated base" in panel()
     observer.stage_started("stage1", 300, 0)
     assert "stage1: step 1/300 is under way" in panel()
-
-
-def test_lines_where_there_is_no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One every ten seconds at first, ever fewer later, with the time left at the pace since what was kept."""
-    now = 100.0
-    monkeypatch.setattr("time.monotonic", lambda: now)
-    observer = PlainObserver(console := Console(width=200))
-    with console.capture() as shown:
-        for second in range(1001):
-            now = 100.0 + second
-            observer.work("evaluating m", 500 + second, 2000)
-    lines = shown.get().splitlines()
-    assert lines[0] == "evaluating m: 510 of 2,000 completions, 24:50 left"
-    assert 30 < len(lines) < 70
-
-
-def test_what_goes_on_within_a_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Eight rows of sixteen, a token in a second: told as they begin, and with the time left long before one ends."""
-    now = 0.0
-    monkeypatch.setattr("time.monotonic", lambda: now)
-
-    class Slow:
-        watch: Callable[[Far], None] | None = None
-
-        def sample(self, prompts: Sequence[tuple[int, ...]], params: SamplingParams) -> list[Completion]:
-            nonlocal now
-            now += 5  # reading
-            for token in range(1, 49):
-                now += 1
-                assert self.watch
-                self.watch(Far(3, 5, 5 * token))
-            return []
-
-        def load_weights(self, model: Any) -> None: ...
-
-    console = Console(width=200)
-    observer, slow = PlainObserver(console), Slow()
-    with console.capture() as shown:
-        observer.work("evaluating m", 0, 16)
-        counted = Counted(slow, partial(observer.work, "evaluating m"), 16)
-        counted.sample([(1,) * 300, *[(1,)] * 7], SamplingParams(0.0, 48, 0))
-    assert slow.watch is None
-    lines = shown.get().splitlines()
-    reading = "evaluating m: 0 of 16 completions (reading 8 prompts of up to 300 tokens), time left not known yet"
-    assert lines[:2] == [
-        reading, "evaluating m: 3 of 16 completions (5 side by side at token 5 of up to 48), 0:35 left"
-    ]  # fmt: skip
-    assert len(lines) == 6
 
 
 def test_auto_stays_what_an_evaluation_was_begun_with(

@@ -12,7 +12,7 @@ from rich.console import Console
 import selfcorrect
 from selfcorrect import api
 from selfcorrect.errors import CheckpointError, TrainingInterrupted
-from selfcorrect.export import export
+from selfcorrect.exporting import export
 from selfcorrect.runs.display import Observer, PlainObserver
 from selfcorrect.runs.interrupts import SAME_PRESS
 from selfcorrect.runs.loop import Loop

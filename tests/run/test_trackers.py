@@ -105,7 +105,7 @@ def test_smaller_evaluations_take_a_spread_and_are_told(
 
 def test_each_fails_alone() -> None:
     told: list[str] = []
-    seen: list[float] = []
+    seen: list[dict[str, float]] = []
 
     class Bad(Tracker):
         name = "bad"
@@ -115,16 +115,16 @@ def test_each_fails_alone() -> None:
 
     class Good(Tracker):
         def log(self, values: Any, step: int) -> None:
-            seen.append(values["a/t2"])
+            seen.append(values)
 
         def close(self) -> None:
             raise BrokenPipeError
 
     trackers = Trackers([Bad(), Good()], told.append)
     for step in (1, 2):
-        trackers.log({"a": [1, step]}, step)
+        trackers.log({"step": step, "stage": "one", "a": [1, step]}, step)
     trackers.close()
-    assert seen == [1.0, 2.0]
+    assert seen == [{"a/t1": 1, "a/t2": 1}, {"a/t1": 1, "a/t2": 2}], "step is a name that trackio keeps for itself"
     assert [text.split(";")[0] for text in told] == [
         "warning: bad failed (RuntimeError)", "warning: tracker failed (BrokenPipeError)",
     ]  # fmt: skip

@@ -275,6 +275,6 @@ def end_state(run: Path) -> dict[str, Any]:
 def check_same(run: Path, expected: Mapping[str, Any]) -> None:
     """The run ended as the one that was never stopped. The file that differs is named."""
     found = end_state(run)
-    assert sorted(found) == sorted(expected)
+    assert not (other := found.keys() ^ expected.keys()), other
     for name, contents in expected.items():
         assert found[name] == contents, f"{name} differs"

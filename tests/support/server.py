@@ -2,6 +2,7 @@
 
 import copy
 import json
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,8 +26,8 @@ class Fake(ThreadingHTTPServer):
 
     daemon_threads, request_queue_size = True, 512
 
-    def __init__(self, engine: FakeEngine) -> None:
-        super().__init__(("127.0.0.1", 0), Routes)
+    def __init__(self, engine: FakeEngine, address: tuple[str, int] = ("127.0.0.1", 0)) -> None:
+        super().__init__(address, Routes)
         self.engine, self.asked, self.answers = engine, list[str](), dict[str, tuple[int, str]]()
         self.since, self.times = 1, 1 << 30
         # By name, the folder and who answers for it. As the real one's, they outlive who sent them.
@@ -52,7 +53,8 @@ class Fake(ThreadingHTTPServer):
             case "/collective_rpc":
                 assert body["method"] == "reload_weights"
                 folder = Path(body["kwargs"]["weights_path"])
-                assert (folder / "config.json").is_file()
+                if not (folder / "config.json").is_file():
+                    return f"Cannot find any model weights with '{folder}'"
                 weights: Any = Weights(load_file(folder / "model.safetensors").items())
                 self.engine.take_weights(weights)
                 return {"results": [None]}
@@ -122,3 +124,19 @@ def serving(lm: LanguageModel, *, other: bool = True) -> Iterator[Fake]:
         fake.hang.set()
         fake.shutdown()
         fake.server_close()
+
+
+def main() -> None:
+    """`python -m tests.support.server MODEL PORT full|lora`, for other hosts too."""
+    from selfcorrect.config import ModelConfig
+    from selfcorrect.models.loading import load_model
+
+    path, port, tuning = sys.argv[1:]
+    about: Any = {"path": path, "device": "cpu", "precision": "float32", "tuning": tuning}
+    fake = Fake(FakeEngine(load_model(ModelConfig(**about)), other=tuning == "full"), ("", int(port)))
+    print("serving", flush=True)
+    fake.serve_forever()
+
+
+if __name__ == "__main__":
+    main()

@@ -15,7 +15,7 @@ SOURCE = Path(selfcorrect.__file__).parent
 # A folder, or a file on top, imports only from those before it. docs/architecture.md says what each holds.
 ORDER = [
     "types", "errors", "seeds", "waiting", "config", "grading", "tasks", "models", "samplers", "rollout", "evaluation",
-    "bridges", "parallel", "learning", "planning", "runs", "endpoints", "analysis", "report", "lab", "export", "compare",
+    "bridges", "parallel", "learning", "planning", "runs", "endpoints", "analysis", "report", "lab", "exporting", "comparing",
     "starting", "sampling", "api", "serving", "commands", "evaluate_command", "cli", "__init__",
 ]  # fmt: skip
 NEVER = {  # folder -> what it must not import; "torch" stands for every heavy library
@@ -103,7 +103,7 @@ def test_no_other_file_is_long_either() -> None:
 
 LIGHT = [
     "selfcorrect", "selfcorrect.config", "selfcorrect.config.recipe", "selfcorrect.evaluation.metrics", "selfcorrect.grading.countdown",
-    "selfcorrect.tasks", "selfcorrect.tasks.sources", "selfcorrect.models.chat", "selfcorrect.rollout", "selfcorrect.evaluation.evaluate", "selfcorrect.cli",
+    "selfcorrect.tasks", "selfcorrect.tasks.sources", "selfcorrect.models.chat", "selfcorrect.rollout", "selfcorrect.evaluation.evaluate", "selfcorrect.report.difference", "selfcorrect.cli",
 ]  # fmt: skip
 
 

@@ -1,15 +1,18 @@
 """Avg@k and pass@k against enumeration; intervals and the smallest delta against the variance they stand for."""
 
+import json
 import math
 import random
+from dataclasses import asdict
 from itertools import combinations
+from pathlib import Path
 from statistics import fmean, stdev
 
 import numpy as np
 import pytest
 
-from selfcorrect.compare.results import Answers
-from selfcorrect.compare.results import summarize as line
+from selfcorrect.comparing.results import Answers
+from selfcorrect.comparing.results import summarize as line
 from selfcorrect.evaluation.averages import (
     Change,
     Sample,
@@ -28,6 +31,7 @@ from selfcorrect.evaluation.caution import bought
 from selfcorrect.evaluation.metrics import RESOLVED, Estimate, difference_of, summarize
 from selfcorrect.evaluation.resampling import draws
 from selfcorrect.evaluation.resolution import after, assumed, before
+from selfcorrect.evaluation.stored import summary_of
 from selfcorrect.types import Attempt, Completion, Grade, Outcome, Problem, Rollout
 
 
@@ -50,6 +54,24 @@ def random_rollouts(problems: int, samples: int, seed: int, attempts: int = 2) -
         for _ in range(samples)
         for p in range(problems)
     ]
+
+
+@pytest.mark.parametrize("samples", [1, 3])
+def test_flows_from_attempt_to_attempt(samples: int) -> None:
+    """By hand over problems, with a rollout that was not graded left out of all; they add up to the whole delta."""
+    rollouts = random_rollouts(40, samples, 5, attempts=3)
+    whole = summary_over([*rollouts, *(rollout(f"bad{n}", True, False, None) for n in range(samples))], samples)
+    right = [[attempt.grade.correct for attempt in each.attempts] for each in rollouts]
+    for place, flow in enumerate(whole.flows):
+        pairs = [(each[place], each[place + 1]) for each in right]
+        assert flow.fixed.value == pytest.approx(fmean(b and not a for a, b in pairs))
+        assert flow.broken.value == pytest.approx(fmean(a and not b for a, b in pairs))
+        assert flow.delta.low < flow.fixed.value - flow.broken.value < flow.delta.high
+    assert sum(flow.delta.value for flow in whole.flows) == pytest.approx(whole.delta.value)
+    assert len(whole.flows) == 2
+    assert summary_over(random_rollouts(5, samples, 1), samples).flows == ()
+    read = summary_of(json.loads(json.dumps(asdict(whole))), Path("e.json"), "summary")
+    assert read.flows == whole.flows
 
 
 @pytest.mark.parametrize("n", range(1, 8))

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from selfcorrect.compare.page import findings, headline
-from selfcorrect.compare.results import Result, read_answers
-from selfcorrect.compare.results import summarize as summarize_runs
+from selfcorrect.comparing.page import findings, headline
+from selfcorrect.comparing.results import Result, read_answers
+from selfcorrect.comparing.results import summarize as summarize_runs
 from selfcorrect.evaluation.alarms import WINDOW, Lessons, Watch, alarms, cut_off_at
 from selfcorrect.evaluation.caution import caution, ungraded
+from selfcorrect.evaluation.flat import rollout_row
 from selfcorrect.evaluation.metrics import is_unchanged, summarize
-from selfcorrect.runs.display import summary_line
-from selfcorrect.runs.folder import rollout_row
+from selfcorrect.evaluation.told import summary_line
 from selfcorrect.types import Attempt, Completion, Grade, Outcome, Problem, Rollout
 from tests.support.rollouts import graded
 
@@ -124,12 +124,16 @@ def heard(lessons: Lessons, *steps: tuple[Sequence[float], Sequence[float], floa
 
 def test_a_step_that_teaches_nothing_says_so() -> None:
     none_right = heard(Lessons(64), ((0.0, 0.0), (1.0, 0.5), 1.0, 0.0))
-    assert [told.split(":")[0] for told in none_right] == ["no gradient", "cut off", "equal rewards"]
+    assert [told.split(":")[0] for told in none_right] == ["cut off", "equal rewards"]  # which is why: one alarm
     assert (
         "attempts were cut off at rollouts.max_new_tokens = 64 (attempt 1 100 %, attempt 2 50 %): raise it"
-        in none_right[1]
+        in none_right[0]
     )
-    assert "all rewards of this step equal: nothing to learn; no attempt was right" in none_right[2]
+    assert "all rewards of this step equal: nothing to learn; no attempt was right" in none_right[1]
+    assert none_right[1].endswith("; the gradient of this step is exactly zero")
+    assert "exactly zero" not in heard(Lessons(64), ((0.0, 0.0), (0.0, 0.0), 1.0, 0.1))[0]  # a KL's may move it
+    (alone,) = heard(Lessons(64), ((0.4, 0.5), (0.0, 0.0), 0.5, 0.0))
+    assert alone.startswith("no gradient: the gradient of this step is exactly zero")
     assert "every attempt was right" in heard(Lessons(64), ((1.0, 1.0), (0.0, 0.0), 1.0, 0.1))[0]
     assert "at every problem of this step" in heard(Lessons(64), ((0.5, 0.5), (0.0, 0.0), 1.0, 0.1))[0]
     # supervised, skipped, nothing graded, healthy

@@ -248,7 +248,7 @@ def test_a_call_that_never_returns_is_a_timeout(workers: int, tmp_path: Path, mo
         with pytest.raises(GraderFailed, match=rf"slow.py: .* {max(3, 4 * workers)} such calls still run, so no more"):
             task.grade([(task.test[0], "never")] * many)
     finally:
-        task._module.free.set()
+        task._code._module.free.set()
 
 
 def test_a_grader_is_tried_before_a_run(tmp_path: Path) -> None:
@@ -258,7 +258,7 @@ def test_a_grader_is_tried_before_a_run(tmp_path: Path) -> None:
     assert task.test
     with pytest.raises(DataError, match=r"tried at problem '0' with an empty text: took more than task.seconds = 0.1"):
         task.grade([])
-    task._module.free.set()
+    task._code._module.free.set()
     task = task_of(tmp_path / "mine.py", GOOD)
     assert task.test
     assert task.grade([]) == []

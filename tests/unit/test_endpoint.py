@@ -4,6 +4,7 @@ import gzip
 import json
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from email.utils import formatdate
 from itertools import pairwise
 from pathlib import Path
@@ -417,7 +418,7 @@ def test_a_key_is_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         played(quick(server.url), tmp_path / "b")
         assert "authorization" not in server.headers[-1].lower()
     assert rollouts[0].attempts[0].completion.text == "your key is [key] and [key] 42"
-    assert KEY[:12] not in (tmp_path / "a").read_text() + "".join(said) + repr(rollouts)
+    assert KEY[:12] not in (tmp_path / "a").read_text() + "".join(said) + str([asdict(rollout) for rollout in rollouts])
     secret = Secret(KEY)
     assert KEY not in f"{secret!r} {secret}"
     assert secret.without(f"a {KEY} b{KEY[3:17]}c") == "a [key] b[key]c"

@@ -1,9 +1,13 @@
 """What a launcher says of its processes, what is refused of it, and the configurations that are shipped."""
 
+import os
+import types
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 import yaml
@@ -13,7 +17,7 @@ from selfcorrect.config import TrainConfig
 from selfcorrect.config.recipe import validate
 from selfcorrect.errors import ConfigError
 from selfcorrect.parallel import joining
-from selfcorrect.parallel.launch import is_first, kind_of, launched, refuse_several
+from selfcorrect.parallel.launch import Launch, is_first, kind_of, launched, refuse_several
 from selfcorrect.parallel.lifeline import Lifeline
 from selfcorrect.parallel.ranks import Alone, Several
 from selfcorrect.parallel.sharding import Sharded
@@ -208,6 +212,35 @@ def test_outside_of_the_main_thread_a_run_ends_well_too(line: Ends) -> None:
     with ThreadPoolExecutor(1) as pool:
         pool.submit(run).result()
     assert line.told == [None]
+
+
+def test_a_rank_that_never_comes_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Whoever connects to it would wait for hours."""
+    monkeypatch.setattr(joining, "_TELLING", timedelta(seconds=0.05))
+    monkeypatch.setattr(joining, "_JOINING", timedelta(seconds=0.2))
+    store: Any = vars(torch.distributed)["HashStore"]()
+    store.set("selfcorrect-2", "here")
+    with pytest.raises(
+        ConfigError, match=r"rank 0 of 4 waited 0 minutes at node1:29500 for rank 1, 3; see on its host"
+    ):
+        joining._wait_for_all(store, Launch(4, 0, 0, 2, "node1", 29500))
+    assert capsys.readouterr().err == "waiting for rank 1, 3 of 4\n"
+    for rank in (1, 3):
+        store.set(f"selfcorrect-{rank}", "here")
+    joining._wait_for_all(store, Launch(4, 0, 0, 2, "node1", 29500))
+
+
+@pytest.mark.parametrize("own", ["127.0.0.1", "::1"])
+def test_gloo_takes_the_interface_that_leads_to_rank_0(own: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not the one that the host's own name stands for; what the user names stays."""
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "mine")
+    joining._name_interface(own, 29500)
+    assert os.environ["GLOO_SOCKET_IFNAME"] == "mine"
+    monkeypatch.delenv("GLOO_SOCKET_IFNAME")
+    there = {"eth7": [types.SimpleNamespace(address="10.0.0.7")], "lo7": [types.SimpleNamespace(address=own)]}
+    monkeypatch.setattr(psutil, "net_if_addrs", lambda: there)
+    joining._name_interface(own, 29500)
+    assert os.environ.get("GLOO_SOCKET_IFNAME") == "lo7"
 
 
 @pytest.mark.parametrize(("groups", "size"), [(1, 2), (3, 2), (5, 4), (2, 3), (7, 7), (10, 3)])

@@ -20,7 +20,7 @@ from selfcorrect.config import ModelConfig, TrainConfig
 from selfcorrect.config.paths import absolute, check_paths
 from selfcorrect.config.recipe import load_recipe, validate
 from selfcorrect.errors import ConfigError, ModelError
-from selfcorrect.export import export
+from selfcorrect.exporting import export
 from selfcorrect.models import files
 from selfcorrect.models import weights as stored
 from selfcorrect.models.language_model import LanguageModel

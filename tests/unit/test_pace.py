@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from selfcorrect.compare.pace import AGAIN, FIRST, LOOK, Pace, sampled_by, sampled_so_far
-from selfcorrect.compare.plan import Job
+from selfcorrect.comparing.pace import AGAIN, FIRST, LOOK, Pace, sampled_by, sampled_so_far
+from selfcorrect.comparing.plan import Job
 from tests.support.runs import config
 
 

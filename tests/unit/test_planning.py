@@ -14,7 +14,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, FalconConfig, LlamaConfig, MistralConfig
 
-from selfcorrect.compare.plan import merge
+from selfcorrect.comparing.plan import merge
 from selfcorrect.config import ModelConfig, TrainConfig
 from selfcorrect.config.recipe import validate
 from selfcorrect.errors import ConfigError, ModelError

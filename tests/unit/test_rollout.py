@@ -9,11 +9,11 @@ from dataclasses import replace
 import pytest
 
 from selfcorrect.config import CountdownConfig, SelfRefineConfig
+from selfcorrect.evaluation.flat import rollout_row
 from selfcorrect.grading.countdown import grade_countdown
 from selfcorrect.lab.base import build_tokenizer
 from selfcorrect.models.chat import Chat
 from selfcorrect.rollout import Waiting, play
-from selfcorrect.runs.folder import rollout_row
 from selfcorrect.samplers.scripted import ScriptedSampler
 from selfcorrect.seeds import derive_seed
 from selfcorrect.tasks import make_task

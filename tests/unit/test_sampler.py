@@ -200,6 +200,20 @@ def test_a_card_keeps_the_cache_of_as_many_rows_as_run_side_by_side() -> None:
     assert [c.token_ids for c in again] == [c.token_ids for c in TransformersSampler(lm).sample(nexts, params)]
 
 
+def test_lanes_of_an_evaluation_are_not_held_beside_an_update() -> None:
+    """Those of a step's own calls are, whichever of them is the widest."""
+    lm = tiny_lm("llama", "eager", ENDS)
+    sampler, wide, few = TransformersSampler(lm, 32, FIXED), [(5, 6, 7)] * 32, [(5, 6, 7)] * 8
+    params = SamplingParams(1.0, LIMIT, 1)
+    expected, held = sampler.sample(few, params), []
+    for calls in ([few, few], [wide], [few], [few]):
+        for prompts in calls:
+            assert sampler.sample(prompts, params)[:8] == expected
+        sampler.rest()
+        held.append(sampler._lanes.size[0] if sampler._lanes else 0)
+    assert held == [8, 32, 0, 8]
+
+
 @pytest.mark.parametrize("max_rows", [512, 8])
 def test_rows_that_have_ended_make_room(max_rows: int) -> None:
     lm = tiny_lm("llama", "eager", ENDS)

@@ -11,7 +11,7 @@ import torch
 from transformers import Qwen2Config
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from selfcorrect.compare.plan import merge
+from selfcorrect.comparing.plan import merge
 from selfcorrect.config import TrainConfig
 from selfcorrect.config.recipe import validate
 from selfcorrect.errors import ConfigError

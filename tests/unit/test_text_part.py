@@ -9,7 +9,7 @@ import torch
 from selfcorrect.config import ModelConfig, TrainConfig, VllmConfig
 from selfcorrect.config.recipe import validate
 from selfcorrect.errors import ConfigError
-from selfcorrect.export import export
+from selfcorrect.exporting import export
 from selfcorrect.models.loading import load_model
 from selfcorrect.models.sizing import sized
 from selfcorrect.samplers.choose import make_sampler

@@ -19,7 +19,7 @@ class MethodConfig(Strict):
     settings: dict[str, Any]
     """Laid over `common`, mapping by mapping; its stages are the method."""
     paper: str | None = None
-    """The row of the paper's table that stands beneath it."""
+    """The row of the paper's table that stands beneath it, where the comparison shows one (`paper`)."""
 
 
 class BudgetConfig(Strict):
@@ -74,8 +74,9 @@ class CompareConfig(Strict):
     """The method that the others are compared with."""
     only: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
     """Names of those methods that are to be run and shown; by default all."""
-    paper: Annotated[Literal["math", "humaneval"], Paper("Tables 1, 2 and 4, or Table 3")] = "math"
-    """Which of the paper's tables stands beside ours."""
+    paper: Annotated[Literal["math", "humaneval"] | None, Paper("Tables 1, 2 and 4, or Table 3")] = None
+    """Which of the paper's tables stands beneath ours; by default that of the data set evaluated on, where the paper
+    has one. Named with other data, it is headed as of another task."""
     resamples: Positive = 2000
     """Resamples of the bootstrap."""
     repair: Annotated[dict[str, Any] | None, Paper("MBPP-R, Table 3")] = None
@@ -95,7 +96,12 @@ class CompareConfig(Strict):
             if unknown := [name for name in self.only if name not in known]:
                 raise ValueError(f"only: {unknown[0]} is none of the methods: {', '.join(known)}")
             if self.against not in self.only:
-                raise ValueError(f"only: leaves out {self.against}, which the others are compared with; name it too")
+                named = ",".join(self.only)
+                raise ValueError(
+                    f"only: [{named}] leaves out {self.against}, which the others are compared with (against: "
+                    f"{self.against}); add it, as in only=[{named},{self.against}], or compare with one of them, as in "
+                    f"against={self.only[0]}"
+                )
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError("seeds: each seed once")
         if self.search and self.search.seed in self.seeds:

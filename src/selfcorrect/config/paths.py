@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from selfcorrect.config.run import PLAIN_TEMPLATE, TrainConfig
-from selfcorrect.config.stages import Stage, SupervisedStage
+from selfcorrect.config.stages import OwnObjective, Stage, SupervisedStage
 from selfcorrect.config.tasks import HubConfig, RepairConfig, TaskConfig
 from selfcorrect.errors import ConfigError
 
@@ -82,6 +82,8 @@ def _whole(path: str | None) -> str | None:
 
 
 def _absolute_stage(stage: Stage) -> Stage:
+    if isinstance(stage, OwnObjective):
+        return stage.model_copy(update={"file": _whole(stage.file)})
     if not isinstance(stage, SupervisedStage):
         return stage
     return stage.model_copy(update={"traces": _whole(stage.traces)})
@@ -114,6 +116,7 @@ def check_paths(config: TrainConfig, where: str = "") -> None:
         *(("evaluation.external", path) for path in config.evaluation.external),
         ("checkpoint.held_out", config.checkpoint.held_out),
         ("recorded", config.recorded),
+        *((f"stages.{stage.name}.file", stage.file) for stage in config.stages if isinstance(stage, OwnObjective)),
         *((f"stages.{stage.name}.traces", _traces_of(stage)) for stage in config.stages[:1]),
         *((f"stages.{stage.name}.traces", _outside(own, _traces_of(stage))) for stage in config.stages[1:]),
     ]

@@ -49,7 +49,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     except IsADirectoryError:
         run = (file / "config.yaml").is_file()
         way = (
-            f"go on with the run by `selfcorrect train --resume {shlex.quote(str(file))}`"
+            f"go on with the run by `selfcorrect train --resume {shlex.quote(str(file))}` (in Python: resume_run=True)"
             if run
             else "name a YAML file, or a recipe of `selfcorrect recipes`"
         )

@@ -156,6 +156,9 @@ class OptimizerConfig(Strict):
     padding_free: bool | Literal["auto"] = "auto"
     """Lay a micro-batch's rollouts end to end rather than pad them to the longest. auto: where the model's attention
     allows it, and where there is no GPU, for models of 256 hidden numbers and more."""
+    compile: bool = False
+    """Compile the small operations of the update (norms, gated units, what the loss does with a tile of logits) into
+    kernels of their own by torch.compile: meant for GPUs; the first step takes longer. The same gradient."""
 
     @property
     def rows(self) -> int:

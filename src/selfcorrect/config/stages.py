@@ -1,6 +1,6 @@
 """The stages of a run: each names an objective, or how it collects the traces it is fine-tuned on."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -121,6 +121,17 @@ class MultiTurn(RLStage):
         return self
 
 
+class OwnObjective(RLStage):
+    """An objective of your own, in one Python file; docs/methods.md says what the file defines."""
+
+    objective: Literal["custom"]
+    """custom: an objective of your own."""
+    file: LocalPath
+    """The Python file."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Handed to the file's functions as they are."""
+
+
 class SupervisedStage(StageBase):
     """Fine-tuning of the last attempt on collected traces."""
 
@@ -162,9 +173,10 @@ class Star(SupervisedStage):
 
 
 Stage = Annotated[
-    StageOne | StageTwo | Annealed | SingleTurn | MultiTurn | PairSFT | Star, Field(discriminator="objective")
+    StageOne | StageTwo | Annealed | SingleTurn | MultiTurn | OwnObjective | PairSFT | Star,
+    Field(discriminator="objective"),
 ]
 STAGE_KINDS: dict[str, type[StageBase]] = {
     "stage1": StageOne, "stage2": StageTwo, "annealed": Annealed, "single_turn": SingleTurn, "multi_turn": MultiTurn,
-    "pair_sft": PairSFT, "star": Star,
+    "custom": OwnObjective, "pair_sft": PairSFT, "star": Star,
 }  # fmt: skip

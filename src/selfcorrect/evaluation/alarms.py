@@ -123,8 +123,9 @@ class Lessons:
                 f"skipped: two steps in a row left the weights as they were, as {skipped}; where that goes on, begin "
                 "again with a lower learning_rate of this stage"
             )
-        if grad_norm == 0 and not skipped:
-            told.append("no gradient: the gradient of this step is exactly zero: nothing at all is learned from it")
+        still = "the gradient of this step is exactly zero" if grad_norm == 0 and not skipped else ""
+        if still and equal != 1:  # equal rewards are why it is, and one alarm tells of both
+            told.append(f"no gradient: {still}: nothing at all is learned from it")
         if truncated:
             self._cut.append(truncated)
             told += _kind("cut off", cut_off(truncated, self._limit, 2 * CUT))
@@ -133,7 +134,7 @@ class Lessons:
                 told += _kind(f"cut off over {WINDOW} steps", cut_off(means, self._limit, CUT))
         if equal is not None:
             self._equal.append(equal)
-            told += _kind("equal rewards", _all_equal(rewards) if equal == 1 else "")
+            told += _kind("equal rewards", "; ".join(filter(None, (_all_equal(rewards), still))) if equal == 1 else "")
             if len(self._equal) == WINDOW and fmean(self._equal) >= EQUAL:
                 told.append(
                     f"equal rewards over {WINDOW} steps: at {spaced(fmean(self._equal))} of the problems all rollouts "

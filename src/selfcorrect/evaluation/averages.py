@@ -22,6 +22,7 @@ from selfcorrect.evaluation.metrics import (
     Passes,
     Summary,
     difference_of,
+    flows_of,
     is_graded,
     is_unchanged,
     outcomes_of,
@@ -131,6 +132,7 @@ def summary_over(rollouts: Sequence[Rollout], samples: int) -> Summary:
         samples=samples,
         passes=tuple(passes(counts, k, drawn_RP) for k in budgets(samples)),
         smallest=RESOLVED * standard_error(delta_P.tolist(), samples) if attempts > 1 else None,
+        flows=flows_of(list(filter(is_graded, rollouts)), attempts, lambda pair: summary_over(pair, samples)),
     )
 
 

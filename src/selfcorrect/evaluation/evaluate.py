@@ -15,7 +15,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -24,9 +24,11 @@ from selfcorrect.config import SelfRefineConfig, TrainConfig
 from selfcorrect.errors import ConfigError
 from selfcorrect.evaluation.averages import Change, means, paired, samples_of, summary_over
 from selfcorrect.evaluation.counted import Counted, Told
+from selfcorrect.evaluation.flat import flat_rollout, rollout_rows
 from selfcorrect.evaluation.kept import Kept
 from selfcorrect.evaluation.metrics import Estimate, Summary, refuse_nothing_graded
 from selfcorrect.evaluation.resolution import assumed, before
+from selfcorrect.evaluation.told import shown
 from selfcorrect.models.chat import Chat
 from selfcorrect.rollout import play
 from selfcorrect.samplers.base import Sampler
@@ -48,7 +50,7 @@ class Wording:
     name: str
     prompt: str
     summary: Summary
-    rollouts: tuple[Rollout, ...]
+    rollouts: tuple[Rollout, ...] = field(repr=False)
     less: tuple[tuple[str, Estimate], ...]
 
 
@@ -81,6 +83,37 @@ class Evaluation:
     system_prompt: str | None = None
     against_base: Change | None = None
     assumed: float | None = None
+
+    def __repr__(self) -> str:
+        return shown(self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as docs/run_folder.md tells; the rollouts are in `records`, and files in `folder`."""
+        return {
+            "name": self.name,
+            "step": self.step,
+            "task": self.task,
+            "about": self.about,
+            "split": self.split,
+            "decoding": self.decoding,
+            "seconds": self.seconds,
+            "summary": asdict(self.summary),
+            "sampled": asdict(self.sampled) if self.sampled else None,
+            "controls": {name: asdict(summary) for name, summary in self.controls},
+            "external": [{"path": name, "summary": asdict(summary)} for name, summary in self.external],
+            "wordings": [
+                {"name": each.name, "prompt": each.prompt, "summary": asdict(each.summary),
+                 "less": {other: asdict(less) for other, less in each.less}}
+                for each in self.wordings
+            ],
+            "system_prompt": self.system_prompt,
+            "against_base": asdict(self.against_base) if self.against_base else None,
+            "smallest_delta": {"assumed": self.assumed, "measured": self.summary.smallest},
+        }  # fmt: skip
+
+    def records(self) -> list[dict[str, Any]]:
+        """A flat record a rollout, for a table of data: id, prompt, reference, t1/text, t1/outcome, ..., t2/text."""
+        return [flat_rollout(row) for row in rollout_rows(self.rollouts)]
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,8 +7,8 @@ are counted and left out.
 
 import math
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from statistics import NormalDist
 
 from selfcorrect.errors import NothingGraded
@@ -50,6 +50,16 @@ class Passes:
 
 
 @dataclass(frozen=True, slots=True)
+class Flow:
+    """From one attempt to the next: what `Summary` has from the first to the last, as shares of all problems."""
+
+    delta: Estimate
+    fixed: Estimate
+    broken: Estimate
+    unchanged: Estimate
+
+
+@dataclass(frozen=True, slots=True)
 class Summary:
     """What an evaluation says. n counts graded problems; outcomes[a] counts attempt a+1's outcomes over all rollouts.
 
@@ -57,7 +67,8 @@ class Summary:
     attempt 1 and the last; fix_rate is fixed / (1 - Accuracy@t1); unchanged: the last attempt repeats the
     first one's answer. samples: of each problem; with more than one, every share is a mean over problems of the
     mean over its samples (Avg@k), and passes holds pass@k. smallest: the smallest delta that so many problems and
-    samples can resolve, by the variance that was measured (resolution.py); None where nothing was.
+    samples can resolve, by the variance that was measured (resolution.py); None where nothing was. flows: from attempt
+    1 to 2, from 2 to 3 and so on, over the same problems; empty where there are no more than two.
     """
 
     n: int
@@ -71,6 +82,12 @@ class Summary:
     samples: int = 1
     passes: tuple[Passes, ...] = ()
     smallest: float | None = None
+    flows: tuple[Flow, ...] = ()
+
+    def __repr__(self) -> str:
+        from selfcorrect.evaluation.told import summary_line  # which reads this module
+
+        return f"<Summary {summary_line(self)}>"
 
     @property
     def wrong_first(self) -> int:
@@ -181,7 +198,21 @@ def summarize(rollouts: Sequence[Rollout]) -> Summary:
         unchanged=share(same, n),
         outcomes=outcomes_of(rollouts),
         smallest=RESOLVED * standard_error(gained) if n and attempts > 1 else None,
+        flows=flows_of(graded, attempts, summarize),
     )
+
+
+def flows_of(
+    graded: Sequence[Rollout], attempts: int, summary: Callable[[Sequence[Rollout]], Summary]
+) -> tuple[Flow, ...]:  # fmt: skip
+    """Between neighbouring attempts, where there are more than two. summary: of rollouts cut down to a pair of them."""
+    if attempts < 3:
+        return ()
+    pairs = [
+        summary([replace(rollout, attempts=rollout.attempts[place : place + 2]) for rollout in graded])
+        for place in range(attempts - 1)
+    ]
+    return tuple(Flow(pair.delta, pair.fixed, pair.broken, pair.unchanged) for pair in pairs)
 
 
 def outcomes_of(rollouts: Sequence[Rollout]) -> tuple[dict[str, int], ...]:

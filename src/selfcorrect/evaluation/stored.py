@@ -1,4 +1,4 @@
-"""A Summary, and what is in it, from the plain values that a file of evaluations/ holds (pure, stdlib only)."""
+"""What the files of evaluations/ hold, read back: a Summary from its plain values, and graded rollouts."""
 
 import math
 from collections.abc import Mapping
@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from selfcorrect.errors import DataError
-from selfcorrect.evaluation.metrics import Estimate, Passes, Summary
+from selfcorrect.evaluation.metrics import Estimate, Flow, Passes, Summary
+from selfcorrect.tasks.files import read_rows
+from selfcorrect.types import Attempt, Completion, FinishReason, Grade, Outcome, Problem, Rollout
 
 
 def summary_of(data: Any, path: Path, where: str) -> Summary:
@@ -30,7 +32,14 @@ def summary_of(data: Any, path: Path, where: str) -> Summary:
         samples=int(required(data, "samples", path, where)) if "samples" in data else 1,
         passes=tuple(_passes_of(e, path, f"{where}.passes.{i}") for i, e in enumerate(data.get("passes") or ())),
         smallest=float(data["smallest"]) if is_numeric(data.get("smallest")) else None,
+        flows=tuple(_flow_of(e, path, f"{where}.flows.{i}") for i, e in enumerate(data.get("flows") or ())),
     )
+
+
+def _flow_of(data: Any, path: Path, where: str) -> Flow:
+    told = data if isinstance(data, dict) else {}
+    names = ("delta", "fixed", "broken", "unchanged")
+    return Flow(*(estimate_of(told.get(name), path, f"{where}.{name}") for name in names))
 
 
 def _passes_of(data: Any, path: Path, where: str) -> Passes:
@@ -45,6 +54,33 @@ def estimate_of(data: Any, path: Path, where: str) -> Estimate:
     if not isinstance(data, dict):
         raise DataError(f"{path}: {where} must be an object with value, low and high")
     return Estimate(*(required(data, key, path, where) for key in ("value", "low", "high")))
+
+
+def read_rollouts(file: Path, task: str) -> list[Rollout]:
+    """Every line of NAME.rollouts.jsonl: texts and grades, without token ids. task: the name of the problems' task.
+
+    Raises DataError with file and line where one is no graded rollout, or has other attempts than the first.
+    """
+    found: list[Rollout] = []
+    for row in read_rows(file):
+        try:
+            attempts = tuple(_attempt_of(each) for each in row.fields["attempts"])
+            problem = Problem(str(row.fields["id"]), task, str(row.fields["prompt"]), dict(row.fields["reference"]))
+            if not attempts or len(attempts) != len((found[0] if found else Rollout(problem, attempts)).attempts):
+                raise ValueError(f"{len(attempts)} attempts")
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(
+                f"{row.where}: expected a rollout as docs/run_folder.md has it, with the same number of attempts as "
+                f"the others: {error!r}"
+            ) from None
+        found.append(Rollout(problem, attempts))
+    return found
+
+
+def _attempt_of(data: Any) -> Attempt:
+    grade = Grade(Outcome(data["outcome"]), float(data["reward"]), str(data["answer"]), str(data["detail"]))
+    end: FinishReason = "length" if grade.outcome is Outcome.TRUNCATED else "stop"
+    return Attempt((), Completion((), (), str(data["text"]), end), grade, feedback=str(data.get("feedback", "")))
 
 
 def required(data: Mapping[str, Any], key: str, path: Path, where: str = "") -> float:

@@ -18,6 +18,7 @@ from torch import Tensor
 from selfcorrect.config import LabBaseConfig
 from selfcorrect.errors import ConfigError
 from selfcorrect.lab.corpus import AttemptMix, draw_attempts
+from selfcorrect.models.building import building
 from selfcorrect.models.loading import pick_device, pick_dtype, wrap
 from selfcorrect.runs.checkpoint import atomic_folder
 from selfcorrect.seeds import derive_seed
@@ -62,7 +63,6 @@ def build_model(config: LabBaseConfig, tokenizer: Any) -> Any:
     """A Llama with tied embeddings, from the recipe's sizes and seed."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    torch.manual_seed(derive_seed(config.seed, "lab_base", "init"))
     llama = LlamaConfig(
         vocab_size=len(tokenizer), hidden_size=config.hidden_size, num_hidden_layers=config.layers,
         num_attention_heads=config.heads, num_key_value_heads=config.heads,
@@ -70,7 +70,9 @@ def build_model(config: LabBaseConfig, tokenizer: Any) -> Any:
         tie_word_embeddings=True, attn_implementation="eager", bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
     )  # fmt: skip
-    model = LlamaForCausalLM(llama)
+    with building():  # no other thread draws from torch's own numbers, either
+        torch.manual_seed(derive_seed(config.seed, "lab_base", "init"))
+        model = LlamaForCausalLM(llama)
     with torch.no_grad():
         numbers = model.get_input_embeddings().weight[: config.task.limit + 1]
         angles = 2 * math.pi * torch.arange(len(numbers))[:, None] / torch.tensor(_PERIODS, dtype=torch.float32)

@@ -20,7 +20,6 @@ from selfcorrect.learning.record import Clock, StepResult
 from selfcorrect.learning.traces import epochs, fixes, pair_traces, read_traces, star_traces, write_traces
 from selfcorrect.learning.training import Trainer
 from selfcorrect.models.weights import fingerprint
-from selfcorrect.samplers.base import Resting
 from selfcorrect.seeds import derive_seed
 from selfcorrect.types import Rollout, SamplingParams
 
@@ -79,16 +78,17 @@ class Collector:
 
         Raises DataError where the model gave none to train on.
         """
-        stage = self._trainer.stage
+        stage, first = self._trainer.stage, self._trainer.ranks.first
+        chat, task = self._trainer.lm.chat, self._trainer.task.name
         assert isinstance(stage, SupervisedStage)
         if stage.traces:
-            found = read_traces(stage.traces, self._trainer.lm.chat, self._trainer.task.name)
-            return self._chosen(found, iteration, 0, stage.traces)
+            given = stage.traces
+            return self._chosen(first(lambda: read_traces(given, chat, task)), iteration, 0, given)
         file = self._folder / f"{stage.name}-{iteration}.jsonl"
         if at_start:
             self._find_or_sample(stage, iteration, file)
-        about = json.loads(file.with_suffix(".json").read_text(encoding="utf-8"))
-        found = read_traces(file, self._trainer.lm.chat, self._trainer.task.name) if about["traces"] else []
+        about = first(lambda: json.loads(file.with_suffix(".json").read_text(encoding="utf-8")))
+        found = first(lambda: read_traces(file, chat, task)) if about["traces"] else []
         return self._chosen(found, iteration, about["completions"], str(file))
 
     def _chosen(self, found: Sequence[Rollout], iteration: int, completions: int, source: str) -> Collection:
@@ -168,8 +168,7 @@ class Collector:
                 traces += pair_traces(played, trainer.lm.chat, trainer.task, seed)
             if start % (20 * chunk) == 0 or start + chunk >= len(problems):
                 self._say(f"collecting traces: {min(start + chunk, len(problems))} of {len(problems)} problems")
-        if isinstance(trainer.sampler, Resting):
-            trainer.sampler.rest()
+        trainer.rest()
         return traces, completions
 
 

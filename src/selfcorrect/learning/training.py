@@ -7,7 +7,7 @@ Axes: B rollouts, A attempts, T tokens.
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 
 import torch
@@ -25,10 +25,13 @@ from selfcorrect.evaluation.metrics import is_graded, is_unchanged, refuse_nothi
 from selfcorrect.learning.batching import Batch, make_batch, micro_batches
 from selfcorrect.learning.credit import advantages_of, credit_of, equal_groups
 from selfcorrect.learning.losses import TokenLoss, token_loss
+from selfcorrect.learning.objectives import Credit
+from selfcorrect.learning.own import own_objectives
 from selfcorrect.learning.packing import PackedPrompts
 from selfcorrect.learning.policy import learning_rate, make_optimizer, trained_states
 from selfcorrect.learning.prompts import SharedPrompts, first_trained
 from selfcorrect.learning.record import Clock, Progress, StepResult, Update
+from selfcorrect.models.fused import fused
 from selfcorrect.models.language_model import LanguageModel
 from selfcorrect.models.recompute import recomputed
 from selfcorrect.models.tables import InPlace, begin
@@ -57,6 +60,7 @@ class Trainer:
         self.config, self.lm, self._reference, self.sampler, self.task = config, lm, reference, sampler, task
         self.base_sampler = base_sampler
         self.ranks = ranks or Alone()
+        self._own = own_objectives(config.stages, config.rollouts)
         self.progress = Progress()
         self.start_stage(0)
 
@@ -109,16 +113,14 @@ class Trainer:
             problems, self.task, self.sampler, self.lm.chat, params, attempts, given=given, waiting=waiting,
             group=group,
         )  # fmt: skip
-        if isinstance(self.sampler, Resting):
-            self.sampler.rest()
+        self.rest()
         clock.lap("rollouts")
         clock.move("rollouts", "grader_wait", waiting.seconds)
         refuse_nothing_graded(rollouts, f"step {step}")
 
         rewards_BA = torch.tensor([[attempt.grade.reward for attempt in rollout.attempts] for rollout in rollouts])
         included_B = torch.tensor([is_graded(rollout) for rollout in rollouts])
-        credit = credit_of(stage, rewards_BA, progress)
-        advantages_BA = advantages_of(config.algorithm, credit, rewards_BA, included_B, group)
+        credit, advantages_BA = self._credited(rewards_BA, included_B, rollouts, group)
         batch = make_batch(rollouts, advantages_BA, credit.kl_coef_A, included_B)
         update = self.update(batch, int(included_B.sum()), rate, config.rollouts.temperature)
         clock.lap("update")
@@ -134,6 +136,30 @@ class Trainer:
         written = [a for rollout in rollouts for a in rollout.attempts if a.sampled or given is not None]
         result = self._record(update, rollouts, written, included_B, shown_B, rate, beta2, clock)
         return replace(result, equal_groups=equal_groups(advantages_BA, sampled_BA, included_B, group))
+
+    def _credited(
+        self, rewards_BA: Tensor, included_B: Tensor, rollouts: list[Rollout], group: int
+    ) -> tuple[Credit, Tensor]:
+        """What each attempt is paid, and weighed with [B, A]."""
+        progress, own = self.progress, self._own.get(self.stage.name)
+        if own is None:
+            credit = credit_of(self.stage, rewards_BA, progress)
+            return credit, advantages_of(self.config.algorithm, credit, rewards_BA, included_B, group)
+
+        def paid() -> tuple[Credit, Tensor]:
+            seed = derive_seed(self.config.seed, "objective", progress.step + 1)
+            credit = own.credit(rewards_BA, rollouts, progress.stage_step, seed)
+            found_BA = own.advantages(credit, rewards_BA, included_B, group)
+            if found_BA is None:
+                found_BA = advantages_of(self.config.algorithm, credit, rewards_BA, included_B, group)
+            return credit, found_BA
+
+        return self.ranks.first(paid)  # the user's code need not come to the same in every process
+
+    def rest(self) -> None:
+        """Nothing is sampled before weights are loaded again."""
+        if isinstance(self.sampler, Resting):
+            self.sampler.rest()
 
     def _offline_first(self, problems: list[Problem], params: SamplingParams) -> list[Completion | None] | None:
         """First attempts of the base model for the leading share of the step's groups (Sec. 5.3); None without."""
@@ -184,18 +210,19 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         group = self.config.rollouts.rollouts_per_problem if isinstance(self.stage, RLStage) else 1
         own = ranks.own(batch, group)
-        passes = Passes(self, own, uses_kl=bool((batch.kl_coef_BT > 0).any()), temperature=temperature)
-        for piece in passes.pieces(own):
-            micro, result = passes.learn(piece, rollouts)
-            loss_sum += float(result.loss_B.detach().sum() / max(1, rollouts))
-            gap_BT = (result.logprobs_BT - micro.sampler_logprobs_BT).abs()
-            for attempt in range(1, attempts + 1):
-                mine_BT = micro.attempt_BT == attempt
-                columns = (result.kl_BT, -result.logprobs_BT, gap_BT, torch.ones_like(gap_BT))
-                sums_4A[:, attempt - 1] += torch.stack([(c * mine_BT).sum() for c in columns]).cpu().double()
-        for piece in ranks.idle(batch, group, lambda rows: len(list(passes.pieces(rows)))):
-            passes.learn(piece, rollouts)
-        passes.end()
+        with self._fused():
+            passes = Passes(self, own, uses_kl=bool((batch.kl_coef_BT > 0).any()), temperature=temperature)
+            for piece in passes.pieces(own):
+                micro, result = passes.learn(piece, rollouts)
+                loss_sum += float(result.loss_B.detach().sum() / max(1, rollouts))
+                gap_BT = (result.logprobs_BT - micro.sampler_logprobs_BT).abs()
+                for attempt in range(1, attempts + 1):
+                    mine_BT = micro.attempt_BT == attempt
+                    columns = (result.kl_BT, -result.logprobs_BT, gap_BT, torch.ones_like(gap_BT))
+                    sums_4A[:, attempt - 1] += torch.stack([(c * mine_BT).sum() for c in columns]).cpu().double()
+            for piece in ranks.idle(batch, group, lambda rows: len(list(passes.pieces(rows)))):
+                passes.learn(piece, rollouts)
+            passes.end()
         ranks.sum_gradients(self.lm.parameters())
         ranks.add_up(sums_4A, loss_sum)
         grad_norm = ranks.clip(self.lm.parameters(), most)
@@ -207,6 +234,10 @@ class Trainer:
         kl_A, neg_logprob_A, gap_A, tokens_A = sums_4A
         rows_A = torch.stack([(batch.attempt_BT == a + 1).any(1).sum() for a in range(attempts)])
         return Update(float(loss_sum), grad_norm, kl_A, neg_logprob_A, gap_A, tokens_A, rows_A, reason)
+
+    def _fused(self) -> AbstractContextManager[None]:
+        models = [lm.model for lm in (self.lm, self._reference) if lm]
+        return fused(self.config.optimizer.compile, *models)
 
     def advance(self, update: Update, reward: float | None) -> None:
         """Count the step, and let go of its gradients. reward: the mean of the last attempt, where there is one."""

@@ -19,6 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from selfcorrect.models import packed
 from selfcorrect.models.adapters import FROZEN, OFF, POLICY, Adapters
+from selfcorrect.models.building import without_bars
 from selfcorrect.models.chat import Chat
 from selfcorrect.models.head import Head, HeadForm, States
 from selfcorrect.models.masters import Masters
@@ -141,13 +142,11 @@ class LanguageModel:
 
         With adapters it is an adapter's folder, in float32, that names the model it belongs to.
         """
-        from transformers.utils import logging
-
-        logging.disable_progress_bar()
-        if self.adapters:
-            self.adapters.save(folder)
-        else:
-            self._save_weights(folder, dtype)
+        with without_bars():
+            if self.adapters:
+                self.adapters.save(folder)
+            else:
+                self._save_weights(folder, dtype)
         self.tokenizer.save_pretrained(folder)
         mode = next(folder.glob("*.json")).stat().st_mode & 0o777
         for file in folder.glob("*.safetensors"):  # which safetensors lets none but their owner read

@@ -1,6 +1,5 @@
 """Loading a causal language model of Hugging Face layout: a folder, or a name on the hub."""
 
-import warnings
 from collections.abc import Mapping
 from importlib import resources
 from importlib.util import find_spec
@@ -14,6 +13,7 @@ from selfcorrect.config.paths import is_evaluation
 from selfcorrect.errors import ModelError, first_line
 from selfcorrect.models import adapters, files, generation, products, templates
 from selfcorrect.models.adapters import Adapters
+from selfcorrect.models.building import building
 from selfcorrect.models.chat import Chat
 from selfcorrect.models.freed import keep_freed_memory
 from selfcorrect.models.head import head_form
@@ -64,9 +64,11 @@ def load_model(config: ModelConfig, seed: int = 0, *, in_memory: bool = False, h
 
     Raises ModelError, naming what is missing.
     """
-    from transformers.utils import logging
+    with building():
+        return _load_whole(config, seed, in_memory, hollow)
 
-    logging.disable_progress_bar()
+
+def _load_whole(config: ModelConfig, seed: int, in_memory: bool, hollow: bool) -> LanguageModel:
     source = files.find(resolve_path(config.path), config.path)
     adapter = None if source.has("config.json") else source.read_json(adapters.CONFIG)
     base = source if adapter is None else _base_of(source, adapter)
@@ -77,24 +79,17 @@ def load_model(config: ModelConfig, seed: int = 0, *, in_memory: bool = False, h
     device = pick_device(config.device)
     if device.type == "cpu":
         keep_freed_memory()
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity(logging.CRITICAL)  # what it reports at length becomes one line here
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            lm, notes = _load(config, source, base, device, in_memory or hollow, hollow)
-            if adapter is not None:
-                notes += _take_adapter(lm, config, source, base, adapter, seed, hollow)
-            elif config.tuning != "full":
-                fresh = adapters.fresh_config(config.lora, lm.model)
-                lm.adapters = Adapters(lm.model, fresh, _lasting(base.path), seed)
-            if lm.adapters:
-                from selfcorrect.models.weights import base_digests
+    lm, notes = _load(config, source, base, device, in_memory or hollow, hollow)
+    if adapter is not None:
+        notes += _take_adapter(lm, config, source, base, adapter, seed, hollow)
+    elif config.tuning != "full":
+        fresh = adapters.fresh_config(config.lora, lm.model)
+        lm.adapters = Adapters(lm.model, fresh, _lasting(base.path), seed)
+    if lm.adapters:
+        from selfcorrect.models.weights import base_digests
 
-                lm.adapters.about = {"tuning": config.tuning, "weights": config.weights, **base_digests(lm)}
-                lm.adapters.about |= {"part_of": lm.part_of} if lm.part_of else {}
-    finally:
-        logging.set_verbosity(verbosity)
+        lm.adapters.about = {"tuning": config.tuning, "weights": config.weights, **base_digests(lm)}
+        lm.adapters.about |= {"part_of": lm.part_of} if lm.part_of else {}
     lm.copies = config.sampling_copies
     lm.chat.notes += tuple(notes)
     return lm

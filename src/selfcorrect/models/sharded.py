@@ -13,6 +13,11 @@ def is_sharded(tensor: Any) -> bool:
     return loaded is not None and isinstance(tensor, loaded.DTensor)
 
 
+def in_shards(model: Any) -> bool:
+    """Whether other processes hold parts of a model's weights."""
+    return any(map(is_sharded, model.parameters()))
+
+
 def whole(tensor: Any) -> Tensor:
     """All of it. Of a sharded one, every process must ask in the same order."""
     found: Tensor = tensor.full_tensor() if is_sharded(tensor) else tensor

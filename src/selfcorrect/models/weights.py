@@ -13,7 +13,7 @@ from selfcorrect.errors import CheckpointError, one_line
 from selfcorrect.models.adapters import FROZEN, POLICY, WEIGHTS
 from selfcorrect.models.language_model import LanguageModel
 from selfcorrect.models.loading import load_model
-from selfcorrect.models.sharded import fill, is_sharded, whole
+from selfcorrect.models.sharded import fill, from_first, in_shards, is_sharded, whole
 
 _SAMPLED = 64  # values of a tensor that a digest reads
 
@@ -38,7 +38,7 @@ def load_weights(lm: LanguageModel, state: Mapping[str, Tensor]) -> None:
             lm.adapters.load(state, adapter)
             lm.view = adapter
             return
-        if any(map(is_sharded, lm.model.parameters())):
+        if in_shards(lm.model):
             _fill(lm, state)
             return
         missing, unexpected = lm.model.load_state_dict(dict(state), strict=False)
@@ -52,23 +52,19 @@ def load_weights(lm: LanguageModel, state: Mapping[str, Tensor]) -> None:
             lm.masters.take(name, tensor)
 
 
-def stored_weights(folder: Path, lm: LanguageModel, config: ModelConfig, *, hollow: bool = False) -> dict[str, Tensor]:
-    """What `weights` gave for a model that was saved to this folder, rounded as it was stored. config: the model's.
-
-    hollow: in names and shapes only, where another process reads it.
-    """
+def stored_weights(folder: Path, lm: LanguageModel, config: ModelConfig) -> dict[str, Tensor]:
+    """What `weights` gave for a model that was saved to this folder, rounded as it was stored. config: the model's."""
     from safetensors.torch import load_file
 
     if lm.adapters:
         return dict(load_file(folder / WEIGHTS))
-    # The files are mapped, and the model takes a tensor after the other: no second model beside this one. Of shards
-    # other ranks read no more than the names, kinds and shapes.
+    # The files are mapped, and the model takes a tensor after the other: no second model beside this one.
     found = {name: tensor for file in folder.glob("*.safetensors") for name, tensor in load_file(file).items()}
     if found.keys() == dict(_distinct(lm)).keys():
         return found
     # Transformers saves some models under other names than theirs. Shards take float32 from every rank alike.
     plain = {"path": str(folder), "weights": "float32", "precision": "float32", "device": "cpu"}
-    return weights(load_model(config.model_copy(update=plain), hollow=hollow))
+    return weights(load_model(config.model_copy(update=plain)))
 
 
 def fingerprint(lm: LanguageModel) -> str:
@@ -121,7 +117,10 @@ def _fill(lm: LanguageModel, state: Mapping[str, Tensor]) -> None:
     if other := sorted(mine.keys() ^ state.keys()):
         raise RuntimeError(", ".join(other[:5]))
     for name, tensor in mine.items():
-        fill(tensor, state[name])
+        if is_sharded(tensor):
+            fill(tensor, state[name])
+        else:  # a buffer
+            tensor.copy_(from_first(state[name], tensor.device))
 
 
 def _digest(named: list[tuple[str, Tensor]], dtype: torch.dtype) -> str:

@@ -1,7 +1,11 @@
 """The processes of a launch find each other, and leave each other."""
 
 import contextlib
+import os
 import signal
+import socket
+import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -10,12 +14,13 @@ from typing import Any
 import torch
 from torch.distributed.rendezvous import rendezvous
 
-from selfcorrect.errors import ConfigError, TrainingInterrupted, UserError, first_line, one_line
+from selfcorrect.errors import ConfigError, RankLost, TrainingInterrupted, UserError, first_line, one_line
 from selfcorrect.parallel.launch import Launch, launched
 from selfcorrect.parallel.lifeline import Lifeline
 from selfcorrect.parallel.ranks import Alone, Several
 
 _JOINING = timedelta(minutes=10)
+_TELLING = timedelta(seconds=30)  # after which rank 0 says for whom it waits
 # Between ranks that sample longer than others, or wait for a checkpoint or a server (parallel/refused.py). Dead ones
 # are known of at once all the same.
 _LONGEST_WAIT = timedelta(hours=3)
@@ -37,14 +42,17 @@ def joined() -> Iterator[Alone]:
         before = signal.signal(signal.SIGTERM, lambda *_: None)  # a ValueError outside of the main thread
     try:
         yield ranks
-    except BaseException as error:
+    except BaseException as raised:
+        error = _told(raised, ranks)
         agreed = ranks.lifeline.agreed or (isinstance(error, UserError) and ranks.lifeline.loss is not None)
         ranks.lifeline.end(None if agreed else _in_a_line(error))
         if isinstance(error, TrainingInterrupted) and not ranks.lifeline.speaks:
             raise TrainingInterrupted("", error.status) from None
         if isinstance(error, UserError) and not ranks.lifeline.speaks:
             raise UserError("") from None
-        raise
+        if error is raised:
+            raise
+        raise error from raised
     else:
         ranks.lifeline.end(None)
         if before is not None:
@@ -68,8 +76,10 @@ def _join(launch: Launch) -> Several:
                 f"{wanted} processes were started on a host with {there} GPUs; start as many as there are, or hide the "
                 "GPUs with CUDA_VISIBLE_DEVICES= to train on the processors"
             )
+    _name_interface(launch.address, launch.port)
     try:
         store, *_ = next(iter(rendezvous("env://", launch.rank, launch.size, timeout=_JOINING)))
+        _wait_for_all(store, launch)
         torch.distributed.init_process_group(
             backend, timeout=_LONGEST_WAIT, store=store, rank=launch.rank, world_size=launch.size
         )
@@ -87,8 +97,60 @@ def _join(launch: Launch) -> Several:
         torch.distributed.broadcast_object_list(told, src=0, group=objects)
         return told[0]
 
-    lifeline = Lifeline(launch.rank, launch.size, launch.address, from_first)
-    return Several(launch.rank, launch.size, objects, lifeline)
+    lifeline = Lifeline(launch, from_first)
+    hosts: list[Any] = [None] * launch.size
+    torch.distributed.all_gather_object(hosts, socket.gethostname(), group=objects)
+    return Several(launch.rank, launch.size, objects, lifeline, hosts)
+
+
+def _wait_for_all(store: Any, launch: Launch) -> None:
+    """Who connects to one that never comes waits as long as for one that samples. Raises ConfigError with its rank."""
+    names = [f"selfcorrect-{rank}" for rank in range(launch.size)]
+    store.set(names[launch.rank], "here")
+    until, told = time.monotonic() + _JOINING.total_seconds(), False
+    while True:
+        try:
+            store.wait(names, _TELLING)
+        except RuntimeError:
+            missing = [str(rank) for rank, name in enumerate(names) if not store.check([name])]
+        else:
+            return
+        if time.monotonic() > until:
+            raise ConfigError(
+                f"rank {launch.rank} of {launch.size} waited {_JOINING.total_seconds() / 60:.0f} minutes at "
+                f"{launch.address}:{launch.port} for rank {', '.join(missing)}; see on its host whether it was "
+                "started, and what it says"
+            )
+        if missing and launch.rank == 0 and not told:
+            sys.stderr.write(f"waiting for rank {', '.join(missing)} of {launch.size}\n")
+            sys.stderr.flush()
+            told = True
+
+
+def _name_interface(address: str, port: int) -> None:
+    """Gloo goes by the one of the host's own name, which many systems give to loopback, where no other host is.
+
+    So it is told the one that leads to rank 0, where the user has not named any.
+    """
+    import psutil
+
+    if os.environ.get("GLOO_SOCKET_IFNAME"):
+        return
+    with contextlib.suppress(OSError):
+        kind, _, _, _, where = socket.getaddrinfo(address, port, type=socket.SOCK_DGRAM)[0]
+        with socket.socket(kind, socket.SOCK_DGRAM) as probe:
+            probe.connect(where)  # sends nothing
+            mine = probe.getsockname()[0]
+        names = [name for name, all_of in psutil.net_if_addrs().items() if any(mine == each.address for each in all_of)]
+        if names:
+            os.environ["GLOO_SOCKET_IFNAME"] = names[0]
+
+
+def _told(error: BaseException, ranks: Several) -> BaseException:
+    """That a rank was lost before the run began, where that is what made the error."""
+    if isinstance(error, RuntimeError) and (lost := ranks.loss(error)):
+        return RankLost(f"{lost}; {ranks.lifeline.saved()}")
+    return error
 
 
 def _in_a_line(error: BaseException) -> str:

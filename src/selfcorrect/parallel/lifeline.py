@@ -9,6 +9,7 @@ one. A host that vanishes is noticed by TCP's own probes. A word is a line of JS
 """
 
 import contextlib
+import errno
 import json
 import os
 import secrets
@@ -19,8 +20,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from selfcorrect.parallel.launch import Launch
+
 GRACE = 20.0  # seconds in which a process that hears of a loss can end by itself; launchers kill after 30
 _JOINING = 120.0  # seconds
+_SILENT = 25  # seconds after which a host that answers nothing counts as gone
+_UNREACHABLE = {errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN, errno.ENETDOWN}
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,19 +45,19 @@ class Lifeline:
     what was raised last was raised on all ranks, so that none waits for another in vain.
     """
 
-    def __init__(self, rank: int, size: int, address: str, from_first: Callable[[Any], Any]) -> None:
+    def __init__(self, launch: Launch, from_first: Callable[[Any], Any]) -> None:
         """from_first: gives every rank the value of rank 0."""
-        self.rank = rank
+        self.rank, self._local = launch.rank, launch.local
         self.loss: Loss | None = None
         self.agreed = False
         self.saved: Callable[[], str] = lambda: "nothing was done yet"
         self._closed, self._lock, self._heard = False, threading.Lock(), threading.Event()
         self._lines: dict[int, socket.socket] = {}
         self._about: dict[int, str] = {}
-        if rank == 0:
-            self._accept(size, from_first)
+        if self.rank == 0:
+            self._accept(launch.size, from_first)
         else:
-            self._connect(address, from_first)
+            self._connect(launch.address, from_first)
         for other, line in self._lines.items():
             threading.Thread(target=self._listen, args=(other, line), daemon=True, name=f"rank {other}").start()
 
@@ -83,8 +88,8 @@ class Lifeline:
         self._send(0, {"rank": self.rank, "token": token, "about": about})
 
     def _listen(self, other: int, line: socket.socket) -> None:
-        ended = False
-        with contextlib.suppress(OSError, ValueError, KeyError):
+        ended, how = False, "died without a word: killed, or out of memory"
+        try:
             for text in line.makefile("r", encoding="utf-8"):
                 word = json.loads(text)
                 if "lost" in word:
@@ -93,8 +98,13 @@ class Lifeline:
                     ended = True
                     if word["ended"]:
                         self._lose(Loss(other, f"({self._about[other]}) ended: {word['ended']}", died=False))
+        except OSError as error:
+            if error.errno in _UNREACHABLE:
+                how = f"cannot be reached any more: its host is down, or the network between ({error.strerror})"
+        except (ValueError, KeyError):
+            pass
         if not ended:
-            self._lose(Loss(other, f"({self._about[other]}) died without a word: killed, or out of memory", died=True))
+            self._lose(Loss(other, f"({self._about[other]}) {how}", died=True))
 
     def _lose(self, loss: Loss) -> None:
         with self._lock:
@@ -118,8 +128,9 @@ class Lifeline:
 
     @property
     def speaks(self) -> bool:
-        """Whether this process tells the user: rank 0, or the next one where that died."""
-        return self.rank == 0 or (self.rank == 1 and self.loss is not None and self.loss.rank == 0 and self.loss.died)
+        """Whether this process tells the user: rank 0; where that died, the next one, and one on each other host."""
+        first_died = self.loss is not None and self.loss.rank == 0 and self.loss.died
+        return self.rank == 0 or (first_died and (self.rank == 1 or self._local == 0))
 
     def wait(self, seconds: float) -> Loss | None:
         """The loss, once it is known; None where none is known by then."""
@@ -141,9 +152,10 @@ class Lifeline:
 
 
 def _keep_alive(line: socket.socket) -> None:
-    """A silent peer is probed after 10 seconds, and given up after 15 more."""
+    """A peer that is silent for 10 seconds is probed, and given up after 15 more; so is one that takes nothing."""
     line.settimeout(None)
     line.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for name, value in (("TCP_KEEPIDLE", 10), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3)):
+    probes = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 1000 * _SILENT}
+    for name, value in probes.items():
         if hasattr(socket, name):
             line.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)

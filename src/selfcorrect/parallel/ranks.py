@@ -4,7 +4,7 @@
 """
 
 import contextlib
-import socket
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,11 +17,13 @@ import torch
 from torch import Tensor
 
 from selfcorrect.config import TrainConfig
-from selfcorrect.errors import CheckpointError, ConfigError, NumericalError, UserError
+from selfcorrect.errors import ConfigError, NumericalError, UserError
 from selfcorrect.evaluation.kept import Kept
 from selfcorrect.models.language_model import LanguageModel
 from selfcorrect.models.loading import load_model
+from selfcorrect.models.sharded import fill, from_first
 from selfcorrect.models.weights import fingerprint
+from selfcorrect.parallel import shards
 from selfcorrect.parallel.gradients import sum_gradients
 from selfcorrect.parallel.launch import kind_of
 from selfcorrect.parallel.lifeline import Lifeline
@@ -51,6 +53,8 @@ class Alone:
     size, rank, sharded, shards = 1, 0, False, 1
     keeps_one = False  # whether the whole model is in the memory of rank 0's machine alone, and on no device
     shares_prompts = True  # whether an update computes the prompts that rollouts share once (learning/prompts.py)
+    hosts: Sequence[str] = ()  # by rank, its host's name
+    shares_disk = True  # whether every rank sees the run's folder; else it is rank 0's, who reads and writes it for all
 
     @property
     def notes(self) -> list[str]:
@@ -69,6 +73,10 @@ class Alone:
     def load(self, config: TrainConfig) -> LanguageModel:
         """The model to train, as this rank needs it before `spread`. Raises ModelError."""
         return load_model(config.model, config.seed)
+
+    def named(self, rank: int) -> str:
+        """A rank in words, with its host where there are several."""
+        return f"rank {rank}"
 
     def attach(self, stop: Asked, saved: Callable[[], str]) -> None:
         """stop: what signals ask for. saved: what is kept and how to go on, in words."""
@@ -90,12 +98,19 @@ class Alone:
         """What each rank comes to, by rank."""
         return [deed()]
 
+    def each(self, deed: Callable[[], T]) -> T:
+        """What this rank comes to; what another raises is raised here too."""
+        return deed()
+
+    def same(self, mine: Mapping[str, Any], todo: str) -> None:
+        """Raises ConfigError, on all ranks, where one has something else than rank 0. mine: by what it is, in words."""
+
     def held(self, context: AbstractContextManager[Any]) -> AbstractContextManager[Any]:
         """A context that rank 0 enters alone; what it raises there is raised on every rank."""
         return context
 
-    def check_shared(self, file: Path) -> None:
-        """Raises CheckpointError where a rank does not see a file that rank 0 has just made."""
+    def look_for(self, file: Path) -> None:
+        """Settles `shares_disk`: whether all ranks see what rank 0 writes into a file of the run's folder."""
 
     def kept(self, context: AbstractContextManager[Kept]) -> AbstractContextManager[Kept]:
         """`held`, of work that every rank asks for and adds to."""
@@ -146,8 +161,12 @@ class Alone:
         raise NotImplementedError
 
     def read(self, folder: Path, trainer: Any) -> dict[str, Tensor]:
-        """Of ranks that are sharded: a checkpoint's tensors, laid out as the trainer's are."""
-        raise NotImplementedError
+        """A checkpoint's tensors, laid out as the trainer's are."""
+        return shards.tensors_in(folder)
+
+    def handed(self, read: Callable[[], Mapping[str, Tensor]], model: Any) -> dict[str, Tensor]:
+        """Tensors of the run's folder, as `load_weights` takes them for this model."""
+        return dict(read())
 
     def asked(self, stop: Asked) -> bool:
         """Whether a signal asked any rank to stop."""
@@ -180,16 +199,30 @@ class OnFirst:
 class Several(Alone):
     """What all ranks know of each other. stop: see `attach`."""
 
-    def __init__(self, rank: int, size: int, objects: Any, lifeline: Lifeline) -> None:
-        """objects: the process group over which values go."""
-        self.rank, self.size, self.objects, self.lifeline = rank, size, objects, lifeline
+    def __init__(self, rank: int, size: int, objects: Any, lifeline: Lifeline, hosts: Sequence[str] = ()) -> None:
+        """objects: the process group over which values go. hosts: by rank, the name of its host."""
+        self.rank, self.size, self.objects, self.lifeline, self.hosts = rank, size, objects, lifeline, hosts
         self.stop: Asked | None = None
         self.served: Any = None  # a Served (parallel/served.py), where vLLM samples
         self._stopping = False
 
     @property
     def notes(self) -> list[str]:
-        return [f"{self.size} processes, ddp: each holds the model, and gradients are summed"]
+        return [f"{self.size} processes, ddp: each holds the model, and gradients are summed", *self._of_disks()]
+
+    def _of_disks(self) -> list[str]:
+        if self.shares_disk:
+            return []
+        return [
+            f"the run's folder is on {self.hosts[0]} alone: rank 0 reads and writes it for all, and has to be started "
+            "there when the run goes on"
+        ]
+
+    def named(self, rank: int) -> str:
+        return f"rank {rank} on {self.hosts[rank]}" if len(set(self.hosts)) > 1 else f"rank {rank}"
+
+    def load(self, config: TrainConfig) -> LanguageModel:
+        return self.each(lambda: load_model(config.model, config.seed))
 
     def settled(self, config: TrainConfig) -> Alone:
         refuse_unserved(config)
@@ -222,7 +255,7 @@ class Several(Alone):
         if raised:
             self.lifeline.agreed = True
             everywhere = len({str(wrong) for _, wrong in raised}) == 1 and len(raised) == self.size
-            raise raised[0][1] if everywhere or not named else _of_rank(*raised[0])
+            raise raised[0][1] if everywhere or not named else _of_rank(self.named(raised[0][0]), raised[0][1])
         signum = max(signum for signum, _, _ in told)
         if signum and self.stop and self.stop.now and not self._stopping:
             self.stop.asked, self.stop.signal = True, signum
@@ -240,24 +273,43 @@ class Several(Alone):
         found: list[Any] = self.exchange(value, error)
         return found
 
+    def each(self, deed: Callable[[], T]) -> T:
+        found = list[T]()
+        self.every(lambda: found.append(deed()))
+        return found[0]
+
+    def same(self, mine: Mapping[str, Any], todo: str) -> None:
+        first, *others = self.exchange(dict(mine))
+        for rank, theirs in enumerate(others, 1):
+            other = [name for name in {**first, **theirs} if first.get(name) != theirs.get(name)]
+            if other:
+                told = ", ".join(f"{name} = {theirs.get(name)} (not {first.get(name)})" for name in other[:3])
+                more = f" and {len(other) - 3} more" if len(other) > 3 else ""
+                self.lifeline.agreed = True
+                raise ConfigError(f"{self.named(rank)} has other things than {self.named(0)}: {told}{more}; {todo}")
+
     @contextmanager
     def held(self, context: AbstractContextManager[Any]) -> Iterator[None]:
         with ExitStack() as stack:
             self.first(lambda: stack.enter_context(context) and None)
             yield
 
-    def check_shared(self, file: Path) -> None:
-        def look() -> None:
-            for _ in range(_LOOKS):  # network file systems take a moment to tell
-                if file.exists():
-                    return
-                time.sleep(0.5)
-            raise CheckpointError(
-                f"{file.parent} was made by rank 0 and is not there on {socket.gethostname()}: set output to a folder "
-                "that all hosts share"
-            )
+    def look_for(self, file: Path) -> None:
+        word = f"{os.getpid()} {time.time_ns()}"  # a host may have a file of that name from an earlier run
+        self.first(lambda: file.write_text(word, encoding="utf-8"))
+        word = self.exchange(word)[0]
 
-        self.every(look)
+        def sees() -> bool:
+            for _ in range(_LOOKS):  # network file systems take a moment, and ask again where a folder is listed
+                with contextlib.suppress(OSError):
+                    os.listdir(file.parent.parent)
+                    if file.read_text(encoding="utf-8") == word:
+                        return True
+                time.sleep(0.5)
+            return False
+
+        self.shares_disk = all(self.every(sees))
+        self.first(lambda: file.write_text("", encoding="utf-8"))
 
     @contextmanager
     def kept(self, context: AbstractContextManager[Kept]) -> Iterator[Kept]:
@@ -297,9 +349,38 @@ class Several(Alone):
         if other is not None:
             self.lifeline.agreed = True
             raise NumericalError(
-                f"rank {other} has come to other weights than rank 0 ({found[other]}, not {found[0]}), so one of them "
-                "computed wrongly, or in another way; see that all have the same hardware and libraries"
+                f"{self.named(other)} has come to other weights than rank 0 ({found[other]}, not {found[0]}), so one "
+                "of them computed wrongly, or in another way; see that all have the same hardware and libraries"
             )
+
+    def read(self, folder: Path, trainer: Any) -> dict[str, Tensor]:
+        return self.handed(lambda: shards.tensors_in(folder), None)
+
+    def handed(self, read: Callable[[], Mapping[str, Tensor]], model: Any) -> dict[str, Tensor]:
+        return dict(read()) if self.shares_disk else self.sent(read, {})
+
+    def sent(self, read: Callable[[], Mapping[str, Tensor]], like: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What rank 0 alone reads. like: tensors in shards, in which those of their names and shapes come."""
+        found = dict[str, Tensor]()
+        for name, source in self.hollow(read).items():
+            shaped = like.get(name)
+            if shaped is not None and shaped.shape == source.shape:
+                found[name] = torch.zeros_like(shaped, dtype=source.dtype, requires_grad=False)
+                fill(found[name], source)
+            else:
+                found[name] = from_first(source, torch.device("cpu"))
+        return found
+
+    def hollow(self, read: Callable[[], Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        """What rank 0 alone reads; on the others names, shapes and kinds."""
+        mine = dict[str, Tensor]()
+
+        def look() -> list[tuple[str, Any, torch.dtype]]:
+            mine.update(read())
+            return [(name, tensor.shape, tensor.dtype) for name, tensor in mine.items()]
+
+        told = self.first(look)
+        return mine or {name: torch.empty(shape, dtype=dtype, device="meta") for name, shape, dtype in told}
 
     def add_up(self, *tensors: Tensor) -> None:
         for tensor in tensors:
@@ -334,11 +415,11 @@ def _tried(deed: Callable[[], T]) -> tuple[T | None, Exception | None]:
         return None, error
 
 
-def _of_rank(rank: int, error: Exception) -> Exception:
+def _of_rank(named: str, error: Exception) -> Exception:
     """The same kind of error, whose text says where it was raised."""
     if isinstance(error, UserError):
         with contextlib.suppress(TypeError):
-            return type(error)(f"rank {rank}: {error}")
+            return type(error)(f"{named}: {error}")
     if isinstance(error, OSError) and error.errno is not None:
-        return OSError(error.errno, f"{error.strerror} on rank {rank}", error.filename)
+        return OSError(error.errno, f"{error.strerror} on {named}", error.filename)
     return error

@@ -27,7 +27,7 @@ from selfcorrect.models.language_model import LanguageModel
 from selfcorrect.models.loading import load_model
 from selfcorrect.models.masters import Masters
 from selfcorrect.models.placement import stack_of
-from selfcorrect.models.sharded import fill, from_first, whole
+from selfcorrect.models.sharded import fill, from_first, in_shards, whole
 from selfcorrect.models.weights import weights
 from selfcorrect.parallel import shards
 from selfcorrect.parallel.gradients import sum_gradients
@@ -61,12 +61,12 @@ class Sharded(Several):
     @property
     def notes(self) -> list[str]:
         copies = "rank 0's machine has a whole copy" if self.keeps_one else "sampling has a whole copy"
-        if self.shards == self.size:
-            return [f"{self.size} processes, fsdp2: weights, gradients and moments in shards; {copies}"]
-        return [
-            f"{self.size} processes, hsdp: weights, gradients and moments in shards over the {self.shards} of a "
-            f"machine, in each of {self.size // self.shards} machines; {copies}"
-        ]
+        over = ""
+        if self.shards < self.size:
+            over = f" over the {self.shards} of a machine, in each of {self.size // self.shards} machines"
+        kind = "hsdp" if over else "fsdp2"
+        told = f"{self.size} processes, {kind}: weights, gradients and moments in shards{over}; {copies}"
+        return [told, *self._of_disks()]
 
     def settled(self, config: TrainConfig) -> Alone:
         return self
@@ -152,8 +152,12 @@ class Sharded(Several):
         return replace(self._plain, masters=Masters(self._plain.model, masters)) if masters else self._plain
 
     def write(self, folder: Path, tensors: Mapping[str, Tensor]) -> None:
+        if not self.shares_disk:
+            failed = shards.gather(folder, tensors, writes=self.rank == 0)
+            self.first(lambda: _raise(failed))
+            return
         try:
-            shards.write(folder, tensors, self.objects)
+            shards.write(folder, tensors, self.objects, self.named)
         except OSError:
             self.lifeline.agreed = True
             raise
@@ -163,7 +167,12 @@ class Sharded(Several):
         parameters = [parameter for group in trainer.optimizer.param_groups for parameter in group["params"]]
         for key in MOMENTS:
             like |= {f"optimizer/{number}.{key}": tensor for number, tensor in enumerate(parameters)}
+        if not self.shares_disk:
+            return self.sent(lambda: shards.tensors_in(folder), like)
         return shards.read(folder, like, self.objects)
+
+    def handed(self, read: Callable[[], Mapping[str, Tensor]], model: Any) -> dict[str, Tensor]:
+        return self.hollow(read) if in_shards(model) else super().handed(read, model)  # shards take rank 0's numbers
 
     def idle(self, batch: Batch, group: int, pieces: Callable[[Batch], int]) -> list[Batch]:
         of_rank = [pieces(self.own(batch, group, rank)) for rank in range(self.size)]
@@ -188,6 +197,11 @@ class Sharded(Several):
 
     def clip(self, parameters: Sequence[Tensor], most: float) -> float:
         return float(whole(torch.nn.utils.clip_grad_norm_(parameters, most)))
+
+
+def _raise(error: Exception | None) -> None:
+    if error:
+        raise error
 
 
 class Gathering:

@@ -1,12 +1,14 @@
 """A checkpoint's tensors in one safetensors file a rank, by torch.distributed.checkpoint: nothing in it is unpickled.
 
 Each file says where in its tensors the pieces lie, so that any number of processes can read them: each its own pieces.
-The one file that a process without shards writes is read in the same way.
+Files that hold whole tensors are read in the same way: those of a process without shards, and of rank 0 where hosts
+share no disk and it gathers what the others hold.
 """
 
 import errno
+import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +16,12 @@ import torch
 from torch import Tensor
 
 from selfcorrect.errors import number_of, one_line
+from selfcorrect.models.sharded import whole
+
+_PIECE = 1 << 30  # bytes that are gathered before they are written
 
 
-def write(folder: Path, tensors: Mapping[str, Any], group: Any) -> None:
+def write(folder: Path, tensors: Mapping[str, Any], group: Any, named: Callable[[int], str]) -> None:
     """Write this rank's pieces, in step with all of them. Raises OSError, on every rank, as the disk of any does."""
     from torch.distributed.checkpoint.api import CheckpointException
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
@@ -26,7 +31,43 @@ def write(folder: Path, tensors: Mapping[str, Any], group: Any) -> None:
     try:
         save(dict(tensors), storage_writer=writer, process_group=group)
     except CheckpointException as error:
-        raise _of_disk(error) from error
+        raise _of_disk(error, named) from error
+
+
+def gather(folder: Path, tensors: Mapping[str, Any], *, writes: bool) -> OSError | None:
+    """All of them, whole, by the rank that `writes`; the others give it their shards. Returns what its disk said.
+
+    It goes on gathering then: the others are in it.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    failed, held, size, number = None, dict[str, Tensor](), 0, 0
+    last = next(reversed(list(tensors)), None)
+    for name, tensor in tensors.items():
+        gathered = whole(tensor)
+        if not writes or failed:
+            continue
+        held[name] = gathered.detach().cpu().contiguous()
+        size += held[name].nbytes
+        if size >= _PIECE or name == last:
+            number += 1
+            try:
+                save_file(held, folder / f"tensors-{number:05d}.safetensors")
+            except (OSError, SafetensorError) as error:
+                number_told = number_of(error) or errno.EIO
+                failed = OSError(number_told, os.strerror(number_told), str(folder))
+            held, size = {}, 0
+    return failed
+
+
+def tensors_in(folder: Path) -> dict[str, Tensor]:
+    """All of a checkpoint's tensors, whole, by one process. Raises ValueError or SafetensorError of damaged ones."""
+    from safetensors.torch import load_file
+
+    if files := sorted(folder.glob("tensors*.safetensors")):
+        return {name: tensor for file in files for name, tensor in load_file(file).items()}
+    return read(folder, {})
 
 
 def read(folder: Path, like: Mapping[str, Tensor], group: Any = None) -> dict[str, Tensor]:
@@ -54,9 +95,9 @@ def read(folder: Path, like: Mapping[str, Tensor], group: Any = None) -> dict[st
     return found
 
 
-def _of_disk(error: Any) -> OSError:
+def _of_disk(error: Any, named: Callable[[int], str]) -> OSError:
     """What the first rank's disk said. Others than OSError are kept as they are told."""
     rank, (cause, _) = sorted(error.failures.items())[0]
     number = number_of(cause) or errno.EIO
     text = cause.strerror if isinstance(cause, OSError) and cause.strerror else one_line(cause)
-    return OSError(number, f"{text} on rank {rank}", getattr(cause, "filename", None))
+    return OSError(number, f"{text} on {named(rank)}", getattr(cause, "filename", None))

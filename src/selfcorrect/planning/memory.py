@@ -1,5 +1,6 @@
 """Bytes on one device: what lies there all the time, and what each phase of a step adds at its fullest moment."""
 
+import math
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -22,6 +23,7 @@ PEFT_BYTES = 0.05 * 2**30  # more with PEFT and bitsandbytes imported; measured
 # Of what is alive, that glibc's heap holds beyond it: in a command that trains, in a process of another programme, and
 # where freed memory is given back (docs/plan.md, models/freed.py).
 HEAP_SLACK, HEAP_SLACK_ELSEWHERE, HEAP_SLACK_GIVEN = 0.085, 0.32, 0.02
+_WITHOUT_GRADIENTS = ("sampling", "evaluation", "saving")
 ENGINE_BYTES = 1.5 * 2**30  # of vLLM: graphs and workspaces, assumed
 
 
@@ -70,7 +72,7 @@ class Memory:
         }  # fmt: skip
         if phase == "loading":
             parts = {"weights": of.weights}
-        elif phase in ("sampling", "saving"):
+        elif phase in _WITHOUT_GRADIENTS:
             del parts["gradients"]
         parts |= self.phases[phase]
         inside = sum(parts.values())
@@ -81,8 +83,9 @@ class Memory:
 
 def _lasting(of: Static, phase: str) -> float:
     """Gradients are there during the update alone; as weights are loaded, nothing else is."""
-    without = of.total - of.gradients
-    return {"loading": of.weights, "sampling": without, "saving": without}.get(phase, of.total)
+    if phase == "loading":
+        return of.weights
+    return of.total - (of.gradients if phase in _WITHOUT_GRADIENTS else 0.0)
 
 
 def memory(config: TrainConfig, model: Dressed, card: Card | None, step: Step, spread: Spread) -> Memory:
@@ -108,6 +111,9 @@ def memory(config: TrainConfig, model: Dressed, card: Card | None, step: Step, s
             "one forward": max(transient),
             "whole copy for sampling": of.whole,
         }  # fmt: skip
+    evaluated = math.ceil(config.evaluation.problems * config.evaluation.samples / spread.devices)
+    if card and not spread.engine and min(config.rollouts.rows, evaluated) > step.rows:
+        phases["evaluation"] = _evaluation(config, model, replace(step, rows=evaluated), spread)
     done = _updated(config, model, step, spread)
     kept = cache.lanes if card and not spread.engine else 0.0
     phases["update"] = {"KV cache": kept, **done, "gathered by FSDP": gathered, "whole copy for sampling": of.whole}
@@ -127,7 +133,8 @@ def memory(config: TrainConfig, model: Dressed, card: Card | None, step: Step, s
     else:
         process, slack = CONTEXT_BYTES, SLACK
     if card and not spread.engine:
-        phases["sampling"]["CUDA graphs"] = transient[1]
+        for phase in phases.values():  # kept for the next step, as lanes are
+            phase.setdefault("CUDA graphs", transient[1])
     return Memory(of, phases, process, slack)
 
 
@@ -162,6 +169,16 @@ def _cache(config: TrainConfig, model: Dressed, step: Step, spread: Spread) -> _
     return _Cache(rehearsed, token * lanes * slots, token * kept * step.lengths.mean_row(step.attempts))
 
 
+def _evaluation(config: TrainConfig, model: Dressed, step: Step, spread: Spread) -> dict[str, float]:
+    """step: of as many rows as are evaluated. They have more lanes than a step, which lets go of those before updating
+    (samplers/transformers.py, `rest`).
+    """
+    cache = _cache(config, model, step, spread)
+    greedy = config.evaluation.temperature == 0 and not config.evaluation.controls
+    turn, one = _transient(replace(cache.work, greedy=greedy), model)
+    return {"KV cache": cache.lanes + cache.kept, "one forward": max(turn, one), "CUDA graphs": one}
+
+
 def _transient(work: Sampling, model: Dressed) -> tuple[float, float]:
     """To read the turn between attempts; for a step."""
     rehearsed = _sampled(work, CostumeKey(model.costume))
@@ -170,7 +187,7 @@ def _transient(work: Sampling, model: Dressed) -> tuple[float, float]:
 
 @lru_cache(maxsize=64)
 def _sampled(work: Sampling, key: CostumeKey) -> dict[str, Line]:
-    return by_layers(key.costume, sampling(work))
+    return by_layers(key.costume, sampling(key.costume, work))
 
 
 @lru_cache(maxsize=256)

@@ -24,15 +24,19 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from selfcorrect.errors import ModelError, first_line
+from selfcorrect.learning import vocabulary
 from selfcorrect.learning.packing import PackedPrompts, _Interleaved
 from selfcorrect.learning.prompts import Prefixed, SharedPrompts
 from selfcorrect.learning.vocabulary import Tiles, score
 from selfcorrect.models import packed
+from selfcorrect.models.building import building
 from selfcorrect.models.head import HeadForm, States
 from selfcorrect.models.language_model import LanguageModel
 from selfcorrect.models.packed import Packing
 from selfcorrect.models.recompute import recomputed
 from selfcorrect.models.tables import InPlace, begin
+from selfcorrect.models.weights import cast_weights
+from selfcorrect.planning.casts import CardsCasts
 from selfcorrect.planning.live import Live
 from selfcorrect.planning.work import Sampling, Update
 from selfcorrect.samplers.attention import grouped_attention
@@ -144,7 +148,8 @@ def stand_in(costume: Costume, layers: int) -> LanguageModel:
     from transformers import AutoModelForCausalLM
 
     config = of_layers(costume.config, layers)
-    model = AutoModelForCausalLM.from_config(config, attn_implementation=costume.attention, dtype=costume.weights)
+    with building():
+        model = AutoModelForCausalLM.from_config(config, attn_implementation=costume.attention, dtype=costume.weights)
     model.eval()
     # Made-up tokens are one and the same, and may be the one for padding, which has no gradient.
     model.get_input_embeddings().padding_idx = None
@@ -210,7 +215,7 @@ def update(costume: Costume, work: Update) -> Callable[[LanguageModel], dict[str
 
     def measure(lm: LanguageModel) -> dict[str, float]:
         trained = lm.parameters()
-        with _attending(costume.on_card), Live() as live:
+        with _as_on_device(costume.on_card), Live() as live:
             live.known([*lm.model.parameters(), *lm.model.buffers(), *trained])
             if work.micro_batches > 1:  # as at the second of them
                 for tensor in trained:
@@ -318,14 +323,25 @@ class FewTiles(Tiles):
 
 
 @contextmanager
-def _attending(in_one_call: bool) -> Iterator[None]:
-    """Meanwhile packed rows attend as on the device that is planned for, which need not be this one."""
-    before = packed._row_by_row
-    try:
-        packed._row_by_row = _all_rows if in_one_call else before
+def _as_on_device(on_card: bool) -> Iterator[None]:
+    """Meanwhile what a card does in a way of its own is done so, as the device that is planned for need not be this
+    one: packed rows attend in one call, products of bfloat16 are added to float32 sums as they are made, and autocast
+    has other lists.
+    """
+    if not on_card:
         yield
+        return
+    rows, mixed = packed._row_by_row, vocabulary._add_mixed
+    try:
+        packed._row_by_row, vocabulary._add_mixed = _all_rows, _added
+        with CardsCasts():
+            yield
     finally:
-        packed._row_by_row = before
+        packed._row_by_row, vocabulary._add_mixed = rows, mixed
+
+
+def _added(sum_: Tensor, left: Tensor, right: Tensor, anew: bool) -> bool:
+    return sum_.dtype != left.dtype  # and takes no memory
 
 
 def _all_rows(packing: Packing, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
@@ -362,23 +378,26 @@ class _Packed(PackedPrompts):
 # Sampling
 
 
-def sampling(work: Sampling) -> Callable[[LanguageModel], dict[str, float]]:
+def sampling(costume: Costume, work: Sampling) -> Callable[[LanguageModel], dict[str, float]]:
     """Measures what attempt 2 needs beside weights and cache: to read the turn between, and for a step of all rows."""
 
     def measure(lm: LanguageModel) -> dict[str, float]:
         lm.model.requires_grad_(False)
-        vocabulary = int(lm.model.config.vocab_size)
+        words = int(lm.model.config.vocab_size)
         found = {"prefill": 0, "step": 0}
         if lm.windows is None:  # sampled in a plain way (samplers/transformers.py, `generate`), which is not rehearsed
             return {**found}
+        if lm.compute_dtype != torch.float32:
+            for module, name, weight in cast_weights(lm.model):  # as lent by samplers/inference.py
+                module._parameters[name] = nn.Parameter(weight.to(lm.compute_dtype), requires_grad=False)
         cache = SlotCache(lm, work.lanes, work.slots)
-        with torch.no_grad(), grouped_attention(lm.model.config), Live() as live:
+        with torch.no_grad(), grouped_attention(lm.model.config), _as_on_device(costume.on_card), Live() as live:
             live.known([*lm.model.parameters(), *lm.model.buffers()])
             _feed(lm, cache, work.lanes, 1, work.slots)  # makes the cache's tables
             for name, rows, tokens in (("prefill", work.prefilled, work.turn), ("step", work.lanes, 1)):
                 live.restart()
                 states = _feed(lm, cache, rows, tokens, work.slots)
-                _drawn(lm, states, work.lanes, vocabulary)
+                _drawn(lm, states, work, words)
                 del states
                 found[name] = live.peak - live.now  # beside the cache, and where its rows lie
         return {**found}
@@ -395,13 +414,14 @@ def _feed(lm: LanguageModel, cache: SlotCache, rows: int, tokens: int, width: in
     )  # fmt: skip
 
 
-def _drawn(lm: LanguageModel, states: States, rows: int, vocabulary: int) -> None:
+def _drawn(lm: LanguageModel, states: States, work: Sampling, words: int) -> None:
     """One token a row, from logits that are made and widened to float32."""
+    rows = work.lanes
     last = States(states.hidden_ND[torch.arange(rows) % len(states.hidden_ND)], states.head)
     with lm.autocast():
         logits_RV = lm.model.get_output_embeddings()(last.hidden_ND).float() if last.head else last.hidden_ND.float()
-    assert logits_RV.shape == (rows, vocabulary)
-    draw(logits_RV, 1.0, torch.zeros(rows, dtype=torch.float64))
+    assert logits_RV.shape == (rows, words)
+    draw(logits_RV, 0.0 if work.greedy else 1.0, torch.zeros(rows, dtype=torch.float64))
 
 
 # Weights

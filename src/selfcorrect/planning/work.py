@@ -98,12 +98,15 @@ class Update:
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """lanes: rows at work; slots: tokens of the longest; prefilled: rows that are fed a turn of `turn` tokens."""
+    """lanes: rows at work; slots: tokens of the longest; prefilled: rows that are fed a turn of `turn` tokens; greedy:
+    whether the likeliest token is taken, and none drawn.
+    """
 
     lanes: int
     slots: int
     prefilled: int
     turn: int
+    greedy: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from selfcorrect.evaluation.caution import caution
+from selfcorrect.evaluation.metrics import Flow, Summary
 from selfcorrect.report.load import Evaluation, read_evaluations
 
 
@@ -16,7 +17,9 @@ def ending(run: Path) -> list[str]:
 def _table(evaluations: Sequence[Evaluation]) -> list[str]:
     attempts = max(len(each.summary.accuracy) for each in evaluations)
     accuracies = [f"Accuracy@t{attempt}" for attempt in range(1, attempts + 1)]
-    rows = [["", *accuracies, "delta [95 %]", "i->c", "c->i"], *(_cells(each, attempts) for each in evaluations)]
+    rows = [["", *accuracies, "delta [95 %]", "i->c", "c->i"]]
+    for each in evaluations:
+        rows += [_cells(each, attempts), *_flows(each.summary, attempts)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows]
     about = f"percent of n = {evaluations[-1].summary.n:,} problems"
@@ -27,7 +30,16 @@ def _table(evaluations: Sequence[Evaluation]) -> list[str]:
 def _cells(evaluation: Evaluation, attempts: int) -> list[str]:
     summary = evaluation.summary
     right = [f"{100 * each.value:.1f}" for each in summary.accuracy]
-    delta = [100 * value for value in (summary.delta.value, summary.delta.low, summary.delta.high)]
-    flows = [f"{100 * each.value:.1f}" for each in (summary.fixed, summary.broken)]
-    interval = f"{delta[0]:+.1f} [{delta[1]:+.1f}, {delta[2]:+.1f}]"
-    return [evaluation.label, *right, *[""] * (attempts - len(right)), interval, *flows]
+    return [evaluation.label, *right, *[""] * (attempts - len(right)), *_change(summary)]
+
+
+def _flows(summary: Summary, attempts: int) -> list[list[str]]:
+    """Rows beneath an evaluation of more than two attempts: what each does to the one before."""
+    empty = [""] * attempts
+    return [[f"  t{place} -> t{place + 1}", *empty, *_change(flow)] for place, flow in enumerate(summary.flows, 1)]
+
+
+def _change(of: Summary | Flow) -> list[str]:
+    delta = [100 * value for value in (of.delta.value, of.delta.low, of.delta.high)]
+    flows = [f"{100 * each.value:.1f}" for each in (of.fixed, of.broken)]
+    return [f"{delta[0]:+.1f} [{delta[1]:+.1f}, {delta[2]:+.1f}]", *flows]

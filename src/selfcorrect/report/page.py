@@ -71,6 +71,7 @@ def render(run: Run, figures: Sequence[Figure] = ()) -> str:
         attempt_colours=attempt_colours([e.summary for e in shown]),
         earlier=tables.earlier_table(run.earlier),
         details=[t for t in (tables.sampled_table(shown), tables.outcome_table(shown)) if t],
+        turns=tables.flows_table(shown),
         passes=tables.passes_table(shown),
         wordings=tables.wordings_table(shown),
         wording_says=[(capital(e.label), says) for e in reversed(shown) if (says := wording_sentence(e))][:1],

@@ -134,6 +134,20 @@ def paper_cells(row: PaperRow) -> tuple[Cell, ...]:
     return (Cell(percent(row.t1 / 100)), Cell(percent(row.t2 / 100)), Cell(points(row.delta / 100)), *told)
 
 
+def flows_table(evaluations: Sequence[Evaluation]) -> Table | None:
+    """What each attempt did to the one before, where there are more than two."""
+    groups = []
+    for evaluation in evaluations:
+        rows = []
+        for place, flow in enumerate(evaluation.summary.flows, 1):
+            shares = (share_cell(e) for e in (flow.fixed, flow.broken, flow.unchanged))
+            cells = (delta_cell(flow.delta, tells=not caution(evaluation.summary)), *shares)
+            rows.append(Row(f"Attempt {place} to {place + 1}", "", cells))
+        groups += [(capital(evaluation.label), tuple(rows))] if rows else []
+    caption = "From each attempt to the next; percent of problems with 95 % intervals."
+    return Table(caption, "Attempts", ("Δ", "i→c", "c→i", "unchanged"), tuple(groups)) if groups else None
+
+
 def passes_table(evaluations: Sequence[Evaluation]) -> Table | None:
     """pass@k of every evaluation with more than one sample of each problem."""
     found = [e for e in evaluations if e.summary.passes]

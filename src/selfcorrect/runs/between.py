@@ -27,6 +27,7 @@ class Between:
         if self._firsts is None:  # greedy, so a resumed run finds the same ones
             self._firsts = trainer.base_attempts(self._problems, self._params)
         fixed = self._play(self._firsts)
+        trainer.rest()
         return {"step": trainer.progress.step, "stage": trainer.stage.name, "own": own, "fixed": fixed}
 
     def _play(self, given: Sequence[Completion | None] | None) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import os
 import shlex
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from selfcorrect.learning.record import Progress
 _ROUNDING = "the same results up to rounding"
 _FREE = {  # setting, or section -> what a change of it means
     "threads": _ROUNDING, "parallel": _ROUNDING, "optimizer.micro_batch": _ROUNDING,
-    "optimizer.gradient_checkpointing": _ROUNDING, "optimizer.padding_free": _ROUNDING,
+    "optimizer.gradient_checkpointing": _ROUNDING, "optimizer.padding_free": _ROUNDING, "optimizer.compile": _ROUNDING,
     "model.device": _ROUNDING, "model.attention": _ROUNDING,
     "model.reference": "where it lies changes no result",
     "rollouts.rows_at_once": f"{_ROUNDING}; other draws where an evaluation samples or a stage collects traces",
@@ -53,7 +53,7 @@ class Change:
     note: str = ""
 
     def __str__(self) -> str:
-        return f"{self.field}: {_shown(self.old)} -> {_shown(self.new)}" + (f" ({self.note})" if self.note else "")
+        return f"{self.field}: {shown(self.old)} -> {shown(self.new)}" + (f" ({self.note})" if self.note else "")
 
 
 def judge(old: TrainConfig, new: TrainConfig, done: Progress | None, path: Path) -> list[Change]:
@@ -63,17 +63,12 @@ def judge(old: TrainConfig, new: TrainConfig, done: Progress | None, path: Path)
     """
     allowed: list[Change] = []
     refused: list[tuple[Change, str]] = []
-    before, after = (dict(flat(_without_stages(config))) for config in (old, new))
-    other_task = before["task.name"] != after["task.name"]
-    for field in dict.fromkeys([*before, *after]):
-        change = Change(field, before.get(field), after.get(field))
-        if change.old == change.new or (field.startswith("task.") and field != "task.name" and other_task):
-            continue
-        note = next((_FREE[name] for name in _prefixes(field) if name in _FREE), None)
+    for change in _outside_stages(old, new):
+        note = next((_FREE[name] for name in _prefixes(change.field) if name in _FREE), None)
         if note is not None:
-            allowed.append(Change(field, change.old, change.new, note))
+            allowed.append(replace(change, note=note))
         else:
-            refused.append((change, _FIXED.get(field.split(".")[0], "what is done so far was done with it")))
+            refused.append((change, _FIXED.get(change.field.split(".")[0], "what is done so far was done with it")))
     begun = 0 if done is None else done.stage + 1
     for index, stage in enumerate(old.stages[:begun]):
         assert done is not None
@@ -84,6 +79,20 @@ def judge(old: TrainConfig, new: TrainConfig, done: Progress | None, path: Path)
     if refused:
         raise ConfigError("\n".join(_refusal(change, why, path) for change, why in refused))
     return allowed + _to_come(old.stages[begun:], new.stages[begun:])
+
+
+def settings_changed(old: TrainConfig, new: TrainConfig) -> list[Change]:
+    """Every setting that differs, by its dotted path; of another task the name alone."""
+    return [*_outside_stages(old, new), *_to_come(old.stages, new.stages)]
+
+
+def _outside_stages(old: TrainConfig, new: TrainConfig) -> Iterator[Change]:
+    before, after = (dict(flat(_without_stages(config))) for config in (old, new))
+    other_task = before["task.name"] != after["task.name"]
+    for field in dict.fromkeys([*before, *after]):
+        if before.get(field) == after.get(field) or (field.startswith("task.") and field != "task.name" and other_task):
+            continue
+        yield Change(field, before.get(field), after.get(field))
 
 
 def _begun(old: TrainConfig, new: TrainConfig, index: int, done: Progress) -> Iterator[tuple[Change, str]]:
@@ -182,7 +191,8 @@ def _about(stage: Stage | None) -> str | None:
     return f"{stage.objective}, {stage.steps} steps" if stage else None
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """A setting's value in a message, cut where it is long."""
     text = "none" if value is None else str(value) if isinstance(value, int | float | str) else repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
 

@@ -1,8 +1,8 @@
 """Checkpoints: written atomically, verified on load, the newest damaged one passed over.
 
 A folder appears under its final name only when every byte of it is on disk. It holds tensors.safetensors, or under
-FSDP2 one shard-*.safetensors a rank, state.json, and manifest.json with the SHA-256 of the others; nothing in it is
-unpickled. Model folders carry a manifest as well.
+FSDP2 one shard-*.safetensors a rank (tensors-*.safetensors where hosts share no disk), state.json, and manifest.json
+with the SHA-256 of the others; nothing in it is unpickled. Model folders carry a manifest as well.
 """
 
 import errno
@@ -181,11 +181,6 @@ def load_newest(folder: Path, *, tensors: bool = True) -> tuple[Checkpoint | Non
     return None, []
 
 
-def read(folder: Path, step: int | None, *, tensors: bool = True) -> Checkpoint | None:
-    """The checkpoint of a step, which another process has found whole."""
-    return None if step is None else _load(folder / f"step-{step:06d}", tensors, checked=True)
-
-
 def newest_state(folder: Path) -> Progress | None:
     """Where the newest checkpoint stands, by what it says without being verified; None where there is none."""
     for path in reversed(saved(folder)):
@@ -271,19 +266,15 @@ def _load_8bit(optimizer: Any, state: Mapping[int, dict[str, Any]]) -> None:
                 into[key] = tensor.item()
 
 
-def _load(path: Path, with_tensors: bool, checked: bool = False) -> Checkpoint:
-    from safetensors.torch import load_file
-
-    if not checked:
-        check_manifest(path)
+def _load(path: Path, with_tensors: bool) -> Checkpoint:
+    check_manifest(path)
     state = json.loads((path / "state.json").read_text())
     if path.name != f"step-{state['step']:06d}":
         raise ValueError(f"it holds step {state['step']}")
     if not with_tensors:
         return Checkpoint(state["step"], {}, state)
     try:
-        whole = path / "tensors.safetensors"
-        tensors = load_file(whole) if whole.exists() else shards.read(path, {})
+        tensors = shards.tensors_in(path)
     except SafetensorError as error:
         raise ValueError(str(error)) from error
     return Checkpoint(state["step"], tensors, state)

@@ -7,6 +7,7 @@ from pathlib import Path
 from selfcorrect.config import SupervisedStage, TrainConfig
 from selfcorrect.errors import ConfigError
 from selfcorrect.evaluation.evaluate import evaluated_problems, load_external
+from selfcorrect.learning.own import own_objectives
 from selfcorrect.learning.policy import check_optimizer
 from selfcorrect.models.chat import Chat
 from selfcorrect.models.language_model import LanguageModel
@@ -14,6 +15,7 @@ from selfcorrect.models.loading import load_model
 from selfcorrect.models.sizing import memory_of, parameter_count, size_text, sized, static_of, too_large
 from selfcorrect.models.stored import stored_dtype
 from selfcorrect.parallel.launch import launched
+from selfcorrect.parallel.ranks import Alone
 from selfcorrect.planning.work import assumed_lengths, step_of
 from selfcorrect.runs.disk import check_room, need_of, try_save, used
 from selfcorrect.runs.evaluating import rows_of
@@ -62,16 +64,15 @@ def fitted(
 
 
 def _rows_told(config: TrainConfig, lm: LanguageModel, task: Task, tokens: int, trains: bool) -> str:
-    """How many rows are played side by side at the most, which may be fewer than the model has room for."""
+    """How many rows the model has room for, which the run keeps, and how many are played at the most, if fewer."""
     asked, group, limit = config.evaluation, config.rollouts.rollouts_per_problem, rows_of(config, lm)
     problems = len(task.held_out(asked.problems)) if asked.split == "test" else asked.problems
     found = [limit if asked.external else min(limit, problems * asked.samples)]
     if trains:
         found.append(config.rollouts.problems_per_step * group)
         found += [stage.collect * group for stage in config.stages if isinstance(stage, SupervisedStage)]
-    if (most := max(found)) < config.rollouts.rows:
-        return f"{most}: more are never played side by side here, though this model has room for them"
-    return f"{config.rollouts.rows} for this model and rollouts of up to {tokens} tokens"
+    told = f"{config.rollouts.rows} for this model and rollouts of up to {tokens} tokens"
+    return told + (f", of which at most {most} are played here" if (most := max(found)) < config.rollouts.rows else "")
 
 
 def unread(task: Task, chat: Chat) -> list[str]:
@@ -136,14 +137,15 @@ def check_context(config: TrainConfig, lm: LanguageModel, task: Task, problem: P
 
 
 @contextmanager
-def ready(task: Task) -> Iterator[None]:
-    """The grader's processes are up. Raises what keeps them from running, before anything is written."""
-    task.grade([])
+def ready(task: Task, ranks: Alone) -> Iterator[None]:
+    """The graders' processes are up, on all hosts. Raises what keeps them from running, before anything is written."""
+    ranks.each(lambda: task.grade([]))
     yield
 
 
 def tried(config: TrainConfig) -> Iterator[str]:
     """Loads what a run of the recipe loads, and tells it line by line. Raises the UserError a run would end with."""
+    own_objectives(config.stages, config.rollouts)
     with closing(make_task(config.task)) as task:
         held_out = evaluated_problems(config, task)
         yield f"data: {len(held_out)} problems to evaluate on"

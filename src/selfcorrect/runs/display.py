@@ -1,5 +1,6 @@
 """What a person sees while a run goes on: a live panel in a terminal, plain lines elsewhere."""
 
+import math
 import time
 from collections.abc import Collection
 from pathlib import Path
@@ -14,18 +15,18 @@ from rich.table import Table
 from rich.text import Text
 
 from selfcorrect.evaluation.alarms import CUT, EQUAL
-from selfcorrect.evaluation.caution import caution, outcome_shares, ungraded
+from selfcorrect.evaluation.caution import caution, ungraded
 from selfcorrect.evaluation.evaluate import Evaluation
-from selfcorrect.evaluation.metrics import LEFT_OUT, Estimate, Summary
+from selfcorrect.evaluation.metrics import LEFT_OUT, Summary
 from selfcorrect.evaluation.resolution import after
+from selfcorrect.evaluation.told import estimate_text, summary_line
 from selfcorrect.learning.record import StepResult
-from selfcorrect.types import Outcome
 
 _TELLING = 0.02  # the share of a piece of work from which its pace can be told
 
 
 class Observer:
-    """Told what happens in a run; this one says nothing."""
+    """Told what happens in a run: the callback of other trainers. This one says nothing, and is there to build on."""
 
     def __enter__(self) -> Self:
         return self
@@ -61,10 +62,13 @@ class Observer:
 
 
 class PlainObserver(Observer):
-    """One line every few steps; for logs and pipes."""
+    """One line every few steps; for logs, pipes and notebooks.
+
+    console: rich's; by default standard output. seconds_between: of lines about steps, and about long work.
+    """
 
     def __init__(self, console: Console | None = None, seconds_between: float = 10.0) -> None:
-        self.console = console or Console(highlight=False, soft_wrap=True)
+        self.console = console or Console(highlight=False, soft_wrap=True, force_jupyter=False)
         self._between = seconds_between
         self._last = 0.0
         self._pace = _Pace()
@@ -205,19 +209,26 @@ class _Pace:
 class Work:
     """How far a long piece of work is, and how long the rest takes at the pace since it (re)started."""
 
-    def __init__(self, title: str, total: int) -> None:
-        self.title, self.total, self.done = title, total, 0
+    def __init__(self, title: str, total: int, expected: float = math.inf) -> None:
+        """expected: the seconds that it takes at the pace of the work before it, where there was any."""
+        self.title, self.total, self.done, self._expected = title, total, 0, expected
         self._now, self._share = "", 0.0
         self._first, self._began = 0, time.monotonic()
-        self._said, self._begun = self._began, False
+        self._said = self._ended = self._began
+        self._begun = False
 
     def reach(self, title: str, done: int, total: int, now: str = "", share: float = 0.0) -> "Work":
         """The same work further on, or another one's beginning."""
-        work = self if (self.title, self.total) == (title, total) and self.done <= done else Work(title, total)
-        work.done, work._now, work._share = done, now, share
+        same = (self.title, self.total) == (title, total) and self.done <= done
+        work = self if same else Work(title, total, self._each() * total)
+        work.done, work._now, work._share, work._ended = done, now, share, time.monotonic()
         if time.monotonic() - work._began < 0.5 and not share:  # that much at once was kept from before
             work._first = done
         return work
+
+    def _each(self) -> float:
+        """Seconds a completion took; endless where the work is not done, or all of it was kept from before."""
+        return (self._ended - self._began) / self.total if self._begun and self.done == self.total else math.inf
 
     def left(self) -> float | None:
         """Seconds; None where nothing tells yet: a first few tokens, behind the reading of prompts, do not."""
@@ -227,11 +238,13 @@ class Work:
         return spent / fresh * (self.total - self._first - fresh)
 
     def due(self, between: float) -> bool:
-        """Whether another line is worth it: as the first work begins, then ever more rarely, the longer it takes."""
+        """Whether another line is worth it: as work begins that may take long, then ever more rarely, the longer it
+        takes.
+        """
         now = time.monotonic()
         if not self._begun and self._now:
             self._begun = True
-            return True
+            return self._expected >= between
         if now - self._said < max(between, (now - self._began) / 20) or self.done == self.total:
             return False
         self._said = now
@@ -291,7 +304,8 @@ def evaluation_line(evaluation: Evaluation, said: Collection[str] = ()) -> str:
     said: conclusions that need not be said again.
     """
     summary, name = evaluation.summary, evaluation.name + (f" on {evaluation.about}" if evaluation.about else "")
-    lines = [f"{name}: {summary_line(summary)} ({evaluation.seconds:.0f} s)", *passes_lines(summary)]
+    lines = [f"{name}: {summary_line(summary)} ({evaluation.seconds:.0f} s)"]
+    lines += flow_lines(summary) + passes_lines(summary)
     concluded = _concluded(summary)
     told = ("" if concluded in said else concluded, ungraded(summary.outcomes, evaluation.rollouts))
     return "\n".join([*lines, *(f"  {each}" for each in told if each), *wording_lines(evaluation)])
@@ -314,6 +328,15 @@ def passes_lines(summary: Summary) -> list[str]:
     ]
 
 
+def flow_lines(summary: Summary) -> list[str]:
+    """What each attempt does to the one before, a line each, where there are more than two."""
+    return [
+        f"  t{place} -> t{place + 1}: delta {estimate_text(flow.delta, signed=True)}  i->c {flow.fixed.value:.1%}  "
+        f"c->i {flow.broken.value:.1%}  unchanged {flow.unchanged.value:.1%}"
+        for place, flow in enumerate(summary.flows, 1)
+    ]
+
+
 def wording_lines(evaluation: Evaluation) -> list[str]:
     """Every wording of the correction prompt after the same first attempts; the first one is the task's own."""
     lines = []
@@ -328,18 +351,6 @@ def wording_lines(evaluation: Evaluation) -> list[str]:
     return lines
 
 
-def summary_line(summary: Summary) -> str:
-    """Accuracy at each attempt, delta, the flows i->c and c->i in percent of all problems, and what was cut off."""
-    cut = outcome_shares(summary, Outcome.TRUNCATED)
-    told = "  cut off " + ", ".join(f"t{number} {share:.1%}" for number, share in enumerate(cut, 1)) if any(cut) else ""
-    accuracy = "  ".join(f"t{number} {estimate_text(value)}" for number, value in enumerate(summary.accuracy, 1))
-    many = f"Avg@{summary.samples} " if summary.samples > 1 else ""
-    return (
-        f"{many}{accuracy}  delta {estimate_text(summary.delta, signed=True)}  i->c {summary.fixed.value:.1%}  "
-        f"c->i {summary.broken.value:.1%}  n={summary.n}{told}"
-    )
-
-
 def summary_lines(summary: Summary) -> list[str]:
     """The metrics in words, a line each: of one attempt its accuracy alone."""
     if not summary.accuracy:
@@ -352,6 +363,7 @@ def summary_lines(summary: Summary) -> list[str]:
             f"c->i         {estimate_text(summary.broken)}",
             f"fix rate     {estimate_text(summary.fix_rate) if summary.wrong_first else _NONE}",
             f"unchanged    {estimate_text(summary.unchanged)}",
+            *(line.strip() for line in flow_lines(summary)),
         ]
     for number, outcomes in enumerate(summary.outcomes, 1):
         told = ", ".join(f"{count} {name}" for name, count in sorted(outcomes.items(), key=lambda kv: -kv[1]))
@@ -372,12 +384,6 @@ def clock(seconds: float) -> str:
     minutes, rest = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
-
-
-def estimate_text(estimate: Estimate, signed: bool = False) -> str:
-    """Percent with the 95 % interval in brackets."""
-    sign = "+" if signed else ""
-    return f"{100 * estimate.value:{sign}.1f}% [{100 * estimate.low:{sign}.1f}, {100 * estimate.high:{sign}.1f}]"
 
 
 def _flow(result: StepResult) -> Text:

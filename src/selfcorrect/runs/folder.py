@@ -1,14 +1,11 @@
 """The run folder: everything that can be shown later is written here. docs/run_folder.md has the schema."""
 
-import dataclasses
 import importlib.metadata
 import json
 import math
 import platform
 import sys
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -22,6 +19,7 @@ from selfcorrect.config.recipe import dump
 from selfcorrect.errors import CheckpointError
 from selfcorrect.evaluation.averages import means, samples_of_rows
 from selfcorrect.evaluation.evaluate import Evaluation
+from selfcorrect.evaluation.flat import rollout_row, rollout_rows
 from selfcorrect.evaluation.kept import write_durably
 from selfcorrect.evaluation.metrics import Summary
 from selfcorrect.evaluation.stored import summary_of
@@ -143,7 +141,7 @@ class RunFolder:
         """The evaluation's JSON last, so that its presence says that all of it is there."""
         folder, name = self.path / "evaluations", evaluation.name
         folder.mkdir(exist_ok=True)
-        told = evaluation_row(evaluation)
+        told = evaluation.to_dict()
         write_durably(folder / f"{name}.rollouts.jsonl", _lines(evaluation.rollouts))
         for wording in evaluation.wordings[1:]:  # the first is the evaluation itself
             write_durably(folder / f"{name}@{wording.name}.rollouts.jsonl", _lines(wording.rollouts))
@@ -168,31 +166,7 @@ class RunFolder:
 
 
 def _lines(rollouts: Iterable[Rollout]) -> str:
-    """A line a rollout; of a problem's second sample and later ones it says which sample they are."""
-    seen, lines = Counter[str](), []
-    for rollout in rollouts:
-        seen[rollout.problem.id] += 1
-        sample = seen[rollout.problem.id]
-        row = rollout_row(rollout) | ({"sample": sample} if sample > 1 else {})
-        lines.append(json.dumps(plain(row), allow_nan=False) + "\n")
-    return "".join(lines)
-
-
-def rollout_row(rollout: Rollout) -> dict[str, Any]:
-    """A rollout as a plain row: texts and grades, no token ids."""
-    return {
-        "id": rollout.problem.id,
-        "prompt": rollout.problem.prompt,
-        "reference": dict(rollout.problem.reference),
-        "attempts": [
-            {
-                "text": attempt.completion.text,
-                **dataclasses.asdict(attempt.grade),
-                **({"feedback": attempt.feedback} if attempt.feedback else {}),
-            }
-            for attempt in rollout.attempts
-        ],
-    }
+    return "".join(json.dumps(plain(row), allow_nan=False) + "\n" for row in rollout_rows(rollouts))
 
 
 def environment(seed: int) -> dict[str, Any]:
@@ -291,31 +265,6 @@ def processor() -> str:
         return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
-
-
-def evaluation_row(evaluation: Evaluation) -> dict[str, Any]:
-    """An evaluation as docs/run_folder.md has it, without its rollouts."""
-    return {
-        "name": evaluation.name,
-        "step": evaluation.step,
-        "task": evaluation.task,
-        "about": evaluation.about,
-        "split": evaluation.split,
-        "decoding": evaluation.decoding,
-        "seconds": evaluation.seconds,
-        "summary": asdict(evaluation.summary),
-        "sampled": asdict(evaluation.sampled) if evaluation.sampled else None,
-        "controls": {name: asdict(summary) for name, summary in evaluation.controls},
-        "external": [{"path": name, "summary": asdict(summary)} for name, summary in evaluation.external],
-        "wordings": [
-            {"name": each.name, "prompt": each.prompt, "summary": asdict(each.summary),
-             "less": {other: asdict(less) for other, less in each.less}}
-            for each in evaluation.wordings
-        ],
-        "system_prompt": evaluation.system_prompt,
-        "against_base": asdict(evaluation.against_base) if evaluation.against_base else None,
-        "smallest_delta": {"assumed": evaluation.assumed, "measured": evaluation.summary.smallest},
-    }  # fmt: skip
 
 
 def keep_evaluation(

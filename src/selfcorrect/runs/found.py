@@ -68,7 +68,8 @@ def taken(path: Path, config: TrainConfig, used: TrainConfig | None) -> ConfigEr
     before, now = (each and each.model_dump(mode="json") for each in (used, config))
     other = f", {differences(before, now)}" if before and now and before != now else ""
     return ConfigError(
-        f"{path} already holds a run{other}; resume it with `{resume_command(path)}`, or choose another name=..."
+        f"{path} already holds a run{other}; resume it with `{resume_command(path)}` (in Python: "
+        "resume_run=True), or choose another name=..."
     )
 
 

@@ -6,13 +6,14 @@ from pathlib import Path
 
 import torch
 
-from selfcorrect.config import Star, SupervisedStage, TrainConfig
+from selfcorrect.config import OwnObjective, Star, SupervisedStage, TrainConfig
 from selfcorrect.errors import CheckpointError, GraderFailed, NothingGraded, SamplerFailed
 from selfcorrect.evaluation.evaluate import Evaluation, Evaluator
 from selfcorrect.learning.record import StepResult
 from selfcorrect.learning.supervised import Collection, Collector, steps_an_iteration, supervised_step
 from selfcorrect.learning.training import Trainer
 from selfcorrect.models.freed import give_back
+from selfcorrect.models.language_model import LanguageModel
 from selfcorrect.models.loading import resolve_path
 from selfcorrect.models.weights import fingerprint, load_weights, stored_weights, weights
 from selfcorrect.runs.asked import asked_of, check_asked, file_digest
@@ -51,14 +52,17 @@ class Loop:
         validation = [("validation", validator.problems)] if validator else []
         evaluated = [("held-out", evaluator.problems), *evaluator.external, *validation]
         self._asked = asked_of(config, trainer.task, evaluated, trainer.lm.chat)
-        # An adapter as it began; weights are the reference's, or read again.
-        self._began = {name: t.clone() for name, t in weights(trainer.lm).items()} if trainer.lm.adapters else None
+        # An adapter as it began, where a stage begins anew with it; weights are the reference's, or read again.
+        anew = trainer.lm.adapters and isinstance(config.stages[0], Star)
+        self._began = {name: t.clone() for name, t in weights(trainer.lm).items()} if anew else None
         self._collected: Collection | None = None
+        self._gone_by = set[str]()  # stages whose own objective is the one that they began with
         self._sentry = Sentry(config, folder, observer)
         few = fixed_share(evaluator.problems, config.evaluation.problems_between)
         self._between = Between(trainer, few) if config.evaluation.every else None
 
     def run(self, checkpoint: Checkpoint | None, stop: Stop) -> None:
+        self.ranks.same(self._asked, "put the same data on all hosts")
         self.ranks.first(lambda: check_asked(self.folder.path, self._asked))
         if checkpoint:
             self._restore(checkpoint)
@@ -154,6 +158,9 @@ class Loop:
     def _collect(self) -> None:
         """Before a step of a supervised stage: its traces, and at an iteration's start the weights it begins with."""
         stage, progress = self.trainer.stage, self.trainer.progress
+        if isinstance(stage, OwnObjective) and stage.name not in self._gone_by:
+            self._gone_by.add(stage.name)
+            self._check_asked(f"the objective of stage {stage.name}", stage.file)
         if not isinstance(stage, SupervisedStage):
             self._collected = None
             return
@@ -163,11 +170,13 @@ class Loop:
         collector = Collector(self.trainer, self.folder.path / "traces", self.observer.message)
         self._collected = collector.collection(iteration + 1, at_start=done == 0)
         if stage.traces:
-            read = {f"the traces of stage {stage.name}": file_digest(stage.traces)}
-            self.ranks.first(lambda: check_asked(self.folder.path, read))
+            self._check_asked(f"the traces of stage {stage.name}", stage.traces)
         if done == 0 and iteration and not (isinstance(stage, Star) and stage.from_newest):
             load_weights(self.trainer.lm, self._first_weights())
             self.trainer.restart_optimizer()
+
+    def _check_asked(self, what: str, file: str) -> None:
+        self.ranks.first(lambda: check_asked(self.folder.path, {what: file_digest(file)}))
 
     def _first_weights(self) -> dict[str, torch.Tensor]:
         """Those that the stage under way began with."""
@@ -242,13 +251,15 @@ class Loop:
         trainer.sampler.load_weights(lm.model)
         made_with = settings(self.config, evaluator, lm.chat, model_settings(lm))
         with self.ranks.kept(kept_in(self.folder.path, name, made_with, self.observer, afresh=True)) as kept:
-            return run_kept(evaluator, name, trainer.progress.step, trainer.sampler, lm.chat, kept, self.observer)
+            found = run_kept(evaluator, name, trainer.progress.step, trainer.sampler, lm.chat, kept, self.observer)
+        trainer.rest()
+        return found
 
     def _set_reference(self, index: int) -> None:
         """Stage 1's reference is the base model; later ones measure KL to what the recipe names."""
         if self.config.algorithm.reference == "previous_stage" and index > 0 and self.trainer.has_reference:
             path = self.folder.path / "models" / self.config.stages[index - 1].name
-            load_weights(self.trainer.reference, self._stored(path))
+            load_weights(self.trainer.reference, self._stored(path, self.trainer.reference))
 
     def _checkpoint(self) -> None:
         trainer = self.trainer
@@ -274,9 +285,7 @@ class Loop:
             raise CheckpointError(f"checkpoint {checkpoint.step} is of a stage that config.yaml no longer names")
         trainer.start_stage(progress.stage)
         trainer.progress = progress
-        tensors = checkpoint.tensors
-        if self.ranks.sharded:
-            tensors = self.ranks.read(self.folder.checkpoints / f"step-{checkpoint.step:06d}", trainer)
+        tensors = self.ranks.read(self.folder.checkpoints / f"step-{checkpoint.step:06d}", trainer)
         model, moments = parts_of(tensors)
         load_weights(trainer.lm, model)
         load_optimizer(trainer.optimizer, moments)
@@ -306,7 +315,7 @@ class Loop:
             return False
         return True
 
-    def _stored(self, path: Path) -> dict[str, torch.Tensor]:
-        """The weights, or the adapter, of a model folder."""
-        ranks = self.ranks
-        return stored_weights(path, self.trainer.lm, self.config.model, hollow=ranks.sharded and ranks.rank > 0)
+    def _stored(self, path: Path, into: LanguageModel | None = None) -> dict[str, torch.Tensor]:
+        """The weights, or the adapter, of a model folder. into: what takes them; None: the policy."""
+        lm = self.trainer.lm
+        return self.ranks.handed(lambda: stored_weights(path, lm, self.config.model), (into or lm).model)

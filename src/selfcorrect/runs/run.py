@@ -6,7 +6,7 @@ even by `kill -9`, goes on exactly as if it had not been.
 
 import dataclasses
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,8 @@ import torch
 from selfcorrect.config import CustomConfig, SupervisedStage, TrainConfig
 from selfcorrect.config.paths import TASK, USED, absolute
 from selfcorrect.errors import CheckpointError, ConfigError, MemoryExhausted, RankLost, TrainingInterrupted, first_line
+from selfcorrect.evaluation.evaluate import Evaluator
+from selfcorrect.learning.own import own_objectives
 from selfcorrect.learning.policy import check_optimizer, make_reference
 from selfcorrect.learning.training import Trainer
 from selfcorrect.models.language_model import LanguageModel
@@ -34,7 +36,6 @@ from selfcorrect.runs.checkpoint import (
     newest_state,
     progress_of,
     prune,
-    read,
     saved,
     sweep,
 )
@@ -47,11 +48,14 @@ from selfcorrect.runs.folder import RunFolder, sizes_begun
 from selfcorrect.runs.found import refuse_others, resume_command, taken, to_resume, used_by, used_if_known
 from selfcorrect.runs.interrupts import LOCK, Stop, alone, interruptible
 from selfcorrect.runs.loop import Loop
+from selfcorrect.runs.together import check_code, check_is_here, check_settings, notes_of
 from selfcorrect.runs.trackers import tracker_names
 from selfcorrect.runs.untrained import check_not_others, clear, has_earned, nothing_left_of_a_failure
 from selfcorrect.samplers.choose import make_sampler
 from selfcorrect.samplers.transformers import TransformersSampler
 from selfcorrect.tasks import make_task
+from selfcorrect.tasks.base import Task
+from selfcorrect.types import Problem
 
 
 def start(config: TrainConfig, observer: Observer) -> Path:
@@ -60,6 +64,9 @@ def start(config: TrainConfig, observer: Observer) -> Path:
     config = absolute(config)
     with joined() as ranks:
         observer = observer if ranks.rank == 0 else Observer()
+        check_code(ranks)
+        check_settings(ranks, config)
+        check_is_here(ranks, path)
         used = ranks.first(lambda: _begun(config, path, observer))
         return _run(config, path, observer, used, ranks)
 
@@ -96,6 +103,8 @@ def resume(path: Path, observer: Observer, overrides: Sequence[str] = ()) -> Pat
     path = path.expanduser()
     with joined() as ranks:
         observer = observer if ranks.rank == 0 else Observer()
+        check_code(ranks)
+        check_is_here(ranks, path)
         config, used = ranks.first(lambda: _to_go_on(path, observer, overrides))
         return path if config is None else _run(config, path, observer, used, ranks)
 
@@ -127,15 +136,15 @@ def _to_go_on(
 
 def _run(config: TrainConfig, path: Path, observer: Observer, used: TrainConfig | None, ranks: Alone) -> Path:
     """used: the settings that a run which goes on has gone by so far."""
+    ranks = ranks.settled(config)
     with interruptible(observer.message) as stop:
-        ranks.attach(stop, lambda: f"{_last_saved(path)}. To go on, {_how_to_go_on(path)}")
+        ranks.attach(stop, lambda: _kept(path, ranks))
         try:
             with stop.told_apart():
                 _prepare_and_train(config, path, observer, used, stop, ranks)
         except (RuntimeError, MemoryError) as error:
             if lost := ranks.loss(error):
-                saved = f"{_last_saved(path)}. To go on, {_how_to_go_on(path)}"
-                raise RankLost(f"{lost}; {saved} (by the same launcher)") from error
+                raise RankLost(f"{lost}; {_kept(path, ranks)} (by the same launcher)") from error
             if not is_out_of_memory(error):
                 raise
             raise MemoryExhausted(
@@ -163,16 +172,22 @@ def _prepare_and_train(
 ) -> None:  # fmt: skip
     use_threads(config.threads)
     _check_stages(config)
+    ranks.each(lambda: own_objectives(config.stages, config.rollouts))  # tried before the model is loaded
     tracker_names(config)  # refused before anything is written, as are task, data and model
-    ranks = ranks.settled(config)
-    task = make_task(config.task, observer.message if ranks.rank == 0 else None)
-    task.draw(1, config.rollouts.problems_per_step, config.seed)
-    evaluator = dataclasses.replace(make_evaluator(config, task), play=ranks.play)
-    validation = task.load(config.checkpoint.held_out) if config.checkpoint.held_out else []
+    say = observer.message if ranks.rank == 0 else None
+    task, evaluator, validation = ranks.each(lambda: _asked(config, say))
+    evaluator = dataclasses.replace(evaluator, play=ranks.play)
     lm, dtype = ranks.load(config), stored_dtype(config.model.path)
-    check_optimizer(config.optimizer, lm.device)
-    begun = with_sizes(config, sizes_begun(path, config) if used else {})
-    settled, sizes = ranks.first(lambda: fitted(begun, lm, task, shards=ranks.shards))
+    base = fingerprint(lm)
+    if not ranks.keeps_one:  # else rank 0 alone has read it
+        ranks.same({f"the model {config.model.path!r}": base}, "put the same model on all hosts")
+    ranks.each(lambda: check_optimizer(config.optimizer, lm.device))
+
+    def fit() -> tuple[TrainConfig, list[str]]:
+        begun = with_sizes(config, sizes_begun(path, config) if used else {})
+        return fitted(begun, lm, task, shards=ranks.shards)
+
+    settled, sizes = ranks.first(fit)
     evaluator = dataclasses.replace(evaluator, rows=rows_of(settled, lm))
     plainly: dict[str, Any] = {"controls": False, "external": (), "samples": 1, "temperature": 0.0, "wordings": {}}
     validator = dataclasses.replace(evaluator, problems=validation, **plainly) if validation else None
@@ -182,16 +197,16 @@ def _prepare_and_train(
     base_sampler = TransformersSampler(reference, settled.rollouts.rows, beside=beside) if reference else None
     trainer = ranks.spread(Trainer(settled, lm, reference, sampler, task, base_sampler, ranks))
     with (
-        closing(task), ready(task), ranks.held(alone(path, ", or stop it" if used else ", or choose another name")),
+        closing(task), ready(task, ranks),
+        ranks.held(alone(path, ", or stop it" if used else ", or choose another name")),
         ranks.held(nothing_left_of_a_failure(path, new=used is None)),
     ):  # fmt: skip
-        ranks.check_shared(path / LOCK)
-        room = ""
-        if used is None or used.stages != config.stages or not (path / "final").exists():  # else nothing comes of it
-            room = ranks.first(lambda: _room(config, lm, dtype, path))
+        ranks.look_for(path / LOCK)
+        room = ranks.first(lambda: _room(config, lm, dtype, path, used))
         short = [*shortages(config, task, len(evaluator.problems)), *unread(task, lm.chat)]
-        notes = [*short, *task.notes, *lm.chat.notes, *sizes, tuning_text(settled, lm), told, *ranks.notes]
-        checkpoint, folder = _open(path, config, observer, fingerprint(lm), notes, used, sizes_of(settled), ranks)
+        of_task = notes_of(ranks, task.notes)
+        notes = [*short, *of_task, *lm.chat.notes, *sizes, tuning_text(settled, lm), told, *ranks.notes]
+        checkpoint, folder = _open(path, config, observer, base, notes, used, sizes_of(settled), ranks)
         loop = Loop(settled, folder, trainer, evaluator, validator, observer, dtype)
         with closing(folder), observer:
             if used is None:
@@ -202,8 +217,18 @@ def _prepare_and_train(
                 loop.run(checkpoint, stop)
 
 
-def _room(config: TrainConfig, lm: LanguageModel, dtype: torch.dtype, path: Path) -> str:
+def _asked(config: TrainConfig, say: Callable[[str], None] | None) -> tuple[Task, Evaluator, list[Problem]]:
+    """The task, what evaluates, and the problems that choose the best weights. Raises DataError and its like."""
+    task = make_task(config.task, say)
+    task.draw(1, config.rollouts.problems_per_step, config.seed)
+    held_out = config.checkpoint.held_out
+    return task, make_evaluator(config, task), list(task.load(held_out)) if held_out else []
+
+
+def _room(config: TrainConfig, lm: LanguageModel, dtype: torch.dtype, path: Path, used: TrainConfig | None) -> str:
     """A line on what the run will take of the disk. Raises CheckpointError where that is not there."""
+    if used is not None and used.stages == config.stages and (path / "final").exists():
+        return ""  # nothing comes of it
     need = need_of(config, lm, try_save(lm, dtype, path))
     return check_room(path, need, config.checkpoint.keep, taken_by(path))
 
@@ -228,25 +253,27 @@ def _open(
     path: Path, config: TrainConfig, observer: Observer, base: str, notes: Sequence[str], used: TrainConfig | None,
     sizes: Mapping[str, Any], ranks: Alone,
 ) -> tuple[Checkpoint | None, RunFolder]:  # fmt: skip
-    """The newest whole checkpoint, if any, and the run folder with its logs cut back to it, and its new settings."""
+    """The newest whole checkpoint, if any, and the run folder with its logs cut back to it, and its new settings.
+
+    The checkpoint's tensors stay on disk for now.
+    """
     found: list[tuple[Checkpoint | None, RunFolder]] = []
 
-    def open_() -> int | None:
-        found.append(_opened(path, config, observer, base, notes, used, sizes, not ranks.sharded))
-        return found[0][0].step if found[0][0] else None
+    def open_() -> Checkpoint | None:
+        found.append(_opened(path, config, observer, base, notes, used, sizes))
+        return found[0][0]
 
-    step = ranks.first(open_)
-    checkpoint, folder = found[0] if found else (read(path / "checkpoints", step, tensors=not ranks.sharded), None)
-    return checkpoint, ranks.folder(folder, path)
+    checkpoint = ranks.first(open_)
+    return checkpoint, ranks.folder(found[0][1] if found else None, path)
 
 
 def _opened(
     path: Path, config: TrainConfig, observer: Observer, base: str, notes: Sequence[str], used: TrainConfig | None,
-    sizes: Mapping[str, Any], tensors: bool,
+    sizes: Mapping[str, Any],
 ) -> tuple[Checkpoint | None, RunFolder]:  # fmt: skip
     for folder in (path, path / "checkpoints", path / "models"):
         sweep(folder)
-    checkpoint, warnings = load_newest(path / "checkpoints", tensors=tensors)
+    checkpoint, warnings = load_newest(path / "checkpoints", tensors=False)
     for warning in warnings:
         observer.message(f"warning: {warning}")
     prune(path / "checkpoints", config.checkpoint.keep)  # one may be half removed
@@ -262,6 +289,13 @@ def _opened(
     if rows or not (path / USED).exists():
         opened.log_changes(config, rows)
     return checkpoint, opened
+
+
+def _kept(path: Path, ranks: Alone) -> str:
+    """What is kept, and how to go on. Of a disk that is not ours nothing is known."""
+    if ranks.rank and not ranks.shares_disk:
+        return f"what is kept of the run is on {ranks.hosts[0]}. To go on, resume with: {resume_command(path)}"
+    return f"{_last_saved(path)}. To go on, {_how_to_go_on(path)}"
 
 
 def _last_saved(path: Path) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 from selfcorrect.config import TrainConfig
 from selfcorrect.errors import ConfigError, one_line
+from selfcorrect.evaluation.flat import flat
 
 FOLDERS = ("tensorboard", "wandb")  # that trackers make in a run's
 
@@ -68,8 +69,8 @@ class Trackers:
         self._trackers, self._say = list(trackers), say
 
     def log(self, row: Mapping[str, Any], step: int) -> None:
-        """A row of numbers, however nested, to all of them."""
-        values = flatten(row)
+        """A row of numbers, however nested, to all of them; its step beside them, as some keep that name for it."""
+        values = numbers({name: value for name, value in row.items() if name != "step"})
         for tracker in list(self._trackers):
             self._try(tracker, lambda tracker=tracker: tracker.log(values, step))  # type: ignore[misc]
 
@@ -128,15 +129,9 @@ def make_trackers(
     return Trackers(made, say)
 
 
-def flatten(row: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
+def numbers(row: Mapping[str, Any]) -> dict[str, float]:
     """Nested numbers -> {"rewards/t1": 0.4, ...}; texts and nulls are left out."""
-    flat: dict[str, float] = {}
-    for key, value in row.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, Mapping):
-            flat |= flatten(value, f"{name}/")
-        elif isinstance(value, list | tuple):
-            flat |= flatten({f"t{i}": item for i, item in enumerate(value, 1)}, f"{name}/")
-        elif isinstance(value, int | float) and math.isfinite(value):
-            flat[name] = float(value)
-    return flat
+    return {
+        name: float(value) for name, value in flat(row).items()
+        if isinstance(value, int | float) and math.isfinite(value)
+    }  # fmt: skip

@@ -30,21 +30,22 @@ def draw(logits_RV: Tensor, temperature: float, uniform_R: Tensor) -> tuple[Tens
         token_R = logits_RV.argmax(-1)
     else:
         logprobs_RV = (logits_RV / temperature).log_softmax(-1)
-        token_R = _pick(logprobs_RV.exp(), uniform_R)
+        token_R = _pick(logprobs_RV, uniform_R)
     return token_R, logprobs_RV.gather(1, token_R[:, None]).squeeze(1)
 
 
-def _pick(share_RV: Tensor, uniform_R: Tensor) -> Tensor:
+def _pick(logprobs_RV: Tensor, uniform_R: Tensor) -> Tensor:
     """The token at which the running sum of the shares, in float64, passes the uniform number's part of the whole."""
-    rows, vocabulary = share_RV.shape
+    rows, vocabulary = logprobs_RV.shape
     block = min(_BLOCK, vocabulary)
-    padded_RV = torch.nn.functional.pad(share_RV, (0, -vocabulary % block))
-    block_RKV = padded_RV.view(rows, -1, block)
+    share_RV = logprobs_RV.new_zeros(rows, vocabulary + -vocabulary % block)  # in whole blocks, in one table
+    torch.exp(logprobs_RV, out=share_RV[:, :vocabulary])
+    block_RKV = share_RV.view(rows, -1, block)
     sum_RK = block_RKV.sum(-1, dtype=uniform_R.dtype).cumsum(-1)
     aim_R = uniform_R * sum_RK[:, -1]
     which_R = _passed(sum_RK, aim_R)
     before_R = torch.nn.functional.pad(sum_RK, (1, 0)).gather(1, which_R[:, None]).squeeze(1)
-    inside_RV = block_RKV[torch.arange(rows, device=share_RV.device), which_R]
+    inside_RV = block_RKV[torch.arange(rows, device=logprobs_RV.device), which_R]
     place_R = _passed(inside_RV.cumsum(-1, dtype=uniform_R.dtype), aim_R - before_R)
     return which_R * block + place_R
 

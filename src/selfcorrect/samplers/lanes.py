@@ -40,6 +40,11 @@ class Lanes:
         self.length_N = torch.zeros(rows + 1, **zeros)
         self._uniform_NL = torch.zeros(rows + 1, limit, dtype=precision(lm.device), device=lm.device)
 
+    @property
+    def slots(self) -> int:
+        """Of all lanes."""
+        return self.size[0] * self.size[1]
+
     def of(self, lm: LanguageModel) -> "Lanes":
         """The same lanes, in the same memory, for another model of the same shape."""
         other = copy.copy(self)

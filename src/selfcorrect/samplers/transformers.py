@@ -60,6 +60,7 @@ class TransformersSampler:
         self._recorded_on = (0, 0)  # which lanes and which weights the graphs know by their address
         self._lanes: Lanes | None = None
         self._rooms = 0  # how often lanes were made
+        self._asked = 0  # the most slots of lanes that a call needed since the last rest
         self._kept: dict[int, Kept] = {}
         self._told = False
         self.watch: Callable[[Far], None] | None = None
@@ -71,8 +72,15 @@ class TransformersSampler:
         self._weights.new_version()
 
     def rest(self) -> None:
-        """Let go of what was kept for another attempt."""
+        """Let go of what was kept for another attempt, and of lanes twice as large as any call since the last rest
+        needed: those of an evaluation are not held beside an update.
+        """
         self._kept = {}
+        if self._lanes is not None and self._lanes.slots > 2 * self._asked:
+            self._lanes = None
+            if self._graphs:
+                self._graphs.forget()
+        self._asked = 0
 
     def sample(self, prompts: Sequence[tuple[int, ...]], params: SamplingParams) -> list[Completion]:
         """Raises SamplerFailed where the model's log-probabilities are not finite."""
@@ -145,6 +153,7 @@ class TransformersSampler:
         """Lanes for these prompts: those of the last call, where they suffice."""
         slots = self._shapes.width(max(map(len, prompts)) + params.max_new_tokens)
         lanes = self._shapes.lanes(min(self._max_rows, len(prompts)))
+        self._asked = max(self._asked, lanes * slots)
         need = (lanes, slots, len(prompts), params.max_new_tokens)
         if self._lanes is not None:
             if all(has >= needed for has, needed in zip(self._lanes.size, need, strict=True)):

@@ -348,4 +348,4 @@ def _answers(engine: Engine, requests: Sequence[Request]) -> list[Sampled]:
 def _line(error: BaseException) -> str:
     """A failure in one line."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[-1][:300]}" if lines else type(error).__name__
+    return f"{type(error).__name__}: {lines[-1][:500]}" if lines else type(error).__name__

@@ -24,6 +24,7 @@ from selfcorrect.samplers.vllm_engine import need_vllm
 _SIDE_BY_SIDE = 256  # requests under way; the server batches them
 _WAIT = 120.0  # seconds for a server that is still starting, or starting again
 _MORE = 5.0  # seconds: the time-out of a whole sync comes before that of a request within it
+_HERE = ("localhost", "127.0.0.1", "::1")
 _BLOCK = 32  # no route tells the size of a cache block; the comparison's rows are long enough for this one
 
 
@@ -75,7 +76,8 @@ class Server:
 
     def take_adapter(self, version: AdapterVersion) -> None:
         """Raises RuntimeError as `sample` does, also where the server cannot read the adapter's folder."""
-        self._post("/v1/load_lora_adapter", {"lora_name": version.name, "lora_path": str(version.folder)})
+        with self._reading(version.folder):
+            self._post("/v1/load_lora_adapter", {"lora_name": version.name, "lora_path": str(version.folder)})
         self._model = version.name
 
     def drop_adapter(self, version: AdapterVersion) -> None:
@@ -124,8 +126,22 @@ class Server:
         self._versions += 1
         folder = self._folder / f"weights-{self._versions}"
         weights.write(folder)
-        self._post("/collective_rpc", {"method": "reload_weights", "kwargs": {"weights_path": str(folder)}})
+        with self._reading(folder):
+            self._post("/collective_rpc", {"method": "reload_weights", "kwargs": {"weights_path": str(folder)}})
         shutil.rmtree(self._folder / f"weights-{self._versions - 1}", ignore_errors=True)
+
+    @contextmanager
+    def _reading(self, folder: Path) -> Iterator[None]:
+        """A server of another host may not see the folder, and its own words need not say so."""
+        try:
+            yield
+        except RuntimeError as error:
+            if urlsplit(self._url).hostname in _HERE:
+                raise
+            raise RuntimeError(
+                f"{error}; it was to read {folder} of {socket.gethostname()}: vllm.sync_folder must be a folder that "
+                "both hosts see under one path (docs/vllm.md says what needs none)"
+            ) from error
 
     def _by_transfer(self, weights: PlainWeights) -> None:
         """By vLLM's trainer side: the tensors are ready here before the server is told of them.

@@ -11,10 +11,7 @@ import json
 import math
 import numbers
 import sys
-import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from selfcorrect.config import CustomConfig
@@ -23,6 +20,7 @@ from selfcorrect.tasks.background import Overdue, Timed
 from selfcorrect.tasks.dataset import DataTask
 from selfcorrect.tasks.files import Row, read_rows, unique
 from selfcorrect.tasks.own import load
+from selfcorrect.tasks.own_code import OwnCode
 from selfcorrect.tasks.sources import check_there
 from selfcorrect.types import Grade, Outcome, Problem
 
@@ -46,14 +44,10 @@ class CustomTask(DataTask):
         """say: told of calls of grade that take long; by default stderr is."""
         super().__init__()
         self._config, self._say = config, say or _on_stderr
-        self._file = check_there(config.file, "task.file")
-        if not self._file.is_file():
-            raise DataError(f"task.file = {config.file!r}: not a file")
-        with self._blamed():
-            self._module = load(self._file)
-        self._problems = self._function("problems")
-        self._grade = self._function("grade")
-        self._correction = self._function("correction_prompt", needed=False)
+        self._code = OwnCode(config.file, "task.file", "docs/tasks.md", load)
+        self._file = self._code.file
+        self._problems, self._grade = self._code.function("problems"), self._code.function("grade")
+        self._correction = self._code.function("correction_prompt", needed=False)
         self._calls = Timed(self._judged, config.workers, config.seconds, self._slow, self._overdue)
         self._has_graded = self._is_tried = False
         self._given_up = 0
@@ -62,7 +56,7 @@ class CustomTask(DataTask):
         if self._correction is None:
             return CORRECTION
         try:
-            with self._blamed():
+            with self._code.blamed():
                 text = self._correction(_row_of(problem))
         except DataError as error:
             raise DataError(f"{error}{_of_typed(problem)}") from error
@@ -146,22 +140,14 @@ class CustomTask(DataTask):
         return found
 
     def _rows(self, split: str, where: str) -> list[Row]:
-        with self._blamed():
-            listed: Iterable[Any] = list(self._problems(split, dict(self._config.options)))  # type: ignore[misc]
+        with self._code.blamed():
+            listed: Iterable[Any] = list(self._problems(split, dict(self._config.options)))
         rows = []
         for number, fields in enumerate(listed, 1):
             if not isinstance(fields, Mapping):
                 raise DataError(f"{where} row {number}: must be a dict, got {type(fields).__name__}")
             rows.append(Row(f"{where} row {number}", fields))
         return rows
-
-    def _function(self, name: str, needed: bool = True) -> Callable[..., Any] | None:
-        found = getattr(self._module, name, None)
-        if found is None and not needed:
-            return None
-        if not callable(found):
-            raise DataError(f"{self._file}: defines no function {name}; docs/tasks.md has the shape of the file")
-        return found  # type: ignore[no-any-return]
 
     def _try_out(self) -> None:
         """One call, so that a grader that returns no verdict, or none in time, is told of before a run has begun.
@@ -189,8 +175,8 @@ class CustomTask(DataTask):
         """Called in threads. Raises DataError."""
         problem, text = answer
         try:
-            with self._blamed():
-                verdict = self._grade(_row_of(problem), text)  # type: ignore[misc]
+            with self._code.blamed():
+                verdict = self._grade(_row_of(problem), text)
         except KeyboardInterrupt as error:  # none of the terminal's, which go to the main thread
             raise DataError(f"{self._file}: grade(problem, text) raises KeyboardInterrupt") from error
         where = f"{self._file}: grade(problem, text) at problem {problem.id!r}"
@@ -222,21 +208,6 @@ class CustomTask(DataTask):
 
     def _too_long(self) -> str:
         return f"took more than task.seconds = {self._config.seconds:g}"
-
-    @contextmanager
-    def _blamed(self) -> Iterator[None]:
-        """Whatever the user's code raises becomes a DataError that names its file and line."""
-        try:
-            yield
-        except (DataError, KeyboardInterrupt):
-            raise
-        except SyntaxError as error:
-            raise DataError(f"{error.filename}:{error.lineno}: {error.msg}") from error
-        except BaseException as error:  # the user's code may raise anything
-            frames = traceback.extract_tb(error.__traceback__)
-            mine = [frame.lineno for frame in frames if Path(frame.filename) == self._file]
-            line = f":{mine[-1]}" if mine else ""
-            raise DataError(f"{self._file}{line}: {type(error).__name__}: {error}"[:500]) from error
 
 
 class NoVerdictError(DataError):

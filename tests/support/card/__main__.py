@@ -1,6 +1,10 @@
-"""`python -m tests.support.card MODULE|SCRIPT ARGUMENTS`: runs it in a process that has a stand-in for a card."""
+"""`python -m tests.support.card MODULE|SCRIPT ARGUMENTS`: runs it in a process that has a stand-in for a card.
+
+What that starts as `sys.executable SCRIPT` or `sys.executable -m MODULE` has one too, each of its own.
+"""
 
 import hashlib
+import multiprocessing
 import os
 import runpy
 import subprocess
@@ -29,6 +33,31 @@ def library() -> Path:
     return made
 
 
+# Other commands, such as the judge's and multiprocessing's (-c, -I, ...), get the interpreter itself.
+_PYTHON = """#!/bin/sh
+case "$1" in
+  -m) shift; [ "$1" = tests.support.card ] && shift ;;
+  *.py) ;;
+  *) exec "{python}" "$@" ;;
+esac
+PYTHONPATH="{root}:$PYTHONPATH" exec "{python}" -m tests.support.card "$@"
+"""
+
+
+def interpreter() -> Path:
+    """What takes the place of sys.executable."""
+    text = _PYTHON.format(python=sys.executable, root=HERE.parents[2])
+    name = f"selfcorrect-card-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+    made = Path(tempfile.gettempdir()) / name / "python"
+    if not made.exists():
+        made.parent.mkdir(exist_ok=True)
+        making = made.with_suffix(f".{os.getpid()}")
+        making.write_text(text)
+        making.chmod(0o755)
+        making.rename(made)
+    return made
+
+
 def main() -> None:
     if not os.environ.get("LD_PRELOAD"):
         os.execve(
@@ -40,6 +69,8 @@ def main() -> None:
     from tests.support.card.machine import plug_in
 
     plug_in()
+    multiprocessing.set_executable(sys.executable)
+    sys.executable = str(interpreter())
     sys.argv = sys.argv[1:]
     if sys.argv[0].endswith(".py"):
         sys.path.insert(0, str(Path(sys.argv[0]).parent))

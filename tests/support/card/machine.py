@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+from tests.support.card import attention
+from tests.support.card.memory import Account, card
 from tests.support.card.tensors import OnCard, Operations, asked_for, recording
 
-MEMORY = 24 << 30
-FREE = 20 << 30
+_lasting: list[Any] = []
 
 
 class Graph:
@@ -25,6 +26,7 @@ class Graph:
         self._kept: dict[int, tuple[Tensor, Tensor]] = {}
         self._made: list[Tensor] = []
         self._pieces: set[int] = set()
+        self.pool: Account | None = None
 
     def before(self, func: Any, inner: list[Any]) -> None:
         if not any(a.alias_info and a.alias_info.is_write for a in func._schema.arguments):
@@ -47,6 +49,7 @@ class Graph:
     def end(self) -> None:
         for whole, before in self._kept.values():
             whole.copy_(before)
+        self._kept = {}
         for tensor in self._made:
             if tensor.is_floating_point():
                 tensor.fill_(float("nan"))
@@ -71,10 +74,12 @@ class Generator(torch.Generator):
 @contextmanager
 def graph(recorded: Graph, pool: Any = None) -> Any:
     recording.append(recorded)
+    card.recording = recorded.pool = pool or card.pool()
     try:
         yield
     finally:
         recording.pop()
+        card.recording = None
         recorded.end()
 
 
@@ -82,20 +87,25 @@ def plug_in() -> None:
     """From here on this process has a card."""
     cuda: Any = torch.cuda
     about = SimpleNamespace(
-        name="NVIDIA GeForce RTX 4090", total_memory=MEMORY, major=9, minor=0, multi_processor_count=8
+        name="NVIDIA GeForce RTX 4090", total_memory=card.total, major=9, minor=0, multi_processor_count=8
     )
-    for name in ("_lazy_init", "set_device", "synchronize", "empty_cache", "reset_peak_memory_stats", "set_stream",
-                 "manual_seed", "manual_seed_all", "init"):  # fmt: skip
+    for name in ("_lazy_init", "set_device", "synchronize", "set_stream", "manual_seed", "manual_seed_all", "init"):
         setattr(cuda, name, _tells(None))
     told: dict[str, Any] = {
         "is_available": True, "device_count": 1, "current_device": 0, "get_device_properties": about,
-        "get_device_name": about.name, "get_device_capability": (9, 0), "mem_get_info": (FREE, MEMORY),
-        "memory_allocated": 0, "max_memory_allocated": 0, "memory_reserved": 0, "max_memory_reserved": 0,
-        "is_bf16_supported": True, "current_stream": None, "default_stream": None, "graph_pool_handle": (0, 1),
-        "is_initialized": True,
+        "get_device_name": about.name, "get_device_capability": (9, 0),
+        "is_bf16_supported": True, "current_stream": None, "default_stream": None, "is_initialized": True,
     }  # fmt: skip
     for name, value in told.items():
         setattr(cuda, name, _tells(value))
+    of_memory: dict[str, Callable[[], Any]] = {
+        "mem_get_info": lambda: (card.free, card.total), "memory_allocated": lambda: card.now,
+        "max_memory_allocated": lambda: card.peak, "memory_reserved": lambda: card.reserved,
+        "max_memory_reserved": lambda: card.peak_reserved, "reset_peak_memory_stats": card.restart,
+        "empty_cache": card.empty, "graph_pool_handle": card.pool,
+    }  # fmt: skip
+    for name, call in of_memory.items():
+        setattr(cuda, name, lambda *_, call=call, **__: call())
     cuda.CUDAGraph, cuda.graph = Graph, graph
     cuda.get_rng_state, cuda.set_rng_state = (
         lambda *_: torch.get_rng_state(),
@@ -104,6 +114,7 @@ def plug_in() -> None:
     torch.Generator = Generator  # type: ignore[misc]
     torch._C._cuda_getCurrentRawStream = _tells(0)  # asked for as bitsandbytes is imported
     torch._C._set_only_lift_cpu_tensors(True)  # torch.tensor(..., device="cuda") moves what it made where it is seen
+    _lasting.append(attention.plug_in())
     _let_parameters_move()
     _in_every_thread()
     operations: Any = Operations

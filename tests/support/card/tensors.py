@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from tests.support.card.kernels import KERNELS
+from tests.support.card.memory import card
 
 aten: Any = torch.ops.aten
 CARD = torch.device("cuda", 0)
@@ -36,7 +37,6 @@ recording: list[Any] = []  # the graph that is being recorded, if one is
 class OnCard(Tensor):
     """numbers: the tensor in the machine's memory that this one stands for."""
 
-    numbers: Tensor
     __torch_function__: ClassVar[Any] = torch._C._disabled_torch_function_impl
 
     @staticmethod
@@ -47,6 +47,15 @@ class OnCard(Tensor):
         )  # fmt: skip
         made.numbers = numbers
         return made
+
+    @property
+    def numbers(self) -> Tensor:
+        return self._numbers
+
+    @numbers.setter
+    def numbers(self, tensor: Tensor) -> None:
+        self._block = card.of(tensor.untyped_storage())  # first: it may find no room
+        self._numbers = tensor
 
     def __repr__(self, **_: Any) -> Any:  # type: ignore[override]
         return f"OnCard({self.numbers!r})"

@@ -10,11 +10,12 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from selfcorrect.compare.budget import Account, account
+from selfcorrect.comparing.budget import Account, account
 from selfcorrect.config import (
     CompareConfig,
     EvaluationConfig,
     ModelConfig,
+    RepairConfig,
     RLStage,
     SearchConfig,
     SingleTurn,
@@ -24,6 +25,7 @@ from selfcorrect.config import (
 from selfcorrect.config.paths import check_paths
 from selfcorrect.config.recipe import validate
 from selfcorrect.errors import ConfigError
+from selfcorrect.report.paper import PAPER
 
 BASE = "base"  # the base model's line of the table
 _TUNED = ("tuning", "lora", "weights", "precision", "reference")  # of model: what leaves the base model the same one
@@ -44,7 +46,7 @@ class Choice:
 @dataclass(frozen=True, slots=True)
 class Job:
     """One run. shared: a run whose first stage this one goes on from; after: a run whose traces it may use;
-    base: one whose evaluation of the base model is the same.
+    base: one whose evaluation of the base model is the same. method: whose run it is; empty for one that is shared.
     """
 
     name: str
@@ -53,6 +55,7 @@ class Job:
     shared: Path | None = None
     after: Path | None = None
     base: Path | None = None
+    method: str = ""
 
     @property
     def trains(self) -> bool:
@@ -98,6 +101,27 @@ def single_turn(config: CompareConfig) -> str | None:
     return None
 
 
+def paper_table(config: CompareConfig) -> tuple[str, bool] | None:
+    """Which of the paper's tables stands beneath ours, and whether it is of the same task; None where none does."""
+    task = next(iter(recipes(config).values())).task
+    task = task.of if isinstance(task, RepairConfig) else task
+    own = getattr(task, "evaluate_on", None) or getattr(task, "dataset", None)
+    name = config.paper or (own if own in PAPER else None)
+    return (name, name == own) if name else None
+
+
+def _check_rows(config: CompareConfig) -> None:
+    """Raises ConfigError where a method names a row that the paper's table does not have."""
+    shown = paper_table(config)
+    rows = PAPER[shown[0]] if shown else {row: None for table in PAPER.values() for row in table}
+    for method in config.methods:
+        if method.paper is not None and method.paper not in rows:
+            where = f"the paper's table of {shown[0]}" if shown else "the paper"
+            raise ConfigError(
+                f"method {method.name}: paper = {method.paper!r} is no row of {where}; it has {', '.join(rows)}"
+            )
+
+
 def check(config: CompareConfig) -> dict[str, Account]:
     """Every method's account. Raises ConfigError where a method's settings are wrong, or over the budget.
 
@@ -108,6 +132,7 @@ def check(config: CompareConfig) -> dict[str, Account]:
     other, first = next(iter(found.items()))
     if not any(recipe.stages for recipe in found.values()):
         raise ConfigError("methods: none of them trains; `selfcorrect evaluate` is for that")
+    _check_rows(config)
     for name, recipe in found.items():
         check_paths(recipe, f"method {name}: ")
         if config.repair is not None:
@@ -201,7 +226,7 @@ def search_jobs(config: CompareConfig) -> tuple[list[Job], list[Trial]]:
             name = f"{method}-{number}"
             made = _shortened(_chosen(recipe, choice), search.share)
             made = made.model_copy(update={"name": name, "evaluation": judged})
-            tried.append((method, choice, Job(name, made, folder / name)))
+            tried.append((method, choice, Job(name, made, folder / name, method=method)))
     shared, jobs = _sharing([job for _, _, job in tried], folder / "shared")
     return shared, [Trial(name, choice, job) for (name, choice, _), job in zip(tried, jobs, strict=True)]
 
@@ -213,7 +238,7 @@ def table_jobs(config: CompareConfig, chosen: Mapping[str, Choice]) -> tuple[lis
     for seed in config.seeds:
         for method, recipe in recipes(config, seed=seed, output=str(folder / "runs")).items():
             name, made = f"{method}-{seed}", _chosen(recipe, chosen.get(method, Choice()))
-            jobs.append(Job(name, made.model_copy(update={"name": name}), folder / "runs" / name))
+            jobs.append(Job(name, made.model_copy(update={"name": name}), folder / "runs" / name, method=method))
     return _sharing(jobs, folder / "shared")
 
 

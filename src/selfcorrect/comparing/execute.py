@@ -9,13 +9,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from selfcorrect.compare.pace import Pace
-from selfcorrect.compare.plan import Job
+from selfcorrect.comparing.pace import Pace
+from selfcorrect.comparing.plan import Job
 from selfcorrect.config import Config, LogConfig, TrainConfig
 from selfcorrect.config.paths import absolute
 from selfcorrect.config.recipe import dump, load_recipe
 from selfcorrect.errors import ConfigError, UserError
 from selfcorrect.models.freed import started_whole
+from selfcorrect.runs.changes import Change, settings_changed, shown
 from selfcorrect.runs.checkpoint import atomic_folder
 from selfcorrect.runs.display import clock
 from selfcorrect.runs.trackers import FOLDERS
@@ -38,11 +39,38 @@ def is_done(job: Job) -> bool:
     made = job.path / "config.yaml"
     if not made.exists():
         return False
-    if _made_by(load_recipe(made)) != _made_by(absolute(job.config)):
-        raise ConfigError(
-            f"{job.path} was made with other settings than the comparison now names; choose another name, or remove it"
-        )
+    refuse_changed([job])
     return (job.path / "final").exists() if job.trains else any((job.path / "evaluations").glob("*.json"))
+
+
+def refuse_changed(jobs: Sequence[Job]) -> None:
+    """Raises ConfigError where runs were made with other settings than the comparison now names, with all of them.
+
+    The settings of the first are told, and those of the others that differ in the same.
+    """
+    found = [(job, changes) for job in jobs if (changes := _changes(job))]
+    if not found:
+        return
+    job, changes = found[0]
+    told = ", ".join(f"{change.field} was {shown(change.old)} and is {shown(change.new)} now" for change in changes[:3])
+    more = f", and {len(changes) - 3} more" if len(changes) > 3 else ""
+    others = [str(other.path) for other, _ in found[1:]]
+    besides = f"; so were {', '.join(others[:5])}{' ...' if len(others) > 5 else ''}" if others else ""
+    raise ConfigError(
+        f"{job.path}{f' (method {job.method})' if job.method else ''} was made with other settings than the comparison "
+        f"now names: {told}{more}{besides}. Put them back, give the comparison another name, or remove "
+        f"{'these folders' if others else 'that folder'} to make {'them' if others else 'it'} anew"
+    )
+
+
+def _changes(job: Job) -> list[Change]:
+    made = job.path / "config.yaml"
+    if not made.exists():
+        return []
+    before, now = _made_by(load_recipe(made)), _made_by(absolute(job.config))
+    if not (isinstance(before, TrainConfig) and isinstance(now, TrainConfig)):
+        return [Change("kind", before.kind, now.kind)]
+    return settings_changed(before, now)
 
 
 def is_done_at(path: Path) -> bool:

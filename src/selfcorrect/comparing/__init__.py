@@ -9,11 +9,20 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from selfcorrect.compare.budget import Account
-from selfcorrect.compare.execute import JobError, Launch, Runner, is_done, is_done_at, launch, threads_each
-from selfcorrect.compare.pace import sampled_by
-from selfcorrect.compare.page import write_pages
-from selfcorrect.compare.plan import (
+from selfcorrect.comparing.budget import Account
+from selfcorrect.comparing.execute import (
+    JobError,
+    Launch,
+    Runner,
+    is_done,
+    is_done_at,
+    launch,
+    refuse_changed,
+    threads_each,
+)
+from selfcorrect.comparing.pace import sampled_by
+from selfcorrect.comparing.page import write_pages
+from selfcorrect.comparing.plan import (
     BASE,
     Choice,
     Job,
@@ -30,10 +39,11 @@ from selfcorrect.compare.plan import (
     table_jobs,
     way,
 )
-from selfcorrect.compare.results import Answers, Result, read_answers, summarize
+from selfcorrect.comparing.results import Answers, Result, read_answers, summarize
 from selfcorrect.config import CompareConfig
 from selfcorrect.errors import ConfigError, DataError
 from selfcorrect.evaluation.kept import write_durably
+from selfcorrect.evaluation.metrics import Estimate
 from selfcorrect.runs.folder import environment, plain
 from selfcorrect.runs.interrupts import alone, stoppable
 
@@ -61,6 +71,7 @@ def compare(config: CompareConfig, say: Say = print, launch: Launch = launch) ->
         runner = Runner(config.parallel, _say_whole(config, say), say, launch)
         chosen, searched = _search(config, runner, say)
         shared, jobs = table_jobs(config, chosen)
+        refuse_changed(jobs)
         say(f"table: {len(jobs)} runs of {len(config.methods)} methods, {len(shared)} shared first stages")
         failed = runner.run(shared) | runner.run([job for job in jobs if not job.shared or is_done_at(job.shared)])
         done = [job for job in jobs if is_done(job)]
@@ -134,25 +145,33 @@ def _say_whole(config: CompareConfig, say: Say) -> int:
 def _search(config: CompareConfig, runner: Runner, say: Say) -> tuple[dict[str, Choice], list[dict[str, Any]]]:
     """The best choice of every method, and what each trial came to; a trial that failed is no choice."""
     shared, trials = search_jobs(config)
+    refuse_changed([trial.job for trial in trials])
     if trials:
         say(f"search: {len(trials)} trials, {len(shared)} shared first stages")
     open_to_choice = [trial.job for trial in trials if not _begun(config, trial.method)]
     wanted = {job.shared for job in open_to_choice}
     runner.run([job for job in shared if job.path in wanted])
     runner.run([job for job in open_to_choice if not job.shared or is_done_at(job.shared)])
-    best: dict[str, tuple[float, Trial]] = {}
+    found: dict[str, list[tuple[Estimate, Choice]]] = {trial.method: [] for trial in trials}
     told = []
     for trial in trials:
         accuracy = _accuracy(trial) if is_done(trial.job) else None
-        told.append({"method": trial.method, **asdict(trial.choice), "accuracy": accuracy})
-        if accuracy is not None and (trial.method not in best or accuracy > best[trial.method][0]):
-            best[trial.method] = (accuracy, trial)
-    for name in dict.fromkeys(trial.method for trial in trials):
-        if name in best:
-            say(f"  {name}: {best[name][1].choice} ({best[name][0]:.1%} in the search)")
-        else:
+        told.append(
+            {"method": trial.method, **asdict(trial.choice), "accuracy": asdict(accuracy) if accuracy else None}
+        )
+        found[trial.method] += [(accuracy, trial.choice)] if accuracy else []
+    best = dict[str, Choice]()
+    for name, tried in found.items():
+        if not tried:
             say(f"  {name}: every trial failed; its own settings are taken")
-    return {name: trial.choice for name, (_, trial) in best.items()}, told
+            continue
+        highest = max(accuracy.value for accuracy, _ in tried)
+        equal = [pair for pair in tried if pair[0].value == highest]
+        accuracy, best[name] = equal[0]
+        which = f", the first of {len(equal)} equal trials, which the search does not tell apart" if equal[1:] else ""
+        interval = f"[{100 * accuracy.low:.1f}, {100 * accuracy.high:.1f}]"
+        say(f"  {name}: {best[name]}{which} ({highest:.1%} {interval} in the search)")
+    return best, told
 
 
 def _begun(config: CompareConfig, method: str) -> bool:
@@ -160,10 +179,10 @@ def _begun(config: CompareConfig, method: str) -> bool:
     return any((folder_of(config) / "runs" / f"{method}-{seed}").is_dir() for seed in config.seeds)
 
 
-def _accuracy(trial: Trial) -> float:
-    """Greedy accuracy of the last attempt after the trial's last stage."""
+def _accuracy(trial: Trial) -> Estimate:
+    """Greedy accuracy of the last attempt after the trial's last stage, with its interval."""
     file = trial.job.path / "evaluations" / f"{trial.job.config.stages[-1].name}.json"
-    return float(json.loads(file.read_text(encoding="utf-8"))["summary"]["accuracy"][-1]["value"])
+    return Estimate(**json.loads(file.read_text(encoding="utf-8"))["summary"]["accuracy"][-1])
 
 
 def _results(config: CompareConfig, done: Sequence[Job], failed: Mapping[str, str]) -> list[Result]:

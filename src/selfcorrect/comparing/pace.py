@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from selfcorrect.compare.budget import account, evaluated
-from selfcorrect.compare.plan import Job
+from selfcorrect.comparing.budget import account, evaluated
+from selfcorrect.comparing.plan import Job
 from selfcorrect.config import TrainConfig
 
 LOOK = 5.0  # seconds between looks for the first completions

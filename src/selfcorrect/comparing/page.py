@@ -3,11 +3,12 @@
 import csv
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from selfcorrect.compare.plan import BASE, bases, recipes, single_turn
-from selfcorrect.compare.results import Result
+from selfcorrect.comparing.plan import BASE, bases, paper_table, recipes, single_turn
+from selfcorrect.comparing.results import Result
 from selfcorrect.config import CompareConfig
 from selfcorrect.config.recipe import dump
 from selfcorrect.evaluation.alarms import alarms, cut_off_at
@@ -83,17 +84,17 @@ def passes_table(labels: Mapping[str, str], results: Sequence[Result]) -> Table 
 
 
 def results_table(config: CompareConfig, labels: Mapping[str, str], results: Sequence[Result]) -> Table:
-    """Ours, and beneath it the paper's rows of the same methods, marked as theirs."""
+    """Ours, and beneath it the paper's rows of the same methods, marked as theirs, where it has the task."""
     rows = tuple(Row(labels[r.name], _note(r), _cells(r)) for r in results)
-    wanted = {BASE: BASE, **{method.name: method.paper for method in config.methods}}
-    known = PAPER[config.paper]
-    theirs = [known[key] for result in results if (key := wanted.get(result.name)) in known]
-    heading = f"The paper's own numbers, not ours: {SETTING[config.paper]}"
-    return Table(
-        "Percent of problems.", "Method",
-        (*_COLUMNS, f"t2 against {labels[config.against]}", *(["repair"] if config.repair else [])),
-        (("", rows), (heading, tuple(Row(row.label, "", _paper_cells(row, config.repair)) for row in theirs))),
-    )  # fmt: skip
+    columns = (*_COLUMNS, f"t2 against {labels[config.against]}", *(["repair"] if config.repair else []))
+    groups = [("", rows)]
+    if shown := paper_table(config):
+        name, same = shown
+        wanted = {BASE: BASE, **{method.name: method.paper for method in config.methods}}
+        theirs = [PAPER[name][key] for result in results if (key := wanted.get(result.name)) in PAPER[name]]
+        heading = f"The paper's own numbers, not ours, of another model{'' if same else ' and task'}: {SETTING[name]}"
+        groups.append((heading, tuple(Row(row.label, "", _paper_cells(row, config.repair)) for row in theirs)))
+    return Table("Percent of problems.", "Method", columns, tuple(groups))
 
 
 def spread_table(labels: Mapping[str, str], results: Sequence[Result]) -> Table:
@@ -244,23 +245,26 @@ def budget_table(config: CompareConfig, labels: Mapping[str, str], accounts: Map
 
 
 def search_table(labels: Mapping[str, str], trials: Sequence[Mapping[str, Any]]) -> Table:
-    """Every trial's accuracy; the best of a method is marked."""
+    """Every trial's accuracy; the best of a method, of equal ones the first, is marked."""
     pairs = list(dict.fromkeys((t["learning_rate"], t["beta1"]) for t in trials))
     pairs.sort(key=lambda pair: (pair[1] is None, pair))
     rows = []
     for name in dict.fromkeys(t["method"] for t in trials):
         found = {(t["learning_rate"], t["beta1"]): t["accuracy"] for t in trials if t["method"] == name}
-        known = {pair: accuracy for pair, accuracy in found.items() if accuracy is not None}
-        first = max(known, key=lambda pair: known[pair]) if known else None
+        known = {pair: Estimate(**accuracy) for pair, accuracy in found.items() if accuracy is not None}
+        first = max(known, key=lambda pair: known[pair].value) if known else None
         cells = [
-            Cell(percent(known[pair]), "", "good" if pair == first else "")
+            replace(share_cell(known[pair]), tone="good" if pair == first else "")
             if pair in known
             else Cell("failed" if pair in found else NONE)
             for pair in pairs
         ]
-        rows.append(Row(labels[name], "", tuple(cells)))
+        equal = sum(each.value == known[first].value for each in known.values()) if first else 0
+        rows.append(Row(labels[name], f"{equal} equal, the first taken" if equal > 1 else "", tuple(cells)))
     columns = [f"rate times {rate:g}" + ("" if beta1 is None else f", β1 {beta1:g}") for rate, beta1 in pairs]
-    return Table("Accuracy of the last attempt, percent.", "Method", tuple(columns), (("", tuple(rows)),))
+    return Table(
+        "Accuracy of the last attempt, percent, with 95 % intervals.", "Method", tuple(columns), (("", tuple(rows)),)
+    )
 
 
 def _search_note(config: CompareConfig) -> str:
@@ -270,8 +274,8 @@ def _search_note(config: CompareConfig) -> str:
     return (
         f"Every trained method was tried with the same settings, on {search.share:.0%} of its steps and one seed "
         f"({search.seed}) that the table does not use; judged on {search.problems:,} training problems. The best, "
-        "marked, was taken for all seeds. The last attempt counts, also for a method that trains the first alone, or "
-        "more than two. A finite data set's training problems are trained on as well."
+        "marked (of equal ones the first), was taken for all seeds. The last attempt counts, also for a method that "
+        "trains the first alone, or more than two. A finite data set's training problems are trained on as well."
     )
 
 

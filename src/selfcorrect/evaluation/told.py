@@ -1,0 +1,42 @@
+"""An evaluation in a few words and figures (pure)."""
+
+from typing import TYPE_CHECKING
+
+from selfcorrect.evaluation.caution import outcome_shares
+from selfcorrect.evaluation.metrics import Estimate, Summary
+from selfcorrect.types import Outcome
+
+if TYPE_CHECKING:
+    from selfcorrect.evaluation.evaluate import Evaluation
+
+
+def estimate_text(estimate: Estimate, signed: bool = False) -> str:
+    """Percent with the 95 % interval in brackets."""
+    sign = "+" if signed else ""
+    return f"{100 * estimate.value:{sign}.1f}% [{100 * estimate.low:{sign}.1f}, {100 * estimate.high:{sign}.1f}]"
+
+
+def summary_line(summary: Summary) -> str:
+    """Accuracy at each attempt, delta, the flows i->c and c->i in percent of all problems, and what was cut off."""
+    cut = outcome_shares(summary, Outcome.TRUNCATED)
+    told = "  cut off " + ", ".join(f"t{number} {share:.1%}" for number, share in enumerate(cut, 1)) if any(cut) else ""
+    accuracy = "  ".join(f"t{number} {estimate_text(value)}" for number, value in enumerate(summary.accuracy, 1))
+    many = f"Avg@{summary.samples} " if summary.samples > 1 else ""
+    return (
+        f"{many}{accuracy}  delta {estimate_text(summary.delta, signed=True)}  i->c {summary.fixed.value:.1%}  "
+        f"c->i {summary.broken.value:.1%}  n={summary.n}{told}"
+    )
+
+
+def shown(evaluation: "Evaluation") -> str:
+    """An evaluation as a session shows it: what was measured and how, a line of figures for each part, and where."""
+    parts = [
+        ("", evaluation.summary), *evaluation.controls, *evaluation.external,
+        *((f"asked as {each.name}", each.summary) for each in evaluation.wordings[1:]),  # the first is the task's own
+    ]  # fmt: skip
+    lines = [
+        f"<Evaluation {evaluation.name}: {evaluation.about or evaluation.task}, split {evaluation.split}, "
+        f"{evaluation.decoding}, {len(evaluation.rollouts):,} rollouts>",
+        *(f"  {f'{name}: ' if name else ''}{summary_line(summary)}" for name, summary in parts),
+    ]
+    return "\n".join([*lines, f"  in {evaluation.folder}"] if evaluation.folder else lines)

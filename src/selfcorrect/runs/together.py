@@ -1,0 +1,86 @@
+"""What several processes must agree on before a run begins: each host has its own code, recipe, model and disk."""
+
+import hashlib
+import importlib.metadata
+import platform
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import selfcorrect
+from selfcorrect.config import TrainConfig
+from selfcorrect.errors import ConfigError
+from selfcorrect.evaluation.kept import flat
+from selfcorrect.parallel.ranks import Alone
+from selfcorrect.runs.checkpoint import newest_state
+
+_COMPUTE = ("torch", "transformers", "tokenizers", "numpy", "peft", "bitsandbytes")
+
+
+def check_code(ranks: Alone) -> None:
+    """Raises ConfigError where hosts have other versions of what computes, this package's own files included."""
+    if ranks.size > 1:
+        ranks.same(versions(), "install the same on all hosts")
+
+
+def check_settings(ranks: Alone, config: TrainConfig) -> None:
+    """Raises ConfigError where ranks were started with other settings."""
+    told = dict(flat(config.model_dump(mode="json")))
+    ranks.same(told, "give all the same recipe and settings, with paths that name the same on all hosts")
+
+
+def check_is_here(ranks: Alone, path: Path) -> None:
+    """Raises ConfigError where a run lies at `path` on the disk of another host, and none or an older one on rank 0's.
+
+    Rank 0 would begin anew, or go back.
+    """
+    steps = ranks.every(lambda: newest_step(path))
+    best = max(range(len(steps)), key=lambda rank: steps[rank])
+    if steps[best] > steps[0]:
+        there, here = (
+            f"at step {step}" if step > 0 else "begun" if step == 0 else "none" for step in (steps[best], steps[0])
+        )
+        raise ConfigError(
+            f"{path}: {ranks.named(best)} has a run there, {there}, and {ranks.named(0)}, which reads and writes it "
+            f"for all, has {here}: start rank 0 on the host that has it (torchrun: --node-rank 0, and its address as "
+            "--master-addr), copy the folder, or choose another name=..."
+        )
+
+
+def newest_step(path: Path) -> int:
+    """Of the newest checkpoint of a run; 0 where it has none yet, -1 where there is no run."""
+    if not (path / "config.yaml").is_file():
+        return -1
+    state = newest_state(path / "checkpoints")
+    return state.step if state else 0
+
+
+def notes_of(ranks: Alone, notes: Sequence[str]) -> list[str]:
+    """Rank 0's, and those of others that it has not, as hosts may confine programs in other ways."""
+    first, *others = ranks.every(lambda: list(notes))
+    told = {
+        note: f"{ranks.named(rank)}: {note}"
+        for rank, each in enumerate(others, 1)
+        for note in each
+        if note not in first
+    }
+    return [*first, *told.values()]
+
+
+@cache
+def versions() -> dict[str, Any]:
+    """Of what computes, by name. This package's is a digest of its files: a checkout may be ahead of another's."""
+    found: dict[str, Any] = {"python": ".".join(platform.python_version_tuple()[:2])}
+    folder = Path(selfcorrect.__file__).parent
+    files = sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*.py"))
+    digest = hashlib.sha256()
+    for name in files:
+        digest.update(f"{name};".encode() + (folder / name).read_bytes())
+    found["selfcorrect"] = f"{selfcorrect.__version__} (files {digest.hexdigest()[:8]})"
+    for name in _COMPUTE:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = None
+    return found

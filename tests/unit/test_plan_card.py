@@ -1,0 +1,81 @@
+"""What a plan for a card counts that a processor's does not. `make card` holds whole plans against runs."""
+
+import copy
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import functional
+from transformers import Qwen2Config
+
+from selfcorrect.learning.vocabulary import Tiles
+from selfcorrect.planning.casts import CardsCasts
+from selfcorrect.planning.hardware import CARDS
+from selfcorrect.planning.plan import Devices, make_plan
+from selfcorrect.planning.rehearsal import Costume, by_layers, sampling, update
+from selfcorrect.planning.spec import Spec
+from selfcorrect.planning.work import Sampling, Update
+from tests.support.plans import SMALL, recipe
+from tests.support.tiny import tiny_lm
+
+BFLOAT = torch.bfloat16
+
+
+def costume(**changed: Any) -> Costume:
+    config = copy.deepcopy(tiny_lm("llama", hidden=64).model.config)
+    config.vocab_size = 50_000
+    config.num_hidden_layers = 1
+    return replace(
+        Costume(config, torch.float32, BFLOAT, "sdpa", Tiles(1 << 30, 1 << 13, 1 << 30), on_card=True), **changed
+    )
+
+
+def test_autocast_of_a_card_widens_what_a_processors_does_not() -> None:
+    half = torch.ones(2, 2, dtype=BFLOAT)
+    with CardsCasts():
+        assert (half**2).dtype == BFLOAT
+        with torch.autocast("cpu", BFLOAT):
+            wide = (half**3, half.pow(2), half.exp(), half.softmax(-1), functional.layer_norm(half, (2,)), half.sum())
+            assert {each.dtype for each in wide} == {torch.float32}
+            assert {(half * half).dtype, functional.gelu(half).dtype, (half @ half).dtype} == {BFLOAT}
+            assert half.sum(dtype=BFLOAT).dtype == BFLOAT
+
+
+def test_a_rehearsed_step_has_the_casts_that_sampling_lends() -> None:
+    """It makes none of its own: the head's alone would be 6.1 MiB."""
+    work = Sampling(8, 256, 8, 20)
+    kept, lent = (by_layers(one, sampling(one, work)) for one in (costume(weights=BFLOAT), costume()))
+    for name in ("prefill", "step"):
+        assert lent[name].at(1) == pytest.approx(kept[name].at(1), rel=0.05)
+    greedy = by_layers(costume(), sampling(costume(), replace(work, greedy=True)))
+    assert lent["step"].at(1) - greedy["step"].at(1) == pytest.approx(8 * 50_000 * 4, rel=0.05)  # the shares
+
+
+def test_a_cards_products_are_added_up_without_casts() -> None:
+    """A processor widens a tile's gradient, and the part of the head that it came from."""
+    work = Update(2, 9, 8, 16, 0, 0, 2, packed=False, again=False, in_place=True)
+    peaks = []
+    for one in (costume(), costume(on_card=False)):
+        lines = by_layers(one, update(one, work))
+        peaks.append({name: line.at(1) for name, line in lines.items()}["peak 1"])
+    assert peaks[1] - peaks[0] > 4 * 64 * (1 << 13) / 2
+
+
+def test_what_sampling_leaves_on_a_card_is_there_in_the_update() -> None:
+    """Lanes and graphs of a step; those of a wider evaluation are let go of, and are a phase of their own."""
+    config = recipe(
+        rollouts={"problems_per_step": 2, "rollouts_per_problem": 2, "rows_at_once": 64}, evaluation={"problems": 40}
+    )
+
+    def phases(**evaluation: Any) -> dict[str, dict[str, float]]:
+        asked = config.model_copy(update={"evaluation": config.evaluation.model_copy(update=evaluation)})
+        spec = Spec("small", Qwen2Config(**SMALL, num_key_value_heads=2, intermediate_size=64))
+        return make_plan(asked, Devices(CARDS["h100"]), spec=spec, timed=False).memory.phases
+
+    few, wide = phases(problems=4), phases()
+    assert few.keys() == {"sampling", "update"}
+    assert wide.keys() == {"sampling", "evaluation", "update"}
+    assert few["update"] == wide["update"]
+    assert few["update"]["CUDA graphs"] == few["sampling"]["CUDA graphs"] > 0
+    assert wide["evaluation"]["KV cache"] > 4 * wide["update"]["KV cache"]

@@ -117,11 +117,10 @@ def _to_go_on(
     state = newest_state(path / "checkpoints")
     changes = [change for change in judge(used, absolute(config), state, path) if change.field != "task.file"]
     before, now = (each.task.file if isinstance(each.task, CustomConfig) else "" for each in (used, config))
-    if before != now and Path(now).parent == path / TASK:
-        observer.message(
-            f"{before}, or what it imports, is no longer what the run began with: going on with the copy in "
-            f"{path / TASK}; to train with the new one, begin another run"
-        )
+    if Path(now).parent == path / TASK:
+        changed = f"{before}, or what it imports, is no longer what the run began with: " if before != now else ""
+        other = "; to train with the new one, begin another run" if changed else ""
+        observer.message(f"{changed}going on with the run's copy of its task, {now}{other}")
     if state is None and (path / "final").is_dir():
         if changes:
             raise ConfigError(

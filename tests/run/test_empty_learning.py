@@ -82,7 +82,7 @@ def test_nothing_right_and_all_cut_off(tmp_path: Path, model: Path) -> None:
 def test_a_resumed_run_does_not_say_it_again(tmp_path: Path, model: Path) -> None:
     stage = {"name": "one", "objective": "stage1", "steps": 4, "learning_rate": 0.003}
     whole = told(go(recipe(tmp_path, model, "whole", stages=[stage])))
-    assert [row[0] for row in whole if row[1] == "one"][:2] == [1, 1]
+    assert next(row[0] for row in whole if row[1] == "one") == 1
     settings = recipe(tmp_path, model, stages=[stage])
     with pytest.raises(TrainingInterrupted):
         go(settings, StopAt(2))

@@ -58,7 +58,7 @@ def test_an_engine_that_dies_ends_the_run_and_resuming_repeats_the_step(
     engines = engine_of()
     check_same(go(settings), whole)
     assert engines.made[0].calls[0] == "weights"
-    assert engines.made[0].calls.count("rest") == 6
+    assert engines.made[0].calls.count("rest") == 8
 
 
 def test_evaluation_and_play_go_through_it_too(model: Path, tmp_path: Path, lucky: None, engine_of: Any) -> None:

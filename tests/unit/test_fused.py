@@ -97,3 +97,4 @@ def test_no_compiler_is_told(compiled_by: pytest.MonkeyPatch) -> None:
     ):
         sized(trainer(lm, compiled=True).config, lm, 40)
     assert not any("forward" in vars(module) for module in lm.model.modules())
+    assert fused.fusible(print) is print

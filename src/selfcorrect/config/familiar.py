@@ -48,6 +48,7 @@ FAMILIAR = {
     "lr_scheduler_type": "optimizer.schedule", "lr_scheduler": "optimizer.schedule", "adam_beta1": "optimizer.betas",
     "adam_beta2": "optimizer.betas", "adam_betas": "optimizer.betas",
     "adam_epsilon": "optimizer.epsilon",
+    "callbacks": "none: an Observer, given to the Python functions (docs/python.md)",
     "torch_compile": "optimizer.compile", "use_liger_kernel": "optimizer.compile",
     "optim": "optimizer.name (adamw, adamw_8bit, paged_adamw_8bit)",
     "max_norm": "optimizer.max_grad_norm", "grad_clip": "optimizer.max_grad_norm",

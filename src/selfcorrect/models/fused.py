@@ -32,16 +32,16 @@ def fused(on: bool, *models: Any) -> Iterator[None]:
     """
     parts = [part for model in dict.fromkeys(models) for part in parts_of(model)] if on else []
     token = _now.set(on)
-    for part in parts:
-        part.forward = partial(_compiled(type(part).forward, whole=False), part)
     try:
+        for part in parts:
+            part.forward = partial(_compiled(type(part).forward, whole=False), part)
         # Runs one after another in a process may differ in more than lengths, each of which compiles anew.
         with torch._dynamo.config.patch(recompile_limit=_VARIANTS) if on else nullcontext():
             yield
     finally:
         _now.reset(token)
         for part in parts:
-            del part.forward
+            vars(part).pop("forward", None)
 
 
 def fusible(function: _F) -> _F:

@@ -73,7 +73,7 @@ def test_a_run_keeps_its_task(change: str, model: Path, tmp_path: Path) -> None:
     whole = go({**settings, "name": "whole"})
     with pytest.raises(TrainingInterrupted):
         go(settings, StopAt(2))
-    assert {each.name for each in (there / "task").iterdir()} >= {"own.py", "helper_of_own.py"}
+    assert {each.name for each in (there / "own" / "task").iterdir()} >= {"own.py", "helper_of_own.py"}
     if change == "gone":
         file.unlink()
     elif change == "helper":
@@ -81,17 +81,19 @@ def test_a_run_keeps_its_task(change: str, model: Path, tmp_path: Path) -> None:
     else:
         file.write_text("def problems(split, options): return 1 / 0\n")
     console = Console(record=True, width=400)
-    run = resume(there, PlainObserver(console))
+    run = resume(there, PlainObserver(console), ["task.workers=2"])
     assert end_state(run)["metrics.jsonl"] == end_state(whole)["metrics.jsonl"]
-    assert f"going on with the run's copy of its task, {run / 'task/own.py'}" in console.export_text(clear=False)
+    assert f"going on with the run's copy of the task's file, {run / 'own/task/own.py'}" in console.export_text(
+        clear=False
+    )
     if change != "gone":  # config.yaml names what is there from now on
-        assert f"{file}, or what it imports, is no longer what the run began with: going on" in console.export_text()
-        (row,) = read_rows(run / "changes.jsonl")
-        assert (row["field"], row["new"]) == ("task.file", str(run / "task/own.py"))
+        assert f"{file}, or what it imports, is no longer what the run has gone by: going on" in console.export_text()
+        row, _ = read_rows(run / "changes.jsonl")
+        assert (row["field"], row["new"]) == ("task.file", str(run / "own/task/own.py"))
     # one that was never resumed names the file still, and has its copy where that is gone
     evaluated = whole if change == "gone" else run
     assert api.evaluate(evaluated / "final", "evaluation.problems=2", output=tmp_path / "e").summary.n == 2
-    assert (tmp_path / "e/task/own.py").read_text() == (run / "task/own.py").read_text()
+    assert (tmp_path / "e/own/task/own.py").read_text() == (run / "own/task/own.py").read_text()
 
 
 def raises_interrupt(*_: object) -> None:
@@ -115,7 +117,7 @@ def test_a_machine_s_folders_are_not_published(model: Path, tmp_path: Path, monk
     assert "    selfcorrect train r.yaml output=" in card
     for line in (f"path: {model.name}", "file: own.py", "words: list.txt", "switch: /no_think"):
         assert f"{line}\n" in card
-    assert (out / "task/own.py").read_text() == TASK
+    assert (out / "own/task/own.py").read_text() == TASK
 
 
 @pytest.mark.parametrize("mended", [False, True])

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from selfcorrect.config.paths import FILE_HOLDS, TASK_FILE, run_above
+from selfcorrect.config.paths import FILE_HOLDS, TASK_FILE, asked_by, run_above
 from selfcorrect.errors import DataError
 from selfcorrect.evaluation.averages import Change
 from selfcorrect.evaluation.caution import bought, caution
@@ -236,11 +236,7 @@ def _grader(side: Side) -> str | None:
     task = begun_with(_folder(side) / "evaluations" / "kept" / f"{name}.jsonl", "task")
     if isinstance(task, dict) and (told := task.get(FILE_HOLDS)):
         return str(told)
-    try:
-        told = json.loads((_folder(side) / "asked.json").read_text(encoding="utf-8")).get(TASK_FILE)
-        return str(told) if told else None
-    except (OSError, ValueError, AttributeError):
-        return None
+    return asked_by(_folder(side)).get(TASK_FILE)
 
 
 def _folder(side: Side) -> Path:

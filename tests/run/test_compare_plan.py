@@ -78,8 +78,11 @@ def test_the_papers_numbers_stand_beneath_its_own_task(
 
 def test_a_row_that_the_paper_does_not_have(model: Path, tmp_path: Path) -> None:
     typo = {**METHODS[4], "paper": "scor"}
-    with pytest.raises(ConfigError, match="paper = 'scor' is no row of the paper's table of math; it has base, self"):
+    with pytest.raises(ConfigError, match="paper = 'scor' is no row of the paper's tables; they have base, self"):
         check(comparison(tmp_path, model, methods=[typo]))
+    star = {**METHODS[4], "paper": "star"}  # which the table of HumanEval lacks
+    with pytest.raises(ConfigError, match=r"over the budget: .* sampled completions of 1"):
+        check(comparison(tmp_path, model, methods=[star], paper="humaneval", budget={"completions": 1, "updates": 1}))
 
 
 def test_equal_trials_are_called_so() -> None:

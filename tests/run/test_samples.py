@@ -48,6 +48,8 @@ def test_samples_and_wordings(whole: Path, model: Path, tmp_path: Path) -> None:
     assert any(told.startswith("5 problems x 4 samples can resolve a delta of ") for told in heard.said)
     assert heard.done[-1] == (80, 80)
     assert contents(tmp_path / "e") == contents(whole)
+    (of_wording,) = (tmp_path / "e" / "evaluations").glob("*@twice.rollouts.jsonl")
+    assert len(selfcorrect.records(tmp_path / "e", of_wording.name.partition(".")[0])) == PROBLEMS * SAMPLES
     lines = kept_lines(whole)
     parts = {
         part: [line for line in lines if line["part"] == part]

@@ -1,5 +1,6 @@
 """A user's own task: the example as it is, and what is said of mistakes in the user's file."""
 
+import io
 import json
 import os
 import queue
@@ -9,7 +10,9 @@ import threading
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
+import selfcorrect
 from selfcorrect.config import CustomConfig, TrainConfig
 from selfcorrect.config.recipe import validate
 from selfcorrect.errors import DataError, GraderFailed
@@ -263,6 +266,19 @@ def test_a_call_that_never_returns_is_a_timeout(workers: int, tmp_path: Path, mo
             task.grade([(task.test[0], "never")] * many)
     finally:
         task._code._module.free.set()
+
+
+def test_an_observer_hears_of_a_slow_grader(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And standard error does not."""
+    monkeypatch.setattr(background, "PATIENCE", 0.01)
+    (tmp_path / "slow.py").write_text(SLOW.replace("wait(60)", "wait(0.1)"))
+    rows = write(tmp_path / "rows.jsonl", [{"task_id": "1", "attempts": ["never"]}])
+    console = Console(record=True, width=200, file=io.StringIO())
+    selfcorrect.grade(rows, "custom", f"task.file={tmp_path}/slow.py", observer=selfcorrect.PlainObserver(console))
+    assert "waiting 0 s for the grader at problem '1'" in console.export_text()
+    assert capsys.readouterr().err == ""
 
 
 def test_a_grader_is_tried_before_a_run(tmp_path: Path) -> None:

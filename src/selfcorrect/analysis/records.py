@@ -15,7 +15,7 @@ def records(run: str | Path, of: str = "steps") -> list[dict[str, Any]]:
 
     of: steps (a record a training step, rewards/t1, rewards/t2, ...), evaluations (a record each, base first,
     summary/accuracy/t1/value, ...), alarms, rollouts (those that training kept, t1/text, t1/outcome, ...), or the name
-    of an evaluation, for its rollouts. Raises DataError where the run has no such thing.
+    of an evaluation (NAME@WORDING of another wording), for its rollouts. Raises DataError where there is no such thing.
     """
     folder = Path(run).expanduser()
     if not (folder / "config.yaml").is_file():
@@ -26,8 +26,8 @@ def records(run: str | Path, of: str = "steps") -> list[dict[str, Any]]:
     names = sorted(found, key=lambda name: (name != "base", found[name].get("step", 0), name))
     if of == "evaluations":
         return [flat(found[name]) for name in names]
-    if of != "rollouts" and of not in found:
+    file = folder / "rollouts.jsonl" if of == "rollouts" else folder / "evaluations" / f"{of}.rollouts.jsonl"
+    if of != "rollouts" and not file.is_file():
         known = ", ".join([*_LOGS, "evaluations", "rollouts", *names])
         raise DataError(f"of = {of!r}: {folder} has no evaluation of that name; there are {known}")
-    file = folder / "rollouts.jsonl" if of == "rollouts" else folder / "evaluations" / f"{of}.rollouts.jsonl"
     return [flat_rollout(row) for row in json_lines(file)]

@@ -41,9 +41,10 @@ class Side:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """Two evaluations of the same n problems. figures: by name (`Accuracy@t1`, ..., `delta`, `i->c`, `c->i`,
-    `unchanged`; of k samples `pass@k, t1`, ... too), as shares; each with b less a. notes: what else differs, and what
-    cannot be concluded. As text it is the table of the command.
+    """Two evaluations of the same n problems. notes: what else differs, and what cannot be concluded.
+
+    figures: shares by name (`Accuracy@t1`, ..., `delta`, `i->c`, `c->i`, `unchanged`; where rewards are partial
+    `reward@t1`, ...; of k samples `pass@k, t1`, ...), each with b less a. As text it is the table of the command.
     """
 
     a: Side
@@ -265,7 +266,8 @@ def _lines(found: Difference) -> list[str]:
     rows = [[f"percent of n = {found.n:,} problems", "A", "B", "B less A"]]
     for name, pair in found.figures.items():
         signed = name == "delta"
-        rows.append([name, _text(pair.a, signed), _text(pair.b, signed), _text(pair.less, True)])
+        label = f"{name}, times 100" if name.startswith("reward") else name
+        rows.append([label, _text(pair.a, signed), _text(pair.b, signed), _text(pair.less, True)])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines += ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     return [*lines, "95 % intervals; B less A is paired over the problems", *(f"note: {note}" for note in found.notes)]

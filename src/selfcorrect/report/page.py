@@ -71,6 +71,7 @@ def render(run: Run, figures: Sequence[Figure] = ()) -> str:
         attempt_colours=attempt_colours([e.summary for e in shown]),
         earlier=tables.earlier_table(run.earlier),
         details=[t for t in (tables.sampled_table(shown), tables.outcome_table(shown)) if t],
+        rewards=tables.rewards_table(shown),
         turns=tables.flows_table(shown),
         passes=tables.passes_table(shown),
         wordings=tables.wordings_table(shown),

@@ -79,6 +79,7 @@ def test_a_small_file_of_one_s_own(tmp_path: Path) -> None:
     [
         ("def problems(:\n", r"mine.py:1: invalid syntax"),
         ("import absent_library\n", r"mine.py:1: ModuleNotFoundError: No module named 'absent_library'"),
+        ("from . import other\n", r"mine.py:1: ImportError: a relative import reaches beyond"),
         ("x = 1\ny = 1 / 0\n", r"mine.py:2: ZeroDivisionError: division by zero"),
         ("def grade(p, t): return True\n", r"mine.py: defines no function problems; docs/tasks.md"),
         ("problems = 3\n", r"mine.py: defines no function problems"),
@@ -300,7 +301,8 @@ def test_what_lies_beside_the_file_is_found(tmp_path: Path, monkeypatch: pytest.
     """As a script finds it, and anew each time; what has the name of a library or of the program is not."""
     for name, text in {
         "pkg/__init__.py": "",
-        "pkg/deep.py": "VALUE = 1",
+        "pkg/deep.py": "from .value import VALUE",
+        "pkg/value.py": "VALUE = 1",
         "random.py": "",
         "numpy.py": "",
         "none.py": "",
@@ -318,7 +320,13 @@ def test_what_lies_beside_the_file_is_found(tmp_path: Path, monkeypatch: pytest.
         assert [grade.correct for grade in task.grade([(task.test[0], "yes"), (task.test[0], "not")])] == [
             word == "yes", word == "not",
         ]  # fmt: skip
-    assert list(own.files_of(file)) == ["mine.py", "helper_of_mine.py", "pkg/deep.py", "pkg/__init__.py"]
+    assert list(own.files_of(file)) == [
+        "mine.py",
+        "helper_of_mine.py",
+        "pkg/value.py",
+        "pkg/deep.py",
+        "pkg/__init__.py",
+    ]
     before = own.digest_of(file)
     own.keep(file, tmp_path / "kept")
     assert own.digest_of(tmp_path / "kept/mine.py") == before
@@ -367,7 +375,7 @@ def test_a_prompt_that_is_typed(tmp_path: Path) -> None:
 
 def test_work_in_the_background_keeps_no_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """A pool of concurrent.futures would be waited for."""
-    code = "import threading; from selfcorrect.tasks.background import Background as B; B('b').submit(threading.Event().wait)"
+    code = f"import runpy, threading; B = runpy.run_path({background.__file__!r})['Background']; B('b').submit(threading.Event().wait)"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
     work = background.Background("b")
     with pytest.raises(SystemExit):

@@ -137,6 +137,8 @@ def _import_of(package: str, beside: Collection[str]) -> Callable[..., Any]:
         fromlist: Sequence[str] | None = (), level: int = 0,
     ) -> ModuleType:  # fmt: skip
         first = name.partition(".")[0]
+        if level and str((globals or {}).get("__package__")).count(".") < level:  # `files_of` would not know of it
+            raise ImportError("a relative import reaches beyond a package beside the file; write `import NAME`")
         if level or first not in beside:
             return builtins.__import__(name, globals, locals, fromlist, level)
         found = builtins.__import__(f"{package}.{name}", globals, locals, fromlist, 0)

@@ -330,6 +330,9 @@ def test_what_lies_beside_the_file_is_found(tmp_path: Path, monkeypatch: pytest.
     before = own.digest_of(file)
     own.keep(file, tmp_path / "kept")
     assert own.digest_of(tmp_path / "kept/mine.py") == before
+    (tmp_path / "pkg/deep.py").write_text("VALUE = 1 / 0")
+    with pytest.raises(DataError, match=r"/pkg/deep.py:1: ZeroDivisionError"):
+        task_of(file, text).grade([(task.test[0], "not")])
     (tmp_path / "pkg/deep.py").write_text("VALUE = 2")
     assert own.digest_of(file) != before
     kept = task_of(tmp_path / "kept/mine.py")

@@ -39,8 +39,10 @@ class OwnCode:
             raise DataError(f"{setting} = {file!r}: not a file")
         if self.file.suffix != ".py":
             raise DataError(f"{setting} = {file!r}: not a Python file (.py)")
+        self._files = {self.file}
         with self.blamed():
             self.digest = digest_of(self.file)
+            self._files |= set(files_of(self.file).values())
             self._module = _load(self.file)
 
     @overload
@@ -70,9 +72,9 @@ class OwnCode:
             if isinstance(error, SyntaxError) and error.filename and Path(error.filename).is_file():  # none of a text's
                 raise DataError(f"{error.filename}:{error.lineno}: {error.msg}") from error
             frames = traceback.extract_tb(error.__traceback__)
-            mine = [frame.lineno for frame in frames if Path(frame.filename) == self.file]
+            mine = [f"{each.filename}:{each.lineno}" for each in frames if Path(each.filename) in self._files]
             told = re.sub(rf"{_PREFIX}\w+\.", "", f"{type(error).__name__}: {error}")
-            raise DataError(f"{self.file}{f':{mine[-1]}' if mine else ''}: {told}"[:500]) from error
+            raise DataError(f"{mine[-1] if mine else self.file}: {told}"[:500]) from error
 
 
 def files_of(file: str | Path) -> dict[str, Path]:

@@ -101,7 +101,7 @@ def test_a_machine_s_folders_are_not_published(model: Path, tmp_path: Path, monk
     """Neither by the recipe in the card nor by the command; the task's files go along."""
     file = tmp_path / "own.py"
     file.write_text(TASK)
-    options = {"words": str(tmp_path / "list.txt"), "switch": "/no_think"}
+    options = {"words": str(tmp_path / "a list.txt"), "switch": "/no_think"}
     settings = recipe(tmp_path, model, task={"name": "custom", "file": str(file), "options": options})
     settings["stages"] = settings["stages"][:1]
     settings["log"] = {"trackers": []}
@@ -112,7 +112,7 @@ def test_a_machine_s_folders_are_not_published(model: Path, tmp_path: Path, monk
     assert str(tmp_path) not in card
     assert str(model.parent) not in card
     assert "    selfcorrect train r.yaml output=" in card
-    for line in (f"path: {model.name}", "file: own.py", "words: list.txt", "switch: /no_think"):
+    for line in (f"path: {model.name}", "file: own.py", "words: a list.txt", "switch: /no_think"):
         assert f"{line}\n" in card
     assert (out / "own/task/own.py").read_text() == TASK
 

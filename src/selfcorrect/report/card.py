@@ -110,7 +110,7 @@ def _made(run: Run) -> list[str]:
     told = ["## How it was made", ""]
     if command:
         text = command if isinstance(command, str) else " ".join(map(str, command))
-        told += ["", f"    {_AT_A_PLACE.sub(lambda found: _name(found[0]), text)}", ""]
+        told += ["", f"    {_without_folders(text)}", ""]
     if isinstance(versions, Mapping) and versions:
         told += ["With " + ", ".join(f"{name} {version}" for name, version in versions.items()) + ".", ""]
     recipe = _recipe(run)
@@ -124,7 +124,7 @@ def _recipe(run: Run) -> str:
     try:
         data = yaml.load(run.config_text, Loader=Loader)
     except (yaml.YAMLError, ValueError, RecursionError):
-        return _AT_A_PLACE.sub(lambda found: _name(found[0]), run.config_text).rstrip()
+        return _without_folders(run.config_text).rstrip()
     plain = {key: _without_places(str(key), value) for key, value in data.items()} if isinstance(data, dict) else data
     return yaml.dump(plain, Dumper=Dumper, sort_keys=False, allow_unicode=True, width=100).rstrip()
 
@@ -134,9 +134,11 @@ def _without_places(key: str, value: Any) -> Any:
         return {each: _without_places(str(each), item) for each, item in value.items()}
     if isinstance(value, list):
         return [_without_places(key, item) for item in value]
-    named = isinstance(value, str) and key in _NAME_PLACES and value.startswith(("/", "~"))
-    return _name(value) if named or (isinstance(value, str) and _AT_A_PLACE.fullmatch(value)) else value
+    if not isinstance(value, str) or "prompt" in key:  # a prompt is told as the model reads it
+        return value
+    return PurePath(value).name if key in _NAME_PLACES and value.startswith(("/", "~")) else _without_folders(value)
 
 
-def _name(path: str) -> str:
-    return PurePath(path).name
+def _without_folders(text: str) -> str:
+    """The text, of each path in it the last part alone."""
+    return _AT_A_PLACE.sub(lambda found: PurePath(found[0]).name, text)

@@ -192,7 +192,7 @@ class Problems:
         return found
 
     def _played(self, recorded: Recorded) -> Problem:
-        """What a run graded against. Of code, whose tests are in no log, and of a task of one's own it is what the data,
+        """What a run graded against; of code, whose tests are in no log, and of a task of one's own, what the data,
         or the file, has by now.
         """
         row = recorded.row

@@ -22,7 +22,8 @@ def records(run: str | Path, of: str = "steps") -> list[dict[str, Any]]:
         raise DataError(f"run = {str(run)!r} is no run folder (no config.yaml in it); name one, like runs/mine")
     if of in _LOGS:
         return [flat(row) for row in json_lines(folder / _LOGS[of])]
-    found = {file.stem: json_object(file) for file in (folder / "evaluations").glob("*.json")}
+    files = (folder / "evaluations").glob("*.json")
+    found = {file.stem: told for file in files if (told := json_object(file))}  # else it is still in the writing
     names = sorted(found, key=lambda name: (name != "base", found[name].get("step", 0), name))
     if of == "evaluations":
         return [flat(found[name]) for name in names]

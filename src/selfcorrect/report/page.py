@@ -7,7 +7,6 @@ page.js puts in place as text alone. A content policy with the script's own hash
 import base64
 import hashlib
 import math
-import re
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -29,6 +28,7 @@ from selfcorrect.report.wording import (
     headline,
     resolved_sentence,
     run_list,
+    without_folders,
     wording_sentence,
 )
 
@@ -115,8 +115,8 @@ def with_common(file: Path) -> str:
 
 
 def tidy(text: str) -> str:
-    """Absolute paths cut to their last part: they say nothing to a reader elsewhere, and may name people."""
-    return re.sub(r"(?<![\w.:/~])/(?:[^\s/'\",:]+/)+([^\s/'\",:]+)", r"…/\1", text)
+    """Paths cut to their last part, and marked as cut."""
+    return without_folders(text, "…/")
 
 
 def _rollout_data(sources: Sequence[RolloutSource]) -> dict[str, Any]:

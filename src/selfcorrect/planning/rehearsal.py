@@ -360,8 +360,7 @@ class _Padded(SharedPrompts):
         length_B = torch.full((work.rows,), work.prefix)
         return self._lm.states(
             _ids(work.rows, work.rest), None, position_ids=_ids(work.rows, work.rest),
-            attention_mask=self._mask(length_B, work.rest), past_key_values=Prefixed(self._leaves, rows),
-            use_cache=True,
+            attention_mask=self._mask(length_B, work.rest), **self._lm.given(Prefixed(self._leaves, rows)),
         )  # fmt: skip
 
 
@@ -370,9 +369,7 @@ class _Packed(PackedPrompts):
         own, both = (work.rest,) * work.rows, (work.prefix + work.rest,) * work.rows
         past = _Interleaved(self._leaves, _ids(sum(both)))
         with Packing(own, both).shown(self._lm.model.config):
-            return self._lm.states(
-                _ids(1, sum(own)), None, position_ids=_ids(1, sum(own)), past_key_values=past, use_cache=True
-            )
+            return self._lm.states(_ids(1, sum(own)), None, position_ids=_ids(1, sum(own)), **self._lm.given(past))
 
 
 # Sampling
@@ -409,8 +406,7 @@ def _feed(lm: LanguageModel, cache: SlotCache, rows: int, tokens: int, width: in
     place_RT = _ids(rows, tokens)
     cache.open(slice(rows), place_RT, width)
     return lm.states(
-        _ids(rows, tokens), None, position_ids=place_RT, attention_mask=cache.mask(), past_key_values=cache,
-        use_cache=True,
+        _ids(rows, tokens), None, position_ids=place_RT, attention_mask=cache.mask(), **lm.given(cache)
     )  # fmt: skip
 
 

@@ -99,8 +99,7 @@ class Lanes:
             select_RT,
             position_ids=place_RT,
             attention_mask=self.cache.mask(),
-            past_key_values=self.cache,
-            use_cache=True,
+            **self._lm.given(self.cache),
         )
 
     def _record(self, lanes: slice | Tensor, logits_RV: Tensor) -> None:

@@ -326,7 +326,7 @@ def generate(
 ) -> list[Completion]:  # fmt: skip
     """The plain way, without a cache between attempts: for models of other kinds than attention, and the like.
 
-    Raises ModelError for models that keep no `past_key_values` (recurrent ones).
+    Raises ModelError for models that keep no cache of keys and values (recurrent ones).
     """
     width, device = max(map(len, prompts)), lm.device
     ids_RT = torch.tensor([[*[0] * (width - len(p)), *p] for p in prompts], device=device)
@@ -343,14 +343,13 @@ def generate(
                 input_ids=feed,
                 attention_mask=mask_RT,
                 position_ids=position_ids,
-                past_key_values=past,
-                use_cache=True,
                 logits_to_keep=1,
+                **lm.given(past),
             )
-        past = getattr(output, "past_key_values", None)
+        past = lm.cache_in(output)
         if past is None:
             raise ModelError(
-                f"{type(lm.model).__name__} keeps no past_key_values, which sampling needs; use another model"
+                f"{type(lm.model).__name__} keeps no cache of keys and values, which sampling needs; use another model"
             )
         token_R, logprob_R = draw(output.logits[:, -1].float(), params.temperature, uniform_RL[:, step])
         tokens.append(torch.where(alive_R, token_R, 0))

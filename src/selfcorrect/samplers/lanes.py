@@ -19,6 +19,7 @@ from selfcorrect.samplers.draws import draw, precision
 from selfcorrect.samplers.slots import SlotCache
 
 _PREFILLED = 1 << 15  # tokens fed at once: more do not make it faster, and take memory
+KEPT = 2  # lanes up to so many times as large as what is asked for stay: those of every step differ a little
 
 
 class Lanes:

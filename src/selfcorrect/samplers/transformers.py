@@ -28,7 +28,7 @@ from selfcorrect.samplers.base import Far, note
 from selfcorrect.samplers.draws import draw, uniforms
 from selfcorrect.samplers.graphs import AS_THEY_ARE, FIXED, Graphs, Shapes
 from selfcorrect.samplers.inference import InferenceWeights
-from selfcorrect.samplers.lanes import Lanes
+from selfcorrect.samplers.lanes import KEPT, Lanes
 from selfcorrect.samplers.slots import Tables
 from selfcorrect.types import Completion, SamplingParams
 
@@ -72,11 +72,11 @@ class TransformersSampler:
         self._weights.new_version()
 
     def rest(self) -> None:
-        """Let go of what was kept for another attempt, and of lanes twice as large as any call since the last rest
-        needed: those of an evaluation are not held beside an update.
+        """Let go of what was kept for another attempt, and of lanes more than twice as large as any call since the last
+        rest needed: no update is made beside those of a far wider evaluation.
         """
         self._kept = {}
-        if self._lanes is not None and self._lanes.slots > 2 * self._asked:
+        if self._lanes is not None and self._lanes.slots > KEPT * self._asked:
             self._lanes = None
             if self._graphs:
                 self._graphs.forget()

@@ -26,7 +26,7 @@ class Lanes:
     """Room for `lanes` rows at once, `slots` tokens each, in calls of up to `rows` rows and `limit` new tokens."""
 
     def __init__(self, lm: LanguageModel, lanes: int, slots: int, rows: int, limit: int) -> None:
-        self._lm, self.size = lm, (lanes, slots, rows, limit)
+        self.lm, self.size = lm, (lanes, slots, rows, limit)
         self.cache = SlotCache(lm, lanes, slots)
         zeros: Any = {"dtype": torch.long, "device": lm.device}
         self._token_R, self._place_R = torch.zeros(lanes, **zeros), torch.zeros(lanes, **zeros)
@@ -49,7 +49,7 @@ class Lanes:
     def of(self, lm: LanguageModel) -> "Lanes":
         """The same lanes, in the same memory, for another model of the same shape."""
         other = copy.copy(self)
-        other._lm = lm
+        other.lm = lm
         return other
 
     def begin(self, uniform_NL: Tensor, temperature: float) -> None:
@@ -83,7 +83,7 @@ class Lanes:
         return torch.cat([self._prefill(lanes[part], known[part], added[part]) for part in parts])
 
     def _prefill(self, lanes: Sequence[int], known: Sequence[int], added: Sequence[Sequence[int]]) -> Tensor:
-        device, most = self._lm.device, max(map(len, added))
+        device, most = self.lm.device, max(map(len, added))
         ids_RT = torch.tensor([[*ids, *[0] * (most - len(ids))] for ids in added], device=device)
         length_R = torch.tensor([len(ids) for ids in added], device=device)
         known_R = torch.tensor(known, device=device)
@@ -95,7 +95,7 @@ class Lanes:
         return self._forward(ids_RT, step_T == length_R[:, None] - 1, place_RT)
 
     def _forward(self, ids_RT: Tensor, select_RT: Tensor | None, place_RT: Tensor) -> Tensor:
-        return self._lm.logits(
+        return self.lm.logits(
             ids_RT,
             select_RT,
             position_ids=place_RT,

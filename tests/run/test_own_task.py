@@ -81,12 +81,13 @@ def test_a_run_keeps_its_task(change: str, model: Path, tmp_path: Path) -> None:
     else:
         file.write_text("def problems(split, options): return 1 / 0\n")
     console = Console(record=True, width=400)
-    run = resume(there, PlainObserver(console))
+    more = ["task.seconds=50"] if change == "edited" else []  # of the task too, and not of its file
+    run = resume(there, PlainObserver(console), more)
     assert end_state(run)["metrics.jsonl"] == end_state(whole)["metrics.jsonl"]
     assert f"going on with the run's copy of its task, {run / 'task/own.py'}" in console.export_text(clear=False)
     if change != "gone":  # config.yaml names what is there from now on
         assert f"{file}, or what it imports, is no longer what the run began with: going on" in console.export_text()
-        (row,) = read_rows(run / "changes.jsonl")
+        (row, *_) = read_rows(run / "changes.jsonl")
         assert (row["field"], row["new"]) == ("task.file", str(run / "task/own.py"))
     # one that was never resumed names the file still, and has its copy where that is gone
     evaluated = whole if change == "gone" else run

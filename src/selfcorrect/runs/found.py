@@ -23,7 +23,7 @@ def to_resume(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
             f"`selfcorrect train {shlex.quote(str(path / 'config.yaml'))} name=NEW` trains its model, if it is one here"
         )
     config = _recipe_of(path / "config.yaml", overrides)
-    named = any(override.startswith("task.") for override in overrides)
+    named = any(override.startswith(("task.file=", "task=")) for override in overrides)
     return config if named else with_own_task(config, path)
 
 

@@ -14,9 +14,10 @@ Axes: U prefixes, P tokens of a prefix, B rows of a micro-batch, T tokens of the
 import copy
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import astuple, dataclass, fields
 from functools import lru_cache, partial
+from threading import RLock
 from typing import Any
 
 import torch
@@ -322,22 +323,29 @@ class FewTiles(Tiles):
             yield rows, few
 
 
+_ONE = RLock()  # rehearsal at a time
+
+
 @contextmanager
 def _as_on_device(on_card: bool) -> Iterator[None]:
     """Meanwhile what a card does in a way of its own is done so, as the device that is planned for need not be this
     one: packed rows attend in one call, products of bfloat16 are added to float32 sums as they are made, and autocast
-    has other lists.
+    has other lists. Of fake tensors alone: other threads may train.
     """
-    if not on_card:
-        yield
-        return
-    rows, mixed = packed._row_by_row, vocabulary._add_mixed
-    try:
-        packed._row_by_row, vocabulary._add_mixed = _all_rows, _added
-        with CardsCasts():
+    with _ONE, CardsCasts() if on_card else nullcontext():
+        rows, mixed = packed._row_by_row, vocabulary._add_mixed
+        if on_card:
+            packed._row_by_row, vocabulary._add_mixed = _of_fakes(_all_rows, rows), _of_fakes(_added, mixed)
+        try:
             yield
-    finally:
-        packed._row_by_row, vocabulary._add_mixed = rows, mixed
+        finally:
+            packed._row_by_row, vocabulary._add_mixed = rows, mixed
+
+
+def _of_fakes(card: Callable[..., Any], own: Callable[..., Any]) -> Callable[..., Any]:
+    from torch._subclasses.fake_tensor import FakeTensor
+
+    return lambda *given: (card if any(isinstance(each, FakeTensor) for each in given) else own)(*given)
 
 
 def _added(sum_: Tensor, left: Tensor, right: Tensor, anew: bool) -> bool:

@@ -7,9 +7,9 @@ export TOKENIZERS_PARALLELISM = false
 
 # Files go whole to one of two processes, in their order: the heavy ones come first.
 BOTH := -n 2 --dist loadfile --no-loadscope-reorder
-test nightly: export OMP_WAIT_POLICY = PASSIVE
+test versions nightly: export OMP_WAIT_POLICY = PASSIVE
 
-.PHONY: help demo test test-bridges test-vllm nightly card lint docs reference bench bench-judge base gpu-check clean
+.PHONY: help demo test test-bridges test-vllm nightly card versions lint docs reference bench bench-judge base gpu-check clean
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
@@ -59,6 +59,13 @@ card: $(VENV)/.installed  ## the tests marked gpu, and whole runs with every tun
 	$(BIN)/python -m tests.support.card pytest -m "card or gpu" -k "not fifty_steps" tests/card tests/gpu
 	TEST_DEVICE=cuda $(BIN)/python -m tests.support.card pytest -m "" tests/run/test_tuning.py tests/benchmarks/test_gpu_step.py
 
+# As users have them who install without constraints.txt, or with the torch of their machine.
+OTHER := .venv-other
+versions:  ## the test suite with the newest releases, or with TORCH=2.11.0 TRANSFORMERS=5.17.0
+	$(PYTHON) -m venv $(OTHER)
+	$(OTHER)/bin/pip install --quiet -e '.[dev]' torch$(if $(TORCH),==$(TORCH)) transformers$(if $(TRANSFORMERS),==$(TRANSFORMERS))
+	$(OTHER)/bin/python -m pytest $(BOTH)
+
 lint: $(VENV)/.installed  ## ruff and mypy
 	$(BIN)/ruff check src tests benchmarks examples
 	$(BIN)/ruff format --check src tests benchmarks examples
@@ -88,4 +95,4 @@ gpu-check: $(VENV)/.installed  ## the tests marked gpu and a larger lab run, und
 	$(BIN)/python benchmarks/gpu_check.py
 
 clean:  ## remove the virtual environment and caches (runs/ stays)
-	rm -rf $(VENV) .venv-bridges $(VLLM) .mypy_cache .ruff_cache build dist src/*.egg-info
+	rm -rf $(VENV) .venv-bridges $(VLLM) $(OTHER) .mypy_cache .ruff_cache build dist src/*.egg-info

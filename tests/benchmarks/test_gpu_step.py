@@ -2,6 +2,7 @@
 
 import json
 import time
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ def test_every_part(script: Script, tmp_path: Path) -> None:
     assert step["update_share_of_flops"] > 0
     assert min(step[f"update_seconds_{way}"] for way in ("packed", "padded", "compiled")) > 0
     assert step["head_form_known"] is True
-    assert lines["card"]["versions"]["torch"] == torch.__version__
+    assert lines["card"]["versions"]["torch"] == version("torch")
     assert lines["attention dry"]["variable_length_ms"] > 0
     assert [(lines[name]["attempt_tokens"], lines[name]["stopped"]) for name in longest] == [(8, "size")] * 3
     if find_spec("trl"):

@@ -1,9 +1,13 @@
-"""A recipe to plan for, and the dimensions of a small model."""
+"""A recipe to plan for, the dimensions of a small model, and plans without rehearsals."""
 
 from typing import Any
 
+import pytest
+
 from selfcorrect.config import TrainConfig
 from selfcorrect.config.recipe import validate
+from selfcorrect.planning import memory
+from selfcorrect.planning.rehearsal import Line
 
 SMALL: dict[str, Any] = {
     "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 300, "bos_token_id": None,
@@ -19,3 +23,10 @@ def recipe(**sections: Any) -> TrainConfig:
     config = validate({"stages": [STAGE], **sections})
     assert isinstance(config, TrainConfig)
     return config
+
+
+def unrehearsed(patch: pytest.MonkeyPatch, size: float = 1e6) -> None:
+    """For tests of all else: every moment that a plan rehearses, for a second or two, takes `size` bytes a layer."""
+    layers = {name: Line(size, size) for name in ("prefill", "step", "peak 0", "gradients")}
+    for name in ("_sampled", "_update_lines"):
+        patch.setattr(memory, name, lambda *_: layers)

@@ -98,6 +98,10 @@ class Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Sees also what no tensor of the card goes into: those that are made there, or copied to it."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        device = (kwargs or {}).get("device")
+        if (device is None or device.type != "cuda") and not any(issubclass(kind, OnCard) for kind in types):
+            kept = {name: value for name, value in (kwargs or {}).items() if name != "pin_memory"}
+            return func(*args, **kept)  # of the machine alone: most of what a process does
         return operate(func, args, kwargs or {})
 
 

@@ -55,6 +55,7 @@ def pytest_collection_finish() -> None:
     """What is imported by now stays: no collection need walk its 400,000 objects."""
     gc.collect()
     gc.freeze()
+    gc.set_threshold(50_000, 20, 100)  # in place of (700, 10, 10): a twelfth of the time
     gc.enable()
 
 

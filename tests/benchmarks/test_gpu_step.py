@@ -17,6 +17,15 @@ CPU = torch.device("cpu")
 CARD = {"flops": 1e9, "bandwidth": 1e9}
 
 
+def test_parts_that_are_named(script: Script, tmp_path: Path) -> None:
+    output = tmp_path / "gpu_step.jsonl"
+    script("benchmarks/gpu_step.py").main(["--dry", "--only", "attention", "--output", str(output)])
+    lines = [json.loads(line) for line in output.read_text().splitlines()]
+    assert [line["part"] for line in lines] == ["card", "attention dry"]
+    assert not any("failed" in line for line in lines)
+
+
+@pytest.mark.nightly  # fifteen seconds, most of them compiling and TRL's
 def test_every_part(script: Script, tmp_path: Path) -> None:
     """None may have failed but those whose library is not here."""
     output = tmp_path / "gpu_step.jsonl"

@@ -168,6 +168,10 @@ def _inside(leaf: Any) -> Any:
     return HOST if isinstance(leaf, torch.device) and leaf.type == "cuda" else leaf
 
 
+def _on_card(leaf: Any) -> Any:
+    return OnCard(leaf) if type(leaf) is Tensor else leaf
+
+
 def _outside(func: Any, args: Any, kwargs: dict[str, Any], made: Any, target: torch.device) -> Any:
     """What the machine's kernel made as the card's tensors; what was written to is given back itself."""
     schema = func._schema
@@ -187,5 +191,5 @@ def _outside(func: Any, args: Any, kwargs: dict[str, Any], made: Any, target: to
         if alias and alias.is_write:
             values[number] = written[next(iter(alias.before_set))]
         elif target.type == "cuda":
-            values[number] = tree_map(lambda leaf: OnCard(leaf) if type(leaf) is Tensor else leaf, value)
+            values[number] = OnCard(value) if type(value) is Tensor else tree_map(_on_card, value)
     return tuple(values) if several else values[0] if schema.returns else None

@@ -100,9 +100,10 @@ def test_real_model_outputs(grader: MathGrader, labelled: list[dict[str, Any]]) 
     assert missed == [Outcome.NO_ANSWER] * 2  # equations outside any box
 
 
-def test_golds_made_wrong_are_not_accepted(grader: MathGrader) -> None:
+@pytest.mark.parametrize("step", [3, pytest.param(1, marks=pytest.mark.nightly)])
+def test_golds_made_wrong_are_not_accepted(step: int, grader: MathGrader) -> None:
     """From every list, interval and decimal among the golds: a member left out or added, an end moved, a digit rounded."""
-    golds = sorted({row["answer"] for row in rows("math/train.jsonl.gz") + rows("math/test.jsonl.gz")} - {""})
+    golds = sorted({row["answer"] for row in rows("math/train.jsonl.gz") + rows("math/test.jsonl.gz")} - {""})[::step]
     wrong = []
     for gold in golds:
         members = gold.split(",")
@@ -124,7 +125,7 @@ def test_golds_made_wrong_are_not_accepted(grader: MathGrader) -> None:
         if re.fullmatch(r"\d*\\sqrt\{\d+\}", gold):
             factor, root = re.findall(r"(\d*)\\sqrt\{(\d+)\}", gold)[0]
             wrong += [(gold, f"{int(factor or 1) * int(root) ** 0.5:.{digits}f}") for digits in (1, 4, 15)]
-    assert len(wrong) > 3_000
+    assert len(wrong) > 3_000 / step
     grades = grader.grade([(rf"\boxed{{{given}}}", gold) for gold, given in wrong])
     assert [pair for pair, grade in zip(wrong, grades, strict=True) if grade.correct] == []
 

@@ -269,7 +269,7 @@ def test_a_stuck_worker_costs_one_limit_and_order_is_kept(monkeypatch: pytest.Mo
     answers = [(rf"\boxed{{\sqrt{{x+\sqrt{{3}}}}+{n}-{n % 3}}}", NEEDS_WORKER) for n in range(6)]
     answers.insert(2, (STUCK, NEEDS_WORKER))
     start = time.monotonic()
-    with MathGrader(workers=1, seconds=0.3) as grader:
+    with MathGrader(workers=2, seconds=0.3) as grader:
         outcomes = [grade.outcome for grade in grader.grade(answers)]
         again = grader.grade([(STUCK, NEEDS_WORKER)])[0]  # remembered: the limit is not paid twice
     assert outcomes == [RIGHT, RIGHT, Outcome.TIMEOUT, RIGHT, WRONG, WRONG, WRONG]
@@ -316,7 +316,7 @@ def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """An answer that uses up the worker's memory is out of limits, as one that uses up its time."""
-    stub(monkeypatch, "worker.compare = lambda *_: bytearray(1 << 50); return real(job)")
+    stub(monkeypatch, "worker.compare = lambda *_: bytearray(3 << 30); return real(job)")
     with MathGrader(workers=1) as grader:
         grade = grader.grade([(r"\boxed{\sqrt{x}}", NEEDS_WORKER)])[0]
     assert grade.outcome is Outcome.TIMEOUT

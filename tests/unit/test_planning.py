@@ -37,7 +37,7 @@ from selfcorrect.planning.work import Update, assumed_lengths
 from selfcorrect.runs.checks import check_context, fitted
 from selfcorrect.samplers.transformers import TransformersSampler
 from selfcorrect.tasks import make_task
-from tests.support.plans import ONE_ROW, SMALL, recipe, unrehearsed
+from tests.support.plans import ONE_ROW, SMALL, of_one_layer, recipe, unrehearsed
 from tests.support.tiny import tiny_lm
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -152,8 +152,7 @@ def test_the_rehearsed_update_has_one_gradient_of_tied_tables(on_card: bool, spa
 
     def peak(*, in_place: bool) -> float:
         work = Update(1, 8, 4, 4, 0, 0, 2, packed=False, again=False, in_place=in_place)
-        lines = by_layers(costume, update(costume, work))
-        return highest({name: line.at(1) for name, line in lines.items()})
+        return highest(of_one_layer(costume, update(costume, work)))
 
     table = 4 * config.vocab_size * config.hidden_size
     assert peak(in_place=False) - peak(in_place=True) == pytest.approx(spared * table, rel=0.02)

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from selfcorrect.types import Attempt, Completion, Grade, Outcome, Problem, Rollout
 from tests.benchmarks.conftest import Script
 from tests.support.data import GSM8K, code_folder, write
+from tests.support.graders import put_in_place
 from tests.support.hf_model import save_qwen2
 
 
@@ -103,6 +104,7 @@ def test_what_a_base_model_writes_after_its_turn(script: Script, call_of: list[s
         return [Rollout(problem, (attempt, attempt)) for problem in unit.problems]
 
     with pytest.MonkeyPatch.context() as patch:
+        put_in_place(patch)
         patch.setattr(base.Evaluating, "_play", runs_on)
         more = ["--output", str(tmp_path / "out"), "--plain", "--correction", "Once more.", "--sets", "mbpp=2"]
         assert base.main([*call_of, *more]) == 0

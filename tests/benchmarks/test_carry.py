@@ -14,6 +14,7 @@ from packaging.requirements import Requirement
 
 from tests.benchmarks.conftest import ROOT, Script
 from tests.support.data import GSM8K, HUMANEVAL, MBPP
+from tests.support.graders import put_in_place
 from tests.support.hf_model import save_qwen2
 
 
@@ -45,6 +46,7 @@ def test_a_folder_to_carry(
     carry.main([*call, "--model", str(model), "--limit", "0.3"])
     assert {path.name for path in (to / "site").iterdir()} == {name.replace("-", "_") for name in carry.PACKAGES}
     assert {path.stem.rpartition("_")[2] for path in to.rglob("*.so")} == {"cuda130", "cpu"}
+    put_in_place(monkeypatch)
     run = script("benchmarks/real/run.py").main
     for task, folder in (("code", to / "data"), ("gsm8k", to / "data/gsm8k")):  # it finds them where they are put
         asked = ["--task", task, "--data", str(folder), "--output", str(tmp_path / task), "--minutes", "0", "--dry"]

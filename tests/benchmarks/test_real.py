@@ -21,6 +21,7 @@ from selfcorrect.tasks.countdown import Countdown, split_of
 from selfcorrect.types import Attempt, Completion, Grade, Outcome, Problem, Rollout
 from tests.benchmarks.conftest import Script
 from tests.support.data import code_folder
+from tests.support.graders import put_in_place
 from tests.support.hf_model import save_qwen2
 
 
@@ -108,7 +109,8 @@ def test_from_base_to_page(
     script: Script, model: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "out"
-    assert call(script, model, data, output, "--arms", "base,score,single_turn") == 0
+    few = ["--tokens", "6", "--eval-tokens", "6", "--problems", "2"]
+    assert call(script, model, data, output, *few, "--arms", "base,score,single_turn") == 0
     told = capsys.readouterr().out
     assert told.index("rows write") < told.index("s are left for 2 runs")  # what will fit, before and after the base
     summary = json.loads((output / "summary.json").read_text())
@@ -118,8 +120,8 @@ def test_from_base_to_page(
             (name, found["greedy"]["n"], found["repair"]["n"], found["sampled"]["n"], found["sampled"]["samples"])
             for name, found in sets.items()
         } == {
-            ("humaneval", 3, 3, 3, 2),
-            ("mbpp", 3, 3, 3, 2),
+            ("humaneval", 2, 2, 2, 2),
+            ("mbpp", 2, 2, 2, 2),
         }
     # The same updates and attempts for every arm, though one plays single attempts.
     assert {told["steps"] for told in summary["training"].values()} == {3}
@@ -144,7 +146,7 @@ def test_from_base_to_page(
     with tarfile.open(str(output) + ".tar.gz") as archive:
         archive.extractall(tmp_path, filter="data")
     (tmp_path / "real/texts/score-0.sampled.000.jsonl.gz").unlink()
-    assert call(script, model, data, tmp_path / "real", "--arms", "score,single_turn") == 0
+    assert call(script, model, data, tmp_path / "real", *few, "--arms", "score,single_turn") == 0
     assert "score-0: trained elsewhere, and not evaluated whole" in capsys.readouterr().out
     assert (tmp_path / "real/arms/score-0/metrics.jsonl").read_text() == "".join(f"{json.dumps(s)}\n" for s in steps)
     again = json.loads((tmp_path / "real/summary.json").read_text())["evaluations"]
@@ -309,7 +311,10 @@ def test_no_unit_starts_that_will_not_end(
     assert len(summed) == len(played)  # summed up after each
 
 
-def test_minutes_that_are_over_end_it_in_order(script: Script, model: Path, data: Path, tmp_path: Path) -> None:
+def test_minutes_that_are_over_end_it_in_order(
+    script: Script, model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_in_place(monkeypatch)
     output = tmp_path / "out"
     assert call(script, model, data, output, "--minutes", "0") == 0
     summary = json.loads((output / "summary.json").read_text())
@@ -336,7 +341,7 @@ def test_a_short_training_on_worked_examples(
     script("benchmarks/real/words.py").main([str(data), "--train", "16", "--test", "8"])
     warm_up, shown = script("benchmarks/real/warm_up.py"), list[Rollout]()
     worked = warm_up.worked
-    tiny = ["--steps", "12", "--batch", "8", "--rate", "0.02", "--precision", "float32"]
+    tiny = ["--steps", "8", "--batch", "8", "--rate", "0.02", "--precision", "float32"]
     call = ["--model", str(model), "--data", str(data), "--output", str(tmp_path / "out"), *tiny]
 
     def noted(*given: Any) -> Rollout:
@@ -363,7 +368,7 @@ def test_a_short_training_on_worked_examples(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(warm_up, "second", noted_second)
         again = ["--model", str(tmp_path / "out"), "--data", str(data), "--output", str(tmp_path / "both"), *tiny]
-        assert warm_up.main([*again, "--second", "9"]) == 0
+        assert warm_up.main([*again, "--steps", "1", "--second", "9"]) == 0
     record = json.loads((tmp_path / "both/warm_up.json").read_text())
     assert sum(record["first_attempts"].values()) == len(whole) == 9
     assert not {"grader_failed", "unreadable"} & set(record["first_attempts"])
@@ -391,8 +396,8 @@ def test_countdown_in_conversations(
     warm_up = script("benchmarks/real/warm_up_countdown.py")
     lm = load_model(ModelConfig(path=str(model), precision="float32"))
     task = Countdown(CountdownConfig(**script("benchmarks/real/settings.py").COUNTDOWN))
-    shown = list(islice(warm_up.conversations(0, warm_up.MIX, task, lm), 300))
-    assert len({each.problem.id for each in shown}) > 250
+    shown = list(islice(warm_up.conversations(0, warm_up.MIX, task, lm), 100))
+    assert len({each.problem.id for each in shown}) > 80
     said = set[str]()
     for each in shown:
         reference, (one, two) = each.problem.reference, each.attempts
@@ -408,7 +413,7 @@ def test_countdown_in_conversations(
         assert asked[: len(one.completion.token_ids)] == one.completion.token_ids
         assert lm.tokenizer.decode(asked).count(task.correction_prompt(each.problem)) == 1
     assert len(said) == 4
-    tiny = ["--steps", "12", "--batch", "8", "--rate", "0.02", "--precision", "float32"]
+    tiny = ["--steps", "8", "--batch", "8", "--rate", "0.02", "--precision", "float32"]
     call = ["--model", str(model), "--output", str(tmp_path / "base"), *tiny]
     assert warm_up.main(call) == 0
     losses = json.loads((tmp_path / "base/warm_up.json").read_text())["losses"]
@@ -455,6 +460,7 @@ def test_auto_is_settled_once_for_a_folder(
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     """Arms train as a run does, on packed rows where it can; a later call keeps to it, whatever memory is free by then."""
+    put_in_place(monkeypatch)
     monkeypatch.setattr("selfcorrect.models.sizing.WIDE", 0)
     trainer: Any = script("benchmarks/real/arms.py").Trainer
     step, seen = trainer.train_step, list[Any]()

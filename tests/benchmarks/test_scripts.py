@@ -33,8 +33,9 @@ def test_every_script_has_a_test() -> None:
 
 def test_the_example_runs(script: Script, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """The README points to it as the whole loop in one file."""
-    example = script("examples/minimal_score.py", "--steps1", "1", "--steps2", "1", "--problems", "8")
-    monkeypatch.setattr(example, "PROBLEMS", 4)
+    example = script("examples/minimal_score.py", "--steps1", "1", "--steps2", "1", "--problems", "4")
+    monkeypatch.setattr(example, "PROBLEMS", 2)
+    monkeypatch.setattr(example, "GROUP", 2)
     example.main()
     assert [line.split(":")[0] for line in capsys.readouterr().out.splitlines()] == [
         "greedy", "stage 1 step 1", "stage 2 step 2", "greedy",
@@ -78,7 +79,7 @@ def test_train_step_against_trl(script: Script, tmp_path: Path, tuning: str) -> 
     assert (trained[0] > 1e6) == (tuning == "full")
 
 
-@pytest.mark.parametrize(("side", "tuning"), [("selfcorrect", "full"), ("selfcorrect", "lora"), ("lean", "lora")])
+@pytest.mark.parametrize(("side", "tuning"), [("selfcorrect", "full"), ("lean", "lora")])
 def test_our_side_of_real_step(
     script: Script, side: str, tuning: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -146,6 +147,7 @@ def zipped(file: Path, rows: list[dict[str, Any]]) -> Path:
     return file
 
 
+@pytest.mark.nightly
 def test_grade_math(script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     labelled(tmp_path)
     monkeypatch.setenv("SELFCORRECT_DATA", str(tmp_path))
@@ -160,7 +162,7 @@ def test_our_sides_of_the_judge_benchmark(script: Script, tmp_path: Path, monkey
     humaneval(tmp_path)
     monkeypatch.setenv("SELFCORRECT_DATA", str(tmp_path))
     judge = script("benchmarks/judge.py")
-    assert [judge.ours(False, passes)["passed"] for passes in (1, 2)] == [4, 4]
+    assert judge.ours(False, 2)["passed"] == 4
     assert judge.turn("floor", loops=False)["rate"] > 0  # in a small process of its own
 
 
@@ -199,7 +201,8 @@ def test_baseline_variance(script: Script, tmp_path: Path) -> None:
 
 def test_demo_seeds(script: Script, tmp_path: Path) -> None:
     tiny = [
-        "stages.stage1.steps=1", "stages.stage2.steps=1", "evaluation.problems=8", "evaluation.every=null",
+        "stages.stage1.steps=1", "stages.stage2.steps=1", "evaluation.problems=4", "evaluation.every=null",
+        "evaluation.controls=false", "rollouts.rollouts_per_problem=2", "rollouts.max_new_tokens=8",
         "rollouts.problems_per_step=2", "threads=1",
     ]  # fmt: skip
     command = ["--seeds", "3", "--precisions", "float32", "--output", str(tmp_path / "runs")]

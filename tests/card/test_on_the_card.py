@@ -87,14 +87,14 @@ def ran(output: Path, model: Path, device: str, **changed: Any) -> tuple[list[di
 def test_the_same_steps_as_on_the_processor(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both stages in float32: static shapes, graphs, the reference and its KL, masks and gathers."""
     monkeypatch.setattr(Countdown, "grade", lucky_grade)
-    steps = [{"name": name, "objective": name, "steps": 2, "learning_rate": 0.003} for name in ("stage1", "stage2")]
+    steps = [{"name": name, "objective": name, "steps": 1, "learning_rate": 0.003} for name in ("stage1", "stage2")]
     few = {"stages": steps, "evaluation": {"problems": 1, "controls": False}, "checkpoint": {"every": 9}}
     (here, mine), (there, theirs) = (ran(tmp_path, model, device, **few) for device in ("cpu", "cuda"))
     for one, other in zip(here, there, strict=True):
         assert (one["rewards"], one["sampled_tokens"]) == (other["rewards"], other["sampled_tokens"])
         assert one["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-3)
         assert one["kl"] == pytest.approx(other["kl"], rel=1e-3, abs=1e-6)
-    assert sum(row["grad_norm"] > 0 for row in there) > 2
+    assert all(row["grad_norm"] > 0 for row in there)
     for name, weight in mine.items():
         torch.testing.assert_close(theirs[name], weight, rtol=1e-4, atol=1e-5)
 
@@ -102,8 +102,8 @@ def test_the_same_steps_as_on_the_processor(tmp_path: Path, model: Path, monkeyp
 def test_how_often_the_host_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Once in so many tokens, however many rows; and what is recorded plays what the processor samples."""
     lm: LanguageModel = tiny_lm("llama", "sdpa")
-    prompts = [(5, 6, 7 + row % 3) for row in range(12)]
-    asked = [SamplingParams(1.0, tokens, 3) for tokens in (33, 65)]
+    prompts = [(5, 6, 7 + row % 3) for row in range(5)]
+    asked = [SamplingParams(1.0, tokens, 3) for tokens in (17, 33)]
     alone = [TransformersSampler(lm, shapes=FIXED).sample(prompts, params) for params in asked]
     lm.model.to("cuda")
     lm.device = torch.device("cuda", 0)
@@ -115,5 +115,5 @@ def test_how_often_the_host_waits(monkeypatch: pytest.MonkeyPatch) -> None:
         assert [one.token_ids for one in found] == [one.token_ids for one in expected]
     assert sampler._graphs
     assert sampler._graphs._recorded
-    assert [max(len(one.token_ids) for one in done) for done in alone] == [33, 65]
-    assert waited[1] - waited[0] < 32 / 3, waited  # seven more; a wait a token would be 32
+    assert [max(len(one.token_ids) for one in done) for done in alone] == [17, 33]
+    assert waited[1] - waited[0] < 16 / 3, waited  # a wait a token would be 16

@@ -112,8 +112,7 @@ def worst_gap(objective: str, estimator: str, view: str) -> float:
     )
 
 
-@pytest.mark.parametrize("estimator", ["analytic", "k1"])
-@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize(("objective", "estimator"), zip(OBJECTIVES, ("analytic", "k1") * 4, strict=True))
 def test_the_update_of_an_adapter_is_exact(objective: str, estimator: str) -> None:
     assert worst_gap(objective, estimator, OFF) < TOLERANCE
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from selfcorrect.learning import losses
-from selfcorrect.learning.batching import make_batch
+from selfcorrect.learning.batching import Batch, make_batch
 from selfcorrect.learning.losses import TokenLoss, token_loss
 from selfcorrect.learning.objectives import advantages
 from selfcorrect.learning.vocabulary import KLEstimator
@@ -34,10 +34,9 @@ def sampler_of(name: str) -> Toy:
     return replace(toy, logits_CV=toy.logits_CV + 0.5 * shift_CV)
 
 
-def expected(
-    name: str, objective: str, estimator: KLEstimator, cap: float | None, loss: Callable[..., TokenLoss]
-) -> Tensor:
-    """By the code under test: groups of two, leave-one-out, each pair with the sampler's probability of it [C, V]."""
+@cache
+def sampled(name: str, objective: str) -> tuple[Batch, Tensor, Tensor]:
+    """Every pair of rollouts as make_batch makes it of them, leave-one-out; contexts [B, T]; the sampler's weight [B]."""
     toy, sampler = toy_named(name), sampler_of(name)
     rows, probability_B, rollouts = all_pairs(len(toy.paths_B)), sampler.probabilities_B(), toy.rollouts()
     credit = OBJECTIVES[objective].credit(toy.rewards_BA[rows])
@@ -49,12 +48,20 @@ def expected(
     context_BT = torch.tensor([[toy.contexts.get(tuple(row[:t]), foreign) for t in range(len(row))] for row in ids])
     table_CV = sampler.tempered(sampler.logits_CV)
     drawn_BT = table_CV[context_BT, batch.token_ids_BT.clamp(max=toy.vocabulary - 1)] * trained_BT
-    batch = replace(batch, sampler_logprobs_BT=drawn_BT)
-    logits_CV = toy.logits_CV.clone().requires_grad_()
-    policy = States(logits_CV[context_BT[trained_BT]], Head(torch.eye(toy.vocabulary, dtype=torch.float64)))
-    reference = States(toy.ref_logits_CV[context_BT[trained_BT]])
-    result = loss(policy, reference, batch, toy.temperature, estimator, cap)
     of_pair_B = probability_B[rows].reshape(-1, 2).prod(1).repeat_interleave(2) / 2
+    return replace(batch, sampler_logprobs_BT=drawn_BT), context_BT, of_pair_B
+
+
+def expected(
+    name: str, objective: str, estimator: KLEstimator, cap: float | None, loss: Callable[..., TokenLoss]
+) -> Tensor:
+    """By the code under test: groups of two, each pair with the sampler's probability of it [C, V]."""
+    toy, (batch, context_BT, of_pair_B) = toy_named(name), sampled(name, objective)
+    context_N = context_BT[batch.attempt_BT > 0]
+    logits_CV = toy.logits_CV.clone().requires_grad_()
+    policy = States(logits_CV[context_N], Head(torch.eye(toy.vocabulary, dtype=torch.float64)))
+    reference = States(toy.ref_logits_CV[context_N])
+    result = loss(policy, reference, batch, toy.temperature, estimator, cap)
     (gradient_CV,) = torch.autograd.grad((result.loss_B * of_pair_B).sum(), logits_CV)
     return -gradient_CV
 

@@ -6,13 +6,12 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from email.utils import formatdate
+from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
-
-pytest.importorskip("openai")
 
 from selfcorrect.config import CountdownConfig
 from selfcorrect.endpoints.journal import Journal
@@ -27,6 +26,7 @@ from selfcorrect.tasks.countdown import Countdown
 from selfcorrect.types import Grade, Outcome, Problem, Rollout, SamplingParams
 from tests.support.endpoint import Body, Raw, Server, chat, http, served
 
+pytestmark = pytest.mark.skipif(find_spec("openai") is None, reason="openai is not installed")
 KEY = "sk-test-0123456789abcdef"
 LIMIT = 20
 PARAMS = SamplingParams(0.0, LIMIT, 7)

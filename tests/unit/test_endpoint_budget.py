@@ -7,14 +7,12 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("openai")
-
 from selfcorrect.endpoints.budget import Budget, Spent
 from selfcorrect.endpoints.journal import Journal
 from selfcorrect.endpoints.settings import Endpoint
 from selfcorrect.errors import EndpointError
 from tests.support.endpoint import chat, served
-from tests.unit.test_endpoint import LIMIT, RIGHT, played, quick
+from tests.unit.test_endpoint import LIMIT, RIGHT, played, pytestmark, quick  # noqa: F401 - of this module too
 
 
 def test_the_larger_of_two_limits_is_held_back(tmp_path: Path) -> None:

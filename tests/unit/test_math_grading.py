@@ -24,14 +24,16 @@ STUCK = r"\boxed{9^{9^{9^9}}}"
 
 @pytest.fixture(scope="module")
 def grader() -> Iterator[MathGrader]:
-    with MathGrader(workers=1, seconds=2.0) as shared:
+    with MathGrader(workers=1, seconds=5.0) as shared:
         yield shared
 
 
 @pytest.fixture(scope="module")
-def slow() -> Iterator[MathGrader]:
-    with MathGrader(workers=1, seconds=5.0, fast=False) as shared:
-        yield shared
+def slow(grader: MathGrader) -> MathGrader:
+    """With the same worker, which takes a second to start."""
+    shared = MathGrader(workers=1, fast=False)
+    shared._pool = grader._pool
+    return shared
 
 
 SAME = [
@@ -207,8 +209,8 @@ def test_equal_answers_have_equal_forms(grader: MathGrader) -> None:
     assert planes[0].answer != planes[1].answer
 
 
+ENDLESS = [r"\boxed{9^{9^{9^9}}-x}", r"\boxed{(10^{10^{8}})!}", r"\boxed{\sum_{k=1}^{10^{12}} \frac{1}{k^k}}"]
 HOSTILE = [
-    STUCK, r"\boxed{9^{9^{9^9}}-x}", r"\boxed{(10^{10^{8}})!}", r"\boxed{\sum_{k=1}^{10^{12}} \frac{1}{k^k}}",
     r"\boxed{" + "(" * 29 + "x" + ")" * 29 + "}", r"\boxed{" + "{" * 400 + "x" + "}" * 400 + "}",
     r"\boxed{" + "x" * 1_000_000 + "}", "x" * 1_000_000 + r"\boxed{5}", "\\" * 1_000_000, r"\boxed{" * 100_000,
     r"\boxed{" + r"\frac{1}{" * 14 + "x" + "}" * 14 + "}", "\\boxed{5}\x00", "\\boxed{\x005\ud800}", "\ud800\udfff" * 99,
@@ -216,15 +218,17 @@ HOSTILE = [
 ]  # fmt: skip
 
 
-def test_hostile_texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("more", [[], pytest.param(ENDLESS, marks=pytest.mark.nightly)], ids=["day", "night"])
+def test_hostile_texts(more: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with MathGrader(workers=2, seconds=0.3) as short:
-        grades = short.grade([(text, gold) for gold in (NEEDS_WORKER, "5") for text in HOSTILE])
+    texts = [*HOSTILE, *more, STUCK]
+    with MathGrader(workers=1, seconds=0.3) as short:
+        grades = short.grade([(text, gold) for gold in (NEEDS_WORKER, "5") for text in texts])
     allowed = {RIGHT, WRONG, NONE, Outcome.TIMEOUT}
     assert {grade.outcome for grade in grades} <= allowed
-    assert grades[0].outcome is Outcome.TIMEOUT
-    assert grades[len(HOSTILE)].outcome is WRONG  # a number is wanted: nothing to work out
-    assert [text[-20:] for text, grade in zip(HOSTILE * 2, grades, strict=True) if grade.correct] == [
+    assert grades[len(texts) - 1].outcome is Outcome.TIMEOUT
+    assert grades[-1].outcome is WRONG  # a number is wanted: nothing to work out
+    assert [text[-20:] for text, grade in zip(texts * 2, grades, strict=True) if grade.correct] == [
         ("x" * 20 + r"\boxed{5}")[-20:],
         "\\boxed{5}\x00",
     ]
@@ -242,11 +246,30 @@ def test_long_answers_are_refused_before_they_are_searched(grader: MathGrader) -
     assert not any(len(key.answer) > 1000 for key in grader._cache)
 
 
-def test_a_stuck_worker_costs_one_limit_and_order_is_kept() -> None:
+STUB = """
+import os, sys
+sys.path[:] = {path!r}
+from selfcorrect.grading import math_worker as worker
+def judge(job):
+    DEED
+    root, _, added = job["given"].rpartition("}}}}")
+    return dict(same=bool(root) and eval(added or "0") == 0)
+real, worker.judge, worker.slow_scalar = worker.judge, judge, lambda *_, **__: True
+worker.main({parent})
+"""
+
+
+def stub(patch: pytest.MonkeyPatch, deed: str = "pass") -> None:
+    """Workers that need no sympy, which takes a second to import: NEEDS_WORKER with nothing added is the same."""
+    patch.setattr(math_pool, "_RUN", STUB.replace("DEED", deed))
+
+
+def test_a_stuck_worker_costs_one_limit_and_order_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    stub(monkeypatch, 'while "9^" in job["given"]: pass')
     answers = [(rf"\boxed{{\sqrt{{x+\sqrt{{3}}}}+{n}-{n % 3}}}", NEEDS_WORKER) for n in range(6)]
     answers.insert(2, (STUCK, NEEDS_WORKER))
     start = time.monotonic()
-    with MathGrader(workers=1, seconds=1.0) as grader:
+    with MathGrader(workers=2, seconds=0.3) as grader:
         outcomes = [grade.outcome for grade in grader.grade(answers)]
         again = grader.grade([(STUCK, NEEDS_WORKER)])[0]  # remembered: the limit is not paid twice
     assert outcomes == [RIGHT, RIGHT, Outcome.TIMEOUT, RIGHT, WRONG, WRONG, WRONG]
@@ -254,43 +277,28 @@ def test_a_stuck_worker_costs_one_limit_and_order_is_kept() -> None:
     assert time.monotonic() - start < 60
 
 
-BROKEN = """
-import os, sys
-sys.path[:] = {path!r}
-from selfcorrect.grading import math_worker as worker
-real = worker.judge
-def judge(job):
-    if "7" in job["given"] or ("8" in job["given"] and not os.path.exists(MARK)):
-        open(MARK, "w").close()
-        os._exit(3)
-    return real(job)
-worker.judge = judge
-worker._confine = lambda parent: None
-worker.main({parent})
-"""
-
-
 def test_a_crashed_worker_costs_one_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An answer under which workers die twice is out of limits: it must not leave the loss. After one death it is graded."""
-    monkeypatch.setattr(math_pool, "_RUN", BROKEN.replace("MARK", repr(str(tmp_path / "mark"))))
-    answers = [(rf"\boxed{{\sqrt{{x+\sqrt{{3}}}}+{n}}}", NEEDS_WORKER) for n in (1, 8, 7, 2)]
+    mark = repr(str(tmp_path / "mark"))
+    dies = f'"7" in job["given"] or ("8" in job["given"] and not os.path.exists({mark}))'
+    stub(monkeypatch, f'if {dies}: open({mark}, "w").close(); os._exit(3)')
+    answers = [(rf"\boxed{{\sqrt{{x+\sqrt{{3}}}}+{n}}}", NEEDS_WORKER) for n in (1, 8, 7, 2, 0)]
     with MathGrader(workers=1) as grader:
-        grades = grader.grade([*answers, (r"\boxed{\sqrt{\sqrt{3}+x}}", NEEDS_WORKER)])
+        grades = grader.grade(answers)
     assert [grade.outcome for grade in grades] == [WRONG, WRONG, Outcome.TIMEOUT, WRONG, RIGHT]
     assert "ended its worker twice" in grades[2].detail
 
 
 def test_workers_that_end_under_any_answer_are_told_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(math_pool, "_RUN", BROKEN.replace("MARK", "'/dev/null'").replace('"7" in job["given"]', "True"))
+    stub(monkeypatch, "os._exit(3)")
     with MathGrader(workers=1) as grader:
         (grade,) = grader.grade([(r"\boxed{\sqrt{x}}", NEEDS_WORKER)])
     assert grade.outcome is Outcome.GRADER_FAILED
     assert "died twice" in grade.detail
 
 
-@pytest.mark.parametrize("code", ["raise SystemExit(1)", BROKEN.replace("worker.main({parent})", "sys.exit(2)")])
-def test_workers_that_cannot_start(code: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(math_pool, "_RUN", code)
+def test_workers_that_cannot_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(math_pool, "_RUN", "raise SystemExit(1)")
     with MathGrader(workers=2) as grader:
         grades = grader.grade([(r"\boxed{\sqrt{x}}", NEEDS_WORKER), (r"\boxed{5}", "5")])
     assert [grade.outcome for grade in grades] == [Outcome.GRADER_FAILED, RIGHT]
@@ -308,8 +316,7 @@ def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """An answer that uses up the worker's memory is out of limits, as one that uses up its time."""
-    greedy = "from selfcorrect.grading import math_worker; math_worker.compare = lambda *_: bytearray(1 << 50); "
-    monkeypatch.setattr(math_pool, "_RUN", math_pool._RUN.replace("from selfcorrect", greedy + "from selfcorrect"))
+    stub(monkeypatch, "worker.compare = lambda *_: bytearray(3 << 30); return real(job)")
     with MathGrader(workers=1) as grader:
         grade = grader.grade([(r"\boxed{\sqrt{x}}", NEEDS_WORKER)])[0]
     assert grade.outcome is Outcome.TIMEOUT
@@ -318,6 +325,7 @@ def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_killed_and_recycled_workers_are_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(math_pool, "RECYCLE", 2)
+    stub(monkeypatch)
     answers = [(rf"\boxed{{\sqrt{{x+\sqrt{{3}}}}+{n}}}", NEEDS_WORKER) for n in range(6)]
     expected = [RIGHT] + [WRONG] * 4
     with MathGrader(workers=1) as grader:
@@ -331,6 +339,7 @@ def test_killed_and_recycled_workers_are_replaced(monkeypatch: pytest.MonkeyPatc
 def test_workers_know_nothing_of_the_trainer(monkeypatch: pytest.MonkeyPatch) -> None:
     """A fresh interpreter: no secret in its environment, no module of the trainer; the fast path starts none."""
     monkeypatch.setenv("HF_TOKEN", "secret")
+    stub(monkeypatch)
     with MathGrader(workers=1) as grader:
         grader.grade([(r"\boxed{1/2}", "0.5")])
         assert grader._pool.workers == []
@@ -347,9 +356,12 @@ def test_workers_know_nothing_of_the_trainer(monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the worker asks Linux to be told of its parent's death")
 def test_workers_end_with_a_killed_parent() -> None:
+    stuck = STUB.replace("DEED", "while True: pass")
     code = f"""
 import threading, time
+from selfcorrect.grading import math_pool
 from selfcorrect.grading.math import MathGrader
+math_pool._RUN = {stuck!r}
 grader = MathGrader(workers=1, seconds=60)
 threading.Thread(target=grader.grade, args=([({STUCK!r}, {NEEDS_WORKER!r})],), daemon=True).start()
 while not grader._pool.workers or grader._pool.workers[0].job is None:
@@ -371,7 +383,8 @@ time.sleep(60)
 
 
 def test_verdicts_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
-    pair = (r"\boxed{\sqrt{\sqrt{3}+x}}", NEEDS_WORKER)
+    stub(monkeypatch)
+    pair = (r"\boxed{\sqrt{x+\sqrt{3}}+0}", NEEDS_WORKER)
     with MathGrader(workers=1) as grader:
         first = grader.grade([pair, pair])
         monkeypatch.setattr(grader._pool, "run", lambda jobs: pytest.fail("asked again"))
@@ -411,24 +424,22 @@ def test_any_text_in_a_worker(slow: MathGrader, given: str, gold: str) -> None:
     assert grade.outcome in {WRONG, NONE, Outcome.TIMEOUT}
 
 
-@pytest.mark.parametrize(
-    ("gold", "given", "right"),
-    [
-        ("6", r"6\text{ millions}", False), ("6", "6 halves", False), ("6", r"6\text{ negative}", False), ("6", "6M", False),
-        ("6", r"6\text{ e5}", False), ("6", r"6\text{ apples}", True), ("5", r"5\text{ cm}", True),
-        (r"440\text{ cm}^2", r"440\text{ cm}^3", False), (r"440\text{ cm}^2", r"440\text{ cm}^2", True),
-        (r"440\text{ square feet}", r"440\text{ cubic feet}", False), (r"440\text{ cm}^2", "440", True),
-        ("-221_3", "-221_7", False), ("-221_3", "-221_3", True),
-        (r"8\text{ a.m.}", r"8\text{ p.m.}", False), (r"8\text{ a.m.}", r"8\text{ a.m.}", True),
-        ("1,2,3", "1,2,3,...", False), ("1,2,3", r"1,2,3,\ldots", False), ("1,2,3", "1,2,3.", True),
-        ("n", "{n}", True), (r"-\frac12", r"{-\frac12}", True), ("{1}", "1", True), (r"\{1,2\}", r"\{2,1\}", True),
-        (r"\$1.05", r"\$1.05.", True),
-    ],
-)  # fmt: skip
-def test_units_bases_lists_and_braces(gold: str, given: str, right: bool) -> None:
-    with MathGrader(workers=1) as one:
-        [grade] = one.grade([(rf"Final answer: \boxed{{{given}}}", gold)])
-    assert grade.correct is right, grade
+DECLARED = [
+    ("6", r"6\text{ millions}", False), ("6", "6 halves", False), ("6", r"6\text{ negative}", False), ("6", "6M", False),
+    ("6", r"6\text{ e5}", False), ("6", r"6\text{ apples}", True), ("5", r"5\text{ cm}", True),
+    (r"440\text{ cm}^2", r"440\text{ cm}^3", False), (r"440\text{ cm}^2", r"440\text{ cm}^2", True),
+    (r"440\text{ square feet}", r"440\text{ cubic feet}", False), (r"440\text{ cm}^2", "440", True),
+    ("-221_3", "-221_7", False), ("-221_3", "-221_3", True),
+    (r"8\text{ a.m.}", r"8\text{ p.m.}", False), (r"8\text{ a.m.}", r"8\text{ a.m.}", True),
+    ("1,2,3", "1,2,3,...", False), ("1,2,3", r"1,2,3,\ldots", False), ("1,2,3", "1,2,3.", True),
+    ("n", "{n}", True), (r"-\frac12", r"{-\frac12}", True), ("{1}", "1", True), (r"\{1,2\}", r"\{2,1\}", True),
+    (r"\$1.05", r"\$1.05.", True),
+]  # fmt: skip
+
+
+def test_units_bases_lists_and_braces(grader: MathGrader) -> None:
+    grades = grader.grade([(rf"Final answer: \boxed{{{given}}}", gold) for gold, given, _ in DECLARED])
+    assert [row for row, grade in zip(DECLARED, grades, strict=True) if grade.correct is not row[2]] == []
 
 
 def test_workers_are_no_more_than_the_cores_that_are_ours(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -216,6 +216,7 @@ def test_folders_and_files_that_do_not_fit(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not (PUBLIC / "math").is_dir(), reason=f"no public data at {PUBLIC}")
+@pytest.mark.nightly
 def test_the_public_sets_whole() -> None:
     """Counts, and the quirks that the data's README names, by id."""
     task = task_of(data=PUBLIC / "math")

@@ -4,7 +4,6 @@ import math
 import random
 
 import pytest
-from scipy.stats import binomtest
 
 from selfcorrect.evaluation.averages import summary_over
 from selfcorrect.evaluation.metrics import Estimate, difference_of, share, summarize
@@ -19,6 +18,8 @@ Z = 1.959963984540054
 
 @pytest.mark.parametrize(("hits", "n"), [(0, 1), (1, 1), (0, 7), (7, 7), (3, 10), (1, 2000), (1999, 2000), (617, 1319)])
 def test_share_is_wilson(hits: int, n: int) -> None:
+    from scipy.stats import binomtest
+
     reference = binomtest(hits, n).proportion_ci(confidence_level=0.95, method="wilson")
     found = share(hits, n)
     assert found.value == hits / n

@@ -15,10 +15,10 @@ from selfcorrect.planning import memory, rehearsal
 from selfcorrect.planning.casts import CardsCasts
 from selfcorrect.planning.hardware import CARDS
 from selfcorrect.planning.plan import Devices, make_plan
-from selfcorrect.planning.rehearsal import Costume, by_layers, sampling, update
+from selfcorrect.planning.rehearsal import Costume, sampling, update
 from selfcorrect.planning.spec import Spec
 from selfcorrect.planning.work import Sampling, Update
-from tests.support.plans import ONE_ROW, SMALL, recipe
+from tests.support.plans import ONE_ROW, SMALL, of_one_layer, recipe, unrehearsed
 from tests.support.tiny import tiny_lm
 
 BFLOAT = torch.bfloat16
@@ -47,11 +47,10 @@ def test_autocast_of_a_card_widens_what_a_processors_does_not() -> None:
 def test_a_rehearsed_step_has_the_casts_that_sampling_lends() -> None:
     """It makes none of its own: the head's alone would be 6.1 MiB."""
     work = Sampling(8, 256, 8, 20)
-    kept, lent = (by_layers(one, sampling(one, work)) for one in (costume(weights=BFLOAT), costume()))
-    for name in ("prefill", "step"):
-        assert lent[name].at(1) == pytest.approx(kept[name].at(1), rel=0.05)
-    greedy = by_layers(costume(), sampling(costume(), replace(work, greedy=True)))
-    assert lent["step"].at(1) - greedy["step"].at(1) == pytest.approx(8 * 50_000 * 4, rel=0.05)  # the shares
+    kept, lent = (of_one_layer(one, sampling(one, work)) for one in (costume(weights=BFLOAT), costume()))
+    assert lent == pytest.approx(kept, rel=0.05)
+    greedy = of_one_layer(costume(), sampling(costume(), replace(work, greedy=True)))
+    assert lent["step"] - greedy["step"] == pytest.approx(8 * 50_000 * 4, rel=0.05)  # the shares
 
 
 def test_a_cards_products_are_added_up_without_casts() -> None:
@@ -59,8 +58,7 @@ def test_a_cards_products_are_added_up_without_casts() -> None:
     work = Update(2, 9, 8, 16, 0, 0, 2, packed=False, again=False, in_place=True)
     peaks = []
     for one in (costume(), costume(on_card=False)):
-        lines = by_layers(one, update(one, work))
-        peaks.append({name: line.at(1) for name, line in lines.items()}["peak 1"])
+        peaks.append(of_one_layer(one, update(one, work))["peak 1"])
     assert peaks[1] - peaks[0] > 4 * 64 * (1 << 13) / 2
 
 
@@ -74,6 +72,7 @@ def test_a_rehearsal_lets_others_train() -> None:
 
 def test_what_sampling_leaves_on_a_card_is_there_in_the_update(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lanes and graphs of a step; those of a far wider evaluation are let go of, and are a phase of their own."""
+    unrehearsed(monkeypatch)
     rollouts = {"problems_per_step": 2, "rollouts_per_problem": 2, "rows_at_once": 64}
     config = recipe(rollouts=rollouts, optimizer=ONE_ROW["optimizer"], evaluation={"problems": 40})
 

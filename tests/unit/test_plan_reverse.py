@@ -24,7 +24,7 @@ from selfcorrect.planning.settled import static
 from selfcorrect.planning.spec import described
 from selfcorrect.planning.work import assumed_lengths
 from selfcorrect.waiting import cores
-from tests.support.plans import ONE_ROW
+from tests.support.plans import ONE_ROW, unrehearsed
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 SMALL = ("model.path=HuggingFaceTB/SmolLM2-135M", "rollouts.rows_at_once=8", "rollouts.problems_per_step=8",
@@ -65,7 +65,8 @@ def test_the_longest_attempt_fits_and_the_next_does_not() -> None:
     assert [planned(*SHORT, f"rollouts.max_new_tokens={limit}").fits for limit in longer] == [True, False]
 
 
-def test_of_a_card_that_is_not_in_the_table_memory_is_planned() -> None:
+def test_of_a_card_that_is_not_in_the_table_memory_is_planned(monkeypatch: pytest.MonkeyPatch) -> None:
+    unrehearsed(monkeypatch)
     config = shipped("countdown", *SMALL, *SHORT)
     other, known = (make_plan(config, Devices(card)) for card in (card_named("Tesla T4", 79.1), CARDS["h100"]))
     assert (other.memory, other.pace) == (known.memory, None)
@@ -79,13 +80,15 @@ def test_the_usual_card_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().err == "for an h100; --gpu names another card, or cpu for this machine's processor\n"
 
 
-def test_there_is_no_reverse_where_nothing_fits() -> None:
+def test_there_is_no_reverse_where_nothing_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    unrehearsed(monkeypatch)
     assert planning._most(lambda rows: 0.0, 1.0, 0) == 0  # a model that reads less than 64 tokens
     made = replace(planned(*SHORT), devices=Devices(replace(CARD, gib=1.0)))
     assert largest_micro_batch(made) == longest_attempt(made) == 0
 
 
 def test_a_longer_attempt_has_to_fit_on_the_server_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    unrehearsed(monkeypatch)
     made = planned(*SHORT)
     monkeypatch.setattr(Plan, "server", 2 * CARD.bytes)
     assert longest_attempt(made) == 0
@@ -142,8 +145,9 @@ def test_sync_gathers_a_copy_for_an_engine_and_for_a_server(weights: str) -> Non
     assert served[:2] == pytest.approx((width * 3 / 4 + 2, width + 2))  # into the memory, cast, and out of it
 
 
-def test_copies_of_shards_gather_within_a_machine_and_sum_between_machines() -> None:
+def test_copies_of_shards_gather_within_a_machine_and_sum_between_machines(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of every weight four bytes pass each way between copies, a shard by each device; all else stays in a machine."""
+    unrehearsed(monkeypatch)
     config = big(model={"path": "Qwen/Qwen2.5-7B"}, **ONE_ROW)
     card, sent, held, rates = CARDS["h100"], list[tuple[float, float]](), list[Static](), list[float]()
     for parallel, nodes in (("hsdp", 2), ("fsdp2", 1), ("fsdp2", 2), ("ddp", 2)):
@@ -199,14 +203,16 @@ LAB = {"name": "countdown", "max_number": 100, "limit": 200, "prompt": "{numbers
 def test_what_the_heap_holds_beyond_what_is_alive_hangs_on_how_the_process_began(
     monkeypatch: pytest.MonkeyPatch, whole: bool, given: bool, share: float
 ) -> None:
+    unrehearsed(monkeypatch)
     monkeypatch.setattr("selfcorrect.planning.memory.is_whole", lambda: whole)
     monkeypatch.setattr("selfcorrect.planning.memory.gives_back", lambda: given)
     told, _ = rests(big(model={"path": "lab"}, task=LAB, **ONE_ROW), Devices(None))
     assert told["allocator_slack_share"] == share
 
 
-def test_a_plan_tells_the_numbers_that_it_rests_on() -> None:
+def test_a_plan_tells_the_numbers_that_it_rests_on(monkeypatch: pytest.MonkeyPatch) -> None:
     """Those that it used, and no others; the same in lines and in JSON."""
+    unrehearsed(monkeypatch)
     small: dict[str, Any] = {
         "rollouts": {"max_new_tokens": 16, "problems_per_step": 2, "rollouts_per_problem": 2, "rows_at_once": 4},
         "task": LAB,

@@ -9,7 +9,7 @@ import torch
 from transformers import LlamaConfig
 
 from selfcorrect.models import products
-from selfcorrect.planning import cpu, rehearsal
+from selfcorrect.planning import cpu, plan, rehearsal
 from selfcorrect.planning.plan import Devices, make_plan
 from selfcorrect.planning.rehearsal import Line
 from selfcorrect.planning.settled import dressed
@@ -17,7 +17,26 @@ from selfcorrect.planning.spec import Spec
 from selfcorrect.planning.work import assumed_lengths, step_of, update_of
 from selfcorrect.samplers.prepacked import LEAST_ADAPTED
 from selfcorrect.waiting import cores
-from tests.support.plans import SMALL, recipe
+from tests.support.plans import ONE_ROW, SMALL, recipe
+
+
+def made_up(patch: pytest.MonkeyPatch) -> list[int]:
+    """Each part takes a second, prompts a thousand; no memory is rehearsed. Fills with the threads of each timing."""
+    parts, threads = ("step", "step one row", "prefill", "lay out", "rollouts' passes", "optimiser"), list[int]()
+
+    def timed(*given: Any) -> dict[str, Line]:
+        threads.append(given[-1])
+        return {part: Line(1.0, 0.0) for part in parts} | {"prompts' passes": Line(1000.0, 0.0)}
+
+    patch.setattr(cpu, "_timings", timed)
+    patch.setattr(plan, "memory", lambda *_: None)
+    return threads
+
+
+def once_each(patch: pytest.MonkeyPatch) -> None:
+    """No piece is timed again for the sake of its seconds."""
+    patch.setattr(cpu, "_LEAST", 0.0)
+    patch.setattr(cpu, "_LONG", 1e-9)
 
 
 def test_what_each_process_does_for_itself_counts_once_each(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -25,14 +44,10 @@ def test_what_each_process_does_for_itself_counts_once_each(monkeypatch: pytest.
 
     Prompts that rows share, of a thousand seconds here, count once each too, and not once a micro-batch.
     """
-    parts, threads = ("step", "step one row", "prefill", "lay out", "rollouts' passes", "optimiser"), list[int]()
+    threads = made_up(monkeypatch)
 
-    def timed(*given: Any) -> dict[str, Line]:
-        threads.append(given[-1])
-        return {part: Line(1.0, 0.0) for part in parts} | {"prompts' passes": Line(1000.0, 0.0)}
-
-    monkeypatch.setattr(cpu, "_timings", timed)
-    config, before = recipe(optimizer={"micro_batch": 1}, rollouts={"problems_per_step": 4}), torch.get_num_threads()
+    before = torch.get_num_threads()
+    config = recipe(optimizer=ONE_ROW["optimizer"], rollouts={"problems_per_step": 4, "rows_at_once": 512})
     kinds = ((1, "ddp"), (2, "ddp"), (2, "fsdp2"))
     paces = [make_plan(config, Devices(None, gpus, parallel=parallel)).pace for gpus, parallel in kinds]
     one, ddp, fsdp2 = (pace.seconds for pace in paces if pace)
@@ -59,6 +74,7 @@ def test_decoding_is_timed_with_adapters_as_it_multiplies_with_them(
     config = LlamaConfig(**SMALL | {"hidden_size": 256, "intermediate_size": 512})
     changed = recipe(model={"path": "lab", "tuning": "lora", "precision": "float32", "sampling_copies": copies})
     lm = rehearsal.stand_in(dressed(changed, Spec("lab", config), None).costume, 1)
+    once_each(monkeypatch)
     monkeypatch.setattr(rehearsal._Adapted, "forward", noted)
     cpu._sampling(lm, 2, 4, 1)
     whole = copies and products.works(torch.float32)
@@ -77,14 +93,19 @@ def test_models_that_were_timed_are_let_go_of(monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(cpu, "_of_layers", noted)
     cpu._timings.cache_clear()
-    make_plan(recipe(rollouts={"problems_per_step": 1, "rollouts_per_problem": 2, "max_new_tokens": 16}), Devices(None))
+    once_each(monkeypatch)
+    monkeypatch.setattr(plan, "memory", lambda *_: None)
+    few = {"problems_per_step": 1, "rollouts_per_problem": 2, "max_new_tokens": 16, "rows_at_once": 2}
+    make_plan(recipe(rollouts=few, optimizer=ONE_ROW["optimizer"]), Devices(None))
     assert [layers for layers, _ in timed] == [1, 5]  # all that the lab's model has
     assert not any(model() for _, model in timed)
 
 
-def test_seconds_are_of_micro_batches_as_full_as_they_are_and_of_all_processes() -> None:
+def test_seconds_are_of_micro_batches_as_full_as_they_are_and_of_all_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a processor: packed rows fill the room of the longest; what several processes do is one processor's work."""
-    config = recipe(optimizer={"micro_batch": 4, "padding_free": True}, rollouts={"problems_per_step": 4})
+    made_up(monkeypatch)
+    optimizer = ONE_ROW["optimizer"] | {"micro_batch": 4, "padding_free": True}
+    config = recipe(optimizer=optimizer, rollouts={"problems_per_step": 4, "rows_at_once": 512})
     lengths = replace(assumed_lengths(config), prompt=20.0, longest=40.0, turn=10.0, attempt=30.0, limit=80)
     step = step_of(config, lengths)
     rows = [update_of(config, step, True, 1, in_place=True, longest=longest).rows for longest in (True, False)]

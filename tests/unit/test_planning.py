@@ -37,7 +37,7 @@ from selfcorrect.planning.work import Update, assumed_lengths
 from selfcorrect.runs.checks import check_context, fitted
 from selfcorrect.samplers.transformers import TransformersSampler
 from selfcorrect.tasks import make_task
-from tests.support.plans import ONE_ROW, SMALL, recipe
+from tests.support.plans import ONE_ROW, SMALL, of_one_layer, recipe, unrehearsed
 from tests.support.tiny import tiny_lm
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -101,7 +101,7 @@ def deep_lm(architecture: str) -> Any:
         ("llama", True, False, 4),
         pytest.param("llama", False, False, 8, marks=pytest.mark.nightly),
         pytest.param("qwen2", True, True, 2, marks=pytest.mark.nightly),
-        ("gemma3", False, True, 4),
+        pytest.param("gemma3", False, True, 4, marks=pytest.mark.nightly),
     ],
 )
 def test_the_rehearsed_update_takes_what_the_real_one_takes(
@@ -152,14 +152,15 @@ def test_the_rehearsed_update_has_one_gradient_of_tied_tables(on_card: bool, spa
 
     def peak(*, in_place: bool) -> float:
         work = Update(1, 8, 4, 4, 0, 0, 2, packed=False, again=False, in_place=in_place)
-        lines = by_layers(costume, update(costume, work))
-        return highest({name: line.at(1) for name, line in lines.items()})
+        return highest(of_one_layer(costume, update(costume, work)))
 
     table = 4 * config.vocab_size * config.hidden_size
     assert peak(in_place=False) - peak(in_place=True) == pytest.approx(spared * table, rel=0.02)
 
 
 def test_a_process_that_gives_memory_back_holds_less(monkeypatch: pytest.MonkeyPatch) -> None:
+    unrehearsed(monkeypatch)
+
     def held(**environment: str) -> float:
         for name in SET_BY_USER:
             monkeypatch.delenv(name, raising=False)
@@ -375,8 +376,10 @@ def test_a_plan_shares_and_packs_where_a_run_would(config: Any, attention: str) 
     ],
 )  # fmt: skip
 def test_a_model_that_cannot_be_planned_is_told_in_a_line(
-    told: dict[str, Any], gpu: str, why: str, tmp_path: Path
+    told: dict[str, Any], gpu: str, why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    if gpu == "cpu":
+        unrehearsed(monkeypatch)
     (tmp_path / "config.json").write_text(json.dumps(told | {"vocab_size": 300}))
     config = recipe(model={"path": str(tmp_path)})
     with pytest.raises(ModelError, match=rf"^model\.path[^\n]*: no plan [^\n]*{why}[^\n]*$"):
@@ -440,7 +443,8 @@ def test_the_measured_peak_is_not_the_parents() -> None:
     assert 0 < float(done.stdout) < len(held)
 
 
-def test_an_engine_in_each_process_is_counted_beside_the_whole_copy() -> None:
+def test_an_engine_in_each_process_is_counted_beside_the_whole_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+    unrehearsed(monkeypatch)
     plans = [
         make_plan(recipe(**about), devices_for(recipe(**about), "h100", 4), timed=False)
         for about in (

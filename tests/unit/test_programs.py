@@ -285,7 +285,7 @@ LONG = ["`", f"{T}\n", f'{T}python\n"""\n', f"\\'''\n{T}\n", f"> {T}\n", "- ", f
 @pytest.mark.parametrize("piece", LONG)
 def test_long_texts_are_read_in_linear_time(piece: str) -> None:
     """With quadratic time this would not end."""
-    long = piece * (60_000 // len(piece))
+    long = piece * (30_000 // len(piece))
     complete_function(PROMPT, "f", extract_program(f"{T}python\n{long}", names={"f"}, body=True))
     extract_program(long, names={"f"})
 

@@ -20,6 +20,7 @@ from selfcorrect.types import Grade, Outcome, SamplingParams
 from tests.run.conftest import Listener
 from tests.run.test_kept import Heard
 from tests.support.data import HUMANEVAL, math_folder, write
+from tests.support.graders import put_in_place
 
 STAGE = {"name": "s", "objective": "stage2", "steps": 1, "learning_rate": 1.0}
 
@@ -214,7 +215,7 @@ def test_bad_rows_are_refused_before_anything_is_graded(tmp_path: Path, line: st
 
 
 def test_hostile_texts_are_graded_like_any_other(tmp_path: Path) -> None:
-    texts = ["\0", "\ud800 \\boxed{1}", "x" * 3_000_000, "\\boxed{" * 50_000, "", boxed(1)]
+    texts = ["\0", "\ud800 \\boxed{1}", "x" * 300_000, "\\boxed{" * 50_000, "", boxed(1)]
     file = write(tmp_path / "texts.jsonl", [{"gold": "1", "response": text} for text in texts])
     summary, _ = selfcorrect.grade(file, "math")
     assert summary.n == len(texts)
@@ -336,8 +337,12 @@ CODE = [{"tests": f"assert f({n}) == {n}"} for n in range(3)]
         ("code", [{"task_id": "same", **row} for row in CODE]),
     ],
 )
-def test_rows_of_one_problem_are_its_samples(task: str, problems: list[dict[str, str]], tmp_path: Path) -> None:
+def test_rows_of_one_problem_are_its_samples(
+    task: str, problems: list[dict[str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Wherever they stand in the file, whose order the verdicts keep."""
+    if task == "code":
+        put_in_place(monkeypatch)
     right = {"math": boxed(1), "code": "```python\ndef f(x): return x\n```"}[task]
     rows = [{**row, "attempts": [text, text]} for text in (right, "?") for row in problems]
     rows.insert(1, rows.pop())

@@ -2,19 +2,22 @@
 
 import numpy as np
 import pytest
-from scipy import stats
 
 from selfcorrect.evaluation.resampling import bootstrap, draws, mcnemar, mean_over_seeds, ratio, weighted_mean
 
 
 @pytest.mark.parametrize(("up", "down"), [(0, 0), (1, 0), (5, 5), (3, 12), (40, 22), (700, 900)])
 def test_mcnemar_is_the_exact_binomial_test(up: int, down: int) -> None:
+    from scipy import stats
+
     expected = stats.binomtest(up, up + down).pvalue if up + down else 1.0
     assert mcnemar(up, down) == pytest.approx(expected, rel=1e-9)
     assert mcnemar(up, down) == mcnemar(down, up)
 
 
 def test_bootstrap_of_a_mean_and_of_a_ratio() -> None:
+    from scipy import stats
+
     rng = np.random.default_rng(3)
     top_P = (rng.random(400) < 0.2).astype(float)
     bottom_P = np.maximum(top_P, (rng.random(400) < 0.5).astype(float))

@@ -16,8 +16,7 @@ from selfcorrect.samplers.choose import make_sampler
 from tests.support.tiny import tiny_lm
 
 
-@pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("tuning", ["full", "lora", "qlora"])
+@pytest.mark.parametrize(("tuning", "tied"), [("full", True), ("full", False), ("lora", False), ("qlora", True)])
 def test_of_a_model_that_reads_pictures_the_text_model_is_loaded(tuning: str, tied: bool, tmp_path: Path) -> None:
     """Gemma 3 from 4 billion weights on: the same logits, each layer's window known, saved as an ordinary model."""
     from transformers import Gemma3Config, Gemma3ForConditionalGeneration

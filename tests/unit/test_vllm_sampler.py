@@ -34,7 +34,7 @@ from tests.support.engines import Engines, FakeEngine, adapter_folders, learn
 from tests.support.server import serving
 from tests.support.tiny import tiny_lm
 
-GREEDY = SamplingParams(0.0, 10, 3)
+GREEDY = SamplingParams(0.0, 8, 3)
 ENDS = (3, 5, 7)
 
 
@@ -116,8 +116,8 @@ def two_syncs(own: VllmSampler, lm: LanguageModel) -> None:
 @pytest.mark.parametrize(
     ("adapted", "fault"),
     [
-        (False, {"stale_weights": 1}), (False, {"stale_weights": 2}), (False, {"stale_cache": 2}), (False, {"raw": 1}),
-        (True, {"stale_weights": 1}), (True, {"wrong_adapter": 1}), (True, {"wrong_adapter": 2}),
+        (False, {"stale_weights": 2}), (False, {"stale_cache": 2}), (False, {"raw": 1}),
+        (True, {"stale_weights": 1}), (True, {"wrong_adapter": 2}),
     ],
 )  # fmt: skip
 def test_other_numbers_than_the_policys_stop_the_run(adapted: bool, fault: dict[str, int], tmp_path: Path) -> None:
@@ -130,7 +130,7 @@ def test_other_numbers_than_the_policys_stop_the_run(adapted: bool, fault: dict[
 
 
 @pytest.mark.parametrize(
-    ("adapted", "fault"), [(False, {"stale_weights": 2}), (True, {"wrong_adapter": 2}), (False, {}), (True, {})]
+    ("adapted", "fault"), [(False, {"stale_weights": 2}), (True, {"wrong_adapter": 2}), (True, {})]
 )
 def test_a_missed_sync_that_rounding_would_hide_stops_the_run(
     adapted: bool, fault: dict[str, int], tmp_path: Path

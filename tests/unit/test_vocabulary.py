@@ -211,7 +211,7 @@ class Sizes(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 @pytest.mark.parametrize("trains", [True, False], ids=["head trains", "head is frozen"])
 def test_nothing_larger_than_a_tile_or_the_weights_is_made(trains: bool) -> None:
-    tokens, hidden, vocabulary, tiles = 250, 3, 2000, Tiles(1500, 500, 0)
+    tokens, hidden, vocabulary, tiles = 40, 3, 2000, Tiles(1500, 500, 0)
     policy, reference, ids_N, trained = case(tokens, hidden, vocabulary, HeadForm())
     trained[1].requires_grad_(trains)
     with Sizes() as sizes:  # type: ignore[no-untyped-call]

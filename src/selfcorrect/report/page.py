@@ -9,6 +9,7 @@ import hashlib
 import math
 import shlex
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -98,14 +99,21 @@ def render(run: Run, figures: Sequence[Figure] = ()) -> str:
 
 def fill(template: str, **values: Any) -> str:
     """A page with styles and script inside; the script's digest is what the content policy lets run."""
-    environment = Environment(
-        loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
     script = with_common(_HERE / "page.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     style = with_common(_HERE / "page.css")
-    return environment.get_template(template).render(
-        **values, style=Markup(style), script=Markup(script), digest=digest
+    return (
+        _environment()
+        .get_template(template)
+        .render(**values, style=Markup(style), script=Markup(script), digest=digest)
+    )
+
+
+@cache
+def _environment() -> Environment:
+    """Made once, as it keeps its templates compiled, which takes longer than a page."""
+    return Environment(
+        loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
 
 

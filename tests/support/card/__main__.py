@@ -11,18 +11,22 @@ import runpy
 import subprocess
 import sys
 import tempfile
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
 HERE = Path(__file__).parent
 
 
 def library() -> Path:
-    """device.cpp, compiled once for this torch."""
-    import torch
-
-    root = Path(torch.__file__).parent
+    """device.cpp, compiled once for this torch, which is not imported here: that takes a second or two."""
+    found = find_spec("torch")
+    assert found
+    assert found.origin
+    root = Path(found.origin).parent
     source = hashlib.sha256((HERE / "device.cpp").read_bytes()).hexdigest()[:8]
-    made = Path(tempfile.gettempdir()) / f"selfcorrect-card-{torch.__version__}-{source}.so"
+    kind = f"{version('torch')}-{source}"
+    made = Path(tempfile.gettempdir()) / f"selfcorrect-card-{kind}.so"
     if not made.exists():
         making = made.with_suffix(f".{os.getpid()}")
         subprocess.run(

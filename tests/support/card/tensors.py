@@ -98,6 +98,10 @@ class Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Sees also what no tensor of the card goes into: those that are made there, or copied to it."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        device = (kwargs or {}).get("device")
+        if (device is None or device.type != "cuda") and not any(issubclass(kind, OnCard) for kind in types):
+            kept = {name: value for name, value in (kwargs or {}).items() if name != "pin_memory"}
+            return func(*args, **kept)  # of the machine alone: most of what a process does
         return operate(func, args, kwargs or {})
 
 
@@ -164,6 +168,10 @@ def _inside(leaf: Any) -> Any:
     return HOST if isinstance(leaf, torch.device) and leaf.type == "cuda" else leaf
 
 
+def _on_card(leaf: Any) -> Any:
+    return OnCard(leaf) if type(leaf) is Tensor else leaf
+
+
 def _outside(func: Any, args: Any, kwargs: dict[str, Any], made: Any, target: torch.device) -> Any:
     """What the machine's kernel made as the card's tensors; what was written to is given back itself."""
     schema = func._schema
@@ -183,5 +191,5 @@ def _outside(func: Any, args: Any, kwargs: dict[str, Any], made: Any, target: to
         if alias and alias.is_write:
             values[number] = written[next(iter(alias.before_set))]
         elif target.type == "cuda":
-            values[number] = tree_map(lambda leaf: OnCard(leaf) if type(leaf) is Tensor else leaf, value)
+            values[number] = OnCard(value) if type(value) is Tensor else tree_map(_on_card, value)
     return tuple(values) if several else values[0] if schema.returns else None

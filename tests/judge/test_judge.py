@@ -15,7 +15,7 @@ from selfcorrect.grading.judge import Checks, CodeJudge, Reason, selftest
 from tests.judge.hostile import CHECKS, ESCAPE, EXHAUST, FORGE, OK, REFUSED, STATE, UNSTABLE
 from tests.support.processes import alive, children, descendants, resident_pages
 
-LIMIT = 1.0
+LIMIT = 0.5
 ADD = CHECKS["add"]
 
 
@@ -48,7 +48,7 @@ def test_right_programs_pass_however_they_are_written(judge: CodeJudge) -> None:
 
 def test_no_greedy_program_passes_outlives_its_deadline_or_leaves_anything(judge: CodeJudge) -> None:
     """The right program that comes next finds nothing of it."""
-    bad, limit = {**STATE, **EXHAUST}, 0.4
+    bad, limit = {**STATE, **EXHAUST}, 0.25
     after = [program for source in bad.values() for program in (source, "def add(x, y): return x + y")]
     with CodeJudge(workers=1, time_limit=limit, memory_mb=256) as alone:
         found = alone.grade([(source, checks_for(source)) for source in after])
@@ -165,11 +165,11 @@ def test_forms_of_tests(judge: CodeJudge) -> None:
     assert [v.passed for v in found] == [right for _, _, right in cases], [str(v) for v in found]
 
 
-def test_prelude_can_be_left_out() -> None:
+def test_prelude_can_be_left_out(judge: CodeJudge) -> None:
     source = "def add(x, y): return math.floor(x + y)"
-    for prelude in (True, False):
-        with CodeJudge(workers=1, prelude=prelude) as one:
-            assert one.grade([(source, ADD)])[0].passed is prelude
+    assert judge.grade([(source, ADD)])[0].passed
+    with CodeJudge(workers=1, prelude=False) as one:
+        assert not one.grade([(source, ADD)])[0].passed
 
 
 def test_the_reference_sets_the_limit() -> None:
@@ -185,7 +185,7 @@ def test_the_reference_sets_the_limit() -> None:
 
 
 def test_supervisor_killed_in_mid_batch_leaves_no_orphan(judge: CodeJudge) -> None:
-    with CodeJudge(workers=1, time_limit=2.0) as one:
+    with CodeJudge(workers=1, time_limit=1.0) as one:
         assert one.grade([("def add(x, y): return x + y", ADD)])[0].passed
         [supervisor] = [pid for pid in children(os.getpid()) if pid in {s.pid for s in one._open}]
         family = descendants(supervisor)
@@ -210,7 +210,7 @@ def test_supervisor_killed_in_mid_batch_leaves_no_orphan(judge: CodeJudge) -> No
 def test_floods_leave_memory_flat() -> None:
     flood = "import os\ndef add(x, y):\n    for _ in range(20): os.write(2, b'x' * 100_000)\n    return x + y"
     with CodeJudge(workers=1) as one:
-        one.grade([(flood, ADD)] * 20)
+        one.grade([(flood, ADD)] * 5)
         [supervisor] = {s.pid for s in one._open}
 
         def memory() -> int:
@@ -218,7 +218,7 @@ def test_floods_leave_memory_flat() -> None:
             return resident_pages({supervisor} | descendants(supervisor))
 
         before = memory()
-        found = one.grade([(flood, ADD)] * 120)  # each writes 2 MB
+        found = one.grade([(flood, ADD)] * 60)  # each writes 2 MB
         assert {v.reason for v in found} == {Reason.PASSED}
         assert memory() - before < 256  # pages of 4 KiB
 

@@ -33,6 +33,8 @@ SPOILS: dict[str, tuple[Spoil, str]] = {
     ),
 }
 
+SMALL = {"problems_per_step": 1, "rollouts_per_problem": 4, "max_new_tokens": 4, "rows_at_once": 512}
+
 
 class Watch:
     """Spoils the loss of chosen steps, in their first micro-batch only, and notes each step's weights and moments."""
@@ -73,7 +75,14 @@ class Watch:
 
 def long_recipe(output: Path, model: Path, steps: int) -> dict[str, Any]:
     stage = {"name": "only", "objective": "stage2", "steps": steps, "learning_rate": 0.0003}
-    return recipe(output, model, stages=[stage], checkpoint={"every": 50})
+    return recipe(
+        output,
+        model,
+        stages=[stage],
+        checkpoint={"every": 50},
+        rollouts=SMALL,
+        evaluation={"problems": 1, "controls": False},
+    )
 
 
 @pytest.mark.parametrize("kind", SPOILS)

@@ -12,7 +12,7 @@ from selfcorrect.config.stages import OwnObjective
 from selfcorrect.errors import CheckpointError, DataError, TrainingInterrupted
 from selfcorrect.learning import objectives
 from selfcorrect.learning.own import own_objectives
-from tests.support.runs import StopAt, config, end_state, go, recipe
+from tests.support.runs import StopAt, brief, config, end_state, go
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "custom_objective.py"
 STAGE_TWO = """
@@ -35,8 +35,8 @@ NOISE = """
 
 
 def settings(folder: Path, model: Path, name: str, **stage: Any) -> dict[str, Any]:
-    stages = [{"name": "one", "steps": 4, "learning_rate": 0.003, "beta1": 0.02, **stage}]
-    return recipe(folder, model, name, stages=stages)
+    stages = [{"name": "one", "steps": 2, "learning_rate": 0.003, "beta1": 0.02, **stage}]
+    return brief(folder, model, name, stages=stages)
 
 
 def written(folder: Path, code: str) -> str:
@@ -60,7 +60,7 @@ def test_a_run_goes_on_with_the_same_draws_and_the_same_file(tmp_path: Path, mod
     cut = {**whole, "name": "cut"}
     expected = end_state(go(whole))
     with pytest.raises(TrainingInterrupted):
-        go(cut, StopAt(3))
+        go(cut, StopAt(1))
     written(tmp_path, NOISE + "    # another")
     with pytest.raises(CheckpointError, match=r"^the objective of stage one changed since the run in"):
         go(cut)

@@ -22,7 +22,7 @@ from selfcorrect.config.overrides import apply_override
 from selfcorrect.config.paths import anchored, with_kept_task
 from selfcorrect.config.settings import sections, settings
 from selfcorrect.config.shipped import find_recipe
-from selfcorrect.config.yaml12 import Dumper, Loader
+from selfcorrect.config.yaml12 import Dumper, read
 from selfcorrect.errors import ConfigError
 
 _ADAPTER: TypeAdapter[Config] = TypeAdapter(Annotated[Config, Field(discriminator="kind")])
@@ -57,8 +57,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"recipe {file}: cannot be read: {error}") from None
     try:
-        data = yaml.load(text, Loader=Loader)
-        places = dict(_places(yaml.compose(text, Loader=Loader), str(file)))
+        data, places = read(text, lambda node: dict(_places(node, str(file))))
     except (yaml.YAMLError, ValueError) as error:
         raise ConfigError(f"recipe {file} is not valid YAML: {' '.join(str(error).split())}") from None
     except RecursionError:

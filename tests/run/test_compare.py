@@ -488,7 +488,7 @@ def test_only_the_methods_that_are_named(model: Path, tmp_path: Path) -> None:
 def test_a_choice_stands_once_its_runs_have_begun(model: Path, tmp_path: Path) -> None:
     """A failed trial that won on a second try would contradict finished runs; a method that is added is searched."""
     search = {"learning_rate": [0.5, 1.0], "beta1": [0.01], "share": 0.5, "problems": 6}
-    some = {"search": search, "seeds": [0], "against": "pair"}
+    some: dict[str, Any] = {"search": search, "seeds": [0], "against": "pair"}
     compare(comparison(tmp_path, model, methods=METHODS[1:2], **some), lambda text: None, InProcess(fails=2))
     again, said = InProcess(), list[str]()
     compare(comparison(tmp_path, model, methods=METHODS[1:3], **some), said.append, again)

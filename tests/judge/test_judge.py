@@ -27,6 +27,13 @@ def judge() -> Iterator[CodeJudge]:
         yield judge
 
 
+@pytest.fixture(scope="module")
+def one() -> Iterator[CodeJudge]:
+    """What happens to its processes, it starts others."""
+    with CodeJudge(workers=1, time_limit=1.0) as judge:
+        yield judge
+
+
 def checks_for(source: str) -> Checks:
     return next((checks for name, checks in CHECKS.items() if f"def {name}(" in source), ADD)
 
@@ -184,43 +191,41 @@ def test_the_reference_sets_the_limit() -> None:
         assert verdict.reason is Reason.TIMEOUT
 
 
-def test_supervisor_killed_in_mid_batch_leaves_no_orphan(judge: CodeJudge) -> None:
-    with CodeJudge(workers=1, time_limit=1.0) as one:
-        assert one.grade([("def add(x, y): return x + y", ADD)])[0].passed
-        [supervisor] = [pid for pid in children(os.getpid()) if pid in {s.pid for s in one._open}]
-        family = descendants(supervisor)
-        results: list[Reason] = []
-        batch = threading.Thread(
-            target=lambda: results.extend(
-                v.reason for v in one.grade([("while True: pass", ADD), ("def add(x, y): return x + y", ADD)])
-            )
+def test_supervisor_killed_in_mid_batch_leaves_no_orphan(one: CodeJudge) -> None:
+    assert one.grade([("def add(x, y): return x + y", ADD)])[0].passed
+    [supervisor] = [pid for pid in children(os.getpid()) if pid in {s.pid for s in one._open}]
+    family = descendants(supervisor)
+    results: list[Reason] = []
+    batch = threading.Thread(
+        target=lambda: results.extend(
+            v.reason for v in one.grade([("while True: pass", ADD), ("def add(x, y): return x + y", ADD)])
         )
-        batch.start()
-        time.sleep(0.5)
-        family |= descendants(supervisor)
-        assert len(family) >= 3  # zygote, judge, program
-        os.kill(supervisor, signal.SIGKILL)
-        time.sleep(0.9)
-        assert not alive(family)
-        batch.join(30)
-        assert results == [Reason.TIMEOUT, Reason.PASSED]
-        assert one.grade([("def add(x, y): return x + y", ADD)])[0].passed
+    )
+    batch.start()
+    time.sleep(0.5)
+    family |= descendants(supervisor)
+    assert len(family) >= 3  # zygote, judge, program
+    os.kill(supervisor, signal.SIGKILL)
+    time.sleep(0.9)
+    assert not alive(family)
+    batch.join(30)
+    assert results == [Reason.TIMEOUT, Reason.PASSED]
+    assert one.grade([("def add(x, y): return x + y", ADD)])[0].passed
 
 
-def test_floods_leave_memory_flat() -> None:
+def test_floods_leave_memory_flat(one: CodeJudge) -> None:
     flood = "import os\ndef add(x, y):\n    for _ in range(20): os.write(2, b'x' * 100_000)\n    return x + y"
-    with CodeJudge(workers=1) as one:
-        one.grade([(flood, ADD)] * 5)
-        [supervisor] = {s.pid for s in one._open}
+    one.grade([(flood, ADD)] * 5)
+    [supervisor] = {s.pid for s in one._open}
 
-        def memory() -> int:
-            time.sleep(0.1)  # the last program's end
-            return resident_pages({supervisor} | descendants(supervisor))
+    def memory() -> int:
+        time.sleep(0.1)  # the last program's end
+        return resident_pages({supervisor} | descendants(supervisor))
 
-        before = memory()
-        found = one.grade([(flood, ADD)] * 60)  # each writes 2 MB
-        assert {v.reason for v in found} == {Reason.PASSED}
-        assert memory() - before < 256  # pages of 4 KiB
+    before = memory()
+    found = one.grade([(flood, ADD)] * 60)  # each writes 2 MB
+    assert {v.reason for v in found} == {Reason.PASSED}
+    assert memory() - before < 256  # pages of 4 KiB
 
 
 def test_self_test_refuses_a_leaking_sandbox(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -243,8 +248,7 @@ def test_weak_machines_refuse_unless_told(monkeypatch: pytest.MonkeyPatch) -> No
         ] == [True, False]
 
 
-def test_closed_in_the_middle_a_batch_ends() -> None:
-    one = CodeJudge(workers=1, time_limit=1.0)
+def test_closed_in_the_middle_a_batch_ends(one: CodeJudge) -> None:
     assert one.grade([("def add(x, y): return x + y", ADD)])[0].passed
     found: list[Reason] = []
     batch = threading.Thread(target=lambda: found.extend(v.reason for v in one.grade([("while True: pass", ADD)] * 4)))
@@ -255,28 +259,25 @@ def test_closed_in_the_middle_a_batch_ends() -> None:
     assert not batch.is_alive()
     assert len(found) == 4
     assert one.grade([("def add(x, y): return x + y", ADD)])[0].passed  # it may be used again
-    one.close()
 
 
-def test_a_launch_that_fails_costs_nothing_later(monkeypatch: pytest.MonkeyPatch) -> None:
-    with CodeJudge(workers=1) as one:
-        assert one.grade([("def add(x, y): return x + y", ADD)])[0].passed
-        [supervisor] = one._open
-        os.kill(supervisor.pid, signal.SIGKILL)
-        with monkeypatch.context() as broken:
-            broken.setattr(package.pool, "_BOOT", "raise SystemExit(1)")
-            with pytest.raises(SandboxError, match="does not start"):
-                one.grade([("def add(x, y): return x + y", ADD)])
-        assert one.grade([("def add(x, y): return x + y", ADD)])[0].passed
+def test_a_launch_that_fails_costs_nothing_later(one: CodeJudge, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert one.grade([("def add(x, y): return x + y", ADD)])[0].passed
+    [supervisor] = one._open
+    os.kill(supervisor.pid, signal.SIGKILL)
+    with monkeypatch.context() as broken:
+        broken.setattr(package.pool, "_BOOT", "raise SystemExit(1)")
+        with pytest.raises(SandboxError, match="does not start"):
+            one.grade([("def add(x, y): return x + y", ADD)])
+    assert one.grade([("def add(x, y): return x + y", ADD)])[0].passed
 
 
-def test_a_forked_process_has_a_judge_of_its_own() -> None:
-    with CodeJudge(workers=1) as one:
-        assert one.grade([("def add(x, y): return x + y", ADD)])[0].passed
-        pid = os.fork()
-        if pid == 0:
-            passed = one.grade([("def add(x, y): return x + y", ADD)])[0].passed
-            one.close()
-            os._exit(0 if passed else 1)
-        assert one.grade([("def add(x, y): return x + y", ADD)] * 5)[4].passed
-        assert os.waitpid(pid, 0)[1] == 0
+def test_a_forked_process_has_a_judge_of_its_own(one: CodeJudge) -> None:
+    assert one.grade([("def add(x, y): return x + y", ADD)])[0].passed
+    pid = os.fork()
+    if pid == 0:
+        passed = one.grade([("def add(x, y): return x + y", ADD)])[0].passed
+        one.close()
+        os._exit(0 if passed else 1)
+    assert one.grade([("def add(x, y): return x + y", ADD)] * 5)[4].passed
+    assert os.waitpid(pid, 0)[1] == 0

@@ -16,6 +16,8 @@ import yaml
 
 from selfcorrect import cli
 from selfcorrect.errors import DataError, TrainingInterrupted
+from selfcorrect.learning.record import StepResult
+from selfcorrect.learning.training import Trainer
 from selfcorrect.parallel import ranks
 from selfcorrect.runs import interrupts
 from selfcorrect.runs.checkpoint import load_newest
@@ -27,13 +29,30 @@ from tests.run.conftest import Whole
 from tests.support.runs import CommandLine, brief, check_same, go, read_rows, recipe
 
 
+def slow_step() -> None:
+    """Step 1 says when it begins, and waits for two signals."""
+    heard, tell = os.pipe()
+    os.set_blocking(tell, False)
+    signal.set_wakeup_fd(tell)
+    train_step = Trainer.train_step
+
+    def slow(trainer: Trainer) -> StepResult:
+        if trainer.progress.step == 0:
+            print("step 1 begins", flush=True)
+            for _ in range(2):
+                os.read(heard, 1)
+        return train_step(trainer)
+
+    Trainer.train_step = slow  # type: ignore[method-assign,assignment]
+
+
 @pytest.mark.usefixtures("lucky")
 @pytest.mark.parametrize(("signum", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_lets_the_step_end(signum: int, status: int, model: Path, whole_brief: Whole, tmp_path: Path) -> None:
     """And says so at once; a SIGTERM more loses nothing."""
     file, folder = tmp_path / "recipe.yaml", tmp_path / "run"
     file.write_text(yaml.dump(brief(tmp_path, model)))
-    process = CommandLine(tmp_path, "train", str(file))
+    process = CommandLine(tmp_path, "train", str(file), hook=slow_step)
     process.wait_for(process.out, "step 1 begins\n")
     process.send(signum)
     process.wait_for(process.out, "step 1 begins\nstopping after this step (Ctrl-C again to stop now, losing it)\n")

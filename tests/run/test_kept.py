@@ -213,7 +213,15 @@ def test_other_settings_are_refused(change: str, begun: Path, tmp_path: Path) ->
 
 
 @pytest.mark.usefixtures("lucky")
-@pytest.mark.parametrize("damage", ["a line", "torn", "foreign", "half a chunk", "other order"])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "a line",
+        "half a chunk",
+        "other order",
+        *(pytest.param(d, marks=pytest.mark.nightly) for d in ("torn", "foreign")),
+    ],
+)
 def test_what_is_damaged_is_done_again(
     damage: str, begun: Path, model: Path, uninterrupted: tuple[dict[str, Any], float], tmp_path: Path
 ) -> None:

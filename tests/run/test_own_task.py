@@ -1,5 +1,6 @@
 """Runs of a task of one's own: what is kept of its file, what may change, what leaves the machine."""
 
+import shutil
 import signal
 import sys
 import time
@@ -62,35 +63,46 @@ def test_other_problems_or_another_grader_are_refused(
         resume(run, StopAt(2), [f"task.file={file}"])
 
 
-@pytest.mark.parametrize("change", ["edited", "gone", "helper"])
-def test_a_run_keeps_its_task(change: str, model: Path, tmp_path: Path) -> None:
+def test_a_run_keeps_its_task(model: Path, tmp_path: Path) -> None:
     """The file, or what it imports, may change or go: the run goes on with its copy, to the same end, and says so."""
-    file, helper, there = tmp_path / "own.py", tmp_path / "helper_of_own.py", tmp_path / "run"
-    file.write_text(TASK.replace('problem["answer"] in text', "right(text)") + "\nfrom helper_of_own import right\n")
-    helper.write_text("def right(text):\n    return len(text) % 2\n")
+    file, helper = tmp_path / "own.py", tmp_path / "helper_of_own.py"
+    written = {
+        file: TASK.replace('problem["answer"] in text', "right(text)") + "\nfrom helper_of_own import right\n",
+        helper: "def right(text):\n    return len(text) % 2\n",
+    }
+    changes = {
+        "edited": (file, "def problems(split, options): return 1 / 0\n"),
+        "helper": (helper, "def right(text):\n    return 1\n"),
+        "gone": (file, None),
+    }
+
+    def write() -> None:
+        for each, text in written.items():
+            each.write_text(text)
+
+    write()
     settings = brief(tmp_path, model, task={"name": "custom", "file": str(file)})
     whole = go({**settings, "name": "whole"})
     with pytest.raises(TrainingInterrupted):
         go(settings, StopAt(1))
-    assert {each.name for each in (there / "task").iterdir()} >= {"own.py", "helper_of_own.py"}
-    if change == "gone":
-        file.unlink()
-    elif change == "helper":
-        helper.write_text("def right(text):\n    return 1\n")
-    else:
-        file.write_text("def problems(split, options): return 1 / 0\n")
-    console = Console(record=True, width=400)
-    run = resume(there, PlainObserver(console))
-    assert end_state(run)["metrics.jsonl"] == end_state(whole)["metrics.jsonl"]
-    assert f"going on with the run's copy of its task, {run / 'task/own.py'}" in console.export_text(clear=False)
-    if change != "gone":  # config.yaml names what is there from now on
-        assert f"{file}, or what it imports, is no longer what the run began with: going on" in console.export_text()
-        (row,) = read_rows(run / "changes.jsonl")
-        assert (row["field"], row["new"]) == ("task.file", str(run / "task/own.py"))
-    # one that was never resumed names the file still, and has its copy where that is gone
-    evaluated = whole if change == "gone" else run
-    assert api.evaluate(evaluated / "final", "evaluation.problems=2", output=tmp_path / "e").summary.n == 2
-    assert (tmp_path / "e/task/own.py").read_text() == (run / "task/own.py").read_text()
+    assert {each.name for each in (tmp_path / "run" / "task").iterdir()} >= {"own.py", "helper_of_own.py"}
+    for change, (changed, text) in changes.items():
+        run = Path(shutil.copytree(tmp_path / "run", tmp_path / change))
+        write()
+        changed.unlink() if text is None else changed.write_text(text)
+        console = Console(record=True, width=400)
+        assert resume(run, PlainObserver(console)) == run
+        assert end_state(run)["metrics.jsonl"] == end_state(whole)["metrics.jsonl"]
+        assert f"going on with the run's copy of its task, {run / 'task/own.py'}" in console.export_text(clear=False)
+        if change != "gone":  # config.yaml names what is there from now on
+            told = f"{file}, or what it imports, is no longer what the run began with: going on"
+            assert told in console.export_text()
+            (row,) = read_rows(run / "changes.jsonl")
+            assert (row["field"], row["new"]) == ("task.file", str(run / "task/own.py"))
+        # one that was never resumed names the file still, and has its copy where that is gone
+        evaluated, output = whole if change == "gone" else run, tmp_path / f"e-{change}"
+        assert api.evaluate(evaluated / "final", "evaluation.problems=2", output=output).summary.n == 2
+        assert (output / "task/own.py").read_text() == (run / "task/own.py").read_text()
 
 
 def raises_interrupt(*_: object) -> None:

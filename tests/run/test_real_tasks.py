@@ -66,6 +66,7 @@ def recipe(folder: Path, model: Path, task: dict[str, Any], **changes: Any) -> P
     return file
 
 
+BRIEF = {"name": "code", "shots": 0, "prompt": "{task}", "correction_prompt": "Again.", "workers": 1}
 TASKS: dict[str, tuple[dict[str, Any], int]] = {
     "math": ({"name": "math"}, 2),
     "mbpp": ({"name": "code", "workers": 1}, 3),
@@ -133,7 +134,7 @@ def test_right_and_wrong_texts_by_the_real_graders(name: str, tmp_path: Path) ->
 
 
 def test_a_repair_set_is_made_trained_on_and_evaluated(qwen2: Path, tmp_path: Path, command: Command) -> None:
-    source = recipe(tmp_path, qwen2, {"name": "code", "data": str(code_folder(tmp_path / "data")), "workers": 1})
+    source = recipe(tmp_path, qwen2, {**BRIEF, "data": str(code_folder(tmp_path / "data"))})
     for split, rows, purpose in (("train", 4, "train on"), ("test", 3, "evaluate on")):
         out = command(
             "make-repair-set", str(source), "--output", str(tmp_path / f"{split}.jsonl"), "--split", split,
@@ -144,7 +145,7 @@ def test_a_repair_set_is_made_trained_on_and_evaluated(qwen2: Path, tmp_path: Pa
     assert {row["failure"] for row in made} == {"no_answer: no program in the text"}
     assert {row["model"] for row in made} == {str(qwen2)}
     both = write(tmp_path / "both.jsonl", made)
-    of = {"name": "code", "data": str(tmp_path / "data"), "workers": 1}
+    of = {**BRIEF, "data": str(tmp_path / "data")}
     file = recipe(tmp_path, qwen2, {"name": "repair", "data": str(both), "of": of})
     command("train", str(file))
     logged = read_rows(tmp_path / "run" / "rollouts.jsonl")
@@ -221,7 +222,7 @@ def test_a_repair_set_that_is_stopped_goes_on(qwen2: Path, tmp_path: Path, monke
             if done > 2:  # in the second chunk
                 raise KeyboardInterrupt
 
-    source = recipe(tmp_path, qwen2, {"name": "code", "data": str(code_folder(tmp_path / "data")), "workers": 1})
+    source = recipe(tmp_path, qwen2, {**BRIEF, "data": str(code_folder(tmp_path / "data"))})
     whole, parts, few = tmp_path / "whole.jsonl", tmp_path / "parts.jsonl", "rollouts.rows_at_once=2"
     rows = make_repair_set(qwen2, whole, few, recipe=source)
     with pytest.raises(TrainingInterrupted, match=r"stopped; 2 of 4 problems are kept in .*: the same command"):

@@ -89,7 +89,7 @@ def test_samples_and_wordings(whole: Path, evaluated: tuple[Evaluation, Heard], 
     assert "unchanged" in told
 
 
-@pytest.mark.parametrize("at", [20, 70])
+@pytest.mark.parametrize("at", [pytest.param(20, marks=pytest.mark.nightly), 70])
 @pytest.mark.usefixtures("lucky")
 def test_stopped_anywhere_it_ends_the_same(at: int, whole: Path, model: Path, tmp_path: Path) -> None:
     with pytest.raises(TrainingInterrupted):
@@ -98,7 +98,7 @@ def test_stopped_anywhere_it_ends_the_same(at: int, whole: Path, model: Path, tm
     assert contents(tmp_path / "e") == contents(whole)
 
 
-@pytest.mark.parametrize("part", [0.2, 0.8, *(pytest.param(part, marks=pytest.mark.nightly) for part in (0.5, 0.99))])
+@pytest.mark.parametrize("part", [0.8, *(pytest.param(part, marks=pytest.mark.nightly) for part in (0.2, 0.5, 0.99))])
 @pytest.mark.usefixtures("lucky")
 def test_killed_it_ends_the_same(part: float, whole: Path, model: Path, tmp_path: Path) -> None:
     """A kill leaves what was kept up to somewhere in a line; test_kept.py kills processes."""

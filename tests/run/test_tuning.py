@@ -59,9 +59,10 @@ CASES: dict[str, dict[str, Any]] = {  # model: what differs in it; the rest: oth
     "lora, the other arms": {"model": {"tuning": "lora"}, "stages": ARMS},
     "full, star without a reference": {"stages": [STAR]},
 }  # fmt: skip
-# Of what other cases have singly: for the night.
-TOGETHER = (
-    "8-bit moments of masters",
+# Of what other cases have too: for the night.
+NIGHT = (
+    "full in bfloat16",
+    "8-bit moments",
     "lora, the other arms",
     "lora over bfloat16, some layers",
     "lora, star",
@@ -88,7 +89,7 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.usefixtures("lucky")
 @pytest.mark.parametrize(
-    "case", [pytest.param(case, marks=pytest.mark.nightly) if case in TOGETHER else case for case in CASES]
+    "case", [pytest.param(case, marks=pytest.mark.nightly) if case in NIGHT else case for case in CASES]
 )
 def test_n_and_n_steps_are_2n(case: str, model: Path, wide: Path, tmp_path: Path) -> None:
     base, listener = wide if "8-bit" in case else model, Listener()

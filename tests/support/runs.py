@@ -21,7 +21,6 @@ from selfcorrect import cli
 from selfcorrect.config import TrainConfig
 from selfcorrect.config.recipe import validate
 from selfcorrect.learning.record import StepResult
-from selfcorrect.learning.training import Trainer
 from selfcorrect.runs.display import Observer
 from selfcorrect.runs.run import resume, start
 from selfcorrect.tasks.countdown import Countdown
@@ -214,22 +213,8 @@ class CommandLine(Process):
 
 
 def _command(settings: Mapping[str, Any]) -> None:
-    """Step 1 says when it begins, and waits for two signals."""
     for descriptor, file in enumerate(settings["streams"], 1):
         os.dup2(os.open(file, os.O_WRONLY | os.O_APPEND), descriptor)
-    heard, tell = os.pipe()
-    os.set_blocking(tell, False)
-    signal.set_wakeup_fd(tell)
-    train_step = Trainer.train_step
-
-    def slow_step(trainer: Trainer) -> StepResult:
-        if trainer.progress.step == 0:
-            print("step 1 begins", flush=True)
-            for _ in range(2):
-                os.read(heard, 1)
-        return train_step(trainer)
-
-    Trainer.train_step = slow_step  # type: ignore[method-assign,assignment]
     sys.argv = ["selfcorrect", *settings["arguments"]]
     cli.main()
 

@@ -104,7 +104,7 @@ def test_two_runs_have_one_deadline_and_tell_their_sum(one: CodeJudge) -> None:
     checks = Checks("assert f(2) == 3", reference="def f(x): return 3")
     short, long = one.grade([(twice.format(0.3), checks), (twice.format(0.5), checks)])
     assert short.passed
-    assert 0.6 <= short.seconds <= 0.8
+    assert 0.58 <= short.seconds <= 0.8
     assert (long.reason, long.detail) == (Reason.TIMEOUT, "not done after 0.8 s")
     assert long.seconds >= 0.75
 

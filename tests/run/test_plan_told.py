@@ -13,7 +13,7 @@ from tests.support.runs import brief, go
 pytestmark = pytest.mark.usefixtures("lucky")
 
 
-@pytest.mark.parametrize("asked", ["timed", ""])
+@pytest.mark.parametrize("asked", ["", pytest.param("timed", marks=pytest.mark.nightly)])
 def test_a_run_tells_its_plan_and_what_was_measured(
     asked: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -294,7 +294,7 @@ def test_no_whole_checkpoint(stopped: Callable[[int, Path], Path], tmp_path: Pat
 
 
 @pytest.mark.usefixtures("lucky")
-@pytest.mark.parametrize("select", ["best", "last"])
+@pytest.mark.parametrize("select", ["best", pytest.param("last", marks=pytest.mark.nightly)])
 def test_best_is_kept_beside_the_last(
     select: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

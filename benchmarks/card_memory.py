@@ -24,6 +24,7 @@ HERE = Path(__file__).parent
 RESULT, PAGE = HERE / "results" / "card_memory.json", HERE.parent / "docs" / "plan.md"
 BEGIN, END = "<!-- card_memory -->", "<!-- end of card_memory -->"
 MIB = 2**20
+COLUMNS = ("sampling", "update", "evaluation")
 PHASES = {"rollouts": "sampling", "update": "update"}  # a step's clock's names, and the plan's
 _BFLOAT = ["model.weights=bfloat16"]
 # name -> kind of model, settings beside those that all have
@@ -78,7 +79,7 @@ def main(arguments: list[str] | None = None) -> None:
         if before["machine"] != on:
             parser.error(f"--keep: {options.output} is of another machine")
         found = before["cases"]
-    columns = [f"{phase + ', MiB':>15}{'measured':>10}{'':8}" for phase in ("sampling", "update", "evaluation")]
+    columns = [f"{phase + ', MiB':>15}{'measured':>10}{'':8}" for phase in COLUMNS]
     print(f"{'':32}{''.join(columns)}")
     with tempfile.TemporaryDirectory() as scratch:
         for name in options.only:
@@ -96,10 +97,9 @@ def write_page(page: Path, found: dict[str, Any]) -> None:
 
 
 def table(found: dict[str, Any]) -> str:
-    phases = ("sampling", "update", "evaluation")
-    rows = [f"| | {' | '.join(f'{phase} | measured | ' for phase in phases)} |", "|---|" + "---|" * 3 * len(phases)]
+    rows = [f"| | {' | '.join(f'{phase} | measured | ' for phase in COLUMNS)} |", "|---|" + "---|" * 3 * len(COLUMNS)]
     for name, of in found.items():
-        cells = [cell for phase in phases for cell in _cells(of.get(phase))]
+        cells = [cell for phase in COLUMNS for cell in _cells(of.get(phase))]
         rows.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(rows) + "\n"
 
@@ -133,37 +133,44 @@ def case(name: str, scratch: Path) -> dict[str, Any]:
     assert isinstance(config, TrainConfig)
     with watched() as peaks:
         start(config, Observer())
-        peaks["evaluation"] = torch.cuda.max_memory_reserved()  # the last one, and saving
     plan = json.loads((output / "run" / "plan.json").read_text(encoding="utf-8"))["predicted_at_lengths"]
     rests = plan["rests_on"]
     predicted = {
         phase: (size - rests["process_gib"] * 2**30) / (1 + rests["allocator_slack_share"])
         for phase, size in plan["peak_bytes_by_phase"].items()
     }
-    return {
-        phase: {"predicted": predicted[phase], "measured": peak} for phase, peak in peaks.items() if phase in predicted
-    }
+    return {phase: {"predicted": predicted[phase], "measured": peaks[phase]} for phase in COLUMNS if phase in predicted}
 
 
 @contextmanager
 def watched() -> Iterator[dict[str, int]]:
-    """The most bytes in each phase of the last step inside."""
+    """The most bytes in each phase of the last step inside, and in the last evaluation."""
+    from selfcorrect.evaluation.evaluate import Evaluator
     from selfcorrect.learning.record import Clock
 
-    peaks, lap = dict[str, int](), Clock.lap
+    peaks, lap, run = dict[str, int](), Clock.lap, Evaluator.run
 
-    def watching(self: Clock, part: str) -> None:
-        lap(self, part)
-        if phase := PHASES.get(part):
+    def take(phase: str | None) -> None:
+        if phase:
             peaks[phase] = torch.cuda.max_memory_reserved()
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
 
-    Clock.lap = watching  # type: ignore[method-assign]
+    def watching(self: Clock, part: str) -> None:
+        lap(self, part)
+        take(PHASES.get(part))
+
+    def evaluating(self: Evaluator, *args: Any, **kwargs: Any) -> Any:
+        take(None)  # gradients are there until a step's very end
+        found = run(self, *args, **kwargs)
+        take("evaluation")
+        return found
+
+    Clock.lap, Evaluator.run = watching, evaluating  # type: ignore[method-assign]
     try:
         yield peaks
     finally:
-        Clock.lap = lap  # type: ignore[method-assign]
+        Clock.lap, Evaluator.run = lap, run  # type: ignore[method-assign]
 
 
 def make_model(kind: str, scratch: Path) -> Path:

@@ -9,6 +9,7 @@ from selfcorrect import __version__
 from selfcorrect.analysis import analyse
 from selfcorrect.analysis.records import records
 from selfcorrect.comparing import compare as run_comparison
+from selfcorrect.comparing.plan import costs
 from selfcorrect.config import CompareConfig, Config, LabBaseConfig, TrainConfig
 from selfcorrect.config.paths import absolute, check_paths
 from selfcorrect.config.recipe import validate
@@ -123,7 +124,7 @@ def evaluate(
         resolve_path(path)  # a folder that is not there, or holds no model, is the first thing to say
     if config.sampler != "recorded":
         watcher.message(f"evaluating {path} on {about(config.task, config.evaluation.split)}")
-    task = make_task(config.task)
+    task = make_task(config.task, watcher.message)
     with stoppable() as stopped, closing(task):
         if endpoint:
             job = endpoint_job(config, task, folder, name, endpoint, watcher.message)
@@ -257,7 +258,7 @@ def grade(
         done += count
         watcher.work("grading", done, total)
 
-    judge = make_task(config.task)
+    judge = make_task(config.task, watcher.message)
     grader = {"selfcorrect": __version__, "task": task_settings(config.task)}
     with closing(judge):
         rollouts = grade_recorded(log.rows, judge, target, grader, told, lambda text: watcher.message(f"note: {text}"))
@@ -295,6 +296,9 @@ def check(recipe: Recipe, *overrides: str, load: bool = False, observer: Observe
     What is found is told to the observer. Raises UserError kinds.
     """
     config, watcher = read_config(recipe, *overrides), observer or PlainObserver()
+    if isinstance(config, CompareConfig):
+        for line in costs(config):
+            watcher.message(line)
     if isinstance(config, TrainConfig):
         check_paths(config)
         for line in tried(config) if load else ():

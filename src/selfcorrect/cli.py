@@ -308,12 +308,11 @@ def check(
     from selfcorrect.config.recipe import dump, load_recipe
 
     config = load_recipe(recipe, overrides or [])
-    if isinstance(config, CompareConfig):  # its methods' recipes and its budget too
-        from selfcorrect.comparing.plan import check as check_methods
-        from selfcorrect.comparing.plan import chosen_methods
+    if isinstance(config, CompareConfig):
+        from selfcorrect.comparing.plan import costs
 
-        for name, cost in check_methods(chosen_methods(config)).items():
-            typer.echo(f"# {name}: {cost.completions:,} sampled completions, {cost.updates:,} updates")
+        for line in costs(config):
+            typer.echo(f"# {line}")
     if isinstance(config, TrainConfig):
         check_paths(config)
         if load:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from selfcorrect.config import ModelConfig, TrainConfig
-from selfcorrect.config.paths import TASK, is_run, new_folder, run_above
+from selfcorrect.config.paths import OWN, is_run, new_folder, run_above
 from selfcorrect.config.recipe import load_recipe
 from selfcorrect.errors import CheckpointError, ConfigError, DataError, ModelError, first_line
 from selfcorrect.models import adapters
@@ -51,9 +51,9 @@ def export(
                 say(f"{folder} is an ordinary model, with nothing to merge; it is copied")
             for file in sorted(path for path in folder.iterdir() if path.is_file() and path.name not in _LEFT_OUT):
                 shutil.copyfile(file, temporary / file.name)
-        if run and (own := run_above(folder)) and (own / TASK).is_dir():
-            shutil.copytree(own / TASK, temporary / TASK, ignore=shutil.ignore_patterns("__pycache__"))
-            say(f"the files of the run's task go along, in {out / TASK}")
+        if run and (above := run_above(folder)) and (above / OWN).is_dir():
+            shutil.copytree(above / OWN, temporary / OWN)
+            say(f"the Python files of the run's task and objectives go along, in {out / OWN}")
         kind = "adapter" if is_adapter and not merge else "model"
         whole = folder.absolute()
         text = card(out.name, kind, base, run, whole.relative_to(run_above(folder) or whole).as_posix())

@@ -122,7 +122,7 @@ def scale(
         raise ConfigError(f"most = {most} must be a power of two, 2 or more")
     config = config_for(model, recipe, overrides, "sample")
     folder, watcher = scaling_folder(model, output), observer or PlainObserver()
-    task = make_task(config.task)
+    task = make_task(config.task, watcher.message)
     check_votes(config, task)
     listed = task.held_out(problems)
     lm = loaded(config, model)

@@ -121,6 +121,6 @@ class Rollout:
 
 
 def _cut(text: str, most: int = 200) -> str:
-    """A text on one line, of so many characters."""
-    line = " ".join(text.split())
+    """A text on one line, of so many characters, each of which can be printed: a model writes anything."""
+    line = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in " ".join(text.split()))
     return line if len(line) <= most else f"{line[:most]} ..."

@@ -443,16 +443,26 @@ def test_charts_of_several_lines_say_which_is_which(tmp_path: Path) -> None:
 
 
 def test_flows_of_three_attempts(tmp_path: Path) -> None:
-    """On the page and in the table at a run's end."""
+    """And of rewards in parts: on the page and in the table at a run's end."""
     run = make_run(tmp_path)
+    assert not [
+        line for line in (*ending(run), write_report(run).read_text()) if "reward@t" in line or "Mean reward of" in line
+    ]
     flows = [
         {"delta": estimate(delta), "fixed": estimate(0.2), "broken": estimate(0.2 - delta), "unchanged": estimate(0.4)}
         for delta in (0.15, -0.05)
     ]
-    write_evaluation(run, "stage2", summary(0.5, 0.65, 0.6) | {"flows": flows}, step=10)
-    rows = [row for row in Page(write_report(run)).rows if row[0].startswith("Attempt 1 to 2")]
+    told = {"flows": flows, "rewards": [estimate(each) for each in (0.55, 0.7, 0.665)]}
+    write_evaluation(run, "stage2", summary(0.5, 0.65, 0.6) | told, step=10)
+    page = Page(write_report(run)).rows
+    rows = [row for row in page if row[0].startswith("Attempt 1 to 2")]
     assert rows
     assert rows[0][1].startswith("+15.0")
+    earned = [row[1:] for row in page if row[0].startswith("After stage") and row[1][:2] == "0."]
+    assert [row[0][:5] for row in earned] == ["0.520", "0.550"]  # of stage 1 its accuracy: no reward of it is partial
+    assert [cell[:5] for cell in earned[1]] == ["0.550", "0.700", "0.665"]
     table = ending(run)
     assert [line.split()[:4] for line in table if "->" in line and "t1" in line][-1] == ["t1", "->", "t2", "+15.0"]
+    assert table[0].split()[:6] == ["Accuracy@t1", "Accuracy@t2", "Accuracy@t3", "reward@t1", "reward@t2", "reward@t3"]
+    assert table[-4].split()[2:8] == ["50.0", "65.0", "60.0", "0.550", "0.700", "0.665"]
     assert table[-2].split() == ["t2", "->", "t3", "-5.0", "[-7.0,", "-3.0]", "20.0", "25.0"]

@@ -74,6 +74,7 @@ def test_settings_in_another_form_are_told_in_the_right_one() -> None:
         r"scale\(\) has no argument rate.*'rate=fast'": lambda: scale("lab", rate="fast", most=2),
         r"override 3 must be text of the form key=value": lambda: evaluate("lab", 3),
         r"lab lies in no run; name a folder with output=FOLDER": lambda: scale("lab", most=2),
+        r"method score: paper = 'scor' is no row": lambda: api.check("compare_lab", "methods.score.paper=scor"),
     }
     for told, call in calls.items():
         with pytest.raises(ConfigError, match=told):

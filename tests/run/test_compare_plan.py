@@ -8,12 +8,15 @@ from typing import Any
 import pytest
 
 from selfcorrect.comparing import _say_whole
+from selfcorrect.comparing.execute import refuse_changed
 from selfcorrect.comparing.page import search_table
-from selfcorrect.comparing.plan import check, paper_table
+from selfcorrect.comparing.plan import check, paper_table, table_jobs
 from selfcorrect.config import CompareConfig
-from selfcorrect.config.recipe import load_recipe
+from selfcorrect.config.paths import absolute
+from selfcorrect.config.recipe import dump, load_recipe
 from selfcorrect.errors import ConfigError
 from selfcorrect.evaluation.metrics import share
+from selfcorrect.tasks.own import keep
 from tests.run.test_compare import METHODS, REPAIR, comparison
 
 SFT = METHODS[1]["settings"]["stages"][0]
@@ -78,8 +81,31 @@ def test_the_papers_numbers_stand_beneath_its_own_task(
 
 def test_a_row_that_the_paper_does_not_have(model: Path, tmp_path: Path) -> None:
     typo = {**METHODS[4], "paper": "scor"}
-    with pytest.raises(ConfigError, match="paper = 'scor' is no row of the paper's table of math; it has base, self"):
+    with pytest.raises(ConfigError, match="paper = 'scor' is no row of the paper's tables; they have base, self"):
         check(comparison(tmp_path, model, methods=[typo]))
+    star = {**METHODS[4], "paper": "star"}  # which the table of HumanEval lacks
+    with pytest.raises(ConfigError, match=r"over the budget: .* sampled completions of 1"):
+        check(comparison(tmp_path, model, methods=[star], paper="humaneval", budget={"completions": 1, "updates": 1}))
+
+
+def test_a_file_of_one_s_own_that_holds_something_else_by_now(model: Path, tmp_path: Path) -> None:
+    """Runs that were made with what it held are no runs of this comparison."""
+    file = tmp_path / "mine.py"
+    file.write_text("import beside")
+    (tmp_path / "beside.py").write_text("x = 1")
+    stage = {"name": "one", "objective": "custom", "file": str(file), "steps": 2, "learning_rate": 0.003}
+    _, (job,) = table_jobs(
+        comparison(tmp_path, model, methods=[{**METHODS[4], "settings": {"stages": [stage]}}], seeds=[0]), {}
+    )
+    job.path.mkdir(parents=True)
+    (job.path / "config.yaml").write_text(dump(absolute(job.config)))
+    keep(file, job.path / "own" / "stages" / "one")
+    refuse_changed([job])
+    (tmp_path / "beside.py").write_text("x = 2")
+    with pytest.raises(
+        ConfigError, match=r"stages.one.file was what own/stages/one in it holds and is something else now"
+    ):
+        refuse_changed([job])
 
 
 def test_equal_trials_are_called_so() -> None:

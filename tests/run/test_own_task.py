@@ -1,6 +1,5 @@
 """Runs of a task of one's own: what is kept of its file, what may change, what leaves the machine."""
 
-import shutil
 import signal
 import sys
 import time
@@ -63,46 +62,35 @@ def test_other_problems_or_another_grader_are_refused(
         resume(run, StopAt(2), [f"task.file={file}"])
 
 
-def test_a_run_keeps_its_task(model: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("change", ["helper", "gone"])
+def test_a_run_keeps_its_task(change: str, model: Path, tmp_path: Path) -> None:
     """The file, or what it imports, may change or go: the run goes on with its copy, to the same end, and says so."""
-    file, helper = tmp_path / "own.py", tmp_path / "helper_of_own.py"
-    written = {
-        file: TASK.replace('problem["answer"] in text', "right(text)") + "\nfrom helper_of_own import right\n",
-        helper: "def right(text):\n    return len(text) % 2\n",
-    }
-    changes = {
-        "edited": (file, "def problems(split, options): return 1 / 0\n"),
-        "helper": (helper, "def right(text):\n    return 1\n"),
-        "gone": (file, None),
-    }
-
-    def write() -> None:
-        for each, text in written.items():
-            each.write_text(text)
-
-    write()
+    file, helper, there = tmp_path / "own.py", tmp_path / "helper_of_own.py", tmp_path / "run"
+    file.write_text(TASK.replace('problem["answer"] in text', "right(text)") + "\nfrom helper_of_own import right\n")
+    helper.write_text("def right(text):\n    return len(text) % 2\n")
     settings = brief(tmp_path, model, task={"name": "custom", "file": str(file)})
     whole = go({**settings, "name": "whole"})
     with pytest.raises(TrainingInterrupted):
         go(settings, StopAt(1))
-    assert {each.name for each in (tmp_path / "run" / "task").iterdir()} >= {"own.py", "helper_of_own.py"}
-    for change, (changed, text) in changes.items():
-        run = Path(shutil.copytree(tmp_path / "run", tmp_path / change))
-        write()
-        changed.unlink() if text is None else changed.write_text(text)
-        console = Console(record=True, width=400)
-        assert resume(run, PlainObserver(console)) == run
-        assert end_state(run)["metrics.jsonl"] == end_state(whole)["metrics.jsonl"]
-        assert f"going on with the run's copy of its task, {run / 'task/own.py'}" in console.export_text(clear=False)
-        if change != "gone":  # config.yaml names what is there from now on
-            told = f"{file}, or what it imports, is no longer what the run began with: going on"
-            assert told in console.export_text()
-            (row,) = read_rows(run / "changes.jsonl")
-            assert (row["field"], row["new"]) == ("task.file", str(run / "task/own.py"))
-        # one that was never resumed names the file still, and has its copy where that is gone
-        evaluated, output = whole if change == "gone" else run, tmp_path / f"e-{change}"
-        assert api.evaluate(evaluated / "final", "evaluation.problems=2", output=output).summary.n == 2
-        assert (output / "task/own.py").read_text() == (run / "task/own.py").read_text()
+    assert {each.name for each in (there / "own" / "task").iterdir()} >= {"own.py", "helper_of_own.py"}
+    if change == "gone":
+        file.unlink()
+    else:
+        helper.write_text("def right(text):\n    return 1 / 0\n")
+    console = Console(record=True, width=400)
+    run = resume(there, PlainObserver(console), ["task.workers=2"])
+    assert end_state(run)["metrics.jsonl"] == end_state(whole)["metrics.jsonl"]
+    assert f"going on with the run's copy of the task's file, {run / 'own/task/own.py'}" in console.export_text(
+        clear=False
+    )
+    if change != "gone":  # config.yaml names what is there from now on
+        assert f"{file}, or what it imports, is no longer what the run has gone by: going on" in console.export_text()
+        row, _ = read_rows(run / "changes.jsonl")
+        assert (row["field"], row["new"]) == ("task.file", str(run / "own/task/own.py"))
+    # one that was never resumed names the file still, and has its copy where that is gone
+    evaluated = whole if change == "gone" else run
+    assert api.evaluate(evaluated / "final", "evaluation.problems=2", output=tmp_path / "e").summary.n == 2
+    assert (tmp_path / "e/own/task/own.py").read_text() == (run / "own/task/own.py").read_text()
 
 
 def raises_interrupt(*_: object) -> None:
@@ -113,8 +101,9 @@ def test_a_machine_s_folders_are_not_published(model: Path, tmp_path: Path, monk
     """Neither by the recipe in the card nor by the command; the task's files go along."""
     file = tmp_path / "own.py"
     file.write_text(TASK)
-    options = {"words": str(tmp_path / "list.txt"), "switch": "/no_think"}
-    settings = brief(tmp_path, model, task={"name": "custom", "file": str(file), "options": options})
+    options = {"words": str(tmp_path / "a list.txt"), "switch": "/no_think"}
+    settings = recipe(tmp_path, model, task={"name": "custom", "file": str(file), "options": options})
+    settings["stages"] = settings["stages"][:1]
     settings["log"] = {"trackers": []}
     monkeypatch.setattr(sys, "argv", ["selfcorrect", "train", f"{tmp_path}/r.yaml", f"output={tmp_path}", "seed=0"])
     run = go(settings)
@@ -123,12 +112,13 @@ def test_a_machine_s_folders_are_not_published(model: Path, tmp_path: Path, monk
     assert str(tmp_path) not in card
     assert str(model.parent) not in card
     assert "    selfcorrect train r.yaml output=" in card
-    for line in (f"path: {model.name}", "file: own.py", "words: list.txt", "switch: /no_think"):
+    for line in (f"path: {model.name}", "file: own.py", "words: a list.txt", "switch: /no_think"):
         assert f"{line}\n" in card
-    assert (out / "task/own.py").read_text() == TASK
+    assert (out / "own/task/own.py").read_text() == TASK
 
 
-def test_a_run_s_rollouts_are_graded_again(model: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("mended", [False, True])
+def test_a_run_s_rollouts_are_graded_again(mended: bool, model: Path, tmp_path: Path) -> None:
     """By the grader as it is now, on the problems as the file has them now; those cut off stay so."""
     file = tmp_path / "own.py"
     text = TASK.replace('problem["answer"] in text', "len(text) % 2 == 0")
@@ -137,15 +127,14 @@ def test_a_run_s_rollouts_are_graded_again(model: Path, tmp_path: Path) -> None:
     run = go(brief(tmp_path, model, task={"name": "custom", "file": str(file)}, evaluation=few))
     rollouts = run / "evaluations/base.rollouts.jsonl"
     before = [[a["outcome"] for a in row["attempts"]] for row in read_rows(rollouts)]
+    if mended:
+        file.write_text(text.replace('"answer": "7"', '"size": 1').replace("% 2 == 0", '% 2 == problem["size"]'))
+    summary, verdicts = selfcorrect.grade(rollouts, "custom", f"task.file={file}", output=tmp_path / "again.jsonl")
+    other = {"correct": "wrong", "wrong": "correct"} if mended else {}
+    after = [[a["outcome"] for a in row["attempts"]] for row in read_rows(verdicts)]
+    assert after == [[other.get(outcome, outcome) for outcome in row] for row in before]
     assert {"correct", "wrong", "truncated"} <= {outcome for row in before for outcome in row}
-    for other in ({}, {"correct": "wrong", "wrong": "correct"}):
-        if other:
-            file.write_text(text.replace('"answer": "7"', '"size": 1').replace("% 2 == 0", '% 2 == problem["size"]'))
-        again = tmp_path / f"again-{len(other)}.jsonl"
-        summary, verdicts = selfcorrect.grade(rollouts, "custom", f"task.file={file}", output=again)
-        after = [[a["outcome"] for a in row["attempts"]] for row in read_rows(verdicts)]
-        assert after == [[other.get(outcome, outcome) for outcome in row] for row in before]
-        assert summary.n == 8
+    assert summary.n == 8
 
 
 def test_a_grader_that_never_returns_keeps_no_process(model: Path, tmp_path: Path) -> None:

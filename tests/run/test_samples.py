@@ -51,6 +51,8 @@ def test_samples_and_wordings(whole: Path, evaluated: tuple[Evaluation, Heard], 
     assert any("5 problems x 2 attempts, 4 samples at temperature 0.8; after the same first attempts, asked as twice, numbers: 40" in told for told in heard.said)  # fmt: skip
     assert any(told.startswith("5 problems x 4 samples can resolve a delta of ") for told in heard.said)
     assert heard.done[-1] == (80, 80)
+    (of_wording,) = (whole / "evaluations").glob("*@twice.rollouts.jsonl")
+    assert len(selfcorrect.records(whole, of_wording.name.partition(".")[0])) == PROBLEMS * SAMPLES
     lines = kept_lines(whole)
     parts = {
         part: [line for line in lines if line["part"] == part]

@@ -10,7 +10,6 @@ import os
 import sys
 import threading
 from collections.abc import Sequence
-from itertools import pairwise
 from multiprocessing import forkserver, resource_tracker, util
 from typing import Any
 
@@ -45,9 +44,11 @@ def _forked(path: bytes, arguments: Sequence[Any], passed: Sequence[int]) -> int
     if pid := os.fork():
         return pid
     try:
-        kept = [2, *sorted(passed), os.sysconf("SC_OPEN_MAX")]
-        for below, above in pairwise(kept):  # these are pytest's, and its worker's way to its controller
-            os.closerange(below + 1, above)
+        nowhere = os.open(os.devnull, os.O_RDWR)
+        for descriptor in map(int, os.listdir("/dev/fd")):  # pytest's, and its worker's way to its controller
+            if descriptor not in (0, 1, 2, nowhere, *passed):
+                # Not closed: what was made before may write to one, and would write to whatever came to be in its place.
+                os.dup2(nowhere, descriptor, inheritable=False)
         sys.stdout, sys.stderr = (open(descriptor, "w", closefd=False) for descriptor in (1, 2))  # noqa: SIM115
         sys.stderr.reconfigure(line_buffering=True)
         server: Any = forkserver

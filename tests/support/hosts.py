@@ -181,7 +181,8 @@ def hosts(base: Path, *, shared: Sequence[str] = (), loopback_name: bool = False
     if (tried := subprocess.run(trial, capture_output=True, check=False, text=True)).returncode:
         pytest.skip(f"hosts cannot be made here: {tried.stderr.strip()}")
     base.mkdir(parents=True, exist_ok=True)
-    at = {"node1": "10.77.0.1", "node2": "10.77.0.2"}
+    # Higher than 127: the lower of two addresses is the one that gloo connects to, and loopback is to be met there.
+    at = {"node1": "192.168.77.1", "node2": "192.168.77.2"}
     made = []
     for name, address in at.items():
         seen = {**at, name: "127.0.1.1"} if loopback_name else at
@@ -211,11 +212,11 @@ def connect(one: Host, two: Host) -> None:
 def started(these: Sequence[Host], folder: Path, *arguments: str, each: int = 1, hook: Hook | None = None) -> Ranks:
     """`selfcorrect` with these arguments, in so many ranks on each host; rank 0 on the first. folder: for what they write."""
     pids = [host.pid for host in these]
-    enter = partial(_enter, pids=pids, address=these[0].address, each=each, hook=hook)
+    enter = partial(_enter, pids=pids, first=these[0].name, each=each, hook=hook)
     return Ranks(folder, *arguments, size=each * len(these), machines=len(these), hook=enter)
 
 
-def _enter(rank: int, pids: Sequence[int], address: str, each: int, hook: Hook | None) -> None:
+def _enter(rank: int, pids: Sequence[int], first: str, each: int, hook: Hook | None) -> None:
     """This process goes on as a child of its own that is on the host, and hands signals and the status through."""
     names = ("pid", "net", "uts", "ipc", "mnt")
     spaces = [os.open(f"/proc/{pids[rank // each]}/ns/{name}", os.O_RDONLY) for name in names]
@@ -233,21 +234,21 @@ def _enter(rank: int, pids: Sequence[int], address: str, each: int, hook: Hook |
     looking: Any = ranks
     looking._LOOKS = 4  # the disks here tell at once
     os.chdir(OWN)
-    os.environ.update(HOME=str(OWN / "home"), MASTER_ADDR=address, SELFCORRECT_PLAN="off")
+    os.environ.update(HOME=str(OWN / "home"), MASTER_ADDR=first, SELFCORRECT_PLAN="off")
     if hook:
         hook(rank)
 
 
 def torchrun(these: Sequence[Host], *arguments: str) -> list[Job]:
     """`selfcorrect` with these arguments, one process on each host, rank 0 on the first."""
-    first = [f"--nnodes={len(these)}", f"--master-addr={these[0].address}", f"--master-port={PORT}"]
+    first = [f"--nnodes={len(these)}", f"--master-addr={these[0].name}", f"--master-port={PORT}"]
     start = ["-m", "torch.distributed.run", *first, "--nproc-per-node=1"]
     return _launched(these, start, "--node-rank", arguments)
 
 
 def accelerate(these: Sequence[Host], *arguments: str) -> list[Job]:
     """The same, by the configuration that is shipped."""
-    first = [f"--num_processes={len(these)}", f"--main_process_ip={these[0].address}"]
+    first = [f"--num_processes={len(these)}", f"--main_process_ip={these[0].name}"]
     file = PROJECT / "recipes" / "launch" / "nodes.yaml"
     start = ["-m", "accelerate.commands.launch", "--config_file", str(file), *first]
     return _launched(these, start, "--machine_rank", arguments)

@@ -3,7 +3,7 @@
 import json
 import math
 import random
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import combinations
 from pathlib import Path
 from statistics import fmean, stdev
@@ -15,7 +15,6 @@ from selfcorrect.comparing.results import Answers
 from selfcorrect.comparing.results import summarize as line
 from selfcorrect.evaluation.averages import (
     Change,
-    Sample,
     budgets,
     change,
     means,
@@ -23,15 +22,18 @@ from selfcorrect.evaluation.averages import (
     pass_at,
     passes,
     rate_over,
+    samples_of,
     samples_of_rows,
     summary_over,
     tally,
 )
 from selfcorrect.evaluation.caution import bought
 from selfcorrect.evaluation.metrics import RESOLVED, Estimate, difference_of, summarize
+from selfcorrect.evaluation.pairs import pairs
 from selfcorrect.evaluation.resampling import draws
 from selfcorrect.evaluation.resolution import after, assumed, before
 from selfcorrect.evaluation.stored import summary_of
+from selfcorrect.evaluation.told import summary_line
 from selfcorrect.types import Attempt, Completion, Grade, Outcome, Problem, Rollout
 
 
@@ -74,6 +76,38 @@ def test_flows_from_attempt_to_attempt(samples: int) -> None:
     assert read.flows == whole.flows
 
 
+@pytest.mark.parametrize("samples", [1, 3])
+def test_rewards_in_parts(samples: int) -> None:
+    """Means over problems, by hand; none where accuracy is the mean reward. Of two evaluations the difference is paired."""
+    whole = random_rollouts(40, samples, 7)
+    parts = [in_part(each, 0.25) for each in whole]
+    bad = [rollout("bad", True, None)] * samples
+    found = summary_over([*bad, *parts], samples)
+    by_hand = [fmean(each.attempts[a].grade.reward for each in parts) for a in range(2)]
+    assert [each.value for each in found.rewards] == pytest.approx(by_hand)
+    assert all(
+        right.value < each.low < each.value < each.high
+        for right, each in zip(found.accuracy, found.rewards, strict=True)
+    )
+    assert summary_of(json.loads(json.dumps(asdict(found))), Path("e.json"), "summary").rewards == found.rewards
+    assert f"reward t1 {by_hand[0]:.3f} t2 {by_hand[1]:.3f}" in summary_line(found)
+    plain = summary_over(whole, samples)
+    assert (plain.rewards, plain.earned) == ((), plain.accuracy)
+    assert "reward" not in summary_line(plain)
+    _, _, figures = pairs(whole, parts, samples)
+    less = [figures[f"reward@t{a}"].less for a in (1, 2)]
+    assert [each.value for each in less] == pytest.approx(
+        [e - a.value for e, a in zip(by_hand, plain.accuracy, strict=True)]
+    )
+    assert all(each.low > 0 for each in less)
+
+
+def in_part(of: Rollout, reward: float) -> Rollout:
+    """Whose wrong attempts earn something."""
+    grades = [each.grade if each.grade.correct else replace(each.grade, reward=reward) for each in of.attempts]
+    return replace(of, attempts=tuple(replace(a, grade=g) for a, g in zip(of.attempts, grades, strict=True)))
+
+
 @pytest.mark.parametrize("n", range(1, 8))
 def test_pass_at_k_is_the_share_of_all_choices(n: int) -> None:
     for right in range(n + 1):
@@ -88,7 +122,7 @@ def test_pass_at_k_is_the_share_of_all_choices(n: int) -> None:
 def test_passes_by_enumeration(attempts: int) -> None:
     """Of all choices of k samples: solved by attempt, fixed, broken, and their difference."""
     rollouts = random_rollouts(6, 5, seed=1, attempts=attempts)
-    counts = tally([Sample(r.problem.id, tuple(a.grade.correct for a in r.attempts), False) for r in rollouts])
+    counts = tally(samples_of(rollouts))
     for k in budgets(5):
         found = passes(counts, k, draws(6, 50, seed=0))
         by_problem = {name: [r for r in rollouts if r.problem.id == name] for name in counts.ids}
@@ -126,12 +160,7 @@ def test_the_problem_is_the_unit() -> None:
     """The interval is that of the problems' means; the same sample eight times over is worth no more than once."""
     rollouts = random_rollouts(400, 4, seed=2)
     found = summary_over(rollouts, 4)
-    deltas = [
-        last - first
-        for first, last in means(
-            [Sample(r.problem.id, tuple(a.grade.correct for a in r.attempts), False) for r in rollouts]
-        ).values()
-    ]
+    deltas = [last - first for first, last in means(samples_of(rollouts)).values()]
     half = 1.96 * stdev(deltas) / math.sqrt(len(deltas))
     assert found.delta.value == pytest.approx(fmean(deltas))
     assert (found.delta.high - found.delta.low) / 2 == pytest.approx(half, rel=0.05)

@@ -1,13 +1,18 @@
 """A user's own task: the example as it is, and what is said of mistakes in the user's file."""
 
+import io
 import json
 import os
+import queue
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
+import selfcorrect
 from selfcorrect.config import CustomConfig, TrainConfig
 from selfcorrect.config.recipe import validate
 from selfcorrect.errors import DataError, GraderFailed
@@ -74,6 +79,7 @@ def test_a_small_file_of_one_s_own(tmp_path: Path) -> None:
     [
         ("def problems(:\n", r"mine.py:1: invalid syntax"),
         ("import absent_library\n", r"mine.py:1: ModuleNotFoundError: No module named 'absent_library'"),
+        ("from . import other\n", r"mine.py:1: ImportError: a relative import reaches beyond"),
         ("x = 1\ny = 1 / 0\n", r"mine.py:2: ZeroDivisionError: division by zero"),
         ("def grade(p, t): return True\n", r"mine.py: defines no function problems; docs/tasks.md"),
         ("problems = 3\n", r"mine.py: defines no function problems"),
@@ -263,6 +269,19 @@ def test_a_call_that_never_returns_is_a_timeout(workers: int, tmp_path: Path, mo
         task._code._module.free.set()
 
 
+def test_an_observer_hears_of_a_slow_grader(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And standard error does not."""
+    monkeypatch.setattr(background, "PATIENCE", 0.01)
+    (tmp_path / "slow.py").write_text(SLOW.replace("wait(60)", "wait(0.1)"))
+    rows = write(tmp_path / "rows.jsonl", [{"task_id": "1", "attempts": ["never"]}])
+    console = Console(record=True, width=200, file=io.StringIO())
+    selfcorrect.grade(rows, "custom", f"task.file={tmp_path}/slow.py", observer=selfcorrect.PlainObserver(console))
+    assert "waiting 0 s for the grader at problem '1'" in console.export_text()
+    assert capsys.readouterr().err == ""
+
+
 def test_a_grader_is_tried_before_a_run(tmp_path: Path) -> None:
     (tmp_path / "slow.py").write_text(SLOW.replace('"never"', '""'))
     task = CustomTask(CustomConfig(name="custom", file=str(tmp_path / "slow.py"), seconds=0.1), print)
@@ -278,11 +297,12 @@ def test_a_grader_is_tried_before_a_run(tmp_path: Path) -> None:
     assert "mine.py:7: ValueError" in task.notes[0]
 
 
-def test_what_lies_beside_the_file_is_found(tmp_path: Path) -> None:
+def test_what_lies_beside_the_file_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As a script finds it, and anew each time; what has the name of a library or of the program is not."""
     for name, text in {
         "pkg/__init__.py": "",
-        "pkg/deep.py": "VALUE = 1",
+        "pkg/deep.py": "from .value import VALUE",
+        "pkg/value.py": "VALUE = 1",
         "random.py": "",
         "numpy.py": "",
         "none.py": "",
@@ -292,25 +312,54 @@ def test_what_lies_beside_the_file_is_found(tmp_path: Path) -> None:
     file, helper = tmp_path / "mine.py", tmp_path / "helper_of_mine.py"
     text = f"import random, numpy\nfrom helper_of_mine import right\n{GOOD}"
     text = text.replace('int(text) == problem["n"]', "right(text)")
-    for word in ("yes", "no"):
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    for word in ("yes", "not"):
         helper.write_text(f"def right(text):\n    from pkg import deep\n    return text == {word!r} and deep.VALUE\n")
+        os.utime(helper, (1e9, 1e9))
         task = task_of(file, text)
-        assert [grade.correct for grade in task.grade([(task.test[0], "yes"), (task.test[0], "no")])] == [
-            word == "yes", word == "no",
+        assert [grade.correct for grade in task.grade([(task.test[0], "yes"), (task.test[0], "not")])] == [
+            word == "yes", word == "not",
         ]  # fmt: skip
-    assert list(own.files_of(file)) == ["mine.py", "helper_of_mine.py", "pkg/deep.py", "pkg/__init__.py"]
+    assert list(own.files_of(file)) == [
+        "mine.py",
+        "helper_of_mine.py",
+        "pkg/value.py",
+        "pkg/deep.py",
+        "pkg/__init__.py",
+    ]
     before = own.digest_of(file)
     own.keep(file, tmp_path / "kept")
     assert own.digest_of(tmp_path / "kept/mine.py") == before
+    (tmp_path / "pkg/deep.py").write_text("VALUE = 1 / 0")
+    with pytest.raises(DataError, match=r"/pkg/deep.py:1: ZeroDivisionError"):
+        task_of(file, text).grade([(task.test[0], "not")])
     (tmp_path / "pkg/deep.py").write_text("VALUE = 2")
     assert own.digest_of(file) != before
     kept = task_of(tmp_path / "kept/mine.py")
-    assert kept.grade([(kept.test[0], "no")])[0].correct
-    (tmp_path / "decimal_of_mine.py").write_text("")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(sys.modules, "decimal_of_mine", json)
-        with pytest.raises(DataError, match=r"another decimal_of_mine is loaded already \(.*json.*\); give one of"):
-            task_of(tmp_path / "other.py", f"import decimal_of_mine\n{GOOD}")
+    assert kept.grade([(kept.test[0], "not")])[0].correct
+    late = GOOD.replace("return int", "from helper_of_mine import right\n    return right(text) or int")
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "helper_of_mine.py").write_text("def right(text): return text == 'b'")
+    with pytest.MonkeyPatch.context() as patch:  # two at once, each with its own helper; the session's stays
+        patch.setitem(sys.modules, "helper_of_mine", json)
+        both = [task_of(tmp_path / "late.py", late), task_of(tmp_path / "b" / "late.py", late)]
+        found = [[grade.outcome for grade in each.grade([(each.test[0], t) for t in ("0", "b")])] for each in both]
+        assert found == [["correct", "grader_failed"], ["correct", "correct"]]
+        assert sys.modules["helper_of_mine"] is json
+
+
+def test_what_the_file_s_code_does_is_its_own(tmp_path: Path) -> None:
+    """Errors of a text's syntax have the file's line, numbers beyond all bounds are no crash, and rows are copies."""
+    text = GOOD.replace('"n": n', '"n": [n, 0]')
+    text = text.replace('int(text) == problem["n"]', "problem['n'].sort() or ast.literal_eval(text) == problem['n']")
+    task = task_of(tmp_path / "mine.py", f"import ast\n{text}")
+    grades = task.grade([(task.test[2], each) for each in ("[0, 2]", "2 apples", "[0, 2]")])
+    assert [grade.outcome for grade in grades] == ["correct", "grader_failed", "correct"]
+    assert grades[1].detail.startswith(f"{tmp_path}/mine.py:8: SyntaxError: invalid syntax")
+    assert task.test[2].reference == {"n": [2, 0]}
+    task = task_of(tmp_path / "mine.py", GOOD.replace('int(text) == problem["n"]', "10**400"))
+    with pytest.raises(DataError, match=r"mine.py: OverflowError: int too large"):
+        task.grade([(task.test[0], "")])
 
 
 def test_a_prompt_that_is_typed(tmp_path: Path) -> None:
@@ -327,12 +376,22 @@ def test_a_prompt_that_is_typed(tmp_path: Path) -> None:
         task.parse("word")
 
 
-def test_work_in_the_background_keeps_no_process() -> None:
+def test_work_in_the_background_keeps_no_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """A pool of concurrent.futures would be waited for."""
-    code = "import threading; from selfcorrect.tasks.background import Background as B; B('b').submit(threading.Event().wait)"
+    code = f"import runpy, threading; B = runpy.run_path({background.__file__!r})['Background']; B('b').submit(threading.Event().wait)"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
     work = background.Background("b")
     with pytest.raises(SystemExit):
         work.submit(sys.exit).result()
     assert work.submit(divmod, 7, 4).result() == (1, 3)
     work.shutdown()
+
+    class Emptied(queue.SimpleQueue[object]):  # by the thread, just after it was looked at
+        def empty(self) -> bool:
+            return False
+
+    monkeypatch.setattr(queue, "SimpleQueue", Emptied)
+    ended = threading.Thread(target=background.Background("b").shutdown, kwargs={"cancel_futures": True}, daemon=True)
+    ended.start()
+    ended.join(5)
+    assert not ended.is_alive()

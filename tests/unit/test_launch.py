@@ -218,6 +218,7 @@ def test_a_rank_that_never_comes_is_named(monkeypatch: pytest.MonkeyPatch, capsy
     """Whoever connects to it would wait for hours."""
     monkeypatch.setattr(joining, "_TELLING", timedelta(seconds=0.05))
     monkeypatch.setattr(joining, "_JOINING", timedelta(seconds=0.2))
+    monkeypatch.setattr(joining, "_own_address", lambda other, port: "10.0.0.1")
     store: Any = vars(torch.distributed)["HashStore"]()
     store.set("selfcorrect-2", "here")
     with pytest.raises(
@@ -227,20 +228,38 @@ def test_a_rank_that_never_comes_is_named(monkeypatch: pytest.MonkeyPatch, capsy
     assert capsys.readouterr().err == "waiting for rank 1, 3 of 4\n"
     for rank in (1, 3):
         store.set(f"selfcorrect-{rank}", "here")
-    joining._wait_for_all(store, Launch(4, 0, 0, 2, "node1", 29500))
+    assert joining._wait_for_all(store, Launch(4, 0, 0, 2, "node1", 29500)) == ["10.0.0.1", "here", "here", "here"]
+
+
+@pytest.mark.parametrize(
+    ("addresses", "leads"),
+    [
+        (["127.0.0.1", "127.0.0.1"], "lo7"),
+        (["10.0.0.7", "10.0.0.8"], "eth7"),
+        (["127.0.0.1", "127.0.0.1", "10.0.0.8"], "eth7"),  # rank 0's own name is at 127.0.1.1, as Debian has it
+        (["::1", "fe80::8%eth7"], "eth7"),
+    ],
+)
+def test_gloo_takes_the_interface_that_leads_to_the_others(
+    addresses: list[str], leads: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not the one that the host's own name stands for; what the user names stays."""
+    there = {"eth7": ["10.0.0.7", "fe80::7%eth7"], "lo7": ["127.0.0.1", "::1"]}
+    seen = {name: [types.SimpleNamespace(address=each) for each in all_of] for name, all_of in there.items()}
+    monkeypatch.setattr(psutil, "net_if_addrs", lambda: seen)
+    ways = {"10.0.0.8": "10.0.0.7", "fe80::8%eth7": "fe80::7%eth7"}
+    monkeypatch.setattr(joining, "_own_address", lambda other, port: ways[other])
+    launch = Launch(len(addresses), 0, 0, 0, "node1", 29500)
+    for named, found in (("mine", "mine"), ("", leads)):
+        monkeypatch.setenv("GLOO_SOCKET_IFNAME", named)
+        joining._name_interface(launch, addresses)
+        assert os.environ["GLOO_SOCKET_IFNAME"] == found
 
 
 @pytest.mark.parametrize("own", ["127.0.0.1", "::1"])
-def test_gloo_takes_the_interface_that_leads_to_rank_0(own: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not the one that the host's own name stands for; what the user names stays."""
-    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "mine")
-    joining._name_interface(own, 29500)
-    assert os.environ["GLOO_SOCKET_IFNAME"] == "mine"
-    monkeypatch.delenv("GLOO_SOCKET_IFNAME")
-    there = {"eth7": [types.SimpleNamespace(address="10.0.0.7")], "lo7": [types.SimpleNamespace(address=own)]}
-    monkeypatch.setattr(psutil, "net_if_addrs", lambda: there)
-    joining._name_interface(own, 29500)
-    assert os.environ.get("GLOO_SOCKET_IFNAME") == "lo7"
+def test_an_address_on_the_way_to_another(own: str) -> None:
+    assert joining._own_address(own, 29500) == own
+    assert joining._own_address("no such host", 29500) == "127.0.0.1"
 
 
 @pytest.mark.parametrize(("groups", "size"), [(1, 2), (3, 2), (5, 4), (2, 3), (7, 7), (10, 3)])

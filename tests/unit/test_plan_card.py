@@ -9,14 +9,16 @@ import torch
 from torch.nn import functional
 from transformers import Qwen2Config
 
+from selfcorrect.learning import vocabulary
 from selfcorrect.learning.vocabulary import Tiles
+from selfcorrect.planning import memory, rehearsal
 from selfcorrect.planning.casts import CardsCasts
 from selfcorrect.planning.hardware import CARDS
 from selfcorrect.planning.plan import Devices, make_plan
 from selfcorrect.planning.rehearsal import Costume, by_layers, sampling, update
 from selfcorrect.planning.spec import Spec
 from selfcorrect.planning.work import Sampling, Update
-from tests.support.plans import SMALL, recipe
+from tests.support.plans import ONE_ROW, SMALL, recipe
 from tests.support.tiny import tiny_lm
 
 BFLOAT = torch.bfloat16
@@ -62,20 +64,44 @@ def test_a_cards_products_are_added_up_without_casts() -> None:
     assert peaks[1] - peaks[0] > 4 * 64 * (1 << 13) / 2
 
 
-def test_what_sampling_leaves_on_a_card_is_there_in_the_update() -> None:
-    """Lanes and graphs of a step; those of a wider evaluation are let go of, and are a phase of their own."""
-    config = recipe(
-        rollouts={"problems_per_step": 2, "rollouts_per_problem": 2, "rows_at_once": 64}, evaluation={"problems": 40}
-    )
+def test_a_rehearsal_lets_others_train() -> None:
+    """In another thread of a session: what a card needs no casts for, a processor's sums would lose."""
+    total, half = torch.zeros(2, 2), torch.ones(2, 2, dtype=BFLOAT)
+    with rehearsal._as_on_device(on_card=True):
+        vocabulary._add_product(total, half, half)
+    assert total.tolist() == [[2, 2], [2, 2]]
+
+
+def test_what_sampling_leaves_on_a_card_is_there_in_the_update(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lanes and graphs of a step; those of a far wider evaluation are let go of, and are a phase of their own."""
+    rollouts = {"problems_per_step": 2, "rollouts_per_problem": 2, "rows_at_once": 64}
+    config = recipe(rollouts=rollouts, optimizer=ONE_ROW["optimizer"], evaluation={"problems": 40})
 
     def phases(**evaluation: Any) -> dict[str, dict[str, float]]:
         asked = config.model_copy(update={"evaluation": config.evaluation.model_copy(update=evaluation)})
         spec = Spec("small", Qwen2Config(**SMALL, num_key_value_heads=2, intermediate_size=64))
-        return make_plan(asked, Devices(CARDS["h100"]), spec=spec, timed=False).memory.phases
+        return make_plan(asked, Devices(CARDS["h100"], 2, 1, "fsdp2"), spec=spec, timed=False).memory.phases
 
     few, wide = phases(problems=4), phases()
     assert few.keys() == {"sampling", "update"}
     assert wide.keys() == {"sampling", "evaluation", "update"}
     assert few["update"] == wide["update"]
     assert few["update"]["CUDA graphs"] == few["sampling"]["CUDA graphs"] > 0
-    assert wide["evaluation"]["KV cache"] > 4 * wide["update"]["KV cache"]
+    assert wide["evaluation"]["KV cache"] > 2 * wide["update"]["KV cache"]
+    assert wide["evaluation"]["whole copy for sampling"] == wide["sampling"]["whole copy for sampling"] > 0
+    monkeypatch.setattr(memory, "KEPT", 3)  # its 24 lanes are no more than three times the 8 of a step
+    beside = phases()
+    assert beside["update"]["KV cache"] == 3 * few["update"]["KV cache"]
+    assert beside["sampling"]["KV cache"] - few["sampling"]["KV cache"] == 2 * few["update"]["KV cache"]
+    assert beside["update"]["CUDA graphs"] == beside["evaluation"]["CUDA graphs"]
+
+
+def test_devices_share_what_is_evaluated_side_by_side() -> None:
+    def rows(devices: int, **sections: Any) -> int:
+        config = recipe(rollouts={"rows_at_once": 64}, **sections)
+        return memory._evaluated(config, memory.Spread(devices))
+
+    assert [rows(devices, evaluation={"problems": 40}) for devices in (1, 3)] == [40, 14]
+    assert [rows(devices, evaluation={"problems": 400}) for devices in (1, 8)] == [64, 8]
+    assert rows(1, evaluation={"problems": 4, "external": ["more.jsonl"]}) == 64  # it may have any number of them
+    assert rows(1, evaluation={"problems": 4}, checkpoint={"held_out": "more.jsonl", "select": "held_out"}) == 64

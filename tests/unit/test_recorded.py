@@ -172,6 +172,19 @@ def test_code_by_id_by_tests_and_with_fences(tmp_path: Path) -> None:
     assert [a["outcome"] for a in told] == ["correct", "wrong", "correct", "wrong", "no_answer"]
     assert told[3]["detail"] == "exception: ZeroDivisionError: division by zero"
     assert summary.n == 4  # HumanEval/2 has a second sample, the others have none
+    run = {
+        "prompt": "",
+        "reference": {"task_id": "humaneval/2", "row": "0"},
+        "attempts": [{"text": rows[1]["response"]}],
+    }
+    write(file, [{"id": "humaneval/2", **run}])
+    selfcorrect.grade(
+        file, "code", "task.dataset=humaneval", f"task.data={data.parent}", output=tmp_path / "again.jsonl"
+    )
+    assert '"outcome": "wrong"' in (tmp_path / "again.jsonl").read_text()
+    write(file, [{"id": "humaneval/77", **run}])
+    with pytest.raises(DataError, match=r"rows.jsonl:1: field 'id' = 'humaneval/77' is not in the task's data"):
+        selfcorrect.grade(file, "code", "task.dataset=humaneval", f"task.data={data.parent}", output=tmp_path / "none")
 
 
 @pytest.mark.parametrize(
@@ -229,6 +242,8 @@ def test_a_replay_is_a_whole_evaluation_with_its_report(tmp_path: Path) -> None:
     assert "100.0" in page
     assert "not finished" not in page
     assert selfcorrect.evaluate("unused", recipe=recipe, output=tmp_path / "run") == evaluation  # not graded again
+    kept = {**recipe, "recorded": str(tmp_path / "run/evaluations/recorded.rollouts.jsonl")}
+    assert selfcorrect.evaluate("unused", recipe=kept, output=tmp_path / "again").summary == evaluation.summary
     more = write(tmp_path / "three.jsonl", [*rows, {**rows[0], "task_id": "test/algebra/9.json"}])
     with pytest.raises(
         ConfigError, match=r"begun with other settings: recorded is .*evaluation.problems is 3, but was 2"

@@ -18,7 +18,7 @@ from selfcorrect.samplers.scripted import ScriptedSampler
 from selfcorrect.seeds import derive_seed
 from selfcorrect.tasks import make_task
 from selfcorrect.tasks.base import Task
-from selfcorrect.types import Completion, Grade, Outcome, Problem, Rollout, SamplingParams
+from selfcorrect.types import Attempt, Completion, Grade, Outcome, Problem, Rollout, SamplingParams
 from tests.support.templates import OPENS_THOUGHT, PLAIN, byte_tokenizer
 
 TOKENIZER = build_tokenizer(12)
@@ -279,3 +279,15 @@ def test_a_recorded_first_attempt_takes_the_place_of_attempt_1() -> None:
     assert [[a.sampled for a in r.attempts] for r in (one, other)] == [[False, True], [True, True]]
     assert one.attempts[0].completion.text == "4 5"
     assert [a.grade.outcome for a in one.attempts] == ["wrong", "correct"]
+
+
+def test_a_rollout_prints_whatever_the_model_wrote() -> None:
+    """In a few lines that no terminal obeys, and that have an encoding."""
+    attempt = Attempt(
+        (), Completion((), (), "a\x1b[2J\n\ud800" + "b" * 300, "stop"), Grade(Outcome.WRONG, 0.0, "", "why")
+    )
+    told = repr(Rollout(problem("1 : 1", "p"), (attempt,)))
+    assert told.splitlines()[1].startswith(
+        "  attempt 1, wrong (why): a\N{REPLACEMENT CHARACTER}[2J \N{REPLACEMENT CHARACTER}bb"
+    )
+    assert len(told.encode()) < 300

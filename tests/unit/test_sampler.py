@@ -320,25 +320,26 @@ def test_a_sampler_beside_another_takes_no_memory_of_its_own(
         for each, attempts in ((lm, ATTEMPTS), (reference, 1))
     ]
     assert alone[0][:1] != alone[1]
-    sampler = TransformersSampler(lm, 4, FIXED)
+    sampler, recorder = TransformersSampler(lm, 4, FIXED), Recorder()
+    sampler._graphs = Graphs(pytest.fail, recorder, object)
     other = TransformersSampler(reference, beside=sampler)
-    recorders = Recorder(), Recorder()
-    for each, recorder in zip((sampler, other), recorders, strict=True):
-        each._graphs = Graphs(pytest.fail, recorder, object)
     first = [prompt for prompt, _ in play(reference, TransformersSampler(reference), 0.0)[0]][:3]
     seen = list[Any]()
     for _ in range(3):
         sampler.load_weights(lm.model)
         other.load_weights(reference.model)
         other.sample(first, SamplingParams(0.0, 4, 1))  # fewer and shorter: lanes grow for the policy's rows
-        assert said(play(lm, sampler, 1.0)) == alone[0]
-        assert sampler._kept
-        assert said(play(reference, other, 1.0, attempts=1)) == alone[1]
-        assert not sampler._kept
-        assert (other._lanes, other._kept) == (None, {})
+        assert (said(play(lm, sampler, 1.0)), bool(sampler._kept)) == (alone[0], True)
+        assert (said(play(reference, other, 1.0, attempts=1)), sampler._kept) == (alone[1], {})
+        assert (other._lanes, other._kept, other._graphs) == (None, {}, sampler._graphs)
         assert (other._weights is sampler._weights) == adapter
-        seen.append((sampler._rooms, [recorder.recorded for recorder in recorders]))
+        seen.append((sampler._rooms, recorder.recorded))
     assert seen[1] == seen[2]  # once the lanes are large enough, nothing is made or recorded anew
+    if not adapter:
+        other._weights.moves += 1  # as where a reference passes through a card: the policy's steps stay
+        play(reference, other, 1.0, attempts=1)
+        assert (recorded := recorder.recorded) > seen[2][1]
+        assert (play(lm, sampler, 1.0), recorder.recorded)[1] == recorded
 
 
 def said(attempts: Any) -> list[Any]:

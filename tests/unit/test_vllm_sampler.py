@@ -22,10 +22,11 @@ from selfcorrect.errors import ConfigError, ModelError, SamplerFailed
 from selfcorrect.models.adapters import Adapters, fresh_config
 from selfcorrect.models.language_model import LanguageModel
 from selfcorrect.models.plain import PlainWeights
+from selfcorrect.samplers import vllm_server
 from selfcorrect.samplers.compared import Comparison, Probed
 from selfcorrect.samplers.sync_folder import SyncFolder
 from selfcorrect.samplers.transformers import TransformersSampler
-from selfcorrect.samplers.vllm import Sampled, VllmSampler
+from selfcorrect.samplers.vllm import AdapterVersion, Sampled, VllmSampler
 from selfcorrect.samplers.vllm_engine import InProcess, need_vllm
 from selfcorrect.samplers.vllm_server import Server
 from selfcorrect.types import SamplingParams
@@ -407,3 +408,21 @@ def test_what_a_server_told_of_an_old_failure_is_forgotten(tmp_path: Path) -> No
         fake.answers.clear()
         server._post("/resume")
         assert server.said() == "/health answers 200"
+
+
+def test_what_a_server_cannot_read_is_told_with_the_folder_and_one_that_is_gone_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vllm_server, "_HERE", ())  # as if it were on another host
+    with serving(model()) as fake:
+        config = VllmConfig(server=f"http://127.0.0.1:{fake.server_port}", timeout=5.0)
+        server, version = (
+            Server(config, tmp_path, torch.device("cpu"), adapter_only=True),
+            AdapterVersion(1, tmp_path, "a"),
+        )
+        fake.answers["/v1/load_lora_adapter"] = (400, "no such file " * 60)
+        with pytest.raises(RuntimeError, match=f"^the server was to read {tmp_path} of .*, which both hosts must see"):
+            server.take_adapter(version)
+        server._url = "http://127.0.0.1:9"
+        with pytest.raises(RuntimeError, match=r"^http://127.0.0.1:9 does not answer: [^;]*$"):
+            server.take_adapter(version)

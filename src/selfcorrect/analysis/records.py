@@ -15,19 +15,20 @@ def records(run: str | Path, of: str = "steps") -> list[dict[str, Any]]:
 
     of: steps (a record a training step, rewards/t1, rewards/t2, ...), evaluations (a record each, base first,
     summary/accuracy/t1/value, ...), alarms, rollouts (those that training kept, t1/text, t1/outcome, ...), or the name
-    of an evaluation, for its rollouts. Raises DataError where the run has no such thing.
+    of an evaluation (NAME@WORDING of another wording), for its rollouts. Raises DataError where there is no such thing.
     """
     folder = Path(run).expanduser()
     if not (folder / "config.yaml").is_file():
         raise DataError(f"run = {str(run)!r} is no run folder (no config.yaml in it); name one, like runs/mine")
     if of in _LOGS:
         return [flat(row) for row in json_lines(folder / _LOGS[of])]
-    found = {file.stem: json_object(file) for file in (folder / "evaluations").glob("*.json")}
+    files = (folder / "evaluations").glob("*.json")
+    found = {file.stem: told for file in files if (told := json_object(file))}  # else it is still in the writing
     names = sorted(found, key=lambda name: (name != "base", found[name].get("step", 0), name))
     if of == "evaluations":
         return [flat(found[name]) for name in names]
-    if of != "rollouts" and of not in found:
+    file = folder / "rollouts.jsonl" if of == "rollouts" else folder / "evaluations" / f"{of}.rollouts.jsonl"
+    if of != "rollouts" and not file.is_file():
         known = ", ".join([*_LOGS, "evaluations", "rollouts", *names])
         raise DataError(f"of = {of!r}: {folder} has no evaluation of that name; there are {known}")
-    file = folder / "rollouts.jsonl" if of == "rollouts" else folder / "evaluations" / f"{of}.rollouts.jsonl"
     return [flat_rollout(row) for row in json_lines(file)]

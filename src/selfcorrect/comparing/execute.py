@@ -12,13 +12,14 @@ from typing import Protocol
 from selfcorrect.comparing.pace import Pace
 from selfcorrect.comparing.plan import Job
 from selfcorrect.config import Config, LogConfig, TrainConfig
-from selfcorrect.config.paths import absolute
+from selfcorrect.config.paths import absolute, own_files
 from selfcorrect.config.recipe import dump, load_recipe
 from selfcorrect.errors import ConfigError, UserError
 from selfcorrect.models.freed import started_whole
 from selfcorrect.runs.changes import Change, settings_changed, shown
 from selfcorrect.runs.checkpoint import atomic_folder
 from selfcorrect.runs.display import clock
+from selfcorrect.runs.found import is_kept
 from selfcorrect.runs.trackers import FOLDERS
 from selfcorrect.waiting import cores
 
@@ -70,7 +71,9 @@ def _changes(job: Job) -> list[Change]:
     before, now = _made_by(load_recipe(made)), _made_by(absolute(job.config))
     if not (isinstance(before, TrainConfig) and isinstance(now, TrainConfig)):
         return [Change("kind", before.kind, now.kind)]
-    return settings_changed(before, now)
+    others = [own for own in own_files(now) if not is_kept(own.file, job.path / own.kept)]
+    edited = [Change(own.setting, f"what {own.kept} in it holds", "something else") for own in others]
+    return settings_changed(before, now) + edited
 
 
 def is_done_at(path: Path) -> bool:

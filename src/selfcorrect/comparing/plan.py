@@ -111,15 +111,20 @@ def paper_table(config: CompareConfig) -> tuple[str, bool] | None:
 
 
 def _check_rows(config: CompareConfig) -> None:
-    """Raises ConfigError where a method names a row that the paper's table does not have."""
-    shown = paper_table(config)
-    rows = PAPER[shown[0]] if shown else {row: None for table in PAPER.values() for row in table}
+    """Raises ConfigError where a method names a row that no table of the paper has; one may lack what another has."""
+    rows = dict.fromkeys(row for table in PAPER.values() for row in table)
     for method in config.methods:
         if method.paper is not None and method.paper not in rows:
-            where = f"the paper's table of {shown[0]}" if shown else "the paper"
             raise ConfigError(
-                f"method {method.name}: paper = {method.paper!r} is no row of {where}; it has {', '.join(rows)}"
+                f"method {method.name}: paper = {method.paper!r} is no row of the paper's tables; they have "
+                f"{', '.join(rows)}"
             )
+
+
+def costs(config: CompareConfig) -> list[str]:
+    """What each chosen method takes, in words. Raises ConfigError as `check` does."""
+    accounts = check(chosen_methods(config))
+    return [f"{name}: {of.completions:,} sampled completions, {of.updates:,} updates" for name, of in accounts.items()]
 
 
 def check(config: CompareConfig) -> dict[str, Account]:

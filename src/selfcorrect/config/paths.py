@@ -1,12 +1,13 @@
 """Paths in a recipe: relative ones are of its folder; a run has them absolute, the same wherever it is resumed."""
 
-from collections.abc import Mapping
+import json
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from selfcorrect.config.run import PLAIN_TEMPLATE, TrainConfig
 from selfcorrect.config.stages import OwnObjective, Stage, SupervisedStage
-from selfcorrect.config.tasks import HubConfig, RepairConfig, TaskConfig
+from selfcorrect.config.tasks import CustomConfig, HubConfig, RepairConfig, TaskConfig
 from selfcorrect.errors import ConfigError
 
 PATHS = (  # settings that name a file or a folder, in whatever section they are
@@ -22,7 +23,8 @@ PATHS = (  # settings that name a file or a folder, in whatever section they are
 )
 TASK_FILE, FILE_HOLDS = "the task's file", "what the file holds"  # digests of it: in asked.json, and of an evaluation
 USED = "config.used.yaml"  # the settings that a run has gone by, so that an edited config.yaml is noticed
-TASK = "task"  # within a run: the file of a task of one's own, and what it imports that lies beside it
+OWN = "own"  # within a run: Python files of the user's own, and what they import that lies beside them
+ASKED = "asked.json"  # within a run: digests of what it has gone by beyond its settings, by their names in words
 _FREE = ("options", "template_options", "columns", "correction_prompts")  # what stands inside is the user's own
 
 
@@ -45,17 +47,62 @@ def _anchored(key: str, value: Any, folder: Path) -> Any:
     return str(folder / value) if is_path else value
 
 
-def with_kept_task(data: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """The recipe of a run in `folder`, with the run's copy of its task's file where that is no longer there."""
-    task = data.get("task")
-    if not isinstance(task, dict):
-        return data
-    file = task.get("file")
-    if isinstance(file, str) and not Path(file).expanduser().exists() and is_run(folder):
-        kept = folder / TASK / Path(file).name
-        if kept.is_file():
-            return data | {"task": {**task, "file": str(kept)}}
-    return data
+class OwnFile(NamedTuple):
+    """A Python file of the user's own. setting: what names it; told: what it is, in words; kept: within the run."""
+
+    setting: str
+    told: str
+    kept: str
+    file: str
+
+
+def own_files(config: TrainConfig) -> list[OwnFile]:
+    """Those of a recipe: its task's, and its stages'."""
+    task = config.task
+    found = [OwnFile("task.file", TASK_FILE, f"{OWN}/task", task.file)] if isinstance(task, CustomConfig) else []
+    return found + [
+        OwnFile(f"stages.{s.name}.file", objective_of(s.name), f"{OWN}/stages/{s.name}", s.file)
+        for s in config.stages
+        if isinstance(s, OwnObjective)
+    ]
+
+
+def objective_of(stage: str) -> str:
+    """A stage's own objective, as it is told and as `ASKED` has it."""
+    return f"the objective of stage {stage}"
+
+
+def with_copies(
+    config: TrainConfig, run: Path, overrides: Sequence[str], is_old: Callable[[OwnFile, Path], bool]
+) -> TrainConfig:  # fmt: skip
+    """The run's copies in the place of files of the user's own that are old; what an override names stays.
+
+    is_old: of a file, and the folder with its copy.
+    """
+    keys = [override.partition("=")[0] for override in overrides]
+    named = {key.partition(".")[0] for key in keys if key.endswith(".file") or "." not in key}
+    copies = {
+        own.setting: str(copy)
+        for own in own_files(config)
+        if own.setting.partition(".")[0] not in named
+        and (copy := run / own.kept / Path(own.file).name).is_file()
+        and is_old(own, copy.parent)
+    }
+
+    def at_copy(section: Any, setting: str) -> Any:
+        return section.model_copy(update={"file": copies[setting]}) if setting in copies else section
+
+    stages = tuple(at_copy(stage, f"stages.{stage.name}.file") for stage in config.stages)
+    return config.model_copy(update={"task": at_copy(config.task, "task.file"), "stages": stages})
+
+
+def asked_by(run: Path) -> dict[str, str]:
+    """What `ASKED` holds; empty where there is none, or it cannot be read."""
+    try:
+        found = json.loads((run / ASKED).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def absolute(config: TrainConfig) -> TrainConfig:

@@ -16,10 +16,10 @@ from typing import Annotated, Any
 import yaml
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
-from selfcorrect.config import STAGE_KINDS, TASK_KINDS, Config
+from selfcorrect.config import STAGE_KINDS, TASK_KINDS, Config, TrainConfig
 from selfcorrect.config.familiar import FAMILIAR
 from selfcorrect.config.overrides import apply_override
-from selfcorrect.config.paths import anchored, with_kept_task
+from selfcorrect.config.paths import anchored, with_copies
 from selfcorrect.config.settings import sections, settings
 from selfcorrect.config.shipped import find_recipe
 from selfcorrect.config.yaml12 import Dumper, read
@@ -66,7 +66,10 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         raise _is_data(file)
     if not isinstance(data, dict):
         raise ConfigError(f"recipe {file} must be a mapping of settings, not {type(data).__name__}")
-    return validate(with_kept_task(anchored(data, file.parent), file.parent), str(file), places, overrides)
+    config = validate(anchored(data, file.parent), str(file), places, overrides)
+    if not isinstance(config, TrainConfig):
+        return config
+    return with_copies(config, file.parent, overrides, lambda own, kept: not Path(own.file).exists())  # of a run
 
 
 def _refuse_data(file: Path) -> None:

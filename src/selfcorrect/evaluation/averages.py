@@ -21,6 +21,7 @@ from selfcorrect.evaluation.metrics import (
     Estimate,
     Passes,
     Summary,
+    are_partial,
     difference_of,
     flows_of,
     is_graded,
@@ -40,16 +41,17 @@ _WIDTH = 1e-9  # shares that are closer are the same
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One graded rollout: its problem, which of its attempts are right, whether the last repeats the first."""
+    """One graded rollout: its problem, which of its attempts are right, whether the last repeats the first, rewards."""
 
     id: str
     right: tuple[bool, ...]
     same: bool
+    rewards: tuple[float, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Tally:
-    """Counts of a problem's graded samples. either_P: right at the first attempt or at the last."""
+    """Counts of a problem's graded samples. either_P: right at the first attempt or at the last; reward_AP: sums."""
 
     ids: tuple[str, ...]
     n_P: Table
@@ -58,6 +60,7 @@ class Tally:
     broken_P: Table
     either_P: Table
     same_P: Table
+    reward_AP: Table
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,11 +74,12 @@ class Change:
 
 def samples_of(rollouts: Iterable[Rollout]) -> list[Sample]:
     """The graded ones, in order."""
-    return [
-        Sample(r.problem.id, tuple(a.grade.correct for a in r.attempts), is_unchanged(r))
-        for r in rollouts
-        if is_graded(r)
-    ]
+    found = []
+    for rollout in filter(is_graded, rollouts):
+        grades = [attempt.grade for attempt in rollout.attempts]
+        right, rewards = tuple(grade.correct for grade in grades), tuple(grade.reward for grade in grades)
+        found.append(Sample(rollout.problem.id, right, is_unchanged(rollout), rewards))
+    return found
 
 
 def samples_of_rows(rows: Iterable[Mapping[str, Any]]) -> list[Sample]:
@@ -87,7 +91,8 @@ def samples_of_rows(rows: Iterable[Mapping[str, Any]]) -> list[Sample]:
             first, last = row["attempts"][0], row["attempts"][-1]
             right = tuple(outcome == Outcome.CORRECT for outcome in outcomes)
             same = repeats((first.get("answer", ""), last.get("answer", "")), (first["text"], last["text"]))
-            found.append(Sample(row["id"], right, same))
+            rewards = tuple(float(attempt.get("reward", r)) for attempt, r in zip(row["attempts"], right, strict=True))
+            found.append(Sample(row["id"], right, same, rewards))
     return found
 
 
@@ -97,6 +102,7 @@ def tally(samples: Sequence[Sample]) -> Tally:
     attempts = max((len(sample.right) for sample in samples), default=0)
     n_P, right_AP = np.zeros(len(places)), np.zeros((attempts, len(places)))
     fixed_P, broken_P, either_P, same_P = (np.zeros(len(places)) for _ in range(4))
+    reward_AP = np.zeros_like(right_AP)
     for sample in samples:
         place, first, last = places[sample.id], sample.right[0], sample.right[-1]
         n_P[place] += 1
@@ -105,14 +111,16 @@ def tally(samples: Sequence[Sample]) -> Tally:
         broken_P[place] += first and not last
         either_P[place] += first or last
         same_P[place] += sample.same
-    return Tally(tuple(places), n_P, right_AP, fixed_P, broken_P, either_P, same_P)
+        reward_AP[:, place] += sample.rewards
+    return Tally(tuple(places), n_P, right_AP, fixed_P, broken_P, either_P, same_P, reward_AP)
 
 
 def summary_over(rollouts: Sequence[Rollout], samples: int) -> Summary:
     """Rollouts, `samples` of each problem -> Summary: Avg@k and pass@k; of one sample what `summarize` says."""
     if samples == 1:
         return summarize(rollouts)
-    counts = tally(samples_of(rollouts))
+    graded = list(filter(is_graded, rollouts))
+    counts = tally(samples_of(graded))
     attempts = len(rollouts[0].attempts) if rollouts else 0
     n, none, drawn_RP = len(counts.ids), Estimate(0.0, 0.0, 0.0), draws(max(1, len(counts.ids)), RESAMPLES, seed=0)
     if not n:
@@ -132,7 +140,10 @@ def summary_over(rollouts: Sequence[Rollout], samples: int) -> Summary:
         samples=samples,
         passes=tuple(passes(counts, k, drawn_RP) for k in budgets(samples)),
         smallest=RESOLVED * standard_error(delta_P.tolist(), samples) if attempts > 1 else None,
-        flows=flows_of(list(filter(is_graded, rollouts)), attempts, lambda pair: summary_over(pair, samples)),
+        flows=flows_of(graded, attempts, lambda pair: summary_over(pair, samples)),
+        rewards=tuple(share_over(reward_P / counts.n_P, drawn_RP) for reward_P in counts.reward_AP)
+        if are_partial(graded)
+        else (),
     )
 
 

@@ -68,7 +68,8 @@ class Summary:
     first one's answer. samples: of each problem; with more than one, every share is a mean over problems of the
     mean over its samples (Avg@k), and passes holds pass@k. smallest: the smallest delta that so many problems and
     samples can resolve, by the variance that was measured (resolution.py); None where nothing was. flows: from attempt
-    1 to 2, from 2 to 3 and so on, over the same problems; empty where there are no more than two.
+    1 to 2, from 2 to 3 and so on, over the same problems; empty where there are no more than two. rewards: the mean
+    reward of each attempt, with an interval that is wide enough for all of [0, 1]; empty where each is 0 or 1.
     """
 
     n: int
@@ -83,11 +84,17 @@ class Summary:
     passes: tuple[Passes, ...] = ()
     smallest: float | None = None
     flows: tuple[Flow, ...] = ()
+    rewards: tuple[Estimate, ...] = ()
 
     def __repr__(self) -> str:
         from selfcorrect.evaluation.told import summary_line  # which reads this module
 
         return f"<Summary {summary_line(self)}>"
+
+    @property
+    def earned(self) -> tuple[Estimate, ...]:
+        """The mean reward of each attempt: where none is partial, its accuracy."""
+        return self.rewards or self.accuracy
 
     @property
     def wrong_first(self) -> int:
@@ -188,6 +195,7 @@ def summarize(rollouts: Sequence[Rollout]) -> Summary:
     gained = [float(b) - float(a) for a, b in zip(first, last, strict=True)]
     fixed, broken = gained.count(1.0), gained.count(-1.0)
     same = sum(map(is_unchanged, graded))
+    earned = [sum(r.attempts[a].grade.reward for r in graded) for a in range(attempts)]
     return Summary(
         n=n,
         accuracy=tuple(share(sum(column), n) for column in right),
@@ -199,7 +207,13 @@ def summarize(rollouts: Sequence[Rollout]) -> Summary:
         outcomes=outcomes_of(rollouts),
         smallest=RESOLVED * standard_error(gained) if n and attempts > 1 else None,
         flows=flows_of(graded, attempts, summarize),
+        rewards=tuple(share(total, n) for total in earned) if are_partial(graded) else (),
     )
+
+
+def are_partial(graded: Sequence[Rollout]) -> bool:
+    """Whether a reward lies between 0 and 1, so that accuracy does not tell what was earned."""
+    return any(0 < attempt.grade.reward < 1 for rollout in graded for attempt in rollout.attempts)
 
 
 def flows_of(

@@ -29,7 +29,8 @@ def pairs(a: Sequence[Rollout], b: Sequence[Rollout], samples: int) -> tuple[Sum
     summaries = summary_over(ours, samples), summary_over(theirs, samples)
     if not both:
         return *summaries, {}
-    told = [_estimates(summary) for summary in summaries]
+    partial = any(summary.rewards for summary in summaries)
+    told = [_estimates(summary, partial) for summary in summaries]
     values = [_values(tally(samples_of(side)), samples) for side in (ours, theirs)]
     found = {}
     for name in told[0]:
@@ -44,10 +45,12 @@ def _graded(rollouts: Sequence[Rollout]) -> set[str]:
     return {rollout.problem.id for rollout in rollouts if is_graded(rollout)}
 
 
-def _estimates(summary: Summary) -> dict[str, Estimate]:
+def _estimates(summary: Summary, partial: bool) -> dict[str, Estimate]:
     found = {f"Accuracy@t{number}": value for number, value in enumerate(summary.accuracy, 1)}
     if len(summary.accuracy) > 1:
         found |= {"delta": summary.delta, "i->c": summary.fixed, "c->i": summary.broken, "unchanged": summary.unchanged}
+    if partial:
+        found |= {f"reward@t{number}": value for number, value in enumerate(summary.earned, 1)}
     for each in summary.passes[-1:]:
         found |= {f"pass@{each.k}, t{number}": value for number, value in enumerate(each.accuracy, 1)}
     return found
@@ -61,6 +64,7 @@ def _values(counts: Tally, samples: int) -> dict[str, Mapping[str, float]]:
         "delta": (right_AP[-1] - right_AP[0]) / n_P, "i->c": counts.fixed_P / n_P, "c->i": counts.broken_P / n_P,
         "unchanged": counts.same_P / n_P,
     }  # fmt: skip
+    found |= {f"reward@t{number}": reward_P / n_P for number, reward_P in enumerate(counts.reward_AP, 1)}
     if samples > 1:
         k = budgets(samples)[-1]
         found |= {f"pass@{k}, t{number}": pass_table(n_P, right_P, k) for number, right_P in enumerate(right_AP, 1)}

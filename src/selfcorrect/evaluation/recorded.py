@@ -175,21 +175,29 @@ class Problems:
         if not isinstance(self._task, DataTask) or not row.has("task_id"):
             needed = "tests" if self._task.name == "code" else "gold, answer or solution"
             raise DataError(f"{row.where}: nothing to grade against: expected task_id, or {needed}")
+        return self._named(row, "task_id")
+
+    def _named(self, row: Row, field: str) -> Problem:
+        """The problem of the task's data that a field names."""
         try:
             known = self._by_id
         except DataError as error:
             raise DataError(
-                f"{row.where}: holds nothing to grade against but its task_id, and the data set to look that up in "
+                f"{row.where}: holds nothing to grade against but its {field}, and the data set to look that up in "
                 f"cannot be had; name it with task.data=PATH ({error})"
             ) from None
-        found = known.get(_key(row.fields["task_id"], known))
+        found = known.get(_key(row.fields[field], known))
         if found is None:
-            raise row.wrong("task_id", f"= {row.fields['task_id']!r} is not in the task's data ({self._known})")
+            raise row.wrong(field, f"= {row.fields[field]!r} is not in the task's data ({self._known})")
         return found
 
     def _played(self, recorded: Recorded) -> Problem:
-        """What a run graded against; of a task of one's own, what its file says of that problem by now."""
+        """What a run graded against; of code, whose tests are in no log, and of a task of one's own, what the data,
+        or the file, has by now.
+        """
         row = recorded.row
+        if isinstance(self._task, CodeTask):
+            return self._named(row, "id")
         problem = Problem(row.text("id"), self._task.name, row.text("prompt"), row.fields["reference"])
         known = self._by_id.get(problem.id) if isinstance(self._task, CustomTask) else None
         return known if known and known.prompt == problem.prompt else problem

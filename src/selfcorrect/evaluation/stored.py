@@ -33,6 +33,7 @@ def summary_of(data: Any, path: Path, where: str) -> Summary:
         passes=tuple(_passes_of(e, path, f"{where}.passes.{i}") for i, e in enumerate(data.get("passes") or ())),
         smallest=float(data["smallest"]) if is_numeric(data.get("smallest")) else None,
         flows=tuple(_flow_of(e, path, f"{where}.flows.{i}") for i, e in enumerate(data.get("flows") or ())),
+        rewards=tuple(estimate_of(e, path, f"{where}.rewards.{i}") for i, e in enumerate(data.get("rewards") or ())),
     )
 
 

@@ -17,14 +17,18 @@ def estimate_text(estimate: Estimate, signed: bool = False) -> str:
 
 
 def summary_line(summary: Summary) -> str:
-    """Accuracy at each attempt, delta, the flows i->c and c->i in percent of all problems, and what was cut off."""
+    """Accuracy at each attempt, delta, i->c and c->i in percent of all problems, mean rewards where some are partial,
+    and what was cut off.
+    """
     cut = outcome_shares(summary, Outcome.TRUNCATED)
     told = "  cut off " + ", ".join(f"t{number} {share:.1%}" for number, share in enumerate(cut, 1)) if any(cut) else ""
     accuracy = "  ".join(f"t{number} {estimate_text(value)}" for number, value in enumerate(summary.accuracy, 1))
+    rewards = " ".join(f"t{number} {value.value:.3f}" for number, value in enumerate(summary.rewards, 1))
+    earned = f"  reward {rewards}" if rewards else ""
     many = f"Avg@{summary.samples} " if summary.samples > 1 else ""
     return (
         f"{many}{accuracy}  delta {estimate_text(summary.delta, signed=True)}  i->c {summary.fixed.value:.1%}  "
-        f"c->i {summary.broken.value:.1%}  n={summary.n}{told}"
+        f"c->i {summary.broken.value:.1%}{earned}  n={summary.n}{told}"
     )
 
 

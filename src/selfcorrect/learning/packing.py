@@ -31,9 +31,7 @@ class PackedPrompts(SharedPrompts):
         ids_N = torch.tensor([token for prefix in prefixes for token in prefix], device=self._lm.device)
         place_N = torch.cat([torch.arange(length) for length in lengths]).to(self._lm.device)
         with self._lm.autocast(), Packing(lengths, lengths).shown(self._lm.model.config):
-            self._lm.model.get_decoder()(
-                input_ids=ids_N[None], position_ids=place_N[None], past_key_values=cache, use_cache=True
-            )
+            self._lm.model.get_decoder()(input_ids=ids_N[None], position_ids=place_N[None], **self._lm.given(cache))
 
     def states(self, batch: Batch) -> States:
         """As policy.trained_states."""
@@ -47,9 +45,7 @@ class PackedPrompts(SharedPrompts):
             own += length
         past = _Interleaved(self._leaves, torch.cat(source).to(ids_N.device))
         with Packing(lengths, tuple(keys)).shown(self._lm.model.config):
-            return self._lm.states(
-                ids_N[None], trained_N[None], position_ids=place_N[None], past_key_values=past, use_cache=True
-            )
+            return self._lm.states(ids_N[None], trained_N[None], position_ids=place_N[None], **self._lm.given(past))
 
 
 class _Interleaved(Prefixed):

@@ -42,7 +42,7 @@ class SharedPrompts:
             [[*prefix, *[0] * (self._width - len(prefix))] for prefix in prefixes], device=self._lm.device
         )
         with self._lm.autocast():  # right padding and causal attention: no mask is needed
-            self._lm.model.get_decoder()(input_ids=ids_UP, past_key_values=cache, use_cache=True)
+            self._lm.model.get_decoder()(input_ids=ids_UP, **self._lm.given(cache))
 
     @classmethod
     def of(cls, lm: LanguageModel, batch: Batch, micro_batch: int) -> "SharedPrompts | None":
@@ -68,8 +68,7 @@ class SharedPrompts:
             attempt_BT[:, 1:] > 0,
             position_ids=place_BT[:, :-1],
             attention_mask=self._mask(length_B, width - 1),
-            past_key_values=Prefixed(self._leaves, rows),
-            use_cache=True,
+            **self._lm.given(Prefixed(self._leaves, rows)),
         )
 
     def backward(self) -> None:

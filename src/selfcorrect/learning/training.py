@@ -60,7 +60,7 @@ class Trainer:
         self.config, self.lm, self._reference, self.sampler, self.task = config, lm, reference, sampler, task
         self.base_sampler = base_sampler
         self.ranks = ranks or Alone()
-        self._own = own_objectives(config.stages, config.rollouts)
+        self.own = own_objectives(config.stages)
         self.progress = Progress()
         self.start_stage(0)
 
@@ -141,7 +141,7 @@ class Trainer:
         self, rewards_BA: Tensor, included_B: Tensor, rollouts: list[Rollout], group: int
     ) -> tuple[Credit, Tensor]:
         """What each attempt is paid, and weighed with [B, A]."""
-        progress, own = self.progress, self._own.get(self.stage.name)
+        progress, own = self.progress, self.own.get(self.stage.name)
         if own is None:
             credit = credit_of(self.stage, rewards_BA, progress)
             return credit, advantages_of(self.config.algorithm, credit, rewards_BA, included_B, group)
@@ -149,7 +149,7 @@ class Trainer:
         def paid() -> tuple[Credit, Tensor]:
             seed = derive_seed(self.config.seed, "objective", progress.step + 1)
             credit = own.credit(rewards_BA, rollouts, progress.stage_step, seed)
-            found_BA = own.advantages(credit, rewards_BA, included_B, group)
+            found_BA = own.advantages(credit, rewards_BA, included_B, group, seed)
             if found_BA is None:
                 found_BA = advantages_of(self.config.algorithm, credit, rewards_BA, included_B, group)
             return credit, found_BA

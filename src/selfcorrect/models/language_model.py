@@ -6,8 +6,10 @@ The model always stays in eval mode: dropout would make the policy differ from t
 """
 
 import copy
+import functools
+import inspect
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -100,6 +102,14 @@ class LanguageModel:
         head = self.model.get_output_embeddings()
         return States(hidden, Head(head.weight, head.bias, self.head_form))
 
+    def given(self, cache: Any) -> dict[str, Any]:
+        """Arguments of a forward pass that goes on from a cache of keys and values (None: begins one)."""
+        return {_cache_name(type(self.model).forward): cache, "use_cache": True}
+
+    def cache_in(self, output: Any) -> Any:
+        """The cache that such a pass gives back; None where the model keeps none."""
+        return getattr(output, _cache_name(type(self.model).forward), None)
+
     @property
     def reads(self) -> int | None:
         """How many tokens the model can read; None where its config does not say."""
@@ -188,3 +198,9 @@ def _name_dtype(file: Path, held: str, dtype: torch.dtype) -> None:
 def _precise(logits: Tensor) -> Tensor:
     """In float32, or in float64 where they are."""
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+@functools.cache
+def _cache_name(forward: Callable[..., Any]) -> str:
+    """Of the two names that transformers has had for it; a model with code of its own may have either."""
+    return "cache" if "cache" in inspect.signature(forward).parameters else "past_key_values"

@@ -6,9 +6,10 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from ipaddress import ip_address
 from typing import Any
 
 import torch
@@ -76,10 +77,9 @@ def _join(launch: Launch) -> Several:
                 f"{wanted} processes were started on a host with {there} GPUs; start as many as there are, or hide the "
                 "GPUs with CUDA_VISIBLE_DEVICES= to train on the processors"
             )
-    _name_interface(launch.address, launch.port)
     try:
         store, *_ = next(iter(rendezvous("env://", launch.rank, launch.size, timeout=_JOINING)))
-        _wait_for_all(store, launch)
+        _name_interface(launch, _wait_for_all(store, launch))
         torch.distributed.init_process_group(
             backend, timeout=_LONGEST_WAIT, store=store, rank=launch.rank, world_size=launch.size
         )
@@ -103,10 +103,12 @@ def _join(launch: Launch) -> Several:
     return Several(launch.rank, launch.size, objects, lifeline, hosts)
 
 
-def _wait_for_all(store: Any, launch: Launch) -> None:
-    """Who connects to one that never comes waits as long as for one that samples. Raises ConfigError with its rank."""
+def _wait_for_all(store: Any, launch: Launch) -> list[str]:
+    """By rank, the address under which it reaches rank 0. Who connects to one that never comes waits as long as for one
+    that samples: raises ConfigError with its rank.
+    """
     names = [f"selfcorrect-{rank}" for rank in range(launch.size)]
-    store.set(names[launch.rank], "here")
+    store.set(names[launch.rank], _own_address(launch.address, launch.port))
     until, told = time.monotonic() + _JOINING.total_seconds(), False
     while True:
         try:
@@ -114,8 +116,8 @@ def _wait_for_all(store: Any, launch: Launch) -> None:
         except RuntimeError:
             missing = [str(rank) for rank, name in enumerate(names) if not store.check([name])]
         else:
-            return
-        if time.monotonic() > until:
+            return [store.get(name).decode() for name in names]
+        if missing and time.monotonic() > until:
             raise ConfigError(
                 f"rank {launch.rank} of {launch.size} waited {_JOINING.total_seconds() / 60:.0f} minutes at "
                 f"{launch.address}:{launch.port} for rank {', '.join(missing)}; see on its host whether it was "
@@ -127,23 +129,32 @@ def _wait_for_all(store: Any, launch: Launch) -> None:
             told = True
 
 
-def _name_interface(address: str, port: int) -> None:
+def _name_interface(launch: Launch, addresses: Sequence[str]) -> None:
     """Gloo goes by the one of the host's own name, which many systems give to loopback, where no other host is.
 
-    So it is told the one that leads to rank 0, where the user has not named any.
+    So it is told the one that leads to rank 0, where the user has not named any. Rank 0's host may reach itself by
+    loopback, where it was named and not numbered: there it is the one that leads to another host. addresses: by rank.
     """
     import psutil
 
     if os.environ.get("GLOO_SOCKET_IFNAME"):
         return
+    mine, elsewhere = addresses[launch.rank], [each for each in addresses if not ip_address(each).is_loopback]
+    if elsewhere and mine not in elsewhere:
+        mine = _own_address(elsewhere[0], launch.port)
+    names = [name for name, all_of in psutil.net_if_addrs().items() if any(mine == each.address for each in all_of)]
+    if names:
+        os.environ["GLOO_SOCKET_IFNAME"] = names[0]
+
+
+def _own_address(other: str, port: int) -> str:
+    """Of this host, on the way to another one; that of loopback where nothing leads there."""
     with contextlib.suppress(OSError):
-        kind, _, _, _, where = socket.getaddrinfo(address, port, type=socket.SOCK_DGRAM)[0]
+        kind, _, _, _, where = socket.getaddrinfo(other, port, type=socket.SOCK_DGRAM)[0]
         with socket.socket(kind, socket.SOCK_DGRAM) as probe:
             probe.connect(where)  # sends nothing
-            mine = probe.getsockname()[0]
-        names = [name for name, all_of in psutil.net_if_addrs().items() if any(mine == each.address for each in all_of)]
-        if names:
-            os.environ["GLOO_SOCKET_IFNAME"] = names[0]
+            return str(probe.getsockname()[0])
+    return "127.0.0.1"
 
 
 def _told(error: BaseException, ranks: Several) -> BaseException:

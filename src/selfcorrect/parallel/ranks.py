@@ -301,8 +301,9 @@ class Several(Alone):
 
         def sees() -> bool:
             for _ in range(_LOOKS):  # network file systems take a moment, and ask again where a folder is listed
-                with contextlib.suppress(OSError):
+                with contextlib.suppress(OSError):  # which need not be allowed
                     os.listdir(file.parent.parent)
+                with contextlib.suppress(OSError):
                     if file.read_text(encoding="utf-8") == word:
                         return True
                 time.sleep(0.5)

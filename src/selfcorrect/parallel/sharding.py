@@ -153,8 +153,7 @@ class Sharded(Several):
 
     def write(self, folder: Path, tensors: Mapping[str, Tensor]) -> None:
         if not self.shares_disk:
-            failed = shards.gather(folder, tensors, writes=self.rank == 0)
-            self.first(lambda: _raise(failed))
+            self.exchange(None, shards.gather(folder, tensors, writes=self.rank == 0), named=False)
             return
         try:
             shards.write(folder, tensors, self.objects, self.named)
@@ -197,11 +196,6 @@ class Sharded(Several):
 
     def clip(self, parameters: Sequence[Tensor], most: float) -> float:
         return float(whole(torch.nn.utils.clip_grad_norm_(parameters, most)))
-
-
-def _raise(error: Exception | None) -> None:
-    if error:
-        raise error
 
 
 class Gathering:

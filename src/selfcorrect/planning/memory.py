@@ -15,6 +15,7 @@ from selfcorrect.planning.rehearsal import CostumeKey, Line, by_layers, highest,
 from selfcorrect.planning.settled import Dressed, static
 from selfcorrect.planning.work import Sampling, Step, Update, sampling_of, update_of
 from selfcorrect.samplers.graphs import AS_THEY_ARE, FIXED
+from selfcorrect.samplers.lanes import KEPT
 
 # Of a process on a CPU that trains: Python, torch, transformers and data; measured (docs/plan.md).
 PROCESS_BYTES = 0.44 * 2**30
@@ -94,7 +95,13 @@ def memory(config: TrainConfig, model: Dressed, card: Card | None, step: Step, s
     cache = _cache(config, model, step, spread)
     transient = (0.0, 0.0) if spread.engine else _transient(cache.work, model)
     copies = 0.0 if card else _copies(model)
-    gathered = _gathered(model, spread)
+    gathered, lasts = _gathered(model, spread), card is not None and not spread.engine
+    held, graphs = (cache.lanes, transient[1]) if lasts else (0.0, 0.0)
+    if lasts and (rows := _evaluated(config, spread)) > step.rows:
+        wide, phases["evaluation"] = _evaluation(config, model, replace(step, rows=rows), spread)
+        phases["evaluation"]["whole copy for sampling"] = of.whole
+        if wide <= KEPT * held:
+            held, graphs = wide, max(graphs, phases["evaluation"]["CUDA graphs"])
     if spread.beside:
         phases["sampling"] = {"a weight gathered for sending": 4 * model.numbers.outer if spread.shards > 1 else 0.0}
         phases["sampling"]["whole copy for sampling"] = of.whole
@@ -107,20 +114,16 @@ def memory(config: TrainConfig, model: Dressed, card: Card | None, step: Step, s
         }
     else:
         phases["sampling"] = {
-            "copies laid out for sampling": copies, "KV cache": cache.lanes + cache.kept,
+            "copies laid out for sampling": copies, "KV cache": max(held, cache.lanes) + cache.kept,
             "one forward": max(transient),
             "whole copy for sampling": of.whole,
         }  # fmt: skip
-    evaluated = math.ceil(config.evaluation.problems * config.evaluation.samples / spread.devices)
-    if card and not spread.engine and min(config.rollouts.rows, evaluated) > step.rows:
-        phases["evaluation"] = _evaluation(config, model, replace(step, rows=evaluated), spread)
     done = _updated(config, model, step, spread)
-    kept = cache.lanes if card and not spread.engine else 0.0
-    phases["update"] = {"KV cache": kept, **done, "gathered by FSDP": gathered, "whole copy for sampling": of.whole}
+    phases["update"] = {"KV cache": held, **done, "gathered by FSDP": gathered, "whole copy for sampling": of.whole}
     if spread.devices > spread.shards:
         # After the last backward pass (parallel/gradients.py), whose activations are gone by then.
         message = 4 * min(BUCKET, model.numbers.trained / spread.shards)
-        phases["sync"] = {"KV cache": kept, "sync buffers": message, "whole copy for sampling": of.whole}
+        phases["sync"] = {"KV cache": held, "sync buffers": message, "whole copy for sampling": of.whole}
     if card is None and spread.shards > 1:
         # torch.distributed.checkpoint makes the bytes of a shard's file in memory, from tensors laid side by side.
         written = 2 * 12 * model.numbers.trained / spread.shards
@@ -132,9 +135,9 @@ def memory(config: TrainConfig, model: Dressed, card: Card | None, step: Step, s
         slack = HEAP_SLACK_GIVEN if gives_back() else HEAP_SLACK if is_whole() else HEAP_SLACK_ELSEWHERE
     else:
         process, slack = CONTEXT_BYTES, SLACK
-    if card and not spread.engine:
+    if lasts:
         for phase in phases.values():  # kept for the next step, as lanes are
-            phase.setdefault("CUDA graphs", transient[1])
+            phase.setdefault("CUDA graphs", graphs)
     return Memory(of, phases, process, slack)
 
 
@@ -169,14 +172,23 @@ def _cache(config: TrainConfig, model: Dressed, step: Step, spread: Spread) -> _
     return _Cache(rehearsed, token * lanes * slots, token * kept * step.lengths.mean_row(step.attempts))
 
 
-def _evaluation(config: TrainConfig, model: Dressed, step: Step, spread: Spread) -> dict[str, float]:
-    """step: of as many rows as are evaluated. They have more lanes than a step, which lets go of those before updating
-    (samplers/transformers.py, `rest`).
+def _evaluated(config: TrainConfig, spread: Spread) -> int:
+    """How many rows one device evaluates side by side: all devices share a chunk. How many problems a file holds is not
+    known.
+    """
+    asked, most = config.evaluation, config.rollouts.rows
+    known = not asked.external and not config.checkpoint.held_out
+    return math.ceil((min(most, asked.problems * asked.samples) if known else most) / spread.devices)
+
+
+def _evaluation(config: TrainConfig, model: Dressed, step: Step, spread: Spread) -> tuple[float, dict[str, float]]:
+    """Its lanes, and the phase. step: of as many rows as are evaluated, which is more than a step of training has. An
+    update is made beside such lanes unless they are far larger than a step's (samplers/transformers.py, `rest`).
     """
     cache = _cache(config, model, step, spread)
     greedy = config.evaluation.temperature == 0 and not config.evaluation.controls
     turn, one = _transient(replace(cache.work, greedy=greedy), model)
-    return {"KV cache": cache.lanes + cache.kept, "one forward": max(turn, one), "CUDA graphs": one}
+    return cache.lanes, {"KV cache": cache.lanes + cache.kept, "one forward": max(turn, one), "CUDA graphs": one}
 
 
 def _transient(work: Sampling, model: Dressed) -> tuple[float, float]:

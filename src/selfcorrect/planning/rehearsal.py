@@ -14,9 +14,10 @@ Axes: U prefixes, P tokens of a prefix, B rows of a micro-batch, T tokens of the
 import copy
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import astuple, dataclass, fields
 from functools import lru_cache, partial
+from threading import RLock
 from typing import Any
 
 import torch
@@ -322,22 +323,29 @@ class FewTiles(Tiles):
             yield rows, few
 
 
+_ONE = RLock()  # rehearsal at a time
+
+
 @contextmanager
 def _as_on_device(on_card: bool) -> Iterator[None]:
     """Meanwhile what a card does in a way of its own is done so, as the device that is planned for need not be this
     one: packed rows attend in one call, products of bfloat16 are added to float32 sums as they are made, and autocast
-    has other lists.
+    has other lists. Of fake tensors alone: other threads may train.
     """
-    if not on_card:
-        yield
-        return
-    rows, mixed = packed._row_by_row, vocabulary._add_mixed
-    try:
-        packed._row_by_row, vocabulary._add_mixed = _all_rows, _added
-        with CardsCasts():
+    with _ONE, CardsCasts() if on_card else nullcontext():
+        rows, mixed = packed._row_by_row, vocabulary._add_mixed
+        if on_card:
+            packed._row_by_row, vocabulary._add_mixed = _of_fakes(_all_rows, rows), _of_fakes(_added, mixed)
+        try:
             yield
-    finally:
-        packed._row_by_row, vocabulary._add_mixed = rows, mixed
+        finally:
+            packed._row_by_row, vocabulary._add_mixed = rows, mixed
+
+
+def _of_fakes(card: Callable[..., Any], own: Callable[..., Any]) -> Callable[..., Any]:
+    from torch._subclasses.fake_tensor import FakeTensor
+
+    return lambda *given: (card if any(isinstance(each, FakeTensor) for each in given) else own)(*given)
 
 
 def _added(sum_: Tensor, left: Tensor, right: Tensor, anew: bool) -> bool:
@@ -360,8 +368,7 @@ class _Padded(SharedPrompts):
         length_B = torch.full((work.rows,), work.prefix)
         return self._lm.states(
             _ids(work.rows, work.rest), None, position_ids=_ids(work.rows, work.rest),
-            attention_mask=self._mask(length_B, work.rest), past_key_values=Prefixed(self._leaves, rows),
-            use_cache=True,
+            attention_mask=self._mask(length_B, work.rest), **self._lm.given(Prefixed(self._leaves, rows)),
         )  # fmt: skip
 
 
@@ -370,9 +377,7 @@ class _Packed(PackedPrompts):
         own, both = (work.rest,) * work.rows, (work.prefix + work.rest,) * work.rows
         past = _Interleaved(self._leaves, _ids(sum(both)))
         with Packing(own, both).shown(self._lm.model.config):
-            return self._lm.states(
-                _ids(1, sum(own)), None, position_ids=_ids(1, sum(own)), past_key_values=past, use_cache=True
-            )
+            return self._lm.states(_ids(1, sum(own)), None, position_ids=_ids(1, sum(own)), **self._lm.given(past))
 
 
 # Sampling
@@ -409,8 +414,7 @@ def _feed(lm: LanguageModel, cache: SlotCache, rows: int, tokens: int, width: in
     place_RT = _ids(rows, tokens)
     cache.open(slice(rows), place_RT, width)
     return lm.states(
-        _ids(rows, tokens), None, position_ids=place_RT, attention_mask=cache.mask(), past_key_values=cache,
-        use_cache=True,
+        _ids(rows, tokens), None, position_ids=place_RT, attention_mask=cache.mask(), **lm.given(cache)
     )  # fmt: skip
 
 

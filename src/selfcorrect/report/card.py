@@ -13,10 +13,8 @@ from selfcorrect.config.yaml12 import Dumper, load
 from selfcorrect.evaluation.caution import caution
 from selfcorrect.evaluation.metrics import Estimate, Summary
 from selfcorrect.report.load import Run
-from selfcorrect.report.wording import capital, interval, percent, points
+from selfcorrect.report.wording import capital, interval, percent, points, without_folders
 
-# An absolute path of two parts or more, or one of the home: "/no_think" is a word to a model.
-_AT_A_PLACE = re.compile(r"(?<![\w.:/~-])(?:~[\w.-]*(?:/[\w.@%+-]+)+|(?:/[\w.@%+-]+){2,})/?")
 _NAME_PLACES = (*PATHS, "path", "reference", "output")
 _ABOUT = (
     "Trained with selfcorrect to write a first attempt at a problem and, asked to look again, a second one (SCoRe, "
@@ -110,7 +108,7 @@ def _made(run: Run) -> list[str]:
     told = ["## How it was made", ""]
     if command:
         text = command if isinstance(command, str) else " ".join(map(str, command))
-        told += ["", f"    {_AT_A_PLACE.sub(lambda found: _name(found[0]), text)}", ""]
+        told += ["", f"    {without_folders(text)}", ""]
     if isinstance(versions, Mapping) and versions:
         told += ["With " + ", ".join(f"{name} {version}" for name, version in versions.items()) + ".", ""]
     recipe = _recipe(run)
@@ -124,7 +122,7 @@ def _recipe(run: Run) -> str:
     try:
         data = load(run.config_text)
     except (yaml.YAMLError, ValueError, RecursionError):
-        return _AT_A_PLACE.sub(lambda found: _name(found[0]), run.config_text).rstrip()
+        return without_folders(run.config_text).rstrip()
     plain = {key: _without_places(str(key), value) for key, value in data.items()} if isinstance(data, dict) else data
     return yaml.dump(plain, Dumper=Dumper, sort_keys=False, allow_unicode=True, width=100).rstrip()
 
@@ -134,9 +132,6 @@ def _without_places(key: str, value: Any) -> Any:
         return {each: _without_places(str(each), item) for each, item in value.items()}
     if isinstance(value, list):
         return [_without_places(key, item) for item in value]
-    named = isinstance(value, str) and key in _NAME_PLACES and value.startswith(("/", "~"))
-    return _name(value) if named or (isinstance(value, str) and _AT_A_PLACE.fullmatch(value)) else value
-
-
-def _name(path: str) -> str:
-    return PurePath(path).name
+    if not isinstance(value, str) or "prompt" in key:  # a prompt is told as the model reads it
+        return value
+    return PurePath(value).name if key in _NAME_PLACES and value.startswith(("/", "~")) else without_folders(value)

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from selfcorrect.config.paths import FILE_HOLDS, TASK_FILE, run_above
+from selfcorrect.config.paths import FILE_HOLDS, TASK_FILE, asked_by, run_above
 from selfcorrect.config.yaml12 import load
 from selfcorrect.errors import DataError
 from selfcorrect.evaluation.averages import Change
@@ -42,9 +42,10 @@ class Side:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """Two evaluations of the same n problems. figures: by name (`Accuracy@t1`, ..., `delta`, `i->c`, `c->i`,
-    `unchanged`; of k samples `pass@k, t1`, ... too), as shares; each with b less a. notes: what else differs, and what
-    cannot be concluded. As text it is the table of the command.
+    """Two evaluations of the same n problems. notes: what else differs, and what cannot be concluded.
+
+    figures: shares by name (`Accuracy@t1`, ..., `delta`, `i->c`, `c->i`, `unchanged`; where rewards are partial
+    `reward@t1`, ...; of k samples `pass@k, t1`, ...), each with b less a. As text it is the table of the command.
     """
 
     a: Side
@@ -237,11 +238,7 @@ def _grader(side: Side) -> str | None:
     task = begun_with(_folder(side) / "evaluations" / "kept" / f"{name}.jsonl", "task")
     if isinstance(task, dict) and (told := task.get(FILE_HOLDS)):
         return str(told)
-    try:
-        told = json.loads((_folder(side) / "asked.json").read_text(encoding="utf-8")).get(TASK_FILE)
-        return str(told) if told else None
-    except (OSError, ValueError, AttributeError):
-        return None
+    return asked_by(_folder(side)).get(TASK_FILE)
 
 
 def _folder(side: Side) -> Path:
@@ -270,7 +267,8 @@ def _lines(found: Difference) -> list[str]:
     rows = [[f"percent of n = {found.n:,} problems", "A", "B", "B less A"]]
     for name, pair in found.figures.items():
         signed = name == "delta"
-        rows.append([name, _text(pair.a, signed), _text(pair.b, signed), _text(pair.less, True)])
+        label = f"{name}, times 100" if name.startswith("reward") else name
+        rows.append([label, _text(pair.a, signed), _text(pair.b, signed), _text(pair.less, True)])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines += ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     return [*lines, "95 % intervals; B less A is paired over the problems", *(f"note: {note}" for note in found.notes)]

@@ -16,26 +16,29 @@ def ending(run: Path) -> list[str]:
 
 def _table(evaluations: Sequence[Evaluation]) -> list[str]:
     attempts = max(len(each.summary.accuracy) for each in evaluations)
-    accuracies = [f"Accuracy@t{attempt}" for attempt in range(1, attempts + 1)]
-    rows = [["", *accuracies, "delta [95 %]", "i->c", "c->i"]]
+    figures = ["Accuracy", "reward"] if any(each.summary.rewards for each in evaluations) else ["Accuracy"]
+    names = [f"{figure}@t{attempt}" for figure in figures for attempt in range(1, attempts + 1)]
+    rows = [["", *names, "delta [95 %]", "i->c", "c->i"]]
     for each in evaluations:
-        rows += [_cells(each, attempts), *_flows(each.summary, attempts)]
+        rows += [_cells(each, attempts, len(figures)), *_flows(each.summary, len(names))]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows]
     about = f"percent of n = {evaluations[-1].summary.n:,} problems"
+    about += "; reward: the mean" if figures[1:] else ""
     told = caution(evaluations[-1].summary)
     return [*lines, f"{about}; nothing can be concluded: {told}" if told else about]
 
 
-def _cells(evaluation: Evaluation, attempts: int) -> list[str]:
+def _cells(evaluation: Evaluation, attempts: int, figures: int) -> list[str]:
     summary = evaluation.summary
-    right = [f"{100 * each.value:.1f}" for each in summary.accuracy]
-    return [evaluation.label, *right, *[""] * (attempts - len(right)), *_change(summary)]
+    told = [f"{100 * each.value:.1f}" for each in summary.accuracy], [f"{each.value:.3f}" for each in summary.earned]
+    cells = [cell for column in told[:figures] for cell in [*column, *[""] * (attempts - len(column))]]
+    return [evaluation.label, *cells, *_change(summary)]
 
 
-def _flows(summary: Summary, attempts: int) -> list[list[str]]:
+def _flows(summary: Summary, columns: int) -> list[list[str]]:
     """Rows beneath an evaluation of more than two attempts: what each does to the one before."""
-    empty = [""] * attempts
+    empty = [""] * columns
     return [[f"  t{place} -> t{place + 1}", *empty, *_change(flow)] for place, flow in enumerate(summary.flows, 1)]
 
 

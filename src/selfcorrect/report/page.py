@@ -7,7 +7,6 @@ page.js puts in place as text alone. A content policy with the script's own hash
 import base64
 import hashlib
 import math
-import re
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -29,6 +28,7 @@ from selfcorrect.report.wording import (
     headline,
     resolved_sentence,
     run_list,
+    without_folders,
     wording_sentence,
 )
 
@@ -71,6 +71,7 @@ def render(run: Run, figures: Sequence[Figure] = ()) -> str:
         attempt_colours=attempt_colours([e.summary for e in shown]),
         earlier=tables.earlier_table(run.earlier),
         details=[t for t in (tables.sampled_table(shown), tables.outcome_table(shown)) if t],
+        rewards=tables.rewards_table(shown),
         turns=tables.flows_table(shown),
         passes=tables.passes_table(shown),
         wordings=tables.wordings_table(shown),
@@ -114,8 +115,8 @@ def with_common(file: Path) -> str:
 
 
 def tidy(text: str) -> str:
-    """Absolute paths cut to their last part: they say nothing to a reader elsewhere, and may name people."""
-    return re.sub(r"(?<![\w.:/~])/(?:[^\s/'\",:]+/)+([^\s/'\",:]+)", r"…/\1", text)
+    """Paths cut to their last part, and marked as cut."""
+    return without_folders(text, "…/")
 
 
 def _rollout_data(sources: Sequence[RolloutSource]) -> dict[str, Any]:

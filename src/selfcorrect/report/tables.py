@@ -134,6 +134,19 @@ def paper_cells(row: PaperRow) -> tuple[Cell, ...]:
     return (Cell(percent(row.t1 / 100)), Cell(percent(row.t2 / 100)), Cell(points(row.delta / 100)), *told)
 
 
+def rewards_table(evaluations: Sequence[Evaluation]) -> Table | None:
+    """What each attempt earned, where a reward is partial and accuracy does not tell."""
+    if not any(e.summary.rewards for e in evaluations):
+        return None
+    attempts = most_attempts([e.summary for e in evaluations])
+    rows = []
+    for e in evaluations:
+        cells = [Cell(f"{r.value:.3f}", f"{r.low:.3f}\N{EN DASH}{r.high:.3f}") for r in e.summary.earned]
+        rows.append(Row(capital(e.label), _where(e), (*cells, *[Cell(NONE)] * (attempts - len(cells)))))
+    caption = "Mean reward of each attempt, from 0 to 1, which training goes by, with 95 % intervals."
+    return Table(caption, "Evaluation", tuple(f"attempt {a}" for a in range(1, attempts + 1)), (("", tuple(rows)),))
+
+
 def flows_table(evaluations: Sequence[Evaluation]) -> Table | None:
     """What each attempt did to the one before, where there are more than two."""
     groups = []

@@ -9,6 +9,7 @@ controls, two count as independent shares by Newcombe's interval, which claims a
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import PurePath
 
 from selfcorrect.evaluation.averages import Change
 from selfcorrect.evaluation.caution import MOST, RARE, SOME, bought, caution, is_narrow, outcome_shares, spaced
@@ -17,6 +18,8 @@ from selfcorrect.evaluation.resolution import after
 from selfcorrect.report.load import Evaluation, Run
 from selfcorrect.types import Outcome
 
+# An absolute path of two parts or more, or one of the home: "/no_think" is a word to a model.
+_AT_A_PLACE = re.compile(r"(?<![\w.:/~-])(?:~[\w.-]*(?:/[\w.@%+-]+)+|(?:/[\w.@%+-]+){2,})/?")
 MINUS = "\N{MINUS SIGN}"
 NBSP = "\N{NO-BREAK SPACE}"
 
@@ -50,6 +53,11 @@ def together(text: str) -> str:
 def with_minus(text: str) -> str:
     """A sentence of evaluation/ with the page's minus signs."""
     return re.sub(r"(?<![\w.])-(?=\d)", MINUS, text)
+
+
+def without_folders(text: str, mark: str = "") -> str:
+    """The text, of each path in it the last part alone, behind a mark: folders say nothing elsewhere, or who one is."""
+    return _AT_A_PLACE.sub(lambda found: f"{mark}{PurePath(found[0]).name}", text)
 
 
 def capital(text: str) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from selfcorrect.config import CustomConfig, TrainConfig
-from selfcorrect.config.paths import TASK_FILE
+from selfcorrect.config.paths import ASKED, TASK_FILE
 from selfcorrect.errors import CheckpointError
 from selfcorrect.evaluation.evaluate import digest
 from selfcorrect.evaluation.kept import write_durably
@@ -17,8 +17,6 @@ from selfcorrect.tasks.base import Task
 from selfcorrect.tasks.dataset import DataTask
 from selfcorrect.tasks.own import digest_of
 from selfcorrect.types import Problem
-
-FILE = "asked.json"
 
 
 def asked_of(
@@ -41,7 +39,7 @@ def asked_of(
 
 def check_asked(folder: Path, now: Mapping[str, str]) -> None:
     """Keeps with a run what it has not gone by before. Raises CheckpointError where that was something else."""
-    file = folder / FILE
+    file = folder / ASKED
     before = read_object(file) if file.exists() else {}
     if other := [name for name, told in before.items() if now.get(name, told) != told]:
         raise CheckpointError(

@@ -14,12 +14,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from selfcorrect.config import Annealed, Stage, Star, TrainConfig
+from selfcorrect.config import Annealed, OwnObjective, Stage, Star, TrainConfig
 from selfcorrect.errors import ConfigError
 from selfcorrect.evaluation.kept import flat
 from selfcorrect.learning.record import Progress
 
 _ROUNDING = "the same results up to rounding"
+_SAME = "it must hold what the run has gone by"
 _FREE = {  # setting, or section -> what a change of it means
     "threads": _ROUNDING, "parallel": _ROUNDING, "optimizer.micro_batch": _ROUNDING,
     "optimizer.gradient_checkpointing": _ROUNDING, "optimizer.padding_free": _ROUNDING, "optimizer.compile": _ROUNDING,
@@ -27,7 +28,7 @@ _FREE = {  # setting, or section -> what a change of it means
     "model.reference": "where it lies changes no result",
     "rollouts.rows_at_once": f"{_ROUNDING}; other draws where an evaluation samples or a stage collects traces",
     "task.workers": "", "task.of.workers": "",
-    "task.seconds": "verdicts so far stay", "task.file": "it must hold what the run began with",
+    "task.seconds": "verdicts so far stay", "task.file": _SAME,
     "checkpoint.keep": "", "checkpoint.minutes": "", "log": "", "evaluation.controls": "",
     "checkpoint.every": "`best` is chosen among the checkpoints there are",
     "vllm": _ROUNDING,
@@ -72,7 +73,9 @@ def judge(old: TrainConfig, new: TrainConfig, done: Progress | None, path: Path)
     begun = 0 if done is None else done.stage + 1
     for index, stage in enumerate(old.stages[:begun]):
         assert done is not None
-        refused += _begun(old, new, index, done)
+        for change, why in _begun(old, new, index, done):
+            refused += [(change, why)] if why else []
+            allowed += [] if why else [change]
         steps = new.stages[index].steps if index < len(new.stages) else stage.steps
         if not refused and steps != stage.steps:
             allowed.append(Change(f"stages.{stage.name}.steps", stage.steps, steps, _note(stage, steps, done)))
@@ -96,14 +99,16 @@ def _outside_stages(old: TrainConfig, new: TrainConfig) -> Iterator[Change]:
 
 
 def _begun(old: TrainConfig, new: TrainConfig, index: int, done: Progress) -> Iterator[tuple[Change, str]]:
-    """What may not change of a stage that is under way or done."""
+    """What changes of a stage that is under way or done, and why it may not; empty where it may."""
     stage = old.stages[index]
     if index >= len(new.stages) or new.stages[index].name != stage.name:
         there = new.stages[index].name if index < len(new.stages) else None
         yield Change(f"stages.{index}.name", stage.name, there), "the stage is begun; it keeps its name and its place"
         return
     for change in _differences(stage, new.stages[index]):
-        if index < done.stage:
+        if isinstance(stage, OwnObjective) and change.field == f"stages.{stage.name}.file":
+            yield replace(change, note=_SAME), ""
+        elif index < done.stage:
             yield change, f"the stage is finished, and {old.stages[index + 1].name} goes on from its end"
         elif change.field != f"stages.{stage.name}.steps":
             yield change, f"{done.stage_step} of the stage's steps are done with the old value"

@@ -145,7 +145,6 @@ def ready(task: Task, ranks: Alone) -> Iterator[None]:
 
 def tried(config: TrainConfig) -> Iterator[str]:
     """Loads what a run of the recipe loads, and tells it line by line. Raises the UserError a run would end with."""
-    own_objectives(config.stages, config.rollouts)
     with closing(make_task(config.task)) as task:
         held_out = evaluated_problems(config, task)
         yield f"data: {len(held_out)} problems to evaluate on"
@@ -154,6 +153,7 @@ def tried(config: TrainConfig) -> Iterator[str]:
             drawn = task.draw(1, config.rollouts.problems_per_step, config.seed)
             asked.append(("the problems of step 1", drawn))
             yield f"data: step 1 draws {len({problem.id for problem in drawn})} problems, the first is {drawn[0].id}"
+            own_objectives(config.stages, config.rollouts, task.draw(1, 2, config.seed))
         held_out_file = [config.checkpoint.held_out] if config.checkpoint.held_out else []
         for name, problems in load_external(task, [*config.evaluation.external, *held_out_file]):
             yield f"data: {len(problems)} problems of {name}"

@@ -365,6 +365,10 @@ def summary_lines(summary: Summary) -> list[str]:
             f"unchanged    {estimate_text(summary.unchanged)}",
             *(line.strip() for line in flow_lines(summary)),
         ]
+    lines += [
+        f"reward@t{number}    {value.value:.3f} [{value.low:.3f}, {value.high:.3f}]"
+        for number, value in enumerate(summary.rewards, 1)
+    ]
     for number, outcomes in enumerate(summary.outcomes, 1):
         told = ", ".join(f"{count} {name}" for name, count in sorted(outcomes.items(), key=lambda kv: -kv[1]))
         lines.append(f"attempt {number}:   {told}")

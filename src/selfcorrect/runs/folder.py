@@ -14,8 +14,8 @@ from typing import Any
 import torch
 
 from selfcorrect import __version__
-from selfcorrect.config import CustomConfig, TrainConfig
-from selfcorrect.config.paths import TASK, USED
+from selfcorrect.config import TrainConfig
+from selfcorrect.config.paths import USED, asked_by, own_files
 from selfcorrect.config.recipe import dump
 from selfcorrect.errors import CheckpointError
 from selfcorrect.evaluation.averages import means, samples_of_rows
@@ -58,8 +58,7 @@ class RunFolder:
         started = make_trackers(path, config, str(told["started"]), 0, say) if trackers else Trackers()
         (path / "evaluations").mkdir(exist_ok=True)
         write_durably(path / "environment.json", json.dumps(told, indent=1) + "\n")
-        if isinstance(config.task, CustomConfig):
-            own.keep(config.task.file, path / TASK)
+        _keep_own(path, config if trackers else config.model_copy(update={"stages": ()}))
         if trackers:
             write_durably(path / USED, dump(config))
         write_durably(path / "config.yaml", dump(config))
@@ -83,6 +82,7 @@ class RunFolder:
         trackers = make_trackers(path, config, str(environment.get("started", "")), step, say)
         for name in ("metrics.jsonl", "rollouts.jsonl", "between.jsonl", "alarms.jsonl"):
             cut(path / name, step, say)
+        _keep_own(path, config)
         return cls(path, trackers)
 
     def log_changes(self, config: TrainConfig, rows: Iterable[Mapping[str, Any]]) -> None:
@@ -164,6 +164,14 @@ class RunFolder:
 
     def close(self) -> None:
         self._trackers.close()
+
+
+def _keep_own(path: Path, config: TrainConfig) -> None:
+    """Copies the Python files of the user's own which the run has not gone by yet."""
+    gone_by = asked_by(path)
+    for each in own_files(config):
+        if each.told not in gone_by:
+            own.keep(each.file, path / each.kept)
 
 
 def _lines(rollouts: Iterable[Rollout]) -> str:

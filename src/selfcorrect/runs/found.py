@@ -4,8 +4,8 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from selfcorrect.config import CustomConfig, TrainConfig
-from selfcorrect.config.paths import TASK, USED, absolute, is_evaluation
+from selfcorrect.config import TrainConfig
+from selfcorrect.config.paths import USED, OwnFile, absolute, asked_by, is_evaluation, with_copies
 from selfcorrect.config.recipe import load_recipe
 from selfcorrect.errors import ConfigError
 from selfcorrect.evaluation.kept import differences
@@ -23,24 +23,19 @@ def to_resume(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
             f"`selfcorrect train {shlex.quote(str(path / 'config.yaml'))} name=NEW` trains its model, if it is one here"
         )
     config = _recipe_of(path / "config.yaml", overrides)
-    named = any(override.startswith("task.") for override in overrides)
-    return config if named else with_own_task(config, path)
+    gone_by = asked_by(path)
+
+    def is_old(own: OwnFile, kept: Path) -> bool:
+        return own.told in gone_by and not is_kept(own.file, kept)
+
+    return with_copies(config, path, overrides, is_old)
 
 
-def with_own_task(config: TrainConfig, path: Path) -> TrainConfig:
-    """The run's settings, with its copy of the task's file where that is no longer what the run began with."""
-    task, kept = config.task, path / TASK
-    if not isinstance(task, CustomConfig) or not (kept / Path(task.file).name).is_file():
-        return config
-    there, files = Path(task.file).parent, [file for file in kept.rglob("*") if file.is_file()]
-    if all(_same(file, there / file.relative_to(kept)) for file in files if file.parent.name != "__pycache__"):
-        return config
-    own = task.model_copy(update={"file": str(kept / Path(task.file).name)})
-    return config.model_copy(update={"task": own})
-
-
-def _same(file: Path, other: Path) -> bool:
-    return other.is_file() and file.read_bytes() == other.read_bytes()
+def is_kept(file: str, kept: Path) -> bool:
+    """Whether all copies in a folder are of what lies by the file, and are the same."""
+    there, copies = Path(file).parent, [copy for copy in kept.rglob("*.py") if copy.is_file()]
+    others = [there / copy.relative_to(kept) for copy in copies]
+    return all(o.is_file() and c.read_bytes() == o.read_bytes() for c, o in zip(copies, others, strict=True))
 
 
 def used_by(path: Path) -> TrainConfig:

@@ -1,12 +1,14 @@
 """The loop of a run: stages one after the other, evaluations between them, checkpoints, the selected weights."""
 
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
 
-from selfcorrect.config import OwnObjective, Star, SupervisedStage, TrainConfig
+from selfcorrect.config import Star, SupervisedStage, TrainConfig
+from selfcorrect.config.paths import asked_by, objective_of
 from selfcorrect.errors import CheckpointError, GraderFailed, NothingGraded, SamplerFailed
 from selfcorrect.evaluation.evaluate import Evaluation, Evaluator
 from selfcorrect.learning.record import StepResult
@@ -56,14 +58,15 @@ class Loop:
         anew = trainer.lm.adapters and isinstance(config.stages[0], Star)
         self._began = {name: t.clone() for name, t in weights(trainer.lm).items()} if anew else None
         self._collected: Collection | None = None
-        self._gone_by = set[str]()  # stages whose own objective is the one that they began with
+        self._objectives = {objective_of(name): own.digest for name, own in trainer.own.items()}
         self._sentry = Sentry(config, folder, observer)
         few = fixed_share(evaluator.problems, config.evaluation.problems_between)
         self._between = Between(trainer, few) if config.evaluation.every else None
 
     def run(self, checkpoint: Checkpoint | None, stop: Stop) -> None:
         self.ranks.same(self._asked, "put the same data on all hosts")
-        self.ranks.first(lambda: check_asked(self.folder.path, self._asked))
+        begun = asked_by(self.folder.path)
+        self._check_asked({**self._asked, **{told: now for told, now in self._objectives.items() if told in begun}})
         if checkpoint:
             self._restore(checkpoint)
         else:
@@ -87,6 +90,9 @@ class Loop:
             if index > trainer.progress.stage:
                 trainer.start_stage(index)
             self._set_reference(index)
+            told = objective_of(stages[index].name)
+            if told in self._objectives:
+                self._check_asked({told: self._objectives[told]})
             self._sentry.stage_started(stages[index].name)
             self.observer.stage_started(stages[index].name, stages[index].steps, trainer.progress.stage_step)
             while trainer.progress.stage_step < stages[index].steps:
@@ -158,9 +164,6 @@ class Loop:
     def _collect(self) -> None:
         """Before a step of a supervised stage: its traces, and at an iteration's start the weights it begins with."""
         stage, progress = self.trainer.stage, self.trainer.progress
-        if isinstance(stage, OwnObjective) and stage.name not in self._gone_by:
-            self._gone_by.add(stage.name)
-            self._check_asked(f"the objective of stage {stage.name}", stage.file)
         if not isinstance(stage, SupervisedStage):
             self._collected = None
             return
@@ -169,14 +172,15 @@ class Loop:
             return
         collector = Collector(self.trainer, self.folder.path / "traces", self.observer.message)
         self._collected = collector.collection(iteration + 1, at_start=done == 0)
-        if stage.traces:
-            self._check_asked(f"the traces of stage {stage.name}", stage.traces)
+        if file := stage.traces:
+            told = f"the traces of stage {stage.name}"
+            self.ranks.first(lambda: check_asked(self.folder.path, {told: file_digest(file)}))
         if done == 0 and iteration and not (isinstance(stage, Star) and stage.from_newest):
             load_weights(self.trainer.lm, self._first_weights())
             self.trainer.restart_optimizer()
 
-    def _check_asked(self, what: str, file: str) -> None:
-        self.ranks.first(lambda: check_asked(self.folder.path, {what: file_digest(file)}))
+    def _check_asked(self, now: Mapping[str, str]) -> None:
+        self.ranks.first(lambda: check_asked(self.folder.path, now))
 
     def _first_weights(self) -> dict[str, torch.Tensor]:
         """Those that the stage under way began with."""

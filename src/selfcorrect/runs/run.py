@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-from selfcorrect.config import CustomConfig, SupervisedStage, TrainConfig
-from selfcorrect.config.paths import TASK, USED, absolute
+from selfcorrect.config import SupervisedStage, TrainConfig
+from selfcorrect.config.paths import USED, absolute, own_files
 from selfcorrect.errors import CheckpointError, ConfigError, MemoryExhausted, RankLost, TrainingInterrupted, first_line
 from selfcorrect.evaluation.evaluate import Evaluator
 from selfcorrect.learning.own import own_objectives
@@ -48,7 +48,7 @@ from selfcorrect.runs.folder import RunFolder, sizes_begun
 from selfcorrect.runs.found import refuse_others, resume_command, taken, to_resume, used_by, used_if_known
 from selfcorrect.runs.interrupts import LOCK, Stop, alone, interruptible
 from selfcorrect.runs.loop import Loop
-from selfcorrect.runs.together import check_code, check_is_here, check_settings, notes_of
+from selfcorrect.runs.together import check_code, check_is_here, check_overrides, check_settings, notes_of
 from selfcorrect.runs.trackers import tracker_names
 from selfcorrect.runs.untrained import check_not_others, clear, has_earned, nothing_left_of_a_failure
 from selfcorrect.samplers.choose import make_sampler
@@ -104,6 +104,7 @@ def resume(path: Path, observer: Observer, overrides: Sequence[str] = ()) -> Pat
     with joined() as ranks:
         observer = observer if ranks.rank == 0 else Observer()
         check_code(ranks)
+        check_overrides(ranks, overrides)
         check_is_here(ranks, path)
         config, used = ranks.first(lambda: _to_go_on(path, observer, overrides))
         return path if config is None else _run(config, path, observer, used, ranks)
@@ -115,12 +116,15 @@ def _to_go_on(
     """The settings to go on with, None where nothing is left to do, and those that the run has gone by so far."""
     config, used = to_resume(path, overrides), used_by(path)
     state = newest_state(path / "checkpoints")
-    changes = [change for change in judge(used, absolute(config), state, path) if change.field != "task.file"]
-    before, now = (each.task.file if isinstance(each.task, CustomConfig) else "" for each in (used, config))
-    if Path(now).parent == path / TASK:
-        changed = f"{before}, or what it imports, is no longer what the run began with: " if before != now else ""
-        other = "; to train with the new one, begin another run" if changed else ""
-        observer.message(f"{changed}going on with the run's copy of its task, {now}{other}")
+    changes = judge(used, absolute(config), state, path)
+    before = {own.setting: own.file for own in own_files(used)}
+    for own in own_files(config):
+        changes = [change for change in changes if change.field != own.setting]
+        if Path(own.file).absolute().parent == (path / own.kept).absolute():
+            was = before.get(own.setting, own.file)
+            changed = f"{was}, or what it imports, is no longer what the run has gone by: " if was != own.file else ""
+            other = "; to train with the new one, begin another run" if changed else ""
+            observer.message(f"{changed}going on with the run's copy of {own.told}, {own.file}{other}")
     if state is None and (path / "final").is_dir():
         if changes:
             raise ConfigError(
@@ -171,10 +175,10 @@ def _prepare_and_train(
 ) -> None:  # fmt: skip
     use_threads(config.threads)
     _check_stages(config)
-    ranks.each(lambda: own_objectives(config.stages, config.rollouts))  # tried before the model is loaded
-    tracker_names(config)  # refused before anything is written, as are task, data and model
+    ranks.first(lambda: tracker_names(config))  # refused before anything is written, as are task, data and model
     say = observer.message if ranks.rank == 0 else None
     task, evaluator, validation = ranks.each(lambda: _asked(config, say))
+    ranks.each(lambda: own_objectives(config.stages, config.rollouts, task.draw(1, 2, config.seed)))
     evaluator = dataclasses.replace(evaluator, play=ranks.play)
     lm, dtype = ranks.load(config), stored_dtype(config.model.path)
     base = fingerprint(lm)

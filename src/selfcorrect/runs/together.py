@@ -30,6 +30,11 @@ def check_settings(ranks: Alone, config: TrainConfig) -> None:
     ranks.same(told, "give all the same recipe and settings, with paths that name the same on all hosts")
 
 
+def check_overrides(ranks: Alone, overrides: Sequence[str]) -> None:
+    """Raises ConfigError where ranks go on with other settings than rank 0, whose would count alone."""
+    ranks.same({"what follows --resume": list(overrides)}, "give all the same settings")
+
+
 def check_is_here(ranks: Alone, path: Path) -> None:
     """Raises ConfigError where a run lies at `path` on the disk of another host, and none or an older one on rank 0's.
 
@@ -57,15 +62,14 @@ def newest_step(path: Path) -> int:
 
 
 def notes_of(ranks: Alone, notes: Sequence[str]) -> list[str]:
-    """Rank 0's, and those of others that it has not, as hosts may confine programs in other ways."""
+    """Rank 0's, and those that it has not with their hosts, as these may confine programs in other ways."""
     first, *others = ranks.every(lambda: list(notes))
-    told = {
-        note: f"{ranks.named(rank)}: {note}"
-        for rank, each in enumerate(others, 1)
-        for note in each
-        if note not in first
-    }
-    return [*first, *told.values()]
+    told = dict[str, list[str]]()
+    for host, each in zip(ranks.hosts[1:], others, strict=True):
+        for note in each:
+            if note not in first and host not in told.setdefault(note, []):
+                told[note].append(host)
+    return [*first, *(f"{', '.join(hosts)}: {note}" for note, hosts in told.items())]
 
 
 @cache

@@ -6,14 +6,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from selfcorrect.config.paths import TASK, USED
+from selfcorrect.config.paths import ASKED, OWN, USED
 from selfcorrect.errors import ConfigError, UserError
 from selfcorrect.runs.checkpoint import PARTIAL
 from selfcorrect.runs.interrupts import LOCK, alone
 from selfcorrect.runs.trackers import FOLDERS
 
 _MADE = (  # by a run before its first checkpoint
-    USED, TASK, "asked.json", "environment.json", "evaluations", "checkpoints", *FOLDERS, "metrics.jsonl",
+    USED, OWN, ASKED, "environment.json", "evaluations", "checkpoints", *FOLDERS, "metrics.jsonl",
     "rollouts.jsonl", "between.jsonl", "alarms.jsonl", "changes.jsonl", "report.html", "plan.json", "config.yaml",
 )  # fmt: skip
 
@@ -54,7 +54,7 @@ def _is_beginning(file: Path, evaluation: str) -> bool:
         return all(any(each.match(form) for form in lent[file.name]) for each in file.rglob("*"))
     if file.name.startswith(PARTIAL) and file.is_dir():  # the save that is tried before anything else
         return True
-    if file.name in (*FOLDERS, TASK):  # made before anything else but the lock, which says that a run did it
+    if file.name in (*FOLDERS, OWN):  # made before anything else but the lock, which says that a run did it
         return (file.parent / LOCK).exists()
     return file.name in _BEGINNING or file.name in {f".{name}.tmp" for name in (*_BEGINNING, "config.yaml")}
 

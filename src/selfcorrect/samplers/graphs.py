@@ -51,7 +51,7 @@ def record(step: Callable[[], None], pool: Any) -> Callable[[], None]:
 
 @dataclass(slots=True)
 class Graphs:
-    """Steps by their shape: the first of a shape runs as it is, and is recorded for all that follow.
+    """Steps by whose they are and their shape: the first of a kind runs as it is, and is recorded for all that follow.
 
     All graphs share one pool of memory: they never run at once, and nothing of one is read after the next has begun.
     """
@@ -60,10 +60,10 @@ class Graphs:
     recorder: Callable[[Callable[[], None], Any], Callable[[], None]] | None = record
     make_pool: Callable[[], Any] = torch.cuda.graph_pool_handle
     pool: Any = None
-    _recorded: dict[Any, Callable[[], None]] = field(default_factory=dict)
+    _recorded: dict[tuple[Any, ...], Callable[[], None]] = field(default_factory=dict)
 
-    def run(self, key: Any, step: Callable[[], None]) -> None:
-        """One step of this shape. A model that cannot be recorded is told of once, and runs as it is."""
+    def run(self, key: tuple[Any, ...], step: Callable[[], None]) -> None:
+        """One step; key: whose, and its shape. A model that cannot be recorded is told of once, and runs as it is."""
         if key in self._recorded:
             self._recorded[key]()
             return
@@ -81,10 +81,11 @@ class Graphs:
             first = str(error).strip().partition("\n")[0]
             self.tell(f"sampling goes without CUDA graphs, slower: this model's step cannot be recorded ({first})")
 
-    def forget(self) -> None:
-        """What was recorded reads memory that is no longer the model's.
+    def forget(self, whose: Any = None) -> None:
+        """What was recorded, of one or of all, reads memory that is no longer the model's.
 
         A pool whose graphs are gone takes no new ones.
         """
-        self._recorded.clear()
-        self.pool = None
+        self._recorded = {key: play for key, play in self._recorded.items() if whose not in (None, key[0])}
+        if not self._recorded:
+            self.pool = None

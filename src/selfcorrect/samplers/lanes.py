@@ -19,13 +19,14 @@ from selfcorrect.samplers.draws import draw, precision
 from selfcorrect.samplers.slots import SlotCache
 
 _PREFILLED = 1 << 15  # tokens fed at once: more do not make it faster, and take memory
+KEPT = 2  # lanes up to so many times as large as what is asked for stay: those of every step differ a little
 
 
 class Lanes:
     """Room for `lanes` rows at once, `slots` tokens each, in calls of up to `rows` rows and `limit` new tokens."""
 
     def __init__(self, lm: LanguageModel, lanes: int, slots: int, rows: int, limit: int) -> None:
-        self._lm, self.size = lm, (lanes, slots, rows, limit)
+        self.lm, self.size = lm, (lanes, slots, rows, limit)
         self.cache = SlotCache(lm, lanes, slots)
         zeros: Any = {"dtype": torch.long, "device": lm.device}
         self._token_R, self._place_R = torch.zeros(lanes, **zeros), torch.zeros(lanes, **zeros)
@@ -48,7 +49,7 @@ class Lanes:
     def of(self, lm: LanguageModel) -> "Lanes":
         """The same lanes, in the same memory, for another model of the same shape."""
         other = copy.copy(self)
-        other._lm = lm
+        other.lm = lm
         return other
 
     def begin(self, uniform_NL: Tensor, temperature: float) -> None:
@@ -82,7 +83,7 @@ class Lanes:
         return torch.cat([self._prefill(lanes[part], known[part], added[part]) for part in parts])
 
     def _prefill(self, lanes: Sequence[int], known: Sequence[int], added: Sequence[Sequence[int]]) -> Tensor:
-        device, most = self._lm.device, max(map(len, added))
+        device, most = self.lm.device, max(map(len, added))
         ids_RT = torch.tensor([[*ids, *[0] * (most - len(ids))] for ids in added], device=device)
         length_R = torch.tensor([len(ids) for ids in added], device=device)
         known_R = torch.tensor(known, device=device)
@@ -94,13 +95,12 @@ class Lanes:
         return self._forward(ids_RT, step_T == length_R[:, None] - 1, place_RT)
 
     def _forward(self, ids_RT: Tensor, select_RT: Tensor | None, place_RT: Tensor) -> Tensor:
-        return self._lm.logits(
+        return self.lm.logits(
             ids_RT,
             select_RT,
             position_ids=place_RT,
             attention_mask=self.cache.mask(),
-            past_key_values=self.cache,
-            use_cache=True,
+            **self.lm.given(self.cache),
         )
 
     def _record(self, lanes: slice | Tensor, logits_RV: Tensor) -> None:

@@ -28,7 +28,7 @@ from selfcorrect.samplers.base import Far, note
 from selfcorrect.samplers.draws import draw, uniforms
 from selfcorrect.samplers.graphs import AS_THEY_ARE, FIXED, Graphs, Shapes
 from selfcorrect.samplers.inference import InferenceWeights
-from selfcorrect.samplers.lanes import Lanes
+from selfcorrect.samplers.lanes import KEPT, Lanes
 from selfcorrect.samplers.slots import Tables
 from selfcorrect.types import Completion, SamplingParams
 
@@ -56,7 +56,7 @@ class TransformersSampler:
         self._weights = InferenceWeights(language_model)
         if beside and beside._weights.are_of(language_model):
             self._weights = beside._weights
-        self._graphs = Graphs(note) if on_card else None
+        self._graphs: Graphs | None = beside._graphs if beside else Graphs(note) if on_card else None
         self._recorded_on = (0, 0)  # which lanes and which weights the graphs know by their address
         self._lanes: Lanes | None = None
         self._rooms = 0  # how often lanes were made
@@ -72,11 +72,11 @@ class TransformersSampler:
         self._weights.new_version()
 
     def rest(self) -> None:
-        """Let go of what was kept for another attempt, and of lanes twice as large as any call since the last rest
-        needed: those of an evaluation are not held beside an update.
+        """Let go of what was kept for another attempt, and of lanes more than twice as large as any call since the last
+        rest needed: no update is made beside those of a far wider evaluation.
         """
         self._kept = {}
-        if self._lanes is not None and self._lanes.slots > 2 * self._asked:
+        if self._lanes is not None and self._lanes.slots > KEPT * self._asked:
             self._lanes = None
             if self._graphs:
                 self._graphs.forget()
@@ -100,8 +100,8 @@ class TransformersSampler:
         """All that lasts from call to call: of keys that are not finite, no mask hides any from later rows."""
         for sampler in (self, self._beside or self):
             sampler._kept, sampler._lanes = {}, None
-            if sampler._graphs:
-                sampler._graphs.forget()
+        if self._graphs:
+            self._graphs.forget()
 
     def _sample(self, prompts: Sequence[tuple[int, ...]], params: SamplingParams) -> list[Completion]:
         uniform_NL = uniforms(len(prompts), params, self._lm.device)
@@ -126,7 +126,7 @@ class TransformersSampler:
             owner._kept = {}
         lanes = owner._room(prompts, params).of(self._lm)
         if self._graphs and self._recorded_on != (known := (owner._rooms, self._weights.moves)):
-            self._graphs.forget()
+            self._graphs.forget(id(self._lm))
             self._recorded_on = known
         lanes.begin(uniform_NL, params.temperature)
         kept, self._kept = self._kept, {}
@@ -218,7 +218,7 @@ class _Call:
         width = min(self._shapes.width(self._width), self._lanes.cache.slots)
         for _ in range(steps):
             if self._graphs:
-                key = (rows, width, self._params.temperature)
+                key = (id(self._lanes.lm), rows, width, self._params.temperature)
                 self._graphs.run(key, lambda: self._lanes.step(rows, width))
             else:
                 self._lanes.step(rows, width)
@@ -326,7 +326,7 @@ def generate(
 ) -> list[Completion]:  # fmt: skip
     """The plain way, without a cache between attempts: for models of other kinds than attention, and the like.
 
-    Raises ModelError for models that keep no `past_key_values` (recurrent ones).
+    Raises ModelError for models that keep no cache of keys and values (recurrent ones).
     """
     width, device = max(map(len, prompts)), lm.device
     ids_RT = torch.tensor([[*[0] * (width - len(p)), *p] for p in prompts], device=device)
@@ -343,14 +343,13 @@ def generate(
                 input_ids=feed,
                 attention_mask=mask_RT,
                 position_ids=position_ids,
-                past_key_values=past,
-                use_cache=True,
                 logits_to_keep=1,
+                **lm.given(past),
             )
-        past = getattr(output, "past_key_values", None)
+        past = lm.cache_in(output)
         if past is None:
             raise ModelError(
-                f"{type(lm.model).__name__} keeps no past_key_values, which sampling needs; use another model"
+                f"{type(lm.model).__name__} keeps no cache of keys and values, which sampling needs; use another model"
             )
         token_R, logprob_R = draw(output.logits[:, -1].float(), params.temperature, uniform_RL[:, step])
         tokens.append(torch.where(alive_R, token_R, 0))

@@ -28,6 +28,10 @@ _HERE = ("localhost", "127.0.0.1", "::1")
 _BLOCK = 32  # no route tells the size of a cache block; the comparison's rows are long enough for this one
 
 
+class AnsweredError(RuntimeError):
+    """The server is there, and said that it could not."""
+
+
 class Server:
     """A server that someone else started, by docs/vllm.md. folder: seen by both, under the same path.
 
@@ -135,12 +139,12 @@ class Server:
         """A server of another host may not see the folder, and its own words need not say so."""
         try:
             yield
-        except RuntimeError as error:
+        except AnsweredError as error:
             if urlsplit(self._url).hostname in _HERE:
                 raise
             raise RuntimeError(
-                f"{error}; it was to read {folder} of {socket.gethostname()}: vllm.sync_folder must be a folder that "
-                "both hosts see under one path (docs/vllm.md says what needs none)"
+                f"the server was to read {folder} of {socket.gethostname()}, which both hosts must see under one path "
+                f"(vllm.sync_folder; docs/vllm.md says what needs none), and {error}"
             ) from error
 
     def _by_transfer(self, weights: PlainWeights) -> None:
@@ -227,7 +231,7 @@ class Server:
             self._told = " ".join(error.read().decode("utf-8", "replace").split())[:500]
             where = urlsplit(request.full_url).path
             hint = "; the route needs a server started as docs/vllm.md says" if error.code == 404 else ""
-            raise RuntimeError(f"{where} answered {error.code}: {self._told or error.reason}{hint}") from None
+            raise AnsweredError(f"{where} answered {error.code}: {self._told or error.reason}{hint}") from None
         except TimeoutError:
             raise RuntimeError(f"{request.full_url} gave no answer in {self._timeout:g} s (vllm.timeout)") from None
         except urllib.error.URLError as error:

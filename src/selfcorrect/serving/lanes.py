@@ -73,8 +73,8 @@ class SlotLanes:
         self._cache.open(slice(len(lanes)) if leading else torch.tensor(lanes, device=device), place_RT, width)
         last_RT = step_T == torch.tensor([len(new) - 1 for new in added], device=device)[:, None]
         logits_RV = self._lm.logits(
-            ids_RT, last_RT, position_ids=place_RT, attention_mask=self._cache.mask(), past_key_values=self._cache,
-            use_cache=True,
+            ids_RT, last_RT, position_ids=place_RT, attention_mask=self._cache.mask(),
+            **self._lm.given(self._cache),
         )  # fmt: skip
         for lane, new in zip(lanes, added, strict=True):
             self.held[lane] += new
@@ -123,11 +123,11 @@ class OwnCaches:
                 input_ids=torch.tensor([new], device=device),
                 attention_mask=torch.ones(1, whole, dtype=torch.long, device=device),
                 position_ids=torch.arange(have, whole, device=device)[None],
-                past_key_values=self._caches[lane], use_cache=True, logits_to_keep=1,
+                logits_to_keep=1, **self._lm.given(self._caches[lane]),
             )  # fmt: skip
-        self._caches[lane] = getattr(output, "past_key_values", None)
+        self._caches[lane] = self._lm.cache_in(output)
         if self._caches[lane] is None:
-            raise ModelError(f"{type(self._lm.model).__name__} keeps no past_key_values, which serving needs")
+            raise ModelError(f"{type(self._lm.model).__name__} keeps no cache of keys and values, which serving needs")
         self.held[lane] += new
         logits_1V: Tensor = output.logits[:, -1].float()
         return logits_1V

@@ -4,6 +4,7 @@ concurrent.futures joins the threads of its pools when the process ends, so a ca
 ever. A thread cannot be ended from outside either: a call that takes too long is left to itself.
 """
 
+import contextlib
 import queue
 import threading
 import time
@@ -28,9 +29,10 @@ class Background(Executor):
         return future
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        while cancel_futures and not self._work.empty():
-            if (given := self._work.get()) is not None:
-                given[0].cancel()
+        with contextlib.suppress(queue.Empty):  # which the thread may make it at any time
+            while cancel_futures:
+                if (given := self._work.get_nowait()) is not None:
+                    given[0].cancel()
         self._work.put(None)
         if wait:
             self._thread.join()

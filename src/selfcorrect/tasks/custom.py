@@ -7,6 +7,7 @@ The file is the user's and runs with the user's rights, in this process. It defi
     correction_prompt(problem)        optional: the text that asks for the next attempt
 """
 
+import copy
 import json
 import math
 import numbers
@@ -19,8 +20,7 @@ from selfcorrect.errors import DataError, GraderFailed
 from selfcorrect.tasks.background import Overdue, Timed
 from selfcorrect.tasks.dataset import DataTask
 from selfcorrect.tasks.files import Row, read_rows, unique
-from selfcorrect.tasks.own import load
-from selfcorrect.tasks.own_code import OwnCode
+from selfcorrect.tasks.own import OwnCode
 from selfcorrect.tasks.sources import check_there
 from selfcorrect.types import Grade, Outcome, Problem
 
@@ -44,7 +44,7 @@ class CustomTask(DataTask):
         """say: told of calls of grade that take long; by default stderr is."""
         super().__init__()
         self._config, self._say = config, say or _on_stderr
-        self._code = OwnCode(config.file, "task.file", "docs/tasks.md", load)
+        self._code = OwnCode(config.file, "task.file", "docs/tasks.md")
         self._file = self._code.file
         self._problems, self._grade = self._code.function("problems"), self._code.function("grade")
         self._correction = self._code.function("correction_prompt", needed=False)
@@ -106,10 +106,10 @@ class CustomTask(DataTask):
 
     def parse(self, text: str) -> Problem:
         """A problem by its id; other words are a prompt of the user's own, which has no fields but id and prompt."""
-        found = self.find(text.strip())
-        if found is None and len(text.split()) > 1:
-            return Problem(TYPED, self.name, text.strip(), {})
-        return found or super().parse(text)
+        return self.find(text.strip()) or super().parse(text)
+
+    def _typed(self, text: str) -> Problem:
+        return Problem(TYPED, self.name, text, {})
 
     def _load_train(self) -> list[Problem]:
         train = self._split("train")
@@ -174,19 +174,12 @@ class CustomTask(DataTask):
     def _judged(self, answer: tuple[Problem, str]) -> Grade:
         """Called in threads. Raises DataError."""
         problem, text = answer
+        where = f"{self._file}: grade(problem, text) at problem {problem.id!r}"
         try:
             with self._code.blamed():
-                verdict = self._grade(_row_of(problem), text)
+                return _verdict(where, self._grade(_row_of(problem), text))
         except KeyboardInterrupt as error:  # none of the terminal's, which go to the main thread
             raise DataError(f"{self._file}: grade(problem, text) raises KeyboardInterrupt") from error
-        where = f"{self._file}: grade(problem, text) at problem {problem.id!r}"
-        if isinstance(verdict, Grade):
-            return _checked(where, verdict)
-        number = _number(verdict)
-        if number is None or not 0 <= number <= 1:
-            hint = "; does each of its branches return?" if verdict is None else ""
-            raise NoVerdictError(f"{where} must return {_MAY_RETURN}; got {verdict!r:.100}{hint}")
-        return Grade(Outcome.CORRECT if number == 1 else Outcome.WRONG, number)
 
     def _slow(self, answer: tuple[Problem, str], seconds: float) -> None:
         self._say(
@@ -212,6 +205,17 @@ class CustomTask(DataTask):
 
 class NoVerdictError(DataError):
     """What grade returned is no verdict."""
+
+
+def _verdict(where: str, verdict: object) -> Grade:
+    """What grade returned, as a Grade. Raises NoVerdictError where it is none."""
+    if isinstance(verdict, Grade):
+        return _checked(where, verdict)
+    number = _number(verdict)
+    if number is None or not 0 <= number <= 1:
+        hint = "; does each of its branches return?" if verdict is None else ""
+        raise NoVerdictError(f"{where} must return {_MAY_RETURN}; got {verdict!r:.100}{hint}")
+    return Grade(Outcome.CORRECT if number == 1 else Outcome.WRONG, number)
 
 
 def _checked(where: str, grade: Grade) -> Grade:
@@ -284,7 +288,8 @@ def _written(value: Any) -> str:
 
 
 def _row_of(problem: Problem) -> dict[str, Any]:
-    return {"id": problem.id, "prompt": problem.prompt, **problem.reference}
+    """A row of the user's own: what its functions do to it reaches no problem."""
+    return {"id": problem.id, "prompt": problem.prompt, **copy.deepcopy(dict(problem.reference))}
 
 
 def _of_typed(problem: Problem) -> str:

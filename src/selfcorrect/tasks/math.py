@@ -61,8 +61,8 @@ class MathTask(DataTask):
         return self._fill(template, self.question(problem))
 
     def question(self, problem: Problem) -> str:
-        """The problem's own words, without the prompt around them."""
-        return self._questions[problem.prompt]
+        """The problem's own words, without the prompt around them; of one that was read from a run's log, with it."""
+        return self._questions.get(problem.prompt, problem.prompt)
 
     def grade(self, answers: Sequence[tuple[Problem, str]]) -> list[Grade]:
         if self._grader is None:
@@ -70,9 +70,7 @@ class MathTask(DataTask):
 
             self._grader = MathGrader(workers=self._config.workers, seconds=self._config.seconds)
         known = [(row, *each) for row, each in enumerate(answers) if "answer" in each[0].reference]
-        grades = self._grader.grade(
-            [(text, p.reference["answer"], self._questions.get(p.prompt, p.prompt)) for _, p, text in known]
-        )
+        grades = self._grader.grade([(text, p.reference["answer"], self.question(p)) for _, p, text in known])
         found = {row: grade for (row, _, _), grade in zip(known, grades, strict=True)}
         return [found.get(row, _TYPED) for row in range(len(answers))]
 

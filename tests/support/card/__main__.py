@@ -3,6 +3,7 @@
 What that starts as `sys.executable SCRIPT` or `sys.executable -m MODULE` has one too, each of its own.
 """
 
+import ctypes
 import hashlib
 import multiprocessing
 import os
@@ -65,7 +66,10 @@ def main() -> None:
             [sys.executable, "-m", "tests.support.card", *sys.argv[1:]],
             {**os.environ, "LD_PRELOAD": str(library())},
         )
-    del os.environ["LD_PRELOAD"]
+    made = os.environ.pop("LD_PRELOAD")
+    import torch  # noqa: F401
+
+    ctypes.CDLL(made).plug_in()
     from tests.support.card.machine import plug_in
 
     plug_in()

@@ -20,6 +20,8 @@ def attend(
 ) -> Any:  # fmt: skip
     """By the first that takes it: flash, memory-efficient, written out."""
     own = query.requires_grad or key.requires_grad or value.requires_grad
+    if attn_mask is not None and attn_mask.dtype == torch.bool:  # as torch does before it chooses
+        attn_mask = torch.zeros_like(attn_mask, dtype=query.dtype).masked_fill(~attn_mask, -torch.inf)
     fits = query.dim() == 4 and query.shape[-1] % 8 == 0 and query.shape[-1] == value.shape[-1]
     if attn_mask is None and query.dtype in _HALF and fits:
         return aten._scaled_dot_product_flash_attention(query, key, value, dropout_p, is_causal, scale=scale)[0]
@@ -36,8 +38,6 @@ def attend(
 def _aligned(mask: Tensor | None, query: Tensor, key: Tensor) -> Tensor | None:
     if mask is None:
         return None
-    if mask.dtype == torch.bool:
-        mask = torch.zeros_like(mask, dtype=query.dtype).masked_fill(~mask, -torch.inf)
     assert mask.dtype == query.dtype, f"invalid dtype for bias - should match query's dtype, not {mask.dtype}"
     if mask.shape[-1] % _ALIGNED:
         mask = pad(mask, (0, -mask.shape[-1] % _ALIGNED))[..., : mask.shape[-1]]

@@ -1,5 +1,5 @@
-// What a CPU build of torch lacks for tensors that say they are on "cuda:0": streams that do nothing, and the answer
-// that there is such an accelerator. Loaded before torch (LD_PRELOAD), as the last is a function of torch itself.
+// What torch lacks without a card for tensors that say they are on "cuda:0": streams that do nothing, and the answer
+// that there is such an accelerator. Loaded before torch (LD_PRELOAD), as functions of torch itself give that answer.
 #include <ATen/detail/CUDAHooksInterface.h>
 #include <c10/core/impl/DeviceGuardImplInterface.h>
 #include <optional>
@@ -18,7 +18,7 @@ struct CUDAGuard final : c10::impl::NoOpDeviceGuardImpl<c10::DeviceType::CUDA> {
   bool queryEvent(void*) const override { return true; }
   void destroyEvent(void*, const c10::DeviceIndex) const noexcept override {}
 };
-C10_REGISTER_GUARD_IMPL(CUDA, CUDAGuard)
+const CUDAGuard guard;
 
 struct CUDAHooks final : at::CUDAHooksInterface {
   CUDAHooks(at::CUDAHooksArgs) {}
@@ -33,8 +33,18 @@ struct CUDAHooks final : at::CUDAHooksInterface {
 } // namespace
 
 namespace at {
-REGISTER_CUDA_HOOKS(CUDAHooks)
+namespace detail {
+const CUDAHooksInterface& getCUDAHooks() {
+  static const CUDAHooks hooks{CUDAHooksArgs{}};
+  return hooks;
+}
+} // namespace detail
 namespace accelerator {
 std::optional<c10::DeviceType> getAccelerator(bool) { return c10::DeviceType::CUDA; }
 } // namespace accelerator
 } // namespace at
+
+// Called once torch is there, as a build for CUDA has registered its own streams by then.
+extern "C" void plug_in() {
+  c10::impl::device_guard_impl_registry[static_cast<size_t>(c10::DeviceType::CUDA)].store(&guard);
+}

@@ -98,13 +98,14 @@ def plug_in() -> None:
     }  # fmt: skip
     for name, value in told.items():
         setattr(cuda, name, _tells(value))
-    of_memory: dict[str, Callable[[], Any]] = {
+    at_work: dict[str, Callable[[], Any]] = {
         "mem_get_info": lambda: (card.free, card.total), "memory_allocated": lambda: card.now,
         "max_memory_allocated": lambda: card.peak, "memory_reserved": lambda: card.reserved,
         "max_memory_reserved": lambda: card.peak_reserved, "reset_peak_memory_stats": card.restart,
         "empty_cache": card.empty, "graph_pool_handle": card.pool,
+        "is_current_stream_capturing": lambda: bool(recording),
     }  # fmt: skip
-    for name, call in of_memory.items():
+    for name, call in at_work.items():
         setattr(cuda, name, lambda *_, call=call, **__: call())
     cuda.CUDAGraph, cuda.graph = Graph, graph
     cuda.get_rng_state, cuda.set_rng_state = (

@@ -24,8 +24,8 @@ from selfcorrect.errors import ConfigError, DataError
 from selfcorrect.models.stored import stored_dtype
 from selfcorrect.runs.recipes import recipe_beside
 from selfcorrect.runs.trackers import make_trackers
-from selfcorrect.waiting import SPINS
-from tests.support.runs import config, read_rows, recipe
+from selfcorrect.waiting import SPINS, wait_briefly
+from tests.support.runs import config, go, read_rows, recipe
 
 Command = Callable[..., str]
 
@@ -44,14 +44,23 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
     return run
 
 
+@pytest.fixture(scope="module")
+def finished(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run of such a recipe."""
+    return go(one_step(tmp_path_factory.mktemp("finished"), model))
+
+
+def one_step(output: Path, model: Path) -> dict[str, Any]:
+    stage = {"name": "only", "objective": "stage1", "steps": 1, "learning_rate": 0.003}
+    evaluation = {"problems": 4, "controls": True}
+    return recipe(output, model, stages=[stage], evaluation=evaluation, log={})
+
+
 @pytest.fixture
 def recipe_file(model: Path, tmp_path: Path) -> Path:
     """One step of one stage, all trackers that are used by default."""
-    stage = {"name": "only", "objective": "stage1", "steps": 1, "learning_rate": 0.003}
-    evaluation = {"problems": 4, "controls": True}
-    settings: dict[str, Any] = recipe(tmp_path, model, stages=[stage], evaluation=evaluation, log={})
     file = tmp_path / "recipe.yaml"
-    file.write_text(yaml.dump(settings))
+    file.write_text(yaml.dump(one_step(tmp_path, model)))
     return file
 
 
@@ -85,15 +94,14 @@ def test_train_evaluate_play_report(recipe_file: Path, tmp_path: Path, command: 
     assert command("train", "--resume", str(run)).endswith(f"report: {run}/report.html\n")  # nothing left to do
 
 
-def test_tensorboard_has_the_metrics(recipe_file: Path, tmp_path: Path, command: Command) -> None:
+def test_tensorboard_has_the_metrics(finished: Path) -> None:
     event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    command("train", str(recipe_file))
-    events = event_accumulator.EventAccumulator(str(tmp_path / "run" / "tensorboard"))
+    events = event_accumulator.EventAccumulator(str(finished / "tensorboard"))
     events.Reload()
     assert {"rewards/t1", "rewards/t2", "kl/t1", "loss", "evaluation/accuracy/t2/value"} <= set(
         events.Tags()["scalars"]
     )
-    row = json.loads((tmp_path / "run" / "metrics.jsonl").read_text())
+    row = json.loads((finished / "metrics.jsonl").read_text())
     (point,) = events.Scalars("grad_norm")
     assert (point.step, point.value) == (1, pytest.approx(row["grad_norm"], rel=1e-6))
 
@@ -129,24 +137,22 @@ def test_wandb_like_trackers_get_flat_numbers(tmp_path: Path, monkeypatch: pytes
     assert calls == [("init", "run-20260102T0304050000", "allow", 0), ("log", {"loss": 0.5}, 3), ("finish",)]
 
 
-def test_the_recipe_that_goes_with_a_model(recipe_file: Path, model: Path, tmp_path: Path, command: Command) -> None:
+def test_the_recipe_that_goes_with_a_model(finished: Path, model: Path) -> None:
     """That of its own run, at the depths where runs keep models; never a config.yaml that happens to lie above."""
-    command("train", str(recipe_file))
-    run = tmp_path / "run"
+    above = finished.parent
     for folder in ("final", "best", "models/only"):
-        assert recipe_beside(run / folder) == run / "config.yaml"
-    (tmp_path / "config.yaml").write_text("something: else")
-    (tmp_path / "a" / "b").mkdir(parents=True)
-    for other in (model, tmp_path / "a" / "b", "org/name"):
+        assert recipe_beside(finished / folder) == finished / "config.yaml"
+    (above / "config.yaml").write_text("something: else")
+    (above / "a" / "b").mkdir(parents=True)
+    for other in (model, above / "a" / "b", "org/name"):
         assert recipe_beside(other) is None
     demo = shipped_recipe("demo")
     assert recipe_beside("lab") == recipe_beside(demo.parents[1] / "assets/lab_base") == demo
 
 
-def test_settings_that_could_not_be_applied_are_refused(recipe_file: Path, tmp_path: Path, command: Command) -> None:
-    command("train", str(recipe_file))
+def test_settings_that_could_not_be_applied_are_refused(finished: Path) -> None:
     with pytest.raises(ConfigError, match=r"^seed: 0 -> 4 cannot change when .*: every draw so far came from it"):
-        selfcorrect.train(tmp_path / "run", "seed=4", resume_run=True)
+        selfcorrect.train(finished, "seed=4", resume_run=True)
 
 
 def test_the_readme_s_python_runs(recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -211,27 +217,7 @@ def test_tasks_are_listed(command: Command) -> None:
     assert command("tasks").startswith("countdown ")
 
 
-def test_light_commands_load_nothing_heavy(recipe_file: Path) -> None:
-    asked = [["--help"], ["train", "--help"], ["check", str(recipe_file)], ["tasks"]]
-    code = f"""
-import sys
-from selfcorrect import cli
-for arguments in {asked!r}:
-    sys.argv = ["selfcorrect", *arguments]
-    try:
-        cli.main()
-    except SystemExit as ended:
-        assert not ended.code
-    heavy = {{"torch", "transformers", "safetensors", "tensorboard"}} & set(sys.modules)
-    assert not heavy, (arguments, heavy)
-    print("told", arguments)
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert all(done.stdout.split(f"told {one}")[0].strip() for one in asked)
-
-
-def test_what_is_refused_is_refused_before_torch_is_loaded(recipe_file: Path, tmp_path: Path) -> None:
+def test_light_commands_and_refusals_load_nothing_heavy(recipe_file: Path, tmp_path: Path) -> None:
     spelt = tmp_path / "spelt.yaml"
     spelt.write_text(recipe_file.read_text() + "\nseeed: 1\n")
     done, begun, full = tmp_path / "run", tmp_path / "begun", tmp_path / "full"
@@ -239,6 +225,7 @@ def test_what_is_refused_is_refused_before_torch_is_loaded(recipe_file: Path, tm
         folder.mkdir(parents=True)
     for folder in (done, begun):
         (folder / "config.yaml").write_text(recipe_file.read_text())
+    asked = [["--help"], ["train", "--help"], ["check", str(recipe_file)], ["tasks"]]
     refused = [
         ["train", str(spelt)], ["train", str(recipe_file), "seed=x"], ["train", "no.yaml"], ["train"],
         ["train", "--resume", "runs/nothing"], ["train", str(recipe_file), "--resume", str(begun)],
@@ -249,16 +236,20 @@ def test_what_is_refused_is_refused_before_torch_is_loaded(recipe_file: Path, tm
     code = f"""
 import sys
 from selfcorrect import cli
-for arguments in {refused!r}:
-    sys.argv = ["selfcorrect", *arguments]
-    try:
-        cli.main()
-    except SystemExit as ended:
-        assert ended.code == 2, arguments
-    assert "torch" not in sys.modules, arguments
+for status, commands in ((0, {asked!r}), (2, {refused!r})):
+    for arguments in commands:
+        sys.argv = ["selfcorrect", *arguments]
+        try:
+            cli.main()
+        except SystemExit as ended:
+            assert (ended.code or 0) == status, arguments
+        heavy = {{"torch", "transformers", "safetensors", "tensorboard"}} & set(sys.modules)
+        assert not heavy, (arguments, heavy)
+        print("told", arguments)
 """
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr
+    assert all(ended.stdout.split(f"told {one}")[0].strip() for one in asked)
     assert ended.stderr.count("error: ") == len(refused)
 
 
@@ -392,23 +383,29 @@ raise AssertionError("torch was not imported")
 COMMAND = "import ctypes; from selfcorrect import cli; cli.app = lambda **_: ctypes.CDLL(LIBGOMP); cli.main()"
 
 
-@pytest.mark.parametrize(
-    ("script", "set_by_hand", "spins"),
-    [
-        (COMMAND, {}, SPINS), (COMMAND, {"GOMP_SPINCOUNT": "77"}, "77"), (COMMAND, {"OMP_WAIT_POLICY": "PASSIVE"}, "0"),
-        (PYTHON, {}, SPINS),
-    ],
-)  # fmt: skip
-def test_threads_wait_briefly_unless_told_otherwise(script: str, set_by_hand: dict[str, str], spins: str) -> None:
+@pytest.mark.parametrize("script", [COMMAND, PYTHON])
+def test_threads_wait_briefly(script: str) -> None:
     """The libgomp that torch brings says itself what it reads when it is loaded."""
     found = [str(file) for file in Path(torch.__file__).parent.rglob("libgomp*")]
     if not found:
         pytest.skip("this torch comes without libgomp")
     script = script.replace("LIBGOMP", repr(found[0]))
     inherited = {key: value for key, value in os.environ.items() if key not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
-    env = inherited | {"OMP_DISPLAY_ENV": "verbose"} | set_by_hand
+    env = inherited | {"OMP_DISPLAY_ENV": "verbose"}
     said = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True, env=env).stderr
-    assert f"GOMP_SPINCOUNT = '{spins}'" in said
+    assert f"GOMP_SPINCOUNT = '{SPINS}'" in said
+
+
+@pytest.mark.parametrize("told", ["", "GOMP_SPINCOUNT", "OMP_WAIT_POLICY"])
+def test_how_threads_wait_is_as_told(told: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.setenv(name, "77")
+        if name != told:
+            monkeypatch.delenv(name)
+    monkeypatch.delitem(sys.modules, "torch")
+    wait_briefly()
+    expected = {"": SPINS, "GOMP_SPINCOUNT": "77"}.get(told)
+    assert os.environ.get("GOMP_SPINCOUNT") == expected
 
 
 def test_an_evaluation_of_little_worth_says_so(recipe_file: Path, model: Path, command: Command) -> None:

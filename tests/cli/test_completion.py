@@ -70,10 +70,10 @@ done
 
 SHORT = {
     "selfcorrect tra": "train traces",
-    "selfcorrect evaluate lab --recipe compare": "compare_lab",
     "selfcorrect train demo model.tuning=q": "qlora",
 }
 LONG = {
+    "selfcorrect evaluate lab --recipe compare": "compare_lab",
     "selfcorrect train countd": "countdown",
     "selfcorrect train demo stages.stage2.al": "stages.stage2.alpha=",
     "selfcorrect scale lab evaluation.spl": "evaluation.split=",

@@ -8,7 +8,7 @@ from selfcorrect.grading.judge import Checks
 
 Programs = dict[str, tuple[str, Checks]]
 LIMIT = 1.0  # seconds that they are judged with
-SHORT = 0.5  # and LATE, which waste all of it
+SHORT = 0.25  # and LATE, which waste all of it
 DRAWN = "import random\nfor _ in range(9):\n    want = random.random()\n    assert f(-want) == want"
 LETTERS = """
 def check(candidate):
@@ -94,7 +94,7 @@ FORGED: Programs = {
 }  # fmt: skip
 
 _SPIN = "def spin(s):\n    end = time.thread_time() + s\n    while time.thread_time() < end: pass\n"
-_MORE_THAN = "end = time.process_time() + 0.65\n    while time.process_time() < end: "
+_MORE_THAN = "end = time.process_time() + 0.33\n    while time.process_time() < end: "
 _HASHING = (
     "import hashlib, os, threading, time\nb = bytes(1 << 20)\ndef work():\n    while True: hashlib.sha256(b).digest()\n"
 )
@@ -105,14 +105,14 @@ LATE: Programs = {
     "threads keep the leader waiting": (f"{_HASHING}def f(x):\n    {_STARTS}{_MORE_THAN}hashlib.sha256(b).digest()\n    return 3", _THREE),
     "leader yields": (f"{_HASHING}def f(x):\n    {_STARTS}{_MORE_THAN}os.sched_yield()\n    return 3", _THREE),
     "leader sleeps a little, often": (f"{_HASHING}def f(x):\n    {_STARTS}{_MORE_THAN}time.sleep(0)\n    return 3", _THREE),
-    "work shared out": (f"import threading, time\n{_SPIN}def f(x):\n    t = [threading.Thread(target=spin, args=(0.18,)) for _ in range(4)]\n    for s in t: s.start()\n    for s in t: s.join()\n    return 3", _THREE),
-    "work in short threads": (f"import threading, time\n{_SPIN}def f(x):\n    for _ in range(35):\n        t = threading.Thread(target=spin, args=(0.02,)); t.start(); t.join()\n    return 3", _THREE),
-    "sleeps after many waited": (f"import threading, time\n{_SPIN}def f(x):\n    for _ in range(10): threading.Thread(target=spin, args=(0.02,)).start()\n    spin(0.15)\n    end = time.process_time() + 0.25\n    while time.process_time() < end: time.sleep(0.001)\n    return 3", _THREE),
+    "work shared out": (f"import threading, time\n{_SPIN}def f(x):\n    t = [threading.Thread(target=spin, args=(0.09,)) for _ in range(4)]\n    for s in t: s.start()\n    for s in t: s.join()\n    return 3", _THREE),
+    "work in short threads": (f"import threading, time\n{_SPIN}def f(x):\n    for _ in range(18):\n        t = threading.Thread(target=spin, args=(0.02,)); t.start(); t.join()\n    return 3", _THREE),
+    "sleeps after many waited": (f"import threading, time\n{_SPIN}def f(x):\n    for _ in range(5): threading.Thread(target=spin, args=(0.02,)).start()\n    spin(0.08)\n    end = time.process_time() + 0.13\n    while time.process_time() < end: time.sleep(0.001)\n    return 3", _THREE),
     "leader has ended": ("import ctypes, threading\ndef work():\n    while True: pass\nthreading.Thread(target=work).start()\nctypes.CDLL(None).syscall(60, 0)", _THREE),
-    "run twice, works at import": (f"import time\n{_SPIN}spin(0.3)\n{_IMPORT}('hmac')\ndef f(x): return 3", _THREE),
-    "run twice, works in the call": (f"import time\n{_SPIN}{_IMPORT}('hmac')\nspin(0.05)\ndef f(x):\n    spin(0.5)\n    return 3", _THREE),
-    "run twice, sleeps": (f"import time\ntime.sleep(0.3)\n{_IMPORT}('hmac')\ndef f(x): return 3", _THREE),
-    "raises ImportError late": ("import time\ndef f(x):\n    time.sleep(0.3)\n    raise ImportError('wait for me')", _THREE),
+    "run twice, works at import": (f"import time\n{_SPIN}spin(0.15)\n{_IMPORT}('hmac')\ndef f(x): return 3", _THREE),
+    "run twice, works in the call": (f"import time\n{_SPIN}{_IMPORT}('hmac')\nspin(0.03)\ndef f(x):\n    spin(0.25)\n    return 3", _THREE),
+    "run twice, sleeps": (f"import time\ntime.sleep(0.15)\n{_IMPORT}('hmac')\ndef f(x): return 3", _THREE),
+    "raises ImportError late": ("import time\ndef f(x):\n    time.sleep(0.15)\n    raise ImportError('wait for me')", _THREE),
     "waits for nothing": ("import asyncio\nasync def f(x): await asyncio.Event().wait()", Checks("import asyncio\nassert asyncio.run(f(1)) == 1")),
     "task without end": ("import asyncio\nasync def f(x):\n    while True: await asyncio.sleep(0)", Checks("import asyncio\nassert asyncio.run(f(1)) == 1")),
     "set that stalls the test": ("def f(x): return {((1 << 61) - 1) * i for i in range(60_000)}", Checks("assert 5 in f(1)")),

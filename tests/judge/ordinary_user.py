@@ -10,7 +10,7 @@ from selfcorrect.grading.judge import Checks, CodeJudge, Reason
 def main() -> None:
     """Programs as JSON rows in; a line for each wrong verdict out, then how many were judged."""
     corpus = json.load(sys.stdin)
-    with CodeJudge(workers=2, time_limit=3.0, memory_mb=512) as judge:  # a bomb of less is sooner over
+    with CodeJudge(workers=2, time_limit=1.5, memory_mb=256) as judge:  # a bomb of less is sooner over
         assert judge.confinement.tier < 3
         assert not judge.confinement.other_user
         found = judge.grade([(source, Checks(**checks)) for _, _, source, checks in corpus])

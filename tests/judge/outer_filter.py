@@ -39,7 +39,7 @@ def main() -> None:
     restrict(calls, option)
     wrong = []
     try:
-        with CodeJudge(workers=2, time_limit=0.7) as judge:
+        with CodeJudge(workers=1, time_limit=0.7) as judge:
             confinement = judge.confinement
             for sources, passes in json.load(sys.stdin):
                 cases = [(s, next((c for n, c in CHECKS.items() if f"def {n}(" in s), CHECKS["add"])) for s in sources]

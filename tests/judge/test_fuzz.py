@@ -56,8 +56,7 @@ def judge_all(judge: CodeJudge, cases: list[tuple[str, Checks]]) -> None:
 def test_mutants_of_our_own_programs() -> None:
     draw = random.Random(derive_seed("judge fuzz"))
     sources = [*OK.values(), *FORGE.values()]
-    with CodeJudge(time_limit=0.3) as judge:
-        judge_all(judge, [(mutate(draw.choice(sources), draw), CHECKS["add"]) for _ in range(150)])
+    judge_all(ONE, [(mutate(draw.choice(sources), draw), CHECKS["add"]) for _ in range(90)])
 
 
 @given(

@@ -11,7 +11,7 @@ import torch
 from selfcorrect.errors import TrainingInterrupted
 from selfcorrect.runs.display import Observer
 from selfcorrect.tasks.countdown import Countdown
-from tests.support.runs import StopAt, end_state, go, lucky_grade, recipe
+from tests.support.runs import StopAt, brief, end_state, go, lucky_grade, recipe
 from tests.support.tiny import tiny_lm
 
 ENDS = (3, 5, 7, 9)
@@ -47,6 +47,14 @@ def whole(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Whole:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Countdown, "grade", lucky_grade)
         run = go(recipe(tmp_path_factory.mktemp("whole"), model))
+    return Whole(run, end_state(run))
+
+
+@pytest.fixture(scope="session")
+def whole_brief(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Whole:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Countdown, "grade", lucky_grade)
+        run = go(brief(tmp_path_factory.mktemp("brief"), model))
     return Whole(run, end_state(run))
 
 

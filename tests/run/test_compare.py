@@ -32,29 +32,30 @@ from selfcorrect.tasks.countdown import Countdown
 from tests.support.processes import alive
 from tests.support.runs import lucky_grade, read_rows, recipe
 
-ONE = {"name": "one", "objective": "stage1", "steps": 2, "learning_rate": 0.003}
-TWO = {"name": "two", "objective": "stage2", "steps": 2, "learning_rate": 0.003}
+ONE = {"name": "one", "objective": "stage1", "steps": 1, "learning_rate": 0.003}
+TWO = {"name": "two", "objective": "stage2", "steps": 1, "learning_rate": 0.003}
 REPAIR = {"name": "repair", "data": "failed.jsonl", "of": {"name": "math"}}
 METHODS: list[dict[str, Any]] = [
     {"name": "refine", "label": "Self-Refine", "paper": "self_refine",
      "settings": {"stages": [], "rollouts": {"self_refine": {"feedback_prompt": "?", "refine_prompt": "?"}}}},
     {"name": "pair", "label": "Pair-SFT", "settings": {"stages": [
-        {"name": "sft", "objective": "pair_sft", "steps": 4, "collect": 8, "batch": 4, "learning_rate": 0.003}]}},
+        {"name": "sft", "objective": "pair_sft", "steps": 2, "collect": 4, "batch": 4, "learning_rate": 0.003}]}},
     {"name": "pair_plus", "label": "Pair-SFT, D+", "settings": {"stages": [
-        {"name": "sft", "objective": "pair_sft", "steps": 4, "collect": 8, "batch": 4, "learning_rate": 0.003,
+        {"name": "sft", "objective": "pair_sft", "steps": 2, "collect": 4, "batch": 4, "learning_rate": 0.003,
          "keep_right": True}]}},
     {"name": "plain", "label": "No shaping", "settings": {"stages": [ONE, {**TWO, "alpha": 0}]}},
     {"name": "score", "label": "SCoRe", "paper": "score", "settings": {"stages": [ONE, TWO]}},
 ]  # fmt: skip
 
 
-def comparison(output: Path, model: Path, **changes: Any) -> CompareConfig:
+def comparison(output: Path, model: Path, problems: int = 4, **changes: Any) -> CompareConfig:
     common = {
         key: value for key, value in recipe(output, model).items() if key not in ("kind", "name", "output", "stages")
     }
+    common["evaluation"] = {"problems": problems, "controls": False}
     told = {
         "kind": "compare", "name": "small", "output": str(output), "seeds": [0, 1], "common": common,
-        "budget": {"completions": 64, "updates": 4}, "methods": METHODS, "against": "score", "resamples": 200,
+        "budget": {"completions": 32, "updates": 2}, "methods": METHODS, "against": "score", "resamples": 200,
         "paper": "math", **changes,
     }  # fmt: skip
     config = validate(told)
@@ -192,7 +193,7 @@ def test_every_run_once_and_half_done_ones_go_on(model: Path, tmp_path: Path) ->
     assert nothing.commands == []
     assert any(line.endswith("all of them are done already") for line in said)
     assert "  refine: 0 completions, 0 updates (needs fewer)" in said
-    assert "  score: 64 completions, 4 updates" in said
+    assert "  score: 32 completions, 2 updates" in said
 
     alone = InProcess()  # and the forked runs are what they would have been without sharing
     only = comparison(tmp_path / "alone", model, methods=METHODS[4:], seeds=[0])
@@ -228,8 +229,8 @@ def _check_table(folder: Path) -> None:
             for seed in (0, 1)
             for row in read_rows(folder / "runs" / f"{name}-{seed}" / "evaluations" / "two.rollouts.jsonl")
         ]
-        assert float(rows[name]["t1"]) == pytest.approx(sum(a for a, _ in attempts) / 16)
-        assert float(rows[name]["fixed"]) == pytest.approx(sum(b and not a for a, b in attempts) / 16)
+        assert float(rows[name]["t1"]) == pytest.approx(sum(a for a, _ in attempts) / 8)
+        assert float(rows[name]["fixed"]) == pytest.approx(sum(b and not a for a, b in attempts) / 8)
     assert float(rows["plain"]["gain"]) == pytest.approx(float(rows["plain"]["t2"]) - float(rows["score"]["t2"]))
     page, table = (folder / "compare.html").read_text(), (folder / "compare.md").read_text()
     for text in (
@@ -278,7 +279,7 @@ def test_a_comparison_goes_into_no_run(model: Path, tmp_path: Path) -> None:
 def test_accounts_and_what_is_over_the_budget(model: Path, tmp_path: Path) -> None:
     config = comparison(tmp_path, model)
     assert list(check(config).values()) == [
-        Account(0, 0), Account(8 * 4, 4), Account(8 * 4, 4), Account(64, 4), Account(64, 4),
+        Account(0, 0), Account(4 * 4, 2), Account(4 * 4, 2), Account(32, 2), Account(32, 2),
     ]  # fmt: skip
     stages = [
         {"name": "a", "objective": "single_turn", "steps": 3, "learning_rate": 1.0},
@@ -289,12 +290,12 @@ def test_accounts_and_what_is_over_the_budget(model: Path, tmp_path: Path) -> No
     assert account(made) == Account(3 * 8 + 3 * 5 * 4 * 2, 9)
     repaired = validate({**recipe(tmp_path, model, stages=[ONE, TWO]), "task": REPAIR})
     assert isinstance(repaired, TrainConfig)
-    assert account(repaired) == Account(4 * 8, 4)  # attempt 1 is read
+    assert account(repaired) == Account(2 * 8, 2)  # attempt 1 is read
     with pytest.raises(
-        ConfigError, match="method plain is over the budget: 64 sampled completions of 60; lower its steps"
+        ConfigError, match="method plain is over the budget: 32 sampled completions of 30; lower its steps"
     ):
-        check(comparison(tmp_path, model, budget={"completions": 60, "updates": 4}))
-    other = {**METHODS[3], "settings": {**METHODS[3]["settings"], "evaluation": {"problems": 4}}}
+        check(comparison(tmp_path, model, budget={"completions": 30, "updates": 2}))
+    other = {**METHODS[3], "settings": {**METHODS[3]["settings"], "evaluation": {"problems": 3}}}
     with pytest.raises(ConfigError, match=r"method plain: settings.evaluation differs from score's"):
         check(comparison(tmp_path, model, methods=[METHODS[4], other]))
     repair = {"name": "repair", "data": str(tmp_path / "none.jsonl"), "of": {"name": "math"}}
@@ -487,7 +488,7 @@ def test_only_the_methods_that_are_named(model: Path, tmp_path: Path) -> None:
 def test_a_choice_stands_once_its_runs_have_begun(model: Path, tmp_path: Path) -> None:
     """A failed trial that won on a second try would contradict finished runs; a method that is added is searched."""
     search = {"learning_rate": [0.5, 1.0], "beta1": [0.01], "share": 0.5, "problems": 6}
-    some = {"search": search, "seeds": [0], "against": "pair"}
+    some: dict[str, Any] = {"search": search, "seeds": [0], "against": "pair"}
     compare(comparison(tmp_path, model, methods=METHODS[1:2], **some), lambda text: None, InProcess(fails=2))
     again, said = InProcess(), list[str]()
     compare(comparison(tmp_path, model, methods=METHODS[1:3], **some), said.append, again)

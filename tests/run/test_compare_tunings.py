@@ -35,7 +35,7 @@ def test_full_lora_and_qlora_in_one_table(model: Path, tmp_path: Path, monkeypat
         with_model("lora", tuning="lora", lora={"rank": 4}),
         with_model("four", tuning="qlora"),
     ]
-    tuned = {"methods": methods, "against": "lora", "seeds": [0]}
+    tuned: dict[str, Any] = {"methods": methods, "against": "lora", "seeds": [0], "problems": 8}
     folder = compare(comparison(tmp_path, model, **tuned), lambda text: None, InProcess())
     assert [run for name, run in evaluated if name == "base"] == ["full-0", "four-0"]
     told = {row["name"]: row for row in json.loads((folder / "compare.json").read_text())["results"]}

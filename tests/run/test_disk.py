@@ -24,7 +24,7 @@ from selfcorrect.runs.display import Observer
 from selfcorrect.runs.interrupts import alone
 from selfcorrect.runs.run import resume
 from tests.run.conftest import ENDS, Listener, Whole
-from tests.support.runs import StopAt, check_same, config, end_state, go, recipe
+from tests.support.runs import StopAt, brief, check_same, config, end_state, go, recipe
 from tests.support.tiny import tiny_lm
 
 pytestmark = pytest.mark.usefixtures("lucky")
@@ -34,7 +34,7 @@ pytestmark = pytest.mark.usefixtures("lucky")
 def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """In bfloat16."""
     folder = tmp_path_factory.mktemp("small")
-    tiny_lm("llama", "eager", ENDS).save(folder, torch.bfloat16)
+    tiny_lm("llama", "eager", ENDS, layers=1).save(folder, torch.bfloat16)
     return folder
 
 
@@ -61,17 +61,18 @@ def test_freed_memory_is_given_back_before_each_checkpoint(
 
     monkeypatch.setattr(loop, "give_back", lambda: order.append("given back"))
     monkeypatch.setattr(loop, "save", saved_then)
-    go(recipe(tmp_path, small_model))
-    assert order == 4 * ["given back", "saved"]
+    go(brief(tmp_path, small_model))
+    assert order == 2 * ["given back", "saved"]
 
 
 @pytest.mark.parametrize("select", ["best", pytest.param("last", marks=pytest.mark.nightly)])
 def test_a_bfloat16_model_stays_one(select: str, small_model: Path, tmp_path: Path) -> None:
     """Bit for bit the same however the run is stopped, though what a stage hands on is rounded and checkpoints are not."""
+    one, two = ({**stage, "steps": 2} for stage in recipe(tmp_path, small_model)["stages"])
     changes = {
-        "checkpoint": {"every": 2, "smoothing": 0.5, "select": select},
-        "algorithm": {"reference": "previous_stage"},
-    }
+        "checkpoint": {"every": 1, "smoothing": 0.5, "select": select}, "stages": [one, two],
+        "algorithm": {"reference": "previous_stage"}, "evaluation": {"problems": 4, "controls": False},
+    }  # fmt: skip
     run = go(recipe(tmp_path, small_model, name="whole", **changes))
     expected = end_state(run)
     for folder in ("best", "models/one", "models/two", "final"):
@@ -87,7 +88,7 @@ def test_a_bfloat16_model_stays_one(select: str, small_model: Path, tmp_path: Pa
     assert inodes["models/two"] == inodes["final"] != inodes["models/one"]
     if select == "best":
         assert (run / "best" / "model.safetensors").stat().st_ino == inodes["final"]
-    stops: dict[str, Observer] = {"step3": StopAt(3), "step4": StopAt(4), "evaluating": StopAtEvaluation("one")}
+    stops: dict[str, Observer] = {"step3": StopAt(3), "evaluating": StopAtEvaluation("one")}
     for name, observer in stops.items():
         settings = recipe(tmp_path, small_model, name=name, **changes)
         with pytest.raises(TrainingInterrupted):
@@ -137,13 +138,13 @@ def test_a_first_save_is_tried(model: Path, tmp_path: Path, monkeypatch: pytest.
         with pytest.raises(
             ModelError, match=r"loaded but not saved, .*: GenerationConfig is invalid: `temperature` is set; mend"
         ):
-            go(recipe(tmp_path / "new" / "runs", model))
+            go(brief(tmp_path / "new" / "runs", model))
     assert list(tmp_path.iterdir()) == []
-    go(recipe(tmp_path / "new" / "runs", model, evaluation={"problems": 2, "controls": False}))
+    go(brief(tmp_path / "new" / "runs", model))
 
 
 def test_a_save_that_fails_later_loses_no_step(
-    model: Path, whole: Whole, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: Path, whole_brief: Whole, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The checkpoint comes before `best`, and a run that goes on makes up for what was not kept."""
     save, calls = disk.save_model, 0
@@ -157,11 +158,11 @@ def test_a_save_that_fails_later_loses_no_step(
 
     monkeypatch.setattr(loop, "save_model", second)
     with pytest.raises(RuntimeError, match="no"):
-        go(recipe(tmp_path, model))
+        go(brief(tmp_path, model))
     newest, _ = load_newest(tmp_path / "run" / "checkpoints")
     assert newest
     assert newest.step == len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
-    check_same(go(recipe(tmp_path, model)), whole.state)
+    check_same(go(brief(tmp_path, model)), whole_brief.state)
 
 
 def test_checkpoints_by_minutes(model: Path, whole: Whole, tmp_path: Path) -> None:
@@ -176,10 +177,10 @@ def test_checkpoints_by_minutes(model: Path, whole: Whole, tmp_path: Path) -> No
 
 def test_room_is_told_and_checked_first(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     listener = Listener()
-    run = go(recipe(tmp_path, model), listener)
+    run = go(brief(tmp_path, model), listener)
     (told,) = [message for message in listener.messages if message.startswith("disk: ")]
-    size = sum(path.stat().st_size for path in (run / "checkpoints" / "step-000008").iterdir())
-    said = re.search(r"\(3 checkpoints of ([\d.]+) kB while one is replaced, 3 models of ", told)
+    size = sum(path.stat().st_size for path in (run / "checkpoints" / "step-000002").iterdir())
+    said = re.search(r"\(3 checkpoints of ([\d.]+) kB while one is replaced, 2 models of ", told)
     assert said
     assert 0.9 < 1000 * float(said[1]) / size < 1.0  # beside the heads of the files
     usage = namedtuple("usage", "total used free")
@@ -187,7 +188,7 @@ def test_room_is_told_and_checked_first(model: Path, tmp_path: Path, monkeypatch
     with pytest.raises(
         CheckpointError, match=r"other: the run may take up to .* and 1.0 kB are free there; .* \(now 2\)"
     ):
-        go(recipe(tmp_path, model, name="other"))
+        go(brief(tmp_path, model, name="other"))
     assert not (tmp_path / "other").exists()
     resume(run, Listener())  # all it needs is there already
 

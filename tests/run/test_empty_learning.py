@@ -17,7 +17,7 @@ from selfcorrect.learning.record import StepResult
 from selfcorrect.report import write_report
 from selfcorrect.runs.display import LiveObserver, Observer, PlainObserver, step_line
 from selfcorrect.runs.progress import on_stderr
-from tests.support.runs import StopAt, go, read_rows, recipe
+from tests.support.runs import StopAt, brief, go, read_rows, recipe
 
 
 @pytest.mark.parametrize("make", [PlainObserver, on_stderr])
@@ -80,12 +80,11 @@ def test_nothing_right_and_all_cut_off(tmp_path: Path, model: Path) -> None:
 
 
 def test_a_resumed_run_does_not_say_it_again(tmp_path: Path, model: Path) -> None:
-    stage = {"name": "one", "objective": "stage1", "steps": 4, "learning_rate": 0.003}
-    whole = told(go(recipe(tmp_path, model, "whole", stages=[stage])))
+    whole = told(go(brief(tmp_path, model, "whole")))
     assert next(row[0] for row in whole if row[1] == "one") == 1
-    settings = recipe(tmp_path, model, stages=[stage])
+    settings = brief(tmp_path, model)
     with pytest.raises(TrainingInterrupted):
-        go(settings, StopAt(2))
+        go(settings, StopAt(1))
     assert told(go(settings)) == whole
 
 
@@ -143,9 +142,8 @@ def test_a_grader_that_fails_on_some(tmp_path: Path, model: Path) -> None:
 
 
 def test_a_correction_prompt_that_cannot_be_read(tmp_path: Path, model: Path) -> None:
-    settings = recipe(tmp_path, model)
+    settings = brief(tmp_path, model)
     settings["task"]["correction_prompt"] = "What?"
-    settings["stages"] = settings["stages"][:1]
     console = Console(record=True, width=240)
     go(settings, PlainObserver(console))
     assert "note: the model's tokenizer has no token for part of the correction prompt" in console.export_text()

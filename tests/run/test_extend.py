@@ -49,12 +49,12 @@ def edit(run: Path, change: Callable[[dict[str, Any]], object]) -> None:
 @pytest.mark.parametrize(
     ("stopped_at", "overrides", "steps", "more"),
     [
-        (8, ["stages.two.steps=6"], 6, []),  # finished
+        pytest.param(8, ["stages.two.steps=6"], 6, [], marks=pytest.mark.nightly),  # finished
         (8, [], 6, []),  # finished, and config.yaml edited
         (8, [], 4, [THREE]),
         (5, ["stages.two.steps=6"], 6, []),
         (6, ["stages.two.steps=2"], 2, []),
-        (4, ["stages.two.steps=6"], 6, [THREE]),  # the stage has not begun
+        pytest.param(4, ["stages.two.steps=6"], 6, [THREE], marks=pytest.mark.nightly),  # the stage has not begun
     ],
 )
 def test_as_if_begun_with_them(

@@ -20,7 +20,7 @@ from selfcorrect.runs.checkpoint import load_newest
 from selfcorrect.runs.display import Observer
 from selfcorrect.runs.run import resume
 from tests.run.conftest import Whole
-from tests.support.runs import check_same, go, recipe
+from tests.support.runs import brief, check_same, go, recipe
 
 pytestmark = pytest.mark.usefixtures("lucky")
 MESSAGE = r"^the disk is full \(No space left on device: .*\); {saved}\. Free some space, then {go_on}$"
@@ -66,14 +66,21 @@ def expected(run: Path, saved: str, go_on: str = "resume with: selfcorrect train
 
 
 @pytest.mark.parametrize(
-    ("step", "saved"),
-    [(1, "no checkpoint had been written yet"), (3, "checkpoint step-000002 is whole"),
-     (5, "checkpoint step-000004 is whole"), (8, "checkpoint step-000008 is whole")],
-)  # fmt: skip
-def test_a_real_full_disk(small_disk: Path, model: Path, whole: Whole, step: int, saved: str) -> None:
-    run = small_disk / "run"
+    ("long", "step", "kept"),
+    [
+        (False, 1, 1),
+        (False, 2, 2),
+        *(pytest.param(True, step, kept, marks=pytest.mark.nightly) for step, kept in ((1, 0), (3, 2), (5, 4), (8, 8))),
+    ],
+)
+def test_a_real_full_disk(
+    small_disk: Path, model: Path, long: bool, step: int, kept: int, request: pytest.FixtureRequest
+) -> None:
+    run, settings = small_disk / "run", (recipe if long else brief)(small_disk, model)
+    saved = f"checkpoint step-{kept:06d} is whole" if kept else "no checkpoint had been written yet"
+    whole: Whole = request.getfixturevalue("whole" if long else "whole_brief")
     with pytest.raises(CheckpointError, match=expected(run, saved)):
-        go(recipe(small_disk, model), After(step, lambda: fill(small_disk)))
+        go(settings, After(step, lambda: fill(small_disk)))
     before = sorted(run.rglob("*"))
     assert not [path for path in before if ".partial" in path.name]
     with pytest.raises(
@@ -82,24 +89,24 @@ def test_a_real_full_disk(small_disk: Path, model: Path, whole: Whole, step: int
         resume(run, Observer())
     found, warnings = load_newest(run / "checkpoints")
     assert warnings == []
-    assert (found.step if found else 0) == {1: 0, 3: 2, 5: 4, 8: 8}[step]
+    assert (found.step if found else 0) == kept
     (small_disk / "ballast").unlink()
     resume(run, Observer())
     check_same(run, whole.state)
 
 
-def test_a_disk_that_is_full_from_the_start(small_disk: Path, model: Path, whole: Whole) -> None:
+def test_a_disk_that_is_full_from_the_start(small_disk: Path, model: Path, whole_brief: Whole) -> None:
     fill(small_disk)
-    settings = recipe(small_disk, model)
+    settings = brief(small_disk, model)
     with pytest.raises(CheckpointError, match=r"the disk is full|/run: the run may take up to .* free some space"):
         go(settings)
     assert not (small_disk / "run").exists()
     (small_disk / "ballast").unlink()
     go(settings)
-    check_same(small_disk / "run", whole.state)
+    check_same(small_disk / "run", whole_brief.state)
 
 
-def test_full_while_a_line_of_metrics_is_written(model: Path, whole: Whole, tmp_path: Path) -> None:
+def test_full_while_a_line_of_metrics_is_written(model: Path, whole_brief: Whole, tmp_path: Path) -> None:
     run = tmp_path / "run"
     metrics, aside = run / "metrics.jsonl", tmp_path / "aside"
 
@@ -107,26 +114,26 @@ def test_full_while_a_line_of_metrics_is_written(model: Path, whole: Whole, tmp_
         metrics.rename(aside)
         metrics.symlink_to("/dev/full")
 
-    with pytest.raises(CheckpointError, match=expected(run, "checkpoint step-000002 is whole")):
-        go(recipe(tmp_path, model), After(2, break_off))
+    with pytest.raises(CheckpointError, match=expected(run, "checkpoint step-000001 is whole")):
+        go(brief(tmp_path, model), After(1, break_off))
     metrics.unlink()
     aside.rename(metrics)
     with metrics.open("a") as stream:
-        stream.write('{"step": 3, "stage": "on')  # what a disk that fills up within a line leaves
+        stream.write('{"step": 2, "stage": "on')  # what a disk that fills up within a line leaves
     resume(run, Observer())
-    check_same(run, whole.state)
+    check_same(run, whole_brief.state)
 
 
 def test_the_command_line_tells_it_in_one_line(
-    model: Path, whole: Whole, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    model: Path, whole_brief: Whole, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Where nothing can be mounted, fsync fails: the fifth checkpoint file is one of step 4."""
-    (tmp_path / "recipe.yaml").write_text(yaml.dump(recipe(tmp_path, model)))
+    """Where nothing can be mounted, fsync fails: the checkpoint of step 2 is not whole."""
+    (tmp_path / "recipe.yaml").write_text(yaml.dump(brief(tmp_path, model)))
     sync, calls = checkpoint._sync, 0
 
     def full(path: Path) -> None:
         nonlocal calls
-        calls += "step-000004" in str(path)
+        calls += "step-000002" in str(path)
         if calls:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
         sync(path)
@@ -138,9 +145,9 @@ def test_the_command_line_tells_it_in_one_line(
             cli.main()
     assert ended.value.code == 2
     (line,) = capfd.readouterr().err.splitlines()
-    assert re.match(r"^error: " + expected(tmp_path / "run", "checkpoint step-000002 is whole")[1:], line)
+    assert re.match(r"^error: " + expected(tmp_path / "run", "checkpoint step-000001 is whole")[1:], line)
     resume(tmp_path / "run", Observer())
-    check_same(tmp_path / "run", whole.state)
+    check_same(tmp_path / "run", whole_brief.state)
 
 
 @pytest.mark.parametrize("error", [MemoryError(), RuntimeError("[enforce fail] DefaultCPUAllocator: no room")])
@@ -155,4 +162,4 @@ def test_memory_that_gives_out_ends_the_run_in_a_line(
     monkeypatch.setattr(Trainer, "train_step", full)
     told = rf"^the memory does not suffice \({re.escape(str(error) or 'MemoryError')}\); .*lower optimizer\.micro_batch"
     with pytest.raises(MemoryExhausted, match=told):
-        go(recipe(tmp_path, model))
+        go(brief(tmp_path, model))

@@ -1,7 +1,8 @@
 """Ctrl-C and SIGTERM at the command line, by real signals to real processes."""
 
 import contextlib
-import hashlib
+import ctypes
+import errno
 import os
 import signal
 import socket
@@ -15,6 +16,8 @@ import yaml
 
 from selfcorrect import cli
 from selfcorrect.errors import DataError, TrainingInterrupted
+from selfcorrect.learning.record import StepResult
+from selfcorrect.learning.training import Trainer
 from selfcorrect.parallel import ranks
 from selfcorrect.runs import interrupts
 from selfcorrect.runs.checkpoint import load_newest
@@ -23,30 +26,49 @@ from selfcorrect.runs.interrupts import SAME_PRESS, Stop, interruptible, stoppab
 from selfcorrect.runs.loop import Loop
 from selfcorrect.runs.run import resume
 from tests.run.conftest import Whole
-from tests.support.runs import CommandLine, check_same, go, read_rows, recipe
+from tests.support.runs import CommandLine, brief, check_same, go, read_rows, recipe
+
+
+def slow_step() -> None:
+    """Step 1 says when it begins, and waits for two signals."""
+    heard, tell = os.pipe()
+    os.set_blocking(tell, False)
+    signal.set_wakeup_fd(tell)
+    train_step = Trainer.train_step
+
+    def slow(trainer: Trainer) -> StepResult:
+        if trainer.progress.step == 0:
+            print("step 1 begins", flush=True)
+            for _ in range(2):
+                os.read(heard, 1)
+        return train_step(trainer)
+
+    Trainer.train_step = slow  # type: ignore[method-assign,assignment]
 
 
 @pytest.mark.usefixtures("lucky")
 @pytest.mark.parametrize(("signum", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_lets_the_step_end(signum: int, status: int, model: Path, whole: Whole, tmp_path: Path) -> None:
+def test_a_signal_lets_the_step_end(signum: int, status: int, model: Path, whole_brief: Whole, tmp_path: Path) -> None:
     """And says so at once; a SIGTERM more loses nothing."""
     file, folder = tmp_path / "recipe.yaml", tmp_path / "run"
-    file.write_text(yaml.dump(recipe(tmp_path, model)))
-    process = CommandLine(tmp_path, "train", str(file))
-    process.wait_for(process.out, "step 5 begins\n")
+    file.write_text(yaml.dump(brief(tmp_path, model)))
+    process = CommandLine(tmp_path, "train", str(file), hook=slow_step)
+    process.wait_for(process.out, "step 1 begins\n")
     process.send(signum)
-    process.wait_for(process.out, "step 5 begins\nstopping after this step (Ctrl-C again to stop now, losing it)\n")
+    process.wait_for(process.out, "step 1 begins\nstopping after this step (Ctrl-C again to stop now, losing it)\n")
     process.send(signal.SIGTERM)
     found, _, errors = process.ended()
     assert found == status
     assert errors.splitlines() == [
-        f"stopped; checkpoint step-000005 is whole. To go on, resume with: selfcorrect train --resume {folder}"
+        f"stopped; checkpoint step-000001 is whole. To go on, resume with: selfcorrect train --resume {folder}"
     ]
-    assert [row["step"] for row in read_rows(folder / "metrics.jsonl")] == [1, 2, 3, 4, 5]  # step 5 was let end
+    assert [row["step"] for row in read_rows(folder / "metrics.jsonl")] == [1]  # it was let end
     newest, warnings = load_newest(folder / "checkpoints")
-    assert (newest and newest.step, warnings) == (5, [])
+    assert (newest and newest.step, warnings) == (1, [])
+    if signum == signal.SIGTERM:
+        return  # the rest is as after Ctrl-C
     resume(folder, Observer())
-    check_same(folder, whole.state)
+    check_same(folder, whole_brief.state)
 
 
 def slow_to_load() -> None:
@@ -112,13 +134,14 @@ def test_which_signal_does_not_wait(
 
 
 def press_in_c(*moments: float) -> float:
-    """Ctrl-C at these moments of a second that code in C takes, without looking for signals; when it ended."""
-    start, rounds = time.thread_time(), 100_000
-    hashlib.pbkdf2_hmac("sha256", b"", b"", rounds)
-    rounds = int(rounds / (time.thread_time() - start))
+    """Ctrl-C at these moments of a second that code in C waits for a lock, without looking for signals; when it ended."""
+    libc, lock = ctypes.CDLL(None), ctypes.create_string_buffer(64)
+    libc.pthread_mutex_lock(lock)
+    whole, part = divmod(time.time() + 1.0, 1)
     for moment in moments:
         threading.Timer(moment, os.kill, (os.getpid(), signal.SIGINT)).start()
-    hashlib.pbkdf2_hmac("sha256", b"", b"", rounds)
+    ended = libc.pthread_mutex_timedlock(lock, (ctypes.c_long * 2)(int(whole), int(1e9 * part)))
+    assert ended == errno.ETIMEDOUT
     return time.monotonic()
 
 
@@ -243,4 +266,4 @@ def test_the_step_before_such_an_interrupt_is_kept(
 
     monkeypatch.setattr(Loop, "_stored", read)
     with pytest.raises(TrainingInterrupted, match=r"^stopped; checkpoint step-000004 is whole"):
-        go(recipe(tmp_path, model))
+        go(recipe(tmp_path, model, evaluation={"problems": 1, "controls": False}))

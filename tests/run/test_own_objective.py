@@ -14,7 +14,7 @@ from selfcorrect.learning import objectives
 from selfcorrect.learning.own import own_objectives
 from selfcorrect.runs.display import Observer
 from selfcorrect.runs.run import resume
-from tests.support.runs import StopAt, config, end_state, go, recipe
+from tests.support.runs import StopAt, brief, config, end_state, go
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "custom_objective.py"
 STAGE_TWO = """
@@ -37,8 +37,8 @@ NOISE = """
 
 
 def settings(folder: Path, model: Path, name: str, **stage: Any) -> dict[str, Any]:
-    stages = [{"name": "one", "steps": 4, "learning_rate": 0.003, "beta1": 0.02, **stage}]
-    return recipe(folder, model, name, stages=stages)
+    stages = [{"name": "one", "steps": 2, "learning_rate": 0.003, "beta1": 0.02, **stage}]
+    return brief(folder, model, name, stages=stages)
 
 
 def written(folder: Path, code: str) -> str:
@@ -65,7 +65,7 @@ def test_a_run_goes_on_with_the_same_draws_and_its_copy(tmp_path: Path, model: P
     cut = {**whole, "name": "cut"}
     expected = end_state(go(whole))
     with pytest.raises(TrainingInterrupted):
-        go(cut, StopAt(3))
+        go(cut, StopAt(1))
     kept = tmp_path / "cut" / "own" / "stages" / "one"
     assert {file.name for file in kept.iterdir()} == {"mine.py", "beside.py"}
     beside.write_text("def drawn(like): return 0 * like\n")

@@ -17,7 +17,7 @@ from selfcorrect.runs.display import Observer, PlainObserver
 from selfcorrect.runs.interrupts import SAME_PRESS
 from selfcorrect.runs.loop import Loop
 from selfcorrect.runs.run import resume
-from tests.support.runs import CommandLine, StopAt, end_state, go, read_rows, recipe
+from tests.support.runs import CommandLine, StopAt, brief, end_state, go, read_rows, recipe
 
 TASK = """
 def problems(split, options):
@@ -38,28 +38,28 @@ OTHERS = {
 }
 
 
-@pytest.mark.parametrize(("what", "stopped_at"), [*((what, 2) for what in OTHERS), ("grader", None)])
+@pytest.mark.parametrize("stopped_at", [None, 1])
 def test_other_problems_or_another_grader_are_refused(
-    stopped_at: int | None, what: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    stopped_at: int | None, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What was learned so far, and the base's evaluation, would be of something else. None: before step 1."""
     file = tmp_path / "own.py"
     file.write_text(TASK)
-    settings = recipe(tmp_path, model, task={"name": "custom", "file": str(file)})
+    settings = brief(tmp_path, model, task={"name": "custom", "file": str(file)})
     with monkeypatch.context() as patch:
         if stopped_at is None:
             patch.setattr(Loop, "_stages", raises_interrupt)
         with pytest.raises(TrainingInterrupted):
             go(settings, StopAt(stopped_at or 1))
-    old, new, told = OTHERS[what]
-    assert old in TASK
-    file.write_text(TASK.replace(old, new))
     run = tmp_path / "run"
-    with pytest.raises(CheckpointError, match=rf"{told}.* changed since the run in .* began.*name=NEW"):
-        resume(run, Observer(), [f"task.file={file}"])
+    for old, new, told in OTHERS.values():
+        assert old in TASK
+        file.write_text(TASK.replace(old, new))
+        with pytest.raises(CheckpointError, match=rf"{told}.* changed since the run in .* began.*name=NEW"):
+            resume(run, Observer(), [f"task.file={file}"])
     file.write_text(TASK)
     with pytest.raises(TrainingInterrupted):
-        resume(run, StopAt(3), [f"task.file={file}"])
+        resume(run, StopAt(2), [f"task.file={file}"])
 
 
 @pytest.mark.parametrize("change", ["helper", "gone"])
@@ -68,10 +68,10 @@ def test_a_run_keeps_its_task(change: str, model: Path, tmp_path: Path) -> None:
     file, helper, there = tmp_path / "own.py", tmp_path / "helper_of_own.py", tmp_path / "run"
     file.write_text(TASK.replace('problem["answer"] in text', "right(text)") + "\nfrom helper_of_own import right\n")
     helper.write_text("def right(text):\n    return len(text) % 2\n")
-    settings = recipe(tmp_path, model, task={"name": "custom", "file": str(file)})
+    settings = brief(tmp_path, model, task={"name": "custom", "file": str(file)})
     whole = go({**settings, "name": "whole"})
     with pytest.raises(TrainingInterrupted):
-        go(settings, StopAt(2))
+        go(settings, StopAt(1))
     assert {each.name for each in (there / "own" / "task").iterdir()} >= {"own.py", "helper_of_own.py"}
     if change == "gone":
         file.unlink()
@@ -123,7 +123,8 @@ def test_a_run_s_rollouts_are_graded_again(mended: bool, model: Path, tmp_path: 
     file = tmp_path / "own.py"
     text = TASK.replace('problem["answer"] in text', "len(text) % 2 == 0")
     file.write_text(text)
-    run = go(recipe(tmp_path, model, task={"name": "custom", "file": str(file)}))
+    few = {"problems": 8, "controls": False}
+    run = go(brief(tmp_path, model, task={"name": "custom", "file": str(file)}, evaluation=few))
     rollouts = run / "evaluations/base.rollouts.jsonl"
     before = [[a["outcome"] for a in row["attempts"]] for row in read_rows(rollouts)]
     if mended:

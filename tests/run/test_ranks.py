@@ -33,7 +33,7 @@ def uneven(output: Path, model: Path, name: str, parallel: str = "auto", **chang
     """Three groups of four on two ranks: one and two of them; micro-batches of three rows: two and three of them."""
     settings = {
         "stages": [STAGE], "rollouts": SIZES, "optimizer": {"warmup_steps": 0, "micro_batch": 3, "epsilon": EPSILON}, "parallel": parallel,
-        "evaluation": {"problems": 3, "controls": True}, "checkpoint": {"every": 1, "keep": 8},
+        "evaluation": {"problems": 3, "controls": False}, "checkpoint": {"every": 1, "keep": 8},
         "log": {"trackers": [], "rollouts_every": 1, "rollouts_kept": 12}, **changes,
     }  # fmt: skip
     return recipe(output, model, name, **settings)
@@ -72,15 +72,17 @@ def well(ended: list[Ended]) -> None:
 
 ADAPTED = {"name": "a", "objective": "stage1", "steps": 2, "learning_rate": 0.003, "adaptive": {"target": 0.1}}
 LATER: dict[str, Any] = {"stages": [{**STAGE, "objective": "stage1", "steps": 2}]}
-STD: dict[str, Any] = {"algorithm": {"normalize_std": True}}
+STD: dict[str, Any] = {"algorithm": {"normalize_std": True}, "evaluation": {"problems": 3, "controls": True}}
+BRIEF: dict[str, Any] = {"stages": [{**STAGE, "steps": 2}]}
+ONE_STEP: dict[str, Any] = {"stages": [{**STAGE, "steps": 1}], "evaluation": {"problems": 1, "controls": False}}
 HELD = {"reference": "base", "kl_estimator": "k1"}
 
 
 @pytest.mark.parametrize(
     ("parallel", "tuning", "changes"),
     [
-        ("ddp", "full", STD),
-        ("fsdp2", "full", {}),
+        ("ddp", "full", {**STD, **BRIEF}),
+        ("fsdp2", "full", BRIEF),
         *(
             pytest.param(parallel, tuning, changes, marks=pytest.mark.nightly)
             for parallel, tuning, changes in [
@@ -139,7 +141,7 @@ def test_other_models_on_three_processes(architecture: str, parallel: str, tunin
 @pytest.mark.parametrize(
     ("tuning", "changes"),
     [
-        ("full", {"optimizer": {"warmup_steps": 0, "micro_batch": 3, "epsilon": EPSILON, "padding_free": True}}),
+    ("full", {**ONE_STEP, "optimizer": {"warmup_steps": 0, "micro_batch": 3, "epsilon": EPSILON, "padding_free": True}}),
         *(
             pytest.param(tuning, changes, marks=pytest.mark.nightly)
             for tuning, changes in [
@@ -206,7 +208,7 @@ def test_a_model_stored_in_bfloat16_is_saved_as_it_was_trained_in_shards(tmp_pat
     """final is the rounding of the last checkpoint's weights, which moved."""
     base = tmp_path / "stored"
     tiny_lm("llama", "eager", ENDS).save(base, torch.bfloat16)
-    checks: dict[str, Any] = {"checkpoint": {"every": 1, "select": "last"}}
+    checks: dict[str, Any] = {**ONE_STEP, "checkpoint": {"every": 1, "select": "last"}}
     settings = tuned(uneven(tmp_path, base, "two", "fsdp2", **checks), "full", weights="bfloat16", precision="bfloat16")
     well(launch(tmp_path / "log", settings).ended())
     begun, ended = load_file(base / "model.safetensors"), load_file(tmp_path / "two" / "final" / "model.safetensors")

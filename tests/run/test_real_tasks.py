@@ -23,6 +23,7 @@ from selfcorrect.samplers.scripted import ScriptedSampler
 from selfcorrect.tasks import make_task
 from selfcorrect.types import SamplingParams
 from tests.support.data import code_folder, math_folder, mbpp_row, write
+from tests.support.graders import put_in_place
 from tests.support.hf_model import save_qwen2
 from tests.support.runs import read_rows
 from tests.support.templates import PLAIN, QWEN3_LIKE, byte_tokenizer
@@ -65,6 +66,7 @@ def recipe(folder: Path, model: Path, task: dict[str, Any], **changes: Any) -> P
     return file
 
 
+BRIEF = {"name": "code", "shots": 0, "prompt": "{task}", "correction_prompt": "Again.", "workers": 1}
 TASKS: dict[str, tuple[dict[str, Any], int]] = {
     "math": ({"name": "math"}, 2),
     "mbpp": ({"name": "code", "workers": 1}, 3),
@@ -132,7 +134,7 @@ def test_right_and_wrong_texts_by_the_real_graders(name: str, tmp_path: Path) ->
 
 
 def test_a_repair_set_is_made_trained_on_and_evaluated(qwen2: Path, tmp_path: Path, command: Command) -> None:
-    source = recipe(tmp_path, qwen2, {"name": "code", "data": str(code_folder(tmp_path / "data")), "workers": 1})
+    source = recipe(tmp_path, qwen2, {**BRIEF, "data": str(code_folder(tmp_path / "data"))})
     for split, rows, purpose in (("train", 4, "train on"), ("test", 3, "evaluate on")):
         out = command(
             "make-repair-set", str(source), "--output", str(tmp_path / f"{split}.jsonl"), "--split", split,
@@ -143,8 +145,8 @@ def test_a_repair_set_is_made_trained_on_and_evaluated(qwen2: Path, tmp_path: Pa
     assert {row["failure"] for row in made} == {"no_answer: no program in the text"}
     assert {row["model"] for row in made} == {str(qwen2)}
     both = write(tmp_path / "both.jsonl", made)
-    of = {"name": "code", "data": str(tmp_path / "data"), "workers": 1}
-    file = recipe(tmp_path, qwen2, {"name": "repair", "data": str(both), "of": of}, evaluation={"controls": True})
+    of = {**BRIEF, "data": str(tmp_path / "data")}
+    file = recipe(tmp_path, qwen2, {"name": "repair", "data": str(both), "of": of})
     command("train", str(file))
     logged = read_rows(tmp_path / "run" / "rollouts.jsonl")
     recorded = {row["first_attempt"] for row in made}
@@ -153,7 +155,9 @@ def test_a_repair_set_is_made_trained_on_and_evaluated(qwen2: Path, tmp_path: Pa
     assert (first["kl"][0], first["entropy"][0], first["truncated"][0]) == (0, 0, 0)  # attempt 1 trains nothing
     assert first["kl"][1] >= 0
     assert first["entropy"][1] > 0
-    evaluation = json.loads(command("evaluate", str(qwen2), "--recipe", str(file), "--json"))
+    evaluation = json.loads(
+        command("evaluate", str(qwen2), "evaluation.controls=true", "--recipe", str(file), "--json")
+    )
     assert evaluation["summary"]["n"] == 3
     assert list(evaluation["controls"]) == ["swapped"]  # a recorded attempt has no other draw
 
@@ -210,13 +214,15 @@ def test_a_custom_task_is_trained_on(qwen2: Path, tmp_path: Path, command: Comma
     assert (evaluation["task"], evaluation["summary"]["n"]) == ("custom", 4)
 
 
-def test_a_repair_set_that_is_stopped_goes_on(qwen2: Path, tmp_path: Path) -> None:
+def test_a_repair_set_that_is_stopped_goes_on(qwen2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put_in_place(monkeypatch)
+
     class Stop(Observer):
         def work(self, title: str, done: int, total: int, now: str = "", share: float = 0.0) -> None:
             if done > 2:  # in the second chunk
                 raise KeyboardInterrupt
 
-    source = recipe(tmp_path, qwen2, {"name": "code", "data": str(code_folder(tmp_path / "data")), "workers": 1})
+    source = recipe(tmp_path, qwen2, {**BRIEF, "data": str(code_folder(tmp_path / "data"))})
     whole, parts, few = tmp_path / "whole.jsonl", tmp_path / "parts.jsonl", "rollouts.rows_at_once=2"
     rows = make_repair_set(qwen2, whole, few, recipe=source)
     with pytest.raises(TrainingInterrupted, match=r"stopped; 2 of 4 problems are kept in .*: the same command"):
@@ -231,7 +237,10 @@ def test_a_repair_set_that_is_stopped_goes_on(qwen2: Path, tmp_path: Path) -> No
     assert not list(tmp_path.glob(".parts*"))
 
 
-def test_a_template_whose_file_is_gone_is_the_models_own(qwen2: Path, tmp_path: Path, command: Command) -> None:
+def test_a_template_whose_file_is_gone_is_the_models_own(
+    qwen2: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_in_place(monkeypatch)
     template, task = (
         write_text(tmp_path / "mine.jinja", PLAIN),
         {"name": "math", "data": str(math_folder(tmp_path / "math"))},

@@ -22,8 +22,10 @@ from selfcorrect.runs.interrupts import alone
 from selfcorrect.runs.loop import Loop
 from selfcorrect.runs.run import resume
 from tests.run.conftest import Listener, Whole
-from tests.support.runs import KillPoint, Process, StopAt, check_same, end_state, go, read_rows, recipe, tuned
+from tests.support.runs import KillPoint, Process, StopAt, brief, check_same, end_state, go, read_rows, recipe, tuned
 from tests.support.tiny import tiny_lm
+
+ONE_PROBLEM = {"problems": 1, "controls": False}
 
 
 def test_the_run_is_worth_comparing(whole: Whole) -> None:
@@ -41,7 +43,7 @@ def test_the_run_is_worth_comparing(whole: Whole) -> None:
 
 
 @pytest.mark.usefixtures("lucky")
-@pytest.mark.parametrize("step", [3, 4, 8])
+@pytest.mark.parametrize("step", [3, 4, pytest.param(8, marks=pytest.mark.nightly)])
 def test_n_and_n_steps_are_2n(step: int, whole: Whole, stopped: Callable[[int, Path], Path], tmp_path: Path) -> None:
     """Ctrl-C lets step N end and keeps it; with N = 4 the stages lie on either side."""
     run = stopped(step, tmp_path / "run")
@@ -55,19 +57,18 @@ def test_n_and_n_steps_are_2n(step: int, whole: Whole, stopped: Callable[[int, P
 
 
 @pytest.mark.usefixtures("lucky")
-def test_a_second_interrupt_does_not_wait(
-    model: Path, whole: Whole, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_second_interrupt_does_not_wait(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And says what is lost: all since the last checkpoint, which may be many steps."""
     monkeypatch.setattr(interrupts, "SAME_PRESS", 0.0)
-    often, seldom = recipe(tmp_path / "often", model), recipe(tmp_path / "seldom", model, checkpoint={"every": 50})
+    often, seldom = (
+        recipe(tmp_path, model, f"every-{every}", checkpoint={"every": every}, evaluation=ONE_PROBLEM)
+        for every in (2, 50)
+    )
     with pytest.raises(TrainingInterrupted, match=r"^stopped; steps 1 to 3 are lost; no checkpoint had been written"):
         go(seldom, StopAt(3, times=2))
-    last = r"^stopped; step 3 is lost; checkpoint step-000002 is whole.*train --resume .*/run$"
+    last = r"^stopped; step 3 is lost; checkpoint step-000002 is whole.*train --resume .*/every-2$"
     with pytest.raises(TrainingInterrupted, match=last):
         go(often, StopAt(3, times=2))
-    go(often)
-    check_same(tmp_path / "often" / "run", whole.state)
 
 
 @pytest.mark.usefixtures("lucky")
@@ -119,10 +120,14 @@ def test_killed_at_random_moments(tuning: str, least: int, model: Path, tmp_path
     assert runs > 1 or least < 10  # on a busy machine a run is killed oftener
 
 
-def points_of(model: Path, tmp_path: Path) -> list[str]:
+def short(output: Path, model: Path, name: str = "run") -> dict[str, Any]:
+    stages = [{**stage, "steps": 2} for stage in recipe(output, model)["stages"]]
+    return recipe(output, model, name, stages=stages, evaluation={"problems": 4, "controls": False})
+
+
+def points_of(settings: dict[str, Any], notes: Path) -> list[str]:
     """Every file operation of a whole run, in order."""
-    notes = tmp_path / "notes"
-    Process(recipe(tmp_path, model, name="noted"), KillPoint(tmp_path / "noted", notes=notes)).seconds()
+    Process(settings, KillPoint(Path(settings["output"]) / settings["name"], notes=notes)).seconds()
     return list(dict.fromkeys(notes.read_text().splitlines()))
 
 
@@ -130,7 +135,7 @@ def telling(points: list[str]) -> list[str]:
     """Those that commit something, or are in the middle of what no rename commits: of each kind the last but one."""
     kinds: dict[str, list[str]] = {}
     for point in points:
-        if "os.rename" in point or ("within" in point and ".partial" not in point):
+        if "os.rename" in point or ("within" in point and ".partial" not in point and not point.endswith(".tmp")):
             kind = re.sub(r"\d+|\b(base|one|two)\b", "", point.partition(": ")[2])
             kinds.setdefault(kind, []).append(point)
     chosen = {same[-2:][0] for same in kinds.values()}
@@ -138,13 +143,14 @@ def telling(points: list[str]) -> list[str]:
 
 
 @pytest.mark.parametrize("every", ["telling", pytest.param("all", marks=pytest.mark.nightly)])
-def test_killed_at_file_operations(every: str, model: Path, whole: Whole, tmp_path: Path) -> None:
+def test_killed_at_file_operations(every: str, model: Path, tmp_path: Path) -> None:
     """One run killed again and again: before each file is written, when half of it is, before it is renamed, ..."""
-    points = points_of(model, tmp_path)
+    made = recipe if every == "all" else short
+    points = points_of(made(tmp_path, model, "whole"), tmp_path / "notes")
     if every == "telling":
         points = telling(points)
     assert len(points) > 15
-    settings, met = recipe(tmp_path, model), []
+    settings, met = made(tmp_path, model), []
     for point in points:
         process = Process(settings, KillPoint(tmp_path / "run", at=point))
         if not process.killed():
@@ -152,7 +158,7 @@ def test_killed_at_file_operations(every: str, model: Path, whole: Whole, tmp_pa
         met.append(point)
     else:
         Process(settings).seconds()
-    check_same(tmp_path / "run", whole.state)
+    check_same(tmp_path / "run", end_state(tmp_path / "whole"))
     assert met == points
 
 
@@ -198,7 +204,12 @@ def test_damage_is_seen(damage: str, stopped: Callable[[int, Path], Path], tmp_p
 
 @pytest.mark.usefixtures("lucky")
 @pytest.mark.parametrize(
-    ("damage", "step", "before"), [("no files", 6, 4), ("bit flip", 5, 4), ("bit flip", 4, 2), ("bit flip", 7, 6)]
+    ("damage", "step", "before"),
+    [
+        ("bit flip", 6, 4),
+        pytest.param("no files", 5, 4, marks=pytest.mark.nightly),
+        *(pytest.param("bit flip", step, before, marks=pytest.mark.nightly) for step, before in ((4, 2), (7, 6))),
+    ],
 )
 def test_a_damaged_checkpoint_is_passed_over(
     damage: str, step: int, before: int, whole: Whole, stopped: Callable[[int, Path], Path], tmp_path: Path
@@ -262,11 +273,11 @@ def test_another_base_model_is_refused(model: Path, stopped: Callable[[int, Path
         resume(run, Observer())
 
 
-def test_a_run_has_one_process(model: Path, tmp_path: Path) -> None:
-    settings = recipe(tmp_path, model)
+def test_a_run_has_one_process(model: Path, whole_brief: Whole, tmp_path: Path) -> None:
+    settings = brief(tmp_path, model)
     with alone(tmp_path / "run"), pytest.raises(ConfigError, match=r"/run is being written by another process; wait"):
         go(settings)
-    run = go(settings)
+    run = Path(shutil.copytree(whole_brief.path, tmp_path / "whole"))
     with alone(run), pytest.raises(ConfigError, match=r"another process; wait for it, or stop it$"):
         resume(run, Observer())
 
@@ -283,7 +294,7 @@ def test_no_whole_checkpoint(stopped: Callable[[int, Path], Path], tmp_path: Pat
 
 
 @pytest.mark.usefixtures("lucky")
-@pytest.mark.parametrize("select", ["best", "last"])
+@pytest.mark.parametrize("select", ["best", pytest.param("last", marks=pytest.mark.nightly)])
 def test_best_is_kept_beside_the_last(
     select: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -297,7 +308,7 @@ def test_best_is_kept_beside_the_last(
         return result
 
     monkeypatch.setattr(Trainer, "train_step", step)
-    run = go(recipe(tmp_path, model, checkpoint={"every": 1, "keep": 9, "select": select}))
+    run = go(recipe(tmp_path, model, checkpoint={"every": 1, "keep": 9, "select": select}, evaluation=ONE_PROBLEM))
     assert weights_of(run / "models" / "one") == weights_at(run, 2 if select == "best" else 4)
     assert weights_of(run / "models" / "two") == weights_at(run, 7 if select == "best" else 8)
     assert weights_of(run / "final") == weights_of(run / "models" / "two")
@@ -306,24 +317,16 @@ def test_best_is_kept_beside_the_last(
 
 
 @pytest.mark.usefixtures("lucky")
-def test_a_damaged_final_is_told_and_left(model: Path, tmp_path: Path) -> None:
+def test_a_damaged_final_is_told_and_left(whole_brief: Whole, tmp_path: Path) -> None:
     """Its weights are the same file as those of best and models/, which are then damaged too; what else lies in it may
     be the user's.
     """
-    run = go(recipe(tmp_path, model))
+    run = Path(shutil.copytree(whole_brief.path, tmp_path / "run"))
     (run / "final" / "config.json").write_text("{}")
-    hears = Hears()
-    resume(run, hears)
-    assert any("final is damaged" in line for line in hears.said)
+    listener = Listener()
+    resume(run, listener)
+    assert any("final is damaged" in line for line in listener.messages)
     assert (run / "final" / "config.json").read_text() == "{}"
-
-
-class Hears(Observer):
-    def __init__(self) -> None:
-        self.said: list[str] = []
-
-    def message(self, text: str) -> None:
-        self.said.append(text)
 
 
 def weights_of(folder: Path) -> dict[str, Any]:

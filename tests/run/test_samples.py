@@ -13,7 +13,7 @@ from selfcorrect.evaluation.evaluate import Evaluation
 from selfcorrect.runs.display import evaluation_line
 from selfcorrect.tasks.countdown import Countdown
 from tests.run.test_kept import Heard, contents, evaluate
-from tests.support.runs import config, lucky_grade, recipe
+from tests.support.runs import brief, config, lucky_grade, recipe
 
 PROBLEMS, SAMPLES, ROWS = 5, 4, 3
 WORDINGS = {"twice": "? ?", "numbers": "{numbers} ?"}
@@ -32,24 +32,27 @@ def kept_lines(folder: Path) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def whole(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    output = tmp_path_factory.mktemp("whole")
+def evaluated(model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Evaluation, Heard]:
+    """One that was never stopped, and what it said."""
+    heard = Heard()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Countdown, "grade", lucky_grade)
-        evaluate(settings(output, model, "e"))
-    return output / "e"
+        return evaluate(settings(tmp_path_factory.mktemp("whole"), model, "e"), heard), heard
 
 
-@pytest.mark.usefixtures("lucky")
-def test_samples_and_wordings(whole: Path, model: Path, tmp_path: Path) -> None:
-    heard = Heard()
-    found: Evaluation = evaluate(settings(tmp_path, model, "e"), heard)
+@pytest.fixture
+def whole(evaluated: tuple[Evaluation, Heard]) -> Path:
+    assert evaluated[0].folder
+    return evaluated[0].folder
+
+
+def test_samples_and_wordings(whole: Path, evaluated: tuple[Evaluation, Heard], model: Path) -> None:
+    found, heard = evaluated
     assert any("5 problems x 2 attempts, 4 samples at temperature 0.8; after the same first attempts, asked as twice, numbers: 40" in told for told in heard.said)  # fmt: skip
     assert any(told.startswith("5 problems x 4 samples can resolve a delta of ") for told in heard.said)
     assert heard.done[-1] == (80, 80)
-    assert contents(tmp_path / "e") == contents(whole)
-    (of_wording,) = (tmp_path / "e" / "evaluations").glob("*@twice.rollouts.jsonl")
-    assert len(selfcorrect.records(tmp_path / "e", of_wording.name.partition(".")[0])) == PROBLEMS * SAMPLES
+    (of_wording,) = (whole / "evaluations").glob("*@twice.rollouts.jsonl")
+    assert len(selfcorrect.records(whole, of_wording.name.partition(".")[0])) == PROBLEMS * SAMPLES
     lines = kept_lines(whole)
     parts = {
         part: [line for line in lines if line["part"] == part]
@@ -88,7 +91,7 @@ def test_samples_and_wordings(whole: Path, model: Path, tmp_path: Path) -> None:
     assert "unchanged" in told
 
 
-@pytest.mark.parametrize("at", [20, 70])
+@pytest.mark.parametrize("at", [pytest.param(20, marks=pytest.mark.nightly), 70])
 @pytest.mark.usefixtures("lucky")
 def test_stopped_anywhere_it_ends_the_same(at: int, whole: Path, model: Path, tmp_path: Path) -> None:
     with pytest.raises(TrainingInterrupted):
@@ -97,7 +100,7 @@ def test_stopped_anywhere_it_ends_the_same(at: int, whole: Path, model: Path, tm
     assert contents(tmp_path / "e") == contents(whole)
 
 
-@pytest.mark.parametrize("part", [0.2, 0.5, 0.8, 0.99])
+@pytest.mark.parametrize("part", [0.8, *(pytest.param(part, marks=pytest.mark.nightly) for part in (0.2, 0.5, 0.99))])
 @pytest.mark.usefixtures("lucky")
 def test_killed_it_ends_the_same(part: float, whole: Path, model: Path, tmp_path: Path) -> None:
     """A kill leaves what was kept up to somewhere in a line; test_kept.py kills processes."""
@@ -140,16 +143,16 @@ def test_every_sample_has_draws_of_its_own(model: Path, tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("lucky")
 def test_a_run_evaluates_so_too(model: Path, tmp_path: Path) -> None:
-    """Base and stages with samples; attempt 1 held against the base model's, paired, in JSON and report."""
-    run = selfcorrect.train(settings(tmp_path, model, "run", samples=2))
-    rows = {name: json.loads((run / "evaluations" / f"{name}.json").read_text()) for name in ("base", "one", "two")}
+    """Base and stage with samples; attempt 1 held against the base model's, paired, in JSON and report."""
+    first = {**settings(tmp_path, model, "run", samples=2), "stages": brief(tmp_path, model)["stages"]}
+    run = selfcorrect.train(first)
+    rows = {name: json.loads((run / "evaluations" / f"{name}.json").read_text()) for name in ("base", "one")}
     assert rows["base"]["against_base"] is None
-    for name in ("one", "two"):
-        gap = rows[name]["summary"]["accuracy"][0]["value"] - rows["base"]["summary"]["accuracy"][0]["value"]
-        assert rows[name]["against_base"]["first"]["value"] == pytest.approx(gap)
-    lines = [json.loads(line) for line in (run / "evaluations" / "two.rollouts.jsonl").read_text().splitlines()]
+    gap = rows["one"]["summary"]["accuracy"][0]["value"] - rows["base"]["summary"]["accuracy"][0]["value"]
+    assert rows["one"]["against_base"]["first"]["value"] == pytest.approx(gap)
+    lines = [json.loads(line) for line in (run / "evaluations" / "one.rollouts.jsonl").read_text().splitlines()]
     assert [line.get("sample", 1) for line in lines] == [1] * PROBLEMS + [2] * PROBLEMS
-    assert (run / "evaluations" / "two@twice.rollouts.jsonl").exists()
+    assert (run / "evaluations" / "one@twice.rollouts.jsonl").exists()
     assert not (run / "evaluations" / "kept").exists()
     page = selfcorrect.write_report(run).read_text()
     for told in ("Avg@2", "pass@2", "How the correction is asked for", "against twice", "2 samples at temperature 0.8"):

@@ -29,7 +29,7 @@ from tests.support.tiny import tiny_lm
 STAR = {
     "name": "star",
     "objective": "star",
-    "steps": 6,
+    "steps": 4,
     "iterations": 2,
     "collect": 6,
     "batch": 3,
@@ -79,16 +79,31 @@ def _lucky(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def star_recipe(output: Path, model: Path, **changes: Any) -> dict[str, Any]:
     first = {"name": "one", "objective": "stage1", "steps": 2, "learning_rate": 0.003}
-    return recipe(output, model, stages=[first, {**STAR, **changes}])
+    return recipe(output, model, stages=[first, {**STAR, **changes}], evaluation={"problems": 4, "controls": False})
+
+
+@pytest.fixture(scope="module")
+def whole_star(model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
+    """A whole run, and the processor time that it took."""
+    output = tmp_path_factory.mktemp("whole_star")
+    seconds = Process(star_recipe(output, model)).seconds()
+    return output / "run", seconds
+
+
+@pytest.fixture
+def star(whole_star: tuple[Path, float]) -> Path:
+    return whole_star[0]
 
 
 @pytest.mark.usefixtures("_lucky")
-def test_each_iteration_samples_the_newest_model_and_trains_from_the_first(model: Path, tmp_path: Path) -> None:
-    runs = {newest: go(star_recipe(tmp_path / str(newest), model, from_newest=newest)) for newest in (False, True)}
+def test_each_iteration_samples_the_newest_model_and_trains_from_the_first(
+    star: Path, model: Path, tmp_path: Path
+) -> None:
+    runs = {False: star, True: go(star_recipe(tmp_path, model, from_newest=True))}
     for run in runs.values():
         rows = read_rows(run / "metrics.jsonl")
         assert [(row["stage"], row["completions"]) for row in rows] == [
-            ("one", 16), ("one", 16), *[("star", n) for n in (48, 0, 0, 48, 0, 0)],
+            ("one", 16), ("one", 16), *[("star", n) for n in (48, 0, 48, 0)],
         ]  # fmt: skip
     traces = {newest: [read_rows(run / "traces" / f"star-{i}.jsonl") for i in (1, 2)] for newest, run in runs.items()}
     assert traces[False] == traces[True]  # both from the same newest models
@@ -98,22 +113,13 @@ def test_each_iteration_samples_the_newest_model_and_trains_from_the_first(model
     assert all(row["second"]["outcome"] == "correct" for rows in traces[False] for row in rows)
 
 
-@pytest.fixture(scope="module")
-def whole_star(model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], float]:
-    output = tmp_path_factory.mktemp("whole_star")
-    seconds = Process(star_recipe(output, model)).seconds()
-    return end_state(output / "run"), seconds
-
-
-@pytest.mark.parametrize("moment", [0.7, 0.9, *(pytest.param(m, marks=pytest.mark.nightly) for m in (0.5, 0.6, 0.8))])
-def test_a_killed_run_goes_on(
-    moment: float, model: Path, whole_star: tuple[dict[str, Any], float], tmp_path: Path
-) -> None:
-    expected, seconds = whole_star
+@pytest.mark.parametrize("moment", [0.7, *(pytest.param(m, marks=pytest.mark.nightly) for m in (0.5, 0.6, 0.8, 0.9))])
+def test_a_killed_run_goes_on(moment: float, model: Path, whole_star: tuple[Path, float], tmp_path: Path) -> None:
+    whole, seconds = whole_star
     killed = star_recipe(tmp_path, model)
     Process(killed).kill_after(moment * seconds)
     Process(killed).seconds()
-    check_same(tmp_path / "run", expected)
+    check_same(tmp_path / "run", end_state(whole))
 
 
 def test_traces_lie_on_the_disk_before_what_says_that_they_are_whole(
@@ -129,14 +135,13 @@ def test_traces_lie_on_the_disk_before_what_says_that_they_are_whole(
 
 
 @pytest.mark.usefixtures("_lucky")
-def test_traces_of_a_file_are_used_as_they_are(model: Path, tmp_path: Path) -> None:
-    run = go(star_recipe(tmp_path / "first", model))
+def test_traces_of_a_file_are_used_as_they_are(star: Path, model: Path, tmp_path: Path) -> None:
     file = tmp_path / "mine.jsonl"
-    wrong_first = [row for row in read_rows(run / "traces" / "star-1.jsonl") if row["first"]["outcome"] != "correct"]
+    wrong_first = [row for row in read_rows(star / "traces" / "star-1.jsonl") if row["first"]["outcome"] != "correct"]
     file.write_text("".join(json.dumps(row) + "\n" for row in wrong_first[:2]))
     mine = go(star_recipe(tmp_path / "second", model, traces=str(file), iterations=1))
     rows = read_rows(mine / "metrics.jsonl")
-    assert [row["completions"] for row in rows[2:]] == [0] * 6
+    assert [row["completions"] for row in rows[2:]] == [0] * 4
     file.write_text(json.dumps({**wrong_first[0], "first": {"text": "7", "outcome": "correct"}}))
     with pytest.raises(
         DataError, match=r"mine\.jsonl: no wrong-then-right traces for stage star; add some, or set keep_right: true"
@@ -145,10 +150,9 @@ def test_traces_of_a_file_are_used_as_they_are(model: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.usefixtures("_lucky")
-def test_a_stage_goes_on_with_the_traces_it_began_with(model: Path, tmp_path: Path) -> None:
+def test_a_stage_goes_on_with_the_traces_it_began_with(star: Path, model: Path, tmp_path: Path) -> None:
     """Edited before it begins, they are those that the recipe names."""
-    run = go(star_recipe(tmp_path / "first", model))
-    rows = [row for row in read_rows(run / "traces/star-1.jsonl") if row["first"]["outcome"] != "correct"]
+    rows = [row for row in read_rows(star / "traces/star-1.jsonl") if row["first"]["outcome"] != "correct"]
     file = tmp_path / "mine.jsonl"
     settings = star_recipe(tmp_path, model, traces=str(file), iterations=1)
     whole, other = ("".join(json.dumps(row) + "\n" for row in rows[:count]) for count in (3, 2))

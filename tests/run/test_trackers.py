@@ -14,7 +14,7 @@ from selfcorrect.runs.between import Between
 from selfcorrect.runs.trackers import Tracker, Trackers
 from selfcorrect.types import Problem
 from tests.run.conftest import Listener, Whole
-from tests.support.runs import check_same, go, read_rows, recipe
+from tests.support.runs import brief, check_same, go, read_rows
 
 pytestmark = pytest.mark.usefixtures("lucky")
 
@@ -51,14 +51,14 @@ def use(library: Library, monkeypatch: pytest.MonkeyPatch) -> Library:
 
 
 def test_one_that_cannot_start_writes_nothing(
-    model: Path, whole: Whole, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: Path, whole_brief: Whole, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One line, and the name can be used again."""
     log = {"trackers": ["wandb"], "project": "mine", "rollouts_every": 2, "rollouts_kept": 2}
     with monkeypatch.context() as patch:
         use(Library("init"), patch)
         with pytest.raises(ConfigError) as refused:
-            go(recipe(tmp_path / "runs", model, log=log))
+            go(brief(tmp_path / "runs", model, log=log))
     assert str(refused.value) == (
         "log.trackers: wandb cannot be started: init: api_key not configured (no-tty); log in to it, or leave it out "
         "with log.trackers=[]"
@@ -66,7 +66,7 @@ def test_one_that_cannot_start_writes_nothing(
     assert list(tmp_path.iterdir()) == []
     library = use(Library("log", after=3), monkeypatch)
     listener = Listener()
-    run = go(recipe(tmp_path / "runs", model, log=log), listener)
+    run = go(brief(tmp_path / "runs", model, log=log), listener)
     name, given = library.calls[0]
     assert (name, given["project"], given["name"]) == ("init", "mine", "run")
     assert [message for message in listener.messages if "wandb" in message] == [
@@ -74,7 +74,7 @@ def test_one_that_cannot_start_writes_nothing(
         "the numbers"
     ]
     assert [name for name, _ in library.calls] == ["init", "log", "log", "log", "log"]  # then it is left alone
-    check_same(run, whole.state)
+    check_same(run, whole_brief.state)
 
 
 def test_smaller_evaluations_take_a_spread_and_are_told(
@@ -90,15 +90,15 @@ def test_smaller_evaluations_take_a_spread_and_are_told(
 
     monkeypatch.setattr(loop, "Between", Noted)
     library = use(Library(""), monkeypatch)
-    few = {"problems": 8, "controls": False, "every": 4, "problems_between": 3}
-    run = go(recipe(tmp_path, model, evaluation=few, log={"trackers": ["wandb"]}))
+    few = {"problems": 8, "controls": False, "every": 1, "problems_between": 3}
+    run = go(brief(tmp_path, model, evaluation=few, log={"trackers": ["wandb"]}))
     listed = [row["id"] for row in read_rows(run / "evaluations/base.rollouts.jsonl")]
     assert [len(ids) for ids in taken] == [3]
     assert set(taken[0]) < set(listed)
     assert taken[0] != listed[:3]
     told = [what for name, what in library.calls if name == "log" and "between/own/delta/value" in what["values"]]
     rows = read_rows(run / "between.jsonl")
-    assert [what["step"] for what in told] == [row["step"] for row in rows] == [0, 4, 8]
+    assert [what["step"] for what in told] == [row["step"] for row in rows] == [0, 1, 2]
     for what, row in zip(told, rows, strict=True):
         assert what["values"]["between/fixed/accuracy/t2/value"] == row["fixed"]["accuracy"][1]["value"]
 

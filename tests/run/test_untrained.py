@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from selfcorrect import api
+from selfcorrect.config import TrainConfig
 from selfcorrect.config.paths import USED
 from selfcorrect.errors import ConfigError, NothingGraded, UserError
 from selfcorrect.evaluation.evaluate import Evaluator
@@ -19,30 +20,34 @@ from selfcorrect.runs.folder import RunFolder
 from selfcorrect.runs.interrupts import alone
 from selfcorrect.runs.run import resume, start
 from tests.run.conftest import Listener, Whole
-from tests.support.runs import check_same, config, recipe
+from tests.support.runs import brief, check_same, valid
 
 UNREADABLE = {"max_number": 12, "limit": 12, "prompt": "13 {numbers} : {target}", "correction_prompt": "?"}
 
 
-def test_a_failed_start_leaves_nothing(model: Path, tmp_path: Path, whole: Whole, lucky: None) -> None:
+def asked(*args: Any, **changes: Any) -> TrainConfig:
+    return valid(brief(*args, **changes))
+
+
+def test_a_failed_start_leaves_nothing(model: Path, tmp_path: Path, whole_brief: Whole, lucky: None) -> None:
     """13 is no word of the tokenizer's."""
     with pytest.raises(NothingGraded):
-        start(config(tmp_path / "runs", model, task=UNREADABLE), Listener())
+        start(asked(tmp_path / "runs", model, task=UNREADABLE), Listener())
     assert not (tmp_path / "runs").exists()
     (tmp_path / "runs" / "run").mkdir(parents=True)
     with pytest.raises(NothingGraded):
-        start(config(tmp_path / "runs", model, task=UNREADABLE), Listener())
+        start(asked(tmp_path / "runs", model, task=UNREADABLE), Listener())
     assert [file.name for file in (tmp_path / "runs" / "run").iterdir()] == [".lock"]
-    check_same(start(config(tmp_path / "runs", model), Listener()), whole.state)
+    check_same(start(asked(tmp_path / "runs", model), Listener()), whole_brief.state)
 
 
-@pytest.mark.parametrize("tracker", ["tensorboard", "wandb"])
 def test_a_start_killed_at_its_trackers_begins_anew(
-    tracker: str, model: Path, tmp_path: Path, whole: Whole, lucky: None
+    model: Path, tmp_path: Path, whole_brief: Whole, lucky: None
 ) -> None:
-    (tmp_path / "run" / tracker / "run-1").mkdir(parents=True)
+    for tracker in ("tensorboard", "wandb"):
+        (tmp_path / "run" / tracker / "run-1").mkdir(parents=True)
     (tmp_path / "run/.lock").touch()
-    check_same(start(config(tmp_path, model), Listener()), whole.state)
+    check_same(start(asked(tmp_path, model), Listener()), whole_brief.state)
 
 
 @pytest.mark.parametrize(
@@ -56,15 +61,15 @@ def test_files_of_others_are_neither_replaced_nor_taken_over(file: str, model: P
     theirs.write_text("the user's own")
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(ConfigError, match=rf"run holds {file.partition('/')[0]} and no config.yaml, .*choose another"):
-        start(config(tmp_path, model), Listener())
+        start(asked(tmp_path, model), Listener())
     with pytest.raises(ConfigError, match=rf"run holds {file.partition('/')[0]} and no config.yaml, .*choose another"):
-        api.evaluate(model, recipe=recipe(tmp_path, model), output=tmp_path / "run")
+        api.evaluate(model, recipe=brief(tmp_path, model), output=tmp_path / "run")
     assert sorted(tmp_path.rglob("*")) == before
     assert theirs.read_text() == "the user's own"
 
 
 def test_the_same_command_goes_on(
-    model: Path, tmp_path: Path, whole: Whole, lucky: None, monkeypatch: pytest.MonkeyPatch
+    model: Path, tmp_path: Path, whole_brief: Whole, lucky: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its evaluation of the base model is kept."""
 
@@ -74,38 +79,40 @@ def test_the_same_command_goes_on(
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "train_step", failing)
         with pytest.raises(NothingGraded):
-            start(config(tmp_path, model), Listener())
+            start(asked(tmp_path, model), Listener())
     base = tmp_path / "run" / "evaluations" / "base.json"
     made = base.stat().st_mtime_ns
     with pytest.raises(
         ConfigError, match=r"already holds a run, begun with other settings: seed is 9, but was 0; resume"
     ):
-        start(config(tmp_path, model, seed=9), Listener())
+        start(asked(tmp_path, model, seed=9), Listener())
     listener = Listener()
-    check_same(start(config(tmp_path, model), listener), whole.state)
+    check_same(start(asked(tmp_path, model), listener), whole_brief.state)
     assert base.stat().st_mtime_ns == made
     assert (
         listener.messages[0]
         == f"{tmp_path}/run was begun with these settings, and no step is kept yet: going on with it"
     )
     with pytest.raises(ConfigError, match=r"run already holds a run; resume it with"):
-        start(config(tmp_path, model), Listener())
+        start(asked(tmp_path, model), Listener())
 
 
-def test_a_beginning_with_other_settings_is_cleared(model: Path, tmp_path: Path, whole: Whole, lucky: None) -> None:
+def test_a_beginning_with_other_settings_is_cleared(
+    model: Path, tmp_path: Path, whole_brief: Whole, lucky: None
+) -> None:
     """As `kill -9` leaves it before the base model is evaluated."""
     run, listener = tmp_path / "run", Listener()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("selfcorrect.runs.loop.Loop.run", lambda *_: None)
-        start(config(tmp_path, model, seed=9), Listener())
+        start(asked(tmp_path, model, seed=9), Listener())
     assert (run / "config.yaml").is_file()
-    check_same(start(config(tmp_path, model), listener), whole.state)
+    check_same(start(asked(tmp_path, model), listener), whole_brief.state)
     assert re.search("held the beginning of a run with other settings, .* it begins anew", listener.messages[0])
 
 
 @pytest.mark.parametrize(("changed", "goes_on"), [({}, True), ({"seed": 9}, False)])
 def test_what_was_evaluated_by_then_is_not_lost(
-    changed: dict[str, Any], goes_on: bool, model: Path, tmp_path: Path, whole: Whole, lucky: None,
+    changed: dict[str, Any], goes_on: bool, model: Path, tmp_path: Path, whole_brief: Whole, lucky: None,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     """Another learning rate leaves the base model's evaluation as it was; with another seed it begins anew."""
@@ -113,12 +120,12 @@ def test_what_was_evaluated_by_then_is_not_lost(
     def dies(*_: Any) -> Any:
         raise RuntimeError("killed before the evaluation is written")
 
-    stages = recipe(tmp_path, model)["stages"]
+    stages = brief(tmp_path, model)["stages"]
     stages[0]["learning_rate"] = 0.5
     with monkeypatch.context() as patch:
         patch.setattr(RunFolder, "write_evaluation", dies)
         with pytest.raises(RuntimeError, match="killed"):
-            start(config(tmp_path, model, stages=stages, **changed), Listener())
+            start(asked(tmp_path, model, stages=stages, **changed), Listener())
     listener, found, chunk = Listener(), list[int](), Evaluator._chunk
 
     def counted(*arguments: Any) -> Any:
@@ -127,20 +134,20 @@ def test_what_was_evaluated_by_then_is_not_lost(
 
     with monkeypatch.context() as patch:
         patch.setattr(Evaluator, "_chunk", counted)
-        check_same(start(config(tmp_path, model), listener), whole.state)
-    assert found[0] == (8 if goes_on else 0)
+        check_same(start(asked(tmp_path, model), listener), whole_brief.state)
+    assert found[0] == (4 if goes_on else 0)
     assert any("evaluation base begins anew" in told for told in listener.messages) != goes_on
 
 
 @pytest.mark.parametrize("other", ["m", "base-2"])
 def test_an_evaluation_that_was_stopped_stands_alone(other: str, model: Path, tmp_path: Path, lucky: None) -> None:
     """No run and no other evaluation begins beside it; where one has all the same, it is not written over."""
-    run, named, settings = tmp_path / "run", Path(shutil.copytree(model, tmp_path / other)), recipe(tmp_path, model)
+    run, named, settings = tmp_path / "run", Path(shutil.copytree(model, tmp_path / other)), brief(tmp_path, model)
     kept = run / "evaluations" / "kept" / f"{other}.json"
     kept.parent.mkdir(parents=True)
     kept.write_text("{}")
     beside: list[Callable[[], object]] = [
-        lambda: start(config(tmp_path, model), Listener()), lambda: api.evaluate(model, recipe=settings, output=run)
+        lambda: start(asked(tmp_path, model), Listener()), lambda: api.evaluate(model, recipe=settings, output=run)
     ]  # fmt: skip
     for call in beside:
         with pytest.raises(
@@ -150,7 +157,7 @@ def test_an_evaluation_that_was_stopped_stands_alone(other: str, model: Path, tm
     shutil.rmtree(run)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("selfcorrect.runs.loop.Loop.run", lambda *_: None)
-        start(config(tmp_path, model), Listener())
+        start(asked(tmp_path, model), Listener())
     kept.parent.mkdir()
     kept.write_text("{}")
     before = {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
@@ -161,7 +168,7 @@ def test_an_evaluation_that_was_stopped_stands_alone(other: str, model: Path, tm
 
 def test_nothing_is_evaluated_into_a_run_under_way(model: Path, tmp_path: Path) -> None:
     """One that has written nothing by now; one that began while the model was loaded is found too."""
-    settings = recipe(tmp_path, model)
+    settings = brief(tmp_path, model)
     with alone(tmp_path / "run"), pytest.raises(ConfigError, match="run is being written by another process; wait"):
         api.evaluate(model, recipe=settings, output=tmp_path / "run")
 
@@ -184,7 +191,7 @@ def test_nothing_is_evaluated_into_a_run_under_way(model: Path, tmp_path: Path) 
 
 def test_a_model_called_base_is_evaluated_without_training(model: Path, tmp_path: Path, lucky: None) -> None:
     named = Path(shutil.copytree(model, tmp_path / "base"))
-    folder = api.evaluate(named, recipe=recipe(tmp_path, named), output=tmp_path / "run").folder
+    folder = api.evaluate(named, recipe=brief(tmp_path, named), output=tmp_path / "run").folder
     assert folder
     page = (folder / "report.html").read_text()
     assert "Before training" not in page
@@ -194,14 +201,14 @@ def test_a_model_called_base_is_evaluated_without_training(model: Path, tmp_path
 
 
 def test_an_evaluation_is_no_run(model: Path, tmp_path: Path, lucky: None) -> None:
-    settings = recipe(tmp_path, model)
+    settings = brief(tmp_path, model)
     folder = api.evaluate(model, recipe=settings, output=tmp_path / "run").folder
     assert folder
     before = sorted(folder.rglob("*"))
     refused: dict[str, Callable[[], object]] = {
         "an evaluation, which keeps no checkpoints: there is nothing to prune": lambda: prune_run(folder),
         "holds an evaluation, not a run: the same `selfcorrect evaluate` command": lambda: resume(folder, Listener()),
-        "already holds an evaluation; choose another name": lambda: start(config(tmp_path, model), Listener()),
+        "already holds an evaluation; choose another name": lambda: start(asked(tmp_path, model), Listener()),
         "is an evaluation of a model, not a model; name the model itself": lambda: resolve_path(str(folder)),
     }
     for told, call in refused.items():

@@ -21,7 +21,7 @@ from selfcorrect.samplers.vllm import VllmSampler
 from selfcorrect.samplers.vllm_server import Server
 from selfcorrect.types import SamplingParams
 from tests.support.engines import Engines, learn
-from tests.support.runs import check_same, end_state, go, read_rows, recipe
+from tests.support.runs import brief, check_same, end_state, go, read_rows, recipe
 from tests.support.server import Fake, serving
 
 ROWS_A_STEP = 3  # calls of `sample`: the comparison, and two attempts
@@ -45,20 +45,20 @@ def test_an_engine_that_dies_ends_the_run_and_resuming_repeats_the_step(
     model: Path, tmp_path: Path, lucky: None, engine_of: Any
 ) -> None:
     engine_of()
-    whole = end_state(go(recipe(tmp_path / "whole", model, sampler="vllm")))
+    whole = end_state(go(brief(tmp_path / "whole", model, sampler="vllm")))
     gaps = [row["sampler_gap"] for row in read_rows(tmp_path / "whole" / "run" / "metrics.jsonl")]
     assert all(0 < gap < 1e-5 for gap in gaps)
-    settings = recipe(tmp_path / "broken", model, sampler="vllm")
-    engine_of({"dies": 3 * ROWS_A_STEP + 2}, {"dies": 1})
+    settings = brief(tmp_path / "broken", model, sampler="vllm")
+    engine_of({"dies": 2 * ROWS_A_STEP + 2}, {"dies": 1})
     with pytest.raises(
-        SamplerFailed, match=r"and failed again .*; checkpoint 2 is kept, and resuming the run repeats"
+        SamplerFailed, match=r"and failed again .*; checkpoint 1 is kept, and resuming the run repeats"
     ) as told:
         go(settings)
     assert "\n" not in str(told.value)
     engines = engine_of()
     check_same(go(settings), whole)
     assert engines.made[0].calls[0] == "weights"
-    assert engines.made[0].calls.count("rest") == 8
+    assert engines.made[0].calls.count("rest") == 2
 
 
 def test_evaluation_and_play_go_through_it_too(model: Path, tmp_path: Path, lucky: None, engine_of: Any) -> None:

@@ -17,6 +17,7 @@ NEEDED = [  # by every run: imported here, where a single file of tests has not 
     "selfcorrect.runs.run", "selfcorrect.cli", "selfcorrect.parallel.sharding", "safetensors.torch",
     "torch.distributed.checkpoint", "transformers.models.llama.modeling_llama",
     "transformers.models.auto.modeling_auto", "transformers.models.auto.tokenization_auto", "tests.support.ranks",
+    "selfcorrect.report.page", "selfcorrect.analysis",
 ]  # fmt: skip
 
 

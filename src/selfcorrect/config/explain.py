@@ -10,13 +10,11 @@ from collections.abc import Iterator, Mapping
 from functools import cache
 from typing import Any
 
-import yaml
-
 from selfcorrect.config import STAGE_KINDS, TASK_KINDS
 from selfcorrect.config.familiar import FAMILIAR
 from selfcorrect.config.settings import Section, Setting, as_yaml, sections, settings
 from selfcorrect.config.shipped import shipped_recipe, shipped_recipes
-from selfcorrect.config.yaml12 import Loader
+from selfcorrect.config.yaml12 import load
 from selfcorrect.errors import ConfigError
 
 _INDENT = "  "
@@ -160,7 +158,7 @@ def used_by(setting: Setting) -> dict[str, list[str]]:
 def _recipes() -> tuple[tuple[str, Mapping[str, Any]], ...]:
     """The shipped recipes as they are written, by name; after a comparison's, its common part and its methods."""
     files = {name: shipped_recipe(name).read_text(encoding="utf-8") for name in shipped_recipes()}
-    return tuple(part for name, text in files.items() for part in _parts(name, yaml.load(text, Loader=Loader)))
+    return tuple(part for name, text in files.items() for part in _parts(name, load(text)))
 
 
 def _parts(name: str, data: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:

@@ -8,7 +8,7 @@ import yaml
 from pydantic import BaseModel
 
 from selfcorrect.config import CompareConfig, LabBaseConfig, RepairConfig, TrainConfig
-from selfcorrect.config.yaml12 import Loader
+from selfcorrect.config.yaml12 import load
 from selfcorrect.errors import ConfigError
 
 _TOPS: tuple[type[BaseModel], ...] = (TrainConfig, LabBaseConfig, CompareConfig)
@@ -69,7 +69,7 @@ def _value(text: str, kinds: Sequence[Any], override: str) -> Any:
         none = type(None) in kinds and text.strip() in ("", "~", "null")
         return None if none else text
     try:
-        read = yaml.load(text, Loader=Loader)
+        read = load(text)
     except (yaml.YAMLError, ValueError, RecursionError):
         if takes_text or not kinds or Any in kinds:
             return text

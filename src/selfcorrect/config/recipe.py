@@ -22,7 +22,7 @@ from selfcorrect.config.overrides import apply_override
 from selfcorrect.config.paths import anchored, with_copies
 from selfcorrect.config.settings import sections, settings
 from selfcorrect.config.shipped import find_recipe
-from selfcorrect.config.yaml12 import Dumper, Loader
+from selfcorrect.config.yaml12 import Dumper, read
 from selfcorrect.errors import ConfigError
 
 _ADAPTER: TypeAdapter[Config] = TypeAdapter(Annotated[Config, Field(discriminator="kind")])
@@ -57,7 +57,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"recipe {file}: cannot be read: {error}") from None
     try:
-        data, places = _read(text, str(file))
+        data, places = read(text, lambda node: dict(_places(node, str(file))))
     except (yaml.YAMLError, ValueError) as error:
         raise ConfigError(f"recipe {file} is not valid YAML: {' '.join(str(error).split())}") from None
     except RecursionError:
@@ -206,17 +206,6 @@ def dump(config: Config) -> str:
     """The resolved recipe as YAML; loading it gives the same config."""
     plain = config.model_dump(mode="json")
     return yaml.dump(plain, Dumper=Dumper, sort_keys=False, allow_unicode=True, width=100)
-
-
-def _read(text: str, file: str) -> tuple[Any, dict[str, str]]:
-    """What stands in a file, and where: parsed once, which takes most of the time. Raises as yaml.load does."""
-    loader = Loader(text)
-    try:
-        node = loader.get_single_node()
-        places = dict(_places(node, file))  # before merge keys bring in more
-        return (None if node is None else loader.construct_document(node)), places
-    finally:
-        loader.dispose()
 
 
 def _places(node: Any, file: str, path: str = "") -> Iterator[tuple[str, str]]:

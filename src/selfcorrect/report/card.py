@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from selfcorrect.config.paths import PATHS
-from selfcorrect.config.yaml12 import Dumper, Loader
+from selfcorrect.config.yaml12 import Dumper, load
 from selfcorrect.evaluation.caution import caution
 from selfcorrect.evaluation.metrics import Estimate, Summary
 from selfcorrect.report.load import Run
@@ -120,7 +120,7 @@ def _made(run: Run) -> list[str]:
 def _recipe(run: Run) -> str:
     """The run's, its paths without their folders: those of one machine, which a published card would tell."""
     try:
-        data = yaml.load(run.config_text, Loader=Loader)
+        data = load(run.config_text)
     except (yaml.YAMLError, ValueError, RecursionError):
         return without_folders(run.config_text).rstrip()
     plain = {key: _without_places(str(key), value) for key, value in data.items()} if isinstance(data, dict) else data

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from selfcorrect.config.paths import FILE_HOLDS, TASK_FILE, asked_by, run_above
+from selfcorrect.config.yaml12 import load
 from selfcorrect.errors import DataError
 from selfcorrect.evaluation.averages import Change
 from selfcorrect.evaluation.caution import bought, caution
@@ -223,7 +224,7 @@ def _other_settings(one: Side, other: Side) -> list[str]:
 def _asked(side: Side) -> dict[str, Any]:
     """The settings that say what is asked, by their dotted names; empty where they cannot be read."""
     try:
-        config = yaml.safe_load((_folder(side) / "config.yaml").read_text(encoding="utf-8"))
+        config = load((_folder(side) / "config.yaml").read_text(encoding="utf-8"))
         limits = {name: config["rollouts"].get(name) for name in ("max_new_tokens", "self_refine")}
         told = {"task": config["task"], "rollouts": limits, "model.system_prompt": config["model"].get("system_prompt")}
     except (OSError, ValueError, LookupError, TypeError, AttributeError, yaml.YAMLError):

@@ -14,6 +14,7 @@ from typing import Any
 
 import yaml
 
+from selfcorrect.config.yaml12 import load
 from selfcorrect.errors import DataError
 from selfcorrect.evaluation.averages import Change
 from selfcorrect.evaluation.metrics import Estimate, Summary
@@ -183,8 +184,8 @@ def _text(path: Path) -> str:
 def _read_config(path: Path, notes: list[str]) -> tuple[str, Mapping[str, Any]]:
     text = _text(path)
     try:
-        data = yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError):
+        data = load(text)
+    except (yaml.YAMLError, ValueError, RecursionError):
         notes.append(f"{path.name} is not valid YAML; the recipe is shown as it stands.")
         data = None
     return text, data if isinstance(data, dict) else {}

@@ -7,6 +7,7 @@ import platform
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -177,9 +178,14 @@ def _lines(rollouts: Iterable[Rollout]) -> str:
     return "".join(json.dumps(plain(row), allow_nan=False) + "\n" for row in rollout_rows(rollouts))
 
 
+@cache
+def _version_of(package: str) -> str:
+    return importlib.metadata.version(package)  # which reads and parses a file of thousands of lines
+
+
 def environment(seed: int) -> dict[str, Any]:
     """What a reader needs to repeat a measurement: command, seed, versions, machine."""
-    versions = {name: importlib.metadata.version(name) for name in _VERSIONS}
+    versions = {name: _version_of(name) for name in _VERSIONS}
     return {
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "seed": seed,

@@ -12,7 +12,7 @@ import yaml
 from selfcorrect.config import TrainConfig
 from selfcorrect.config.recipe import validate
 from selfcorrect.config.tasks import CustomConfig, RepairConfig, TaskConfig
-from selfcorrect.config.yaml12 import Loader
+from selfcorrect.config.yaml12 import load
 from selfcorrect.errors import ConfigError, DataError
 from selfcorrect.serving.protocol import Message, invalid
 from selfcorrect.tasks import Task
@@ -40,7 +40,7 @@ def recipe_of_card(folder: Path) -> TrainConfig | None:
         return None
     found = re.search(r"^The recipe:\n\n(`{3,})yaml\n(.*?)\n\1$", card, re.DOTALL | re.MULTILINE)
     try:
-        told = yaml.load(found[2], Loader=Loader) if found else None
+        told = load(found[2]) if found else None
     except (yaml.YAMLError, ValueError, RecursionError):
         return None
     if not isinstance(told, dict):

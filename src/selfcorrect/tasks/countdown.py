@@ -75,6 +75,10 @@ class Countdown:
         """Of a file the longest prompt; the generator's are all alike."""
         if self._config.data:
             return max(self._own, key=lambda problem: len(problem.prompt))
+        return self._like_all
+
+    @cached_property
+    def _like_all(self) -> Problem:
         return next(self.stream("train", 0))
 
     @cached_property

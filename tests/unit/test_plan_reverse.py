@@ -210,6 +210,17 @@ def test_what_the_heap_holds_beyond_what_is_alive_hangs_on_how_the_process_began
     assert told["allocator_slack_share"] == share
 
 
+def test_a_torch_that_is_built_for_cuda_takes_more_of_a_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    unrehearsed(monkeypatch)
+    found = []
+    for build in (None, "13.0"):
+        monkeypatch.setattr(torch.version, "cuda", build)
+        found.append(
+            make_plan(big(model={"path": "lab"}, task=LAB, **ONE_ROW), Devices(None), timed=False).memory.process
+        )
+    assert found[1] - found[0] == pytest.approx(0.34 * 2**30)
+
+
 def test_a_plan_tells_the_numbers_that_it_rests_on(monkeypatch: pytest.MonkeyPatch) -> None:
     """Those that it used, and no others; the same in lines and in JSON."""
     unrehearsed(monkeypatch)

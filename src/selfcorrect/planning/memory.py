@@ -21,6 +21,7 @@ from selfcorrect.samplers.lanes import KEPT
 PROCESS_BYTES = 0.44 * 2**30
 TOKEN_BYTES = 1.1 * 2**10  # of the tokenizer, for each entry of the vocabulary; measured
 PEFT_BYTES = 0.05 * 2**30  # more with PEFT and bitsandbytes imported; measured
+CUDA_BUILD_BYTES = 0.34 * 2**30  # more with a torch that is built for CUDA, which no card is needed for; measured
 # Of what is alive, that glibc's heap holds beyond it: in a command that trains, in a process of another programme, and
 # where freed memory is given back (docs/plan.md, models/freed.py).
 HEAP_SLACK, HEAP_SLACK_ELSEWHERE, HEAP_SLACK_GIVEN = 0.085, 0.32, 0.02
@@ -132,6 +133,7 @@ def memory(config: TrainConfig, model: Dressed, card: Card | None, step: Step, s
         phases["loading"] = {"the file as it is read": _file_bytes(model)}
         process = PROCESS_BYTES + TOKEN_BYTES * model.spec.vocabulary
         process += PEFT_BYTES if config.model.tuning != "full" else 0.0
+        process += CUDA_BUILD_BYTES if torch.version.cuda else 0.0
         slack = HEAP_SLACK_GIVEN if gives_back() else HEAP_SLACK if is_whole() else HEAP_SLACK_ELSEWHERE
     else:
         process, slack = CONTEXT_BYTES, SLACK

@@ -35,6 +35,7 @@ from gpu_parts import Found, Part, peak_gigabytes, release, run_parts
 from workload import SEED, Clock, StepTiming, Work, make_model_folder, versions
 
 from selfcorrect.config import OptimizerConfig, RolloutConfig, StageTwo, TrainConfig
+from selfcorrect.errors import first_line
 from selfcorrect.learning.batching import Batch
 from selfcorrect.learning.prompts import first_trained, prefixes_of
 from selfcorrect.learning.record import StepResult
@@ -264,7 +265,8 @@ def measure_step(found: Found, shape: Shape, work: Work, device: torch.device, c
         found["update_share_of_flops"] = flops / card["flops"] / result.seconds_by_part["update"]
         found["peak_gigabytes"] = peak_gigabytes()
     update_again(found, trainer, updates[-1], device)
-    found["update_share_of_flops_compiled"] = flops / card["flops"] / found["update_seconds_compiled"]
+    if compiled := found.get("update_seconds_compiled"):
+        found["update_share_of_flops_compiled"] = flops / card["flops"] / compiled
 
 
 def figures(whole: float, result: StepResult, sampler: WatchedSampler, card: dict[str, float]) -> Found:
@@ -300,8 +302,8 @@ def watched(trainer: Trainer) -> list[tuple[Any, ...]]:
 
 
 def update_again(found: Found, trainer: Trainer, given: tuple[Any, ...], device: torch.device) -> None:
-    """Seconds of the same update on packed rows, or why there are none, on padded ones, and compiled, on the better of
-    the two: the first time with what compiling takes.
+    """Seconds of the same update on packed rows, on padded ones, and compiled, on the better of the two: the first time
+    with what compiling takes. Or why there are none.
     """
     why = hindrance(trainer.lm)
     if why:
@@ -314,7 +316,13 @@ def update_again(found: Found, trainer: Trainer, given: tuple[Any, ...], device:
         optimizer = trainer.config.optimizer.model_copy(update={"padding_free": packed, "compile": compiled})
         trainer.config = trainer.config.model_copy(update={"optimizer": optimizer})
         start = time.perf_counter()
-        trainer.update(*given)
+        try:
+            trainer.update(*given)
+        except Exception as error:
+            if not compiled:
+                raise
+            found["not_compiled"] = f"{type(error).__name__}: {first_line(error)}"
+            return
         synchronize(device)
         found[f"update_seconds_{name}"] = time.perf_counter() - start
 

@@ -1,6 +1,7 @@
 """benchmarks/gpu_step.py at a tiny size on a CPU; and that a part keeps what it found, however it ends."""
 
 import json
+import os
 import time
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -41,7 +42,9 @@ def test_every_part(script: Script, tmp_path: Path) -> None:
     assert 2 * 2 * 2 <= step["sampled_tokens"] <= 2 * 2 * 2 * 6
     assert step["decode_share_of_bandwidth"] > 0
     assert step["update_share_of_flops"] > 0
-    assert min(step[f"update_seconds_{way}"] for way in ("packed", "padded", "compiled")) > 0
+    assert min(step[f"update_seconds_{way}"] for way in ("packed", "padded")) > 0
+    # Nothing is traced through the mode of tests/support/card.
+    assert ("not_compiled" if os.environ.get("TEST_DEVICE") else "update_share_of_flops_compiled") in step
     assert step["head_form_known"] is True
     assert lines["card"]["versions"]["torch"] == version("torch")
     assert lines["attention dry"]["variable_length_ms"] > 0

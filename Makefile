@@ -63,7 +63,7 @@ card: $(VENV)/.installed  ## the tests marked gpu, and whole runs with every tun
 OTHER := .venv-other
 versions:  ## the test suite with the newest releases, or with TORCH=2.11.0 TRANSFORMERS=5.17.0
 	$(PYTHON) -m venv $(OTHER)
-	$(OTHER)/bin/pip install --quiet -e '.[dev]' torch$(if $(TORCH),==$(TORCH)) transformers$(if $(TRANSFORMERS),==$(TRANSFORMERS))
+	$(OTHER)/bin/pip install --quiet --upgrade -e '.[dev]' torch$(if $(TORCH),==$(TORCH)) transformers$(if $(TRANSFORMERS),==$(TRANSFORMERS))
 	$(OTHER)/bin/python -m pytest $(BOTH)
 
 lint: $(VENV)/.installed  ## ruff and mypy

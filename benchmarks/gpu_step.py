@@ -318,7 +318,7 @@ def update_again(found: Found, trainer: Trainer, given: tuple[Any, ...], device:
         start = time.perf_counter()
         try:
             trainer.update(*given)
-        except Exception as error:
+        except Exception as error:  # compilers fail in their own ways, and the other figures stand
             if not compiled:
                 raise
             found["not_compiled"] = f"{type(error).__name__}: {first_line(error)}"

@@ -43,8 +43,8 @@ def test_every_part(script: Script, tmp_path: Path) -> None:
     assert step["decode_share_of_bandwidth"] > 0
     assert step["update_share_of_flops"] > 0
     assert min(step[f"update_seconds_{way}"] for way in ("packed", "padded")) > 0
-    # Nothing is traced through the mode of tests/support/card.
-    assert ("not_compiled" if os.environ.get("TEST_DEVICE") else "update_share_of_flops_compiled") in step
+    told = {"update_share_of_flops_compiled", *(["not_compiled"] if os.environ.get("TEST_DEVICE") else [])}
+    assert told & set(step)  # torch 2.13 compiles nothing under the mode of tests/support/card; 2.11 does
     assert step["head_form_known"] is True
     assert lines["card"]["versions"]["torch"] == version("torch")
     assert lines["attention dry"]["variable_length_ms"] > 0

@@ -3,7 +3,7 @@
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -44,17 +44,18 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def whole(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Whole:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Countdown, "grade", lucky_grade)
-        run = go(recipe(tmp_path_factory.mktemp("whole"), model))
-    return Whole(run, end_state(run))
+    return _whole(recipe(tmp_path_factory.mktemp("whole"), model))
 
 
 @pytest.fixture(scope="session")
 def whole_brief(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Whole:
+    return _whole(brief(tmp_path_factory.mktemp("brief"), model))
+
+
+def _whole(settings: dict[str, Any]) -> Whole:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Countdown, "grade", lucky_grade)
-        run = go(brief(tmp_path_factory.mktemp("brief"), model))
+        run = go(settings)
     return Whole(run, end_state(run))
 
 

@@ -1,5 +1,6 @@
 """Trackers are tried before anything is written, and one that fails later does not take the run with it."""
 
+import html
 import types
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,12 +9,14 @@ from typing import Any
 import pytest
 
 from selfcorrect.errors import ConfigError
+from selfcorrect.evaluation.flat import flat_rollout
 from selfcorrect.learning.training import Trainer
 from selfcorrect.runs import loop
 from selfcorrect.runs.between import Between
-from selfcorrect.runs.trackers import Tracker, Trackers
-from selfcorrect.types import Problem
+from selfcorrect.runs.trackers import Tracker, Trackers, markdown, tabled
+from selfcorrect.types import Outcome, Problem
 from tests.run.conftest import Listener, Whole
+from tests.support.rollouts import graded
 from tests.support.runs import brief, check_same, go, read_rows
 
 pytestmark = pytest.mark.usefixtures("lucky")
@@ -42,6 +45,10 @@ class Library(types.ModuleType):
 
     def finish(self) -> None:
         self._call("finish")
+
+    @staticmethod
+    def Table(columns: list[str], data: list[list[Any]]) -> list[dict[str, Any]]:
+        return [dict(zip(columns, row, strict=True)) for row in data]
 
 
 def use(library: Library, monkeypatch: pytest.MonkeyPatch) -> Library:
@@ -77,10 +84,10 @@ def test_one_that_cannot_start_writes_nothing(
     check_same(run, whole_brief.state)
 
 
-def test_smaller_evaluations_take_a_spread_and_are_told(
+def test_smaller_evaluations_and_tables_take_a_spread_and_are_told(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A data set sorted by difficulty is not cut at its front."""
+    """A data set sorted by difficulty is not cut at its front. Tables are of what the run's folder keeps."""
     taken: list[list[str]] = []
 
     class Noted(Between):
@@ -91,7 +98,7 @@ def test_smaller_evaluations_take_a_spread_and_are_told(
     monkeypatch.setattr(loop, "Between", Noted)
     library = use(Library(""), monkeypatch)
     few = {"problems": 8, "controls": False, "every": 1, "problems_between": 3}
-    run = go(brief(tmp_path, model, evaluation=few, log={"trackers": ["wandb"]}))
+    run = go(brief(tmp_path, model, evaluation=few, log={"trackers": ["wandb"], "rollouts_tracked": 2}))
     listed = [row["id"] for row in read_rows(run / "evaluations/base.rollouts.jsonl")]
     assert [len(ids) for ids in taken] == [3]
     assert set(taken[0]) < set(listed)
@@ -101,6 +108,30 @@ def test_smaller_evaluations_take_a_spread_and_are_told(
     assert [what["step"] for what in told] == [row["step"] for row in rows] == [0, 1, 2]
     for what, row in zip(told, rows, strict=True):
         assert what["values"]["between/fixed/accuracy/t2/value"] == row["fixed"]["accuracy"][1]["value"]
+    logged = [(what["step"], *item) for call, what in library.calls if call == "log" for item in what["values"].items()]
+    assert [each for each in logged if isinstance(each[2], list)] == [
+        (0, "evaluation/rollouts", two_of(run / "evaluations/base.rollouts.jsonl")),
+        (1, "rollouts", two_of(run / "rollouts.jsonl")),
+        (2, "evaluation/rollouts", two_of(run / "evaluations/one.rollouts.jsonl")),
+    ]
+
+
+def two_of(file: Path) -> list[dict[str, Any]]:
+    """Of eight rollouts."""
+    told = ("id", "prompt", *(f"t{number}/{name}" for number in (1, 2) for name in ("text", "outcome", "reward")))
+    return [{name: flat_rollout(row)[name] for name in told} for row in read_rows(file)[::4]]
+
+
+def test_a_model_s_text_is_no_markup() -> None:
+    """As TensorBoard's page shows it. Halves of surrogate pairs are replaced: writing them would end the tracker."""
+    from tensorboard.plugin_util import markdown_to_safe_html
+
+    text = "<think>\n```python\n**b**\r\n    c\n```\n\n# d | e\n--|--\n<b>f</b>"
+    row = tabled(graded(Outcome.WRONG, Outcome.CORRECT, texts=[text, "\ud800"]))
+    shown = markdown_to_safe_html(markdown([row]))
+    for line in text.splitlines():
+        assert html.escape(line, quote=False) in shown
+    assert (shown.count("<strong>"), shown.count("<code>"), row["t2/text"]) == (8, 7, "?"), "the prompt is empty"
 
 
 def test_each_fails_alone() -> None:
@@ -123,6 +154,7 @@ def test_each_fails_alone() -> None:
     trackers = Trackers([Bad(), Good()], told.append)
     for step in (1, 2):
         trackers.log({"step": step, "stage": "one", "a": [1, step]}, step)
+    trackers.show("rollouts", [graded(Outcome.WRONG)], 2)  # none are asked for
     trackers.close()
     assert seen == [{"a/t1": 1, "a/t2": 1}, {"a/t1": 1, "a/t2": 2}], "step is a name that trackio keeps for itself"
     assert [text.split(";")[0] for text in told] == [

@@ -280,6 +280,9 @@ class LogConfig(Strict):
     """Steps between training rollouts that are written to rollouts.jsonl."""
     rollouts_kept: Annotated[int, Field(ge=0)] = 16
     """How many rollouts of such a step are written."""
+    rollouts_tracked: Annotated[int, Field(ge=0)] = 0
+    """How many of those, and of each evaluation's, go to the trackers as a table: texts, outcomes, rewards. None by
+    default, as they hold your problems' texts, and wandb keeps what it is given on machines of others."""
 
 
 class TrainConfig(Strict):

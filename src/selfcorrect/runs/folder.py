@@ -96,8 +96,11 @@ class RunFolder:
         _append(self.path / "metrics.jsonl", [row])
         self._trackers.log(row, int(row["step"]))
 
-    def log_rollouts(self, rollouts: Iterable[Rollout], **extra: Any) -> None:
-        _append(self.path / "rollouts.jsonl", [{**rollout_row(rollout), **extra} for rollout in rollouts])
+    def log_rollouts(self, rollouts: Sequence[Rollout], step: int, stage: str) -> None:
+        """Lines of rollouts.jsonl, and some of them to every tracker."""
+        rows = [{**rollout_row(rollout), "step": step, "stage": stage} for rollout in rollouts]
+        _append(self.path / "rollouts.jsonl", rows)
+        self._trackers.show("rollouts", rollouts, step)
 
     def log_between(self, row: Mapping[str, Any]) -> None:
         """One line of between.jsonl, and the same to every tracker; a resumed run may be at a step that is there."""
@@ -148,6 +151,7 @@ class RunFolder:
             write_durably(folder / f"{name}@{wording.name}.rollouts.jsonl", _lines(wording.rollouts))
         write_durably(folder / f"{name}.json", json.dumps(told, indent=1) + "\n")
         self._trackers.log({"evaluation": told["summary"]}, evaluation.step)
+        self._trackers.show("evaluation/rollouts", evaluation.rollouts, evaluation.step)
 
     def has_evaluation(self, name: str) -> bool:
         return (self.path / "evaluations" / f"{name}.json").exists()

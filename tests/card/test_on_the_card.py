@@ -1,5 +1,6 @@
 """A run on the card, beside the same run on the processor. tests/support/card says what stands for the card."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor
 
 from selfcorrect.models.language_model import LanguageModel
-from selfcorrect.samplers.graphs import FIXED
+from selfcorrect.samplers.graphs import FIXED, record
 from selfcorrect.samplers.transformers import TransformersSampler
 from selfcorrect.tasks.countdown import Countdown
 from selfcorrect.types import SamplingParams
@@ -61,6 +62,28 @@ def test_a_graph_runs_when_it_is_played() -> None:
     for times in (1, 2):
         graph.replay()
         assert (counted.tolist(), made[0].tolist()) == ([times] * 2, [10 * times] * 2)
+
+
+def test_a_grader_in_another_thread_may_use_the_card_meanwhile() -> None:
+    """A user's own may have a model there. By torch's default neither it nor the graph would go on."""
+    there, found = torch.ones(2, device="cuda"), list[Any]()
+
+    def doubled() -> Any:
+        return (2 * there).tolist()
+
+    def grades() -> None:
+        with ThreadPoolExecutor(1) as pool:
+            found.append(pool.submit(doubled).result())
+
+    with pytest.raises(RuntimeError, match="not permitted when stream is capturing"), recorded():
+        grades()
+
+    def step() -> None:
+        grades()
+        there.add_(1)
+
+    record(step, torch.cuda.graph_pool_handle())()
+    assert (found, there.tolist()) == ([[2, 2]], [2, 2])
 
 
 @pytest.fixture(scope="module")

@@ -40,7 +40,8 @@ def record(step: Callable[[], None], pool: Any) -> Callable[[], None]:
     kept, stream = torch.is_autocast_cache_enabled(), torch.cuda.current_stream()
     torch.set_autocast_cache_enabled(False)
     try:
-        with torch.cuda.graph(graph, pool=pool):
+        # Of this thread alone: in another one a user's grader may have a model on the card, which takes memory there.
+        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
             step()
     finally:
         torch.set_autocast_cache_enabled(kept)

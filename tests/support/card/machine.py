@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from tests.support.card import attention
 from tests.support.card.memory import Account, card
-from tests.support.card.tensors import OnCard, Operations, asked_for, recording
+from tests.support.card.tensors import OnCard, Operations, asked_for, recorded_here, recording
 
 _lasting: list[Any] = []
 
@@ -27,6 +27,7 @@ class Graph:
         self._made: list[Tensor] = []
         self._pieces: set[int] = set()
         self.pool: Account | None = None
+        self.thread, self.mode = 0, "global"
 
     def before(self, func: Any, inner: list[Any]) -> None:
         if not any(a.alias_info and a.alias_info.is_write for a in func._schema.arguments):
@@ -72,7 +73,8 @@ class Generator(torch.Generator):
 
 
 @contextmanager
-def graph(recorded: Graph, pool: Any = None) -> Any:
+def graph(recorded: Graph, pool: Any = None, capture_error_mode: str = "global") -> Any:
+    recorded.thread, recorded.mode = threading.get_ident(), capture_error_mode
     recording.append(recorded)
     card.recording = recorded.pool = pool or card.pool()
     try:
@@ -103,7 +105,7 @@ def plug_in() -> None:
         "max_memory_allocated": lambda: card.peak, "memory_reserved": lambda: card.reserved,
         "max_memory_reserved": lambda: card.peak_reserved, "reset_peak_memory_stats": card.restart,
         "empty_cache": card.empty, "graph_pool_handle": card.pool,
-        "is_current_stream_capturing": lambda: bool(recording),
+        "is_current_stream_capturing": lambda: bool(recorded_here()),
     }  # fmt: skip
     for name, call in at_work.items():
         setattr(cuda, name, lambda *_, call=call, **__: call())

@@ -8,7 +8,7 @@ of its graphs lives, even where no tensor of it does.
 
 import os
 from dataclasses import dataclass, field
-from threading import RLock
+from threading import RLock, local
 from typing import Any
 from weakref import WeakSet, WeakValueDictionary
 
@@ -19,6 +19,7 @@ from selfcorrect.planning.hardware import CONTEXT_BYTES
 BLOCK = 512
 GIB = 2**30
 _lock = RLock()  # a tensor may end in any thread
+_here = local()  # what only this thread knows
 
 
 @dataclass(eq=False)
@@ -54,9 +55,17 @@ class Memory:
     peak: int = 0
     plain: Account = field(default_factory=Account)
     pools: WeakSet[Account] = field(default_factory=WeakSet)
-    recording: Account | None = None  # the pool of the graph that is being recorded
     _blocks: WeakValueDictionary[int, Block] = field(default_factory=WeakValueDictionary)
     _peak_kept: int = 0
+
+    @property
+    def recording(self) -> Account | None:
+        """The pool of the graph that this thread records."""
+        return getattr(_here, "recording", None)
+
+    @recording.setter
+    def recording(self, pool: Account | None) -> None:
+        _here.recording = pool
 
     @property
     def now(self) -> int:

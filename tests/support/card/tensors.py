@@ -6,6 +6,7 @@ machine's memory, while a graph is recorded.
 
 from collections import Counter
 from collections.abc import Sequence
+from threading import get_ident
 from typing import Any, ClassVar
 
 import torch
@@ -32,6 +33,16 @@ _LOOKS = {
 waits: Counter[str] = Counter()  # by kind: how often the host has waited for the card
 asked_for: dict[int, tuple[torch.device, Any]] = {}  # generators by their address, kept so that no other gets it
 recording: list[Any] = []  # the graph that is being recorded, if one is
+
+
+def recorded_here() -> Any:
+    """The graph that this thread records, if it does. Raises where another thread records one for all of them."""
+    graph = recording[-1] if recording else None
+    if graph is None or graph.thread == get_ident():
+        return graph
+    if graph.mode == "global":
+        raise RuntimeError("operation not permitted when stream is capturing (in another thread)")
+    return None
 
 
 class OnCard(Tensor):
@@ -115,6 +126,7 @@ def operate(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     if not there and target.type != "cuda":
         return func(*args, **{name: value for name, value in kwargs.items() if name != "pin_memory"})
     _refuse_two_devices(func, args, tensors, there)
+    graph = recorded_here()
     for drawn, _ in (asked_for[key] for leaf in flat if (key := getattr(leaf, "_cdata", None)) in asked_for):
         if drawn.type != target.type:
             raise RuntimeError(f"Expected a '{target.type}' device type for generator but found '{drawn.type}'")
@@ -123,11 +135,11 @@ def operate(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     inner_args, inner_kwargs = tree_unflatten(inner, spec)
     inner_kwargs.pop("pin_memory", None)
     call = KERNELS.get(str(func), func)
-    if recording:
-        recording[-1].before(func, inner)
+    if graph:
+        graph.before(func, inner)
     made = call(*inner_args, **inner_kwargs)
-    if recording:
-        recording[-1].after(lambda: call(*inner_args, **inner_kwargs), made, inner)
+    if graph:
+        graph.after(lambda: call(*inner_args, **inner_kwargs), made, inner)
     return _outside(func, args, kwargs, made, target)
 
 
@@ -158,7 +170,7 @@ def _wait(func: Any, args: Any, tensors: list[Tensor], there: Sequence[Tensor], 
         kind = "look" if by_mask else "" if all(isinstance(index, OnCard) for index in known) else "send"
     if kind:
         waits[kind] += 1
-        if recording:
+        if recorded_here():
             raise RuntimeError(f"operation not permitted when stream is capturing ({kind}: {func})")
 
 

@@ -3,7 +3,8 @@
 import pytest
 
 from selfcorrect.evaluation.evaluate import grader_lives
-from selfcorrect.types import Attempt, Completion, Grade, Outcome, Problem, Rollout
+from selfcorrect.types import Outcome
+from tests.support.rollouts import graded
 
 
 @pytest.mark.parametrize(
@@ -14,13 +15,10 @@ from selfcorrect.types import Attempt, Completion, Grade, Outcome, Problem, Roll
         (["unreadable", "grader_failed", "no_answer"], False),
         (["grader_failed", "wrong"], True),
         (["truncated", "unreadable"], True),
+        (["grader_failed wrong", "grader_failed correct"], False),
+        (["grader_failed wrong", "wrong grader_failed"], True),
     ],
 )
 def test_whether_the_grader_lives(outcomes: list[str], lives: bool) -> None:
-    rollouts = [_rollout(Outcome(outcome)) for outcome in outcomes]
-    assert grader_lives(rollouts) is lives
-
-
-def _rollout(outcome: Outcome) -> Rollout:
-    attempt = Attempt((), Completion((), (), "", "stop"), Grade(outcome, 0.0, "", ""), True, "")
-    return Rollout(Problem("p", "countdown", "p", {}), (attempt,))
+    """A rollout's attempts, each graded together with those of the others."""
+    assert grader_lives([graded(*map(Outcome, each.split())) for each in outcomes]) is lives

@@ -366,9 +366,13 @@ class Evaluator:
 
 
 def grader_lives(rollouts: Sequence[Rollout]) -> bool:
-    """Whether the grader gave any verdict where it was asked; those of one that died are not worth keeping."""
-    outcomes = {attempt.grade.outcome for rollout in rollouts for attempt in rollout.attempts}
-    return Outcome.GRADER_FAILED not in outcomes or not outcomes.isdisjoint((Outcome.CORRECT, Outcome.WRONG))
+    """Whether the grader gave any verdict on each attempt where it was asked: one attempt of all rollouts is graded
+    together, and without it none of them counts. Verdicts of a grader that died are not worth keeping.
+    """
+    together = zip(*(rollout.attempts for rollout in rollouts), strict=True)
+    outcomes = [{attempt.grade.outcome for attempt in attempts} for attempts in together]
+    verdicts = (Outcome.CORRECT, Outcome.WRONG)
+    return all(Outcome.GRADER_FAILED not in each or not each.isdisjoint(verdicts) for each in outcomes)
 
 
 def digest(problems: Sequence[Problem], task: Task | None, chat: Chat) -> str:

@@ -5,7 +5,8 @@
       file: examples/custom_task.py
       options: {letters: 5, count: 200}
 
-`selfcorrect check RECIPE` reads the recipe, `selfcorrect train RECIPE` trains on it. docs/tasks.md has the rules.
+`selfcorrect check RECIPE` reads the recipe, `selfcorrect train RECIPE` trains on it. docs/tasks.md has the rules; in
+place of grade(problem, text) there may be grade_many(problems, texts), which gets all answers at hand in one call.
 """
 
 import random

@@ -1,5 +1,6 @@
 """A user's own task: the example as it is, and what is said of mistakes in the user's file."""
 
+import contextlib
 import io
 import json
 import os
@@ -293,8 +294,83 @@ def test_a_grader_is_tried_before_a_run(tmp_path: Path) -> None:
     task = task_of(tmp_path / "mine.py", GOOD)
     assert task.test
     assert task.grade([]) == []
-    assert "grade raises at an empty text" in task.notes[0]
+    assert "grade(problem, text) raises at an empty text" in task.notes[0]
     assert "mine.py:7: ValueError" in task.notes[0]
+
+
+def many(body: str) -> str:
+    """GOOD with a grader that takes many."""
+    return f"import numpy\nsizes = []\n{GOOD.partition('def grade')[0]}def grade_many(problems, texts):\n    {body}\n"
+
+
+@pytest.mark.parametrize(("workers", "sizes"), [(1, [5]), (2, [2, 3]), (4, [1, 2, 2])])
+def test_many_in_a_call(workers: int, sizes: list[int], tmp_path: Path) -> None:
+    """All that are at hand, divided among the workers; what one of them gets wrong is its own answer's alone."""
+    body = "[int(t) == p['n'] if t.isdigit() else None if t else 0.5 for p, t in zip(problems, texts)]"
+    (tmp_path / "mine.py").write_text(many(f"sizes.append(len(texts))\n    return {body}"))
+    task = CustomTask(CustomConfig(name="custom", file=str(tmp_path / "mine.py"), workers=workers))
+    grades = task.grade([(task.test[n % 3], text) for n, text in enumerate(("0", "2", "x", "0", ""))])
+    outcomes = [("correct", 1.0), ("wrong", 0.0), ("grader_failed", 0.0), ("correct", 1.0), ("wrong", 0.5)]
+    assert [(grade.outcome, grade.reward) for grade in grades] == outcomes
+    assert "grade_many(problems, texts) at problem 'test2' must return True, False" in grades[2].detail
+    assert sorted(task._code._module.sizes) == sizes
+
+
+@pytest.mark.parametrize(
+    ("body", "told"),
+    [
+        ("return numpy.array([0.5, 1])", ""),
+        ("return True", r"at 2 answers must return a list with one verdict for each text, in their order, so 2; got True"),
+        ("return [True]", r"mine.py: grade_many\(problems, texts\) at 2 answers must return a list .*; got 1 verdicts"),
+        ("return numpy.ones(3)", r"so 2; got 3 verdicts"),
+        ("return (True for text in texts)", r"so 2; got <generator"),
+        ("return numpy.ones((2, 2))", r"at problem 'test0' must return True, .*; got \[1.0, 1.0\]"),
+        ("pass", r"so 2; got None"),
+        ("return texts\ngrade = min", r"mine.py: defines both grade and grade_many; rename the one that is not to grade"),
+    ],
+)  # fmt: skip
+def test_what_many_in_a_call_may_give(body: str, told: str, tmp_path: Path) -> None:
+    """Told before a run has begun."""
+    with pytest.raises(DataError, match=told) if told else contextlib.nullcontext():
+        task = task_of(tmp_path / "mine.py", many(body))
+        assert task.test
+        task.grade([])
+        assert [grade.reward for grade in task.grade([(task.test[0], ""), (task.test[1], "")])] == [0.5, 1]
+
+
+def test_a_call_for_many_that_fails_costs_all_of_its_answers(tmp_path: Path) -> None:
+    """Nobody knows which of them did it; those of the other call have theirs."""
+    file, told = tmp_path / "slow.py", list[str]()
+    text = SLOW.replace("def grade(", "def one(")
+    file.write_text(f"{text}\ndef grade_many(problems, texts):\n    return [*map(one, problems, texts)]\n")
+    settings = CustomConfig(name="custom", file=str(file), seconds=0.1, workers=2)
+    task, fresh = CustomTask(settings, told.append), CustomTask(settings, told.append)
+    try:
+        with pytest.raises(DataError, match=r"at problem '0': took more than task.seconds = 0.1; raise that, or mend"):
+            fresh.grade([(fresh.test[0], "never")])
+        for does in ("SystemExit", "never"):
+            grades = task.grade([(task.test[n], text) for n, text in enumerate((does, "1", "2", "4"))])
+            assert [grade.outcome for grade in grades] == ["grader_failed", "grader_failed", "correct", "wrong"]
+            assert ("slow.py:14: SystemExit" if does == "SystemExit" else "at 2 answers: took more") in grades[1].detail
+        assert told[-1].endswith("grader_failed, left out; the call goes on by itself (1 so far, 1 still run)")
+    finally:
+        for each in (task, fresh):
+            each._code._module.free.set()
+
+
+def test_a_reward_function_of_trl_s_goes_on_as_docs_say(tmp_path: Path) -> None:
+    page = (EXAMPLE.parents[1] / "docs" / "from-trl.md").read_text(encoding="utf-8")
+    code = page.partition("```python\n")[2].partition("```")[0]
+    rows = "[{'id': f'{split}{n}', 'prompt': f'{n}?', 'answer': str(n)} for n in range(2)]"
+    (tmp_path / "rewards.py").write_text(
+        "def exact(prompts, completions, answer, **kwargs):\n"
+        "    asked = [prompt[-1]['content'] for prompt in prompts]\n"
+        "    said = [completion[0]['content'] for completion in completions]\n"
+        "    return [1.0 if s == a and q == a + '?' else 0.0 for q, s, a in zip(asked, said, answer)]\n"
+    )
+    task = task_of(tmp_path / "mine.py", f"{code}\ndef problems(split, options): return {rows}\n")
+    grades = task.grade([(task.test[n], text) for n, text in ((0, "0"), (1, "0"), (1, "1"))])
+    assert [grade.outcome for grade in grades] == ["correct", "wrong", "correct"]
 
 
 def test_what_lies_beside_the_file_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -216,10 +216,11 @@ class CustomConfig(Strict):
     options: dict[str, Any] = Field(default_factory=dict)
     """Handed to the file's problems() as they are."""
     seconds: Rate = 60.0
-    """How long grade() may take for one answer; one that takes longer is a timeout, and its call is left to itself."""
+    """How long a call of grade() or grade_many() may take. One that takes longer is left to itself: a timeout, and of
+    grade_many() grader_failed."""
     workers: Positive = 1
-    """Threads that grade, each another answer; more than one where grade() waits for others, as a judge behind HTTP,
-    and may be called by several threads at once."""
+    """Threads that grade, each another answer (grade_many(): another share of them); more than one where the function
+    waits for others, as a judge behind HTTP, and may be called by several threads at once."""
 
 
 TaskConfig = Annotated[

@@ -4,6 +4,7 @@ The file is the user's and runs with the user's rights, in this process. It defi
 
     problems(split, options)          rows {"id": ..., "prompt": ..., anything JSON can hold} for "train" and "test"
     grade(problem, text)              True, False, a number from 0 to 1, or a Grade
+    grade_many(problems, texts)       in place of grade: a list of those, one for each problem and text
     correction_prompt(problem)        optional: the text that asks for the next attempt
 """
 
@@ -29,6 +30,7 @@ CORRECTION = (
     "same form."
 )
 TYPED = "typed"
+_Call = Sequence[tuple[Problem, str]]  # the answers that one call of the user's function judges
 _MOST_RUNNING = 16  # calls that were given up and still run, beyond which a run is not worth going on with
 _MAY_RETURN = (
     "True, False, a number from 0 (wrong) to 1 (right), or a Grade, such as Grade(Outcome.WRONG, 0.5, answer, why)"
@@ -46,7 +48,12 @@ class CustomTask(DataTask):
         self._config, self._say = config, say or _on_stderr
         self._code = OwnCode(config.file, "task.file", "docs/tasks.md")
         self._file = self._code.file
-        self._problems, self._grade = self._code.function("problems"), self._code.function("grade")
+        self._problems = self._code.function("problems")
+        one, many = (self._code.function(name, needed=False) for name in ("grade", "grade_many"))
+        if one and many:
+            raise self._code.wrong("defines both grade and grade_many; rename the one that is not to grade")
+        self._grade, self._is_many = many or _one_by_one(self._code.function("grade")), many is not None
+        self._called = "grade_many(problems, texts)" if many else "grade(problem, text)"
         self._correction = self._code.function("correction_prompt", needed=False)
         self._calls = Timed(self._judged, config.workers, config.seconds, self._slow, self._overdue)
         self._has_graded = self._is_tried = False
@@ -70,25 +77,26 @@ class CustomTask(DataTask):
     def grade(self, answers: Sequence[tuple[Problem, str]]) -> list[Grade]:
         """An error of the user's function is `grader_failed`; before any answer was graded, it rises.
 
-        A call that takes more than task.seconds is `timeout`, and goes on by itself. With no answers at all the
-        function is tried on an empty text. Raises GraderFailed where too many such calls still run.
+        A call of grade that takes more than task.seconds is `timeout`; one of grade_many is an error, as nobody knows
+        which answer took the time. Either goes on by itself. With no answers at all the function is tried on empty
+        texts. Raises GraderFailed where too many such calls still run.
         """
         if not answers:
             self._try_out()
             return []
-        found = self._calls.over(answers)
+        size = -(-len(answers) // self._config.workers) if self._is_many else 1
+        calls = [answers[start : start + size] for start in range(0, len(answers), size)]
+        found = self._calls.over(calls)
         if found is None:
             raise GraderFailed(f"{self._file}: the task was closed while it graded")
         grades: list[Grade] = []
         errors: list[DataError] = []
-        for (problem, _), verdict in zip(answers, found, strict=True):
+        verdicts = [verdict for call, came in zip(calls, found, strict=True) for verdict in self._each(call, came)]
+        for (problem, _), verdict in zip(answers, verdicts, strict=True):
             if isinstance(verdict, Grade):
-                self._has_graded = True
+                self._has_graded |= verdict.outcome is not Outcome.TIMEOUT
                 grades.append(verdict)
-            elif isinstance(verdict, Overdue):
-                grades.append(Grade(Outcome.TIMEOUT, 0.0, "", self._too_long()))
             else:
-                assert isinstance(verdict, DataError)
                 typed = _of_typed(problem)
                 errors += [] if typed else [verdict]
                 grades.append(Grade(Outcome.GRADER_FAILED, 0.0, "", f"{verdict}{typed}"))
@@ -154,49 +162,79 @@ class CustomTask(DataTask):
 
         What it raises at an empty text it may not raise at others; that is a note.
         """
-        loaded = [*self.__dict__.get("test", ()), *self.__dict__.get("train", ())][:1]
-        if not loaded or self._is_tried:
+        loaded = [*self.__dict__.get("test", ()), *self.__dict__.get("train", ())]
+        call = [(problem, "") for problem in loaded[: 2 if self._is_many else 1]]  # with two a wrong length is seen
+        if not call or self._is_tried:
             return
         self._is_tried = True
-        (found,) = self._calls.over([(loaded[0], "")]) or [None]
+        (found,) = self._calls.over([call]) or [None]
         if isinstance(found, Overdue):
             raise DataError(
-                f"{self._file}: grade(problem, text), tried at problem {loaded[0].id!r} with an empty text: "
-                f"{self._too_long()}; raise that, or mend grade"
+                f"{self._file}: {self._called}, tried at {_told(call)} with an empty text: {self._too_long()}; raise "
+                "that, or mend it"
             )
-        if isinstance(found, NoVerdictError):
-            raise found
-        if isinstance(found, BaseException):
+        failed = [each for each in self._each(call, found or []) if isinstance(each, DataError)]
+        if failed and isinstance(failed[0], NoVerdictError):
+            raise failed[0]
+        if failed:
             self._notes.append(
-                f"grade raises at an empty text ({found}); answers at which it does are {Outcome.GRADER_FAILED}"
+                f"{self._called} raises at an empty text ({failed[0]}); what a call that raises was to grade is "
+                f"{Outcome.GRADER_FAILED}"
             )
 
-    def _judged(self, answer: tuple[Problem, str]) -> Grade:
-        """Called in threads. Raises DataError."""
-        problem, text = answer
-        where = f"{self._file}: grade(problem, text) at problem {problem.id!r}"
+    def _judged(self, call: _Call) -> list[Grade | DataError]:
+        """Called in threads: for each answer a verdict, or why it has none. Raises DataError of all of them."""
         try:
             with self._code.blamed():
-                return _verdict(where, self._grade(_row_of(problem), text))
+                found = self._grade([_row_of(problem) for problem, _ in call], [text for _, text in call])
+                found = found.tolist() if hasattr(found, "tolist") else found  # an array, a tensor, a column
+                if not isinstance(found, list | tuple) or len(found) != len(call):
+                    got = f"{len(found)} verdicts" if isinstance(found, list | tuple) else f"{found!r:.100}"
+                    raise NoVerdictError(
+                        f"{self._at(call)} must return a list with one verdict for each text, in their order, so "
+                        f"{len(call)}; got {got}"
+                    )
+                return [self._read(problem, verdict) for (problem, _), verdict in zip(call, found, strict=True)]
         except KeyboardInterrupt as error:  # none of the terminal's, which go to the main thread
-            raise DataError(f"{self._file}: grade(problem, text) raises KeyboardInterrupt") from error
+            raise DataError(f"{self._file}: {self._called} raises KeyboardInterrupt") from error
 
-    def _slow(self, answer: tuple[Problem, str], seconds: float) -> None:
+    def _read(self, problem: Problem, verdict: object) -> Grade | DataError:
+        try:
+            with self._code.blamed():  # numbers may be of the user's own kinds
+                return _verdict(self._at([(problem, "")]), verdict)
+        except DataError as error:
+            return error
+
+    def _each(self, call: _Call, came: Any) -> list[Grade | DataError]:
+        """What came of a call, answer by answer."""
+        if isinstance(came, list):
+            return came
+        if isinstance(came, Overdue):
+            why = self._too_long()
+            lost = DataError(f"{self._at(call)}: {why}; raise that, or mend it")
+            came = lost if self._is_many else Grade(Outcome.TIMEOUT, 0.0, "", why)
+        assert isinstance(came, Grade | DataError)
+        return [came] * len(call)
+
+    def _at(self, call: _Call) -> str:
+        return f"{self._file}: {self._called} at {_told(call)}"
+
+    def _slow(self, call: _Call, seconds: float) -> None:
         self._say(
-            f"waiting {seconds:.0f} s for the grader at problem {answer[0].id!r} ({self._file.name}; it may take "
-            f"task.seconds = {self._config.seconds:g})"
+            f"waiting {seconds:.0f} s for the grader at {_told(call)} ({self._file.name}; it may take task.seconds = "
+            f"{self._config.seconds:g})"
         )
 
-    def _overdue(self, answer: tuple[Problem, str]) -> None:
+    def _overdue(self, call: _Call) -> None:
         self._given_up += 1
         running = self._calls.running
-        told = f"{self._file}: grade(problem, text) at problem {answer[0].id!r}: {self._too_long()}"
+        told = f"{self._at(call)}: {self._too_long()}"
         if running >= max(_MOST_RUNNING, 4 * self._config.workers):
-            raise GraderFailed(f"{told}; {running} such calls still run, so no more are begun; mend grade, or raise it")
+            raise GraderFailed(f"{told}; {running} such calls still run, so no more are begun; raise that, or mend it")
         if self._given_up & (self._given_up - 1) == 0:  # 1, 2, 4, ...: once is enough for one cause
+            is_now = f"{Outcome.GRADER_FAILED}, left out" if self._is_many else f"{Outcome.TIMEOUT}, earning nothing"
             self._say(
-                f"warning: {told}; the answer is {Outcome.TIMEOUT}, earns nothing, and its call goes on by itself "
-                f"({self._given_up} so far, {running} still run)"
+                f"warning: {told}: {is_now}; the call goes on by itself ({self._given_up} so far, {running} still run)"
             )
 
     def _too_long(self) -> str:
@@ -204,7 +242,12 @@ class CustomTask(DataTask):
 
 
 class NoVerdictError(DataError):
-    """What grade returned is no verdict."""
+    """What the user's function returned is no verdict, or no list of them."""
+
+
+def _one_by_one(grade: Callable[..., Any]) -> Callable[..., list[Any]]:
+    """`grade` as a `grade_many`."""
+    return lambda problems, texts: [grade(problem, text) for problem, text in zip(problems, texts, strict=True)]
 
 
 def _verdict(where: str, verdict: object) -> Grade:
@@ -290,6 +333,10 @@ def _written(value: Any) -> str:
 def _row_of(problem: Problem) -> dict[str, Any]:
     """A row of the user's own: what its functions do to it reaches no problem."""
     return {"id": problem.id, "prompt": problem.prompt, **copy.deepcopy(dict(problem.reference))}
+
+
+def _told(call: _Call) -> str:
+    return f"problem {call[0][0].id!r}" if len(call) == 1 else f"{len(call)} answers"
 
 
 def _of_typed(problem: Problem) -> str:

@@ -199,15 +199,21 @@ def rests(config: TrainConfig, devices: Devices) -> tuple[dict[str, float], str]
 LAB = {"name": "countdown", "max_number": 100, "limit": 200, "prompt": "{numbers} : {target}", "correction_prompt": "?"}
 
 
-@pytest.mark.parametrize(("whole", "given", "share"), [(True, False, 0.085), (False, False, 0.32), (True, True, 0.02)])
+@pytest.mark.parametrize(("whole", "given", "share"), [(True, False, 0.20), (False, False, 0.65), (True, True, 0.04)])
 def test_what_the_heap_holds_beyond_what_is_alive_hangs_on_how_the_process_began(
     monkeypatch: pytest.MonkeyPatch, whole: bool, given: bool, share: float
 ) -> None:
     unrehearsed(monkeypatch)
     monkeypatch.setattr("selfcorrect.planning.memory.is_whole", lambda: whole)
     monkeypatch.setattr("selfcorrect.planning.memory.gives_back", lambda: given)
-    told, _ = rests(big(model={"path": "lab"}, task=LAB, **ONE_ROW), Devices(None))
-    assert told["allocator_slack_share"] == share
+    made = make_plan(big(model={"path": "lab"}, task=LAB, **ONE_ROW), Devices(None), timed=False)
+    assert row(made)["rests_on"]["allocator_slack_share"] == share
+    gradients = made.memory.static.gradients
+    assert gradients
+    for phase, passing in (("sampling", 0.0), ("update", gradients), ("loading", None)):  # none where nothing passes
+        parts = dict(made.memory.phases[phase])
+        held = parts.pop("allocator's slack")
+        assert held == pytest.approx(0.0 if passing is None else share * (sum(parts.values()) + passing))
 
 
 def test_a_torch_that_is_built_for_cuda_takes_more_of_a_machine(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,8 @@
 
 import weakref
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,28 +11,22 @@ import torch
 from transformers import LlamaConfig
 
 from selfcorrect.models import products
-from selfcorrect.planning import cpu, plan, rehearsal
+from selfcorrect.planning import beside, cpu, plan, rehearsal
 from selfcorrect.planning.plan import Devices, make_plan
 from selfcorrect.planning.rehearsal import Line
 from selfcorrect.planning.settled import dressed
 from selfcorrect.planning.spec import Spec
 from selfcorrect.planning.work import assumed_lengths, step_of, update_of
 from selfcorrect.samplers.prepacked import LEAST_ADAPTED
-from selfcorrect.waiting import cores
 from tests.support.plans import ONE_ROW, SMALL, recipe
 
 
-def made_up(patch: pytest.MonkeyPatch) -> list[int]:
-    """Each part takes a second, prompts a thousand; no memory is rehearsed. Fills with the threads of each timing."""
-    parts, threads = ("step", "step one row", "prefill", "lay out", "rollouts' passes", "optimiser"), list[int]()
-
-    def timed(*given: Any) -> dict[str, Line]:
-        threads.append(given[-1])
-        return {part: Line(1.0, 0.0) for part in parts} | {"prompts' passes": Line(1000.0, 0.0)}
-
-    patch.setattr(cpu, "_timings", timed)
+def made_up(patch: pytest.MonkeyPatch) -> None:
+    """Each part takes a second, prompts a thousand; no memory is rehearsed."""
+    parts = ("step", "step one row", "prefill", "lay out", "rollouts' passes", "optimiser")
+    told = {part: Line(1.0, 0.0) for part in parts} | {"prompts' passes": Line(1000.0, 0.0)}
+    patch.setattr(cpu, "_timings", lambda *_: told)
     patch.setattr(plan, "memory", lambda *_: None)
-    return threads
 
 
 def once_each(patch: pytest.MonkeyPatch) -> None:
@@ -39,25 +35,21 @@ def once_each(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(cpu, "_LONG", 1e-9)
 
 
-def test_what_each_process_does_for_itself_counts_once_each(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On made-up times of one second each: weights laid out by all, the optimiser's step by all under DDP; threads.
-
-    Prompts that rows share, of a thousand seconds here, count once each too, and not once a micro-batch.
+def test_each_process_has_its_own_share_of_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On made-up times of one second each, as each times its own: half of the rows, and of the optimiser's step in
+    shards. Prompts that rows share, of a thousand seconds here, count once, and not once a micro-batch.
     """
-    threads = made_up(monkeypatch)
-
-    before = torch.get_num_threads()
+    made_up(monkeypatch)
     config = recipe(optimizer=ONE_ROW["optimizer"], rollouts={"problems_per_step": 4, "rows_at_once": 512})
     kinds = ((1, "ddp"), (2, "ddp"), (2, "fsdp2"))
     paces = [make_plan(config, Devices(None, gpus, parallel=parallel)).pace for gpus, parallel in kinds]
     one, ddp, fsdp2 = (pace.seconds for pace in paces if pace)
-    assert ddp["rollouts"] == fsdp2["rollouts"] == pytest.approx(one["rollouts"] + config.rollouts.attempts)
-    assert one["update"] // 1000 == 1
-    assert ddp["update"] == pytest.approx(one["update"] + 1000 + 1)
-    assert fsdp2["update"] == pytest.approx(one["update"] - 1000)  # which shares none
-    most = max(before, min(2 * before, cores()))
-    assert threads == [before, most, most]
-    assert torch.get_num_threads() == before
+    assert ddp["rollouts"] == fsdp2["rollouts"] == pytest.approx(one["rollouts"])
+    rows = 4 * config.rollouts.rollouts_per_problem
+    assert one["update"] == pytest.approx(rows + 1000 + 1)
+    assert ddp["update"] == pytest.approx(rows / 2 + 1000 + 1)
+    assert fsdp2["update"] == pytest.approx(rows / 2 + 1 / 2)  # which shares no prompts
+    assert one["grading"] == ddp["grading"]  # by the cores of all
 
 
 @pytest.mark.parametrize("copies", [True, False])
@@ -115,3 +107,21 @@ def test_seconds_are_of_micro_batches_as_full_as_they_are_and_of_all_processes(m
     assert two
     assert one.tokens == two.tokens
     assert two.seconds["sync"] > one.seconds["sync"] == 0
+
+
+@pytest.mark.parametrize(
+    ("rank", "beside_it", "device", "times"), [(1, 2, "cpu", 1), (1, 1, "cpu", 0), (1, 2, "meta", 0)]
+)
+def test_those_on_the_first_ones_processor_plan_in_silence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rank: int, beside_it: int, device: str, times: int
+) -> None:
+    """Layers are timed on all of them at once."""
+    monkeypatch.delenv("SELFCORRECT_PLAN", raising=False)
+    started = {"WORLD_SIZE": 2, "RANK": rank, "LOCAL_WORLD_SIZE": beside_it, "MASTER_ADDR": "x", "MASTER_PORT": 1}
+    for name, value in started.items():
+        monkeypatch.setenv(name, str(value))
+    said, planned, lm = list[str](), list[bool](), SimpleNamespace(device=torch.device(device))
+    monkeypatch.setattr(beside, "_plan", lambda *_: planned.append(True))
+    with beside.planned(recipe(), lm, None, tmp_path, said.append):  # type: ignore[arg-type]
+        pass
+    assert (len(planned), said, list(tmp_path.iterdir())) == (times, [], [])

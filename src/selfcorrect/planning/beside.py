@@ -39,12 +39,14 @@ def planned(
     """Around a run. config: settled. What fails here is told in a line and fails nothing else.
 
     SELFCORRECT_PLAN=off leaves it out, for runs that are over in seconds; `timed` times the lengths that came in short
-    runs too.
+    runs too. Of several processes the first one speaks and writes; those that share a processor with it do as it does,
+    so that what is timed there goes as slowly as it will.
     """
     asked = os.environ.get("SELFCORRECT_PLAN", "").casefold()
-    if asked == "off" or not is_first():  # of several processes the first one speaks and writes
+    if asked == "off" or not (is_first() or _shares_first_ones_processor(lm.device)):
         yield
         return
+    say = say if is_first() else _silent
     plan, steps, least = None, _steps(path), 0.0
     say(f"plan: {_rehearsing(lm.device.type == CPU)} (SELFCORRECT_PLAN=off leaves it out) ...")
     start = time.perf_counter()
@@ -60,11 +62,20 @@ def planned(
     yield
     try:
         if before is not None and _steps(path) == steps:  # a run with nothing left to do: what it took still holds
-            (path / FILE).write_text(before, encoding="utf-8")
+            _write(path, json.loads(before))
         elif plan:
             _tell_measured(plan, config, path, say, least)
     except Exception as error:  # noqa: BLE001 - as above
         say(f"plan: not compared with what was measured ({_why(error)})")
+
+
+def _shares_first_ones_processor(device: torch.device) -> bool:
+    launch = launched()
+    return device.type == CPU and launch is not None and launch.rank < launch.beside
+
+
+def _silent(_: str) -> None:
+    pass
 
 
 def _rehearsing(timed: bool) -> str:
@@ -179,4 +190,5 @@ def measured_peak(card: Card | None) -> float:
 
 
 def _write(path: Path, found: dict[str, Any]) -> None:
-    (path / FILE).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    if is_first():
+        (path / FILE).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")

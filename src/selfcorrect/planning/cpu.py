@@ -44,8 +44,8 @@ _LONG = 5.0  # seconds after which it is not begun again; the first time is a li
 def measured(config: TrainConfig, model: Dressed, step: Step, spread: Spread, nodes: int = 1) -> Pace:
     """The seconds of a step of this recipe here; the reference's pass counts as the update's. step: of one process.
 
-    Several processes share the processor: what all of them do is timed on the threads of all, as if it were one's,
-    and then what each does for itself and what they send each other.
+    Of several processes each is to time its own share at once with the others, as they share a processor and its way to
+    the memory (beside.py); what they send each other comes on top.
 
     Raises ModelError for a model that is sampled without lanes, which are what is timed here.
     """
@@ -65,9 +65,8 @@ def measured(config: TrainConfig, model: Dressed, step: Step, spread: Spread, no
     prefixes = min(work.prefixes, max(1, int(_FLOPS / (max(1, work.prefix) * of_token))))
     timed = replace(work, rows=rows, scored=rows * work.trained, prefixes=prefixes)
     row, limit = math.ceil(step.lengths.mean_row(step.attempts)), step.lengths.limit
-    lanes = many * min(config.rollouts.rows, step.rows)
-    one_process, step = step, replace(step, rows=many * step.rows, groups=many * step.groups)
-    with torch.random.fork_rng(devices=[]), _threads(many):
+    lanes = min(config.rollouts.rows, step.rows)
+    with torch.random.fork_rng(devices=[]):
         key = CostumeKey(model.costume)
         found = _timings(timed, key, _layers(model), lanes, row, limit, torch.get_num_threads())
     of = {name: line.at(model.spec.layers) for name, line in found.items()}
@@ -77,31 +76,20 @@ def measured(config: TrainConfig, model: Dressed, step: Step, spread: Spread, no
         share = max(0.0, (one.rows - 1) / max(1, lanes - 1))
         seconds["rollouts"] += one.steps * (of["step one row"] + share * max(0.0, of["step"] - of["step one row"]))
         fed = step.groups * step.lengths.prompt if attempt == 1 else step.rows * (step.lengths.turn + 1)
-        seconds["rollouts"] += many * of["lay out"] + of["prefill"] * fed / max(1, lanes * _FED)
-        tokens += step.rows * step.lengths.attempt
+        seconds["rollouts"] += of["lay out"] + of["prefill"] * fed / max(1, lanes * _FED)
+        tokens += spread.devices * step.rows * step.lengths.attempt
     # Prompts that are shared are computed once a step, before all micro-batches and after them.
-    seconds["update"] = of["rollouts' passes"] * step.rows / rows + many / spread.shards * of["optimiser"]
-    seconds["update"] += many * of["prompts' passes"] * work.prefixes / max(1, prefixes)
+    seconds["update"] = of["rollouts' passes"] * step.rows / rows + of["optimiser"] / spread.shards
+    seconds["update"] += of["prompts' passes"] * work.prefixes / max(1, prefixes)
     gloo = (GLOO_BYTES, GLOO_SUM_BYTES)
-    seconds["sync"] = sum(sync(config, model, gloo, one_process, spread, 0.0).values())
-    seconds["grading"] = grading(config, step.rows, cores())
+    seconds["sync"] = sum(sync(config, model, gloo, step, spread, 0.0).values())
+    seconds["grading"] = grading(config, many * step.rows, cores())
     longest = max(seconds, key=lambda phase: seconds[phase])
     why = "what processes send each other" if longest == "sync" else "this processor, as just measured"
     return Pace(seconds, f"{longest}: {why}", tokens)
 
 
 _FED = 8  # tokens of a row in the prefill that is timed
-
-
-@contextmanager
-def _threads(many: int) -> Iterator[None]:
-    """Meanwhile this process has the threads of so many."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(max(before, min(before * many, cores())))
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _layers(model: Dressed) -> tuple[int, int]:

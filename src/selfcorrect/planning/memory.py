@@ -22,9 +22,9 @@ PROCESS_BYTES = 0.44 * 2**30
 TOKEN_BYTES = 1.1 * 2**10  # of the tokenizer, for each entry of the vocabulary; measured
 PEFT_BYTES = 0.05 * 2**30  # more with PEFT and bitsandbytes imported; measured
 CUDA_BUILD_BYTES = 0.34 * 2**30  # more with a torch that is built for CUDA, which no card is needed for; measured
-# Of what is alive, that glibc's heap holds beyond it: in a command that trains, in a process of another programme, and
-# where freed memory is given back (docs/plan.md, models/freed.py).
-HEAP_SLACK, HEAP_SLACK_ELSEWHERE, HEAP_SLACK_GIVEN = 0.085, 0.32, 0.02
+# Of what comes and goes in a step, that glibc's heap holds beyond it: in a command that trains, in a process of another
+# programme, and where freed memory is given back (docs/plan.md, models/freed.py). What stays lies side by side.
+HEAP_SLACK, HEAP_SLACK_ELSEWHERE, HEAP_SLACK_GIVEN = 0.20, 0.65, 0.04
 _WITHOUT_GRADIENTS = ("sampling", "evaluation", "saving")
 ENGINE_BYTES = 1.5 * 2**30  # of vLLM: graphs and workspaces, assumed
 
@@ -45,7 +45,8 @@ class Spread:
 @dataclass(frozen=True, slots=True)
 class Memory:
     """Bytes on one device. static: all the time; phases: the fullest moment of each phase, by part, static ones not
-    among them; process: of the process itself. slack: the share of all the rest that the allocator holds beyond it.
+    among them; process: of the process itself. slack: what the allocator holds beyond what is alive, as a share of it,
+    or on a CPU of what comes and goes.
     """
 
     static: Static
@@ -54,8 +55,7 @@ class Memory:
     slack: float
 
     def at(self, phase: str) -> float:
-        inside = sum(self.phases[phase].values()) + _lasting(self.static, phase)
-        return self.process + (1 + self.slack) * inside
+        return self.process + sum(self.phases[phase].values()) + _lasting(self.static, phase)
 
     @property
     def fullest(self) -> str:
@@ -76,11 +76,8 @@ class Memory:
             parts = {"weights": of.weights}
         elif phase in _WITHOUT_GRADIENTS:
             del parts["gradients"]
-        parts |= self.phases[phase]
-        inside = sum(parts.values())
-        return {name: size for name, size in parts.items() if size} | {
-            "allocator's slack": self.slack * inside, "process": self.process,
-        }  # fmt: skip
+        parts |= self.phases[phase] | {"process": self.process}
+        return {name: size for name, size in parts.items() if size}
 
 
 def _lasting(of: Static, phase: str) -> float:
@@ -88,6 +85,16 @@ def _lasting(of: Static, phase: str) -> float:
     if phase == "loading":
         return of.weights
     return of.total - (of.gradients if phase in _WITHOUT_GRADIENTS else 0.0)
+
+
+def _loose(of: Static, name: str, phase: dict[str, float], *, on_card: bool) -> float:
+    """Bytes between which the allocator leaves holes: on a CPU those that come and go, as what stays lies side by side,
+    and a file is not of the heap.
+    """
+    alive = sum(phase.values()) + _lasting(of, name)
+    if on_card:
+        return alive
+    return 0.0 if name == "loading" else alive - _lasting(of, "sampling") - of.whole
 
 
 def memory(config: TrainConfig, model: Dressed, card: Card | None, step: Step, spread: Spread) -> Memory:
@@ -140,6 +147,8 @@ def memory(config: TrainConfig, model: Dressed, card: Card | None, step: Step, s
     if lasts:
         for phase in phases.values():  # kept for the next step, as lanes are
             phase.setdefault("CUDA graphs", graphs)
+    for name, phase in phases.items():
+        phase["allocator's slack"] = slack * _loose(of, name, phase, on_card=card is not None)
     return Memory(of, phases, process, slack)
 
 

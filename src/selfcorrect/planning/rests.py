@@ -103,7 +103,8 @@ def _memory(plan: Plan) -> Iterator[Number]:
     needs, on_card = plan.memory, plan.devices.card is not None
     what = "CUDA context and cuBLAS" if on_card else "the process"
     yield Number("process_gib", needs.process / _GIB, f"{needs.process / _GIB:.2f} GiB of {what}")
-    yield Number("allocator_slack_share", needs.slack, f"{100 * needs.slack:.3g}% of allocator's slack")
+    of = "" if on_card else " on what comes and goes"
+    yield Number("allocator_slack_share", needs.slack, f"{100 * needs.slack:.3g}% of allocator's slack{of}")
     if plan.spread.engine:
         engine = ENGINE_BYTES / _GIB
         yield Number("engine_gib", engine, f"{engine:g} GiB of vLLM's graphs and workspaces")

@@ -72,6 +72,8 @@ FAMILIAR = {
     "num_iterations": _ON_POLICY, "epsilon_high": _ON_POLICY, "cliprange": _ON_POLICY, "clip_range": _ON_POLICY,
     "loss_type": "none: the mean over rollouts of the sum over tokens",
     "reward_funcs": "task.name, or grade() of a task of your own (task.file)",
-    "reward_weights": "none: a reward is 1 or 0",
+    "reward_weights": "none: one grader a task; grade() of a task of your own may add parts up to a number from 0 to 1",
     "resume_from_checkpoint": "`selfcorrect train --resume RUN`",
+    "push_to_hub": "`selfcorrect export RUN FOLDER --push OWNER/NAME`",
+    "hub_model_id": "`selfcorrect export RUN FOLDER --push OWNER/NAME`",
 }  # fmt: skip

@@ -47,7 +47,7 @@ def test_overrides(recipe: Path) -> None:
         ("stages.2.steps=3", r"no entry '2'; there are hold, correct"),
         ("stages.².steps=3", r"no entry '²'; there are hold, correct"),
         ("rollouts.rollouts_per_problem=1", r"rollouts_per_problem is 1"),
-        ("name=a/b", r"name = 'a/b': must be letters, digits, - and _ and, not first, dots"),
+        ("name=a/b", r"name = 'a/b': must be letters, digits, -, _ and \(not first\) dots"),
         ("stages.hold.name=a.b", r"stages.hold.name = 'a.b': must be letters, digits, - and _$"),
         ("optimizer.betas=0.9", r"optimizer.betas = 0.9: must be a list \("),
         ("stages=null", r"stages( = None)?: must be a list \("),

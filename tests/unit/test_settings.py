@@ -65,6 +65,8 @@ def test_the_reference_has_every_setting_and_whole_tables() -> None:
     assert {setting.key for setting in settings()} == {
         found for row in rows for found in re.findall(r"^\| `([^`]+)`", row)
     }
+    spans = re.findall(r"(?<!`)`([^`]+)`(?!`)", page)
+    assert not [span for span in spans if r"\_" in span]  # a code span shows its backslashes
 
 
 class Shapes(Strict):
@@ -77,6 +79,7 @@ class Shapes(Strict):
     pair: Annotated[tuple[float, float], Paper("tau")] = (0.0, 1.0)
     texts: dict[str, str] = Field(default_factory=dict)
     odd: str = "yes"
+    named: Annotated[str, Field(pattern=r"^[a-z][a-z.]*$")] = "a"
     must: bool
 
 
@@ -90,6 +93,7 @@ class Shapes(Strict):
         ("pair", "2 of number", "[0.0, 1.0]", "tau"),
         ("texts", "mapping to text", "{}", ""),
         ("odd", "text", "'yes'", ""),  # without quotes, YAML 1.1 reads true
+        ("named", "name of letters, digits, -, _ and (not first) dots", "a", ""),
         ("must", "true | false", None, ""),
     ],
 )

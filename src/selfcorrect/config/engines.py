@@ -26,7 +26,7 @@ class VllmConfig(Strict):
     block_size: Positive | Literal["auto"] = "auto"
     """Tokens of a cache block, the unit in which attempt 2 finds attempt 1 in the cache; auto is 16, on a CPU 32."""
     max_model_len: Positive | Literal["auto"] = "auto"
-    """Tokens of a rollout; auto is what the model reads."""
+    """Tokens of a rollout; auto is what the model reads, as far as the cache has room for it."""
     transfer: Transfer = "auto"
     """How whole weights reach a server: through a folder that both see, or by its NCCL or IPC transfer from a GPU."""
     sync_folder: LocalPath | None = None

@@ -75,4 +75,6 @@ FAMILIAR = {
     "reward_funcs": "task.name, or grade() or grade_many() of a task of your own (task.file)",
     "reward_weights": "none: a reward is one number from 0 to 1, so weigh within grade() of a task of your own",
     "resume_from_checkpoint": "`selfcorrect train --resume RUN`",
+    "push_to_hub": "`selfcorrect export RUN FOLDER --push OWNER/NAME`",
+    "hub_model_id": "`selfcorrect export RUN FOLDER --push OWNER/NAME`",
 }  # fmt: skip

@@ -299,8 +299,8 @@ def _explain(
                 case "string_type" if shown:
                     return f"{told}; put it in quotes as it is meant"
                 case "string_pattern_mismatch":
-                    dots = " and, not first, dots" if "." in error["ctx"]["pattern"] else ""
-                    return f"{where}: {field}{shown}: must be letters, digits, - and _{dots}"
+                    last = "-, _ and (not first) dots" if "." in error["ctx"]["pattern"] else "- and _"
+                    return f"{where}: {field}{shown}: must be letters, digits, {last}"
                 case "tuple_type" | "list_type":
                     write = f"; write [{value}]" if shown and isinstance(value, str) else ""
                     return f"{where}: {field}{shown}: must be a list{write}{_meaning(parts)}"

@@ -85,7 +85,13 @@ def _code(text: str) -> str:
 
 
 def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("<", "&lt;").replace("*", "\\*").replace("_", "\\_")
+    """Plain text in a table, but for code spans, in which a backslash would be shown."""
+    parts = text.replace("|", "\\|").split("`")
+    return "`".join(part if place % 2 else _plain(part) for place, part in enumerate(parts))
+
+
+def _plain(text: str) -> str:
+    return text.replace("<", "&lt;").replace("*", "\\*").replace("_", "\\_")
 
 
 if __name__ == "__main__":

@@ -171,8 +171,9 @@ def _takes(kind: Any, bounds: Sequence[Any] = ()) -> str:
         return "mapping" if inner[1] is Any else f"mapping to {_takes(inner[1])}"
     if _is_model(kind):
         return "section"
-    if kind is str and any(getattr(bound, "pattern", None) for bound in bounds):
-        return "name of letters, digits, - and _"
+    patterns = [bound.pattern for bound in bounds if getattr(bound, "pattern", None)]
+    if kind is str and patterns:
+        return "name of letters, digits, " + ("-, _ and (not first) dots" if "." in patterns[0] else "- and _")
     names = {bool: "true | false", int: "whole number", float: "number", str: "text", Any: "anything"}
     return names[kind] + (_range(kind, bounds) if kind in (int, float) else "")
 

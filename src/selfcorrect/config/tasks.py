@@ -146,15 +146,15 @@ class CodeConfig(Strict):
     shots: Annotated[int, Field(ge=0, le=3), Paper("three-shot prompt of MBPP")] = 3
     """How many solved examples stand before an MBPP task."""
     workers: Positive | None = None
-    """Processes that grade; by default one a core."""
+    """Processes that grade; by default, and at most, one a core."""
     time_limit: Rate = 0.5
     """Seconds a program may take in any case."""
     time_factor: NonNegative = 20.0
     """How many times the time of the data set's own solution it may take."""
     time_cap: Rate | None = None
-    """The most seconds a program may take, whatever the other two say; none by default."""
+    """The most seconds a program may take, however slow the data set's own solution is; by default 10."""
     memory_mb: Positive | None = None
-    """Memory a program may take; by default the judge's own limit (docs/grading.md)."""
+    """Address space a program may take, in MiB; by default 1,024 (docs/grading.md)."""
     prelude: bool = True
     """Import common modules before the program (docs/grading.md)."""
     packages: tuple[str, ...] = ()

@@ -10,13 +10,14 @@ import pytest
 import torch
 from transformers import LlamaConfig
 
+from selfcorrect.learning.vocabulary import tiles_for
 from selfcorrect.models import products
 from selfcorrect.planning import beside, cpu, plan, rehearsal
 from selfcorrect.planning.plan import Devices, make_plan
 from selfcorrect.planning.rehearsal import Line
 from selfcorrect.planning.settled import dressed
 from selfcorrect.planning.spec import Spec
-from selfcorrect.planning.work import assumed_lengths, step_of, update_of
+from selfcorrect.planning.work import Update, assumed_lengths, step_of, update_of
 from selfcorrect.samplers.prepacked import LEAST_ADAPTED
 from tests.support.plans import ONE_ROW, SMALL, recipe
 
@@ -107,6 +108,23 @@ def test_seconds_are_of_micro_batches_as_full_as_they_are_and_of_all_processes(m
     assert two
     assert one.tokens == two.tokens
     assert two.seconds["sync"] > one.seconds["sync"] == 0
+
+
+def test_of_fewer_rows_the_same_share_of_tiles_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that are not are made a second time in the backward pass, which is most of a large vocabulary's work."""
+    made_up(monkeypatch)
+    told, seen = cpu._timings, list[tuple[int, int]]()
+
+    def timed(work: Update, key: Any, *others: Any) -> dict[str, Line]:
+        seen.append((work.rows, key.costume.tiles.kept))
+        return told(work, key, *others)
+
+    monkeypatch.setattr(cpu, "_timings", timed)
+    for flops in (1.0, 1e18):
+        monkeypatch.setattr(cpu, "_FLOPS", flops)
+        make_plan(recipe(optimizer=ONE_ROW["optimizer"] | {"micro_batch": 4, "padding_free": False}), Devices(None))
+    kept = tiles_for(torch.device("cpu")).kept
+    assert seen == [(1, kept // 4), (4, kept)]
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ from selfcorrect.samplers.prepacked import LEAST_ADAPTED, laid_out, least
 from selfcorrect.waiting import cores
 
 # Of a timed update, but one row of it at the least. Gradients are added up once a micro-batch, of many rows or few.
-_FLOPS = 2e11
+_FLOPS = 4e11
 _APART = 8  # layers between the two models at most: what the head's time varies by is not to pass for a layer's
 _LEAST = 0.4  # seconds that a piece is timed for
 _MOST = 20  # times
@@ -67,7 +67,9 @@ def measured(config: TrainConfig, model: Dressed, step: Step, spread: Spread, no
     row, limit = math.ceil(step.lengths.mean_row(step.attempts)), step.lengths.limit
     lanes = min(config.rollouts.rows, step.rows)
     with torch.random.fork_rng(devices=[]):
-        key = CostumeKey(model.costume)
+        # Tiles of the loss that are not kept are computed again: the same share of them is kept, of fewer tokens.
+        tiles = replace(model.costume.tiles, kept=model.costume.tiles.kept * rows // work.rows)
+        key = CostumeKey(replace(model.costume, tiles=tiles))
         found = _timings(timed, key, _layers(model), lanes, row, limit, torch.get_num_threads())
     of = {name: line.at(model.spec.layers) for name, line in found.items()}
     seconds, tokens = {"rollouts": 0.0}, 0.0

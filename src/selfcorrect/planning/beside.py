@@ -17,6 +17,7 @@ import torch
 
 from selfcorrect.config import TrainConfig
 from selfcorrect.errors import ModelError, UserError, one_line
+from selfcorrect.evaluation.kept import write_durably
 from selfcorrect.models.freed import give_back
 from selfcorrect.models.language_model import LanguageModel
 from selfcorrect.parallel.launch import is_first, kind_of, launched
@@ -60,7 +61,7 @@ def planned(
     yield
     try:
         if before is not None and _steps(path) == steps:  # a run with nothing left to do: what it took still holds
-            (path / FILE).write_text(before, encoding="utf-8")
+            write_durably(path / FILE, before)
         elif plan:
             _tell_measured(plan, config, path, say, least)
     except Exception as error:  # noqa: BLE001 - as above
@@ -179,4 +180,4 @@ def measured_peak(card: Card | None) -> float:
 
 
 def _write(path: Path, found: dict[str, Any]) -> None:
-    (path / FILE).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    write_durably(path / FILE, json.dumps(found, indent=1) + "\n")

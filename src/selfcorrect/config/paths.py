@@ -166,6 +166,7 @@ def check_paths(config: TrainConfig, where: str = "", *, task: str = "task", tra
     named = [
         ("model.path", model if model.startswith((".", "/")) else None),  # else it may be a hub name
         *_asked(config, task),
+        ("recorded", config.recorded),
         ("checkpoint.held_out", config.checkpoint.held_out),
         *((f"stages.{stage.name}.file", stage.file) for stage in config.stages if isinstance(stage, OwnObjective)),
         *((f"stages.{stage.name}.traces", _traces_of(stage)) for stage in read[:1]),
@@ -189,7 +190,6 @@ def _asked(
         ("model.chat_template", template if loaded and template != PLAIN_TEMPLATE else None),
         *_paths_of_task(config.task, task),
         *(("evaluation.external", path) for path in config.evaluation.external if evaluated),
-        ("recorded", config.recorded if loaded and evaluated else None),
     ]
 
 

@@ -17,9 +17,12 @@ import sys
 import time
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from selfcorrect.config import TrainConfig
+
+if TYPE_CHECKING:
+    from selfcorrect.models.language_model import LanguageModel
 
 RESULTS = Path(__file__).parent / "results" / "waiting.json"
 WORKS = ("lab", "forward", "decode")
@@ -135,28 +138,31 @@ def lab_step(options: argparse.Namespace) -> Any:
     return trainer.train_step
 
 
-def larger(layers: int) -> Any:
+def larger(layers: int) -> "LanguageModel":
     """Random weights in the shape of a model of 135 million."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
+
+    from selfcorrect.lab.base import build_tokenizer
+    from selfcorrect.models.loading import wrap
 
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=49152, hidden_size=576, intermediate_size=1536, num_hidden_layers=layers, num_attention_heads=9,
         num_key_value_heads=3, tie_word_embeddings=True, attn_implementation="eager",
     )  # fmt: skip
-    return LlamaForCausalLM(config).eval()
+    return wrap(LlamaForCausalLM(config), build_tokenizer(12))
 
 
 def forward(options: argparse.Namespace) -> Any:
     """Eight rows of 128 tokens at once."""
     import torch
 
-    model, ids = larger(options.layers), torch.arange(8 * 128).reshape(8, 128)
+    lm, ids = larger(options.layers), torch.arange(8 * 128).reshape(8, 128)
 
     def work() -> None:
         with torch.no_grad():
-            model(input_ids=ids, logits_to_keep=1)
+            lm.model(input_ids=ids, logits_to_keep=1)
 
     return work
 
@@ -165,15 +171,15 @@ def decode(options: argparse.Namespace) -> Any:
     """A token of eight rows of 32."""
     import torch
 
-    model, ids = larger(options.layers), torch.arange(8 * 32).reshape(8, 32)
+    lm, ids = larger(options.layers), torch.arange(8 * 32).reshape(8, 32)
 
     with torch.no_grad():
-        past = model(input_ids=ids, use_cache=True, logits_to_keep=1).past_key_values
+        cache = lm.cache_in(lm.model(input_ids=ids, logits_to_keep=1, **lm.given(None)))
 
     def work() -> None:
         with torch.no_grad():
-            model(input_ids=ids[:, :1], past_key_values=past, use_cache=True)
-            past.crop(-1)
+            lm.model(input_ids=ids[:, :1], **lm.given(cache))
+            cache.crop(-1)
 
     return work
 

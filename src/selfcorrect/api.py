@@ -11,8 +11,7 @@ from selfcorrect.analysis.records import records
 from selfcorrect.comparing import compare as run_comparison
 from selfcorrect.comparing.plan import costs
 from selfcorrect.config import CompareConfig, Config, LabBaseConfig, TrainConfig
-from selfcorrect.config.paths import absolute, check_paths
-from selfcorrect.config.recipe import validate
+from selfcorrect.config.paths import absolute, at_home, check_paths
 from selfcorrect.endpoints.job import endpoint_job
 from selfcorrect.endpoints.settings import Endpoint
 from selfcorrect.errors import ConfigError
@@ -20,7 +19,6 @@ from selfcorrect.evaluation.evaluate import Evaluation, Evaluator
 from selfcorrect.evaluation.metrics import Summary, refuse_nothing_graded
 from selfcorrect.exporting import export as write_export
 from selfcorrect.learning.formats import FORMATS, Converted, convert
-from selfcorrect.models.loading import resolve_path
 from selfcorrect.models.messages import MessageChat
 from selfcorrect.models.sizing import parameter_count
 from selfcorrect.planning import page
@@ -53,7 +51,16 @@ from selfcorrect.runs.evaluating import (
 )
 from selfcorrect.runs.folder import keep_evaluation
 from selfcorrect.runs.interrupts import alone, stoppable
-from selfcorrect.runs.recipes import Recipe, config_for, is_recipe, read_config, train_config, trained_attempts
+from selfcorrect.runs.recipes import (
+    Recipe,
+    config_for,
+    is_recipe,
+    read_config,
+    to_evaluate,
+    to_grade,
+    train_config,
+    trained_attempts,
+)
 from selfcorrect.runs.run import resume, start
 from selfcorrect.samplers.choose import make_sampler
 from selfcorrect.sampling import make_repair_set, scale
@@ -110,18 +117,13 @@ def evaluate(
     """
     watcher = observer or PlainObserver()
     named = endpoint is None and is_recipe(model)
-    here, what = endpoint is None, "evaluate it on"
-    config = train_config(model, *overrides) if named else config_for(model, recipe, overrides, what, here=here)
-    config = _with_sampler(config, endpoint)
+    config = _with_sampler(to_evaluate(model, recipe, overrides, here=endpoint is None), endpoint)
+    path = config.model.path
     _tell([] if named else unused(overrides), watcher.message)
-    path = config.model.path if named else str(model)
-    config = config.model_copy(update={"model": config.model.model_copy(update={"path": path})})
-    folder = Path(output).expanduser() if output is not None else Path(config.output) / config.name if named else None
+    folder = at_home(output, "output") if output is not None else Path(config.output) / config.name if named else None
     name = "recorded" if config.sampler == "recorded" else name_of(path)
     if folder is not None:
         check_free(folder, name)
-    if config.sampler == "transformers":
-        resolve_path(path)  # a folder that is not there, or holds no model, is the first thing to say
     if config.sampler != "recorded":
         watcher.message(f"evaluating {path} on {about(config.task, config.evaluation.split)}")
     task = make_task(config.task, watcher.message)
@@ -245,10 +247,9 @@ def grade(
     from selfcorrect.evaluation.averages import summary_over
     from selfcorrect.evaluation.recorded import arranged, grade_recorded
 
-    config = validate({"task": {"name": task}, "stages": []}, "grade", overrides=overrides)
-    assert isinstance(config, TrainConfig)
+    config = to_grade(task, overrides)
     log, file, watcher = read_log(recorded), Path(recorded).expanduser(), observer or PlainObserver()
-    target = Path(output).expanduser() if output is not None else _verdicts_beside(file)
+    target = at_home(output, "output") if output is not None else _verdicts_beside(file)
     if target.exists() and target.samefile(file):
         raise ConfigError(f"output = {str(output)!r} is the file that is to be graded; name another")
     done, total = 0, sum(len(row.texts) for row in log.rows)

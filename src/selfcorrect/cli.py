@@ -14,6 +14,7 @@ import typer
 from selfcorrect import __version__
 from selfcorrect.commands import AsJson, Grouped, Overrides, Sections, diff, export, traces
 from selfcorrect.commands import stopped as _stopped
+from selfcorrect.config.paths import at_home
 from selfcorrect.errors import ConfigError, TrainingInterrupted, UserError
 from selfcorrect.evaluate_command import evaluate
 from selfcorrect.models.freed import begin
@@ -135,13 +136,18 @@ def grade(
     """Grade recorded completions by the paper's metrics. Verdicts with reasons go into a file. Resumable."""
     from dataclasses import asdict
 
-    from selfcorrect import api
-    from selfcorrect.runs.display import summary_lines
-    from selfcorrect.runs.progress import on_stderr
+    from selfcorrect.runs.recipes import to_grade
+    from selfcorrect.tasks.sources import check_there
 
     if task not in ("math", "code", "countdown", "custom"):
         raise ConfigError(f"--task {task}: must be math, code, countdown or custom")
     settings = [*(overrides or []), *(["task.allow_unsandboxed=true"] if allow_unsandboxed else [])]
+    check_there(str(at_home(recorded, "recorded")), "RECORDED")
+    to_grade(task, settings)
+    from selfcorrect import api  # and torch
+    from selfcorrect.runs.display import summary_lines
+    from selfcorrect.runs.progress import on_stderr
+
     with on_stderr() as watcher:
         summary, target = api.grade(recorded, task, *settings, output=output, observer=watcher)
     if as_json:
@@ -168,6 +174,9 @@ def play(
     seed: int = 0,
 ) -> None:
     """One problem, all attempts, coloured by their grades."""
+    from selfcorrect.runs.recipes import config_for
+
+    config_for(model, recipe, None, "play")  # before torch is loaded
     from selfcorrect import api
 
     _print_rollout(api.play(problem, model, recipe, temperature=temperature, seed=seed))
@@ -187,19 +196,21 @@ def make_repair_set(
     temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 1.0,
 ) -> None:
     """Keep the attempts that a model fails at, to repair them. It tries a task once; the task repair reads them."""
-    from selfcorrect import api
-    from selfcorrect.config import TrainConfig
-    from selfcorrect.runs.progress import on_stderr
-    from selfcorrect.runs.recipes import is_recipe
+    from selfcorrect.config.paths import check_asked_paths
+    from selfcorrect.models.files import resolve_path
+    from selfcorrect.runs.recipes import is_recipe, train_config
 
-    if recipe is None:
-        if not is_recipe(model):
-            raise ConfigError(f"name the task with --recipe RECIPE, or a recipe in place of the model {model!r}")
-        recipe = Path(model)
-        config = api.read_config(recipe, *(overrides or []))
-        model = config.model.path if isinstance(config, TrainConfig) else model
     if split not in ("train", "test"):
         raise ConfigError(f"--split {split}: must be train or test")
+    if recipe is None and not is_recipe(model):
+        raise ConfigError(f"name the task with --recipe RECIPE, or a recipe in place of the model {model!r}")
+    config = train_config(recipe or model, *(overrides or []))
+    recipe, model = (recipe, model) if recipe else (Path(model), config.model.path)
+    resolve_path(model)
+    check_asked_paths(config)
+    from selfcorrect import api  # and torch
+    from selfcorrect.runs.progress import on_stderr
+
     with _stopped(), on_stderr() as watcher:
         rows = api.make_repair_set(
             model, output, *(overrides or []), recipe=recipe, split="train" if split == "train" else "test",
@@ -212,13 +223,14 @@ def make_repair_set(
 @app.command(epilog="Example: selfcorrect compare compare_lab name=mine seeds=[0,1]")
 def compare(recipe: RecipeArgument, overrides: Overrides = None) -> None:
     """Run every method on every seed under one budget. Reads a comparison file; writes one page and one table."""
-    from selfcorrect.comparing import compare as run_comparison
     from selfcorrect.config import CompareConfig
     from selfcorrect.config.recipe import load_recipe
 
     config = load_recipe(recipe, overrides or [])
     if not isinstance(config, CompareConfig):
         raise ConfigError(f"{recipe} is of kind {config.kind}; a comparison has kind: compare")
+    from selfcorrect.comparing import compare as run_comparison  # and torch
+
     with _stopped():
         folder = run_comparison(config, typer.echo)
     typer.echo(f"page: {folder / 'compare.html'}")
@@ -252,13 +264,14 @@ def scale(
     temperature: Annotated[float, typer.Option(help="Of sampling.", min=0.0)] = 0.7,
 ) -> None:
     """Compare more first attempts with correcting half as many. Majority vote at budgets 2 to 64."""
+    from selfcorrect.runs.recipes import config_for
+
+    config_for(model, recipe, overrides or [], "sample")  # before torch is loaded
     from selfcorrect import api
     from selfcorrect.evaluation.told import estimate_text
-    from selfcorrect.models.loading import resolve_path
     from selfcorrect.runs.progress import on_stderr
     from selfcorrect.sampling import scaling_folder
 
-    resolve_path(model)
     folder = scaling_folder(model, output)
     with _stopped(), on_stderr() as watcher:
         points = api.scale(
@@ -342,7 +355,7 @@ def recipes(
         return
     if name not in known:
         raise ConfigError(f"recipe {name!r}: none of that name is shipped; there are {', '.join(known)}")
-    target = (to or Path(f"{name}.yaml")).expanduser()
+    target = at_home(to or f"{name}.yaml", "--to")
     try:
         with target.open("x", encoding="utf-8") as file:
             file.write(shipped_recipe(name).read_text(encoding="utf-8"))
@@ -395,13 +408,6 @@ def main() -> None:
         for line in str(error).splitlines():
             typer.echo(f"error: {line}", err=True)
         sys.exit(2)
-    except RuntimeError as error:
-        if "home directory" not in str(error):  # pathlib's, of a path like ~nobody/runs
-            raise
-        parts = (part for text in sys.argv[1:] for part in (text, text.partition("=")[2]))
-        named = " or ".join(part for part in parts if part.startswith("~")) or "~"
-        typer.echo(f"error: {named}: no user of that name has a home here; write the whole path", err=True)
-        sys.exit(2)
     except OSError as error:
         if error.filename is None and error.errno != errno.ENOSPC:  # not about a file of the user's
             raise
@@ -433,7 +439,7 @@ def _train_and_report(what: "Path | object", overrides: Sequence[str] = ()) -> N
             refuse_others(Path(what.output) / what.name, what)
             check_paths(what)
         elif isinstance(what, Path):
-            to_resume(what.expanduser(), overrides)
+            to_resume(at_home(what, "--resume"), overrides)
     from selfcorrect.report.ending import ending
     from selfcorrect.runs.display import make_observer
     from selfcorrect.runs.run import resume, start

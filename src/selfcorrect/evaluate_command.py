@@ -119,6 +119,9 @@ def _run(
     model: str, overrides: list[str], recipe: Path | None, output: Path | None, as_json: bool,
     endpoint: "Endpoint | None",
 ) -> None:  # fmt: skip
+    from selfcorrect.runs.recipes import to_evaluate
+
+    to_evaluate(model, recipe, overrides, here=endpoint is None)  # before torch is loaded
     from selfcorrect import api
     from selfcorrect.evaluation.alarms import cut_off_at
     from selfcorrect.evaluation.told import summary_line

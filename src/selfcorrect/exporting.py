@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from selfcorrect.config import ModelConfig, TrainConfig
-from selfcorrect.config.paths import OWN, is_run, new_folder, run_above
+from selfcorrect.config.paths import OWN, at_home, is_run, new_folder, run_above
 from selfcorrect.config.recipe import load_recipe
 from selfcorrect.errors import CheckpointError, ConfigError, DataError, ModelError, first_line
 from selfcorrect.models import adapters
-from selfcorrect.models.loading import load_model, resolve_path
+from selfcorrect.models.files import resolve_path
+from selfcorrect.models.loading import load_model
 from selfcorrect.models.stored import stored_dtype
 from selfcorrect.report.card import card
 from selfcorrect.report.load import Run, load_run
@@ -32,7 +33,7 @@ def export(
     out = new_folder(target)
     if push is not None:
         _check_name(push)
-    folder = _model_folder(Path(source).expanduser())
+    folder = _model_folder(at_home(source, "source"))
     _check_whole(folder)
     is_adapter = not (folder / "config.json").is_file()
     run = _run_of(folder)

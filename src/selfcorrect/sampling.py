@@ -10,7 +10,7 @@ from typing import Any
 from selfcorrect.analysis.scaling import check_votes, cost_of, sample_pools
 from selfcorrect.analysis.votes import Point, budgets_up_to, scale_figure, scaling
 from selfcorrect.config import CodeConfig, MathConfig, TrainConfig
-from selfcorrect.config.paths import run_above
+from selfcorrect.config.paths import at_home, run_above
 from selfcorrect.errors import ConfigError, DataError
 from selfcorrect.evaluation.chunks import Played, in_chunks
 from selfcorrect.evaluation.counted import Counted
@@ -43,7 +43,7 @@ def make_repair_set(
     recipe: one whose task is math or code. split: train, or test for the held-out problems; problems: how many of
     them, by default all. Rows are {"task_id", "split", "first_attempt", "failure", "model"}, one a line.
     """
-    config, file = train_config(recipe, *overrides), Path(output).expanduser()
+    config, file = train_config(recipe, *overrides), at_home(output, "output")
     watcher = observer or PlainObserver()
     if file.exists():
         raise ConfigError(f"output = {str(output)!r} is there already; remove it, or choose another")
@@ -152,10 +152,10 @@ def scale(
 
 def scaling_folder(model: str | Path, output: str | Path | None = None) -> Path:
     """Where `scale` writes: the output that was named, else RUN/scaling, which the run's report shows."""
-    run = run_above(Path(model).expanduser())
+    run = run_above(at_home(model, "model"))
     if output is None and run is None:
         raise ConfigError(f"{model} lies in no run; name a folder with output=FOLDER (--output FOLDER)")
-    return Path(output).expanduser() if output is not None else (run or Path()) / "scaling"
+    return at_home(output, "output") if output is not None else (run or Path()) / "scaling"
 
 
 @contextmanager

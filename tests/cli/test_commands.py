@@ -231,6 +231,10 @@ def test_light_commands_and_refusals_load_nothing_heavy(recipe_file: Path, tmp_p
         ["train", "--resume", "runs/nothing"], ["train", str(recipe_file), "--resume", str(begun)],
         ["train", "--resume", str(begun), "seed=x"], ["train", str(recipe_file)],
         ["train", str(recipe_file), "name=other", "evaluation.external=[no.jsonl]"],
+        ["evaluate", str(recipe_file), "seed=x"], ["evaluate", str(begun / "final")], ["evaluate", str(recipe_file), "evaluation.external=[no.jsonl]"],
+        ["play", "5 2 1 = 8", "--recipe", str(spelt)], ["scale", "lab", "seed=x", "--output", str(full)], ["compare", str(spelt)],
+        ["make-repair-set", "lab", "--recipe", str(spelt), "--output", "x"], ["serve", "lab", "--recipe", str(spelt)],
+        ["grade", "--task", "math", "no.jsonl"], ["grade", "--task", "math", str(spelt), "task.dat=x"],
         ["demo", "seed=x"], ["export", str(done), str(full)], ["plan", "no.yaml"], ["plan", str(recipe_file), "seed=x"],
     ]  # fmt: skip
     code = f"""

@@ -146,9 +146,9 @@ MISTAKES: dict[str, tuple[Callable[[Room], Arguments], str]] = {
     ),
     "no such recipe": (lambda room: ["train", f"{room.folder}/no.yaml"], r"recipe .*/no.yaml: no such file; `selfcorrect recipes` lists"),
     "nobody's home": (lambda room: room.train("task.data=~nobody-here/x"), r"task.data: '~nobody-here/x': no user of that name has a home here; write the whole path"),
-    "nobody's home for the output": (lambda room: ["recipes", "demo", "--to=~nobody-here/x"], r"error: ~nobody-here/x: no user of that name has a home here; write the whole path"),
-    "nobody's home for a model": (lambda room: ["evaluate", "~nobody-here/x"], r"error: ~nobody-here/x: no user"),
-    "nobody's home for a recipe": (lambda room: ["train", "~nobody-here/x.yaml"], r"error: ~nobody-here/x.yaml: no user"),
+    "nobody's home for the output": (lambda room: ["recipes", "demo", "--to=~nobody-here/x"], r"error: --to = '~nobody-here/x': no user of that name has a home here; write the whole path"),
+    "nobody's home for a model": (lambda room: ["evaluate", "~nobody-here/x"], r"error: model.path = '~nobody-here/x': no user"),
+    "nobody's home for a recipe": (lambda room: ["train", "~nobody-here/x.yaml"], r"error: recipe = '~nobody-here/x.yaml': no user"),
     "neither recipe nor run": (lambda room: ["train"], r"name either a recipe, or a run folder with --resume RUN"),
     "missing model folder": (
         lambda room: room.train("model.path=./not/there"),

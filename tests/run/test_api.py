@@ -74,6 +74,8 @@ def test_settings_in_another_form_are_told_in_the_right_one() -> None:
         r"scale\(\) has no argument rate.*'rate=fast'": lambda: scale("lab", rate="fast", most=2),
         r"override 3 must be text of the form key=value": lambda: evaluate("lab", 3),
         r"lab lies in no run; name a folder with output=FOLDER": lambda: scale("lab", most=2),
+        r"^output = '~nobody-here/x': no user of that name": lambda: evaluate("lab", output="~nobody-here/x"),
+        r"^run = '~nobody-here/x': no user of that name": lambda: train("~nobody-here/x", resume_run=True),
         r"method score: paper = 'scor' is no row": lambda: api.check("compare_lab", "methods.score.paper=scor"),
     }
     for told, call in calls.items():

@@ -299,7 +299,7 @@ def test_accounts_and_what_is_over_the_budget(model: Path, tmp_path: Path) -> No
     with pytest.raises(ConfigError, match=r"method plain: settings.evaluation differs from score's"):
         check(comparison(tmp_path, model, methods=[METHODS[4], other]))
     repair = {"name": "repair", "data": str(tmp_path / "none.jsonl"), "of": {"name": "math"}}
-    with pytest.raises(ConfigError, match=r"repair: task.data = '.*none.jsonl': no such file"):
+    with pytest.raises(ConfigError, match=r"^repair.data = '.*none.jsonl': no such file"):
         check(comparison(tmp_path, model, repair=repair))
     with pytest.raises(ConfigError, match="none of them trains"):
         check(comparison(tmp_path, model, methods=METHODS[:1], against="refine"))

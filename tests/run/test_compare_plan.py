@@ -1,13 +1,14 @@
 """What a comparison is refused for before its first run, what it says first, and what its tables show."""
 
 import dataclasses
+import json
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from selfcorrect.comparing import _say_whole
+from selfcorrect.comparing import _refuse_other_data, _say_whole
 from selfcorrect.comparing.execute import refuse_changed
 from selfcorrect.comparing.page import search_table
 from selfcorrect.comparing.plan import check, paper_table, table_jobs
@@ -25,13 +26,13 @@ SFT = METHODS[1]["settings"]["stages"][0]
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ({"repair": {**REPAIR, "dat": "x"}}, "repair: unknown key 'task.dat'"),
-        ({"repair": {**REPAIR, "of": {"name": "math", "worker": 2}}}, "repair: unknown key 'task.of.worker'"),
-        ({"repair": {"name": "repair"}}, "repair: task.data is missing"),
-        ({"repair": {**REPAIR, "data": "none.jsonl"}}, "repair: task.data = 'none.jsonl': no such file"),
+        ({"repair": {**REPAIR, "dat": "x"}}, "the comparison: unknown key 'repair.dat'"),
+        ({"repair": {**REPAIR, "of": {"name": "math", "worker": 2}}}, "the comparison: unknown key 'repair.of.worker'"),
+        ({"repair": {"name": "repair"}}, "the comparison: repair.data is missing"),
+        ({"repair": {**REPAIR, "data": "none.jsonl"}}, "repair.data = 'none.jsonl': no such file"),
         (
             {"repair": {**REPAIR, "data": ".", "of": {"name": "math", "data": "none"}}},
-            "repair: task.of.data = 'none': no such",
+            "repair.of.data = 'none': no such",
         ),
         ({"model": {"path": "./none"}}, "method refine: model.path = './none': no such"),
         ({"model": {"chat_template": "none.jinja"}}, "method refine: model.chat_template = 'none.jinja': no such"),
@@ -132,3 +133,31 @@ def test_the_whole_cost_is_told_before_the_first_run() -> None:
     assert f"{completions:,} completions" in line
     # by hand: a run of 200 steps x 128 rollouts x 2 attempts, less where one attempt is played, and evaluations
     assert 48 * 2000 * 2 < completions < 160 * (200 * 256 * 2 + 4 * 4 * 2000 * 2)
+
+
+@pytest.mark.parametrize("changed", ["train", "test", "repair"])
+def test_data_that_changed_between_runs_is_noticed(changed: str, model: Path, tmp_path: Path) -> None:
+    """Once a run is there; where none was made, the data was perhaps mended."""
+    rows = {name: f'{{"problem": "{name}?", "answer": "1"}}\n' for name in ("train", "test")}
+    failed = {"task_id": "math/test/1", "split": "test", "first_attempt": "2", "failure": "wrong", "model": "x"}
+    files = {name: tmp_path / "data" / f"{name}.jsonl" for name in rows} | {"repair": tmp_path / "repair.jsonl"}
+    files["train"].parent.mkdir()
+    for name, text in {**rows, "repair": json.dumps(failed)}.items():
+        files[name].write_text(text)
+    task = {"name": "math", "split": "original", "data": str(tmp_path / "data")}
+    common = comparison(tmp_path, model).common | {"task": task}
+    config = comparison(tmp_path, model, common=common, repair={**REPAIR, "data": str(files["repair"]), "of": task})
+    _refuse_other_data(config)
+    files[changed].write_text(files[changed].read_text().replace("?", "!").replace('"2"', '"3"'))
+    _refuse_other_data(config)
+    run = tmp_path / "small" / ("repair/x" if changed == "repair" else "runs/x")
+    run.mkdir(parents=True)
+    (run / "config.yaml").touch()
+    _refuse_other_data(config)
+    files[changed].write_text(files[changed].read_text().replace("!", "?").replace('"3"', '"2"'))
+    what = {"train": "training", "test": "held-out", "repair": "held-out"}[changed]
+    with pytest.raises(
+        ConfigError,
+        match=rf"^the {what} problems changed since the first runs in {run.parents[1] if changed != 'repair' else run.parent} were",
+    ):
+        _refuse_other_data(config)

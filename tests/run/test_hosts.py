@@ -14,8 +14,10 @@ import torch
 import yaml
 
 from selfcorrect.errors import SandboxError
-from selfcorrect.runs import together
+from selfcorrect.models import fused
+from selfcorrect.runs import run, together
 from tests.run.conftest import ENDS
+from tests.run.test_own_task import TASK
 from tests.run.test_ranks import STAGE, gap, newest, uneven, well
 from tests.run.test_ranks_ending import COUNTDOWN, last_lines, slow
 from tests.support.hosts import Host, accelerate, connect, hosts, started, torchrun
@@ -23,7 +25,8 @@ from tests.support.ranks import Ended, launch
 from tests.support.runs import go, read_rows, tuned
 from tests.support.tiny import tiny_lm
 
-TOGETHER: Any = together  # to plant things in
+RUNNING: Any = run  # to plant things in
+TOGETHER: Any = together
 RECIPE, RUN = "/tmp/recipe.yaml", "/tmp/runs/two"
 pytestmark = [pytest.mark.nightly, pytest.mark.usefixtures("lucky")]
 Both = tuple[Host, Host]
@@ -193,6 +196,12 @@ def graderless(rank: int) -> None:
         COUNTDOWN.grade = grade
 
 
+def uncompiled(rank: int) -> None:
+    if rank == 1:
+        check, fused.backend = RUNNING.check_updates, "none_such"
+        RUNNING.check_updates = lambda optimizer, lm: check(optimizer.model_copy(update={"compile": True}), lm)
+
+
 @pytest.mark.parametrize(
     ("deed", "hook", "told"),
     [
@@ -204,6 +213,7 @@ def graderless(rank: int) -> None:
         (other_data, None, r"rank 1 on node2 has other things than rank 0 on node1: the more.jsonl problems = .*; put the same data on all hosts"),
         (nothing, other_code, r"rank 1 on node2 has other things than rank 0 on node1: torch = 2.9.0 \(not .*\); install the same on all hosts"),
         (nothing, graderless, r"rank 1 on node2: programs cannot be confined here"),
+        (nothing, uncompiled, r"rank 1 on node2: optimizer.compile = true: torch.compile fails here \(.*none_such.*\); set false"),
     ],
 )  # fmt: skip
 def test_what_a_host_lacks_is_told_with_its_name(deed: Any, hook: Any, told: str, model: Path, tmp_path: Path) -> None:
@@ -217,6 +227,18 @@ def test_what_a_host_lacks_is_told_with_its_name(deed: Any, hook: Any, told: str
         ended = started(both, tmp_path / "log", "train", RECIPE, hook=hook).ended(90)
         stays_behind(ended, f"error: {told}", time.monotonic() - since)
         assert not list(both[0].disk.rglob("checkpoints/*"))
+
+
+def test_the_runs_copy_of_a_task_is_sent_to_the_other_host(model: Path, tmp_path: Path) -> None:
+    """Where the file is gone on both, and the copy is in the folder of the run on one."""
+    with ready(tmp_path / "hosts", model, settings("ddp", task={"name": "custom", "file": "/tmp/own.py"})) as both:
+        for host in both:
+            (host.disk / "own.py").write_text(TASK)
+        well(started(both, tmp_path / "log", "train", RECIPE).ended(90))
+        for host in both:
+            (host.disk / "own.py").unlink()
+        well(started(both, tmp_path / "again", "train", "--resume", RUN, "stages.a.steps=4").ended(90))
+        assert newest(run_of(both[0])).step == 4
 
 
 def test_rank_0_belongs_on_the_host_that_has_the_run(model: Path, tmp_path: Path) -> None:

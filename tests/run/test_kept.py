@@ -377,7 +377,11 @@ def test_more_attempts_than_trained_are_told_at_once(model: Path, tmp_path: Path
         (("task.name=custom", "task.file=mine.py"), 256, "custom (mine.py)"),
     ],
 )
-def test_a_task_that_is_named_brings_its_defaults(settings: tuple[str, ...], limit: int, about: str) -> None:
+def test_a_task_that_is_named_brings_its_defaults(
+    settings: tuple[str, ...], limit: int, about: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").touch()
     config = config_for("org/name", None, settings, "evaluate it on")
     assert (config.rollouts.max_new_tokens, told_about(config.task)) == (limit, about)
     assert not config.evaluation.controls

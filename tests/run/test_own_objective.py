@@ -49,8 +49,10 @@ def written(folder: Path, code: str) -> str:
 
 @pytest.mark.usefixtures("lucky")
 def test_stage_two_s_formula_trains_as_stage_two(tmp_path: Path, model: Path) -> None:
-    file = written(tmp_path, STAGE_TWO)
+    ran = tmp_path / "ran"
+    file = written(tmp_path, f"{STAGE_TWO}\n    open({str(ran)!r}, 'a').write('.')\n")
     own = go(settings(tmp_path, model, "own", objective="custom", file=file, options={"alpha": 10}))
+    assert ran.read_text() == ".", "the file runs once: what it sets up may be dear"
     shipped = go(settings(tmp_path, model, "shipped", objective="stage2", alpha=10))
     weights = "final/model.safetensors"
     assert end_state(own)[weights] == end_state(shipped)[weights]
@@ -95,6 +97,7 @@ def test_what_cannot_be_trained_on_is_refused_before_anything_is_loaded(tmp_path
             {body}
     """
     stage = {"objective": "custom", "file": written(tmp_path, code), "beta1": 0}
+    (tmp_path / "no model").mkdir()
     with pytest.raises(DataError, match=rf"^{tmp_path}/mine.py.*{told}"):
         go({**settings(tmp_path, tmp_path / "no model", "run", **stage), "stages": [_named(stage)]})
     assert not (tmp_path / "run").exists()

@@ -14,8 +14,10 @@ from selfcorrect.config.paths import USED
 from selfcorrect.errors import ConfigError, NothingGraded, UserError
 from selfcorrect.evaluation.evaluate import Evaluator
 from selfcorrect.learning.training import Trainer
-from selfcorrect.models.loading import resolve_path
+from selfcorrect.models.files import resolve_path
+from selfcorrect.runs import run
 from selfcorrect.runs.disk import prune_run
+from selfcorrect.runs.display import Observer
 from selfcorrect.runs.folder import RunFolder
 from selfcorrect.runs.interrupts import alone
 from selfcorrect.runs.run import resume, start
@@ -215,3 +217,15 @@ def test_an_evaluation_is_no_run(model: Path, tmp_path: Path, lucky: None) -> No
         with pytest.raises(UserError, match=re.escape(told)):
             call()
     assert sorted(folder.rglob("*")) == before
+
+
+def test_a_path_that_is_missing_is_told_before_anything_is_read(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the command does before torch is there, so a session does, and every rank, which has a disk of its own."""
+    monkeypatch.setattr(run, "make_task", lambda *_: pytest.fail("data is read"))
+    held_out = {"select": "held_out", "held_out": "none.jsonl"}
+    missing = {"model.path": (tmp_path / "none", {}), "checkpoint.held_out": (model, {"checkpoint": held_out})}
+    for setting, (path, changes) in missing.items():
+        with pytest.raises(ConfigError, match=rf"^{setting} = '\S*none\S*: no such"):
+            start(asked(tmp_path, path, **changes), Observer())

@@ -119,6 +119,20 @@ def test_no_other_file_is_long_either() -> None:
     assert [file.name for file in files if file.read_text(encoding="utf-8").count("\n") > 500] == []
 
 
+MAKE_FILES = {  # by themselves: `write_durably`, what lies in a folder that is named once it is whole, and what may be lost
+    "adapters", "base", "checkpoint", "execute", "exporting", "init", "interrupts", "kept", "language_model", "ranks", "reference",
+    "report", "selftest", "sync_folder", "together",
+}  # fmt: skip
+
+
+def test_files_are_written_whole() -> None:
+    writes = re.compile(r"\.write_(text|bytes)\(|\.open\(\"w")
+    found = {
+        file.parent.name if file.stem == "__init__" else file.stem for file in FILES if writes.search(read(file).text)
+    }
+    assert found == MAKE_FILES, "use write_durably, which leaves no half of a file"
+
+
 LIGHT = [
     "selfcorrect", "selfcorrect.config", "selfcorrect.config.recipe", "selfcorrect.evaluation.metrics", "selfcorrect.grading.countdown",
     "selfcorrect.tasks", "selfcorrect.tasks.sources", "selfcorrect.models.chat", "selfcorrect.rollout", "selfcorrect.evaluation.evaluate", "selfcorrect.report.difference", "selfcorrect.cli",

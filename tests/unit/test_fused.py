@@ -13,7 +13,7 @@ from selfcorrect.learning.batching import Batch
 from selfcorrect.learning.training import Trainer
 from selfcorrect.models import fused
 from selfcorrect.models.language_model import LanguageModel
-from selfcorrect.models.sizing import sized
+from selfcorrect.runs.checks import check_updates
 from selfcorrect.samplers.transformers import TransformersSampler
 from selfcorrect.tasks import make_task
 from tests.support.runs import config
@@ -92,9 +92,14 @@ def test_kernels_compute_the_same(compiled_by: pytest.MonkeyPatch, architecture:
 def test_no_compiler_is_told(compiled_by: pytest.MonkeyPatch) -> None:
     compiled_by.setattr(fused, "backend", "none_such")
     lm = tiny_lm("llama")
-    with pytest.raises(
-        ConfigError, match=r"^optimizer.compile = true: torch.compile fails here \(.*none_such.*set false$"
-    ):
-        sized(trainer(lm, compiled=True).config, lm, 40)
+    in_memory = dataclasses.replace(lm, device=torch.device("meta"))  # of shards that go to a card
+    optimizer = trainer(lm, compiled=True).config.optimizer
+    told = r"^optimizer.compile = true: torch.compile fails here \(.*none_such.*set false$"
+    for each in (lm, in_memory):
+        with pytest.raises(ConfigError, match=told):
+            check_updates(optimizer, each)
+    compiled_by.setattr(fused, "backend", "eager")
+    fused._compiled.cache_clear()
+    check_updates(optimizer, in_memory)
     assert not any("forward" in vars(module) for module in lm.model.modules())
     assert fused.fusible(print) is print

@@ -10,11 +10,14 @@ from typing import Any, TypeVar
 
 import pytest
 
+from selfcorrect.config.paths import own_files
 from selfcorrect.errors import ConfigError
 from selfcorrect.parallel import ranks as ranked
 from selfcorrect.parallel.lifeline import Lifeline
 from selfcorrect.parallel.ranks import Several
-from selfcorrect.runs.together import check_overrides, notes_of
+from selfcorrect.runs.together import check_overrides, notes_of, own_files_sent
+from selfcorrect.tasks.own import digest_of
+from tests.support.runs import brief, valid
 
 HOSTS = ("a", "b", "b", "c")
 T = TypeVar("T")
@@ -65,6 +68,27 @@ def test_a_shared_disk_is_seen_where_its_folder_may_not_be_listed(
     monkeypatch.setattr(time, "sleep", lambda _: None)
     assert on_all(looks) == [shared] * len(HOSTS)
     assert (tmp_path / "a" / ".lock").read_text() == ""
+
+
+def test_copies_of_a_run_are_sent_where_they_are_not(tmp_path: Path) -> None:
+    """Its files of the user's own, with what they import; host c has others there."""
+    for host, text in (("a", "VALUE = 7\n"), ("c", "VALUE = 8\n")):
+        kept = tmp_path / host / "own" / "task"
+        kept.mkdir(parents=True)
+        (kept / "mine.py").write_text("from beside_mine import VALUE\n")
+        (kept / "beside_mine.py").write_text(text)
+
+    def goes_on(ranks: Several) -> Path:
+        run = tmp_path / HOSTS[ranks.rank]
+        settings = brief(tmp_path, tmp_path, task={"name": "custom", "file": str(run / "own" / "task" / "mine.py")})
+        with own_files_sent(ranks, valid(settings), run) as config:
+            (found,) = {each.file for each in own_files(config)}
+            assert digest_of(found) == digest_of(tmp_path / "a" / "own" / "task" / "mine.py")
+        return Path(found)
+
+    found = on_all(goes_on)
+    assert [file.is_file() for file in found] == [True, False, False, False]
+    assert (tmp_path / "c" / "own" / "task" / "beside_mine.py").read_text() == "VALUE = 8\n"
 
 
 def test_a_note_names_all_hosts_that_have_it_and_rank_0s_has_not() -> None:

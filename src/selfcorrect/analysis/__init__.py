@@ -12,6 +12,7 @@ from selfcorrect.analysis.flow import flow_figure
 from selfcorrect.analysis.read import Row, evaluations, json_lines, json_object, logged_rows, read_rows
 from selfcorrect.analysis.training import attempts_figure, fixed_figure, progress_figures
 from selfcorrect.analysis.votes import budgets_up_to, read_pools, scale_figure, scaling, votable
+from selfcorrect.config.paths import at_home
 from selfcorrect.errors import DataError
 from selfcorrect.tasks.files import stem_of
 
@@ -24,14 +25,14 @@ def analyse(source: str | Path, output: str | Path | None = None) -> tuple[list[
     source: a run folder, or a JSONL file of graded attempts. output: by default analysis/ in the run, or a folder
     beside the file. Raises DataError where there is nothing to analyse.
     """
-    source = Path(source).expanduser()
+    source = at_home(source, "source")
     figures = figures_of(source)
     if not figures and (source / "compare.json").exists():
         raise DataError(f"{source} is a comparison; name one of its runs: {source}/runs/METHOD-SEED")
     if not figures:
         raise DataError(f"{source}: nothing to analyse yet: no evaluation and no training step with two attempts")
     beside = source / "analysis" if source.is_dir() else source.with_name(f"{stem_of(source.name)}.analysis")
-    folder = Path(output or beside).expanduser()
+    folder = at_home(output or beside, "output")
     for figure in figures:
         figure.write(folder)
     return figures, folder

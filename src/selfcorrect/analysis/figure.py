@@ -1,6 +1,7 @@
 """A figure of an analysis: a vector drawing, its numbers as CSV, and what it says in words."""
 
 import csv
+import io
 import re
 import textwrap
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ from pathlib import Path
 from markupsafe import Markup
 
 from selfcorrect.analysis.svg import text
+from selfcorrect.evaluation.kept import write_durably
 
 _BOX = re.compile(r'viewBox="0 0 ([0-9.]+) ([0-9.]+)"')
 
@@ -49,12 +51,12 @@ class Figure:
     def write(self, folder: Path) -> None:
         """NAME.svg and NAME.csv."""
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / f"{self.name}.svg").write_text(self._alone(), encoding="utf-8")
-        with (folder / f"{self.name}.csv").open("w", encoding="utf-8", newline="") as out:
-            columns = list(dict.fromkeys(key for row in self.rows for key in row))
-            writer = csv.DictWriter(out, columns)
-            writer.writeheader()
-            writer.writerows(self.rows)
+        write_durably(folder / f"{self.name}.svg", self._alone())
+        out = io.StringIO()
+        writer = csv.DictWriter(out, list(dict.fromkeys(key for row in self.rows for key in row)))
+        writer.writeheader()
+        writer.writerows(self.rows)
+        write_durably(folder / f"{self.name}.csv", out.getvalue())
 
     def _alone(self) -> str:
         """The drawing with its title above and its caption beneath, in colours of its own."""

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from selfcorrect.analysis.read import json_lines, json_object
+from selfcorrect.config.paths import at_home
 from selfcorrect.errors import DataError
 from selfcorrect.evaluation.flat import flat, flat_rollout
 
@@ -17,7 +18,7 @@ def records(run: str | Path, of: str = "steps") -> list[dict[str, Any]]:
     summary/accuracy/t1/value, ...), alarms, rollouts (those that training kept, t1/text, t1/outcome, ...), or the name
     of an evaluation (NAME@WORDING of another wording), for its rollouts. Raises DataError where there is no such thing.
     """
-    folder = Path(run).expanduser()
+    folder = at_home(run, "run")
     if not (folder / "config.yaml").is_file():
         raise DataError(f"run = {str(run)!r} is no run folder (no config.yaml in it); name one, like runs/mine")
     if of in _LOGS:

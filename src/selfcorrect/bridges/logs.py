@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from selfcorrect.bridges.protocol import missing
+from selfcorrect.config.paths import at_home
 from selfcorrect.errors import DataError, one_line
 from selfcorrect.evaluation.recorded import Recorded, recorded_of
 from selfcorrect.tasks.files import Row, kind_of, read_rows
@@ -35,7 +36,7 @@ class Log:
 
 def read_log(path: str | Path) -> Log:
     """A file of recorded attempts, or a log that holds some. Raises DataError with file, line or sample, and reason."""
-    file = Path(path).expanduser()
+    file = at_home(path, "recorded")
     if file.name.lower().endswith(".eval") or (kind_of(file.name) == "json" and _begins_as_a_log(file)):
         return _inspect(file)
     rows = read_rows(file)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from selfcorrect.comparing.budget import Account
+from selfcorrect.comparing.data import refuse_other_data
 from selfcorrect.comparing.execute import (
     JobError,
     Launch,
@@ -34,6 +35,7 @@ from selfcorrect.comparing.plan import (
     in_folder,
     recipes,
     repair_jobs,
+    repair_recipe,
     search_jobs,
     single_turn,
     table_jobs,
@@ -69,6 +71,9 @@ def compare(config: CompareConfig, say: Say = print, launch: Launch = launch) ->
         stopped.told = lambda: "the same command goes on: finished runs stay, the others go on from their last step"
         _say_budget(config, accounts, say)
         runner = Runner(config.parallel, _say_whole(config, say), say, launch)
+        trials = [trial.job for trial in search_jobs(config)[1]]
+        refuse_changed(trials or table_jobs(config, {})[1])  # settings first, as they say more
+        _refuse_other_data(config)
         chosen, searched = _search(config, runner, say)
         shared, jobs = table_jobs(config, chosen)
         refuse_changed(jobs)
@@ -89,6 +94,14 @@ def compare(config: CompareConfig, say: Say = print, launch: Launch = launch) ->
     if failed:
         raise JobError("\n".join([*failed.values(), f"{folder}/compare.html shows the others; run again to retry"]))
     return folder
+
+
+def _refuse_other_data(config: CompareConfig) -> None:
+    """Raises ConfigError where runs that are there were made with other data than is there now."""
+    folder, made = folder_of(config), list(recipes(config).values())
+    refuse_other_data(folder, made)
+    if config.repair is not None:
+        refuse_other_data(folder / "repair", [repair_recipe(config, made[0])])
 
 
 def _environment(config: CompareConfig, done: Sequence[Job]) -> dict[str, Any]:
@@ -145,7 +158,6 @@ def _say_whole(config: CompareConfig, say: Say) -> int:
 def _search(config: CompareConfig, runner: Runner, say: Say) -> tuple[dict[str, Choice], list[dict[str, Any]]]:
     """The best choice of every method, and what each trial came to; a trial that failed is no choice."""
     shared, trials = search_jobs(config)
-    refuse_changed([trial.job for trial in trials])
     if trials:
         say(f"search: {len(trials)} trials, {len(shared)} shared first stages")
     open_to_choice = [trial.job for trial in trials if not _begun(config, trial.method)]

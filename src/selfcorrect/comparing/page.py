@@ -1,6 +1,7 @@
 """The comparison's results -> compare.html, compare.md and compare.csv."""
 
 import csv
+import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -310,16 +311,17 @@ def _write_csv(file: Path, results: Sequence[Result]) -> None:
         *more,
         *(f"t1_less_{other}{part}" for other in ("base", "single") for part in ("", "_low", "_high")),
     ]
-    with file.open("w", encoding="utf-8", newline="") as out:
-        writer = csv.writer(out)
-        writer.writerow(["method", "seeds", "n", *columns, *rest, *more])
-        for r in results:
-            numbers = [part for name in names for part in _parts(getattr(r, name))]
-            ends = [value for name in spreads for value in r.spread[name]]
-            beside = [r.against_base and r.against_base.first, r.against_single and r.against_single.first]
-            tail = [part for each in (*(r.passes or (None,) * 3), *beside) for part in _parts(each)]
-            mcnemar = "" if r.mcnemar is None else r.mcnemar
-            writer.writerow([r.name, r.seeds, r.n, *numbers, *ends, mcnemar, r.samples, *tail])
+    out = io.StringIO()
+    writer = csv.writer(out)
+    writer.writerow(["method", "seeds", "n", *columns, *rest, *more])
+    for r in results:
+        numbers = [part for name in names for part in _parts(getattr(r, name))]
+        ends = [value for name in spreads for value in r.spread[name]]
+        beside = [r.against_base and r.against_base.first, r.against_single and r.against_single.first]
+        tail = [part for each in (*(r.passes or (None,) * 3), *beside) for part in _parts(each)]
+        mcnemar = "" if r.mcnemar is None else r.mcnemar
+        writer.writerow([r.name, r.seeds, r.n, *numbers, *ends, mcnemar, r.samples, *tail])
+    write_durably(file, out.getvalue())
 
 
 def _parts(estimate: Estimate | None) -> tuple[object, ...]:

@@ -3,6 +3,7 @@
 import copy
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -25,11 +26,11 @@ from selfcorrect.config import (
 from selfcorrect.config.paths import check_paths
 from selfcorrect.config.recipe import validate
 from selfcorrect.errors import ConfigError
+from selfcorrect.models.files import ADAPTER
 from selfcorrect.report.paper import PAPER
 
 BASE = "base"  # the base model's line of the table
 _TUNED = ("tuning", "lora", "weights", "precision", "reference")  # of model: what leaves the base model the same one
-_ADAPTER = "adapter_config.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +142,7 @@ def check(config: CompareConfig) -> dict[str, Account]:
     for name, recipe in found.items():
         check_paths(recipe, f"method {name}: ")
         if config.repair is not None:
-            check_paths(_on_repair(config, recipe, name, folder_of(config), None).config, "repair: ")
+            check_paths(repair_recipe(config, recipe), task="repair")
         for field in ("task", "evaluation", "rollouts.max_new_tokens"):
             if attrgetter(field)(recipe) != attrgetter(field)(first):
                 raise ConfigError(
@@ -190,7 +191,7 @@ def way(model: ModelConfig) -> str:
     told = ("4 bits, the rest " if model.tuning == "qlora" else "") + model.weights
     if model.weights == "float32" and model.precision != "auto":
         told += f", computed in {model.precision}"
-    merged = model.tuning == "full" and (Path(model.path) / _ADAPTER).is_file()
+    merged = model.tuning == "full" and (Path(model.path) / ADAPTER).is_file()
     return told + (", adapter merged" if merged else "")
 
 
@@ -265,12 +266,20 @@ def in_folder(line: str) -> str:
     return "".join(letter if letter.isalnum() else "-" for letter in line)
 
 
+def repair_recipe(config: CompareConfig, recipe: TrainConfig) -> TrainConfig:
+    """An evaluation of a recipe's model on the repair task. Raises ConfigError where that is none."""
+    return _on_repair(config, recipe, recipe.name, folder_of(config) / "repair", None).config
+
+
 def _on_repair(config: CompareConfig, recipe: TrainConfig, name: str, folder: Path, model: Path | None) -> Job:
     told = recipe.model_dump(mode="json") | {"task": config.repair, "stages": [], "name": name, "output": str(folder)}
     told["evaluation"] |= {"offset": 0, "external": [], "correction_prompts": {}}  # those are the other task's
     if model:
         told["model"]["path"] = str(model)
-    made = validate(told, "repair")
+    try:
+        made = validate(told, "the comparison")
+    except ConfigError as error:  # by the name that the section has there
+        raise ConfigError(re.sub(r"\btask\.", "repair.", str(error))) from None
     assert isinstance(made, TrainConfig)
     return Job(name, made, folder / name)
 

@@ -88,12 +88,17 @@ def with_copies(
         and (copy := run / own.kept / Path(own.file).name).is_file()
         and is_old(own, copy.parent)
     }
+    return with_own_files(config, copies)
 
-    def at_copy(section: Any, setting: str) -> Any:
-        return section.model_copy(update={"file": copies[setting]}) if setting in copies else section
 
-    stages = tuple(at_copy(stage, f"stages.{stage.name}.file") for stage in config.stages)
-    return config.model_copy(update={"task": at_copy(config.task, "task.file"), "stages": stages})
+def with_own_files(config: TrainConfig, files: Mapping[str, str]) -> TrainConfig:
+    """The recipe with these in the place of files of the user's own. files: by the setting that names them."""
+
+    def at(section: Any, setting: str) -> Any:
+        return section.model_copy(update={"file": files[setting]}) if setting in files else section
+
+    stages = tuple(at(stage, f"stages.{stage.name}.file") for stage in config.stages)
+    return config.model_copy(update={"task": at(config.task, "task.file"), "stages": stages})
 
 
 def asked_by(run: Path) -> dict[str, str]:
@@ -150,24 +155,45 @@ def with_absolute_paths(task: TaskConfig) -> TaskConfig:
     return task.model_copy(update=changed)
 
 
-def check_paths(config: TrainConfig, where: str = "") -> None:
-    """Raises ConfigError for a file or folder that the recipe names and that is not there. where: begins its line.
+def check_paths(config: TrainConfig, where: str = "", *, task: str = "task", traces: bool = True) -> None:
+    """Raises ConfigError for a file or folder that a run's recipe names and that is not there.
 
-    What a later stage reads of the run's own folder is not asked for: an earlier stage may write it.
+    What a later stage reads of the run's own folder is not asked for: an earlier stage may write it. where: begins the
+    line; task: what names the recipe's task; traces: whether this process reads those that stages name.
     """
-    model, template = config.model.path, config.model.chat_template
-    own = Path(config.output) / config.name
+    model, own = config.model.path, Path(config.output) / config.name
+    read = config.stages if traces else ()
     named = [
         ("model.path", model if model.startswith((".", "/")) else None),  # else it may be a hub name
-        ("model.chat_template", template if template != PLAIN_TEMPLATE else None),
-        *_paths_of_task(config.task),
-        *(("evaluation.external", path) for path in config.evaluation.external),
-        ("checkpoint.held_out", config.checkpoint.held_out),
+        *_asked(config, task),
         ("recorded", config.recorded),
+        ("checkpoint.held_out", config.checkpoint.held_out),
         *((f"stages.{stage.name}.file", stage.file) for stage in config.stages if isinstance(stage, OwnObjective)),
-        *((f"stages.{stage.name}.traces", _traces_of(stage)) for stage in config.stages[:1]),
-        *((f"stages.{stage.name}.traces", _outside(own, _traces_of(stage))) for stage in config.stages[1:]),
+        *((f"stages.{stage.name}.traces", _traces_of(stage)) for stage in read[:1]),
+        *((f"stages.{stage.name}.traces", _outside(own, _traces_of(stage))) for stage in read[1:]),
     ]
+    _refuse_missing(named, where)
+
+
+def check_asked_paths(config: TrainConfig, *, loaded: bool = True, evaluated: bool = False) -> None:
+    """The same where a model is asked and not trained. loaded: it is here, and no endpoint's; evaluated: by what the
+    recipe's `evaluation` says. Raises ConfigError.
+    """
+    _refuse_missing(_asked(config, loaded=loaded, evaluated=evaluated))
+
+
+def _asked(
+    config: TrainConfig, task: str = "task", *, loaded: bool = True, evaluated: bool = True
+) -> list[tuple[str, str | None]]:  # fmt: skip
+    template = config.model.chat_template
+    return [
+        ("model.chat_template", template if loaded and template != PLAIN_TEMPLATE else None),
+        *_paths_of_task(config.task, task),
+        *(("evaluation.external", path) for path in config.evaluation.external if evaluated),
+    ]
+
+
+def _refuse_missing(named: Sequence[tuple[str, str | None]], where: str = "") -> None:
     for setting, path in named:
         if path is not None and not Path(path).exists():
             needed = "folder; name a folder of Hugging Face layout, a hub name, or lab"
@@ -184,14 +210,23 @@ def _outside(folder: Path, path: str | None) -> str | None:
     return None if path and Path(path).resolve().is_relative_to(folder.resolve()) else path
 
 
-def _paths_of_task(task: TaskConfig, setting: str = "task") -> list[tuple[str, str | None]]:
+def _paths_of_task(task: TaskConfig, setting: str) -> list[tuple[str, str | None]]:
     found = [(f"{setting}.{field}", getattr(task, field, None)) for field in ("data", "evaluate_data", "file")]
-    return found + (_paths_of_task(task.of, "task.of") if isinstance(task, RepairConfig) else [])
+    return found + (_paths_of_task(task.of, f"{setting}.of") if isinstance(task, RepairConfig) else [])
+
+
+def at_home(path: str | Path, named: str) -> Path:
+    """The path, `~` in it as the home it stands for. named: what names it. Raises ConfigError where that is none."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        why = "no user of that name has a home here; write the whole path"
+        raise ConfigError(f"{named} = {str(path)!r}: {why}") from None
 
 
 def new_folder(path: str | Path) -> Path:
     """Raises ConfigError where it is there already."""
-    folder = Path(path).expanduser()
+    folder = at_home(path, "target")
     if folder.exists():
         raise ConfigError(f"{folder} is there already; remove it, or name another folder")
     return folder

@@ -5,6 +5,8 @@ from importlib import resources
 from itertools import takewhile
 from pathlib import Path
 
+from selfcorrect.config.paths import at_home
+
 
 def shipped_recipe(name: str) -> Path:
     """The file of a shipped recipe."""
@@ -24,7 +26,7 @@ def _about(recipe: str) -> str:
 
 def find_recipe(path: Path) -> Path:
     """The file itself where it is there; else the shipped one that NAME, NAME.yaml or recipes/NAME.yaml means."""
-    path = path.expanduser()
+    path = at_home(path, "recipe")
     if path.is_file() or str(path.parent) not in (".", "recipes"):
         return path
     # A name may hold dots of its own (qwen2.5), so only these two endings are cut off.

@@ -1,9 +1,9 @@
 """Tokens of what is sent and what comes back: at worst before, and as told or counted after. A server may not tell."""
 
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
+from selfcorrect.config.paths import at_home
 from selfcorrect.endpoints.answers import Answer
 from selfcorrect.endpoints.budget import Spent
 from selfcorrect.errors import ConfigError
@@ -67,7 +67,7 @@ class Counting:
 def _counter(name: str) -> Callable[[str], int]:
     from tokenizers import Tokenizer
 
-    path = Path(name).expanduser()
+    path = at_home(name, "--tokenizer")
     file = path / "tokenizer.json" if path.is_dir() else path
     try:
         tokenizer: Any = Tokenizer.from_file(str(file))

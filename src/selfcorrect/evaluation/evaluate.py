@@ -375,17 +375,17 @@ def grader_lives(rollouts: Sequence[Rollout]) -> bool:
     return all(Outcome.GRADER_FAILED not in each or not each.isdisjoint(verdicts) for each in outcomes)
 
 
-def digest(problems: Sequence[Problem], task: Task | None, chat: Chat) -> str:
+def digest(problems: Sequence[Problem], task: Task | None, chat: Chat | None) -> str:
     """Of problems, and of what a model reads of them: two that differ in anything that is sampled or graded differ.
 
-    task: whose question for another attempt counts; None: no such question does.
+    task: whose question for another attempt counts; None: no such question does. chat: None where no model reads them.
     """
     told = hashlib.sha256()
     for problem in problems:
         asked = task.correction_prompt(problem) if task else ""
         told.update(json.dumps([problem.id, problem.prompt, problem.first_attempt, asked]).encode())
         told.update(json.dumps(problem.reference).encode())
-    if problems:  # by the chat template
+    if problems and chat:  # by the chat template
         first = chat.first_prompt(problems[0].prompt)
         again = chat.next_prompt(first, (), task.correction_prompt(problems[0])) if task else ()
         told.update(json.dumps([first, again]).encode())

@@ -29,7 +29,7 @@ Scalar = Callable[[str, str], "bool | None"]
 _EQUALITY = re.compile(r"(?<![<>!])=|\\approx(?![A-Za-z])|\\simeq(?![A-Za-z])")
 _NAME = re.compile(r"[A-Za-z\\(),' _{}\d^]{1,16}")
 _BARE_NAME = re.compile(r"\\?[A-Za-z]+(?:_\{?\w+\}?)?(?:\([A-Za-z\d]\))?|\\(?:angle|overline)\s*\{?\s*[A-Z]+\s*\}?")
-_LONE_UNIT = re.compile(r"(?<=[\d}]) ([mgshlL])(\^[23])?\Z")  # `5 m`
+_LONE_UNIT = re.compile(r"(?:(?<=[\d}])|(?<=\d/)|(?<=\d /)) ([mgshlL]) ?(\^[23])?\Z")  # `5 m`, `5/ m ^2`
 
 
 class BadGold(ValueError):  # noqa: N818 - says what was found

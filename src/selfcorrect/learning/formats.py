@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from selfcorrect.config import SupervisedStage, TrainConfig
-from selfcorrect.config.paths import USED
+from selfcorrect.config.paths import USED, at_home
 from selfcorrect.config.recipe import load_recipe
 from selfcorrect.errors import ConfigError, DataError
 from selfcorrect.evaluation.kept import write_durably
@@ -48,7 +48,7 @@ def rows_of(file: str | Path) -> list[tuple[str, dict[str, Any]]]:
     Raises DataError with file, place, field and reason.
     """
     try:
-        text = Path(file).expanduser().read_text(encoding="utf-8-sig")
+        text = at_home(file, "source").read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{file}: cannot be read as UTF-8 text: {error}") from None
     found = [(where, _own(where, value)) for where, value in _values(str(file), text)]
@@ -62,7 +62,7 @@ def convert(source: str | Path, target: str | Path, form: str, *, everything: bo
 
     everything: those of a run that it collected and did not train on, too.
     """
-    origin, out = Path(source).expanduser(), Path(target).expanduser()
+    origin, out = at_home(source, "source"), at_home(target, "target")
     files = sorted((origin / "traces").glob("*.jsonl")) if origin.is_dir() else [origin]
     if not files:
         raise DataError(f"{origin}: holds no traces/; only stages pair_sft and star collect some")

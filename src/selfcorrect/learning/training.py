@@ -6,7 +6,7 @@ Axes: B rollouts, A attempts, T tokens.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 
@@ -26,7 +26,7 @@ from selfcorrect.learning.batching import Batch, make_batch, micro_batches
 from selfcorrect.learning.credit import advantages_of, credit_of, equal_groups
 from selfcorrect.learning.losses import TokenLoss, token_loss
 from selfcorrect.learning.objectives import Credit
-from selfcorrect.learning.own import own_objectives
+from selfcorrect.learning.own import Own, own_objectives
 from selfcorrect.learning.packing import PackedPrompts
 from selfcorrect.learning.policy import learning_rate, make_optimizer, trained_states
 from selfcorrect.learning.prompts import SharedPrompts, first_trained
@@ -51,16 +51,17 @@ class Trainer:
 
     def __init__(
         self, config: TrainConfig, lm: LanguageModel, reference: LanguageModel | None, sampler: Sampler, task: Task,
-        base_sampler: Sampler | None = None, ranks: Alone | None = None,
+        base_sampler: Sampler | None = None, ranks: Alone | None = None, own: Mapping[str, Own] | None = None,
     ) -> None:  # fmt: skip
         """reference: None where the recipe needs none. base_sampler: samples from it, for stages with offline_first.
 
-        ranks: of several processes; each has a trainer, and all of them take every step together.
+        ranks: of several processes; each has a trainer, and all of them take every step together. own: the user's own
+        objectives, by stage, where their files were run already.
         """
         self.config, self.lm, self._reference, self.sampler, self.task = config, lm, reference, sampler, task
         self.base_sampler = base_sampler
         self.ranks = ranks or Alone()
-        self.own = own_objectives(config.stages)
+        self.own = own_objectives(config.stages) if own is None else own
         self.progress = Progress()
         self.start_stage(0)
 

@@ -22,10 +22,11 @@ from torch import Tensor
 
 from selfcorrect.config import LoraConfig
 from selfcorrect.errors import ModelError, first_line
+from selfcorrect.models.files import ADAPTER
 from selfcorrect.models.sharded import fill, whole
 
 POLICY, FROZEN, OFF = "default", "frozen", ""  # the first is the name that PEFT gives the only adapter of a folder
-CONFIG, WEIGHTS, ABOUT = "adapter_config.json", "adapter_model.safetensors", "selfcorrect.json"
+CONFIG, WEIGHTS, ABOUT = ADAPTER, "adapter_model.safetensors", "selfcorrect.json"
 _PREFIX = "base_model.model."  # of every name in an adapter's file, from the wrapper that PeftModel is
 _PLAIN = {  # what an adapter may not have, with the value that means it has not
     "use_dora": False, "bias": "none", "modules_to_save": None, "trainable_token_indices": None, "lora_bias": False,

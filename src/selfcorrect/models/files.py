@@ -5,11 +5,15 @@ A model is a folder of Hugging Face layout or a name on the hub; both are read t
 
 import json
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from selfcorrect.config import LAB_MODEL
+from selfcorrect.config.paths import at_home, is_evaluation
 from selfcorrect.errors import ModelError, first_line
 
+ADAPTER = "adapter_config.json"  # of PEFT; a folder with it and no config.json holds an adapter alone
 _SECONDS = 5.0  # how long the hub may take to give any answer at all
 _CONFIGS = ("config.json", "tokenizer_config.json")
 _CODE = (
@@ -98,6 +102,39 @@ class Source:
         return ""
 
 
+def resolve_path(path: str) -> str:
+    """The folder or hub name a recipe's model.path stands for. Raises ModelError where a folder is missing."""
+    if path == LAB_MODEL:
+        return str(resources.files("selfcorrect") / "assets" / "lab_base")
+    looks_local = path.startswith((".", "/", "~")) or path.count("/") != 1
+    folder = at_home(path, "model.path")
+    if folder.is_dir():
+        if not _is_model(folder):
+            if is_evaluation(folder):
+                raise ModelError(
+                    f"model.path = {path!r} is an evaluation of a model, not a model; name the model itself, the "
+                    f"model.path in {folder / 'config.yaml'}"
+                )
+            kept = [name for name in ("final", "best") if _is_model(folder / name)]
+            if kept or (folder / "environment.json").is_file():
+                here = f"name its model: {folder / kept[0]}" if kept else "it has kept no model yet"
+                raise ModelError(f"model.path = {path!r} is a run, not a model; {here}")
+            raise ModelError(
+                f"model.path = {path!r}: the folder holds no config.json; name a folder of Hugging Face layout"
+            )
+        return str(folder)
+    if (looks_local and "/" in path) or folder.is_file():
+        raise ModelError(
+            f"model.path = {path!r}: no such folder; name a folder of Hugging Face layout, a hub name, or lab"
+        )
+    return path
+
+
+def _is_model(folder: Path) -> bool:
+    """Whether a folder holds a model, or an adapter of one."""
+    return any((folder / name).is_file() for name in ("config.json", ADAPTER))
+
+
 def find(path: str, shown: str) -> Source:
     """The model's files, and whether the hub can be asked. Raises ModelError where neither hub nor cache has them."""
     if Path(path).is_dir():
@@ -111,7 +148,7 @@ def find(path: str, shown: str) -> Source:
     else:
         return Source(path, shown)
     source = Source(path, shown, cached_only=True)
-    if source.read_json("config.json") is None and source.read_json("adapter_config.json") is None:
+    if source.read_json("config.json") is None and source.read_json(ADAPTER) is None:
         raise source.refusal(f"is no folder here and not in the hub's cache, and {why}; name a folder, or mend that")
     return source
 

@@ -14,9 +14,10 @@ from functools import cache, partial
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from selfcorrect.errors import first_line
+from selfcorrect.models.language_model import LanguageModel
 from selfcorrect.models.recompute import layers_of
 
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -61,14 +62,26 @@ def parts_of(model: nn.Module) -> list[nn.Module]:
     ]
 
 
-def hindrance(model: Any, attempt: Callable[[], Any]) -> str:
-    """Why passes of this model cannot be fused here, in words; empty where they can. attempt: one such pass."""
+def hindrance(lm: LanguageModel) -> str:
+    """Why updates of this model cannot be fused in this process, in words; empty where they can.
+
+    A pass of a few tokens is tried, and what it compiles is of use to the update. Weights that go from the machine's
+    memory to a card in shards are not there yet: then a norm is.
+    """
+    ids_1T = torch.arange(5, device=lm.device)[None] % lm.model.config.get_text_config().vocab_size
     try:
-        with fused(True, model):
-            attempt()
+        with fused(True, lm.model):
+            if next(lm.model.parameters()).device.type == lm.device.type:
+                lm.states(ids_1T, None, use_cache=False)
+            else:
+                fusible(_normed)(ids_1T.float())
     except Exception as error:  # noqa: BLE001 - compilers fail in their own ways: none there, too old, no room
         return f"{type(error).__name__}: {first_line(error)}"
     return ""
+
+
+def _normed(states: Tensor) -> Tensor:
+    return states * states.square().mean(-1, keepdim=True).rsqrt()
 
 
 @cache

@@ -1,58 +1,24 @@
 """Loading a causal language model of Hugging Face layout: a folder, or a name on the hub."""
 
 from collections.abc import Mapping
-from importlib import resources
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from selfcorrect.config import LAB_MODEL, ModelConfig
-from selfcorrect.config.paths import is_evaluation
+from selfcorrect.config import ModelConfig
 from selfcorrect.errors import ModelError, first_line
 from selfcorrect.models import adapters, files, generation, products, templates
 from selfcorrect.models.adapters import Adapters
 from selfcorrect.models.building import building
 from selfcorrect.models.chat import Chat
+from selfcorrect.models.files import resolve_path
 from selfcorrect.models.freed import keep_freed_memory
 from selfcorrect.models.head import head_form
 from selfcorrect.models.hollow import fill_with_nothing
 from selfcorrect.models.language_model import LanguageModel
 from selfcorrect.models.text_part import text_part
-
-
-def resolve_path(path: str) -> str:
-    """The folder or hub name a recipe's model.path stands for. Raises ModelError where a folder is missing."""
-    if path == LAB_MODEL:
-        return str(resources.files("selfcorrect") / "assets" / "lab_base")
-    looks_local = path.startswith((".", "/", "~")) or path.count("/") != 1
-    folder = Path(path).expanduser()
-    if folder.is_dir():
-        if not _is_model(folder):
-            if is_evaluation(folder):
-                raise ModelError(
-                    f"model.path = {path!r} is an evaluation of a model, not a model; name the model itself, the "
-                    f"model.path in {folder / 'config.yaml'}"
-                )
-            kept = [name for name in ("final", "best") if _is_model(folder / name)]
-            if kept or (folder / "environment.json").is_file():
-                here = f"name its model: {folder / kept[0]}" if kept else "it has kept no model yet"
-                raise ModelError(f"model.path = {path!r} is a run, not a model; {here}")
-            raise ModelError(
-                f"model.path = {path!r}: the folder holds no config.json; name a folder of Hugging Face layout"
-            )
-        return str(folder)
-    if (looks_local and "/" in path) or folder.is_file():
-        raise ModelError(
-            f"model.path = {path!r}: no such folder; name a folder of Hugging Face layout, a hub name, or lab"
-        )
-    return path
-
-
-def _is_model(folder: Path) -> bool:
-    """Whether a folder holds a model, or an adapter of one."""
-    return any((folder / name).is_file() for name in ("config.json", adapters.CONFIG))
 
 
 def load_model(config: ModelConfig, seed: int = 0, *, in_memory: bool = False, hollow: bool = False) -> LanguageModel:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from selfcorrect.config import OptimizerConfig, TrainConfig
 from selfcorrect.errors import ConfigError
-from selfcorrect.models import fused, products
+from selfcorrect.models import products
 from selfcorrect.models.language_model import LanguageModel
 from selfcorrect.models.packed import hindrance
 from selfcorrect.models.placement import stack_of
@@ -65,8 +65,6 @@ def sized(
     again, note = _checkpointing(optimizer, lm, tokens, budget, packed)
     optimizer = optimizer.model_copy(update={"gradient_checkpointing": again, "padding_free": packed})
     notes += note + told
-    if optimizer.compile and packs is None:
-        _try_compiling(lm)
     if optimizer.micro_batch == "auto":
         row = tokens * _activation_bytes(lm, tokens, again, packed)
         rows = _power_of_two(budget / row, _MOST_TRAINED)
@@ -146,13 +144,6 @@ def _padding_free(optimizer: OptimizerConfig, lm: LanguageModel) -> tuple[bool, 
     if why and asked is True:
         raise unpacked(why)
     return not why, [f"optimizer.padding_free: auto is off: {why}"] if why else []
-
-
-def _try_compiling(lm: LanguageModel) -> None:
-    """Raises ConfigError where a pass of a few tokens cannot be compiled. What it compiles is of use to the update."""
-    ids_1T = torch.arange(5, device=lm.device)[None] % lm.model.config.get_text_config().vocab_size
-    if why := fused.hindrance(lm.model, lambda: lm.states(ids_1T, None, use_cache=False)):
-        raise ConfigError(f"optimizer.compile = true: torch.compile fails here ({why}); set false")
 
 
 def unpacked(why: str) -> ConfigError:

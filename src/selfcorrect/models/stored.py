@@ -11,8 +11,7 @@ from typing import Any
 import torch
 
 from selfcorrect.models import files
-from selfcorrect.models.adapters import CONFIG
-from selfcorrect.models.loading import resolve_path
+from selfcorrect.models.files import ADAPTER, resolve_path
 
 _NAMES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
@@ -23,7 +22,7 @@ def stored_dtype(path: str) -> torch.dtype:
     path: as in a recipe's model.path. Weights that are no plain numbers of 16 or 32 bits count as their config says.
     """
     source = files.find(resolve_path(path), path)
-    adapter = None if source.has("config.json") else source.read_json(CONFIG)
+    adapter = None if source.has("config.json") else source.read_json(ADAPTER)
     if adapter is not None:
         return stored_dtype(adapter["base_model_name_or_path"])
     weights = source.file("model.safetensors")

@@ -17,6 +17,7 @@ import torch
 
 from selfcorrect.config import TrainConfig
 from selfcorrect.errors import ModelError, UserError, one_line
+from selfcorrect.evaluation.kept import write_durably
 from selfcorrect.models.freed import give_back
 from selfcorrect.models.language_model import LanguageModel
 from selfcorrect.parallel.launch import is_first, kind_of, launched
@@ -191,4 +192,4 @@ def measured_peak(card: Card | None) -> float:
 
 def _write(path: Path, found: dict[str, Any]) -> None:
     if is_first():
-        (path / FILE).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        write_durably(path / FILE, json.dumps(found, indent=1) + "\n")

@@ -9,7 +9,7 @@ import torch
 from selfcorrect.config import ModelConfig
 from selfcorrect.errors import ModelError, UserError, first_line
 from selfcorrect.models import adapters, files
-from selfcorrect.models.loading import resolve_path
+from selfcorrect.models.files import resolve_path
 from selfcorrect.models.windows import shape_of
 from selfcorrect.planning.known import known_config, known_names
 

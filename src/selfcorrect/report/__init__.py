@@ -15,11 +15,12 @@ def write_report(run: Path) -> Path:
     Raises DataError, a UserError, where the folder is no run or holds an evaluation that cannot be shown.
     """
     from selfcorrect.analysis import figures_of
+    from selfcorrect.config.paths import at_home
     from selfcorrect.errors import DataError
     from selfcorrect.report.load import load_run
     from selfcorrect.report.page import render
 
-    run = Path(run).expanduser()
+    run = at_home(run, "run")
     page = render(load_run(run), figures_of(run)).encode(
         "utf-8", errors="replace"
     )  # lone surrogates in a name become "?"

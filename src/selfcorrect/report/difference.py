@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from selfcorrect.config.paths import FILE_HOLDS, TASK_FILE, asked_by, run_above
+from selfcorrect.config.paths import FILE_HOLDS, TASK_FILE, asked_by, at_home, run_above
 from selfcorrect.config.yaml12 import load
 from selfcorrect.errors import DataError
 from selfcorrect.evaluation.averages import Change
@@ -91,7 +91,7 @@ def diff(a: str | Path, b: str | Path, *, evaluation: str | None = None, common:
 
 
 def _read(named: str | Path, evaluation: str | None) -> tuple[Side, list[Rollout]]:
-    folder, stem = _find(Path(named).expanduser(), evaluation)
+    folder, stem = _find(at_home(named, "evaluation"), evaluation)
     name, _, wording = stem.partition("@")
     notes: list[str] = []
     known = {each.name: each for each in read_evaluations(folder, notes)}

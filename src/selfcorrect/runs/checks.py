@@ -4,11 +4,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 
-from selfcorrect.config import SupervisedStage, TrainConfig
+from selfcorrect.config import OptimizerConfig, SupervisedStage, TrainConfig
 from selfcorrect.errors import ConfigError
 from selfcorrect.evaluation.evaluate import evaluated_problems, load_external
 from selfcorrect.learning.own import own_objectives
 from selfcorrect.learning.policy import check_optimizer
+from selfcorrect.models import fused
 from selfcorrect.models.chat import Chat
 from selfcorrect.models.language_model import LanguageModel
 from selfcorrect.models.loading import load_model
@@ -136,6 +137,13 @@ def check_context(config: TrainConfig, lm: LanguageModel, task: Task, problem: P
     return need
 
 
+def check_updates(config: OptimizerConfig, lm: LanguageModel) -> None:
+    """Raises ConfigError or ModelError where this process cannot make updates as the recipe asks."""
+    check_optimizer(config, lm.device)
+    if config.compile and (why := fused.hindrance(lm)):
+        raise ConfigError(f"optimizer.compile = true: torch.compile fails here ({why}); set false")
+
+
 @contextmanager
 def ready(task: Task, ranks: Alone) -> Iterator[None]:
     """The graders' processes are up, on all hosts. Raises what keeps them from running, before anything is written."""
@@ -159,7 +167,8 @@ def tried(config: TrainConfig) -> Iterator[str]:
             yield f"data: {len(problems)} problems of {name}"
         task.grade([])
         lm = load_model(config.model, config.seed)
-        check_optimizer(config.optimizer, lm.device)
+        if config.stages:
+            check_updates(config.optimizer, lm)
         yield (
             f"model: {parameter_count(lm) / 1e6:,.1f} million parameters on {lm.device}, computed in "
             f"{str(lm.compute_dtype)[6:]}; {tuning_text(config, lm)}"

@@ -14,9 +14,9 @@ from selfcorrect.evaluation.evaluate import Evaluation, Evaluator
 from selfcorrect.learning.record import StepResult
 from selfcorrect.learning.supervised import Collection, Collector, steps_an_iteration, supervised_step
 from selfcorrect.learning.training import Trainer
+from selfcorrect.models.files import resolve_path
 from selfcorrect.models.freed import give_back
 from selfcorrect.models.language_model import LanguageModel
-from selfcorrect.models.loading import resolve_path
 from selfcorrect.models.weights import fingerprint, load_weights, stored_weights, weights
 from selfcorrect.runs.asked import asked_of, check_asked, file_digest
 from selfcorrect.runs.between import Between

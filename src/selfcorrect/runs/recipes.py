@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from selfcorrect.config import LAB_MODEL, TASK_KINDS, Config, TrainConfig
-from selfcorrect.config.paths import run_above
+from selfcorrect.config.paths import at_home, check_asked_paths, run_above
 from selfcorrect.config.recipe import load_recipe, validate
 from selfcorrect.config.shipped import shipped_recipe, shipped_recipes
 from selfcorrect.config.tasks import ATTEMPT_TOKENS
 from selfcorrect.errors import ConfigError
-from selfcorrect.models.loading import resolve_path
+from selfcorrect.models.files import resolve_path
 
 Recipe = str | Path | Mapping[str, Any] | Config
 
@@ -38,8 +38,38 @@ def config_for(
     """The recipe that was named, or that goes with a model, or a task's defaults where an override names the task.
 
     overrides: None where the command takes none. here: whether the model is to be loaded. Raises ConfigError where
-    nothing names the task.
+    nothing names the task, or what the task reads is not there.
     """
+    config = _going_with(model, recipe, overrides, purpose, here)
+    if config.sampler != "recorded":  # whose rows may hold all that the task would be read for
+        check_asked_paths(config, loaded=here)
+    return config
+
+
+def to_evaluate(model: str | Path, recipe: Recipe | None, overrides: Sequence[str], *, here: bool) -> TrainConfig:
+    """What `evaluate` goes by, with the model that it evaluates: a recipe in the model's place, or `config_for`."""
+    named = here and is_recipe(model)
+    what = "evaluate it on"
+    config = train_config(model, *overrides) if named else config_for(model, recipe, overrides, what, here=here)
+    path = config.model.path if named else str(model)
+    if here and config.sampler == "transformers":
+        resolve_path(path)  # a folder that is not there, or holds no model, is the first thing to say
+    config = config.model_copy(update={"model": config.model.model_copy(update={"path": path})})
+    if config.sampler != "recorded":
+        check_asked_paths(config, loaded=here, evaluated=True)
+    return config
+
+
+def to_grade(task: str, overrides: Sequence[str]) -> TrainConfig:
+    """A task alone, with its settings; its data may not be there, as rows may hold what it would be read for."""
+    config = validate({"task": {"name": task}, "stages": []}, "grade", overrides=overrides)
+    assert isinstance(config, TrainConfig)
+    return config
+
+
+def _going_with(
+    model: str | Path, recipe: Recipe | None, overrides: Sequence[str] | None, purpose: str, here: bool
+) -> TrainConfig:  # fmt: skip
     if recipe is not None:
         return train_config(recipe, *(overrides or ()))
     if here:
@@ -65,7 +95,7 @@ def config_for(
 
 def recipe_beside(model: str | Path) -> Path | None:
     """The recipe of the run that a model folder lies in; the lab's for the lab's models; None for every other."""
-    folder = Path(str(model)).expanduser()
+    folder = at_home(str(model), "model")
     if str(model) == LAB_MODEL:
         return shipped_recipe("demo")
     if folder.is_dir():

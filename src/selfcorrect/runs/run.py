@@ -14,11 +14,11 @@ from typing import Any
 import torch
 
 from selfcorrect.config import SupervisedStage, TrainConfig
-from selfcorrect.config.paths import USED, absolute, own_files
+from selfcorrect.config.paths import USED, absolute, at_home, check_paths, own_files
 from selfcorrect.errors import CheckpointError, ConfigError, MemoryExhausted, RankLost, TrainingInterrupted, first_line
 from selfcorrect.evaluation.evaluate import Evaluator
 from selfcorrect.learning.own import own_objectives
-from selfcorrect.learning.policy import check_optimizer, make_reference
+from selfcorrect.learning.policy import make_reference
 from selfcorrect.learning.training import Trainer
 from selfcorrect.models.language_model import LanguageModel
 from selfcorrect.models.loading import use_threads
@@ -39,7 +39,7 @@ from selfcorrect.runs.checkpoint import (
     saved,
     sweep,
 )
-from selfcorrect.runs.checks import fitted, ready, shortages, tuning_text, unread
+from selfcorrect.runs.checks import check_updates, fitted, ready, shortages, tuning_text, unread
 from selfcorrect.runs.disk import check_room, need_of, try_save
 from selfcorrect.runs.disk import used as taken_by
 from selfcorrect.runs.display import Observer
@@ -48,7 +48,14 @@ from selfcorrect.runs.folder import RunFolder, sizes_begun
 from selfcorrect.runs.found import refuse_others, resume_command, taken, to_resume, used_by, used_if_known
 from selfcorrect.runs.interrupts import LOCK, Stop, alone, interruptible
 from selfcorrect.runs.loop import Loop
-from selfcorrect.runs.together import check_code, check_is_here, check_overrides, check_settings, notes_of
+from selfcorrect.runs.together import (
+    check_code,
+    check_is_here,
+    check_overrides,
+    check_settings,
+    notes_of,
+    own_files_sent,
+)
 from selfcorrect.runs.trackers import tracker_names
 from selfcorrect.runs.untrained import check_not_others, clear, has_earned, nothing_left_of_a_failure
 from selfcorrect.samplers.choose import make_sampler
@@ -100,14 +107,17 @@ def resume(path: Path, observer: Observer, overrides: Sequence[str] = ()) -> Pat
     Settings other than those the run has gone by so far are judged (runs/changes.py), told and kept. Raises ConfigError
     where `path` holds no run, or a setting may not change.
     """
-    path = path.expanduser()
+    path = at_home(path, "run")
     with joined() as ranks:
         observer = observer if ranks.rank == 0 else Observer()
         check_code(ranks)
         check_overrides(ranks, overrides)
         check_is_here(ranks, path)
         config, used = ranks.first(lambda: _to_go_on(path, observer, overrides))
-        return path if config is None else _run(config, path, observer, used, ranks)
+        if config is None:
+            return path
+        with own_files_sent(ranks, config, path) as config:
+            return _run(config, path, observer, used, ranks)
 
 
 def _to_go_on(
@@ -175,22 +185,26 @@ def _prepare_and_train(
 ) -> None:  # fmt: skip
     use_threads(config.threads)
     _check_stages(config)
+    # Traces are rank 0's to read, and no longer asked for where a run goes on behind their stage.
+    ranks.each(lambda: check_paths(config, traces=used is None and ranks.rank == 0))
     ranks.first(lambda: tracker_names(config))  # refused before anything is written, as are task, data and model
     say = observer.message if ranks.rank == 0 else None
     task, evaluator, validation = ranks.each(lambda: _asked(config, say))
-    ranks.each(lambda: own_objectives(config.stages, config.rollouts, task.draw(1, 2, config.seed)))
+    own = ranks.each(lambda: own_objectives(config.stages, config.rollouts, task.draw(1, 2, config.seed)))
     evaluator = dataclasses.replace(evaluator, play=ranks.play)
     lm, dtype = ranks.load(config), stored_dtype(config.model.path)
     base = fingerprint(lm)
     if not ranks.keeps_one:  # else rank 0 alone has read it
         ranks.same({f"the model {config.model.path!r}": base}, "put the same model on all hosts")
-    ranks.each(lambda: check_optimizer(config.optimizer, lm.device))
+    ranks.each(lambda: check_updates(config.optimizer, lm))
 
-    def fit() -> tuple[TrainConfig, list[str]]:
+    def fit() -> tuple[dict[str, Any], list[str]]:
         begun = with_sizes(config, sizes_begun(path, config) if used else {})
-        return fitted(begun, lm, task, shards=ranks.shards)
+        found, told = fitted(begun, lm, task, shards=ranks.shards)
+        return sizes_of(found), told
 
-    settled, sizes = ranks.first(fit)
+    sizes, of_sizes = ranks.first(fit)
+    settled = with_sizes(config, sizes)  # with this host's own paths
     evaluator = dataclasses.replace(evaluator, rows=rows_of(settled, lm))
     plainly: dict[str, Any] = {"controls": False, "external": (), "samples": 1, "temperature": 0.0, "wordings": {}}
     validator = dataclasses.replace(evaluator, problems=validation, **plainly) if validation else None
@@ -198,7 +212,7 @@ def _prepare_and_train(
     sampler = make_sampler(settled, lm, settled.rollouts.rows)
     beside = sampler if isinstance(sampler, TransformersSampler) else None
     base_sampler = TransformersSampler(reference, settled.rollouts.rows, beside=beside) if reference else None
-    trainer = ranks.spread(Trainer(settled, lm, reference, sampler, task, base_sampler, ranks))
+    trainer = ranks.spread(Trainer(settled, lm, reference, sampler, task, base_sampler, ranks, own))
     with (
         closing(task), ready(task, ranks),
         ranks.held(alone(path, ", or stop it" if used else ", or choose another name")),
@@ -208,8 +222,8 @@ def _prepare_and_train(
         room = ranks.first(lambda: _room(config, lm, dtype, path, used))
         short = [*shortages(config, task, len(evaluator.problems)), *unread(task, lm.chat)]
         of_task = notes_of(ranks, task.notes)
-        notes = [*short, *of_task, *lm.chat.notes, *sizes, tuning_text(settled, lm), told, *ranks.notes]
-        checkpoint, folder = _open(path, config, observer, base, notes, used, sizes_of(settled), ranks)
+        notes = [*short, *of_task, *lm.chat.notes, *of_sizes, tuning_text(settled, lm), told, *ranks.notes]
+        checkpoint, folder = _open(path, config, observer, base, notes, used, sizes, ranks)
         loop = Loop(settled, folder, trainer, evaluator, validator, observer, dtype)
         with closing(folder), observer:
             if used is None:

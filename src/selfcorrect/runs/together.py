@@ -3,17 +3,21 @@
 import hashlib
 import importlib.metadata
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import selfcorrect
 from selfcorrect.config import TrainConfig
+from selfcorrect.config.paths import OWN, own_files, with_own_files
 from selfcorrect.errors import ConfigError
 from selfcorrect.evaluation.kept import flat
 from selfcorrect.parallel.ranks import Alone
 from selfcorrect.runs.checkpoint import newest_state
+from selfcorrect.tasks.own import files_of
 
 _COMPUTE = ("torch", "transformers", "tokenizers", "numpy", "peft", "bitsandbytes")
 
@@ -51,6 +55,34 @@ def check_is_here(ranks: Alone, path: Path) -> None:
             f"for all, has {here}: start rank 0 on the host that has it (torchrun: --node-rank 0, and its address as "
             "--master-addr), copy the folder, or choose another name=..."
         )
+
+
+@contextmanager
+def own_files_sent(ranks: Alone, config: TrainConfig, path: Path) -> Iterator[TrainConfig]:
+    """Rank 0's settings for a run that goes on, as this rank can read them: where they name copies in the run's folder
+    that this disk has not got, or has others of, rank 0's are here until the end.
+    """
+    copies = [own for own in own_files(config) if Path(own.file).is_relative_to(path.absolute() / OWN)]
+    if ranks.size == 1 or not copies:
+        yield config
+        return
+    sent = ranks.first(lambda: [_contents(own.file) for own in copies])
+    with ExitStack() as stack:
+        here = dict[str, str]()
+        for own, contents in zip(copies, sent, strict=True):
+            if _contents(own.file) == contents:
+                continue
+            folder = Path(stack.enter_context(TemporaryDirectory(prefix="selfcorrect-")))
+            for name, text in contents.items():
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                (folder / name).write_bytes(text)
+            here[own.setting] = str(folder / Path(own.file).name)
+        yield with_own_files(config, here)
+
+
+def _contents(file: str) -> dict[str, bytes]:
+    """Of a file of the user's own and what it imports from beside it, by name; empty where it is not there."""
+    return {name: each.read_bytes() for name, each in files_of(file).items()} if Path(file).is_file() else {}
 
 
 def newest_step(path: Path) -> int:

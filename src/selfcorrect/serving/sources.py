@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from selfcorrect.config import LAB_MODEL, TASK_KINDS, RepairConfig, TaskConfig, TrainConfig
-from selfcorrect.config.paths import is_evaluation, is_run
+from selfcorrect.config.paths import at_home, is_evaluation, is_run
 from selfcorrect.errors import ConfigError, ModelError, UserError
-from selfcorrect.models import adapters
-from selfcorrect.models.loading import resolve_path
+from selfcorrect.models.files import ADAPTER, resolve_path
 from selfcorrect.runs.recipes import recipe_beside, train_config
 from selfcorrect.serving.words import GENERAL, Words, literal, recipe_of_card, words_of_task
 from selfcorrect.tasks import Task, make_task
@@ -46,7 +45,7 @@ class Source:
 
     @property
     def is_adapter(self) -> bool:
-        return (Path(self.path).expanduser() / adapters.CONFIG).is_file()
+        return (Path(self.path).expanduser() / ADAPTER).is_file()
 
     @property
     def base(self) -> str | None:
@@ -102,7 +101,7 @@ def _train(recipe: "Path | TrainConfig | dict[str, object]", overrides: Sequence
 
 def _model_of(model: str) -> str:
     """A run stands for the model that it ended with, or for its best so far."""
-    folder = Path(model).expanduser()
+    folder = at_home(model, "model")
     if is_run(folder):
         for name in ("final", "best"):
             if (folder / name).is_dir():
@@ -171,6 +170,7 @@ def _asked(config: TaskConfig) -> TaskConfig:
 
 def load(source: Source) -> "LanguageModel":
     """The model; an adapter stays one, so that its base is there too."""
+    from selfcorrect.models import adapters
     from selfcorrect.models.loading import load_model, use_threads
 
     use_threads(source.config.threads)

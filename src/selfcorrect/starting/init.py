@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from selfcorrect.config.commented import commented
-from selfcorrect.config.paths import anchored, check_paths
+from selfcorrect.config.paths import anchored, at_home, check_paths
 from selfcorrect.config.recipe import validate
 from selfcorrect.config.run import PLAIN_TEMPLATE, TrainConfig
 from selfcorrect.errors import ConfigError
@@ -84,8 +84,8 @@ def init(
     """
     if to.suffix not in (".yaml", ".yml"):
         raise ConfigError(f"--to {to}: a recipe's name ends with .yaml")
-    to = to.expanduser()
-    draft = _draft(_model(model, to, tuning), data, to, look(data.expanduser(), question, answer, task))
+    to, data = at_home(to, "--to"), at_home(data, "--data")
+    draft = _draft(_model(model, to, tuning), data, to, look(data, question, answer, task))
     for file in (to, *draft.files):
         if file.exists():
             raise ConfigError(f"{file} is there already; remove it, or name another recipe with --to")
@@ -141,7 +141,7 @@ def _draft(model: dict[str, Any], data: Path, to: Path, found: Found) -> Draft:
 
 
 def _model(model: str, to: Path, tuning: Tuning | None) -> dict[str, Any]:
-    folder = Path(model).expanduser()
+    folder = at_home(model, "--model")
     settings: dict[str, Any] = {"path": model, "tuning": tuning or "full"}
     small = _SMALL if settings["tuning"] != "full" else {}
     if folder.is_dir():
@@ -199,7 +199,7 @@ def _math(draft: Draft, data: Path, to: Path, found: Found) -> None:
     draft.recipe["task"] = {"name": "math", "dataset": "gsm8k" if gsm8k else "math", "split": "original"}
     own = (found.question, found.answer)
     if found.plain:
-        draft.recipe["task"]["data"] = _relative(data.expanduser(), to)
+        draft.recipe["task"]["data"] = _relative(data, to)
         if columns := {ours: theirs for ours, theirs in zip(names, own, strict=True) if ours != theirs}:
             draft.recipe["task"]["columns"] = columns
     else:
@@ -218,7 +218,7 @@ def _custom(draft: Draft, data: Path, to: Path, found: Found) -> None:
 def _code(draft: Draft, data: Path, to: Path, found: Found) -> None:
     """MBPP's own ids divide its rows; HumanEval's are evaluated on, beside MBPP from the hub."""
     rows = (*found.train, *found.test)
-    place = _relative(data.expanduser(), to)
+    place = _relative(data, to)
     if rows[0].has("entry_point"):
         draft.recipe["task"] = {"name": "code", "dataset": "mbpp", "evaluate_on": "humaneval", "evaluate_data": place}
         draft.told.append(

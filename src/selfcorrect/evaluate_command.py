@@ -115,6 +115,9 @@ def _endpoint(url: str, given: dict[str, Any]) -> "Endpoint":
     return Endpoint(url, **{**given, "body": {} if body is None else read_body(body)})
 
 
+_CONTROLS = {"swapped": "control, after another problem's attempt 1", "independent": "control, after another attempt 1"}
+
+
 def _run(
     model: str, overrides: list[str], recipe: Path | None, output: Path | None, as_json: bool,
     endpoint: "Endpoint | None",
@@ -123,7 +126,7 @@ def _run(
 
     to_evaluate(model, recipe, overrides, here=endpoint is None)  # before torch is loaded
     from selfcorrect import api
-    from selfcorrect.evaluation.alarms import cut_off_at
+    from selfcorrect.evaluation.alarms import cut_off_at, unread
     from selfcorrect.evaluation.told import summary_line
     from selfcorrect.runs.display import evaluation_line
     from selfcorrect.runs.progress import on_stderr
@@ -136,9 +139,9 @@ def _run(
         typer.echo(json.dumps(evaluation.to_dict()))
         return
     typer.echo(evaluation_line(evaluation))
-    for told in cut_off_at(evaluation.summary, evaluation.max_new_tokens):
+    for part, summary in [*evaluation.controls, *evaluation.external]:
+        typer.echo(f"  {_CONTROLS.get(part, part)}: {summary_line(summary)}")
+    for told in [*cut_off_at(evaluation.summary, evaluation.max_new_tokens), *unread(evaluation.summary)]:
         typer.echo(f"alarm: {told}")
     if evaluation.folder is not None:
         typer.echo(f"report: {evaluation.folder / 'report.html'}")
-    for part, summary in [*evaluation.controls, *evaluation.external]:
-        typer.echo(f"  {part}: {summary_line(summary)}  {summary.outcomes[0]}")

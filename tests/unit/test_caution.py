@@ -9,7 +9,7 @@ import pytest
 from selfcorrect.comparing.page import findings, headline
 from selfcorrect.comparing.results import Result, read_answers
 from selfcorrect.comparing.results import summarize as summarize_runs
-from selfcorrect.evaluation.alarms import WINDOW, Lessons, Watch, alarms, cut_off_at
+from selfcorrect.evaluation.alarms import WINDOW, Lessons, Watch, alarms, cut_off_at, unread
 from selfcorrect.evaluation.caution import caution, ungraded
 from selfcorrect.evaluation.flat import rollout_row
 from selfcorrect.evaluation.metrics import is_unchanged, summarize
@@ -86,6 +86,13 @@ def test_an_evaluation_says_what_was_cut_off() -> None:
     assert summary_line(quarter).endswith("n=200  cut off t1 75.0%, t2 0.0%")
     assert cut_off_at(BASE, 64) == []
     assert summary_line(BASE).endswith("n=1000")
+
+
+def test_an_evaluation_says_that_answers_were_not_read() -> None:
+    """However few the problems, as it is the prompt's fault or the reader's."""
+    (told,) = unread(summarize(rollouts((6, N, W), (4, W, C))))
+    assert told.startswith("no answer: none could be read from many attempts (attempt 1 60 %, attempt 2 0 %): see ")
+    assert unread(BASE) == []
 
 
 def compared(folder: Path, *kinds: Kind) -> Result:

@@ -1,5 +1,6 @@
 """What a plan for this machine's processor times, and how often it counts."""
 
+import json
 import weakref
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from transformers import LlamaConfig
 from selfcorrect.learning.vocabulary import tiles_for
 from selfcorrect.models import products
 from selfcorrect.planning import beside, cpu, plan, rehearsal
+from selfcorrect.planning.page import asked_of
 from selfcorrect.planning.plan import Devices, make_plan
 from selfcorrect.planning.rehearsal import Line
 from selfcorrect.planning.settled import dressed
@@ -143,3 +145,19 @@ def test_those_on_the_first_ones_processor_plan_in_silence(
     with beside.planned(recipe(), lm, None, tmp_path, said.append):  # type: ignore[arg-type]
         pass
     assert (len(planned), said, list(tmp_path.iterdir())) == (times, [], [])
+
+
+def test_a_run_that_goes_on_as_it_was_is_not_planned_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And what it took before stays where nothing was left to do."""
+    monkeypatch.delenv("SELFCORRECT_PLAN", raising=False)
+    config = recipe(rollouts={"rows_at_once": 4}, optimizer=ONE_ROW["optimizer"])
+    other = recipe(rollouts={"rows_at_once": 8}, optimizer=ONE_ROW["optimizer"])
+    cpu_, planned, lm = torch.device("cpu"), list[bool](), SimpleNamespace(device=torch.device("cpu"))
+    monkeypatch.setattr(beside, "_plan", lambda *_, **__: planned.append(True))
+    (tmp_path / "metrics.jsonl").write_text("{}\n")
+    kept = json.dumps({"predicted": asked_of(config, beside._devices(config, cpu_)), "measured": {}})
+    (tmp_path / "plan.json").write_text(kept)
+    for goes_by, times in ((config, 0), (other, 1)):
+        with beside.planned(goes_by, lm, None, tmp_path, lambda _: None):  # type: ignore[arg-type]
+            pass
+        assert (len(planned), (tmp_path / "plan.json").read_text()) == (times, kept)

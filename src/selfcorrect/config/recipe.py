@@ -21,7 +21,7 @@ from selfcorrect.config.familiar import FAMILIAR
 from selfcorrect.config.overrides import apply_override
 from selfcorrect.config.paths import anchored, with_copies
 from selfcorrect.config.settings import sections, settings
-from selfcorrect.config.shipped import find_recipe
+from selfcorrect.config.shipped import find_recipe, like_recipe
 from selfcorrect.config.yaml12 import Dumper, read
 from selfcorrect.errors import ConfigError
 
@@ -45,7 +45,8 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     try:
         text = file.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise ConfigError(f"recipe {file}: no such file; `selfcorrect recipes` lists the shipped ones") from None
+        meant = f"did you mean {near}? " if (near := like_recipe(file)) else ""
+        raise ConfigError(f"recipe {file}: no such file; {meant}`selfcorrect recipes` lists the shipped ones") from None
     except IsADirectoryError:
         run = (file / "config.yaml").is_file()
         way = (
@@ -64,6 +65,10 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         raise ConfigError(f"recipe {file}: a value contains itself, or is nested too deeply") from None
     if isinstance(data, list) and file.suffix.lower() == ".json":
         raise _is_data(file)
+    if data is None:
+        raise ConfigError(
+            f"recipe {file} is empty; `selfcorrect init` writes one, `selfcorrect recipes NAME` copies one"
+        )
     if not isinstance(data, dict):
         raise ConfigError(f"recipe {file} must be a mapping of settings, not {type(data).__name__}")
     config = validate(anchored(data, file.parent), str(file), places, overrides)

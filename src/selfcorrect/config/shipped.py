@@ -1,5 +1,6 @@
 """The recipes that come with the package (recipes/ at the root of the repository leads there)."""
 
+import difflib
 import re
 from importlib import resources
 from itertools import takewhile
@@ -22,6 +23,15 @@ def shipped_recipes() -> dict[str, str]:
 def _about(recipe: str) -> str:
     comment = takewhile(lambda line: line.startswith("#"), recipe.splitlines())
     return re.split(r"[.:;] |\.$", " ".join(line.lstrip("# ") for line in comment))[0]
+
+
+def like_recipe(path: Path) -> str:
+    """A recipe of nearly that name, which lies beside it or is shipped; empty where there is none."""
+    beside = [each.name for each in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
+    if near := difflib.get_close_matches(path.name, beside, n=1, cutoff=0.75):
+        return str(path.parent / near[0])
+    stem = path.stem if path.suffix in (".yaml", ".yml") else path.name
+    return next(iter(difflib.get_close_matches(stem, list(shipped_recipes()), n=1, cutoff=0.75)), "")
 
 
 def find_recipe(path: Path) -> Path:

@@ -17,6 +17,7 @@ from selfcorrect.types import Outcome
 
 COPIES = 0.7  # share of unchanged answers from which on it may be called copying
 WINDOW = 20  # steps; an alarm while training speaks of their mean
+UNREAD = 0.5  # share of an attempt's rollouts in which no answer is found from which on it is said
 CUT = 0.25  # share of an attempt's rollouts that are cut off from which on it is said; of one step alone, twice that
 EQUAL = 0.9  # share of problems whose rollouts all earn the same, over WINDOW steps, from which on it is said
 
@@ -50,6 +51,18 @@ def alarms(summary: Summary, base: Summary, change: Change | None = None) -> lis
 def cut_off_at(summary: Summary, limit: int | None) -> list[str]:
     """What to say of an evaluation of which much was cut off, at `limit` tokens where that is known."""
     return _kind("cut off", cut_off(outcome_shares(summary, Outcome.TRUNCATED), limit, CUT))
+
+
+def unread(summary: Summary) -> list[str]:
+    """What to say of an evaluation of which much, though not cut off, states no answer in the form that is read."""
+    shares = outcome_shares(summary, Outcome.NO_ANSWER)
+    if max(shares, default=0.0) < UNREAD:
+        return []
+    each = ", ".join(f"attempt {number} {spaced(share)}" for number, share in enumerate(shares, 1))
+    return [
+        f"no answer: none could be read from many attempts ({each}): see whether the prompt asks for the form that is "
+        "graded (`selfcorrect check` shows it), and what they say instead"
+    ]
 
 
 class Watch:

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import os
 import re
 import statistics
@@ -22,7 +23,7 @@ from selfcorrect.models.freed import give_back
 from selfcorrect.models.language_model import LanguageModel
 from selfcorrect.parallel.launch import is_first, kind_of, launched
 from selfcorrect.planning.hardware import CONTEXT_BYTES, CPU, Card
-from selfcorrect.planning.page import row
+from selfcorrect.planning.page import asked_of, row
 from selfcorrect.planning.plan import Devices, Plan, make_plan
 from selfcorrect.planning.spec import Spec
 from selfcorrect.planning.work import assumed_lengths
@@ -48,26 +49,38 @@ def planned(
         yield
         return
     say = say if is_first() else _silent
-    plan, steps, least = None, _steps(path), 0.0
-    say(f"plan: {_rehearsing(lm.device.type == CPU)} (SELFCORRECT_PLAN=off leaves it out) ...")
-    start = time.perf_counter()
-    before = (path / FILE).read_text(encoding="utf-8") if steps and (path / FILE).is_file() else None
-    try:
-        plan = _plan(config, lm, task)
-        say(f"plan: {told(plan)}")
-        _write(path, {"predicted": row(plan)})
-        least = 0.0 if plan.devices.card or asked == "timed" else _WORTH * (time.perf_counter() - start)
-    except Exception as error:  # noqa: BLE001 - a plan is never a reason for a run to stop
-        say(f"plan: none ({_why(error)})")
-    give_back()  # what was timed leaves some 70 MiB of small pieces behind, which the run would hold to its end
+    plan, steps, least = None, _steps(path), math.inf
+    predicted = _kept(path, config, lm.device) if steps else None
+    if predicted is None:
+        say(f"plan: {_rehearsing(lm.device.type == CPU)} (SELFCORRECT_PLAN=off leaves it out) ...")
+        start = time.perf_counter()
+        try:
+            plan = _plan(config, lm, task)
+            predicted = row(plan)
+            say(f"plan: {told(plan)}")
+            if not steps:  # else what the run took so far still holds, until there is more of it
+                _write(path, {"predicted": predicted})
+            least = _WORTH * (time.perf_counter() - start)
+        except Exception as error:  # noqa: BLE001 - a plan is never a reason for a run to stop
+            say(f"plan: none ({_why(error)})")
+        give_back()  # what was timed leaves some 70 MiB of small pieces behind, which the run would hold to its end
     yield
     try:
-        if before is not None and _steps(path) == steps:  # a run with nothing left to do: what it took still holds
-            _write(path, json.loads(before))
-        elif plan:
-            _tell_measured(plan, config, path, say, least)
+        if predicted and _steps(path) > steps:  # else nothing was left to do, and what it took before still holds
+            made = plan or _plan(config, lm, task, timed=False)
+            _tell_measured(made, predicted, config, path, say, 0.0 if made.devices.card or asked == "timed" else least)
     except Exception as error:  # noqa: BLE001 - as above
         say(f"plan: not compared with what was measured ({_why(error)})")
+
+
+def _kept(path: Path, config: TrainConfig, device: torch.device) -> dict[str, Any] | None:
+    """What was predicted as a run began that goes on now as it was; None where it does not, or nothing was."""
+    try:
+        predicted: dict[str, Any] = json.loads((path / FILE).read_text(encoding="utf-8"))["predicted"]
+        now = asked_of(config, _devices(config, device))
+        return predicted if {name: predicted.get(name) for name in now} == now else None
+    except (OSError, ValueError, KeyError, UserError):
+        return None
 
 
 def _shares_first_ones_processor(device: torch.device) -> bool:
@@ -97,7 +110,7 @@ def told(plan: Plan) -> str:
     return f"up to {plan.memory.peak / _GIB:.2f} GiB ({largest}){seconds}"
 
 
-def _plan(config: TrainConfig, lm: LanguageModel, task: Any) -> Plan:
+def _plan(config: TrainConfig, lm: LanguageModel, task: Any, *, timed: bool = True) -> Plan:
     """With the prompts as they are, and attempts as long as is assumed."""
     drawn = task.draw(1, config.rollouts.problems_per_step, config.seed)
     prompts = [lm.chat.first_prompt(problem.prompt) for problem in drawn]
@@ -108,7 +121,7 @@ def _plan(config: TrainConfig, lm: LanguageModel, task: Any) -> Plan:
         turn=len(turn) - len(longest),
     )  # fmt: skip
     spec = Spec(config.model.path, lm.model.config.get_text_config())
-    return make_plan(config, _devices(config, lm.device), lengths, spec)
+    return make_plan(config, _devices(config, lm.device), lengths, spec, timed=timed)
 
 
 def _devices(config: TrainConfig, device: torch.device) -> Devices:
@@ -133,9 +146,11 @@ def _card(device: torch.device) -> Card | None:
     return card_named(about.name, about.total_memory / _GIB)
 
 
-def _tell_measured(plan: Plan, config: TrainConfig, path: Path, say: Callable[[str], None], least: float) -> None:
-    """The same plan for the lengths that came, beside what was measured. least: seconds that a run takes whose steps
-    are worth timing layers for again.
+def _tell_measured(
+    plan: Plan, predicted: dict[str, Any], config: TrainConfig, path: Path, say: Callable[[str], None], least: float
+) -> None:  # fmt: skip
+    """The same plan for the lengths that came, beside what was measured. predicted: as the run began; least: seconds
+    that a run takes whose steps are worth timing layers for again.
     """
     rows = [json.loads(line) for line in (path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     rows = [step for step in rows if step.get("sampled_tokens") and step.get("longest")][-200:]
@@ -152,7 +167,7 @@ def _tell_measured(plan: Plan, config: TrainConfig, path: Path, say: Callable[[s
     lengths = replace(came, attempt=attempt, limit=max(1, min(config.rollouts.max_new_tokens, round(limit))))
     again = make_plan(config, plan.devices, lengths, plan.model.spec, timed=timed)
     found = {
-        "predicted": row(plan), "predicted_at_lengths": row(again),
+        "predicted": predicted, "predicted_at_lengths": row(again),
         "measured": {
             "peak_bytes": peak, "step_seconds": seconds, "steps": len(rows), "attempt": attempt, "longest_row": longest,
             "seconds": {phase: _median(step["seconds_by_part"][phase] for step in rows[1:]) for phase in _PHASES},

@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 from typing import Any
 
-from selfcorrect.planning.plan import Plan, Turn
+from selfcorrect.config import TrainConfig
+from selfcorrect.planning.plan import Devices, Plan, Turn
 from selfcorrect.planning.rests import sources
 
 GIB = 2**30
@@ -103,17 +104,23 @@ def told_count(count: float) -> str:
     return f"{count / 1e9:.2f} billion" if count >= 1e9 else f"{count / 1e6:.2f} million"
 
 
+def asked_of(config: TrainConfig, devices: Devices) -> dict[str, Any]:
+    """What a plan was made for, beside the model and the lengths. config: settled."""
+    return {
+        "devices": {"card": devices.card.name if devices.card else "cpu", "gpus": devices.gpus, "nodes": devices.nodes,
+                    "serving": devices.serving, "parallel": devices.parallel, "bytes": devices.bytes},
+        "sizes": {"rows_at_once": config.rollouts.rows, "micro_batch": config.optimizer.rows,
+                  "gradient_checkpointing": config.optimizer.gradient_checkpointing,
+                  "padding_free": config.optimizer.padding_free},
+    }  # fmt: skip
+
+
 def row(plan: Plan) -> dict[str, Any]:
     """The plan as plain values: bytes, seconds, dollars."""
     return {
         "model": plan.config.model.path, "tuning": plan.config.model.tuning, "weights": plan.model.numbers.all,
         "trained": plan.model.numbers.trained,
-        "devices": {"card": plan.devices.card.name if plan.devices.card else "cpu", "gpus": plan.devices.gpus,
-                    "nodes": plan.devices.nodes, "serving": plan.devices.serving, "parallel": plan.devices.parallel,
-                    "bytes": plan.devices.bytes},
-        "sizes": {"rows_at_once": plan.config.rollouts.rows, "micro_batch": plan.config.optimizer.rows,
-                  "gradient_checkpointing": plan.config.optimizer.gradient_checkpointing,
-                  "padding_free": plan.config.optimizer.padding_free},
+        **asked_of(plan.config, plan.devices),
         "lengths": {"prompt": plan.step.lengths.prompt, "attempt": plan.step.lengths.attempt,
                     "longest_row": plan.step.lengths.longest_row(plan.step.attempts)},
         "server_bytes": plan.server, "bytes": plan.memory.parts(), "peak_bytes": plan.memory.peak,

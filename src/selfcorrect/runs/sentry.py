@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from selfcorrect.config import TrainConfig
-from selfcorrect.evaluation.alarms import Lessons, Watch, alarms, cut_off_at
+from selfcorrect.evaluation.alarms import Lessons, Watch, alarms, cut_off_at, unread
 from selfcorrect.evaluation.averages import Change, change, means, samples_of
 from selfcorrect.evaluation.caution import ungraded
 from selfcorrect.evaluation.evaluate import Evaluation
@@ -24,7 +24,7 @@ class Sentry:
         self._watch = Watch(None)
         self._lessons = Lessons(config.rollouts.max_new_tokens)
         self._told: set[tuple[str, str]] = set()  # where, and the kind of alarm
-        self._cut_off = False  # whether it was said of an evaluation
+        self._told_once = set[str]()  # kinds of what is said of one evaluation alone
 
     def prepare(self) -> None:
         """Once the base model is evaluated."""
@@ -78,13 +78,13 @@ class Sentry:
 
     def evaluated(self, evaluation: Evaluation) -> None:
         """After an evaluation, before it is written; all but the base model's are held against that one."""
-        found = cut = cut_off_at(evaluation.summary, evaluation.max_new_tokens)
+        found = once = [*cut_off_at(evaluation.summary, evaluation.max_new_tokens), *unread(evaluation.summary)]
         if self._base:
-            found = cut + alarms(evaluation.summary, self._base, evaluation.against_base)
+            found = once + alarms(evaluation.summary, self._base, evaluation.against_base)
         for told in found:
-            if told not in cut or not self._cut_off:
+            if told not in once or _kind(told) not in self._told_once:
                 self._say(evaluation.name, told)
-        self._cut_off |= bool(cut)
+        self._told_once |= set(map(_kind, once))
         of = {"step": evaluation.step, "where": evaluation.name}
         rows = [{**of, "alarm": told, "evaluation": True} for told in found]
         self._folder.log_evaluation_alarms(evaluation.name, rows)

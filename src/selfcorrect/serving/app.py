@@ -176,7 +176,7 @@ async def _api_error(request: Request, error: ApiError) -> Response:
 async def _http_error(request: Request, error: HTTPException) -> Response:
     path = f"{request.method} {request.url.path[:100]}"
     what = {
-        404: "there is no such path; those of OpenAI's interface begin with /v1",
+        404: "there is no such path; of OpenAI's interface /v1/chat/completions and /v1/models are served",
         405: "the path takes another method",
     }.get(error.status_code, error.detail)
     answer = refuse(ApiError(error.status_code, f"{path}: {what}", code="not_found"))

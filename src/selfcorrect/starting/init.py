@@ -13,6 +13,7 @@ from selfcorrect.config.paths import anchored, at_home, check_paths
 from selfcorrect.config.recipe import validate
 from selfcorrect.config.run import PLAIN_TEMPLATE, TrainConfig
 from selfcorrect.errors import ConfigError
+from selfcorrect.evaluation.metrics import FEW
 from selfcorrect.starting.columns import Found, Kind, answer_of, look, question_of, states_answer
 from selfcorrect.tasks.code import SHOTS, TRAIN_IDS
 from selfcorrect.tasks.files import Row
@@ -247,6 +248,11 @@ def _divide(draft: Draft, data: Path, to: Path, found: Found, names: Sequence[st
             f"{data.name} is divided: {len(found.train):,} rows to train on, {len(found.test):,} held out (every tenth "
             "question)"
         )
+        if len(found.test) < FEW:
+            draft.told.append(
+                f"warning: of {len(found.test)} problems held out nothing can be concluded ({FEW} are the least); take "
+                "more rows, or a folder of train.* and test.*"
+            )
         if 4 * len(found.test) > len(found.train) + len(found.test):
             draft.told.append(
                 "warning: more than a quarter of the rows is held out, as a question is held out with all its rows; "

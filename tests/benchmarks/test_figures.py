@@ -385,7 +385,7 @@ QUOTES: list[tuple[str, str, str, Given]] = [
      f"{held('base', 'score-0', 'greedy', 't1')}.", None),
     ("docs/results.md", "real/words-base/summary.json",
      "Two samples solve {r[evaluations][base][gsm8k][sampled][passes][0][accuracy][0][value]:p} % of the problems", None),
-    *[("docs/plan.md", "plan.json", f"{{rows[{name}]}}", plan_rows) for name in PLANS],
+    *[("docs/plan.md", file, f"{{rows[{name}]}}", plan_rows) for file in ("plan.json", "plan_epyc.json") for name in PLANS],
     ("docs/parallel.md", "rank_memory.json", "| all weights | {rows[full]} |", held_rows),
     ("docs/parallel.md", "rank_memory.json", "| LoRA | {rows[lora]} |", held_rows),
     *[("docs/results.md", "compare_lab/compare.json", compare_row(label, name, gain=True), by_name) for label, name in LAB.items()],

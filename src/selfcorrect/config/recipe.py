@@ -66,9 +66,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     if isinstance(data, list) and file.suffix.lower() == ".json":
         raise _is_data(file)
     if data is None:
-        raise ConfigError(
-            f"recipe {file} is empty; `selfcorrect init` writes one, `selfcorrect recipes NAME` copies one"
-        )
+        raise ConfigError(f"recipe {file} must be a mapping of settings, and is empty")
     if not isinstance(data, dict):
         raise ConfigError(f"recipe {file} must be a mapping of settings, not {type(data).__name__}")
     config = validate(anchored(data, file.parent), str(file), places, overrides)

@@ -115,9 +115,6 @@ def _endpoint(url: str, given: dict[str, Any]) -> "Endpoint":
     return Endpoint(url, **{**given, "body": {} if body is None else read_body(body)})
 
 
-_CONTROLS = {"swapped": "control, after another problem's attempt 1", "independent": "control, after another attempt 1"}
-
-
 def _run(
     model: str, overrides: list[str], recipe: Path | None, output: Path | None, as_json: bool,
     endpoint: "Endpoint | None",
@@ -127,7 +124,7 @@ def _run(
     to_evaluate(model, recipe, overrides, here=endpoint is None)  # before torch is loaded
     from selfcorrect import api
     from selfcorrect.evaluation.alarms import cut_off_at, unread
-    from selfcorrect.evaluation.told import summary_line
+    from selfcorrect.evaluation.told import CONTROLS, summary_line
     from selfcorrect.runs.display import evaluation_line
     from selfcorrect.runs.progress import on_stderr
 
@@ -140,7 +137,8 @@ def _run(
         return
     typer.echo(evaluation_line(evaluation))
     for part, summary in [*evaluation.controls, *evaluation.external]:
-        typer.echo(f"  {_CONTROLS.get(part, part)}: {summary_line(summary)}")
+        shown = f"control, after {CONTROLS[part]}" if part in CONTROLS else part
+        typer.echo(f"  {shown}: {summary_line(summary)}")
     for told in [*cut_off_at(evaluation.summary, evaluation.max_new_tokens), *unread(evaluation.summary)]:
         typer.echo(f"alarm: {told}")
     if evaluation.folder is not None:

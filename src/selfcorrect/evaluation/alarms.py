@@ -11,13 +11,12 @@ from collections.abc import Sequence
 from statistics import fmean, stdev
 
 from selfcorrect.evaluation.averages import Change
-from selfcorrect.evaluation.caution import bought, caution, cut_off, outcome_shares, spaced
+from selfcorrect.evaluation.caution import MOST, bought, by_attempt, caution, cut_off, outcome_shares, spaced
 from selfcorrect.evaluation.metrics import FEW, Estimate, Summary, difference
 from selfcorrect.types import Outcome
 
 COPIES = 0.7  # share of unchanged answers from which on it may be called copying
 WINDOW = 20  # steps; an alarm while training speaks of their mean
-UNREAD = 0.5  # share of an attempt's rollouts in which no answer is found from which on it is said
 CUT = 0.25  # share of an attempt's rollouts that are cut off from which on it is said; of one step alone, twice that
 EQUAL = 0.9  # share of problems whose rollouts all earn the same, over WINDOW steps, from which on it is said
 
@@ -56,12 +55,11 @@ def cut_off_at(summary: Summary, limit: int | None) -> list[str]:
 def unread(summary: Summary) -> list[str]:
     """What to say of an evaluation of which much, though not cut off, states no answer in the form that is read."""
     shares = outcome_shares(summary, Outcome.NO_ANSWER)
-    if max(shares, default=0.0) < UNREAD:
+    if max(shares, default=0.0) < MOST:
         return []
-    each = ", ".join(f"attempt {number} {spaced(share)}" for number, share in enumerate(shares, 1))
     return [
-        f"no answer: none could be read from many attempts ({each}): see whether the prompt asks for the form that is "
-        "graded (`selfcorrect check` shows it), and what they say instead"
+        f"no answer: none could be read from many attempts ({by_attempt(shares)}): see whether the prompt "
+        "asks for the form that is graded (`selfcorrect check` shows it), and what they say instead"
     ]
 
 

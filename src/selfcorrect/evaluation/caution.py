@@ -76,15 +76,19 @@ def spaced(share: float) -> str:
     return f"{100 * share:.0f} %"
 
 
+def by_attempt(shares: Sequence[float]) -> str:
+    """[0.75, 0.0] -> "attempt 1 75 %, attempt 2 0 %"."""
+    return ", ".join(f"attempt {number} {spaced(share)}" for number, share in enumerate(shares, 1))
+
+
 def cut_off(shares: Sequence[float], limit: int | None, least: float) -> str:
     """What to say where, at some attempt, at least this share was cut off; else empty. shares: an entry an attempt."""
     if max(shares, default=0.0) < least:
         return ""
-    each = ", ".join(f"attempt {number} {spaced(share)}" for number, share in enumerate(shares, 1))
     where = f" = {limit}" if limit else ""
     return (
-        f"attempts were cut off at rollouts.max_new_tokens{where} ({each}): raise it; what is cut off earns nothing, "
-        "whatever it says"
+        f"attempts were cut off at rollouts.max_new_tokens{where} ({by_attempt(shares)}): raise it; what is cut off "
+        "earns nothing, whatever it says"
     )
 
 

@@ -9,6 +9,9 @@ from selfcorrect.types import Outcome
 if TYPE_CHECKING:
     from selfcorrect.evaluation.evaluate import Evaluation
 
+# What attempt 2 was shown in the place of attempt 1.
+CONTROLS = {"independent": "an independent attempt", "swapped": "an attempt at another problem"}
+
 
 def estimate_text(estimate: Estimate, signed: bool = False) -> str:
     """Percent with the 95 % interval in brackets."""

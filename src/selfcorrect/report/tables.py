@@ -7,6 +7,7 @@ from typing import Any
 
 from selfcorrect.evaluation.caution import caution
 from selfcorrect.evaluation.metrics import Estimate, Summary
+from selfcorrect.evaluation.told import CONTROLS
 from selfcorrect.report.load import Edited, Evaluation
 from selfcorrect.report.paper import PAPER, SETTING, PaperRow, fix_rate, setting_of
 from selfcorrect.report.wording import capital, interval, percent, points, sign
@@ -250,15 +251,16 @@ def control_table(evaluations: Sequence[Evaluation]) -> Table | None:
     found = [e for e in reversed(evaluations) if e.controls and e.summary.n]
     if not found:
         return None
-    known = {"independent": "An independent attempt", "swapped": "An attempt at another problem"}
     notes = {"independent": "same problem, sampled anew", "swapped": "swapped in"}
     groups = []
     for evaluation in found:
         rows = [Row("Its own attempt 1", "as evaluated", _control_cells(evaluation.summary))]
-        order = [*(name for name in known if name in evaluation.controls)]
-        order += [name for name in evaluation.controls if name not in known]
+        order = [*(name for name in CONTROLS if name in evaluation.controls)]
+        order += [name for name in evaluation.controls if name not in CONTROLS]
         for name in order:
-            rows.append(Row(known.get(name, name), notes.get(name, ""), _control_cells(evaluation.controls[name])))
+            rows.append(
+                Row(capital(CONTROLS.get(name, name)), notes.get(name, ""), _control_cells(evaluation.controls[name]))
+            )
         groups.append((capital(evaluation.label), tuple(rows)))
     last = max(len(e.summary.accuracy) for e in found)
     return Table(

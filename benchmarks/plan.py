@@ -4,9 +4,10 @@
     python benchmarks/plan.py --device cuda [--models FOLDER] --output FILE       # those of CARD_CASES
     python benchmarks/plan.py --tiny                                              # the lab's model alone, one thread
 
-Each case is one run of `selfcorrect train`, of four steps, whose plan.json says both: the plan made at its start, the
-plan for the lengths that came, and what was measured: the most that its process held, and the median of all steps but
-the first. Layers are timed once more as the steps have ended, so what else the machine does moves both.
+Each case is one run. On a card it is `selfcorrect train`, of four steps, whose plan.json says both: the plan for the
+lengths that came, and what was measured: the most that its process held, and the median of all steps but the first. On
+a CPU layers are timed in turns with the last steps (plan_turns.py), as what else the machine does moves both; seconds
+are means.
 """
 
 import argparse
@@ -19,10 +20,12 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import plan_turns
 import torch
 from workload import SEED, command_of, keep, machine
 
-from selfcorrect.models.freed import SET_BY_USER
+from selfcorrect.models.freed import SET_BY_USER, started_whole
+from selfcorrect.planning import beside
 
 RESULT = Path(__file__).parent / "results" / "plan.json"
 RANDOM = "random-300m"
@@ -35,14 +38,17 @@ CASES: dict[str, tuple[str, list[str]]] = {
         ["rollouts.problems_per_step=16", "rollouts.rollouts_per_problem=8", "rollouts.max_new_tokens=16"],
     ),
     "smollm2-135m full": ("smollm2-135m-instruct", []),
-    "smollm2-135m lora": ("smollm2-135m-instruct", ["model.tuning=lora", "optimizer.micro_batch=16"]),
-    "random-300m full": (RANDOM, ["rollouts.problems_per_step=2"]),
+    "smollm2-135m lora": (
+        "smollm2-135m-instruct",
+        ["model.tuning=lora", "optimizer.micro_batch=16", "rollouts.problems_per_step=4"],
+    ),
+    "random-300m full": (RANDOM, []),
     "random-300m lora, checkpointing": (RANDOM, ["model.tuning=lora", "optimizer.gradient_checkpointing=true"]),
-    "gemma-3-270m full": ("gemma-3-270m", ["rollouts.problems_per_step=2", "model.chat_template=plain"]),
+    "gemma-3-270m full": ("gemma-3-270m", ["model.chat_template=plain"]),
     "smollm2-135m full, ddp x2": ("smollm2-135m-instruct", ["parallel=ddp"]),
     "smollm2-135m full, fsdp2 x2": ("smollm2-135m-instruct", ["parallel=fsdp2"]),
-    "random-300m full, fsdp2 x2": (RANDOM, ["rollouts.problems_per_step=2", "parallel=fsdp2"]),
-    "qwen2.5-0.5b lora": ("qwen2.5-coder-0.5b-instruct", ["model.tuning=lora", "rollouts.problems_per_step=2"]),
+    "random-300m full, fsdp2 x2": (RANDOM, ["parallel=fsdp2"]),
+    "qwen2.5-0.5b lora": ("qwen2.5-coder-0.5b-instruct", ["model.tuning=lora"]),
 }
 _WIDE = ["rollouts.problems_per_step=16", "rollouts.rollouts_per_problem=8", "rollouts.max_new_tokens=256",
          "optimizer.micro_batch=auto"]  # fmt: skip
@@ -57,11 +63,11 @@ CARD_CASES: dict[str, tuple[str, list[str]]] = {
 }  # fmt: skip
 _ALL = {
     "seed": SEED,
-    "rollouts": {"problems_per_step": 4, "rollouts_per_problem": 4, "max_new_tokens": 48},
-    "stages": [{"name": "stage2", "objective": "stage2", "steps": 4, "learning_rate": 1.0e-6}],
+    "rollouts": {"problems_per_step": 2, "rollouts_per_problem": 4, "max_new_tokens": 48},
+    "stages": [{"name": "stage2", "objective": "stage2", "steps": 1, "learning_rate": 1.0e-6}],
     "optimizer": {"micro_batch": 4},
     "evaluation": {"problems": 4},
-    "checkpoint": {"every": 1000, "select": "last"},
+    "checkpoint": {"every": plan_turns.BEFORE, "select": "last"},
     "log": {"trackers": []},
 }
 _ANY = CASES | CARD_CASES
@@ -74,7 +80,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--only", nargs="+", help="names of cases")
-    parser.add_argument("--tiny", action="store_true", help="the lab's model, three steps")
+    parser.add_argument("--tiny", action="store_true", help="the lab's model, few rows")
     parser.add_argument("--keep", action="store_true", help="of --output, the cases that are not measured now")
     parser.add_argument("--output", type=Path, default=RESULT)
     options = parser.parse_args(arguments)
@@ -110,13 +116,14 @@ def case(name: str, scratch: Path, options: argparse.Namespace) -> dict[str, Any
     phases = after["seconds"] | {"update": after["seconds"]["update"] + after["seconds"]["sync"]}
     by_phase = {name: {"predicted": phases[name], "measured": took} for name, took in measured["seconds"].items()}
     return {
-        "peak_bytes": beside(plan, "peak_bytes") | {"fullest": after["fullest"]},
-        "step_seconds": beside(plan, "step_seconds") | {"by_phase": by_phase},
+        "peak_bytes": both(plan, "peak_bytes") | {"fullest": after["fullest"]},
+        "step_seconds": both(plan, "step_seconds") | {"by_phase": by_phase},
         "bytes": after["bytes"], "peak_bytes_by_phase": after["peak_bytes_by_phase"],
+        **{name: plan[name] for name in ("planned", "took") if name in plan},
     }  # fmt: skip
 
 
-def beside(plan: dict[str, Any], what: str) -> dict[str, Any]:
+def both(plan: dict[str, Any], what: str) -> dict[str, Any]:
     predicted, measured = plan["predicted_at_lengths"][what], plan["measured"][what]
     return {"predicted": predicted, "measured": measured, "error": predicted / measured - 1}
 
@@ -132,20 +139,20 @@ def run(name: str, scratch: Path, options: argparse.Namespace) -> dict[str, Any]
     everywhere = {**_ALL, "model": {"precision": precision, "device": options.device}}
     recipe.write_text(yaml.safe_dump(everywhere), encoding="utf-8")
     changes = [*changes, *(_LAB_TASK if model in ("lab", RANDOM) else [])]
-    tiny = ["rollouts.problems_per_step=2", "stages.stage2.steps=3"] if options.tiny else []
-    many = "torch.distributed.run --standalone --nproc-per-node 2 -m selfcorrect.cli"
-    several = name.endswith(" x2")
-    started = many if several else "selfcorrect.cli"
+    steps = plan_turns.STEPS if options.device == "cpu" else 4
+    tiny = ["rollouts.problems_per_step=2"] if options.tiny else []
+    on_cpu, several = options.device == "cpu", name.endswith(" x2")
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"] if several else []
+    started = [str(Path(plan_turns.__file__))] if on_cpu else ["-m", "selfcorrect.cli", "train"]
     threads = 1 if options.tiny else max(1, options.threads // 2) if several else options.threads
     folder = name.replace(" ", "-").translate({ord(","): None, ord(":"): None})
     command = [
-        sys.executable, "-m", *started.split(), "train", str(recipe), f"model.path={path}", f"output={scratch}",
-        f"name={folder}", f"threads={threads}", *changes, *tiny,
+        sys.executable, *launcher, *started, str(recipe), f"model.path={path}", f"output={scratch}",
+        f"name={folder}", f"threads={threads}", f"stages.stage2.steps={steps}", *changes, *tiny,
     ]  # fmt: skip
     kept = {variable: value for variable, value in os.environ.items() if variable not in SET_BY_USER}
-    kept["SELFCORRECT_PLAN"] = "timed"
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=kept)
-    file = scratch / folder / "plan.json"
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=started_whole(kept))
+    file = scratch / folder / (plan_turns.FILE if on_cpu else beside.FILE)
     if done.returncode or not file.exists():
         return {"failed": (done.stderr or done.stdout)[-2000:]}
     plan: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))

@@ -35,7 +35,7 @@ def made_up(patch: pytest.MonkeyPatch) -> None:
 def once_each(patch: pytest.MonkeyPatch) -> None:
     """No piece is timed again for the sake of its seconds."""
     patch.setattr(cpu, "_LEAST", 0.0)
-    patch.setattr(cpu, "_LONG", 1e-9)
+    patch.setattr(cpu, "_ROUNDS", 1)
 
 
 def test_each_process_has_its_own_share_of_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,22 +71,53 @@ def test_decoding_is_timed_with_adapters_as_it_multiplies_with_them(
     lm = rehearsal.stand_in(dressed(changed, Spec("lab", config), None).costume, 1)
     once_each(monkeypatch)
     monkeypatch.setattr(rehearsal._Adapted, "forward", noted)
-    cpu._sampling(lm, 2, 4, 1)
+    cpu._sampling([lm], 2, 4, 1)
     whole = copies and products.works(torch.float32)
     assert bool([size for size in called if size >= LEAST_ADAPTED]) != whole
     assert len(rehearsal.adapters(lm.model)) == 7
 
 
+def test_a_machine_that_slows_down_slows_both_models_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The line through two models goes far beyond both: times of different moments would bend it. The first round, in
+    which memory is taken, does not count.
+    """
+    slower = [50.0, 1.0, 4.0, 2.0]  # by round
+
+    class Made:
+        def __init__(self, seconds: float) -> None:
+            self.seconds, self.rounds, self.weight = seconds, 0, object()
+            self.get_input_embeddings = self.get_output_embeddings = lambda: self
+            self.model = self
+
+    def sampling(lms: list[Made], *_: Any) -> list[dict[str, float]]:
+        return [{"step": lm.seconds * slower[lm.rounds]} for lm in lms]
+
+    def learning(lm: Made, *_: Any) -> dict[str, float]:
+        lm.rounds += 1
+        return {"rollouts' passes": 10 * lm.seconds * slower[lm.rounds - 1]}
+
+    for name, made in (("_sampling", sampling), ("_learning", learning), ("_moving", lambda lm: lm.seconds)):
+        monkeypatch.setattr(cpu, name, made)
+    monkeypatch.setattr(products, "serve", lambda _: None)
+    monkeypatch.setattr(cpu, "_ROUNDS", 3)
+    lms = [Made(0.1), Made(0.4)]
+    few, many = cpu._of_both(lms, *[None] * 5)  # type: ignore[arg-type]
+    assert few == pytest.approx({"step": 0.2, "rollouts' passes": 2.0, "optimiser": 0.1})
+    assert many == pytest.approx({"step": 0.8, "rollouts' passes": 8.0, "optimiser": 0.4})
+    assert lms[0].weight is lms[1].weight
+
+
 def test_models_that_were_timed_are_let_go_of(monkeypatch: pytest.MonkeyPatch) -> None:
     """Their parts hold each other, and the run that comes next needs the memory."""
-    own, timed = cpu._of_layers, list[tuple[int, weakref.ref[Any]]]()
+    own, timed = cpu._of_both, list[tuple[int, weakref.ref[Any]]]()
 
-    def noted(lm: Any, *given: Any) -> dict[str, float]:
-        timed.append((lm.model.config.num_hidden_layers, weakref.ref(lm.model)))
-        lm.model.itself = lm.model  # on this processor too
-        return own(lm, *given)
+    def noted(lms: Any, *given: Any) -> list[dict[str, float]]:
+        for lm in lms:
+            timed.append((lm.model.config.num_hidden_layers, weakref.ref(lm.model)))
+            lm.model.itself = lm.model  # on this processor too
+        return own(lms, *given)
 
-    monkeypatch.setattr(cpu, "_of_layers", noted)
+    monkeypatch.setattr(cpu, "_of_both", noted)
     cpu._timings.cache_clear()
     once_each(monkeypatch)
     monkeypatch.setattr(plan, "memory", lambda *_: None)

@@ -8,7 +8,7 @@ import re
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -29,7 +29,7 @@ from selfcorrect.planning.spec import Spec
 from selfcorrect.planning.work import assumed_lengths
 
 FILE = "plan.json"
-_PHASES = ("rollouts", "update")  # that both a plan and a step's record name
+PHASES = ("rollouts", "update")  # that both a plan and a step's record name
 _WORTH = 10  # times what a plan takes: layers are timed again only at the end of a run that took so long
 _GIB = 2**30
 
@@ -152,25 +152,21 @@ def _tell_measured(
     """The same plan for the lengths that came, beside what was measured. predicted: as the run began; least: seconds
     that a run takes whose steps are worth timing layers for again.
     """
-    rows = [json.loads(line) for line in (path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    rows = [step for step in rows if step.get("sampled_tokens") and step.get("longest")][-200:]
-    if len(rows) < 2:
+    steps = sampled_steps(path)
+    if len(steps) < 2:
         return  # the first step alone is no measure: memory is taken for the first time in it
-    timed = sum(step["seconds"] for step in rows) >= least
+    timed = sum(step["seconds"] for step in steps) >= least
     say(f"plan: {_rehearsing(timed and not plan.devices.card)} for the lengths that came ...")
     peak = measured_peak(plan.devices.card)  # before anything is timed again
-    seconds = _median(step["seconds"] for step in rows[1:])
-    attempt = sum(step["sampled_tokens"] for step in rows) / max(1, sum(step["completions"] for step in rows))
-    came = plan.step.lengths
-    longest = max(step["longest"] for step in rows)
-    limit = (longest - came.longest - (plan.step.attempts - 1) * came.turn) / plan.step.attempts
-    lengths = replace(came, attempt=attempt, limit=max(1, min(config.rollouts.max_new_tokens, round(limit))))
-    again = make_plan(config, plan.devices, lengths, plan.model.spec, timed=timed)
+    seconds = _median(step["seconds"] for step in steps[1:])
+    again = at_lengths_that_came(plan, config, steps, timed=timed)
+    lengths = again.step.lengths
     found = {
         "predicted": predicted, "predicted_at_lengths": row(again),
         "measured": {
-            "peak_bytes": peak, "step_seconds": seconds, "steps": len(rows), "attempt": attempt, "longest_row": longest,
-            "seconds": {phase: _median(step["seconds_by_part"][phase] for step in rows[1:]) for phase in _PHASES},
+            "peak_bytes": peak, "step_seconds": seconds, "steps": len(steps), "attempt": lengths.attempt,
+            "longest_row": max(step["longest"] for step in steps),
+            "seconds": {phase: _median(step["seconds_by_part"][phase] for step in steps[1:]) for phase in PHASES},
         },
     }  # fmt: skip
     _write(path, found)
@@ -180,6 +176,22 @@ def _tell_measured(
         f"plan: {again.memory.peak / _GIB:.2f} GiB predicted for the lengths that came, {peak / _GIB:.2f} measured "
         f"({again.memory.peak / peak - 1:+.0%}){took}"
     )
+
+
+def sampled_steps(path: Path) -> list[dict[str, Any]]:
+    """Rows of metrics.jsonl, the last ones of a run that sampled; a supervised step does not."""
+    rows = map(json.loads, (path / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
+    return [step for step in rows if step.get("sampled_tokens") and step.get("longest")][-200:]
+
+
+def at_lengths_that_came(plan: Plan, config: TrainConfig, steps: Sequence[dict[str, Any]], *, timed: bool) -> Plan:
+    """The same plan for the lengths of these steps' rollouts."""
+    came = plan.step.lengths
+    attempt = sum(step["sampled_tokens"] for step in steps) / max(1, sum(step["completions"] for step in steps))
+    longest = max(step["longest"] for step in steps)
+    limit = (longest - came.longest - (plan.step.attempts - 1) * came.turn) / plan.step.attempts
+    lengths = replace(came, attempt=attempt, limit=max(1, min(config.rollouts.max_new_tokens, round(limit))))
+    return make_plan(config, plan.devices, lengths, plan.model.spec, timed=timed)
 
 
 def _steps(path: Path) -> int:

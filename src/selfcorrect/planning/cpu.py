@@ -7,10 +7,11 @@ the work of a step is so many times that which was timed. Takes some seconds, mo
 import gc
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import lru_cache
+from statistics import median
 from typing import Any
 
 import torch
@@ -35,10 +36,10 @@ from selfcorrect.waiting import cores
 
 # Of a timed update, but one row of it at the least. Gradients are added up once a micro-batch, of many rows or few.
 _FLOPS = 4e11
-_APART = 8  # layers between the two models at most: what the head's time varies by is not to pass for a layer's
-_LEAST = 0.4  # seconds that a piece is timed for
+_ROUNDS = 6
+_LONG = 15.0  # seconds after which no further round begins
+_LEAST = 0.05  # seconds that a piece is timed for in a round
 _MOST = 20  # times
-_LONG = 5.0  # seconds after which it is not begun again; the first time is a little longer than the others
 
 
 def measured(config: TrainConfig, model: Dressed, step: Step, spread: Spread, nodes: int = 1) -> Pace:
@@ -95,10 +96,9 @@ _FED = 8  # tokens of a row in the prefill that is timed
 
 
 def _layers(model: Dressed) -> tuple[int, int]:
-    """Of the two models. A third of the model's: the run itself needs more memory than they do."""
+    """Of the two models. Two thirds of the model's at the most: the run itself needs more memory than both do."""
     least, layers = kinds(model.costume.config), model.spec.layers
-    many = max(least + 1, min(layers, max(least + 4, layers // 3)))
-    return max(least, many - _APART), many
+    return least, max(least + 1, min(layers, max(least + 4, layers * 2 // 3)))
 
 
 @lru_cache(maxsize=64)
@@ -108,36 +108,52 @@ def _timings(
     """The optimiser's step is AdamW's, whichever the recipe names. threads: those there are, as times hang on them."""
     costume = key.costume
 
-    def times(make: Callable[[], LanguageModel]) -> dict[str, float]:
+    def times(makers: Sequence[Callable[[], LanguageModel]]) -> list[dict[str, float]]:
         try:
-            return _of_layers(make(), costume, work, lanes, width, limit)
+            return _of_both([make() for make in makers], costume, work, lanes, width, limit)
         finally:
             gc.collect()  # a model's parts hold each other, and the run needs the memory
 
     return through(costume, times, layers)
 
 
-def _of_layers(lm: Any, costume: Costume, work: Update, lanes: int, width: int, limit: int) -> dict[str, float]:
-    products.serve(lm.model)
-    before = _sampling(lm, lanes, width, limit)
-    times = _learning(lm, costume, work)
-    after = _sampling(lm, lanes, width, limit)  # seconds later: what others take comes in bursts
-    return times | {name: min(took, after[name]) for name, took in before.items()}
+def _of_both(
+    lms: Sequence[Any], costume: Costume, work: Update, lanes: int, width: int, limit: int
+) -> list[dict[str, float]]:
+    """Of rounds in which every piece of both has its turn, the medians: what else the machine does slows both models
+    alike, and lasts for seconds. The first round does not count, as memory is taken in it.
+    """
+    for lm in lms:
+        products.serve(lm.model)
+        for part in ("get_input_embeddings", "get_output_embeddings"):  # of small models the most
+            getattr(lm.model, part)().weight = getattr(lms[-1].model, part)().weight
+    rounds, start = list[list[dict[str, float]]](), 0.0
+    while len(rounds) < 2 or (len(rounds) <= _ROUNDS and time.perf_counter() - start < _LONG):
+        start = start or time.perf_counter()
+        sampled, learned = _sampling(lms, lanes, width, limit), [_learning(lm, costume, work) for lm in lms]
+        rounds.append([found | others for found, others in zip(sampled, learned, strict=True)])
+    of_each = [
+        {name: median(found[name] for found in each[1:]) for name in each[0]} for each in zip(*rounds, strict=True)
+    ]
+    for lm, found in zip(lms, of_each, strict=True):
+        found["optimiser"] = _moving(lm)  # of one at a time, as both models' moments were more than a run's
+    return of_each
 
 
-def _sampling(lm: Any, lanes: int, width: int, limit: int) -> dict[str, float]:
-    times = {}
+def _sampling(lms: Sequence[Any], lanes: int, width: int, limit: int) -> list[dict[str, float]]:
+    found = [{"lay out": _burst(_to_lay_out(lm))} for lm in lms]
     for name, rows in (("step", lanes), ("step one row", 1)):
-        room = _seated(lm, rows, width, limit)
-        with torch.no_grad(), _as_sampled(lm), InferenceWeights(lm).lent(lm):
-            if name == "step":
-                times["prefill"] = _timed(lambda: _fill(room, rows, _FED))  # noqa: B023 - called at once
-            _fill(room, rows, 1)
-            start_at = torch.full((rows,), max(1, width // 2))
-            nothing_RV = torch.zeros(rows, lm.model.config.vocab_size)
-            room.start(torch.arange(rows), torch.arange(rows), start_at, nothing_RV)
-            times[name] = _timed(lambda: room.step(rows, width))  # noqa: B023
-    return times | {"lay out": _to_lay_out(lm)}
+        for lm, times in zip(lms, found, strict=True):
+            room = _seated(lm, rows, width, limit)
+            with torch.no_grad(), _as_sampled(lm), InferenceWeights(lm).lent(lm):
+                if name == "step":
+                    times["prefill"] = _burst(lambda: _fill(room, rows, _FED))  # noqa: B023 - called at once
+                _fill(room, rows, 1)
+                start_at = torch.full((rows,), max(1, width // 2))
+                nothing_RV = torch.zeros(rows, lm.model.config.vocab_size)
+                room.start(torch.arange(rows), torch.arange(rows), start_at, nothing_RV)
+                times[name] = _burst(lambda: room.step(rows, width))  # noqa: B023
+    return found
 
 
 def _summed(lm: Any) -> list[tuple[Any, str, Any]]:
@@ -160,19 +176,19 @@ def _as_sampled(lm: Any) -> Iterator[None]:
 
 
 def _learning(lm: Any, costume: Costume, work: Update) -> dict[str, float]:
-    trained, added = lm.parameters(), work.micro_batches > 1
+    added = work.micro_batches > 1
+    for tensor in lm.parameters():  # as at all micro-batches but the first, or at the only one
+        tensor.grad = (tensor.grad if tensor.grad is not None else torch.zeros_like(tensor)) if added else None
+    if work.in_place:
+        begin(lm, on_card=False)  # once a step, and not with each of its prompts
+    at = [time.perf_counter()]
+    run_update(lm, work, costume, lambda: at.append(time.perf_counter()))
+    start, ready, _, learned, end = at
+    return {"rollouts' passes": learned - ready, "prompts' passes": ready - start + end - learned}
 
-    def learn() -> tuple[float, float]:
-        for tensor in trained:  # as at all micro-batches but the first, or at the only one
-            tensor.grad = (tensor.grad if tensor.grad is not None else torch.zeros_like(tensor)) if added else None
-        if work.in_place:
-            begin(lm, on_card=False)  # once a step, and not with each of its prompts
-        at = [time.perf_counter()]
-        run_update(lm, work, costume, lambda: at.append(time.perf_counter()))
-        start, ready, _, learned, end = at
-        return learned - ready, ready - start + end - learned
 
-    rollouts, prompts = _shortest(learn)
+def _moving(lm: Any) -> float:
+    trained = lm.parameters()
     optimizer = torch.optim.AdamW(trained, lr=0.0, fused=True)
 
     def move() -> None:
@@ -180,23 +196,23 @@ def _learning(lm: Any, costume: Costume, work: Update) -> dict[str, float]:
         optimizer.step()
 
     move()
-    moved = _timed(move)
+    took = median(_burst(move) for _ in range(_ROUNDS))
     optimizer.zero_grad(set_to_none=True)
-    return {"rollouts' passes": rollouts, "prompts' passes": prompts, "optimiser": moved}
+    return took
 
 
-def _to_lay_out(lm: Any) -> float:
+def _to_lay_out(lm: Any) -> Callable[[], None]:
     weights = InferenceWeights(lm)
 
     def lay_out() -> None:
         weights.new_version()
-        kept = []  # all at once, as while sampling
         with torch.no_grad(), weights.lent(lm):  # the large ones without their adapters
-            for _, _, layer in _summed(lm):
+            for _, _, layer in _summed(lm):  # and no more than one sum at once, as the run has none beside its copy
                 both = layer.base.weight + layer.up.weight @ layer.down.weight
-                kept.append(laid_out(both) if both.numel() < least(lm.compute_dtype) else both)
+                if both.numel() < least(lm.compute_dtype):
+                    laid_out(both)
 
-    return _timed(lay_out)
+    return lay_out
 
 
 def _seated(lm: Any, rows: int, width: int, limit: int) -> Lanes:
@@ -210,22 +226,10 @@ def _fill(room: Lanes, rows: int, tokens: int) -> None:
     room.prefill(range(rows), [0] * rows, [[1] * tokens] * rows)
 
 
-def _timed(piece: Callable[[], Any]) -> float:
-    def whole() -> tuple[float]:
-        start = time.perf_counter()
+def _burst(piece: Callable[[], Any]) -> float:
+    """Seconds of a piece: the mean of some times one after the other; of one, if that is long."""
+    start, times = time.perf_counter(), 0
+    while not times or (times < _MOST and time.perf_counter() - start < _LEAST):
         piece()
-        return (time.perf_counter() - start,)
-
-    return _shortest(whole)[0]
-
-
-def _shortest(piece: Callable[[], tuple[float, ...]]) -> list[float]:
-    """Of the seconds that a piece tells of its parts, of a few times: what others take of the machine does not count. A
-    long one is timed less often.
-    """
-    took: list[tuple[float, ...]] = []
-    spent = 0.0
-    while (len(took) < 3 and spent < _LONG) or (spent < _LEAST and len(took) < _MOST):
-        took.append(piece())
-        spent += sum(took[-1])
-    return [min(of_part) for of_part in zip(*took, strict=True)]
+        times += 1
+    return (time.perf_counter() - start) / times

@@ -13,7 +13,7 @@ Axes: U prefixes, P tokens of a prefix, B rows of a micro-batch, T tokens of the
 
 import copy
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import astuple, dataclass, fields
 from functools import lru_cache, partial
@@ -98,15 +98,18 @@ def by_layers(costume: Costume, measure: Callable[[LanguageModel], dict[str, flo
     """What `measure` finds for a model of one layer of each kind, and of one more, as lines."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    def faked(lm: Callable[[], LanguageModel]) -> dict[str, float]:
-        with FakeTensorMode(), torch.random.fork_rng(devices=[]):
-            return measure(lm())
+    def faked(makers: Sequence[Callable[[], LanguageModel]]) -> list[dict[str, float]]:
+        found = []
+        for make in makers:
+            with FakeTensorMode(), torch.random.fork_rng(devices=[]):
+                found.append(measure(make()))
+        return found
 
     return through(costume, faked)
 
 
 def through(
-    costume: Costume, measure: Callable[[Callable[[], LanguageModel]], dict[str, float]],
+    costume: Costume, measure: Callable[[Sequence[Callable[[], LanguageModel]]], list[dict[str, float]]],
     layers: tuple[int, int] | None = None,
 ) -> dict[str, Line]:  # fmt: skip
     """The lines through what `measure` finds of two models, which it is given to make. layers: of each; else one of
@@ -116,7 +119,7 @@ def through(
     """
     few, many = layers or (kinds(costume.config), kinds(costume.config) + 1)
     try:
-        fewer, more = (measure(partial(stand_in, costume, count)) for count in (few, many))
+        fewer, more = measure([partial(stand_in, costume, count) for count in (few, many)])
     except Exception as error:  # models fail here in their own ways
         raise ModelError(
             f"model.path: no plan for a model of type {costume.config.model_type}, as {few} and {many} of "

@@ -15,12 +15,12 @@ import selfcorrect
 SOURCE = Path(selfcorrect.__file__).parent
 # A folder, or a file on top, imports only from those before it. docs/architecture.md says what each holds.
 ORDER = [
-    "types", "errors", "seeds", "waiting", "config", "grading", "tasks", "models", "samplers", "rollout", "evaluation",
+    "types", "errors", "seeds", "waiting", "hub", "config", "grading", "tasks", "models", "samplers", "rollout", "evaluation",
     "bridges", "parallel", "learning", "planning", "runs", "endpoints", "analysis", "report", "lab", "exporting", "comparing",
     "starting", "sampling", "api", "serving", "commands", "evaluate_command", "cli", "__init__",
 ]  # fmt: skip
 NEVER = {  # folder -> what it must not import; "torch" stands for every heavy library
-    "types": {"torch"}, "errors": {"torch"}, "seeds": {"torch"}, "waiting": {"torch"}, "config": {"torch"}, "grading": {"torch", "tasks"},
+    "types": {"torch"}, "errors": {"torch"}, "seeds": {"torch"}, "waiting": {"torch"}, "hub": {"torch"}, "config": {"torch"}, "grading": {"torch", "tasks"},
     "tasks": {"torch", "samplers"}, "models": {"tasks"}, "samplers": {"tasks"}, "rollout": {"torch"},
     "evaluation": {"torch"}, "bridges": {"torch"}, "endpoints": {"torch", "learning"},
     "report": {"torch", "learning", "runs"}, "analysis": {"torch", "learning", "runs"},

@@ -85,6 +85,28 @@ def test_gsm8k_and_mbpp_and_humaneval(tmp_path: Path) -> None:
     assert [len(task.train), len(task.test)] == [4, 3]
 
 
+def test_where_the_hub_is_away_the_cache_is_looked_at_and_nothing_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`datasets` itself would ask for the best part of a minute."""
+    from datasets import config as of_datasets
+
+    gsm8k = {"train": [{"question": "q", "answer": "#### 3"}], "test": [{"question": "q", "answer": "#### 4"}]}
+    here = repository(tmp_path / "gsm8k", {"main": gsm8k})
+    make_task(MathConfig(name="math", dataset="gsm8k", hub=HubConfig(path=str(here), name="main"))).held_out(1)
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    (tmp_path / "cache" / "gsm8k").rename(tmp_path / "cache" / "openai___gsm8k")
+    kept = MathConfig(name="math", dataset="gsm8k", hub=HubConfig(path="openai/gsm8k", name="main"))
+    assert make_task(kept).held_out(1)[0].prompt.count("q") == 1
+    other = MathConfig(name="math", dataset="gsm8k", hub=HubConfig(path="openai/other", name="main"))
+    away = r"split train: cannot be loaded: it is not in the cache, and the hub \(http://127.0.0.1:9\) does not answer"
+    with pytest.raises(DataError, match=away):
+        make_task(other).held_out(1)
+    assert not of_datasets.HF_HUB_OFFLINE
+
+
 def test_what_cannot_be_loaded_is_told_in_one_line(tmp_path: Path) -> None:
     config = MathConfig(name="math", dataset="gsm8k", hub=HubConfig(path=str(tmp_path / "none"), name="main"))
     with pytest.raises(DataError, match=r"data set .*none \(main\), split train: cannot be loaded: .*set task.data"):

@@ -16,12 +16,12 @@ import pytest
 import torch
 import transformers
 
+from selfcorrect import hub
 from selfcorrect.config import ModelConfig, TrainConfig
 from selfcorrect.config.paths import absolute, check_paths
 from selfcorrect.config.recipe import load_recipe, validate
 from selfcorrect.errors import ConfigError, ModelError
 from selfcorrect.exporting import export
-from selfcorrect.models import files
 from selfcorrect.models import weights as stored
 from selfcorrect.models.language_model import LanguageModel
 from selfcorrect.models.loading import load_model
@@ -335,7 +335,7 @@ class Answers(BaseHTTPRequestHandler):
 def no_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr(files, "_SECONDS", 0.5)
+    monkeypatch.setattr(hub, "_SECONDS", 0.5)
 
 
 @pytest.mark.parametrize(
@@ -471,3 +471,16 @@ def test_stored_weights_need_no_second_model(
             parameter.data.zero_()
         stored.load_weights(lm, state)
         assert all(torch.equal(tensor, wanted[name]) for name, tensor in stored.weights(lm).items())
+
+
+def test_a_mistyped_run_is_not_asked_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the folder above holds runs; a folder of models by their makers' names stands in no one's way."""
+    for run in ("first", "second"):
+        (tmp_path / "runs" / run).mkdir(parents=True)
+        for name in ("config.yaml", "environment.json"):
+            (tmp_path / "runs" / run / name).write_text("{}")
+    (tmp_path / "maker" / "other").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ModelError, match=r"'runs/fisrt': no such folder, and runs holds runs: (first|second), "):
+        resolve_path("runs/fisrt")
+    assert [resolve_path(name) for name in ("maker/model", "nobody/model", "gpt2")] == ["maker/model", "nobody/model", "gpt2"]

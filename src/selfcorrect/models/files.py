@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from selfcorrect.config import LAB_MODEL
-from selfcorrect.config.paths import at_home, is_evaluation
+from selfcorrect.config.paths import at_home, is_evaluation, is_run
 from selfcorrect.errors import ModelError, first_line
+from selfcorrect.hub import away
 
 ADAPTER = "adapter_config.json"  # of PEFT; a folder with it and no config.json holds an adapter alone
-_SECONDS = 5.0  # how long the hub may take to give any answer at all
 _CONFIGS = ("config.json", "tokenizer_config.json")
 _CODE = (
     "{where} Python code of its own{what}, which would run with your rights; it was not run. Read it, and set "
@@ -127,7 +127,20 @@ def resolve_path(path: str) -> str:
         raise ModelError(
             f"model.path = {path!r}: no such folder; name a folder of Hugging Face layout, a hub name, or lab"
         )
+    if runs := _runs_beside(folder):
+        raise ModelError(
+            f"model.path = {path!r}: no such folder, and {folder.parent} holds runs: {', '.join(runs)}; name a run's "
+            "model, as NAME/final, or a hub name"
+        )
     return path
+
+
+def _runs_beside(folder: Path) -> list[str]:
+    """The newest runs of the folder above, which a hub name would hardly have: `runs/NAME` was meant for one of them."""
+    if folder.parent == Path() or not folder.parent.is_dir():
+        return []
+    runs = sorted(filter(is_run, folder.parent.iterdir()), key=lambda run: -run.stat().st_mtime)
+    return [run.name for run in runs[:5]]
 
 
 def _is_model(folder: Path) -> bool:
@@ -139,29 +152,13 @@ def find(path: str, shown: str) -> Source:
     """The model's files, and whether the hub can be asked. Raises ModelError where neither hub nor cache has them."""
     if Path(path).is_dir():
         return Source(path, shown)
-    from huggingface_hub import constants
-
-    if constants.HF_HUB_OFFLINE:
-        why = "the hub is switched off (HF_HUB_OFFLINE)"
-    elif reason := _unreachable(constants.ENDPOINT):
-        why = f"the hub ({constants.ENDPOINT}) does not answer ({reason})"
-    else:
+    why = away()
+    if not why:
         return Source(path, shown)
     source = Source(path, shown, cached_only=True)
     if source.read_json("config.json") is None and source.read_json(ADAPTER) is None:
         raise source.refusal(f"is no folder here and not in the hub's cache, and {why}; name a folder, or mend that")
     return source
-
-
-def _unreachable(endpoint: str) -> str:
-    """Why no answer comes; empty where one did, whatever it says. transformers itself would try again for minutes."""
-    from huggingface_hub import get_session
-
-    try:
-        status = get_session().head(endpoint, timeout=_SECONDS).status_code
-    except Exception as error:  # noqa: BLE001 - of the HTTP library in use, which differs from version to version
-        return first_line(error)
-    return f"status {status}" if status >= 500 or status == 407 else ""  # a broken hub, or a proxy that keeps it away
 
 
 def _listed(auto_map: Any) -> str:

@@ -1,11 +1,13 @@
 """Where a task's rows come from: a file, a folder, or a data set of the hub, through `datasets`."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from selfcorrect.config import HubConfig
 from selfcorrect.errors import DataError, one_line
+from selfcorrect.hub import away
 from selfcorrect.tasks.files import Row, find_files, read_rows
 
 
@@ -48,12 +50,28 @@ def _rows(hub: HubConfig, name: str | None, split: str) -> list[Row]:
 
     datasets.disable_progress_bars()
     label = hub.path + (f" ({name})" if name else "")
+    why = "" if Path(hub.path).is_dir() else away()
     try:
-        loaded: Any = datasets.load_dataset(hub.path, name, split=split, revision=hub.revision)
+        with _cached_only() if why else nullcontext():
+            loaded: Any = datasets.load_dataset(hub.path, name, split=split, revision=hub.revision)
     except Exception as error:  # noqa: BLE001 - the library, the network and the hub each raise kinds of their own
         cause = error.__cause__ or error
+        reason = f"it is not in the cache, and {why}" if why else f"{type(cause).__name__}: {one_line(cause)}"
         raise DataError(
-            f"data set {label}, split {split}: cannot be loaded: {type(cause).__name__}: {one_line(cause)}; to use "
-            "files of your own, set task.data (task.evaluate_data for the set of task.evaluate_on)"
+            f"data set {label}, split {split}: cannot be loaded: {reason}; to use files of your own, set task.data "
+            "(task.evaluate_data for the set of task.evaluate_on)"
         ) from None
     return [Row(f"{label} {split} row {number}", dict(row)) for number, row in enumerate(loaded, 1)]
+
+
+@contextmanager
+def _cached_only() -> Iterator[None]:
+    """Meanwhile `datasets` looks at nothing but its cache."""
+    from datasets import config
+
+    before = config.HF_HUB_OFFLINE
+    config.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        config.HF_HUB_OFFLINE = before

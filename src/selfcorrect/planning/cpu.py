@@ -96,9 +96,12 @@ _FED = 8  # tokens of a row in the prefill that is timed
 
 
 def _layers(model: Dressed) -> tuple[int, int]:
-    """Of the two models. Two thirds of the model's at the most: the run itself needs more memory than both do."""
+    """Of the two models. The run needs more memory than they do beside its own weights: with adapters it has little more
+    than those and their copies.
+    """
     least, layers = kinds(model.costume.config), model.spec.layers
-    return least, max(least + 1, min(layers, max(least + 4, layers * 2 // 3)))
+    share = layers * 2 // (5 if model.costume.rank else 3)
+    return least, max(least + 1, min(layers, max(least + 4, share)))
 
 
 @lru_cache(maxsize=64)

@@ -483,4 +483,8 @@ def test_a_mistyped_run_is_not_asked_of_the_hub(tmp_path: Path, monkeypatch: pyt
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ModelError, match=r"'runs/fisrt': no such folder, and runs holds runs: (first|second), "):
         resolve_path("runs/fisrt")
-    assert [resolve_path(name) for name in ("maker/model", "nobody/model", "gpt2")] == ["maker/model", "nobody/model", "gpt2"]
+    assert [resolve_path(name) for name in ("maker/model", "nobody/model", "gpt2")] == [
+        "maker/model",
+        "nobody/model",
+        "gpt2",
+    ]

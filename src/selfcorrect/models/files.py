@@ -136,7 +136,7 @@ def resolve_path(path: str) -> str:
 
 
 def _runs_beside(folder: Path) -> list[str]:
-    """The newest runs of the folder above, which a hub name would hardly have: `runs/NAME` was meant for one of them."""
+    """The newest runs of the folder above: `runs/NAME` was meant for one of them, and not for a name on the hub."""
     if folder.parent == Path() or not folder.parent.is_dir():
         return []
     runs = sorted(filter(is_run, folder.parent.iterdir()), key=lambda run: -run.stat().st_mtime)

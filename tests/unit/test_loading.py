@@ -23,6 +23,7 @@ from selfcorrect.config.recipe import load_recipe, validate
 from selfcorrect.errors import ConfigError, ModelError
 from selfcorrect.exporting import export
 from selfcorrect.models import weights as stored
+from selfcorrect.models.files import resolve_path
 from selfcorrect.models.language_model import LanguageModel
 from selfcorrect.models.loading import load_model
 from selfcorrect.models.stored import stored_dtype
@@ -483,8 +484,5 @@ def test_a_mistyped_run_is_not_asked_of_the_hub(tmp_path: Path, monkeypatch: pyt
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ModelError, match=r"'runs/fisrt': no such folder, and runs holds runs: (first|second), "):
         resolve_path("runs/fisrt")
-    assert [resolve_path(name) for name in ("maker/model", "nobody/model", "gpt2")] == [
-        "maker/model",
-        "nobody/model",
-        "gpt2",
-    ]
+    names = ["maker/model", "nobody/model", "gpt2"]
+    assert [resolve_path(name) for name in names] == names

@@ -96,8 +96,8 @@ _FED = 8  # tokens of a row in the prefill that is timed
 
 
 def _layers(model: Dressed) -> tuple[int, int]:
-    """Of the two models. The run needs more memory than they do beside its weights: with adapters it has little more than
-    those and their copies.
+    """Of the two models. They are to hold less than the run does beside its weights, which with adapters is little more
+    than copies.
     """
     least, layers = kinds(model.costume.config), model.spec.layers
     share = layers * 2 // (5 if model.costume.rank else 3)

@@ -144,7 +144,8 @@ def test_from_base_to_page(
     assert {"text", "tokens", "outcome"} <= set(row["attempts"][1])
     # Elsewhere the archive goes on without the arms' weights: what was trained is not trained again.
     with tarfile.open(str(output) + ".tar.gz") as archive:
-        archive.extractall(tmp_path, filter="data")
+        kept: Any = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}  # since 3.11.4
+        archive.extractall(tmp_path, **kept)
     (tmp_path / "real/texts/score-0.sampled.000.jsonl.gz").unlink()
     assert call(script, model, data, tmp_path / "real", *few, "--arms", "score,single_turn") == 0
     assert "score-0: trained elsewhere, and not evaluated whole" in capsys.readouterr().out

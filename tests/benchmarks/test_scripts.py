@@ -19,7 +19,7 @@ TRIED_ELSEWHERE = {
     "benchmarks/card_memory.py": "tests/card/test_plan.py",
 }
 PARTS = {
-    f"benchmarks/{name}.py" for name in ("our_side", "trl_side", "workload", "gpu_limits", "gpu_parts")
+    f"benchmarks/{name}.py" for name in ("our_side", "trl_side", "workload", "gpu_limits", "gpu_parts", "plan_turns")
 }  # of other scripts
 
 

@@ -139,9 +139,9 @@ def run(name: str, scratch: Path, options: argparse.Namespace) -> dict[str, Any]
     everywhere = {**_ALL, "model": {"precision": precision, "device": options.device}}
     recipe.write_text(yaml.safe_dump(everywhere), encoding="utf-8")
     changes = [*changes, *(_LAB_TASK if model in ("lab", RANDOM) else [])]
-    steps = plan_turns.STEPS if options.device == "cpu" else 4
     tiny = ["rollouts.problems_per_step=2"] if options.tiny else []
     on_cpu, several = options.device == "cpu", name.endswith(" x2")
+    steps = plan_turns.STEPS if on_cpu else 4
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"] if several else []
     started = [str(Path(plan_turns.__file__))] if on_cpu else ["-m", "selfcorrect.cli", "train"]
     threads = 1 if options.tiny else max(1, options.threads // 2) if several else options.threads

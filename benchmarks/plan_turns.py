@@ -9,7 +9,6 @@ folder has all of them, and the seconds of the steps between. Memory is read bef
 
 import json
 import sys
-from collections.abc import Callable
 from statistics import fmean
 from typing import Any
 
@@ -27,27 +26,27 @@ FILE = "turns.json"
 def main() -> None:
     """Runs the command in this process; of several, each times its own share, and the first one writes."""
     made, own_plan, own_step = list[Plan](), beside._plan, Loop._step
-    peak, plans = list[float](), list[dict[str, Any]]()
+    plans, peak = list[dict[str, Any]](), 0.0
 
     def planned(*given: Any, **named: Any) -> Plan:
         made.append(own_plan(*given, **named))
         return made[-1]
 
     def step(loop: Loop) -> Any:
+        nonlocal peak
         result = own_step(loop)
         if result.step >= BEFORE:
-            peak.append(peak[0] if peak else beside.measured_peak(None))
+            peak = peak or beside.measured_peak(None)  # before anything is timed
             cpu._timings.cache_clear()
             steps = beside.sampled_steps(loop.folder.path)
             plans.append(row(beside.at_lengths_that_came(made[0], loop.config, steps, timed=True)))
             if is_first():
-                found = turns(plans, peak[0], steps[1:])
+                found = turns(plans, peak, steps[1:])
                 (loop.folder.path / FILE).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
         return result
 
-    patch: Callable[[Any, str, Any], None] = setattr
-    patch(beside, "_plan", planned)
-    patch(Loop, "_step", step)
+    beside._plan = planned
+    Loop._step = step  # type: ignore[assignment,method-assign]
     sys.argv[1:1] = ["train"]
     command()
 

@@ -8,6 +8,7 @@ import pytest
 
 from selfcorrect.config import CodeConfig, HubConfig, MathConfig
 from selfcorrect.errors import DataError
+from selfcorrect.hub import away
 from selfcorrect.tasks import make_task
 from selfcorrect.tasks.code import CodeTask
 from selfcorrect.tasks.math import HUBS, MathTask
@@ -88,8 +89,18 @@ def test_gsm8k_and_mbpp_and_humaneval(tmp_path: Path) -> None:
 def test_where_the_hub_is_away_the_cache_is_looked_at_and_nothing_is_waited_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`datasets` itself would ask for the best part of a minute."""
-    from datasets import config as of_datasets
+    """`datasets` itself would ask for the best part of a minute, for each of a set's parts."""
+    import datasets
+
+    own, asked, probes = datasets.load_dataset, list[bool](), list[str]()
+
+    def load(*given: Any, **named: Any) -> Any:
+        asked.append(not datasets.config.HF_HUB_OFFLINE)
+        return own(*given, **named)
+
+    def probed() -> str:
+        probes.append(away())
+        return probes[-1]
 
     gsm8k = {"train": [{"question": "q", "answer": "#### 3"}], "test": [{"question": "q", "answer": "#### 4"}]}
     here = repository(tmp_path / "gsm8k", {"main": gsm8k})
@@ -98,13 +109,16 @@ def test_where_the_hub_is_away_the_cache_is_looked_at_and_nothing_is_waited_for(
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     (tmp_path / "cache" / "gsm8k").rename(tmp_path / "cache" / "openai___gsm8k")
-    kept = MathConfig(name="math", dataset="gsm8k", hub=HubConfig(path="openai/gsm8k", name="main"))
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    monkeypatch.setattr("selfcorrect.tasks.sources.away", probed)
+    kept = MathConfig(name="math", dataset="gsm8k", hub=HubConfig(path="openai/gsm8k", name=("main", "main")))
     assert make_task(kept).held_out(1)[0].prompt.count("q") == 1
+    assert (asked, len(probes)) == ([False] * 4, 2)  # two parts of two splits
     other = MathConfig(name="math", dataset="gsm8k", hub=HubConfig(path="openai/other", name="main"))
-    away = r"split train: cannot be loaded: it is not in the cache, and the hub \(http://127.0.0.1:9\) does not answer"
-    with pytest.raises(DataError, match=away):
+    told = r"split train: cannot be loaded: it is not in the cache, and the hub \(http://127.0.0.1:9\) does not answer"
+    with pytest.raises(DataError, match=told):
         make_task(other).held_out(1)
-    assert not of_datasets.HF_HUB_OFFLINE
+    assert not datasets.config.HF_HUB_OFFLINE
 
 
 def test_what_cannot_be_loaded_is_told_in_one_line(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """Seconds of a step by phase on this machine's processor: two models of some of the layers are run and timed.
 
 Random weights, the recipe's rows and lengths, fewer of both; a model of L layers lies on the line through the two, and
-the work of a step is so many times that which was timed. Takes some seconds, more for wide models.
+the work of a step is so many times that which was timed. Takes some seconds, a minute and more for wide models.
 """
 
 import gc
@@ -36,8 +36,8 @@ from selfcorrect.waiting import cores
 
 # Of a timed update, but one row of it at the least. Gradients are added up once a micro-batch, of many rows or few.
 _FLOPS = 4e11
-_ROUNDS = 6
-_LONG = 15.0  # seconds after which no further round begins
+_ROUNDS = 6  # at the most, after the first one
+_LONG = 15.0  # seconds after which no further round begins, but for the one that counts at the least
 _LEAST = 0.05  # seconds that a piece is timed for in a round
 _MOST = 20  # times
 
@@ -130,9 +130,8 @@ def _of_both(
         products.serve(lm.model)
         for part in ("get_input_embeddings", "get_output_embeddings"):  # of small models the most
             getattr(lm.model, part)().weight = getattr(lms[-1].model, part)().weight
-    rounds, start = list[list[dict[str, float]]](), 0.0
+    rounds, start = list[list[dict[str, float]]](), time.perf_counter()
     while len(rounds) < 2 or (len(rounds) <= _ROUNDS and time.perf_counter() - start < _LONG):
-        start = start or time.perf_counter()
         sampled, learned = _sampling(lms, lanes, width, limit), [_learning(lm, costume, work) for lm in lms]
         rounds.append([found | others for found, others in zip(sampled, learned, strict=True)])
     of_each = [

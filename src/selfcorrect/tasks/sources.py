@@ -42,15 +42,16 @@ def rows_of_hub(hub: HubConfig, split: str) -> list[Row]:
     Raises DataError where it cannot be had, with the reason and the way around it.
     """
     names = hub.name if isinstance(hub.name, tuple) else (hub.name,)
-    return [row for name in names for row in _rows(hub, name, split)]
+    why = "" if Path(hub.path).is_dir() else away()  # asked once for all of them, as the answer may take seconds
+    return [row for name in names for row in _rows(hub, name, split, why)]
 
 
-def _rows(hub: HubConfig, name: str | None, split: str) -> list[Row]:
+def _rows(hub: HubConfig, name: str | None, split: str, why: str) -> list[Row]:
+    """why: the hub cannot be asked; empty where it can."""
     import datasets
 
     datasets.disable_progress_bars()
     label = hub.path + (f" ({name})" if name else "")
-    why = "" if Path(hub.path).is_dir() else away()
     try:
         with _cached_only() if why else nullcontext():
             loaded: Any = datasets.load_dataset(hub.path, name, split=split, revision=hub.revision)

@@ -8,7 +8,7 @@ from pathlib import Path
 from selfcorrect import __version__
 from selfcorrect.analysis import analyse
 from selfcorrect.analysis.records import records
-from selfcorrect.comparing import compare as run_comparison
+from selfcorrect.comparing.compare import compare as run_comparison
 from selfcorrect.comparing.plan import costs
 from selfcorrect.config import CompareConfig, Config, LabBaseConfig, TrainConfig
 from selfcorrect.config.paths import absolute, at_home, check_paths
@@ -19,6 +19,7 @@ from selfcorrect.evaluation.evaluate import Evaluation, Evaluator
 from selfcorrect.evaluation.metrics import Summary, refuse_nothing_graded
 from selfcorrect.exporting import export as write_export
 from selfcorrect.learning.formats import FORMATS, Converted, convert
+from selfcorrect.models.files import model_of
 from selfcorrect.models.messages import MessageChat
 from selfcorrect.models.sizing import parameter_count
 from selfcorrect.planning import page
@@ -277,9 +278,9 @@ def _verdicts_beside(recorded: Path) -> Path:
 def play(
     problem: str, model: str | Path = "lab", recipe: Recipe | None = None, *, temperature: float = 0.0, seed: int = 0
 ) -> Rollout:
-    """One problem, all attempts. problem: "30 7 2 = 39" or an id like "countdown-30-7-2-to-39"."""
+    """One problem, all attempts. problem: "30 7 2 = 39" or an id like "countdown-30-7-2-to-39"; model: or a run's."""
     config = config_for(model, recipe, None, "play")
-    lm, rollouts = loaded(config, model), config.rollouts
+    lm, rollouts = loaded(config, model_of(model)), config.rollouts
     task = make_task(config.task)
     params = SamplingParams(temperature, rollouts.max_new_tokens, derive_seed(seed, "play"))
     sampler = make_sampler(config, lm)

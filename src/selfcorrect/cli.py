@@ -5,14 +5,14 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from selfcorrect import __version__
-from selfcorrect.commands import AsJson, Grouped, Overrides, Sections, diff, export, traces
+from selfcorrect.commands import AsJson, Grouped, Overrides, Sections, diff, export, loading, traces
 from selfcorrect.commands import stopped as _stopped
 from selfcorrect.config.paths import at_home
 from selfcorrect.errors import ConfigError, TrainingInterrupted, UserError
@@ -168,7 +168,7 @@ def play(
     problem: Annotated[
         str, typer.Argument(help="Countdown: '30 7 2 = 39'; math, custom: an id or a question; else an id.")
     ],
-    model: Annotated[str, typer.Option(help="A model folder, a hub name, or lab.")] = "lab",
+    model: Annotated[str, typer.Option(help="A model folder, a run, a hub name, or lab.")] = "lab",
     recipe: Annotated[Path | None, typer.Option(help="Where the task and its prompts come from.")] = None,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 0.0,
     seed: int = 0,
@@ -177,6 +177,7 @@ def play(
     from selfcorrect.runs.recipes import config_for
 
     config_for(model, recipe, None, "play")  # before torch is loaded
+    loading()
     from selfcorrect import api
 
     _print_rollout(api.play(problem, model, recipe, temperature=temperature, seed=seed))
@@ -197,7 +198,7 @@ def make_repair_set(
 ) -> None:
     """Keep the attempts that a model fails at, to repair them. It tries a task once; the task repair reads them."""
     from selfcorrect.config.paths import check_asked_paths
-    from selfcorrect.models.files import resolve_path
+    from selfcorrect.models.files import model_of, resolve_path
     from selfcorrect.runs.recipes import is_recipe, train_config
 
     if split not in ("train", "test"):
@@ -206,8 +207,9 @@ def make_repair_set(
         raise ConfigError(f"name the task with --recipe RECIPE, or a recipe in place of the model {model!r}")
     config = train_config(recipe or model, *(overrides or []))
     recipe, model = (recipe, model) if recipe else (Path(model), config.model.path)
-    resolve_path(model)
+    resolve_path(model_of(model))
     check_asked_paths(config)
+    loading()
     from selfcorrect import api  # and torch
     from selfcorrect.runs.progress import on_stderr
 
@@ -223,13 +225,17 @@ def make_repair_set(
 @app.command(epilog="Example: selfcorrect compare compare_lab name=mine seeds=[0,1]")
 def compare(recipe: RecipeArgument, overrides: Overrides = None) -> None:
     """Run every method on every seed under one budget. Reads a comparison file; writes one page and one table."""
+    from selfcorrect.comparing.plan import check as check_comparison
+    from selfcorrect.comparing.plan import chosen_methods
     from selfcorrect.config import CompareConfig
     from selfcorrect.config.recipe import load_recipe
 
     config = load_recipe(recipe, overrides or [])
     if not isinstance(config, CompareConfig):
         raise ConfigError(f"{recipe} is of kind {config.kind}; a comparison has kind: compare")
-    from selfcorrect.comparing import compare as run_comparison  # and torch
+    check_comparison(chosen_methods(config))  # before torch is loaded
+    loading()
+    from selfcorrect.comparing.compare import compare as run_comparison
 
     with _stopped():
         folder = run_comparison(config, typer.echo)
@@ -252,7 +258,7 @@ def analyse(
 
 @app.command(epilog="Example: selfcorrect scale runs/mine/final --most 32 --problems 100")
 def scale(
-    model: Annotated[str, typer.Argument(help="A model folder, a hub name, or lab.", metavar="MODEL")],
+    model: Annotated[str, typer.Argument(help="A model folder, a run, a hub name, or lab.", metavar="MODEL")],
     overrides: Overrides = None,
     output: Annotated[
         Path | None,
@@ -267,6 +273,7 @@ def scale(
     from selfcorrect.runs.recipes import config_for
 
     config_for(model, recipe, overrides or [], "sample")  # before torch is loaded
+    loading()
     from selfcorrect import api
     from selfcorrect.evaluation.told import estimate_text
     from selfcorrect.runs.progress import on_stderr
@@ -321,21 +328,23 @@ def check(
     from selfcorrect.config.recipe import dump, load_recipe
 
     config = load_recipe(recipe, overrides or [])
+    found: Iterable[str] = ()
     if isinstance(config, CompareConfig):
         from selfcorrect.comparing.plan import costs
 
-        for line in costs(config):
-            typer.echo(f"# {line}")
+        found = costs(config)
     if isinstance(config, TrainConfig):
         check_paths(config)
         if load:
             from selfcorrect.runs.checks import tried
 
-            for line in tried(config):
-                typer.echo(f"# {line}")
+            loading()
+            found = tried(config)
     elif load:
         raise ConfigError(f"--load tries recipes of kind train, and {recipe} is of kind {config.kind}")
     typer.echo(commented(config.model_dump(mode="json")) if explained else dump(config), nl=False)
+    for line in found:  # below the settings, where they are seen
+        typer.echo(f"# {line}")
 
 
 @app.command(epilog="Example: selfcorrect recipes countdown --to mine.yaml")
@@ -440,6 +449,7 @@ def _train_and_report(what: "Path | object", overrides: Sequence[str] = ()) -> N
             check_paths(what)
         elif isinstance(what, Path):
             to_resume(at_home(what, "--resume"), overrides)
+        loading()
     from selfcorrect.report.ending import ending
     from selfcorrect.runs.display import make_observer
     from selfcorrect.runs.run import resume, start

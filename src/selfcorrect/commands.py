@@ -3,6 +3,7 @@
 """
 
 import json
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -58,6 +59,12 @@ class Sections(TyperGroup):
             if found:
                 with formatter.section(title):
                     formatter.write_dl(found)
+
+
+def loading() -> None:
+    """What takes some seconds, where nothing is to be seen."""
+    if sys.stderr.isatty() and "torch" not in sys.modules:
+        typer.echo("loading torch and transformers ...", err=True)
 
 
 @contextmanager

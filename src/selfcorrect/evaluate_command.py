@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from selfcorrect.commands import AsJson, Overrides, stopped
+from selfcorrect.commands import AsJson, Overrides, loading, stopped
 from selfcorrect.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -47,7 +47,8 @@ def evaluate(
     model: Annotated[
         str | None,
         typer.Argument(
-            help="A model folder, hub name, lab, or a recipe; with --endpoint a recipe, or nothing.", metavar="MODEL"
+            help="A model folder, a run, a hub name, lab, or a recipe; with --endpoint a recipe, or nothing.",
+            metavar="MODEL",
         ),
     ] = None,
     overrides: Overrides = None,
@@ -84,7 +85,7 @@ def evaluate(
     if endpoint is None:
         _refuse_unused({"model": name, **asked})
         if model is None:
-            raise ConfigError("name a model folder, hub name, lab or recipe; or --endpoint URL --model NAME")
+            raise ConfigError("name a model folder, run, hub name, lab or recipe; or --endpoint URL --model NAME")
         if "=" in model and not Path(model).exists():
             raise ConfigError(f"{model} is a setting in the model's place; name a model, lab or a recipe before it")
         _run(model, settings, recipe, output, as_json, None)
@@ -122,6 +123,7 @@ def _run(
     from selfcorrect.runs.recipes import to_evaluate
 
     to_evaluate(model, recipe, overrides, here=endpoint is None)  # before torch is loaded
+    loading()
     from selfcorrect import api
     from selfcorrect.evaluation.alarms import cut_off_at, unread
     from selfcorrect.evaluation.told import CONTROLS, summary_line

@@ -16,6 +16,7 @@ from selfcorrect.evaluation.chunks import Played, in_chunks
 from selfcorrect.evaluation.counted import Counted
 from selfcorrect.evaluation.kept import Kept, write_durably
 from selfcorrect.evaluation.metrics import is_graded, refuse_nothing_graded
+from selfcorrect.models.files import model_of
 from selfcorrect.rollout import play
 from selfcorrect.runs.called import public
 from selfcorrect.runs.checks import fewer, fitted
@@ -50,7 +51,7 @@ def make_repair_set(
     task, listed = _listed(config, split, problems)
     if problems and len(listed) < problems:
         watcher.message(f"note: {fewer('problems', problems, len(listed))}")
-    lm = loaded(config, model)
+    lm = loaded(config, model_of(model))
     tried = file.with_name(f".{file.name}.tried.jsonl")
     chunk = rows_begun(config, tried, SIDE, rows_of(fitted(config, lm, task, trains=False)[0], lm, attempts=1))
     what = f"{about(config.task, split)}, split {split}"
@@ -125,7 +126,7 @@ def scale(
     task = make_task(config.task, watcher.message)
     check_votes(config, task)
     listed = task.held_out(problems)
-    lm = loaded(config, model)
+    lm = loaded(config, model_of(model))
     settled, file = fitted(config, lm, task, trains=False)[0], folder / "samples.jsonl"
     chunk = rows_begun(config, file, "problems at once", max(1, rows_of(settled, lm) // most))
     made_with = {
@@ -152,7 +153,7 @@ def scale(
 
 def scaling_folder(model: str | Path, output: str | Path | None = None) -> Path:
     """Where `scale` writes: the output that was named, else RUN/scaling, which the run's report shows."""
-    run = run_above(at_home(model, "model"))
+    run = run_above(at_home(model_of(model), "model"))
     if output is None and run is None:
         raise ConfigError(f"{model} lies in no run; name a folder with output=FOLDER (--output FOLDER)")
     return at_home(output, "output") if output is not None else (run or Path()) / "scaling"

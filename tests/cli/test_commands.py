@@ -83,9 +83,9 @@ def test_train_evaluate_play_report(recipe_file: Path, tmp_path: Path, command: 
     assert evaluation["name"] == "final"
     for part in ("summary", "sampled", "controls"):
         assert evaluation[part] == written[part]
-    assert command("evaluate", str(run / "final")).startswith("final on countdown: t1 ")
+    assert command("evaluate", str(run)).startswith("final on countdown: t1 ")
 
-    played = command("play", "12 9 3 = 4", "--model", str(run / "final"))
+    played = command("play", "12 9 3 = 4", "--model", str(run))
     assert played.startswith("12 9 3 : 4\n")
     assert played.count("attempt") == 2
     (run / "report.html").unlink()
@@ -232,7 +232,7 @@ def test_light_commands_and_refusals_load_nothing_heavy(recipe_file: Path, tmp_p
         ["train", "--resume", str(begun), "seed=x"], ["train", str(recipe_file)],
         ["train", str(recipe_file), "name=other", "evaluation.external=[no.jsonl]"],
         ["evaluate", str(recipe_file), "seed=x"], ["evaluate", str(begun / "final")], ["evaluate", str(recipe_file), "evaluation.external=[no.jsonl]"],
-        ["play", "5 2 1 = 8", "--recipe", str(spelt)], ["scale", "lab", "seed=x", "--output", str(full)], ["compare", str(spelt)],
+        ["play", "5 2 1 = 8", "--recipe", str(spelt)], ["scale", "lab", "seed=x", "--output", str(full)], ["compare", str(spelt)], ["compare", "compare_lab", "common.seeed=1"],
         ["make-repair-set", "lab", "--recipe", str(spelt), "--output", "x"], ["serve", "lab", "--recipe", str(spelt)],
         ["grade", "--task", "math", "no.jsonl"], ["grade", "--task", "math", str(spelt), "task.dat=x"],
         ["demo", "seed=x"], ["export", str(done), str(full)], ["plan", "no.yaml"], ["plan", str(recipe_file), "seed=x"],
@@ -331,7 +331,7 @@ def test_checking_a_comparison_checks_its_methods(
     with pytest.raises(SystemExit) as ended:
         cli.main()
     assert ended.value.code == 0
-    assert capsys.readouterr().out.splitlines()[:2] == [
+    assert capsys.readouterr().out.splitlines()[-2:] == [
         "# multi_turn: 51,200 sampled completions, 200 updates",
         "# score: 51,200 sampled completions, 200 updates",
     ]

@@ -106,7 +106,7 @@ def a_run(room: Room) -> Arguments:
     run = room.folder / "a run"
     run.mkdir()
     room.model.rename(run / "final")
-    return ["evaluate", str(run), "--recipe", room.train()[1]]
+    return room.train(f"model.path={run}")
 
 
 def an_evaluation(room: Room) -> Arguments:
@@ -188,7 +188,7 @@ MISTAKES: dict[str, tuple[Callable[[Room], Arguments], str]] = {
     "report of a non-run": (lambda room: ["report", str(room.folder)], r"is not a run: it holds none of"),
     "evaluate: no task": (lambda room: ["evaluate", str(room.model), "seed=1"], r"/model lies in no run, so nothing says what to evaluate it on; name a recipe with --recipe FILE, or a task \(task.name=countdown, task.name=math,"),
     "evaluate: a hub name without a task": (lambda room: ["evaluate", "org/name"], r"org/name is no folder here and lies in no run"),
-    "evaluate: a run": (a_run, r"/a run'? is a run, not a model; name its model: .*/a run/final'?$"),
+    "a run as a recipe's model": (a_run, r"/a run'? is a run, not a model; name its model: .*/a run/final'?$"),
     "evaluate: a task that is none": (lambda room: ["evaluate", str(room.model), "task.name=gsm8k"], r"name = 'gsm8k' must be one of"),
     "scale: no task": (lambda room: ["scale", str(room.model), "--output", "s"], r"what to sample; name a recipe with --recipe FILE, or a task"),
     "play: no task": (lambda room: ["play", "1 2 = 3", "--model", str(room.model)], r"what to play; name a recipe with --recipe FILE$"),

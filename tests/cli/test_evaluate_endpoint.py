@@ -140,7 +140,7 @@ def test_repair_self_refine_and_a_recipe(command: Command, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        ((), "name a model folder, hub name, lab or recipe; or --endpoint URL --model NAME"),
+        ((), "name a model folder, run, hub name, lab or recipe; or --endpoint URL --model NAME"),
         (("x", "--model", "m"), "--model is for an endpoint"),
         (("x", "--max-cost", "1"), "--max-cost is for an endpoint"),
         (("--endpoint", "http://localhost/v1"), "name the model that is to be asked there with --model NAME"),

@@ -18,8 +18,9 @@ import numpy as np
 import pytest
 
 from selfcorrect import api
-from selfcorrect.comparing import compare, execute
+from selfcorrect.comparing import execute
 from selfcorrect.comparing.budget import Account, account
+from selfcorrect.comparing.compare import compare
 from selfcorrect.comparing.execute import JobError
 from selfcorrect.comparing.page import findings, headline, spread_table, standing
 from selfcorrect.comparing.plan import check, merge, repair_jobs, search_jobs, table_jobs

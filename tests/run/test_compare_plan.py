@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from selfcorrect.comparing import _refuse_other_data, _say_whole
+from selfcorrect.comparing.compare import _refuse_other_data, _say_whole
 from selfcorrect.comparing.execute import refuse_changed
 from selfcorrect.comparing.page import search_table
 from selfcorrect.comparing.plan import check, paper_table, table_jobs

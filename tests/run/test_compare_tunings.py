@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from selfcorrect.comparing import compare
+from selfcorrect.comparing.compare import compare
 from selfcorrect.comparing.plan import bases, check, repair_jobs, table_jobs
 from selfcorrect.errors import ConfigError, DataError
 from selfcorrect.runs.loop import Loop

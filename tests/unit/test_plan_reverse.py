@@ -22,7 +22,7 @@ from selfcorrect.planning.page import resting_on, row
 from selfcorrect.planning.plan import Devices, Plan, cheapest_card, largest_micro_batch, longest_attempt, make_plan
 from selfcorrect.planning.settled import static
 from selfcorrect.planning.spec import described
-from selfcorrect.planning.work import assumed_lengths
+from selfcorrect.planning.work import assumed_lengths, fullest_of, step_of, update_of
 from selfcorrect.waiting import cores
 from tests.support.plans import ONE_ROW, unrehearsed
 
@@ -196,10 +196,39 @@ def rests(config: TrainConfig, devices: Devices) -> tuple[dict[str, float], str]
     return row(made)["rests_on"], "\n".join(resting_on(made))
 
 
+@pytest.mark.parametrize(
+    ("rows", "fullest", "packed", "second"),
+    [(8, None, True, 1.0), (8, 50.0, True, 0.5), (8, 80.0, True, 1.0), (6, None, True, 0.5), (64, 30.0, True, 1.0),
+     (8, 30.0, False, 1.0), (4, None, True, None), (6, 10.0, True, None)],
+)  # fmt: skip
+def test_a_second_micro_batch_is_as_full_as_its_step_makes_it(
+    rows: int, fullest: float | None, packed: bool, second: float | None
+) -> None:
+    """The first one's tensors are gone by then, and all gradients are there: only a full second one takes most."""
+    config = big(optimizer={"micro_batch": 4, "padding_free": packed})
+    lengths = replace(
+        assumed_lengths(config), prompt=40.0, longest=40.0, turn=10.0, attempt=10.0, limit=75, fullest=fullest
+    )
+    step = replace(step_of(config, lengths), rows=rows, groups=1)
+    longest = update_of(config, step, False, 1 << 30, in_place=True)
+    assert (longest.rows, longest.rest, longest.trained) == (4, 199, 150)
+    tried = fullest_of(step, longest)
+    if second == 1:
+        assert tried == [longest]
+        return
+    assert tried[0] == replace(longest, micro_batches=1)
+    found = [(each.rest / longest.rest, each.trained / longest.trained, each.scored) for each in tried[1:]]
+    assert len(found) == (second is not None)
+    for rest, trained, scored in found:
+        assert rest == pytest.approx(second, abs=0.01)
+        assert trained == pytest.approx(second, abs=0.01)
+        assert scored == 4 * tried[1].trained
+
+
 LAB = {"name": "countdown", "max_number": 100, "limit": 200, "prompt": "{numbers} : {target}", "correction_prompt": "?"}
 
 
-@pytest.mark.parametrize(("whole", "given", "share"), [(True, False, 0.20), (False, False, 0.65), (True, True, 0.04)])
+@pytest.mark.parametrize(("whole", "given", "share"), [(True, False, 0.17), (False, False, 0.65), (True, True, 0.04)])
 def test_what_the_heap_holds_beyond_what_is_alive_hangs_on_how_the_process_began(
     monkeypatch: pytest.MonkeyPatch, whole: bool, given: bool, share: float
 ) -> None:

@@ -1,14 +1,17 @@
 """What a plan for this machine's processor times, and how often it counts."""
 
 import json
+import time
 import weakref
 from dataclasses import replace
 from pathlib import Path
+from threading import Thread
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from torch.distributed import HashStore
 from transformers import LlamaConfig
 
 from selfcorrect.learning.vocabulary import tiles_for
@@ -19,6 +22,7 @@ from selfcorrect.planning.plan import Devices, make_plan
 from selfcorrect.planning.rehearsal import Line
 from selfcorrect.planning.settled import dressed
 from selfcorrect.planning.spec import Spec
+from selfcorrect.planning.together import Apart, Together
 from selfcorrect.planning.work import Update, assumed_lengths, step_of, update_of
 from selfcorrect.samplers.prepacked import LEAST_ADAPTED
 from tests.support.plans import ONE_ROW, SMALL, recipe
@@ -71,7 +75,7 @@ def test_decoding_is_timed_with_adapters_as_it_multiplies_with_them(
     lm = rehearsal.stand_in(dressed(changed, Spec("lab", config), None).costume, 1)
     once_each(monkeypatch)
     monkeypatch.setattr(rehearsal._Adapted, "forward", noted)
-    cpu._sampling([lm], 2, 4, 1)
+    cpu._sampling([lm], 2, 4, 1, Apart())
     whole = copies and products.works(torch.float32)
     assert bool([size for size in called if size >= LEAST_ADAPTED]) != whole
     assert len(rehearsal.adapters(lm.model)) == 7
@@ -96,7 +100,7 @@ def test_a_machine_that_slows_down_slows_both_models_alike(monkeypatch: pytest.M
         lm.rounds += 1
         return {"rollouts' passes": 10 * lm.seconds * slower[lm.rounds - 1]}
 
-    for name, made in (("_sampling", sampling), ("_learning", learning), ("_moving", lambda lm: lm.seconds)):
+    for name, made in (("_sampling", sampling), ("_learning", learning), ("_moving", lambda lm, _: lm.seconds)):
         monkeypatch.setattr(cpu, name, made)
     monkeypatch.setattr(products, "serve", lambda _: None)
     monkeypatch.setattr(cpu, "_ROUNDS", 3)
@@ -105,6 +109,35 @@ def test_a_machine_that_slows_down_slows_both_models_alike(monkeypatch: pytest.M
     assert few == pytest.approx({"step": 0.2, "rollouts' passes": 2.0, "optimiser": 0.1})
     assert many == pytest.approx({"step": 0.8, "rollouts' passes": 8.0, "optimiser": 0.4})
     assert lms[0].weight is lms[1].weight
+
+
+def test_processes_of_a_machine_begin_every_piece_at_once() -> None:
+    """A process that decodes while another multiplies has more of the memory than one in a step of a run has."""
+    store, log, agreed = HashStore(), list[tuple[int, str]](), list[list[bool]]([[], []])
+
+    def times(rank: int) -> None:
+        others = Together(store, rank, range(2))
+        for number, piece in enumerate("abc"):
+            if rank:
+                time.sleep(0.05)
+            agreed[rank].append(others.agreed(rank == number % 2))
+            others.begin()
+            log.append((rank, piece))
+        others.end()
+
+    both = [Thread(target=times, args=(rank,)) for rank in range(2)]
+    for each in both:
+        each.start()
+    for each in both:
+        each.join(10)
+    assert [piece for _, piece in log] == list("aabbcc")
+    assert agreed[0] == agreed[1] == [True, False, True]  # the first to ask decides for both
+    start = time.perf_counter()
+    Together(store, 2, range(1, 3)).begin()  # the other one has ended
+    lost = Together(store, 3, range(3, 5), patience=0.05)  # the other one never comes, and is waited for once
+    for _ in range(100):
+        lost.begin()
+    assert time.perf_counter() - start < 4
 
 
 def test_models_that_were_timed_are_let_go_of(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ from selfcorrect.errors import ModelError, first_line
 from selfcorrect.hub import away
 
 ADAPTER = "adapter_config.json"  # of PEFT; a folder with it and no config.json holds an adapter alone
+_KEPT = ("final", "best")  # models of a run
 _CONFIGS = ("config.json", "tokenizer_config.json")
 _CODE = (
     "{where} Python code of its own{what}, which would run with your rights; it was not run. Read it, and set "
@@ -102,6 +103,13 @@ class Source:
         return ""
 
 
+def model_of(named: str | Path) -> str:
+    """What a command is to load: a run stands for the model that it ended with, or for its best so far."""
+    folder = at_home(str(named), "model.path")
+    kept = [folder / name for name in _KEPT if _is_model(folder / name) and not _is_model(folder)]
+    return str(kept[0]) if kept else str(named)
+
+
 def resolve_path(path: str) -> str:
     """The folder or hub name a recipe's model.path stands for. Raises ModelError where a folder is missing."""
     if path == LAB_MODEL:
@@ -115,7 +123,7 @@ def resolve_path(path: str) -> str:
                     f"model.path = {path!r} is an evaluation of a model, not a model; name the model itself, the "
                     f"model.path in {folder / 'config.yaml'}"
                 )
-            kept = [name for name in ("final", "best") if _is_model(folder / name)]
+            kept = [name for name in _KEPT if _is_model(folder / name)]
             if kept or (folder / "environment.json").is_file():
                 here = f"name its model: {folder / kept[0]}" if kept else "it has kept no model yet"
                 raise ModelError(f"model.path = {path!r} is a run, not a model; {here}")

@@ -15,7 +15,7 @@ from torch import distributed as dist
 
 from selfcorrect.models.sharded import own_part
 
-BUCKET = 1 << 26  # numbers in one message
+BUCKET = 1 << 24  # numbers in one message
 
 
 def sum_gradients(parameters: Sequence[Tensor], group: Any = None) -> None:

@@ -188,9 +188,11 @@ def at_lengths_that_came(plan: Plan, config: TrainConfig, steps: Sequence[dict[s
     """The same plan for the lengths of these steps' rollouts."""
     came = plan.step.lengths
     attempt = sum(step["sampled_tokens"] for step in steps) / max(1, sum(step["completions"] for step in steps))
+    fullest = max(step["sampled_tokens"] / max(1, step["completions"]) for step in steps)
     longest = max(step["longest"] for step in steps)
     limit = (longest - came.longest - (plan.step.attempts - 1) * came.turn) / plan.step.attempts
-    lengths = replace(came, attempt=attempt, limit=max(1, min(config.rollouts.max_new_tokens, round(limit))))
+    limit = max(1, min(config.rollouts.max_new_tokens, round(limit)))
+    lengths = replace(came, attempt=attempt, limit=limit, fullest=fullest)
     return make_plan(config, plan.devices, lengths, plan.model.spec, timed=timed)
 
 

@@ -28,6 +28,7 @@ from selfcorrect.planning.memory import Spread
 from selfcorrect.planning.pace import Pace, decoding, grading, sync
 from selfcorrect.planning.rehearsal import Costume, CostumeKey, Line, adapters, kinds, run_update, through
 from selfcorrect.planning.settled import Dressed
+from selfcorrect.planning.together import Apart, timing_together
 from selfcorrect.planning.work import Step, Update, update_of
 from selfcorrect.samplers.inference import InferenceWeights
 from selfcorrect.samplers.lanes import Lanes
@@ -131,30 +132,32 @@ def _of_both(
         for part in ("get_input_embeddings", "get_output_embeddings"):  # of small models the most
             getattr(lm.model, part)().weight = getattr(lms[-1].model, part)().weight
     rounds, start = list[list[dict[str, float]]](), time.perf_counter()
-    while len(rounds) < 2 or (len(rounds) <= _ROUNDS and time.perf_counter() - start < _LONG):
-        sampled, learned = _sampling(lms, lanes, width, limit), [_learning(lm, costume, work) for lm in lms]
-        rounds.append([found | others for found, others in zip(sampled, learned, strict=True)])
-    of_each = [
-        {name: median(found[name] for found in each[1:]) for name in each[0]} for each in zip(*rounds, strict=True)
-    ]
-    for lm, found in zip(lms, of_each, strict=True):
-        found["optimiser"] = _moving(lm)  # of one at a time, as both models' moments were more than a run's
+    with timing_together() as others:
+        while others.agreed(len(rounds) < 2 or (len(rounds) <= _ROUNDS and time.perf_counter() - start < _LONG)):
+            sampled = _sampling(lms, lanes, width, limit, others)
+            learned = [_learning(lm, costume, work, others) for lm in lms]
+            rounds.append([found | more for found, more in zip(sampled, learned, strict=True)])
+        of_each = [
+            {name: median(found[name] for found in each[1:]) for name in each[0]} for each in zip(*rounds, strict=True)
+        ]
+        for lm, found in zip(lms, of_each, strict=True):
+            found["optimiser"] = _moving(lm, others)  # one by one, as both models' moments were more than a run's
     return of_each
 
 
-def _sampling(lms: Sequence[Any], lanes: int, width: int, limit: int) -> list[dict[str, float]]:
-    found = [{"lay out": _burst(_to_lay_out(lm))} for lm in lms]
+def _sampling(lms: Sequence[Any], lanes: int, width: int, limit: int, others: Apart) -> list[dict[str, float]]:
+    found = [{"lay out": _burst(_to_lay_out(lm), others)} for lm in lms]
     for name, rows in (("step", lanes), ("step one row", 1)):
         for lm, times in zip(lms, found, strict=True):
             room = _seated(lm, rows, width, limit)
             with torch.no_grad(), _as_sampled(lm), InferenceWeights(lm).lent(lm):
                 if name == "step":
-                    times["prefill"] = _burst(lambda: _fill(room, rows, _FED))  # noqa: B023 - called at once
+                    times["prefill"] = _burst(lambda: _fill(room, rows, _FED), others)  # noqa: B023 - called at once
                 _fill(room, rows, 1)
                 start_at = torch.full((rows,), max(1, width // 2))
                 nothing_RV = torch.zeros(rows, lm.model.config.vocab_size)
                 room.start(torch.arange(rows), torch.arange(rows), start_at, nothing_RV)
-                times[name] = _burst(lambda: room.step(rows, width))  # noqa: B023
+                times[name] = _burst(lambda: room.step(rows, width), others)  # noqa: B023
     return found
 
 
@@ -177,19 +180,20 @@ def _as_sampled(lm: Any) -> Iterator[None]:
             setattr(parent, name, layer)
 
 
-def _learning(lm: Any, costume: Costume, work: Update) -> dict[str, float]:
+def _learning(lm: Any, costume: Costume, work: Update, others: Apart) -> dict[str, float]:
     added = work.micro_batches > 1
     for tensor in lm.parameters():  # as at all micro-batches but the first, or at the only one
         tensor.grad = (tensor.grad if tensor.grad is not None else torch.zeros_like(tensor)) if added else None
     if work.in_place:
         begin(lm, on_card=False)  # once a step, and not with each of its prompts
+    others.begin()
     at = [time.perf_counter()]
     run_update(lm, work, costume, lambda: at.append(time.perf_counter()))
     start, ready, _, learned, end = at
     return {"rollouts' passes": learned - ready, "prompts' passes": ready - start + end - learned}
 
 
-def _moving(lm: Any) -> float:
+def _moving(lm: Any, others: Apart) -> float:
     trained = lm.parameters()
     optimizer = torch.optim.AdamW(trained, lr=0.0, fused=True)
 
@@ -198,7 +202,7 @@ def _moving(lm: Any) -> float:
         optimizer.step()
 
     move()
-    took = median(_burst(move) for _ in range(_ROUNDS))
+    took = median(_burst(move, others) for _ in range(_ROUNDS))
     optimizer.zero_grad(set_to_none=True)
     return took
 
@@ -228,8 +232,9 @@ def _fill(room: Lanes, rows: int, tokens: int) -> None:
     room.prefill(range(rows), [0] * rows, [[1] * tokens] * rows)
 
 
-def _burst(piece: Callable[[], Any]) -> float:
+def _burst(piece: Callable[[], Any], others: Apart) -> float:
     """Seconds of a piece: the mean of some times one after the other; of one, if that is long."""
+    others.begin()
     start, times = time.perf_counter(), 0
     while not times or (times < _MOST and time.perf_counter() - start < _LEAST):
         piece()

@@ -13,7 +13,7 @@ from selfcorrect.parallel.gradients import BUCKET
 from selfcorrect.planning.hardware import CONTEXT_BYTES, SLACK, Card
 from selfcorrect.planning.rehearsal import CostumeKey, Line, by_layers, highest, sampling, update
 from selfcorrect.planning.settled import Dressed, static
-from selfcorrect.planning.work import Sampling, Step, Update, sampling_of, update_of
+from selfcorrect.planning.work import Sampling, Step, Update, fullest_of, sampling_of, update_of
 from selfcorrect.samplers.graphs import AS_THEY_ARE, FIXED
 from selfcorrect.samplers.lanes import KEPT
 
@@ -24,7 +24,7 @@ PEFT_BYTES = 0.05 * 2**30  # more with PEFT and bitsandbytes imported; measured
 CUDA_BUILD_BYTES = 0.34 * 2**30  # more with a torch that is built for CUDA, which no card is needed for; measured
 # Of what comes and goes in a step, that glibc's heap holds beyond it: in a command that trains, in a process of another
 # programme, and where freed memory is given back (docs/plan.md, models/freed.py). What stays lies side by side.
-HEAP_SLACK, HEAP_SLACK_ELSEWHERE, HEAP_SLACK_GIVEN = 0.20, 0.65, 0.04
+HEAP_SLACK, HEAP_SLACK_ELSEWHERE, HEAP_SLACK_GIVEN = 0.17, 0.65, 0.04
 _WITHOUT_GRADIENTS = ("sampling", "evaluation", "saving")
 ENGINE_BYTES = 1.5 * 2**30  # of vLLM: graphs and workspaces, assumed
 
@@ -223,8 +223,9 @@ def _updated(config: TrainConfig, model: Dressed, step: Step, spread: Spread) ->
     tiles = model.costume.tiles
     scored = max(tiles.kept // model.spec.vocabulary, tiles.numbers // min(tiles.widest, model.spec.vocabulary)) + 1
     whole = spread.shards == 1
-    work = update_of(config, step, model.attends_to_all and whole, scored, in_place=whole)
-    found = _rehearsed_update(work, CostumeKey(model.costume), model.spec.layers)
+    key, layers = CostumeKey(model.costume), model.spec.layers
+    works = fullest_of(step, update_of(config, step, model.attends_to_all and whole, scored, in_place=whole))
+    found, work = max(((_rehearsed_update(work, key, layers), work) for work in works), key=lambda of: of[0]["peak"])
     tile = 4 * min(tiles.kept, work.scored * model.spec.vocabulary) * (2 if model.costume.reference else 1)
     beyond = found["peak"] - found["gradients"]
     further = (work.rows * work.trained - work.scored) * model.spec.hidden * 4 * 3

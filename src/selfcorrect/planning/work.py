@@ -1,7 +1,7 @@
 """A step of a recipe in numbers of rows and tokens."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from selfcorrect.config import (
     CodeConfig,
@@ -25,7 +25,8 @@ ATTEMPT_SHARE = 0.5  # of max_new_tokens that an attempt takes in the mean, wher
 class Lengths:
     """Tokens. prompt and longest: of the first prompt, in the mean and at the most; turn: of the correction turn.
 
-    attempt: of an attempt in the mean; limit: at the most. told: where these come from.
+    attempt: of an attempt in the mean; limit: at the most. told: where these come from. fullest: of an attempt in the
+    mean of the step that had most; None where all may be as long as the limit.
     """
 
     prompt: float
@@ -34,12 +35,19 @@ class Lengths:
     attempt: float
     limit: int
     told: str
+    fullest: float | None = None
 
     def mean_row(self, attempts: int) -> float:
         return self.prompt + attempts * self.attempt + (attempts - 1) * self.turn
 
     def longest_row(self, attempts: int) -> float:
         return self.longest + attempts * self.limit + (attempts - 1) * self.turn
+
+    def fullest_row(self, attempts: int) -> float:
+        """In the mean of the fullest step."""
+        if self.fullest is None:
+            return self.longest_row(attempts)
+        return replace(self, attempt=self.fullest).mean_row(attempts)
 
 
 def assumed_lengths(config: TrainConfig, attempt: float | None = None, prompt: float | None = None) -> Lengths:
@@ -154,6 +162,22 @@ def update_of(
         micro_batches=min(2, math.ceil(step.rows / micro)), packed=optimizer.padding_free is True,
         again=optimizer.gradient_checkpointing is True, in_place=in_place,
     )  # fmt: skip
+
+
+def fullest_of(step: Step, work: Update) -> list[Update]:
+    """Of an update of the longest rows, the micro-batches one of which takes most: the first, when no gradient is there
+    yet, and the second, beside all gradients, as full as the step fills it.
+    """
+    row = math.ceil(step.lengths.fullest_row(step.attempts)) - 1 - work.prefix if work.packed else work.rest
+    left = min(1.0, step.rows * row / (work.rows * work.rest) - 1)
+    if left == 1:
+        return [work]
+    first = replace(work, micro_batches=1)
+    if left <= 0:
+        return [first]
+    trained = math.ceil(left * work.trained)
+    scored = min(work.scored, work.rows * trained)
+    return [first, replace(work, rest=math.ceil(left * work.rest), trained=trained, scored=scored)]
 
 
 def sampling_of(config: TrainConfig, step: Step) -> Sampling:

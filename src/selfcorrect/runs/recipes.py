@@ -11,7 +11,7 @@ from selfcorrect.config.recipe import load_recipe, validate
 from selfcorrect.config.shipped import shipped_recipe, shipped_recipes
 from selfcorrect.config.tasks import ATTEMPT_TOKENS
 from selfcorrect.errors import ConfigError
-from selfcorrect.models.files import resolve_path
+from selfcorrect.models.files import model_of, resolve_path
 
 Recipe = str | Path | Mapping[str, Any] | Config
 
@@ -40,7 +40,7 @@ def config_for(
     overrides: None where the command takes none. here: whether the model is to be loaded. Raises ConfigError where
     nothing names the task, or what the task reads is not there.
     """
-    config = _going_with(model, recipe, overrides, purpose, here)
+    config = _going_with(model_of(model) if here else model, recipe, overrides, purpose, here)
     if config.sampler != "recorded":  # whose rows may hold all that the task would be read for
         check_asked_paths(config, loaded=here)
     return config
@@ -51,7 +51,7 @@ def to_evaluate(model: str | Path, recipe: Recipe | None, overrides: Sequence[st
     named = here and is_recipe(model)
     what = "evaluate it on"
     config = train_config(model, *overrides) if named else config_for(model, recipe, overrides, what, here=here)
-    path = config.model.path if named else str(model)
+    path = config.model.path if named else model_of(model) if here else str(model)
     if here and config.sampler == "transformers":
         resolve_path(path)  # a folder that is not there, or holds no model, is the first thing to say
     config = config.model_copy(update={"model": config.model.model_copy(update={"path": path})})

@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from selfcorrect.config import LAB_MODEL, TASK_KINDS, RepairConfig, TaskConfig, TrainConfig
-from selfcorrect.config.paths import at_home, is_evaluation, is_run
-from selfcorrect.errors import ConfigError, ModelError, UserError
-from selfcorrect.models.files import ADAPTER, resolve_path
+from selfcorrect.errors import ConfigError, UserError
+from selfcorrect.models.files import ADAPTER, model_of, resolve_path
 from selfcorrect.runs.recipes import recipe_beside, train_config
 from selfcorrect.serving.words import GENERAL, Words, literal, recipe_of_card, words_of_task
 from selfcorrect.tasks import Task, make_task
@@ -64,7 +63,7 @@ def find(
     """
     if task is not None and task not in TASK_KINDS:
         raise ConfigError(f"--task {task}: must be one of {', '.join(TASK_KINDS)}")
-    path = _model_of(model)
+    path = model_of(model)
     elsewhere = upstream and not Path(path).expanduser().exists() and path != LAB_MODEL
     if not elsewhere:
         resolve_path(path)  # a folder that is not there, or holds no model, is the first thing to say
@@ -97,19 +96,6 @@ def _train(recipe: "Path | TrainConfig | dict[str, object]", overrides: Sequence
     config = train_config(recipe, *rest)
     differ = rest != list(overrides) and task in (None, config.task.name)
     return train_config(recipe, *overrides) if differ else config
-
-
-def _model_of(model: str) -> str:
-    """A run stands for the model that it ended with, or for its best so far."""
-    folder = at_home(model, "model")
-    if is_run(folder):
-        for name in ("final", "best"):
-            if (folder / name).is_dir():
-                return str(folder / name)
-        if is_evaluation(folder):
-            raise ModelError(f"{model} is an evaluation of a model, not a model; name the model itself")
-        raise ModelError(f"{model} is a run that has kept no model yet; wait for its end, or name a model folder")
-    return model
 
 
 def _name(path: str) -> str:

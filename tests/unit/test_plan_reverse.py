@@ -199,7 +199,7 @@ def rests(config: TrainConfig, devices: Devices) -> tuple[dict[str, float], str]
 @pytest.mark.parametrize(
     ("rows", "fullest", "packed", "second"),
     [(8, None, True, 1.0), (8, 50.0, True, 0.5), (8, 80.0, True, 1.0), (6, None, True, 0.5), (64, 30.0, True, 1.0),
-     (8, 30.0, False, 1.0), (4, None, True, None), (6, 10.0, True, None)],
+     (8, 30.0, False, 1.0), (6, 30.0, False, 0.5), (4, None, True, None), (6, 10.0, True, None)],
 )  # fmt: skip
 def test_a_second_micro_batch_is_as_full_as_its_step_makes_it(
     rows: int, fullest: float | None, packed: bool, second: float | None
@@ -217,6 +217,9 @@ def test_a_second_micro_batch_is_as_full_as_its_step_makes_it(
         assert tried == [longest]
         return
     assert tried[0] == replace(longest, micro_batches=1)
+    if not packed:  # fewer rows, as long as the longest
+        assert tried[1:] == [replace(longest, rows=2, scored=2 * 150)]
+        return
     found = [(each.rest / longest.rest, each.trained / longest.trained, each.scored) for each in tried[1:]]
     assert len(found) == (second is not None)
     for rest, trained, scored in found:

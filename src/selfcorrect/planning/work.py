@@ -168,11 +168,15 @@ def fullest_of(step: Step, work: Update) -> list[Update]:
     """Of an update of the longest rows, the micro-batches one of which takes most: the first, when no gradient is there
     yet, and the second, beside all gradients, as full as the step fills it.
     """
-    row = math.ceil(step.lengths.fullest_row(step.attempts)) - 1 - work.prefix if work.packed else work.rest
+    first = replace(work, micro_batches=1)
+    if not work.packed:  # padded to the longest
+        rows = min(work.rows, step.rows - work.rows)
+        second = replace(work, rows=rows, scored=min(work.scored, rows * work.trained))
+        return [first, second] if 0 < rows < work.rows else [work if rows > 0 else first]
+    row = math.ceil(step.lengths.fullest_row(step.attempts)) - 1 - work.prefix
     left = min(1.0, step.rows * row / (work.rows * work.rest) - 1)
     if left == 1:
         return [work]
-    first = replace(work, micro_batches=1)
     if left <= 0:
         return [first]
     trained = math.ceil(left * work.trained)

@@ -121,6 +121,10 @@ def test_a_server_outlives_the_runs_it_is_sent_adapters_by(model: Path, tmp_path
             assert len(fake.adapters) == count
             if len(runs) == 1:
                 own.close()  # the next is as if killed: its folder stays
+                other = over_http(adapted, fake, tmp_path)  # a rank of a host that never saw it asks, and no more
+                other.follow("policy-")
+                other.close()
+                assert len(fake.adapters) == count
 
 
 def test_what_a_killed_process_has_left_is_removed(tmp_path: Path) -> None:

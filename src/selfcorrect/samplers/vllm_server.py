@@ -54,10 +54,10 @@ class Server:
                 f"vllm.transfer = {self._transfer!r} sends from a GPU, and the model is on {device.type}; set folder"
             )
         served, *loaded = self._await()
-        for left in loaded if adapter_only else ():  # of a run whose folder is gone, as it ended or was killed
-            if str(left["id"]).startswith(ADAPTER) and not Path(str(left.get("root"))).exists():
-                with suppress(RuntimeError):  # another process was first
-                    self._unload(str(left["id"]))
+        # Of runs whose folders are gone, as they ended or were killed: whoever sends unloads them. One that only asks
+        # may be on a host that sees none of what was sent.
+        policies = [each for each in loaded if adapter_only and str(each["id"]).startswith(ADAPTER)]
+        self._left = [str(each["id"]) for each in policies if not Path(str(each.get("root"))).exists()]
         self._model = str(served["id"])
         self.block, self.longest = _BLOCK, int(served.get("max_model_len") or 2**20)
 
@@ -80,6 +80,9 @@ class Server:
 
     def take_adapter(self, version: AdapterVersion) -> None:
         """Raises RuntimeError as `sample` does, also where the server cannot read the adapter's folder."""
+        while self._left:
+            with suppress(RuntimeError):  # another process was first
+                self._unload(self._left.pop())
         with self._reading(version.folder):
             self._post("/v1/load_lora_adapter", {"lora_name": version.name, "lora_path": str(version.folder)})
         self._model = version.name

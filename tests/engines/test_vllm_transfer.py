@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from selfcorrect.models.plain import PlainWeights
-from selfcorrect.samplers.vllm_server import Server
+from selfcorrect.samplers.vllm_server import AnsweredError, Server
+from tests.support.server import serving
 from tests.support.tiny import tiny_lm
 
 WHY = "vLLM is not installed: `make test-vllm` runs this in an environment of its own"
@@ -56,3 +57,13 @@ def test_the_trainer_side_takes_what_it_is_given(kind: str, monkeypatch: pytest.
             for about, (_, t) in zip(metadata, given, strict=True)
         )
     assert len(sent) == 2
+    with serving(tiny_lm("llama")) as fake:
+        server._url, server._trainer = f"http://127.0.0.1:{fake.server_port}", None
+        server._by_transfer(weights)
+        client = begun[1]["client"]
+        client.finish_weight_update()
+        fake.answers["/update_weights"] = (500, "CUDA error: out of memory")
+        with pytest.raises(AnsweredError, match="CUDA error: out of memory"):
+            client.update_weights({"names": []})
+        assert fake.asked == ["/finish_weight_update", "/update_weights"]
+        assert server.said() == "CUDA error: out of memory"

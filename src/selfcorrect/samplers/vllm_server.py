@@ -188,8 +188,14 @@ class Server:
             world = int(self._get("/get_world_size")["world_size"])
             address, port = _own_address(self._url)
             info = NCCLTrainerInitInfo(rank=0, master_address=address, master_port=port, world_size=world + 1)
-        client = HTTPVLLMWeightSyncClient(self._url, timeout=self._timeout)
-        return WeightTransferTrainerFactory.trainer_init(info, client=client, source=source)
+        post = self._post
+
+        class Client(HTTPVLLMWeightSyncClient):  # type: ignore[misc]
+            def _post(self, path: str, json: Any = None) -> None:
+                """Its own drops what the server answers to a failure, which nothing else tells."""
+                post(f"/{path}", json)
+
+        return WeightTransferTrainerFactory.trainer_init(info, client=Client(self._url), source=source)
 
     @contextmanager
     def _paused(self) -> Iterator[None]:

@@ -76,7 +76,7 @@ def test_two_processes_sample_and_learn_what_one_does(
 
 @pytest.mark.nightly
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp2"])
-@pytest.mark.parametrize("fault", [{"dies": 4}, {"sync_dies": 3}, {"breaks_off": 4}])
+@pytest.mark.parametrize("fault", [{"dies": 4}, {"sync_dies": 3}, {"breaks_off": 4}, {"rest_dies": 2}])
 def test_an_engine_that_fails_once_is_started_anew_with_the_others(
     parallel: str, fault: dict[str, int], model: Path, tmp_path: Path
 ) -> None:
@@ -100,6 +100,8 @@ ONCE_MORE = [{"dies": 12}, {"dies": 2}]  # the first sample of an engine is the 
         (ONCE_MORE, r"error: sampler: vllm failed \(rank 1: RuntimeError: CUDA error.*was started once more, and failed again \(rank 1: .*CUDA error.*; checkpoint [123] is kept, and.*"),
         ([{"stale_weights": 2}], r"error: rank 1: sampler: vllm computes other log-probabilities than the policy after sync \d.*"),
         ([{"cannot_start": 1}], r"error: rank 1 \(.*\) ended: sampler: vllm could not be started: no memory; .*"),
+        # In step 3, of which and the two before it nothing is kept yet: no rank may wait for the others to keep it.
+        ([{"dies": 12}, {"cannot_start": 1}], r"error: rank 1 \(.*\) ended: sampler: vllm could not be started: no memory; no checkpoint had been written yet.*"),
     ],
 )  # fmt: skip
 def test_one_rank_s_engine_ends_all_with_one_line(
@@ -107,12 +109,13 @@ def test_one_rank_s_engine_ends_all_with_one_line(
 ) -> None:
     """Also where the others wait in a group of processes that it does not join; and the run goes on to the same bits."""
     settings = sampled(tmp_path, model, "two", parallel)
+    settings["checkpoint"] = {"every": 3 if faults[1:] == [{"cannot_start": 1}] else 1, "keep": 8}
     ended = launch(tmp_path / "log", settings, hook=partial(stands_in, faults={1: faults})).ended()
     assert [rank.status for rank in ended] == [2, 2], ended
     (line,) = last_lines(ended[0])
     assert re.fullmatch(told, line), line
     assert ended[1].err == ""
     well(launch(tmp_path / "again", settings, hook=stands_in).ended())
-    other = sampled(tmp_path / "unbroken", model, "two", parallel)
+    other = sampled(tmp_path / "unbroken", model, "two", parallel) | {"checkpoint": settings["checkpoint"]}
     well(launch(tmp_path / "other", other, hook=stands_in).ended())
     check_equal(tmp_path / "two", tmp_path / "unbroken" / "two")

@@ -274,7 +274,7 @@ def test_planted_bugs_are_seen(parallel: str, tuning: str, planted: Any, model: 
     [
         ("/collective_rpc", (500, "CUDA error: out of memory"), 3, r"error: sampler: vllm failed \(.*/collective_rpc answered 500: CUDA error: out of memory\), was started once more, and failed again .*out of memory.*; checkpoint 1 is kept, and resuming the run repeats the step", 1),
         ("/collective_rpc", (200, "hang"), 4, r"error: sampler: vllm had not taken the weights of sync 4 after 1 s \(vllm.timeout\); the last it said: /health answers 200; .*; checkpoint 2 is kept, and.*", 2),
-        ("/inference/v1/generate", (503, "engine dead"), 100, r"error: sampler: vllm failed \((rank 1: )?RuntimeError: .*engine dead\), was started once more, and failed again \(.*engine dead\).*; checkpoint [12] is kept, and.*", None),
+        ("/inference/v1/generate", (503, "engine dead"), 60, r"error: sampler: vllm failed \((rank 1: )?AnsweredError: .*engine dead\), was started once more, and failed again \(.*engine dead\).*; checkpoint [12] is kept, and.*", None),
         ("/collective_rpc", (500, "no"), 1, r"error: sampler: vllm failed .* answered 500: no\).*", 0),
     ],
 )  # fmt: skip
@@ -342,6 +342,18 @@ def test_a_server_that_fails_once_is_sent_the_weights_again(
     with served(tmp_path / "unbroken", model, "two", parallel) as (_, settings):
         well(launch(tmp_path / "other", settings).ended(90))
     check_equal(tmp_path / "two", tmp_path / "unbroken" / "two")
+
+
+@pytest.mark.nightly
+def test_a_sync_that_fails_after_an_engine_was_started_anew_ends_all(model: Path, tmp_path: Path) -> None:
+    """The sixth request, an attempt's, and much later the sixth sync: once in a run is an engine started anew."""
+    with served(tmp_path, model, "two", "ddp") as (fake, settings):
+        fake.since, fake.times = 6, 1
+        fake.answers |= dict.fromkeys(("/inference/v1/generate", "/collective_rpc"), (503, "restarting"))
+        ended = launch(tmp_path / "log", settings).ended()
+    assert [rank.status for rank in ended] == [2, 2]
+    assert ended[0].err.count("it is started once more with the current weights") == 1
+    assert re.search(r"generate answered 503.*, was started once more, and failed again .*collective_rpc", ended[0].err)
 
 
 def test_what_cannot_serve_several_ranks_is_refused() -> None:

@@ -22,8 +22,8 @@ class FakeEngine:
     """calls: what was asked of it, in order. fault: from which call of its kind on it goes wrong, by the fault's name.
 
     stale_weights, stale_cache, wrong_adapter: it goes on with what it had. raw: log-probabilities from before the
-    temperature. dies, breaks_off, no_numbers: of `sample`. sync_dies, hangs: of a sync. other: it starts from other
-    weights than the policy's.
+    temperature. dies, breaks_off, no_numbers: of `sample`. sync_dies, hangs: of a sync. rest_dies: of a rest. other: it
+    starts from other weights than the policy's.
     """
 
     of: LanguageModel
@@ -102,6 +102,8 @@ class FakeEngine:
 
     def rest(self) -> None:
         self._note("rest")
+        if self._is("rest_dies", "rest"):
+            raise RuntimeError("no memory on the host")
 
     def said(self) -> str:
         return "NCCL watchdog: rank 1 is waiting"

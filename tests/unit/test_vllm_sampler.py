@@ -226,6 +226,42 @@ def test_a_second_failure_much_later_is_the_end_too(tmp_path: Path) -> None:
     assert len(engines.made) == 2
 
 
+def test_an_engine_that_fails_at_rest_is_given_up_once(tmp_path: Path) -> None:
+    lm = model()
+    engines = Engines(lm, {"rest_dies": 1})
+    own = sampler(lm, engines, tmp_path)
+    found = own.sample(prompts(lm), GREEDY)
+    own.rest()
+    assert engines.made[0].closed
+    assert own.sample(prompts(lm), GREEDY) == found
+    assert len(engines.made) == 2
+    with pytest.raises(SamplerFailed, match=r"was started once more, and failed again .*no memory on the host"):
+        own.rest()
+
+
+def test_an_engine_that_takes_no_longer_rollouts_names_what_to_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Vllm ends a completion where its context is full, and says nothing of it."""
+    lm, whole = model(), FakeEngine.sample
+    long = prompts(lm)[:1]
+    limit = len(long[0]) + 4
+
+    def cut(self: FakeEngine, requests: Any) -> list[Sampled]:
+        found = whole(self, requests)
+        room = [limit - len(request.prompt) for request in requests]
+        return [Sampled(ids[:most], told[:most]) for (ids, told), most in zip(found, room, strict=True)]
+
+    monkeypatch.setattr(FakeEngine, "sample", cut)
+    engines = Engines(lm)
+    own = sampler(lm, engines, tmp_path)
+    own._compared = own._synced = True  # its comparison would be cut too
+    own.begin().longest = limit
+    with pytest.raises(SamplerFailed, match=rf"^sampler: vllm takes {limit} tokens, .*raise vllm.max_model_len"):
+        own.sample(long, SamplingParams(0.0, 8, 3))
+    assert len(engines.made) == 1
+
+
 @pytest.mark.parametrize("told", [Sampled((), ()), Sampled((1,) * 16, ())])
 def test_a_comparison_without_numbers_names_what_to_set(
     told: Sampled, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

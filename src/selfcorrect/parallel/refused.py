@@ -3,7 +3,7 @@
 from selfcorrect.config import TrainConfig
 from selfcorrect.errors import ConfigError
 
-# Five times this is the longest that rank 0 can be at a sync, begun anew included, and others wait three hours for it.
+# A sync and its comparison take twice this at the most, and others wait three hours for rank 0.
 LONGEST = 1800.0  # seconds
 
 

@@ -11,7 +11,7 @@ engine. What one rank's engine comes to, or raises, is everyone's.
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from selfcorrect.errors import EngineFailed
+from selfcorrect.errors import EngineFailed, SamplerFailed, UserError
 from selfcorrect.parallel.ranks import Several
 from selfcorrect.samplers.base import note
 from selfcorrect.samplers.compared import PROBES, Probed, policy_logprobs
@@ -37,7 +37,7 @@ class Served:
 
     def load_weights(self, model: Any) -> None:
         """The policy as it is now; on all ranks together. Raises SamplerFailed on all of them. model: not read."""
-        self._send()
+        self._once_more(self._send, self._send)
 
     def sample(self, prompts: Sequence[tuple[int, ...]], params: SamplingParams) -> list[Completion]:
         """Rows of this rank; no other is waited for. Raises EngineFailed."""
@@ -56,8 +56,9 @@ class Served:
         gathered, sampler = self._gather(), self._sampler
 
         def send() -> tuple[list[Probed], str]:
-            sampler.load_weights(gathered)
-            return sampler.probe(self._prompts), sampler.serves
+            sampler.begin()
+            sampler.send_once(gathered)
+            return sampler.probe_once(self._prompts), sampler.serves
 
         probed, serves = self._ranks.first(send)
         own = self._own(probed, mine=self._ranks.rank == 0)
@@ -91,16 +92,18 @@ class Served:
 class Own(Served):
     """An engine in each rank's process, beside the policy; each is sent what was gathered, and compared."""
 
-    def load_weights(self, model: Any) -> None:
-        self._once_more(self._send, self._send)
-
     def rest(self) -> None:
-        self._sampler.rest()
+        """On all ranks together: engines are given up, and begun anew, by all."""
+        self._once_more(lambda: self._ranks.each(self._sampler.rest_once), lambda: None)
 
     def _send(self) -> None:
         gathered, sampler = self._gather(), self._sampler
-        # Engines begin groups of processes in step: where one cannot start, the others are not to wait for an answer.
-        sampler.begin()
+        # Engines begin groups of processes in step: where one cannot start, the others are not to wait for an answer,
+        # nor this rank for them to keep the step, as it would where the sampler failed on all.
+        try:
+            sampler.begin()
+        except SamplerFailed as error:
+            raise UserError(str(error)) from error
 
         def send() -> list[Probed]:
             sampler.send_once(gathered)

@@ -149,16 +149,12 @@ class VllmSampler:
         self._once(self._sync)
 
     def probe_once(self, prompts: Sequence[tuple[int, ...]]) -> list[Probed]:
-        """`probe`. Raises EngineFailed where the engine fails."""
+        """What the engine writes after rows made of these prompts, for `judge`. Raises EngineFailed where it fails."""
         return self._once(lambda: self._probe(self._sent(), prompts))
-
-    def probe(self, prompts: Sequence[tuple[int, ...]]) -> list[Probed]:
-        """What the engine writes after rows made of these prompts, for `judge`. Raises SamplerFailed as `sample`."""
-        return self._twice(lambda: self._probe(self._ready(), prompts))
 
     @property
     def serves(self) -> str:
-        return self._ready().serves
+        return self._sent().serves
 
     def follow(self, serves: str) -> None:
         """Sample from what another process has sent to the server, and compared. Raises SamplerFailed."""
@@ -166,9 +162,12 @@ class VllmSampler:
         self._synced = self._compared = True
 
     def rest(self) -> None:
-        if self._engine:
-            self._engine.rest()
-        self._synced = False
+        """Where the engine fails in it for the first time, it is given up. Raises SamplerFailed for the second."""
+        self._twice(self._rest)
+
+    def rest_once(self) -> None:
+        """Raises EngineFailed where the engine fails."""
+        self._once(self._rest)
 
     def close(self) -> None:
         """Give up the engine, and what was written for it."""
@@ -184,6 +183,11 @@ class VllmSampler:
                 engine.close()
             except Exception as error:  # noqa: BLE001 - it is given up in any case
                 note(f"sampler: vllm could not be closed ({_line(error)})")
+
+    def _rest(self) -> None:
+        if self._engine:
+            self._engine.rest()
+        self._synced = False
 
     def _requests(self, prompts: Sequence[tuple[int, ...]], params: SamplingParams) -> list[Request]:
         stop_ids = tuple(sorted(self._lm.eos_ids))
@@ -336,10 +340,16 @@ def failed_again(first: str, then: str) -> SamplerFailed:
 
 
 def _answers(engine: Engine, requests: Sequence[Request]) -> list[Sampled]:
-    """Raises RuntimeError where one is not whole."""
+    """Raises RuntimeError where one is not whole, SamplerFailed where the engine takes no longer ones."""
     found = engine.sample(requests)
     for request, (ids, logprobs) in zip(requests, found, strict=True):
         whole = len(ids) == request.max_new_tokens or (ids and ids[-1] in request.stop_ids)
+        if not whole and ids and len(request.prompt) + len(ids) >= engine.longest:
+            raise SamplerFailed(
+                f"sampler: vllm takes {engine.longest} tokens, and a prompt of {len(request.prompt)} with "
+                f"rollouts.max_new_tokens = {request.max_new_tokens} came to more: raise vllm.max_model_len and "
+                "vllm.kv_cache_gib (of a server: --max-model-len), or lower rollouts.max_new_tokens"
+            )
         if not whole or len(logprobs) != len(ids) or not all(map(math.isfinite, logprobs)):
             raise RuntimeError(f"a completion of {len(ids)} tokens came back broken off, or without its numbers")
     return found

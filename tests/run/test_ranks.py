@@ -241,7 +241,7 @@ def averaged(rank: int) -> None:
 
 
 def stale_copy(rank: int) -> None:
-    SHARDED.whole = lambda self, lm: self._plain
+    SHARDED.whole = lambda self, lm, **_: self._plain
 
 
 @pytest.mark.nightly
@@ -250,7 +250,10 @@ def stale_copy(rank: int) -> None:
     [("ddp", wrong_seed), ("ddp", forgotten_sum), ("ddp", own_denominator), ("fsdp2", averaged), ("fsdp2", stale_copy)],
 )
 def test_planted_bugs_are_seen(parallel: str, planted: Any, model: Path, tmp_path: Path) -> None:
-    launch(tmp_path / "log", uneven(tmp_path, model, "two", parallel), hook=planted).ended()
+    ended = launch(tmp_path / "log", uneven(tmp_path, model, "two", parallel), hook=planted).ended()
+    told = planted is forgotten_sum  # at the first checkpoint; the others' ends show nothing
+    assert {rank.status for rank in ended} == ({2} if told else {0}), ended[0].err
+    assert ("rank 1 has come to other weights than rank 0" in ended[0].err) is told
     one, two = go(uneven(tmp_path, model, "one")), tmp_path / "two"
     norms = [[row["grad_norm"] for row in read_rows(run / "metrics.jsonl")] for run in (one, two)]
     assert norms[1] != pytest.approx(norms[0], rel=1e-2) or gap(one, two) > 1e-4

@@ -166,6 +166,8 @@ def test_a_servers_own_text_is_told(
     monkeypatch.setattr(vllm_server, "_WAIT", 0.0)
     with serving(lm) as fake:
         fake.answers[path] = answer
+        if path == "/collective_rpc" and answer[0] != 200:
+            fake.answers["/resume"] = (503, "shutting down")  # which hides no cause
         own = over_http(lm, fake, tmp_path, timeout=0.5 if answer[1] == "hang" else 60.0)
         with pytest.raises(SamplerFailed, match=told) as error:
             own.sample([lm.chat.first_prompt("5 2 1 : 8")], PARAMS)

@@ -203,8 +203,11 @@ class Server:
         self._post("/pause?mode=wait")
         try:
             yield
-        finally:
-            self._post("/resume")
+        except BaseException:
+            with suppress(RuntimeError, OSError):  # what it says to a failure counts, and not what it says afterwards
+                self._post("/resume")
+            raise
+        self._post("/resume")
 
     def _await(self) -> list[dict[str, Any]]:
         """What it serves, once it answers: the model, and adapters."""

@@ -1,6 +1,7 @@
 """What a launcher says of its processes, what is refused of it, and the configurations that are shipped."""
 
 import os
+import socket
 import types
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
@@ -16,7 +17,7 @@ import selfcorrect
 from selfcorrect.config import TrainConfig
 from selfcorrect.config.recipe import validate
 from selfcorrect.errors import ConfigError
-from selfcorrect.parallel import joining
+from selfcorrect.parallel import joining, lifeline
 from selfcorrect.parallel.launch import Launch, is_first, kind_of, launched, refuse_several
 from selfcorrect.parallel.lifeline import Lifeline
 from selfcorrect.parallel.ranks import Alone, Several
@@ -165,6 +166,19 @@ def test_machines_of_unlike_numbers_have_no_copies(
     monkeypatch.setattr(ranks, "exchange", lambda value: told)
     with pytest.raises(ConfigError, match=r"parallel = 'hsdp': every machine holds the model once.* or set parallel="):
         ranks.settled(config(parallel="hsdp"))
+
+
+@pytest.mark.parametrize(("rank", "other"), [(0, "all the others"), (1, "rank 0 at 127.0.0.1")])
+def test_hosts_that_a_firewall_parts_are_told_so(rank: int, other: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lifeline, "_JOINING", 0.05)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        closed = server.getsockname()[1]  # by then
+    for name, value in {**TWO, "RANK": str(rank)}.items():
+        monkeypatch.setenv(name, value)
+    launch = launched()
+    assert launch
+    with pytest.raises(ConfigError, match=rf"^rank {rank} of 2 has no line to {other} \(.*see to the firewall"):
+        Lifeline(launch, lambda _: (closed, "token"))
 
 
 class Ends(Lifeline):

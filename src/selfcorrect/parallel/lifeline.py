@@ -20,6 +20,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from selfcorrect.errors import ConfigError, first_line
 from selfcorrect.parallel.launch import Launch
 
 GRACE = 20.0  # seconds in which a process that hears of a loss can end by itself; launchers kill after 30
@@ -46,7 +47,7 @@ class Lifeline:
     """
 
     def __init__(self, launch: Launch, from_first: Callable[[Any], Any]) -> None:
-        """from_first: gives every rank the value of rank 0."""
+        """from_first: gives every rank the value of rank 0. Raises ConfigError where another cannot be reached."""
         self.rank, self._local = launch.rank, launch.local
         self.loss: Loss | None = None
         self.agreed = False
@@ -54,10 +55,17 @@ class Lifeline:
         self._closed, self._lock, self._heard = False, threading.Lock(), threading.Event()
         self._lines: dict[int, socket.socket] = {}
         self._about: dict[int, str] = {}
-        if self.rank == 0:
-            self._accept(launch.size, from_first)
-        else:
-            self._connect(launch.address, from_first)
+        try:
+            if self.rank == 0:
+                self._accept(launch.size, from_first)
+            else:
+                self._connect(launch.address, from_first)
+        except OSError as error:
+            other = f"rank 0 at {launch.address}" if self.rank else "all the others"
+            raise ConfigError(
+                f"rank {self.rank} of {launch.size} has no line to {other} ({first_line(error)}); hosts of a run reach "
+                "each other at any port above 1023: see to the firewall between them, and to MASTER_ADDR"
+            ) from error
         for other, line in self._lines.items():
             threading.Thread(target=self._listen, args=(other, line), daemon=True, name=f"rank {other}").start()
 

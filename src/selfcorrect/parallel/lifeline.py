@@ -61,9 +61,9 @@ class Lifeline:
             else:
                 self._connect(launch.address, from_first)
         except OSError as error:
-            other = f"rank 0 at {launch.address}" if self.rank else "all the others"
+            missing = f"rank 0 at {launch.address}" if self.rank else "all the others"
             raise ConfigError(
-                f"rank {self.rank} of {launch.size} has no line to {other} ({first_line(error)}); hosts of a run reach "
+                f"rank {self.rank} of {launch.size} has no line to {missing} ({first_line(error)}); hosts of a run reach "
                 "each other at any port above 1023: see to the firewall between them, and to MASTER_ADDR"
             ) from error
         for other, line in self._lines.items():

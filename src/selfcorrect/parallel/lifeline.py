@@ -63,8 +63,8 @@ class Lifeline:
         except OSError as error:
             missing = f"rank 0 at {launch.address}" if self.rank else "all the others"
             raise ConfigError(
-                f"rank {self.rank} of {launch.size} has no line to {missing} ({first_line(error)}); hosts of a run reach "
-                "each other at any port above 1023: see to the firewall between them, and to MASTER_ADDR"
+                f"rank {self.rank} of {launch.size} has no line to {missing} ({first_line(error)}); hosts of a run "
+                "reach each other at any port above 1023: see to the firewall between them, and to MASTER_ADDR"
             ) from error
         for other, line in self._lines.items():
             threading.Thread(target=self._listen, args=(other, line), daemon=True, name=f"rank {other}").start()

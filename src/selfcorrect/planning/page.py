@@ -42,6 +42,12 @@ def lines(plan: Plan) -> Iterator[str]:
             f"  the server's {plan.spread.tensor} further {device(plan)}: {plan.server / GIB:.2f} GiB each with a "
             f"cache of one rollout, and {left / GIB:.1f} left for more" + ("" if left >= 0 else ": DOES NOT FIT")
         )
+    elif plan.spread.engine:
+        held = 1 / plan.of_cache
+        yield (
+            f"  the engine's cache holds {held:.1f} of the longest rollouts (vllm.memory_share, vllm.kv_cache_gib)"
+            + ("" if held >= 1 else ": DOES NOT FIT")
+        )
     if plan.pace:
         yield ""
         yield f"seconds of a step: {plan.pace.total:,.1f}"

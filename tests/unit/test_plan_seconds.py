@@ -3,6 +3,7 @@
 import json
 import time
 import weakref
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from threading import Thread
@@ -225,3 +226,31 @@ def test_a_run_that_goes_on_as_it_was_is_not_planned_again(tmp_path: Path, monke
         with beside.planned(goes_by, lm, None, tmp_path, lambda _: None):  # type: ignore[arg-type]
             pass
         assert (len(planned), (tmp_path / "plan.json").read_text()) == (times, kept)
+
+
+@pytest.mark.parametrize("says", [True, False])
+def test_whether_layers_are_timed_again_is_not_each_processs_own_matter(
+    says: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By its own clock one may have planned a moment longer than another, which would wait for it."""
+    asked, timed = list[bool](), list[bool]()
+
+    class Others(Apart):
+        def agreed(self, more: bool) -> bool:
+            asked.append(more)
+            return says
+
+    monkeypatch.setattr(beside, "timing_together", lambda: nullcontext(Others()))
+    monkeypatch.setattr(beside, "row", lambda _: {})
+    monkeypatch.setattr(beside, "at_lengths_that_came", lambda *_, timed: again(timed))
+
+    def again(timing: bool) -> Any:
+        timed.append(timing)
+        return SimpleNamespace(step=made.step, pace=None, memory=SimpleNamespace(peak=1.0))
+
+    step = {"sampled_tokens": 8, "longest": 9, "seconds": 2.0, "seconds_by_part": dict.fromkeys(beside.PHASES, 1.0)}
+    (tmp_path / "metrics.jsonl").write_text(f"{json.dumps(step)}\n" * 3)
+    made: Any = SimpleNamespace(devices=Devices(None), step=SimpleNamespace(lengths=SimpleNamespace(attempt=4.0)))
+    for least in (5.0, 7.0):
+        beside._tell_measured(made, {}, recipe(), tmp_path, lambda _: None, least)
+    assert (asked, timed) == ([True, False], [says, says])

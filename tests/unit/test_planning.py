@@ -88,7 +88,7 @@ def batch_of(prompt: int, rest: int, trained: int) -> Batch:
 
 def deep_lm(architecture: str) -> Any:
     """Of eight layers and 12,000 words."""
-    small = tiny_lm(architecture, hidden=64)
+    small = tiny_lm(architecture, hidden=128)
     config = copy.deepcopy(small.model.config)
     config.num_hidden_layers, config.vocab_size = 8, 12_000
     if getattr(config, "layer_types", None):
@@ -111,13 +111,14 @@ def test_the_rehearsed_update_takes_what_the_real_one_takes(
 ) -> None:
     """To 4 %: the trained tokens are chosen by a mask there, and their losses are scattered back.
 
-    With one layer and two, the wide embeddings take most; with eight, what the layers keep.
+    With one layer and two, the wide embeddings take most; with eight, what the layers keep. Of micro-batches of five
+    rows and three the first takes most, though it has no gradients beside it: five with them would be 6 % more.
     """
     lm, reference = deep_lm(architecture), deep_lm(architecture)
     how: dict[str, Any] = {"micro_batch": micro, "gradient_checkpointing": again, "padding_free": packed}
     config = recipe(optimizer=how)
     trainer = Trainer(config, lm, reference, TransformersSampler(lm), make_task(config.task))
-    prompt, rest, trained = 40, 150, 120
+    prompt, rest, trained = 40, 30, 24
     batch = batch_of(prompt, rest, trained - 1)
     trainer.update(batch, 8, 0.0, 1.0)
     with Live() as live:

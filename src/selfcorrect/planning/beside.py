@@ -26,6 +26,7 @@ from selfcorrect.planning.hardware import CONTEXT_BYTES, CPU, Card
 from selfcorrect.planning.page import asked_of, row
 from selfcorrect.planning.plan import Devices, Plan, make_plan
 from selfcorrect.planning.spec import Spec
+from selfcorrect.planning.together import timing_together
 from selfcorrect.planning.work import assumed_lengths
 
 FILE = "plan.json"
@@ -155,7 +156,8 @@ def _tell_measured(
     steps = sampled_steps(path)
     if len(steps) < 2:
         return  # the first step alone is no measure: memory is taken for the first time in it
-    timed = sum(step["seconds"] for step in steps) >= least
+    with timing_together() as others:  # each process has its own clock
+        timed = others.agreed(sum(step["seconds"] for step in steps) >= least)
     say(f"plan: {_rehearsing(timed and not plan.devices.card)} for the lengths that came ...")
     peak = measured_peak(plan.devices.card)  # before anything is timed again
     seconds = _median(step["seconds"] for step in steps[1:])

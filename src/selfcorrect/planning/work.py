@@ -174,8 +174,10 @@ def fullest_of(step: Step, work: Update) -> list[Update]:
     first = replace(work, micro_batches=1)
     if not work.packed:  # padded to the longest
         rows = min(work.rows, step.rows - work.rows)
+        if rows <= 0:
+            return [first]
         second = replace(work, rows=rows, scored=min(work.scored, rows * work.trained))
-        return [first, second] if 0 < rows < work.rows else [work if rows > 0 else first]
+        return [work] if second == work else [first, second]
     row = math.ceil(step.lengths.fullest_row(step.attempts)) - 1 - work.prefix
     left = min(1.0, step.rows * row / (work.rows * work.rest) - 1)
     if left == 1:

@@ -12,6 +12,7 @@ from selfcorrect.planning import pace as pacing
 from selfcorrect.planning import plan as planning
 from selfcorrect.planning.hardware import CARDS, PINNED_BYTES, Card
 from selfcorrect.planning.pace import PASSING, micro_batches
+from selfcorrect.planning.page import lines
 from selfcorrect.planning.plan import Devices, Plan, make_plan
 from selfcorrect.planning.settled import dressed
 from selfcorrect.planning.spec import Spec
@@ -136,3 +137,13 @@ def test_the_update_shares_prompts_where_a_run_would(monkeypatch: pytest.MonkeyP
     lengths = made.step.lengths
     every = 512 * lengths.mean_row(2)
     assert found[0] / found[1] == pytest.approx(every / (every - 448 * lengths.prompt), rel=0.02)
+
+
+def test_a_server_that_has_too_few_cards_is_told_to_have_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    unrehearsed(monkeypatch)
+    config = recipe(model=LORA, sampler="vllm", vllm={"server": "http://localhost:8000"}, **ONE_ROW)
+    told = [
+        "\n".join(lines(make_plan(config, Devices(replace(CARDS["h100"], gib=gib), engine=True, serving=1))))
+        for gib in (14.0, 40.0)
+    ]
+    assert ["; --serving gives it more cards" in each for each in told] == [True, False]

@@ -17,7 +17,7 @@ from selfcorrect.planning import plan as planning
 from selfcorrect.planning.command import plan as command
 from selfcorrect.planning.hardware import CARDS, HOST_BYTES, card_named
 from selfcorrect.planning.memory import memory
-from selfcorrect.planning.pace import HOST, LINKS, Pace, links, pace, sync
+from selfcorrect.planning.pace import HOST, LINKS, Links, Pace, links, pace, sync
 from selfcorrect.planning.page import resting_on, row
 from selfcorrect.planning.plan import Devices, Plan, cheapest_card, largest_micro_batch, longest_attempt, make_plan
 from selfcorrect.planning.settled import static
@@ -126,8 +126,8 @@ def synced(devices: Devices, weights: str = "float32", **sections: Any) -> tuple
     laid_out = planning._laid_out(config, devices, assumed_lengths(config), described(config.model))
     fixed, model, step, spread = laid_out
     of = model.numbers.all
-    found = sync(fixed, model, (1.0, 1.0), step, spread, 1e18)
-    hidden = sync(fixed, model, (1.0, 1.0), step, replace(spread, engine=False, beside=False), 1e18)
+    found = sync(fixed, model, Links(1.0, 1.0, 1.0), step, spread, 1e18)
+    hidden = sync(fixed, model, Links(1.0, 1.0, 1.0), step, replace(spread, engine=False, beside=False), 1e18)
     own = model.costume.weights.itemsize * (spread.devices - 1) / spread.devices * of  # gathered without an engine
     assert devices.card
     bound = pace(fixed, model, devices.card, step, spread, devices.nodes).bound
@@ -149,7 +149,7 @@ def test_copies_of_shards_gather_within_a_machine_and_sum_between_machines(monke
     """Of every weight four bytes pass each way between copies, a shard by each device; all else stays in a machine."""
     unrehearsed(monkeypatch)
     config = big(model={"path": "Qwen/Qwen2.5-7B"}, **ONE_ROW)
-    card, sent, held, rates = CARDS["h100"], list[tuple[float, float]](), list[Static](), list[float]()
+    card, sent, held, rates = CARDS["h100"], list[tuple[float, float]](), list[Static](), list[list[float]]()
     for parallel, nodes in (("hsdp", 2), ("fsdp2", 1), ("fsdp2", 2), ("ddp", 2)):
         devices = Devices(card, 4, nodes, parallel)
         laid_out = planning._laid_out(config, devices, assumed_lengths(config), described(config.model))
@@ -157,16 +157,21 @@ def test_copies_of_shards_gather_within_a_machine_and_sum_between_machines(monke
         endless = float("inf")
         near, far = (
             sync(fixed, model, rate, step, spread, 0.0)[LINKS] / model.numbers.all
-            for rate in ((1.0, endless), (endless, 1.0))
+            for rate in (Links(1.0, endless, endless), Links(endless, 1.0, endless))
         )
         sent.append((near, far))
         held.append(static(fixed, model, card, spread.shards))
         if parallel == "hsdp":
             assert memory(fixed, model, card, step, spread).phases["sync"]["sync buffers"] == 4 * BUCKET
-        found = links(card, spread, nodes)
-        rates.append(found[0] / found[1])
+        own = links(card, spread, 1).gathered / card.link  # of what is promised
+        rates.append([rate / own for rate in links(card, spread, nodes)])
     assert [far for _, far in sent] == pytest.approx([2 * 4 / 4 * 1 / 2, 0, 0, 2 * 4 * 7 / 8])
-    assert rates[:3] == pytest.approx([card.link / card.network, 1, 1])  # ddp has nothing to gather
+    # Over machines each card of one has a way of its own, and rings go by all of them; shards go by their card's alone.
+    assert rates[0] == pytest.approx([450, 50, 450])
+    assert rates[1] == pytest.approx([450, 450, 450])
+    assert rates[2] == pytest.approx([4 * 50, 4 * 50, 450])
+    assert rates[3][1] == pytest.approx(4 * 50)
+    assert links(card, replace(spread, beside=True), 2).sent == pytest.approx(50 * own)
     assert 0 < sent[0][0] < sent[1][0]  # half as many rows a device as on one machine
     assert sent[3][0] == 0
     assert held[0] == held[1] != held[2]
@@ -176,10 +181,10 @@ def test_an_adapter_alone_is_gathered() -> None:
     config = big(model={"path": "Qwen/Qwen2.5-7B", "tuning": "lora", "weights": "bfloat16"})
     devices = Devices(CARDS["h100"], 4, parallel="fsdp2")
     fixed, model, step, spread = planning._laid_out(config, devices, assumed_lengths(config), described(config.model))
-    without = replace(model, numbers=replace(model.numbers, trained=0.0))
-    shown, hidden = (sync(fixed, without, (1.0, 1.0), step, spread, beside)[LINKS] for beside in (0.0, 1e18))
+    without, rates = replace(model, numbers=replace(model.numbers, trained=0.0)), Links(1.0, 1.0, 1.0)
+    shown, hidden = (sync(fixed, without, rates, step, spread, beside)[LINKS] for beside in (0.0, 1e18))
     assert hidden == pytest.approx(0.1 * shown)  # all of it FSDP's own: what is frozen is gathered into no copy
-    assert sync(fixed, model, (1.0, 1.0), step, spread, 1e18)[LINKS] > hidden + 4 * 3 / 4 * model.numbers.trained
+    assert sync(fixed, model, rates, step, spread, 1e18)[LINKS] > hidden + 4 * 3 / 4 * model.numbers.trained
 
 
 def test_the_bound_of_sync_is_its_longest_part() -> None:

@@ -330,7 +330,9 @@ def test_cards_are_known_by_the_names_that_torch_has_for_them() -> None:
     names = {"NVIDIA H100 80GB HBM3": "h100", "NVIDIA H200": "h200", "NVIDIA GeForce RTX 4090": "rtx-4090", "NVIDIA L4": "l4",
              "NVIDIA L40S": "l40s", "NVIDIA A100-SXM4-80GB": "a100-80", "NVIDIA A100-SXM4-40GB": "a100-40", "AMD Instinct MI300X": "mi300x"}  # fmt: skip
     assert {name: card_named(name, 1.0).name for name in names} == names
-    for other in ("Tesla T4", "NVIDIA L40", "NVIDIA A100X"):
+    others = ("Tesla T4", "NVIDIA L40", "NVIDIA A100X", "NVIDIA H100 PCIe", "NVIDIA GeForce RTX 4090 Laptop GPU",
+              "NVIDIA H100 80GB HBM3 MIG 1g.10gb")  # fmt: skip
+    for other in others:
         assert card_named(other, 15.0) == Card(other, 0, 0, 15.0, 0, 0, 0)
     assert [round(utilisation(width), 2) for width in (1024, 2560, 8192)] == [0.11, 0.22, 0.4]
 
@@ -426,6 +428,7 @@ def test_what_a_run_would_refuse_is_not_planned(changes: dict[str, Any], cards: 
     }  # fmt: skip
     assert devices_for(recipe(**served), "h100", 4).serving == 1
     assert devices_for(recipe(**served), "rtx-4090", 4).serving == 2
+    assert devices_for(recipe(**served), "cpu").serving == 1  # no engine in the process
     with pytest.raises(ConfigError, match=why):
         devices_for(recipe(**{**served, **changes}), "h100", *cards)
 

@@ -25,7 +25,7 @@ from selfcorrect.models.tables import begin
 from selfcorrect.models.windows import layer_windows
 from selfcorrect.planning.hardware import GLOO_BYTES, GLOO_SUM_BYTES
 from selfcorrect.planning.memory import Spread
-from selfcorrect.planning.pace import Pace, decoding, grading, sync
+from selfcorrect.planning.pace import Links, Pace, decoding, grading, sync
 from selfcorrect.planning.rehearsal import Costume, CostumeKey, Line, adapters, kinds, run_update, through
 from selfcorrect.planning.settled import Dressed
 from selfcorrect.planning.together import Apart, timing_together
@@ -75,7 +75,7 @@ def measured(config: TrainConfig, model: Dressed, step: Step, spread: Spread, no
         found = _timings(timed, key, _layers(model), lanes, row, limit, torch.get_num_threads())
     of = {name: line.at(model.spec.layers) for name, line in found.items()}
     seconds, tokens = {"rollouts": 0.0}, 0.0
-    for attempt in range(1, step.attempts + 1):
+    for attempt in range(1, step.attempts + 1) if step.samples else ():
         one = decoding(step, lanes, attempt)
         share = max(0.0, (one.rows - 1) / max(1, lanes - 1))
         seconds["rollouts"] += one.steps * (of["step one row"] + share * max(0.0, of["step"] - of["step one row"]))
@@ -85,9 +85,9 @@ def measured(config: TrainConfig, model: Dressed, step: Step, spread: Spread, no
     # Prompts that are shared are computed once a step, before all micro-batches and after them.
     seconds["update"] = of["rollouts' passes"] * step.rows / rows + of["optimiser"] / spread.shards
     seconds["update"] += of["prompts' passes"] * work.prefixes / max(1, prefixes)
-    gloo = (GLOO_BYTES, GLOO_SUM_BYTES)
+    gloo = Links(GLOO_BYTES, GLOO_SUM_BYTES, GLOO_SUM_BYTES)
     seconds["sync"] = sum(sync(config, model, gloo, step, spread, 0.0).values())
-    seconds["grading"] = grading(config, many * step.rows, cores())
+    seconds["grading"] = grading(config, many * step.rows, cores()) if step.samples else 0.0
     longest = max(seconds, key=lambda phase: seconds[phase])
     why = "what processes send each other" if longest == "sync" else "this processor, as just measured"
     return Pace(seconds, f"{longest}: {why}", tokens)

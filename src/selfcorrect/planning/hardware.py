@@ -1,7 +1,8 @@
 """Cards, and how much of what they promise is counted on.
 
-Figures are the makers' (dense bfloat16, memory's and links' bandwidth); gib is about what torch reports. Prices are an
-assumption: what an hour of one card was rented for, without commitment, in November 2026, rounded; --price replaces it.
+Figures are the makers' (dense bfloat16, memory's and links' bandwidth), gib is about what torch reports. What is usual
+is assumed of the network, and of links that are PCI Express. So are prices: what an hour of one card was rented for,
+without commitment, in November 2026, rounded; --price replaces it.
 """
 
 from dataclasses import dataclass, replace
@@ -55,6 +56,7 @@ LINK_SHARE = 0.70  # of a link's, in collective operations
 GLOO_BYTES = 0.4e9  # a second, between two busy processes of one CPU, in gatherings as FSDP does them: measured
 GLOO_SUM_BYTES = 1.6e9  # the same in sums over both: measured
 HOST_BYTES = 10e9  # a second, between a card and pageable memory of its machine: assumed
+PINNED_BYTES = 20e9  # the same of pinned memory, as layers of a reference come from there: assumed
 # The card's own time for a layer's kernels in a decoding step, whatever they read: 5 ms for 24 layers, profiled on an
 # H200 with 128 rows (docs/log.md). Of the graph's launches nothing is left to see then.
 LAYER_SECONDS = 2.0e-4
@@ -74,11 +76,16 @@ def utilisation(hidden: int) -> float:
     return min(0.40, 0.04 + 0.07 * hidden / 1024)
 
 
+# In a GPU's name: of a kind that is slower than the card of the table, or a part of one.
+_OTHER_KINDS = {"pcie", "nvl", "laptop", "d", "mig"}
+
+
 def card_named(name: str, gib: float) -> Card:
     """The card of the table that torch's name for a GPU means, with so much memory; others with nothing else."""
     told = name.casefold().replace(" ", "-").split("-")  # an L40 is no L4, and other than an L40S
+    plain = _OTHER_KINDS.isdisjoint(told)
     for card in CARDS.values():
         first, *more = card.name.split("-")
-        if first in told and all(word in told or f"{word}gb" in told for word in more):
+        if plain and first in told and all(word in told or f"{word}gb" in told for word in more):
             return replace(card, gib=gib)
     return Card(name, 0, 0, gib, 0, 0, 0)

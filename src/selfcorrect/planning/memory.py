@@ -100,13 +100,13 @@ def _loose(of: Static, name: str, phase: dict[str, float], *, on_card: bool) -> 
 def memory(config: TrainConfig, model: Dressed, card: Card | None, step: Step, spread: Spread) -> Memory:
     """config: settled."""
     of, phases = static(config, model, card, spread.shards), dict[str, dict[str, float]]()
-    cache = _cache(config, model, step, spread)
+    cache, awake = _cache(config, model, step), dict[str, float]()
     transient = (0.0, 0.0) if spread.engine else _transient(cache.work, model)
     copies = 0.0 if card else _copies(model)
     gathered, lasts = _gathered(model, spread), card is not None and not spread.engine
     held, graphs = (cache.lanes, transient[1]) if lasts else (0.0, 0.0)
     if lasts and (rows := _evaluated(config, spread)) > step.rows:
-        wide, phases["evaluation"] = _evaluation(config, model, replace(step, rows=rows), spread)
+        wide, phases["evaluation"] = _evaluation(config, model, replace(step, rows=rows))
         phases["evaluation"]["whole copy for sampling"] = of.whole
         if wide <= KEPT * held:
             held, graphs = wide, max(graphs, phases["evaluation"]["CUDA graphs"])
@@ -114,12 +114,9 @@ def memory(config: TrainConfig, model: Dressed, card: Card | None, step: Step, s
         phases["sampling"] = {"a weight gathered for sending": 4 * model.numbers.outer if spread.shards > 1 else 0.0}
         phases["sampling"]["whole copy for sampling"] = of.whole
     elif spread.engine:
-        phases["sampling"] = {
-            "engine's weights": 2 * model.numbers.all / spread.tensor,
-            "KV cache": cache.lanes + cache.kept,
-            "engine": ENGINE_BYTES,
-            "whole copy for sampling": of.whole,
-        }
+        taken = of_engine(config, model, card)
+        awake = {} if card else taken  # on a CPU nothing sleeps in the update
+        phases["sampling"] = {**taken, "whole copy for sampling": of.whole}
     else:
         phases["sampling"] = {
             "copies laid out for sampling": copies, "KV cache": max(held, cache.lanes) + cache.kept,
@@ -127,7 +124,8 @@ def memory(config: TrainConfig, model: Dressed, card: Card | None, step: Step, s
             "whole copy for sampling": of.whole,
         }  # fmt: skip
     done = _updated(config, model, step, spread)
-    phases["update"] = {"KV cache": held, **done, "gathered by FSDP": gathered, "whole copy for sampling": of.whole}
+    done |= {"gathered by FSDP": gathered, "whole copy for sampling": of.whole}
+    phases["update"] = {"KV cache": held, **awake, **done}
     if spread.devices > spread.shards:
         # After the last backward pass (parallel/gradients.py), whose activations are gone by then.
         message = 4 * min(BUCKET, model.numbers.trained / spread.shards)
@@ -162,6 +160,29 @@ def of_server(model: Dressed, step: Step, spread: Spread) -> float:
     return CONTEXT_BYTES + (1 + SLACK) * needed
 
 
+def of_engine(config: TrainConfig, model: Dressed, card: Card | None) -> dict[str, float]:
+    """Bytes that an engine in the process takes: of a card the share that the recipe gives it, however much it needs
+    (samplers/vllm_engine.py).
+    """
+    weights, asked = model.costume.compute.itemsize * model.numbers.all, config.vllm.kv_cache_gib
+    if asked or card is None:
+        cache = (asked or 1.0) * 2**30
+    else:
+        cache = max(0.0, config.vllm.memory_share * card.bytes - weights - ENGINE_BYTES)
+    return {"engine's weights": weights, "KV cache": cache, "engine": ENGINE_BYTES}
+
+
+def in_engines_cache(config: TrainConfig, model: Dressed, card: Card | None, spread: Spread, tokens: float) -> float:
+    """How many rollouts of so many tokens vLLM has room for at once: in the process, or over a server's cards."""
+    token = model.spec.token_bytes(model.costume.compute) / spread.tensor
+    if spread.beside:
+        assert card
+        room = (card.bytes - CONTEXT_BYTES) / (1 + SLACK) - 2 * model.numbers.all / spread.tensor - ENGINE_BYTES
+    else:
+        room = of_engine(config, model, card)["KV cache"]
+    return max(0.0, room) / (token * tokens)
+
+
 @dataclass(frozen=True, slots=True)
 class _Cache:
     work: Sampling
@@ -169,15 +190,12 @@ class _Cache:
     kept: float
 
 
-def _cache(config: TrainConfig, model: Dressed, step: Step, spread: Spread) -> _Cache:
+def _cache(config: TrainConfig, model: Dressed, step: Step) -> _Cache:
     """Lanes, and what is kept for the next attempt, on a card of as many rows (samplers/transformers.py)."""
     work = sampling_of(config, step)
-    shapes = FIXED if model.on_card and not spread.engine else AS_THEY_ARE
+    shapes = FIXED if model.on_card else AS_THEY_ARE
     slots, lanes = shapes.width(work.slots), shapes.lanes(work.lanes)
-    token = model.spec.token_bytes(model.costume.compute) / spread.tensor
-    if spread.engine:  # blocks for the tokens that there are, one attempt after the other
-        mean = step.lengths.mean_row(step.attempts)
-        return _Cache(work, token * min(step.rows * spread.tensor, 512) * mean, 0)
+    token = model.spec.token_bytes(model.costume.compute)
     kept = min(step.rows, lanes) if model.on_card else step.rows
     rehearsed = Sampling(lanes, slots, min(lanes, work.prefilled), work.turn)
     return _Cache(rehearsed, token * lanes * slots, token * kept * step.lengths.mean_row(step.attempts))
@@ -192,11 +210,11 @@ def _evaluated(config: TrainConfig, spread: Spread) -> int:
     return math.ceil((min(most, asked.problems * asked.samples) if known else most) / spread.devices)
 
 
-def _evaluation(config: TrainConfig, model: Dressed, step: Step, spread: Spread) -> tuple[float, dict[str, float]]:
+def _evaluation(config: TrainConfig, model: Dressed, step: Step) -> tuple[float, dict[str, float]]:
     """Its lanes, and the phase. step: of as many rows as are evaluated, which is more than a step of training has. An
     update is made beside such lanes unless they are far larger than a step's (samplers/transformers.py, `rest`).
     """
-    cache = _cache(config, model, step, spread)
+    cache = _cache(config, model, step)
     greedy = config.evaluation.temperature == 0 and not config.evaluation.controls
     turn, one = _transient(replace(cache.work, greedy=greedy), model)
     return cache.lanes, {"KV cache": cache.lanes + cache.kept, "one forward": max(turn, one), "CUDA graphs": one}

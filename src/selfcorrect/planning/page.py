@@ -40,7 +40,14 @@ def lines(plan: Plan) -> Iterator[str]:
         left = plan.devices.bytes - plan.server
         yield (
             f"  the server's {plan.spread.tensor} further {device(plan)}: {plan.server / GIB:.2f} GiB each with a "
-            f"cache of one rollout, and {left / GIB:.1f} left for more" + ("" if left >= 0 else ": DOES NOT FIT")
+            f"cache of one rollout, and {left / GIB:.1f} left for more"
+            + ("" if left >= 0 else ": DOES NOT FIT; --serving gives it more cards")
+        )
+    elif plan.spread.engine:
+        held = 1 / plan.of_cache
+        yield (
+            f"  the engine's cache holds {held:.1f} of the longest rollouts (vllm.memory_share, vllm.kv_cache_gib)"
+            + ("" if held >= 1 else ": DOES NOT FIT")
         )
     if plan.pace:
         yield ""

@@ -1,5 +1,6 @@
 """A recipe's plan: memory and seconds on given devices, what to turn where it does not fit, and the reverse."""
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,7 +11,7 @@ from selfcorrect.errors import ConfigError
 from selfcorrect.models.sizing import memory_of
 from selfcorrect.parallel.refused import refuse_unserved
 from selfcorrect.planning.hardware import CARDS, CPU, Card
-from selfcorrect.planning.memory import Memory, Spread, memory, of_server
+from selfcorrect.planning.memory import ENGINE_BYTES, Memory, Spread, in_engines_cache, memory, of_server
 from selfcorrect.planning.pace import Pace, pace
 from selfcorrect.planning.settled import Dressed, dressed, settled, static
 from selfcorrect.planning.spec import Spec, described
@@ -69,7 +70,23 @@ class Plan:
 
     @property
     def fits(self) -> bool:
-        return max(self.memory.peak, self.server) <= self.devices.bytes
+        return self.fullest <= self.devices.bytes
+
+    @property
+    def fullest(self) -> float:
+        """Bytes on the fullest card; of an engine's share of one, as if the card had to grow with it."""
+        return max(self.memory.peak, self.server, self.of_cache * self.devices.bytes)
+
+    @property
+    def of_cache(self) -> float:
+        """How much of the cache of an engine in the process one longest rollout takes: more than all, and it does not
+        start; 0 without one.
+        """
+        if not self.spread.engine or self.spread.beside:
+            return 0.0
+        tokens = self.step.lengths.longest_row(self.step.attempts)
+        room = in_engines_cache(self.config, self.model, self.devices.card, self.spread, tokens)
+        return 1 / room if room else math.inf
 
     @property
     def server(self) -> float:
@@ -105,7 +122,9 @@ def devices_for(
         refuse_unserved(config)
     card = CARDS.get(gpu)
     found = Devices(card, gpus, nodes, parallel, engine, None, price)
-    if engine and config.vllm.server and card:
+    if engine and config.vllm.server and card is None:
+        found = replace(found, serving=serving or 1)
+    elif engine and config.vllm.server and card:
         spec = described(config.model)
         fewest = _tensor(dressed(config, spec, card), found)
         found = replace(found, serving=serving or fewest)
@@ -194,6 +213,9 @@ def _candidates(plan: Plan) -> Iterator[tuple[list[str], str]]:
     """Settings that change no gradient first, then those that do."""
     config, rows = plan.config, plan.config.rollouts.rows
     again, micro = "optimizer.gradient_checkpointing=true", config.optimizer.rows
+    for share in _shares(plan):
+        unset = ["vllm.kv_cache_gib=null"] if config.vllm.kv_cache_gib else []
+        yield [f"vllm.memory_share={share:g}", *unset], "room for other numbers of rollouts side by side"
     if plan.memory.fullest == "update":
         for size in sorted({max(1, micro // 2), max(1, micro // 4), 1} - {micro}, reverse=True):
             yield [f"optimizer.micro_batch={size}"], "the same gradient, a little slower"
@@ -226,6 +248,18 @@ def _candidates(plan: Plan) -> Iterator[tuple[list[str], str]]:
         [*tight, f"rollouts.max_new_tokens={max(1, config.rollouts.max_new_tokens // 2)}"],
         "attempts of half the length",
     )
+
+
+def _shares(plan: Plan) -> Iterator[float]:
+    """Of a card, for an engine in the process: room for many of the longest rollouts, for some, for one."""
+    card = plan.devices.card
+    if card is None or not plan.devices.engine or plan.devices.serving is not None:
+        return
+    tokens = plan.step.lengths.longest_row(plan.step.attempts)
+    token, weights = plan.model.spec.token_bytes(plan.model.costume.compute), plan.model.numbers.all
+    for rollouts in (64, 16, 1):
+        needed = plan.model.costume.compute.itemsize * weights + ENGINE_BYTES + rollouts * token * tokens
+        yield math.ceil(100 * needed / card.bytes) / 100
 
 
 def _devices(devices: Devices, overrides: list[str]) -> Devices:
@@ -297,9 +331,8 @@ def cheapest_card(
 
 
 def _peak(plan: Plan, config: TrainConfig, lengths: Lengths) -> float:
-    """Of a training card or of a server's, whichever is fuller."""
-    made = make_plan(config, plan.devices, lengths, plan.model.spec, timed=False)
-    return max(made.memory.peak, made.server)
+    """Of a training card, of a server's, or of an engine's share: whichever is fullest."""
+    return make_plan(config, plan.devices, lengths, plan.model.spec, timed=False).fullest
 
 
 def _most(peak: Callable[[int], float], room: float, most: int) -> int:

@@ -438,7 +438,7 @@ def _drawn(lm: LanguageModel, states: States, work: Sampling, words: int) -> Non
 class Numbers:
     """How many numbers a model has. all: of its own weights; trained: those that train; linear: of linear layers but
     the head; packed: of those that sampling on a CPU makes laid out copies of; cast: of those that autocast casts.
-    largest: of one layer, which FSDP gathers; outer: outside of the layers.
+    idle: of experts that a token is not sent to; largest: of one layer, which FSDP gathers; outer: outside of layers.
     """
 
     all: float
@@ -446,6 +446,7 @@ class Numbers:
     linear: float
     packed: float
     cast: float
+    idle: float
     largest: float
     outer: float
 
@@ -455,6 +456,9 @@ def numbers(costume: Costume, layers: int) -> Numbers:
     lines = _counted(CostumeKey(costume))
     found = {name: line.at(layers) for name, line in lines.items()}
     return Numbers(**found, largest=lines["all"].more, outer=lines["all"].at(0))
+
+
+_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
 
 
 @lru_cache(maxsize=64)
@@ -479,9 +483,16 @@ def _counted(key: CostumeKey) -> dict[str, Line]:
             "linear": sum(m.weight.numel() for m in linear),
             "packed": 0 if costume.four_bits or not costume.copies else sum(packed),
             "cast": sum(m.weight.numel() for m in [*([] if costume.four_bits else linear), head]),
+            "idle": _idle(costume.config) * sum(t.numel() for t in own if t.dim() == 3),
         }  # fmt: skip
 
     return by_layers(costume, count)
+
+
+def _idle(config: Any) -> float:
+    """The share of experts that a token is not sent to; transformers has the weights of all of a layer in one table."""
+    of = next((n for name in _EXPERTS if (n := getattr(config, name, None))), 0)
+    return 1 - config.num_experts_per_tok / of if of else 0.0
 
 
 def adapters(model: Any) -> list[tuple[Any, str, _Adapted]]:

@@ -11,6 +11,7 @@ from selfcorrect.planning.plan import Plan
 from selfcorrect.waiting import cores
 
 _GIB = 2**30
+_WHENCE = "the maker's figures, GiB as torch reports them, the network assumed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +41,7 @@ def sources(plan: Plan) -> Iterator[Source]:
             yield Source("seconds", tuple(_on_processor(plan)), "docs/plan.md; all else was timed")
         return
     linked = plan.spread.devices > 1 or plan.spread.beside
-    yield Source(card.name, tuple(_promised(plan, card, linked=linked)), "the maker's figures")
+    yield Source(card.name, tuple(_promised(plan, card, linked=linked)), _WHENCE)
     if plan.pace:
         yield Source("reached of them", tuple(_reached(plan, linked=linked)), "assumed; docs/plan.md")
         yield Source("seconds", tuple(_on_card(plan)), "measured or assumed, as docs/plan.md says")
@@ -58,7 +59,8 @@ def _promised(plan: Plan, card: Card, *, linked: bool) -> Iterator[Number]:
     if plan.pace:
         yield Number("card_tflops", card.tflops, f"{card.tflops:g} TFLOPS bfloat16 dense")
         yield Number("card_gb_per_second", card.bandwidth, f"{card.bandwidth:,g} GB/s")
-        if linked and (plan.devices.nodes == 1 or 1 < plan.spread.shards < plan.spread.devices):
+        within = plan.spread.engine and not plan.spread.beside  # to whose engine weights go within a machine
+        if linked and (plan.devices.nodes == 1 or within or 1 < plan.spread.shards < plan.spread.devices):
             yield Number("links_gb_per_second", card.link, f"links {card.link:g} GB/s")
         if linked and plan.devices.nodes > 1:
             yield Number("network_gb_per_second", card.network, f"network {card.network:g} GB/s a card")
@@ -80,6 +82,9 @@ def _on_card(plan: Plan) -> Iterator[Number]:
     if plan.spread.beside and plan.spread.shards > 1:
         host = hardware.HOST_BYTES / 1e9
         yield Number("host_gb_per_second", host, f"{host:g} GB/s between a card and its machine's memory")
+    if plan.memory.static.place == "cpu":
+        pinned = hardware.PINNED_BYTES / 1e9
+        yield Number("pinned_gb_per_second", pinned, f"{pinned:g} GB/s from the reference in its machine's memory")
     yield from _grading(plan, CORES, "cores a card that grade")
 
 

@@ -119,13 +119,16 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """rows: of the step on one device; attempts: of a stage; reference: whether anything is measured to it."""
+    """rows: of the step on one device; attempts: of a stage; reference: whether anything is measured to it; samples:
+    whether it samples, as all but supervised ones do.
+    """
 
     rows: int
     groups: int
     attempts: int
     lengths: Lengths
     reference: bool
+    samples: bool = True
 
 
 def step_of(config: TrainConfig, lengths: Lengths, devices: int = 1) -> Step:
@@ -138,7 +141,7 @@ def step_of(config: TrainConfig, lengths: Lengths, devices: int = 1) -> Step:
     rows = groups * rollouts.rollouts_per_problem
     if supervised:
         rows = math.ceil(max(stage.batch for stage in config.stages if isinstance(stage, SupervisedStage)) / devices)
-    return Step(rows, groups, attempts, lengths, config.uses_reference and not supervised)
+    return Step(rows, groups, attempts, lengths, config.uses_reference and not supervised, not supervised)
 
 
 def update_of(

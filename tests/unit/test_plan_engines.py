@@ -4,13 +4,14 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from transformers import GPT2Config, Qwen3MoeConfig
+from transformers import GPT2Config, LlamaConfig, Qwen3MoeConfig
 
 from selfcorrect.config import TrainConfig
 from selfcorrect.config.recipe import validate
 from selfcorrect.planning import pace as pacing
 from selfcorrect.planning import plan as planning
 from selfcorrect.planning.hardware import CARDS, PINNED_BYTES, Card
+from selfcorrect.planning.memory import Spread
 from selfcorrect.planning.pace import PASSING, micro_batches
 from selfcorrect.planning.page import lines
 from selfcorrect.planning.plan import Devices, Plan, make_plan
@@ -111,6 +112,17 @@ def test_layers_of_all_kinds_and_heads_of_any_width_are_multiplied() -> None:
     gpt2.head_dim = 4 * 16
     more = pacing._flops(fixed, model, step, spread)["reference"] / narrow
     assert more > 1.5
+
+
+def test_of_an_embedding_with_a_head_beside_it_a_token_reads_a_row() -> None:
+    read = []
+    for tied in (True, False):
+        spec = Spec("llama", LlamaConfig(**SMALL, tie_word_embeddings=tied))
+        model = dressed(recipe(), spec, CARDS["h100"])
+        sampler = pacing._Sampler(model, CARDS["h100"], Spread())
+        read.append((sampler._weights, sampler.flops))
+    assert read[0] == read[1]
+    assert read[0][0] == 2 * (model.numbers.all - 300 * 64)
 
 
 def test_a_supervised_step_does_not_sample(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -50,7 +50,11 @@ def test_a_shipped_recipe_fits_the_card_it_is_for(stem: str) -> None:
     assert made.config.rollouts.rows >= 16
     told = "\n".join(lines(made))
     assert "fits" in told
-    assert f"{made.memory.peak / 2**30:.2f}" in told
+    for phase in made.memory.phases:  # by part, in each of them
+        parts = made.memory.parts(phase)
+        assert sum(parts.values()) == pytest.approx(made.memory.at(phase))
+        assert all(f"  {part} " in told for part in parts)
+        assert f"{made.memory.at(phase) / 2**30:.2f}" in told
     if config.vllm.server:
         assert f"vllm on {devices.serving} more" in told
         assert {"engine's weights", "whole copy for sampling", "casts for sampling"}.isdisjoint(made.memory.parts())

@@ -185,6 +185,18 @@ def test_an_adapter_alone_is_gathered() -> None:
     shown, hidden = (sync(fixed, without, rates, step, spread, beside)[LINKS] for beside in (0.0, 1e18))
     assert hidden == pytest.approx(0.1 * shown)  # all of it FSDP's own: what is frozen is gathered into no copy
     assert sync(fixed, model, rates, step, spread, 1e18)[LINKS] > hidden + 4 * 3 / 4 * model.numbers.trained
+    alone, merged = (
+        sync(
+            fixed.model_copy(update={"vllm": fixed.vllm.model_copy(update={"adapter": how})}),
+            model,
+            rates,
+            step,
+            replace(spread, engine=True, beside=True),
+            1e18,
+        )[LINKS]
+        for how in ("auto", "merged")
+    )
+    assert merged - alone == 2 * (model.numbers.all - model.numbers.trained)
 
 
 def test_the_bound_of_sync_is_its_longest_part() -> None:

@@ -65,9 +65,9 @@ class Memory:
     def peak(self) -> float:
         return self.at(self.fullest)
 
-    def parts(self) -> dict[str, float]:
-        """By part, at the fullest moment of all; they add up to the peak."""
-        of, phase = self.static, self.fullest
+    def parts(self, phase: str | None = None) -> dict[str, float]:
+        """By part, at the fullest moment of a phase, by default of the fullest; they add up to `at`."""
+        of, phase = self.static, phase or self.fullest
         parts = {
             "weights": of.weights, "float32 masters": of.masters, "gradients": of.gradients, "optimiser": of.optimizer,
             "reference": of.reference, "casts for sampling": of.casts,

@@ -113,17 +113,19 @@ class _Sampler:
     """Seconds of a decoding step, by what it waits for."""
 
     def __init__(self, model: Dressed, card: Card, spread: Spread) -> None:
-        of = model.numbers
-        weights = 2 * of.all
+        of, spec = model.numbers, model.spec
+        table = spec.vocabulary * spec.hidden
+        used = of.all - (table if of.outer >= 2 * table else 0)  # of an embedding with a head beside it a row is read
+        weights = 2 * used
         if model.costume.four_bits:  # read, written in 16 bits, and read again
             weights += of.linear * (FOUR_BITS + 2)
         self._weights = weights / spread.tensor
-        self._token = model.spec.token_bytes(model.costume.compute) / spread.tensor
+        self._token = spec.token_bytes(model.costume.compute) / spread.tensor
         self._bandwidth = card.bandwidth * 1e9 * hardware.DECODE_BANDWIDTH
-        self.rate = card.tflops * 1e12 * utilisation(model.spec.hidden)
+        self.rate = card.tflops * 1e12 * utilisation(spec.hidden)
         floor = hardware.ENGINE_LAYER_SECONDS if spread.engine else hardware.LAYER_SECONDS
-        self._floor = floor * model.spec.layers * (1 if spread.tensor == 1 else 1.5)  # an all-reduce twice a layer
-        self.flops = 2 * (of.all - of.idle) / spread.tensor  # of a token
+        self._floor = floor * spec.layers * (1 if spread.tensor == 1 else 1.5)  # an all-reduce twice a layer
+        self.flops = 2 * (used - of.idle) / spread.tensor  # of a token
 
     def step(self, one: Decoding) -> dict[str, float]:
         return {
@@ -224,5 +226,6 @@ def sync(
         if spread.beside:  # that copy lies in the memory of rank 0's machine; it is cast there, and sent from the card
             parts[HOST] = (copied + (2 * of.trained if full else 0)) / hardware.HOST_BYTES
     if spread.engine:
-        parts[LINKS] += 2 * (of.all if full else of.trained) / links.sent
+        merged = full or config.vllm.adapter == "merged"
+        parts[LINKS] += 2 * (of.all if merged else of.trained) / links.sent
     return parts

@@ -28,12 +28,7 @@ def lines(plan: Plan) -> Iterator[str]:
         f"{told(optimizer.gradient_checkpointing)}, padding_free {told(optimizer.padding_free)}"
     )
     yield ""
-    yield f"memory of one {device(plan)}, GiB, at its fullest ({needs.fullest})"
-    for name, size in needs.parts().items():
-        yield f"  {name:<28}{size / GIB:9.2f}"
-    verdict = "fits" if plan.fits else "DOES NOT FIT"
-    yield f"  {'in all':<28}{needs.peak / GIB:9.2f}  of {plan.devices.bytes / GIB:.1f}: {verdict}"
-    yield f"  by phase: {', '.join(f'{phase} {needs.at(phase) / GIB:.2f}' for phase in needs.phases)}"
+    yield from _by_phase(plan)
     if needs.static.place == "cpu":
         yield "  the reference lies in the machine's memory and passes through the card (model.reference)"
     if plan.spread.beside:
@@ -59,6 +54,24 @@ def lines(plan: Plan) -> Iterator[str]:
         yield f"  {config.total_steps:,} steps: {plan.hours:,.1f} hours{cost}, evaluations and checkpoints apart"
     yield ""
     yield from resting_on(plan)
+
+
+_LAST = ("allocator's slack", "process")
+
+
+def _by_phase(plan: Plan) -> Iterator[str]:
+    """A table of memory: parts down, phases across in the order of a run."""
+    needs, order = plan.memory, ("loading", "sampling", "evaluation", "update", "sync", "saving")
+    phases = sorted(needs.phases, key=order.index)
+    parts = {phase: needs.parts(phase) for phase in phases}
+    names = list(dict.fromkeys(name for of in parts.values() for name in of if name not in _LAST))
+    yield f"{f'memory of one {device(plan)}, GiB':<44}" + "".join(f"{phase:>11}" for phase in phases)
+    for name in (*names, *(last for last in _LAST if any(last in of for of in parts.values()))):
+        sizes = (f"{of[name] / GIB:11.2f}" if name in of else f"{'':11}" for of in parts.values())
+        yield f"  {name:<42}{''.join(sizes)}".rstrip()
+    yield f"  {'in all':<42}" + "".join(f"{needs.at(phase) / GIB:11.2f}" for phase in phases)
+    verdict = "fits" if plan.fits else "DOES NOT FIT"
+    yield f"  at its fullest ({needs.fullest}) {needs.peak / GIB:.2f} of {plan.devices.bytes / GIB:.1f}: {verdict}"
 
 
 def resting_on(plan: Plan) -> Iterator[str]:
@@ -132,6 +145,7 @@ def row(plan: Plan) -> dict[str, Any]:
                     "longest_row": plan.step.lengths.longest_row(plan.step.attempts)},
         "server_bytes": plan.server, "bytes": plan.memory.parts(), "peak_bytes": plan.memory.peak,
         "fullest": plan.memory.fullest,
+        "bytes_by_phase": {phase: plan.memory.parts(phase) for phase in plan.memory.phases},
         "peak_bytes_by_phase": {phase: plan.memory.at(phase) for phase in plan.memory.phases}, "fits": plan.fits,
         "seconds": plan.pace.seconds if plan.pace else None, "step_seconds": plan.pace.total if plan.pace else None,
         "bound": plan.pace.bound if plan.pace else None, "hours": plan.hours, "dollars": plan.dollars,

@@ -124,7 +124,7 @@ def on_a_card(
     return settled
 
 
-@pytest.mark.parametrize(("gigabytes", "most", "sampled"), [(80, 128, 256), (40, 32, 64), (24, 1, 64), (5, 1, 4)])
+@pytest.mark.parametrize(("gigabytes", "most", "sampled"), [(80, 256, 512), (40, 64, 128), (24, 1, 128), (5, 1, 8)])
 def test_on_a_card_what_is_free_beside_training_counts(
     gigabytes: int, most: int, sampled: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -145,7 +145,8 @@ BETWEEN = {"every": 10, "problems_between": 16}
         (32, {"stages": [{**STAGE, "beta1": 0.01, "offline_first": 0.5}]}),  # casts of the reference's weights
         (32, {"evaluation": BETWEEN}),
         (64, {"evaluation": BETWEEN, "model": {"reference": "cpu"}}),
-        (32, {"evaluation": {**BETWEEN, "problems_between": 300}, "model": {"reference": "cpu"}}),  # rows that are kept
+        # a card keeps as many rows as are at work, while no activations are there
+        (64, {"evaluation": {**BETWEEN, "problems_between": 300}, "model": {"reference": "cpu"}}),
     ],
 )
 def test_what_the_reference_samples_counts(

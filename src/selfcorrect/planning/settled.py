@@ -93,4 +93,6 @@ def stand_in_for(model: Dressed) -> Any:
     shape = model.spec.config
     shape._attn_implementation = model.costume.attention
     lm.model.config = shape
+    if model.on_card:
+        lm.device = torch.device("cuda")
     return lm

@@ -14,14 +14,19 @@ from pathlib import Path
 from typing import Any
 
 from selfcorrect.config import TrainConfig
-from selfcorrect.config.recipe import validate
+from selfcorrect.config.recipe import load_recipe, validate
 from selfcorrect.planning.hardware import CARDS
-from selfcorrect.planning.plan import Devices, make_plan
+from selfcorrect.planning.plan import Devices, devices_for, make_plan
 from selfcorrect.planning.work import assumed_lengths
 
 HERE = Path(__file__).parent
 RESULT, PAGE = HERE / "results" / "scale.json", HERE.parent / "docs" / "scale.md"
 BEGIN, END = "<!-- table -->", "<!-- end of table -->"
+BEGIN_SHIPPED, END_SHIPPED = "<!-- recipes -->", "<!-- end of recipes -->"
+SHIPPED = (  # recipe, cards of a machine that train, such machines, cards that serve
+    ("math_qwen2.5-7b-instruct_full_8x80gb", 4, 1, 4), ("math_qwen2.5-7b-instruct_full_8x80gb", 7, 1, 1),
+    ("math_qwen2.5-32b-instruct_full_4x8x80gb", 8, 3, 8),
+)  # fmt: skip
 MODELS = {
     "1.5B": "Qwen/Qwen2.5-1.5B-Instruct", "7B": "Qwen/Qwen2.5-7B-Instruct", "32B": "Qwen/Qwen2.5-32B-Instruct",
     "70B": "meta-llama/Llama-3.3-70B-Instruct",
@@ -43,14 +48,16 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--page", type=Path, default=PAGE)
     options = parser.parse_args(arguments)
     rows = [worked_out(size, cards) for size in options.sizes for cards in options.cards]
-    options.output.write_text(
-        json.dumps({"command": "python benchmarks/scale.py", "rows": rows}, indent=1) + "\n", encoding="utf-8"
-    )
+    recipes = [of_recipe(*asked) for asked in SHIPPED]
+    found = {"command": "python benchmarks/scale.py", "rows": rows, "recipes": recipes}
+    options.output.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     if options.page.exists():
         text = options.page.read_text(encoding="utf-8")
-        before, _, rest = text.partition(BEGIN)
-        options.page.write_text(f"{before}{BEGIN}\n{table(rows)}{END}{rest.partition(END)[2]}", encoding="utf-8")
-    print(table(rows), end="")
+        for begin, told, end in ((BEGIN, table(rows), END), (BEGIN_SHIPPED, shipped(recipes), END_SHIPPED)):
+            before, _, rest = text.partition(begin)
+            text = f"{before}{begin}\n{told}{end}{rest.partition(end)[2]}"
+        options.page.write_text(text, encoding="utf-8")
+    print(f"{table(rows)}\n{shipped(recipes)}", end="")
 
 
 def paper_run(size: str) -> TrainConfig:
@@ -89,6 +96,36 @@ def worked_out(size: str, cards: int) -> dict[str, Any]:
         "seconds": plan.pace.seconds, "step_seconds": plan.pace.total, "days": plan.hours / 24, "dollars": plan.dollars,
         "bound": plan.pace.bound,
     }  # fmt: skip
+
+
+def of_recipe(name: str, gpus: int, nodes: int, serving: int) -> dict[str, Any]:
+    """One line of the recipes' table."""
+    config = load_recipe(name)
+    assert isinstance(config, TrainConfig)
+    plan = make_plan(config, devices_for(config, "h100", gpus, nodes, serving=serving))
+    assert plan.pace
+    return {
+        "recipe": name, "gpus": gpus, "nodes": nodes, "serving": serving, "peak_gib": plan.memory.peak / 2**30,
+        "fits": plan.fits, "seconds": plan.pace.seconds, "step_seconds": plan.pace.total, "days": plan.hours / 24,
+        "dollars": plan.dollars, "bound": plan.pace.bound,
+    }  # fmt: skip
+
+
+def shipped(recipes: list[dict[str, Any]]) -> str:
+    """As docs/scale.md shows it."""
+    lines = [
+        "| recipe | H100 that train, and serve | GiB a card | rollouts, s | update, s | sync, s | a step, s | days "
+        "| dollars |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in recipes:
+        assert row["fits"]
+        told = " | ".join(f"{row['seconds'][name]:.1f}" for name in ("rollouts", "update", "sync"))
+        lines.append(
+            f"| `{row['recipe']}` | {row['gpus'] * row['nodes']}, {row['serving']} | {row['peak_gib']:.0f} | {told} "
+            f"| {row['step_seconds']:.0f} | {row['days']:.1f} | {row['dollars']:,.0f} |"
+        )
+    return "\n".join(lines) + "\n"
 
 
 def table(rows: list[dict[str, Any]]) -> str:

@@ -389,13 +389,18 @@ def test_what_two_ranks_hold(script: Script, tmp_path: Path) -> None:
 
 def test_the_table_of_scale_is_that_of_its_results(script: Script) -> None:
     scale = script("benchmarks/scale.py")
-    rows = json.loads((ROOT / "benchmarks/results/scale.json").read_text(encoding="utf-8"))["rows"]
+    found = json.loads((ROOT / "benchmarks/results/scale.json").read_text(encoding="utf-8"))
+    rows, page = found["rows"], scale.PAGE.read_text(encoding="utf-8")
     assert {(row["size"], row["cards"]) for row in rows} == {(size, n) for size in scale.MODELS for n in scale.COUNTS}
-    assert f"{scale.BEGIN}\n{scale.table(rows)}{scale.END}" in scale.PAGE.read_text(encoding="utf-8")
+    assert f"{scale.BEGIN}\n{scale.table(rows)}{scale.END}" in page
+    assert f"{scale.BEGIN_SHIPPED}\n{scale.shipped(found['recipes'])}{scale.END_SHIPPED}" in page
 
 
 @pytest.mark.nightly
 def test_the_results_of_scale_are_what_it_works_out(script: Script) -> None:
     scale = script("benchmarks/scale.py")
-    rows = json.loads((ROOT / "benchmarks/results/scale.json").read_text(encoding="utf-8"))["rows"]
-    assert scale.worked_out("7B", 8) == next(row for row in rows if (row["size"], row["cards"]) == ("7B", 8))
+    found = json.loads((ROOT / "benchmarks/results/scale.json").read_text(encoding="utf-8"))
+    kept = next(row for row in found["rows"] if (row["size"], row["cards"]) == ("7B", 8))
+    for now, before in ((scale.worked_out("7B", 8), kept), (scale.of_recipe(*scale.SHIPPED[0]), found["recipes"][0])):
+        assert {**now, "seconds": 0} == pytest.approx({**before, "seconds": 0})
+        assert now["seconds"] == pytest.approx(before["seconds"])

@@ -7,9 +7,9 @@ export TOKENIZERS_PARALLELISM = false
 
 # Files go whole to one of two processes, in their order: the heavy ones come first.
 BOTH := -n 2 --dist loadfile --no-loadscope-reorder
-test versions nightly: export OMP_WAIT_POLICY = PASSIVE
+test recipes versions nightly: export OMP_WAIT_POLICY = PASSIVE
 
-.PHONY: help demo test test-bridges test-vllm nightly card versions lint docs reference bench bench-judge base gpu-check clean
+.PHONY: help demo test recipes test-bridges test-vllm nightly card versions lint docs reference bench bench-judge base gpu-check clean
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
@@ -25,6 +25,9 @@ demo: $(VENV)/.installed  ## train a small model to correct itself and write run
 
 test: $(VENV)/.installed  ## the whole test suite
 	$(BIN)/python -m pytest $(BOTH)
+
+recipes: $(VENV)/.installed  ## every shipped recipe: checked, and planned for the card that it names
+	$(BIN)/python -m pytest -n 2 -m "nightly or not nightly" tests/unit/test_plan_recipes.py
 
 # inspect_ai's dependencies clash with those of constraints.txt: an environment of its own.
 .venv-bridges/.installed: pyproject.toml constraints-bridges.txt

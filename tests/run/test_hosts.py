@@ -285,7 +285,7 @@ def test_by_its_launchers(way: Any, model: Path, tmp_path: Path) -> None:
         assert None not in statuses
         assert 0 not in statuses
         assert re.search(
-            r"^stopped; checkpoint step-\d+ is whole\. To go on, resume with: selfcorrect train --resume /tmp/runs/two$",
+            r"^stopped; checkpoint step-\d+ is whole\. To go on, resume with: selfcorrect train --resume /tmp/runs/two \(by the same launcher\)$",
             jobs[0].err,
             re.M,
         ), jobs[0].err

@@ -306,7 +306,8 @@ def test_ctrl_c_once_stops_all(
     run = tmp_path / "two"
     assert (
         ended[0].err
-        == f"stopped; checkpoint step-000003 is whole. To go on, resume with: selfcorrect train --resume {run}\n"
+        == f"stopped; checkpoint step-000003 is whole. To go on, resume with: selfcorrect train --resume {run}"
+        " (by the same launcher)\n"
     )
     assert ended[1].err == ""
     well(launch(tmp_path / "again", settings).ended())

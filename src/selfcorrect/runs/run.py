@@ -157,7 +157,7 @@ def _run(config: TrainConfig, path: Path, observer: Observer, used: TrainConfig 
                 _prepare_and_train(config, path, observer, used, stop, ranks)
         except (RuntimeError, MemoryError) as error:
             if lost := ranks.loss(error):
-                raise RankLost(f"{lost}; {_kept(path, ranks)} (by the same launcher)") from error
+                raise RankLost(f"{lost}; {_kept(path, ranks)}") from error
             if not is_out_of_memory(error):
                 raise
             raise MemoryExhausted(
@@ -171,11 +171,11 @@ def _run(config: TrainConfig, path: Path, observer: Observer, used: TrainConfig 
                 raise
             raise CheckpointError(
                 f"the disk is full ({error.strerror}: {error.filename or path}); {_last_saved(path)}. "
-                f"Free some space, then {_how_to_go_on(path)}"
+                f"Free some space, then {_how_to_go_on(path, ranks)}"
             ) from error
         except KeyboardInterrupt:
             lost = "" if stop.now else stop.lost
-            told = f"stopped; {lost}{_last_saved(path)}. To go on, {_how_to_go_on(path)}"
+            told = f"stopped; {lost}{_last_saved(path)}. To go on, {_how_to_go_on(path, ranks)}"
             raise TrainingInterrupted(told, 128 + stop.signal) from None
     return path
 
@@ -311,8 +311,8 @@ def _opened(
 def _kept(path: Path, ranks: Alone) -> str:
     """What is kept, and how to go on. Of a disk that is not ours nothing is known."""
     if ranks.rank and not ranks.shares_disk:
-        return f"what is kept of the run is on {ranks.hosts[0]}. To go on, resume with: {resume_command(path)}"
-    return f"{_last_saved(path)}. To go on, {_how_to_go_on(path)}"
+        return f"what is kept of the run is on {ranks.hosts[0]}. To go on, {_resume(path, ranks)}"
+    return f"{_last_saved(path)}. To go on, {_how_to_go_on(path, ranks)}"
 
 
 def _last_saved(path: Path) -> str:
@@ -320,5 +320,9 @@ def _last_saved(path: Path) -> str:
     return f"checkpoint {checkpoints[-1].name} is whole" if checkpoints else "no checkpoint had been written yet"
 
 
-def _how_to_go_on(path: Path) -> str:
-    return f"resume with: {resume_command(path)}" if (path / "config.yaml").exists() else "start the run again"
+def _how_to_go_on(path: Path, ranks: Alone) -> str:
+    return _resume(path, ranks) if (path / "config.yaml").exists() else "start the run again"
+
+
+def _resume(path: Path, ranks: Alone) -> str:
+    return f"resume with: {resume_command(path)}" + (" (by the same launcher)" if ranks.size > 1 else "")

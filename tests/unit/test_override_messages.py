@@ -35,6 +35,7 @@ def refused(recipe: str | Path, *overrides: str) -> list[str]:
         (["stages.0.objective=pair_sft", "stages.0.beta1=1"], ["beta2 are of", "unknown key 'stages.0.beta1'"]),
         (["stages={name: x}"], [r"^override 'stages=\{name: x\}': stages: "]),
         (["stages.stage2.objective=multi_turn", "stages.stage2.rewarded=9"], ["is now multi_turn, and .*alpha", "stages.stage2.rewarded = '9'"]),
+        (["vllm.timeout=9"], [r"^override 'vllm.timeout=9': the recipe: vllm is for sampler: vllm, not .* set sampler=vllm, or"]),
     ],
 )  # fmt: skip
 def test_told_as_typed(overrides: list[str], lines: list[str]) -> None:

@@ -380,7 +380,7 @@ STAGE = {"name": "one", "objective": "stage1", "steps": 1, "learning_rate": 1e-3
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"vllm": {"block_size": 32}}, "vllm is of sampler: vllm, and sampler is transformers"),
+        ({"vllm": {"block_size": 32}}, "vllm is for sampler: vllm, not for transformers"),
         ({"sampler": "vllm", "vllm": {"adapter": "only"}}, "model.tuning is full"),
         ({"sampler": "vllm", "vllm": {"server": "localhost:8000"}}, "is no address; write http://HOST:8000"),
         ({"sampler": "vllm", "vllm": {"server": "http://host:port"}}, "is no address; write http://HOST:8000"),

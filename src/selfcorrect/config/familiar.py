@@ -64,6 +64,7 @@ FAMILIAR = {
     "deepspeed": _RANKS, "fsdp": _RANKS, "fsdp_config": _RANKS, "accelerate": _RANKS, "ddp": _RANKS,
     "tensor_parallel_size": _SPLIT, "vllm_tensor_parallel_size": _SPLIT, "data_parallel_size": _RANKS,
     "use_vllm": "sampler: vllm", "vllm_server_base_url": "vllm.server", "vllm_server_host": "vllm.server",
+    "gpu_memory_utilization": "vllm.memory_share", "vllm_gpu_memory_utilization": "vllm.memory_share",
     "load_in_4bit": "model.tuning: qlora", "use_peft": "model.tuning: lora",
     "peft_config": "model.tuning and model.lora", "quantization": "model.tuning: qlora",
     "model_init_kwargs": "model.weights, model.attention", "quantization_config": "model.tuning: qlora",

@@ -15,16 +15,16 @@ auto: ddp where torchrun or accelerate started several processes.
 
 def not_in_shards(config: "TrainConfig") -> str:
     """Why a recipe cannot be trained under fsdp2 or hsdp, and what to set; empty where it can."""
-    model, way_out = config.model, "; set parallel=ddp"
+    model = config.model
     kind = "hsdp" if config.parallel == "hsdp" else "fsdp2"
     if config.optimizer.name != "adamw":
         return (
             f"optimizer.name = {config.optimizer.name!r} with parallel: {kind}: bitsandbytes does not step sharded "
-            f"weights; set optimizer.name=adamw (whose moments are in shards){way_out}"
+            "weights; set optimizer.name=adamw (whose moments are in shards), or parallel=ddp"
         )
     if model.tuning != "full" and config.algorithm.reference == "previous_stage":
         return (
             f"algorithm.reference = 'previous_stage' with model.tuning: {model.tuning} and parallel: {kind}: the "
-            f"second adapter would have to be sharded in a running model{way_out}"
+            "second adapter would have to be sharded in a running model; set parallel=ddp"
         )
     return ""

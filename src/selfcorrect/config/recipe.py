@@ -292,7 +292,8 @@ def _explain(
             text = str(error["ctx"]["error"])
             if not parts:  # a contradiction between sections: the message starts with the field it is about
                 about = text.split(maxsplit=1)[0].rstrip(":")
-                where = next((places[key] for key in _prefixes(about.split(".")) if key in places), source)
+                inside = (key for key in typed if key.startswith(f"{about}."))  # or about a section that overrides made
+                where = next((places[key] for key in (*_prefixes(about.split(".")), *inside) if key in places), source)
             return f"{where}: {field}: {text}"
         case _:
             told = f"{where}: {field}{shown}: {error['msg'][0].lower()}{error['msg'][1:]}"

@@ -332,7 +332,7 @@ class TrainConfig(Strict):
         if (self.sampler == "recorded") != (self.recorded is not None):
             raise ValueError("sampler: recorded and recorded: FILE belong together; set both, or neither")
         if self.sampler != "vllm" and self.vllm != VllmConfig():
-            raise ValueError(f"vllm is of sampler: vllm, and sampler is {self.sampler}; set it, or leave vllm out")
+            raise ValueError(f"vllm is for sampler: vllm, not for {self.sampler}; set sampler=vllm, or leave vllm out")
         if self.vllm.adapter == "only" and self.model.tuning == "full":
             raise ValueError("vllm.adapter: only sends an adapter, and model.tuning is full; set it to auto")
         if self.parallel in ("fsdp2", "hsdp") and (why := not_in_shards(self)):

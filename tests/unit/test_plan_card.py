@@ -9,6 +9,7 @@ import torch
 from torch.nn import functional
 from transformers import Qwen2Config
 
+from selfcorrect.errors import ConfigError
 from selfcorrect.learning import vocabulary
 from selfcorrect.learning.vocabulary import Tiles
 from selfcorrect.planning import memory, rehearsal
@@ -104,3 +105,11 @@ def test_devices_share_what_is_evaluated_side_by_side() -> None:
     assert [rows(devices, evaluation={"problems": 400}) for devices in (1, 8)] == [64, 8]
     assert rows(1, evaluation={"problems": 4, "external": ["more.jsonl"]}) == 64  # it may have any number of them
     assert rows(1, evaluation={"problems": 4}, checkpoint={"held_out": "more.jsonl", "select": "held_out"}) == 64
+
+
+def test_attempts_beyond_what_the_model_reads_are_not_planned() -> None:
+    config = recipe(
+        **{**ONE_ROW, "rollouts": {"max_new_tokens": 16_384, "rows_at_once": 8}}, model={"path": "Qwen/Qwen2.5-7B"}
+    )
+    with pytest.raises(ConfigError, match=r"max_new_tokens = 16384: 2 attempts .* in the 32768 tokens"):
+        make_plan(config, Devices(CARDS["h100"]))

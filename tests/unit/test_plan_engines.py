@@ -47,6 +47,10 @@ def test_an_engine_in_the_process_takes_its_share_of_the_card(monkeypatch: pytes
     assert few.memory.peak < card.bytes
     found = next(planning.turns(few, assumed_lengths(few.config)))
     assert found.overrides == ("vllm.memory_share=0.23",)
+    assert found.cost == "room for 64 of the longest rollouts side by side"
+    assert not [tried for tried, _ in planning._candidates(few) if "rows_at_once=8" in " ".join(tried)]  # has its own
+    told = list(lines(few))
+    assert ["DOES NOT FIT" in line for line in told if ": fits" in line or "NOT FIT" in line] == [False, True]
     on_processor = in_process(None)
     assert taken(on_processor, "update") == taken(on_processor, "sampling") > 2**30  # where nothing sleeps
 

@@ -277,6 +277,7 @@ def test_no_setting_is_advised_that_training_refuses() -> None:
     tuned = [overrides for overrides, _ in plan._candidates(full) if "model.weights=bfloat16" in overrides]
     assert len(tuned) == 2
     for overrides in tuned:
+        assert {"optimizer.micro_batch=auto", "rollouts.rows_at_once=auto"} <= set(overrides)  # there is room again
         validate(far.model_dump(mode="json"), overrides=overrides)
 
 
@@ -419,6 +420,7 @@ def test_refusals_are_one_line(arguments: list[str], why: str) -> None:
         ({}, (4, 1, None, 3), r"--serving 3: the model's 28 heads are split over the server's cards"),
         ({"vllm": {"server": "http://localhost:8000", "timeout": 1801.0}}, (4,), "set at most 1800"),
         ({"sampler": "transformers", "vllm": {}}, (4, 1, None, 2), "--serving 2: the recipe has no vllm.server"),
+        ({}, (), "parallel = 'fsdp2' spreads training over several cards; --gpus tells how many"),
     ],
 )
 def test_what_a_run_would_refuse_is_not_planned(changes: dict[str, Any], cards: tuple[Any, ...], why: str) -> None:

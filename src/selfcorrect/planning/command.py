@@ -68,7 +68,7 @@ def plan(
         ways = [{"overrides": turn.overrides, "peak_bytes": turn.plan.memory.peak} for turn in better]
         typer.echo(json.dumps(page.row(made) | {"turns": ways, "reverse": backwards}, indent=1))
         return
-    told = [*page.lines(made), *([] if made.fits else ["\nwhat makes it fit:", *page.turned(better)])]
+    told = [*page.lines(made), *([] if made.fits else ["", *page.turned(better)])]
     for line in (*told, *(f"{name.replace('_', ' ')}: {value}" for name, value in backwards.items())):
         typer.echo(line)
 

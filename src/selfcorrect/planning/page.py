@@ -20,8 +20,9 @@ def lines(plan: Plan) -> Iterator[str]:
     )
     yield (
         f"a step: {rollouts.problems_per_step * rollouts.rollouts_per_problem:,} rollouts of {step.attempts} attempts; "
-        f"{step.lengths.told}; memory is for rollouts of up to {longest:,.0f} tokens"
+        f"memory is for rollouts of up to {longest:,.0f} tokens"
     )
+    yield f"lengths: {step.lengths.told}"
     optimizer = config.optimizer
     yield (
         f"sizes: rows_at_once {config.rollouts.rows}, micro_batch {optimizer.rows}, gradient_checkpointing "
@@ -32,9 +33,9 @@ def lines(plan: Plan) -> Iterator[str]:
     if needs.static.place == "cpu":
         yield "  the reference lies in the machine's memory and passes through the card (model.reference)"
     if plan.spread.beside:
-        left = plan.devices.bytes - plan.server
+        left, each = plan.devices.bytes - plan.server, " each" if plan.spread.tensor > 1 else ""
         yield (
-            f"  the server's {plan.spread.tensor} further {device(plan)}: {plan.server / GIB:.2f} GiB each with a "
+            f"  the server's {plan.spread.tensor} further {device(plan)}: {plan.server / GIB:.2f} GiB{each} with a "
             f"cache of one rollout, and {left / GIB:.1f} left for more"
             + ("" if left >= 0 else ": DOES NOT FIT; --serving gives it more cards")
         )
@@ -65,12 +66,15 @@ def _by_phase(plan: Plan) -> Iterator[str]:
     phases = sorted(needs.phases, key=order.index)
     parts = {phase: needs.parts(phase) for phase in phases}
     names = list(dict.fromkeys(name for of in parts.values() for name in of if name not in _LAST))
-    yield f"{f'memory of one {device(plan)}, GiB':<44}" + "".join(f"{phase:>11}" for phase in phases)
-    for name in (*names, *(last for last in _LAST if any(last in of for of in parts.values()))):
+    names += [last for last in _LAST if any(last in of for of in parts.values())]
+    head = f"memory of one {device(plan)}, GiB"
+    wide = max(map(len, (head, *(f"  {name}" for name in names)))) + 1
+    yield f"{head:<{wide}}" + "".join(f"{phase:>11}" for phase in phases)
+    for name in names:
         sizes = (f"{of[name] / GIB:11.2f}" if name in of else f"{'':11}" for of in parts.values())
-        yield f"  {name:<42}{''.join(sizes)}".rstrip()
-    yield f"  {'in all':<42}" + "".join(f"{needs.at(phase) / GIB:11.2f}" for phase in phases)
-    verdict = "fits" if plan.fits else "DOES NOT FIT"
+        yield f"{f'  {name}':<{wide}}{''.join(sizes)}".rstrip()
+    yield f"{'  in all':<{wide}}" + "".join(f"{needs.at(phase) / GIB:11.2f}" for phase in phases)
+    verdict = "fits" if needs.peak <= plan.devices.bytes else "DOES NOT FIT"  # a server and a cache have their own
     yield f"  at its fullest ({needs.fullest}) {needs.peak / GIB:.2f} of {plan.devices.bytes / GIB:.1f}: {verdict}"
 
 
@@ -91,12 +95,14 @@ def turned(turns: list[Turn]) -> Iterator[str]:
     """What to turn where it does not fit."""
     if not turns:
         yield "nothing tried makes it fit; take a larger card, more of them with parallel=fsdp2, or a smaller model"
+        return
+    yield "what makes it fit:"
     for turn in turns:
         yield f"  {' '.join(turn.overrides)}: {turn.plan.memory.peak / GIB:.1f} GiB, fits ({turn.cost})"
 
 
 def device(plan: Plan) -> str:
-    return plan.devices.card.name if plan.devices.card else "process on this processor"
+    return plan.devices.card.name if plan.devices.card else "process"
 
 
 def devices(plan: Plan) -> str:

@@ -120,6 +120,11 @@ def devices_for(
         raise ConfigError(f"--serving {serving}: the recipe has no vllm.server; leave it out")
     if gpus * nodes > 1:
         refuse_unserved(config)
+    elif asked != "auto" and gpu != CPU:
+        raise ConfigError(
+            f"parallel = {asked!r} spreads training over several cards; --gpus tells how many (--serving, how many a "
+            "server has besides), or set parallel=auto for one"
+        )
     card = CARDS.get(gpu)
     found = Devices(card, gpus, nodes, parallel, engine, None, price)
     if engine and config.vllm.server and card is None:
@@ -147,6 +152,12 @@ def make_plan(
         raise ConfigError("this recipe trains nothing (no stages, or recorded attempts), so there is nothing to plan")
     spec, lengths = spec or described(config.model), lengths or assumed_lengths(config)
     fixed, model, step, spread = _laid_out(config, devices, lengths, spec)
+    reads = getattr(spec.config, "max_position_embeddings", None)
+    if reads and step.attempts * lengths.limit >= reads:  # whatever the prompts are
+        raise ConfigError(
+            f"rollouts.max_new_tokens = {lengths.limit}: {step.attempts} attempts of that length leave no room for a "
+            f"prompt in the {reads} tokens that the model reads; lower max_new_tokens"
+        )
     needs = memory(fixed, model, devices.card, step, spread)
     took = None
     if timed and devices.card and devices.card.rated:
@@ -213,35 +224,40 @@ def _candidates(plan: Plan) -> Iterator[tuple[list[str], str]]:
     """Settings that change no gradient first, then those that do."""
     config, rows = plan.config, plan.config.rollouts.rows
     again, micro = "optimizer.gradient_checkpointing=true", config.optimizer.rows
-    for share in _shares(plan):
+    for share, rollouts in _shares(plan):
         unset = ["vllm.kv_cache_gib=null"] if config.vllm.kv_cache_gib else []
-        yield [f"vllm.memory_share={share:g}", *unset], "room for other numbers of rollouts side by side"
+        yield [f"vllm.memory_share={share:g}", *unset], f"room for {rollouts} of the longest rollouts side by side"
     if plan.memory.fullest == "update":
         for size in sorted({max(1, micro // 2), max(1, micro // 4), 1} - {micro}, reverse=True):
             yield [f"optimizer.micro_batch={size}"], "the same gradient, a little slower"
         if config.optimizer.gradient_checkpointing is not True:
             yield [again], "the same gradient, a third more computation in the update"
-    for size in sorted({max(1, rows // 2), max(1, rows // 4)} - {rows}, reverse=True):
+    lanes = not plan.devices.engine  # which has a cache of its own
+    for size in sorted({max(1, rows // 2), max(1, rows // 4)} - {rows} if lanes else (), reverse=True):
         yield [f"rollouts.rows_at_once={size}"], "slower sampling"
-    tight = [again, "optimizer.micro_batch=1", f"rollouts.rows_at_once={max(1, min(8, rows))}"]
-    yield tight, "slower sampling and update"
+    tight = [again, "optimizer.micro_batch=1"] + [f"rollouts.rows_at_once={max(1, min(8, rows))}"] * lanes
+    yield tight, "slower sampling and update" if lanes else "a slower update"
     for kind in ("hsdp", "fsdp2") if plan.devices.nodes > 1 else ("fsdp2",):  # one machine's links are the faster ones
         if plan.devices.shards < replace(plan.devices, parallel=kind).shards:
             for more in ([], ["model.weights=float32"] if config.model.tuning == "full" else []):
                 yield [*tight, *more, f"parallel={kind}"], "weights are gathered from the other cards as they are used"
-    with_base = ["model.reference=auto"] if config.model.reference != "auto" else []  # an adapter's is its own model
+    # An adapter leaves room for other sizes; its reference is its own model.
+    anew = ["optimizer.micro_batch=auto", "optimizer.gradient_checkpointing=auto"]
+    anew += ["rollouts.rows_at_once=auto"] * lanes
+    anew += ["model.reference=auto"] if config.model.reference != "auto" else []
     if config.model.tuning == "full":
-        yield [*tight, "model.reference=cpu"], "the reference passes through the card layer by layer"
-        yield [*tight, "model.reference=cpu", "optimizer.name=adamw_8bit"], "and moments have 8 bits"
+        away, cost = [*tight, "model.reference=cpu"], "the reference passes through the card layer by layer"
+        yield away, cost
+        yield [*away, "optimizer.name=adamw_8bit"], f"{cost}, and moments have 8 bits"
         yield (
-            [*tight, *with_base, "model.tuning=lora", "model.weights=bfloat16"],
+            [*anew, "model.tuning=lora", "model.weights=bfloat16"],
             "an adapter trains, in place of all weights, with ten times the learning rate",
         )
     elif config.model.weights == "float32":
         yield [*tight, "model.weights=bfloat16"], "the frozen weights are rounded"
     if config.model.tuning != "qlora":
         yield (
-            [*tight, *with_base, "model.tuning=qlora", "model.weights=bfloat16"],
+            [*anew, "model.tuning=qlora", "model.weights=bfloat16"],
             "an adapter trains over weights in 4 bits (where all of them did, with ten times the learning rate)",
         )
     yield (
@@ -250,8 +266,8 @@ def _candidates(plan: Plan) -> Iterator[tuple[list[str], str]]:
     )
 
 
-def _shares(plan: Plan) -> Iterator[float]:
-    """Of a card, for an engine in the process: room for many of the longest rollouts, for some, for one."""
+def _shares(plan: Plan) -> Iterator[tuple[float, int]]:
+    """Of a card, for an engine in the process; and for how many of the longest rollouts that is room."""
     card = plan.devices.card
     if card is None or not plan.devices.engine or plan.devices.serving is not None:
         return
@@ -259,7 +275,7 @@ def _shares(plan: Plan) -> Iterator[float]:
     token, weights = plan.model.spec.token_bytes(plan.model.costume.compute), plan.model.numbers.all
     for rollouts in (64, 16, 1):
         needed = plan.model.costume.compute.itemsize * weights + ENGINE_BYTES + rollouts * token * tokens
-        yield math.ceil(100 * needed / card.bytes) / 100
+        yield math.ceil(100 * needed / card.bytes) / 100, rollouts
 
 
 def _devices(devices: Devices, overrides: list[str]) -> Devices:

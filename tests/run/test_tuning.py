@@ -282,7 +282,7 @@ def test_a_reference_that_a_card_does_not_hold_is_not_counted(
 
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
-    ({"lora": {"rank": 4}}, "lora is of tuning: lora and qlora, and tuning is full"),
+    ({"lora": {"rank": 4}}, "lora is of tuning: lora and qlora, and tuning is full; set tuning, or model.lora={}"),
     ({"weights": "bfloat16", "precision": "float32"}, "weights: bfloat16 are computed with in bfloat16"),
     ({"tuning": "lora", "reference": "cpu"}, "reference is for tuning: full"),
     ({"tuning": "dora"}, "model.tuning = 'dora'"),

@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from selfcorrect.learning.vocabulary import Tiles
 from selfcorrect.planning import memory, rehearsal
 from selfcorrect.planning.casts import CardsCasts
 from selfcorrect.planning.hardware import CARDS
-from selfcorrect.planning.plan import Devices, make_plan
+from selfcorrect.planning.plan import Devices, _candidates, make_plan
 from selfcorrect.planning.rehearsal import Costume, sampling, update
 from selfcorrect.planning.spec import Spec
 from selfcorrect.planning.work import Sampling, Update
@@ -113,3 +114,16 @@ def test_attempts_beyond_what_the_model_reads_are_not_planned() -> None:
     )
     with pytest.raises(ConfigError, match=r"max_new_tokens = 16384: 2 attempts .* in the 32768 tokens"):
         make_plan(config, Devices(CARDS["h100"]))
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp2"])
+def test_each_advice_is_given_once(parallel: str) -> None:
+    """Among it weights in 4 bits that every card holds whole, as sampling gathers what lies in shards."""
+    config = recipe(**ONE_ROW, model={"path": "Qwen/Qwen2.5-7B", "tuning": "lora"}, parallel=parallel)
+    plan: Any = SimpleNamespace(
+        config=config, memory=SimpleNamespace(fullest="update"), devices=Devices(CARDS["l4"], 8, parallel=parallel)
+    )
+    advised = [tuple(overrides) for overrides, _ in _candidates(plan)]
+    assert len(advised) == len(set(advised))
+    whole = [overrides for overrides in advised if "parallel=ddp" in overrides]
+    assert ["model.tuning=qlora" in overrides for overrides in whole] == [True] * (parallel == "fsdp2")

@@ -79,7 +79,7 @@ class ModelConfig(Strict):
                 "weights: float32"
             )
         if self.tuning == "full" and self.lora != LoraConfig():
-            raise ValueError("lora is of tuning: lora and qlora, and tuning is full; set tuning, or leave lora out")
+            raise ValueError("lora is of tuning: lora and qlora, and tuning is full; set tuning, or model.lora={}")
         if self.tuning != "full" and self.reference != "auto":
             raise ValueError(
                 f"reference is for tuning: full; with tuning: {self.tuning} it is the same model with its adapter off, "

@@ -239,7 +239,7 @@ def _candidates(plan: Plan) -> Iterator[tuple[list[str], str]]:
     yield tight, "slower sampling and update" if lanes else "a slower update"
     for kind in ("hsdp", "fsdp2") if plan.devices.nodes > 1 else ("fsdp2",):  # one machine's links are the faster ones
         if plan.devices.shards < replace(plan.devices, parallel=kind).shards:
-            for more in ([], ["model.weights=float32"] if config.model.tuning == "full" else []):
+            for more in [[], ["model.weights=float32"]][: 2 if config.model.tuning == "full" else 1]:
                 yield [*tight, *more, f"parallel={kind}"], "weights are gathered from the other cards as they are used"
     # An adapter leaves room for other sizes; its reference is its own model.
     anew = ["optimizer.micro_batch=auto", "optimizer.gradient_checkpointing=auto"]
@@ -255,11 +255,12 @@ def _candidates(plan: Plan) -> Iterator[tuple[list[str], str]]:
         )
     elif config.model.weights == "float32":
         yield [*tight, "model.weights=bfloat16"], "the frozen weights are rounded"
+    anew += ["model.tuning=qlora", "model.weights=bfloat16"]
+    four = "an adapter trains over weights in 4 bits (where all of them did, with ten times the learning rate)"
     if config.model.tuning != "qlora":
-        yield (
-            [*anew, "model.tuning=qlora", "model.weights=bfloat16"],
-            "an adapter trains over weights in 4 bits (where all of them did, with ten times the learning rate)",
-        )
+        yield anew, four
+    if plan.devices.parallel != "ddp":
+        yield [*anew, "parallel=ddp"], f"{four}, which every card holds whole"
     yield (
         [*tight, f"rollouts.max_new_tokens={max(1, config.rollouts.max_new_tokens // 2)}"],
         "attempts of half the length",

@@ -61,6 +61,23 @@ def test_an_engine_that_dies_ends_the_run_and_resuming_repeats_the_step(
     assert engines.made[0].calls.count("rest") == 2
 
 
+def test_an_engine_that_dies_after_the_last_step_loses_no_step(
+    model: Path, tmp_path: Path, lucky: None, engine_of: Any
+) -> None:
+    """In the last evaluation."""
+    engines = engine_of()
+    whole = end_state(go(brief(tmp_path / "whole", model, sampler="vllm")))
+    calls = engines.made[0].calls.count("sample")
+    engine_of({"dies": calls}, {"dies": 1})
+    settings = brief(tmp_path / "broken", model, sampler="vllm")
+    with pytest.raises(
+        SamplerFailed, match=r"failed again .*; checkpoint 2 is kept, and resuming the run goes on from"
+    ):
+        go(settings)
+    engine_of()
+    check_same(go(settings), whole)
+
+
 def test_evaluation_and_play_go_through_it_too(model: Path, tmp_path: Path, lucky: None, engine_of: Any) -> None:
     settings = recipe(tmp_path, model, stages=[])
     expected = api.evaluate(model, recipe=settings, output=tmp_path / "plain")

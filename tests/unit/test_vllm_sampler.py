@@ -262,14 +262,23 @@ def test_an_engine_that_takes_no_longer_rollouts_names_what_to_set(
     assert len(engines.made) == 1
 
 
-@pytest.mark.parametrize("told", [Sampled((), ()), Sampled((1,) * 16, ())])
-def test_a_comparison_without_numbers_names_what_to_set(
-    told: Sampled, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("given", "told", "engines"),
+    [
+        (Sampled((1,) * 16, ()), r"without their log-probabilities.*--logprobs-mode processed_logprobs", 1),
+        (Sampled((), ()), r"completion of 0 tokens came back broken off\), was started once more, and failed again", 2),
+        (Sampled((1,), (-1.0,)), r"completion of 1 tokens .* and failed again", 2),
+    ],
+)
+def test_a_comparison_without_numbers_names_what_to_set_and_a_broken_one_is_made_again(
+    given: Sampled, told: str, engines: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lm = model()
-    monkeypatch.setattr(FakeEngine, "sample", lambda self, requests: [told] * len(requests))
-    with pytest.raises(SamplerFailed, match=r"without their log-probabilities.*--logprobs-mode processed_logprobs"):
-        sampler(lm, Engines(lm), tmp_path).sample(prompts(lm), GREEDY)
+    monkeypatch.setattr(FakeEngine, "sample", lambda self, requests: [given] * len(requests))
+    made = Engines(lm)
+    with pytest.raises(SamplerFailed, match=told):
+        sampler(lm, made, tmp_path).sample(prompts(lm), GREEDY)
+    assert len(made.made) == engines
 
 
 def test_a_sync_goes_to_the_ranks_own_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,8 @@
 """The loop of a run: stages one after the other, evaluations between them, checkpoints, the selected weights."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -37,6 +38,8 @@ from selfcorrect.runs.folder import RunFolder
 from selfcorrect.runs.interrupts import Stop
 from selfcorrect.runs.sentry import Sentry
 from selfcorrect.tasks.base import fixed_share
+
+_FAILED = (NothingGraded, GraderFailed, SamplerFailed)  # for which what was earned is kept
 
 
 class Loop:
@@ -115,11 +118,10 @@ class Loop:
         trainer, log = self.trainer, self.config.log
         try:
             result = supervised_step(trainer, self._collected) if self._collected else trainer.train_step()
-        except (NothingGraded, GraderFailed, SamplerFailed) as error:
+        except _FAILED as error:
             if trainer.progress.stage_step:
                 self._checkpoint()
-            kept = f"checkpoint {trainer.progress.step} is kept" if trainer.progress.step else "nothing was trained yet"
-            raise type(error)(f"{error}; {kept}, and resuming the run repeats the step") from error
+            raise type(error)(f"{error}; {self._kept()}, and resuming the run repeats the step") from error
         self.folder.log_step(result.row())
         if log.rollouts_kept and (result.stage_step == 1 or result.stage_step % log.rollouts_every == 0):
             group = self.config.rollouts.rollouts_per_problem
@@ -130,6 +132,18 @@ class Loop:
             self._checkpoint()
         self.observer.step_done(result)
         return result
+
+    def _kept(self) -> str:
+        step = self.trainer.progress.step
+        return f"checkpoint {step} is kept" if step else "nothing was trained yet"
+
+    @contextmanager
+    def _after_checkpoint(self) -> Iterator[None]:
+        """Around what samples between steps."""
+        try:
+            yield
+        except _FAILED as error:
+            raise type(error)(f"{error}; {self._kept()}, and resuming the run goes on from there") from error
 
     def _is_due(self) -> bool:
         """Whether a checkpoint, and a look whether these are the best weights so far, belongs to the last step."""
@@ -159,7 +173,9 @@ class Loop:
     def _look_between(self) -> None:
         if self._between:
             self.observer.evaluating(f"a few problems, after step {self.trainer.progress.step}")
-            self.folder.log_between(self._between.row())
+            with self._after_checkpoint():
+                row = self._between.row()
+            self.folder.log_between(row)
 
     def _collect(self) -> None:
         """Before a step of a supervised stage: its traces, and at an iteration's start the weights it begins with."""
@@ -252,11 +268,12 @@ class Loop:
         """Of the weights as they are, each problem kept as it ends; `drop_kept` once something came of them."""
         trainer, lm = self.trainer, self.trainer.lm
         self.observer.evaluating(name)
-        trainer.sampler.load_weights(lm.model)
         made_with = settings(self.config, evaluator, lm.chat, model_settings(lm))
-        with self.ranks.kept(kept_in(self.folder.path, name, made_with, self.observer, afresh=True)) as kept:
-            found = run_kept(evaluator, name, trainer.progress.step, trainer.sampler, lm.chat, kept, self.observer)
-        trainer.rest()
+        with self._after_checkpoint():
+            trainer.sampler.load_weights(lm.model)
+            with self.ranks.kept(kept_in(self.folder.path, name, made_with, self.observer, afresh=True)) as kept:
+                found = run_kept(evaluator, name, trainer.progress.step, trainer.sampler, lm.chat, kept, self.observer)
+            trainer.rest()
         return found
 
     def _set_reference(self, index: int) -> None:

@@ -313,12 +313,15 @@ class VllmSampler:
             Request(probe, derive_seed("probe", row), TEMPERATURE, PROBED, ()) for row, probe in enumerate(self._probes)
         ]
         found = engine.sample(requests)
-        if not all(ids and len(logprobs) == len(ids) for ids, logprobs in found):
+        if not all(len(logprobs) == len(ids) for ids, logprobs in found):
             raise SamplerFailed(
-                f"sampler: vllm gave tokens without their log-probabilities, or none, after sync {self._syncs}, so it "
-                "cannot be compared with the policy: start the server with --logprobs-mode processed_logprobs, or set "
-                "sampler: transformers"
+                f"sampler: vllm gave tokens without their log-probabilities after sync {self._syncs}, so it cannot be "
+                "compared with the policy: start the server with --logprobs-mode processed_logprobs, or set sampler: "
+                "transformers"
             )
+        fewest = min(len(ids) for ids, _ in found)
+        if fewest < PROBED:
+            raise RuntimeError(f"a completion of {fewest} tokens came back broken off")
         return [Probed(probe, *told) for probe, told in zip(self._probes, found, strict=True)]
 
     def judge(self, probed: Sequence[Probed], own: Sequence[Sequence[float]]) -> None:

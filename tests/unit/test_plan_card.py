@@ -110,9 +110,9 @@ def test_devices_share_what_is_evaluated_side_by_side() -> None:
 
 def test_attempts_beyond_what_the_model_reads_are_not_planned() -> None:
     config = recipe(
-        **{**ONE_ROW, "rollouts": {"max_new_tokens": 16_384, "rows_at_once": 8}}, model={"path": "Qwen/Qwen2.5-7B"}
+        **{**ONE_ROW, "rollouts": {"max_new_tokens": 16_385, "rows_at_once": 8}}, model={"path": "Qwen/Qwen2.5-7B"}
     )
-    with pytest.raises(ConfigError, match=r"max_new_tokens = 16384: 2 attempts .* in the 32768 tokens"):
+    with pytest.raises(ConfigError, match=r"max_new_tokens = 16385: 2 attempts .* more than the 32768 tokens"):
         make_plan(config, Devices(CARDS["h100"]))
 
 

@@ -153,10 +153,10 @@ def make_plan(
     spec, lengths = spec or described(config.model), lengths or assumed_lengths(config)
     fixed, model, step, spread = _laid_out(config, devices, lengths, spec)
     reads = getattr(spec.config, "max_position_embeddings", None)
-    if reads and step.attempts * lengths.limit >= reads:  # whatever the prompts are
+    if reads and step.attempts * lengths.limit > reads:  # whatever the prompts are
         raise ConfigError(
-            f"rollouts.max_new_tokens = {lengths.limit}: {step.attempts} attempts of that length leave no room for a "
-            f"prompt in the {reads} tokens that the model reads; lower max_new_tokens"
+            f"rollouts.max_new_tokens = {lengths.limit}: {step.attempts} attempts of that length are more than the "
+            f"{reads} tokens that the model reads; lower max_new_tokens"
         )
     needs = memory(fixed, model, devices.card, step, spread)
     took = None

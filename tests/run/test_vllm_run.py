@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 
 from selfcorrect import api
-from selfcorrect.config import ModelConfig, VllmConfig
+from selfcorrect.config import ModelConfig, TrainConfig, VllmConfig
+from selfcorrect.config.recipe import validate
 from selfcorrect.errors import SamplerFailed
 from selfcorrect.models.language_model import LanguageModel
 from selfcorrect.models.loading import load_model
+from selfcorrect.runs.checks import tried
 from selfcorrect.samplers import vllm_engine, vllm_server
 from selfcorrect.samplers.sync_folder import SyncFolder
 from selfcorrect.samplers.transformers import TransformersSampler
@@ -104,6 +106,19 @@ def lm(model: Path) -> LanguageModel:
 
 
 PARAMS = SamplingParams(0.0, 8, 1)
+
+
+def test_check_asks_the_server(lm: LanguageModel, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vllm_server, "_WAIT", 0.0)
+    with serving(lm) as fake:
+        settings = brief(tmp_path, model, sampler="vllm", vllm={"server": f"http://127.0.0.1:{fake.server_port}"})
+        config = validate(settings)
+        assert isinstance(config, TrainConfig)
+        (told,) = [line for line in tried(config) if line.startswith("server: ")]
+        assert "answers, and reads up to " in told
+        assert fake.asked == ["/v1/models"]
+    with pytest.raises(SamplerFailed, match=r"^vllm.server = .* does not answer .*; start it \(docs/vllm.md\)"):
+        next(tried(config))
 
 
 def test_a_server_is_sent_each_version_and_pauses_meanwhile(lm: LanguageModel, tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 
+import torch
+
 from selfcorrect.config import OptimizerConfig, SupervisedStage, TrainConfig
 from selfcorrect.errors import ConfigError
 from selfcorrect.evaluation.evaluate import evaluated_problems, load_external
@@ -153,6 +155,7 @@ def ready(task: Task, ranks: Alone) -> Iterator[None]:
 
 def tried(config: TrainConfig) -> Iterator[str]:
     """Loads what a run of the recipe loads, and tells it line by line. Raises the UserError a run would end with."""
+    reads = _server_reads(config)
     with closing(make_task(config.task)) as task:
         held_out = evaluated_problems(config, task)
         yield f"data: {len(held_out)} problems to evaluate on"
@@ -176,6 +179,9 @@ def tried(config: TrainConfig) -> Iterator[str]:
         _check_readable(config, lm.chat, asked)
         need = check_context(config, lm, task, task.longest())
         yield f"longest rollout: {need} tokens of the {lm.reads or 'unknown number'} that the model reads"
+        if reads:
+            told = "" if reads >= need else "; a longer one ends the run: start it with a larger --max-model-len"
+            yield f"server: {config.vllm.server} answers, and reads up to {reads} tokens{told}"
         settled, sizes = fitted(config, lm, task, trains=bool(config.stages))
         make_sampler(settled, lm)  # an engine that is not installed is told of
         short = [*shortages(config, task, len(held_out), trains=bool(config.stages)), *unread(task, lm.chat)]
@@ -185,6 +191,16 @@ def tried(config: TrainConfig) -> Iterator[str]:
             yield _memory(settled, lm)
             tracker_names(config)
             yield _disk(config, lm)
+
+
+def _server_reads(config: TrainConfig) -> int:
+    """Tokens that a vLLM server takes, asked once; 0 without one. Raises SamplerFailed where it does not answer."""
+    if config.sampler != "vllm" or not config.vllm.server:
+        return 0
+    from selfcorrect.samplers.vllm_server import Server
+
+    once = config.vllm.model_copy(update={"timeout": 1.0, "transfer": "folder"})
+    return Server(once, Path(), torch.device("cpu"), adapter_only=False).longest
 
 
 def _check_readable(config: TrainConfig, chat: Chat, asked: Iterable[tuple[str, Sequence[Problem]]]) -> None:

@@ -21,8 +21,7 @@ import torch
 from workload import SEED, command_of, keep, machine
 
 HERE = Path(__file__).parent
-RESULT, PAGE = HERE / "results" / "card_memory.json", HERE.parent / "docs" / "plan.md"
-BEGIN, END = "<!-- card_memory -->", "<!-- end of card_memory -->"
+RESULT = HERE / "results" / "card_memory.json"
 MIB = 2**20
 COLUMNS = ("sampling", "update", "evaluation")
 PHASES = {"rollouts": "sampling", "update": "update"}  # a step's clock's names, and the plan's
@@ -66,7 +65,7 @@ _ALL: dict[str, Any] = {
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Every case, the table, results/card_memory.json; of all cases also the table of docs/plan.md."""
+    """Every case, a line each, and results/card_memory.json."""
     parser = argparse.ArgumentParser(description="Predicted against measured: a card's memory by phase.")
     parser.add_argument("--only", nargs="+", default=list(CASES), help="names of cases")
     parser.add_argument("--keep", action="store_true", help="of --output, the cases that are not measured now")
@@ -86,29 +85,6 @@ def main(arguments: list[str] | None = None) -> None:
             found[name] = case(name, Path(scratch))
             print(told(name, found[name]), flush=True)
             keep(options.output, command_of(__file__, arguments), ["selfcorrect", "torch"], on=on, cases=found)
-    if options.output == RESULT and set(found) == set(CASES):
-        write_page(PAGE, found)
-
-
-def write_page(page: Path, found: dict[str, Any]) -> None:
-    """The table, between its marks."""
-    before, _, rest = page.read_text(encoding="utf-8").partition(BEGIN)
-    page.write_text(f"{before}{BEGIN}\n{table(found)}{END}{rest.partition(END)[2]}", encoding="utf-8")
-
-
-def table(found: dict[str, Any]) -> str:
-    rows = [f"| | {' | '.join(f'{phase} | measured | ' for phase in COLUMNS)} |", "|---|" + "---|" * 3 * len(COLUMNS)]
-    for name, of in found.items():
-        cells = [cell for phase in COLUMNS for cell in _cells(of.get(phase))]
-        rows.append(f"| {name} | {' | '.join(cells)} |")
-    return "\n".join(rows) + "\n"
-
-
-def _cells(at: dict[str, float] | None) -> list[str]:
-    if at is None:
-        return ["", "", ""]
-    predicted, measured = at["predicted"], at["measured"]
-    return [f"{predicted / MIB:.1f}", f"{measured / MIB:.1f}", f"{predicted / measured - 1:+.1%}"]
 
 
 def told(name: str, found: dict[str, Any]) -> str:

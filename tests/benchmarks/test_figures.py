@@ -204,6 +204,12 @@ def plan_rows(r: Any) -> dict[str, Any]:
     return {"rows": rows}
 
 
+def phases_of(r: Any) -> dict[str, Any]:
+    """How far plans of a card's memory are off, over all cases and phases."""
+    found = [float(at["predicted"]) / float(at["measured"]) - 1 for case in r["cases"].values() for at in case.values()]
+    return {"said": f"{len(r['cases'])} runs of small models: {100 * min(found):.1f} to {100 * max(found):+.1f} %"}
+
+
 def held_rows(r: Any) -> dict[str, Any]:
     """docs/parallel.md's rows of what two processes hold."""
     parts = ("loading", "sharding", "evaluating and steps", "a stage's end")
@@ -386,6 +392,7 @@ QUOTES: list[tuple[str, str, str, Given]] = [
     ("docs/results.md", "real/words-base/summary.json",
      "Two samples solve {r[evaluations][base][gsm8k][sampled][passes][0][accuracy][0][value]:p} % of the problems", None),
     *[("docs/plan.md", file, f"{{rows[{name}]}}", plan_rows) for file in ("plan.json", "plan_epyc.json") for name in PLANS],
+    ("docs/plan.md", "card_memory.json", "{said}", phases_of),
     ("docs/parallel.md", "rank_memory.json", "| all weights | {rows[full]} |", held_rows),
     ("docs/parallel.md", "rank_memory.json", "| LoRA | {rows[lora]} |", held_rows),
     *[("docs/results.md", "compare_lab/compare.json", compare_row(label, name, gain=True), by_name) for label, name in LAB.items()],

@@ -1,7 +1,7 @@
 """Seconds of a step by phase, on cards: what is read and multiplied, over what a card does of either a second."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from selfcorrect.config import CodeConfig, CountdownConfig, RepairConfig, TrainConfig
@@ -58,7 +58,7 @@ def pace(config: TrainConfig, model: Dressed, card: Card, step: Step, spread: Sp
     # A server has the rows of all ranks, of which some may have none.
     served = min(spread.devices, config.rollouts.problems_per_step / step.groups) if spread.beside else 1
     seconds, bounds = {"rollouts": 0.0}, dict[str, float]()
-    share = Step(round(rows * served), step.groups, step.attempts, lengths, step.reference)
+    share = replace(step, rows=round(rows * served))
     room, lanes = config.rollouts.rows, min(share.rows, config.rollouts.rows)
     if spread.engine:
         room = max(1, int(in_engines_cache(config, model, card, spread, lengths.mean_row(step.attempts))))

@@ -11,7 +11,7 @@ from selfcorrect.errors import ConfigError
 from selfcorrect.models.sizing import memory_of
 from selfcorrect.parallel.refused import refuse_unserved
 from selfcorrect.planning.hardware import CARDS, CPU, Card
-from selfcorrect.planning.memory import ENGINE_BYTES, Memory, Spread, in_engines_cache, memory, of_server
+from selfcorrect.planning.memory import Memory, Spread, in_engines_cache, memory, of_engine, of_server
 from selfcorrect.planning.pace import Pace, pace
 from selfcorrect.planning.settled import Dressed, dressed, settled, static
 from selfcorrect.planning.spec import Spec, described
@@ -273,9 +273,9 @@ def _shares(plan: Plan) -> Iterator[tuple[float, int]]:
     if card is None or not plan.devices.engine or plan.devices.serving is not None:
         return
     tokens = plan.step.lengths.longest_row(plan.step.attempts)
-    token, weights = plan.model.spec.token_bytes(plan.model.costume.compute), plan.model.numbers.all
+    token, taken = plan.model.spec.token_bytes(plan.model.costume.compute), of_engine(plan.config, plan.model, card)
     for rollouts in (64, 16, 1):
-        needed = plan.model.costume.compute.itemsize * weights + ENGINE_BYTES + rollouts * token * tokens
+        needed = sum(taken.values()) - taken["KV cache"] + rollouts * token * tokens
         yield math.ceil(100 * needed / card.bytes) / 100, rollouts
 
 

@@ -199,8 +199,9 @@ def test_the_custom_task_grades(here: Path) -> None:
     task = task_of("my-words.yaml")[1]
     red = next(iter(task.train))
     texts = ["Answer: red", "so\nanswer:  **Red**.\n", "red", "", "Answer: red\nAnswer: blue", "Answer: " + "x" * 9999]
+    texts += ["Answer\uff1a\uff32\uff45\uff44\u3002"]  # as full-width letters, colon and full stop
     grades = task.grade([(red, text) for text in texts])
-    assert [grade.outcome == Outcome.CORRECT for grade in grades] == [True, True, False, False, False, False]
+    assert [grade.outcome == Outcome.CORRECT for grade in grades] == [True, True, *[False] * 4, True]
     assert "wrong" in task.correction_prompt(red)
 
 

@@ -5,7 +5,6 @@ filtered and used again (`traces:` of a stage); docs/methods.md has the fields.
 """
 
 import dataclasses
-import json
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
@@ -15,7 +14,7 @@ from typing import Any
 from selfcorrect.errors import DataError, ModelError
 from selfcorrect.evaluation.kept import write_durably
 from selfcorrect.evaluation.metrics import LEFT_OUT, is_graded
-from selfcorrect.learning.formats import rows_of, text_of
+from selfcorrect.learning.formats import json_line, rows_of, text_of
 from selfcorrect.models.chat import Chat
 from selfcorrect.seeds import derive_seed
 from selfcorrect.tasks.base import Task
@@ -55,7 +54,7 @@ def fixes(trace: Rollout) -> bool:
 
 def write_traces(file: Path, traces: Iterable[Rollout], task: Task) -> None:
     """One line a trace; a file that is there is replaced."""
-    write_durably(file, "".join(json.dumps(trace_row(trace, task)) + "\n" for trace in traces))
+    write_durably(file, "".join(json_line(trace_row(trace, task)) + "\n" for trace in traces))
 
 
 def trace_row(trace: Rollout, task: Task) -> dict[str, Any]:

@@ -9,7 +9,8 @@ import pytest
 from selfcorrect.config import ModelConfig, TrainConfig
 from selfcorrect.config.paths import check_paths
 from selfcorrect.errors import ConfigError, DataError
-from selfcorrect.learning.formats import FORMATS, Converted, convert, json_line
+from selfcorrect.evaluation.kept import json_line
+from selfcorrect.learning.formats import FORMATS, Converted, convert
 from selfcorrect.learning.traces import fixes, read_traces
 from selfcorrect.models.chat import Chat
 from selfcorrect.models.loading import load_model

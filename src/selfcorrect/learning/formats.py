@@ -15,7 +15,7 @@ from selfcorrect.config import SupervisedStage, TrainConfig
 from selfcorrect.config.paths import USED, at_home
 from selfcorrect.config.recipe import load_recipe
 from selfcorrect.errors import ConfigError, DataError
-from selfcorrect.evaluation.kept import write_durably
+from selfcorrect.evaluation.kept import json_line, write_durably
 from selfcorrect.types import Outcome
 
 FORMATS = ("conversation", "messages")
@@ -83,13 +83,6 @@ def convert(source: str | Path, target: str | Path, form: str, *, everything: bo
     write_durably(out, text)
     fixed = sum(map(fixes, rows))
     return Converted(fixed, len(rows) - fixed, sum(map(len, found.values())) - len(rows), fixing is None)
-
-
-def json_line(value: Any) -> str:
-    """In the letters of its texts, whatever their script; escaped where one has no bytes in UTF-8, or ends a line."""
-    text = json.dumps(value, ensure_ascii=False)
-    surrogates = any("\ud800" <= character <= "\udfff" for character in text)
-    return json.dumps(value) if surrogates or len(text.splitlines()) > 1 else text
 
 
 def fixes(row: dict[str, Any]) -> bool:

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from selfcorrect.errors import DataError, ModelError
-from selfcorrect.evaluation.kept import write_durably
+from selfcorrect.evaluation.kept import json_line, write_durably
 from selfcorrect.evaluation.metrics import LEFT_OUT, is_graded
-from selfcorrect.learning.formats import json_line, rows_of, text_of
+from selfcorrect.learning.formats import rows_of, text_of
 from selfcorrect.models.chat import Chat
 from selfcorrect.seeds import derive_seed
 from selfcorrect.tasks.base import Task

@@ -24,6 +24,7 @@ from selfcorrect.grading.judge.wire import (
     write_frame,
 )
 
+REPLY_BYTES = 1 << 24  # of an answer, at most
 _DETAIL = 300
 
 
@@ -87,8 +88,8 @@ collections.abc.Coroutine.register(RemoteCoroutine)
 class Channel:
     """Questions to one program, in turn. After the first breach every further question stops the tests."""
 
-    def __init__(self, descriptor: int, most: int) -> None:
-        self._descriptor, self._frames = descriptor, Frames(descriptor, most)
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor, self._frames = descriptor, Frames(descriptor, REPLY_BYTES)
         self._objects: dict[int, Remote] = {}
         self.breach: tuple[Reason, str] | None = None
         self.asked = 0

@@ -23,7 +23,7 @@ from typing import Any, Self
 from selfcorrect.errors import SandboxError
 from selfcorrect.grading.judge.confine import Confinement
 from selfcorrect.grading.judge.preload import needs_more
-from selfcorrect.grading.judge.verdict import Checks, Limits, Reason, Verdict
+from selfcorrect.grading.judge.verdict import Checks, Reason, Verdict
 from selfcorrect.grading.judge.wire import Frames, ProtocolError, dumps, write_frame
 from selfcorrect.waiting import cores
 
@@ -36,6 +36,7 @@ _ENVIRONMENT = {
     "MALLOC_ARENA_MAX": "1",  # else each thread reserves 64 MiB of a program's address space, which is what is limited
 }  # fmt: skip
 _SETTINGS: dict[str, Any] = {}  # for tests: what every supervisor is told besides
+SOURCE_BYTES = 1 << 18  # of a program, at most
 _TRIES = 2  # of a job whose supervisor was lost
 # How a program fails whose modules or codecs its process might not hold: it is tried in one that holds them all.
 _NOT_LOADED = ("ModuleNotFoundError", "ImportError", "LookupError: unknown encoding")
@@ -135,7 +136,7 @@ class CodeJudge:
         allow_unsandboxed: bool = False,
     ) -> None:  # fmt: skip
         self.workers = min(workers or cores(), cores())
-        self._limits = Limits(time_limit, program_memory=memory_mb)
+        self._limit, self._memory = time_limit, memory_mb
         self._factor, self._cap = time_factor, max(time_cap, time_limit)
         self._prelude, self._preload, self._allow = prelude, tuple(preload), allow_unsandboxed
         self._free: queue.SimpleQueue[_Supervisor | None] = queue.SimpleQueue()
@@ -215,20 +216,20 @@ class CodeJudge:
 
     def _judge(self, source: str, checks: Checks) -> Verdict:
         size = len(source.encode("utf-8", "surrogatepass"))
-        if size > self._limits.source_bytes:
-            return Verdict(Reason.REFUSED, f"the source has {size} bytes; at most {self._limits.source_bytes} are run")
+        if size > SOURCE_BYTES:
+            return Verdict(Reason.REFUSED, f"the source has {size} bytes; at most {SOURCE_BYTES} are run")
         if "\0" in source or any("\ud800" <= c <= "\udfff" for c in source):
             return Verdict(Reason.REFUSED, "the source is not text: it holds NUL bytes or lone surrogates")
         known = self._reference_seconds.get(checks)
-        verdict = self._run(source, checks, self._limits.seconds if known is None else self._scaled(known))
+        verdict = self._run(source, checks, self._limit if known is None else self._scaled(known))
         if verdict.reason is Reason.TIMEOUT and checks.reference and known is None:
             limit = self._scaled(self._time_reference(checks))
-            if limit > self._limits.seconds:  # the first run was for nothing: it begins again, with all of its time
+            if limit > self._limit:  # the first run was for nothing: it begins again, with all of its time
                 verdict = self._run(source, checks, limit)
         return verdict
 
     def _scaled(self, reference_seconds: float) -> float:
-        return min(self._cap, max(self._limits.seconds, self._factor * reference_seconds))
+        return min(self._cap, max(self._limit, self._factor * reference_seconds))
 
     def _time_reference(self, checks: Checks) -> float:
         """Measured only when a program ran out of the least time: most never do. What would raise the limit is
@@ -241,7 +242,7 @@ class CodeJudge:
             if verdict.reason is Reason.GRADER_FAILED:
                 return 0.0  # and the next program that needs it tries again
             least = min(least, verdict.seconds)
-            if self._scaled(least) == self._limits.seconds or verdict.reason is Reason.TIMEOUT:
+            if self._scaled(least) == self._limit or verdict.reason is Reason.TIMEOUT:
                 break
         self._reference_seconds[checks] = least
         return least
@@ -287,10 +288,7 @@ class CodeJudge:
     def _job(self, source: str, checks: Checks, seconds: float, more: bool) -> bytes:
         """A line that the supervisor reads, and what it hands on to the judge's process."""
         draws = hashlib.blake2b(f"{_as_text(checks)}\0{source}".encode("utf-8", "surrogatepass"), key=self._secret)
-        job = {
-            "source": source, "checks": _as_text(checks), "prelude": self._prelude,
-            "reply_bytes": self._limits.reply_bytes, "draws": draws.hexdigest(),
-        }  # fmt: skip
+        job = {"source": source, "checks": _as_text(checks), "prelude": self._prelude, "draws": draws.hexdigest()}
         return dumps({"seconds": seconds, "with_numpy": _names_numpy(checks), "more": more}) + b"\n" + dumps(job)
 
     def _start(self) -> None:
@@ -361,6 +359,5 @@ class CodeJudge:
             folders.add(str(Path(spec.origin).parents[1]))
         return {
             "packages": list(self._preload), "packages_from": sorted(folders), "root": _ROOT,
-            "memory": self._limits.program_memory, "judge_memory": self._limits.judge_memory,
-            "unconfined": False, "core": self._next_core(), **_SETTINGS,
+            "memory": self._memory, "unconfined": False, "core": self._next_core(), **_SETTINGS,
         }  # fmt: skip

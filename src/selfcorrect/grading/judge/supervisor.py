@@ -28,6 +28,7 @@ _GRACE = 0.1  # seconds that the judge has to speak after its program was killed
 _STRETCH = 3  # a deadline moves, for time spent waiting for a processor, to at most so many times itself
 _SHORT = 0.02  # seconds up to which nobody looks who had the core: it takes longer than most programs
 _START = 60.0
+_JUDGE_MEMORY = 3072  # MiB of address space of a judge process
 _READY = b'"ready"'
 _STUCK = 20.0  # seconds without a word from the zygote, which only forks and waits for killed processes
 _ZYGOTE = "import sys; sys.path.insert(0, sys.argv[3]); from selfcorrect.grading.judge.zygote import main; main()"
@@ -171,7 +172,7 @@ def _become_judge(
         draws.hide()
         loop.install()
         confine.go_before_others(confine.FIRST)
-        confine.limit_memory(settings["judge_memory"])
+        confine.limit_memory(_JUDGE_MEMORY)
         # The tests are the data set's, not ours: they too get no files, no network and no other processes.
         confine.harden(confinement)
         confine.die_with_parent(parent)

@@ -14,7 +14,6 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Sequence
 from functools import lru_cache
-from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 from selfcorrect.grading.math_compare import BadGold, check_gold, compare
@@ -107,9 +106,7 @@ class MathGrader:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def _recall(self, key: _Key) -> _Kept | None:

@@ -10,7 +10,7 @@ import os
 import resource
 import sys
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 from selfcorrect.grading.judge.syscalls import MACHINES, build_filter
@@ -195,13 +195,9 @@ def prepare_filters(*, threads: bool = False) -> None:
         _locks[judge] = partial(prctl, *arguments)
 
 
-_LIBC: list[Any] = []
-
-
+@cache
 def _libc() -> Any:
-    if not _LIBC:
-        _LIBC.append(ctypes.CDLL(None, use_errno=True))
-    return _LIBC[0]
+    return ctypes.CDLL(None, use_errno=True)
 
 
 def _prctl(option: int, *arguments: Any) -> None:

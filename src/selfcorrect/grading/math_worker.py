@@ -6,7 +6,6 @@ out. Time is kept by the parent, which kills it; math-verify's own alarms are of
 with its parent.
 """
 
-import ctypes
 import json
 import os
 import re
@@ -15,6 +14,7 @@ import signal
 import sys
 from typing import Any
 
+from selfcorrect.grading.judge.confine import die_with_parent
 from selfcorrect.grading.math_compare import BadGold, compare
 from selfcorrect.grading.math_fast import fast_scalar, number_of
 from selfcorrect.grading.math_latex import ROW
@@ -204,10 +204,7 @@ def judge(job: dict[str, Any]) -> dict[str, Any]:
 
 def _confine(parent: int) -> None:
     """Limits on the worker itself, and its end with the parent's."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGKILL)  # 1: PR_SET_PDEATHSIG
-        if os.getppid() != parent:
-            sys.exit(0)
+    die_with_parent(parent)
     limits = [(resource.RLIMIT_AS, MEMORY_BYTES), (resource.RLIMIT_CPU, CPU_SECONDS)]
     limits += [(resource.RLIMIT_CORE, 0), (resource.RLIMIT_FSIZE, 0)]  # no core dump, no byte into any file
     for kind, bound in limits:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from multiprocessing import connection
 from pathlib import Path
 
 import pytest
@@ -298,20 +299,32 @@ def test_workers_that_end_under_any_answer_are_told_as_such(monkeypatch: pytest.
 
 
 def test_workers_that_cannot_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(math_pool, "_RUN", "raise SystemExit(1)")
+    """Nor is what another is at by then taken for an answer of the next batch."""
+    stub(monkeypatch, 'if "9" in job["given"]: import time; time.sleep(5)')
+    right, late, wrong = (rf"\boxed{{\sqrt{{x+\sqrt{{3}}}}+{added}}}" for added in ("0", "9-9", "1"))
     with MathGrader(workers=2) as grader:
-        grades = grader.grade([(r"\boxed{\sqrt{x}}", NEEDS_WORKER), (r"\boxed{5}", "5")])
-    assert [grade.outcome for grade in grades] == [Outcome.GRADER_FAILED, RIGHT]
-    assert "no worker could start" in grades[0].detail
+        assert grader.grade([(right, NEEDS_WORKER)])[0].outcome is RIGHT  # by the first worker
+        monkeypatch.setattr(math_pool, "_RUN", "raise SystemExit(1)")
+        grades = grader.grade([(late, NEEDS_WORKER), (r"\boxed{\sqrt{x}}", NEEDS_WORKER), (r"\boxed{5}", "5")])
+        assert [grade.outcome for grade in grades] == [Outcome.GRADER_FAILED, Outcome.GRADER_FAILED, RIGHT]
+        assert "no worker could start" in grades[0].detail
+        stub(monkeypatch)
+        assert grader.grade([(wrong, NEEDS_WORKER)])[0].outcome is WRONG
 
 
 def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     code = math_pool._RUN.replace("from selfcorrect", "sys.modules['math_verify'] = None; from selfcorrect")
     monkeypatch.setattr(math_pool, "_RUN", code)
-    with MathGrader(workers=1) as grader:
-        grade = grader.grade([(r"\boxed{\sqrt{x}}", NEEDS_WORKER)])[0]
-    assert grade.outcome is Outcome.GRADER_FAILED
-    assert "pip install math-verify" in grade.detail
+    monkeypatch.setattr(math_pool, "_start", lambda start=math_pool._start: told(start()))  # both say so at once
+    with MathGrader(workers=2) as grader:
+        grades = grader.grade([(rf"\boxed{{\sqrt{{x}}+{n}}}", NEEDS_WORKER) for n in range(2)])
+    assert [grade.outcome for grade in grades] == [Outcome.GRADER_FAILED] * 2
+    assert "pip install math-verify" in grades[0].detail
+
+
+def told(worker: math_pool.Worker) -> math_pool.Worker:
+    connection.wait([worker.output])
+    return worker
 
 
 def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,12 +8,12 @@ that memory stays flat.
 
 import json
 import os
-import selectors
 import subprocess
 import sys
 import time
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from multiprocessing import connection
 from typing import IO, Any
 
 RECYCLE = 2000  # answers of one worker
@@ -88,7 +88,7 @@ class _Run:
     waiting: deque[_Task]
     replies: list[Reply | None]
     failed_starts: int = 0
-    stop: str = field(default="")  # why no worker can be had
+    stop: str = ""  # why no worker can be had
 
     @property
     def open(self) -> bool:
@@ -110,9 +110,9 @@ class WorkerPool:
             while batch.open and not batch.stop:
                 self._hand_out(batch)
                 self._listen(batch)
-        except BaseException:
-            self.close()  # an interrupted batch leaves no worker in the middle of a job
-            raise
+        finally:
+            if batch.open:  # interrupted or stopped: no worker is left in the middle of a job, to answer it in the next
+                self.close()
         return [reply if reply is not None else {"failed": batch.stop} for reply in batch.replies]
 
     def close(self) -> None:
@@ -131,14 +131,12 @@ class WorkerPool:
                     self._died(worker, batch)
 
     def _listen(self, batch: _Run) -> None:
-        with selectors.DefaultSelector() as selector:
-            for worker in self.workers:
-                selector.register(worker.output, selectors.EVENT_READ, worker)
-            ready = [key.data for key, _ in selector.select(self._until_next_check())]
-        for worker in ready:
-            self._read(worker, batch)
-        for worker in [worker for worker in self.workers if worker not in ready]:
-            self._check_time(worker, batch)
+        ready = connection.wait([worker.output for worker in self.workers], self._until_next_check())
+        for worker in list(self.workers):
+            if worker.output in ready:
+                self._read(worker, batch)
+            else:
+                self._check_time(worker, batch)
 
     def _until_next_check(self) -> float:
         now = time.monotonic()
@@ -159,7 +157,7 @@ class WorkerPool:
             worker.ready = True
             if not reply["ready"]:
                 batch.stop = f"no worker could start: {reply['detail']}"
-                self.close()
+                self._drop(worker)
             return
         if worker.job is not None:
             batch.replies[worker.job.index] = reply
@@ -201,9 +199,8 @@ class WorkerPool:
                 batch.waiting.appendleft(task)
 
     def _drop(self, worker: Worker) -> None:
+        self.workers.remove(worker)
         worker.end()
-        if worker in self.workers:
-            self.workers.remove(worker)
 
 
 def _start() -> Worker:

@@ -59,12 +59,8 @@ class _Statement(NamedTuple):
     formulas: tuple[str, ...]  # longest first
 
 
-def copied(problem: str, gold: str, given: str) -> str:
-    """Why `given`, equal to `gold` in value, is no answer to `problem`: what it copies; "" where it copies nothing."""
-    try:
-        ours, theirs = normalize(gold), normalize(given)
-    except Unreadable:
-        return ""
+def copied(problem: str, ours: str, theirs: str) -> str:
+    """What `theirs`, of the value of the gold answer `ours`, copies from `problem`; "" for nothing. Both normalised."""
     if squeeze(_bare(ours)) == squeeze(_bare(theirs)):
         return ""
     told = _statement(problem)

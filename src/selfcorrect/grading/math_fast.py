@@ -213,12 +213,9 @@ def _times(left: Terms, right: Terms | None) -> Terms | None:
 
 
 def fast_scalar(gold: str, given: str) -> bool | None:
-    """Whether two scalars are equal; None where this file cannot tell."""
+    """Whether two scalars without a base below are equal; None where this file cannot tell."""
     if squeeze(gold) == squeeze(given):
         return True
-    based = compare_bases(gold, given)
-    if based is not None:
-        return based
     numbers = number_of(gold), number_of(given)
     if None not in numbers:
         return numbers[0] == numbers[1]

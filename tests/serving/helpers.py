@@ -15,7 +15,6 @@ from starlette.applications import Starlette
 from selfcorrect.models.language_model import LanguageModel
 from selfcorrect.serving.app import Served, make_app
 from selfcorrect.serving.engine import Engine
-from selfcorrect.serving.guards import Key
 from selfcorrect.serving.local import LocalEngine
 from selfcorrect.serving.page import About, Page
 from selfcorrect.serving.words import Words, literal
@@ -79,7 +78,7 @@ def serving(
     about = About(listed[0], base, 2, words.shown, words.source, own_words=task is not None)
     served = Served(listed, 2, words, {})
     page = Page(about, task, list(problems))
-    return Running(lambda: make_app(served, engine, page, Key(key), hosts=hosts, cors=cors)), engine
+    return Running(lambda: make_app(served, engine, page, key=key, hosts=hosts, cors=cors)), engine
 
 
 def user(text: str) -> list[dict[str, str]]:

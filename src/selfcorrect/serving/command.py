@@ -196,13 +196,12 @@ async def _run(
     import uvicorn
 
     from selfcorrect.serving.app import make_app
-    from selfcorrect.serving.guards import Key
     from selfcorrect.serving.upstream import is_loopback
 
     hosts = [host, *names] if is_loopback(host) or names else None
     if not is_loopback(host) and key is None:
         typer.echo(f"warning: everyone who reaches {host} may ask; {KEY} sets a key", err=True)
-    app = make_app(served, engine, page, Key(key), hosts=hosts, cors=cors)
+    app = make_app(served, engine, page, key=key, hosts=hosts, cors=cors)
 
     class Server(uvicorn.Server):
         def handle_exit(self, sig: int, frame: Any) -> None:

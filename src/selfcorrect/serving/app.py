@@ -47,7 +47,7 @@ class Served:
         if ask.correction_prompt is not None:
             correction = ask.correction_prompt
         else:
-            correction = self.words.of(ask.messages) if attempts > 1 else ""
+            correction = self.words.fill(ask.messages[-1].content) if attempts > 1 else ""
         return Plan(ask, name, attempts, correction)
 
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 KEY = "SELFCORRECT_API_KEY"
 UPSTREAM_KEY = "SELFCORRECT_UPSTREAM_API_KEY"
+_LISTED = 100  # problems to pick from, all of them held out of training
 
 
 def serve(
@@ -111,10 +112,8 @@ def _key(name: str) -> str | None:
 
 def _problems(task: Any, *, named: bool) -> list[Any]:
     """The page's problems. Where nobody named the task, its data may be missing: problems are then typed."""
-    from selfcorrect.serving.page import listed
-
     try:
-        return listed(task) if task is not None else []
+        return task.held_out(_LISTED) if task is not None else []
     except DataError as error:
         if named:
             raise

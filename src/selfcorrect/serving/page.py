@@ -21,7 +21,6 @@ from selfcorrect.tasks import Task
 from selfcorrect.tasks.background import Background
 from selfcorrect.types import Grade, Outcome, Problem
 
-_LISTED = 100  # problems to pick from
 _LONGEST = 100_000  # characters of a problem or an answer that is graded
 
 
@@ -121,11 +120,6 @@ def _text(data: dict[str, Any], name: str, *, empty: bool = False) -> str:
     if not isinstance(text, str) or not (text.strip() or empty) or len(text) > _LONGEST:
         raise invalid(f"{name}: must be text, of {_LONGEST:,} characters at most", name)
     return text.encode("utf-8", "replace").decode()
-
-
-def listed(task: Task) -> list[Problem]:
-    """Problems to pick from, all of them held out of training."""
-    return task.held_out(_LISTED)
 
 
 @cache

@@ -103,10 +103,13 @@ class Channel:
         if self.breach:
             raise StoppedError
         self.asked += 1
+        pairs = [list(pair) for pair in named.items()] if named else []
         try:
-            question = _question(do, name, of, values, named)
+            question = dumps([do, name, of, encode([list(values), pairs], _argument)])
         except TooDeepError as error:  # only what the program answered before can be that deep
             self.stop(Reason.PROTOCOL, f"the tests pass on an answer {error}")
+        except NotPlainError as error:
+            raise TestsError(str(error)) from None
         return self._exchange(question)
 
     def _exchange(self, question: bytes) -> Any:
@@ -185,16 +188,6 @@ _SECRET, _count = secrets.token_bytes(32), itertools.count()
 
 def _mark() -> str:
     return hashlib.blake2b(next(_count).to_bytes(8, "little"), key=_SECRET, digest_size=8).hexdigest()
-
-
-def _question(do: str, name: str, of: int | None, values: tuple[Any, ...], named: Any) -> bytes:
-    pairs = [list(pair) for pair in named.items()] if named else []
-    try:
-        return dumps([do, name, of, encode([list(values), pairs], _argument)])
-    except TooDeepError:
-        raise
-    except NotPlainError as error:
-        raise TestsError(str(error)) from None
 
 
 def _argument(value: Any) -> Any:

@@ -174,7 +174,6 @@ class _SockFprog(ctypes.Structure):
 
 _locks: dict[bool, Callable[[], int]] = {}
 _die: list[Callable[[], int]] = []
-_kept: list[_SockFprog] = []  # the calls hold their addresses only
 
 
 def prepare_filters(*, threads: bool = False) -> None:
@@ -190,9 +189,7 @@ def prepare_filters(*, threads: bool = False) -> None:
     for judge in (False, True):
         code = build_filter(MACHINES[os.uname().machine], judge=judge, threads=threads)
         program = _SockFprog(len(code) // 8, code)
-        arguments = (_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.addressof(program), 0, 0)
-        _kept.append(program)
-        _locks[judge] = partial(prctl, *arguments)
+        _locks[judge] = partial(prctl, _PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.byref(program), 0, 0)
 
 
 @cache

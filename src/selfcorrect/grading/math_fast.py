@@ -116,7 +116,7 @@ def outer_signs(text: str) -> list[tuple[int, str]] | None:
 
 
 def _product(term: str, depth: int) -> Terms | None:
-    result: Terms = {(1, ()): Fraction(1)}
+    result: Terms | None = {(1, ()): Fraction(1)}
     position, before = 0, ""
     while position < len(term):
         match = _FACTOR.match(term, position)
@@ -136,18 +136,15 @@ def _product(term: str, depth: int) -> Terms | None:
             factor = {(1, ()): Fraction(_full(match["number"]))}
             before = "number"
         elif match["frac"]:
-            if (
-                before == "number"
-            ):  # `2\frac{1}{3}` reads as a mixed number, `2\frac{x}{3}` as a product: left to the worker
+            if before == "number":  # `2\frac{1}{3}` is a mixed number, `2\frac{x}{3}` a product: left to the worker
                 return None
             factor, position = _quotient(term, position, depth)
             before = "frac"
         else:
             factor, before = _symbol(match), "symbol"
-        result_or_none = _times(result, factor)
-        if result_or_none is None:
+        result = _times(result, factor)
+        if result is None:
             return None
-        result = result_or_none
     return None if before in ("", "dot") else result
 
 

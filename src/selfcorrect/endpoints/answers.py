@@ -42,6 +42,23 @@ class ErrorBody(Exception):  # noqa: N818 - says what came
         self.status = status
 
 
+@dataclass(eq=False)
+class Failed(Exception):  # noqa: N818 - an outcome like others
+    """No answer. stop: no request will have one. again: another try may. Else it may be this conversation alone.
+
+    wait: seconds the server asks for. served: whether it may have worked for it, and may charge. verdict: where the
+    failure is the model's, and its outcome.
+    """
+
+    why: str
+    stop: bool = False
+    again: bool = False
+    wait: float | None = None
+    served: bool = False
+    verdict: Grade | None = None
+    busy: bool = False
+
+
 @dataclass(frozen=True, slots=True)
 class Answer:
     """What an endpoint answered. verdict: where it says itself that there is nothing to grade; None where there is.
@@ -153,12 +170,9 @@ def _answer(message: Mapping[str, Any], finish: Any, limit: int, about: dict[str
             "attempts are counted inside of attempts; --body '{\"attempts\": 1}' asks the model itself"
         )
     most = _LONGEST * limit + 4096
+    reasoning = reasoning[:most]
     if len(text) > most:  # it did not stop at the limit
-        return Answer(
-            text[:most], reasoning[:most], True, truncated("far longer than max_new_tokens"), about, tuple(odd)
-        )
-    if len(reasoning) > most:
-        reasoning = reasoning[:most]
+        return Answer(text[:most], reasoning, True, truncated("far longer than max_new_tokens"), about, tuple(odd))
     verdict, reason = None, finish.casefold() if isinstance(finish, str) else ""
     if reason in CUT_OFF:
         verdict = truncated("ran into max_new_tokens" + ("" if text.strip() else ", before the answer began"))

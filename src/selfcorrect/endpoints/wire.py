@@ -6,7 +6,6 @@ import ssl
 import time
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from functools import lru_cache
 from typing import Any
@@ -19,6 +18,7 @@ import openai
 from selfcorrect.endpoints.answers import (
     Answer,
     ErrorBody,
+    Failed,
     Malformed,
     error_text,
     filtered,
@@ -30,7 +30,6 @@ from selfcorrect.endpoints.answers import (
 )
 from selfcorrect.endpoints.settings import Endpoint
 from selfcorrect.errors import ConfigError
-from selfcorrect.types import Grade
 
 _ROOM = 4 << 20  # bytes of a body besides those of an answer
 _EACH = 512  # bytes a token, escapes and log-probabilities included
@@ -40,23 +39,6 @@ _STOPS = {
     402: "it wants to be paid",
     404: "",
 }
-
-
-@dataclass(eq=False)
-class Failed(Exception):  # noqa: N818 - an outcome like others
-    """No answer. stop: no request will have one. again: another try may. Else it may be this conversation alone.
-
-    wait: seconds the server asks for. served: whether it may have worked for it, and may charge. verdict: where the
-    failure is the model's, and its outcome.
-    """
-
-    why: str
-    stop: bool = False
-    again: bool = False
-    wait: float | None = None
-    served: bool = False
-    verdict: Grade | None = None
-    busy: bool = False
 
 
 class Wire:

@@ -186,10 +186,9 @@ def _is_dress(rest: str) -> bool:
 
 def judge(job: dict[str, Any]) -> dict[str, Any]:
     """One comparison, whatever the texts hold."""
-    fast = job.get("fast", True)
     try:
-        units = frozenset(job.get("units", ()))
-        same = compare(job["gold"], job["given"], lambda gold, given: slow_scalar(gold, given, fast=bool(fast)), units)
+        units = frozenset(job["units"])
+        same = compare(job["gold"], job["given"], lambda gold, given: slow_scalar(gold, given, fast=job["fast"]), units)
     except BadGold as error:
         return {"bad_gold": str(error)}
     except Unreadable as error:
@@ -198,7 +197,7 @@ def judge(job: dict[str, Any]) -> dict[str, Any]:
         return {"spent": f"{type(error).__name__} in the worker"}
     except Exception as error:  # noqa: BLE001 - sympy raises what it likes on a model's text; the gold was read before
         return {"same": False, "detail": f"{type(error).__name__} while comparing"}
-    dressed = bool(same) and any(map(_is_dress, job.get("dressings", ())))
+    dressed = bool(same) and any(map(_is_dress, job["dressings"]))
     return {"same": bool(same), "detail": "", "dressed": dressed}
 
 

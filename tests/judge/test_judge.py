@@ -12,7 +12,7 @@ import pytest
 from selfcorrect.errors import SandboxError
 from selfcorrect.grading import judge as package
 from selfcorrect.grading.judge import Checks, CodeJudge, Reason, selftest
-from tests.judge.hostile import CHECKS, ESCAPE, EXHAUST, FORGE, OK, REFUSED, STATE, UNSTABLE
+from tests.judge.hostile import CHECKS, ESCAPE, EXHAUST, FORGE, OK, REFUSED, STATE, UNSTABLE, checks_for
 from tests.support.processes import alive, children, descendants, resident_pages
 
 LIMIT = 0.5
@@ -32,10 +32,6 @@ def one() -> Iterator[CodeJudge]:
     """What happens to its processes, it starts others."""
     with CodeJudge(workers=1, time_limit=1.0) as judge:
         yield judge
-
-
-def checks_for(source: str) -> Checks:
-    return next((checks for name, checks in CHECKS.items() if f"def {name}(" in source), ADD)
 
 
 def verdicts(judge: CodeJudge, programs: dict[str, str]) -> dict[str, tuple[Reason, str, float]]:
@@ -120,14 +116,6 @@ TREE = Checks(
     code="assert depth(root) == 3\nassert root.left.data == 2",
 )
 SUM = "def sum(a, b): return a * 10 + b"
-
-
-def test_no_program_can_have_itself_left_out(judge: CodeJudge) -> None:
-    """`grader_failed` is left out of the loss, so a program that can bring it about would be spared its failure."""
-    deep = "def f(x):\n    a = x\n    for _ in range(150 if x == 1 else 0): a = [a]\n    return a"
-    [verdict] = judge.grade([(deep, Checks("assert f(f(1)) == 1"))])
-    assert verdict.reason is Reason.PROTOCOL
-    assert verdict.detail == "the tests pass on an answer nested deeper than 150"
 
 
 def test_what_programs_answered_does_not_pile_up(judge: CodeJudge) -> None:

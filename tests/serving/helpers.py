@@ -71,8 +71,8 @@ def serving(
     models: Mapping[str, LanguageModel] | Engine, *, names: Sequence[str] = (), words: Words = AGAIN,
     task: Task | None = None, problems: Sequence[Problem] = (), base: str | None = None, key: str | None = None,
     cors: Sequence[str] = (), rows: int = 8, limit: int = 16, hosts: Sequence[str] | None = ("127.0.0.1",),
-) -> tuple[Running, Engine]:  # fmt: skip
-    """A server of these models, or of another engine's `names`."""
+) -> tuple[Running, Any]:  # fmt: skip
+    """A server of these models, or of another engine's `names`; and the engine."""
     engine: Engine = LocalEngine(models, rows, limit) if isinstance(models, Mapping) else models
     listed = tuple(models) if isinstance(models, Mapping) else tuple(names)
     about = About(listed[0], base, 2, words.shown, words.source, own_words=task is not None)

@@ -1,7 +1,7 @@
 """Conversations side by side, each in a lane that keeps its keys and values: from attempt to attempt, and for the next
 request that begins with the same tokens.
 
-Axes: R lanes that are fed, T tokens of each, S slots, V vocabulary.
+Axes: R lanes that are fed, V vocabulary.
 """
 
 from collections.abc import Sequence
@@ -61,21 +61,9 @@ class SlotLanes:
         return known
 
     def feed(self, lanes: list[int], added: list[list[int]]) -> Tensor:
-        device, most = self._lm.device, max(map(len, added))
         known = [len(self.held[lane]) for lane in lanes]
-        # One more than any row fills: padding beyond the rest goes there.
-        width = max(have + len(new) for have, new in zip(known, added, strict=True)) + 1
-        self._make_room(width)
-        ids_RT = torch.tensor([[*new, *[0] * (most - len(new))] for new in added], device=device)
-        step_T = torch.arange(most, device=device)
-        place_RT = (torch.tensor(known, device=device)[:, None] + step_T).clamp(max=width - 1)
-        leading = lanes == list(range(len(lanes)))
-        self._cache.open(slice(len(lanes)) if leading else torch.tensor(lanes, device=device), place_RT, width)
-        last_RT = step_T == torch.tensor([len(new) - 1 for new in added], device=device)[:, None]
-        logits_RV = self._lm.logits(
-            ids_RT, last_RT, position_ids=place_RT, attention_mask=self._cache.mask(),
-            **self._lm.given(self._cache),
-        )  # fmt: skip
+        self._make_room(max(have + len(new) for have, new in zip(known, added, strict=True)) + 1)
+        logits_RV = self._cache.feed(self._lm, lanes, known, added)
         for lane, new in zip(lanes, added, strict=True):
             self.held[lane] += new
         return logits_RV

@@ -27,6 +27,7 @@ _STOPPED = {  # finish reasons as servers name them beside OpenAI's own
     "moderation",
 }
 _BROKEN = {"abort", "aborted", "cancel", "cancelled", "canceled", "error", "failed", "timeout", "network_error"}
+_MARKUP = re.compile(r"<(script|style)\b(?:(?!<\1\b).)*?</\1>|<[^<>]*>", re.DOTALL | re.IGNORECASE)  # linear
 _FILTERED = re.compile(r"content.?(?:filter|policy|management)|moderation|safety|flagged|usage polic", re.IGNORECASE)
 
 
@@ -102,10 +103,10 @@ def error_text(body: bytes) -> str:
     """The message of an error's body, of whatever shape."""
     text = body.decode("utf-8", "replace")
     try:
-        found = json.loads(text)
+        told = _message(json.loads(text))
     except (ValueError, RecursionError):
-        return one_line(re.sub(r"<(script|style)\b.*?</\1>|<[^>]*>", " ", text, flags=re.S | re.I)) or "no more is said"
-    return one_line(_message(found)) or "no more is said"
+        told = _MARKUP.sub(" ", text)
+    return one_line(told) or "no more is said"
 
 
 def _message(found: Any) -> str:

@@ -98,7 +98,7 @@ class Wire:
             raise Failed(why, served=True, verdict=truncated(why)) from None
         except ErrorBody as error:
             raise by_status(error.status, str(error), {}) from None
-        except (Malformed, openai.OpenAIError, httpx2.HTTPError, zlib.error) as error:
+        except (Malformed, openai.OpenAIError, httpx2.HTTPError, zlib.error, RecursionError) as error:
             raise Failed(one_line(str(error)) or type(error).__name__, again=True, served=True) from None
 
     async def models(self) -> list[str]:

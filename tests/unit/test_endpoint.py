@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from selfcorrect.config import CountdownConfig
-from selfcorrect.endpoints.answers import error_text
+from selfcorrect.endpoints.answers import error_text, retry_after
 from selfcorrect.endpoints.journal import Journal
 from selfcorrect.endpoints.sampler import EndpointSampler
 from selfcorrect.endpoints.secret import Secret
@@ -207,8 +207,6 @@ def test_a_passing_fault_is_tried_again(name: str, tmp_path: Path) -> None:
 
 
 def test_how_long_a_server_asks_to_wait() -> None:
-    from selfcorrect.endpoints.wire import retry_after
-
     soon = formatdate(time.time() + 60, usegmt=True)
     told = [
         {"retry-after": "7"},

@@ -1,4 +1,4 @@
-"""From a response to an answer, or to why there is none: whatever a server makes of the format, an outcome or a word."""
+"""From a response to an answer, or why there is none: whatever a server makes of the format, an outcome or a word."""
 
 import json
 import math

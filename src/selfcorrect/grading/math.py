@@ -171,7 +171,7 @@ def _from_reply(key: _Key, reply: Reply) -> _Kept:
         return _verdict(key, bool(reply["same"]), str(reply.get("detail", "")))
     if "timeout" in reply or "spent" in reply:
         return _Kept(Outcome.TIMEOUT, str(reply.get("timeout") or reply["spent"]))
-    return _Kept(Outcome.GRADER_FAILED, str(reply.get("bad_gold") or reply.get("failed")))
+    return _Kept(Outcome.GRADER_FAILED, str(reply["failed"]))
 
 
 def _verdict(key: _Key, same: bool, detail: str = "") -> _Kept:

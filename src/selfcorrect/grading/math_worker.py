@@ -1,9 +1,9 @@
 r"""The worker of the math grader: a process of its own, where math-verify reads what a model wrote.
 
 It reads one JSON object a line from standard input, ``{"gold": ..., "given": ...}``, and writes one line for each:
-``{"same": true | false, "detail": ...}``, ``{"bad_gold": ...}`` or ``{"spent": ...}`` where the memory or the stack ran
-out. Time is kept by the parent, which kills it; math-verify's own alarms are off. It ends with its input, and on Linux
-with its parent.
+``{"same": true | false, "detail": ...}``, or ``{"spent": ...}`` where the memory or the stack ran out. The gold answer
+can be read: the parent has tried. Time is kept by the parent, which kills it; math-verify's own alarms are off. It ends
+with its input, and on Linux with its parent.
 """
 
 import json
@@ -15,7 +15,7 @@ import sys
 from typing import Any
 
 from selfcorrect.grading.judge.confine import die_with_parent
-from selfcorrect.grading.math_compare import BadGold, compare
+from selfcorrect.grading.math_compare import compare
 from selfcorrect.grading.math_fast import fast_scalar, number_of
 from selfcorrect.grading.math_latex import ROW
 from selfcorrect.grading.math_normal import Unreadable
@@ -189,8 +189,6 @@ def judge(job: dict[str, Any]) -> dict[str, Any]:
     try:
         units = frozenset(job["units"])
         same = compare(job["gold"], job["given"], lambda gold, given: slow_scalar(gold, given, fast=job["fast"]), units)
-    except BadGold as error:
-        return {"bad_gold": str(error)}
     except Unreadable as error:
         return {"same": False, "detail": str(error)}
     except (MemoryError, RecursionError) as error:

@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from multiprocessing import connection
@@ -351,6 +352,23 @@ def test_killed_and_recycled_workers_are_replaced(monkeypatch: pytest.MonkeyPatc
         assert worker.answered == 1
         os.kill(worker.process.pid, signal.SIGKILL)
         assert grader.grade(answers[5:])[0].outcome is WRONG
+
+
+def test_workers_that_wait_cost_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two that the kernel has taken each would be a try of the same answer; nor do they end with a thread that grades."""
+    stub(monkeypatch)
+    answers = [(rf"\boxed{{\sqrt{{x+\sqrt{{3}}}}+{n}}}", NEEDS_WORKER) for n in range(4)]
+    with MathGrader(workers=2) as grader:
+        thread = threading.Thread(target=grader.grade, args=(answers[2:],))
+        thread.start()
+        thread.join()
+        time.sleep(0.05)
+        processes = [worker.process for worker in grader._pool.workers]
+        assert [process.poll() for process in processes] == [None, None]
+        for process in processes:
+            process.kill()
+            process.wait()
+        assert [grade.outcome for grade in grader.grade(answers[:2])] == [RIGHT, WRONG]
 
 
 def test_workers_know_nothing_of_the_trainer(monkeypatch: pytest.MonkeyPatch) -> None:

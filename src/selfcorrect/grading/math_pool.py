@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import connection
 from typing import IO, Any
@@ -102,10 +103,13 @@ class WorkerPool:
         self.size = workers
         self.seconds = seconds
         self.workers: list[Worker] = []
+        self._starter = ThreadPoolExecutor(1, "math workers")  # a worker is killed as the thread that started it ends
 
     def run(self, jobs: list[Job]) -> list[Reply]:
         """A reply for every job, in order: the worker's, or {"timeout": why}, or {"failed": why}."""
         batch = _Run(deque(_Task(index, job) for index, job in enumerate(jobs)), [None] * len(jobs))
+        for worker in [worker for worker in self.workers if worker.process.poll() is not None]:
+            self._drop(worker)  # it ended while it waited, which is no answer's doing
         try:
             while batch.open and not batch.stop:
                 self._hand_out(batch)
@@ -122,7 +126,7 @@ class WorkerPool:
 
     def _hand_out(self, batch: _Run) -> None:
         while len(self.workers) < min(self.size, len(batch.waiting) + sum(w.job is not None for w in self.workers)):
-            self.workers.append(_start())
+            self.workers.append(self._starter.submit(_start).result())
         for worker in list(self.workers):
             if worker.ready and worker.job is None and batch.waiting:
                 try:

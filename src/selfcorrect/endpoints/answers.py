@@ -37,7 +37,9 @@ _STOPS = {
 }
 _BROKEN = {"abort", "aborted", "cancel", "cancelled", "canceled", "error", "failed", "timeout", "network_error"}
 _MARKUP = re.compile(r"<(script|style)\b(?:(?!<\1\b).)*?</\1>|<[^<>]*>", re.DOTALL | re.IGNORECASE)  # linear
-_FILTERED = re.compile(r"content.?(?:filter|policy|management)|moderation|safety|flagged|usage polic", re.IGNORECASE)
+_FILTERED = re.compile(  # an error that says that a filter keeps the question from the model
+    r"content.?(?:filter|policy|management)|moderation|safety|flagged|usage polic", re.IGNORECASE
+)
 
 
 @dataclass(eq=False)
@@ -89,11 +91,6 @@ def too_long(text: str) -> bool:
     return _TOO_LONG.search(text) is not None
 
 
-def filtered(text: str) -> bool:
-    """Whether an error says that a filter keeps the question from the model."""
-    return _FILTERED.search(text) is not None
-
-
 def one_line(text: str, limit: int = _SHOWN) -> str:
     """A server's words as part of a message: printable, on one line, not long."""
     line = " ".join("".join(c if c.isprintable() else " " for c in text[: 8 * limit]).split())
@@ -132,7 +129,7 @@ def by_status(status: int, told: str, headers: Mapping[str, str]) -> Failed:
         )
     if status in (400, 413, 422) and (status == 413 or too_long(told)):
         return Failed(why, verdict=truncated(f"does not fit the endpoint: {one_line(told, 120)}"))
-    if status in (400, 403, 422, 451) and filtered(told):
+    if status in (400, 403, 422, 451) and _FILTERED.search(told):
         return Failed(why, verdict=no_answer(f"kept from the model by the endpoint: {one_line(told, 120)}"))
     if status in _STOPS:
         return Failed(f"{why}: {_STOPS[status]}".removesuffix(": "), stop=True)

@@ -89,8 +89,7 @@ class _Supervisor:
     def let_go(self) -> None:
         """Close this process's copies of the pipes, and leave the supervisor to its parent."""
         self._process.returncode = 0  # not ours to wait for
-        for descriptor in (self._to, self._from):
-            os.close(descriptor)
+        self.stop()
 
     def stop(self) -> None:
         for pipe in (self._process.stdin, self._process.stdout):
@@ -159,7 +158,7 @@ class CodeJudge:
         if not programs:
             return []
         self._start()
-        verdicts: list[Verdict | None] = [None] * len(programs)
+        verdicts: dict[int, Verdict] = {}
         waiting = iter(range(len(programs)))
         taking = threading.Lock()
         errors: list[BaseException] = []
@@ -185,7 +184,7 @@ class CodeJudge:
             thread.join()
         if errors:
             raise errors[0]
-        return [verdict or Verdict(Reason.GRADER_FAILED, "not judged") for verdict in verdicts]
+        return [verdicts[index] for index in range(len(programs))]
 
     def close(self) -> None:
         """End every process. The next grade starts anew."""

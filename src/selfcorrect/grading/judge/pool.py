@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
 from functools import lru_cache
 from pathlib import Path
@@ -153,8 +153,8 @@ class CodeJudge:
         assert self._confinement
         return self._confinement
 
-    def grade(self, programs: Sequence[tuple[str, Checks]], done: Callable[[int], None] | None = None) -> list[Verdict]:
-        """One verdict a program, in order. done(index) is called, from any thread, as each is judged."""
+    def grade(self, programs: Sequence[tuple[str, Checks]]) -> list[Verdict]:
+        """One verdict a program, in order."""
         if not programs:
             return []
         self._start()
@@ -171,8 +171,6 @@ class CodeJudge:
                     if index is None:
                         return
                     verdicts[index] = self._judge(*programs[index])
-                    if done:
-                        done(index)
             except BaseException as error:  # noqa: BLE001 - rises in the caller's thread, below
                 errors.append(error)
 

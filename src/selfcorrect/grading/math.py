@@ -116,13 +116,13 @@ class MathGrader:
         """The fast path's verdict, kept; None where a worker has to look."""
         scalar = fast_scalar if self.fast else lambda *_: None
         try:
-            same = compare(key.gold, key.answer, scalar, _units(key.problem))
+            same = compare(key.gold, key.answer, scalar, asked_units(key.problem))
         except BadGold as error:
             return self._keep(key, _Kept(Outcome.GRADER_FAILED, str(error)))
         except Unreadable as error:  # found at once, and as long as it likes: not kept
             return _Kept(Outcome.WRONG, str(error))
         kept = None if same is None else _verdict(key, same)
-        if kept is None or (kept.outcome is Outcome.CORRECT and _dressings(key)):
+        if kept is None or (kept.outcome is Outcome.CORRECT and dressings(key.problem, key.gold, key.answer)):
             return None
         return self._keep(key, kept)
 
@@ -144,14 +144,9 @@ class MathGrader:
     def _job(self, key: _Key, given: str | None = None) -> dict[str, Any]:
         fast, harmless = self.fast and given is None, given is not None
         return {
-            "gold": key.gold, "given": given or key.answer, "units": sorted(_units(key.problem)), "fast": fast,
-            "dressings": () if harmless else _dressings(key),
+            "gold": key.gold, "given": given or key.answer, "units": sorted(asked_units(key.problem)), "fast": fast,
+            "dressings": () if harmless else dressings(key.problem, key.gold, key.answer),
         }  # fmt: skip
-
-
-@lru_cache(maxsize=4096)
-def _units(problem: str) -> frozenset[str]:
-    return asked_units(problem)
 
 
 @lru_cache(maxsize=16_384)
@@ -185,10 +180,6 @@ def _refused(key: _Key) -> str:
     """Why an answer of the right value is none to this problem."""
     gold, given = normalize(key.gold), normalize(key.answer)  # both could be compared, so they can be read
     return copied(key.problem, gold, given) or other_form(key.problem, gold, last_side(given))
-
-
-def _dressings(key: _Key) -> tuple[str, ...]:
-    return dressings(key.problem, key.gold, key.answer) if key.problem else ()
 
 
 def _grade(found: Found, kept: _Kept) -> Grade:

@@ -79,6 +79,8 @@ def dressings(problem: str, gold: str, given: str) -> tuple[str, ...]:
 
     Where one of these is worth Q whatever Q is, the formula is the whole answer and the rest is its dress.
     """
+    if not problem:
+        return ()
     try:
         ours, theirs = squeeze(normalize(gold)), split_top(_undressed(normalize(given)), _EQUALITY)[-1]
         parts = [squeeze(part) for part in (theirs, *_members(theirs))]

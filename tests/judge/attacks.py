@@ -220,6 +220,9 @@ PASS: Programs = {
 
 # The same verdict every time, whichever it is: what they draw, they draw alike in every process.
 STEADY: dict[str, str] = {
+    "random": "ok = random.random() < 0.5",
+    "shuffle": "n = [1, 2]\nrandom.shuffle(n)\nok = n[0] == 1",
+    "string hash": "ok = hash('selfcorrect') % 2",
     "uuid4": "import uuid\nok = uuid.uuid4().int % 2",
     "secrets": "import secrets\nok = secrets.randbelow(2)",
     "SystemRandom": "ok = random.SystemRandom().random() < 0.5",

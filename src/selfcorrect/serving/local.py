@@ -231,7 +231,7 @@ class LocalEngine:
         chat, attempts = station.lm.chat, plan.attempts
         with self._reading:
             try:
-                prompt = chat.conversation([message.as_dict() for message in plan.ask.messages])
+                prompt = chat.conversation([message.model_dump() for message in plan.ask.messages])
             except ModelError as error:
                 told = str(error)
                 param = told.partition(":")[0] if told.startswith("messages[") else "messages"

@@ -121,7 +121,7 @@ class UpstreamEngine:
         """All attempts of one choice, into the queue; None at its end."""
         end: ApiError | None = None
         try:
-            messages = [message.as_dict() for message in plan.ask.messages]
+            messages = [message.model_dump() for message in plan.ask.messages]
             if self._system and not any(message["role"] == "system" for message in messages):
                 messages = self._system.before(messages)
             for attempt in range(1, plan.attempts + 1):

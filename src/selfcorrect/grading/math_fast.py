@@ -143,8 +143,6 @@ def _product(term: str, depth: int) -> Terms | None:
         else:
             factor, before = _symbol(match), "symbol"
         result = _times(result, factor)
-        if result is None:
-            return None
     return None if before in ("", "dot") else result
 
 
@@ -190,8 +188,8 @@ def _quotient(term: str, position: int, depth: int) -> tuple[Terms | None, int]:
     return _times(top, inverse), bottom_end + 1
 
 
-def _times(left: Terms, right: Terms | None) -> Terms | None:
-    if right is None or (len(left) > 1 and len(right) > 1):
+def _times(left: Terms | None, right: Terms | None) -> Terms | None:
+    if left is None or right is None or (len(left) > 1 and len(right) > 1):
         return None
     product: Terms = {}
     for (root_a, names_a), a in left.items():

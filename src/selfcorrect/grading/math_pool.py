@@ -15,7 +15,7 @@ from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import connection
-from typing import IO, Any
+from typing import Any
 
 RECYCLE = 2000  # answers of one worker
 START_SECONDS = 120.0  # for sympy to be imported on a busy machine
@@ -43,9 +43,9 @@ class Worker:
     buffer: bytes = b""
 
     @property
-    def output(self) -> IO[bytes]:
+    def output(self) -> int:
         assert self.process.stdout is not None
-        return self.process.stdout
+        return self.process.stdout.fileno()
 
     def cpu_seconds(self) -> float | None:
         """CPU time used so far; None where the system does not say."""
@@ -148,7 +148,7 @@ class WorkerPool:
         return min(max(min(due, default=1.0), 0.05), 1.0)
 
     def _read(self, worker: Worker, batch: _Run) -> None:
-        data = os.read(worker.output.fileno(), _LINE_LIMIT)
+        data = os.read(worker.output, _LINE_LIMIT)
         worker.buffer += data
         if not data or len(worker.buffer) > _LINE_LIMIT:
             self._died(worker, batch)

@@ -136,8 +136,8 @@ ODD: dict[str, tuple[Raw | Body, Outcome, str]] = {
     "content of another type": (chat(42), LEFT, "content is of type int"),
     "deep": (body(b"[" * 100_000), LEFT, "no JSON"),
     "an endless number": (body(b'{"choices": ' + b"9" * 5000 + b"}"), LEFT, "no JSON"),
-    "deep parts": (body(b'{"choices": [{"message": {"content": ' + b'[{"text": ' * 1500 + b'""' + b"}]" * 1500 + b"}}]}"), LEFT, "the endpoint gave no answer"),
-    "a deep error": (http(500, '{"error": ' * 3000 + "1" + "}" * 3000), LEFT, "HTTP 500"),
+    "deep parts": (body(b'{"choices": [{"message": {"content": ' + b'[{"text": ' * 600 + b'""' + b"}]" * 600 + b"}}]}"), LEFT, "the endpoint gave no answer"),
+    "a deep error": (http(500, '{"error": ' * 1200 + "1" + "}" * 1200), LEFT, "HTTP 500"),
 }  # fmt: skip
 
 

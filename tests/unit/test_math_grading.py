@@ -303,9 +303,11 @@ def test_workers_that_end_under_any_answer_are_told_as_such(monkeypatch: pytest.
     assert "died twice" in grade.detail
 
 
-def test_workers_that_cannot_start(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_workers_that_cannot_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nor is what another is at by then taken for an answer of the next batch."""
-    stub(monkeypatch, 'if "9" in job["given"]: import time; time.sleep(5)')
+    mark = tmp_path / "mark"
+    mark.touch()
+    stub(monkeypatch, f'while "9" in job["given"] and os.path.exists({str(mark)!r}): __import__("time").sleep(0.01)')
     right, late, wrong = (rf"\boxed{{\sqrt{{x+\sqrt{{3}}}}+{added}}}" for added in ("0", "9-9", "1"))
     with MathGrader(workers=2) as grader:
         assert grader.grade([(right, NEEDS_WORKER)])[0].outcome is RIGHT  # by the first worker
@@ -313,6 +315,7 @@ def test_workers_that_cannot_start(monkeypatch: pytest.MonkeyPatch) -> None:
         grades = grader.grade([(late, NEEDS_WORKER), (r"\boxed{\sqrt{x}}", NEEDS_WORKER), (r"\boxed{5}", "5")])
         assert [grade.outcome for grade in grades] == [Outcome.GRADER_FAILED, Outcome.GRADER_FAILED, RIGHT]
         assert "no worker could start" in grades[0].detail
+        mark.unlink()
         stub(monkeypatch)
         assert grader.grade([(wrong, NEEDS_WORKER)])[0].outcome is WRONG
 

@@ -374,6 +374,22 @@ def test_workers_that_wait_cost_no_answer(monkeypatch: pytest.MonkeyPatch) -> No
         assert [grade.outcome for grade in grader.grade(answers[:2])] == [RIGHT, WRONG]
 
 
+def test_a_forked_process_has_workers_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two that read from one worker each may take the other's verdict."""
+    stub(monkeypatch)
+    right, wrong = ((rf"\boxed{{\sqrt{{x+\sqrt{{3}}}}+{n}}}", NEEDS_WORKER) for n in (0, 1))
+    with MathGrader(workers=1) as grader:
+        assert grader.grade([right])[0].outcome is RIGHT
+        shared = {worker.process.pid for worker in grader._pool.workers}
+        pid = os.fork()
+        if pid == 0:
+            outcome, own = grader.grade([wrong])[0].outcome, {worker.process.pid for worker in grader._pool.workers}
+            grader.close()
+            os._exit(0 if outcome is WRONG and own and not own & shared else 1)
+        assert os.waitpid(pid, 0)[1] == 0
+        assert {worker.process.pid for worker in grader._pool.workers} == shared
+
+
 def test_workers_know_nothing_of_the_trainer(monkeypatch: pytest.MonkeyPatch) -> None:
     """A fresh interpreter: no secret in its environment, no module of the trainer; the fast path starts none."""
     monkeypatch.setenv("HF_TOKEN", "secret")

@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 import time
+import weakref
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -102,8 +103,8 @@ class WorkerPool:
     def __init__(self, workers: int, seconds: float) -> None:
         self.size = workers
         self.seconds = seconds
-        self.workers: list[Worker] = []
-        self._starter = ThreadPoolExecutor(1, "math workers")  # a worker is killed as the thread that started it ends
+        self.forget()
+        _POOLS.add(self)
 
     def run(self, jobs: list[Job]) -> list[Reply]:
         """A reply for every job, in order: the worker's, or {"timeout": why}, or {"failed": why}."""
@@ -118,6 +119,11 @@ class WorkerPool:
             if batch.open:  # interrupted or stopped: no worker is left in the middle of a job, to answer it in the next
                 self.close()
         return [reply if reply is not None else {"failed": batch.stop} for reply in batch.replies]
+
+    def forget(self) -> None:
+        """In a forked process: the workers are the parent's, and so is the thread that starts them."""
+        self.workers: list[Worker] = []
+        self._starter = ThreadPoolExecutor(1, "math workers")  # a worker is killed as the thread that started it ends
 
     def close(self) -> None:
         """End every worker."""
@@ -205,6 +211,17 @@ class WorkerPool:
     def _drop(self, worker: Worker) -> None:
         self.workers.remove(worker)
         worker.end()
+
+
+_POOLS: "weakref.WeakSet[WorkerPool]" = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for pool in list(_POOLS):
+        pool.forget()
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 def _start() -> Worker:

@@ -152,9 +152,7 @@ def differences(before: Any, now: Any) -> str:
     return f"begun with other settings: {', '.join(told[:3])}{more}"
 
 
-_NO_TEXT = re.compile(
-    r"[\ud800-\udfff\x85\u2028\u2029]"
-)  # no bytes in UTF-8, or the end of a line to some readers
+_NO_TEXT = re.compile(r"[\ud800-\udfff\x85\u2028\u2029]")  # no bytes in UTF-8, or the end of a line to some readers
 
 
 def json_line(value: Any) -> str:

@@ -1,6 +1,7 @@
 """What a newcomer calls: `init` writes a recipe that checks and reads its data."""
 
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -135,6 +136,7 @@ def test_odd_names_of_files(name: str, here: Path) -> None:
     init("model", written(f"{name}.jsonl", WORDS), Path(f"{name}.yaml"))
     config, task = task_of(f"{name}.yaml")
     assert (config.seed, len(task.train)) == (0, 11)
+    assert re.search("[a-z0-9]", config.name)  # it is a folder's name
 
 
 def test_a_folder_of_texts_stays_as_it_is(here: Path) -> None:

@@ -111,7 +111,7 @@ def _draft(model: dict[str, Any], data: Path, to: Path, found: Found) -> Draft:
     pace, trains = {"steps": 200, "learning_rate": rate, "beta1": 0.01}, len(found.train)
     system = {"system_prompt": found.system} if found.system else {}
     recipe: dict[str, Any] = {
-        "name": re.sub(r"[^A-Za-z0-9._-]", "-", to.stem).lstrip(".")[:80] or "mine",
+        "name": re.sub(r"[^A-Za-z0-9._-]", "-", to.stem).strip("-.")[:80] or "mine",
         "seed": 0,
         "model": {**model, **system},
         "task": {},

@@ -38,7 +38,7 @@ def summary_line(summary: Summary) -> str:
 def shown(evaluation: "Evaluation") -> str:
     """An evaluation as a session shows it: what was measured and how, a line of figures for each part, and where."""
     parts = [
-        ("", evaluation.summary), *evaluation.controls, *evaluation.external,
+        ("", evaluation.summary), *evaluation.controls.items(), *evaluation.external,
         *((f"asked as {each.name}", each.summary) for each in evaluation.wordings[1:]),  # the first is the task's own
     ]  # fmt: skip
     lines = [

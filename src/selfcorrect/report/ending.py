@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from selfcorrect.evaluation.caution import caution
+from selfcorrect.evaluation.evaluate import Evaluation
 from selfcorrect.evaluation.metrics import Flow, Summary
-from selfcorrect.report.load import Evaluation, read_evaluations
+from selfcorrect.report.load import read_evaluations
 
 
 def ending(run: Path) -> list[str]:

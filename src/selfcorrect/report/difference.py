@@ -16,9 +16,10 @@ from selfcorrect.evaluation.averages import Change
 from selfcorrect.evaluation.caution import bought, caution
 from selfcorrect.evaluation.evaluate import Evaluation
 from selfcorrect.evaluation.kept import begun_with, flat
-from selfcorrect.evaluation.metrics import Estimate, Summary
+from selfcorrect.evaluation.metrics import Summary
 from selfcorrect.evaluation.pairs import Pair, pairs
 from selfcorrect.evaluation.stored import read_rollouts
+from selfcorrect.evaluation.told import estimate_text
 from selfcorrect.report.load import read_evaluations
 from selfcorrect.types import Rollout
 
@@ -265,17 +266,8 @@ def _lines(found: Difference) -> list[str]:
     for name, pair in found.figures.items():
         signed = name == "delta"
         label = f"{name}, times 100" if name.startswith("reward") else name
-        rows.append([label, _text(pair.a, signed), _text(pair.b, signed), _text(pair.less, True)])
+        each = ((pair.a, signed), (pair.b, signed), (pair.less, True))
+        rows.append([label, *(estimate_text(*of, unit="") for of in each)])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines += ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     return [*lines, "95 % intervals; B less A is paired over the problems", *(f"note: {note}" for note in found.notes)]
-
-
-def _text(estimate: Estimate, signed: bool) -> str:
-    value, low, high = (f"{100 * each:{'+' if signed else ''}.1f}" for each in _ends(estimate))
-    return f"{value} [{low}, {high}]"
-
-
-def _ends(estimate: Estimate) -> tuple[float, float, float]:
-    """Without a minus sign before nothing."""
-    return tuple(round(each, 6) + 0.0 for each in (estimate.value, estimate.low, estimate.high))  # type: ignore[return-value]

@@ -158,11 +158,11 @@ def sampled(shown: Sequence[Rollout], trainer: Trainer) -> list[Rollout]:
 
 
 def second(first: Rollout, shown: Rollout, trainer: Trainer) -> Rollout:
-    """A sampled first attempt, the question for another, and the worked example in answer to it."""
+    """A sampled first attempt, which is not learned, the question for another, and the worked example in answer."""
     (attempt,), (example,) = first.attempts, shown.attempts
     asked = trainer.task.correction_prompt(first.problem)
     prompt_ids = trainer.lm.chat.next_prompt(attempt.prompt_ids, attempt.completion.token_ids, asked)
-    return replace(first, attempts=(attempt, replace(example, prompt_ids=prompt_ids)))
+    return replace(first, attempts=(replace(attempt, sampled=False), replace(example, prompt_ids=prompt_ids)))
 
 
 if __name__ == "__main__":

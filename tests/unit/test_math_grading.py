@@ -93,7 +93,7 @@ DIFFERENT = [
     ("15", r"15/\text{dozen}"), ("15", "15/h"), ("15", "15/m^2"), ("15", r"15x/\text{m}^2"), (r"15\text{ m}", r"15/\text{m}"), ("15", r"15x/\text{hour}"), (r"15\text{ hours}", "15/hour"), (r"5\text{ hours}", r"5/\text{minute}"), (r"12\text{ cm}^2", r"12/\text{cm}"), (r"60\text{ per hour}", "60/minute"), (r"60\text{ per hour}", r"60\text{ per minute}"),
     (r"1 \text{ hour}", r"1\text{ minute}"), (r"60\text{ mph}", r"60\text{ kph}"),
     (r"3\text{ cm}", r"3\text{ cm}^2"), (r"\text{east}", r"\text{west}"),
-    ("10", "10,000"), (r"11,\! 111,\! 100", "11111101"), (r"1,\! 2", "12"), ("1", r"\frac{0}{0}"), ("1", "1/0"), ("x=1,y=2", "2,1"), ("x=1,y=2", "x=2,y=1"), ("x+1", "x-1"),
+    ("10", "10,000"), ("1234", "1\u3001234"), (r"11,\! 111,\! 100", "11111101"), (r"1,\! 2", "12"), ("1", r"\frac{0}{0}"), ("1", "1/0"), ("x=1,y=2", "2,1"), ("x=1,y=2", "x=2,y=1"), ("x+1", "x-1"),
     (r"\begin{pmatrix}1\\2\end{pmatrix}", r"\begin{pmatrix}1&2\end{pmatrix}"), ("|x|", "x"), (r"\infty", r"-\infty"), (NEEDS_WORKER, r"\infty!!"), (r"\sqrt{x}", r"\infty"),
     (r"\begin{vmatrix}1&2\\3&4\end{vmatrix}", r"\begin{pmatrix}1&2\\3&4\end{pmatrix}"), ("1", r"1 \neq 2"), ("5", ""),
     (r"7\text{ million}", "7"), (r"2\text{ dozen}", "2"), ("3", r"3\text{ pi}"), ("3", "3 sevenths"), ("3", r"3\text{ point five}"),

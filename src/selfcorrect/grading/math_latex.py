@@ -16,7 +16,7 @@ AND = "\ue002"
 _WIDE = {chr(code): chr(code - 0xFEE0) for code in range(0xFF01, 0xFF5E) if code != 0xFF3C}  # but for the backslash
 _SYMBOLS = str.maketrans(
     {
-        **_WIDE, "\u3001": ",", "\u3002": ".",
+        **_WIDE, "\u3001": ", ", "\u3002": ".",
         "\u2212": "-", "\u2013": "-", "\u2014": "-", "\u2010": "-", "\u00d7": r"\cdot ", "\u00b7": r"\cdot ",
         "\u22c5": r"\cdot ", "\u00f7": "/", "\u2215": "/", "\u2044": "/", "\u00b0": r"^\circ ", "\u03c0": r"\pi ",
         "\u221e": r"\infty ", "\u2264": r"\le ", "\u2265": r"\ge ", "\u2260": r"\ne ", "\u222a": r"\cup ",

@@ -9,10 +9,10 @@ from pathlib import Path
 from selfcorrect.analysis.edits import edit_figure
 from selfcorrect.analysis.figure import Figure
 from selfcorrect.analysis.flow import flow_figure
-from selfcorrect.analysis.read import Row, evaluations, json_lines, json_object, logged_rows, read_rows
+from selfcorrect.analysis.read import Row, evaluations, json_lines, logged_rows, read_rows
 from selfcorrect.analysis.training import attempts_figure, fixed_figure, progress_figures
 from selfcorrect.analysis.votes import budgets_up_to, read_pools, scale_figure, scaling, votable
-from selfcorrect.config.paths import at_home
+from selfcorrect.config.paths import at_home, json_object
 from selfcorrect.errors import DataError
 from selfcorrect.tasks.files import stem_of
 

@@ -92,10 +92,12 @@ def evaluations(run: Path) -> dict[str, list[Row]]:
 
 def json_lines(file: Path) -> list[dict[str, Any]]:
     """The whole lines of a log that may still be written; none where it is not there."""
-    if not file.exists():
+    try:
+        lines = file.read_text(encoding="utf-8", errors="replace").split("\n")
+    except FileNotFoundError:
         return []
     found = []
-    for line in file.read_text(encoding="utf-8", errors="replace").split("\n"):
+    for line in lines:
         try:
             row = json.loads(line)
         except (ValueError, RecursionError):
@@ -103,12 +105,3 @@ def json_lines(file: Path) -> list[dict[str, Any]]:
         if isinstance(row, dict):
             found.append(row)
     return found
-
-
-def json_object(file: Path) -> dict[str, Any]:
-    """A JSON object; empty where there is none, or it is not whole."""
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}

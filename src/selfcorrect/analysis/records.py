@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from selfcorrect.analysis.read import json_lines, json_object
-from selfcorrect.config.paths import at_home
+from selfcorrect.analysis.read import json_lines
+from selfcorrect.config.paths import at_home, json_object
 from selfcorrect.errors import DataError
 from selfcorrect.evaluation.flat import flat, flat_rollout
 

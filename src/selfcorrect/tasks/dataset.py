@@ -1,11 +1,12 @@
 """What tasks over a finite data set share: epochs, the fixed share held out, problems by id."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
+from contextlib import suppress
 from functools import cached_property
 
 from selfcorrect.errors import DataError
 from selfcorrect.tasks.base import Shuffled, fixed_share
-from selfcorrect.types import Grade, Problem
+from selfcorrect.types import Problem
 
 
 class DataTask:
@@ -55,28 +56,20 @@ class DataTask:
         """A problem by its id; or one that is typed, where the task can ask it. No id has white space in it."""
         if len(text.split()) > 1 and (typed := self._typed(text.strip())) is not None:
             return typed
-        found = self.find(text.strip())
+        found = self.by_id.get(text.strip())
         if found is None:
             raise DataError(
                 f"problem {text!r}: no such id; problems of task {self.name} are named by id, like {self.test[0].id}"
             )
         return found
 
-    def find(self, name: str) -> Problem | None:
-        """The problem with this id, held out or not; None where there is none."""
-        for problem in self.test:
-            if problem.id == name:
-                return problem
-        try:
-            return next((problem for problem in self.train if problem.id == name), None)
-        except DataError:  # a set that is for evaluation only
-            return None
-
-    def grade(self, answers: Sequence[tuple[Problem, str]]) -> list[Grade]:
-        raise AssertionError("abstract")
-
-    def close(self) -> None:
-        """Nothing to end."""
+    @cached_property
+    def by_id(self) -> Mapping[str, Problem]:
+        """All problems by id, those to train on included where there are some; of one id the held-out one."""
+        problems = list(self.test)
+        with suppress(DataError):  # a set that is for evaluation only
+            problems += self.train
+        return {problem.id: problem for problem in reversed(problems)}
 
     def _typed(self, text: str) -> Problem | None:
         """A problem of the user's own words, without a reference; None where such a one cannot be asked."""

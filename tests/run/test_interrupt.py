@@ -130,6 +130,20 @@ def test_which_signal_does_not_wait(
     assert told == ["stopping after this step (Ctrl-C again to stop now, losing it and the 7 before it)"]
 
 
+def test_a_second_press_counts_from_when_the_first_was_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though Python came to handle the first late, as it does on busy cores."""
+    stop, now = Stop(), 0.0
+    stop.now = False
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    stop.hear(signal.SIGINT)
+    now = 0.5
+    stop.handle(signal.SIGINT, None)
+    now = 1.1
+    stop.hear(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        stop.handle(signal.SIGINT, None)
+
+
 def press_in_c(*moments: float) -> float:
     """Ctrl-C at these moments of a second that code in C waits for a lock, without looking for signals; when it ended."""
     libc, lock = ctypes.CDLL(None), ctypes.create_string_buffer(64)

@@ -104,18 +104,13 @@ def with_own_files(config: TrainConfig, files: Mapping[str, str]) -> TrainConfig
     return config.model_copy(update={"task": at(config.task, "task.file"), "stages": stages})
 
 
-def json_object(file: Path) -> dict[str, Any]:
-    """What a JSON file holds; empty where there is none, it is not whole, or no object."""
+def asked_by(run: Path) -> dict[str, str]:
+    """What `ASKED` holds; empty where there is none, or it cannot be read."""
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        found = json.loads((run / ASKED).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
-
-
-def asked_by(run: Path) -> dict[str, str]:
-    """What `ASKED` holds; empty where there is none, or it cannot be read."""
-    return json_object(run / ASKED)
 
 
 def absolute(section: _Section) -> _Section:

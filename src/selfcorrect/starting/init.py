@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from selfcorrect.analysis.read import json_object
 from selfcorrect.config.commented import commented
-from selfcorrect.config.paths import anchored, at_home, check_paths, json_object
+from selfcorrect.config.paths import anchored, at_home, check_paths
 from selfcorrect.config.recipe import validate
 from selfcorrect.config.run import PLAIN_TEMPLATE, TrainConfig
 from selfcorrect.config.tasks import ATTEMPT_TOKENS

@@ -1,6 +1,5 @@
 """A run with an adapter: what it keeps, what others load of it, and what is refused."""
 
-import inspect
 import json
 import re
 import shutil
@@ -12,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from selfcorrect import api, cli
+from selfcorrect import api
 from selfcorrect.config import ModelConfig
 from selfcorrect.errors import CheckpointError, ConfigError, ModelError
 from selfcorrect.exporting import export
@@ -25,8 +24,10 @@ from selfcorrect.runs.run import resume
 from selfcorrect.samplers.transformers import TransformersSampler
 from selfcorrect.tasks.countdown import Countdown
 from selfcorrect.types import SamplingParams
+from tests.conftest import Command
 from tests.run.conftest import ENDS
 from tests.support.engines import learn
+from tests.support.hub import stand_in_hub
 from tests.support.runs import brief, go, lucky_grade, read_rows, recipe, tuned
 from tests.support.tiny import tiny_lm
 
@@ -214,20 +215,7 @@ def test_the_card_tells_results_recipe_and_command(trained: Callable[[str], Path
 def test_it_is_sent_by_the_hubs_own_interface(
     trained: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import huggingface_hub
-
-    calls: list[tuple[str, dict[str, Any]]] = []
-    real = huggingface_hub.HfApi
-
-    class Client:
-        def __getattr__(self, name: str) -> Callable[..., None]:
-            def call(*args: Any, **kwargs: Any) -> None:
-                bound = inspect.signature(getattr(real, name)).bind(self, *args, **kwargs)
-                calls.append((name, dict(bound.arguments)))
-
-            return call
-
-    monkeypatch.setattr(huggingface_hub, "HfApi", Client)
+    calls = stand_in_hub(monkeypatch)
     out = export(trained("lora"), tmp_path / "out", push="some/one")
     assert [name for name, _ in calls] == ["create_repo", "upload_folder"]
     assert calls[0][1]["private"] is True
@@ -339,7 +327,7 @@ def test_a_resumed_run_refuses_another_base(trained: Callable[[str], Path], mode
     other = tmp_path / "other"
     tiny_lm("llama", "eager", ENDS, seed=5).save(other, torch.float32)
     for file in (run / "config.yaml", run / "config.used.yaml"):
-        file.write_text(file.read_text().replace(str(model), str(other)).replace("name: run", "name: run"))
+        file.write_text(file.read_text().replace(str(model), str(other)))
     with pytest.raises(CheckpointError, match=r"other' holds other weights than when"):
         resume(run, Observer())
 
@@ -358,15 +346,12 @@ def test_training_goes_on_from_an_adapter(trained: Callable[[str], Path], model:
 
 
 def test_the_commands_take_an_adapters_folder(
-    trained: Callable[[str], Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    trained: Callable[[str], Path], command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     final = trained("qlora") / "final"
     monkeypatch.setattr(Countdown, "grade", lucky_grade)
     assert len(api.play("1 2 3 = 6", final).attempts) == 2
     evaluation = api.evaluate(str(final), "evaluation.problems=4", "output=" + str(final.parent.parent))
     assert evaluation.summary.n == 4
-    monkeypatch.setattr("sys.argv", ["selfcorrect", "check", str(final.parent / "config.yaml"), "--load"])
-    with pytest.raises(SystemExit) as ended:
-        cli.main()
-    assert not ended.value.code
-    assert "tuning qlora: an adapter of rank 16, 0.01 million, over a model in 4 bits" in capsys.readouterr().out
+    told = command("check", str(final.parent / "config.yaml"), "--load")
+    assert "tuning qlora: an adapter of rank 16, 0.01 million, over a model in 4 bits" in told

@@ -47,12 +47,8 @@ class Server:
         self._keeps_base, self._told, self._versions = adapter_only and not base_too, "", 0
         self._trainer: Any = None
         self._device = device
-        on_card = device.type == "cuda"
-        self._transfer = ("nccl" if on_card else "folder") if config.transfer == "auto" else config.transfer
-        if self._transfer in ("nccl", "ipc") and not on_card:
-            raise SamplerFailed(
-                f"vllm.transfer = {self._transfer!r} sends from a GPU, and the model is on {device.type}; set folder"
-            )
+        usual = "nccl" if device.type == "cuda" else "folder"
+        self._transfer = usual if config.transfer == "auto" else config.transfer
         served, *loaded = self._await()
         # Of runs whose folders are gone, as they ended or were killed: whoever sends unloads them. One that only asks
         # may be on a host that sees none of what was sent.

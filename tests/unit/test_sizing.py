@@ -147,6 +147,9 @@ BETWEEN = {"every": 10, "problems_between": 16}
         (64, {"evaluation": BETWEEN, "model": {"reference": "cpu"}}),
         # a card keeps as many rows as are at work, while no activations are there
         (64, {"evaluation": {**BETWEEN, "problems_between": 300}, "model": {"reference": "cpu"}}),
+        # vLLM queues what its own cache has no room for; the base model it does not sample
+        (512, {"sampler": "vllm"}),
+        (64, {"sampler": "vllm", "vllm": {"server": "http://localhost:8000"}, "evaluation": BETWEEN}),
     ],
 )
 def test_what_the_reference_samples_counts(

@@ -57,7 +57,9 @@ def sized(
         shape = shape_of(lm.model.config)
         room = budget / (tokens * shape.token_bytes(lm.compute_dtype.itemsize) + _DRAW_BYTES * shape.vocabulary)
         rows = _power_of_two(room if lm.device.type == "cuda" else max(room - kept, room / 2), _MOST_SAMPLED)
-        if config.vllm.server:  # whose memory is not this device's, and which queues what has no room there
+        # vLLM has a cache of its own, and queues what has no room there; the base model is sampled by transformers.
+        elsewhere = config.sampler == "vllm" and not (trains and config.samples_reference)
+        if elsewhere and (config.vllm.server or lm.device.type == "cuda"):
             rows = _MOST_SAMPLED
         rollouts = rollouts.model_copy(update={"rows_at_once": rows})
     if not trains:

@@ -45,6 +45,10 @@ def test_an_engine_in_the_process_takes_its_share_of_the_card(monkeypatch: pytes
     assert [taken(made, "sampling") / card.bytes for made in (half, most)] == pytest.approx([0.5, 0.9])
     assert (half.fits, most.fits) == (True, False)  # the policy's own weights are there too
     assert taken(half, "update") == 0
+    between = recipe(model=LORA, sampler="vllm", evaluation={"every": 10}, **ONE_ROW)  # transformers samples the base
+    phases = make_plan(between, Devices(card, engine=True), timed=False).memory.phases
+    assert len({phase["KV cache of the base model"] for phase in phases.values()}) == 1
+    assert "KV cache of the base model" not in half.memory.phases["update"]
     small = in_process(card, kv_cache_gib=2.0)
     assert small.memory.phases["sampling"]["KV cache"] == 2 * 2**30
     few = in_process(card, memory_share=0.19)

@@ -147,7 +147,9 @@ def memory(config: TrainConfig, model: Dressed, card: Card | None, step: Step, s
     if lasts:
         for phase in phases.values():  # kept for the next step, as lanes are
             phase.setdefault("CUDA graphs", graphs)
+    base = _of_base(config, model, step, spread)
     for name, phase in phases.items():
+        phase.update({"KV cache of the base model": base} if base else {})
         phase["allocator's slack"] = slack * _loose(of, name, phase, on_card=card is not None)
     return Memory(of, phases, process, slack)
 
@@ -202,6 +204,19 @@ def _cache(config: TrainConfig, model: Dressed, step: Step) -> _Cache:
     kept = min(step.rows, lanes) if model.on_card else step.rows
     rehearsed = Sampling(lanes, slots, min(lanes, work.prefilled), work.turn)
     return _Cache(rehearsed, token * lanes * slots, token * kept * step.lengths.mean_row(step.attempts))
+
+
+def _of_base(config: TrainConfig, model: Dressed, step: Step, spread: Spread) -> float:
+    """Lanes of transformers on a card, which samples first attempts of the base model beside an engine, and keeps them
+    (samplers/transformers.py).
+    """
+    if not (model.on_card and spread.engine and config.samples_reference):
+        return 0.0
+    asked = config.evaluation
+    rows = max((getattr(stage, "offline_first", 0.0) for stage in config.stages), default=0.0) * step.rows
+    if asked.every:
+        rows = max(rows, min(asked.problems_between, asked.problems) / spread.devices)
+    return _cache(config, model, replace(step, rows=math.ceil(rows), attempts=1)).lanes
 
 
 def _evaluated(config: TrainConfig, spread: Spread) -> int:

@@ -10,6 +10,7 @@ from transformers import GPT2Config, LlamaConfig, Qwen3MoeConfig
 from selfcorrect import api
 from selfcorrect.config import TrainConfig
 from selfcorrect.config.recipe import validate
+from selfcorrect.models.sizing import sizes_of
 from selfcorrect.planning import pace as pacing
 from selfcorrect.planning import plan as planning
 from selfcorrect.planning.hardware import CARDS, PINNED_BYTES, Card
@@ -19,7 +20,7 @@ from selfcorrect.planning.page import lines, turned
 from selfcorrect.planning.plan import Devices, Plan, devices_for, make_plan
 from selfcorrect.planning.rehearsal import _idle
 from selfcorrect.planning.settled import dressed
-from selfcorrect.planning.spec import Spec
+from selfcorrect.planning.spec import Spec, described
 from selfcorrect.planning.work import assumed_lengths, update_of
 from tests.support.plans import ONE_ROW, SMALL, STAGE, recipe, unrehearsed
 
@@ -72,6 +73,9 @@ def test_an_engine_on_a_processor_never_sleeps(monkeypatch: pytest.MonkeyPatch) 
     assert found.pop() > 2**30
     told = "\n".join(lines(replace(made, pace=Pace({"rollouts": 1.0}, "", 1.0))))
     assert "rollouts as transformers would sample them" in told
+    served = recipe(model=LORA, sampler="vllm", vllm=SERVED, **ONE_ROW)
+    made = make_plan(served, Devices(None, engine=True, serving=1), timed=False)
+    assert (made.server, "further" in "\n".join(lines(made))) == (0, False)  # of the server's machine nothing is known
 
 
 def test_rollouts_wait_where_an_engine_has_no_room_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,6 +107,17 @@ def test_where_a_second_copy_has_no_room_other_ways_to_sample_are_advised(monkey
     asked, least = (api.plan(served, gpu="rtx-4090", gpus=8, serving=n, observer=watcher) for n in (4, None))
     assert (asked.devices.serving, least.devices.serving) == (4, 2)
     assert asked.fits
+
+
+def test_auto_leaves_room_for_all_attempts_where_a_stage_trains_on_one() -> None:
+    """As a run settles it: its evaluations play them."""
+    found = []
+    for objective in ("stage2", "single_turn"):
+        config = recipe(model=LORA, stages=[{**STAGE, "objective": objective}])
+        spec = described(config.model)
+        laid_out = planning._laid_out(config, Devices(CARDS["h100"]), assumed_lengths(config), spec)
+        found.append(sizes_of(laid_out[0]))
+    assert found[0] == found[1]
 
 
 def test_a_card_reads_again_what_it_had_no_room_to_keep(monkeypatch: pytest.MonkeyPatch) -> None:

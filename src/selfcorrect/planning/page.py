@@ -31,14 +31,14 @@ def lines(plan: Plan) -> Iterator[str]:
     yield from _by_phase(plan)
     if needs.static.place == "cpu":
         yield "  the reference lies in the machine's memory and passes through the card (model.reference)"
-    if plan.spread.beside:
+    if plan.server:
         left, each = plan.devices.bytes - plan.server, " each" if plan.spread.tensor > 1 else ""
         yield (
             f"  the server's {plan.spread.tensor} further {device(plan)}: {plan.server / GIB:.2f} GiB{each} with a "
             f"cache of one rollout, and {left / GIB:.1f} left for more"
             + ("" if left >= 0 else ": DOES NOT FIT; --serving gives it more cards")
         )
-    elif plan.spread.engine:
+    elif plan.of_cache:
         held = 1 / plan.of_cache
         yield (
             f"  the engine's cache holds {held:.1f} of the longest rollouts (vllm.memory_share, vllm.kv_cache_gib)"

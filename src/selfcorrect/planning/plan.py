@@ -100,8 +100,9 @@ class Plan:
 
     @property
     def server(self) -> float:
-        """Bytes on each of a server's cards; 0 without one."""
-        return of_server(self.model, self.longest, self.spread) if self.spread.beside else 0.0
+        """Bytes on each of a server's cards; 0 without them, as on a processor, beside which nothing is known of it."""
+        cards = self.spread.beside and self.devices.card
+        return of_server(self.model, self.longest, self.spread) if cards else 0.0
 
     @property
     def hours(self) -> float:

@@ -198,7 +198,7 @@ SERVED = {"sampler": "vllm", "vllm": {"server": "http://localhost:8000"}, "paral
     [
         (4, (512, 16), SERVED),
         (8, (128, 16), {"model": {"weights": "bfloat16"}, "parallel": "fsdp2"}),
-        (4, (64, 8), {"model": {"weights": "bfloat16"}, "parallel": "fsdp2", "evaluation": {"every": 10}}),
+        (4, (32, 8), {"model": {"weights": "bfloat16"}, "parallel": "fsdp2", "evaluation": {"every": 10}}),
         (1, (1, 1), {"model": {"weights": "bfloat16"}}),
         (1, (256, 32), {"model": {"path": "Qwen/Qwen2.5-1.5B"}, "evaluation": {"every": 10}}),
     ],

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 import selfcorrect
-from selfcorrect.errors import ConfigError, TrainingInterrupted
+from selfcorrect.errors import ConfigError
 from selfcorrect.evaluation.evaluate import Evaluation
 from selfcorrect.runs.display import evaluation_line
 from selfcorrect.tasks.countdown import Countdown
@@ -89,15 +89,6 @@ def test_samples_and_wordings(whole: Path, evaluated: tuple[Evaluation, Heard], 
     assert "Avg@4 t1" in told
     assert "asked as twice: t2" in told
     assert "unchanged" in told
-
-
-@pytest.mark.parametrize("at", [pytest.param(20, marks=pytest.mark.nightly), 70])
-@pytest.mark.usefixtures("lucky")
-def test_stopped_anywhere_it_ends_the_same(at: int, whole: Path, model: Path, tmp_path: Path) -> None:
-    with pytest.raises(TrainingInterrupted):
-        evaluate(settings(tmp_path, model, "e"), Heard(at))
-    evaluate(settings(tmp_path, model, "e"))
-    assert contents(tmp_path / "e") == contents(whole)
 
 
 @pytest.mark.parametrize("part", [0.8, *(pytest.param(part, marks=pytest.mark.nightly) for part in (0.2, 0.5, 0.99))])

@@ -21,7 +21,7 @@ from selfcorrect.errors import CheckpointError
 from selfcorrect.evaluation.averages import means
 from selfcorrect.evaluation.evaluate import Evaluation
 from selfcorrect.evaluation.flat import rollout_row, rollout_rows
-from selfcorrect.evaluation.kept import write_durably
+from selfcorrect.evaluation.kept import json_line, write_durably
 from selfcorrect.evaluation.metrics import Summary
 from selfcorrect.evaluation.stored import read_rollouts, record_of
 from selfcorrect.models.loading import pick_device, pick_dtype
@@ -117,7 +117,7 @@ class RunFolder:
     def log_alarm(self, row: Mapping[str, Any]) -> None:
         """One line of alarms.jsonl, each alarm once."""
         file = self.path / "alarms.jsonl"
-        if not file.exists() or json.dumps(row) not in file.read_text(encoding="utf-8").splitlines():
+        if not file.exists() or json_line(plain(row)) not in file.read_text(encoding="utf-8").splitlines():
             _append(file, [row])
 
     def log_evaluation_alarms(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -125,7 +125,7 @@ class RunFolder:
         others = [row for row in self.alarms() if not (row.get("evaluation") and row["where"] == name)]
         file, kept = self.path / "alarms.jsonl", [*others, *rows]
         if kept:
-            write_durably(file, "".join(json.dumps(row) + "\n" for row in kept))
+            write_durably(file, "".join(json_line(row) + "\n" for row in kept))
         else:
             file.unlink(missing_ok=True)
 
@@ -179,7 +179,7 @@ def _keep_own(path: Path, config: TrainConfig) -> None:
 
 
 def _lines(rollouts: Iterable[Rollout]) -> str:
-    return "".join(json.dumps(plain(row), allow_nan=False) + "\n" for row in rollout_rows(rollouts))
+    return "".join(json_line(plain(row)) + "\n" for row in rollout_rows(rollouts))
 
 
 @cache
@@ -230,7 +230,7 @@ def _rows(file: Path) -> list[dict[str, Any]]:
 
 
 def _append(file: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    text = "".join(json.dumps(plain(row), allow_nan=False) + "\n" for row in rows)
+    text = "".join(json_line(plain(row)) + "\n" for row in rows)
     with file.open("a", encoding="utf-8") as stream:
         stream.write(text)
 

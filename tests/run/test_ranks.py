@@ -1,6 +1,7 @@
 """Two processes over gloo do what one does: DDP and FSDP2, uneven groups, micro-batches that do not divide."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from selfcorrect import rollout
 from selfcorrect.learning.training import Trainer
 from selfcorrect.parallel.ranks import Several
 from selfcorrect.parallel.sharding import Sharded
+from selfcorrect.parallel.shards import tensors_in
 from selfcorrect.runs.checkpoint import Checkpoint, load_newest
 from tests.run.conftest import ENDS
 from tests.support.ranks import Ended, launch
@@ -43,7 +45,7 @@ def newest(run: Path) -> Checkpoint:
     found, warnings = load_newest(run / "checkpoints")
     assert found
     assert not warnings
-    return found
+    return replace(found, tensors=tensors_in(run / "checkpoints" / f"step-{found.step:06d}"))
 
 
 def gap(one: Path, other: Path) -> float:

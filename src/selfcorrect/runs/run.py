@@ -290,7 +290,7 @@ def _opened(
 ) -> tuple[Checkpoint | None, RunFolder]:  # fmt: skip
     for folder in (path, path / "checkpoints", path / "models"):
         sweep(folder)
-    checkpoint, warnings = load_newest(path / "checkpoints", tensors=False)
+    checkpoint, warnings = load_newest(path / "checkpoints")
     for warning in warnings:
         observer.message(f"warning: {warning}")
     prune(path / "checkpoints", config.checkpoint.keep)  # one may be half removed

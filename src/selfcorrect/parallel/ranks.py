@@ -18,7 +18,6 @@ from torch import Tensor
 
 from selfcorrect.config import TrainConfig
 from selfcorrect.errors import ConfigError, NumericalError, UserError
-from selfcorrect.evaluation.kept import Kept
 from selfcorrect.models.language_model import LanguageModel
 from selfcorrect.models.loading import load_model
 from selfcorrect.models.sharded import fill, from_first
@@ -105,16 +104,12 @@ class Alone:
     def same(self, mine: Mapping[str, Any], todo: str) -> None:
         """Raises ConfigError, on all ranks, where one has something else than rank 0. mine: by what it is, in words."""
 
-    def held(self, context: AbstractContextManager[Any]) -> AbstractContextManager[Any]:
-        """A context that rank 0 enters alone; what it raises there is raised on every rank."""
+    def held(self, context: AbstractContextManager[T]) -> AbstractContextManager[T]:
+        """A context that rank 0 enters alone; what it raises is raised on every rank, and what it gives all ranks ask."""
         return context
 
     def look_for(self, file: Path) -> None:
         """Settles `shares_disk`: whether all ranks see what rank 0 writes into a file of the run's folder."""
-
-    def kept(self, context: AbstractContextManager[Kept]) -> AbstractContextManager[Kept]:
-        """`held`, of work that every rank asks for and adds to."""
-        return context
 
     def play(self, problems: Sequence[Problem], *args: Any, group: int = 1, **kwargs: Any) -> list[Rollout]:
         """`rollout.play` of all problems, each rank its own; group: how many of them stay together."""
@@ -289,10 +284,11 @@ class Several(Alone):
                 raise ConfigError(f"{self.named(rank)} has other things than {self.named(0)}: {told}{more}; {todo}")
 
     @contextmanager
-    def held(self, context: AbstractContextManager[Any]) -> Iterator[None]:
+    def held(self, context: AbstractContextManager[T]) -> Iterator[T]:
         with ExitStack() as stack:
-            self.first(lambda: stack.enter_context(context) and None)
-            yield
+            mine = list[T]()
+            self.first(lambda: mine.append(stack.enter_context(context)))
+            yield cast(T, OnFirst(self, mine[0] if mine else None))
 
     def look_for(self, file: Path) -> None:
         word = f"{os.getpid()} {time.time_ns()}"  # a host may have a file of that name from an earlier run
@@ -311,13 +307,6 @@ class Several(Alone):
 
         self.shares_disk = all(self.every(sees))
         self.first(lambda: file.write_text("", encoding="utf-8"))
-
-    @contextmanager
-    def kept(self, context: AbstractContextManager[Kept]) -> Iterator[Kept]:
-        with ExitStack() as stack:
-            mine = list[Kept]()
-            self.first(lambda: mine.append(stack.enter_context(context)))
-            yield cast(Kept, OnFirst(self, mine[0] if mine else None))
 
     def folder(self, opened: Any, path: Path) -> Any:
         return OnFirst(self, opened, path=path, checkpoints=path / "checkpoints")

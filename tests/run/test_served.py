@@ -16,7 +16,7 @@ from selfcorrect.errors import ConfigError
 from selfcorrect.models import weights as weighing
 from selfcorrect.models.loading import load_model
 from selfcorrect.parallel import sharding as shardings
-from selfcorrect.parallel.refused import refuse_unserved
+from selfcorrect.parallel.launch import refuse_unserved
 from selfcorrect.parallel.served import Served
 from selfcorrect.parallel.sharding import Sharded
 from selfcorrect.samplers.vllm_server import Server

@@ -24,9 +24,8 @@ from selfcorrect.models.sharded import fill, from_first
 from selfcorrect.models.weights import fingerprint
 from selfcorrect.parallel import shards
 from selfcorrect.parallel.gradients import sum_gradients
-from selfcorrect.parallel.launch import kind_of
+from selfcorrect.parallel.launch import kind_of, refuse_unserved
 from selfcorrect.parallel.lifeline import Lifeline
-from selfcorrect.parallel.refused import refuse_unserved
 from selfcorrect.rollout import play
 from selfcorrect.samplers.base import Sampler
 from selfcorrect.types import Completion, Problem, Rollout, SamplingParams

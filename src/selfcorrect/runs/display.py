@@ -91,6 +91,9 @@ class PlainObserver(Observer):
         self._pace.step(result.stage_step)
         if result.skipped:
             self.message(f"step {result.step} skipped: {result.skip_reason}")
+        self._show_step(result)
+
+    def _show_step(self, result: StepResult) -> None:
         if time.monotonic() - self._last >= self._between or result.stage_step == self._pace.steps:
             self._last = time.monotonic()
             self._print(step_line(result, self._pace))
@@ -118,26 +121,19 @@ class LiveObserver(PlainObserver):
     def __init__(self, console: Console) -> None:
         super().__init__(console)
         self._live = Live(console=console, refresh_per_second=4, transient=False)
-        self._stage = ""
 
     def __enter__(self) -> Self:
         self._live.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._live.stop()
 
     def stage_started(self, name: str, steps: int, done: int) -> None:
         self._pace = _Pace(steps, done)
-        self._stage = name
         self._wait(f"{name}: step {min(done + 1, steps)}/{steps} is under way ...")
 
-    def step_done(self, result: StepResult) -> None:
-        self._pace.step(result.stage_step)
-        if result.skipped:
-            self.message(f"step {result.step} skipped: {result.skip_reason}")
+    def _show_step(self, result: StepResult) -> None:
         self._live.update(self._panel(result))
 
     def evaluating(self, name: str) -> None:

@@ -2,7 +2,6 @@
 
 import copy
 import dataclasses
-import os
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
@@ -409,42 +408,6 @@ def all_as_one(packing: Any, query: Tensor, key: Tensor, value: Tensor, scale: f
 
 def went_on(ids_N: Tensor, place_N: Tensor, *rest: Any) -> tuple[Any, ...]:
     return ids_N, torch.arange(len(place_N)).clamp(max=63), *rest
-
-
-def share_of_the_gradient(rank: int, rendezvous: str, fields: dict[str, Tensor], out: str) -> None:
-    """One of two processes: the gradient of every other rollout, summed over both, for two choices of the count."""
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", f"file://{rendezvous}", rank=rank, world_size=2)
-    lms = tiny_lm("llama", "eager", ENDS, seed=0), tiny_lm("llama", "eager", ENDS, seed=1)
-    mine = Batch(**fields).select(torch.arange(rank, 8, 2))
-    trainer = trainer_of(*lms, 3, "analytic")
-    for count in (7, 4):
-        trainer.update(mine, rollouts=count, rate=0.0, temperature=trainer.config.rollouts.temperature)
-        gradients = [torch.as_tensor(parameter.grad) for parameter in trainer.lm.parameters()]
-        for gradient in gradients:
-            torch.distributed.all_reduce(gradient)
-        if rank == 0:
-            torch.save(gradients, f"{out}-{count}")
-    torch.distributed.barrier()
-    os._exit(0)  # gloo's threads may abort an orderly end of the interpreter
-
-
-def test_the_gradient_does_not_depend_on_the_number_of_processes(
-    lms: tuple[LanguageModel, LanguageModel], batch: Batch, tmp_path: Path
-) -> None:
-    """Seven of eight rollouts count. Planted: each process divides by four of its own, and the two are averaged."""
-    plain = {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)}
-    arguments = (str(tmp_path / "rendezvous"), plain, str(tmp_path / "gradients"))
-    start: Any = torch.multiprocessing.start_processes  # type: ignore[attr-defined]
-    start(share_of_the_gradient, arguments, nprocs=2, start_method="forkserver")
-    whole, gradients = updated(lms, batch, 8, "analytic")
-
-    def gap(count: int, scale: float) -> float:
-        found = torch.load(tmp_path / f"gradients-{count}")
-        return max(float((scale * mine - theirs).abs().max()) for mine, theirs in zip(found, gradients, strict=True))
-
-    assert gap(7, 1.0) < whole.grad_norm / 1e5
-    assert gap(4, 0.5) > whole.grad_norm / 1000
 
 
 def test_the_update_moves_every_weight(lms: tuple[LanguageModel, LanguageModel], batch: Batch) -> None:

@@ -16,14 +16,12 @@ from selfcorrect.learning.record import Progress
 from selfcorrect.learning.supervised import Collection, Collector, supervised_step
 from selfcorrect.learning.training import Trainer
 from selfcorrect.models.weights import weights
-from selfcorrect.runs.display import Observer
 from selfcorrect.samplers.transformers import TransformersSampler
 from selfcorrect.tasks import make_task
-from selfcorrect.tasks.countdown import Countdown
 from selfcorrect.types import Rollout
-from tests.run.conftest import ENDS
+from tests.run.conftest import ENDS, Listener
 from tests.support.rollouts import rollout_of_ids
-from tests.support.runs import Process, StopAt, check_same, config, end_state, go, lucky_grade, read_rows, recipe
+from tests.support.runs import Process, StopAt, check_same, config, end_state, go, read_rows, recipe
 from tests.support.tiny import tiny_lm
 
 STAR = {
@@ -72,11 +70,6 @@ def test_the_loss_is_the_cross_entropy_of_the_second_attempts_tokens() -> None:
     assert (result.rewards, result.kl, trainer.progress.step) == ([], [], 1)
 
 
-@pytest.fixture
-def _lucky(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Countdown, "grade", lucky_grade)
-
-
 def star_recipe(output: Path, model: Path, **changes: Any) -> dict[str, Any]:
     first = {"name": "one", "objective": "stage1", "steps": 2, "learning_rate": 0.003}
     return recipe(output, model, stages=[first, {**STAR, **changes}], evaluation={"problems": 4, "controls": False})
@@ -95,7 +88,7 @@ def star(whole_star: tuple[Path, float]) -> Path:
     return whole_star[0]
 
 
-@pytest.mark.usefixtures("_lucky")
+@pytest.mark.usefixtures("lucky")
 def test_each_iteration_samples_the_newest_model_and_trains_from_the_first(
     star: Path, model: Path, tmp_path: Path
 ) -> None:
@@ -134,7 +127,7 @@ def test_traces_lie_on_the_disk_before_what_says_that_they_are_whole(
     assert synced[::2] == [".a-1.jsonl.tmp", ".a-1.json.tmp", ".b-1.jsonl.tmp", ".b-1.json.tmp"]
 
 
-@pytest.mark.usefixtures("_lucky")
+@pytest.mark.usefixtures("lucky")
 def test_traces_of_a_file_are_used_as_they_are(star: Path, model: Path, tmp_path: Path) -> None:
     file = tmp_path / "mine.jsonl"
     wrong_first = [row for row in read_rows(star / "traces" / "star-1.jsonl") if row["first"]["outcome"] != "correct"]
@@ -149,7 +142,7 @@ def test_traces_of_a_file_are_used_as_they_are(star: Path, model: Path, tmp_path
         go(star_recipe(tmp_path / "third", model, traces=str(file), iterations=1))
 
 
-@pytest.mark.usefixtures("_lucky")
+@pytest.mark.usefixtures("lucky")
 def test_a_stage_goes_on_with_the_traces_it_began_with(star: Path, model: Path, tmp_path: Path) -> None:
     """Edited before it begins, they are those that the recipe names."""
     rows = [row for row in read_rows(star / "traces/star-1.jsonl") if row["first"]["outcome"] != "correct"]
@@ -172,7 +165,7 @@ def test_a_recipe_without_stages_is_not_trained(model: Path, tmp_path: Path) -> 
         go(recipe(tmp_path, model, stages=[]))
 
 
-@pytest.mark.usefixtures("_lucky")
+@pytest.mark.usefixtures("lucky")
 def test_offline_first_attempts_carry_no_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Half of the groups: attempt 1 of the base model trains nothing, attempt 2 after it does."""
     stage = {"name": "two", "objective": "stage2", "steps": 4, "learning_rate": 0.003, "offline_first": 0.5}
@@ -203,7 +196,7 @@ def test_offline_first_attempts_carry_no_gradient(monkeypatch: pytest.MonkeyPatc
     assert made[0][0][4].attempts[0].completion.token_ids != made[1][0][4].attempts[0].completion.token_ids
 
 
-@pytest.mark.usefixtures("_lucky")
+@pytest.mark.usefixtures("lucky")
 @pytest.mark.parametrize(("target", "direction"), [(1e-9, 1), (1e9, -1)])
 def test_beta2_follows_its_rule(target: float, direction: int) -> None:
     """KL far over the target: + 10 % a step; far under it: - 10 %."""
@@ -236,19 +229,15 @@ def test_the_annealed_credit_goes_from_stage_one_to_stage_two() -> None:
     assert [credit.kl_coef_A[0] for credit in found] == pytest.approx([0.11, 0.11, 0.06, 0.01, 0.01])
 
 
-@pytest.mark.usefixtures("_lucky")
+@pytest.mark.usefixtures("lucky")
 def test_the_checkpoint_with_the_best_held_out_accuracy_is_taken(model: Path, tmp_path: Path) -> None:
     file = tmp_path / "held_out.jsonl"
     file.write_text("".join(f'{{"nums": [{a}, 3], "target": {a + 3}}}\n' for a in range(1, 9)))
-    said: list[str] = []
-
-    class Listener(Observer):
-        def message(self, text: str) -> None:
-            said.append(text)
-
+    listener = Listener()
     settings = recipe(tmp_path, model, checkpoint={"every": 1, "keep": 9, "select": "held_out", "held_out": str(file)})
-    run = go(settings, Listener())
-    scores = [float(text.split(": ")[1].split("%")[0]) for text in said if "of the held-out file right" in text]
+    run = go(settings, listener)
+    told = [text for text in listener.messages if text.endswith("of the held-out file right")]
+    scores = [float(text.split(": ")[1].split("%")[0]) for text in told]
     assert len(scores) == 8
     assert len(set(scores[:4])) > 1
     state = json.loads((run / "checkpoints" / "step-000008" / "state.json").read_text())

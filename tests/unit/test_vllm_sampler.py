@@ -183,12 +183,19 @@ def test_a_failure_is_mended_once(
     assert capsys.readouterr().err.count("started once more with the current weights") == 1
 
 
-@pytest.mark.parametrize("fault", [{"dies": 1}, {"breaks_off": 2}, {"sync_dies": 1}])
-def test_a_second_failure_is_the_end(fault: dict[str, int], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("faults", "calls"),
+    [([{"dies": 1}], 0), ([{"breaks_off": 2}], 0), ([{"sync_dies": 1}], 0), ([{"dies": 2}, {"dies": 5}], 3)],
+)
+def test_a_second_failure_is_the_end(faults: list[dict[str, int]], calls: int, tmp_path: Path) -> None:
+    """However much later: an engine that dies again and again would be started for ever. calls: that go well before."""
     lm = model()
-    engines = Engines(lm, fault)
+    engines = Engines(lm, *faults)
+    own = sampler(lm, engines, tmp_path)
+    for _ in range(calls):
+        own.sample(prompts(lm), GREEDY)
     with pytest.raises(SamplerFailed, match="was started once more, and failed again") as told:
-        sampler(lm, engines, tmp_path).sample(prompts(lm), GREEDY)
+        own.sample(prompts(lm), GREEDY)
     assert len(engines.made) == 2
     assert "\n" not in str(told.value)
 
@@ -212,18 +219,6 @@ def test_an_engine_that_cannot_be_started_anew_hides_no_failure(
         SamplerFailed, match=r"vllm failed \(.*\), was started once more, and failed again \(.*sleep mode"
     ):
         own.sample(prompts(lm), GREEDY)
-
-
-def test_a_second_failure_much_later_is_the_end_too(tmp_path: Path) -> None:
-    """An engine that dies again and again would be started for ever."""
-    lm = model()
-    engines = Engines(lm, {"dies": 2}, {"dies": 5})
-    own = sampler(lm, engines, tmp_path)
-    for _ in range(3):
-        own.sample(prompts(lm), GREEDY)
-    with pytest.raises(SamplerFailed, match="was started once more, and failed again"):
-        own.sample(prompts(lm), GREEDY)
-    assert len(engines.made) == 2
 
 
 def test_an_engine_that_fails_at_rest_is_given_up_once(tmp_path: Path) -> None:

@@ -15,7 +15,6 @@ import pytest
 import torch
 
 from selfcorrect.config import ModelConfig, TrainConfig
-from selfcorrect.config.recipe import validate
 from selfcorrect.errors import ConfigError, ModelError, TrainingInterrupted
 from selfcorrect.learning.policy import check_optimizer, make_optimizer, make_reference
 from selfcorrect.models import loading, sizing
@@ -30,7 +29,7 @@ from selfcorrect.runs.folder import arithmetic
 from selfcorrect.tasks.countdown import Countdown
 from selfcorrect.types import Problem
 from tests.run.conftest import ENDS, Listener
-from tests.support.runs import StopAt, brief, check_same, end_state, go, read_rows, recipe
+from tests.support.runs import StopAt, brief, check_same, end_state, go, read_rows, recipe, valid
 from tests.support.tiny import tiny_lm
 
 RATE = {"steps": 2, "learning_rate": 0.003}
@@ -117,9 +116,7 @@ def lm_of(path: Path, **settings: Any) -> LanguageModel:
 
 
 def config_of(**settings: Any) -> TrainConfig:
-    config = validate({"stages": [ONE], **settings})
-    assert isinstance(config, TrainConfig)
-    return config
+    return valid({"stages": [ONE], **settings})
 
 
 def test_bfloat16_weights_keep_what_a_step_adds(model: Path) -> None:

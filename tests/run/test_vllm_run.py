@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 
 from selfcorrect import api
-from selfcorrect.config import ModelConfig, TrainConfig, VllmConfig
-from selfcorrect.config.recipe import validate
+from selfcorrect.config import ModelConfig, VllmConfig
 from selfcorrect.errors import SamplerFailed
 from selfcorrect.models.language_model import LanguageModel
 from selfcorrect.models.loading import load_model
@@ -23,7 +22,7 @@ from selfcorrect.samplers.vllm import VllmSampler
 from selfcorrect.samplers.vllm_server import Server
 from selfcorrect.types import SamplingParams
 from tests.support.engines import Engines, learn
-from tests.support.runs import brief, check_same, end_state, go, read_rows, recipe
+from tests.support.runs import brief, check_same, end_state, go, read_rows, recipe, valid
 from tests.support.server import Fake, serving
 
 ROWS_A_STEP = 3  # calls of `sample`: the comparison, and two attempts
@@ -112,8 +111,7 @@ def test_check_asks_the_server(lm: LanguageModel, model: Path, tmp_path: Path, m
     monkeypatch.setattr(vllm_server, "_WAIT", 0.0)
     with serving(lm) as fake:
         settings = brief(tmp_path, model, sampler="vllm", vllm={"server": f"http://127.0.0.1:{fake.server_port}"})
-        config = validate(settings)
-        assert isinstance(config, TrainConfig)
+        config = valid(settings)
         (told,) = [line for line in tried(config) if line.startswith("server: ")]
         assert "answers, and reads up to " in told
         assert fake.asked == ["/v1/models"]

@@ -15,13 +15,13 @@ import yaml
 
 import selfcorrect
 from selfcorrect.config import TrainConfig
-from selfcorrect.config.recipe import validate
 from selfcorrect.errors import ConfigError
 from selfcorrect.parallel import joining, lifeline
 from selfcorrect.parallel.launch import Launch, is_first, kind_of, launched, refuse_several
 from selfcorrect.parallel.lifeline import Lifeline
 from selfcorrect.parallel.ranks import Alone, Several
 from selfcorrect.parallel.sharding import Sharded
+from tests.support.runs import valid
 
 TWO = {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
 VARIABLES = (*TWO, "LOCAL_WORLD_SIZE", "ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED", "FSDP_VERSION")
@@ -35,9 +35,7 @@ def _plain(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def config(**changes: Any) -> TrainConfig:
-    made = validate({"stages": [], **changes})
-    assert isinstance(made, TrainConfig)
-    return made
+    return valid({"stages": [], **changes})
 
 
 @pytest.mark.parametrize(

@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from selfcorrect.config import ModelConfig, TrainConfig, VllmConfig
-from selfcorrect.config.recipe import validate
+from selfcorrect.config import ModelConfig, VllmConfig
 from selfcorrect.errors import ConfigError
 from selfcorrect.exporting import export
 from selfcorrect.models.loading import load_model
 from selfcorrect.models.sizing import sized
 from selfcorrect.samplers.choose import make_sampler
+from tests.support.runs import valid
 from tests.support.tiny import tiny_lm
 
 
@@ -42,10 +42,9 @@ def test_of_a_model_that_reads_pictures_the_text_model_is_loaded(tuning: str, ti
         logits, expected = found.logits(ids, None, use_cache=False), whole(ids, use_cache=False).logits.flatten(0, 1)
     if tuning != "qlora":
         torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-5)
-    config = validate(
+    config = valid(
         {"model": told, "stages": [{"name": "a", "objective": "stage2", "steps": 1, "learning_rate": 1.0}]}
     )
-    assert isinstance(config, TrainConfig)
     assert isinstance(sized(config, found, 64)[0].rollouts.rows_at_once, int)
     served = config.model_copy(update={"sampler": "vllm", "vllm": VllmConfig(server="http://localhost:1")})
     with pytest.raises(ConfigError, match="a Gemma3ForConditionalGeneration, whose weights have other names"):

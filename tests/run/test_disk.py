@@ -13,7 +13,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from selfcorrect import cli
 from selfcorrect.errors import CheckpointError, ConfigError, ModelError, TrainingInterrupted
 from selfcorrect.models.language_model import LanguageModel
 from selfcorrect.models.stored import stored_dtype
@@ -22,7 +21,7 @@ from selfcorrect.runs.checkpoint import load_newest, save, saved
 from selfcorrect.runs.display import Observer
 from selfcorrect.runs.interrupts import alone
 from selfcorrect.runs.run import resume
-from tests.run.conftest import ENDS, Listener, Whole
+from tests.run.conftest import ENDS, Called, Listener, Whole
 from tests.support.runs import StopAt, brief, check_same, end_state, go, recipe
 from tests.support.tiny import tiny_lm
 
@@ -179,17 +178,13 @@ def test_room_is_told_and_checked_first(model: Path, tmp_path: Path, monkeypatch
 
 
 def test_prune(
-    whole: Whole, stopped: Callable[[int, Path], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
+    whole: Whole, stopped: Callable[[int, Path], Path], tmp_path: Path, called: Called
 ) -> None:  # fmt: skip
     run, begun = Path(shutil.copytree(whole.path, tmp_path / "my run")), stopped(5, tmp_path / "begun")
 
     def prune(folder: Path) -> tuple[int, str]:
-        monkeypatch.setattr("sys.argv", ["selfcorrect", "prune", str(folder)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        output = capfd.readouterr()
-        return int(ended.value.code or 0), output.out + output.err
+        code, out, err = called("prune", str(folder))
+        return code, out + err
 
     for folder, told in (
         (begun, "is not finished, and its checkpoints are"),

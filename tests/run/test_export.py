@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from selfcorrect import api, cli
+from selfcorrect import api
 from selfcorrect.config import ModelConfig
 from selfcorrect.errors import CheckpointError, ConfigError, ModelError
 from selfcorrect.exporting import export
@@ -25,7 +25,7 @@ from selfcorrect.runs.run import resume
 from selfcorrect.samplers.transformers import TransformersSampler
 from selfcorrect.tasks.countdown import Countdown
 from selfcorrect.types import SamplingParams
-from tests.run.conftest import ENDS
+from tests.run.conftest import ENDS, Called
 from tests.support.engines import learn
 from tests.support.runs import brief, go, lucky_grade, read_rows, recipe, tuned
 from tests.support.tiny import tiny_lm
@@ -96,7 +96,9 @@ def test_sampler_and_policy_see_the_same_adapter(tuning: str, trained: Callable[
     assert rows[0]["kl"] == [0.0, 0.0]
 
 
-def test_a_sampler_without_the_adapter_is_seen(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sampler_without_the_adapter_is_seen(
+    model: Path, tmp_path: Path, lucky: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The planted bug: the figure above shows it."""
     sample = TransformersSampler.sample
 
@@ -109,7 +111,6 @@ def test_a_sampler_without_the_adapter_is_seen(model: Path, tmp_path: Path, monk
             finally:
                 monkeypatch.delattr(self._lm.adapters, "shown")
 
-    monkeypatch.setattr(Countdown, "grade", lucky_grade)
     monkeypatch.setattr(TransformersSampler, "sample", without)
     run = go(tuned(brief(tmp_path, model), "lora"))
     assert read_rows(run / "metrics.jsonl")[-1]["sampler_gap"] > 1e-3
@@ -357,16 +358,11 @@ def test_training_goes_on_from_an_adapter(trained: Callable[[str], Path], model:
     assert json.loads((run / "final" / "adapter_config.json").read_text())["base_model_name_or_path"] == str(model)
 
 
-def test_the_commands_take_an_adapters_folder(
-    trained: Callable[[str], Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_commands_take_an_adapters_folder(trained: Callable[[str], Path], called: Called, lucky: None) -> None:
     final = trained("qlora") / "final"
-    monkeypatch.setattr(Countdown, "grade", lucky_grade)
     assert len(api.play("1 2 3 = 6", final).attempts) == 2
     evaluation = api.evaluate(str(final), "evaluation.problems=4", "output=" + str(final.parent.parent))
     assert evaluation.summary.n == 4
-    monkeypatch.setattr("sys.argv", ["selfcorrect", "check", str(final.parent / "config.yaml"), "--load"])
-    with pytest.raises(SystemExit) as ended:
-        cli.main()
-    assert not ended.value.code
-    assert "tuning qlora: an adapter of rank 16, 0.01 million, over a model in 4 bits" in capsys.readouterr().out
+    status, out, _ = called("check", str(final.parent / "config.yaml"), "--load")
+    assert not status
+    assert "tuning qlora: an adapter of rank 16, 0.01 million, over a model in 4 bits" in out

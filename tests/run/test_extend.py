@@ -14,7 +14,7 @@ from selfcorrect.errors import ConfigError
 from selfcorrect.learning.record import Progress
 from selfcorrect.runs.changes import judge
 from selfcorrect.runs.run import resume
-from tests.run.conftest import Listener, Whole
+from tests.run.conftest import Called, Listener, Whole
 from tests.support.runs import check_same, end_state, go, read_rows, recipe
 
 LUCKY = pytest.mark.usefixtures("lucky")
@@ -190,11 +190,7 @@ def test_what_has_not_begun_is_free() -> None:
 
 
 @LUCKY
-def test_from_the_command_line(
-    whole: Whole, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    from selfcorrect import cli
-
+def test_from_the_command_line(whole: Whole, tmp_path: Path, called: Called) -> None:
     run = Path(shutil.copytree(whole.path, tmp_path / "run"))
     for arguments, code, told in (
         (
@@ -209,10 +205,7 @@ def test_from_the_command_line(
         ),
         (["train", "--resume", str(run), "stages.two.stps=5"], 2, "override 'stages.two.stps=5': unknown key"),
     ):
-        monkeypatch.setattr("sys.argv", ["selfcorrect", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        output = capfd.readouterr()
-        assert (int(ended.value.code or 0), told in output.out + output.err) == (code, True), output
+        status, *output = called(*arguments)
+        assert (status, told in "".join(output)) == (code, True), output
     assert len(read_rows(run / "metrics.jsonl")) == 9
     assert yaml.safe_load((run / "config.yaml").read_text())["log"]["project"] == "a//b # c"

@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 import yaml
 
-from selfcorrect import cli
 from selfcorrect.errors import CheckpointError, MemoryExhausted
 from selfcorrect.learning.record import StepResult
 from selfcorrect.learning.training import Trainer
@@ -19,7 +18,7 @@ from selfcorrect.runs import checkpoint
 from selfcorrect.runs.checkpoint import load_newest
 from selfcorrect.runs.display import Observer
 from selfcorrect.runs.run import resume
-from tests.run.conftest import Whole
+from tests.run.conftest import Called, Whole
 from tests.support.runs import brief, check_same, go, recipe
 
 pytestmark = pytest.mark.usefixtures("lucky")
@@ -125,7 +124,7 @@ def test_full_while_a_line_of_metrics_is_written(model: Path, whole_brief: Whole
 
 
 def test_the_command_line_tells_it_in_one_line(
-    model: Path, whole_brief: Whole, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    model: Path, whole_brief: Whole, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, called: Called
 ) -> None:
     """Where nothing can be mounted, fsync fails: the checkpoint of step 2 is not whole."""
     (tmp_path / "recipe.yaml").write_text(yaml.dump(brief(tmp_path, model)))
@@ -140,11 +139,9 @@ def test_the_command_line_tells_it_in_one_line(
 
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "_sync", full)
-        patch.setattr(sys, "argv", ["selfcorrect", "train", str(tmp_path / "recipe.yaml")])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-    assert ended.value.code == 2
-    (line,) = capfd.readouterr().err.splitlines()
+        status, _, errors = called("train", str(tmp_path / "recipe.yaml"))
+    assert status == 2
+    (line,) = errors.splitlines()
     assert re.match(r"^error: " + expected(tmp_path / "run", "checkpoint step-000001 is whole")[1:], line)
     resume(tmp_path / "run", Observer())
     check_same(tmp_path / "run", whole_brief.state)

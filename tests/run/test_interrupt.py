@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 import yaml
 
-from selfcorrect import cli
 from selfcorrect.errors import DataError, TrainingInterrupted
 from selfcorrect.learning.record import StepResult
 from selfcorrect.learning.training import Trainer
@@ -25,7 +24,7 @@ from selfcorrect.runs.display import Observer
 from selfcorrect.runs.interrupts import SAME_PRESS, Stop, interruptible, stoppable
 from selfcorrect.runs.loop import Loop
 from selfcorrect.runs.run import resume
-from tests.run.conftest import Whole
+from tests.run.conftest import Called, Whole
 from tests.support.runs import CommandLine, brief, check_same, go, read_rows, recipe
 
 
@@ -92,15 +91,12 @@ def test_ctrl_c_while_a_run_starts(model: Path, tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {"recipe.yaml", "stdout", "stderr"}
 
 
-def test_ctrl_c_in_any_command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+def test_ctrl_c_in_any_command(monkeypatch: pytest.MonkeyPatch, called: Called) -> None:
     def interrupted(*args: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("selfcorrect.config.recipe.load_recipe", interrupted)
-    monkeypatch.setattr(sys, "argv", ["selfcorrect", "check", "recipe.yaml"])
-    with pytest.raises(SystemExit) as ended:
-        cli.main()
-    assert (ended.value.code, capfd.readouterr().err) == (130, "stopped\n")
+    assert called("check", "recipe.yaml") == (130, "", "stopped\n")
 
 
 @pytest.mark.parametrize(

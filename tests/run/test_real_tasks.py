@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from selfcorrect import cli, make_repair_set
+from selfcorrect import make_repair_set
 from selfcorrect.config import CodeConfig, MathConfig, TaskConfig, TrainConfig
 from selfcorrect.config.recipe import load_recipe
 from selfcorrect.errors import ConfigError, TrainingInterrupted
@@ -22,7 +21,8 @@ from selfcorrect.runs.display import Observer
 from selfcorrect.samplers.scripted import ScriptedSampler
 from selfcorrect.tasks import make_task
 from selfcorrect.types import SamplingParams
-from tests.support.data import code_folder, math_folder, mbpp_row, write
+from tests.run.conftest import Called
+from tests.support.data import code_folder, math_folder, write
 from tests.support.graders import put_in_place
 from tests.support.hf_model import save_qwen2
 from tests.support.runs import read_rows
@@ -37,15 +37,12 @@ def qwen2(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Command:
+def command(called: Called) -> Command:
     """command(arguments): its stdout; it must succeed."""
 
     def run(*arguments: str) -> str:
-        monkeypatch.setattr(sys, "argv", ["selfcorrect", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        out, err = capfd.readouterr()
-        assert not ended.value.code, err
+        status, out, err = called(*arguments)
+        assert not status, err
         return out
 
     return run
@@ -188,22 +185,14 @@ def test_a_template_s_options_reach_the_prompts(tmp_path: Path, command: Command
     ],
 )
 def test_what_cannot_be_trained_on_is_refused_before_anything_is_written(
-    task: dict[str, Any], message: str, qwen2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+    task: dict[str, Any], message: str, qwen2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, called: Called
+) -> None:
     monkeypatch.chdir(tmp_path)
     data = {} if task["name"] != "code" else {"data": str(code_folder(tmp_path / "data"))}
     file = recipe(tmp_path, qwen2, {**data, **task})
-    monkeypatch.setattr(sys, "argv", ["selfcorrect", "train", str(file)])
-    with pytest.raises(SystemExit):
-        cli.main()
-    (line,) = capfd.readouterr().err.splitlines()
+    (line,) = called("train", str(file))[2].splitlines()
     assert re.match(f"error: {message}", line), line
     assert not (tmp_path / "run").exists()
-
-
-def test_rows_of_the_small_sets_are_what_they_say() -> None:
-    assert mbpp_row(3)["test_list"][0] == "assert add_3(0) == 3"
 
 
 def test_a_custom_task_is_trained_on(qwen2: Path, tmp_path: Path, command: Command) -> None:

@@ -180,13 +180,17 @@ def _lines(rows: Iterable[Mapping[str, Any]]) -> str:
 
 
 @cache
-def _version_of(package: str) -> str:
-    return importlib.metadata.version(package)  # which reads and parses a file of thousands of lines
+def version_of(package: str) -> str | None:
+    """None of one that is not installed."""
+    try:
+        return importlib.metadata.version(package)  # which reads and parses a file of thousands of lines
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def environment(seed: int) -> dict[str, Any]:
     """What a reader needs to repeat a measurement: command, seed, versions, machine."""
-    versions = {name: _version_of(name) for name in _VERSIONS}
+    versions = {name: version_of(name) for name in _VERSIONS}
     return {
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "seed": seed,

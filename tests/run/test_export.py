@@ -13,12 +13,10 @@ import torch
 from torch import Tensor
 
 from selfcorrect import api
-from selfcorrect.config import ModelConfig
 from selfcorrect.errors import CheckpointError, ConfigError, ModelError
 from selfcorrect.exporting import export
 from selfcorrect.models import adapters
 from selfcorrect.models.language_model import LanguageModel
-from selfcorrect.models.loading import load_model
 from selfcorrect.models.plain import PlainWeights
 from selfcorrect.runs.display import Observer
 from selfcorrect.runs.run import resume
@@ -28,7 +26,7 @@ from selfcorrect.types import SamplingParams
 from tests.run.conftest import ENDS, Called
 from tests.support.engines import learn
 from tests.support.runs import brief, go, lucky_grade, read_rows, recipe, tuned
-from tests.support.tiny import tiny_lm
+from tests.support.tiny import loaded, tiny_lm
 
 QUESTION, AGAIN, TOKENS = "1 2 3 : 6", "?", 12
 
@@ -50,11 +48,6 @@ def trained(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Callable[[
         return kept[tuning]
 
     return run
-
-
-def loaded(path: Path, tuning: str = "full") -> LanguageModel:
-    config = {"path": str(path), "tuning": tuning, "device": "cpu", "precision": "float32"}
-    return load_model(ModelConfig.model_validate(config))
 
 
 def two_attempts(lm: LanguageModel) -> list[tuple[int, ...]]:
@@ -168,8 +161,7 @@ def test_what_is_exported_gives_the_same_two_attempts(
 def test_layers_in_four_bits_that_no_adapter_is_on_become_ordinary_ones_too(model: Path) -> None:
     """As an engine is sent them, and merged; by the names and in the values of the plain model, up to 4 bits."""
     plain = dict(loaded(model).model.state_dict())
-    told = {"path": str(model), "tuning": "qlora", "lora": {"targets": ("q_proj",)}, "precision": "float32"}
-    lm = load_model(ModelConfig.model_validate({**told, "device": "cpu"}))
+    lm = loaded(model, "qlora", lora={"targets": ("q_proj",)})
     assert lm.adapters
     learn(lm, 0.02)
     before, listed = logits_of(lm), list(PlainWeights(lm, torch.float32, merged=True))

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 
-from selfcorrect.config import ModelConfig
 from selfcorrect.errors import ConfigError
 from selfcorrect.models import weights as weighing
 from selfcorrect.models.loading import load_model
@@ -26,6 +25,7 @@ from tests.support.ranks import launch
 from tests.support.runs import config as validated
 from tests.support.runs import go, read_rows, tuned
 from tests.support.server import Fake, serving
+from tests.support.tiny import loaded
 
 SERVED: Any = Served  # to plant things in
 SERVER: Any = Server
@@ -42,8 +42,7 @@ def served(
 ) -> Iterator[tuple[Fake, dict[str, Any]]]:  # fmt: skip
     """A server of its own, and the recipe that samples from it."""
     alone = tuning != "full" and adapter == "auto"  # the adapter is what is sent
-    about: Any = {"path": str(model), "device": "cpu", "precision": "float32", "tuning": "lora" if alone else "full"}
-    lm = load_model(ModelConfig(**about))
+    lm = loaded(model, "lora" if alone else "full")
     folder = output / f"sync-{name}"
     folder.mkdir(parents=True)
     with serving(lm, other=not alone or tuning == "qlora") as fake:

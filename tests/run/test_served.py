@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -301,22 +302,16 @@ def test_a_server_that_fails_ends_all_ranks_with_its_own_words(
     check_equal(tmp_path / "two", tmp_path / "unbroken" / "two")
 
 
-def killed_sending(rank: int) -> None:
-    dies_in_step_3(rank, 0, Server, "take_weights", after=True)
-
-
-def killed_asking(rank: int) -> None:
-    dies_in_step_3(rank, 1, Server, "sample")
-
-
 @pytest.mark.nightly
-@pytest.mark.parametrize(("parallel", "hook"), [("fsdp2", killed_sending), ("ddp", killed_asking)])
+@pytest.mark.parametrize(
+    ("parallel", "dead", "at", "after"), [("fsdp2", 0, "take_weights", True), ("ddp", 1, "sample", False)]
+)
 def test_a_rank_that_is_killed_with_a_server_is_named_and_the_run_goes_on(
-    parallel: str, hook: Any, model: Path, tmp_path: Path
+    parallel: str, dead: int, at: str, after: bool, model: Path, tmp_path: Path
 ) -> None:
+    hook = partial(dies_in_step_3, dead, f"selfcorrect.samplers.vllm_server.Server.{at}", after=after)
     with served(tmp_path, model, "two", parallel) as (_, settings):
         ended = launch(tmp_path / "log", settings, hook=hook).ended()
-        dead = 0 if hook is killed_sending else 1
         assert [rank.status for rank in ended] == ([2, -9] if dead else [-9, 2])
         (line,) = last_lines(ended[1 - dead])
         assert re.fullmatch(rf"error: rank {dead} \(.* died without a word.* checkpoint step-000002 is whole.*", line)

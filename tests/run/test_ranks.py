@@ -171,13 +171,10 @@ def test_two_machines_of_two_processes_learn_what_one_does(
     assert (one / "rollouts.jsonl").read_text() == (tmp_path / "four" / "rollouts.jsonl").read_text()
 
 
-def unsummed(rank: int) -> None:
-    SHARDED.sum_gradients = lambda *_: None
-
-
 @pytest.mark.nightly
 def test_machines_that_come_to_other_weights_are_told_of(model: Path, tmp_path: Path) -> None:
-    ended = launch(tmp_path / "log", uneven(tmp_path, model, "four", "hsdp"), size=4, machines=2, hook=unsummed).ended()
+    settings = uneven(tmp_path, model, "four", "hsdp")
+    ended = launch(tmp_path / "log", settings, size=4, machines=2, hook=forgotten_sum).ended()
     assert {rank.status for rank in ended} == {2}
     assert "rank 2 has come to other weights than rank 0" in ended[0].err
     assert not list((tmp_path / "four" / "checkpoints").glob("step-*"))
@@ -227,7 +224,7 @@ def wrong_seed(rank: int) -> None:
 
 
 def forgotten_sum(rank: int) -> None:
-    SEVERAL.sum_gradients = lambda *_: None
+    SEVERAL.sum_gradients = SHARDED.sum_gradients = lambda *_: None
 
 
 def own_denominator(rank: int) -> None:

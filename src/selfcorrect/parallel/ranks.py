@@ -70,7 +70,7 @@ class Alone:
 
     def load(self, config: TrainConfig) -> LanguageModel:
         """The model to train, as this rank needs it before `spread`. Raises ModelError."""
-        return load_model(config.model, config.seed)
+        return self.each(lambda: load_model(config.model, config.seed))
 
     def named(self, rank: int) -> str:
         """A rank in words, with its host where there are several."""
@@ -156,7 +156,7 @@ class Alone:
 
     def read(self, folder: Path, trainer: Any) -> dict[str, Tensor]:
         """A checkpoint's tensors, laid out as the trainer's are."""
-        return shards.tensors_in(folder)
+        return self.handed(lambda: shards.tensors_in(folder), None)
 
     def handed(self, read: Callable[[], Mapping[str, Tensor]], model: Any) -> dict[str, Tensor]:
         """Tensors of the run's folder, as `load_weights` takes them for this model."""
@@ -214,9 +214,6 @@ class Several(Alone):
 
     def named(self, rank: int) -> str:
         return f"rank {rank} on {self.hosts[rank]}" if len(set(self.hosts)) > 1 else f"rank {rank}"
-
-    def load(self, config: TrainConfig) -> LanguageModel:
-        return self.each(lambda: load_model(config.model, config.seed))
 
     def settled(self, config: TrainConfig) -> Alone:
         refuse_unserved(config)
@@ -341,9 +338,6 @@ class Several(Alone):
                 f"{self.named(other)} has come to other weights than rank 0 ({found[other]}, not {found[0]}), so one "
                 "of them computed wrongly, or in another way; see that all have the same hardware and libraries"
             )
-
-    def read(self, folder: Path, trainer: Any) -> dict[str, Tensor]:
-        return self.handed(lambda: shards.tensors_in(folder), None)
 
     def handed(self, read: Callable[[], Mapping[str, Tensor]], model: Any) -> dict[str, Tensor]:
         return dict(read()) if self.shares_disk else self.sent(read, {})

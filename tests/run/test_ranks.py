@@ -78,6 +78,7 @@ STD: dict[str, Any] = {"algorithm": {"normalize_std": True}, "evaluation": {"pro
 BRIEF: dict[str, Any] = {"stages": [{**STAGE, "steps": 2}]}
 ONE_STEP: dict[str, Any] = {"stages": [{**STAGE, "steps": 1}], "evaluation": {"problems": 1, "controls": False}}
 HELD = {"reference": "base", "kl_estimator": "k1"}
+STARS = {"objective": "star", "iterations": 3, "collect": 9, "batch": 5, "name": "a", "steps": 3, "learning_rate": 0.003}
 
 
 @pytest.mark.parametrize(
@@ -94,7 +95,7 @@ HELD = {"reference": "base", "kl_estimator": "k1"}
                 ("fsdp2", "lora", {"stages": [{**STAGE, "objective": "stage1", "offline_first": 0.5}]}),
                 ("fsdp2", "full", {"optimizer": {"warmup_steps": 0, "micro_batch": 3, "epsilon": EPSILON, "padding_free": True, "gradient_checkpointing": True}}),
                 ("ddp", "full", {"stages": [{"name": "a", "objective": "pair_sft", "steps": 3, "learning_rate": 0.003, "collect": 9, "batch": 5}]}),
-                ("fsdp2", "full", {"stages": [{"name": "a", "objective": "star", "iterations": 3, "steps": 3, "learning_rate": 0.003, "collect": 9, "batch": 5}]}),
+                ("fsdp2", "full", {"stages": [STARS]}),
                 ("ddp", "full", {"rollouts": {**SIZES, "problems_per_step": 1}}),
                 ("fsdp2", "full", {"rollouts": {**SIZES, "problems_per_step": 1}}),
                 ("ddp", "full", {"evaluation": {"problems": 5, "every": 1, "samples": 2, "temperature": 0.7}}),

@@ -20,7 +20,7 @@ from selfcorrect.parallel.launch import refuse_unserved
 from selfcorrect.parallel.served import Served
 from selfcorrect.parallel.sharding import Sharded
 from selfcorrect.samplers.vllm_server import Server
-from tests.run.test_ranks import HELD, SIZES, STAGE, check_equal, gap, uneven, well
+from tests.run.test_ranks import HELD, SIZES, STAGE, STARS, check_equal, gap, uneven, well
 from tests.run.test_ranks_ending import dies_in_step_3, last_lines
 from tests.support.ranks import launch
 from tests.support.runs import config as validated
@@ -55,15 +55,6 @@ def served(
 
 ONE: dict[str, Any] = {"rollouts": {**SIZES, "problems_per_step": 1}}
 OFFLINE: dict[str, Any] = {"stages": [{**STAGE, "offline_first": 0.5}], "algorithm": HELD}
-TRACES = {
-    "name": "a",
-    "objective": "star",
-    "iterations": 3,
-    "steps": 3,
-    "learning_rate": 0.003,
-    "collect": 9,
-    "batch": 5,
-}
 BETWEEN: dict[str, Any] = {"evaluation": {"problems": 5, "every": 1}}
 
 
@@ -79,7 +70,7 @@ BETWEEN: dict[str, Any] = {"evaluation": {"problems": 5, "every": 1}}
                 ("ddp", "qlora", "auto", {}), ("fsdp2", "qlora", "auto", {}),
                 ("fsdp2", "full", "auto", ONE), ("fsdp2", "full", "auto", OFFLINE),
                 ("fsdp2", "lora", "auto", {"stages": OFFLINE["stages"]}), ("fsdp2", "lora", "auto", BETWEEN),
-                ("fsdp2", "full", "auto", {"stages": [TRACES]}),
+                ("fsdp2", "full", "auto", {"stages": [STARS]}),
             ]
         ),
     ],
@@ -98,7 +89,7 @@ def test_two_processes_sample_and_learn_what_one_does(
         if (one / name).exists():
             assert (one / name).read_text() == (two / name).read_text()
     gaps = [row["sampler_gap"] for row in read_rows(two / "metrics.jsonl")]
-    assert changes == {"stages": [TRACES]} or all(0 < gap < 1e-5 for gap in gaps)  # of traces there is none
+    assert changes == {"stages": [STARS]} or all(0 < gap < 1e-5 for gap in gaps)  # of traces there is none
     for path in ("/collective_rpc", "/reset_prefix_cache", "/v1/load_lora_adapter"):
         assert asked.count(path) == alone.asked.count(path)
     syncs = asked.count("/v1/load_lora_adapter") or asked.count("/resume")

@@ -78,7 +78,7 @@ STD: dict[str, Any] = {"algorithm": {"normalize_std": True}, "evaluation": {"pro
 BRIEF: dict[str, Any] = {"stages": [{**STAGE, "steps": 2}]}
 ONE_STEP: dict[str, Any] = {"stages": [{**STAGE, "steps": 1}], "evaluation": {"problems": 1, "controls": False}}
 HELD = {"reference": "base", "kl_estimator": "k1"}
-STARS = {"objective": "star", "iterations": 3, "collect": 9, "batch": 5, "name": "a", "steps": 3, "learning_rate": 0.003}
+STARS = {"name": "a", "objective": "star", "iterations": 3, "collect": 9, "batch": 5, "steps": 3, "learning_rate": 3e-3}
 
 
 @pytest.mark.parametrize(

@@ -83,7 +83,10 @@ DEATHS = [  # kind, the rank that dies, in which function, and whether at its en
     ("parallel", "dead", "hook"),
     [
         ("ddp", 1, killed), ("fsdp2", 1, killed), ("ddp", 0, first_killed),
-        *((kind, dead, partial(dies_in_step_3, dead, f"selfcorrect.{at}", after=after)) for kind, dead, at, after in DEATHS),
+        *(
+            (kind, dead, partial(dies_in_step_3, dead, f"selfcorrect.{at}", after=after))
+            for kind, dead, at, after in DEATHS
+        ),
     ],
 )  # fmt: skip
 def test_a_rank_that_is_killed_is_named_and_the_run_goes_on(
@@ -94,8 +97,9 @@ def test_a_rank_that_is_killed_is_named_and_the_run_goes_on(
     ended = launch(tmp_path / "log", settings, hook=hook).ended()
     assert [rank.status for rank in ended] == ([2, -9] if dead else [-9, 2])
     (line,) = last_lines(ended[1 - dead])
-    told = rf"error: rank {dead} \((pid \d+ )?on .*\) died without a word: killed, or out of memory; checkpoint step-000002 is whole\. "
-    assert re.fullmatch(told + r"To go on, resume with: selfcorrect train --resume .*two \(by the same launcher\)", line)
+    died = rf"error: rank {dead} \((pid \d+ )?on .*\) died without a word: killed, or out of memory; "
+    kept = r"checkpoint step-000002 is whole\. To go on, resume with: selfcorrect train --resume .*two \(by the same launcher\)"
+    assert re.fullmatch(died + kept, line)
     well(launch(tmp_path / "again", settings).ended())
     assert not list((tmp_path / "two").rglob(".partial*"))
     well(launch(tmp_path / "unbroken", {**settings, "output": str(tmp_path / "other")}).ended())

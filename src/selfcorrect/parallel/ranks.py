@@ -104,7 +104,7 @@ class Alone:
         """Raises ConfigError, on all ranks, where one has something else than rank 0. mine: by what it is, in words."""
 
     def held(self, context: AbstractContextManager[T]) -> AbstractContextManager[T]:
-        """A context that rank 0 enters alone; what it raises is raised on every rank, and what it gives all ranks ask."""
+        """A context that rank 0 enters alone; what it raises is raised on all ranks, which all ask what it gives."""
         return context
 
     def look_for(self, file: Path) -> None:

@@ -263,15 +263,12 @@ def step_line(result: StepResult, pace: _Pace) -> str:
     """One training step as a line of text."""
     cut = "/".join(f"{share:.0%}" for share in result.truncated)
     nothing = "  nothing learned: the gradient is zero" if learned_nothing(result) else ""
+    begins = f"{result.stage} {result.stage_step}/{pace.steps}  {clock(pace.left())} left "
     if not result.rewards:
-        return (
-            f"{result.stage} {result.stage_step}/{pace.steps}  {clock(pace.left())} left  loss={result.loss:.4f} "
-            f"grad_norm={result.grad_norm:.3f}{nothing}"
-        )
+        return f"{begins} loss={result.loss:.4f} grad_norm={result.grad_norm:.3f}{nothing}"
     rewards = " ".join(f"r{number}={reward:.3f}" for number, reward in enumerate(result.rewards, 1))
     return (
-        f"{result.stage} {result.stage_step}/{pace.steps}  {clock(pace.left())} left  {rewards} "
-        f"delta={result.delta:+.3f} kl1={result.kl[0]:.3f} unchanged={result.unchanged:.0%} "
+        f"{begins} {rewards} delta={result.delta:+.3f} kl1={result.kl[0]:.3f} unchanged={result.unchanged:.0%} "
         f"cut_off={cut} equal_rewards={result.equal_groups or 0.0:.0%} "
         f"{result.tokens_per_second:,.0f} tokens/s grader_wait={grader_share(result):.0%}{nothing}"
     )

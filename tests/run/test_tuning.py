@@ -302,16 +302,15 @@ def test_contradictions_are_refused(changed: dict[str, Any], told: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("targets", "told"),
+    ("tuning", "targets", "told"),
     [
-        (["q_pro"], "'q_pro' is no linear layer of the model; it has down_proj, gate_proj, k_proj"),
-        (["q_proj", "lm_head"], "'lm_head' is the head"),
-        (["embed_tokens"], "'embed_tokens' is no linear layer"),
-        (["all-linear"], "'all-linear' is no linear layer"),
-        (["self_attn"], "'self_attn' is no linear layer"),
+        ("qlora", ["q_pro"], "'q_pro' is no linear layer of the model; it has down_proj, gate_proj, k_proj"),
+        ("lora", ["q_proj", "lm_head"], "'lm_head' is the head"),
+        ("lora", ["embed_tokens"], "'embed_tokens' is no linear layer"),
+        ("lora", ["all-linear"], "'all-linear' is no linear layer"),
+        ("lora", ["self_attn"], "'self_attn' is no linear layer"),
     ],
 )
-@pytest.mark.parametrize("tuning", ["lora", "qlora"])
 def test_targets_that_are_none(tuning: str, targets: list[str], told: str, model: Path) -> None:
     with pytest.raises(ModelError, match=f"model.lora.targets: {told}"):
         lm_of(model, tuning=tuning, lora={"targets": tuple(targets)})

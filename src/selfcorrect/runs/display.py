@@ -229,7 +229,7 @@ class Work:
     def left(self) -> float | None:
         """Seconds; None where nothing tells yet: a first few tokens, behind the reading of prompts, do not."""
         spent, fresh = time.monotonic() - self._began, self.done + self._share - self._first
-        if self.done == self._first and fresh < _TELLING * (self.total - self._first):
+        if self.done == self._first and fresh <= _TELLING * (self.total - self._first):
             return None
         return spent / fresh * (self.total - self._first - fresh)
 

@@ -5,35 +5,23 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
 
 from selfcorrect.errors import CheckpointError, MemoryExhausted
-from selfcorrect.learning.record import StepResult
 from selfcorrect.learning.training import Trainer
 from selfcorrect.runs import checkpoint
 from selfcorrect.runs.checkpoint import load_newest
 from selfcorrect.runs.display import Observer
 from selfcorrect.runs.run import resume
 from tests.run.conftest import Called, Whole
-from tests.support.runs import brief, check_same, go, recipe
+from tests.support.runs import After, brief, check_same, go, recipe
 
 pytestmark = pytest.mark.usefixtures("lucky")
 MESSAGE = r"^the disk is full \(No space left on device: .*\); {saved}\. Free some space, then {go_on}$"
-
-
-class After(Observer):
-    """Does something when a step has ended."""
-
-    def __init__(self, step: int, deed: Callable[[], object]) -> None:
-        self._step, self._deed = step, deed
-
-    def step_done(self, result: StepResult) -> None:
-        if result.step == self._step:
-            self._deed()
 
 
 @pytest.fixture

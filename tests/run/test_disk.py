@@ -8,6 +8,7 @@ from collections import namedtuple
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -113,10 +114,7 @@ def test_the_dtype_is_that_of_the_weights(model: Path, small_model: Path, tmp_pa
 
 def test_a_first_save_is_tried(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Before step 1, and before anything is written: what is mended can be run under the same name."""
-
-    def refuse(lm: LanguageModel, folder: Path, dtype: torch.dtype) -> None:
-        raise ValueError("GenerationConfig is invalid:\n`temperature` is set")
-
+    refuse = Mock(side_effect=ValueError("GenerationConfig is invalid:\n`temperature` is set"))
     with monkeypatch.context() as patch:
         patch.setattr(LanguageModel, "save", refuse)
         with pytest.raises(

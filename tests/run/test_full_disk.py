@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import yaml
@@ -140,11 +141,7 @@ def test_memory_that_gives_out_ends_the_run_in_a_line(
     error: Exception, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of torch's allocator, or of Python's own."""
-
-    def full(trainer: Trainer) -> None:
-        raise error
-
-    monkeypatch.setattr(Trainer, "train_step", full)
+    monkeypatch.setattr(Trainer, "train_step", Mock(side_effect=error))
     told = rf"^the memory does not suffice \({re.escape(str(error) or 'MemoryError')}\); .*lower optimizer\.micro_batch"
     with pytest.raises(MemoryExhausted, match=told):
         go(brief(tmp_path, model))

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import psutil
 import pytest
@@ -207,12 +208,9 @@ def test_what_is_raised_on_all_ranks_is_no_ones_own_end(
     def gathered(told: list[Any], mine: Any, group: Any) -> None:
         told[:] = [mine] * 2
 
-    def broken() -> None:
-        raise ConfigError("no")
-
     monkeypatch.setattr(torch.distributed, "all_gather_object", gathered)
     with pytest.raises(ConfigError, match=r"^no$"), joining.joined() as ranks:
-        ranks.settled(config(parallel=parallel)).every(broken)
+        ranks.settled(config(parallel=parallel)).every(Mock(side_effect=ConfigError("no")))
     assert line.told == [None]
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from threading import Timer, current_thread
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -317,22 +318,20 @@ def test_a_folder_is_locked_though_another_process_tries_the_lock(
         fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-def full(*_: Any) -> None:
-    raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
-
-
-def broken(*_: Any) -> None:
-    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-
-@pytest.mark.parametrize("deed", [full, broken])
+@pytest.mark.parametrize(
+    "error",
+    [
+        SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+        OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)),
+    ],
+)
 def test_a_full_disk_is_told_and_nothing_is_started_anew(
-    deed: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lm = model(adapted=True)
     engines = Engines(lm)
     own = sampler(lm, engines, tmp_path)
-    monkeypatch.setattr(Adapters, "save", deed)
+    monkeypatch.setattr(Adapters, "save", Mock(side_effect=error))
     with pytest.raises(SamplerFailed, match=r"selfcorrect-sync-.* has no room .*No space left on device.*sync_folder$"):
         own.load_weights(lm.model)
     assert len(engines.made) == 1

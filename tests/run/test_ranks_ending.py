@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -130,12 +131,8 @@ def crashing(rank: int) -> None:
 
 def exhausted(rank: int) -> None:
     """Rank 1's device has no memory left."""
-
-    def fail(trainer: Trainer) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory")
-
     if rank == 1:
-        _at_step_3(fail)
+        _at_step_3(Mock(side_effect=torch.OutOfMemoryError("CUDA out of memory")))
 
 
 def stuck(rank: int) -> None:
@@ -151,9 +148,7 @@ def full_disk(rank: int) -> None:
     """Rank 1's disk is full when the second checkpoint is written; under DDP it is rank 0 that writes."""
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
 
-    def full(*_: Any) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "the file")
-
+    full = Mock(side_effect=OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "the file"))
     _at_step_3(lambda trainer: setattr(HuggingFaceStorageWriter, "write_data", full) if rank == 1 else None)
     _at_step_3(
         lambda trainer: setattr(checkpoint, "write_manifest", full) if rank == 0 and not trainer.ranks.sharded else None

@@ -7,8 +7,7 @@ import signal
 from collections import namedtuple
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
-from unittest.mock import Mock
+from unittest.mock import DEFAULT, Mock
 
 import pytest
 import torch
@@ -52,16 +51,12 @@ def test_freed_memory_is_given_back_before_each_checkpoint(
     small_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As a shard's bytes are made in memory, in one piece."""
-    order = list[str]()
-
-    def saved_then(*args: Any) -> None:
-        order.append("saved")
-        save(*args)
-
-    monkeypatch.setattr(loop, "give_back", lambda: order.append("given back"))
-    monkeypatch.setattr(loop, "save", saved_then)
+    order = Mock()
+    order.save.side_effect = save
+    for name in ("give_back", "save"):
+        monkeypatch.setattr(loop, name, getattr(order, name))
     go(brief(tmp_path, small_model))
-    assert order == 2 * ["given back", "saved"]
+    assert [name for name, *_ in order.mock_calls] == 2 * ["give_back", "save"]
 
 
 @pytest.mark.parametrize("select", ["best", pytest.param("last", marks=pytest.mark.nightly)])
@@ -129,15 +124,7 @@ def test_a_save_that_fails_later_loses_no_step(
     model: Path, whole_brief: Whole, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The checkpoint comes before `best`, and a run that goes on makes up for what was not kept."""
-    save, calls = disk.save_model, 0
-
-    def second(*args: Any) -> None:
-        nonlocal calls
-        calls += 1
-        if calls == 2:
-            raise RuntimeError("no")
-        save(*args)
-
+    second = Mock(wraps=disk.save_model, side_effect=[DEFAULT, RuntimeError("no"), *[DEFAULT] * 9])
     monkeypatch.setattr(loop, "save_model", second)
     with pytest.raises(RuntimeError, match="no"):
         go(brief(tmp_path, model))

@@ -368,22 +368,18 @@ def test_a_hub_that_cannot_be_reached_is_told_in_seconds(
 def test_the_stored_dtype_of_a_cached_model_does_not_wait_for_the_hub(
     no_hub: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked, cached = list[Any](), transformers.utils.hub.cached_file
+    watched = Mock(wraps=transformers.utils.hub.cached_file)
     snapshot = tmp_path / "models--some--one" / "snapshots" / "1"
     tiny_lm().save(snapshot, torch.bfloat16)
     (snapshot.parents[1] / "refs").mkdir()
     (snapshot.parents[1] / "refs" / "main").write_text("1")
-
-    def watched(*names: Any, **how: Any) -> Any:
-        asked.append(how.get("local_files_only"))
-        return cached(*names, **how)
 
     monkeypatch.setattr("transformers.utils.cached_file", watched)
     monkeypatch.setattr("transformers.utils.hub.cached_file", watched)
     with socket.create_server(("127.0.0.1", 0)) as server:
         monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{server.getsockname()[1]}")
     assert stored_dtype("some/one") == torch.bfloat16
-    assert set(asked) == {True}
+    assert {call.kwargs.get("local_files_only") for call in watched.call_args_list} == {True}
 
 
 def test_an_error_without_words_is_told_by_its_kind(monkeypatch: pytest.MonkeyPatch) -> None:

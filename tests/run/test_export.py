@@ -1,12 +1,12 @@
 """A run with an adapter: what it keeps, what others load of it, and what is refused."""
 
-import inspect
 import json
 import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import create_autospec
 
 import pytest
 import torch
@@ -209,22 +209,13 @@ def test_it_is_sent_by_the_hubs_own_interface(
 ) -> None:
     import huggingface_hub
 
-    calls: list[tuple[str, dict[str, Any]]] = []
-    real = huggingface_hub.HfApi
-
-    class Client:
-        def __getattr__(self, name: str) -> Callable[..., None]:
-            def call(*args: Any, **kwargs: Any) -> None:
-                bound = inspect.signature(getattr(real, name)).bind(self, *args, **kwargs)
-                calls.append((name, dict(bound.arguments)))
-
-            return call
-
-    monkeypatch.setattr(huggingface_hub, "HfApi", Client)
+    client = create_autospec(huggingface_hub.HfApi, instance=True)
+    monkeypatch.setattr(huggingface_hub, "HfApi", lambda: client)
     out = export(trained("lora"), tmp_path / "out", push="some/one")
-    assert [name for name, _ in calls] == ["create_repo", "upload_folder"]
-    assert calls[0][1]["private"] is True
-    assert (calls[1][1]["repo_id"], calls[1][1]["folder_path"]) == ("some/one", out)
+    assert [name for name, *_ in client.mock_calls] == ["create_repo", "upload_folder"]
+    assert client.create_repo.call_args.kwargs["private"] is True
+    sent = client.upload_folder.call_args.kwargs
+    assert (sent["repo_id"], sent["folder_path"]) == ("some/one", out)
 
 
 @pytest.mark.parametrize(

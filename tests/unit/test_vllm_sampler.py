@@ -9,9 +9,8 @@ import time
 from dataclasses import replace
 from pathlib import Path
 from threading import Timer, current_thread
-from types import SimpleNamespace
 from typing import Any
-from unittest.mock import Mock
+from unittest.mock import ANY, Mock, call
 
 import pytest
 import torch
@@ -409,21 +408,15 @@ def test_importance_weights_are_on_where_another_engine_samples(changes: dict[st
 
 def test_an_engine_that_sleeps_is_woken_before_it_takes_anything() -> None:
     """Weights written into memory that is given back would be lost; the cache's memory comes after them."""
-    calls: list[str] = []
-
-    def empty() -> bool:
-        calls.append("empty")
-        return True
-
     engine: Any = object.__new__(InProcess)
     engine._cuda, engine._adapter, engine._asleep, engine._request = True, False, False, None
-    engine._llm = SimpleNamespace(
-        sleep=lambda level: calls.append(f"sleep {level}"), wake_up=lambda tags: calls.append(f"wake {' '.join(tags)}"),
-        collective_rpc=lambda name, kwargs: calls.append(name), reset_prefix_cache=empty,
-    )  # fmt: skip
+    engine._llm = Mock()
     engine.rest()
     engine.take_weights([])
-    assert calls == ["sleep 2", "wake weights", "reload_weights", "wake kv_cache", "empty"]
+    assert engine._llm.mock_calls == [
+        call.sleep(level=2), call.wake_up(tags=["weights"]), call.collective_rpc("reload_weights", kwargs=ANY),
+        call.wake_up(tags=["kv_cache"]), call.reset_prefix_cache(),
+    ]  # fmt: skip
 
 
 def test_a_sync_has_one_time_for_all_its_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,9 +41,7 @@ def test_of_a_model_that_reads_pictures_the_text_model_is_loaded(tuning: str, ti
         logits, expected = found.logits(ids, None, use_cache=False), whole(ids, use_cache=False).logits.flatten(0, 1)
     if tuning != "qlora":
         torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-5)
-    config = valid(
-        {"model": told, "stages": [{"name": "a", "objective": "stage2", "steps": 1, "learning_rate": 1.0}]}
-    )
+    config = valid({"model": told, "stages": [{"name": "a", "objective": "stage2", "steps": 1, "learning_rate": 1.0}]})
     assert isinstance(sized(config, found, 64)[0].rollouts.rows_at_once, int)
     served = config.model_copy(update={"sampler": "vllm", "vllm": VllmConfig(server="http://localhost:1")})
     with pytest.raises(ConfigError, match="a Gemma3ForConditionalGeneration, whose weights have other names"):

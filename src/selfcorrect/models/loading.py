@@ -121,8 +121,8 @@ def _load(
 def _fill_with_nothing(model: Any) -> None:
     """Of a model whose weights another process has: zeros in the place of its meta tensors.
 
-    The system gives them memory once something is written there. Tied weights stay tied. Weights and buffers are all the
-    tensors that a model has: transformers loads no others.
+    The system gives them memory once something is written there. Tied weights stay tied. Weights and buffers are all
+    the tensors that a model has: transformers loads no others.
     """
     made: dict[int, Tensor] = {}
     for module in model.modules():

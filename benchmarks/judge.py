@@ -107,7 +107,7 @@ def floor(loops: bool) -> dict[str, Any]:
 
 def ours(loops: bool, passes: int = 1) -> dict[str, Any]:
     """passes: with 2, only the second pass over the list counts: the tests have been seen, as in training."""
-    from selfcorrect.grading import Checks, CodeJudge
+    from selfcorrect.grading.judge import Checks, CodeJudge
 
     cases = [
         (row["prompt"] + body, Checks(row["test"], row["entry_point"], row["prompt"])) for row, body in bodies(loops)
@@ -152,7 +152,7 @@ def evalplus(loops: bool) -> dict[str, Any]:
 
 def flood(programs: int) -> dict[str, Any]:
     """Memory of the supervisor and all below it, before and after."""
-    from selfcorrect.grading import Checks, CodeJudge
+    from selfcorrect.grading.judge import Checks, CodeJudge
 
     source = "import os\ndef f():\n    for _ in range(50): os.write(2, b'x' * 100_000)\n    return 1"
     with CodeJudge(workers=1) as judge:

@@ -3,7 +3,6 @@
 What the numbers mean is told in docs/grading.md, class by class.
 """
 
-import gzip
 import json
 import os
 import random
@@ -19,7 +18,7 @@ import pytest
 from selfcorrect.grading.math import MathGrader, gold_answer
 from selfcorrect.types import Outcome
 from tests.benchmarks.conftest import Script
-from tests.support.data import EACH, PUBLIC
+from tests.support.data import EACH, PUBLIC, public_rows
 from tests.support.processes import descendants, resident_pages
 
 CLOSED = {Outcome.CORRECT, Outcome.WRONG, Outcome.NO_ANSWER, Outcome.TIMEOUT}  # verdicts that stay in the loss
@@ -29,10 +28,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-@cache
-def rows(name: str) -> list[dict[str, Any]]:
-    with gzip.open(PUBLIC / name, "rt", encoding="utf-8") as file:
-        return [json.loads(line) for line in file]
+rows = cache(public_rows)
 
 
 @pytest.fixture(scope="module")

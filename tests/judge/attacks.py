@@ -135,6 +135,7 @@ def _replies(contents: str) -> tuple[str, Checks]:
 LEFT_OUT: Programs = {
     "status of the tests": ("def f(x): return 0", Checks("import sys\nif f(1) != 1: sys.exit(1)")),
     "message of the tests": ("def f(x): return 0", Checks("if f(1) != 1: raise SystemExit('wrong')")),
+    "too deep to pass on": ("def f(x):\n    a = x\n    for _ in range(150 if x == 1 else 0): a = [a]\n    return a", _PASSED_ON),
     "coroutine passed on": ("async def f(x): return x", _PASSED_ON),
     "keys passed on": ("def f(x): return {1: 2}.keys()", _PASSED_ON),
     "items passed on": ("def f(x): return {1: [2]}.items()", _PASSED_ON),
@@ -219,6 +220,9 @@ PASS: Programs = {
 
 # The same verdict every time, whichever it is: what they draw, they draw alike in every process.
 STEADY: dict[str, str] = {
+    "random": "ok = random.random() < 0.5",
+    "shuffle": "n = [1, 2]\nrandom.shuffle(n)\nok = n[0] == 1",
+    "string hash": "ok = hash('selfcorrect') % 2",
     "uuid4": "import uuid\nok = uuid.uuid4().int % 2",
     "secrets": "import secrets\nok = secrets.randbelow(2)",
     "SystemRandom": "ok = random.SystemRandom().random() < 0.5",

@@ -1,4 +1,4 @@
-"""Programs that try to pass without being right, to reach outside, to exhaust, or to differ from run to run.
+"""Programs that try to pass without being right, to reach outside, or to exhaust.
 
 Each answers `add(x, y)`, `items(n)` or `mean(numbers)` of CHECKS; "ok" ones are right in an unusual way and must pass.
 """
@@ -137,13 +137,6 @@ REFUSED = {
     "10 MB of source": "#" * 10_000_000 + "\n" + _RIGHT,
 }
 
-UNSTABLE = {
-    "random": "import random\nok = random.random() < 0.5\ndef add(x, y): return x + y if ok else None",
-    "string hash": "def add(x, y): return x + y if hash('selfcorrect') % 2 else None",
-    "order of a set": "def add(x, y): return x + y if next(iter({'p', 'q', 'r'})) == 'p' else None",
-    "shuffle": "import random\nn = [1, 2]\nrandom.shuffle(n)\ndef add(x, y): return x + y if n[0] == 1 else None",
-}  # fmt: skip
-
 STATE = {
     "recursion limit": "import sys\nsys.setrecursionlimit(60)\n" + _WRONG,
     "decimal context": "import decimal\ndecimal.getcontext().prec = 1\n" + _WRONG,
@@ -169,6 +162,10 @@ OK = {
     "import inside": "def add(x, y):\n    import operator\n    return operator.add(x, y)",
     "replaces the answer's int by a fraction": "from fractions import Fraction\ndef add(x, y): return Fraction(x + y, 1)",
 }  # fmt: skip
+
+
+def checks_for(source: str) -> Checks:
+    return next((checks for name, checks in CHECKS.items() if f"def {name}(" in source), CHECKS["add"])
 
 
 def starved(verdict: Verdict, limit: float) -> bool:

@@ -11,7 +11,7 @@ import sys
 
 from selfcorrect.errors import SandboxError
 from selfcorrect.grading.judge import CodeJudge
-from tests.judge.hostile import CHECKS
+from tests.judge.hostile import checks_for
 
 PRCTL = {"x86_64": 157, "aarch64": 167}
 ALLOW, REFUSE = 0x7FFF0000, 0x00050001  # EPERM
@@ -42,8 +42,7 @@ def main() -> None:
         with CodeJudge(workers=1, time_limit=0.7) as judge:
             confinement = judge.confinement
             for sources, passes in json.load(sys.stdin):
-                cases = [(s, next((c for n, c in CHECKS.items() if f"def {n}(" in s), CHECKS["add"])) for s in sources]
-                found = judge.grade(cases)
+                found = judge.grade([(source, checks_for(source)) for source in sources])
                 wrong += [
                     f"{s}: {v}"
                     for s, v in zip(sources, found, strict=True)

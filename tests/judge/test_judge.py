@@ -12,7 +12,7 @@ import pytest
 from selfcorrect.errors import SandboxError
 from selfcorrect.grading import judge as package
 from selfcorrect.grading.judge import Checks, CodeJudge, Reason, selftest
-from tests.judge.hostile import CHECKS, ESCAPE, EXHAUST, FORGE, OK, REFUSED, STATE, UNSTABLE
+from tests.judge.hostile import CHECKS, ESCAPE, EXHAUST, FORGE, OK, REFUSED, STATE, checks_for
 from tests.support.processes import alive, children, descendants, resident_pages
 
 LIMIT = 0.5
@@ -34,10 +34,6 @@ def one() -> Iterator[CodeJudge]:
         yield judge
 
 
-def checks_for(source: str) -> Checks:
-    return next((checks for name, checks in CHECKS.items() if f"def {name}(" in source), ADD)
-
-
 def verdicts(judge: CodeJudge, programs: dict[str, str]) -> dict[str, tuple[Reason, str, float]]:
     found = judge.grade([(source, checks_for(source)) for source in programs.values()])
     return {name: (v.reason, v.detail, v.seconds) for name, v in zip(programs, found, strict=True)}
@@ -45,7 +41,7 @@ def verdicts(judge: CodeJudge, programs: dict[str, str]) -> dict[str, tuple[Reas
 
 def test_no_forged_or_escaping_program_passes(judge: CodeJudge) -> None:
     found = verdicts(judge, {**FORGE, **ESCAPE, **REFUSED})
-    assert len(found) + len(STATE) + len(EXHAUST) + len(UNSTABLE) + len(OK) >= 58
+    assert len(found) + len(STATE) + len(EXHAUST) + len(OK) >= 58
     assert {name: v for name, v in found.items() if v[0] in (Reason.PASSED, Reason.GRADER_FAILED)} == {}
 
 
@@ -65,15 +61,6 @@ def test_no_greedy_program_passes_outlives_its_deadline_or_leaves_anything(judge
     timeouts = sorted(v.seconds for v in seen.values() if v.reason is Reason.TIMEOUT)
     assert len(timeouts) >= 8
     assert timeouts[-1] < limit + 0.5
-
-
-def test_a_verdict_is_the_same_every_time(judge: CodeJudge) -> None:
-    for name, source in UNSTABLE.items():
-        found = {v.reason for v in judge.grade([(source, ADD)] * 20)}
-        assert len(found) == 1, name
-    with CodeJudge(workers=1) as another:
-        for name, source in UNSTABLE.items():
-            assert another.grade([(source, ADD)])[0].reason == judge.grade([(source, ADD)])[0].reason, name
 
 
 def test_reasons(judge: CodeJudge) -> None:
@@ -120,14 +107,6 @@ TREE = Checks(
     code="assert depth(root) == 3\nassert root.left.data == 2",
 )
 SUM = "def sum(a, b): return a * 10 + b"
-
-
-def test_no_program_can_have_itself_left_out(judge: CodeJudge) -> None:
-    """`grader_failed` is left out of the loss, so a program that can bring it about would be spared its failure."""
-    deep = "def f(x):\n    a = x\n    for _ in range(150 if x == 1 else 0): a = [a]\n    return a"
-    [verdict] = judge.grade([(deep, Checks("assert f(f(1)) == 1"))])
-    assert verdict.reason is Reason.PROTOCOL
-    assert verdict.detail == "the tests pass on an answer nested deeper than 150"
 
 
 def test_what_programs_answered_does_not_pile_up(judge: CodeJudge) -> None:

@@ -13,11 +13,11 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from selfcorrect.grading.judge import Checks, CodeJudge, Reason, Verdict
+from selfcorrect.tasks.code import load_set
 from tests.judge.hostile import starved
 from tests.support.data import EACH, PUBLIC, public_rows
 from tests.support.processes import alive
@@ -197,47 +197,28 @@ def usual() -> Iterator[CodeJudge]:
         yield judge
 
 
-def passes_all(cases: list[tuple[Any, str, Checks]], judge: CodeJudge) -> list[str]:
+def passes_all(cases: list[tuple[int, str, Checks]], judge: CodeJudge) -> list[str]:
     found = judge.grade([(source, checks) for _, source, checks in cases])
     return [f"{name}: {verdict}" for (name, _, _), verdict in zip(cases, found, strict=True) if not verdict.passed]
 
 
-def humaneval(name: str) -> list[tuple[Any, str, Checks]]:
-    return [
-        (
-            row["task_id"],
-            row["prompt"] + row["canonical_solution"],
-            Checks(row["test"], row["entry_point"], row["prompt"], reference=row["prompt"] + row["canonical_solution"]),
-        )
-        for row in public_rows(name)
-    ]
-
-
-def mbpp(name: str) -> list[tuple[Any, str, Checks]]:
-    return [
-        (
-            row["task_id"],
-            row["code"],
-            Checks(
-                "\n".join([*row.get("test_imports", []), *([row["test"]] if "test" in row else row["test_list"])]),
-                setup=row.get("test_setup_code", ""),
-                reference=row["code"],
-            ),
-        )
-        for row in public_rows(name)
-    ]
+def solutions(dataset: str) -> list[tuple[int, str, Checks]]:
+    """Number, the data set's own solution, tests."""
+    items = load_set(dataset, str(PUBLIC / dataset.partition("_")[0]), None, "the data")
+    checks = [Checks(i.tests, i.entry_point or None, i.before, i.setup, i.solution) for i in items]
+    return [(item.number, item.solution, each) for item, each in zip(items, checks, strict=True)]
 
 
 @EACH
 def test_every_canonical_solution_passes(step: int, usual: CodeJudge) -> None:
-    assert passes_all(humaneval("humaneval/HumanEval.jsonl.gz")[::step], usual) == []
-    assert passes_all(mbpp("mbpp/mbpp.jsonl")[::step], usual) == []
+    assert passes_all(solutions("humaneval")[::step], usual) == []
+    assert passes_all(solutions("mbpp")[::step], usual) == []
 
 
 @pytest.mark.nightly
 def test_every_sanitized_solution_passes(usual: CodeJudge) -> None:
     """Nearly all of them are among MBPP's."""
-    assert passes_all(mbpp("mbpp/sanitized-mbpp.json"), usual) == []
+    assert passes_all(solutions("mbpp_sanitized"), usual) == []
 
 
 @pytest.mark.nightly
@@ -245,9 +226,9 @@ def test_every_sanitized_solution_passes(usual: CodeJudge) -> None:
 def test_plus_sets_but_for_what_the_data_names(usual: CodeJudge) -> None:
     # Three solutions take 3 to 8 s by themselves (83, 130, 139), too near to the usual cap of 10 s on a busy machine.
     with CodeJudge(time_cap=40.0) as patient:
-        failed = passes_all(humaneval("humaneval/HumanEvalPlus-OriginFmt.jsonl.gz"), patient)
-    assert [line.split(":")[0] for line in failed] == ["HumanEval/32"]
-    failed = passes_all(mbpp("mbpp/MbppPlus-OriginFmt.jsonl.gz"), usual)
+        failed = passes_all(solutions("humaneval_plus"), patient)
+    assert [line.split(":")[0] for line in failed] == ["32"]
+    failed = passes_all(solutions("mbpp_plus"), usual)
     # Over 2 GB (255), over 10 s (599), and about 10 s, by machine (392).
     assert {line.split(":")[0] for line in failed} - {"392"} == {"255", "599"}
 
@@ -255,7 +236,7 @@ def test_plus_sets_but_for_what_the_data_names(usual: CodeJudge) -> None:
 @EACH
 def test_constants_and_identities_pass_nothing(step: int, usual: CodeJudge) -> None:
     bodies = ["return None", "return True", "return 0", "return a[0] if a else []"]
-    for whole in (humaneval("humaneval/HumanEval.jsonl.gz"), mbpp("mbpp/sanitized-mbpp.json")):
+    for whole in (solutions("humaneval"), solutions("mbpp_sanitized")):
         rows = whole[::step]
         for body in bodies:
             cases = [(f"def {called(checks)}(*a, **k): {body}", checks) for _, _, checks in rows]
@@ -273,16 +254,16 @@ def called(checks: Checks) -> str:
 
 @EACH
 def test_real_programs_agree_with_a_plain_run(step: int, usual: CodeJudge) -> None:
-    solutions = {row["task_id"]: row["code"] for row in public_rows("mbpp/mbpp.jsonl")}
-    problems = {name: (source, checks) for name, source, checks in humaneval("humaneval/HumanEval.jsonl.gz")}
+    references = {number: source for number, source, _ in solutions("mbpp")}
+    problems = {f"HumanEval/{number}": checks for number, _, checks in solutions("humaneval")}
     rows = public_rows("labelled_code/programs.jsonl.gz")
     assert len(rows) == 1626
     rows, cases = rows[::step], []
     for row in rows:
         if row["benchmark"] == "mbpp":
-            cases.append((row["program"], Checks(row["tests"], reference=solutions[row["task_id"]])))
+            cases.append((row["program"], Checks(row["tests"], reference=references[row["task_id"]])))
         else:
-            cases.append((row["program"], problems[row["task_id"]][1]))
+            cases.append((row["program"], problems[row["task_id"]]))
     found = usual.grade(cases)
     differ = [f"{row['task_id']}: {v}" for row, v in zip(rows, found, strict=True) if v.passed != row["label_rerun"]]
     # The one that may differ needs several seconds where its reference needs a millisecond.

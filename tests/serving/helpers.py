@@ -15,7 +15,6 @@ from starlette.applications import Starlette
 from selfcorrect.models.language_model import LanguageModel
 from selfcorrect.serving.app import Served, make_app
 from selfcorrect.serving.engine import Engine
-from selfcorrect.serving.guards import Key
 from selfcorrect.serving.local import LocalEngine
 from selfcorrect.serving.page import About, Page
 from selfcorrect.serving.words import Words, literal
@@ -72,14 +71,14 @@ def serving(
     models: Mapping[str, LanguageModel] | Engine, *, names: Sequence[str] = (), words: Words = AGAIN,
     task: Task | None = None, problems: Sequence[Problem] = (), base: str | None = None, key: str | None = None,
     cors: Sequence[str] = (), rows: int = 8, limit: int = 16, hosts: Sequence[str] | None = ("127.0.0.1",),
-) -> tuple[Running, Engine]:  # fmt: skip
-    """A server of these models, or of another engine's `names`."""
+) -> tuple[Running, Any]:  # fmt: skip
+    """A server of these models, or of another engine's `names`; and the engine."""
     engine: Engine = LocalEngine(models, rows, limit) if isinstance(models, Mapping) else models
     listed = tuple(models) if isinstance(models, Mapping) else tuple(names)
     about = About(listed[0], base, 2, words.shown, words.source, own_words=task is not None)
     served = Served(listed, 2, words, {})
     page = Page(about, task, list(problems))
-    return Running(lambda: make_app(served, engine, page, Key(key), hosts=hosts, cors=cors)), engine
+    return Running(lambda: make_app(served, engine, page, key=key, hosts=hosts, cors=cors)), engine
 
 
 def user(text: str) -> list[dict[str, str]]:

@@ -22,7 +22,6 @@ from selfcorrect.rollout import play
 from selfcorrect.samplers.inference import InferenceWeights
 from selfcorrect.samplers.transformers import TransformersSampler
 from selfcorrect.serving.lanes import OwnCaches
-from selfcorrect.serving.local import LocalEngine
 from selfcorrect.tasks.countdown import Countdown
 from selfcorrect.types import Rollout, SamplingParams
 from tests.support.hf_model import save_qwen2
@@ -243,16 +242,10 @@ def test_sampling_settings(server: Running) -> None:
     assert cut[-1]["choices"][0]["finish_reason"] == "stop"
 
 
-def _engine_of(models: dict[str, LanguageModel], **settings: Any) -> tuple[Running, LocalEngine]:
-    running, engine = serving(models, **settings)
-    assert isinstance(engine, LocalEngine)
-    return running, engine
-
-
 @pytest.mark.parametrize("stream", [False, True])
 def test_nothing_is_written_for_a_client_that_has_gone(wordy: LanguageModel, stream: bool) -> None:
     """And whoever waits behind it gets its turn."""
-    running, engine = _engine_of({"wordy": wordy}, rows=1, limit=4000)
+    running, engine = serving({"wordy": wordy}, rows=1, limit=4000)
     station = engine._stations["wordy"]
     body = json.dumps({"messages": user(ENDLESS), "attempts": 1, "stream": stream}).encode()
     gone = socket.create_connection(("127.0.0.1", int(running.url.rpartition(":")[2])))
@@ -271,7 +264,7 @@ def test_nothing_is_written_for_a_client_that_has_gone(wordy: LanguageModel, str
 
 
 def test_a_server_that_stops_ends_what_it_writes(wordy: LanguageModel) -> None:
-    running, engine = _engine_of({"wordy": wordy}, rows=1, limit=4000)
+    running, engine = serving({"wordy": wordy}, rows=1, limit=4000)
     ended: list[Any] = []
 
     def ask() -> None:
@@ -295,7 +288,7 @@ def test_a_server_that_stops_ends_what_it_writes(wordy: LanguageModel) -> None:
 def test_a_model_that_fails_fails_its_requests_and_not_the_next(
     wordy: LanguageModel, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    running, engine = _engine_of({"wordy": wordy})
+    running, engine = serving({"wordy": wordy})
     lanes, before = engine._stations["wordy"]._lanes, running.ask(messages=user("Hi"), temperature=0)
     feed = lanes.feed
     with monkeypatch.context() as patch:
@@ -313,7 +306,7 @@ def test_without_room_for_copies_of_the_weights_a_model_is_served_as_it_is(
     wordy: LanguageModel, error: Exception, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(InferenceWeights, "_cast", Mock(side_effect=error))
-    running, _ = _engine_of({"wordy": wordy})
+    running, _ = serving({"wordy": wordy})
     reply = running.http.post("/v1/chat/completions", json={"messages": user("Hi"), "max_tokens": 3}, timeout=20)
     assert reply.status_code == 200
     told = f"note: wordy: no memory for copies of its weights ({error}), so it is served more slowly without them\n"
@@ -334,7 +327,7 @@ def test_a_model_with_a_cache_of_its_own_answers_alike(
 ) -> None:
     """As models that attend otherwise are served."""
     monkeypatch.setattr(LanguageModel, "windows", None)
-    running, engine = _engine_of({"lab": lab}, rows=2)
+    running, engine = serving({"lab": lab}, rows=2)
     assert isinstance(engine._stations["lab"]._lanes, OwnCaches)
     for _ in range(2):  # the second time nothing is known: such a cache cannot go back
         answer = running.ask(messages=user(played[0].problem.prompt), temperature=0)
@@ -410,7 +403,7 @@ def test_the_page_poses_and_grades(server: Running) -> None:
 
 def test_a_full_queue_says_so(wordy: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("selfcorrect.serving.local._MOST_WAITING", 3)
-    running, engine = _engine_of({"wordy": wordy}, rows=1, limit=3000)
+    running, engine = serving({"wordy": wordy}, rows=1, limit=3000)
 
     async def go() -> list[int]:
         async with openai.AsyncOpenAI(base_url=f"{running.url}/v1", api_key="k", max_retries=0) as client:

@@ -1,18 +1,14 @@
 """Stand-ins for the graders of math and code: fast, in this process, and told what to say by the text alone."""
 
 import re
-import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
-from enum import StrEnum
-from types import ModuleType
 from typing import Any
 
 import pytest
 
+from selfcorrect.grading import math
+from selfcorrect.grading.judge import Checks, Reason, Verdict, pool
 from selfcorrect.types import Grade, Outcome
-
-FINAL_FORM = r"End with a line `Final answer: \boxed{...}`."
 
 
 class FakeMathGrader:
@@ -32,37 +28,6 @@ class FakeMathGrader:
 
     def close(self) -> None:
         self.closed = True
-
-
-def gold_answer(solution: str, style: str = "math") -> str | None:
-    if style == "gsm8k":
-        return solution.partition("####")[2].strip() or None
-    boxes = re.findall(r"\\boxed(?:\{([^}]*)\}| (\S))", solution)
-    return (boxes[-1][0] or boxes[-1][1] or None) if boxes else None
-
-
-class Reason(StrEnum):
-    passed = "passed"
-    wrong_answer = "wrong_answer"
-    exception = "exception"
-    timeout = "timeout"
-    grader_failed = "grader_failed"
-
-
-@dataclass(frozen=True)
-class Checks:
-    code: str
-    entry_point: str | None = None
-    helpers: str = ""
-    setup: str = ""
-    reference: str = ""
-
-
-@dataclass(frozen=True)
-class Verdict:
-    reason: Reason
-    detail: str = ""
-    seconds: float = 0.0
 
 
 class FakeJudge:
@@ -93,16 +58,13 @@ def _verdict(program: str, checks: Checks) -> Verdict:
         if checks.entry_point:
             names["check"](names[checks.entry_point])
     except AssertionError:
-        return Verdict(Reason.wrong_answer)
+        return Verdict(Reason.WRONG_ANSWER)
     except Exception as error:  # noqa: BLE001 - whatever the program does
-        return Verdict(Reason.exception, type(error).__name__)
-    return Verdict(Reason.passed)
+        return Verdict(Reason.EXCEPTION, type(error).__name__)
+    return Verdict(Reason.PASSED)
 
 
 def put_in_place(patch: pytest.MonkeyPatch) -> None:
     """From now on, and until the patch ends, tasks import these."""
-    math, judge = ModuleType("selfcorrect.grading.math"), ModuleType("selfcorrect.grading.judge")
-    math.__dict__.update(MathGrader=FakeMathGrader, gold_answer=gold_answer, FINAL_FORM=FINAL_FORM)
-    judge.__dict__.update(CodeJudge=FakeJudge, Checks=Checks, Verdict=Verdict, Reason=Reason)
-    patch.setitem(sys.modules, math.__name__, math)
-    patch.setitem(sys.modules, judge.__name__, judge)
+    patch.setattr(math, "MathGrader", FakeMathGrader)
+    patch.setattr(pool, "CodeJudge", FakeJudge)

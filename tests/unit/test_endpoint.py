@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from selfcorrect.config import CountdownConfig
+from selfcorrect.endpoints.answers import error_text, retry_after
 from selfcorrect.endpoints.journal import Journal
 from selfcorrect.endpoints.sampler import EndpointSampler
 from selfcorrect.endpoints.secret import Secret
@@ -135,6 +136,8 @@ ODD: dict[str, tuple[Raw | Body, Outcome, str]] = {
     "content of another type": (chat(42), LEFT, "content is of type int"),
     "deep": (body(b"[" * 100_000), LEFT, "no JSON"),
     "an endless number": (body(b'{"choices": ' + b"9" * 5000 + b"}"), LEFT, "no JSON"),
+    "deep parts": (body(b'{"choices": [{"message": {"content": ' + b'[{"text": ' * 600 + b'""' + b"}]" * 600 + b"}}]}"), LEFT, "the endpoint gave no answer"),
+    "a deep error": (http(500, '{"error": ' * 1200 + "1" + "}" * 1200), LEFT, "HTTP 500"),
 }  # fmt: skip
 
 
@@ -204,8 +207,6 @@ def test_a_passing_fault_is_tried_again(name: str, tmp_path: Path) -> None:
 
 
 def test_how_long_a_server_asks_to_wait() -> None:
-    from selfcorrect.endpoints.wire import retry_after
-
     soon = formatdate(time.time() + 60, usegmt=True)
     told = [
         {"retry-after": "7"},
@@ -216,6 +217,12 @@ def test_how_long_a_server_asks_to_wait() -> None:
     assert 50 < (retry_after({"retry-after": soon}) or 0) <= 60
     for nonsense in ("soon", "-1", "nan", "inf", "", "Thu, 99 Foo 2020"):
         assert retry_after({"retry-after": nonsense}) is None
+
+
+@pytest.mark.parametrize("piece", [b"<script>", b"<style <script ", b"<"])
+def test_long_pages_are_read_in_linear_time(piece: bytes) -> None:
+    """With quadratic time this would not end."""
+    assert error_text(piece * 100_000)
 
 
 # What every request meets, and what the one line says.

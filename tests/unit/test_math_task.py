@@ -8,6 +8,7 @@ import pytest
 
 from selfcorrect.config import MathConfig
 from selfcorrect.errors import DataError
+from selfcorrect.grading.math import FINAL_FORM
 from selfcorrect.tasks import math as module
 from selfcorrect.tasks.math import MathTask, words_digest
 from tests.support import graders
@@ -93,7 +94,7 @@ def test_prompts_and_grades(tmp_path: Path) -> None:
         data=math_folder(tmp_path), prompt="{final_form} Solve: {problem}", correction_prompt="Again {problem}"
     )
     problem = task.test[0]
-    assert problem.prompt == graders.FINAL_FORM + " Solve: What is $10 + 10$?"
+    assert problem.prompt == FINAL_FORM + " Solve: What is $10 + 10$?"
     assert task.correction_prompt(problem) == "Again What is $10 + 10$?"
     grades = task.grade([(problem, r"\boxed{20}"), (problem, r"\boxed{2}"), (problem, "no")])
     assert [grade.outcome for grade in grades] == ["correct", "wrong", "no_answer"]

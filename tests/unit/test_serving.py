@@ -100,7 +100,7 @@ def test_what_clients_send_beside_is_taken() -> None:
         "metadata": {"a": "b"}, "logprobs": False, "response_format": {"type": "text"}, "store": False, "stop": "x",
         "temperature": None, "top_p": 0, "max_completion_tokens": 7, "n": None, "service_tier": "auto",
     })  # fmt: skip
-    assert [message.as_dict() for message in ask.messages] == [
+    assert [message.model_dump() for message in ask.messages] == [
         {"role": "system", "content": "be brief"}, *HI, {"role": "assistant", "content": "an answer"}, {"role": "user", "content": "so?"},
     ]  # fmt: skip
     assert (ask.stop, ask.limit, ask.temperature) == (("x",), 7, None)

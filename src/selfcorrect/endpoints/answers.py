@@ -1,9 +1,12 @@
-"""From the body of a response to an answer: whatever a server makes of the format, an outcome or a word (pure)."""
+"""From a response to an answer, or why there is none: whatever a server makes of the format, an outcome or a word."""
 
 import json
+import math
 import re
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from email.utils import parsedate_to_datetime
 from typing import Any
 
 from selfcorrect.models.messages import plain_text
@@ -26,20 +29,34 @@ _STOPPED = {  # finish reasons as servers name them beside OpenAI's own
     "sensitive",
     "moderation",
 }
+_AGAIN = {408, 409, 421, 425, 429}
+_STOPS = {
+    401: "the key is refused; set another in the environment (--key-env names the variable)",
+    402: "it wants to be paid",
+    404: "",
+}
 _BROKEN = {"abort", "aborted", "cancel", "cancelled", "canceled", "error", "failed", "timeout", "network_error"}
-_FILTERED = re.compile(r"content.?(?:filter|policy|management)|moderation|safety|flagged|usage polic", re.IGNORECASE)
+_MARKUP = re.compile(r"<(script|style)\b(?:(?!<\1\b).)*?</\1>|<[^<>]*>", re.DOTALL | re.IGNORECASE)  # linear
+_FILTERED = re.compile(  # an error that says that a filter keeps the question from the model
+    r"content.?(?:filter|policy|management)|moderation|safety|flagged|usage polic", re.IGNORECASE
+)
 
 
-class Malformed(Exception):  # noqa: N818 - says what is wrong
-    """A body that holds no answer; the message says why."""
+@dataclass(eq=False)
+class Failed(Exception):  # noqa: N818 - an outcome like others
+    """No answer. stop: no request will have one. again: another try may. Else it may be this conversation alone.
 
+    wait: seconds the server asks for. served: whether it may have worked for it, and may charge. verdict: where the
+    failure is the model's, and its outcome.
+    """
 
-class ErrorBody(Exception):  # noqa: N818 - says what came
-    """An error in a response of status 200."""
-
-    def __init__(self, status: int, text: str) -> None:
-        super().__init__(text)
-        self.status = status
+    why: str
+    stop: bool = False
+    again: bool = False
+    wait: float | None = None
+    served: bool = False
+    verdict: Grade | None = None
+    busy: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +74,10 @@ class Answer:
     odd: tuple[str, ...] = ()
 
 
+def _malformed(why: str) -> Failed:
+    return Failed(one_line(why), again=True, served=True)
+
+
 def no_answer(detail: str) -> Grade:
     return Grade(Outcome.NO_ANSWER, 0.0, "", detail)
 
@@ -70,11 +91,6 @@ def too_long(text: str) -> bool:
     return _TOO_LONG.search(text) is not None
 
 
-def filtered(text: str) -> bool:
-    """Whether an error says that a filter keeps the question from the model."""
-    return _FILTERED.search(text) is not None
-
-
 def one_line(text: str, limit: int = _SHOWN) -> str:
     """A server's words as part of a message: printable, on one line, not long."""
     line = " ".join("".join(c if c.isprintable() else " " for c in text[: 8 * limit]).split())
@@ -85,10 +101,10 @@ def error_text(body: bytes) -> str:
     """The message of an error's body, of whatever shape."""
     text = body.decode("utf-8", "replace")
     try:
-        found = json.loads(text)
+        told = _message(json.loads(text))
     except (ValueError, RecursionError):
-        return one_line(re.sub(r"<(script|style)\b.*?</\1>|<[^>]*>", " ", text, flags=re.S | re.I)) or "no more is said"
-    return one_line(_message(found)) or "no more is said"
+        told = _MARKUP.sub(" ", text)
+    return one_line(told) or "no more is said"
 
 
 def _message(found: Any) -> str:
@@ -104,38 +120,74 @@ def _message(found: Any) -> str:
     return "" if found is None or isinstance(found, dict | list) else str(found)
 
 
+def by_status(status: int, told: str, headers: Mapping[str, str]) -> Failed:
+    """What a status that is no success means. told: the server's words."""
+    why = f"HTTP {status}: {told.removesuffix('.')}"
+    if 300 <= status < 400:
+        return Failed(
+            f"HTTP {status}: a redirect to {one_line(headers.get('location', '?'), 120)}; name that", stop=True
+        )
+    if status in (400, 413, 422) and (status == 413 or too_long(told)):
+        return Failed(why, verdict=truncated(f"does not fit the endpoint: {one_line(told, 120)}"))
+    if status in (400, 403, 422, 451) and _FILTERED.search(told):
+        return Failed(why, verdict=no_answer(f"kept from the model by the endpoint: {one_line(told, 120)}"))
+    if status in _STOPS:
+        return Failed(f"{why}: {_STOPS[status]}".removesuffix(": "), stop=True)
+    if status in _AGAIN or status >= 500:
+        return Failed(why, again=True, wait=retry_after(headers), busy=status in (429, 503))
+    return Failed(why)
+
+
+def retry_after(headers: Mapping[str, str]) -> float | None:
+    """Seconds that a server asks to wait for: retry-after-ms, or Retry-After in seconds or as a date."""
+    for name, unit in (("retry-after-ms", 1e-3), ("retry-after", 1.0)):
+        told = headers.get(name)
+        if told is None:
+            continue
+        try:
+            seconds = float(told) * unit
+        except ValueError:
+            try:
+                seconds = parsedate_to_datetime(told).timestamp() - time.time()
+            except (ValueError, TypeError, OverflowError):
+                continue
+        if math.isfinite(seconds) and seconds >= 0:
+            return seconds
+    return None
+
+
 def read_answer(body: bytes, limit: int) -> Answer:
-    """limit: tokens that were asked for at most. Raises Malformed, or ErrorBody where it is an error after all."""
+    """limit: tokens that were asked for at most. Raises Failed where it holds no answer."""
     try:
         found = json.loads(body.decode("utf-8-sig", "replace"))
     except (ValueError, RecursionError):
-        raise Malformed(_no_json(body)) from None
+        raise _malformed(_no_json(body)) from None
     if not isinstance(found, dict):
-        raise Malformed(f"JSON that is no object, {one_line(json.dumps(found), 60)}")
+        raise _malformed(f"JSON that is no object, {one_line(json.dumps(found), 60)}")
     _no_error(found)
     choices = found.get("choices")
     if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
-        raise Malformed(f"a response without a choice: {one_line(_message(found))}".removesuffix(": "))
+        raise _malformed(f"a response without a choice: {one_line(_message(found))}".removesuffix(": "))
     odd = [] if len(choices) == 1 else [f"the endpoint sends {len(choices)} choices for one; the first is taken"]
     choice = next((c for c in choices if isinstance(c, dict) and c.get("index") == 0), choices[0])
     _no_error(choice)
     message, finish = choice.get("message"), choice.get("finish_reason")
     reason = finish.casefold() if isinstance(finish, str) else ""
     if reason in _BROKEN:
-        raise Malformed(f"an answer that was broken off (finish_reason {one_line(reason, 40)})")
+        raise _malformed(f"an answer that was broken off (finish_reason {one_line(reason, 40)})")
     if message is None and reason in _STOPPED:
         message = {}
     if not isinstance(message, dict):
-        raise Malformed("a choice without a message")
+        raise _malformed("a choice without a message")
     return _answer(message, finish, limit, _about(found), odd)
 
 
 def _no_error(told: Mapping[str, Any]) -> None:
-    """Raises ErrorBody where a response, or its choice, tells of one."""
+    """Raises Failed where a response, or its choice, tells of one."""
     error = told.get("error")
     if error:
         code = str(error.get("code")) if isinstance(error, dict) else ""
-        raise ErrorBody(int(code) if re.fullmatch("[45][0-9][0-9]", code) else 502, one_line(_message(told)))
+        raise by_status(int(code) if re.fullmatch("[45][0-9][0-9]", code) else 502, one_line(_message(told)), {})
 
 
 def _answer(message: Mapping[str, Any], finish: Any, limit: int, about: dict[str, Any], odd: list[str]) -> Answer:
@@ -153,12 +205,9 @@ def _answer(message: Mapping[str, Any], finish: Any, limit: int, about: dict[str
             "attempts are counted inside of attempts; --body '{\"attempts\": 1}' asks the model itself"
         )
     most = _LONGEST * limit + 4096
+    reasoning = reasoning[:most]
     if len(text) > most:  # it did not stop at the limit
-        return Answer(
-            text[:most], reasoning[:most], True, truncated("far longer than max_new_tokens"), about, tuple(odd)
-        )
-    if len(reasoning) > most:
-        reasoning = reasoning[:most]
+        return Answer(text[:most], reasoning, True, truncated("far longer than max_new_tokens"), about, tuple(odd))
     verdict, reason = None, finish.casefold() if isinstance(finish, str) else ""
     if reason in CUT_OFF:
         verdict = truncated("ran into max_new_tokens" + ("" if text.strip() else ", before the answer began"))
@@ -179,7 +228,7 @@ def _content(content: Any) -> tuple[str, str, str]:
     if content is None or isinstance(content, str):
         return _string(content), "", ""
     if not isinstance(content, list):
-        raise Malformed(f"a message whose content is of type {type(content).__name__}")
+        raise _malformed(f"a message whose content is of type {type(content).__name__}")
     told: dict[str, list[str]] = {"text": [], "reasoning": [], "refusal": []}
     for part in content:
         if isinstance(part, str):

@@ -38,9 +38,6 @@ class Journal:
     def failed(self, key: str, spent: Spent, why: str) -> None:
         self._write({"failed": key, "spent": [spent.read, spent.written], "why": why})
 
-    def close(self) -> None:
-        self._out.close()
-
     def _write(self, line: Mapping[str, Any], *, durably: bool = False) -> None:
         try:
             self._out.write(json.dumps(line).encode() + b"\n")

@@ -8,11 +8,11 @@ import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from selfcorrect.endpoints.answers import Answer, redacted, too_long
+from selfcorrect.endpoints.answers import Answer, Failed, redacted, too_long
 from selfcorrect.endpoints.budget import Budget, BudgetReached, Spent
 from selfcorrect.endpoints.counting import Counting
 from selfcorrect.endpoints.journal import Journal
@@ -23,7 +23,7 @@ from selfcorrect.seeds import derive_seed
 from selfcorrect.types import Completion, Grade, Outcome, SamplingParams
 
 if TYPE_CHECKING:
-    from selfcorrect.endpoints.wire import Failed, Wire
+    from selfcorrect.endpoints.wire import Wire
 
 _LONGEST_WAIT = 60.0  # seconds between two tries, where the server does not ask for more
 _MOST_ASKED = 900.0  # seconds to wait at a server's wish; for longer the work stops
@@ -150,20 +150,21 @@ class EndpointSampler:
         return now.found
 
     async def _work(self, now: _Now) -> None:
-        while now.waiting and not now.stop:
-            ask = now.waiting.pop()
-            now.asked += 1
-            self._tell(now)
-            found = await self._answered(now, ask)
-            now.asked -= 1
-            if found is not None:
-                now.found[ask.key] = found
+        try:
+            while now.waiting and not now.stop:
+                ask = now.waiting.pop()
+                now.asked += 1
                 self._tell(now)
+                found = await self._answered(now, ask)
+                now.asked -= 1
+                if found is not None:
+                    now.found[ask.key] = found
+                    self._tell(now)
+        except BudgetReached as reached:
+            now.end(f"stopped by the budget, {reached}; raise it to go on")
 
     async def _answered(self, now: _Now, ask: Ask) -> Completion | None:
-        """The answer, after as many tries as it takes; None where the work stops."""
-        from selfcorrect.endpoints.wire import Failed
-
+        """The answer, after as many tries as it takes; None where the work stops. Raises BudgetReached."""
         ask.since = self._answers
         for number in range(self._endpoint.retries + 1):
             while not now.stop and (pause := now.pause - time.monotonic()) > 0:
@@ -172,9 +173,6 @@ class EndpointSampler:
                 return None
             try:
                 return await self._try(now, ask)
-            except BudgetReached as reached:
-                now.end(f"stopped by the budget, {reached}; raise it to go on")
-                return None
             except Failed as failed:
                 failure = failed
             if failure.stop:
@@ -188,8 +186,6 @@ class EndpointSampler:
 
     async def _try(self, now: _Now, ask: Ask, *, keep: bool = True) -> Completion:
         """One request. Raises Failed, BudgetReached."""
-        from selfcorrect.endpoints.wire import Failed
-
         journal = self._opened()
         worst = self._counting.worst(ask.messages, ask.limit)
         await self._budget.hold(worst)
@@ -211,18 +207,13 @@ class EndpointSampler:
         self._tell_odd(ask, answer, odd)
         return _completion(line)
 
-    async def _given_up(self, now: _Now, ask: Ask, failure: "Failed") -> Completion | None:
+    async def _given_up(self, now: _Now, ask: Ask, failure: Failed) -> Completion | None:
         """A conversation without an answer: its outcome where others have answers, else the end of the work."""
-        from selfcorrect.endpoints.wire import Failed
-
         if self._answers == (0 if failure.verdict else ask.since):
             hello = [each for each in ask.messages if each["role"] == "system"] + [{"role": "user", "content": _HELLO}]
             probe = Ask(f"{ask.key[:24]}-probe", {**ask.body, "messages": hello}, hello, ask.limit)
             try:
                 await self._try(now, probe, keep=False)
-            except BudgetReached as reached:
-                now.end(f"stopped by the budget, {reached}; raise it to go on")
-                return None
             except Failed as failed:
                 tries = f" after {self._endpoint.retries + 1} tries" if failure.again else ""
                 now.end(f"no answer{tries}: {failed.why}{_hint(failed.why)}")
@@ -237,7 +228,7 @@ class EndpointSampler:
         self._opened().answer(ask.key, Spent(), line)
         return _completion(line)
 
-    async def _explained(self, now: _Now, failure: "Failed") -> str:
+    async def _explained(self, now: _Now, failure: Failed) -> str:
         """Why all ends; of a model that is not there, with those that are."""
         there = await now.wire.models() if failure.why.startswith("HTTP 404") else []
         if there and self._model not in there:
@@ -246,7 +237,7 @@ class EndpointSampler:
             return f"{failure.why}; is the URL its base, as in {self._endpoint.url.removesuffix('/v1')}/v1?"
         return failure.why
 
-    async def _wait(self, now: _Now, failure: "Failed", number: int) -> None:
+    async def _wait(self, now: _Now, failure: Failed, number: int) -> None:
         """Before the next try: longer each time, by chance a little less, and never shorter than was asked for."""
         seconds = min(_LONGEST_WAIT, self._endpoint.first_wait * 2**number) * random.uniform(0.5, 1.0)
         if failure.wait is not None:
@@ -310,8 +301,7 @@ def _completion(line: Mapping[str, Any]) -> Completion:
     if line["verdict"] is None:
         return found
     outcome, detail = line["verdict"]
-    grade = Grade(Outcome(outcome), 0.0, "", detail)
-    return Completion(found.token_ids, found.logprobs, found.text, found.finish_reason, grade)
+    return replace(found, verdict=Grade(Outcome(outcome), 0.0, "", detail))
 
 
 def _hint(why: str) -> str:

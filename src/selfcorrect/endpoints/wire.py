@@ -1,13 +1,9 @@
 """One request and what came of it. Imported only where an endpoint is asked: it needs the OpenAI client."""
 
 import asyncio
-import math
 import ssl
-import time
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
 from functools import lru_cache
 from typing import Any
 from urllib.parse import urlsplit
@@ -16,47 +12,12 @@ from urllib.request import getproxies, proxy_bypass
 import httpx2
 import openai
 
-from selfcorrect.endpoints.answers import (
-    Answer,
-    ErrorBody,
-    Malformed,
-    error_text,
-    filtered,
-    no_answer,
-    one_line,
-    read_answer,
-    too_long,
-    truncated,
-)
+from selfcorrect.endpoints.answers import Answer, Failed, by_status, error_text, one_line, read_answer, truncated
 from selfcorrect.endpoints.settings import Endpoint
 from selfcorrect.errors import ConfigError
-from selfcorrect.types import Grade
 
 _ROOM = 4 << 20  # bytes of a body besides those of an answer
 _EACH = 512  # bytes a token, escapes and log-probabilities included
-_AGAIN = {408, 409, 421, 425, 429}
-_STOPS = {
-    401: "the key is refused; set another in the environment (--key-env names the variable)",
-    402: "it wants to be paid",
-    404: "",
-}
-
-
-@dataclass(eq=False)
-class Failed(Exception):  # noqa: N818 - an outcome like others
-    """No answer. stop: no request will have one. again: another try may. Else it may be this conversation alone.
-
-    wait: seconds the server asks for. served: whether it may have worked for it, and may charge. verdict: where the
-    failure is the model's, and its outcome.
-    """
-
-    why: str
-    stop: bool = False
-    again: bool = False
-    wait: float | None = None
-    served: bool = False
-    verdict: Grade | None = None
-    busy: bool = False
 
 
 class Wire:
@@ -114,9 +75,7 @@ class Wire:
         except _TooLarge:
             why = "an answer of more than " + f"{self._bounded.most >> 20} MiB"
             raise Failed(why, served=True, verdict=truncated(why)) from None
-        except ErrorBody as error:
-            raise by_status(error.status, str(error), {}) from None
-        except (Malformed, openai.OpenAIError, httpx2.HTTPError, zlib.error) as error:
+        except (openai.OpenAIError, httpx2.HTTPError, zlib.error, RecursionError) as error:
             raise Failed(one_line(str(error)) or type(error).__name__, again=True, served=True) from None
 
     async def models(self) -> list[str]:
@@ -136,42 +95,6 @@ class Wire:
             _TooLarge,
         ):
             return []
-
-
-def by_status(status: int, told: str, headers: Mapping[str, str]) -> Failed:
-    """What a status that is no success means. told: the server's words."""
-    why = f"HTTP {status}: {told.removesuffix('.')}"
-    if 300 <= status < 400:
-        return Failed(
-            f"HTTP {status}: a redirect to {one_line(headers.get('location', '?'), 120)}; name that", stop=True
-        )
-    if status in (400, 413, 422) and (status == 413 or too_long(told)):
-        return Failed(why, verdict=truncated(f"does not fit the endpoint: {one_line(told, 120)}"))
-    if status in (400, 403, 422, 451) and filtered(told):
-        return Failed(why, verdict=no_answer(f"kept from the model by the endpoint: {one_line(told, 120)}"))
-    if status in _STOPS:
-        return Failed(f"{why}: {_STOPS[status]}".removesuffix(": "), stop=True)
-    if status in _AGAIN or status >= 500:
-        return Failed(why, again=True, wait=retry_after(headers), busy=status in (429, 503))
-    return Failed(why)
-
-
-def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds that a server asks to wait for: retry-after-ms, or Retry-After in seconds or as a date."""
-    for name, unit in (("retry-after-ms", 1e-3), ("retry-after", 1.0)):
-        told = headers.get(name)
-        if told is None:
-            continue
-        try:
-            seconds = float(told) * unit
-        except ValueError:
-            try:
-                seconds = parsedate_to_datetime(told).timestamp() - time.time()
-            except (ValueError, TypeError, OverflowError):
-                continue
-        if math.isfinite(seconds) and seconds >= 0:
-            return seconds
-    return None
 
 
 def _unconnected(error: BaseException) -> Failed:

@@ -18,19 +18,11 @@ _INTEGER = rf"-?\d{{1,{MAX_DIGITS}}}"
 _STEP = re.compile(rf"\s*({_INTEGER})\s*([-+*/])\s*({_INTEGER})\s*=\s*({_INTEGER})\s*", re.ASCII)
 
 
-def evaluate_step(left: int, operator: str, right: int) -> int | None:
+def _result(left: int, operator: str, right: int) -> int | None:
     """`left operator right` in exact integers; None where division is by zero or leaves a rest."""
-    match operator:
-        case "+":
-            return left + right
-        case "-":
-            return left - right
-        case "*":
-            return left * right
-        case "/":
-            return left // right if right and left % right == 0 else None
-        case _:
-            raise ValueError(f"operator {operator!r} is not one of + - * /")
+    if operator == "/":
+        return left // right if right and left % right == 0 else None
+    return {"+": left + right, "-": left - right, "*": left * right}[operator]
 
 
 def grade_countdown(text: str, numbers: Sequence[int], target: int) -> Grade:
@@ -56,7 +48,7 @@ def grade_countdown(text: str, numbers: Sequence[int], target: int) -> Grade:
                 detail = f"{operand} is not available in {step[0].strip()!r}"
                 return Grade(Outcome.WRONG, 0.0, written, detail)
             table[operand] -= 1
-        if evaluate_step(left, operator, right) != result:
+        if _result(left, operator, right) != result:
             return Grade(Outcome.WRONG, 0.0, written, f"{step[0].strip()!r} is false")
         table[result] += 1
     if result != target:

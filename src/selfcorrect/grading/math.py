@@ -11,10 +11,8 @@ processes that can be killed (math_pool.py, math_worker.py).
 import re
 import threading
 import weakref
-from collections import OrderedDict
 from collections.abc import Sequence
 from functools import lru_cache
-from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 from selfcorrect.grading.math_compare import BadGold, check_gold, compare
@@ -30,7 +28,8 @@ from selfcorrect.waiting import cores
 
 __all__ = ["FINAL_FORM", "MathGrader", "gold_answer"]
 
-CACHE_SIZE = 65_536  # pairs of answer and gold whose verdict is kept
+MAX_CHARS = 200_000  # the last ones of a text are read
+CACHE_SIZE = 65_536  # pairs of answer and gold whose verdict is kept, the newest
 MAX_WORKERS = 8
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]+")
 _HARMLESS = r"x+\sqrt{y}"  # an answer that a worker can compare with anything
@@ -53,21 +52,18 @@ class MathGrader:
     """Grades texts against gold answers; the same text and gold always get the same verdict.
 
     workers: processes for what the fast path cannot settle, started when first needed; None: one for each core, at
-    most 8. seconds: CPU time for one comparison (twice that on the clock). max_chars: of a longer text the last
-    `max_chars` characters are read. fast: False sends every comparison of scalars to the workers (for tests).
+    most 8. seconds: CPU time for one comparison (twice that on the clock). fast: False sends every comparison of
+    scalars to the workers (for tests).
     """
 
-    def __init__(
-        self, *, workers: int | None = None, seconds: float = 3.0, max_chars: int = 200_000, fast: bool = True
-    ) -> None:
+    def __init__(self, *, workers: int | None = None, seconds: float = 3.0, fast: bool = True) -> None:
         if workers is not None and workers < 1:
             raise ValueError(f"workers is {workers}: at least one process is needed")
-        if not seconds > 0 or max_chars < 1:
-            raise ValueError(f"seconds ({seconds}) and max_chars ({max_chars}) must be above 0")
-        self.max_chars = max_chars
+        if not seconds > 0:
+            raise ValueError(f"seconds is {seconds}: it must be above 0")
         self.fast = fast
         self._pool = WorkerPool(workers or min(MAX_WORKERS, cores()), seconds)
-        self._cache: OrderedDict[_Key, _Kept] = OrderedDict()
+        self._cache: dict[_Key, _Kept] = {}
         self._lock = threading.Lock()
         self._finalizer = weakref.finalize(self, WorkerPool.close, self._pool)
 
@@ -80,24 +76,24 @@ class MathGrader:
         worker twice; grader_failed where the gold answer cannot be read, or workers end under any answer to it.
         """
         with self._lock:
-            grades: list[Grade | None] = [None] * len(answers)
+            grades: dict[int, Grade] = {}
             undecided: dict[_Key, list[tuple[int, Found]]] = {}
             for index, (text, gold, *problem) in enumerate(answers):
                 bad = _gold_trouble(gold)
-                found = Found("", "") if bad else find_answer(text[-self.max_chars :])
+                found = Found("", "") if bad else find_answer(text[-MAX_CHARS:])
                 key = _Key(found.answer, gold, problem[0] if problem else "")
                 if bad or not found.answer:
                     grades[index] = _failed(bad) if bad else _no_answer(found)
                 elif key in undecided:
                     undecided[key].append((index, found))
                 else:
-                    kept = self._recall(key) or self._at_once(key)
+                    kept = self._cache.get(key) or self._at_once(key)
                     if kept is None:
                         undecided[key] = [(index, found)]
                     else:
                         grades[index] = _grade(found, kept)
             self._slow(undecided, grades)
-            return [grade if grade is not None else _failed("no verdict") for grade in grades]
+            return [grades[index] for index in range(len(answers))]
 
     def close(self) -> None:
         """End the workers; a later call of grade starts new ones."""
@@ -107,38 +103,30 @@ class MathGrader:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
-
-    def _recall(self, key: _Key) -> _Kept | None:
-        kept = self._cache.get(key)
-        if kept is not None:
-            self._cache.move_to_end(key)
-        return kept
 
     def _keep(self, key: _Key, kept: _Kept) -> _Kept:
         self._cache[key] = kept
         if len(self._cache) > CACHE_SIZE:
-            self._cache.popitem(last=False)
+            del self._cache[next(iter(self._cache))]
         return kept
 
     def _at_once(self, key: _Key) -> _Kept | None:
         """The fast path's verdict, kept; None where a worker has to look."""
         scalar = fast_scalar if self.fast else lambda *_: None
         try:
-            same = compare(key.gold, key.answer, scalar, _units(key.problem))
+            same = compare(key.gold, key.answer, scalar, asked_units(key.problem))
         except BadGold as error:
             return self._keep(key, _Kept(Outcome.GRADER_FAILED, str(error)))
         except Unreadable as error:  # found at once, and as long as it likes: not kept
             return _Kept(Outcome.WRONG, str(error))
         kept = None if same is None else _verdict(key, same)
-        if kept is None or (kept.outcome is Outcome.CORRECT and _dressings(key)):
+        if kept is None or (kept.outcome is Outcome.CORRECT and dressings(key.problem, key.gold, key.answer)):
             return None
         return self._keep(key, kept)
 
-    def _slow(self, undecided: dict[_Key, list[tuple[int, Found]]], grades: list[Grade | None]) -> None:
+    def _slow(self, undecided: dict[_Key, list[tuple[int, Found]]], grades: dict[int, Grade]) -> None:
         keys = list(undecided)
         replies = self._pool.run([self._job(key) for key in keys]) if keys else []
         deadly = [key for key, reply in zip(keys, replies, strict=True) if "died" in reply]
@@ -156,14 +144,9 @@ class MathGrader:
     def _job(self, key: _Key, given: str | None = None) -> dict[str, Any]:
         fast, harmless = self.fast and given is None, given is not None
         return {
-            "gold": key.gold, "given": given or key.answer, "units": sorted(_units(key.problem)), "fast": fast,
-            "dressings": () if harmless else _dressings(key),
+            "gold": key.gold, "given": given or key.answer, "units": sorted(asked_units(key.problem)), "fast": fast,
+            "dressings": () if harmless else dressings(key.problem, key.gold, key.answer),
         }  # fmt: skip
-
-
-@lru_cache(maxsize=4096)
-def _units(problem: str) -> frozenset[str]:
-    return asked_units(problem)
 
 
 @lru_cache(maxsize=16_384)
@@ -183,7 +166,7 @@ def _from_reply(key: _Key, reply: Reply) -> _Kept:
         return _verdict(key, bool(reply["same"]), str(reply.get("detail", "")))
     if "timeout" in reply or "spent" in reply:
         return _Kept(Outcome.TIMEOUT, str(reply.get("timeout") or reply["spent"]))
-    return _Kept(Outcome.GRADER_FAILED, str(reply.get("bad_gold") or reply.get("failed")))
+    return _Kept(Outcome.GRADER_FAILED, str(reply["failed"]))
 
 
 def _verdict(key: _Key, same: bool, detail: str = "") -> _Kept:
@@ -195,12 +178,8 @@ def _verdict(key: _Key, same: bool, detail: str = "") -> _Kept:
 
 def _refused(key: _Key) -> str:
     """Why an answer of the right value is none to this problem."""
-    gold, given = normalize(key.gold), last_side(normalize(key.answer))
-    return copied(key.problem, key.gold, key.answer) or other_form(key.problem, gold, given)
-
-
-def _dressings(key: _Key) -> tuple[str, ...]:
-    return dressings(key.problem, key.gold, key.answer) if key.problem else ()
+    gold, given = normalize(key.gold), normalize(key.answer)  # both could be compared, so they can be read
+    return copied(key.problem, gold, given) or other_form(key.problem, gold, last_side(given))
 
 
 def _grade(found: Found, kept: _Kept) -> Grade:

@@ -52,19 +52,15 @@ Key = tuple[str, ...]
 class _Statement(NamedTuple):
     """What stands in a problem: pieces as they are written, their tokens, the sides of relations, and numbers."""
 
-    exact: frozenset[str]
-    keys: frozenset[Key]
-    relations: tuple[frozenset[Key], ...]
-    numbers: frozenset[str]
-    formulas: tuple[str, ...]  # longest first
+    exact: set[str]
+    keys: set[Key]
+    relations: set[frozenset[Key]]
+    numbers: set[str]
+    formulas: list[str]  # longest first
 
 
-def copied(problem: str, gold: str, given: str) -> str:
-    """Why `given`, equal to `gold` in value, is no answer to `problem`: what it copies; "" where it copies nothing."""
-    try:
-        ours, theirs = normalize(gold), normalize(given)
-    except Unreadable:
-        return ""
+def copied(problem: str, ours: str, theirs: str) -> str:
+    """What `theirs`, of the value of the gold answer `ours`, copies from `problem`; "" for nothing. Both normalised."""
     if squeeze(_bare(ours)) == squeeze(_bare(theirs)):
         return ""
     told = _statement(problem)
@@ -83,6 +79,8 @@ def dressings(problem: str, gold: str, given: str) -> tuple[str, ...]:
 
     Where one of these is worth Q whatever Q is, the formula is the whole answer and the rest is its dress.
     """
+    if not problem:
+        return ()
     try:
         ours, theirs = squeeze(normalize(gold)), split_top(_undressed(normalize(given)), _EQUALITY)[-1]
         parts = [squeeze(part) for part in (theirs, *_members(theirs))]
@@ -199,31 +197,21 @@ def _unreduced(text: str) -> bool:
 
 @lru_cache(maxsize=4096)
 def _statement(problem: str) -> _Statement:
-    exact: set[str] = set()
-    keys: set[Key] = set()
-    relations: set[frozenset[Key]] = set()
-    numbers: set[str] = set()
-    formulas: set[str] = set()
+    told, formulas = _Statement(set(), set(), set(), set(), []), set[str]()
     for formula in _formulas(_DRAWING.sub(" ", problem)):
-        numbers.update(_literal(number) for number in _NUMBER.findall(formula))
+        told.numbers.update(_literal(number) for number in _NUMBER.findall(formula))
         for piece in {formula, *split_top(formula, _JOINT)}:
             pieces = split_top(piece, _RELATION)
             if len(pieces) > 1:
-                relations.add(_sides(piece))
+                told.relations.add(_sides(piece))
             for side in {piece, *pieces}:
                 text = _bare(side.strip(" .,;:?"))
                 if text:
-                    exact.add(squeeze(text))
-                    keys.add(_key(text))
+                    told.exact.add(squeeze(text))
+                    told.keys.add(_key(text))
                     if len(text) > 2 and _OPERATION.search(text):
                         formulas.add(squeeze(text))
-    return _Statement(
-        frozenset(exact),
-        frozenset(keys),
-        tuple(relations),
-        frozenset(numbers),
-        tuple(sorted(formulas, key=len, reverse=True)),
-    )
+    return told._replace(formulas=sorted(formulas, key=lambda formula: (-len(formula), formula)))
 
 
 def _formulas(problem: str) -> Iterator[str]:

@@ -139,9 +139,7 @@ def _sentence(text: str) -> Found:
         return Found("", "")
     rest = _HOPE.split(tail[matches[-1].end() :], maxsplit=1)[0].rstrip()
     answer, used = _first_statement(rest)
-    if len(rest) - used > AFTER_SENTENCE:
-        return Found("", "")
-    return Found(answer, "sentence") if answer else Found("", "")
+    return Found(answer, "sentence") if answer and len(rest) - used <= AFTER_SENTENCE else Found("", "")
 
 
 def _first_statement(rest: str) -> tuple[str, int]:

@@ -116,7 +116,7 @@ def outer_signs(text: str) -> list[tuple[int, str]] | None:
 
 
 def _product(term: str, depth: int) -> Terms | None:
-    result: Terms = {(1, ()): Fraction(1)}
+    result: Terms | None = {(1, ()): Fraction(1)}
     position, before = 0, ""
     while position < len(term):
         match = _FACTOR.match(term, position)
@@ -136,18 +136,13 @@ def _product(term: str, depth: int) -> Terms | None:
             factor = {(1, ()): Fraction(_full(match["number"]))}
             before = "number"
         elif match["frac"]:
-            if (
-                before == "number"
-            ):  # `2\frac{1}{3}` reads as a mixed number, `2\frac{x}{3}` as a product: left to the worker
+            if before == "number":  # `2\frac{1}{3}` is a mixed number, `2\frac{x}{3}` a product: left to the worker
                 return None
             factor, position = _quotient(term, position, depth)
             before = "frac"
         else:
             factor, before = _symbol(match), "symbol"
-        result_or_none = _times(result, factor)
-        if result_or_none is None:
-            return None
-        result = result_or_none
+        result = _times(result, factor)
     return None if before in ("", "dot") else result
 
 
@@ -193,8 +188,8 @@ def _quotient(term: str, position: int, depth: int) -> tuple[Terms | None, int]:
     return _times(top, inverse), bottom_end + 1
 
 
-def _times(left: Terms, right: Terms | None) -> Terms | None:
-    if right is None or (len(left) > 1 and len(right) > 1):
+def _times(left: Terms | None, right: Terms | None) -> Terms | None:
+    if left is None or right is None or (len(left) > 1 and len(right) > 1):
         return None
     product: Terms = {}
     for (root_a, names_a), a in left.items():
@@ -213,12 +208,9 @@ def _times(left: Terms, right: Terms | None) -> Terms | None:
 
 
 def fast_scalar(gold: str, given: str) -> bool | None:
-    """Whether two scalars are equal; None where this file cannot tell."""
+    """Whether two scalars without a base below are equal; None where this file cannot tell."""
     if squeeze(gold) == squeeze(given):
         return True
-    based = compare_bases(gold, given)
-    if based is not None:
-        return based
     numbers = number_of(gold), number_of(given)
     if None not in numbers:
         return numbers[0] == numbers[1]

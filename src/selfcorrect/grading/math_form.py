@@ -39,7 +39,9 @@ def work_left(gold: str, given: str) -> bool:
         return False
     if _functions(given) - _functions(gold):
         return True
-    return any(count(given) > count(gold) for count in (_powers, _products, _number_sums, _sum_factors))
+    if any(pattern.search(given) and not pattern.search(gold) for pattern in (_WHOLE_POWER, _LITERAL_PRODUCT)):
+        return True
+    return any(count(given) > count(gold) for count in (_number_sums, _sum_factors))
 
 
 def other_form(problem: str, gold: str, given: str) -> str:
@@ -84,14 +86,6 @@ def _is_constant(text: str) -> bool:
 def _functions(text: str) -> set[str]:
     names = {next(group for group in match.groups() if group) for match in _FUNCTION.finditer(text)}
     return {_ALIKE.get(name, name) for name in names}
-
-
-def _powers(text: str) -> int:
-    return min(1, len(_WHOLE_POWER.findall(text)))
-
-
-def _products(text: str) -> int:
-    return min(1, len(_LITERAL_PRODUCT.findall(text)))
 
 
 def _terms_apart(text: str) -> int:

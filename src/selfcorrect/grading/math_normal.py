@@ -181,9 +181,7 @@ def _bracketed(text: str) -> Node | None:
     if not text or text[0] not in "([" or text[-1] not in ")]" or not closes_at_end(text):
         return None
     items = _split(text[1:-1], _COMMA)
-    if len(items) > 1:
-        return Node("tuple", text[0] + text[-1], tuple(parse(item) for item in items))
-    if text[0] + text[-1] == "()" and items:
+    if text[0] + text[-1] == "()" and len(items) == 1:
         return parse(items[0])
     return Node("tuple", text[0] + text[-1], tuple(parse(item) for item in items))
 

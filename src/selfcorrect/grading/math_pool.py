@@ -8,13 +8,15 @@ that memory stays flat.
 
 import json
 import os
-import selectors
 import subprocess
 import sys
 import time
+import weakref
 from collections import deque
-from dataclasses import dataclass, field
-from typing import IO, Any
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import connection
+from typing import Any
 
 RECYCLE = 2000  # answers of one worker
 START_SECONDS = 120.0  # for sympy to be imported on a busy machine
@@ -42,9 +44,9 @@ class Worker:
     buffer: bytes = b""
 
     @property
-    def output(self) -> IO[bytes]:
+    def output(self) -> int:
         assert self.process.stdout is not None
-        return self.process.stdout
+        return self.process.stdout.fileno()
 
     def cpu_seconds(self) -> float | None:
         """CPU time used so far; None where the system does not say."""
@@ -88,7 +90,7 @@ class _Run:
     waiting: deque[_Task]
     replies: list[Reply | None]
     failed_starts: int = 0
-    stop: str = field(default="")  # why no worker can be had
+    stop: str = ""  # why no worker can be had
 
     @property
     def open(self) -> bool:
@@ -101,19 +103,27 @@ class WorkerPool:
     def __init__(self, workers: int, seconds: float) -> None:
         self.size = workers
         self.seconds = seconds
-        self.workers: list[Worker] = []
+        self.forget()
+        _POOLS.add(self)
 
     def run(self, jobs: list[Job]) -> list[Reply]:
         """A reply for every job, in order: the worker's, or {"timeout": why}, or {"failed": why}."""
         batch = _Run(deque(_Task(index, job) for index, job in enumerate(jobs)), [None] * len(jobs))
+        for worker in [worker for worker in self.workers if worker.process.poll() is not None]:
+            self._drop(worker)  # it ended while it waited, which is no answer's doing
         try:
             while batch.open and not batch.stop:
                 self._hand_out(batch)
                 self._listen(batch)
-        except BaseException:
-            self.close()  # an interrupted batch leaves no worker in the middle of a job
-            raise
+        finally:
+            if batch.open:  # interrupted or stopped: no worker is left in the middle of a job, to answer it in the next
+                self.close()
         return [reply if reply is not None else {"failed": batch.stop} for reply in batch.replies]
+
+    def forget(self) -> None:
+        """In a forked process: the workers are the parent's, and so is the thread that starts them."""
+        self.workers: list[Worker] = []
+        self._starter = ThreadPoolExecutor(1, "math workers")  # a worker is killed as the thread that started it ends
 
     def close(self) -> None:
         """End every worker."""
@@ -122,7 +132,7 @@ class WorkerPool:
 
     def _hand_out(self, batch: _Run) -> None:
         while len(self.workers) < min(self.size, len(batch.waiting) + sum(w.job is not None for w in self.workers)):
-            self.workers.append(_start())
+            self.workers.append(self._starter.submit(_start).result())
         for worker in list(self.workers):
             if worker.ready and worker.job is None and batch.waiting:
                 try:
@@ -131,14 +141,12 @@ class WorkerPool:
                     self._died(worker, batch)
 
     def _listen(self, batch: _Run) -> None:
-        with selectors.DefaultSelector() as selector:
-            for worker in self.workers:
-                selector.register(worker.output, selectors.EVENT_READ, worker)
-            ready = [key.data for key, _ in selector.select(self._until_next_check())]
-        for worker in ready:
-            self._read(worker, batch)
-        for worker in [worker for worker in self.workers if worker not in ready]:
-            self._check_time(worker, batch)
+        ready = connection.wait([worker.output for worker in self.workers], self._until_next_check())
+        for worker in list(self.workers):
+            if worker.output in ready:
+                self._read(worker, batch)
+            else:
+                self._check_time(worker, batch)
 
     def _until_next_check(self) -> float:
         now = time.monotonic()
@@ -146,7 +154,7 @@ class WorkerPool:
         return min(max(min(due, default=1.0), 0.05), 1.0)
 
     def _read(self, worker: Worker, batch: _Run) -> None:
-        data = os.read(worker.output.fileno(), _LINE_LIMIT)
+        data = os.read(worker.output, _LINE_LIMIT)
         worker.buffer += data
         if not data or len(worker.buffer) > _LINE_LIMIT:
             self._died(worker, batch)
@@ -159,7 +167,7 @@ class WorkerPool:
             worker.ready = True
             if not reply["ready"]:
                 batch.stop = f"no worker could start: {reply['detail']}"
-                self.close()
+                self._drop(worker)
             return
         if worker.job is not None:
             batch.replies[worker.job.index] = reply
@@ -201,9 +209,19 @@ class WorkerPool:
                 batch.waiting.appendleft(task)
 
     def _drop(self, worker: Worker) -> None:
+        self.workers.remove(worker)
         worker.end()
-        if worker in self.workers:
-            self.workers.remove(worker)
+
+
+_POOLS: "weakref.WeakSet[WorkerPool]" = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for pool in list(_POOLS):
+        pool.forget()
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 def _start() -> Worker:

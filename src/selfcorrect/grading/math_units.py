@@ -6,6 +6,7 @@ sevenths` is 3/7.
 
 import re
 from fractions import Fraction
+from functools import lru_cache
 
 _WORD = re.compile(r"[A-Za-z]+")
 _MEASURES = (
@@ -257,6 +258,7 @@ def _power(unit: str) -> int:
     return 2 if unit.startswith(("square ", "sq ")) or "^2" in unit else 1
 
 
+@lru_cache(maxsize=4096)
 def asked_units(problem: str) -> frozenset[str]:
     """Words that the problem itself counts: `How many dozens of eggs` makes `3 dozens` a plain 3."""
     words = {word.lower() for match in _ASKED.finditer(problem) for word in match[1].split()}

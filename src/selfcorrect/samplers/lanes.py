@@ -66,7 +66,10 @@ class Lanes:
         lanes = slice(rows)
         place_R1 = self._place_R[lanes, None].clone()
         self.cache.open(lanes, place_R1, width)
-        logits_RV = self._forward(self._token_R[lanes, None], None, place_R1)
+        logits_RV = self.lm.logits(
+            self._token_R[lanes, None], None, position_ids=place_R1, attention_mask=self.cache.mask(),
+            **self.lm.given(self.cache),
+        )  # fmt: skip
         self._place_R[lanes] += self._alive_R[lanes]
         self._record(lanes, logits_RV)
 
@@ -80,28 +83,7 @@ class Lanes:
         """Feed lanes that hold `known` tokens what is added; logits [R, V] after the last of it."""
         at_once = max(1, _PREFILLED // max(map(len, added)))
         parts = [slice(start, start + at_once) for start in range(0, len(lanes), at_once)]
-        return torch.cat([self._prefill(lanes[part], known[part], added[part]) for part in parts])
-
-    def _prefill(self, lanes: Sequence[int], known: Sequence[int], added: Sequence[Sequence[int]]) -> Tensor:
-        device, most = self.lm.device, max(map(len, added))
-        ids_RT = torch.tensor([[*ids, *[0] * (most - len(ids))] for ids in added], device=device)
-        length_R = torch.tensor([len(ids) for ids in added], device=device)
-        known_R = torch.tensor(known, device=device)
-        step_T = torch.arange(most, device=device)
-        width = int((known_R + length_R).max()) + 1  # one more than any row fills: padding beyond the rest goes there
-        place_RT = (known_R[:, None] + step_T).clamp(max=width - 1)
-        leading = list(lanes) == list(range(len(lanes)))
-        self.cache.open(slice(len(lanes)) if leading else torch.tensor(lanes, device=device), place_RT, width)
-        return self._forward(ids_RT, step_T == length_R[:, None] - 1, place_RT)
-
-    def _forward(self, ids_RT: Tensor, select_RT: Tensor | None, place_RT: Tensor) -> Tensor:
-        return self.lm.logits(
-            ids_RT,
-            select_RT,
-            position_ids=place_RT,
-            attention_mask=self.cache.mask(),
-            **self.lm.given(self.cache),
-        )
+        return torch.cat([self.cache.feed(self.lm, lanes[part], known[part], added[part]) for part in parts])
 
     def _record(self, lanes: slice | Tensor, logits_RV: Tensor) -> None:
         alive_R, count_R = self._alive_R[lanes], self._count_R[lanes]

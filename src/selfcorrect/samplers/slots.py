@@ -7,10 +7,12 @@ is seen. Lanes come and go by copying; nothing moves within a lane.
 Where eager attention decodes on a CPU, keys lie across (the slots of one number side by side): the product of one query
 with them reads memory up to 40 % faster there (docs/log.md).
 
-Axes: N lanes, R of them in a forward, T tokens fed to each, H key-value heads, S slots, D head dimension.
+Axes: N lanes, R of them in a forward, T tokens fed to each, H key-value heads, S slots, D head dimension, V vocabulary.
 """
 
 import copy
+from collections.abc import Sequence
+from operator import add
 from typing import Any
 
 import torch
@@ -41,6 +43,20 @@ class SlotCache(Cache):  # type: ignore[misc]
         self._fed, self._place_RT, self._width = fed, place_RT, width
         self._lane_R = torch.arange(self.lanes, device=self._device)[fed]
         self._flat: dict[int, Tensor] = {}
+
+    def feed(
+        self, lm: LanguageModel, lanes: Sequence[int], known: Sequence[int], added: Sequence[Sequence[int]]
+    ) -> Tensor:
+        """Feed lanes that hold `known` tokens what is added; logits [R, V] after the last of it."""
+        device, most = self._device, max(map(len, added))
+        width = max(map(add, known, map(len, added))) + 1  # more than any row fills: padding goes there
+        ids_RT = torch.tensor([[*ids, *[0] * (most - len(ids))] for ids in added], device=device)
+        step_T = torch.arange(most, device=device)
+        place_RT = (torch.tensor(known, device=device)[:, None] + step_T).clamp(max=width - 1)
+        leading = list(lanes) == list(range(len(lanes)))
+        self.open(slice(len(lanes)) if leading else torch.tensor(lanes, device=device), place_RT, width)
+        last_RT = step_T == torch.tensor([len(ids) - 1 for ids in added], device=device)[:, None]
+        return lm.logits(ids_RT, last_RT, position_ids=place_RT, attention_mask=self.mask(), **lm.given(self))
 
     def mask(self) -> Tensor | dict[str, Tensor]:
         """What each token fed sees, additive [R, 1, T, S]; by kind of layer where the model has several."""

@@ -51,16 +51,9 @@ class Counted:
         }
 
 
-class _Head:
+def _head(plan: Plan, kind: str) -> Json:
     """What every chunk, or the whole answer, begins with."""
-
-    def __init__(self, plan: Plan, kind: str) -> None:
-        self._fields = {
-            "id": f"chatcmpl-{secrets.token_hex(12)}", "object": kind, "created": int(time.time()), "model": plan.model,
-        }  # fmt: skip
-
-    def with_choices(self, choices: list[Json], **more: Any) -> Json:
-        return {**self._fields, "choices": choices, **more}
+    return {"id": f"chatcmpl-{secrets.token_hex(12)}", "object": kind, "created": int(time.time()), "model": plan.model}
 
 
 async def whole(plan: Plan, events: AsyncIterator[Event]) -> Json:
@@ -86,17 +79,17 @@ async def whole(plan: Plan, events: AsyncIterator[Event]) -> Json:
             message["selfcorrect"] = {"attempts": earlier, "correction_prompt": plan.correction}
         finish = finishes[choice, plan.attempts]
         choices.append({"index": choice, "message": message, "finish_reason": finish, "logprobs": None})
-    return _Head(plan, "chat.completion").with_choices(choices, usage=counted.usage())
+    return {**_head(plan, "chat.completion"), "choices": choices, "usage": counted.usage()}
 
 
 async def chunks(plan: Plan, events: AsyncIterator[Event]) -> AsyncIterator[Json]:
     """The same as a stream. Raises what `events` raises."""
-    head, counted = _Head(plan, "chat.completion.chunk"), Counted()
+    head, counted = _head(plan, "chat.completion.chunk"), Counted()
     more: Json = {"usage": None} if plan.ask.usage_wanted else {}
 
     def chunk(choice: int, delta: Json, finish: str | None = None) -> Json:
         told = {"index": choice, "delta": delta, "finish_reason": finish, "logprobs": None}
-        return head.with_choices([told], **more)
+        return {**head, "choices": [told], **more}
 
     for choice in range(plan.choices):
         yield chunk(choice, {"role": "assistant", "content": ""})
@@ -112,7 +105,7 @@ async def chunks(plan: Plan, events: AsyncIterator[Event]) -> AsyncIterator[Json
         else:
             yield chunk(event.choice, {"selfcorrect": {"attempt": event.attempt, "finish_reason": event.finish}})
     if plan.ask.usage_wanted:
-        yield head.with_choices([], usage=counted.usage())
+        yield {**head, "choices": [], "usage": counted.usage()}
 
 
 async def as_events(stream: AsyncIterator[Json]) -> AsyncIterator[str]:

@@ -19,7 +19,7 @@ from starlette.types import Receive, Scope, Send
 
 from selfcorrect.serving.answers import as_events, chunks, whole
 from selfcorrect.serving.engine import Engine, Events
-from selfcorrect.serving.guards import Json, Key, KnownHosts, Slashes, read_body, refuse
+from selfcorrect.serving.guards import Json, KnownHosts, Slashes, check_key, read_body, refuse
 from selfcorrect.serving.page import Page
 from selfcorrect.serving.protocol import OFFERED, OWNER, ApiError, Ask, Plan, read_ask, read_json
 from selfcorrect.serving.words import Words
@@ -47,14 +47,17 @@ class Served:
         if ask.correction_prompt is not None:
             correction = ask.correction_prompt
         else:
-            correction = self.words.of(ask.messages) if attempts > 1 else ""
+            correction = self.words.fill(ask.messages[-1].content) if attempts > 1 else ""
         return Plan(ask, name, attempts, correction)
 
 
 def make_app(
-    served: Served, engine: Engine, page: Page, key: Key, *, hosts: Sequence[str] | None, cors: Sequence[str] = ()
+    served: Served, engine: Engine, page: Page, *, key: str | None, hosts: Sequence[str] | None, cors: Sequence[str]
 ) -> Starlette:
-    """The whole application. hosts: names of its own beside this machine's; None lets every name pass."""
+    """The whole application. key: of requests, if they must bring one; it is shown nowhere.
+
+    hosts: names of its own beside this machine's; None lets every name pass.
+    """
     models, model = _listing(served)
     told: set[str] = set()
 
@@ -76,7 +79,7 @@ def make_app(
 
     def guarded(handler: Handler) -> Handler:
         async def checked(request: Request) -> Response:
-            key.check(request)
+            check_key(request, key)
             return await handler(request)
 
         return checked

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 KEY = "SELFCORRECT_API_KEY"
 UPSTREAM_KEY = "SELFCORRECT_UPSTREAM_API_KEY"
+_LISTED = 100  # problems to pick from, all of them held out of training
 
 
 def serve(
@@ -111,10 +112,8 @@ def _key(name: str) -> str | None:
 
 def _problems(task: Any, *, named: bool) -> list[Any]:
     """The page's problems. Where nobody named the task, its data may be missing: problems are then typed."""
-    from selfcorrect.serving.page import listed
-
     try:
-        return listed(task) if task is not None else []
+        return task.held_out(_LISTED) if task is not None else []
     except DataError as error:
         if named:
             raise
@@ -196,13 +195,12 @@ async def _run(
     import uvicorn
 
     from selfcorrect.serving.app import make_app
-    from selfcorrect.serving.guards import Key
     from selfcorrect.serving.upstream import is_loopback
 
     hosts = [host, *names] if is_loopback(host) or names else None
     if not is_loopback(host) and key is None:
         typer.echo(f"warning: everyone who reaches {host} may ask; {KEY} sets a key", err=True)
-    app = make_app(served, engine, page, Key(key), hosts=hosts, cors=cors)
+    app = make_app(served, engine, page, key=key, hosts=hosts, cors=cors)
 
     class Server(uvicorn.Server):
         def handle_exit(self, sig: int, frame: Any) -> None:

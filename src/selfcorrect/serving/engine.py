@@ -42,7 +42,7 @@ class Events:
     """
 
     def __init__(self, queue: "asyncio.Queue[Post]", parts: int, close: Callable[[], None]) -> None:
-        self._queue, self._left, self._close = queue, parts, close
+        self._queue, self._left, self.close = queue, parts, close
 
     def __aiter__(self) -> "Events":
         return self
@@ -56,9 +56,6 @@ class Events:
                 return event
             self._left -= 1
         raise StopAsyncIteration
-
-    def close(self) -> None:
-        self._close()
 
 
 class Engine(Protocol):
@@ -83,7 +80,7 @@ class Spoken:
     Held back: the first bytes of a character that is not complete, and what a stop sequence may begin with.
     """
 
-    def __init__(self, decode: "Decode", stop: tuple[str, ...]) -> None:
+    def __init__(self, decode: Callable[[list[int]], str], stop: tuple[str, ...]) -> None:
         self._decode, self._stop = decode, stop
         self._ids: list[int] = []
         self._begin = self._read = 0  # what stands before decides how the next token is written (its leading space)
@@ -121,10 +118,6 @@ class Spoken:
         keep = max(_overlap(text, stop) for stop in self._stop)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]
-
-
-class Decode(Protocol):
-    def __call__(self, ids: list[int], /) -> str: ...
 
 
 def _overlap(text: str, stop: str) -> int:

@@ -78,21 +78,15 @@ def host_name(header: str) -> str:
     return name.lower().rstrip(".") if not colon or port.isdigit() else ""
 
 
-class Key:
-    """The key that requests must bring, if there is one. It is compared in constant time, and shown nowhere."""
-
-    def __init__(self, key: str | None) -> None:
-        self._key = key.encode() if key else None
-
-    def check(self, request: Request) -> None:
-        """Raises ApiError where the request does not bring the key."""
-        if self._key is None:
-            return
-        given = next((value for name, value in request.scope["headers"] if name == b"authorization"), b"")
-        scheme, _, key = given.partition(b" ")
-        if not hmac.compare_digest(key.strip(), self._key) or scheme.lower() != b"bearer":
-            what = "the key is not this server's" if given else "this server wants a key (Authorization: Bearer KEY)"
-            raise ApiError(401, what, code="invalid_api_key")
+def check_key(request: Request, key: str | None) -> None:
+    """Raises ApiError where there is a key and the request does not bring it. It is compared in constant time."""
+    if key is None:
+        return
+    given = next((value for name, value in request.scope["headers"] if name == b"authorization"), b"")
+    scheme, _, brought = given.partition(b" ")
+    if not hmac.compare_digest(brought.strip(), key.encode()) or scheme.lower() != b"bearer":
+        what = "the key is not this server's" if given else "this server wants a key (Authorization: Bearer KEY)"
+        raise ApiError(401, what, code="invalid_api_key")
 
 
 async def read_body(request: Request) -> bytes:

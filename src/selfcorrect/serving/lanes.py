@@ -1,11 +1,11 @@
 """Conversations side by side, each in a lane that keeps its keys and values: from attempt to attempt, and for the next
 request that begins with the same tokens.
 
-Axes: R lanes that are fed, T tokens of each, S slots, V vocabulary.
+Axes: R lanes that are fed, V vocabulary.
 """
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,29 +18,6 @@ from selfcorrect.samplers.slots import SlotCache
 _SLOTS = 512  # room that lanes begin with; it doubles as it is needed
 
 
-class Lanes(Protocol):
-    """held: by lane, the ids whose keys and values it has."""
-
-    held: list[list[int]]
-
-    def begin(self, lane: int, prompt: Sequence[int]) -> int:
-        """The lane keeps what it shares with the prompt, all but its last token at most; returns how many tokens."""
-        ...
-
-    def feed(self, lanes: list[int], added: list[list[int]]) -> Tensor:
-        """Each lane gets further tokens; logits [R, V] after the last of them."""
-        ...
-
-    def reset(self) -> None:
-        """All lanes are empty."""
-        ...
-
-
-def make_lanes(lm: LanguageModel, count: int) -> Lanes:
-    """One step for all lanes, where the model's attention allows it; else one cache and one step for each."""
-    return OwnCaches(lm, count) if lm.windows is None else SlotLanes(lm, count)
-
-
 def shared(one: Sequence[int], other: Sequence[int]) -> int:
     """How many tokens two sequences begin with together."""
     most = min(len(one), len(other))
@@ -48,7 +25,7 @@ def shared(one: Sequence[int], other: Sequence[int]) -> int:
 
 
 class SlotLanes:
-    """All lanes in one table that grows."""
+    """All lanes in one table that grows. held: by lane, the ids whose keys and values it has."""
 
     def __init__(self, lm: LanguageModel, count: int) -> None:
         self._lm = lm
@@ -56,26 +33,16 @@ class SlotLanes:
         self._cache = SlotCache(lm, count, _SLOTS)
 
     def begin(self, lane: int, prompt: Sequence[int]) -> int:
+        """The lane keeps what it shares with the prompt, all but its last token at most; returns how many tokens."""
         known = min(shared(self.held[lane], prompt), len(prompt) - 1)
         del self.held[lane][known:]
         return known
 
     def feed(self, lanes: list[int], added: list[list[int]]) -> Tensor:
-        device, most = self._lm.device, max(map(len, added))
+        """Each lane gets further tokens; logits [R, V] after the last of them."""
         known = [len(self.held[lane]) for lane in lanes]
-        # One more than any row fills: padding beyond the rest goes there.
-        width = max(have + len(new) for have, new in zip(known, added, strict=True)) + 1
-        self._make_room(width)
-        ids_RT = torch.tensor([[*new, *[0] * (most - len(new))] for new in added], device=device)
-        step_T = torch.arange(most, device=device)
-        place_RT = (torch.tensor(known, device=device)[:, None] + step_T).clamp(max=width - 1)
-        leading = lanes == list(range(len(lanes)))
-        self._cache.open(slice(len(lanes)) if leading else torch.tensor(lanes, device=device), place_RT, width)
-        last_RT = step_T == torch.tensor([len(new) - 1 for new in added], device=device)[:, None]
-        logits_RV = self._lm.logits(
-            ids_RT, last_RT, position_ids=place_RT, attention_mask=self._cache.mask(),
-            **self._lm.given(self._cache),
-        )  # fmt: skip
+        self._make_room(max(have + len(new) for have, new in zip(known, added, strict=True)) + 1)
+        logits_RV = self._cache.feed(self._lm, lanes, known, added)
         for lane, new in zip(lanes, added, strict=True):
             self.held[lane] += new
         return logits_RV
@@ -90,12 +57,13 @@ class SlotLanes:
             self._cache.put(every, tables, every)
 
     def reset(self) -> None:
+        """All lanes are empty."""
         self.held = [[] for _ in self.held]
         self._cache = self._cache.emptied(_SLOTS)  # also of numbers that are not finite, which no mask hides
 
 
 class OwnCaches:
-    """A cache of the model's own kind for each lane: for layers that attend otherwise."""
+    """The same with a cache of the model's own kind for each lane: for layers that attend otherwise."""
 
     def __init__(self, lm: LanguageModel, count: int) -> None:
         self._lm = lm
@@ -131,6 +99,14 @@ class OwnCaches:
         self.held[lane] += new
         logits_1V: Tensor = output.logits[:, -1].float()
         return logits_1V
+
+
+Lanes = SlotLanes | OwnCaches
+
+
+def make_lanes(lm: LanguageModel, count: int) -> Lanes:
+    """One step for all lanes, where the model's attention allows it; else one cache and one step for each."""
+    return OwnCaches(lm, count) if lm.windows is None else SlotLanes(lm, count)
 
 
 def pick(logits_RV: Tensor, temperatures: list[float], top_ps: list[float], uniforms: list[float]) -> list[int]:

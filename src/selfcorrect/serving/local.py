@@ -36,9 +36,8 @@ _STOPPED = ApiError(503, "the server is shutting down", code="shutting_down")
 class Job:
     """One request. Its events go to the event loop that asked."""
 
-    def __init__(self, rows: int) -> None:
-        self._loop, self.events = asyncio.get_running_loop(), asyncio.Queue[Post]()
-        self.rows, self.gone = rows, False
+    def __init__(self) -> None:
+        self._loop, self.events, self.gone = asyncio.get_running_loop(), asyncio.Queue[Post](), False
 
     def post(self, event: Post) -> None:
         try:
@@ -49,11 +48,6 @@ class Job:
     def leave(self) -> None:
         """Nobody waits for it any more."""
         self.gone = True
-
-    def row_done(self) -> None:
-        self.rows -= 1
-        if not self.rows:
-            self.post(None)
 
 
 @dataclass(slots=True, eq=False)
@@ -161,7 +155,7 @@ class Station:
             self._ask_again(lane, row)
         else:
             del self._seats[lane]
-            row.job.row_done()
+            row.job.post(None)
 
     def _ask_again(self, lane: int, row: Row) -> None:
         with self._reading:
@@ -205,7 +199,7 @@ class LocalEngine:
     async def start(self, plan: Plan) -> Events:
         station = self._stations[plan.model]
         prompt, limit = await asyncio.to_thread(self._read, station, plan)
-        job = Job(plan.choices)
+        job = Job()
         seed = secrets.randbits(63) if plan.ask.seed is None else plan.ask.seed
         rows = [
             Row(
@@ -221,7 +215,7 @@ class LocalEngine:
                 raise ApiError(429, f"{len(station.waiting)} answers wait already; try again later", code="busy")
             station.waiting.extend(rows)
             self._changed.notify()
-        return Events(job.events, 1, job.leave)
+        return Events(job.events, plan.choices, job.leave)
 
     def stop(self) -> None:
         with self._changed:
@@ -237,7 +231,7 @@ class LocalEngine:
         chat, attempts = station.lm.chat, plan.attempts
         with self._reading:
             try:
-                prompt = chat.conversation([message.as_dict() for message in plan.ask.messages])
+                prompt = chat.conversation([message.model_dump() for message in plan.ask.messages])
             except ModelError as error:
                 told = str(error)
                 param = told.partition(":")[0] if told.startswith("messages[") else "messages"

@@ -4,7 +4,7 @@ import asyncio
 import base64
 import hashlib
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,6 @@ from selfcorrect.tasks import Task
 from selfcorrect.tasks.background import Background
 from selfcorrect.types import Grade, Outcome, Problem
 
-_LISTED = 100  # problems to pick from
 _LONGEST = 100_000  # characters of a problem or an answer that is graded
 
 
@@ -35,7 +34,7 @@ class About:
     model: str
     base: str | None
     attempts: int
-    correction: str
+    correction_prompt: str
     source: str
     own_words: bool = False
     opens_thought: bool = False
@@ -70,20 +69,17 @@ class Page:
         return HTMLResponse(html, headers=headers)
 
     async def about(self, request: Request) -> Response:
-        about = self._about
         return Json({
-            "model": about.model, "base": about.base, "attempts": about.attempts, "most_attempts": MOST_ATTEMPTS,
-            "correction_prompt": about.correction, "source": about.source, "own_words": about.own_words,
+            **asdict(self._about), "most_attempts": MOST_ATTEMPTS,
             "task": self._task.name if self._task else None,
             "problems": [{"id": one.id, "prompt": one.prompt} for one in self._problems.values()],
         })  # fmt: skip
 
     async def problem(self, request: Request) -> Response:
         """What is typed, as the task asks it."""
-        data = read_json(await read_body(request))
-        found = await self._in_thread(self._find, _text(data, "text"))
-        assert self._task is not None
-        correction = await self._in_thread(self._task.correction_prompt, found)
+        typed = _text(read_json(await read_body(request)), "text")
+        found = await self._in_thread(lambda task: self._find(task, typed))
+        correction = await self._in_thread(lambda task: task.correction_prompt(found))
         return Json({"id": found.id, "prompt": found.prompt, "correction_prompt": correction})
 
     async def grade(self, request: Request) -> Response:
@@ -93,27 +89,25 @@ class Page:
         if data.get("finish_reason") == "length":
             grade = Grade(Outcome.TRUNCATED, 0.0, "", "ran into its token limit")
         else:
-            grade = await self._in_thread(self._grade, problem, text)
+            grade = await self._in_thread(lambda task: self._grade(task, problem, text))
         told = {"outcome": str(grade.outcome), "answer": grade.answer, "detail": grade.detail}
         return Json(told | {"graded": grade.outcome is not Outcome.GRADER_FAILED, "correct": grade.correct})
 
-    async def _in_thread(self, work: Callable[..., Any], *given: Any) -> Any:
+    async def _in_thread(self, work: Callable[[Task], Any]) -> Any:
         if self._task is None:
             raise ApiError(404, "no task is served; --task names one", code="no_task")
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._thread, work, *given)
+            return await asyncio.get_running_loop().run_in_executor(self._thread, work, self._task)
         except DataError as error:
             raise invalid(str(error), "problem") from None
         except UserError as error:  # a judge that cannot confine programs here, and the like
             raise ApiError(503, str(error), code="not_graded") from None
 
-    def _find(self, text: str) -> Problem:
-        assert self._task is not None
-        return self._problems.get(text.strip()) or self._task.parse(text)
+    def _find(self, task: Task, text: str) -> Problem:
+        return self._problems.get(text.strip()) or task.parse(text)
 
-    def _grade(self, problem: str, text: str) -> Grade:
-        assert self._task is not None
-        return grade_answers(self._task.grade, [(self._find(problem), text, self._about.opens_thought)])[0]
+    def _grade(self, task: Task, problem: str, text: str) -> Grade:
+        return grade_answers(task.grade, [(self._find(task, problem), text, self._about.opens_thought)])[0]
 
 
 def _text(data: dict[str, Any], name: str, *, empty: bool = False) -> str:
@@ -121,11 +115,6 @@ def _text(data: dict[str, Any], name: str, *, empty: bool = False) -> str:
     if not isinstance(text, str) or not (text.strip() or empty) or len(text) > _LONGEST:
         raise invalid(f"{name}: must be text, of {_LONGEST:,} characters at most", name)
     return text.encode("utf-8", "replace").decode()
-
-
-def listed(task: Task) -> list[Problem]:
-    """Problems to pick from, all of them held out of training."""
-    return task.held_out(_LISTED)
 
 
 @cache

@@ -65,9 +65,6 @@ class Message(_Strict):
     role: Role
     content: str
 
-    def as_dict(self) -> dict[str, str]:
-        return {"role": self.role, "content": self.content}
-
 
 class StreamOptions(_Strict):
     include_usage: bool | None = None

@@ -35,10 +35,6 @@ class Source:
     limit: int
 
     @property
-    def has_recipe(self) -> bool:
-        return bool(self.source)
-
-    @property
     def attempts(self) -> int:
         return self.config.rollouts.attempts
 
@@ -73,7 +69,7 @@ def find(
         config, source = _train(recipe, overrides, task), f"the recipe {recipe.name}"
     elif beside is not None:
         config = _train(beside, overrides, task)
-        source = "the lab's recipe" if _is_lab(path) else _RUN
+        source = _RUN if beside.name == "config.yaml" else "the lab's recipe"
         if not any(override.startswith("model.chat_template=") for override in overrides):
             # the recipe's template was saved with the model, and its file may be gone
             config = config.model_copy(update={"model": config.model.model_copy(update={"chat_template": None})})
@@ -85,10 +81,6 @@ def find(
     limited = source or any(override.startswith("rollouts.max_new_tokens=") for override in overrides)
     limit = config.rollouts.max_new_tokens if limited else LIMIT
     return Source(path, _name(path), config, source, poses, limit)
-
-
-def _is_lab(path: str) -> bool:
-    return path == LAB_MODEL or (Path(path).expanduser() / "recipe.json").is_file()
 
 
 def _train(recipe: "Path | TrainConfig | dict[str, object]", overrides: Sequence[str], task: str | None) -> TrainConfig:
@@ -120,7 +112,7 @@ def words(source: Source, shown: "PageTask | None", given: str | None) -> Words:
         return literal(given, "--correction-prompt")
     if shown is not None and shown.trained_on(source):
         return words_of_task(shown.task, shown.config, source.source or f"the task {shown.config.name}")
-    if source.has_recipe:
+    if source.source:
         return words_of_task(make_task(source.config.task), source.config.task, source.source)
     return literal(GENERAL, "a general one, as nothing says how the model was trained (--correction-prompt, --recipe)")
 
@@ -134,7 +126,7 @@ class PageTask:
 
     def trained_on(self, source: Source) -> bool:
         """Whether its words are those that the model was trained with, as far as is known."""
-        return not source.has_recipe or self.config == _asked(source.config.task)
+        return not source.source or self.config == _asked(source.config.task)
 
 
 def page_task(source: Source, name: str | None, overrides: Sequence[str]) -> PageTask | None:

@@ -22,6 +22,7 @@ _PASSED_ON = ("temperature", "top_p", "max_tokens", "max_completion_tokens")
 _LINE = 4 << 20  # bytes
 _Queue = asyncio.Queue[Post]
 _First = asyncio.Future["ApiError | None"]
+_Counts = tuple[int | None, int | None, int | None]  # tokens of prompt and completion, and those that were cached
 
 
 def is_loopback(host: str) -> bool:
@@ -120,7 +121,7 @@ class UpstreamEngine:
         """All attempts of one choice, into the queue; None at its end."""
         end: ApiError | None = None
         try:
-            messages = [message.as_dict() for message in plan.ask.messages]
+            messages = [message.model_dump() for message in plan.ask.messages]
             if self._system and not any(message["role"] == "system" for message in messages):
                 messages = self._system.before(messages)
             for attempt in range(1, plan.attempts + 1):
@@ -142,7 +143,8 @@ class UpstreamEngine:
     ) -> str:  # fmt: skip
         import httpx2
 
-        text, finish, usage = "", "", _Usage()
+        text, finish = "", ""
+        counts: _Counts = (None, None, None)
         try:
             async with self._client.stream(
                 "POST", "chat/completions", json=self._body(plan, choice, messages)
@@ -152,7 +154,7 @@ class UpstreamEngine:
                 if not first.done():
                     first.set_result(None)
                 async for data in _events_of(reply):
-                    usage.read(data)
+                    counts = _usage(data, counts)
                     new, finish = _choice(data, finish)
                     text += new
                     if new:
@@ -162,7 +164,7 @@ class UpstreamEngine:
             raise ApiError(502, f"the upstream server does not answer: {why[:200]}", code="upstream_failed") from None
         if not finish:
             raise ApiError(502, "the upstream server cut its answer off", code="upstream_failed")
-        queue.put_nowait(Ended(choice, attempt, finish, usage.prompt, usage.completion, usage.cached))
+        queue.put_nowait(Ended(choice, attempt, finish, *counts))
         return text
 
     def _body(self, plan: Plan, choice: int, messages: list[dict[str, str]]) -> dict[str, Any]:
@@ -181,21 +183,14 @@ def _cancel(tasks: list[asyncio.Task[None]]) -> None:
         task.cancel()
 
 
-class _Usage:
+def _usage(data: Mapping[str, Any], known: _Counts) -> _Counts:
     """Token counts as far as the upstream tells them."""
-
-    def __init__(self) -> None:
-        self.prompt: int | None = None
-        self.completion: int | None = None
-        self.cached: int | None = None
-
-    def read(self, data: Mapping[str, Any]) -> None:
-        usage = data.get("usage")
-        if not isinstance(usage, dict):
-            return
-        details = usage.get("prompt_tokens_details")
-        self.prompt, self.completion = _count(usage.get("prompt_tokens")), _count(usage.get("completion_tokens"))
-        self.cached = _count(details.get("cached_tokens")) if isinstance(details, dict) else self.cached
+    usage = data.get("usage")
+    if not isinstance(usage, dict):
+        return known
+    details = usage.get("prompt_tokens_details")
+    cached = _count(details.get("cached_tokens")) if isinstance(details, dict) else known[2]
+    return _count(usage.get("prompt_tokens")), _count(usage.get("completion_tokens")), cached
 
 
 def _count(value: Any) -> int | None:

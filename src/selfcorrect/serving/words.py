@@ -1,7 +1,7 @@
 """Where a model's correction prompt comes from, and how it is filled in for a conversation (no torch)."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from string import Formatter
@@ -14,7 +14,7 @@ from selfcorrect.config.recipe import validate
 from selfcorrect.config.tasks import CustomConfig, RepairConfig, TaskConfig
 from selfcorrect.config.yaml12 import load
 from selfcorrect.errors import ConfigError, DataError
-from selfcorrect.serving.protocol import Message, invalid
+from selfcorrect.serving.protocol import invalid
 from selfcorrect.tasks import Task
 from selfcorrect.types import Problem
 
@@ -69,9 +69,6 @@ class Words:
     shown: str
     source: str
     fill: Callable[[str], str]
-
-    def of(self, messages: Sequence[Message]) -> str:
-        return self.fill(messages[-1].content)
 
 
 def literal(text: str, source: str) -> Words:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from selfcorrect.grading.judge.pool import CodeJudge
-    from selfcorrect.grading.judge.verdict import Checks, Limits, Reason, Verdict
+    from selfcorrect.grading.judge.verdict import Checks, Reason, Verdict
 
-__all__ = ["Checks", "CodeJudge", "Limits", "Reason", "Verdict"]
+__all__ = ["Checks", "CodeJudge", "Reason", "Verdict"]
 
 
 def __getattr__(name: str) -> Any:

@@ -24,6 +24,7 @@ from selfcorrect.grading.judge.wire import (
     write_frame,
 )
 
+REPLY_BYTES = 1 << 24  # of an answer, at most
 _DETAIL = 300
 
 
@@ -87,8 +88,8 @@ collections.abc.Coroutine.register(RemoteCoroutine)
 class Channel:
     """Questions to one program, in turn. After the first breach every further question stops the tests."""
 
-    def __init__(self, descriptor: int, most: int) -> None:
-        self._descriptor, self._frames = descriptor, Frames(descriptor, most)
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor, self._frames = descriptor, Frames(descriptor, REPLY_BYTES)
         self._objects: dict[int, Remote] = {}
         self.breach: tuple[Reason, str] | None = None
         self.asked = 0
@@ -102,10 +103,13 @@ class Channel:
         if self.breach:
             raise StoppedError
         self.asked += 1
+        pairs = [list(pair) for pair in named.items()] if named else []
         try:
-            question = _question(do, name, of, values, named)
+            question = dumps([do, name, of, encode([list(values), pairs], _argument)])
         except TooDeepError as error:  # only what the program answered before can be that deep
             self.stop(Reason.PROTOCOL, f"the tests pass on an answer {error}")
+        except NotPlainError as error:
+            raise TestsError(str(error)) from None
         return self._exchange(question)
 
     def _exchange(self, question: bytes) -> Any:
@@ -184,16 +188,6 @@ _SECRET, _count = secrets.token_bytes(32), itertools.count()
 
 def _mark() -> str:
     return hashlib.blake2b(next(_count).to_bytes(8, "little"), key=_SECRET, digest_size=8).hexdigest()
-
-
-def _question(do: str, name: str, of: int | None, values: tuple[Any, ...], named: Any) -> bytes:
-    pairs = [list(pair) for pair in named.items()] if named else []
-    try:
-        return dumps([do, name, of, encode([list(values), pairs], _argument)])
-    except TooDeepError:
-        raise
-    except NotPlainError as error:
-        raise TestsError(str(error)) from None
 
 
 def _argument(value: Any) -> Any:

@@ -30,7 +30,7 @@ _MODULES = frozenset({"collections", "copy", "datetime", "itertools", "math", "r
 
 def judge(descriptor: int, job: dict[str, Any]) -> tuple[Reason, str]:
     """Run the job's checks against the program at `descriptor`."""
-    channel = Channel(descriptor, job["reply_bytes"])
+    channel = Channel(descriptor)
     draws.start(bytes.fromhex(job["draws"]))
     asyncio.set_event_loop_policy(None)  # a loop that other tests set is not these tests'
     outcome = _outcome(channel, job)

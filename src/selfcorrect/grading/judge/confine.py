@@ -10,7 +10,7 @@ import os
 import resource
 import sys
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 from selfcorrect.grading.judge.syscalls import MACHINES, build_filter
@@ -174,7 +174,6 @@ class _SockFprog(ctypes.Structure):
 
 _locks: dict[bool, Callable[[], int]] = {}
 _die: list[Callable[[], int]] = []
-_kept: list[_SockFprog] = []  # the calls hold their addresses only
 
 
 def prepare_filters(*, threads: bool = False) -> None:
@@ -190,18 +189,12 @@ def prepare_filters(*, threads: bool = False) -> None:
     for judge in (False, True):
         code = build_filter(MACHINES[os.uname().machine], judge=judge, threads=threads)
         program = _SockFprog(len(code) // 8, code)
-        arguments = (_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.addressof(program), 0, 0)
-        _kept.append(program)
-        _locks[judge] = partial(prctl, *arguments)
+        _locks[judge] = partial(prctl, _PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.byref(program), 0, 0)
 
 
-_LIBC: list[Any] = []
-
-
+@cache
 def _libc() -> Any:
-    if not _LIBC:
-        _LIBC.append(ctypes.CDLL(None, use_errno=True))
-    return _LIBC[0]
+    return ctypes.CDLL(None, use_errno=True)
 
 
 def _prctl(option: int, *arguments: Any) -> None:

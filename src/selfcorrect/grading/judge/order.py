@@ -4,7 +4,6 @@ The order hangs on the table's size and on which element came first where two wa
 build a set from a dict in the dict's order, in a table of a size that the dict's length sets.
 """
 
-from collections.abc import Iterable
 from operator import is_
 from typing import Any, NamedTuple
 
@@ -35,7 +34,7 @@ def build(recipe: Recipe, kind: type = set) -> Any:
 def recipe_for(original: Any) -> Recipe | None:
     """None where building it from its elements gives the same order, or where no way was found."""
     wanted, kind = list(original), type(original)
-    if not _HASHED_ALIKE.issuperset(map(type, wanted)) or _same(kind(wanted), wanted):
+    if not _HASHED_ALIKE.issuperset(map(type, wanted)) or all(map(is_, kind(wanted), wanted)):
         return None
     places = max(_SMALLEST, (original.__sizeof__() - _EMPTY) // _ENTRY)
     recipe = Recipe(list(wanted), *_sizing(wanted, places))
@@ -67,10 +66,6 @@ def _sizing(elements: list[Any], places: int) -> tuple[int, list[int]]:
         set(range(min(places, 4 * missing + 4 * len(near)))) - taken, key=lambda place: (place in near, -place)
     )
     return min(len(elements), places // 2 - 1), [_FILLER + place for place in free[:missing]]
-
-
-def _same(built: Iterable[Any], wanted: list[Any]) -> bool:
-    return all(map(is_, built, wanted))
 
 
 def _index(order: list[Any], element: Any) -> int:

@@ -13,17 +13,16 @@ import subprocess
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
 from functools import lru_cache
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 from selfcorrect.errors import SandboxError
 from selfcorrect.grading.judge.confine import Confinement
 from selfcorrect.grading.judge.preload import needs_more
-from selfcorrect.grading.judge.verdict import Checks, Limits, Reason, Verdict
+from selfcorrect.grading.judge.verdict import Checks, Reason, Verdict
 from selfcorrect.grading.judge.wire import Frames, ProtocolError, dumps, write_frame
 from selfcorrect.waiting import cores
 
@@ -36,6 +35,7 @@ _ENVIRONMENT = {
     "MALLOC_ARENA_MAX": "1",  # else each thread reserves 64 MiB of a program's address space, which is what is limited
 }  # fmt: skip
 _SETTINGS: dict[str, Any] = {}  # for tests: what every supervisor is told besides
+SOURCE_BYTES = 1 << 18  # of a program, at most
 _TRIES = 2  # of a job whose supervisor was lost
 # How a program fails whose modules or codecs its process might not hold: it is tried in one that holds them all.
 _NOT_LOADED = ("ModuleNotFoundError", "ImportError", "LookupError: unknown encoding")
@@ -89,8 +89,7 @@ class _Supervisor:
     def let_go(self) -> None:
         """Close this process's copies of the pipes, and leave the supervisor to its parent."""
         self._process.returncode = 0  # not ours to wait for
-        for descriptor in (self._to, self._from):
-            os.close(descriptor)
+        self.stop()
 
     def stop(self) -> None:
         for pipe in (self._process.stdin, self._process.stdout):
@@ -135,7 +134,7 @@ class CodeJudge:
         allow_unsandboxed: bool = False,
     ) -> None:  # fmt: skip
         self.workers = min(workers or cores(), cores())
-        self._limits = Limits(time_limit, program_memory=memory_mb)
+        self._limit, self._memory = time_limit, memory_mb
         self._factor, self._cap = time_factor, max(time_cap, time_limit)
         self._prelude, self._preload, self._allow = prelude, tuple(preload), allow_unsandboxed
         self._free: queue.SimpleQueue[_Supervisor | None] = queue.SimpleQueue()
@@ -154,12 +153,12 @@ class CodeJudge:
         assert self._confinement
         return self._confinement
 
-    def grade(self, programs: Sequence[tuple[str, Checks]], done: Callable[[int], None] | None = None) -> list[Verdict]:
-        """One verdict a program, in order. done(index) is called, from any thread, as each is judged."""
+    def grade(self, programs: Sequence[tuple[str, Checks]]) -> list[Verdict]:
+        """One verdict a program, in order."""
         if not programs:
             return []
         self._start()
-        verdicts: list[Verdict | None] = [None] * len(programs)
+        verdicts: dict[int, Verdict] = {}
         waiting = iter(range(len(programs)))
         taking = threading.Lock()
         errors: list[BaseException] = []
@@ -172,8 +171,6 @@ class CodeJudge:
                     if index is None:
                         return
                     verdicts[index] = self._judge(*programs[index])
-                    if done:
-                        done(index)
             except BaseException as error:  # noqa: BLE001 - rises in the caller's thread, below
                 errors.append(error)
 
@@ -185,7 +182,7 @@ class CodeJudge:
             thread.join()
         if errors:
             raise errors[0]
-        return [verdict or Verdict(Reason.GRADER_FAILED, "not judged") for verdict in verdicts]
+        return [verdicts[index] for index in range(len(programs))]
 
     def close(self) -> None:
         """End every process. The next grade starts anew."""
@@ -208,27 +205,25 @@ class CodeJudge:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def _judge(self, source: str, checks: Checks) -> Verdict:
         size = len(source.encode("utf-8", "surrogatepass"))
-        if size > self._limits.source_bytes:
-            return Verdict(Reason.REFUSED, f"the source has {size} bytes; at most {self._limits.source_bytes} are run")
+        if size > SOURCE_BYTES:
+            return Verdict(Reason.REFUSED, f"the source has {size} bytes; at most {SOURCE_BYTES} are run")
         if "\0" in source or any("\ud800" <= c <= "\udfff" for c in source):
             return Verdict(Reason.REFUSED, "the source is not text: it holds NUL bytes or lone surrogates")
         known = self._reference_seconds.get(checks)
-        verdict = self._run(source, checks, self._limits.seconds if known is None else self._scaled(known))
+        verdict = self._run(source, checks, self._limit if known is None else self._scaled(known))
         if verdict.reason is Reason.TIMEOUT and checks.reference and known is None:
             limit = self._scaled(self._time_reference(checks))
-            if limit > self._limits.seconds:  # the first run was for nothing: it begins again, with all of its time
+            if limit > self._limit:  # the first run was for nothing: it begins again, with all of its time
                 verdict = self._run(source, checks, limit)
         return verdict
 
     def _scaled(self, reference_seconds: float) -> float:
-        return min(self._cap, max(self._limits.seconds, self._factor * reference_seconds))
+        return min(self._cap, max(self._limit, self._factor * reference_seconds))
 
     def _time_reference(self, checks: Checks) -> float:
         """Measured only when a program ran out of the least time: most never do. What would raise the limit is
@@ -241,7 +236,7 @@ class CodeJudge:
             if verdict.reason is Reason.GRADER_FAILED:
                 return 0.0  # and the next program that needs it tries again
             least = min(least, verdict.seconds)
-            if self._scaled(least) == self._limits.seconds or verdict.reason is Reason.TIMEOUT:
+            if self._scaled(least) == self._limit or verdict.reason is Reason.TIMEOUT:
                 break
         self._reference_seconds[checks] = least
         return least
@@ -287,10 +282,7 @@ class CodeJudge:
     def _job(self, source: str, checks: Checks, seconds: float, more: bool) -> bytes:
         """A line that the supervisor reads, and what it hands on to the judge's process."""
         draws = hashlib.blake2b(f"{_as_text(checks)}\0{source}".encode("utf-8", "surrogatepass"), key=self._secret)
-        job = {
-            "source": source, "checks": _as_text(checks), "prelude": self._prelude,
-            "reply_bytes": self._limits.reply_bytes, "draws": draws.hexdigest(),
-        }  # fmt: skip
+        job = {"source": source, "checks": _as_text(checks), "prelude": self._prelude, "draws": draws.hexdigest()}
         return dumps({"seconds": seconds, "with_numpy": _names_numpy(checks), "more": more}) + b"\n" + dumps(job)
 
     def _start(self) -> None:
@@ -361,6 +353,5 @@ class CodeJudge:
             folders.add(str(Path(spec.origin).parents[1]))
         return {
             "packages": list(self._preload), "packages_from": sorted(folders), "root": _ROOT,
-            "memory": self._limits.program_memory, "judge_memory": self._limits.judge_memory,
-            "unconfined": False, "core": self._next_core(), **_SETTINGS,
+            "memory": self._memory, "unconfined": False, "core": self._next_core(), **_SETTINGS,
         }  # fmt: skip

@@ -15,19 +15,19 @@ import struct
 import subprocess
 import sys
 import time
-from _socket import CMSG_LEN
 from typing import Any
 
 from selfcorrect.grading.judge import checking, confine, draws, loop
 from selfcorrect.grading.judge.preload import preload
 from selfcorrect.grading.judge.verdict import Reason
 from selfcorrect.grading.judge.wire import Frames, dumps, write_frame
-from selfcorrect.grading.judge.zygote import DESCRIPTOR, ENDED, STARTED
+from selfcorrect.grading.judge.zygote import ENDED, STARTED
 
 _GRACE = 0.1  # seconds that the judge has to speak after its program was killed
 _STRETCH = 3  # a deadline moves, for time spent waiting for a processor, to at most so many times itself
 _SHORT = 0.02  # seconds up to which nobody looks who had the core: it takes longer than most programs
 _START = 60.0
+_JUDGE_MEMORY = 3072  # MiB of address space of a judge process
 _READY = b'"ready"'
 _STUCK = 20.0  # seconds without a word from the zygote, which only forks and waits for killed processes
 _ZYGOTE = "import sys; sys.path.insert(0, sys.argv[3]); from selfcorrect.grading.judge.zygote import main; main()"
@@ -76,9 +76,9 @@ class Zygote:
             self.ended()
         ours, theirs = _socket.socketpair()
         try:
-            _send_with(self.control, b"R", theirs.fileno())
+            socket.send_fds(self.control, [b"R"], [theirs.fileno()])
             self._wait()
-            message, ancillary, _, _ = self.control.recvmsg(STARTED.size, CMSG_LEN(DESCRIPTOR.size))
+            message, handles, _, _ = socket.recv_fds(self.control, STARTED.size, 1)
         except OSError as error:
             ours.close()
             raise JudgeError(f"the process for programs is gone: {error}") from None
@@ -88,8 +88,7 @@ class Zygote:
             ours.close()
             raise JudgeError("no process could be made for the program")
         self._running = True
-        handle = DESCRIPTOR.unpack(ancillary[0][2])[0] if ancillary else -1
-        return ours, STARTED.unpack(message)[1], handle
+        return ours, STARTED.unpack(message)[1], handles[0] if handles else -1
 
     def ended(self) -> int:
         """Wait status of the program that was started last; waits for its end."""
@@ -131,7 +130,7 @@ class Judge:
 
     def send(self, job: bytes, channel: _socket.socket) -> None:
         data = checking.LENGTH.pack(len(job)) + job
-        self.control.sendall(memoryview(data)[_send_with(self.control, data, channel.fileno()) :])
+        self.control.sendall(memoryview(data)[socket.send_fds(self.control, [data], [channel.fileno()]) :])
 
     def answer(self) -> tuple[str, str] | None:
         """A Reason and the detail; None where the judge died."""
@@ -171,7 +170,7 @@ def _become_judge(
         draws.hide()
         loop.install()
         confine.go_before_others(confine.FIRST)
-        confine.limit_memory(settings["judge_memory"])
+        confine.limit_memory(_JUDGE_MEMORY)
         # The tests are the data set's, not ours: they too get no files, no network and no other processes.
         confine.harden(confinement)
         confine.die_with_parent(parent)
@@ -372,11 +371,6 @@ def _readable(poll: select.poll, seconds: float) -> bool:
     if any(descriptor == 0 for descriptor, _ in ready):
         raise ParentGoneError
     return bool(ready)
-
-
-def _send_with(control: socket.socket, data: bytes, descriptor: int) -> int:
-    """Send a descriptor along with data; how many bytes of it went."""
-    return control.sendmsg([data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, DESCRIPTOR.pack(descriptor))])
 
 
 def _how_it_ended(zygote: Zygote, program: _Program) -> tuple[str, str]:

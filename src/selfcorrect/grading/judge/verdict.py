@@ -51,14 +51,3 @@ class Checks:
     helpers: str = ""
     setup: str = ""
     reference: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """Of one program. program_memory, judge_memory: address space in MiB, of the program and of the judge."""
-
-    seconds: float
-    source_bytes: int = 1 << 18
-    reply_bytes: int = 1 << 24
-    program_memory: int = 1024
-    judge_memory: int = 3072

@@ -45,8 +45,7 @@ def main() -> None:
     confine.prepare_filters(threads=confinement.namespaces)
     suspect.prepare()
     fork = _plain_fork()
-    if settings["memory"]:
-        confine.limit_memory(settings["memory"])
+    confine.limit_memory(settings["memory"])
     control = socket(fileno=int(settings["control"]))
     os.umask(0o777)
     confine.harden(confinement)

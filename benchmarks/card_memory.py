@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from workload import SEED, command_of, keep, machine
+from workload import SEED, command_of, keep, kept_before, machine
 
 HERE = Path(__file__).parent
 RESULT = HERE / "results" / "card_memory.json"
@@ -72,12 +72,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, default=RESULT)
     options = parser.parse_args(arguments)
     card = torch.cuda.get_device_name() if torch.version.cuda else "none: a stand-in (tests/support/card)"
-    on, found = machine(accelerator=card), dict[str, Any]()
-    if options.keep and options.output.exists():
-        before = json.loads(options.output.read_text(encoding="utf-8"))
-        if before["machine"] != on:
-            parser.error(f"--keep: {options.output} is of another machine")
-        found = before["cases"]
+    on = machine(accelerator=card)
+    found: dict[str, Any] = kept_before(options.output, on, options.keep).get("cases", {})
     columns = [f"{phase + ', MiB':>15}{'measured':>10}{'':8}" for phase in COLUMNS]
     print(f"{'':32}{''.join(columns)}")
     with tempfile.TemporaryDirectory() as scratch:

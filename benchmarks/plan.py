@@ -22,7 +22,7 @@ from typing import Any
 
 import plan_turns
 import torch
-from workload import SEED, command_of, keep, machine
+from workload import SEED, command_of, keep, kept_before, machine
 
 from selfcorrect.models.freed import SET_BY_USER, started_whole
 from selfcorrect.planning import beside
@@ -90,14 +90,10 @@ def main(arguments: list[str] | None = None) -> None:
     names = ["lab full"] if options.tiny else options.only or list(cases)
     if not options.models and any(_ANY[name][0] not in ("lab", RANDOM) for name in names):
         parser.error("--models FOLDER names where the models are; --tiny needs none")
-    on, found = machine(threads=options.threads), dict[str, Any]()
+    on = machine(threads=options.threads)
     if options.device == "cuda":
         on["accelerator"] = torch.cuda.get_device_name()
-    if options.keep and options.output.exists():
-        before = json.loads(options.output.read_text(encoding="utf-8"))
-        if before["machine"] != on:
-            parser.error(f"--keep: {options.output} is of another machine, or of before its vectors were told")
-        found = before["cases"]
+    found: dict[str, Any] = kept_before(options.output, on, options.keep).get("cases", {})
     with tempfile.TemporaryDirectory() as scratch:
         for name in names:
             found[name] = case(name, Path(scratch), options)

@@ -17,14 +17,13 @@ model.sampling_copies, and freed memory given back (models/freed.py).
 import argparse
 import json
 import os
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
 from gpu_step import DRY, HALF, make_model
-from workload import GIVEN_BACK, StepTiming, Work, command_of, in_a_process, keep, machine, median
+from workload import GIVEN_BACK, StepTiming, Work, command_of, in_a_process, keep, kept_before, machine, median
 
 from selfcorrect.models.freed import started_whole
 from selfcorrect.planning.beside import measured_peak
@@ -41,15 +40,11 @@ def main(arguments: list[str] | None = None) -> None:
     if options.child:
         print(json.dumps(measure(options)))
         return
-    found: dict[str, Any] = {}
     on = machine(threads=options.threads)
-    if options.keep and options.output.exists():
-        before = json.loads(options.output.read_text(encoding="utf-8"))
-        if before["machine"] != on:
-            sys.exit(
-                f"--keep: {options.output} is of another machine, or of before its vectors were told; name another file"
-            )
-        found = {tuning: {"command": before["command"], **each} for tuning, each in before["tunings"].items()}
+    before = kept_before(options.output, on, options.keep)
+    found: dict[str, Any] = {
+        tuning: {"command": before["command"], **each} for tuning, each in before.get("tunings", {}).items()
+    }
     command = command_of(__file__, arguments)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "model"

@@ -198,6 +198,14 @@ def keep(
     output.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
+def kept_before(output: Path, on: dict[str, Any], keep: bool) -> dict[str, Any]:
+    """What `output` holds, where --keep asks for it, else nothing. Ends where that is of another machine."""
+    found: dict[str, Any] = json.loads(output.read_text(encoding="utf-8")) if keep and output.exists() else {}
+    if found and found["machine"] != on:
+        sys.exit(f"--keep: {output} is of another machine, or of before its vectors were told; name another file")
+    return found
+
+
 def in_a_process(
     script: str, arguments: Sequence[str], called: str, environment: Mapping[str, str] | None = None
 ) -> Any:

@@ -30,8 +30,9 @@ import torch
 from evaluating import GREEDY, Evaluating
 from page import base_page
 from prompts import CODE, FAMILY, MATH, RULE, TRIED_ON, WORDINGS, asked, chosen, word_for_word
-from settings import same_settings
+from settings import same_settings, status_of
 
+from selfcorrect.analysis.read import json_lines
 from selfcorrect.api import read_config
 from selfcorrect.config import TrainConfig
 from selfcorrect.errors import UserError
@@ -83,12 +84,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> int:
     """Exit status 0, or 2 with one line where something is missing or refused."""
     options = parse(arguments)
-    try:
-        Session(options).run()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return status_of(lambda: Session(options).run())
 
 
 class Session:
@@ -186,7 +182,7 @@ class Session:
 
     def sum_up(self, sets: "dict[str, Asked]", to_turn: Mapping[str, Any] = MappingProxyType({})) -> None:
         """summary.json and page.md, from the files that are there. to_turn: of texts read to the next turn only."""
-        units = [json.loads(line) for line in (self.output / "units.jsonl").read_text().splitlines()]
+        units = json_lines(self.output / "units.jsonl")
         summary = {
             **environment(self.options.seed),
             "command": " ".join(["python benchmarks/real/base.py", *sys.argv[1:]]),

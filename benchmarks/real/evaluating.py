@@ -20,15 +20,17 @@ from typing import Any
 
 import torch
 
-from selfcorrect.evaluation.averages import change, means, samples_of, summary_over
+from selfcorrect.analysis.read import json_lines
+from selfcorrect.evaluation.averages import change, means, summary_over
 from selfcorrect.evaluation.flat import rollout_row
 from selfcorrect.evaluation.metrics import summarize
+from selfcorrect.evaluation.stored import attempt_of
 from selfcorrect.models.language_model import LanguageModel
 from selfcorrect.rollout import play
 from selfcorrect.samplers.transformers import TransformersSampler
 from selfcorrect.seeds import derive_seed
 from selfcorrect.tasks.base import Task
-from selfcorrect.types import Attempt, Completion, FinishReason, Grade, Outcome, Problem, Rollout, SamplingParams
+from selfcorrect.types import Grade, Outcome, Problem, Rollout, SamplingParams
 
 GREEDY, REPAIR, SAMPLED = "greedy", "repair", "sampled"
 FAILED = (Outcome.WRONG, Outcome.NO_ANSWER, Outcome.TIMEOUT)  # not what was cut off
@@ -179,17 +181,16 @@ class Evaluating:
 
         Where that is not known, what the unit with the most rows took, and in proportion where this one has more.
         """
-        notes, rows = self._notes(), len(unit.problems)
+        notes, rows = self.notes(), len(unit.problems)
         same = [note["seconds"] for note in notes if note["unit"].split(".")[1:] == unit.name.split(".")[1:]]
         if same or not notes:
             return 1.15 * float(median_high(same) if same else 0.0)
         widest = max(notes, key=lambda note: (note["rollouts"], note["seconds"]))
         return float(widest["seconds"] * max(1.0, rows / widest["rollouts"]))
 
-    def _notes(self) -> list[dict[str, Any]]:
+    def notes(self) -> list[dict[str, Any]]:
         """What the units so far took."""
-        file = self.folder / "units.jsonl"
-        return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.exists() else []
+        return json_lines(self.folder / "units.jsonl")
 
     def _play(self, unit: Unit, lm: LanguageModel) -> list[Rollout]:
         draws = derive_seed(self.seed, "evaluate", unit.decoding, unit.number)
@@ -237,7 +238,7 @@ class Evaluating:
             mine, others = (by_set(self._read_all(names, decoding)) for names in (ours, theirs))
             single = len(ours) == len(theirs) == 1 and (decoding != SAMPLED or self.samples == 1)
             for name in sorted(mine.keys() & others.keys()):
-                changed = change(means(samples_of(others[name])), means(samples_of(mine[name])), single=single)
+                changed = change(means(others[name]), means(mine[name]), single=single)
                 if changed:
                     told = {"t1": changed.first, "t2": changed.last, "delta": changed.delta}
                     kept = {"t2": changed.last} if decoding == REPAIR else told
@@ -270,16 +271,7 @@ def read_rows(file: Path) -> list[Rollout]:
     """Rollouts with texts and grades; their token ids are not kept."""
     with gzip.open(file, "rt", encoding="utf-8") as lines:
         rows = [json.loads(line) for line in lines]
-    return [
-        Rollout(Problem(row["id"], "", "", {}), tuple(_attempt(attempt) for attempt in row["attempts"])) for row in rows
-    ]
-
-
-def _attempt(row: dict[str, Any]) -> Attempt:
-    outcome = Outcome(row["outcome"])
-    ended: FinishReason = "length" if outcome is Outcome.TRUNCATED else "stop"
-    grade = Grade(outcome, row["reward"], row["answer"], row["detail"])
-    return Attempt((), Completion((), (), row["text"], ended), grade)
+    return [Rollout(Problem(row["id"], "", "", {}), tuple(map(attempt_of, row["attempts"]))) for row in rows]
 
 
 def by_set(rollouts: Sequence[Rollout]) -> dict[str, list[Rollout]]:

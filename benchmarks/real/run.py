@@ -36,6 +36,7 @@ from evaluating import GREEDY, REPAIR, SAMPLED, Evaluating, Several, set_of
 from page import page
 from settings import DATA, SETTLED, config_of, parse, same_settings, settled_before
 
+from selfcorrect.analysis.read import json_lines
 from selfcorrect.config import TrainConfig
 from selfcorrect.errors import UserError
 from selfcorrect.models.language_model import LanguageModel
@@ -124,7 +125,7 @@ class Session:
     def run(self) -> None:
         """Base, plan, arms; whatever happens, what is there is summed up."""
         try:
-            if not self._units():
+            if not self.evaluating.notes():
                 self._foretell()
             # Where there is something to train, the base's samples take no more than a part of the minutes.
             self.evaluate("base", self.lm, 0.0, 0.6 * self.clock.seconds if self.runs else 0.0)
@@ -212,17 +213,15 @@ class Session:
 
     def _seconds(self, model: str, decoding: str) -> float:
         """What the units of a model took."""
-        return float(sum(row["seconds"] for row in self._units() if row["unit"].startswith(f"{model}.{decoding}.")))
-
-    def _units(self) -> list[dict[str, Any]]:
-        file = self.output / "units.jsonl"
-        return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+        notes = self.evaluating.notes()
+        return float(sum(row["seconds"] for row in notes if row["unit"].startswith(f"{model}.{decoding}.")))
 
     def _used(self) -> float:
         """Seconds of evaluating and training behind what is there, of every call that worked at it."""
         models, arms = self._models(), self.output / "arms"
         trained = sum(float(training_of(arms / name).get("seconds", 0.0)) for name in models)
-        return trained + sum(float(row["seconds"]) for row in self._units() if row["unit"].partition(".")[0] in models)
+        notes = self.evaluating.notes()
+        return trained + sum(float(row["seconds"]) for row in notes if row["unit"].partition(".")[0] in models)
 
     def _models(self) -> list[str]:
         """Of this call, those of which texts are there."""
@@ -320,8 +319,7 @@ def opponents(models: dict[str, list[str]]) -> dict[str, list[tuple[str, list[st
 
 def training_of(folder: Path) -> dict[str, Any]:
     """An arm's steps in short: rewards at both ends, seconds by part, tokens a second."""
-    file = folder / "metrics.jsonl"
-    rows = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    rows = json_lines(folder / "metrics.jsonl")
     if not rows:
         return {}
     parts: dict[str, float] = {}

@@ -2,6 +2,8 @@
 
 import argparse
 import json
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +88,16 @@ def parse(arguments: list[str] | None, about: str | None) -> argparse.Namespace:
     if options.data is None and options.task != "countdown":
         parser.error(f"--data: --task {options.task} needs a folder")
     return options
+
+
+def status_of(deed: Callable[[], object]) -> int:
+    """Exit status 0, or 2 with one line where something is missing or refused."""
+    try:
+        deed()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
 
 
 def rows(text: str) -> int | str:

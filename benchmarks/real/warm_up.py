@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from settings import task_of
+from settings import status_of, task_of
 
 from selfcorrect.api import read_config
 from selfcorrect.config import MathConfig, TrainConfig
@@ -53,7 +53,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser = parser_of(__doc__, steps=120, batch=16, rate=5e-5)
     parser.add_argument("--data", required=True)
     parser.add_argument("--second", type=int, default=0, metavar="N", help="rows shown with a second attempt as well")
-    return status_of(train, parser, arguments)
+    options = parser.parse_args(arguments)
+    return status_of(lambda: train(options))
 
 
 def parser_of(about: str | None, *, steps: int, batch: int, rate: float) -> argparse.ArgumentParser:
@@ -66,20 +67,8 @@ def parser_of(about: str | None, *, steps: int, batch: int, rate: float) -> argp
     parser.add_argument("--rate", type=float, default=rate)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--precision", default="auto", choices=["auto", "float32", "bfloat16"])
+    parser.set_defaults(correction=None)  # task_of asks for it
     return parser
-
-
-def status_of(
-    train: Callable[[argparse.Namespace], None], parser: argparse.ArgumentParser, arguments: list[str] | None
-) -> int:
-    """Exit status 0, or 2 with one line where something is missing or refused."""
-    options = parser.parse_args(arguments, argparse.Namespace(correction=None))
-    try:
-        train(options)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
 
 
 def train(options: argparse.Namespace) -> None:
@@ -169,11 +158,11 @@ def sampled(shown: Sequence[Rollout], trainer: Trainer) -> list[Rollout]:
 
 
 def second(first: Rollout, shown: Rollout, trainer: Trainer) -> Rollout:
-    """A sampled first attempt, the question for another, and the worked example in answer to it."""
+    """A sampled first attempt, which is not learned, the question for another, and the worked example in answer."""
     (attempt,), (example,) = first.attempts, shown.attempts
     asked = trainer.task.correction_prompt(first.problem)
     prompt_ids = trainer.lm.chat.next_prompt(attempt.prompt_ids, attempt.completion.token_ids, asked)
-    return replace(first, attempts=(attempt, replace(example, prompt_ids=prompt_ids)))
+    return replace(first, attempts=(replace(attempt, sampled=False), replace(example, prompt_ids=prompt_ids)))
 
 
 if __name__ == "__main__":

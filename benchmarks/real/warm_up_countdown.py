@@ -19,8 +19,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from settings import COUNTDOWN
-from warm_up import begun, config_of, finish, parser_of, status_of
+from settings import COUNTDOWN, status_of
+from warm_up import begun, config_of, finish, parser_of
 
 from selfcorrect.config import CountdownConfig
 from selfcorrect.errors import UserError
@@ -46,7 +46,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser = parser_of(__doc__, steps=200, batch=32, rate=2e-4)
     parser.add_argument("--right-kept", type=float, default=MIX.right_copied, help="share of right first attempts")
     parser.add_argument("--wrong-kept", type=float, default=MIX.wrong_copied, help="share of wrong ones")
-    return status_of(train, parser, arguments)
+    options = parser.parse_args(arguments)
+    return status_of(lambda: train(options))
 
 
 def train(options: argparse.Namespace) -> None:

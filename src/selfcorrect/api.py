@@ -7,7 +7,7 @@ from pathlib import Path
 
 from selfcorrect import __version__
 from selfcorrect.analysis import analyse
-from selfcorrect.analysis.records import records
+from selfcorrect.analysis.read import records
 from selfcorrect.comparing.compare import compare as run_comparison
 from selfcorrect.comparing.plan import costs
 from selfcorrect.config import CompareConfig, Config, LabBaseConfig, TrainConfig

@@ -138,7 +138,7 @@ def _run(
         typer.echo(json.dumps(evaluation.to_dict()))
         return
     typer.echo(evaluation_line(evaluation))
-    for part, summary in [*evaluation.controls, *evaluation.external]:
+    for part, summary in [*evaluation.controls.items(), *evaluation.external]:
         shown = f"control, after {CONTROLS[part]}" if part in CONTROLS else part
         typer.echo(f"  {shown}: {summary_line(summary)}")
     for told in [*cut_off_at(evaluation.summary, evaluation.max_new_tokens), *unread(evaluation.summary)]:

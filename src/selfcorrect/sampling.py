@@ -12,8 +12,7 @@ from selfcorrect.analysis.votes import Point, budgets_up_to, scale_figure, scali
 from selfcorrect.config import CodeConfig, MathConfig, TrainConfig
 from selfcorrect.config.paths import at_home, run_above
 from selfcorrect.errors import ConfigError, DataError
-from selfcorrect.evaluation.chunks import Played, in_chunks
-from selfcorrect.evaluation.counted import Counted
+from selfcorrect.evaluation.counted import Counted, Played, in_chunks
 from selfcorrect.evaluation.kept import Kept, write_durably
 from selfcorrect.evaluation.metrics import is_graded, refuse_nothing_graded
 from selfcorrect.models.files import model_of

@@ -60,7 +60,7 @@ def summary_row(label: str, path: str) -> str:
     """A row of README's first table, from a run's summary."""
     s = f"{{r[runs][0][evaluations][{path}][summary]"
     t1, t2 = (f"{s}[accuracy][{a}][value]:p}}" for a in (0, 1))
-    delta = f"{s}[delta][value]:s}} ({s}[delta][low]:s}} to {s}[delta][high]:s}})"
+    delta = interval(f"{s}[delta]", "s")
     return f"| {label} | {t1} | {t2} | {delta} | {s}[fixed][value]:p}} | {s}[broken][value]:p}} |"
 
 
@@ -109,19 +109,11 @@ REAL = (
 
 
 SCORE, SINGLE, MULTI = "score, 3 seeds", "single_turn, 3 seeds", "multi_turn, 3 seeds"
-TRAINED = [
+ARMS = [
     (f"| {label} | {how}", model, decoding)
     for decoding, how in (("sampled", "temperature 1"), ("greedy", "greedy"))
     for label, model in (
         ("base", "base"), ("single-turn RL, 3 seeds", SINGLE), ("multi-turn RL, 3 seeds", MULTI), ("SCoRe, 3 seeds", SCORE),
-    )
-]  # fmt: skip
-COUNTDOWN = [
-    (f"| {label} | {how}", model, decoding)
-    for decoding, how in (("sampled", "temperature 1"), ("greedy", "greedy"))
-    for label, model in (
-        ("base", "base"), ("single-turn RL, 3 seeds", SINGLE), ("multi-turn RL, 3 seeds", MULTI),
-        ("SCoRe, 3 seeds", SCORE),
     )
 ]  # fmt: skip
 RATES = [
@@ -133,8 +125,7 @@ RATES = [
 
 def held(other: str, model: str, decoding: str, what: str, data: str = "gsm8k") -> str:
     """A difference of two models and its interval."""
-    d = f"{{r[against][{other}][{model}][{data}][{decoding}][{what}]"
-    return f"{d}[value]:s}} ({d}[low]:s}} to {d}[high]:s}})"
+    return interval(f"{{r[against][{other}][{model}][{data}][{decoding}][{what}]", "s")
 
 
 def points(other: str, model: str, decoding: str, what: str, data: str = "gsm8k") -> str:
@@ -228,7 +219,7 @@ def by_name(r: Any) -> dict[str, Any]:
 def compare_row(label: str, name: str, *, gain: bool) -> str:
     m = f"{{m[{name}]"
     share = {key: f"{m}[{key}][value]:p}}" for key in ("t1", "t2", "fixed", "broken", "unchanged")}
-    delta = f"{m}[delta][value]:s}} ({m}[delta][low]:s}} to {m}[delta][high]:s}})"
+    delta = interval(f"{m}[delta]", "s")
     seeds = "" if name == "base" else f"{m}[spread][delta][0]:s}} to {m}[spread][delta][1]:s}}"
     row = f"| {label} | {share['t1']} | {share['t2']} | {delta} | {seeds} | {share['fixed']} | {share['broken']} | "
     row += f"{share['unchanged']} |"
@@ -252,7 +243,7 @@ OPENINGS = ("as collected, 1e-5", "with the words, 1e-5", "as collected, 1e-4", 
 
 def opening_row(label: str, place: int) -> str:
     s = f"{{r[runs][{place}][summary]"
-    delta = f"{s}[delta][value]:s}} ({s}[delta][low]:s}} to {s}[delta][high]:s}})"
+    delta = interval(f"{s}[delta]", "s")
     return (
         f"| {label} | {{r[runs][{place}][first_loss]:.2f}} | {s}[accuracy][0][value]:p}} | {s}[accuracy][1][value]:p}} | "
         f"{delta} | {s}[unchanged][value]:p}} |"
@@ -341,7 +332,7 @@ QUOTES: list[tuple[str, str, str, Given]] = [
     *[("docs/results.md", f"real/{folder}/summary.json", real_row(label, "base", data, decoding), None)
       for folder, label, data, decoding in REAL],
     *[("docs/results.md", f"real/{folder}/summary.json", base_row(label, data), None) for folder, label, data in BEFORE],
-    *[("docs/results.md", "real/words/summary.json", real_row(label, model, "gsm8k", decoding), None) for label, model, decoding in TRAINED],
+    *[("docs/results.md", "real/words/summary.json", real_row(label, model, "gsm8k", decoding), None) for label, model, decoding in ARMS],
     *[("docs/results.md", f"real/{file}/summary.json", rate_row(label, model), None) for label, file, model in RATES],
     ("README.md", "real/words/summary.json", f"ends {points('base', SCORE, 'sampled', 't2')} above the base's and "
      f"{points('single_turn', SCORE, 'sampled', 't2')} above single-turn RL's", None),
@@ -356,7 +347,7 @@ QUOTES: list[tuple[str, str, str, Given]] = [
     ("README.md", "real/words/summary.json", f"differs from its multi-turn arm by {held('multi_turn', SCORE, 'sampled', 't2')} at temperature 1 "
      f"and by {held('multi_turn', SCORE, 'greedy', 't2')} under greedy decoding", None),
     *[(doc, "real/countdown/summary.json", real_row(label, model, "countdown", decoding, whole=doc != "README.md"), None)
-      for doc in ("README.md", "docs/results.md") for label, model, decoding in COUNTDOWN],
+      for doc in ("README.md", "docs/results.md") for label, model, decoding in ARMS],
     ("README.md", "real/countdown/summary.json",
      f"ends {on_countdown('multi_turn', SCORE, 'sampled', 't2', points)} above multi-turn RL's at temperature 1", None),
     ("README.md", "real/countdown/summary.json",

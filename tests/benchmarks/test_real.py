@@ -376,6 +376,7 @@ def test_a_short_training_on_worked_examples(
     assert [rollout.attempts[1].completion.text for rollout in whole] == texts[:9]
     for rollout in whole:
         first, last = rollout.attempts
+        assert (first.sampled, last.sampled) == (False, True)  # what is not sampled is not learned
         asked = last.prompt_ids[len(first.prompt_ids) :]
         assert asked[: len(first.completion.token_ids)] == first.completion.token_ids
         assert len(asked) > len(first.completion.token_ids)

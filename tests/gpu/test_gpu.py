@@ -51,16 +51,16 @@ def played(lm: LanguageModel, temperature: float) -> list[Rollout]:
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_enumeration_on_the_accelerator(objective: str) -> None:
     """Oracle 1's gradient on the device, against the one whose expectation is proved exact on the CPU."""
-    batch, probability_B = oracle.step_batch("tempered", objective)
     toy = oracle.toy_named("tempered")
-    _, context_BT = oracle.context_rows("tempered")
-    on_cpu = oracle.gradient_of(toy, batch, context_BT, probability_B, "analytic")
+    batch = oracle.weighted_batch(toy, objective)
+    context_BT = oracle.contexts_of(toy, batch)
+    on_cpu = oracle.piece_gradient(toy, batch, "analytic")
     moved = batch.to(ACCELERATOR or "cpu")
     logits_CV = toy.logits_CV.to(ACCELERATOR or "cpu").requires_grad_()
     rows_N = context_BT.to(ACCELERATOR or "cpu")[moved.attempt_BT > 0]
     both = States(logits_CV[rows_N]), States(toy.ref_logits_CV.to(ACCELERATOR or "cpu")[rows_N])
     result = token_loss(*both, moved, toy.temperature)
-    (gradient_CV,) = torch.autograd.grad((result.loss_B * probability_B.to(ACCELERATOR or "cpu")).sum(), logits_CV)
+    (gradient_CV,) = torch.autograd.grad(result.loss_B.sum(), logits_CV)
     torch.testing.assert_close(-gradient_CV.cpu(), on_cpu, rtol=0, atol=1e-12)
 
 

@@ -13,16 +13,13 @@ import torch
 from torch import Tensor
 
 from selfcorrect.config import LoraConfig
-from selfcorrect.learning.batching import Batch, make_batch
-from selfcorrect.learning.objectives import advantages
 from selfcorrect.learning.training import Trainer
 from selfcorrect.models.adapters import OFF, POLICY, Adapters, fresh_config
 from selfcorrect.models.head import HeadForm
 from selfcorrect.models.language_model import LanguageModel
+from tests.oracles.test_enumeration import PLANTED, TOLERANCE, weighted_batch
 from tests.oracles.toy import OBJECTIVES, Toy, exact_gradient, make_toy
 from tests.support.runs import valid
-
-TOLERANCE, PLANTED = 1e-12, 1e-3
 
 
 def small_model(vocabulary: int) -> LanguageModel:
@@ -58,18 +55,6 @@ def table_of(lm: LanguageModel, toy: Toy) -> Tensor:
     return torch.stack([*rows, torch.zeros_like(rows[0])])
 
 
-def enumerated(toy: Toy, objective: str) -> Batch:
-    """Every rollout once; its probability rides on its advantage and KL weight, in which the loss is linear."""
-    credit = OBJECTIVES[objective].credit(toy.rewards_BA)
-    included_B = torch.ones(len(toy.paths_B), dtype=torch.bool)
-    advantages_BA = advantages(credit.returns_BA, included_B, 1, leave_one_out=False)
-    batch, weight_B1 = (
-        make_batch(toy.rollouts(), advantages_BA, credit.kl_coef_A, included_B),
-        toy.probabilities_B()[:, None],
-    )
-    return replace(batch, advantages_BT=batch.advantages_BT * weight_B1, kl_coef_BT=batch.kl_coef_BT * weight_B1)
-
-
 def trainer_of(lm: LanguageModel, reference: LanguageModel, estimator: str) -> Trainer:
     config = valid({
         "stages": [{"name": "one", "objective": "stage1", "steps": 9, "learning_rate": 1.0}],
@@ -102,7 +87,7 @@ def worst_gap(objective: str, estimator: str, view: str) -> float:
     for parameter in lm.parameters():
         parameter.grad = None
     trainer = trainer_of(lm, replace(lm, view=view), estimator)
-    trainer.update(enumerated(toy, objective), 1, 0.0, toy.temperature)
+    trainer.update(weighted_batch(toy, objective), 1, 0.0, toy.temperature)
     assert len(exact) == len(lm.parameters()) == 16
     found = [parameter.grad for parameter in lm.parameters()]
     assert all(gradient is not None for gradient in found)

@@ -16,12 +16,11 @@ import torch
 from torch import Tensor
 
 from selfcorrect.learning import losses
-from selfcorrect.learning.batching import Batch, make_batch
+from selfcorrect.learning.batching import Batch
 from selfcorrect.learning.losses import TokenLoss, token_loss
-from selfcorrect.learning.objectives import advantages
 from selfcorrect.learning.vocabulary import KLEstimator
 from selfcorrect.models.head import Head, States
-from tests.oracles.test_enumeration import PLANTED, TOLERANCE, all_pairs, toy_named
+from tests.oracles.test_enumeration import PLANTED, TOLERANCE, batch_of_pairs, contexts_of, of_pairs, toy_named
 from tests.oracles.toy import OBJECTIVES, Toy
 
 CAPS = (math.inf, 1.2)
@@ -38,18 +37,11 @@ def sampler_of(name: str) -> Toy:
 def sampled(name: str, objective: str) -> tuple[Batch, Tensor, Tensor]:
     """Every pair of rollouts as make_batch makes it of them, leave-one-out; contexts [B, T]; the sampler's weight [B]."""
     toy, sampler = toy_named(name), sampler_of(name)
-    rows, probability_B, rollouts = all_pairs(len(toy.paths_B)), sampler.probabilities_B(), toy.rollouts()
-    credit = OBJECTIVES[objective].credit(toy.rewards_BA[rows])
-    included_B = torch.ones(len(rows), dtype=torch.bool)
-    advantages_BA = advantages(credit.returns_BA, included_B, 2, leave_one_out=True)
-    batch = make_batch([rollouts[row] for row in rows], advantages_BA, credit.kl_coef_A, included_B)
-    trained_BT, foreign = batch.attempt_BT > 0, len(toy.contexts)
-    ids = batch.token_ids_BT.tolist()
-    context_BT = torch.tensor([[toy.contexts.get(tuple(row[:t]), foreign) for t in range(len(row))] for row in ids])
+    batch, rows = batch_of_pairs(toy, objective)
+    context_BT = contexts_of(toy, batch)
     table_CV = sampler.tempered(sampler.logits_CV)
-    drawn_BT = table_CV[context_BT, batch.token_ids_BT.clamp(max=toy.vocabulary - 1)] * trained_BT
-    of_pair_B = probability_B[rows].reshape(-1, 2).prod(1).repeat_interleave(2) / 2
-    return replace(batch, sampler_logprobs_BT=drawn_BT), context_BT, of_pair_B
+    drawn_BT = table_CV[context_BT, batch.token_ids_BT.clamp(max=toy.vocabulary - 1)] * (batch.attempt_BT > 0)
+    return replace(batch, sampler_logprobs_BT=drawn_BT), context_BT, of_pairs(sampler.probabilities_B(), rows)
 
 
 def expected(

@@ -80,9 +80,7 @@ def make_run(tmp_path: Path) -> Path:
     run = tmp_path / "run"
     write_evaluation(run, "base", summary(0.5, 0.4), step=0)
     write_evaluation(run, "stage1", summary(0.52, 0.55), step=4)
-    external = [
-        {"path": "sets/far/elsewhere.jsonl", "summary": summary(0.3, 0.35) | {"outcomes": [{"unreadable": 37}]}}
-    ]
+    external = [{"path": "elsewhere.jsonl", "summary": summary(0.3, 0.35) | {"outcomes": [{"unreadable": 37}]}}]
     controls = {"swapped": summary(0.01, 0.2), "independent": summary(0.5, 0.65)}
     write_evaluation(run, "stage2", summary(0.6, 0.65), controls=controls, external=external)
     rows = [category for category, n in COUNTS.items() for _ in range(n)]

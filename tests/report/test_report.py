@@ -85,7 +85,6 @@ def test_the_tables_hold_the_numbers(tmp_path: Path) -> None:
     assert ["After stage2", "30.0", "35.0", "+5.0", "15.0", "10.0", "37.5", "25.0", "20", "37"] in page.rows
     assert "+3.0 to +7.0" in page.source  # the interval of delta stands beneath it
     assert "elsewhere.jsonl" in page.source
-    assert "sets/far" not in page.source
     assert "/home/someone" not in page.source
     assert "gradient not finite: 1 step (7)" in page.words
 
@@ -128,7 +127,7 @@ def test_a_run_in_progress(tmp_path: Path) -> None:
     page = Page(write_report(run))
     assert says(run).startswith("Before training, a second attempt does harm")
     assert "training stands at step 1 of 400" in page.words
-    assert "evaluations/stage1.json is not valid JSON" in page.words
+    assert "evaluations/stage1.json holds no JSON object" in page.words
     assert len(page.scripts) == 1  # no rollouts yet
 
 
@@ -156,6 +155,7 @@ def test_a_wrong_evaluation_is_named(tmp_path: Path) -> None:
         ((0.6, 0.59), 0.02, "the interval of the difference includes zero"),
         ((0.6, 0.5), 0.02, "does harm: accuracy falls from 60.0 % to 50.0 %, by 10.0 points"),
         ((0.4, 0.7), 0.02, "but attempt 1 fell under the base model's (sandbagging)"),
+        ((0.48, 0.6), 0.02, "a second attempt lifts accuracy from 48.0 %"),  # of 50 -/+ 2: the difference is -2 -/+ 2.8
         ((0.6, 0.5, 0.7), 0.02, "2 further attempts lift accuracy from 60.0 % to 70.0 %"),
     ],
 )
@@ -165,13 +165,7 @@ def test_the_headline_claims_what_the_interval_allows(
     run = make_run(tmp_path)
     write_evaluation(run, "stage2", summary(*accuracy, half=half))
     assert expected in says(run)
-    assert ("sandbagging" in says(run)) == (accuracy[0] < 0.5)
-
-
-def test_no_sandbagging_inside_the_interval(tmp_path: Path) -> None:
-    run = make_run(tmp_path)
-    write_evaluation(run, "stage2", summary(0.48, 0.6))  # base 50 -/+ 2: the difference is -2 -/+ 2.8
-    assert "sandbagging" not in Page(write_report(run)).words.lower()
+    assert ("sandbagging" in Page(write_report(run)).words.lower()) == (accuracy[0] < 0.45)
 
 
 @pytest.mark.parametrize(

@@ -93,9 +93,9 @@ def test_the_panel_shows_it() -> None:
     observer = LiveObserver(console)
     step = StepResult(
         step=1, stage="one", stage_step=1, rewards=[0.0, 0.0], accuracy=[0.0, 0.0], smoothed_reward=0.0, delta=0.0,
-        fixed=0.0, broken=0.0, unchanged=0.0, kl=[0.0, 0.0], entropy=[1.0, 1.0], loss=0.0, grad_norm=0.0, learning_rate=0.1, sampler_gap=0.0,
-        completions=8, sampled_tokens=8, tokens_per_second=1.0, seconds=1.0, seconds_by_part={}, grader_failed=0,
-        truncated=[1.0, 0.5], skipped=False, skip_reason="", equal_groups=1.0,
+        fixed=0.0, broken=0.0, unchanged=0.0, kl=[0.0, 0.0], entropy=[1.0, 1.0], loss=0.0, grad_norm=0.0, learning_rate=0.1,
+        completions=8, seconds=1.0, seconds_by_part={}, truncated=[1.0, 0.5], skipped=False, skip_reason="",
+        equal_groups=1.0,
     )  # fmt: skip
     console.print(observer._panel(step))
     text = console.export_text()
@@ -164,7 +164,7 @@ def test_only_what_can_be_concluded_is_not_said_twice() -> None:
     half, counts = share(150, 300), ({"wrong": 150, "correct": 150, "grader_failed": 1},) * 2
     passes = (Passes(2, 300, (half, half), half, half, half),)
     summary = Summary(300, (half, half), half, half, half, half, half, counts, 2, passes, 0.05)
-    ended = Evaluation("base", 0, "countdown", 1.0, summary, (), wordings=(Wording("twice", "? ?", summary, (), ()),))
+    ended = Evaluation("base", 0, "countdown", 1.0, summary, (), wordings=(Wording("twice", "? ?", summary, (), {}),))
     observer.evaluated(ended)
     first = console.export_text()
     observer.evaluated(ended)

@@ -364,7 +364,7 @@ def test_more_attempts_than_trained_are_told_at_once(model: Path, tmp_path: Path
     assert evaluation.folder
     assert re.fullmatch(r"run-final-\w{8}", evaluation.folder.name)
     assert evaluation.folder.parent == tmp_path / "evaluations"
-    assert evaluation.controls == ()  # off unless a recipe asks for them
+    assert evaluation.controls == {}  # off unless a recipe asks for them
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,14 @@
 """Evaluations with several samples of a problem and several wordings of the correction prompt, whole and in parts."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import selfcorrect
-from selfcorrect.errors import ConfigError, TrainingInterrupted
+from selfcorrect.errors import ConfigError
 from selfcorrect.evaluation.evaluate import Evaluation
 from selfcorrect.runs.display import evaluation_line
 from selfcorrect.tasks.countdown import Countdown
@@ -90,14 +91,13 @@ def test_samples_and_wordings(whole: Path, evaluated: tuple[Evaluation, Heard], 
     assert "unchanged" in told
 
 
-@pytest.mark.parametrize("at", [pytest.param(20, marks=pytest.mark.nightly), 70])
+@pytest.mark.parametrize("part", [0.8, *(pytest.param(part, marks=pytest.mark.nightly) for part in (0.2, 0.5, 0.99))])
 @pytest.mark.usefixtures("lucky")
-def test_stopped_anywhere_it_ends_the_same(at: int, whole: Path, model: Path, tmp_path: Path) -> None:
-    """And where a kill broke off the last line, which is sampled again."""
-    with pytest.raises(TrainingInterrupted):
-        evaluate(settings(tmp_path, model, "e"), Heard(at))
-    (file,) = (tmp_path / "e" / "evaluations" / "kept").glob("*.jsonl")
-    file.write_bytes(file.read_bytes()[:-20])
+def test_killed_it_ends_the_same(part: float, whole: Path, model: Path, tmp_path: Path) -> None:
+    """A kill leaves what was kept up to somewhere in a line; test_kept.py kills processes."""
+    kept = shutil.copytree(whole / "evaluations" / "kept", tmp_path / "e" / "evaluations" / "kept")
+    (file,) = kept.glob("*.jsonl")
+    file.write_bytes(file.read_bytes()[: int(part * file.stat().st_size)])
     heard = Heard()
     evaluate(settings(tmp_path, model, "e"), heard)
     assert any(told.startswith("going on: ") for told in heard.said)

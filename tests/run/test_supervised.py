@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -44,9 +45,7 @@ def trainer_of(*stages: dict[str, Any], **changes: Any) -> Trainer:
 
 def given(rollout: Rollout) -> Rollout:
     first, second = rollout.attempts
-    return Rollout(
-        rollout.problem, (type(first)(first.prompt_ids, first.completion, first.grade, sampled=False), second)
-    )
+    return replace(rollout, attempts=(replace(first, sampled=False), second))
 
 
 def test_the_loss_is_the_cross_entropy_of_the_second_attempts_tokens() -> None:
@@ -200,16 +199,8 @@ def test_offline_first_attempts_carry_no_gradient(monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize(("target", "direction"), [(1e-9, 1), (1e9, -1)])
 def test_beta2_follows_its_rule(target: float, direction: int) -> None:
     """KL far over the target: + 10 % a step; far under it: - 10 %."""
-    adaptive = {"target": target, "rate": 0.1}
-    stage = {
-        "name": "one",
-        "objective": "stage1",
-        "steps": 9,
-        "learning_rate": 0.003,
-        "beta2": 0.2,
-        "adaptive": adaptive,
-    }
-    trainer = trainer_of(stage)
+    stage = {"name": "one", "objective": "stage1", "steps": 9, "learning_rate": 0.003, "beta2": 0.2}
+    trainer = trainer_of({**stage, "adaptive": {"target": target, "rate": 0.1}})
     used = [trainer.train_step().beta2 for _ in range(4)]
     assert used == pytest.approx([0.2 * (1 + 0.1 * direction) ** i for i in range(4)], rel=1e-6)
     credit = credit_of(trainer.stage, torch.zeros(1, 2), Progress(beta2=0.7))

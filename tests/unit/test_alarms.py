@@ -17,7 +17,8 @@ from selfcorrect.evaluation.metrics import Estimate, Summary, summarize
 from selfcorrect.runs.display import Observer
 from selfcorrect.runs.folder import RunFolder
 from selfcorrect.runs.sentry import Sentry
-from selfcorrect.types import Attempt, Completion, Grade, Outcome, Problem, Rollout
+from selfcorrect.types import Outcome, Problem, Rollout
+from tests.support.rollouts import graded
 from tests.support.runs import recipe
 
 
@@ -25,10 +26,8 @@ def summary(*kinds: tuple[bool, bool, bool, int]) -> Summary:
     """Right at attempt 1, right at attempt 2, same answer; and how many rollouts."""
     rollouts = []
     for first, second, same, count in kinds:
-        grades = [Grade(Outcome.CORRECT if right else Outcome.WRONG, float(right), answer)
-                  for right, answer in ((first, "a"), (second, "a" if same else "b"))]  # fmt: skip
-        attempts = tuple(Attempt((), Completion((), (), "", "stop"), grade) for grade in grades)
-        rollouts += [Rollout(Problem("p", "t", "", {}), attempts)] * count
+        outcomes = [Outcome.CORRECT if right else Outcome.WRONG for right in (first, second)]
+        rollouts += [graded(*outcomes, texts=["a", "a" if same else "b"])] * count
     return summarize(rollouts)
 
 
@@ -56,10 +55,10 @@ def test_after_an_evaluation() -> None:
     assert "attempt 1 is right on 45.0%, the base model's on 60.0%" in alarms(SANDBAGGING, BASE)[0]
 
 
-def test_while_training_once_a_stage() -> None:
+def test_while_training() -> None:
     watch = Watch(BASE)
     steps = [watch.step(0.45 + 0.01 * (i % 2), 0.3, 0.4) for i in range(3 * WINDOW)]
-    assert [bool(told) for told in steps] == [i == WINDOW - 1 for i in range(3 * WINDOW)]
+    assert [bool(told) for told in steps] == [i >= WINDOW - 1 for i in range(3 * WINDOW)]
     assert steps[WINDOW - 1][0].startswith("sandbagging: over the last 20 steps attempt 1 is right on 45.5%")
     watch.stage_started()
     told = [text for i in range(WINDOW) for text in watch.step(0.6 + 0.01 * (i % 2), 0.001 * (-1) ** i, 0.96)]
@@ -70,14 +69,10 @@ def test_while_training_once_a_stage() -> None:
 
 def played(first_right: int, failed: int = 0) -> tuple[Rollout, ...]:
     """100 problems, of which so many are right at attempt 1, and the last few could not be graded; all right at 2."""
-
-    def attempt(outcome: Outcome) -> Attempt:
-        return Attempt((), Completion((), (), "", "stop"), Grade(outcome, float(outcome is Outcome.CORRECT), outcome))
-
     outcomes = [Outcome.CORRECT if n < first_right else Outcome.WRONG for n in range(100 - failed)]
     firsts = [*outcomes, *[Outcome.GRADER_FAILED] * failed]
     return tuple(
-        Rollout(Problem(f"p{n}", "countdown", "", {}), (attempt(first), attempt(Outcome.CORRECT)))
+        replace(graded(first, Outcome.CORRECT), problem=Problem(f"p{n}", "countdown", "", {}))
         for n, first in enumerate(firsts)
     )
 
@@ -99,7 +94,7 @@ def test_a_base_evaluation_that_holds_no_summary_is_told_of_in_a_line(tmp_path: 
     file = tmp_path / "run/evaluations/base.json"
     file.parent.mkdir(exist_ok=True)
     file.write_text('{"summary": {"accuracy": []}, "sampled": null}')
-    with pytest.raises(UserError, match=r"base\.json: summary\.n must be a finite number, got None$"):
+    with pytest.raises(UserError, match=r"base\.json: summary\.n is missing$"):
         Sentry(config, folder, Heard()).prepare()
 
 

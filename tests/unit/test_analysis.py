@@ -15,7 +15,7 @@ import pytest
 from selfcorrect.analysis import _training, analyse
 from selfcorrect.analysis.edits import edit_figure, edit_ratio
 from selfcorrect.analysis.flow import flow_figure
-from selfcorrect.analysis.read import Row, logged_rows
+from selfcorrect.analysis.read import logged
 from selfcorrect.analysis.scaling import check_votes, sample_pools
 from selfcorrect.analysis.training import attempts_figure, fixed_figure, progress_figures
 from selfcorrect.analysis.votes import Pool, budgets_up_to, read_pools, scale_figure, scaling, vote_key
@@ -28,9 +28,10 @@ from selfcorrect.types import Outcome, Problem, Rollout, SamplingParams
 from tests.support.rollouts import graded
 
 
-def row(right: str, answers: str, *texts: str) -> Row:
+def row(right: str, answers: str, *texts: str) -> Rollout:
     """right: r or w an attempt; answers: a letter an attempt."""
-    return Row(texts or tuple(answers), tuple(r == "r" for r in right), tuple(answers))
+    outcomes = [Outcome.CORRECT if each == "r" else Outcome.WRONG for each in right]
+    return graded(*outcomes, texts=texts or tuple(answers))
 
 
 def table(folder: Path, name: str) -> list[dict[str, str]]:
@@ -61,7 +62,7 @@ def test_rollouts_of_a_stage_with_fewer_attempts_stand_in_nobodys_way(tmp_path: 
     lines = [{"step": step, "id": "a", "attempts": [attempt] * (1 if step < 3 else 2)} for step in range(1, 7)]
     (tmp_path / "rollouts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     found = _training(tmp_path)
-    assert {name: [len(row.texts) for row in rows] for name, rows in found.items()} == {
+    assert {name: [len(each.attempts) for each in rows] for name, rows in found.items()} == {
         "early in training": [2], "late in training": [2],
     }  # fmt: skip
 
@@ -133,8 +134,8 @@ def test_a_file_of_graded_attempts_that_another_tool_wrote(tmp_path: Path) -> No
         figures, folder = analyse(tmp_path / name)
         assert [figure.name for figure in figures] == ["edits", "flow"]
         assert folder == tmp_path / f"{name[0]}.analysis"
-    [(found, _)] = logged_rows(tmp_path / "a.jsonl")
-    assert found.texts == (attempts[0]["text"], "e")
+    [(found, _)] = logged(tmp_path / "a.jsonl")
+    assert found.attempts[0].completion.text == attempts[0]["text"]
 
 
 def pool(first: str, corrected: str, right: str) -> Pool:
@@ -181,11 +182,6 @@ def test_what_was_not_graded_is_not_wrong(tmp_path: Path, monkeypatch: pytest.Mo
             pools = sample_pools(nothing, problems, counted, nothing, params, 4, kept, 3)  # type: ignore[arg-type]
         assert {pool.id: (len(pool.first), len(pool.corrected)) for pool in pools} == {"part": (2, 1), "whole": (4, 2)}
         assert all(right for pool in pools for _, right in (*pool.first, *pool.corrected))
-
-
-def test_two_attempts_that_say_nothing_are_not_the_same() -> None:
-    assert not Row(("", ""), (False, False), ("", "")).same(0, 1)
-    assert Row(("?", "?"), (False, False), ("", "")).same(0, 1)
 
 
 def test_the_interval_covers_the_truth() -> None:

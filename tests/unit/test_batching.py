@@ -1,21 +1,17 @@
-"""Which tokens train, drawn row by row; and that the step's gradient does not depend on how it is cut up."""
+"""Which tokens train, drawn row by row."""
 
 from dataclasses import replace
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from selfcorrect.learning.batching import Batch, make_batch, micro_batches
-from selfcorrect.learning.losses import token_loss
-from selfcorrect.learning.vocabulary import KLEstimator
-from selfcorrect.models.head import States
 from selfcorrect.parallel.sharding import Sharded
 from selfcorrect.types import Rollout
 from tests.support.rollouts import rollout_of_ids
 
 EOS = 2
-GIVEN = torch.float64
 
 
 def batch_of(*rollouts: Rollout, included: list[bool] | None = None) -> Batch:
@@ -144,81 +140,6 @@ def test_in_shards_every_rank_makes_as_many_passes_as_the_busiest() -> None:
         assert all(len(piece.length_B) == 1 and not piece.advantages_BT.any() for piece in idle)
         made.append((pieces(ranks.own(batch, 2)), len(idle)))
     assert made == [(2, 1), (3, 0), (0, 3)]
-
-
-class TinyCausal(nn.Module):
-    """Token ids -> logits over 8 ids, causal because it is recurrent, with a frozen reference beside it."""
-
-    def __init__(self, seed: int) -> None:
-        super().__init__()
-        torch.manual_seed(seed)
-        self.embed = nn.Embedding(8, 6, dtype=GIVEN)
-        self.recur = nn.GRU(6, 5, batch_first=True, dtype=GIVEN)
-        self.head = nn.Linear(5, 8, dtype=GIVEN)
-
-    def forward(self, token_ids_BT: Tensor, trained_BT: Tensor) -> Tensor:
-        """Logits of each trained token, from the position before it [N, 8]."""
-        hidden_BTH, _ = self.recur(self.embed(token_ids_BT))
-        logits: Tensor = self.head(hidden_BTH[:, :-1][trained_BT[:, 1:]])
-        return logits
-
-
-def step_rollouts() -> list[Rollout]:
-    generator = torch.Generator().manual_seed(11)
-
-    def ids(most: int) -> list[int]:
-        length = int(torch.randint(1, most + 1, (1,), generator=generator))
-        return torch.randint(0, 8, (length,), generator=generator).tolist()
-
-    return [rollout_of_ids((ids(4), ids(5)), (ids(3), ids(5))) for _ in range(8)]
-
-
-def step_batch(order: list[int]) -> Batch:
-    """Eight rollouts, one of them not included, in this order."""
-    rollouts, generator = step_rollouts(), torch.Generator().manual_seed(12)
-    advantages_BA = torch.randn(8, 2, generator=generator, dtype=GIVEN)
-    included_B = torch.tensor([index != 5 for index in order])
-    return make_batch([rollouts[index] for index in order], advantages_BA[order], (0.3, 0.2), included_B)
-
-
-def summed_gradient(pieces: list[Batch], estimator: KLEstimator) -> Tensor:
-    policy, reference = TinyCausal(1), TinyCausal(2)
-    for piece in pieces:
-        trained_BT = piece.attempt_BT > 0
-        with torch.no_grad():
-            ref_logits_NV = reference(piece.token_ids_BT, trained_BT)
-        logits_NV = policy(piece.token_ids_BT, trained_BT)
-        (token_loss(States(logits_NV), States(ref_logits_NV), piece, 0.9, estimator).loss_B.sum() / 8).backward()  # type: ignore[no-untyped-call]
-    return torch.cat([parameter.grad.flatten() for parameter in policy.parameters() if parameter.grad is not None])
-
-
-@pytest.mark.parametrize("estimator", ["analytic", "k1"])
-def test_the_gradient_does_not_depend_on_how_the_step_is_cut_up(estimator: KLEstimator) -> None:
-    batch = step_batch(list(range(8)))
-    whole = summed_gradient([batch], estimator)
-    assert whole.abs().max() > 0.1
-    for size in (8, 4, 3, 2, 1):
-        found = summed_gradient(list(micro_batches(batch, size)), estimator)
-        torch.testing.assert_close(found, whole, rtol=0, atol=1e-13)
-    shuffled = step_batch([3, 5, 0, 7, 6, 1, 4, 2])
-    torch.testing.assert_close(summed_gradient(list(micro_batches(shuffled, 4)), estimator), whole, rtol=0, atol=1e-13)
-
-
-@pytest.mark.parametrize("filler", [0, 7])
-def test_more_padding_changes_nothing(filler: int) -> None:
-    batch = step_batch(list(range(8)))
-    padded = Batch(
-        nn.functional.pad(batch.token_ids_BT, (0, 5), value=filler),
-        batch.length_B,
-        *[
-            nn.functional.pad(column, (0, 5))
-            for column in (batch.attempt_BT, batch.advantages_BT, batch.kl_coef_BT, batch.sampler_logprobs_BT)
-        ],
-    )
-    whole = summed_gradient([batch], "analytic")
-    torch.testing.assert_close(summed_gradient([padded], "analytic"), whole, rtol=0, atol=1e-13)
-    trimmed = list(micro_batches(padded, 8))
-    assert trimmed[0].token_ids_BT.shape[1] == max(batch.length_B[i] for i in range(8) if i != 5)
 
 
 def test_a_given_attempt_is_context_and_trains_nothing() -> None:

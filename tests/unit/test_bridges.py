@@ -268,7 +268,8 @@ def test_logs_of_other_tasks_of_inspect(reason: str, inspect_log: Callable[..., 
     turns = [message("user", "2 + 2?"), message("assistant", "3"), message("user", "Sure?"), message("assistant", "4")]
     other = sample(7, metadata={}, messages=turns, output=output, input="2 + 2?", target=["4", "four"])
     (row,) = read_log(inspect_log(other)).rows
-    assert (row.name, row.texts, row.ends) == ("7", ("3", "4"), ("stop", "length"))
+    assert (row.name, row.texts) == ("7", ("3", "4"))
+    assert [attempt.finish_reason for attempt in row.completions] == ["stop", "length"]
     assert row.row.fields["gold"] == "4"
 
 

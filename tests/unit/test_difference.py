@@ -12,7 +12,8 @@ import pytest
 import selfcorrect
 from selfcorrect.config.paths import FILE_HOLDS, TASK_FILE
 from selfcorrect.errors import DataError
-from selfcorrect.evaluation.averages import change, means, samples_of, summary_over
+from selfcorrect.evaluation.averages import change, means, summary_over
+from selfcorrect.evaluation.flat import rollout_row
 from selfcorrect.evaluation.metrics import difference_of
 from selfcorrect.evaluation.stored import read_rollouts
 from selfcorrect.types import Rollout
@@ -25,8 +26,7 @@ CONFIG = (
 
 def row(of: Rollout, **changes: Any) -> dict[str, Any]:
     """A line as docs/run_folder.md has it."""
-    attempts = [{"text": each.completion.text, **asdict(each.grade)} for each in of.attempts]
-    return {"id": of.problem.id, "prompt": "", "reference": {"answer": of.problem.id}, "attempts": attempts, **changes}
+    return {**rollout_row(of), "reference": {"answer": of.problem.id}, **changes}
 
 
 def write(run: Path, rows: Sequence[dict[str, Any]], name: str = "two", step: int = 8, **changes: Any) -> Path:
@@ -53,7 +53,7 @@ def test_the_figures_of_both_and_what_differs(samples: int, tmp_path: Path) -> N
     assert found.n == 40
     assert "1 problems are left out" in found.notes[0]
     assert (found.a.summary, found.b.summary) == (summary_over(ours, samples), summary_over(theirs[::-1], samples))
-    before, now = means(samples_of(ours)), means(samples_of(theirs))
+    before, now = means(ours), means(theirs)
     whole = change(before, now, single=samples == 1)  # as a run holds its evaluations against the base model's
     assert whole is not None
     figures = found.figures

@@ -6,7 +6,7 @@ import random
 import pytest
 
 from selfcorrect.evaluation.averages import summary_over
-from selfcorrect.evaluation.metrics import Estimate, difference_of, share, summarize
+from selfcorrect.evaluation.metrics import Estimate, difference_of, grader_lives, share, summarize
 from selfcorrect.report.tables import summary_cells
 from selfcorrect.runs.display import summary_lines
 from selfcorrect.types import Outcome, Rollout
@@ -109,6 +109,23 @@ def test_three_attempts_compare_the_first_with_the_last() -> None:
     assert found.unchanged.value == 1 / 5
 
 
+@pytest.mark.parametrize(
+    ("outcomes", "lives"),
+    [
+        (["grader_failed", "grader_failed"], False),
+        (["grader_failed", "truncated"], False),
+        (["unreadable", "grader_failed", "no_answer"], False),
+        (["grader_failed", "wrong"], True),
+        (["truncated", "unreadable"], True),
+        (["grader_failed wrong", "grader_failed correct"], False),
+        (["grader_failed wrong", "wrong grader_failed"], True),
+    ],
+)
+def test_whether_the_grader_lives(outcomes: list[str], lives: bool) -> None:
+    """Whatever else ended the attempts beside; a rollout's attempts are each graded together with those of the others."""
+    assert grader_lives([graded(*map(Outcome, each.split())) for each in outcomes]) is lives
+
+
 @pytest.mark.parametrize("rollouts", [[], [graded(Outcome.GRADER_FAILED, CORRECT)]])
 def test_nothing_graded_gives_zeros(rollouts: list[Rollout]) -> None:
     found = summarize(rollouts)
@@ -116,12 +133,6 @@ def test_nothing_graded_gives_zeros(rollouts: list[Rollout]) -> None:
     assert found.n == 0
     assert set(found.accuracy) <= {nothing}
     assert [found.delta, found.fixed, found.broken, found.fix_rate, found.unchanged] == [nothing] * 5
-
-
-def test_everything_right_has_no_fix_rate() -> None:
-    found = summarize([graded(CORRECT, CORRECT)] * 3)
-    assert found.fix_rate == Estimate(0.0, 0.0, 0.0)
-    assert found.accuracy[1].value == 1.0
 
 
 def test_one_attempt() -> None:

@@ -9,12 +9,13 @@ from pathlib import Path
 from selfcorrect.analysis.edits import edit_figure
 from selfcorrect.analysis.figure import Figure
 from selfcorrect.analysis.flow import flow_figure
-from selfcorrect.analysis.read import Row, evaluations, json_lines, json_object, logged_rows, read_rows
+from selfcorrect.analysis.read import evaluated, json_lines, json_object, logged, read_graded
 from selfcorrect.analysis.training import attempts_figure, fixed_figure, progress_figures
 from selfcorrect.analysis.votes import budgets_up_to, read_pools, scale_figure, scaling, votable
 from selfcorrect.config.paths import at_home
 from selfcorrect.errors import DataError
 from selfcorrect.tasks.files import stem_of
+from selfcorrect.types import Rollout
 
 __all__ = ["Figure", "analyse", "figures_of"]
 
@@ -41,7 +42,7 @@ def analyse(source: str | Path, output: str | Path | None = None) -> tuple[list[
 def figures_of(source: Path) -> list[Figure]:
     """All figures, in the paper's order."""
     if source.is_file():
-        rows = {source.name: read_rows(source)}
+        rows = {source.name: read_graded(source)}
         found = [
             edit_figure("edits", "How much the last attempt changes", rows),
             flow_figure(source.name, rows[source.name]),
@@ -49,7 +50,7 @@ def figures_of(source: Path) -> list[Figure]:
         return [figure for figure in [*found, attempts_figure(rows)] if figure]
     if not source.exists():
         raise DataError(f"{source}: no such file or folder")
-    by_name = evaluations(source)
+    by_name = evaluated(source)
     shown = _ends(by_name)
     found = [
         edit_figure("edits_held_out", "How much the last attempt changes, held-out problems", shown),
@@ -72,21 +73,21 @@ def _scaling(folder: Path) -> Figure | None:
     return scale_figure(scaling(pools, budgets_up_to(int(about["most"]))), len(pools), float(about["temperature"]))
 
 
-def _ends(by_name: dict[str, list[Row]]) -> dict[str, Sequence[Row]]:
+def _ends(by_name: dict[str, list[Rollout]]) -> dict[str, Sequence[Rollout]]:
     """The base model's evaluation and the latest one."""
     names = list(by_name)
     if not names:
         return {}
-    ends: dict[str, Sequence[Row]] = {"base model" if names[0] == "base" else names[0]: by_name[names[0]]}
+    ends: dict[str, Sequence[Rollout]] = {"base model" if names[0] == "base" else names[0]: by_name[names[0]]}
     if len(names) > 1:
         ends[f"after {names[-1]}"] = by_name[names[-1]]
     return ends
 
 
-def _training(run: Path) -> dict[str, Sequence[Row]]:
+def _training(run: Path) -> dict[str, Sequence[Rollout]]:
     """Logged training rollouts of the first and of the last tenth of the steps (at least the first and last logged)."""
-    rows = logged_rows(run / "rollouts.jsonl")
-    rows = [(row, line) for row, line in rows if len(row.texts) == len(rows[-1][0].texts)]  # of the last stage's kind
+    rows = logged(run / "rollouts.jsonl")
+    rows = [each for each in rows if len(each[0].attempts) == len(rows[-1][0].attempts)]  # of the last stage's kind
     steps = sorted({int(line.get("step", 0)) for _, line in rows})
     if len(steps) < 2:
         return {}

@@ -1,7 +1,7 @@
 """The two kinds of charts that the analyses draw (pure): lines with intervals, and histograms."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from markupsafe import Markup
@@ -78,9 +78,9 @@ def _frame(y: Scale, y_ticks: Sequence[float], x_label: str, y_label: str) -> li
     return marks
 
 
-def _band(series: Series, x: Scale, y: Scale, place: object) -> list[Markup]:
+def _band(series: Series, x: Scale, y: Scale, place: Callable[[float], float]) -> list[Markup]:
     known = [p for p in series.points if not (math.isnan(p[2]) or math.isnan(p[3]))]
-    if len(known) < 2 or not callable(place):
+    if len(known) < 2:
         return []
     there = [f"{x(place(p[0])):.1f} {y(p[3]):.1f}" for p in known]
     back = [f"{x(place(p[0])):.1f} {y(p[2]):.1f}" for p in reversed(known)]

@@ -2,11 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 from rapidfuzz.distance import Levenshtein
 
 from selfcorrect.analysis.charts import histogram
 from selfcorrect.analysis.figure import Figure
-from selfcorrect.analysis.read import Row
+from selfcorrect.types import Rollout
 
 BINS = 20
 _COLOURS = ("c1", "c2", "c3", "c4")
@@ -18,17 +19,21 @@ def edit_ratio(first: str, second: str) -> float:
     return Levenshtein.distance(first, second) / total if total else 0.0
 
 
-def edit_figure(name: str, title: str, groups: Mapping[str, Sequence[Row]]) -> Figure | None:
+def edit_figure(name: str, title: str, groups: Mapping[str, Sequence[Rollout]]) -> Figure | None:
     """Histograms of the ratio between attempt 1 and the last, one for each group with rollouts of several attempts."""
     ratios = {
-        label: [edit_ratio(row.texts[0], row.texts[-1]) for row in rows if len(row.texts) > 1]
-        for label, rows in groups.items()
+        label: [
+            edit_ratio(each.attempts[0].completion.text, each.attempts[-1].completion.text)
+            for each in rollouts
+            if len(each.attempts) > 1
+        ]
+        for label, rollouts in groups.items()
     }
     ratios = {label: values for label, values in ratios.items() if values}
     if not ratios:
         return None
     edges = [index / BINS for index in range(BINS + 1)]
-    counts = {label: _count(values) for label, values in ratios.items()}
+    counts = {label: np.histogram(values, edges)[0].tolist() for label, values in ratios.items()}
     shares = [
         (f"{label} (n = {len(ratios[label]):,})", colour, [count / len(ratios[label]) for count in counts[label]])
         for (label, colour) in zip(ratios, _COLOURS, strict=False)
@@ -46,10 +51,3 @@ def edit_figure(name: str, title: str, groups: Mapping[str, Sequence[Row]]) -> F
         f"{copies}."
     )
     return Figure(name, title, caption, histogram(title, "edit-distance ratio", edges, shares), rows)
-
-
-def _count(values: Sequence[float]) -> list[int]:
-    counts = [0] * BINS
-    for value in values:
-        counts[min(BINS - 1, int(value * BINS))] += 1
-    return counts

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from selfcorrect.analysis.figure import Figure
-from selfcorrect.analysis.read import Row
 from selfcorrect.analysis.svg import drawing, element, spread, text
+from selfcorrect.evaluation.metrics import is_unchanged
+from selfcorrect.types import Rollout
 
 _TOP, _HEIGHT, _GAP, _X0, _X1, _BAR = 34.0, 210.0, 16.0, 82.0, 270.0, 8.0
 
@@ -23,7 +24,7 @@ class Stream:
     count: int
 
 
-def streams(rows: Sequence[Row]) -> tuple[Stream, ...]:
+def streams(rollouts: Sequence[Rollout]) -> tuple[Stream, ...]:
     """The six ways; every rollout takes one. A right answer that is written another way counts as another."""
     kinds = (
         ("right_same", "stays right, same answer", "kept_right", True, True, True),
@@ -33,28 +34,24 @@ def streams(rows: Sequence[Row]) -> tuple[Stream, ...]:
         ("wrong_other", "stays wrong, another answer", "kept_wrong", False, False, False),
         ("wrong_same", "stays wrong, same answer", "kept_wrong", False, False, True),
     )
+    went = [(r.attempts[0].grade.correct, r.attempts[-1].grade.correct, is_unchanged(r)) for r in rollouts]
     found = []
     for key, name, kind, first, last, same in kinds:
-        changes = first != last
-        count = sum(
-            row.right[0] == first and row.right[-1] == last and (changes or row.same(0, len(row.right) - 1) == same)
-            for row in rows
-        )
+        count = sum((a, b) == (first, last) and (first != last or stays == same) for a, b, stays in went)
         found.append(Stream(key, name, kind, same, count))
     return tuple(found)
 
 
-def flow_figure(label: str, rows: Sequence[Row], name: str = "flow") -> Figure | None:
+def flow_figure(label: str, rollouts: Sequence[Rollout], name: str = "flow") -> Figure | None:
     """The picture and its numbers; None where there is one attempt only."""
-    rows = [row for row in rows if len(row.right) > 1]
-    if not rows:
+    rollouts = [each for each in rollouts if len(each.attempts) > 1]
+    if not rollouts:
         return None
-    found = streams(rows)
-    n = len(rows)
+    found, n = streams(rollouts), len(rollouts)
     numbers = [{"stream": s.key, "count": s.count, "share": s.count / n} for s in found]
     caption = (
-        f"n = {n:,} problems, from attempt 1 (left) to attempt {len(rows[0].right)} (right). Faint: the answer stays "
-        "the same."
+        f"n = {n:,} problems, from attempt 1 (left) to attempt {len(rollouts[0].attempts)} (right). "
+        "Faint: the answer stays the same."
     )
     return Figure(name, f"Where the answers go: {label}", caption, flow_drawing(label, found), numbers)
 

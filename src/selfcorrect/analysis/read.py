@@ -1,53 +1,45 @@
-"""What the analyses read: the attempts that a run folder, or a file of graded attempts, holds."""
+"""What a run folder, or a file of graded attempts, holds: rollouts for the analyses, and flat records for tables."""
 
 import contextlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from selfcorrect.config.paths import at_home
 from selfcorrect.errors import DataError
-from selfcorrect.evaluation.metrics import LEFT_OUT, repeats
+from selfcorrect.evaluation.flat import flat, flat_rollout
+from selfcorrect.evaluation.metrics import is_graded
+from selfcorrect.evaluation.stored import attempt_of
 from selfcorrect.tasks import files
+from selfcorrect.types import Problem, Rollout
 
+_LOGS = {"steps": "metrics.jsonl", "alarms": "alarms.jsonl"}
 _NO_ROLLOUT = (ValueError, KeyError, TypeError, AttributeError)
+_ANY = Problem("", "", "", {})  # figures need the attempts alone
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One rollout: texts, whether each attempt is right, and the answers that were read."""
-
-    texts: tuple[str, ...]
-    right: tuple[bool, ...]
-    answers: tuple[str, ...]
-
-    def same(self, first: int, second: int) -> bool:
-        """Whether of two attempts (0, 1, ...) the second repeats the first."""
-        return repeats((self.answers[first], self.answers[second]), (self.texts[first], self.texts[second]))
-
-
-def read_rows(file: Path) -> list[Row]:
+def read_graded(file: Path) -> list[Rollout]:
     """Every rollout of a file of graded attempts that could be graded; all have the same number of attempts.
 
     Raises DataError with file and line where one cannot be read.
     """
-    found: list[Row] = []
+    found: list[Rollout] = []
     for row in files.read_rows(file):
         try:
             read = _read(row.fields)
-            if found and read and len(read.texts) != len(found[0].texts):
-                raise ValueError(f"{len(read.texts)} attempts, where the first line has {len(found[0].texts)}")
+            if found and len(read.attempts) != len(found[0].attempts):
+                raise ValueError(f"{len(read.attempts)} attempts, where the first line has {len(found[0].attempts)}")
         except _NO_ROLLOUT as error:
             raise DataError(
                 f"{row.where}: expected a rollout with attempts, each with text and outcome: {error!r}; "
                 "`selfcorrect evaluate RECIPE sampler=recorded recorded=FILE` makes a run folder of recorded attempts"
             ) from None
-        found += [read] if read else []
-    return found
+        found.append(read)
+    return list(filter(is_graded, found))
 
 
-def logged_rows(file: Path) -> list[tuple[Row, dict[str, Any]]]:
+def logged(file: Path) -> list[tuple[Rollout, dict[str, Any]]]:
     """Every graded rollout that a run keeps, with its whole line; stages may play different numbers of attempts.
 
     The file may still be written, so lines that cannot be read are left out.
@@ -55,47 +47,48 @@ def logged_rows(file: Path) -> list[tuple[Row, dict[str, Any]]]:
     found = []
     for row in json_lines(file):
         with contextlib.suppress(*_NO_ROLLOUT):
-            if read := _read(row):
+            if is_graded(read := _read(row)):
                 found.append((read, row))
     return found
 
 
-def _read(row: Mapping[str, Any]) -> Row | None:
-    """None where the grader failed on an attempt, or none could be made."""
-    attempts = row["attempts"]
+def _read(row: Mapping[str, Any]) -> Rollout:
+    attempts = tuple(map(attempt_of, row["attempts"]))
     if not attempts:
         raise ValueError("no attempts")
-    outcomes = [str(attempt["outcome"]) for attempt in attempts]
-    texts = tuple(str(attempt["text"]) for attempt in attempts)
-    answers = tuple(str(attempt.get("answer", "")) for attempt in attempts)
-    if any(outcome in LEFT_OUT for outcome in outcomes):
-        return None
-    return Row(texts, tuple(outcome == "correct" for outcome in outcomes), answers)
+    return Rollout(_ANY, attempts)
 
 
-def evaluations(run: Path) -> dict[str, list[Row]]:
-    """The rollouts of every evaluation, base first, then in the order of training; of each problem its first sample."""
-    found = []
-    for file in (run / "evaluations").glob("*.json"):
-        rollouts = file.with_name(f"{file.stem}.rollouts.jsonl")
-        try:
-            step = int(json.loads(file.read_text(encoding="utf-8")).get("step", 0))
-        except (ValueError, AttributeError, TypeError):
-            continue  # still in the writing
-        if rollouts.exists():
-            found.append((file.stem != "base", step, file.stem, rollouts))
+def evaluations(run: Path) -> dict[str, dict[str, Any]]:
+    """What the files of evaluations/ hold, base first, then in the order of training; none that is half written."""
+    found = {file.stem: told for file in (run / "evaluations").glob("*.json") if (told := json_object(file))}
+    return dict(sorted(found.items(), key=lambda each: (each[0] != "base", each[1].get("step", 0), each[0])))
+
+
+def evaluated(run: Path) -> dict[str, list[Rollout]]:
+    """The rollouts of every evaluation in that order; of each problem its first sample."""
+    files = {name: run / "evaluations" / f"{name}.rollouts.jsonl" for name in evaluations(run)}
     return {
-        name: [row for row, line in logged_rows(file) if line.get("sample", 1) == 1]
-        for _, _, name, file in sorted(found)
+        name: [rollout for rollout, line in logged(file) if line.get("sample", 1) == 1]
+        for name, file in files.items()
+        if file.exists()
     }
+
+
+def text_of(file: Path) -> str:
+    """Empty where it is not there. Raises DataError where it cannot be read."""
+    try:
+        return file.read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        return ""
+    except OSError as error:
+        raise DataError(f"{file}: cannot be read: {error.strerror}") from None
 
 
 def json_lines(file: Path) -> list[dict[str, Any]]:
     """The whole lines of a log that may still be written; none where it is not there."""
-    if not file.exists():
-        return []
     found = []
-    for line in file.read_text(encoding="utf-8", errors="replace").split("\n"):
+    for line in text_of(file).split("\n"):
         try:
             row = json.loads(line)
         except (ValueError, RecursionError):
@@ -108,7 +101,29 @@ def json_lines(file: Path) -> list[dict[str, Any]]:
 def json_object(file: Path) -> dict[str, Any]:
     """A JSON object; empty where there is none, or it is not whole."""
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        found = json.loads(text_of(file))
+    except (ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def records(run: str | Path, of: str = "steps") -> list[dict[str, Any]]:
+    """Flat records of a run folder, which may still be written (docs/run_folder.md says what the fields are).
+
+    of: steps (a record a training step, rewards/t1, rewards/t2, ...), evaluations (a record each, base first,
+    summary/accuracy/t1/value, ...), alarms, rollouts (those that training kept, t1/text, t1/outcome, ...), or the name
+    of an evaluation (NAME@WORDING of another wording), for its rollouts. Raises DataError where there is no such thing.
+    """
+    folder = at_home(run, "run")
+    if not (folder / "config.yaml").is_file():
+        raise DataError(f"run = {str(run)!r} is no run folder (no config.yaml in it); name one, like runs/mine")
+    if of in _LOGS:
+        return [flat(row) for row in json_lines(folder / _LOGS[of])]
+    found = evaluations(folder)
+    if of == "evaluations":
+        return [flat(told) for told in found.values()]
+    file = folder / "rollouts.jsonl" if of == "rollouts" else folder / "evaluations" / f"{of}.rollouts.jsonl"
+    if of != "rollouts" and not file.is_file():
+        known = ", ".join([*_LOGS, "evaluations", "rollouts", *found])
+        raise DataError(f"of = {of!r}: {folder} has no evaluation of that name; there are {known}")
+    return [flat_rollout(row) for row in json_lines(file)]

@@ -2,13 +2,11 @@
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
-from selfcorrect.analysis.votes import Pool, votable, vote_key
+from selfcorrect.analysis.votes import Pool, pool_of, votable, vote_key
 from selfcorrect.config import TrainConfig
 from selfcorrect.errors import ConfigError, DataError, NothingGraded
-from selfcorrect.evaluation.chunks import Played, in_chunks
-from selfcorrect.evaluation.counted import Counted
+from selfcorrect.evaluation.counted import Counted, Played, in_chunks
 from selfcorrect.evaluation.kept import Kept
 from selfcorrect.evaluation.metrics import LEFT_OUT, is_graded, refuse_nothing_graded
 from selfcorrect.models.chat import Chat
@@ -54,9 +52,7 @@ def sample_pools(
     for lines, played in in_chunks(problems, chunk, cost_of(most), kept, counted, play_part):
         is_known = missed is None or not played or any(map(is_graded, played))
         missed = None if is_known else [*(missed or ()), *played]
-        pools += [
-            Pool(name, tuple(map(_pair, first)), tuple(map(_pair, corrected))) for name, first, corrected in lines
-        ]
+        pools += map(pool_of, lines)
     refuse_nothing_graded(missed or [], "scaling")
     if not (found := votable(pools)):  # as it was kept of an earlier call
         raise NothingGraded(f"scaling: {kept.file}: none of {len(pools)} problems has solutions that were graded")
@@ -78,10 +74,6 @@ def _sample(
         rest = once[place * (most - half) : (place + 1) * (most - half)]
         lines.append([problem.id, (*_answers(mine, 0), *_answers(rest, 0)), _answers(mine, 1)])
     return lines, both
-
-
-def _pair(solution: Sequence[Any]) -> tuple[str, bool]:
-    return (solution[0], solution[1])
 
 
 def _answers(rollouts: Sequence[Rollout], attempt: int) -> tuple[tuple[str, bool], ...]:

@@ -2,15 +2,15 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from statistics import stdev
 from typing import Any
 
 from selfcorrect.analysis.charts import Series, line_chart
 from selfcorrect.analysis.figure import Figure
-from selfcorrect.analysis.read import Row
 from selfcorrect.analysis.svg import attempt_class
 from selfcorrect.evaluation.metrics import share
+from selfcorrect.types import Rollout
 
-_NAN = math.nan
 _WIDTH = 10  # steps that a point of a curve is the mean of
 
 
@@ -83,23 +83,21 @@ def _smooth(points: Sequence[tuple[float, float]]) -> list[tuple[float, float, f
         part = points[start : start + _WIDTH]
         ys = [y for _, y in part]
         mean = sum(ys) / len(ys)
-        half = _NAN
-        if len(ys) > 2:
-            half = 2 * math.sqrt(sum((y - mean) ** 2 for y in ys) / (len(ys) - 1) / len(ys))
+        half = 2 * stdev(ys) / math.sqrt(len(ys)) if len(ys) > 2 else math.nan
         smoothed.append((sum(x for x, _ in part) / len(part), mean, mean - half, mean + half))
     return smoothed
 
 
-def attempts_figure(groups: Mapping[str, Sequence[Row]]) -> Figure | None:
+def attempts_figure(groups: Mapping[str, Sequence[Rollout]]) -> Figure | None:
     """Fig. 8: accuracy at each of many attempts; None where no evaluation has more than two."""
     series, numbers = [], []
-    for colour, (label, rows) in zip(("c1", "c2", "c3", "c4"), groups.items(), strict=False):
-        attempts = len(rows[0].right) if rows else 0
-        estimates = [share(sum(row.right[a] for row in rows), len(rows)) for a in range(attempts)]
+    for colour, (label, rollouts) in zip(("c1", "c2", "c3", "c4"), groups.items(), strict=False):
+        n, attempts = len(rollouts), len(rollouts[0].attempts) if rollouts else 0
+        estimates = [share(sum(each.attempts[a].grade.correct for each in rollouts), n) for a in range(attempts)]
         points = [(a + 1, 100 * e.value, 100 * e.low, 100 * e.high) for a, e in enumerate(estimates)]
-        series.append(Series(f"{label} (n = {len(rows):,})", colour, points))
+        series.append(Series(f"{label} (n = {n:,})", colour, points))
         numbers += [
-            {"group": label, "attempt": a + 1, "accuracy": e.value, "low": e.low, "high": e.high, "n": len(rows)}
+            {"group": label, "attempt": a + 1, "accuracy": e.value, "low": e.low, "high": e.high, "n": n}
             for a, e in enumerate(estimates)
         ]
     if not any(len(s.points) > 2 for s in series):

@@ -5,10 +5,12 @@ Every budget draws its solutions from what was sampled once: first attempts, and
 Axes: P problems, N solutions of a problem, C its distinct answers, R resamples.
 """
 
+import contextlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,13 +45,16 @@ def read_pools(file: Path) -> list[Pool]:
     """The pools of a file, each problem once; a line that a crash left torn is left out."""
     found: dict[str, Pool] = {}
     for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else ():
-        try:
-            name, first, corrected = json.loads(line)
-            pool = Pool(name, tuple(map(tuple, first)), tuple(map(tuple, corrected)))
-        except (ValueError, TypeError):
-            continue
-        found[pool.id] = pool
+        with contextlib.suppress(ValueError):
+            pool = pool_of(json.loads(line))
+            found[pool.id] = pool
     return list(found.values())
+
+
+def pool_of(line: Sequence[Any]) -> Pool:
+    """From what `sample_pools` kept."""
+    name, *solutions = line
+    return Pool(name, *(tuple((answer, right) for answer, right in column) for column in solutions))
 
 
 def votable(pools: Sequence[Pool]) -> list[Pool]:

@@ -66,7 +66,7 @@ def unread(summary: Summary) -> list[str]:
 class Watch:
     """The same while training: means over the last WINDOW steps, against the base model's sampled evaluation.
 
-    Each alarm is told once; `stage_started` lets it be told again.
+    What is said begins with its kind and a colon, so that whoever hears it can tell each kind once.
     """
 
     def __init__(self, base: Summary | None) -> None:
@@ -78,7 +78,6 @@ class Watch:
         self._first: deque[float] = deque(maxlen=WINDOW)
         self._delta: deque[float] = deque(maxlen=WINDOW)
         self._unchanged: deque[float] = deque(maxlen=WINDOW)
-        self._told: set[str] = set()
 
     def step(self, first: float, delta: float, unchanged: float) -> list[str]:
         """After a step: accuracy of attempt 1, delta, and the share of unchanged answers."""
@@ -88,15 +87,13 @@ class Watch:
             return []
         told, base = [], self._base
         now = _mean(self._first)
-        if now.high < base.accuracy[0].low and "sandbagging" not in self._told:
-            self._told.add("sandbagging")
+        if now.high < base.accuracy[0].low:
             told.append(
                 f"sandbagging: over the last {WINDOW} steps attempt 1 is right on {now.value:.1%} of the rollouts, "
                 f"the base model's on {base.accuracy[0].value:.1%}"
             )
         same = _mean(self._unchanged)
-        if _copies(same, base.unchanged) and _mean(self._delta).low <= 0 and "copying" not in self._told:
-            self._told.add("copying")
+        if _copies(same, base.unchanged) and _mean(self._delta).low <= 0:
             told.append(
                 f"copying: over the last {WINDOW} steps the last attempt repeats the first on {same.value:.1%} of the "
                 f"rollouts, the base model's on {base.unchanged.value:.1%}, without a gain"
@@ -105,10 +102,7 @@ class Watch:
 
 
 class Lessons:
-    """Whether steps teach anything. limit: rollouts.max_new_tokens.
-
-    What is said begins with its kind and a colon, so that whoever hears it can tell each kind once.
-    """
+    """Whether steps teach anything, said in the same form. limit: rollouts.max_new_tokens."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit

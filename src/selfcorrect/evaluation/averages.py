@@ -9,14 +9,12 @@ Axes: A attempts, P problems, R resamples.
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from selfcorrect.evaluation.metrics import (
     FEW,
-    LEFT_OUT,
     RESOLVED,
     Estimate,
     Passes,
@@ -27,26 +25,15 @@ from selfcorrect.evaluation.metrics import (
     is_graded,
     is_unchanged,
     outcomes_of,
-    repeats,
     share,
     standard_error,
     summarize,
 )
 from selfcorrect.evaluation.resampling import Table, bootstrap, draws, ratio, weighted_mean
-from selfcorrect.types import Outcome, Rollout
+from selfcorrect.types import Rollout
 
 RESAMPLES = 2000
 _WIDTH = 1e-9  # shares that are closer are the same
-
-
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """One graded rollout: its problem, which of its attempts are right, whether the last repeats the first, rewards."""
-
-    id: str
-    right: tuple[bool, ...]
-    same: bool
-    rewards: tuple[float, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,59 +59,34 @@ class Change:
     delta: Estimate
 
 
-def samples_of(rollouts: Iterable[Rollout]) -> list[Sample]:
-    """The graded ones, in order."""
-    found = []
-    for rollout in filter(is_graded, rollouts):
-        grades = [attempt.grade for attempt in rollout.attempts]
-        right, rewards = tuple(grade.correct for grade in grades), tuple(grade.reward for grade in grades)
-        found.append(Sample(rollout.problem.id, right, is_unchanged(rollout), rewards))
-    return found
-
-
-def samples_of_rows(rows: Iterable[Mapping[str, Any]]) -> list[Sample]:
-    """The same from lines of a file of rollouts."""
-    found = []
-    for row in rows:
-        outcomes = [attempt["outcome"] for attempt in row["attempts"]]
-        if outcomes and not any(outcome in LEFT_OUT for outcome in outcomes):
-            first, last = row["attempts"][0], row["attempts"][-1]
-            right = tuple(outcome == Outcome.CORRECT for outcome in outcomes)
-            same = repeats((first.get("answer", ""), last.get("answer", "")), (first["text"], last["text"]))
-            rewards = tuple(float(attempt.get("reward", r)) for attempt, r in zip(row["attempts"], right, strict=True))
-            found.append(Sample(row["id"], right, same, rewards))
-    return found
-
-
-def tally(samples: Sequence[Sample]) -> Tally:
-    """Counts by problem, in the order in which they come."""
-    places = {name: place for place, name in enumerate(dict.fromkeys(sample.id for sample in samples))}
-    attempts = max((len(sample.right) for sample in samples), default=0)
+def tally(rollouts: Iterable[Rollout]) -> Tally:
+    """Counts of the graded ones by problem, in the order in which they come."""
+    graded = list(filter(is_graded, rollouts))
+    places = {name: place for place, name in enumerate(dict.fromkeys(rollout.problem.id for rollout in graded))}
+    attempts = max((len(rollout.attempts) for rollout in graded), default=0)
     n_P, right_AP = np.zeros(len(places)), np.zeros((attempts, len(places)))
     fixed_P, broken_P, either_P, same_P = (np.zeros(len(places)) for _ in range(4))
     reward_AP = np.zeros_like(right_AP)
-    for sample in samples:
-        place, first, last = places[sample.id], sample.right[0], sample.right[-1]
+    for rollout in graded:
+        grades = [attempt.grade for attempt in rollout.attempts]
+        place, first, last = places[rollout.problem.id], grades[0].correct, grades[-1].correct
         n_P[place] += 1
-        right_AP[:, place] += sample.right
+        right_AP[:, place] += [grade.correct for grade in grades]
         fixed_P[place] += last and not first
         broken_P[place] += first and not last
         either_P[place] += first or last
-        same_P[place] += sample.same
-        reward_AP[:, place] += sample.rewards
+        same_P[place] += is_unchanged(rollout)
+        reward_AP[:, place] += [grade.reward for grade in grades]
     return Tally(tuple(places), n_P, right_AP, fixed_P, broken_P, either_P, same_P, reward_AP)
 
 
 def summary_over(rollouts: Sequence[Rollout], samples: int) -> Summary:
     """Rollouts, `samples` of each problem -> Summary: Avg@k and pass@k; of one sample what `summarize` says."""
-    if samples == 1:
-        return summarize(rollouts)
     graded = list(filter(is_graded, rollouts))
-    counts = tally(samples_of(graded))
-    attempts = len(rollouts[0].attempts) if rollouts else 0
-    n, none, drawn_RP = len(counts.ids), Estimate(0.0, 0.0, 0.0), draws(max(1, len(counts.ids)), RESAMPLES, seed=0)
-    if not n:
-        return Summary(0, (none,) * attempts, *(none,) * 5, outcomes_of(rollouts), samples)
+    if samples == 1 or not graded:
+        return replace(summarize(rollouts), samples=samples)
+    counts, attempts = tally(graded), len(rollouts[0].attempts)
+    n, drawn_RP = len(counts.ids), draws(len(counts.ids), RESAMPLES, seed=0)
     first_P, last_P = (counts.right_AP[place] / counts.n_P for place in (0, -1))
     fixed_P = counts.fixed_P / counts.n_P
     delta_P, rate = last_P - first_P, rate_over(fixed_P, 1 - first_P, drawn_RP)
@@ -134,7 +96,7 @@ def summary_over(rollouts: Sequence[Rollout], samples: int) -> Summary:
         delta=difference_over(delta_P, drawn_RP, samples),
         fixed=share_over(fixed_P, drawn_RP),
         broken=share_over(counts.broken_P / counts.n_P, drawn_RP),
-        fix_rate=none if math.isnan(rate.value) else rate,
+        fix_rate=share(0, 0) if math.isnan(rate.value) else rate,
         unchanged=share_over(counts.same_P / counts.n_P, drawn_RP),
         outcomes=outcomes_of(rollouts),
         samples=samples,
@@ -193,9 +155,9 @@ def paired(
     return difference_over(np.array(values), draws(len(values), RESAMPLES, seed=0), most=most)
 
 
-def means(samples: Iterable[Sample]) -> dict[str, tuple[float, float]]:
-    """By problem, how often its first and its last attempt are right."""
-    counts = tally(list(samples))
+def means(rollouts: Iterable[Rollout]) -> dict[str, tuple[float, float]]:
+    """By problem, how often its first and its last attempt are right, of what could be graded."""
+    counts = tally(rollouts)
     both_2P = counts.right_AP[[0, -1]] / counts.n_P if counts.ids else np.zeros((2, 0))
     return dict(zip(counts.ids, zip(*both_2P.tolist(), strict=True), strict=True))
 

@@ -22,11 +22,11 @@ from typing import Any
 
 from selfcorrect.config import SelfRefineConfig, TrainConfig
 from selfcorrect.errors import ConfigError
-from selfcorrect.evaluation.averages import Change, means, paired, samples_of, summary_over
+from selfcorrect.evaluation.averages import Change, means, paired, summary_over
 from selfcorrect.evaluation.counted import Counted, Told
 from selfcorrect.evaluation.flat import flat_rollout, rollout_rows
 from selfcorrect.evaluation.kept import Kept
-from selfcorrect.evaluation.metrics import Estimate, Summary, refuse_nothing_graded
+from selfcorrect.evaluation.metrics import Estimate, Summary, grader_lives, refuse_nothing_graded
 from selfcorrect.evaluation.resolution import assumed, before
 from selfcorrect.evaluation.told import shown
 from selfcorrect.models.chat import Chat
@@ -36,6 +36,7 @@ from selfcorrect.seeds import derive_seed
 from selfcorrect.tasks.base import Task
 from selfcorrect.types import Attempt, Completion, Grade, Outcome, Problem, Rollout, SamplingParams
 
+BASE = "base"  # the name of the evaluation before training
 OWN = "recipe"  # the name of the wording that the task has
 
 
@@ -43,15 +44,15 @@ OWN = "recipe"  # the name of the wording that the task has
 class Wording:
     """What one wording of the correction prompt came to, after the same first attempts as the others.
 
-    prompt: as it reads at the first problem. less: (name, estimate) pairs: accuracy of the last attempt less that after
-    another wording, paired over problems; as the first attempts are shared, that is the difference of delta too.
+    prompt: as it reads at the first problem. less: by name, accuracy of the last attempt less that after another
+    wording, paired over problems; as the first attempts are shared, that is the difference of delta too.
     """
 
     name: str
     prompt: str
     summary: Summary
     rollouts: tuple[Rollout, ...] = field(repr=False)
-    less: tuple[tuple[str, Estimate], ...]
+    less: Mapping[str, Estimate]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +60,10 @@ class Evaluation:
     """One evaluation of one model. rollouts: texts and grades, as they were kept: of every problem the first sample,
     then of every problem the second, and so on.
 
-    external: (file name, summary) pairs. about: the task's data in words. folder: where its files are. max_new_tokens:
-    the limit of an attempt, where there was one. wordings: of the correction prompt, the task's own first; none where
-    there is only that. against_base: less the base model's, in a training run. assumed: the smallest delta that could
-    be resolved, as was assumed before (resolution.py).
+    controls: by what stood in for attempt 1. external: (file name, summary) pairs. about: the task's data in words.
+    folder: where its files are. max_new_tokens: the limit of an attempt, where there was one. wordings: of the
+    correction prompt, the task's own first; none where there is only that. against_base: less the base model's, in a
+    training run. assumed: the smallest delta that could be resolved, as was assumed before (resolution.py).
     """
 
     name: str
@@ -72,7 +73,7 @@ class Evaluation:
     summary: Summary
     rollouts: tuple[Rollout, ...]
     sampled: Summary | None = None
-    controls: tuple[tuple[str, Summary], ...] = ()
+    controls: Mapping[str, Summary] = field(default_factory=dict)
     external: tuple[tuple[str, Summary], ...] = ()
     decoding: str = "greedy"
     split: str = "test"
@@ -83,6 +84,16 @@ class Evaluation:
     system_prompt: str | None = None
     against_base: Change | None = None
     assumed: float | None = None
+
+    @property
+    def is_base(self) -> bool:
+        return self.name == BASE
+
+    @property
+    def label(self) -> str:
+        if self.is_base:
+            return "before training"
+        return f"after {self.name}" if self.step else self.name  # an evaluation without training
 
     def __repr__(self) -> str:
         return shown(self)
@@ -99,11 +110,11 @@ class Evaluation:
             "seconds": self.seconds,
             "summary": asdict(self.summary),
             "sampled": asdict(self.sampled) if self.sampled else None,
-            "controls": {name: asdict(summary) for name, summary in self.controls},
+            "controls": {name: asdict(summary) for name, summary in self.controls.items()},
             "external": [{"path": name, "summary": asdict(summary)} for name, summary in self.external],
             "wordings": [
                 {"name": each.name, "prompt": each.prompt, "summary": asdict(each.summary),
-                 "less": {other: asdict(less) for other, less in each.less}}
+                 "less": {other: asdict(less) for other, less in each.less.items()}}
                 for each in self.wordings
             ],
             "system_prompt": self.system_prompt,
@@ -195,7 +206,7 @@ class Evaluator:
             summary=summaries[self.main],
             rollouts=tuple(played[self.main]),
             sampled=summaries.get("sampled"),
-            controls=tuple((key, summaries[key]) for key in ("swapped", "independent") if key in summaries),
+            controls={key: summaries[key] for key in ("swapped", "independent") if key in summaries},
             external=tuple((label, summaries[f"external {label}"]) for label, _ in self.external),
             decoding=self.decoding,
             split=self.split,
@@ -261,20 +272,16 @@ class Evaluator:
         if not self.wordings:
             return ()
         parts = {OWN: self.main, **{name: f"wording {name}" for name in self.wordings}}
-        last = {
-            name: {key: value[1] for key, value in means(samples_of(played[part])).items()}
-            for name, part in parts.items()
-        }
-        less: dict[str, list[tuple[str, Estimate]]] = {name: [] for name in parts}
+        last = {name: {key: value[1] for key, value in means(played[part]).items()} for name, part in parts.items()}
+        less: dict[str, dict[str, Estimate]] = {name: {} for name in parts}
         for one, other in combinations(parts, 2):
             if (found := paired(last[one], last[other], single=self.samples == 1)) is not None:
-                less[other].append((one, found))
-                less[one].append((other, Estimate(0 - found.value, 0 - found.high, 0 - found.low)))
+                less[other][one] = found
+                less[one][other] = Estimate(0 - found.value, 0 - found.high, 0 - found.low)
         asked = {name: self.task.reworded(self.problems[0], text) for name, text in self.wordings.items()}
         asked = {OWN: self.task.correction_prompt(self.problems[0]), **asked}
         return tuple(
-            Wording(name, asked[name], summaries[part], tuple(played[part]), tuple(less[name]))
-            for name, part in parts.items()
+            Wording(name, asked[name], summaries[part], tuple(played[part]), less[name]) for name, part in parts.items()
         )
 
     @property
@@ -365,16 +372,6 @@ class Evaluator:
         return lines
 
 
-def grader_lives(rollouts: Sequence[Rollout]) -> bool:
-    """Whether the grader gave any verdict on each attempt where it was asked: one attempt of all rollouts is graded
-    together, and without it none of them counts. Verdicts of a grader that died are not worth keeping.
-    """
-    together = zip(*(rollout.attempts for rollout in rollouts), strict=True)
-    outcomes = [{attempt.grade.outcome for attempt in attempts} for attempts in together]
-    verdicts = (Outcome.CORRECT, Outcome.WRONG)
-    return all(Outcome.GRADER_FAILED not in each or not each.isdisjoint(verdicts) for each in outcomes)
-
-
 def digest(problems: Sequence[Problem], task: Task | None, chat: Chat | None) -> str:
     """Of problems, and of what a model reads of them: two that differ in anything that is sampled or graded differ.
 
@@ -401,11 +398,10 @@ def line_of(part: str, rollout: Rollout, seconds: float, *, sample: int = 1, ids
     """A rollout as it is kept; ids: with the token ids of attempt 1, from which controls go on."""
     attempts = [
         {
-            "text": attempt.completion.text, "finish": attempt.completion.finish_reason,
-            "outcome": str(attempt.grade.outcome), "reward": attempt.grade.reward, "answer": attempt.grade.answer,
-            "detail": attempt.grade.detail, "sampled": attempt.sampled, "feedback": attempt.feedback,
+            "text": each.completion.text, "finish": each.completion.finish_reason, **asdict(each.grade),
+            "sampled": each.sampled, "feedback": each.feedback,
         }
-        for attempt in rollout.attempts
+        for each in rollout.attempts
     ]  # fmt: skip
     if ids:
         attempts[0]["ids"] = rollout.attempts[0].completion.token_ids

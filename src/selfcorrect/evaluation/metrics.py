@@ -166,6 +166,16 @@ def is_graded(rollout: Rollout) -> bool:
     return not any(attempt.grade.outcome in LEFT_OUT for attempt in rollout.attempts)
 
 
+def grader_lives(rollouts: Sequence[Rollout]) -> bool:
+    """Whether the grader gave any verdict on each attempt where it was asked: one attempt of all rollouts is graded
+    together, and without it none of them counts. Verdicts of a grader that died are not worth keeping.
+    """
+    together = zip(*(rollout.attempts for rollout in rollouts), strict=True)
+    outcomes = [{attempt.grade.outcome for attempt in attempts} for attempts in together]
+    verdicts = (Outcome.CORRECT, Outcome.WRONG)
+    return all(Outcome.GRADER_FAILED not in each or not each.isdisjoint(verdicts) for each in outcomes)
+
+
 def refuse_nothing_graded(rollouts: Sequence[Rollout], what: str) -> None:
     """Raises NothingGraded, with the reasons, where there are rollouts and none counts. what: the line's beginning."""
     missed = []

@@ -10,13 +10,17 @@ import contextlib
 import fcntl
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from selfcorrect.errors import DataError
+from selfcorrect.evaluation.flat import rollout_row
+from selfcorrect.evaluation.metrics import grader_lives
+from selfcorrect.evaluation.stored import attempt_of
 from selfcorrect.grading.math import gold_answer
 from selfcorrect.models.messages import MessageChat
 from selfcorrect.rollout import grade_texts
@@ -28,7 +32,7 @@ from selfcorrect.tasks.custom import CustomTask
 from selfcorrect.tasks.dataset import DataTask
 from selfcorrect.tasks.files import Row
 from selfcorrect.tasks.math import MathTask
-from selfcorrect.types import CUT_OFF, Attempt, Completion, FinishReason, Grade, Outcome, Problem, Rollout
+from selfcorrect.types import CUT_OFF, Attempt, Completion, Grade, Outcome, Problem, Rollout
 
 SINGLE = ("response", "completion", "program")
 _FENCE = "`" * 12
@@ -38,32 +42,25 @@ _UNREAD = Grade(Outcome.UNREADABLE, 0.0, "", "the model could not read the probl
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
-    """One row: where it stands, its problem's name, the texts of its attempts, and whether each came to its end.
+    """One row: its problem's name, and its attempts as `play` knows them.
 
     played: whether it is a rollout of a run, whose attempts say what became of them.
     """
 
-    where: str
     name: str
-    texts: tuple[str, ...]
+    completions: tuple[Completion, ...]
     row: Row
-    ends: tuple[FinishReason, ...]
     played: bool = False
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        return tuple(completion.text for completion in self.completions)
 
     def marks(self, problem: Problem, grader: Mapping[str, Any]) -> dict[str, str]:
         """What stands before its grades: its name, and digests of all that they depend on."""
         fields = {k: str(v) for k, v in sorted(self.row.fields.items())}
         against = [problem.id, problem.prompt, dict(problem.reference)]
         return {"task_id": self.name, "row": _digest([self.name, self.texts, fields, against]), "by": _digest(grader)}
-
-    @property
-    def completions(self) -> list[Completion]:
-        """The attempts as `play` knows them."""
-        told = self.row.fields["attempts"] if self.played else [{}] * len(self.texts)
-        return [
-            Completion((), (), text, end, _UNREAD if each.get("outcome") == Outcome.UNREADABLE else None)
-            for text, end, each in zip(self.texts, self.ends, told, strict=True)
-        ]
 
 
 def _digest(told: object) -> str:
@@ -76,11 +73,11 @@ def recorded_of(rows: Iterable[Row]) -> list[Recorded]:
     asked: dict[str, int] = {}
     for number, row in enumerate(rows, 1):
         played = _is_played(row)
-        texts = _texts_played(row) if played else _texts(row)
-        ends = _ends_played(row) if played else _ends(row, len(texts))
-        found.append(Recorded(row.where, _name(row, number, asked), texts, row, ends, played))
-        if len(texts) != len(found[0].texts):
-            raise row.wrong("attempts", f"has {len(texts)}, where {found[0].where} has {len(found[0].texts)}")
+        attempts = tuple(_attempts_played(row) if played else _attempts(row))
+        found.append(Recorded(_name(row, number, asked), attempts, row, played))
+        if len(attempts) != len(found[0].completions):
+            told = f"has {len(attempts)}, where {found[0].row.where} has {len(found[0].completions)}"
+            raise row.wrong("attempts", told)
     return found
 
 
@@ -117,27 +114,27 @@ def _is_played(row: Row) -> bool:
     return listed and isinstance(row.fields.get("reference"), dict)
 
 
-def _texts_played(row: Row) -> tuple[str, ...]:
-    texts = [each.get("text") for each in row.fields["attempts"]]
-    if not all(isinstance(text, str) for text in texts):
-        raise row.wrong("attempts", "lacks a text in one of them, which a run's rollouts have")
-    return tuple(texts)
+def _attempts_played(row: Row) -> list[Completion]:
+    found = []
+    for each in row.fields["attempts"]:
+        text, outcome = each.get("text"), each.get("outcome")
+        if not isinstance(text, str):
+            raise row.wrong("attempts", "lacks a text in one of them, which a run's rollouts have")
+        verdict = _UNREAD if outcome == Outcome.UNREADABLE else None
+        found.append(_completion(text, outcome == Outcome.TRUNCATED, verdict))
+    return found
 
 
-def _ends_played(row: Row) -> tuple[FinishReason, ...]:
-    cut = [each.get("outcome") == Outcome.TRUNCATED for each in row.fields["attempts"]]
-    return tuple("length" if each else "stop" for each in cut)
+def _attempts(row: Row) -> list[Completion]:
+    texts = _texts(row)
+    told = row.texts("finish_reasons") if row.has("finish_reasons") else ["stop"] * len(texts)
+    if len(told) != len(texts):
+        raise row.wrong("finish_reasons", f"has {len(told)}, for {len(texts)} attempts")
+    return [_completion(text, end.casefold() in CUT_OFF) for text, end in zip(texts, told, strict=True)]
 
 
-def _ends(row: Row, count: int) -> tuple[FinishReason, ...]:
-    told = row.texts("finish_reasons") if row.has("finish_reasons") else ["stop"] * count
-    if len(told) != count:
-        raise row.wrong("finish_reasons", f"has {len(told)}, for {count} attempts")
-    return tuple(_end(reason) for reason in told)
-
-
-def _end(reason: str) -> FinishReason:
-    return "length" if reason.casefold() in CUT_OFF else "stop"
+def _completion(text: str, cut: bool, verdict: Grade | None = None) -> Completion:
+    return Completion((), (), text, "length" if cut else "stop", verdict)
 
 
 class Problems:
@@ -270,7 +267,7 @@ def replay(
     """
     if len(recorded[0].texts) < attempts:
         raise DataError(
-            f"{recorded[0].where}: records {len(recorded[0].texts)} attempts, but rollouts.attempts is {attempts}; "
+            f"{recorded[0].row.where}: records {len(recorded[0].texts)} attempts, but rollouts.attempts is {attempts}; "
             "record more, or count what there is with `selfcorrect grade`"
         )
     found = Problems(task)
@@ -319,45 +316,29 @@ def grade_recorded(
             say(f"{len(done):,} of {len(recorded):,} rows are graded already; their verdicts are taken from {output}")
         for grades in done:
             told(len(grades))
-        grades_of, waiting = list(done), ""
-        for start, stop in _chunks(recorded, len(done)):
-            rows = range(start, stop)
+        rollouts, waiting = list(map(_rollout, recorded, known, done)), ""
+        step = max(1, _CHUNK // len(recorded[0].texts))
+        for start in range(len(done), len(recorded), step):
+            rows = range(start, min(start + step, len(recorded)))
             asked = [known[row] for row in rows for _ in recorded[row].texts]
             texts = [completion for row in rows for completion in recorded[row].completions]
-            flat = grade_texts(task, asked, texts, [True] * len(texts))
-            fresh = iter(flat)
+            fresh = iter(grade_texts(task, asked, texts, [True] * len(texts)))
             for row in rows:
-                mine = [next(fresh) for _ in recorded[row].texts]
-                grades_of.append(mine)
-                waiting += json.dumps(marks[row] | _verdicts(recorded[row], mine)) + "\n"
-            if any(grade.outcome is not Outcome.GRADER_FAILED for grade in flat):  # a dead grader's are not kept
+                rollouts.append(_rollout(recorded[row], known[row], islice(fresh, len(recorded[row].texts))))
+                waiting += json.dumps(marks[row] | {"attempts": rollout_row(rollouts[row])["attempts"]}) + "\n"
+            if grader_lives(rollouts[start:]):
                 file.write(waiting)
                 file.flush()
                 waiting = ""
-            told(len(flat))
-        if any(grade.outcome is not Outcome.GRADER_FAILED for grades in grades_of for grade in grades):
+            told(len(texts))
+        if grader_lives(rollouts):
             file.write(waiting)
-    return [_rollout(*row) for row in zip(recorded, known, grades_of, strict=True)]
+    return rollouts
 
 
-def _rollout(row: Recorded, problem: Problem, grades: Sequence[Grade]) -> Rollout:
+def _rollout(row: Recorded, problem: Problem, grades: Iterable[Grade]) -> Rollout:
     attempts = tuple(Attempt((), text, grade) for text, grade in zip(row.completions, grades, strict=True))
     return Rollout(problem, attempts)
-
-
-def _chunks(recorded: Sequence[Recorded], start: int) -> Iterator[tuple[int, int]]:
-    step = max(1, _CHUNK // max(1, len(recorded[0].texts) if recorded else 1))
-    for first in range(start, len(recorded), step):
-        yield first, min(first + step, len(recorded))
-
-
-def _verdicts(row: Recorded, grades: Sequence[Grade]) -> dict[str, Any]:
-    attempts = [
-        {"text": text, "outcome": str(grade.outcome), "reward": grade.reward, "answer": grade.answer,
-         "detail": grade.detail}
-        for text, grade in zip(row.texts, grades, strict=True)
-    ]  # fmt: skip
-    return {"attempts": attempts}
 
 
 def _resume(output: Path, marks: Sequence[Mapping[str, str]]) -> list[list[Grade]]:
@@ -368,7 +349,7 @@ def _resume(output: Path, marks: Sequence[Mapping[str, str]]) -> list[list[Grade
     for line in lines:
         try:
             told = json.loads(line)
-            grades = [Grade(Outcome(a["outcome"]), a["reward"], a["answer"], a["detail"]) for a in told["attempts"]]
+            grades = [attempt_of(each).grade for each in told["attempts"]]
             row, by = told["row"], told["by"]
         except (ValueError, KeyError, TypeError):
             row = by = ""

@@ -13,10 +13,11 @@ if TYPE_CHECKING:
 CONTROLS = {"independent": "an independent attempt", "swapped": "an attempt at another problem"}
 
 
-def estimate_text(estimate: Estimate, signed: bool = False) -> str:
-    """Percent with the 95 % interval in brackets."""
-    sign = "+" if signed else ""
-    return f"{100 * estimate.value:{sign}.1f}% [{100 * estimate.low:{sign}.1f}, {100 * estimate.high:{sign}.1f}]"
+def estimate_text(estimate: Estimate, signed: bool = False, unit: str = "%") -> str:
+    """Percent with the 95 % interval in brackets, and no minus sign before nothing."""
+    ends = (100 * round(each, 6) + 0.0 for each in (estimate.value, estimate.low, estimate.high))
+    value, low, high = (f"{each:{'+' if signed else ''}.1f}" for each in ends)
+    return f"{value}{unit} [{low}, {high}]"
 
 
 def summary_line(summary: Summary) -> str:
@@ -38,7 +39,7 @@ def summary_line(summary: Summary) -> str:
 def shown(evaluation: "Evaluation") -> str:
     """An evaluation as a session shows it: what was measured and how, a line of figures for each part, and where."""
     parts = [
-        ("", evaluation.summary), *evaluation.controls, *evaluation.external,
+        ("", evaluation.summary), *evaluation.controls.items(), *evaluation.external,
         *((f"asked as {each.name}", each.summary) for each in evaluation.wordings[1:]),  # the first is the task's own
     ]  # fmt: skip
     lines = [

@@ -2,15 +2,7 @@
 
 from torch import Tensor
 
-from selfcorrect.config import (
-    AlgorithmConfig,
-    Annealed,
-    MultiTurn,
-    SingleTurn,
-    StageBase,
-    StageOne,
-    StageTwo,
-)
+from selfcorrect.config import AlgorithmConfig, Annealed, MultiTurn, SingleTurn, StageBase, StageOne, StageTwo
 from selfcorrect.learning import objectives
 from selfcorrect.learning.objectives import Credit
 from selfcorrect.learning.record import Progress

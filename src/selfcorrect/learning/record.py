@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import dataclass, field
+from math import nan
 from typing import Any
 
 from torch import Tensor
@@ -23,7 +24,7 @@ class Progress:
     beta2: float | None = None  # where the stage adapts it
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, kw_only=True)
 class StepResult:
     """What one step did; a row of metrics.jsonl. Lists have one entry an attempt; kl in nats an attempt.
 
@@ -37,26 +38,26 @@ class StepResult:
     step: int
     stage: str
     stage_step: int
-    rewards: list[float]
-    accuracy: list[float]
-    smoothed_reward: float
-    delta: float
-    fixed: float
-    broken: float
-    unchanged: float
-    kl: list[float]
-    entropy: list[float]
+    rewards: list[float] = field(default_factory=list)
+    accuracy: list[float] = field(default_factory=list)
+    smoothed_reward: float = nan
+    delta: float = nan
+    fixed: float = nan
+    broken: float = nan
+    unchanged: float = nan
+    kl: list[float] = field(default_factory=list)
+    entropy: list[float] = field(default_factory=list)
     loss: float
     grad_norm: float
     learning_rate: float
-    sampler_gap: float
+    sampler_gap: float = nan
     completions: int
-    sampled_tokens: int
-    tokens_per_second: float
+    sampled_tokens: int = 0
+    tokens_per_second: float = nan
     seconds: float
     seconds_by_part: dict[str, float]
-    grader_failed: int
-    truncated: list[float]
+    grader_failed: int = 0
+    truncated: list[float] = field(default_factory=list)
     skipped: bool
     skip_reason: str
     beta2: float | None = None

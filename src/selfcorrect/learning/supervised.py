@@ -4,7 +4,6 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import nan
 from pathlib import Path
 from typing import Any
 
@@ -58,12 +57,10 @@ def supervised_step(trainer: Trainer, collection: Collection) -> StepResult:
     clock.lap("update")
     trainer.advance(update, None)
     return StepResult(
-        step=progress.step, stage=stage.name, stage_step=progress.stage_step, rewards=[], accuracy=[],
-        smoothed_reward=nan, delta=nan, fixed=nan, broken=nan, unchanged=nan, kl=[], entropy=[], loss=update.loss,
-        grad_norm=update.grad_norm, learning_rate=rate, sampler_gap=nan,
-        completions=collection.completions if done == 0 else 0, sampled_tokens=0, tokens_per_second=nan,
-        seconds=clock.total, seconds_by_part=clock.parts, grader_failed=0, truncated=[],
-        skipped=bool(update.skip_reason), skip_reason=update.skip_reason,
+        step=progress.step, stage=stage.name, stage_step=progress.stage_step, loss=update.loss,
+        grad_norm=update.grad_norm, learning_rate=rate, completions=collection.completions if done == 0 else 0,
+        seconds=clock.total, seconds_by_part=clock.parts, skipped=bool(update.skip_reason),
+        skip_reason=update.skip_reason,
     )  # fmt: skip
 
 
@@ -85,8 +82,11 @@ class Collector:
             given = stage.traces
             return self._chosen(first(lambda: read_traces(given, chat, task)), iteration, 0, given)
         file = self._folder / f"{stage.name}-{iteration}.jsonl"
-        if at_start:
-            self._find_or_sample(stage, iteration, file)
+        if at_start:  # both kinds of traces go to the file, so that D and D+ can share it
+            key = self._key(stage, iteration)
+            if not first(lambda: self._find(key, file)):
+                traces, completions = self._sample(stage, iteration)
+                first(lambda: self._write(key, file, traces, completions))
         about = first(lambda: json.loads(file.with_suffix(".json").read_text(encoding="utf-8")))
         found = first(lambda: read_traces(file, chat, task)) if about["traces"] else []
         return self._chosen(found, iteration, about["completions"], str(file))
@@ -109,15 +109,8 @@ class Collector:
         self._say(f"{source}: training on {fixed} wrong-then-right and {kept} right-then-right traces")
         return Collection(iteration, chosen, completions)
 
-    def _find_or_sample(self, stage: SupervisedStage, iteration: int, file: Path) -> None:
-        """Both kinds of traces go to the file, so that D and D+ can share it; `about` says what they came from."""
-        key, first = self._key(stage, iteration), self._trainer.ranks.first
-        if first(lambda: self._find(key, file)):
-            return
-        traces, completions = self._sample(stage, iteration)
-        first(lambda: self._write(key, file, traces, completions))
-
     def _find(self, key: str, file: Path) -> bool:
+        """Whether traces of this key are there; those of another stage are copied."""
         self._folder.mkdir(exist_ok=True)
         for other in sorted(self._folder.glob("*.json")):
             if _key_of(other) == key:

@@ -54,20 +54,18 @@ def fixes(trace: Rollout) -> bool:
 
 
 def write_traces(file: Path, traces: Iterable[Rollout], task: Task) -> None:
-    """One line a trace; a file that is there is replaced."""
-    write_durably(file, "".join(json.dumps(trace_row(trace, task)) + "\n" for trace in traces))
-
-
-def trace_row(trace: Rollout, task: Task) -> dict[str, Any]:
-    """The line of a trace. Token ids are kept, as tokenising the texts again may give others."""
-    first, second = trace.attempts
-    return {
-        "id": trace.problem.id,
-        "prompt": trace.problem.prompt,
-        "first": _attempt_row(first),
-        "correction_prompt": task.correction_prompt(trace.problem),
-        "second": _attempt_row(second),
-    }
+    """One line a trace; a file that is there is replaced. Token ids too: tokenising again may give others."""
+    rows = [
+        {
+            "id": trace.problem.id,
+            "prompt": trace.problem.prompt,
+            "first": _attempt_row(trace.attempts[0]),
+            "correction_prompt": task.correction_prompt(trace.problem),
+            "second": _attempt_row(trace.attempts[1]),
+        }
+        for trace in traces
+    ]
+    write_durably(file, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def read_traces(file: str | Path, chat: Chat, task: str) -> list[Rollout]:
@@ -87,7 +85,7 @@ def _pair(rollout: Rollout, right: Attempt, chat: Chat, task: Task) -> Rollout:
     first = rollout.attempts[0]
     context = chat.next_prompt(first.prompt_ids, first.completion.token_ids, task.correction_prompt(rollout.problem))
     second = Attempt(context, right.completion, right.grade)
-    return dataclasses.replace(rollout, attempts=(dataclasses.replace(first, sampled=False), second))
+    return _given(dataclasses.replace(rollout, attempts=(first, second)))
 
 
 def _distinct(traces: Iterable[Rollout]) -> list[Rollout]:

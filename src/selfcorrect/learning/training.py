@@ -7,19 +7,13 @@ Axes: B rollouts, A attempts, T tokens.
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from selfcorrect.config import (
-    RLStage,
-    SingleTurn,
-    StageBase,
-    StageOne,
-    TrainConfig,
-)
+from selfcorrect.config import RLStage, SingleTurn, StageBase, StageOne, TrainConfig
 from selfcorrect.errors import NumericalError
 from selfcorrect.evaluation.metrics import is_graded, is_unchanged, refuse_nothing_graded
 from selfcorrect.learning.batching import Batch, make_batch, micro_batches
@@ -109,7 +103,7 @@ class Trainer:
         )
         clock.lap("problems")
         self.sampler.load_weights(self.lm.model)
-        given, waiting = self._offline_first(problems, params), Waiting()
+        given, waiting = self._offline_first(stage.offline_first, problems, params), Waiting()
         rollouts = self.ranks.play(
             problems, self.task, self.sampler, self.lm.chat, params, attempts, given=given, waiting=waiting,
             group=group,
@@ -162,10 +156,12 @@ class Trainer:
         if isinstance(self.sampler, Resting):
             self.sampler.rest()
 
-    def _offline_first(self, problems: list[Problem], params: SamplingParams) -> list[Completion | None] | None:
+    def _offline_first(
+        self, share: float, problems: list[Problem], params: SamplingParams
+    ) -> list[Completion | None] | None:  # fmt: skip
         """First attempts of the base model for the leading share of the step's groups (Sec. 5.3); None without."""
-        share, group = self.stage.offline_first if isinstance(self.stage, RLStage) else 0.0, self.config.rollouts
-        rows = round(share * group.problems_per_step) * group.rollouts_per_problem
+        rollouts = self.config.rollouts
+        rows = round(share * rollouts.problems_per_step) * rollouts.rollouts_per_problem
         if not rows:
             return None
         draws = SamplingParams(params.temperature, params.max_new_tokens, derive_seed(params.seed, "offline"))
@@ -211,7 +207,8 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         group = self.config.rollouts.rollouts_per_problem if isinstance(self.stage, RLStage) else 1
         own = ranks.own(batch, group)
-        with self._fused():
+        models = [lm.model for lm in (self.lm, self._reference) if lm]
+        with fused(self.config.optimizer.compile, *models):
             passes = Passes(self, own, uses_kl=bool((batch.kl_coef_BT > 0).any()), temperature=temperature)
             for piece in passes.pieces(own):
                 micro, result = passes.learn(piece, rollouts)
@@ -236,10 +233,6 @@ class Trainer:
         rows_A = torch.stack([(batch.attempt_BT == a + 1).any(1).sum() for a in range(attempts)])
         return Update(float(loss_sum), grad_norm, kl_A, neg_logprob_A, gap_A, tokens_A, rows_A, reason)
 
-    def _fused(self) -> AbstractContextManager[None]:
-        models = [lm.model for lm in (self.lm, self._reference) if lm]
-        return fused(self.config.optimizer.compile, *models)
-
     def advance(self, update: Update, reward: float | None) -> None:
         """Count the step, and let go of its gradients. reward: the mean of the last attempt, where there is one."""
         self.optimizer.zero_grad(set_to_none=True)  # sampling and saving need the room
@@ -254,7 +247,7 @@ class Trainer:
 
     def _record(
         self, update: Update, rollouts: list[Rollout], written: list[Attempt], included_B: Tensor, shown_B: Tensor,
-        rate: float, beta2: float | None, clock: "Clock",
+        rate: float, beta2: float | None, clock: Clock,
     ) -> StepResult:  # fmt: skip
         """written: attempts that were sampled. shown_B: the rollouts whose rewards are told, all of them included."""
         kept = [rollout for rollout, included in zip(rollouts, shown_B.tolist(), strict=True) if included]

@@ -1,6 +1,7 @@
 """`selfcorrect diff A B`: two evaluations that exist, of the same problems, side by side with paired differences."""
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,11 +14,13 @@ from selfcorrect.config.yaml12 import load
 from selfcorrect.errors import DataError
 from selfcorrect.evaluation.averages import Change
 from selfcorrect.evaluation.caution import bought, caution
+from selfcorrect.evaluation.evaluate import Evaluation
 from selfcorrect.evaluation.kept import begun_with, flat
-from selfcorrect.evaluation.metrics import Estimate, Summary
+from selfcorrect.evaluation.metrics import Summary
 from selfcorrect.evaluation.pairs import Pair, pairs
 from selfcorrect.evaluation.stored import read_rollouts
-from selfcorrect.report.load import Evaluation, read_evaluations
+from selfcorrect.evaluation.told import estimate_text
+from selfcorrect.report.load import read_evaluations
 from selfcorrect.types import Rollout
 
 _PLACES = ("workers", "file", "data", "evaluate_data", "path")  # settings of a task that tell nothing of what it asks
@@ -73,17 +76,11 @@ def diff(a: str | Path, b: str | Path, *, evaluation: str | None = None, common:
             f"{a} and {b} are the same evaluation ({one.file}); name another one, like "
             f"{Path(one.file).with_name('base.json')}"
         )
-    _check_way(one, ours, other, theirs)
-    samples = [_samples(side, rollouts) for side, rollouts in sides]
-    if samples[0] != samples[1]:
-        raise DataError(
-            f"samples of each problem: {samples[0]} in {one.name}, but {samples[1]} in {other.name}; evaluate one "
-            "again with the other's evaluation.samples"
-        )
+    samples = _check_way(sides)
     both = _common(one, ours, other, theirs, common)
     notes = [*_other_words(one, ours, other, theirs, both), *_other_settings(one, other)]
     ours, theirs = ([each for each in rollouts if each.problem.id in both] for rollouts in (ours, theirs))
-    first, second, figures = pairs(ours, theirs, samples[0])
+    first, second, figures = pairs(ours, theirs, samples)
     one, other = replace(one, summary=first), replace(other, summary=second)
     if first.n < len(both):
         notes.append(f"{len(both) - first.n:,} problems are left out, of which one side or the other has no verdict")
@@ -138,10 +135,11 @@ def _find(path: Path, evaluation: str | None) -> tuple[Path, str]:
     return path, evaluation or ""
 
 
-def _check_way(one: Side, ours: Sequence[Rollout], other: Side, theirs: Sequence[Rollout]) -> None:
-    """Raises DataError where the two were asked in ways that cannot be compared."""
-    ways = [
-        [side.task, side.decoding, f"{len(rollouts[0].attempts)}"] for side, rollouts in ((one, ours), (other, theirs))
+def _check_way(sides: Sequence[tuple[Side, list[Rollout]]]) -> int:
+    """The samples of each problem. Raises DataError where the two were asked in ways that cannot be compared."""
+    (one, _), (other, _) = sides
+    ways: list[list[str | int]] = [
+        [side.task, side.decoding, len(rollouts[0].attempts), _samples(side, rollouts)] for side, rollouts in sides
     ]
     if RECORDED in (one.decoding, other.decoding):  # a note says that how those were sampled is not known
         ways[0][1] = ways[1][1]
@@ -149,18 +147,18 @@ def _check_way(one: Side, ours: Sequence[Rollout], other: Side, theirs: Sequence
         ("task", "only evaluations of one task can be paired"),
         ("decoding", "evaluate one again with the other's evaluation.samples and evaluation.temperature"),
         ("attempts at each problem", "evaluate one again with the other's rollouts.attempts"),
+        ("samples of each problem", "evaluate one again with the other's evaluation.samples"),
     )
     for (what, way_out), here, there in zip(told, *ways, strict=True):
         if here != there:
             raise DataError(f"{what}: {here} in {one.name}, but {there} in {other.name}; {way_out}")
+    return int(ways[0][3])
 
 
 def _samples(side: Side, rollouts: Sequence[Rollout]) -> int:
     """Of each problem. Raises DataError where some have more than others."""
-    counts: dict[str, int] = {}
-    for rollout in rollouts:
-        counts[rollout.problem.id] = counts.get(rollout.problem.id, 0) + 1
-    few, many = min(counts, key=lambda name: counts[name]), max(counts, key=lambda name: counts[name])
+    counts = Counter(rollout.problem.id for rollout in rollouts)
+    few, many = min(counts, key=counts.__getitem__), max(counts, key=counts.__getitem__)
     if counts[few] != counts[many]:
         raise DataError(
             f"{side.file}: has {counts[many]} lines of problem {many}, and {counts[few]} of {few}; it is not whole, or "
@@ -268,17 +266,8 @@ def _lines(found: Difference) -> list[str]:
     for name, pair in found.figures.items():
         signed = name == "delta"
         label = f"{name}, times 100" if name.startswith("reward") else name
-        rows.append([label, _text(pair.a, signed), _text(pair.b, signed), _text(pair.less, True)])
+        each = ((pair.a, signed), (pair.b, signed), (pair.less, True))
+        rows.append([label, *(estimate_text(*of, unit="") for of in each)])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines += ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     return [*lines, "95 % intervals; B less A is paired over the problems", *(f"note: {note}" for note in found.notes)]
-
-
-def _text(estimate: Estimate, signed: bool) -> str:
-    value, low, high = (f"{100 * each:{'+' if signed else ''}.1f}" for each in _ends(estimate))
-    return f"{value} [{low}, {high}]"
-
-
-def _ends(estimate: Estimate) -> tuple[float, float, float]:
-    """Without a minus sign before nothing."""
-    return tuple(round(each, 6) + 0.0 for each in (estimate.value, estimate.low, estimate.high))  # type: ignore[return-value]

@@ -4,8 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from selfcorrect.evaluation.caution import caution
+from selfcorrect.evaluation.evaluate import Evaluation
 from selfcorrect.evaluation.metrics import Flow, Summary
-from selfcorrect.report.load import Evaluation, read_evaluations
+from selfcorrect.evaluation.told import estimate_text
+from selfcorrect.report.load import read_evaluations
 
 
 def ending(run: Path) -> list[str]:
@@ -43,6 +45,7 @@ def _flows(summary: Summary, columns: int) -> list[list[str]]:
 
 
 def _change(of: Summary | Flow) -> list[str]:
-    delta = [100 * value for value in (of.delta.value, of.delta.low, of.delta.high)]
-    flows = [f"{100 * each.value:.1f}" for each in (of.fixed, of.broken)]
-    return [f"{delta[0]:+.1f} [{delta[1]:+.1f}, {delta[2]:+.1f}]", *flows]
+    return [
+        estimate_text(of.delta, signed=True, unit=""),
+        *(f"{100 * each.value:.1f}" for each in (of.fixed, of.broken)),
+    ]

@@ -8,72 +8,23 @@ than no page.
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
+from selfcorrect.analysis.read import json_lines, json_object, text_of
 from selfcorrect.config.yaml12 import load
 from selfcorrect.errors import DataError
 from selfcorrect.evaluation.averages import Change
+from selfcorrect.evaluation.evaluate import Evaluation, Wording
 from selfcorrect.evaluation.metrics import Estimate, Summary
-from selfcorrect.evaluation.stored import estimate_of, is_numeric, required, summary_of
+from selfcorrect.evaluation.stored import record_of
 from selfcorrect.report.rollouts import RolloutSource, read_sources
 
-BASE = "base"
+_Record = TypeVar("_Record")
 _MARKS = ("metrics.jsonl", "environment.json", "evaluations", "config.yaml")
-
-
-@dataclass(frozen=True, slots=True)
-class External:
-    """The summary over one external test file; name is the file's name without its folder."""
-
-    name: str
-    summary: Summary
-
-
-@dataclass(frozen=True, slots=True)
-class Wording:
-    """One wording of the correction prompt; less: accuracy of its last attempt less that of another one, by name."""
-
-    name: str
-    prompt: str
-    summary: Summary
-    less: Mapping[str, Estimate]
-
-
-@dataclass(frozen=True, slots=True)
-class Evaluation:
-    """One file of evaluations/. about: task and data set; controls: by what stood in for attempt 1.
-
-    wordings: of the correction prompt, the task's own first. against_base: less the base model's, paired over the same
-    problems; assumed: the smallest delta that was expected to be resolved.
-    """
-
-    name: str
-    step: int
-    task: str
-    about: str
-    split: str
-    decoding: str
-    summary: Summary
-    sampled: Summary | None
-    controls: Mapping[str, Summary]
-    external: tuple[External, ...]
-    wordings: tuple[Wording, ...] = ()
-    against_base: Change | None = None
-    assumed: float | None = None
-
-    @property
-    def is_base(self) -> bool:
-        return self.name == BASE
-
-    @property
-    def label(self) -> str:
-        if self.is_base:
-            return "before training"
-        return f"after {self.name}" if self.step else self.name  # an evaluation without training
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,19 +42,10 @@ class Step:
 
 
 @dataclass(frozen=True, slots=True)
-class Edited:
-    """A setting that the run went on with after a step: its dotted path, and both values (None: it was not there)."""
-
-    step: int
-    field: str
-    old: Any
-    new: Any
-
-
-@dataclass(frozen=True, slots=True)
 class Run:
     """All that the page shows. notes: what was found damaged, in words for the reader.
 
+    changes: settings that the run went on with after a step, as changes.jsonl has them (null: it was not there).
     earlier: what the run had ended with when it was extended, as (folder, evaluation).
     """
 
@@ -115,8 +57,8 @@ class Run:
     evaluations: tuple[Evaluation, ...]
     sources: tuple[RolloutSource, ...]
     alarms: tuple[str, ...] = ()
-    notes: tuple[str, ...] = field(default=())
-    changes: tuple[Edited, ...] = ()
+    notes: tuple[str, ...] = ()
+    changes: tuple[Mapping[str, Any], ...] = ()
     earlier: tuple[tuple[str, Evaluation], ...] = ()
 
     @property
@@ -161,9 +103,11 @@ def load_run(folder: Path) -> Run:
         steps=_read_steps(folder / "metrics.jsonl", notes),
         evaluations=evaluations,
         sources=_read_sources(folder, evaluations, notes),
-        alarms=_read_alarms(folder / "alarms.jsonl"),
+        alarms=tuple(
+            f"{row['where']}, step {row['step']}: {row['alarm']}" for row in json_lines(folder / "alarms.jsonl")
+        ),
         notes=tuple(notes),
-        changes=_read_changes(folder / "changes.jsonl"),
+        changes=tuple(json_lines(folder / "changes.jsonl")),
         earlier=tuple(
             (f"earlier/{before.name}", evaluation)
             for before in sorted((folder / "earlier").glob("step-*"))
@@ -172,17 +116,8 @@ def load_run(folder: Path) -> Run:
     )
 
 
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except FileNotFoundError:
-        return ""
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
-
-
 def _read_config(path: Path, notes: list[str]) -> tuple[str, Mapping[str, Any]]:
-    text = _text(path)
+    text = text_of(path)
     try:
         data = load(text)
     except (yaml.YAMLError, ValueError, RecursionError):
@@ -193,18 +128,15 @@ def _read_config(path: Path, notes: list[str]) -> tuple[str, Mapping[str, Any]]:
 
 def _read_object(path: Path, notes: list[str]) -> Mapping[str, Any]:
     """A JSON object; empty where the file is missing or half written."""
-    text = _text(path)
-    try:
-        data = json.loads(text) if text else {}
-    except (ValueError, RecursionError):
-        notes.append(f"{path.name} is not valid JSON and was left out.")
-        return {}
-    return data if isinstance(data, dict) else {}
+    found = json_object(path)
+    if not found and text_of(path):
+        notes.append(f"{path.name} holds no JSON object and was left out.")
+    return found
 
 
 def _read_steps(path: Path, notes: list[str]) -> tuple[Step, ...]:
     """Every line that can be read, one a step: a resumed run may have written a step twice, the later one counts."""
-    lines = [line for line in _text(path).splitlines() if line.strip()]
+    lines = [line for line in text_of(path).splitlines() if line.strip()]
     steps: dict[int, Step] = {}
     damaged = 0
     for position, line in enumerate(lines):
@@ -226,99 +158,59 @@ def _read_steps(path: Path, notes: list[str]) -> tuple[Step, ...]:
     return tuple(steps[key] for key in sorted(steps))
 
 
-def _read_alarms(path: Path) -> tuple[str, ...]:
-    """What the run gave alarm of, with where in training."""
-    told = []
-    for line in _text(path).splitlines():
-        try:
-            row = json.loads(line)
-            told.append(f"{row['where']}, step {row['step']}: {row['alarm']}")
-        except (ValueError, KeyError, TypeError, RecursionError):
-            continue  # still in the writing
-    return tuple(told)
-
-
-def _read_changes(path: Path) -> tuple[Edited, ...]:
-    found = []
-    for line in _text(path).splitlines():
-        try:
-            row = json.loads(line)
-            found.append(Edited(int(row["step"]), str(row["field"]), row.get("old"), row.get("new")))
-        except (ValueError, KeyError, TypeError, RecursionError):
-            continue  # still in the writing
-    return tuple(found)
-
-
 def _numbers(value: Any) -> tuple[float, ...]:
     """A number or a list of numbers (null: NaN) as a tuple; empty for anything else."""
-    if isinstance(value, list):
-        return tuple(_number(entry) for entry in value) if all(is_numeric(v) or v is None for v in value) else ()
-    return (_number(value),) if is_numeric(value) else ()
-
-
-def _number(value: Any) -> float:
-    return float(value) if is_numeric(value) and math.isfinite(value) else math.nan
+    entries = value if isinstance(value, list) else [value]
+    if value is None or any(isinstance(v, bool) or not isinstance(v, int | float | None) for v in entries):
+        return ()
+    return tuple(math.nan if v is None or not math.isfinite(v) else float(v) for v in entries)
 
 
 def read_evaluations(folder: Path, notes: list[str]) -> tuple[Evaluation, ...]:
-    """In the order of training: base first, then by step."""
+    """In the order of training, base first, then by step; without rollouts, which have files of their own."""
     found: list[Evaluation] = []
     for path in sorted(folder.glob("*.json")):
-        try:
-            data = json.loads(_text(path))
-        except (ValueError, RecursionError):
-            notes.append(f"evaluations/{path.name} is not valid JSON, perhaps still in the writing; left out.")
-            continue
-        found.append(_evaluation(data, path))
+        if data := json_object(path):
+            found.append(_evaluation(data, path))
+        else:
+            notes.append(f"evaluations/{path.name} holds no JSON object, perhaps still in the writing; left out.")
     return tuple(sorted(found, key=lambda e: (not e.is_base, e.step, e.name)))
 
 
-def _evaluation(data: Any, path: Path) -> Evaluation:
-    if not isinstance(data, dict):
-        raise DataError(f"{path}: expected a JSON object, got {type(data).__name__}")
-    sampled, controls, external = data.get("sampled"), data.get("controls") or {}, data.get("external") or []
-    wordings, smallest = data.get("wordings") or [], data.get("smallest_delta")
-    if not isinstance(controls, dict) or not isinstance(external, list) or not isinstance(wordings, list):
-        raise DataError(f"{path}: controls must be an object, external and wordings lists")
-    assumed = smallest.get("assumed") if isinstance(smallest, dict) else None
+def _evaluation(data: Mapping[str, Any], path: Path) -> Evaluation:
+    def read(kind: type[_Record], value: Any, where: str) -> _Record:
+        return record_of(kind, value, path, where)
+
+    sampled, against_base = data.get("sampled"), data.get("against_base")
+    external, wordings = (read(list[dict[Any, Any]], data.get(key) or [], key) for key in ("external", "wordings"))
+    assumed = read(dict[Any, Any], data.get("smallest_delta") or {}, "smallest_delta").get("assumed")
     return Evaluation(
         name=path.stem,  # by the documented layout the same as data["name"], and surely a file name
-        step=int(required(data, "step", path)) if "step" in data else 0,
+        step=read(int, data.get("step", 0), "step"),
         task=str(data.get("task", "")),
         about=str(data.get("about") or data.get("task", "")),
         split=str(data.get("split", "")),
         decoding=str(data.get("decoding", "")),
-        summary=summary_of(data.get("summary"), path, "summary"),
-        sampled=summary_of(sampled, path, "sampled") if sampled else None,
-        controls={str(k): summary_of(v, path, f"controls.{k}") for k, v in controls.items() if v},
-        external=tuple(_external(entry, path, i) for i, entry in enumerate(external)),
-        wordings=tuple(_wording(entry, path, f"wordings.{i}") for i, entry in enumerate(wordings)),
-        against_base=_change(data.get("against_base"), path),
-        assumed=float(assumed) if is_numeric(assumed) else None,  # type: ignore[arg-type]
-    )
-
-
-def _wording(entry: Any, path: Path, where: str) -> Wording:
-    if not isinstance(entry, dict) or not isinstance(entry.get("less", {}), dict):
-        raise DataError(f"{path}: {where} must be an object, and its less one too")
-    less = {str(k): estimate_of(v, path, f"{where}.less.{k}") for k, v in entry.get("less", {}).items()}
-    summary = summary_of(entry.get("summary"), path, f"{where}.summary")
-    return Wording(str(entry.get("name", where)), str(entry.get("prompt", "")), summary, less)
-
-
-def _change(data: Any, path: Path) -> Change | None:
-    if data is None:
-        return None
-    if not isinstance(data, dict):
-        raise DataError(f"{path}: against_base must be an object with first, last and delta")
-    return Change(*(estimate_of(data.get(key), path, f"against_base.{key}") for key in ("first", "last", "delta")))
-
-
-def _external(entry: Any, path: Path, index: int) -> External:
-    if not isinstance(entry, dict):
-        raise DataError(f"{path}: external.{index} must be an object, got {type(entry).__name__}")
-    name = str(entry.get("path", f"set {index + 1}")).replace("\\", "/").rsplit("/", 1)[-1]
-    return External(name, summary_of(entry.get("summary"), path, f"external.{index}.summary"))
+        seconds=read(float, data.get("seconds", 0.0), "seconds"),
+        summary=read(Summary, data.get("summary"), "summary"),
+        rollouts=(),
+        sampled=read(Summary, sampled, "sampled") if sampled else None,
+        controls=read(dict[Any, Summary], data.get("controls") or {}, "controls"),
+        external=tuple(
+            (str(each.get("path")), read(Summary, each.get("summary"), f"external.{place}.summary"))
+            for place, each in enumerate(external)
+        ),
+        wordings=tuple(
+            Wording(
+                str(each.get("name")), str(each.get("prompt")),
+                read(Summary, each.get("summary"), f"wordings.{place}.summary"), (),
+                read(dict[Any, Estimate], each.get("less"), f"wordings.{place}.less"),
+            )
+            for place, each in enumerate(wordings)
+        ),
+        against_base=read(Change, against_base, "against_base") if against_base else None,
+        assumed=None if assumed is None else read(float, assumed, "smallest_delta.assumed"),
+    )  # fmt: skip
 
 
 def _read_sources(folder: Path, evaluations: tuple[Evaluation, ...], notes: list[str]) -> tuple[RolloutSource, ...]:

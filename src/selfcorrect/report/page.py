@@ -147,33 +147,21 @@ def _per_attempt(steps: Sequence[Step], key: str) -> list[Line]:
 def _curves(steps: Sequence[Step]) -> list[Curve]:
     """What the policy learns."""
     last = max(2, _attempts(steps, "rewards"))
+    flows = [
+        Line("fixed (i→c)", "fixed", reader("fixed", 0, 100.0)),
+        Line("broken (c→i)", "broken", reader("broken", 0, 100.0)),
+    ]
+    copies = [Line("unchanged", "kept_wrong", reader("unchanged", 0, 100.0))]
+    gain = [Line(f"Δ(t1,t{last})", "a2", reader("delta", 0, 100.0))]
     wanted = (
-        curve("Reward of each attempt", "mean reward", _per_attempt(steps, "rewards"), steps),
-        curve(
-            f"Delta: attempt {last} against attempt 1",
-            "percentage points",
-            [Line(f"Δ(t1,t{last})", "a2", reader("delta", 0, 100.0))],
-            steps,
-        ),
-        curve(
-            "Answers fixed and broken",
-            "% of rollouts",
-            [
-                Line("fixed (i→c)", "fixed", reader("fixed", 0, 100.0)),
-                Line("broken (c→i)", "broken", reader("broken", 0, 100.0)),
-            ],
-            steps,
-        ),
-        curve("KL to the reference", "nats per attempt", _per_attempt(steps, "kl"), steps),
-        curve(
-            "Last attempt repeats the first",
-            "% of rollouts",
-            [Line("unchanged", "kept_wrong", reader("unchanged", 0, 100.0))],
-            steps,
-        ),
-        curve("Entropy of the policy", "nats", _per_attempt(steps, "entropy"), steps),
+        ("Reward of each attempt", "mean reward", _per_attempt(steps, "rewards")),
+        (f"Delta: attempt {last} against attempt 1", "percentage points", gain),
+        ("Answers fixed and broken", "% of rollouts", flows),
+        ("KL to the reference", "nats per attempt", _per_attempt(steps, "kl")),
+        ("Last attempt repeats the first", "% of rollouts", copies),
+        ("Entropy of the policy", "nats", _per_attempt(steps, "entropy")),
     )
-    return [c for c in wanted if c]
+    return [drawn for each in wanted if (drawn := curve(*each, steps))]
 
 
 def _engine(steps: Sequence[Step]) -> list[Curve]:
@@ -182,14 +170,16 @@ def _engine(steps: Sequence[Step]) -> list[Curve]:
         Line("cut off", "broken", _worst("truncated")),
         Line("equal rewards", "quiet", reader("equal_groups", 0, 100.0)),
     ]
-    idle = curve("What teaches nothing", "% of attempts cut off, of problems with equal rewards", empty, steps, 164.0)
-    wanted = (
+    rest = (
         ("Gradient norm", "before clipping", "grad_norm"),
         ("Speed", "tokens per second", "tokens_per_second"),
         ("Sampler against policy", "gap of log-probabilities, nats", "sampler_gap"),
     )
-    drawn = (curve(title, unit, [Line(title, "quiet", reader(key))], steps, 164.0) for title, unit, key in wanted)
-    return [c for c in (idle, *drawn) if c]
+    wanted = [
+        ("What teaches nothing", "% of attempts cut off, of problems with equal rewards", empty),
+        *((title, unit, [Line(title, "quiet", reader(key))]) for title, unit, key in rest),
+    ]
+    return [drawn for each in wanted if (drawn := curve(*each, steps, 164.0))]
 
 
 def _worst(key: str) -> Value:

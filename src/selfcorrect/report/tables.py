@@ -1,14 +1,14 @@
 """The page's tables as plain cells (pure): what is shown, already rounded and worded."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from selfcorrect.evaluation.caution import caution
+from selfcorrect.evaluation.evaluate import Evaluation
 from selfcorrect.evaluation.metrics import Estimate, Summary
 from selfcorrect.evaluation.told import CONTROLS
-from selfcorrect.report.load import Edited, Evaluation
 from selfcorrect.report.paper import PAPER, SETTING, PaperRow, fix_rate, setting_of
 from selfcorrect.report.wording import capital, interval, percent, points, sign
 
@@ -100,32 +100,24 @@ def results_table(evaluations: Sequence[Evaluation], repaired: str) -> Table:
             "its 95 % interval by a bootstrap over problems (Wilson's, or that of matched pairs, where fewer than 20 "
             "problems tell or all are alike)."
         )
-    return Table(
-        caption,
-        "Evaluation",
-        summary_columns(attempts),
-        (("", rows), (heading, tuple(paper))),
-    )
+    return Table(caption, "Evaluation", summary_columns(attempts), (("", rows), (heading, tuple(paper))))
 
 
 def earlier_table(earlier: Sequence[tuple[str, Evaluation]]) -> Table | None:
     """What a run had ended with before it was extended."""
-    if not earlier:
-        return None
-    attempts = most_attempts([e.summary for _, e in earlier])
-    rows = tuple(Row(capital(e.label), f"{_where(e)}, {at}", summary_cells(e.summary, attempts)) for at, e in earlier)
+    found = [(e, f"{_where(e)}, {at}", e.summary) for at, e in earlier]
     caption = "What the run had ended with before it was extended; percent of problems with 95 % intervals."
-    return Table(caption, "Evaluation", summary_columns(attempts), (("", rows),))
+    return _summaries(caption, found) if found else None
 
 
-def changes_table(changes: Sequence[Edited], shown: Callable[[Any], str]) -> Table | None:
+def changes_table(changes: Sequence[Mapping[str, Any]], shown: Callable[[Any], str]) -> Table | None:
     """The settings that a run went on with; the recipe is the one it has now."""
-    rows = tuple(
-        Row(c.field, "", (Cell(f"{c.step:,}"), *(Cell(NONE if v is None else shown(v)) for v in (c.old, c.new))))
-        for c in changes
-    )
+    rows = []
+    for each in changes:
+        both = [Cell(NONE if each[when] is None else shown(each[when])) for when in ("old", "new")]
+        rows.append(Row(each["field"], "", (Cell(f"{each['step']:,}"), *both)))
     caption = "Changed on the way; the recipe below is the one the run has now."
-    return Table(caption, "Setting", ("after step", "before", "from then on"), (("", rows),)) if rows else None
+    return Table(caption, "Setting", ("after step", "before", "from then on"), (("", tuple(rows)),)) if rows else None
 
 
 def paper_cells(row: PaperRow) -> tuple[Cell, ...]:
@@ -214,17 +206,16 @@ def wordings_table(evaluations: Sequence[Evaluation]) -> Table | None:
 
 
 def sampled_table(evaluations: Sequence[Evaluation]) -> Table | None:
-    found = [(e, e.sampled) for e in evaluations if e.sampled]
-    if not found:
-        return None
-    attempts = most_attempts([s for _, s in found])
-    rows = tuple(Row(capital(e.label), "", summary_cells(s, attempts)) for e, s in found)
-    return Table(
-        "The same problems with every attempt sampled at temperature 1; percent.",
-        "Evaluation",
-        summary_columns(attempts),
-        (("", rows),),
-    )
+    found = [(e, "", e.sampled) for e in evaluations if e.sampled]
+    caption = "The same problems with every attempt sampled at temperature 1; percent."
+    return _summaries(caption, found) if found else None
+
+
+def _summaries(caption: str, found: Sequence[tuple[Evaluation, str, Summary]]) -> Table:
+    """A row a summary, under its evaluation's name and a note."""
+    attempts = most_attempts([s for _, _, s in found])
+    rows = tuple(Row(capital(e.label), note, summary_cells(s, attempts)) for e, note, s in found)
+    return Table(caption, "Evaluation", summary_columns(attempts), (("", rows),))
 
 
 def outcome_table(evaluations: Sequence[Evaluation]) -> Table | None:
@@ -255,12 +246,11 @@ def control_table(evaluations: Sequence[Evaluation]) -> Table | None:
     groups = []
     for evaluation in found:
         rows = [Row("Its own attempt 1", "as evaluated", _control_cells(evaluation.summary))]
-        order = [*(name for name in CONTROLS if name in evaluation.controls)]
-        order += [name for name in evaluation.controls if name not in CONTROLS]
-        for name in order:
-            rows.append(
-                Row(capital(CONTROLS.get(name, name)), notes.get(name, ""), _control_cells(evaluation.controls[name]))
-            )
+        rows += [
+            Row(capital(what), notes[name], _control_cells(evaluation.controls[name]))
+            for name, what in CONTROLS.items()
+            if name in evaluation.controls
+        ]
         groups.append((capital(evaluation.label), tuple(rows)))
     last = max(len(e.summary.accuracy) for e in found)
     return Table(
@@ -289,10 +279,10 @@ class ExternalSet:
 
 def external_sets(evaluations: Sequence[Evaluation]) -> tuple[ExternalSet, ...]:
     """A set for every external file, in the order they first appear."""
-    names = list(dict.fromkeys(x.name for e in evaluations for x in e.external))
+    names = list(dict.fromkeys(name for e in evaluations for name, _ in e.external))
     sets = []
     for name in names:
-        found = [(e, x.summary) for e in evaluations for x in e.external if x.name == name]
+        found = [(e, s) for e in evaluations for of, s in e.external if of == name]
         attempts = most_attempts([s for _, s in found])
         rows = tuple(
             Row(capital(e.label), "", (*summary_cells(s, attempts), Cell(f"{_count(s, 'unreadable'):,}")))

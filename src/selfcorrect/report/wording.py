@@ -13,9 +13,10 @@ from pathlib import PurePath
 
 from selfcorrect.evaluation.averages import Change
 from selfcorrect.evaluation.caution import MOST, RARE, SOME, bought, caution, is_narrow, outcome_shares, spaced
+from selfcorrect.evaluation.evaluate import Evaluation
 from selfcorrect.evaluation.metrics import FEW, Estimate, Summary, difference
 from selfcorrect.evaluation.resolution import after
-from selfcorrect.report.load import Evaluation, Run
+from selfcorrect.report.load import Run
 from selfcorrect.types import Outcome
 
 # An absolute path of two parts or more, or one of the home: "/no_think" is a word to a model.

@@ -335,7 +335,7 @@ def wording_lines(evaluation: Evaluation) -> list[str]:
     lines = []
     for each in evaluation.wordings:
         summary = each.summary
-        less = [f"{estimate_text(value, signed=True)} against {name}" for name, value in each.less]
+        less = [f"{estimate_text(value, signed=True)} against {name}" for name, value in each.less.items()]
         lines.append(
             f"  asked as {each.name}: t{len(summary.accuracy)} {estimate_text(summary.accuracy[-1])}  delta "
             f"{estimate_text(summary.delta, signed=True)}  i->c {summary.fixed.value:.1%}  "

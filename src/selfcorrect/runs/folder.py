@@ -18,12 +18,12 @@ from selfcorrect.config import TrainConfig
 from selfcorrect.config.paths import USED, asked_by, own_files
 from selfcorrect.config.recipe import dump
 from selfcorrect.errors import CheckpointError
-from selfcorrect.evaluation.averages import means, samples_of_rows
+from selfcorrect.evaluation.averages import means
 from selfcorrect.evaluation.evaluate import Evaluation
 from selfcorrect.evaluation.flat import rollout_row, rollout_rows
 from selfcorrect.evaluation.kept import write_durably
 from selfcorrect.evaluation.metrics import Summary
-from selfcorrect.evaluation.stored import summary_of
+from selfcorrect.evaluation.stored import read_rollouts, record_of
 from selfcorrect.models.loading import pick_device, pick_dtype
 from selfcorrect.runs.trackers import Trackers, make_trackers
 from selfcorrect.tasks import own
@@ -136,7 +136,7 @@ class RunFolder:
 
     def means(self, evaluation: str) -> dict[str, tuple[float, float]]:
         """By problem, how often the first and the last attempt of an evaluation were right; only what was graded."""
-        return means(samples_of_rows(_rows(self.path / "evaluations" / f"{evaluation}.rollouts.jsonl")))
+        return means(read_rollouts(self.path / "evaluations" / f"{evaluation}.rollouts.jsonl", ""))
 
     def write_evaluation(self, evaluation: Evaluation) -> None:
         """The evaluation's JSON last, so that its presence says that all of it is there."""
@@ -160,8 +160,8 @@ class RunFolder:
         file = self.path / "evaluations" / f"{evaluation}.json"
         told = read_object(file)
         sampled = told.get("sampled")
-        hot = summary_of(sampled, file, "sampled") if sampled else None
-        return summary_of(told.get("summary"), file, "summary"), hot
+        hot = record_of(Summary, sampled, file, "sampled") if sampled else None
+        return record_of(Summary, told.get("summary"), file, "summary"), hot
 
     def close(self) -> None:
         self._trackers.close()

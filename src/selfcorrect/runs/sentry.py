@@ -5,7 +5,7 @@ from typing import Any
 
 from selfcorrect.config import TrainConfig
 from selfcorrect.evaluation.alarms import Lessons, Watch, alarms, cut_off_at, unread
-from selfcorrect.evaluation.averages import Change, change, means, samples_of
+from selfcorrect.evaluation.averages import Change, change, means
 from selfcorrect.evaluation.caution import ungraded
 from selfcorrect.evaluation.evaluate import Evaluation
 from selfcorrect.evaluation.metrics import Summary, outcomes_of
@@ -74,7 +74,7 @@ class Sentry:
         if not self._base:
             return None
         single = evaluation.summary.samples == 1
-        return change(self._base_means, means(samples_of(evaluation.rollouts)), single=single)
+        return change(self._base_means, means(evaluation.rollouts), single=single)
 
     def evaluated(self, evaluation: Evaluation) -> None:
         """After an evaluation, before it is written; all but the base model's are held against that one."""

@@ -376,10 +376,11 @@ def recipes(
 @app.command(epilog="Example: selfcorrect tasks")
 def tasks() -> None:
     """List the tasks a recipe can name."""
-    from selfcorrect.tasks import DESCRIPTIONS
+    from selfcorrect.config.settings import sections
 
-    for name, description in DESCRIPTIONS.items():
-        typer.echo(f"{name:<12} {description}")
+    for section in sections():
+        if section.key == "task":
+            typer.echo(f"{section.kind:<12} {section.meaning}")
 
 
 app.command(cls=Grouped, epilog="Example: selfcorrect evaluate runs/mine/final evaluation.problems=200")(evaluate)

@@ -1,6 +1,5 @@
 """The public functions that sample for long and keep every finished problem: `make_repair_set` and `scale`."""
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from functools import partial
@@ -13,7 +12,7 @@ from selfcorrect.config import CodeConfig, MathConfig, TrainConfig
 from selfcorrect.config.paths import at_home, run_above
 from selfcorrect.errors import ConfigError, DataError
 from selfcorrect.evaluation.counted import Counted, Played, in_chunks
-from selfcorrect.evaluation.kept import Kept, write_durably
+from selfcorrect.evaluation.kept import Kept, json_line, write_durably
 from selfcorrect.evaluation.metrics import is_graded, refuse_nothing_graded
 from selfcorrect.models.files import model_of
 from selfcorrect.rollout import play
@@ -75,7 +74,7 @@ def make_repair_set(
             rows += [row for line in lines for row in line["rows"]]
         _tell_ungraded(ungraded, len(listed), watcher)
         if rows:
-            write_durably(file, "".join(json.dumps(row) + "\n" for row in rows))
+            write_durably(file, "".join(json_line(row) + "\n" for row in rows))
         kept.remove()
     if not rows:
         raise DataError(

@@ -1,6 +1,7 @@
 """What a newcomer calls: `init` writes a recipe that checks and reads its data."""
 
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -135,6 +136,7 @@ def test_odd_names_of_files(name: str, here: Path) -> None:
     init("model", written(f"{name}.jsonl", WORDS), Path(f"{name}.yaml"))
     config, task = task_of(f"{name}.yaml")
     assert (config.seed, len(task.train)) == (0, 11)
+    assert re.search("[a-z0-9]", config.name)  # it is a folder's name
 
 
 def test_a_folder_of_texts_stays_as_it_is(here: Path) -> None:
@@ -199,8 +201,9 @@ def test_the_custom_task_grades(here: Path) -> None:
     task = task_of("my-words.yaml")[1]
     red = next(iter(task.train))
     texts = ["Answer: red", "so\nanswer:  **Red**.\n", "red", "", "Answer: red\nAnswer: blue", "Answer: " + "x" * 9999]
+    texts += ["Answer\uff1a\uff32\uff45\uff44\u3002"]  # as full-width letters, colon and full stop
     grades = task.grade([(red, text) for text in texts])
-    assert [grade.outcome == Outcome.CORRECT for grade in grades] == [True, True, False, False, False, False]
+    assert [grade.outcome == Outcome.CORRECT for grade in grades] == [True, True, *[False] * 4, True]
     assert "wrong" in task.correction_prompt(red)
 
 

@@ -14,13 +14,16 @@ import pytest
 import torch
 from torch import Tensor
 
+from selfcorrect.config import STAGE_KINDS, OwnObjective, RLStage
 from selfcorrect.learning import losses
 from selfcorrect.learning.batching import Batch, make_batch, micro_batches
+from selfcorrect.learning.credit import credit_of
 from selfcorrect.learning.losses import TokenLoss, token_loss
-from selfcorrect.learning.objectives import Credit, advantages, advantages_given_history, multi_turn
+from selfcorrect.learning.objectives import Credit, advantages, advantages_given_history
+from selfcorrect.learning.record import Progress
 from selfcorrect.learning.vocabulary import KLEstimator
 from selfcorrect.models.head import Head, States
-from tests.oracles.toy import ALPHA, OBJECTIVES, Objective, Toy, exact_gradient, make_toy
+from tests.oracles.toy import ALPHA, OBJECTIVES, Objective, Toy, exact_gradient, make_toy, stage
 
 TOLERANCE = 1e-12
 PLANTED = 1e-3  # a planted bug must miss by at least this: nine orders of magnitude above the tolerance
@@ -202,13 +205,30 @@ def test_make_batch_over_all_pairs() -> None:
     torch.testing.assert_close(found, exact(name, "stage_two"), rtol=0, atol=TOLERANCE)
 
 
+def test_every_objective_has_an_oracle() -> None:
+    rl = {kind for kind in STAGE_KINDS.values() if issubclass(kind, RLStage)}
+    assert {type(objective.stage) for objective in OBJECTIVES.values()} == rl - {OwnObjective}, "tests/oracles/toy.py"
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_steps_that_count_for_the_credit_are_one(objective: str) -> None:
+    """A stage whose credit depends on how many steps it has says so, as a run that goes on may not change them then."""
+    short, rewards_BA = OBJECTIVES[objective].stage, toy_named("tempered").rewards_BA
+    paid = [
+        [credit_of(stage, rewards_BA, Progress(stage_step=step)).returns_BA.tolist() for step in (3, 9)]
+        for stage in (short, short.model_copy(update={"steps": 20}))
+    ]
+    assert (paid[0] == paid[1]) != bool(short.steps_are_one)
+
+
 def test_full_return_is_the_gradient_of_eq_1_without_any_held_distribution() -> None:
     """Checks the oracle itself: gamma = 1 and no KL is plain REINFORCE, so autograd through E[r_1 + r_2] must agree."""
     toy = toy_named("tempered")
     logits_CV = toy.logits_CV.clone().requires_grad_()
     value = (replace(toy, logits_CV=logits_CV).probabilities_B() * toy.rewards_BA.sum(1)).sum()
     (plain_CV,) = torch.autograd.grad(value, logits_CV)
-    whole = Objective(lambda r: multi_turn(r, 0.0, last_only=False, gamma=1.0), list, lambda a: [0.0] * a, gamma=1.0)
+    all_paid = stage("multi_turn", rewarded="all", gamma=1.0, beta1=0.0)
+    whole = Objective(all_paid, list, lambda a: [0.0] * a, gamma=1.0)
     torch.testing.assert_close(exact_gradient(toy, whole), plain_CV, rtol=0, atol=TOLERANCE)
     torch.testing.assert_close(expected_gradient("tempered", whole), plain_CV, rtol=0, atol=TOLERANCE)
 

@@ -11,7 +11,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from selfcorrect.learning.objectives import Credit, annealed, multi_turn, single_turn, stage_one, stage_two
+from selfcorrect.config import STAGE_KINDS, RLStage
+from selfcorrect.learning.credit import credit_of
+from selfcorrect.learning.objectives import Credit
+from selfcorrect.learning.record import Progress
 from selfcorrect.types import Attempt, Completion, Grade, Outcome, Problem, Rollout
 
 BETA1, BETA2, ALPHA = 0.3, 0.5, 10.0
@@ -106,15 +109,20 @@ def make_toy(
 
 @dataclass(frozen=True)
 class Objective:
-    """credit: the code under test. pay and beta: the same objective written down again from its equation.
+    """stage: what a recipe names, at a step. pay and beta: the same objective written down again from its equation.
 
     pay(rewards) -> what each attempt earns itself, before gamma; beta(A) -> each attempt's KL weight.
     """
 
-    credit: Callable[[Tensor], Credit]
+    stage: RLStage
     pay: Callable[[Sequence[float]], list[float]]
     beta: Callable[[int], list[float]]
     gamma: float = 0.0
+    step: int = 0
+
+    def credit(self, rewards_BA: Tensor) -> Credit:
+        """The code under test."""
+        return credit_of(self.stage, rewards_BA, Progress(stage_step=self.step))
 
 
 def shaped(r: Sequence[float]) -> list[float]:
@@ -126,29 +134,34 @@ def everywhere(attempts: int) -> list[float]:
     return [BETA1] * attempts
 
 
+def stage(objective: str, **settings: float | str) -> RLStage:
+    """As a recipe names it."""
+    given = {"name": "toy", "steps": 10, "learning_rate": 1.0, "beta1": BETA1, **settings}
+    made = STAGE_KINDS[objective].model_validate({"objective": objective, **given})
+    assert isinstance(made, RLStage)
+    return made
+
+
 OBJECTIVES: dict[str, Objective] = {
     "stage_one": Objective(
-        lambda r: stage_one(r, BETA1, BETA2),
+        stage("stage1", beta2=BETA2),
         lambda r: [0.0, *r[1:]],
         lambda attempts: [BETA1 + BETA2, *[BETA1] * (attempts - 1)],
     ),
-    "stage_two": Objective(lambda r: stage_two(r, BETA1, ALPHA), shaped, everywhere),
-    "stage_two_gamma": Objective(lambda r: stage_two(r, BETA1, ALPHA, 0.8), shaped, everywhere, 0.8),
+    "stage_two": Objective(stage("stage2", alpha=ALPHA), shaped, everywhere),
+    "stage_two_gamma": Objective(stage("stage2", alpha=ALPHA, gamma=0.8), shaped, everywhere, 0.8),
     "annealed": Objective(
-        lambda r: annealed(r, BETA1, BETA2, ALPHA, 0.3),
+        stage("annealed", beta2=BETA2, alpha=ALPHA, begin=0.0, end=1.0),
         lambda r: [0.3 * r[0], *[0.7 * r[a] + 0.3 * shaped(r)[a] for a in range(1, len(r))]],
         lambda attempts: [BETA1 + 0.7 * BETA2, *[BETA1] * (attempts - 1)],
+        step=3,
     ),
     "single_turn": Objective(
-        lambda r: single_turn(r, BETA1),
-        lambda r: [r[0], *[0.0] * (len(r) - 1)],
-        lambda attempts: [BETA1, *[0.0] * (attempts - 1)],
+        stage("single_turn"), lambda r: [r[0], *[0.0] * (len(r) - 1)], lambda attempts: [BETA1, *[0.0] * (attempts - 1)]
     ),
-    "multi_turn_last": Objective(
-        lambda r: multi_turn(r, BETA1, last_only=True), lambda r: [*[0.0] * (len(r) - 1), r[-1]], everywhere
-    ),
-    "multi_turn_all": Objective(lambda r: multi_turn(r, BETA1, last_only=False), list, everywhere),
-    "multi_turn_gamma": Objective(lambda r: multi_turn(r, BETA1, last_only=False, gamma=0.8), list, everywhere, 0.8),
+    "multi_turn_last": Objective(stage("multi_turn"), lambda r: [*[0.0] * (len(r) - 1), r[-1]], everywhere),
+    "multi_turn_all": Objective(stage("multi_turn", rewarded="all"), list, everywhere),
+    "multi_turn_gamma": Objective(stage("multi_turn", rewarded="all", gamma=0.8), list, everywhere, 0.8),
 }
 
 

@@ -139,6 +139,7 @@ def test_traces_of_a_file_are_used_as_they_are(star: Path, model: Path, tmp_path
         DataError, match=r"mine\.jsonl: no wrong-then-right traces for stage star; add some, or set keep_right: true"
     ):
         go(star_recipe(tmp_path / "third", model, traces=str(file), iterations=1))
+    assert not list(tmp_path.glob("third/**/metrics.jsonl"))  # told before anything is evaluated
 
 
 @pytest.mark.usefixtures("lucky")

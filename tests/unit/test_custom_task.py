@@ -444,6 +444,7 @@ def test_a_prompt_that_is_typed(tmp_path: Path) -> None:
     assert task.parse("test1") is task.test[1]
     typed = task.parse(" What is 3? ")
     assert (typed.prompt, task.correction_prompt(typed)) == ("What is 3?", CORRECTION)
+    assert task.parse("三加四是多少").prompt == "三加四是多少"  # no spaces, and no id
     (grade,) = task.grade([(typed, "3")])
     assert grade.outcome == "grader_failed"
     assert grade.detail.endswith(

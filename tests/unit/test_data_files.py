@@ -53,7 +53,7 @@ def test_lines_are_counted_as_an_editor_does(tmp_path: Path) -> None:
     [
         ("a.jsonl", b'{"x": 1}\n{"x": 1,,}\n', r"a.jsonl:2: not valid JSON: .* at column 9"),
         ("a.jsonl", b'{"x": 1}\n[1]\n', r"a.jsonl:2: expected a JSON object, got list"),
-        ("a.jsonl", b'{"x": 1}\n{"x": "\xff"}\n', r"a.jsonl:2: not UTF-8 text: invalid start byte at byte 8 of"),
+        ("a.jsonl", b'{"x": 1}\n{"x": "\xff"}\n', r"a.jsonl:2: not UTF-8 text: invalid start byte at byte 8 of the line; write"),
         ("a.jsonl", b'\xff\xfe{\x00}\x00', r"a.jsonl:1: holds a NUL byte; the file is damaged, or not UTF-8"),
         ("a.jsonl", b'{"x": 1}\n{"x": "\x00"}\n', r"a.jsonl:2: holds a NUL byte"),
         ("a.jsonl", b'{"x": ' + b"9" * 5000 + b"}", r"a.jsonl:1: not valid JSON: Exceeds the limit"),

@@ -9,6 +9,7 @@ import pytest
 from selfcorrect.config import ModelConfig, TrainConfig
 from selfcorrect.config.paths import check_paths
 from selfcorrect.errors import ConfigError, DataError
+from selfcorrect.evaluation.kept import json_line
 from selfcorrect.learning.formats import FORMATS, Converted, convert
 from selfcorrect.learning.traces import fixes, read_traces
 from selfcorrect.models.chat import Chat
@@ -45,6 +46,8 @@ def test_written_and_read_back(form: str, chat: Chat, tmp_path: Path) -> None:
     (run / "config.yaml").write_text(json.dumps({"name": "run", "task": {"name": "math"}, "stages": [stage]}))
     assert convert(run, tmp_path / "out" / "t", form) == Converted(2, 1, 0)
     text = (tmp_path / "out" / "t").read_text()
+    assert "\u00e9\U0001f600" in text  # as it is read and edited by eye
+    assert (" 4 \\u2028\\n" in text, json_line("\ud800")) == (True, '"\\ud800"')
     if form == "conversation":  # as a reader of that format sees it
         first, second = json.loads(text)[0]["conversation"]
         assert (first["system"], first["input"], first["output"], first["output_with_loss"]) == (

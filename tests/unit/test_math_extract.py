@@ -70,6 +70,7 @@ LABELS = [
         ("The final answer is $\\frac{7}{2}$ or $4$.", r"\frac{7}{2} or 4", "sentence"),
         ("The answer is \\[ 12 \\]", "12", "sentence"),
         ("The answer is 2.5", "2.5", "sentence"),
+        ("The final answer\uff1a\uff11\uff12\u3002So", "\uff11\uff12", "sentence"),  # full-width, as in Chinese
         (r"\boxed{}", "", "box"),
         ("The answer is 3. " + "But let me look again. " * 20, "", ""),  # a step, not the end
         ("We have $(2+1)(2+1) = 9$.", "", ""),  # an equation is no declared answer

@@ -65,7 +65,9 @@ def test_a_trace_is_held_against_what_the_text_model_reads(chat: Chat) -> None:
     stage = PairSFT(name="p", objective="pair_sft", steps=1, learning_rate=1.0)
     trainer: Any = SimpleNamespace(stage=stage, lm=lm)
     found = [rollout(chat, "a", (20, W), (21, R))]
-    with pytest.raises(DataError, match=r"t.jsonl: a trace takes \d+ tokens, but the model reads 5; leave it out"):
+    with pytest.raises(
+        DataError, match=r"t.jsonl: a trace takes \d+ tokens \(a\), but the model reads 5; leave it out"
+    ):
         Collector(trainer, Path(), print)._chosen(found, 1, 0, "t.jsonl")
 
 

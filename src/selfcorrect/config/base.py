@@ -3,7 +3,7 @@
 import string
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
@@ -38,6 +38,12 @@ class Strict(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
+
+
+def kinds_of(union: Any, tag: str) -> dict[str, Any]:
+    """The models of a union by the value that their tag has, in the union's order."""
+    members: tuple[type[BaseModel], ...] = get_args(get_args(union)[0])
+    return {get_args(member.model_fields[tag].annotation)[0]: member for member in members}
 
 
 def check_template(field: str, template: str, allowed: set[str], required: frozenset[str] = frozenset()) -> None:

@@ -415,7 +415,7 @@ class TrainConfig(Strict):
         """Of the importance weights of sampled tokens (learning/losses.py); None where the policy itself samples."""
         cap = self.algorithm.importance_cap
         if cap == "auto":
-            return 2.0 if self.sampler == "vllm" else None
+            return None if self.sampler == "transformers" else 2.0
         return None if cap == "none" else cap
 
     @property

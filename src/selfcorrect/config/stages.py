@@ -1,14 +1,20 @@
 """The stages of a run: each names an objective, or how it collects the traces it is fine-tuned on."""
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from selfcorrect.config.base import LocalPath, NonNegative, Paper, Positive, Rate, Share, Strict
+from selfcorrect.config.base import LocalPath, NonNegative, Paper, Positive, Rate, Share, Strict, kinds_of
 
 
 class StageBase(Strict):
-    """What every stage has."""
+    """What every stage has.
+
+    steps_are_one: why `steps` may not change once the stage is begun, where what a step does depends on how many there
+    are in all; empty where it does not.
+    """
+
+    steps_are_one: ClassVar[str] = ""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,40}$")]
     """The stage's name, by which overrides, evaluations and models/NAME go."""
@@ -72,6 +78,8 @@ class StageTwo(RLStage):
 
 class Annealed(RLStage):
     """Both stages in one: the credit goes in a line from Stage I's to Stage II's."""
+
+    steps_are_one = "its credit goes from stage 1's to stage 2's over all of its steps, so those done had another"
 
     objective: Literal["annealed"]
     """annealed: both stages in one run (ours)."""
@@ -155,6 +163,8 @@ class PairSFT(SupervisedStage):
 class Star(SupervisedStage):
     """STaR: wrong-then-right traces of the newest model, anew for each of the iterations."""
 
+    steps_are_one = "its iterations share its steps, so those done would have been other ones"
+
     objective: Annotated[Literal["star"], Paper("D_STaR, Tables 1 and 4")]
     """star: fine-tuning on the model's own corrections."""
     iterations: Positive = 3
@@ -176,7 +186,4 @@ Stage = Annotated[
     StageOne | StageTwo | Annealed | SingleTurn | MultiTurn | OwnObjective | PairSFT | Star,
     Field(discriminator="objective"),
 ]
-STAGE_KINDS: dict[str, type[StageBase]] = {
-    "stage1": StageOne, "stage2": StageTwo, "annealed": Annealed, "single_turn": SingleTurn, "multi_turn": MultiTurn,
-    "custom": OwnObjective, "pair_sft": PairSFT, "star": Star,
-}  # fmt: skip
+STAGE_KINDS: dict[str, type[StageBase]] = kinds_of(Stage, "objective")

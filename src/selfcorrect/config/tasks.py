@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from selfcorrect.config.base import LocalPath, NonNegative, Paper, Positive, Rate, Strict, check_template
+from selfcorrect.config.base import LocalPath, NonNegative, Paper, Positive, Rate, Strict, check_template, kinds_of
 
 
 class HubConfig(Strict):
@@ -226,13 +226,7 @@ class CustomConfig(Strict):
 TaskConfig = Annotated[
     CountdownConfig | MathConfig | CodeConfig | RepairConfig | CustomConfig, Field(discriminator="name")
 ]
-TASK_KINDS: dict[str, type[Strict]] = {
-    "countdown": CountdownConfig,
-    "math": MathConfig,
-    "code": CodeConfig,
-    "repair": RepairConfig,
-    "custom": CustomConfig,
-}
+TASK_KINDS: dict[str, type[Strict]] = kinds_of(TaskConfig, "name")
 
 
 ATTEMPT_TOKENS = {"math": 1024, "code": 512, "repair": 512}  # where no recipe says, as in the shipped ones

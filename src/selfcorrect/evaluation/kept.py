@@ -10,6 +10,7 @@ comes out is the same to the bit, however often the process was stopped.
 import fcntl
 import json
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -149,6 +150,18 @@ def differences(before: Any, now: Any) -> str:
     told = [f"{name} is {_shown(new.get(name, _ABSENT))}, but was {_shown(old.get(name, _ABSENT))}" for name in changed]
     more = f" (and {len(told) - 3} more settings)" if len(told) > 3 else ""
     return f"begun with other settings: {', '.join(told[:3])}{more}"
+
+
+_NO_TEXT = re.compile(r"[\ud800-\udfff\x85\u2028\u2029]")  # no bytes in UTF-8, or the end of a line to some readers
+
+
+def json_line(value: Any) -> str:
+    """JSON in the letters of its texts, whatever their script, for files that people read; escaped where it cannot be.
+
+    Raises ValueError for numbers that are not finite, which JSON has not.
+    """
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    return json.dumps(value) if _NO_TEXT.search(text) else text
 
 
 def write_durably(file: Path, text: str) -> None:

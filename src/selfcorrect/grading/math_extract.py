@@ -37,15 +37,15 @@ _GSM8K = re.compile(r"^[ \t]*#### ?(.*)$", re.MULTILINE)
 _MARKUP = r"[\s*_}]{0,4}"  # **Answer**: 42
 _SENTENCE = re.compile(
     r"(?<![A-Za-z\d])(?<![A-Za-z\d]_)(?:(?:the|my|our)\s+[*_]{0,3}(?:final\s+)?answer"
-    rf"(?:[*_]{{0,3}}\s+[*_]{{0,3}}is\b|{_MARKUP}[:=])"
-    rf"|(?:final\s+)?answer{_MARKUP}:|final\s+answer[*_]{{0,3}}\s+is\b)"
-    r"[\s:*_}]*",
+    rf"(?:[*_]{{0,3}}\s+[*_]{{0,3}}is\b|{_MARKUP}[:=\uff1a])"
+    rf"|(?:final\s+)?answer{_MARKUP}[:\uff1a]|final\s+answer[*_]{{0,3}}\s+is\b)"
+    r"[\s:\uff1a*_}]*",
     re.IGNORECASE,
 )
 _HOPE = re.compile(r"I hope (?:it|this) is correct", re.IGNORECASE)
 _MATH = re.compile(r"\$\$((?:[^$\\]|\\.)+)\$\$|\$((?:[^$\\\n]|\\.)+)\$|\\\[(.+?)\\\]|\\\((.+?)\\\)", re.DOTALL)
 _TOKEN = re.compile(r"<\|?/?[A-Za-z_]{1,30}\|?>")
-_END = re.compile(r"\.(?=\s|\Z)|\n")
+_END = re.compile(r"\.(?=\s|\Z)|\u3002|\n")
 
 
 class Found(NamedTuple):

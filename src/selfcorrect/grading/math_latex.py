@@ -13,14 +13,16 @@ ROW = "\ue000"  # stands for two backslashes, the end of a row in LaTeX
 OR = "\ue001"  # between members that are joined by `or`
 AND = "\ue002"
 
+_WIDE = {chr(code): chr(code - 0xFEE0) for code in range(0xFF01, 0xFF5E) if code != 0xFF3C}  # but for the backslash
 _SYMBOLS = str.maketrans(
     {
+        **_WIDE, "\u3001": ", ", "\u3002": ".",
         "\u2212": "-", "\u2013": "-", "\u2014": "-", "\u2010": "-", "\u00d7": r"\cdot ", "\u00b7": r"\cdot ",
         "\u22c5": r"\cdot ", "\u00f7": "/", "\u2215": "/", "\u2044": "/", "\u00b0": r"^\circ ", "\u03c0": r"\pi ",
         "\u221e": r"\infty ", "\u2264": r"\le ", "\u2265": r"\ge ", "\u2260": r"\ne ", "\u222a": r"\cup ",
         "\u2208": r"\in ", "\u2248": r"\approx ", "\u00b1": r"\pm ", "\u03b8": r"\theta ", "\u221a": r"\sqrt ",
         "\u00a0": " ", "\u2009": " ", "\u202f": " ", "\u200b": "", ROW: "", OR: "", AND: "", "\u20ac": "", "\u00a3": "",
-        "\u201c": '"', "\u201d": '"', "\u00b2": "^{2}", "\u00b3": "^{3}", "\uff05": "%",
+        "\u201c": '"', "\u201d": '"', "\u00b2": "^{2}", "\u00b3": "^{3}",
         "\u2205": r"\emptyset ", "\u03b1": r"\alpha ", "\u211d": r"\mathbb{R}", "\u2227": r"\land ", "\u2228": r"\lor ",
     }
 )  # fmt: skip
@@ -105,7 +107,7 @@ _REWRITE: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ..
     )
 )  # fmt: skip
 _SPACES = re.compile(r"\s+")
-_INTEGER = re.compile(r"-?\d+")
+_INTEGER = re.compile(r"-?[0-9]+")
 _TAIL = re.compile(r"(?:\\[,;:! ]|(?<!\\)\\(?=\s*\Z)|~|[.,;:\s])+\Z")
 _STYLED = re.compile(
     r"\\(?:(?:textcolor|colorbox|color)\s*\{[^{}]*\}|boldsymbol|bm|pmb|ensuremath|mathord|mathop|underline|num|overset\{[^{}]*\})"

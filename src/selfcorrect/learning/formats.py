@@ -15,7 +15,7 @@ from selfcorrect.config import SupervisedStage, TrainConfig
 from selfcorrect.config.paths import USED, at_home
 from selfcorrect.config.recipe import load_recipe
 from selfcorrect.errors import ConfigError, DataError
-from selfcorrect.evaluation.kept import write_durably
+from selfcorrect.evaluation.kept import json_line, write_durably
 from selfcorrect.types import Outcome
 
 FORMATS = ("conversation", "messages")
@@ -49,8 +49,12 @@ def rows_of(file: str | Path) -> list[tuple[str, dict[str, Any]]]:
     """
     try:
         text = at_home(file, "source").read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{file}: cannot be read as UTF-8 text: {error}") from None
+    except OSError as error:
+        raise DataError(f"{file}: cannot be read: {error}") from None
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{file}: not UTF-8 text: {error.reason} at byte {error.start + 1}; write it as UTF-8"
+        ) from None
     found = [(where, _own(where, value)) for where, value in _values(str(file), text)]
     if not found:
         raise DataError(f"{file}: holds no traces; expected one JSON object a line, or a JSON list of conversations")
@@ -73,9 +77,10 @@ def convert(source: str | Path, target: str | Path, form: str, *, everything: bo
     asked = fixing or set()
     rows = [row for file in found for _, row in found[file] if file.stem.rpartition("-")[0] not in asked or fixes(row)]
     made = [_conversation(row) if form == "conversation" else _messages(row) for row in rows]
-    lines = json.dumps(made, indent=1) + "\n" if form == "conversation" else "".join(json.dumps(m) + "\n" for m in made)
+    lines = list(map(json_line, made))
+    text = "[\n" + ",\n".join(lines) + "\n]\n" if form == "conversation" else "".join(f"{line}\n" for line in lines)
     out.parent.mkdir(parents=True, exist_ok=True)
-    write_durably(out, lines)
+    write_durably(out, text)
     fixed = sum(map(fixes, rows))
     return Converted(fixed, len(rows) - fixed, sum(map(len, found.values())) - len(rows), fixing is None)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from selfcorrect.config import Star, SupervisedStage
+from selfcorrect.config import Star, SupervisedStage, TrainConfig
 from selfcorrect.errors import DataError
 from selfcorrect.evaluation.kept import write_durably
 from selfcorrect.evaluation.metrics import refuse_nothing_graded
@@ -18,6 +18,7 @@ from selfcorrect.learning.policy import learning_rate
 from selfcorrect.learning.record import Clock, StepResult
 from selfcorrect.learning.traces import epochs, fixes, pair_traces, read_traces, star_traces, write_traces
 from selfcorrect.learning.training import Trainer
+from selfcorrect.models.language_model import LanguageModel
 from selfcorrect.models.weights import fingerprint
 from selfcorrect.seeds import derive_seed
 from selfcorrect.types import Rollout, SamplingParams
@@ -94,19 +95,8 @@ class Collector:
     def _chosen(self, found: Sequence[Rollout], iteration: int, completions: int, source: str) -> Collection:
         stage = self._trainer.stage
         assert isinstance(stage, SupervisedStage)
-        chosen = [trace for trace in found if stage.keep_right or fixes(trace)]
-        if not chosen:
-            more = "add some" if stage.traces else f"raise stages.{stage.name}.collect (now {stage.collect})"
-            rest = "" if stage.keep_right else ", or set keep_right: true"
-            kind = "right" if stage.keep_right else "wrong-then-right"
-            raise DataError(f"{source}: no {kind} traces for stage {stage.name}; {more}{rest}")
-        room = self._trainer.lm.reads
-        longest = max(len(t.attempts[1].prompt_ids) + len(t.attempts[1].completion.token_ids) for t in chosen)
-        if room and longest > room:
-            raise DataError(f"{source}: a trace takes {longest} tokens, but the model reads {room}; leave it out")
-        kept = sum(not fixes(trace) for trace in chosen)
-        fixed = len(chosen) - kept
-        self._say(f"{source}: training on {fixed} wrong-then-right and {kept} right-then-right traces")
+        chosen = _trained_on(found, stage, self._trainer.lm.reads, source)
+        self._say(f"{source}: training on {_counted(chosen)}")
         return Collection(iteration, chosen, completions)
 
     def _find(self, key: str, file: Path) -> bool:
@@ -163,6 +153,39 @@ class Collector:
                 self._say(f"collecting traces: {min(start + chunk, len(problems))} of {len(problems)} problems")
         trainer.rest()
         return traces, completions
+
+
+def given_traces(config: TrainConfig, lm: LanguageModel) -> list[str]:
+    """A line on each file of traces that a stage names and that is there; an earlier stage may be yet to write it.
+
+    Raises DataError where one cannot be trained on.
+    """
+    told = []
+    for stage in config.stages:
+        if isinstance(stage, SupervisedStage) and stage.traces and Path(stage.traces).exists():
+            found = _trained_on(read_traces(stage.traces, lm.chat, config.task.name), stage, lm.reads, stage.traces)
+            told.append(f"stage {stage.name} trains on {_counted(found)} of {stage.traces}")
+    return told
+
+
+def _trained_on(found: Sequence[Rollout], stage: SupervisedStage, room: int | None, source: str) -> list[Rollout]:
+    """Those of a collection that the stage takes. Raises DataError where there is none, or one is too long."""
+    chosen = [trace for trace in found if stage.keep_right or fixes(trace)]
+    if not chosen:
+        more = "add some" if stage.traces else f"raise stages.{stage.name}.collect (now {stage.collect})"
+        rest = "" if stage.keep_right else ", or set keep_right: true"
+        kind = "right" if stage.keep_right else "wrong-then-right"
+        raise DataError(f"{source}: no {kind} traces for stage {stage.name}; {more}{rest}")
+    last = [(trace.problem.id, trace.attempts[1]) for trace in chosen]
+    size, name = max((len(attempt.prompt_ids) + len(attempt.completion.token_ids), name) for name, attempt in last)
+    if room and size > room:
+        raise DataError(f"{source}: a trace takes {size} tokens ({name}), but the model reads {room}; leave it out")
+    return chosen
+
+
+def _counted(traces: Sequence[Rollout]) -> str:
+    fixed = sum(map(fixes, traces))
+    return f"{fixed} wrong-then-right and {len(traces) - fixed} right-then-right traces"
 
 
 def _key_of(about: Path) -> str | None:

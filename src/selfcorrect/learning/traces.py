@@ -5,7 +5,6 @@ filtered and used again (`traces:` of a stage); docs/methods.md has the fields.
 """
 
 import dataclasses
-import json
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from selfcorrect.errors import DataError, ModelError
-from selfcorrect.evaluation.kept import write_durably
+from selfcorrect.evaluation.kept import json_line, write_durably
 from selfcorrect.evaluation.metrics import LEFT_OUT, is_graded
 from selfcorrect.learning.formats import rows_of, text_of
 from selfcorrect.models.chat import Chat
@@ -65,7 +64,7 @@ def write_traces(file: Path, traces: Iterable[Rollout], task: Task) -> None:
         }
         for trace in traces
     ]
-    write_durably(file, "".join(json.dumps(row) + "\n" for row in rows))
+    write_durably(file, "".join(json_line(row) + "\n" for row in rows))
 
 
 def read_traces(file: str | Path, chat: Chat, task: str) -> list[Rollout]:

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from selfcorrect.config import CodeConfig, CountdownConfig, RepairConfig, TrainConfig
+from selfcorrect.config import RepairConfig, TrainConfig
 from selfcorrect.models.windows import shape_of
 from selfcorrect.planning import hardware
 from selfcorrect.planning.hardware import Card, utilisation
@@ -105,8 +105,7 @@ def grading(config: TrainConfig, rows: int, cores: int) -> float:
 def grade_seconds(config: TrainConfig) -> float:
     """Of one core, for an answer."""
     task = config.task.of if isinstance(config.task, RepairConfig) else config.task
-    kind = "code" if isinstance(task, CodeConfig) else "countdown" if isinstance(task, CountdownConfig) else task.name
-    return _GRADES[kind]
+    return _GRADES.get(task.name, _GRADES["custom"])
 
 
 class _Sampler:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from selfcorrect.config import Annealed, OwnObjective, Stage, Star, TrainConfig
+from selfcorrect.config import OwnObjective, Stage, TrainConfig
 from selfcorrect.errors import ConfigError
 from selfcorrect.evaluation.kept import flat
 from selfcorrect.learning.record import Progress
@@ -118,10 +118,8 @@ def _why_not(stage: Stage, steps: int, done: Progress, schedule: str) -> str:
     later = "; add another stage at the end of config.yaml instead"
     if steps < done.stage_step:
         return f"{done.stage_step} steps are done already; that many is the least"
-    if isinstance(stage, Annealed):
-        return f"its credit goes from stage 1's to stage 2's over all of its steps, so those done had another{later}"
-    if isinstance(stage, Star):
-        return f"its iterations share its steps, so those done would have been other ones{later}"
+    if stage.steps_are_one:
+        return stage.steps_are_one + later
     if schedule != "constant":
         return f"optimizer.schedule {schedule} lowers the rate over all of its steps, so those done had another{later}"
     return ""

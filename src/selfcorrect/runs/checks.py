@@ -11,6 +11,7 @@ from selfcorrect.errors import ConfigError
 from selfcorrect.evaluation.evaluate import evaluated_problems, load_external
 from selfcorrect.learning.own import own_objectives
 from selfcorrect.learning.policy import check_optimizer
+from selfcorrect.learning.supervised import given_traces
 from selfcorrect.models import fused
 from selfcorrect.models.chat import Chat
 from selfcorrect.models.language_model import LanguageModel
@@ -176,6 +177,7 @@ def tried(config: TrainConfig) -> Iterator[str]:
             f"model: {parameter_count(lm) / 1e6:,.1f} million parameters on {lm.device}, computed in "
             f"{str(lm.compute_dtype)[6:]}; {tuning_text(config, lm)}"
         )
+        yield from (f"data: {line}" for line in given_traces(config, lm))
         _check_readable(config, lm.chat, asked)
         need = check_context(config, lm, task, task.longest())
         yield f"longest rollout: {need} tokens of the {lm.reads or 'unknown number'} that the model reads"

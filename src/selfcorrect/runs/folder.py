@@ -21,7 +21,7 @@ from selfcorrect.errors import CheckpointError
 from selfcorrect.evaluation.averages import means
 from selfcorrect.evaluation.evaluate import Evaluation
 from selfcorrect.evaluation.flat import rollout_row, rollout_rows
-from selfcorrect.evaluation.kept import write_durably
+from selfcorrect.evaluation.kept import json_line, write_durably
 from selfcorrect.evaluation.metrics import Summary
 from selfcorrect.evaluation.stored import read_rollouts, record_of
 from selfcorrect.models.loading import pick_device, pick_dtype
@@ -176,7 +176,7 @@ def _keep_own(path: Path, config: TrainConfig) -> None:
 
 
 def _lines(rows: Iterable[Mapping[str, Any]]) -> str:
-    return "".join(json.dumps(plain(row), allow_nan=False) + "\n" for row in rows)
+    return "".join(json_line(plain(row)) + "\n" for row in rows)
 
 
 @cache

@@ -19,6 +19,7 @@ from selfcorrect.errors import CheckpointError, ConfigError, MemoryExhausted, Ra
 from selfcorrect.evaluation.evaluate import Evaluator
 from selfcorrect.learning.own import own_objectives
 from selfcorrect.learning.policy import make_reference
+from selfcorrect.learning.supervised import given_traces
 from selfcorrect.learning.training import Trainer
 from selfcorrect.models.language_model import LanguageModel
 from selfcorrect.models.loading import use_threads
@@ -197,6 +198,8 @@ def _prepare_and_train(
     if not ranks.keeps_one:  # else rank 0 alone has read it
         ranks.same({f"the model {config.model.path!r}": base}, "put the same model on all hosts")
     ranks.each(lambda: check_updates(config.optimizer, lm))
+    if used is None:  # not first as their stage begins, hours on
+        ranks.first(lambda: given_traces(config, lm))
 
     def fit() -> tuple[dict[str, Any], list[str]]:
         begun = with_sizes(config, sizes_begun(path, config) if used else {})

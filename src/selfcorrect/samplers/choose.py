@@ -1,6 +1,7 @@
 """The sampler that a recipe names, over a model."""
 
 from pathlib import Path
+from typing import assert_never
 
 import torch
 
@@ -13,8 +14,16 @@ from selfcorrect.samplers.transformers import TransformersSampler
 
 def make_sampler(config: TrainConfig, lm: LanguageModel, max_rows: int = 512) -> Sampler:
     """max_rows: how many run side by side. An engine of its own starts at the first use. Raises UserError kinds."""
-    if config.sampler != "vllm":
-        return TransformersSampler(lm, max_rows=max_rows)
+    match config.sampler:
+        case "transformers" | "recorded" | "endpoint":  # the last two say whose attempts were evaluated
+            return TransformersSampler(lm, max_rows=max_rows)
+        case "vllm":
+            return _vllm(config, lm, max_rows)
+        case other:
+            assert_never(other)
+
+
+def _vllm(config: TrainConfig, lm: LanguageModel, max_rows: int) -> Sampler:
     from selfcorrect.samplers.vllm import Engine, VllmSampler
     from selfcorrect.samplers.vllm_engine import InProcess, need_vllm
     from selfcorrect.samplers.vllm_server import Server

@@ -37,6 +37,7 @@ from typing import Any
 
 FORM = "Think it through, and end with a line of the form `Answer: ...`."
 DATA = Path(__file__).parent / {data!r}
+WIDE = {{code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}} | {{0x3002: "."}}  # full-width signs, full stop
 
 
 def problems(split: str, options: dict[str, Any]) -> list[dict[str, Any]]:
@@ -55,12 +56,13 @@ def correction_prompt(problem: dict[str, Any]) -> str:
 
 def grade(problem: dict[str, Any], text: str) -> bool:
     """The last line that states an answer counts. The text is whatever the model wrote: expect anything."""
-    stated = [line.partition(":")[2] for line in text.splitlines() if line.strip().casefold().startswith("answer:")]
+    lines = text.translate(WIDE).splitlines()
+    stated = [line.partition(":")[2] for line in lines if line.strip().casefold().startswith("answer:")]
     return bool(stated) and _plain(stated[-1]) == _plain(problem["answer"])
 
 
 def _plain(text: str) -> str:
-    return " ".join(text.strip().strip(".`*").casefold().split())
+    return " ".join(text.translate(WIDE).strip().strip(".`*").casefold().split())
 '''
 
 
@@ -109,7 +111,7 @@ def _draft(model: dict[str, Any], data: Path, to: Path, found: Found) -> Draft:
     pace, trains = {"steps": 200, "learning_rate": rate, "beta1": 0.01}, len(found.train)
     system = {"system_prompt": found.system} if found.system else {}
     recipe: dict[str, Any] = {
-        "name": re.sub(r"[^A-Za-z0-9._-]", "-", to.stem).lstrip(".")[:80] or "mine",
+        "name": re.sub(r"[^A-Za-z0-9._-]", "-", to.stem).strip("-.")[:80] or "mine",
         "seed": 0,
         "model": {**model, **system},
         "task": {},

@@ -1,6 +1,7 @@
 """Tasks by name. One file a task."""
 
 from collections.abc import Callable
+from typing import assert_never
 
 from selfcorrect.config import CodeConfig, CountdownConfig, CustomConfig, MathConfig, RepairConfig, TaskConfig
 from selfcorrect.tasks.base import Split, Task
@@ -10,15 +11,7 @@ from selfcorrect.tasks.custom import CustomTask
 from selfcorrect.tasks.math import MathTask
 from selfcorrect.tasks.repair import RepairTask
 
-__all__ = ["DESCRIPTIONS", "MathTask", "Split", "Task", "make_task"]
-
-DESCRIPTIONS = {
-    "countdown": "reach a target from three numbers, each used once (generated; for evaluation also files)",
-    "math": "MATH (the paper's 12,000 / 500 split, or its own) and GSM8K: solve a problem, state the answer last",
-    "code": "MBPP (sanitized, MBPP+) and HumanEval (HumanEval+): write a program that passes the tests",
-    "repair": "mend a recorded wrong first attempt at math or code (selfcorrect make-repair-set builds such a set)",
-    "custom": "a task of your own, in one Python file (docs/tasks.md)",
-}
+__all__ = ["MathTask", "Split", "Task", "make_task"]
 
 
 def make_task(config: TaskConfig, say: Callable[[str], None] | None = None) -> Task:
@@ -37,4 +30,4 @@ def make_task(config: TaskConfig, say: Callable[[str], None] | None = None) -> T
             return RepairTask(config)
         case CustomConfig():
             return CustomTask(config, say)
-    raise AssertionError(type(config).__name__)
+    assert_never(config)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from functools import cached_property
+from unicodedata import category
 
 from selfcorrect.errors import DataError
 from selfcorrect.tasks.base import Shuffled, fixed_share
@@ -52,10 +53,15 @@ class DataTask:
         return max(loaded, key=lambda problem: len(problem.prompt) + len(problem.first_attempt or ""))
 
     def parse(self, text: str) -> Problem:
-        """A problem by its id; or one that is typed, where the task can ask it. No id has white space in it."""
-        if len(text.split()) > 1 and (typed := self._typed(text.strip())) is not None:
-            return typed
-        found = self.find(text.strip())
+        """A problem by its id; or one that is typed, where the task can ask it.
+
+        No id has white space in it, and a mistyped one should not be asked; but not every script parts words by spaces.
+        """
+        asked = text.strip()
+        words = len(asked.split()) > 1
+        found = None if words else self.find(asked)
+        if found is None and (words or any(category(character) == "Lo" for character in asked)):  # letters without case
+            found = self._typed(asked)
         if found is None:
             raise DataError(
                 f"problem {text!r}: no such id; problems of task {self.name} are named by id, like {self.test[0].id}"

@@ -209,7 +209,9 @@ def _text(line: bytes, where: str) -> str:
     try:
         return line.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise DataError(f"{where}: not UTF-8 text: {error.reason} at byte {error.start + 1} of the line") from None
+        raise DataError(
+            f"{where}: not UTF-8 text: {error.reason} at byte {error.start + 1} of the line; write the file as UTF-8"
+        ) from None
 
 
 def _parse(text: str, where: str) -> Any:

@@ -1,4 +1,6 @@
-"""Settings for every test: one thread (bit-for-bit repeatable, and kind to small machines), no network, no waiting."""
+"""Settings for every test: one thread (bit-for-bit repeatable, and kind to small machines), no network, no waiting; and
+the command line, called in the test's own process.
+"""
 
 import gc
 import os
@@ -7,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 from functools import wraps
 from inspect import unwrap
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -66,3 +69,42 @@ def pytest_runtestloop() -> None:
         from tests.support import forked
 
         forked.start()
+
+
+class Ended(NamedTuple):
+    """How a command ended, and what it printed."""
+
+    status: int
+    out: str
+    err: str
+
+
+Called = Callable[..., Ended]
+Command = Callable[..., str]
+
+
+@pytest.fixture
+def called(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Called:
+    """called(arguments): `selfcorrect` with these, in this process."""
+
+    def run(*arguments: str) -> Ended:
+        from selfcorrect import cli
+
+        monkeypatch.setattr(sys, "argv", ["selfcorrect", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        return Ended(int(ended.value.code or 0), *capfd.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def command(called: Called) -> Command:
+    """command(arguments): its stdout; it must succeed."""
+
+    def run(*arguments: str) -> str:
+        status, out, err = called(*arguments)
+        assert status == 0, err
+        return out
+
+    return run

@@ -13,7 +13,6 @@ does. Each conversation is drawn anew, from problems of the training split alone
 import argparse
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -22,9 +21,9 @@ import torch
 from settings import COUNTDOWN, status_of
 from warm_up import begun, config_of, finish, parser_of
 
-from selfcorrect.config import CountdownConfig
+from selfcorrect.config import CountdownConfig, LabBaseConfig
 from selfcorrect.errors import UserError
-from selfcorrect.lab.corpus import AttemptMix, draw_attempts
+from selfcorrect.lab.corpus import draw_attempts
 from selfcorrect.learning.batching import make_batch
 from selfcorrect.learning.policy import learning_rate
 from selfcorrect.learning.training import Trainer
@@ -36,7 +35,7 @@ from selfcorrect.tasks.countdown import Countdown, split_of
 from selfcorrect.tasks.countdown_generator import OPERATORS, draw_problems
 from selfcorrect.types import Attempt, Completion, Grade, Outcome, Problem, Rollout
 
-MIX = AttemptMix(first_solved=0.6, right_copied=0.35, wrong_copied=0.2, second_solved=0.45)  # of recipes/lab_base.yaml
+MIX = LabBaseConfig(kind="lab_base")  # how often the lab's attempts are solved, and copied
 CHUNK = 256
 Texts = tuple[str, str, bool, bool]  # both attempts, and whether each is right
 
@@ -58,7 +57,7 @@ def train(options: argparse.Namespace) -> None:
     task = Countdown(config.task)
     lm = load_model(config.model)
     trainer, losses = Trainer(config, lm, None, TransformersSampler(lm), task), list[float]()
-    mix = replace(MIX, right_copied=options.right_kept, wrong_copied=options.wrong_kept)
+    mix = MIX.model_copy(update={"right_copied": options.right_kept, "wrong_copied": options.wrong_kept})
     shown = conversations(options.seed, mix, task, lm)
     for step in range(1, options.steps + 1):
         losses.append(learn(trainer, list(islice(shown, options.batch))))
@@ -82,7 +81,7 @@ def learn(trainer: Trainer, traces: list[Rollout]) -> float:
     return update.loss
 
 
-def conversations(seed: int, mix: AttemptMix, task: Countdown, lm: LanguageModel) -> Iterator[Rollout]:
+def conversations(seed: int, mix: LabBaseConfig, task: Countdown, lm: LanguageModel) -> Iterator[Rollout]:
     """Two attempts at each of ever new training problems."""
     rng = np.random.default_rng(derive_seed(seed, "warm_up_countdown"))
     end = lm.tokenizer.eos_token_id
@@ -101,7 +100,7 @@ def conversations(seed: int, mix: AttemptMix, task: Countdown, lm: LanguageModel
             yield Rollout(problem, (first, attempt(asked, two, two_right)))
 
 
-def drawn(rng: np.random.Generator, mix: AttemptMix, task: Countdown) -> Iterator[tuple[Problem, Texts]]:
+def drawn(rng: np.random.Generator, mix: LabBaseConfig, task: Countdown) -> Iterator[tuple[Problem, Texts]]:
     """Some problems of the training split, and what is written of each."""
     draws = draw_problems(rng, CHUNK, COUNTDOWN["max_number"], COUNTDOWN["limit"])
     first_B, second_B = draw_attempts(rng, draws, mix)

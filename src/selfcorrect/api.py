@@ -250,7 +250,8 @@ def grade(
 
     config = to_grade(task, overrides)
     log, file, watcher = read_log(recorded), Path(recorded).expanduser(), observer or PlainObserver()
-    target = at_home(output, "output") if output is not None else _verdicts_beside(file)
+    beside = file.with_name(f"{stem_of(file.name)}.graded.jsonl")
+    target = at_home(output, "output") if output is not None else beside
     if target.exists() and target.samefile(file):
         raise ConfigError(f"output = {str(output)!r} is the file that is to be graded; name another")
     done, total = 0, sum(len(row.texts) for row in log.rows)
@@ -268,10 +269,6 @@ def grade(
         _tell([*judge.notes, *log.notes, *left_out], watcher.message)
     refuse_nothing_graded(rollouts, str(recorded))
     return summary_over([rollouts[place] for place in places], samples), target
-
-
-def _verdicts_beside(recorded: Path) -> Path:
-    return recorded.with_name(f"{stem_of(recorded.name)}.graded.jsonl")
 
 
 @public

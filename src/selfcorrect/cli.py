@@ -66,9 +66,8 @@ def demo(
 
     It takes ten to fifteen minutes on two idle CPU cores, and ends with a table and a report.
     """
-    from selfcorrect.config import TrainConfig
-    from selfcorrect.config.recipe import load_recipe
     from selfcorrect.config.shipped import shipped_recipe
+    from selfcorrect.runs.recipes import train_config
 
     external = data_folder() / EXTERNAL_SET
     extra = [f"evaluation.external={json.dumps([str(external)])}"] if external.is_file() else []
@@ -76,8 +75,7 @@ def demo(
         typer.echo(
             f"note: no external test set ({external} is not there; SELFCORRECT_DATA may name another data folder)"
         )
-    config = load_recipe(shipped_recipe("demo"), [f"name={name}", *extra, *(overrides or [])])
-    assert isinstance(config, TrainConfig)
+    config = train_config(shipped_recipe("demo"), f"name={name}", *extra, *(overrides or []))
     run = Path(config.output) / config.name
     if (run / "final").is_dir():
         raise ConfigError(f"{run} is complete; open {run / 'report.html'}, or train again with --name NAME")

@@ -5,7 +5,6 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -26,23 +25,8 @@ from selfcorrect.models.stored import stored_dtype
 from selfcorrect.runs.recipes import recipe_beside
 from selfcorrect.runs.trackers import make_trackers
 from selfcorrect.waiting import SPINS, wait_briefly
+from tests.conftest import Called, Command
 from tests.support.runs import config, go, read_rows, recipe
-
-Command = Callable[..., str]
-
-
-@pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    """command(arguments): its stdout; it must succeed."""
-
-    def run(*arguments: str) -> str:
-        monkeypatch.setattr(sys, "argv", ["selfcorrect", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        assert not ended.value.code
-        return capsys.readouterr().out
-
-    return run
 
 
 @pytest.fixture(scope="module")
@@ -149,11 +133,6 @@ def test_the_recipe_that_goes_with_a_model(finished: Path, model: Path) -> None:
         assert recipe_beside(other) is None
     demo = shipped_recipe("demo")
     assert recipe_beside("lab") == recipe_beside(demo.parents[1] / "assets/lab_base") == demo
-
-
-def test_settings_that_could_not_be_applied_are_refused(finished: Path) -> None:
-    with pytest.raises(ConfigError, match=r"^seed: 0 -> 4 cannot change when .*: every draw so far came from it"):
-        selfcorrect.train(finished, "seed=4", resume_run=True)
 
 
 def test_the_readme_s_python_runs(recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -314,47 +293,30 @@ def test_analyse_and_scale(recipe_file: Path, tmp_path: Path, command: Command) 
     ],
 )
 def test_a_comparison_is_not_trained_and_a_recipe_not_compared(
-    command_name: str, kind: str, told: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    command_name: str, kind: str, told: str, called: Called
 ) -> None:
-    file = shipped_recipe("compare_lab" if kind == "compare" else "demo")
-    monkeypatch.setattr(sys, "argv", ["selfcorrect", command_name, str(file)])
-    with pytest.raises(SystemExit) as ended:
-        cli.main()
-    assert ended.value.code == 2
-    assert told in capsys.readouterr().err
+    ended = called(command_name, str(shipped_recipe("compare_lab" if kind == "compare" else "demo")))
+    assert ended.status == 2
+    assert told in ended.err
 
 
-def test_checking_a_comparison_checks_its_methods(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    file = str(shipped_recipe("compare_lab"))
-    monkeypatch.setattr(sys, "argv", ["selfcorrect", "check", file, "only=[multi_turn,score]"])
-    with pytest.raises(SystemExit) as ended:
-        cli.main()
-    assert ended.value.code == 0
-    assert capsys.readouterr().out.splitlines()[-2:] == [
+def test_checking_a_comparison_checks_its_methods(command: Command, called: Called) -> None:
+    assert command("check", "compare_lab", "only=[multi_turn,score]").splitlines()[-2:] == [
         "# multi_turn: 51,200 sampled completions, 200 updates",
         "# score: 51,200 sampled completions, 200 updates",
     ]
-    monkeypatch.setattr(sys, "argv", ["selfcorrect", "check", file, "common.task.max_numbr=3"])
-    with pytest.raises(SystemExit) as ended:
-        cli.main()
-    assert ended.value.code == 2
-    assert "max_numbr" in capsys.readouterr().err
+    assert "max_numbr" in called("check", "compare_lab", "common.task.max_numbr=3").err
 
 
-def test_recipes_are_listed_and_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Command) -> None:
+def test_recipes_are_listed_and_copied(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Command, called: Called
+) -> None:
     monkeypatch.chdir(tmp_path)
     assert "countdown  " in command("recipes")
     assert command("recipes", "countdown") == "recipe: countdown.yaml\n"
     assert load_recipe("countdown.yaml") == load_recipe(shipped_recipe("countdown"))
-    for arguments, refused in (
-        (("countdown",), "countdown.yaml is there already"),
-        (("none",), "'none': none of that"),
-    ):
-        monkeypatch.setattr(sys, "argv", ["selfcorrect", "recipes", *arguments])
-        with pytest.raises(ConfigError, match=refused):
-            cli.app(standalone_mode=False)
+    assert "countdown.yaml is there already" in called("recipes", "countdown").err
+    assert "'none': none of that" in called("recipes", "none").err
 
 
 def test_check_load_tries_what_a_run_needs(recipe_file: Path, command: Command) -> None:

@@ -26,6 +26,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("task.name=", ["task.name=countdown", "task.name=math"], "task.name="),
         ("model.tuning=q", ["model.tuning=qlora"], "model.tuning=full"),
         ("evaluation.controls=", ["evaluation.controls=true"], ""),
+        ("model=", [], "model=section"),
     ],
 )
 def test_overrides_complete(typed: str, some: list[str], never: str) -> None:

@@ -2,18 +2,18 @@
 
 import csv
 import json
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
-from selfcorrect import cli
 from selfcorrect.errors import DataError, UserError
 from selfcorrect.starting.columns import look
 from selfcorrect.starting.init import init
 from selfcorrect.tasks.files import read_rows
-from tests.cli.test_starting import GSM, HUMANEVAL, MBPP, here, task_of, written
+from tests.cli.test_starting import GSM, MBPP, here, task_of, written
+from tests.conftest import Called
+from tests.support.data import HUMANEVAL
 
 __all__ = ["here"]
 
@@ -22,16 +22,11 @@ __all__ = ["here"]
     "name", ["d.jsonl", "d.ndjson", "d.parquet", "d.csv", "d.json", "d.jsonl.gz", "own", "own two"]
 )
 @pytest.mark.parametrize("verb", ["train", "check"])
-def test_data_in_the_recipe_s_place(
-    name: str, verb: str, here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_data_in_the_recipe_s_place(name: str, verb: str, here: Path, called: Called) -> None:
     written(name if "." in name else f"{name}/train.jsonl", GSM)
-    monkeypatch.setattr(sys, "argv", ["selfcorrect", verb, name])
-    with pytest.raises(SystemExit) as ended:
-        cli.main()
     quoted = f"'{name}'" if " " in name else name
     told = f"is data, not a recipe; `selfcorrect init --model MODEL --data {quoted}` writes a recipe for it"
-    assert (ended.value.code, capsys.readouterr().err) == (2, f"error: recipe {name}: {told}\n")
+    assert called(verb, name) == (2, "", f"error: recipe {name}: {told}\n")
 
 
 LINES, ARRAY = '{"question": "1?", "answer": "1"}\n' * 3, json.dumps([{"question": "1?", "answer": "1"}])
@@ -134,7 +129,8 @@ def test_folders_as_data_sets_come_in(here: Path) -> None:
     assert yaml.safe_load(Path("mbpp.yaml").read_text())["task"]["data"] == "./mbpp"
     assert len(task_of("mbpp.yaml")[1].train) == 1
     init("model", Path("he"), Path("he.yaml"))
-    assert yaml.safe_load(Path("he.yaml").read_text())["task"]["evaluate_data"] == "./he"
+    assert yaml.safe_load(Path("he.yaml").read_text())["task"]["evaluate_on"] == "humaneval"
+    assert len(task_of("he.yaml")[1].test) == 4
     with pytest.raises(
         UserError, match=r"holds no train\.jsonl \(.*\); name one of a\.jsonl, b\.json to have it divid"
     ):

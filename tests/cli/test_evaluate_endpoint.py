@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,28 +17,19 @@ import yaml
 pytest.importorskip("openai")
 
 import selfcorrect
-from selfcorrect import cli
 from selfcorrect.endpoints.settings import Endpoint
+from tests.conftest import Called
 from tests.support.endpoint import Body, Raw, Server, chat, http, served
 
 KEY = "sk-test-0123456789abcdef"
-Command = Callable[..., tuple[int, str, str]]
 SETTINGS = ("task.name=countdown", "rollouts.max_new_tokens=20")
 
 
 @pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Command:
-    """command(arguments): exit status, stdout and stderr of `evaluate`, in a folder of its own."""
+def asks(called: Called, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Called:
+    """asks(arguments): how `evaluate` ended with them, in a folder of its own."""
     monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["selfcorrect", "evaluate", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        out = capsys.readouterr()
-        return int(ended.value.code or 0), out.out, out.err
-
-    return run
+    return partial(called, "evaluate")
 
 
 def solved(request: Body, n: int) -> Body:
@@ -58,7 +49,7 @@ def answers(folder: Path) -> list[str]:
     return [line["answer"] for line in lines if "answer" in line]
 
 
-def test_the_whole_command(command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_whole_command(asks: Called, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     with served(solved) as server:
         asked = (
@@ -66,7 +57,7 @@ def test_the_whole_command(command: Command, tmp_path: Path, monkeypatch: pytest
             "evaluation.correction_prompts.plain=Again!", "evaluation.controls=true", "rollouts.attempts=3",
             "model.system_prompt=Be brief.", "--endpoint", server.url, "--model", "org/m",
         )  # fmt: skip
-        status, out, err = command(*asked, "--json")
+        status, out, err = asks(*asked, "--json")
         assert status == 0
         told = json.loads(out)
         assert told["summary"]["samples"] == 2
@@ -77,9 +68,9 @@ def test_the_whole_command(command: Command, tmp_path: Path, monkeypatch: pytest
         assert len(server.requests) == 85
         assert {request["messages"][0]["content"] for request in server.requests} == {"Be brief."}
         # The same again is there already; through a recipe in the model's place it is another evaluation.
-        assert command(*asked)[0] == 0
+        assert asks(*asked)[0] == 0
         assert len(server.requests) == 85
-        refused = command(*asked[:-1], "other", "--output", "runs/evaluations/" + os.listdir("runs/evaluations")[0])
+        refused = asks(*asked[:-1], "other", "--output", "runs/evaluations/" + os.listdir("runs/evaluations")[0])
         assert refused[0] == 2
         assert "already holds a run" in refused[2] or "begun with other settings" in refused[2]
     folder = next(Path("runs/evaluations").iterdir())
@@ -89,7 +80,7 @@ def test_the_whole_command(command: Command, tmp_path: Path, monkeypatch: pytest
     assert KEY not in out + err
 
 
-def test_ctrl_c_goes_on_and_ends_the_same(command: Command) -> None:
+def test_ctrl_c_goes_on_and_ends_the_same(asks: Called) -> None:
     def stop(request: Body, n: int) -> Raw | Body:
         if len(stopping.requests) == 9 and not done:
             done.append(1)
@@ -100,23 +91,23 @@ def test_ctrl_c_goes_on_and_ends_the_same(command: Command) -> None:
     asked = (*SETTINGS, "evaluation.problems=8", "--model", "m", "--concurrency", "2", "--output")
     done: list[int] = []
     with served(solved) as server:
-        assert command(*asked, "whole", "--endpoint", server.url)[0] == 0
+        assert asks(*asked, "whole", "--endpoint", server.url)[0] == 0
     with served(stop) as stopping:
         # The same address, so that it is the same evaluation, under another server.
-        status, _, err = command(*asked, "stopped", "--endpoint", stopping.url)
+        status, _, err = asks(*asked, "stopped", "--endpoint", stopping.url)
         assert status == 130
         assert "the same command goes on" in err
         assert 6 <= len(answers(Path("stopped"))) <= 9
-        assert command(*asked, "stopped", "--endpoint", stopping.url)[0] == 0
+        assert asks(*asked, "stopped", "--endpoint", stopping.url)[0] == 0
         assert len(answers(Path("stopped"))) == len(set(answers(Path("stopped")))) == 16
         assert len(stopping.requests) <= 16 + 2  # those under way were lost
-        refused = command(*asked, "stopped", "--endpoint", stopping.url, "--body", '{"top_k": 1}')
+        refused = asks(*asked, "stopped", "--endpoint", stopping.url, "--body", '{"top_k": 1}')
         assert refused[0] == 2
         assert "endpoint.body" in refused[2]
     assert contents(Path("whole")) == contents(Path("stopped"))
 
 
-def test_repair_self_refine_and_a_recipe(command: Command, tmp_path: Path) -> None:
+def test_repair_self_refine_and_a_recipe(asks: Called, tmp_path: Path) -> None:
     rows = [{"task_id": i, "split": "test", "text": f"Add {i}.", "tests": f"assert f({i}) == {2 * i}",
              "buggy_program": "def f(x): return 0", "reference": "x"} for i in range(1, 4)]  # fmt: skip
     (tmp_path / "repair.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -130,7 +121,7 @@ def test_repair_self_refine_and_a_recipe(command: Command, tmp_path: Path) -> No
         return chat("```python\ndef f(x):\n    return 2 * x\n```")
 
     with served(answer) as server:
-        status, out, err = command("recipe.yaml", "--endpoint", server.url, "--model", "m", "--json")
+        status, out, err = asks("recipe.yaml", "--endpoint", server.url, "--model", "m", "--json")
         assert status == 0, err
         assert [each["value"] for each in json.loads(out)["summary"]["accuracy"]] == [0.0, 1.0]
         assert len(server.requests) == 6  # feedback, and attempt 2
@@ -151,16 +142,16 @@ def test_repair_self_refine_and_a_recipe(command: Command, tmp_path: Path) -> No
         (("--endpoint", "http://localhost/v1", "--model", "m", "--tokenizer", "nowhere", *SETTINGS), "--tokenizer nowhere"),
     ],
 )  # fmt: skip
-def test_what_does_not_go_together_is_refused(arguments: tuple[str, ...], told: str, command: Command) -> None:
-    status, _, err = command(*arguments)
+def test_what_does_not_go_together_is_refused(arguments: tuple[str, ...], told: str, asks: Called) -> None:
+    status, _, err = asks(*arguments)
     assert status == 2
     assert told in err
     assert KEY not in err
     assert err.count("error:") == 1
 
 
-def test_help_is_grouped(command: Command) -> None:
-    _, out, _ = command("--help")
+def test_help_is_grouped(asks: Called) -> None:
+    _, out, _ = asks("--help")
     groups = re.findall(r"^(\S.*):$", out, re.MULTILINE)
     assert groups[:4] == ["Arguments", "Options", "Options for an endpoint", "Options for what an endpoint may take"]
 

@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +12,12 @@ import pytest
 import torch
 import yaml
 
-from selfcorrect.cli import main
 from selfcorrect.config import TrainConfig
 from selfcorrect.config.recipe import load_recipe
 from selfcorrect.config.run import LoraConfig
 from selfcorrect.config.yaml12 import Loader
 from selfcorrect.errors import ConfigError, DataError, UserError
+from selfcorrect.runs.recipes import train_config
 from selfcorrect.starting.columns import answer_of
 from selfcorrect.starting.init import Tuning, init
 from selfcorrect.tasks import make_task
@@ -27,6 +26,8 @@ from selfcorrect.tasks.custom import CustomTask
 from selfcorrect.tasks.files import Row
 from selfcorrect.tasks.math import MathTask
 from selfcorrect.types import Outcome
+from tests.conftest import Called, Command
+from tests.support.data import mbpp_row
 
 GSM = [{"question": f"What is {n} + {n}?", "answer": f"Twice {n}.\n#### {2 * n}"} for n in range(20)]
 CHAT = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Which colour?"}]
@@ -46,14 +47,7 @@ XTUNER = [
     }
     for n in range(10)
 ]
-MBPP = [
-    {"task_id": n, "text": "f", "code": "def f(): return 1", "test_list": ["assert f() == 1"], "test_setup_code": ""}
-    for n in (2, 3, 4, 11, 601)
-]
-HUMANEVAL = [
-    {"task_id": f"HumanEval/{n}", "prompt": "def f():\n", "entry_point": "f", "canonical_solution": "    return 1\n",
-     "test": "def check(candidate):\n    assert candidate() == 1\n"} for n in (0, 1)
-]  # fmt: skip
+MBPP = [mbpp_row(n) for n in (2, 3, 4, 11, 601)]
 
 
 @pytest.fixture
@@ -83,8 +77,7 @@ def written(file: str, rows: list[dict[str, Any]]) -> Path:
 
 
 def task_of(recipe: str) -> tuple[TrainConfig, MathTask | CodeTask | CustomTask]:
-    config = load_recipe(recipe)
-    assert isinstance(config, TrainConfig)
+    config = train_config(recipe)
     task = make_task(config.task)
     assert isinstance(task, MathTask | CodeTask | CustomTask)
     return config, task
@@ -104,7 +97,7 @@ def task_of(recipe: str) -> tuple[TrainConfig, MathTask | CodeTask | CustomTask]
         ("d.jsonl", XTUNER, {"question": "extra_info.question"}, "math", (9, 1), "Two and 0"),
         ("d.jsonl", [{"q": f"Is it? {n}", "a": "yes"} for n in range(30)], {"question": "q", "answer": "a"}, "custom", (27, 3), "Is it?"),
         ("d.jsonl", [*GSM, {"question": "Who knows?", "answer": None}], {}, "math", (18, 2), "What is 0 + 0?"),
-        ("mbpp.jsonl", MBPP, {}, "code", (1, 1), "Task: f"),
+        ("mbpp.jsonl", MBPP, {}, "code", (1, 1), "Task: Write a function that adds 601."),
     ],
 )  # fmt: skip
 def test_init_writes_a_recipe_that_reads_its_data(
@@ -183,17 +176,7 @@ def test_numbers_that_are_missing_and_rows_without_an_answer(here: Path) -> None
 def test_words_with_a_number_are_no_formula(answer: str, task: str, here: Path) -> None:
     rows = [{"question": f"{n}?", "answer": answer} for n in range(20)]
     init("./model", written("d.jsonl", rows), Path("mine.yaml"))
-    config = load_recipe(Path("mine.yaml"))
-    assert isinstance(config, TrainConfig)
-    assert config.task.name == task
-
-
-def test_humaneval_is_evaluated_on_beside_mbpp(here: Path) -> None:
-    init("model", written("he.jsonl", HUMANEVAL), Path("mine.yaml"))
-    config = load_recipe("mine.yaml")
-    assert isinstance(config, TrainConfig)
-    assert getattr(config.task, "evaluate_on", None) == "humaneval"
-    assert len(make_task(config.task).held_out(5)) == 2
+    assert train_config("mine.yaml").task.name == task
 
 
 def test_the_custom_task_grades(here: Path) -> None:
@@ -213,7 +196,7 @@ def test_the_custom_task_grades(here: Path) -> None:
 def test_a_base_model_gets_the_plain_template(config: str, template: str | None, here: Path) -> None:
     Path("model/tokenizer_config.json").write_text(config)
     init("model", written("d.jsonl", GSM), Path("mine.yaml"))
-    assert getattr(load_recipe("mine.yaml"), "model").chat_template == template  # noqa: B009
+    assert train_config("mine.yaml").model.chat_template == template
 
 
 @pytest.mark.parametrize(
@@ -258,17 +241,11 @@ def test_init_writes_bfloat16_on_apple_silicon(here: Path, monkeypatch: pytest.M
     [(["--tuning", "dora"], "--tuning dora: must be full, lora or qlora"), (["--task", "maths"], "must be math, code")],
 )
 def test_init_knows_three_words_of_each(
-    option: list[str], told: str, here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    option: list[str], told: str, here: Path, called: Called, command: Command
 ) -> None:
-    words = ["selfcorrect", "init", "--model", "model", "--data", str(written("d.jsonl", GSM))]
-    monkeypatch.setattr("sys.argv", [*words, *option])
-    with pytest.raises(SystemExit, match="2"):
-        main()
-    assert told in capsys.readouterr().err
-    monkeypatch.setattr("sys.argv", [*words, "--tuning", "lora", "--task", "math"])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    assert not ended.value.code
+    words = ["init", "--model", "model", "--data", str(written("d.jsonl", GSM))]
+    assert told in called(*words, *option).err
+    command(*words, "--tuning", "lora", "--task", "math")
     assert "tuning: lora" in Path("recipe.yaml").read_text()
 
 
@@ -382,12 +359,8 @@ def test_init_writes_over_nothing(there: str, here: Path) -> None:
     assert Path(there).read_text() == "mine"
 
 
-def test_check_explains(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_check_explains(command: Command) -> None:
     """What it prints is the recipe still."""
-    monkeypatch.setattr(sys, "argv", ["selfcorrect", "check", "demo", "--explain"])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    assert not ended.value.code
-    text = capsys.readouterr().out
+    text = command("check", "demo", "--explain")
     assert "  # Updates of the stage.\n" in text
     assert yaml.load(text, Loader=Loader) == load_recipe("demo").model_dump(mode="json")

@@ -1,6 +1,5 @@
 """What a command of the docs has around it while it runs: servers that it asks, a hub, other processes, a recipe of minutes made one of seconds."""
 
-import inspect
 import json
 import os
 import re
@@ -12,13 +11,13 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
 
 from tests.docs.shell import ROOT, Command, commands
 from tests.support.endpoint import Body, Raw, chat, http, served
+from tests.support.hub import stand_in_hub
 
 _SECONDS = 300  # that a process may take
 _EVENTS = "".join(
@@ -56,29 +55,11 @@ def asked(words: Sequence[str], patch: pytest.MonkeyPatch) -> Iterator[list[str]
             yield [*kept, *(f"{key}={value}" for key, value in ours.items())]
             assert "/inference/v1/generate" in fake.asked
     elif "--push" in words:
-        sent: list[str] = []
-        _stand_in_hub(sent, patch)
+        sent = stand_in_hub(patch)
         yield list(words)
-        assert sent == ["create_repo", "upload_folder"]
+        assert [name for name, _ in sent] == ["create_repo", "upload_folder"]
     else:
         yield list(words)
-
-
-def _stand_in_hub(sent: list[str], patch: pytest.MonkeyPatch) -> None:
-    """A client of the hub that takes what the real one's methods take, and sends nothing."""
-    import huggingface_hub
-
-    real = huggingface_hub.HfApi
-
-    class Client:
-        def __getattr__(self, name: str) -> Any:
-            def call(*args: Any, **kwargs: Any) -> None:
-                inspect.signature(getattr(real, name)).bind(self, *args, **kwargs)
-                sent.append(name)
-
-            return call
-
-    patch.setattr(huggingface_hub, "HfApi", Client)
 
 
 def environment() -> dict[str, str]:

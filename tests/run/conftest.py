@@ -1,7 +1,6 @@
 """Runs that the tests of this folder share, made once."""
 
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,7 +8,6 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
-from selfcorrect import cli
 from selfcorrect.errors import TrainingInterrupted
 from selfcorrect.runs.display import Observer
 from selfcorrect.tasks.countdown import Countdown
@@ -17,7 +15,6 @@ from tests.support.runs import StopAt, brief, end_state, go, lucky_grade, recipe
 from tests.support.tiny import tiny_lm
 
 ENDS = (3, 5, 7, 9)
-Called = Callable[..., tuple[int, str, str]]
 
 
 class Listener(Observer):
@@ -66,19 +63,6 @@ def _whole(settings: dict[str, Any]) -> Whole:
 def lucky(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lucky grades in the test's own process too."""
     monkeypatch.setattr(Countdown, "grade", lucky_grade)
-
-
-@pytest.fixture
-def called(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Called:
-    """called(arguments): the command's status, and what it wrote to stdout and stderr."""
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["selfcorrect", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        return int(ended.value.code or 0), *capfd.readouterr()
-
-    return call
 
 
 @pytest.fixture(scope="session")

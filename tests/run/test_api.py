@@ -77,6 +77,8 @@ def test_settings_in_another_form_are_told_in_the_right_one() -> None:
         r"^output = '~nobody-here/x': no user of that name": lambda: evaluate("lab", output="~nobody-here/x"),
         r"^run = '~nobody-here/x': no user of that name": lambda: train("~nobody-here/x", resume_run=True),
         r"method score: paper = 'scor' is no row": lambda: api.check("compare_lab", "methods.score.paper=scor"),
+        r"^temperature = -1 must be 0 or more": lambda: scale("lab", temperature=-1, most=2),
+        r"^gpus = 0 must be 1 or more": lambda: api.plan("demo", gpus=0),
     }
     for told, call in calls.items():
         with pytest.raises(ConfigError, match=told):

@@ -25,10 +25,11 @@ from selfcorrect.comparing.execute import JobError
 from selfcorrect.comparing.page import findings, headline, spread_table, standing
 from selfcorrect.comparing.plan import check, merge, repair_jobs, search_jobs, table_jobs
 from selfcorrect.comparing.results import read_answers, summarize
-from selfcorrect.config import CompareConfig, TrainConfig
-from selfcorrect.config.recipe import load_recipe, validate
+from selfcorrect.config import CompareConfig
+from selfcorrect.config.recipe import validate
 from selfcorrect.errors import ConfigError, DataError, TrainingInterrupted
 from selfcorrect.models.freed import WHOLE
+from selfcorrect.runs.recipes import train_config
 from selfcorrect.tasks.countdown import Countdown
 from tests.support.processes import alive
 from tests.support.runs import lucky_grade, read_rows, recipe
@@ -258,13 +259,12 @@ def test_the_search_is_the_same_for_all(model: Path, tmp_path: Path) -> None:
         ("pair_plus", 0.5, None), ("pair_plus", 1.0, None),
         *(("score", rate, beta1) for rate in (0.5, 1.0) for beta1 in (0.01, 0.1)),
     ]  # fmt: skip
-    assert all(t.job.config.seed == 1000 and t.job.config.evaluation.split == "train" for t in trials)
+    assert all(t.config.seed == 1000 and t.config.evaluation.split == "train" for t in trials)
     said: list[str] = []
     folder = compare(config, said.append, InProcess())
     told = json.loads((folder / "compare.json").read_text())
     best = max((t for t in told["search"] if t["method"] == "score"), key=lambda t: float(t["accuracy"]["value"]))
-    made = load_recipe(folder / "runs" / "score-0" / "config.yaml")
-    assert isinstance(made, TrainConfig)
+    made = train_config(folder / "runs" / "score-0" / "config.yaml")
     found = [(stage.learning_rate, getattr(stage, "beta1", None)) for stage in made.stages]
     assert found == [(0.003 * best["learning_rate"], best["beta1"])] * 2
 
@@ -286,11 +286,8 @@ def test_accounts_and_what_is_over_the_budget(model: Path, tmp_path: Path) -> No
         {"name": "a", "objective": "single_turn", "steps": 3, "learning_rate": 1.0},
         {"name": "b", "objective": "star", "steps": 6, "iterations": 3, "collect": 5, "learning_rate": 1.0},
     ]
-    made = validate(recipe(tmp_path, model, stages=stages))
-    assert isinstance(made, TrainConfig)
-    assert account(made) == Account(3 * 8 + 3 * 5 * 4 * 2, 9)
-    repaired = validate({**recipe(tmp_path, model, stages=[ONE, TWO]), "task": REPAIR})
-    assert isinstance(repaired, TrainConfig)
+    assert account(train_config(recipe(tmp_path, model, stages=stages))) == Account(3 * 8 + 3 * 5 * 4 * 2, 9)
+    repaired = train_config({**recipe(tmp_path, model, stages=[ONE, TWO]), "task": REPAIR})
     assert account(repaired) == Account(2 * 8, 2)  # attempt 1 is read
     with pytest.raises(
         ConfigError, match="method plain is over the budget: 32 sampled completions of 30; lower its steps"
@@ -350,20 +347,22 @@ def test_contradictions_are_refused(change: dict[str, Any], told: str, model: Pa
         comparison(tmp_path, model, **change)
 
 
-Write = Callable[[str, list[tuple[bool, bool]]], Path]
+Write = Callable[..., Path]
 
 
 @pytest.fixture
 def write(tmp_path: Path) -> Write:
-    """An evaluation with these outcomes."""
+    """write(name, outcomes, ...): an evaluation with these outcomes, a list of them a sample."""
 
-    def run(name: str, outcomes: list[tuple[bool, bool]]) -> Path:
+    def run(name: str, *samples: list[tuple[bool, bool]]) -> Path:
         folder = tmp_path / name / "evaluations"
         folder.mkdir(parents=True)
         lines = [
-            {"id": f"p{i}", "attempts": [{"text": "", "answer": str(k), "outcome": "correct" if right else "wrong"}
-                                         for k, right in enumerate(pair)]}
-            for i, pair in enumerate(outcomes)
+            {"id": f"p{i}", "sample": number, "attempts": [
+                {"text": "", "answer": str(k), "outcome": "correct" if right else "wrong"}
+                for k, right in enumerate(pair)
+            ]}
+            for number, pairs in enumerate(samples, 1) for i, pair in enumerate(pairs)
         ]  # fmt: skip
         (folder / "end.json").write_text(json.dumps({"step": 4}))
         (folder / "end.rollouts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -409,27 +408,12 @@ def test_a_line_of_the_table_by_hand(write: Write) -> None:
     assert [cell.main for cell in row.cells][5] == "\N{EM DASH}"
 
 
-def test_a_line_of_several_samples(tmp_path: Path) -> None:
+def test_a_line_of_several_samples(tmp_path: Path, write: Write) -> None:
     """Two samples of each problem: means over them, pass@2, and attempt 1 against that of single attempts."""
-
-    def run(name: str, *samples: list[tuple[bool, bool]]) -> Path:
-        folder = tmp_path / name / "evaluations"
-        folder.mkdir(parents=True)
-        lines = [
-            {"id": f"p{i}", "sample": number, "attempts": [
-                {"text": "", "answer": str(k), "outcome": "correct" if right else "wrong"}
-                for k, right in enumerate(pair)
-            ]}
-            for number, pairs in enumerate(samples, 1) for i, pair in enumerate(pairs)
-        ]  # fmt: skip
-        (folder / "end.json").write_text(json.dumps({"step": 4}))
-        (folder / "end.rollouts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-        return tmp_path / name
-
     low = [(False, True)] * 50 + [(False, False)] * 50
     high = [(True, True)] * 50 + [(False, False)] * 50
-    score = read_answers({0: run("score", low, [(True, True)] * 30 + low[30:])})
-    single = read_answers({0: run("single", high, high)})
+    score = read_answers({0: write("score", low, [(True, True)] * 30 + low[30:])})
+    single = read_answers({0: write("single", high, high)})
     result = summarize("score", score, single, score, 400, single=single)
     assert (result.samples, result.n, result.mcnemar) == (2, 100, None)
     assert [result.t1.value, result.t2.value, result.fixed.value] == pytest.approx([0.15, 0.5, 0.35])
@@ -445,7 +429,7 @@ def test_a_line_of_several_samples(tmp_path: Path) -> None:
     assert "the gain in delta is bought by a worse first answer: attempt 1 is 35.0 points" in told
     assert "lower than that of single-turn RL, and delta +35.0" in told
     with pytest.raises(DataError, match="were evaluated with 1, 2 samples of each problem"):
-        read_answers({0: tmp_path / "score", 1: run("once", low)})
+        read_answers({0: tmp_path / "score", 1: write("once", low)})
 
 
 def test_seeds_are_held_against_the_same_seeds(write: Write) -> None:

@@ -21,7 +21,8 @@ from selfcorrect.runs.checkpoint import load_newest, save, saved
 from selfcorrect.runs.display import Observer
 from selfcorrect.runs.interrupts import alone
 from selfcorrect.runs.run import resume
-from tests.run.conftest import ENDS, Called, Listener, Whole
+from tests.conftest import Called
+from tests.run.conftest import ENDS, Listener, Whole
 from tests.support.runs import StopAt, brief, check_same, end_state, go, recipe
 from tests.support.tiny import tiny_lm
 
@@ -162,14 +163,12 @@ def test_room_is_told_and_checked_first(model: Path, tmp_path: Path, monkeypatch
     resume(run, Listener())  # all it needs is there already
 
 
-def test_prune(
-    whole: Whole, stopped: Callable[[int, Path], Path], tmp_path: Path, called: Called
-) -> None:  # fmt: skip
+def test_prune(whole: Whole, stopped: Callable[[int, Path], Path], tmp_path: Path, called: Called) -> None:
     run, begun = Path(shutil.copytree(whole.path, tmp_path / "my run")), stopped(5, tmp_path / "begun")
 
     def prune(folder: Path) -> tuple[int, str]:
-        code, out, err = called("prune", str(folder))
-        return code, out + err
+        status, out, err = called("prune", str(folder))
+        return status, out + err
 
     for folder, told in (
         (begun, "is not finished, and its checkpoints are"),

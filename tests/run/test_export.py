@@ -6,7 +6,6 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from unittest.mock import create_autospec
 
 import pytest
 import torch
@@ -23,8 +22,10 @@ from selfcorrect.runs.run import resume
 from selfcorrect.samplers.transformers import TransformersSampler
 from selfcorrect.tasks.countdown import Countdown
 from selfcorrect.types import SamplingParams
-from tests.run.conftest import ENDS, Called
+from tests.conftest import Command
+from tests.run.conftest import ENDS
 from tests.support.engines import learn
+from tests.support.hub import stand_in_hub
 from tests.support.runs import brief, go, lucky_grade, read_rows, recipe, tuned
 from tests.support.tiny import loaded, tiny_lm
 
@@ -207,15 +208,11 @@ def test_the_card_tells_results_recipe_and_command(trained: Callable[[str], Path
 def test_it_is_sent_by_the_hubs_own_interface(
     trained: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import huggingface_hub
-
-    client = create_autospec(huggingface_hub.HfApi, instance=True)
-    monkeypatch.setattr(huggingface_hub, "HfApi", lambda: client)
+    calls = stand_in_hub(monkeypatch)
     out = export(trained("lora"), tmp_path / "out", push="some/one")
-    assert [name for name, *_ in client.mock_calls] == ["create_repo", "upload_folder"]
-    assert client.create_repo.call_args.kwargs["private"] is True
-    sent = client.upload_folder.call_args.kwargs
-    assert (sent["repo_id"], sent["folder_path"]) == ("some/one", out)
+    assert [name for name, _ in calls] == ["create_repo", "upload_folder"]
+    assert calls[0][1]["private"] is True
+    assert (calls[1][1]["repo_id"], calls[1][1]["folder_path"]) == ("some/one", out)
 
 
 @pytest.mark.parametrize(
@@ -341,11 +338,10 @@ def test_training_goes_on_from_an_adapter(trained: Callable[[str], Path], model:
     assert json.loads((run / "final" / "adapter_config.json").read_text())["base_model_name_or_path"] == str(model)
 
 
-def test_the_commands_take_an_adapters_folder(trained: Callable[[str], Path], called: Called, lucky: None) -> None:
+def test_the_commands_take_an_adapters_folder(trained: Callable[[str], Path], command: Command, lucky: None) -> None:
     final = trained("qlora") / "final"
     assert len(api.play("1 2 3 = 6", final).attempts) == 2
     evaluation = api.evaluate(str(final), "evaluation.problems=4", "output=" + str(final.parent.parent))
     assert evaluation.summary.n == 4
-    status, out, _ = called("check", str(final.parent / "config.yaml"), "--load")
-    assert not status
-    assert "tuning qlora: an adapter of rank 16, 0.01 million, over a model in 4 bits" in out
+    told = command("check", str(final.parent / "config.yaml"), "--load")
+    assert "tuning qlora: an adapter of rank 16, 0.01 million, over a model in 4 bits" in told

@@ -14,7 +14,8 @@ from selfcorrect.errors import ConfigError
 from selfcorrect.learning.record import Progress
 from selfcorrect.runs.changes import judge
 from selfcorrect.runs.run import resume
-from tests.run.conftest import Called, Listener, Whole
+from tests.conftest import Called
+from tests.run.conftest import Listener, Whole
 from tests.support.runs import check_same, end_state, go, read_rows, recipe
 
 LUCKY = pytest.mark.usefixtures("lucky")
@@ -205,7 +206,7 @@ def test_from_the_command_line(whole: Whole, tmp_path: Path, called: Called) -> 
         ),
         (["train", "--resume", str(run), "stages.two.stps=5"], 2, "override 'stages.two.stps=5': unknown key"),
     ):
-        status, *output = called(*arguments)
-        assert (status, told in "".join(output)) == (code, True), output
+        ended = called(*arguments)
+        assert (ended.status, told in ended.out + ended.err) == (code, True), ended
     assert len(read_rows(run / "metrics.jsonl")) == 9
     assert yaml.safe_load((run / "config.yaml").read_text())["log"]["project"] == "a//b # c"

@@ -18,7 +18,8 @@ from selfcorrect.runs import checkpoint
 from selfcorrect.runs.checkpoint import load_newest
 from selfcorrect.runs.display import Observer
 from selfcorrect.runs.run import resume
-from tests.run.conftest import Called, Whole
+from tests.conftest import Called
+from tests.run.conftest import Whole
 from tests.support.runs import After, brief, check_same, go, recipe
 
 pytestmark = pytest.mark.usefixtures("lucky")
@@ -128,9 +129,9 @@ def test_the_command_line_tells_it_in_one_line(
 
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "_sync", full)
-        status, _, errors = called("train", str(tmp_path / "recipe.yaml"))
-    assert status == 2
-    (line,) = errors.splitlines()
+        ended = called("train", str(tmp_path / "recipe.yaml"))
+    assert ended.status == 2
+    (line,) = ended.err.splitlines()
     assert re.match(r"^error: " + expected(tmp_path / "run", "checkpoint step-000001 is whole")[1:], line)
     resume(tmp_path / "run", Observer())
     check_same(tmp_path / "run", whole_brief.state)

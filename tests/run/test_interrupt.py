@@ -25,7 +25,8 @@ from selfcorrect.runs.display import Observer
 from selfcorrect.runs.interrupts import SAME_PRESS, Stop, interruptible, stoppable
 from selfcorrect.runs.loop import Loop
 from selfcorrect.runs.run import resume
-from tests.run.conftest import Called, Whole
+from tests.conftest import Called
+from tests.run.conftest import Whole
 from tests.support.runs import CommandLine, brief, check_same, go, read_rows, recipe
 
 
@@ -125,6 +126,20 @@ def test_which_signal_does_not_wait(
     stop.tell(told.append)
     assert met == ends
     assert told == ["stopping after this step (Ctrl-C again to stop now, losing it and the 7 before it)"]
+
+
+def test_a_second_press_counts_from_when_the_first_was_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though Python came to handle the first late, as it does on busy cores."""
+    stop, now = Stop(), 0.0
+    stop.now = False
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    stop.hear(signal.SIGINT)
+    now = 0.5
+    stop.handle(signal.SIGINT, None)
+    now = 1.1
+    stop.hear(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        stop.handle(signal.SIGINT, None)
 
 
 def press_in_c(*moments: float) -> float:

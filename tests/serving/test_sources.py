@@ -14,13 +14,13 @@ import httpx2
 import pytest
 import torch
 
-from selfcorrect import cli
 from selfcorrect.config import ModelConfig
 from selfcorrect.errors import ModelError
 from selfcorrect.models.loading import load_model
 from selfcorrect.serving import sources
 from selfcorrect.serving.command import need_libraries
 from selfcorrect.serving.words import GENERAL
+from tests.conftest import Called
 from tests.support.hf_model import save_qwen2
 
 from .helpers import serving, until, user
@@ -123,19 +123,16 @@ def test_a_library_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -
     ],
 )
 def test_mistakes_are_one_line(
-    arguments: list[str], environment: dict[str, str], why: str, monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+    arguments: list[str], environment: dict[str, str], why: str, monkeypatch: pytest.MonkeyPatch, called: Called
+) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = "TAKEN" if "TAKEN" in arguments else ""
         given = [str(taken.getsockname()[1]) if one == port else one for one in arguments]
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
-        monkeypatch.setattr(sys, "argv", ["selfcorrect", "serve", *given, *([] if port else ["--port", "0"])])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-    told = capfd.readouterr().err.splitlines()[-1]
-    assert ended.value.code == 2
+        ended = called("serve", *given, *([] if port else ["--port", "0"]))
+    told = ended.err.splitlines()[-1]
+    assert ended.status == 2
     assert told.startswith("error: ")
     assert re.search(why, told), told
     assert "k3y" not in told

@@ -8,7 +8,7 @@ from typing import Any
 
 from selfcorrect.bridges.protocol import Protocol, configured
 from selfcorrect.types import Problem
-from tests.support.data import mbpp_row, write
+from tests.support.data import humaneval_row, mbpp_row, write
 
 COUNT = 20
 KINDS = ("math", "gsm8k", "humaneval", "mbpp", "countdown", "custom")
@@ -25,16 +25,6 @@ def grade(problem, text):
 def correction_prompt(problem):
     return f"Was that really {problem['n']}? Say it again."
 """
-
-
-def humaneval_row(n: int) -> dict[str, Any]:
-    return {
-        "task_id": f"HumanEval/{n}",
-        "prompt": f'def times_{n}(x: int) -> int:\n    """Multiply by {n}."""\n',
-        "entry_point": f"times_{n}",
-        "canonical_solution": f"    return x * {n}\n",
-        "test": f"def check(candidate):\n    assert candidate(2) == {2 * n}\n    assert candidate(1) == {n}\n",
-    }
 
 
 def settings_of(kind: str, folder: Path) -> dict[str, Any]:

@@ -56,8 +56,11 @@ def mbpp_row(number: int) -> dict[str, Any]:
 
 
 MBPP = [mbpp_row(number) for number in (1, 2, 3, 4, 11, 12, 13, 511, 601, 602, 603, 604)]
-HUMANEVAL = [
-    {
+
+
+def humaneval_row(n: int) -> dict[str, Any]:
+    """times_N(x) multiplies by N, by a helper that the prompt defines."""
+    return {
         "task_id": f"HumanEval/{n}",
         "prompt": f"import math\n\n\ndef helper(x):\n    return x\n\n\ndef times_{n}(x: int) -> int:\n"
         f'    """Multiply by {n}.\n    >>> times_{n}(2)\n    {2 * n}\n    """\n',
@@ -66,8 +69,9 @@ HUMANEVAL = [
         "test": f"\n\nMETADATA = {{}}\n\n\ndef check(candidate):\n    assert candidate(2) == {2 * n}\n"
         f"    assert candidate(0) == 0\n",
     }
-    for n in range(4)
-]
+
+
+HUMANEVAL = [humaneval_row(n) for n in range(4)]
 
 
 def write(file: Path, rows: Iterable[Mapping[str, Any]]) -> Path:

@@ -14,13 +14,13 @@ import pytest
 from rich.console import Console
 
 import selfcorrect
-from selfcorrect.config import CustomConfig, TrainConfig
-from selfcorrect.config.recipe import validate
+from selfcorrect.config import CustomConfig
 from selfcorrect.errors import DataError, GraderFailed
 from selfcorrect.evaluation.evaluate import evaluated_problems
 from selfcorrect.evaluation.flat import rollout_row
 from selfcorrect.runs.checks import shortages
 from selfcorrect.runs.folder import _lines
+from selfcorrect.runs.recipes import train_config
 from selfcorrect.tasks import background, custom, own
 from selfcorrect.tasks.custom import CORRECTION, CustomTask
 from selfcorrect.types import Attempt, Completion, Grade, Outcome, Rollout
@@ -121,24 +121,6 @@ def test_a_grader_that_fails_at_everything_stops_the_run(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("verdict", "told"),
-    [
-        ('Grade("right", 1.0)', r"problem 'test0': Grade: outcome must be one of correct, wrong, .*'right'"),
-        ('Grade("correct", float("nan"))', r"reward = nan is no number from 0 to 1"),
-        ('Grade("wrong", -1)', r"reward = -1 is no number from 0 to 1; give 1 where the outcome is correct, and less else"),
-        ('Grade("correct", 0)', r"reward = 0 contradicts outcome = correct"),
-        ('Grade("timeout", 1)', r"reward = 1 contradicts outcome = timeout"),
-        ('Grade("wrong", None)', r"reward a number"),
-    ],
-)  # fmt: skip
-def test_a_grade_that_contradicts_itself_is_refused(verdict: str, told: str, tmp_path: Path) -> None:
-    text = "from selfcorrect.types import Grade\n" + GOOD.replace('int(text) == problem["n"]', verdict)
-    task = task_of(tmp_path / "mine.py", text)
-    with pytest.raises(DataError, match=told):
-        task.grade([(task.test[0], "1")])
-
-
-@pytest.mark.parametrize(
     ("verdict", "grade"),
     [
         ('Grade("correct", 1)', ("correct", 1.0)),
@@ -153,6 +135,12 @@ def test_a_grade_that_contradicts_itself_is_refused(verdict: str, told: str, tmp
         ("float('nan')", "got nan"),
         ("'yes'", "got 'yes'"),
         ("None", r"got None; does each of its branches return\?"),
+        ('Grade("right", 1.0)', r"problem 'test0': Grade: outcome must be one of correct, wrong, .*'right'"),
+        ('Grade("correct", float("nan"))', r"reward = nan is no number from 0 to 1"),
+        ('Grade("wrong", -1)', r"reward = -1 is no number from 0 to 1; give 1 where the outcome is correct, and less else"),
+        ('Grade("correct", 0)', r"reward = 0 contradicts outcome = correct"),
+        ('Grade("timeout", 1)', r"reward = 1 contradicts outcome = timeout"),
+        ('Grade("wrong", None)', r"reward a number"),
     ],
 )  # fmt: skip
 def test_a_verdict_is_a_truth_value_a_number_or_a_grade(
@@ -223,8 +211,9 @@ def test_fewer_problems_than_asked_for_are_told(
         "def problems(s, o): return [{'id': f'{s}{i}', 'prompt': 'p'} for i in range(4)]\ndef grade(p, t): return True"
     )
     task, rollouts = task_of(tmp_path / "four.py", text), {"problems_per_step": 4, **settings.get("rollouts", {})}
-    config = validate({"stages": [], "task": {"name": "custom", "file": "four.py"}, **settings, "rollouts": rollouts})
-    assert isinstance(config, TrainConfig)
+    config = train_config(
+        {"stages": [], "task": {"name": "custom", "file": "four.py"}, **settings, "rollouts": rollouts}
+    )
     assert len(evaluated_problems(config, task)) == evaluated
     assert shortages(config, task, evaluated) == told
 

@@ -11,7 +11,7 @@ from selfcorrect.errors import DataError
 from selfcorrect.hub import away
 from selfcorrect.tasks import make_task
 from selfcorrect.tasks.code import CodeTask
-from selfcorrect.tasks.math import HUBS, MathTask
+from selfcorrect.tasks.math import MathTask
 from tests.support import graders
 from tests.support.data import GSM8K, HUMANEVAL, MATH, MBPP
 
@@ -132,9 +132,3 @@ def test_what_cannot_be_loaded_is_told_in_one_line(tmp_path: Path) -> None:
     task = make_task(MathConfig(name="math", dataset="gsm8k", hub=HubConfig(path=str(gsm8k), name="main")))
     with pytest.raises(DataError, match=r"gsm8k \(main\) test row 1: field 'answer' must be text, got 4"):
         task.draw(1, 1, 0)
-
-
-def test_the_hub_s_names() -> None:
-    assert HUBS["math"].path == "EleutherAI/hendrycks_math"
-    assert len(HUBS["math"].name or ()) == 7
-    assert MathConfig(name="math").hub_500.path == "HuggingFaceH4/MATH-500"

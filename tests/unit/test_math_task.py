@@ -52,7 +52,7 @@ def test_every_problem_of_three_files_has_an_id_of_its_own(tmp_path: Path) -> No
     task = task_of(data=tmp_path)
     found = [*task.train, *task.test]
     assert len({problem.id for problem in found}) == len(found) == 12
-    assert all(task.find(problem.id) is problem for problem in found)
+    assert all(task.by_id[problem.id] is problem for problem in found)
     write(tmp_path / "train.jsonl", [{**plain[0], "unique_id": "math/math500/2"}])
     with pytest.raises(DataError, match=r"'unique_id' = 'math/math500/2' names a problem to train on and another"):
         _ = task_of(data=tmp_path).train

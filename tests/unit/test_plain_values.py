@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import yaml
 
-from selfcorrect.config import HubConfig, MathConfig, TrainConfig
+from selfcorrect.config import HubConfig, MathConfig
 from selfcorrect.config.overrides import apply_override
-from selfcorrect.config.paths import absolute
 from selfcorrect.config.recipe import dump, load_recipe
 from selfcorrect.errors import ConfigError
+from selfcorrect.runs.recipes import train_config
 from tests.unit.test_config import RECIPE, recipe, refusal, validate_text
 
 __all__ = ["recipe"]
@@ -24,7 +24,8 @@ PLAIN = [
     ("seed", "9" * 5000, None), ("threads", "9" * 12, None), ("threads", "~", None), ("threads", "1:30:00", None),
     ("stages.hold.steps", "0100", 100), ("stages.hold.steps", "1:30", None), ("stages.hold.steps", "0", None),
     ("stages.hold.beta1", ".5", 0.5), ("stages.hold.beta1", "1.", 1.0), ("stages.hold.beta1", "0010", 10.0),
-    ("stages.hold.beta1", "1e-5", 1e-5), ("stages.hold.beta1", "NaN", None), ("stages.hold.beta1", ".nan", None),
+    ("stages.hold.beta1", "1e-5", 1e-5), ("stages.hold.beta1", "4.E-5", 4e-5), ("stages.hold.beta1", "+.4e-04", 4e-5),
+    ("stages.hold.beta1", "NaN", None), ("stages.hold.beta1", ".nan", None),
     ("stages.hold.beta1", ".inf", None), ("stages.hold.beta1", "1e999", None), ("stages.hold.beta1", "1:30.5", None),
     ("evaluation.controls", "yes", None), ("evaluation.controls", "off", None), ("evaluation.controls", "TRUE", True),
     ("evaluation.controls", "1", None), ("evaluation.controls", "False", False),
@@ -62,7 +63,7 @@ def test_plain_values(recipe: Path, path: str, text: str, value: object) -> None
 
 TEXTS = [
     "Look again # carefully", "#", "a: b", "- a", "-", "[x", "[a, b]", "{{x}}", "!x", "!!int 3", "&a b", "*a", '"Look" again',
-    "'it's", '"quoted"', "yes", "null", "~", "1.0", "007", "1e3", "2024-01-01", " two  spaces ", "tab\tin it", "line\nline", "%", "@x", "`x`",
+    "'it's", '"quoted"', "yes", "null", "~", "1.0", "007", "1e3", "12e7", "on", "0o17", "1_000", "2024-01-01", " two  spaces ", "tab\tin it", "line\nline", "%", "@x", "`x`",
     "a=b", "\N{SNOWMAN}", "--- x", "<<", "\\n",
 ]  # fmt: skip
 
@@ -70,8 +71,7 @@ TEXTS = [
 @pytest.mark.parametrize("text", TEXTS)
 def test_a_text_is_taken_as_typed(recipe: Path, text: str) -> None:
     """Whole, and so again once the resolved recipe is read; where a number may stand too, what is no number is text."""
-    config = load_recipe(recipe, [f"task.correction_prompt={text}"])
-    assert isinstance(config, TrainConfig)
+    config = train_config(recipe, f"task.correction_prompt={text}")
     assert at(config, "task.correction_prompt") == text
     recipe.write_text(dump(config), encoding="utf-8")
     assert load_recipe(recipe) == config
@@ -140,26 +140,15 @@ def test_every_path_may_begin_at_the_user_s_home(
 def test_a_recipe_and_hub_data_may_lie_at_the_user_s_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "mine.yaml").write_text("stages: []\ntask: {name: math, hub: {path: ~/data}}\n")
-    found = load_recipe("~/mine.yaml")
-    assert isinstance(found, TrainConfig)
-    assert isinstance(found.task, MathConfig)
-    assert found.task.hub == HubConfig(path=f"{tmp_path}/data")
-
-
-def test_a_sync_folder_is_of_the_recipe_s_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    Path("mine").mkdir()
-    Path("mine/recipe.yaml").write_text("{stages: [], sampler: vllm, vllm: {sync_folder: sync}}")
-    found = load_recipe("mine/recipe.yaml")
-    assert isinstance(found, TrainConfig)
-    assert (found.vllm.sync_folder, absolute(found).vllm.sync_folder) == ("mine/sync", f"{tmp_path}/mine/sync")
+    task = train_config("~/mine.yaml").task
+    assert isinstance(task, MathConfig)
+    assert task.hub == HubConfig(path=f"{tmp_path}/data")
 
 
 def test_merge_keys_and_keys_that_stand_twice(recipe: Path) -> None:
     """What a merge brings in may be replaced; what stands twice as written may not, however deep or late it is read."""
     stages = "- &a {name: a, objective: stage2, steps: 1, learning_rate: 1.0}\n- {<<: *a, name: b, steps: 0010}\n"
     config = validate_text(recipe, f"stages:\n{stages}")
-    assert isinstance(config, TrainConfig)
     assert [(stage.name, stage.steps) for stage in config.stages] == [("a", 1), ("b", 10)]
     assert "'steps' stands twice" in refusal(recipe, f"stages:\n{stages.replace('<<: *a', '<<: *a, steps: 3')}")
     assert "'1' stands twice" in refusal(recipe, RECIPE + "task: {name: custom, file: t, options: {1: a, '1': b}}\n")

@@ -19,17 +19,14 @@ F = "def f(x):\n    return x"
         (f"Sure! Here it is:\n\n```python\n{F}\n```\nHope it helps, `f` is fast.", F),
         (f"```\n{F}\n```", F),
         (f"```PY\n{F}\n```  ", F),
-        (f"~~~python\n{F}\n~~~", F),
         (f"```python\r\n{F}\r\n```\r\n".replace("\n    ", "\r\n    "), F),
         (f"First try:\n```python\ndef g(): pass\n```\nBetter:\n```python\n{F}\n```", F),  # the last one counts
         (f"```python\n{F}\n```\nIt prints\n```\n3\n```", F),  # ... that defines something
         (f"```python\n{F}\n```\n```bash\npython f.py\n```", F),
         (f"```python\n{F}\n```\n```python\nprint(f(3))\n```", F),
         ("```python\nprint(3)\n```\n```python\nprint(4)\n```", "print(4)"),
-        (f"Unclosed:\n```python\n{F}\n", F),
         (f"```python\n{F}\n```\nand then\n```python\ndef g(", F),  # a complete block before one that was cut off
         (f"````markdown\n```python\nx\n```\n````\n```python\n{F}\n```", F),
-        (f"```text\n{F}\n```", ""),
         (f"Here is the function:\n\n{F}", F),
         (f"import math\n\n{F}\n", f"import math\n\n{F}"),
         (F, F),

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from selfcorrect.config import CountdownConfig, SelfRefineConfig
+from selfcorrect.config import SelfRefineConfig
 from selfcorrect.evaluation.flat import rollout_row
 from selfcorrect.grading.countdown import grade_countdown
 from selfcorrect.lab.base import build_tokenizer
@@ -16,8 +16,8 @@ from selfcorrect.models.chat import Chat
 from selfcorrect.rollout import Waiting, play
 from selfcorrect.samplers.scripted import ScriptedSampler
 from selfcorrect.seeds import derive_seed
-from selfcorrect.tasks import make_task
 from selfcorrect.tasks.base import Task
+from selfcorrect.tasks.countdown import Countdown
 from selfcorrect.types import Attempt, Completion, Grade, Outcome, Problem, Rollout, SamplingParams
 from tests.support.templates import OPENS_THOUGHT, PLAIN, byte_tokenizer
 
@@ -27,44 +27,16 @@ CHAT = Chat(TOKENIZER, frozenset({END}))
 PARAMS = SamplingParams(1.0, 6, seed=5)
 
 
-class Echo:
-    """A task whose right answer is "3". Writes down what it is asked."""
-
-    name = "echo"
-    notes: tuple[str, ...] = ()
-
-    def __init__(self) -> None:
-        self.asked: list[str] = []
-
-    def draw(self, step: int, count: int, seed: int) -> list[Problem]:
-        return []
-
-    def held_out(self, count: int) -> list[Problem]:
-        return []
-
-    def longest(self) -> Problem:
-        return problem("3")
-
-    def load(self, path: str) -> list[Problem]:
-        return []
-
-    def parse(self, text: str) -> Problem:
-        return problem(text)
+class Echo(Countdown):
+    """A task whose right answer is "3"."""
 
     def correction_prompt(self, problem: Problem) -> str:
-        self.asked.append(problem.id)
         return "? " + problem.id
-
-    def reworded(self, problem: Problem, template: str) -> str:
-        return template.format()
 
     def grade(self, answers: Sequence[tuple[Problem, str]]) -> list[Grade]:
         return [
             Grade(Outcome.CORRECT if text == "3" else Outcome.WRONG, float(text == "3"), text) for _, text in answers
         ]
-
-    def close(self) -> None:
-        """Nothing to end."""
 
 
 def problem(prompt: str, name: str = "1") -> Problem:
@@ -130,14 +102,6 @@ def test_self_refine_writes_feedback_between_two_attempts() -> None:
     assert "feedback" in rollout_row(rollout)["attempts"][1]
 
 
-def test_some_first_attempts_may_be_given() -> None:
-    given = Completion((3, END), (0.0, 0.0), "3", "stop")
-    sampler = sampler_of((4, END), (5, END), (6, END))
-    rollouts = play([problem("1 : 1"), problem("2 : 2")], Echo(), sampler, CHAT, PARAMS, 2, given=[given, None])
-    assert [[a.sampled for a in r.attempts] for r in rollouts] == [[False, True], [True, True]]
-    assert [r.attempts[0].completion.token_ids for r in rollouts] == [(3, END), (4, END)]
-
-
 def test_each_attempt_draws_from_a_seed_of_its_own() -> None:
     seen: list[int] = []
 
@@ -183,22 +147,21 @@ def test_given_attempts_take_the_place_of_the_first_and_are_graded() -> None:
     assert rollouts[0].attempts[1].prompt_ids == (*CHAT.first_prompt("1 : 1"), 3, END, *CHAT.first_prompt("? 1"))
 
 
-def test_given_attempts_stay_with_their_problems_past_unreadable_ones() -> None:
-    completions = [Completion((n, END), (-0.5, -0.5), str(n), "stop") for n in (1, 2, 3)]
-    rollouts = run(sampler_of((3, END), (5, END)), [problem("1"), problem("99"), problem("2")], given=completions)
-    assert [r.attempts[0].completion.text for r in rollouts] == ["1", "", "3"]
-
-
-@pytest.mark.parametrize("first", [3, 4])
-def test_the_correction_prompt_is_the_same_whether_attempt_1_was_right(first: int) -> None:
-    (rollout,) = run(sampler_of((first, END), (5, END)), [problem("1 : 1")])
-    context = rollout.attempts[1].prompt_ids
-    assert context[len(rollout.attempts[0].prompt_ids) + 2 :] == CHAT.first_prompt("? 1")
+def test_given_attempts_stay_with_their_problems() -> None:
+    """Past one that cannot be read, and one without."""
+    given = [Completion((n, END), (-0.5, -0.5), str(n), "stop") for n in (1, 2)]
+    problems = [problem(text) for text in ("1", "99", "2", "3")]
+    sampler = sampler_of((4, END), *[(5, END)] * 3)
+    rollouts = play(problems, Echo(), sampler, CHAT, PARAMS, 2, given=[given[0], given[0], None, given[1]])
+    assert [r.attempts[0].completion.text for r in rollouts] == ["1", "", "4", "2"]
+    assert [[a.sampled for a in r.attempts] for r in rollouts] == [
+        [False, True], [False, True], [True, True], [False, True],
+    ]  # fmt: skip
 
 
 def test_a_correction_prompt_has_no_way_to_learn_the_grade() -> None:
     """The protocol and the shipped tasks take the problem alone, and play asks before it knows more than that."""
-    for holder in (Task, type(make_task(CountdownConfig()))):
+    for holder in (Task, Countdown):
         assert list(inspect.signature(holder.correction_prompt).parameters) == ["self", "problem"]
     assert "grade" not in inspect.signature(grade_countdown).parameters
 

@@ -10,12 +10,12 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from threading import Lock
-from typing import Any
+from typing import Any, get_args
 
 from selfcorrect.config import TrainConfig
 from selfcorrect.config.overrides import is_text
 from selfcorrect.config.recipe import load_recipe, validate
-from selfcorrect.config.tasks import ATTEMPT_TOKENS, RepairConfig
+from selfcorrect.config.tasks import ATTEMPT_TOKENS, CodeSet, RepairConfig
 from selfcorrect.errors import ConfigError, UserError
 from selfcorrect.evaluation.evaluate import evaluated_problems
 from selfcorrect.evaluation.metrics import is_graded, is_unchanged
@@ -26,11 +26,7 @@ from selfcorrect.types import Attempt, Completion, Grade, Problem, Rollout
 NAMES: dict[str, dict[str, Any]] = {
     "math": {"name": "math"},
     "gsm8k": {"name": "math", "dataset": "gsm8k"},
-    "humaneval": {"name": "code", "dataset": "humaneval"},
-    "humaneval_plus": {"name": "code", "dataset": "humaneval_plus"},
-    "mbpp": {"name": "code", "dataset": "mbpp"},
-    "mbpp_sanitized": {"name": "code", "dataset": "mbpp_sanitized"},
-    "mbpp_plus": {"name": "code", "dataset": "mbpp_plus"},
+    **{dataset: {"name": "code", "dataset": dataset} for dataset in get_args(CodeSet)},
     "countdown": {"name": "countdown"},
     "custom": {"name": "custom"},
 }

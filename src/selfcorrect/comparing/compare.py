@@ -16,7 +16,6 @@ from selfcorrect.comparing.execute import (
     is_done_at,
     launch,
     refuse_changed,
-    threads_each,
 )
 from selfcorrect.comparing.pace import sampled_by
 from selfcorrect.comparing.page import write_pages
@@ -24,7 +23,6 @@ from selfcorrect.comparing.plan import (
     BASE,
     Choice,
     Job,
-    Trial,
     bases,
     check,
     chosen_methods,
@@ -45,6 +43,7 @@ from selfcorrect.evaluation.kept import write_durably
 from selfcorrect.evaluation.metrics import Estimate
 from selfcorrect.runs.folder import environment, plain
 from selfcorrect.runs.interrupts import alone, stoppable
+from selfcorrect.waiting import cores
 
 Say = Callable[[str], None]
 
@@ -66,8 +65,7 @@ def compare(config: CompareConfig, say: Say = print, launch: Launch = launch) ->
         stopped.told = lambda: "the same command goes on: finished runs stay, the others go on from their last step"
         _say_budget(config, accounts, say)
         runner = Runner(config.parallel, _say_whole(config, say), say, launch)
-        trials = [trial.job for trial in search_jobs(config)[1]]
-        refuse_changed(trials or table_jobs(config, {})[1])  # settings first, as they say more
+        refuse_changed(search_jobs(config)[1] or table_jobs(config, {})[1])  # settings first, as they say more
         _refuse_other_data(config)
         chosen, searched = _search(config, runner, say)
         shared, jobs = table_jobs(config, chosen)
@@ -115,7 +113,8 @@ def _with_threads(config: CompareConfig) -> CompareConfig:
     """Runs side by side share the cores."""
     if config.parallel == 1 or "threads" in config.common:
         return config
-    return config.model_copy(update={"common": {**config.common, "threads": threads_each(config.parallel)}})
+    each = max(1, cores() // config.parallel)
+    return config.model_copy(update={"common": {**config.common, "threads": each}})
 
 
 def _say_budget(config: CompareConfig, accounts: dict[str, Account], say: Say) -> None:
@@ -132,7 +131,7 @@ def _say_whole(config: CompareConfig, say: Say) -> int:
     shared_trials, trials = search_jobs(config)
     shared_runs, runs = table_jobs(config, {})  # what the search chooses changes no run's cost
     parts = {
-        "shared first stages of the search": shared_trials, "trials of the search": [trial.job for trial in trials],
+        "shared first stages of the search": shared_trials, "trials of the search": trials,
         "shared first stages": shared_runs, "runs": runs,
     }  # fmt: skip
     jobs = [job for found in parts.values() for job in found]
@@ -155,14 +154,14 @@ def _search(config: CompareConfig, runner: Runner, say: Say) -> tuple[dict[str, 
     shared, trials = search_jobs(config)
     if trials:
         say(f"search: {len(trials)} trials, {len(shared)} shared first stages")
-    open_to_choice = [trial.job for trial in trials if not _begun(config, trial.method)]
+    open_to_choice = [trial for trial in trials if not _begun(config, trial.method)]
     wanted = {job.shared for job in open_to_choice}
     runner.run([job for job in shared if job.path in wanted])
     runner.run([job for job in open_to_choice if not job.shared or is_done_at(job.shared)])
     found: dict[str, list[tuple[Estimate, Choice]]] = {trial.method: [] for trial in trials}
     told = []
     for trial in trials:
-        accuracy = _accuracy(trial) if is_done(trial.job) else None
+        accuracy = _accuracy(trial) if is_done(trial) else None
         told.append(
             {"method": trial.method, **asdict(trial.choice), "accuracy": asdict(accuracy) if accuracy else None}
         )
@@ -186,9 +185,9 @@ def _begun(config: CompareConfig, method: str) -> bool:
     return any((folder_of(config) / "runs" / f"{method}-{seed}").is_dir() for seed in config.seeds)
 
 
-def _accuracy(trial: Trial) -> Estimate:
+def _accuracy(trial: Job) -> Estimate:
     """Greedy accuracy of the last attempt after the trial's last stage, with its interval."""
-    file = trial.job.path / "evaluations" / f"{trial.job.config.stages[-1].name}.json"
+    file = trial.path / "evaluations" / f"{trial.config.stages[-1].name}.json"
     return Estimate(**json.loads(file.read_text(encoding="utf-8"))["summary"]["accuracy"][-1])
 
 

@@ -21,7 +21,6 @@ from selfcorrect.runs.checkpoint import atomic_folder
 from selfcorrect.runs.display import clock
 from selfcorrect.runs.found import is_kept
 from selfcorrect.runs.trackers import FOLDERS
-from selfcorrect.waiting import cores
 
 _POLL = 0.2
 _CHILD = (
@@ -91,18 +90,13 @@ def _made_by(config: Config) -> Config:
 
 
 class Process(Protocol):
-    """A command under way."""
+    """A command under way: what is asked of a subprocess.Popen."""
 
     returncode: int | None
 
-    def poll(self) -> int | None:
-        """The exit status, or None while it runs."""
-
-    def wait(self) -> int:
-        """The exit status, once it has ended."""
-
-    def terminate(self) -> None:
-        """Ask it to end."""
+    def poll(self) -> int | None: ...
+    def wait(self) -> int: ...
+    def terminate(self) -> None: ...
 
 
 Launch = Callable[[list[str], Path], Process]
@@ -219,8 +213,3 @@ def _take_base(source: Path, path: Path) -> None:
         partial = path / "evaluations" / f".{name}.tmp"
         shutil.copyfile(source / "evaluations" / name, partial)
         partial.replace(path / "evaluations" / name)
-
-
-def threads_each(parallel: int) -> int:
-    """The cores that each of so many runs gets."""
-    return max(1, cores() // parallel)

@@ -1,11 +1,9 @@
 """How far the runs of a comparison are, and how long all of it takes, from what they have sampled."""
 
-import json
 import time
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
+from selfcorrect.analysis.read import json_lines
 from selfcorrect.comparing.budget import account, evaluated
 from selfcorrect.comparing.plan import Job
 from selfcorrect.config import TrainConfig
@@ -24,11 +22,12 @@ def sampled_so_far(job: Job) -> int:
     """Completions of a run under way that its folder tells of; what it takes over is not counted."""
     mine = _own(job)
     stages = [stage.name for stage in mine.stages]
-    rows = [row for row in _rows(job.path / "metrics.jsonl") if row.get("stage") in stages]
+    rows = [row for row in json_lines(job.path / "metrics.jsonl") if row.get("stage") in stages]
     trained: int = sum(row.get("completions", 0) for row in rows)
     names = [*stages, *(["base"] if _evaluates_base(job) else [])]
-    ended = [name for name in names if (job.path / "evaluations" / f"{name}.json").exists()]
-    kept = sum(len(_rows(job.path / "evaluations" / "kept" / f"{name}.jsonl")) for name in names if name not in ended)
+    folder = job.path / "evaluations"
+    ended = [name for name in names if (folder / f"{name}.json").exists()]
+    kept = sum(len(json_lines(folder / "kept" / f"{name}.jsonl")) for name in names if name not in ended)
     return trained + evaluated(mine, len(ended)) + kept * mine.rollouts.attempts
 
 
@@ -38,14 +37,6 @@ def _own(job: Job) -> TrainConfig:
 
 def _evaluates_base(job: Job) -> bool:
     return not (job.trains and (job.shared or job.base))
-
-
-def _rows(file: Path) -> list[dict[str, Any]]:
-    """The whole lines; a run may be writing the last one."""
-    try:
-        return [json.loads(line) for line in file.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
-    except (OSError, ValueError):
-        return []
 
 
 class Pace:

@@ -302,23 +302,20 @@ def markdown(table: Table) -> str:
 
 def _write_csv(file: Path, results: Sequence[Result]) -> None:
     names = ("t1", "t2", "delta", "fixed", "broken", "fix_rate", "unchanged", "gain", "gain_delta", "last", "repair")
-    columns = [f"{name}{part}" for name in names for part in ("", "_low", "_high")]
+    parts = ("", "_low", "_high")
+    columns = [f"{name}{part}" for name in names for part in parts]
     spreads = ("t1", "t2", "delta", "fixed", "broken", "fix_rate", "unchanged", "gain")
     rest = [f"{name}_{end}" for name in spreads for end in ("lowest_seed", "highest_seed")] + ["mcnemar_p"]
-    more = [f"{name}{part}" for name in ("pass_t1", "pass_t2", "pass_delta") for part in ("", "_low", "_high")]
-    more = [
-        "samples",
-        *more,
-        *(f"t1_less_{other}{part}" for other in ("base", "single") for part in ("", "_low", "_high")),
-    ]
+    beside = ("pass_t1", "pass_t2", "pass_delta", "t1_less_base", "t1_less_single")
+    more = ["samples", *(f"{name}{part}" for name in beside for part in parts)]
     out = io.StringIO()
     writer = csv.writer(out)
     writer.writerow(["method", "seeds", "n", *columns, *rest, *more])
     for r in results:
         numbers = [part for name in names for part in _parts(getattr(r, name))]
         ends = [value for name in spreads for value in r.spread[name]]
-        beside = [r.against_base and r.against_base.first, r.against_single and r.against_single.first]
-        tail = [part for each in (*(r.passes or (None,) * 3), *beside) for part in _parts(each)]
+        firsts = [r.against_base and r.against_base.first, r.against_single and r.against_single.first]
+        tail = [part for each in (*(r.passes or (None,) * 3), *firsts) for part in _parts(each)]
         mcnemar = "" if r.mcnemar is None else r.mcnemar
         writer.writerow([r.name, r.seeds, r.n, *numbers, *ends, mcnemar, r.samples, *tail])
     write_durably(file, out.getvalue())

@@ -48,6 +48,7 @@ class Choice:
 class Job:
     """One run. shared: a run whose first stage this one goes on from; after: a run whose traces it may use;
     base: one whose evaluation of the base model is the same. method: whose run it is; empty for one that is shared.
+    choice: what a trial of the search tries.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Job:
     after: Path | None = None
     base: Path | None = None
     method: str = ""
+    choice: Choice = Choice()
 
     @property
     def trains(self) -> bool:
@@ -210,21 +212,12 @@ def choices(search: SearchConfig, recipe: TrainConfig) -> list[Choice]:
     return [Choice(rate, beta1) for rate in search.learning_rate for beta1 in betas]
 
 
-@dataclass(frozen=True, slots=True)
-class Trial:
-    """One run of the search."""
-
-    method: str
-    choice: Choice
-    job: Job
-
-
-def search_jobs(config: CompareConfig) -> tuple[list[Job], list[Trial]]:
+def search_jobs(config: CompareConfig) -> tuple[list[Job], list[Job]]:
     """The runs that trials share, and the trials of every method."""
     search, folder = config.search, folder_of(config) / "search"
     if search is None:
         return [], []
-    tried: list[tuple[str, Choice, Job]] = []
+    jobs: list[Job] = []
     for method, recipe in recipes(config, seed=search.seed, output=str(folder)).items():
         between = recipe.evaluation.problems_between
         judged = EvaluationConfig(problems=search.problems, split="train", problems_between=between)
@@ -232,9 +225,8 @@ def search_jobs(config: CompareConfig) -> tuple[list[Job], list[Trial]]:
             name = f"{method}-{number}"
             made = _shortened(_chosen(recipe, choice), search.share)
             made = made.model_copy(update={"name": name, "evaluation": judged})
-            tried.append((method, choice, Job(name, made, folder / name, method=method)))
-    shared, jobs = _sharing([job for _, _, job in tried], folder / "shared")
-    return shared, [Trial(name, choice, job) for (name, choice, _), job in zip(tried, jobs, strict=True)]
+            jobs.append(Job(name, made, folder / name, method=method, choice=choice))
+    return _sharing(jobs, folder / "shared")
 
 
 def table_jobs(config: CompareConfig, chosen: Mapping[str, Choice]) -> tuple[list[Job], list[Job]]:

@@ -29,7 +29,7 @@ class Answers:
 
     later_SP: right at the last attempt, where there are more than two. outcomes: counts of attempt 1's and attempt 2's
     over all rollouts. seeds: of each row; None for the base model.
-    samples: of each problem; pass_first_SP and pass_second_SP: pass@samples, where there are more than one.
+    samples: of each problem; passes_SP: pass@samples of attempt 1 and 2, where there are more than one.
     """
 
     seeds: tuple[int | None, ...]
@@ -42,8 +42,7 @@ class Answers:
     later_SP: Table | None
     outcomes: tuple[dict[str, int], ...]
     samples: int = 1
-    pass_first_SP: Table | None = None
-    pass_second_SP: Table | None = None
+    passes_SP: tuple[Table, Table] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,12 +117,12 @@ def read_answers(
     cube = np.array([[_means(table[name]) for name in ids] for table in tables])
     first, second, fixed, broken, same, later = (cube[..., place] for place in range(6))
     k = samples.pop()
-    passes = [_passes(tables, ids, place, k) for place in (0, 1)] if k > 1 else [None, None]
+    passes = (_passes(tables, ids, 0, k), _passes(tables, ids, 1, k)) if k > 1 else None
     known = not np.isnan(later).all()
     ends = [Counter(row["attempts"][a]["outcome"] for row in chain(*lines) if len(row["attempts"]) > a) for a in (0, 1)]
     return Answers(
         tuple(runs), tuple(ids), first, second, fixed, broken, same, later if known else None, tuple(map(dict, ends)),
-        k, passes[0], passes[1],
+        k, passes,
     )  # fmt: skip
 
 
@@ -222,9 +221,9 @@ def summarize(
 
 def _pass_means(answers: Answers, counts_RP: Table) -> tuple[Estimate, Estimate, Estimate] | None:
     """pass@k of attempt 1, of attempt 2, and their difference."""
-    if answers.pass_first_SP is None or answers.pass_second_SP is None:
+    if answers.passes_SP is None:
         return None
-    first_P, second_P = mean_over_seeds(answers.pass_first_SP), mean_over_seeds(answers.pass_second_SP)
+    first_P, second_P = map(mean_over_seeds, answers.passes_SP)
     change = difference_over(second_P - first_P, counts_RP, len(answers.seeds))
     return share_over(first_P, counts_RP), share_over(second_P, counts_RP), change
 

@@ -1,14 +1,12 @@
 """Every setting of a recipe, as frozen models. recipe.py reads them from YAML."""
 
-from selfcorrect.config.compare import BudgetConfig, CompareConfig, MethodConfig, SearchConfig
+from selfcorrect.config.compare import CompareConfig, SearchConfig
 from selfcorrect.config.engines import VllmConfig
 from selfcorrect.config.run import (
     LAB_MODEL,
     PLAIN_TEMPLATE,
     AlgorithmConfig,
-    CheckpointConfig,
     Config,
-    Device,
     EvaluationConfig,
     LabBaseConfig,
     LogConfig,
@@ -21,7 +19,6 @@ from selfcorrect.config.run import (
 )
 from selfcorrect.config.stages import (
     STAGE_KINDS,
-    AdaptiveKL,
     Annealed,
     MultiTurn,
     OwnObjective,
@@ -45,48 +42,3 @@ from selfcorrect.config.tasks import (
     RepairConfig,
     TaskConfig,
 )
-
-__all__ = [
-    "LAB_MODEL",
-    "PLAIN_TEMPLATE",
-    "STAGE_KINDS",
-    "TASK_KINDS",
-    "AdaptiveKL",
-    "AlgorithmConfig",
-    "Annealed",
-    "BudgetConfig",
-    "CheckpointConfig",
-    "CodeConfig",
-    "CompareConfig",
-    "Config",
-    "CountdownConfig",
-    "CustomConfig",
-    "Device",
-    "EvaluationConfig",
-    "HubConfig",
-    "LabBaseConfig",
-    "LogConfig",
-    "LoraConfig",
-    "MathConfig",
-    "MethodConfig",
-    "ModelConfig",
-    "MultiTurn",
-    "OptimizerConfig",
-    "OwnObjective",
-    "PairSFT",
-    "RLStage",
-    "RepairConfig",
-    "RolloutConfig",
-    "SearchConfig",
-    "SelfRefineConfig",
-    "SingleTurn",
-    "Stage",
-    "StageBase",
-    "StageOne",
-    "StageTwo",
-    "Star",
-    "SupervisedStage",
-    "TaskConfig",
-    "TrainConfig",
-    "VllmConfig",
-]

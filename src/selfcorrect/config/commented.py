@@ -4,7 +4,7 @@ import textwrap
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from selfcorrect.config.settings import as_yaml, settings
+from selfcorrect.config.settings import Setting, as_yaml, settings
 
 _TAGS = {"task": "name", "stages": "objective", "of": "name"}
 
@@ -20,23 +20,19 @@ def _lines(part: Mapping[str, Any], path: str, general: str, kind: str, notes: M
     indent = "  " * depth
     for name, value in part.items():
         own, known = f"{path}.{name}".lstrip("."), f"{general}.{name}".lstrip(".")
-        yield from _comment(_meaning(known, kind), notes.get(own, ""), indent)
-        if isinstance(value, Mapping) and value and _opens(known):
+        setting = _found(known, kind)
+        told = " ".join(filter(None, (setting.meaning if setting else "", notes.get(own))))
+        yield from (f"{indent}# {line}" for line in textwrap.wrap(told, 116 - len(indent)))
+        if isinstance(value, Mapping) and value and setting and setting.inside:
             yield f"{indent}{name}:"
             yield from _lines(value, own, "task" if known == "task.of" else known, _kind(name, value, kind), notes)
         elif isinstance(value, list | tuple) and value and all(isinstance(item, Mapping) for item in value):
             yield f"{indent}{name}:"
             for number, item in enumerate(value):
-                lines = _lines(item, f"{own}.{number}", f"{known}.NAME", _kind(name, item, kind), notes)
                 yield f"{indent}  -"
-                yield from lines
+                yield from _lines(item, f"{own}.{number}", f"{known}.NAME", _kind(name, item, kind), notes)
         else:
             yield f"{indent}{name}: {as_yaml(list(value) if isinstance(value, tuple) else value)}"
-
-
-def _comment(meaning: str, note: str, indent: str) -> Iterator[str]:
-    text = " ".join(filter(None, (meaning, note)))
-    yield from (f"{indent}# {line}" for line in textwrap.wrap(text, 116 - len(indent)))
 
 
 def _kind(name: str, value: Mapping[str, Any], kind: str) -> str:
@@ -45,18 +41,8 @@ def _kind(name: str, value: Mapping[str, Any], kind: str) -> str:
     return str(value.get(tag, "countdown" if name == "task" else "code")) if tag else kind
 
 
-def _found(key: str, kind: str) -> Any:
+def _found(key: str, kind: str) -> Setting | None:
+    """The setting of this key that is of this kind, or of all."""
     of_key = [setting for setting in settings() if setting.key == key]
-    wanted = () if kind == "train" else (kind,)
-    return next((setting for setting in of_key if set(wanted) & set(setting.kinds)), None) or next(
-        (setting for setting in of_key if not setting.kinds), None
-    )
-
-
-def _meaning(key: str, kind: str) -> str:
-    setting = _found(key, kind)
-    return str(setting.meaning) if setting else ""
-
-
-def _opens(key: str) -> bool:
-    return any(setting.key == key and setting.inside is not None for setting in settings())
+    own = [setting for setting in of_key if kind in setting.kinds]
+    return next(iter([*own, *(setting for setting in of_key if not setting.kinds)]), None)

@@ -7,8 +7,6 @@ from pydantic import Field, model_validator
 
 from selfcorrect.config.base import LocalPath, Positive, Rate, Strict
 
-Transfer = Literal["auto", "folder", "nccl", "ipc"]
-
 
 class VllmConfig(Strict):
     """The engine of sampler: vllm (docs/vllm.md)."""
@@ -27,7 +25,7 @@ class VllmConfig(Strict):
     """Tokens of a cache block, the unit in which attempt 2 finds attempt 1 in the cache; auto is 16, on a CPU 32."""
     max_model_len: Positive | Literal["auto"] = "auto"
     """Tokens of a rollout; auto is what the model reads, as far as the cache has room for it."""
-    transfer: Transfer = "auto"
+    transfer: Literal["auto", "folder", "nccl", "ipc"] = "auto"
     """How whole weights reach a server: through a folder that both see, or by its NCCL or IPC transfer from a GPU."""
     sync_folder: LocalPath | None = None
     """Where versions of weights or adapters are written; a server must see it under the same path."""

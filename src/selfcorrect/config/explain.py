@@ -43,11 +43,8 @@ def explain(key: str) -> list[str]:
 
 def _address(section: Section) -> str:
     """The name that a section goes by here."""
-    if section.key == "task" and section.kind in TASK_KINDS:
-        return f"task.{section.kind}"
-    if section.key == "stages.NAME" and section.kind in STAGE_KINDS:
-        return f"stages.{section.kind}"
-    return section.key or section.kind
+    of = {"task": "task.", "stages.NAME": "stages."}.get(section.key)
+    return f"{of}{section.kind}" if of else section.key or section.kind
 
 
 def _section(asked: str) -> list[Section]:
@@ -58,7 +55,7 @@ def _section(asked: str) -> list[Section]:
     found = exact or [section for section in sections() if section.key in names - {""}]
     if asked in ("stages", "task"):
         found = [section for section in sections() if section.key in ("task", "stages.NAME") and asked in section.key]
-    return [section for number, section in enumerate(found) if section not in found[:number]]
+    return found
 
 
 def _general(asked: str) -> str:

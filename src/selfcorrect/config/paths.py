@@ -3,11 +3,13 @@
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
+
+from pydantic import BaseModel
 
 from selfcorrect.config.run import PLAIN_TEMPLATE, TrainConfig
-from selfcorrect.config.stages import OwnObjective, Stage, SupervisedStage
-from selfcorrect.config.tasks import CustomConfig, HubConfig, RepairConfig, TaskConfig
+from selfcorrect.config.stages import OwnObjective, SupervisedStage
+from selfcorrect.config.tasks import CustomConfig, RepairConfig, TaskConfig
 from selfcorrect.errors import ConfigError
 
 PATHS = (  # settings that name a file or a folder, in whatever section they are
@@ -26,6 +28,7 @@ USED = "config.used.yaml"  # the settings that a run has gone by, so that an edi
 OWN = "own"  # within a run: Python files of the user's own, and what they import that lies beside them
 ASKED = "asked.json"  # within a run: digests of what it has gone by beyond its settings, by their names in words
 _FREE = ("options", "template_options", "columns", "correction_prompts")  # what stands inside is the user's own
+_Section = TypeVar("_Section", bound=BaseModel)
 
 
 def anchored(data: Mapping[str, Any], folder: Path) -> dict[str, Any]:
@@ -110,49 +113,25 @@ def asked_by(run: Path) -> dict[str, str]:
     return found if isinstance(found, dict) else {}
 
 
-def absolute(config: TrainConfig) -> TrainConfig:
-    """The same run from whatever folder it is resumed in."""
-    model, vllm, checkpoint = config.model, config.vllm, config.checkpoint
-    if Path(model.path).expanduser().is_dir():  # as the command line has it, where that names the model
-        model = model.model_copy(update={"path": str(Path(model.path).expanduser().absolute())})
-    if model.chat_template != PLAIN_TEMPLATE:
-        model = model.model_copy(update={"chat_template": _whole(model.chat_template)})
-    external = tuple(str(Path(name).absolute()) for name in config.evaluation.external)
-    changed = {
-        "model": model,
-        "evaluation": config.evaluation.model_copy(update={"external": external}),
-        "task": with_absolute_paths(config.task),
-        "checkpoint": checkpoint.model_copy(update={"held_out": _whole(checkpoint.held_out)}),
-        "vllm": vllm.model_copy(update={"sync_folder": _whole(vllm.sync_folder)}),
-        "stages": tuple(_absolute_stage(stage) for stage in config.stages),
-        "recorded": _whole(config.recorded),
-    }
-    return config.model_copy(update=changed)
+def absolute(section: _Section) -> _Section:
+    """The same from whatever folder a run is resumed in: every path whole, those of the sections inside, too.
+
+    What may also be a hub name is a path only where it names a folder here.
+    """
+    return section.model_copy(update={name: _absolute(name, value) for name, value in section})
 
 
-def _whole(path: str | None) -> str | None:
-    return str(Path(path).absolute()) if path else path
-
-
-def _absolute_stage(stage: Stage) -> Stage:
-    if isinstance(stage, OwnObjective):
-        return stage.model_copy(update={"file": _whole(stage.file)})
-    if not isinstance(stage, SupervisedStage):
-        return stage
-    return stage.model_copy(update={"traces": _whole(stage.traces)})
-
-
-def with_absolute_paths(task: TaskConfig) -> TaskConfig:
-    """The task with the paths of its files, and of folders named in place of a hub data set, made absolute."""
-    changed: dict[str, Any] = {}
-    for field, value in task:
-        if field in ("data", "evaluate_data", "file"):
-            changed[field] = _whole(value)
-        elif isinstance(value, HubConfig) and Path(value.path).is_dir():
-            changed[field] = value.model_copy(update={"path": _whole(value.path)})
-        elif field == "of":
-            changed[field] = with_absolute_paths(value)
-    return task.model_copy(update=changed)
+def _absolute(name: str, value: Any) -> Any:
+    if isinstance(value, BaseModel):
+        return absolute(value)
+    if isinstance(value, tuple):
+        return tuple(_absolute(name, item) for item in value)
+    if not isinstance(value, str) or not value or (name, value) == ("chat_template", PLAIN_TEMPLATE):
+        return value
+    if name == "path":  # as the command line has it, where that names the model
+        folder = Path(value).expanduser()
+        return str(folder.absolute()) if folder.is_dir() else value
+    return str(Path(value).absolute()) if name in PATHS else value
 
 
 def check_paths(config: TrainConfig, where: str = "", *, task: str = "task", traces: bool = True) -> None:
@@ -161,16 +140,19 @@ def check_paths(config: TrainConfig, where: str = "", *, task: str = "task", tra
     What a later stage reads of the run's own folder is not asked for: an earlier stage may write it. where: begins the
     line; task: what names the recipe's task; traces: whether this process reads those that stages name.
     """
-    model, own = config.model.path, Path(config.output) / config.name
-    read = config.stages if traces else ()
+    model, own = config.model.path, (Path(config.output) / config.name).resolve()
+    read = [(stage.name, stage.traces) for stage in config.stages if traces and isinstance(stage, SupervisedStage)]
     named = [
         ("model.path", model if model.startswith((".", "/")) else None),  # else it may be a hub name
         *_asked(config, task),
         ("recorded", config.recorded),
         ("checkpoint.held_out", config.checkpoint.held_out),
         *((f"stages.{stage.name}.file", stage.file) for stage in config.stages if isinstance(stage, OwnObjective)),
-        *((f"stages.{stage.name}.traces", _traces_of(stage)) for stage in read[:1]),
-        *((f"stages.{stage.name}.traces", _outside(own, _traces_of(stage))) for stage in read[1:]),
+        *(
+            (f"stages.{name}.traces", path)
+            for name, path in read
+            if name == config.stages[0].name or not Path(path or "").resolve().is_relative_to(own)
+        ),
     ]
     _refuse_missing(named, where)
 
@@ -199,15 +181,6 @@ def _refuse_missing(named: Sequence[tuple[str, str | None]], where: str = "") ->
             needed = "folder; name a folder of Hugging Face layout, a hub name, or lab"
             missing = needed if setting == "model.path" else "file or folder"
             raise ConfigError(f"{where}{setting} = {path!r}: no such {missing}")
-
-
-def _traces_of(stage: Stage) -> str | None:
-    return stage.traces if isinstance(stage, SupervisedStage) else None
-
-
-def _outside(folder: Path, path: str | None) -> str | None:
-    """The path unless it lies in the folder."""
-    return None if path and Path(path).resolve().is_relative_to(folder.resolve()) else path
 
 
 def _paths_of_task(task: TaskConfig, setting: str) -> list[tuple[str, str | None]]:

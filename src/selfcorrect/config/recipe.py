@@ -282,8 +282,7 @@ def _explain(
         case "union_tag_invalid":
             context = error["ctx"]
             tag = str(context["discriminator"]).strip("'")
-            if not parts or parts[-1] in _WITH_TASK:
-                where = places.get(".".join([*parts, tag]), where)
+            where = places.get(".".join([*parts, tag]), where)
             return f"{where}: {field}: {tag} = {context['tag']!r} must be one of {context['expected_tags']}"
         case "union_tag_not_found":
             kinds = ", ".join(map(repr, STAGE_KINDS))

@@ -2,9 +2,10 @@
 
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
-from selfcorrect.config import STAGE_KINDS, TASK_KINDS
+from selfcorrect.config import STAGE_KINDS
 from selfcorrect.config.settings import Section, Setting, sections
 
 _HEAD = """# Every setting
@@ -23,50 +24,33 @@ def reference() -> str:
 
 
 def _body() -> Iterator[str]:
-    told: set[tuple[str, str]] = set()
+    told, shared = set[str](), _shared()
+    names = {setting.name for setting in shared}
     for section in sections():
         own = section
-        if section.key == "stages.NAME" and section.kind in STAGE_KINDS:
+        if section.key == "stages.NAME":
             if section.kind == next(iter(STAGE_KINDS)):
-                yield from _every_stage()
-            own = _less(section, {setting.name for setting in _shared()})
+                yield "## `stages`\n"
+                yield "Every stage has these settings, and those of its objective.\n"
+                yield from _table(shared)
+            own = replace(section, settings=tuple(each for each in section.settings if each.name not in names))
         yield from _section(own, told)
 
 
-def _section(section: Section, told: set[tuple[str, str]]) -> Iterator[str]:
-    title = _title(section)
-    if (title, section.key) in told:  # task.hub is the same in each task that has one
+def _section(section: Section, told: set[str]) -> Iterator[str]:
+    if section.title in told:  # task.hub is the same in each task that has one
         return
-    told.add((title, section.key))
-    yield f"{'#' * (3 if '.' in section.key or section.key == 'task' else 2)} {title}\n"
+    told.add(section.title)
+    yield f"{'#' * (3 if '.' in section.key or section.key == 'task' else 2)} `{section.title}`\n"
     yield f"{section.meaning}\n"
     yield from _table(section.settings)
 
 
-def _title(section: Section) -> str:
-    if section.key == "task" and section.kind in TASK_KINDS:
-        return f"`task` with `name: {section.kind}`"
-    if section.key == "stages.NAME" and section.kind in STAGE_KINDS:
-        return f"`stages` with `objective: {section.kind}`"
-    return f"`{section.key}`" if section.key else f"Recipes of `kind: {section.kind}`"
-
-
 def _shared() -> tuple[Setting, ...]:
     """What every stage has, whatever its objective."""
-    of_kind = [section for section in sections() if section.key == "stages.NAME" and section.kind in STAGE_KINDS]
+    of_kind = [section for section in sections() if section.key == "stages.NAME"]
     names = set.intersection(*({setting.name for setting in section.settings} for section in of_kind)) - {"objective"}
     return tuple(setting for setting in of_kind[0].settings if setting.name in names)
-
-
-def _every_stage() -> Iterator[str]:
-    yield "## `stages`\n"
-    yield "Every stage has these settings, and those of its objective.\n"
-    yield from _table(_shared())
-
-
-def _less(section: Section, names: set[str]) -> Section:
-    kept = tuple(setting for setting in section.settings if setting.name not in names)
-    return Section(section.key, section.kind, section.meaning, kept)
 
 
 def _table(rows: tuple[Setting, ...]) -> Iterator[str]:

@@ -36,10 +36,6 @@ class Setting:
     inside: type[BaseModel] | None = None
 
     @property
-    def section(self) -> str:
-        return self.key.rpartition(".")[0]
-
-    @property
     def name(self) -> str:
         return self.key.rpartition(".")[2]
 
@@ -57,7 +53,7 @@ class Section:
 
     @property
     def title(self) -> str:
-        if self.key in _KINDS_OF and self.kind:
+        if self.key in _KINDS_OF:
             return f"{self.key}, {_KINDS_OF[self.key]}: {self.kind}"
         return self.key or f"kind: {self.kind}"
 
@@ -86,15 +82,10 @@ def settings() -> tuple[Setting, ...]:
     return tuple(merged.values())
 
 
-def meaning_of(model: type[BaseModel], name: str) -> str:
-    """The sentences beneath a field, as one line."""
-    return " ".join((model.model_fields[name].description or "").split())
-
-
 def _of_model(model: type[BaseModel], key: str, kind: str = "") -> Iterator[Section]:
     """The section of a model and those inside it. kind: the recipe's, task's or objective's."""
-    own = tuple(_setting(model, key, kind, name, info) for name, info in model.model_fields.items())
-    yield Section(key, kind, _first_paragraph(model), own)
+    own = tuple(_setting(key, kind, name, info) for name, info in model.model_fields.items())
+    yield Section(key, kind, _one_line((model.__doc__ or "").partition("\n\n")[0]), own)
     for setting in own:
         if setting.name == "task" and not key:
             for name, task in TASK_KINDS.items():
@@ -104,26 +95,25 @@ def _of_model(model: type[BaseModel], key: str, kind: str = "") -> Iterator[Sect
                 yield from _of_model(stage, "stages.NAME", name)
         elif setting.inside is not None and not (key == "task" and setting.name == "of"):
             inner = f"{setting.key}.NAME" if setting.takes.startswith("list") else setting.key
-            yield from _of_model(setting.inside, inner, kind if kind not in ("train", "") else "")
+            yield from _of_model(setting.inside, inner, "" if kind == "train" else kind)
 
 
-def _setting(model: type[BaseModel], key: str, kind: str, name: str, info: FieldInfo) -> Setting:
+def _setting(key: str, kind: str, name: str, info: FieldInfo) -> Setting:
     dotted = f"{key}.{name}" if key else name
-    sections_inside = [leaf for leaf in _members(info.annotation) if _is_model(leaf)]
     paper = next((item.told for item in info.metadata if isinstance(item, Paper)), "")
     return Setting(
         key=dotted,
         kinds=(kind,) if kind and kind != "train" else (),
         takes=_takes(info.annotation, info.metadata),
         default=None if info.is_required() else _default(info),
-        meaning=meaning_of(model, name),
+        meaning=_one_line(info.description or ""),
         paper=paper,
-        inside=sections_inside[0] if sections_inside else None,
+        inside=next(filter(_is_model, _members(info.annotation)), None),
     )
 
 
-def _first_paragraph(model: type[BaseModel]) -> str:
-    return " ".join((model.__doc__ or "").split("\n\n")[0].split())
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
 
 
 def _default(info: FieldInfo) -> str:

@@ -6,13 +6,11 @@ them ran into the token limit. A run's own rollouts are such rows too: they hold
 were graded once.
 """
 
-import contextlib
 import fcntl
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -199,13 +197,10 @@ class Problems:
         known = self._by_id.get(problem.id) if isinstance(self._task, CustomTask) else None
         return known if known and known.prompt == problem.prompt else problem
 
-    @cached_property
+    @property
     def _by_id(self) -> Mapping[str, Problem]:
         assert isinstance(self._task, DataTask)
-        problems = list(self._task.test)
-        with contextlib.suppress(DataError):  # a set that is for evaluation only
-            problems += self._task.train
-        return {problem.id: problem for problem in reversed(problems)}  # held-out ones count first
+        return self._task.by_id
 
     @property
     def _known(self) -> str:

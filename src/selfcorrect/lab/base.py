@@ -17,13 +17,13 @@ from torch import Tensor
 
 from selfcorrect.config import LabBaseConfig
 from selfcorrect.errors import ConfigError
-from selfcorrect.lab.corpus import AttemptMix, draw_attempts
+from selfcorrect.lab.corpus import draw_attempts
 from selfcorrect.models.building import building
 from selfcorrect.models.loading import pick_device, pick_dtype, wrap
 from selfcorrect.runs.checkpoint import atomic_folder
 from selfcorrect.seeds import derive_seed
 from selfcorrect.tasks.countdown import split_of
-from selfcorrect.tasks.countdown_generator import OPERATORS, BoolArray, Candidates, Draws, IntArray, draw_problems
+from selfcorrect.tasks.countdown_generator import OPERATORS, BoolArray, Draws, IntArray, draw_problems
 
 PAD, USER, ASSISTANT, END, UNKNOWN = "<|pad|>", "<|user|>", "<|assistant|>", "<|end|>", "<|unk|>"
 PROMPT, CORRECTION = "{numbers} : {target}", "?"  # the task's templates when this model reads it
@@ -97,8 +97,7 @@ def draw_corpus(rng: np.random.Generator, config: LabBaseConfig, tokenizer: Any)
     Problems of the test split never enter. Every conversation has the same length.
     """
     draws = _training_split(draw_problems(rng, config.batch * 10 // 9, config.task.max_number, config.task.limit))
-    mix = AttemptMix(config.first_solved, config.right_copied, config.wrong_copied, config.second_solved)
-    first_B, second_B = draw_attempts(rng, draws, mix)
+    first_B, second_B = draw_attempts(rng, draws, config)
     rows = np.arange(len(first_B))
     word = {text: tokenizer.convert_tokens_to_ids(text) for text in _WORDS}
 
@@ -164,6 +163,4 @@ def train_base(config: LabBaseConfig, say: Callable[[str], None] = print) -> Pat
 
 def _training_split(draws: Draws) -> Draws:
     rows = zip(draws.numbers_B3.tolist(), draws.target_B.tolist(), strict=True)
-    keep = np.array([split_of(tuple(numbers), target) == "train" for numbers, target in rows])
-    kept = Candidates(draws.candidates.steps_BC8[keep], draws.candidates.valid_BC[keep])
-    return Draws(draws.numbers_B3[keep], draws.target_B[keep], kept)
+    return draws.at(np.array([split_of(tuple(numbers), target) == "train" for numbers, target in rows]))

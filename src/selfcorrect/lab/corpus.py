@@ -1,4 +1,4 @@
-"""The text the lab's base model learns from: countdown problems with two attempts each (numpy only).
+"""The text the lab's base model learns from: countdown problems with two attempts each.
 
 Attempts are honest (their arithmetic is true) but may miss the target. The second attempt opens with a remark,
 for example `right change`: what attempt 1 was worth, then what the writer does about it. The verdict is true, and
@@ -10,25 +10,14 @@ nothing to amplify. docs/log.md has the measurement.)
 Axes: B problems, C = 48 candidates.
 """
 
-from dataclasses import dataclass
-
 import numpy as np
 
+from selfcorrect.config import LabBaseConfig
 from selfcorrect.tasks.countdown_generator import BoolArray, Draws, IntArray, choose
 
 
-@dataclass(frozen=True, slots=True)
-class AttemptMix:
-    """How often the corpus' attempts are solved, and how often attempt 2 copies attempt 1."""
-
-    first_solved: float
-    right_copied: float  # of the first attempts that are right
-    wrong_copied: float  # of those that are wrong
-    second_solved: float  # among second attempts that are not copies
-
-
-def draw_attempts(rng: np.random.Generator, draws: Draws, mix: AttemptMix) -> tuple[IntArray, IntArray]:
-    """Candidate indices of attempt 1 and attempt 2 for each problem.
+def draw_attempts(rng: np.random.Generator, draws: Draws, mix: LabBaseConfig) -> tuple[IntArray, IntArray]:
+    """Candidate indices of attempt 1 and attempt 2 for each problem. mix: says how often they are solved or copied.
 
     Attempt 2 copies a right attempt 1 with probability `right_copied`, a wrong one with `wrong_copied`; otherwise it
     differs from attempt 1 wherever the problem leaves another candidate.

@@ -33,7 +33,7 @@ class Own:
         self._code = OwnCode(stage.file, f"stages.{stage.name}.file", "docs/methods.md")
         self.digest = self._code.digest
         self._credit = self._code.function("credit")
-        self._advantages = self._code.function("advantages", needed=False)
+        self._advantages = self._code.optional("advantages")
 
     def credit(self, rewards_BA: Tensor, rollouts: Sequence[Rollout], step: int, seed: int) -> Credit:
         """step: how many steps of the stage are done."""

@@ -6,6 +6,7 @@ import functools
 import inspect
 import json
 from collections.abc import Callable, Mapping
+from numbers import Real
 from typing import Any, ParamSpec, TypeVar
 
 import torch
@@ -14,12 +15,13 @@ from selfcorrect.errors import ConfigError
 
 P = ParamSpec("P")
 R = TypeVar("R")
+_LEAST = {"temperature": 0, "problems": 1, "gpus": 1, "nodes": 1, "price": 0}  # of arguments that no recipe checks
 
 
 def public(function: Callable[P, R]) -> Callable[P, R]:
     """The function; a recipe's `threads` is torch's number only until it returns.
 
-    Raises ConfigError for keywords that it does not have, and for overrides that are no text.
+    Raises ConfigError for keywords that it does not have, numbers that are too low, and overrides that are no text.
     """
     parameters = inspect.signature(function).parameters
     fixed = [name for name, of in parameters.items() if of.kind is of.POSITIONAL_OR_KEYWORD]
@@ -28,6 +30,10 @@ def public(function: Callable[P, R]) -> Callable[P, R]:
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
         if "overrides" in parameters:
             _refuse(function.__name__, list(parameters), args[len(fixed) :], kwargs)
+        for name in _LEAST.keys() & kwargs.keys():
+            given, least = kwargs[name], _LEAST[name]
+            if given is not None and not (isinstance(given, Real) and float(given) >= least):
+                raise ConfigError(f"{name} = {given!r} must be {least} or more")
         threads = torch.get_num_threads()
         try:
             return function(*args, **kwargs)

@@ -14,7 +14,7 @@ import torch
 
 from selfcorrect import __version__
 from selfcorrect.config import CodeConfig, CustomConfig, MathConfig, RepairConfig, TaskConfig, TrainConfig
-from selfcorrect.config.paths import FILE_HOLDS, has_begun_training, with_absolute_paths
+from selfcorrect.config.paths import FILE_HOLDS, absolute, has_begun_training
 from selfcorrect.errors import ConfigError
 from selfcorrect.evaluation.evaluate import Evaluation, Evaluator, digest, evaluated_problems, line_key, load_external
 from selfcorrect.evaluation.kept import Kept, begun_with
@@ -176,7 +176,7 @@ def task_settings(task: TaskConfig) -> dict[str, Any]:
     if isinstance(task, CustomConfig):
         told = task.model_dump(mode="json", exclude={"workers", "file"})
         return told | {FILE_HOLDS: digest_of(task.file)}
-    return with_absolute_paths(task).model_dump(mode="json", exclude={"workers"})
+    return absolute(task).model_dump(mode="json", exclude={"workers"})
 
 
 def default_folder(config: TrainConfig, made_with: dict[str, Any]) -> Path:

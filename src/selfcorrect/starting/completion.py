@@ -132,11 +132,5 @@ def _values(key: str) -> list[str]:
     """The values of a closed choice, over all kinds that have the setting."""
     from selfcorrect.config.explain import found_settings
 
-    closed = [s.takes.split(" | ") for s in found_settings(key)]
-    words = [
-        value
-        for values in closed
-        for value in values
-        if " " not in value and value not in ("text", "number", "mapping")
-    ]
-    return list(dict.fromkeys(words))
+    words = dict.fromkeys(word for setting in found_settings(key) for word in setting.takes.split(" | "))
+    return [word for word in words if " " not in word and word not in ("text", "number", "mapping", "section")]

@@ -3,22 +3,23 @@
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from selfcorrect.analysis.read import json_object
 from selfcorrect.config.commented import commented
 from selfcorrect.config.paths import anchored, at_home, check_paths
 from selfcorrect.config.recipe import validate
 from selfcorrect.config.run import PLAIN_TEMPLATE, TrainConfig
+from selfcorrect.config.tasks import ATTEMPT_TOKENS
 from selfcorrect.errors import ConfigError
 from selfcorrect.evaluation.metrics import FEW
 from selfcorrect.starting.columns import Found, Kind, answer_of, look, question_of, states_answer
 from selfcorrect.tasks.code import SHOTS, TRAIN_IDS
 from selfcorrect.tasks.files import Row
 
-_TOKENS = {"math": 1024, "code": 512, "custom": 256}  # of an attempt; the first two as in the shipped recipes
 _PACES = {"math": (5.0e-6, 0.1), "code": (1.0e-5, 0.25), "custom": (5.0e-6, 0.1)}  # learning rate and beta2, Table 5
 _ADAPTER_PACE = 10  # times the learning rate: what an adapter wants, as in the shipped recipes
 _SMALL = {
@@ -117,7 +118,7 @@ def _draft(model: dict[str, Any], data: Path, to: Path, found: Found) -> Draft:
         "task": {},
         "rollouts": {
             "problems_per_step": max(1, min(32, trains)), "rollouts_per_problem": 8, "attempts": 2, "temperature": 1.0,
-            "max_new_tokens": _TOKENS[found.kind], "rows_at_once": "auto",
+            "max_new_tokens": ATTEMPT_TOKENS.get(found.kind, 256), "rows_at_once": "auto",
         },
         "stages": [
             {"name": "stage1", "objective": "stage1", **pace, "beta2": beta2},
@@ -154,7 +155,7 @@ def _model(model: str, to: Path, tuning: Tuning | None) -> dict[str, Any]:
         settings["path"] = _relative(folder, to)
         if "adapter_config.json" in names:  # an adapter brings its own rank
             settings["tuning"], small = tuning or "lora", {}
-        elif not names & set(_TEMPLATES) and not _told(folder / "tokenizer_config.json").get("chat_template"):
+        elif not names & set(_TEMPLATES) and not json_object(folder / "tokenizer_config.json").get("chat_template"):
             settings["chat_template"] = PLAIN_TEMPLATE
     elif model.startswith((".", "/", "~")):
         raise ConfigError(f"--model {model}: no such folder")
@@ -177,14 +178,6 @@ def _settle_weights(draft: Draft) -> None:
         draft.notes["model.weights"] = (
             "For a card set bfloat16: half the memory. This machine does not multiply in it, and would be far slower."
         )
-
-
-def _told(file: Path) -> Mapping[str, Any]:
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _relative(path: Path, to: Path) -> str:

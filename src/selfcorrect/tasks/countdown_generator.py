@@ -72,6 +72,11 @@ class Draws:
         hits_BC: BoolArray = self.candidates.results_BC == self.target_B[:, None]
         return self.candidates.valid_BC & hits_BC
 
+    def at(self, rows_B: BoolArray) -> "Draws":
+        """These problems alone."""
+        kept = Candidates(self.candidates.steps_BC8[rows_B], self.candidates.valid_BC[rows_B])
+        return Draws(self.numbers_B3[rows_B], self.target_B[rows_B], kept)
+
 
 def draw_problems(rng: np.random.Generator, count: int, max_number: int, limit: int) -> Draws:
     """Problems with numbers in 1..max_number and a reachable target in 1..max_number.
@@ -82,10 +87,5 @@ def draw_problems(rng: np.random.Generator, count: int, max_number: int, limit: 
     numbers_B3 = -np.sort(-rng.integers(1, max_number + 1, size=(count, 3)), axis=1)
     candidates = enumerate_candidates(numbers_B3, limit)
     picked_B = choose(rng, candidates.valid_BC & (candidates.results_BC <= max_number))
-    keep_B = picked_B >= 0
     target_B = candidates.results_BC[np.arange(count), picked_B]
-    return Draws(
-        numbers_B3[keep_B],
-        target_B[keep_B],
-        Candidates(candidates.steps_BC8[keep_B], candidates.valid_BC[keep_B]),
-    )
+    return Draws(numbers_B3, target_B, candidates).at(picked_B >= 0)

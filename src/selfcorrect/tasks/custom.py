@@ -49,12 +49,12 @@ class CustomTask(DataTask):
         self._code = OwnCode(config.file, "task.file", "docs/tasks.md")
         self._file = self._code.file
         self._problems = self._code.function("problems")
-        one, many = (self._code.function(name, needed=False) for name in ("grade", "grade_many"))
+        one, many = self._code.optional("grade"), self._code.optional("grade_many")
         if one and many:
             raise self._code.wrong("defines both grade and grade_many; rename the one that is not to grade")
         self._grade, self._is_many = many or _one_by_one(self._code.function("grade")), many is not None
         self._called = "grade_many(problems, texts)" if many else "grade(problem, text)"
-        self._correction = self._code.function("correction_prompt", needed=False)
+        self._correction = self._code.optional("correction_prompt")
         self._calls = Timed(self._judged, config.workers, config.seconds, self._slow, self._overdue)
         self._has_graded = self._is_tried = False
         self._given_up = 0
@@ -114,7 +114,7 @@ class CustomTask(DataTask):
 
     def parse(self, text: str) -> Problem:
         """A problem by its id; other words are a prompt of the user's own, which has no fields but id and prompt."""
-        return self.find(text.strip()) or super().parse(text)
+        return self.by_id.get(text.strip()) or super().parse(text)
 
     def _typed(self, text: str) -> Problem:
         return Problem(TYPED, self.name, text, {})

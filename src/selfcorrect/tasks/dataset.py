@@ -1,12 +1,13 @@
 """What tasks over a finite data set share: epochs, the fixed share held out, problems by id."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
+from contextlib import suppress
 from functools import cached_property
 from unicodedata import category
 
 from selfcorrect.errors import DataError
 from selfcorrect.tasks.base import Shuffled, fixed_share
-from selfcorrect.types import Grade, Problem
+from selfcorrect.types import Problem
 
 
 class DataTask:
@@ -59,7 +60,7 @@ class DataTask:
         """
         asked = text.strip()
         words = len(asked.split()) > 1
-        found = None if words else self.find(asked)
+        found = None if words else self.by_id.get(asked)
         if found is None and (words or any(category(character) == "Lo" for character in asked)):  # letters without case
             found = self._typed(asked)
         if found is None:
@@ -68,21 +69,13 @@ class DataTask:
             )
         return found
 
-    def find(self, name: str) -> Problem | None:
-        """The problem with this id, held out or not; None where there is none."""
-        for problem in self.test:
-            if problem.id == name:
-                return problem
-        try:
-            return next((problem for problem in self.train if problem.id == name), None)
-        except DataError:  # a set that is for evaluation only
-            return None
-
-    def grade(self, answers: Sequence[tuple[Problem, str]]) -> list[Grade]:
-        raise AssertionError("abstract")
-
-    def close(self) -> None:
-        """Nothing to end."""
+    @cached_property
+    def by_id(self) -> Mapping[str, Problem]:
+        """All problems by id, those to train on included where there are some; of one id the held-out one."""
+        problems = list(self.test)
+        with suppress(DataError):  # a set that is for evaluation only
+            problems += self.train
+        return {problem.id: problem for problem in reversed(problems)}
 
     def _typed(self, text: str) -> Problem | None:
         """A problem of the user's own words, without a reference; None where such a one cannot be asked."""

@@ -19,7 +19,7 @@ from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import CodeType, ModuleType
-from typing import Any, Literal, overload
+from typing import Any
 
 from selfcorrect.errors import DataError
 from selfcorrect.tasks.sources import check_there
@@ -45,18 +45,16 @@ class OwnCode:
             self._files |= set(files_of(self.file).values())
             self._module = _load(self.file)
 
-    @overload
-    def function(self, name: str, needed: Literal[True] = True) -> Callable[..., Any]: ...
-    @overload
-    def function(self, name: str, needed: bool) -> Callable[..., Any] | None: ...
-    def function(self, name: str, needed: bool = True) -> Callable[..., Any] | None:
-        """What the file calls so; None where it does not and need not."""
+    def function(self, name: str) -> Callable[..., Any]:
+        """What the file calls so."""
         found = getattr(self._module, name, None)
-        if found is None and not needed:
-            return None
         if not callable(found):
             raise DataError(f"{self.file}: defines no function {name}; {self._page} has the shape of the file")
         return found  # type: ignore[no-any-return]
+
+    def optional(self, name: str) -> Callable[..., Any] | None:
+        """The same; None where the file has nothing of that name."""
+        return None if getattr(self._module, name, None) is None else self.function(name)
 
     def wrong(self, what: str) -> DataError:
         return DataError(f"{self.file}: {what}"[:500])

@@ -8,6 +8,7 @@ import ast
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -79,9 +80,6 @@ class RepairTask(DataTask):
 
     def _read(self, path: str) -> dict[str, list[Problem]]:
         rows = read_rows(check_there(path))
-        known: dict[str, tuple[str, Problem]] = {}
-        if any(row.has("first_attempt") for row in rows):
-            known = {problem.id: ("test", problem) for problem in self._of.test} | self._train_of()
         found: dict[str, list[Problem]] = {"train": [], "test": []}
         left_out = 0
         split: str | None
@@ -89,7 +87,7 @@ class RepairTask(DataTask):
             if row.has("buggy_program"):
                 split, problem = self._mbpp_r(row, Path(path).name)
             else:
-                split, problem = self._named(row, known)
+                split, problem = self._named(row)
             name = f"{problem.id}#{number}"  # a problem may have several first attempts
             if split is None:
                 left_out += 1
@@ -99,20 +97,17 @@ class RepairTask(DataTask):
             self._notes.append(f"{path}: {left_out:,} rows of split prompt are left out, which MBPP shows as examples")
         return found
 
-    def _train_of(self) -> dict[str, tuple[str, Problem]]:
-        try:
-            return {problem.id: ("train", problem) for problem in self._of.train}
-        except DataError:  # a set for evaluation only
-            return {}
+    @cached_property
+    def _held(self) -> frozenset[str]:
+        return frozenset(problem.id for problem in self._of.test)
 
-    def _named(self, row: Row, known: dict[str, tuple[str, Problem]]) -> tuple[str, Problem]:
+    def _named(self, row: Row) -> tuple[str, Problem]:
         """A row of make-repair-set: its problem is the other task's."""
-        name = row.text("task_id")
-        text = row.text("first_attempt", empty=True)
-        if name not in known:
+        name, text = row.text("task_id"), row.text("first_attempt", empty=True)
+        problem = self._of.by_id.get(name)
+        if problem is None:
             raise row.wrong("task_id", f"= {name!r} is no problem of task.of; is it the set the first attempts are at?")
-        split, problem = known[name]
-        return split, replace(problem, first_attempt=text)
+        return "test" if name in self._held else "train", replace(problem, first_attempt=text)
 
     def _mbpp_r(self, row: Row, file: str) -> tuple[str | None, Problem]:
         """A row of MBPP-R's shape: task_id, split, text, tests, buggy_program, reference."""

@@ -1,6 +1,6 @@
-"""The paper's own MATH run on paper: four sizes of model on 8, 64 and 512 H100 (docs/scale.md).
+"""The paper's own MATH run on paper: four sizes of model on 8, 64 and 512 H100, and recipes of several (docs/scale.md).
 
-    python benchmarks/scale.py              # all of it: results/scale.json and the table of docs/scale.md
+    python benchmarks/scale.py              # all of it: results/scale.json and the tables of docs/scale.md
     python benchmarks/scale.py --sizes 1.5B --cards 8 --output /tmp/scale.json --page /tmp/scale.md
 
 Nothing is measured: formulas and assumptions are those of `selfcorrect plan` (docs/plan.md).
@@ -32,10 +32,7 @@ MODELS = {
     "70B": "meta-llama/Llama-3.3-70B-Instruct",
 }  # fmt: skip
 COUNTS = (8, 64, 512)
-SERVED = (
-    "32B",
-    "70B",
-)  # no card holds an engine of its own with the whole model: a server on 4 or 8 of the cards samples
+SERVED = ("32B", "70B")  # no card holds an engine with the whole model: a server on 4 or 8 of the cards samples
 ATTEMPT, PROMPT, LIMIT = 350.0, 200.0, 1024  # tokens; the paper states none of them
 
 
@@ -55,6 +52,8 @@ def main(arguments: list[str] | None = None) -> None:
         text = options.page.read_text(encoding="utf-8")
         for begin, told, end in ((BEGIN, table(rows), END), (BEGIN_SHIPPED, shipped(recipes), END_SHIPPED)):
             before, _, rest = text.partition(begin)
+            if end not in rest:
+                parser.error(f"--page {options.page}: has no place for a table, which stands between {begin} and {end}")
             text = f"{before}{begin}\n{told}{end}{rest.partition(end)[2]}"
         options.page.write_text(text, encoding="utf-8")
     print(f"{table(rows)}\n{shipped(recipes)}", end="")
@@ -83,7 +82,7 @@ def worked_out(size: str, cards: int) -> dict[str, Any]:
     training = cards - (serving or 0)
     nodes = math.ceil(training / 8)
     devices = Devices(CARDS["h100"], min(8, training), nodes, "fsdp2", engine=True, serving=serving)
-    lengths = replace(assumed_lengths(config, ATTEMPT, PROMPT))
+    lengths = assumed_lengths(config, ATTEMPT, PROMPT)
     kinds = ("fsdp2", "hsdp") if nodes > 1 else ("fsdp2",)
     plans = [make_plan(config, replace(devices, parallel=kind), lengths) for kind in kinds]
     plan = min(plans, key=lambda plan: (not plan.fits, plan.hours))

@@ -23,7 +23,8 @@ from selfcorrect.models.files import model_of
 from selfcorrect.models.messages import MessageChat
 from selfcorrect.models.sizing import parameter_count
 from selfcorrect.planning import page
-from selfcorrect.planning.plan import Plan, devices_for, make_plan
+from selfcorrect.planning.plan import Plan, devices_for, make_plan, turns
+from selfcorrect.planning.work import assumed_lengths
 from selfcorrect.report import write_report
 from selfcorrect.rollout import play as play_problems
 from selfcorrect.runs.asked import file_digest
@@ -310,16 +311,18 @@ def check(recipe: Recipe, *overrides: str, load: bool = False, observer: Observe
 @public
 def plan(
     recipe: Recipe, *overrides: str, gpu: str = "h100", gpus: int = 1, nodes: int = 1, price: float | None = None,
-    observer: Observer | None = None,
+    serving: int | None = None, observer: Observer | None = None,
 ) -> Plan:  # fmt: skip
     """Predict what a recipe takes: `fits`, `hours`, `dollars`, `memory.peak` (bytes of a card) and more.
 
     gpu: a card of docs/plan.md, or cpu for this machine's; gpus: of one machine; nodes: machines; price: dollars for
-    one card and hour. The observer is told what `selfcorrect plan` prints. No weights are loaded. Raises UserErrors.
+    one card and hour; serving: further cards for the recipe's vllm.server, as few as hold it by default. The observer
+    is told what `selfcorrect plan` prints. No weights are loaded. Raises UserErrors.
     """
     config, watcher = train_config(recipe, *overrides), observer or PlainObserver()
-    made = make_plan(config, devices_for(config, gpu, gpus, nodes, price))
-    for line in page.lines(made):
+    lengths = assumed_lengths(config)
+    made = make_plan(config, devices_for(config, gpu, gpus, nodes, price, serving), lengths)
+    for line in (*page.lines(made), *page.turned(made, list(turns(made, lengths)))):
         watcher.message(line)
     return made
 

@@ -387,13 +387,23 @@ def test_what_two_ranks_hold(script: Script, tmp_path: Path) -> None:
         assert 2**27 < held["before"] < held["loading"] <= held["evaluating and steps"]
 
 
-def test_the_table_of_scale_is_that_of_its_results(script: Script) -> None:
+def test_the_table_of_scale_is_that_of_its_results(
+    script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     scale = script("benchmarks/scale.py")
     found = json.loads((ROOT / "benchmarks/results/scale.json").read_text(encoding="utf-8"))
     rows, page = found["rows"], scale.PAGE.read_text(encoding="utf-8")
     assert {(row["size"], row["cards"]) for row in rows} == {(size, n) for size in scale.MODELS for n in scale.COUNTS}
     assert f"{scale.BEGIN}\n{scale.table(rows)}{scale.END}" in page
     assert f"{scale.BEGIN_SHIPPED}\n{scale.shipped(found['recipes'])}{scale.END_SHIPPED}" in page
+
+    (tmp_path / "page.md").write_text("Its marks have gone.\n")
+    monkeypatch.setattr(scale, "SHIPPED", ())
+    monkeypatch.setattr(scale, "worked_out", lambda *_: rows[0])
+    with pytest.raises(SystemExit):
+        scale.main(["--cards", "8", "--output", str(tmp_path / "scale.json"), "--page", str(tmp_path / "page.md")])
+    assert "has no place for a table" in capsys.readouterr().err
+    assert (tmp_path / "page.md").read_text() == "Its marks have gone.\n"
 
 
 @pytest.mark.nightly

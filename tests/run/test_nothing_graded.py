@@ -8,6 +8,7 @@ import pytest
 
 from selfcorrect import api, rollout
 from selfcorrect.errors import NothingGraded
+from selfcorrect.learning.supervised import Collector
 from selfcorrect.learning.training import Trainer
 from selfcorrect.runs.loop import Loop
 from selfcorrect.tasks import make_task
@@ -100,6 +101,25 @@ def test_a_grader_that_dies_during_an_evaluation(
     monkeypatch.setattr(Loop, "_evaluate", finish)
     monkeypatch.setattr(rollout, "grade_texts", graded)
     check_same(go(settings), whole_brief.state)
+
+
+def test_a_grader_that_dies_as_traces_are_sampled(
+    model: Path, tmp_path: Path, lucky: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between steps, as in an evaluation: it is said what is kept."""
+    sample = Collector._sample
+
+    def dying(*given: Any) -> Any:
+        monkeypatch.setattr(rollout, "grade_texts", nothing)
+        return sample(*given)
+
+    monkeypatch.setattr(Collector, "_sample", dying)
+    stage = {"name": "one", "objective": "pair_sft", "steps": 1, "learning_rate": 1e-3, "collect": 2, "batch": 2}
+    with pytest.raises(
+        NothingGraded,
+        match=r"^traces for stage one: .*; nothing was trained yet, and resuming the run goes on from there$",
+    ):
+        go(brief(tmp_path, model, stages=[stage]))
 
 
 def test_scaling_and_repair_sets_stop_where_nothing_counts_and_not_for_one_problem(

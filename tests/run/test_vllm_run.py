@@ -11,7 +11,7 @@ import pytest
 
 from selfcorrect import api
 from selfcorrect.config import VllmConfig
-from selfcorrect.errors import SamplerFailed
+from selfcorrect.errors import ConfigError, SamplerFailed
 from selfcorrect.models.language_model import LanguageModel
 from selfcorrect.runs.checks import tried
 from selfcorrect.samplers import vllm_engine, vllm_server
@@ -115,6 +115,11 @@ def test_check_asks_the_server(lm: LanguageModel, model: Path, tmp_path: Path, m
         (told,) = [line for line in tried(config) if line.startswith("server: ")]
         assert "answers, and reads up to " in told
         assert fake.asked == ["/v1/models"]
+        other: Any = config.model_copy(update={"vllm": config.vllm.model_copy(update={"transfer": "nccl"})})
+        with pytest.raises(
+            ConfigError, match=r"^vllm.transfer = 'nccl' sends from a GPU, and the model is on cpu; set"
+        ):
+            list(tried(other))
     with pytest.raises(SamplerFailed, match=r"^vllm.server = .* does not answer .*; start it \(docs/vllm.md\)"):
         next(tried(config))
 

@@ -167,7 +167,7 @@ def test_machines_of_unlike_numbers_have_no_copies(
         ranks.settled(config(parallel="hsdp"))
 
 
-@pytest.mark.parametrize(("rank", "other"), [(0, "all the others"), (1, "rank 0 at 127.0.0.1")])
+@pytest.mark.parametrize(("rank", "other"), [(0, "rank 1"), (1, "rank 0 at 127.0.0.1")])
 def test_hosts_that_a_firewall_parts_are_told_so(rank: int, other: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lifeline, "_JOINING", 0.05)
     with socket.create_server(("127.0.0.1", 0)) as server:

@@ -20,7 +20,7 @@ from selfcorrect.planning.plan import Devices, _candidates, make_plan
 from selfcorrect.planning.rehearsal import Costume, sampling, update
 from selfcorrect.planning.spec import Spec
 from selfcorrect.planning.work import Sampling, Update
-from tests.support.plans import ONE_ROW, SMALL, of_one_layer, recipe, unrehearsed
+from tests.support.plans import ONE_ROW, SMALL, STAGE, of_one_layer, recipe, unrehearsed
 from tests.support.tiny import tiny_lm
 
 BFLOAT = torch.bfloat16
@@ -77,9 +77,11 @@ def test_what_sampling_leaves_on_a_card_is_there_in_the_update(monkeypatch: pyte
     unrehearsed(monkeypatch)
     rollouts = {"problems_per_step": 2, "rollouts_per_problem": 2, "rows_at_once": 64}
     config = recipe(rollouts=rollouts, optimizer=ONE_ROW["optimizer"], evaluation={"problems": 40})
+    single = recipe(stages=[{**STAGE, "objective": "single_turn"}]).stages
 
-    def phases(**evaluation: Any) -> dict[str, dict[str, float]]:
-        asked = config.model_copy(update={"evaluation": config.evaluation.model_copy(update=evaluation)})
+    def phases(stages: Any = config.stages, **evaluation: Any) -> dict[str, dict[str, float]]:
+        evaluated = config.evaluation.model_copy(update=evaluation)
+        asked = config.model_copy(update={"evaluation": evaluated, "stages": stages})
         spec = Spec("small", Qwen2Config(**SMALL, num_key_value_heads=2, intermediate_size=64))
         return make_plan(asked, Devices(CARDS["h100"], 2, 1, "fsdp2"), spec=spec, timed=False).memory.phases
 
@@ -87,6 +89,8 @@ def test_what_sampling_leaves_on_a_card_is_there_in_the_update(monkeypatch: pyte
     assert few.keys() == {"sampling", "update"}
     assert wide.keys() == {"sampling", "evaluation", "update"}
     assert few["update"] == wide["update"]
+    longer = phases(single, problems=4)  # of two attempts
+    assert longer["evaluation"]["KV cache"] == few["sampling"]["KV cache"] > longer["sampling"]["KV cache"]
     assert few["update"]["CUDA graphs"] == few["sampling"]["CUDA graphs"] > 0
     assert wide["evaluation"]["KV cache"] > 2 * wide["update"]["KV cache"]
     assert wide["evaluation"]["whole copy for sampling"] == wide["sampling"]["whole copy for sampling"] > 0
@@ -108,10 +112,12 @@ def test_devices_share_what_is_evaluated_side_by_side() -> None:
     assert rows(1, evaluation={"problems": 4}, checkpoint={"held_out": "more.jsonl", "select": "held_out"}) == 64
 
 
-def test_attempts_beyond_what_the_model_reads_are_not_planned() -> None:
-    config = recipe(
-        **{**ONE_ROW, "rollouts": {"max_new_tokens": 16_385, "rows_at_once": 8}}, model={"path": "Qwen/Qwen2.5-7B"}
-    )
+@pytest.mark.parametrize("objective", ["stage2", "single_turn"])
+def test_attempts_beyond_what_the_model_reads_are_not_planned(objective: str) -> None:
+    """Evaluations play all of them."""
+    rollouts = {"max_new_tokens": 16_385, "rows_at_once": 8}
+    about: dict[str, Any] = {**ONE_ROW, "rollouts": rollouts, "stages": [{**STAGE, "objective": objective}]}
+    config = recipe(**about, model={"path": "Qwen/Qwen2.5-7B"})
     with pytest.raises(ConfigError, match=r"max_new_tokens = 16385: 2 attempts .* more than the 32768 tokens"):
         make_plan(config, Devices(CARDS["h100"]))
 

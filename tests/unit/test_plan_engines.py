@@ -1,26 +1,32 @@
 """What a plan for a card counts of an engine in the process, of work that is done anew, and of weights that travel."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from transformers import GPT2Config, LlamaConfig, Qwen3MoeConfig
 
+from selfcorrect import api
 from selfcorrect.config import TrainConfig
 from selfcorrect.config.recipe import validate
+from selfcorrect.models.sizing import sizes_of
 from selfcorrect.planning import pace as pacing
 from selfcorrect.planning import plan as planning
 from selfcorrect.planning.hardware import CARDS, PINNED_BYTES, Card
 from selfcorrect.planning.memory import Spread
-from selfcorrect.planning.pace import PASSING, micro_batches
-from selfcorrect.planning.page import lines
-from selfcorrect.planning.plan import Devices, Plan, make_plan
+from selfcorrect.planning.pace import PASSING, Pace, micro_batches
+from selfcorrect.planning.page import lines, turned
+from selfcorrect.planning.plan import Devices, Plan, devices_for, make_plan
+from selfcorrect.planning.rehearsal import _idle
 from selfcorrect.planning.settled import dressed
-from selfcorrect.planning.spec import Spec
-from selfcorrect.planning.work import assumed_lengths
-from tests.support.plans import ONE_ROW, SMALL, recipe, unrehearsed
+from selfcorrect.planning.spec import Spec, described
+from selfcorrect.planning.work import assumed_lengths, update_of
+from tests.support.plans import ONE_ROW, SMALL, STAGE, recipe, unrehearsed
 
 LORA = {"path": "Qwen/Qwen2.5-7B", "tuning": "lora", "weights": "bfloat16"}
+SERVED = {"server": "http://localhost:8000"}
+SUPERVISED = {"name": "b", "objective": "pair_sft", "steps": 10, "learning_rate": 1e-6}
 
 
 def in_process(card: Card | None, **vllm: Any) -> Plan:
@@ -40,6 +46,10 @@ def test_an_engine_in_the_process_takes_its_share_of_the_card(monkeypatch: pytes
     assert [taken(made, "sampling") / card.bytes for made in (half, most)] == pytest.approx([0.5, 0.9])
     assert (half.fits, most.fits) == (True, False)  # the policy's own weights are there too
     assert taken(half, "update") == 0
+    between = recipe(model=LORA, sampler="vllm", evaluation={"every": 10}, **ONE_ROW)  # transformers samples the base
+    phases = make_plan(between, Devices(card, engine=True), timed=False).memory.phases
+    assert len({phase["KV cache of the base model"] for phase in phases.values()}) == 1
+    assert "KV cache of the base model" not in half.memory.phases["update"]
     small = in_process(card, kv_cache_gib=2.0)
     assert small.memory.phases["sampling"]["KV cache"] == 2 * 2**30
     few = in_process(card, memory_share=0.19)
@@ -51,15 +61,63 @@ def test_an_engine_in_the_process_takes_its_share_of_the_card(monkeypatch: pytes
     assert not [tried for tried, _ in planning._candidates(few) if "rows_at_once=8" in " ".join(tried)]  # has its own
     told = list(lines(few))
     assert ["DOES NOT FIT" in line for line in told if ": fits" in line or "NOT FIT" in line] == [False, True]
-    on_processor = in_process(None)
-    assert taken(on_processor, "update") == taken(on_processor, "sampling") > 2**30  # where nothing sleeps
 
 
-def test_rollouts_wait_where_an_engines_cache_has_no_room(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_engine_on_a_processor_never_sleeps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And its pace is not known, as transformers' is timed."""
     unrehearsed(monkeypatch)
-    found = [made.pace.seconds["rollouts"] for made in (in_process(CARDS["h100"], kv_cache_gib=size)
-             for size in (40.0, 2.0)) if made.pace]  # fmt: skip
-    assert found[1] > 1.5 * found[0]
+    config = recipe(model=LORA, sampler="vllm", **ONE_ROW)
+    made = make_plan(config, Devices(None, 2, 1, "fsdp2", engine=True), timed=False)
+    found = {taken(made, phase) for phase in ("sampling", "update", "saving")}
+    assert len(found) == 1
+    assert found.pop() > 2**30
+    told = "\n".join(lines(replace(made, pace=Pace({"rollouts": 1.0}, "", 1.0))))
+    assert "rollouts as transformers would sample them" in told
+    served = recipe(model=LORA, sampler="vllm", vllm=SERVED, **ONE_ROW)
+    made = make_plan(served, Devices(None, engine=True, serving=1), timed=False)
+    assert (made.server, "further" in "\n".join(lines(made))) == (0, False)  # of the server's machine nothing is known
+
+
+def test_rollouts_wait_where_an_engine_has_no_room_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In its cache; nor does one in the process take more than rows_at_once side by side."""
+    unrehearsed(monkeypatch)
+    found = []
+    for rows, size in ((512, 40.0), (512, 2.0), (8, 40.0)):
+        about: dict[str, Any] = {"rollouts": {"rows_at_once": rows}, "vllm": {"kv_cache_gib": size}}
+        config = recipe(model=LORA, sampler="vllm", optimizer=ONE_ROW["optimizer"], **about)
+        made = make_plan(config, Devices(CARDS["h100"], engine=True))
+        assert made.pace
+        found.append(made.pace.seconds["rollouts"])
+    assert found[2] > 1.5 * found[1] > 1.5 * 1.5 * found[0]
+
+
+def test_where_a_second_copy_has_no_room_other_ways_to_sample_are_advised(monkeypatch: pytest.MonkeyPatch) -> None:
+    unrehearsed(monkeypatch)
+    about: dict[str, Any] = {"model": LORA, "sampler": "vllm", "vllm": {"block_size": 32}, "stages": [STAGE], **ONE_ROW}
+    said = list[str]()
+    watcher: Any = SimpleNamespace(message=said.append)
+    made = api.plan(about, gpu="rtx-4090", gpus=8, observer=watcher)
+    assert not made.fits
+    told = said[said.index("what makes it fit:") + 1 :]
+    assert len(told) == 2
+    assert "rollouts.rows_at_once=auto sampler=transformers vllm={}: " in told[0]
+    assert "  vllm.server=http://HOST:8000 vllm.block_size=auto: " in told[1]
+    assert "on 2 further cards" in told[1]
+    served = about | {"vllm": SERVED}
+    asked, least = (api.plan(served, gpu="rtx-4090", gpus=8, serving=n, observer=watcher) for n in (4, None))
+    assert (asked.devices.serving, least.devices.serving) == (4, 2)
+    assert asked.fits
+
+
+def test_auto_leaves_room_for_all_attempts_where_a_stage_trains_on_one() -> None:
+    """As a run settles it: its evaluations play them."""
+    found = []
+    for objective in ("stage2", "single_turn"):
+        config = recipe(model=LORA, stages=[{**STAGE, "objective": objective}])
+        spec = described(config.model)
+        laid_out = planning._laid_out(config, Devices(CARDS["h100"]), assumed_lengths(config), spec)
+        found.append(sizes_of(laid_out[0]))
+    assert found[0] == found[1]
 
 
 def test_a_card_reads_again_what_it_had_no_room_to_keep(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,6 +169,8 @@ def test_layers_of_all_kinds_and_heads_of_any_width_are_multiplied() -> None:
     moe = Spec("moe", Qwen3MoeConfig(**SMALL, num_key_value_heads=2, num_experts=8, num_experts_per_tok=2))
     of = dressed(config, moe, CARDS["h100"]).numbers
     assert of.idle == 2 * 8 * 3 * 64 * moe.config.moe_intermediate_size * 6 / 8
+    others: list[dict[str, Any]] = [{"top_k_experts": 2}, {}, {"num_experts": [8, 4], "num_experts_per_tok": 2}]
+    assert [_idle(SimpleNamespace(**{"num_experts": 8, **each})) for each in others] == [0.75, 0, 0]
     sent = replace(model, numbers=replace(model.numbers, idle=model.numbers.all - model.numbers.outer))
     assert pacing._flops(fixed, sent, step, spread)["reference"] < narrow
     gpt2.head_dim = 4 * 16
@@ -129,15 +189,37 @@ def test_of_an_embedding_with_a_head_beside_it_a_token_reads_a_row() -> None:
     assert read[0][0] == 2 * (model.numbers.all - 300 * 64)
 
 
+def test_an_engine_has_16_bits_of_a_weight_that_trains_in_4() -> None:
+    model = {"tuning": "qlora", "weights": "bfloat16"}
+    found = dressed(recipe(model=model), Spec("llama", LlamaConfig(**SMALL)), CARDS["h100"])
+    read = [pacing._Sampler(found, CARDS["h100"], Spread(engine=engine))._weights for engine in (False, True)]
+    assert read[0] - read[1] > 2 * found.numbers.linear
+
+
 def test_a_supervised_step_does_not_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor do its traces share prompts."""
     unrehearsed(monkeypatch)
-    stage = {"name": "a", "objective": "pair_sft", "steps": 10, "learning_rate": 1e-6}
-    config = validate({"model": LORA, "stages": [stage], **ONE_ROW})
+    config = validate({"model": LORA, "stages": [SUPERVISED], **ONE_ROW})
     assert isinstance(config, TrainConfig)
     made = make_plan(config, Devices(CARDS["h100"]))
     assert made.pace
     assert (made.pace.seconds["rollouts"], made.pace.seconds["grading"], made.pace.tokens) == (0, 0, 0)
     assert made.pace.seconds["update"] > 0
+    assert update_of(made.config, replace(made.step, groups=1), True, 1, in_place=False).prefixes == 0
+    told = list(lines(made))
+    assert told[1].startswith("a step: 256 traces; ")
+    assert told[2] == "  what is sampled for traces is not counted"
+
+
+def test_stages_whose_steps_are_others_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    unrehearsed(monkeypatch)
+    stages = [SUPERVISED, STAGE, {**STAGE, "name": "c", "objective": "single_turn"}]
+    made = make_plan(recipe(model=LORA, stages=stages, **ONE_ROW), Devices(CARDS["h100"]))
+    assert list(lines(made))[2:5] == [
+        "  b: supervised; each step counts as one of the others",
+        "  what is sampled for traces is not counted",
+        "  c: of one attempt; each step counts as one of the others",
+    ]
 
 
 def test_the_update_shares_prompts_where_a_run_would(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,9 +239,25 @@ def test_the_update_shares_prompts_where_a_run_would(monkeypatch: pytest.MonkeyP
 
 def test_a_server_that_has_too_few_cards_is_told_to_have_more(monkeypatch: pytest.MonkeyPatch) -> None:
     unrehearsed(monkeypatch)
-    config = recipe(model=LORA, sampler="vllm", vllm={"server": "http://localhost:8000"}, **ONE_ROW)
-    told = [
-        "\n".join(lines(make_plan(config, Devices(replace(CARDS["h100"], gib=gib), engine=True, serving=1))))
-        for gib in (14.0, 40.0)
+    config = recipe(model=LORA, sampler="vllm", vllm=SERVED, **ONE_ROW)
+    plans = [
+        make_plan(config, Devices(replace(CARDS["h100"], gib=gib), engine=True, serving=1)) for gib in (14, 16.5, 40)
     ]
-    assert ["; --serving gives it more cards" in each for each in told] == [True, False]
+    told = ["\n".join(lines(made)) for made in plans]
+    assert ["; --serving gives it more cards" in each for each in told] == [True, True, False]
+    assert [made.fits for made in plans] == [False, False, True]
+    found = [list(planning.turns(made, assumed_lengths(config))) for made in plans]
+    assert ["model.tuning=qlora" in turn.overrides for turn in found[0]] == [True]  # of what trains; nothing of 16.5
+    assert found[1:] == [[], []]
+    assert [[*turned(made, turns)][1:2] for made, turns in zip(plans, found, strict=True)] == [
+        ["what makes training fit:"],
+        [],
+        [],
+    ]
+
+
+def test_a_server_has_as_many_cards_as_share_the_heads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 14 two have seven each."""
+    monkeypatch.setitem(CARDS, "l4", replace(CARDS["l4"], gib=0.5))
+    config = recipe(model={"path": "Qwen/Qwen2.5-0.5B"}, sampler="vllm", vllm=SERVED)
+    assert devices_for(config, "l4", 4).serving == 2

@@ -217,10 +217,11 @@ def test_a_run_that_goes_on_as_it_was_is_not_planned_again(tmp_path: Path, monke
     monkeypatch.delenv("SELFCORRECT_PLAN", raising=False)
     config = recipe(rollouts={"rows_at_once": 4}, optimizer=ONE_ROW["optimizer"])
     other = recipe(rollouts={"rows_at_once": 8}, optimizer=ONE_ROW["optimizer"])
-    cpu_, planned, lm = torch.device("cpu"), list[bool](), SimpleNamespace(device=torch.device("cpu"))
+    planned, lm = list[bool](), SimpleNamespace(device=torch.device("cpu"))
     monkeypatch.setattr(beside, "_plan", lambda *_, **__: planned.append(True))
     (tmp_path / "metrics.jsonl").write_text("{}\n")
-    kept = json.dumps({"predicted": asked_of(config, beside._devices(config, cpu_)), "measured": {}})
+    devices = beside._devices(config, lm)  # type: ignore[arg-type]
+    kept = json.dumps({"predicted": asked_of(config, devices), "measured": {}})
     (tmp_path / "plan.json").write_text(kept)
     for goes_by, times in ((config, 0), (other, 1)):
         with beside.planned(goes_by, lm, None, tmp_path, lambda _: None):  # type: ignore[arg-type]

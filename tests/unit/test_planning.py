@@ -198,7 +198,7 @@ SERVED = {"sampler": "vllm", "vllm": {"server": "http://localhost:8000"}, "paral
     [
         (4, (512, 16), SERVED),
         (8, (128, 16), {"model": {"weights": "bfloat16"}, "parallel": "fsdp2"}),
-        (4, (64, 8), {"model": {"weights": "bfloat16"}, "parallel": "fsdp2", "evaluation": {"every": 10}}),
+        (4, (32, 8), {"model": {"weights": "bfloat16"}, "parallel": "fsdp2", "evaluation": {"every": 10}}),
         (1, (1, 1), {"model": {"weights": "bfloat16"}}),
         (1, (256, 32), {"model": {"path": "Qwen/Qwen2.5-1.5B"}, "evaluation": {"every": 10}}),
     ],
@@ -286,8 +286,13 @@ def test_a_run_is_planned_for_the_processes_that_it_has(monkeypatch: pytest.Monk
              "ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}  # fmt: skip
     for name, value in names.items():
         monkeypatch.setenv(name, value)
-    devices = beside._devices(recipe(sampler="vllm"), torch.device("cpu"))
+    lm: Any = SimpleNamespace(device=torch.device("cpu"))
+    devices = beside._devices(recipe(sampler="vllm"), lm)
     assert (devices.gpus, devices.nodes, devices.parallel, devices.engine) == (2, 2, "fsdp2", True)
+    served = recipe(**SERVED, model={"path": "Qwen/Qwen2.5-7B"})
+    monkeypatch.setattr(beside, "_card", lambda _: CARDS["rtx-4090"])
+    lm.model = SimpleNamespace(config=described(served.model).config)
+    assert beside._devices(served, lm).serving == 2  # whatever it has, its model has room there
 
 
 @pytest.mark.nightly
@@ -388,30 +393,18 @@ def test_a_model_that_cannot_be_planned_is_told_in_a_line(
 @pytest.mark.parametrize(
     ("arguments", "why"),
     [
-        (["--gpu", "t4"], "--gpu t4: not in the table; there are h100, "),
-        (["--gpu", "cpu", "--gpus", "2"], "--gpu cpu is this machine's processor"),
-        (["--attempt-tokens", "5000"], "--attempt-tokens 5000 is above rollouts.max_new_tokens = 1024"),
+        ({"gpu": "t4"}, "--gpu t4: not in the table; there are h100, "),
+        ({"gpu": "RTX4090"}, r"--gpu RTX4090: not in the table; did you mean rtx-4090\? there are h100, "),
+        ({"gpu": "a100"}, r"did you mean a100-80 or a100-40\? there are"),
+        ({"gpu": "cpu", "gpus": 2}, "--gpu cpu is this machine's processor"),
+        ({"attempt_tokens": 5000}, "--attempt-tokens 5000 is above rollouts.max_new_tokens = 1024"),
     ],
 )
-def test_refusals_are_one_line(arguments: list[str], why: str) -> None:
+def test_refusals_are_one_line(arguments: dict[str, Any], why: str) -> None:
     from selfcorrect.planning.command import plan as command
 
-    asked = dict(
-        zip((each.removeprefix("--").replace("-", "_") for each in arguments[::2]), arguments[1::2], strict=True)
-    )
-    given: dict[str, Any] = {name: int(value) if value.isdigit() else value for name, value in asked.items()}
-    options: dict[str, Any] = {
-        "gpu": "h100",
-        "gpus": 1,
-        "nodes": 1,
-        "price": None,
-        "attempt_tokens": None,
-        "prompt_tokens": None,
-        "reverse": False,
-        "as_json": False,
-    }
     with pytest.raises(ConfigError, match=why):
-        command(Path("math_qwen2.5-7b-instruct_qlora"), [], **(options | given))
+        command(Path("math_qwen2.5-7b-instruct_qlora"), [], **arguments)
 
 
 @pytest.mark.parametrize(
@@ -420,7 +413,7 @@ def test_refusals_are_one_line(arguments: list[str], why: str) -> None:
         ({}, (4, 1, None, 3), r"--serving 3: the model's 28 heads are split over the server's cards"),
         ({"vllm": {"server": "http://localhost:8000", "timeout": 1801.0}}, (4,), "set at most 1800"),
         ({"sampler": "transformers", "vllm": {}}, (4, 1, None, 2), "--serving 2: the recipe has no vllm.server"),
-        ({}, (), "parallel = 'fsdp2' spreads training over several cards; --gpus tells how many"),
+        ({}, (), "parallel = 'fsdp2' spreads training over several processes; --gpus tells how many"),
     ],
 )
 def test_what_a_run_would_refuse_is_not_planned(changes: dict[str, Any], cards: tuple[Any, ...], why: str) -> None:
@@ -430,7 +423,9 @@ def test_what_a_run_would_refuse_is_not_planned(changes: dict[str, Any], cards: 
     }  # fmt: skip
     assert devices_for(recipe(**served), "h100", 4).serving == 1
     assert devices_for(recipe(**served), "rtx-4090", 4).serving == 2
-    assert devices_for(recipe(**served), "cpu").serving == 1  # no engine in the process
+    assert devices_for(recipe(**{**served, "parallel": "auto"}), "cpu").serving == 1  # no engine in the process
+    with pytest.raises(ConfigError, match="over several processes; set parallel=auto for one"):
+        devices_for(recipe(**served), "cpu")
     with pytest.raises(ConfigError, match=why):
         devices_for(recipe(**{**served, **changes}), "h100", *cards)
 

@@ -238,10 +238,11 @@ def test_an_engine_that_fails_at_rest_is_given_up_once(tmp_path: Path) -> None:
 def test_an_engine_that_takes_no_longer_rollouts_names_what_to_set(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Vllm ends a completion where its context is full, and says nothing of it."""
+    """Vllm ends a completion where its context is full, and says nothing of it; a longer prompt it would refuse."""
     lm, whole = model(), FakeEngine.sample
     long = prompts(lm)[:1]
     limit = len(long[0]) + 4
+    told = rf"^sampler: vllm takes {limit} tokens, .*raise vllm.max_model_len"
 
     def cut(self: FakeEngine, requests: Any) -> list[Sampled]:
         found = whole(self, requests)
@@ -253,9 +254,11 @@ def test_an_engine_that_takes_no_longer_rollouts_names_what_to_set(
     own = sampler(lm, engines, tmp_path)
     own._compared = own._synced = True  # its comparison would be cut too
     own.begin().longest = limit
-    with pytest.raises(SamplerFailed, match=rf"^sampler: vllm takes {limit} tokens, .*raise vllm.max_model_len"):
-        own.sample(long, SamplingParams(0.0, 8, 3))
+    for asked in (long, [(*long[0], *long[0])]):
+        with pytest.raises(SamplerFailed, match=told):
+            own.sample(asked, SamplingParams(0.0, 8, 3))
     assert len(engines.made) == 1
+    assert engines.made[0].calls == ["sample"]
 
 
 @pytest.mark.parametrize(

@@ -49,15 +49,18 @@ def sized(
     rollouts, optimizer = config.rollouts, config.optimizer
     if rollouts.rows_at_once == "auto":
         # Keys and values stay for the next attempt, and those of the rows at work come on top: on a CPU a step's, on a
-        # card as many as are at work, while no activations are there, whose half of the budget takes them.
+        # card as many as are at work, while no activations are there, whose half of the budget takes them, and what a
+        # forward pass of all rows takes; in the update the lanes leave a third of theirs, as adapters keep more.
         kept = rollouts.problems_per_step * rollouts.rollouts_per_problem
         if trains and config.evaluation.every:
             kept = max(kept, config.evaluation.problems_between)
         kept = min(kept, _MOST_SAMPLED)
         shape = shape_of(lm.model.config)
         room = budget / (tokens * shape.token_bytes(lm.compute_dtype.itemsize) + _DRAW_BYTES * shape.vocabulary)
-        rows = _power_of_two(room if lm.device.type == "cuda" else max(room - kept, room / 2), _MOST_SAMPLED)
-        if config.vllm.server:  # whose memory is not this device's, and which queues what has no room there
+        rows = _power_of_two(room / 1.5 if lm.device.type == "cuda" else max(room - kept, room / 2), _MOST_SAMPLED)
+        # vLLM has a cache of its own, and queues what has no room there; the base model is sampled by transformers.
+        elsewhere = config.sampler == "vllm" and not (trains and config.samples_reference)
+        if elsewhere and (config.vllm.server or lm.device.type == "cuda"):
             rows = _MOST_SAMPLED
         rollouts = rollouts.model_copy(update={"rows_at_once": rows})
     if not trains:

@@ -61,7 +61,8 @@ class Lifeline:
             else:
                 self._connect(launch.address, from_first)
         except OSError as error:
-            missing = f"rank 0 at {launch.address}" if self.rank else "all the others"
+            others = [f"rank {rank}" for rank in range(1, launch.size) if rank not in self._lines]
+            missing = f"rank 0 at {launch.address}" if self.rank else " and ".join(others)
             raise ConfigError(
                 f"rank {self.rank} of {launch.size} has no line to {missing} ({first_line(error)}); hosts of a run "
                 "reach each other at any port above 1023: see to the firewall between them, and to MASTER_ADDR"

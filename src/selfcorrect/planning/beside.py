@@ -24,7 +24,7 @@ from selfcorrect.models.language_model import LanguageModel
 from selfcorrect.parallel.launch import is_first, kind_of, launched
 from selfcorrect.planning.hardware import CONTEXT_BYTES, CPU, Card
 from selfcorrect.planning.page import asked_of, row
-from selfcorrect.planning.plan import Devices, Plan, make_plan
+from selfcorrect.planning.plan import Devices, Plan, as_used, make_plan
 from selfcorrect.planning.spec import Spec
 from selfcorrect.planning.together import timing_together
 from selfcorrect.planning.work import assumed_lengths
@@ -51,7 +51,7 @@ def planned(
         return
     say = say if is_first() else _silent
     plan, steps, least = None, _steps(path), math.inf
-    predicted = _kept(path, config, lm.device) if steps else None
+    predicted = _kept(path, config, lm) if steps else None
     if predicted is None:
         say(f"plan: {_rehearsing(lm.device.type == CPU)} (SELFCORRECT_PLAN=off leaves it out) ...")
         start = time.perf_counter()
@@ -74,11 +74,11 @@ def planned(
         say(f"plan: not compared with what was measured ({_why(error)})")
 
 
-def _kept(path: Path, config: TrainConfig, device: torch.device) -> dict[str, Any] | None:
+def _kept(path: Path, config: TrainConfig, lm: LanguageModel) -> dict[str, Any] | None:
     """What was predicted as a run began that goes on now as it was; None where it does not, or nothing was."""
     try:
         predicted: dict[str, Any] = json.loads((path / FILE).read_text(encoding="utf-8"))["predicted"]
-        now = asked_of(config, _devices(config, device))
+        now = asked_of(config, _devices(config, lm))
         return predicted if {name: predicted.get(name) for name in now} == now else None
     except (OSError, ValueError, KeyError, UserError):
         return None
@@ -121,18 +121,21 @@ def _plan(config: TrainConfig, lm: LanguageModel, task: Any, *, timed: bool = Tr
         assumed_lengths(config), prompt=sum(map(len, prompts)) / len(prompts), longest=len(longest),
         turn=len(turn) - len(longest),
     )  # fmt: skip
-    spec = Spec(config.model.path, lm.model.config.get_text_config())
-    return make_plan(config, _devices(config, lm.device), lengths, spec, timed=timed)
+    return make_plan(config, _devices(config, lm), lengths, _spec(config, lm), timed=timed)
 
 
-def _devices(config: TrainConfig, device: torch.device) -> Devices:
-    """What the launcher started, and what the run does with it."""
+def _spec(config: TrainConfig, lm: LanguageModel) -> Spec:
+    return Spec(config.model.path, lm.model.config.get_text_config())
+
+
+def _devices(config: TrainConfig, lm: LanguageModel) -> Devices:
+    """What the launcher started, and what the run does with it. Of a server's cards nothing is known."""
     launch = launched()
     many = launch.size if launch else 1
     here = min(many, launch.beside or many) if launch else 1
     kind = kind_of(config.parallel) if launch else "ddp"
-    serving = 1 if config.sampler == "vllm" and config.vllm.server else None
-    return Devices(_card(device), here, -(-many // here), kind, config.sampler == "vllm", serving)
+    found = Devices(_card(lm.device), here, -(-many // here), kind)
+    return as_used(config, found, _spec(config, lm) if found.card else None)
 
 
 def _card(device: torch.device) -> Card | None:

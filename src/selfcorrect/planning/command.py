@@ -1,6 +1,7 @@
 """The command `selfcorrect plan`."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,10 +10,11 @@ import typer
 from selfcorrect.errors import ConfigError
 
 if TYPE_CHECKING:
-    from selfcorrect.planning.plan import Plan
+    from selfcorrect.planning.plan import Plan, Turn
     from selfcorrect.planning.work import Lengths
 
 _USUAL = "h100"
+_TIMING = ", and timing some of its layers on this processor (half a minute where it is idle, two for wide models)"
 
 
 def plan(
@@ -38,15 +40,17 @@ def plan(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object in place of lines.")] = False,
 ) -> None:
-    """Predict the memory, time and cost of a recipe. From config.json and the recipe; no weights are loaded."""
+    """Predict the memory, time and cost of a recipe. From config.json and the recipe; no weights are loaded.
+
+    Exit status 1 where it does not fit.
+    """
     from selfcorrect.config import TrainConfig
     from selfcorrect.config.recipe import load_recipe
 
     config = load_recipe(recipe, overrides or [])
     if not isinstance(config, TrainConfig):
         raise ConfigError(f"{recipe} is of kind {config.kind}; plan takes recipes of kind train")
-    from selfcorrect.planning import page  # torch
-    from selfcorrect.planning.hardware import CPU
+    from selfcorrect.planning.hardware import CPU  # torch
     from selfcorrect.planning.plan import devices_for, make_plan, turns
     from selfcorrect.planning.work import assumed_lengths
 
@@ -60,17 +64,28 @@ def plan(
         _say(f"for an {_USUAL}; --gpu names another card, or cpu for this machine's processor")
     gpu = gpu or _USUAL
     devices = devices_for(config, gpu, gpus, nodes, price, serving)
-    _say("rehearsing a step" + (", and timing some layers of this model on this processor" if gpu == CPU else ""))
+    _say("rehearsing a step" + (_TIMING if gpu == CPU else ""))
     made = make_plan(config, devices, lengths)
-    better = [] if made.fits else list(turns(made, lengths, _say))
+    better = list(turns(made, lengths, _say))
     backwards = _reverse(made, config, lengths) if reverse else {}
-    if as_json:
-        ways = [{"overrides": turn.overrides, "peak_bytes": turn.plan.memory.peak} for turn in better]
-        typer.echo(json.dumps(page.row(made) | {"turns": ways, "reverse": backwards}, indent=1))
-        return
-    told = [*page.lines(made), *([] if made.fits else ["", *page.turned(better)])]
-    for line in (*told, *(f"{name.replace('_', ' ')}: {value}" for name, value in backwards.items())):
+    for line in [_as_json(made, better, backwards)] if as_json else _lines(made, better, backwards):
         typer.echo(line)
+    if not made.fits:
+        raise typer.Exit(1)
+
+
+def _as_json(made: "Plan", better: "list[Turn]", backwards: dict[str, Any]) -> str:
+    from selfcorrect.planning.page import row
+
+    ways = [{"overrides": turn.overrides, "peak_bytes": turn.plan.memory.peak} for turn in better]
+    return json.dumps(row(made) | {"turns": ways, "reverse": backwards}, indent=1)
+
+
+def _lines(made: "Plan", better: "list[Turn]", backwards: dict[str, Any]) -> Iterator[str]:
+    from selfcorrect.planning.page import lines, turned
+
+    yield from (*lines(made), *turned(made, better))
+    yield from (f"{name.replace('_', ' ')}: {value}" for name, value in backwards.items())
 
 
 def _say(text: str) -> None:

@@ -105,11 +105,12 @@ def memory(config: TrainConfig, model: Dressed, card: Card | None, step: Step, s
     copies = 0.0 if card else _copies(model)
     gathered, lasts = _gathered(model, spread), card is not None and not spread.engine
     held, graphs = (cache.lanes, transient[1]) if lasts else (0.0, 0.0)
-    if lasts and (rows := _evaluated(config, spread)) > step.rows:
-        wide, phases["evaluation"] = _evaluation(config, model, replace(step, rows=rows))
+    evaluated = replace(step, rows=_evaluated(config, spread), attempts=config.rollouts.attempts)
+    if lasts and (evaluated.rows > step.rows or evaluated.attempts > step.attempts):
+        wide, phases["evaluation"] = _evaluation(config, model, evaluated)
         phases["evaluation"]["whole copy for sampling"] = of.whole
         if wide <= KEPT * held:
-            held, graphs = wide, max(graphs, phases["evaluation"]["CUDA graphs"])
+            held, graphs = max(held, wide), max(graphs, phases["evaluation"]["CUDA graphs"])
     if spread.beside:
         phases["sampling"] = {"a weight gathered for sending": 4 * model.numbers.outer if spread.shards > 1 else 0.0}
         phases["sampling"]["whole copy for sampling"] = of.whole
@@ -129,11 +130,12 @@ def memory(config: TrainConfig, model: Dressed, card: Card | None, step: Step, s
     if spread.devices > spread.shards:
         # After the last backward pass (parallel/gradients.py), whose activations are gone by then.
         message = 4 * min(BUCKET, model.numbers.trained / spread.shards)
-        phases["sync"] = {"KV cache": held, "sync buffers": message, "whole copy for sampling": of.whole}
+        phases["sync"] = {"KV cache": held, **awake, "sync buffers": message, "whole copy for sampling": of.whole}
     if card is None and spread.shards > 1:
         # torch.distributed.checkpoint makes the bytes of a shard's file in memory, from tensors laid side by side.
         written = 2 * 12 * model.numbers.trained / spread.shards
-        phases["saving"] = {"a checkpoint as it is written": written, "whole copy for sampling": of.whole}
+        phases["saving"] = {**awake, "a checkpoint as it is written": written}
+        phases["saving"]["whole copy for sampling"] = of.whole
     if card is None:
         phases["loading"] = {"the file as it is read": _file_bytes(model)}
         process = PROCESS_BYTES + TOKEN_BYTES * model.spec.vocabulary
@@ -145,18 +147,21 @@ def memory(config: TrainConfig, model: Dressed, card: Card | None, step: Step, s
     if lasts:
         for phase in phases.values():  # kept for the next step, as lanes are
             phase.setdefault("CUDA graphs", graphs)
+    base = _of_base(config, model, step, spread)
     for name, phase in phases.items():
+        phase.update({"KV cache of the base model": base} if base else {})
         phase["allocator's slack"] = slack * _loose(of, name, phase, on_card=card is not None)
     return Memory(of, phases, process, slack)
 
 
-def of_server(model: Dressed, step: Step, spread: Spread) -> float:
-    """Bytes on each of a server's cards: its share of the engine, and of the cache of one longest rollout.
+def of_server(model: Dressed, tokens: float, spread: Spread) -> float:
+    """Bytes on each of a server's cards: its share of the engine, and of the cache of one longest rollout, of so many
+    tokens.
 
     The cache takes what is left of a card; rows that find no room in it wait.
     """
     token = model.spec.token_bytes(model.costume.compute) / spread.tensor
-    needed = 2 * model.numbers.all / spread.tensor + ENGINE_BYTES + token * step.lengths.longest_row(step.attempts)
+    needed = 2 * model.numbers.all / spread.tensor + ENGINE_BYTES + token * tokens
     return CONTEXT_BYTES + (1 + SLACK) * needed
 
 
@@ -199,6 +204,19 @@ def _cache(config: TrainConfig, model: Dressed, step: Step) -> _Cache:
     kept = min(step.rows, lanes) if model.on_card else step.rows
     rehearsed = Sampling(lanes, slots, min(lanes, work.prefilled), work.turn)
     return _Cache(rehearsed, token * lanes * slots, token * kept * step.lengths.mean_row(step.attempts))
+
+
+def _of_base(config: TrainConfig, model: Dressed, step: Step, spread: Spread) -> float:
+    """Lanes of transformers on a card, which samples first attempts of the base model beside an engine, and keeps them
+    (samplers/transformers.py).
+    """
+    if not (model.on_card and spread.engine and config.samples_reference):
+        return 0.0
+    asked = config.evaluation
+    rows = max((getattr(stage, "offline_first", 0.0) for stage in config.stages), default=0.0) * step.rows
+    if asked.every:
+        rows = max(rows, min(asked.problems_between, asked.problems) / spread.devices)
+    return _cache(config, model, replace(step, rows=math.ceil(rows), attempts=1)).lanes
 
 
 def _evaluated(config: TrainConfig, spread: Spread) -> int:

@@ -11,6 +11,7 @@ from selfcorrect.planning.hardware import Card, utilisation
 from selfcorrect.planning.memory import Spread, in_engines_cache
 from selfcorrect.planning.settled import FOUR_BITS, Dressed, static
 from selfcorrect.planning.work import Step, filled, update_of
+from selfcorrect.samplers.vllm_server import SIDE_BY_SIDE
 
 LINKS, HOST = "the links between cards", "the memory of rank 0's machine, through which weights go to the server"
 PASSING = "the reference's weights, which pass through the card for every micro-batch"
@@ -59,10 +60,11 @@ def pace(config: TrainConfig, model: Dressed, card: Card, step: Step, spread: Sp
     served = min(spread.devices, config.rollouts.problems_per_step / step.groups) if spread.beside else 1
     seconds, bounds = {"rollouts": 0.0}, dict[str, float]()
     share = replace(step, rows=round(rows * served))
-    room, lanes = config.rollouts.rows, min(share.rows, config.rollouts.rows)
+    # Of what is asked at once, an engine takes what its cache has room for; one in the process, rows_at_once of it.
+    room = most = config.rollouts.rows
     if spread.engine:
         room = max(1, int(in_engines_cache(config, model, card, spread, lengths.mean_row(step.attempts))))
-        lanes = min(share.rows, 512, room)
+    lanes = min(share.rows, room, SIDE_BY_SIDE * spread.devices if spread.beside else most)
     for attempt in range(1, step.attempts + 1) if step.samples else ():
         one = decoding(share, lanes, attempt)
         for why, took in sampler.step(one).items():
@@ -116,7 +118,7 @@ class _Sampler:
         table = spec.vocabulary * spec.hidden
         used = of.all - (table if of.outer >= 2 * table else 0)  # of an embedding with a head beside it a row is read
         weights = 2 * used
-        if model.costume.four_bits:  # read, written in 16 bits, and read again
+        if model.costume.four_bits and not spread.engine:  # read, written in 16 bits, and read again; an engine has 16
             weights += of.linear * (FOUR_BITS + 2)
         self._weights = weights / spread.tensor
         self._token = spec.token_bytes(model.costume.compute) / spread.tensor
@@ -179,7 +181,7 @@ def _optimiser(model: Dressed, card: Card, spread: Spread) -> float:
 
 class Links(NamedTuple):
     """Bytes a second of one device: as those that share a copy of the weights gather it, as copies sum their gradients,
-    and as one device sends to an engine.
+    and as one device sends to a server.
     """
 
     gathered: float
@@ -196,7 +198,7 @@ def links(card: Card, spread: Spread, nodes: int) -> Links:
     found = Links(
         gathered=card.link if spread.shards <= here else over_all,
         summed=own if 1 < spread.shards < spread.devices else over_all,
-        sent=own if spread.beside else card.link,
+        sent=own,
     )
     return Links(*(rate * 1e9 * hardware.LINK_SHARE for rate in found))
 
@@ -204,8 +206,8 @@ def links(card: Card, spread: Spread, nodes: int) -> Links:
 def sync(
     config: TrainConfig, model: Dressed, links: Links, step: Step, spread: Spread, beside: float
 ) -> dict[str, float]:  # fmt: skip
-    """Seconds between processes, and to the engine, by what they pass through. links: see `links`; beside: seconds
-    of computation that FSDP's gathering hides behind.
+    """Seconds between processes, and to a server, by what they pass through; to an engine in the process weights pass
+    on the card itself. links: see `links`; beside: seconds of computation that FSDP's gathering hides behind.
     """
     parts = {LINKS: 0.0, HOST: 0.0}
     if spread.devices == 1 and not spread.beside:
@@ -224,7 +226,7 @@ def sync(
         parts[LINKS] += copied * share / link
         if spread.beside:  # that copy lies in the memory of rank 0's machine; it is cast there, and sent from the card
             parts[HOST] = (copied + (2 * of.trained if full else 0)) / hardware.HOST_BYTES
-    if spread.engine:
+    if spread.beside:
         merged = full or config.vllm.adapter == "merged"
         parts[LINKS] += 2 * (of.all if merged else of.trained) / links.sent
     return parts

@@ -3,9 +3,10 @@
 from collections.abc import Iterator
 from typing import Any
 
-from selfcorrect.config import TrainConfig
+from selfcorrect.config import SingleTurn, SupervisedStage, TrainConfig
 from selfcorrect.planning.plan import Devices, Plan, Turn
 from selfcorrect.planning.rests import sources
+from selfcorrect.planning.work import Step
 
 GIB = 2**30
 
@@ -13,15 +14,13 @@ GIB = 2**30
 def lines(plan: Plan) -> Iterator[str]:
     """What it comes to, by part and by phase, and the numbers it rests on."""
     config, of, needs, step = plan.config, plan.model.numbers, plan.memory, plan.step
-    rollouts, longest = config.rollouts, step.lengths.longest_row(step.attempts)
+    longest = step.lengths.longest_row(step.attempts)
     yield (
         f"{config.model.path}: {told_count(of.all)} weights, tuning {config.model.tuning}, {told_count(of.trained)} "
         f"train; on {devices(plan)}"
     )
-    yield (
-        f"a step: {rollouts.problems_per_step * rollouts.rollouts_per_problem:,} rollouts of {step.attempts} attempts; "
-        f"memory is for rollouts of up to {longest:,.0f} tokens"
-    )
+    yield f"a step: {_of_step(config, step)}; memory is for rollouts of up to {longest:,.0f} tokens"
+    yield from _other_stages(config, step)
     yield f"lengths: {step.lengths.told}"
     optimizer = config.optimizer
     yield (
@@ -32,14 +31,14 @@ def lines(plan: Plan) -> Iterator[str]:
     yield from _by_phase(plan)
     if needs.static.place == "cpu":
         yield "  the reference lies in the machine's memory and passes through the card (model.reference)"
-    if plan.spread.beside:
+    if plan.server:
         left, each = plan.devices.bytes - plan.server, " each" if plan.spread.tensor > 1 else ""
         yield (
             f"  the server's {plan.spread.tensor} further {device(plan)}: {plan.server / GIB:.2f} GiB{each} with a "
             f"cache of one rollout, and {left / GIB:.1f} left for more"
             + ("" if left >= 0 else ": DOES NOT FIT; --serving gives it more cards")
         )
-    elif plan.spread.engine:
+    elif plan.of_cache:
         held = 1 / plan.of_cache
         yield (
             f"  the engine's cache holds {held:.1f} of the longest rollouts (vllm.memory_share, vllm.kv_cache_gib)"
@@ -51,10 +50,31 @@ def lines(plan: Plan) -> Iterator[str]:
         for phase, seconds in plan.pace.seconds.items():
             yield f"  {phase:<28}{seconds:9.1f}  {seconds / plan.pace.total:4.0%}"
         yield f"  bound by {plan.pace.bound}; {plan.pace.tokens / plan.pace.total:,.0f} sampled tokens a second"
+        if plan.devices.engine and not plan.devices.card:
+            yield "  rollouts as transformers would sample them here: what vLLM takes on a processor is not known"
         cost = f", {plan.dollars:,.0f} dollars" if plan.devices.hourly else ""
         yield f"  {config.total_steps:,} steps: {plan.hours:,.1f} hours{cost}, evaluations and checkpoints apart"
     yield ""
     yield from resting_on(plan)
+
+
+def _of_step(config: TrainConfig, step: Step) -> str:
+    if not step.samples:
+        return f"{max(stage.batch for stage in config.stages if isinstance(stage, SupervisedStage)):,} traces"
+    rows = config.rollouts.problems_per_step * config.rollouts.rollouts_per_problem
+    return f"{rows:,} rollouts of {step.attempts} attempt{'s' * (step.attempts > 1)}"
+
+
+def _other_stages(config: TrainConfig, step: Step) -> Iterator[str]:
+    """Stages whose steps are not the one that is planned."""
+    supervised = [stage.name for stage in config.stages if isinstance(stage, SupervisedStage)]
+    single = [stage.name for stage in config.stages if isinstance(stage, SingleTurn)]
+    if supervised and step.samples:
+        yield f"  {', '.join(supervised)}: supervised; each step counts as one of the others"
+    if any(isinstance(stage, SupervisedStage) and not stage.traces for stage in config.stages):
+        yield "  what is sampled for traces is not counted"
+    if single and step.attempts > 1:
+        yield f"  {', '.join(single)}: of one attempt; each step counts as one of the others"
 
 
 _LAST = ("allocator's slack", "process")
@@ -91,12 +111,15 @@ def resting_on(plan: Plan) -> Iterator[str]:
         yield "  memory in shards is measured on a CPU with two processes, and on no card"
 
 
-def turned(turns: list[Turn]) -> Iterator[str]:
-    """What to turn where it does not fit."""
+def turned(plan: Plan, turns: list[Turn]) -> Iterator[str]:
+    """What to turn where training does not fit; of a server its own line says it."""
+    if plan.training <= plan.devices.bytes:
+        return
+    yield ""
     if not turns:
         yield "nothing tried makes it fit; take a larger card, more of them with parallel=fsdp2, or a smaller model"
         return
-    yield "what makes it fit:"
+    yield f"what makes {'training' if plan.server > plan.devices.bytes else 'it'} fit:"
     for turn in turns:
         yield f"  {' '.join(turn.overrides)}: {turn.plan.memory.peak / GIB:.1f} GiB, fits ({turn.cost})"
 

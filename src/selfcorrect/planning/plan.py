@@ -1,11 +1,11 @@
 """A recipe's plan: memory and seconds on given devices, what to turn where it does not fit, and the reverse."""
 
 import math
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
 
-from selfcorrect.config import TrainConfig
+from selfcorrect.config import TrainConfig, VllmConfig
 from selfcorrect.config.recipe import validate
 from selfcorrect.errors import ConfigError
 from selfcorrect.models.sizing import memory_of
@@ -18,6 +18,7 @@ from selfcorrect.planning.spec import Spec, described
 from selfcorrect.planning.work import Lengths, Step, assumed_lengths, step_of
 
 _MOST_ROWS, _MOST_TOKENS = 512, 1 << 17
+_SPLITS = (1, 2, 4, 8)  # cards of a server
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,24 +75,34 @@ class Plan:
 
     @property
     def fullest(self) -> float:
-        """Bytes on the fullest card; of an engine's share of one, as if the card had to grow with it."""
-        return max(self.memory.peak, self.server, self.of_cache * self.devices.bytes)
+        """Bytes on the fullest card."""
+        return max(self.training, self.server)
+
+    @property
+    def training(self) -> float:
+        """Bytes on a card that trains; of an engine's share of one, as if the card had to grow with it."""
+        return max(self.memory.peak, self.of_cache * self.devices.bytes)
+
+    @property
+    def longest(self) -> float:
+        """Tokens of the longest rollout of a run: evaluations play all attempts, also where stages train on one."""
+        return self.step.lengths.longest_row(self.config.rollouts.attempts)
 
     @property
     def of_cache(self) -> float:
-        """How much of the cache of an engine in the process one longest rollout takes: more than all, and it does not
-        start; 0 without one.
+        """How much of the cache of an engine in the process one longest rollout takes: more than all, and such a
+        rollout ends the run; 0 without an engine there.
         """
         if not self.spread.engine or self.spread.beside:
             return 0.0
-        tokens = self.step.lengths.longest_row(self.step.attempts)
-        room = in_engines_cache(self.config, self.model, self.devices.card, self.spread, tokens)
+        room = in_engines_cache(self.config, self.model, self.devices.card, self.spread, self.longest)
         return 1 / room if room else math.inf
 
     @property
     def server(self) -> float:
-        """Bytes on each of a server's cards; 0 without one."""
-        return of_server(self.model, self.step, self.spread) if self.spread.beside else 0.0
+        """Bytes on each of a server's cards; 0 without them, as on a processor, beside which nothing is known of it."""
+        cards = self.spread.beside and self.devices.card
+        return of_server(self.model, self.longest, self.spread) if cards else 0.0
 
     @property
     def hours(self) -> float:
@@ -111,34 +122,54 @@ def devices_for(
     Raises ConfigError where there is no such card, or where the recipe does not train on so many.
     """
     if gpu != CPU and gpu not in CARDS:
-        raise ConfigError(f"--gpu {gpu}: not in the table; there are {', '.join([*CARDS, CPU])}")
+        near = [name for name in CARDS if _alike(gpu, name)]
+        meant = f"did you mean {' or '.join(near)}? " if near else ""
+        raise ConfigError(f"--gpu {gpu}: not in the table; {meant}there are {', '.join([*CARDS, CPU])}")
     if gpu == CPU and gpus * nodes > 1:
         raise ConfigError(f"--gpu cpu is this machine's processor, of which there is one; leave out --gpus {gpus}")
-    asked: Any = getattr(config, "parallel", "auto")
-    parallel, engine = "ddp" if asked == "auto" else asked, config.sampler == "vllm"
     if serving and not config.vllm.server:
         raise ConfigError(f"--serving {serving}: the recipe has no vllm.server; leave it out")
     if gpus * nodes > 1:
         refuse_unserved(config)
-    elif asked != "auto" and gpu != CPU:
+    elif config.parallel != "auto":
+        many = "" if gpu == CPU else "--gpus tells how many (--serving, how many a server has besides), or "
         raise ConfigError(
-            f"parallel = {asked!r} spreads training over several cards; --gpus tells how many (--serving, how many a "
-            "server has besides), or set parallel=auto for one"
+            f"parallel = {config.parallel!r} spreads training over several processes; {many}set parallel=auto for one"
         )
-    card = CARDS.get(gpu)
-    found = Devices(card, gpus, nodes, parallel, engine, None, price)
-    if engine and config.vllm.server and card is None:
-        found = replace(found, serving=serving or 1)
-    elif engine and config.vllm.server and card:
-        spec = described(config.model)
-        fewest = _tensor(dressed(config, spec, card), found)
-        found = replace(found, serving=serving or fewest)
-        if spec.heads % (found.serving or 1):
-            raise ConfigError(
-                f"--serving {serving}: the model's {spec.heads} heads are split over the server's cards, which "
-                f"{serving} does not divide; take {fewest} or another that does"
-            )
+    found = as_used(config, Devices(CARDS.get(gpu), gpus, nodes, serving=serving, price=price))
+    heads = described(config.model).heads if serving and found.card else 0
+    if serving and heads % serving:
+        able = [str(count) for count in _SPLITS if heads % count == 0]
+        raise ConfigError(
+            f"--serving {serving}: the model's {heads} heads are split over the server's cards, which {serving} "
+            f"does not divide; take {' or '.join(able)}"
+        )
     return found
+
+
+def _alike(gpu: str, name: str) -> bool:
+    """Whether what was typed is a card's name but for signs, capitals, and more or less of it."""
+    typed, known = (re.sub(r"[^a-z0-9]", "", text.casefold()) for text in (gpu, name))
+    return len(typed) > 2 and (typed in known or known in typed)
+
+
+def as_used(config: TrainConfig, devices: Devices, spec: Spec | None = None) -> Devices:
+    """The same cards as a recipe uses them: how it spreads training (auto: as they are told), whether vLLM samples,
+    and on how many further cards its server runs: as told, else as few as leave half of a card to the cache.
+    """
+    kind = devices.parallel if config.parallel == "auto" else config.parallel
+    engine, serving = config.sampler == "vllm", None
+    if engine and config.vllm.server:
+        serving = devices.serving or 1
+        if devices.card and not devices.serving:
+            serving = _fewest(dressed(config, spec or described(config.model), devices.card), devices.card)
+    return replace(devices, parallel=kind, engine=engine, serving=serving)
+
+
+def _fewest(model: Dressed, card: Card) -> int:
+    """Over how many cards a server splits the model, and its heads."""
+    able = [count for count in _SPLITS if model.spec.heads % count == 0]
+    return next((count for count in able if 2 * model.numbers.all / count <= 0.5 * card.bytes), able[-1])
 
 
 def make_plan(
@@ -147,15 +178,18 @@ def make_plan(
 ) -> Plan:  # fmt: skip
     """timed: False leaves out the seconds, which take seconds themselves where they are measured on a processor, and
     are not known of a card that is not in the table.
+
+    Raises ConfigError where there is nothing to plan, or attempts are longer than the model reads; ModelError where it
+    cannot be planned.
     """
     if config.sampler == "recorded" or not config.stages:
         raise ConfigError("this recipe trains nothing (no stages, or recorded attempts), so there is nothing to plan")
     spec, lengths = spec or described(config.model), lengths or assumed_lengths(config)
     fixed, model, step, spread = _laid_out(config, devices, lengths, spec)
-    reads = getattr(spec.config, "max_position_embeddings", None)
-    if reads and step.attempts * lengths.limit > reads:  # whatever the prompts are
+    reads, attempts = getattr(spec.config, "max_position_embeddings", None), config.rollouts.attempts
+    if reads and attempts * lengths.limit > reads:  # whatever the prompts are
         raise ConfigError(
-            f"rollouts.max_new_tokens = {lengths.limit}: {step.attempts} attempts of that length are more than the "
+            f"rollouts.max_new_tokens = {lengths.limit}: {attempts} attempts of that length are more than the "
             f"{reads} tokens that the model reads; lower max_new_tokens"
         )
     needs = memory(fixed, model, devices.card, step, spread)
@@ -176,14 +210,9 @@ def _laid_out(
     shards = devices.shards
     model = dressed(config, spec, devices.card)
     step = step_of(config, lengths, devices.count)
-    fixed = settled(config, model, devices.card, int(lengths.longest_row(step.attempts)), shards)
+    fixed = settled(config, model, devices.card, int(lengths.longest_row(config.rollouts.attempts)), shards)
     spread = Spread(devices.count, shards, devices.engine, devices.serving or 1, devices.serving is not None)
     return fixed, model, step, spread
-
-
-def _tensor(model: Dressed, devices: Devices) -> int:
-    """Over how many of a node's cards an engine splits the model: as few as leave half of a card to the cache."""
-    return next((split for split in (1, 2, 4) if 2 * model.numbers.all / split <= 0.5 * devices.bytes), 8)
 
 
 # Where it does not fit
@@ -199,15 +228,21 @@ class Turn:
 
 
 def turns(plan: Plan, lengths: Lengths, say: Callable[[str], None] = lambda text: None) -> Iterator[Turn]:
-    """What makes a plan fit that does not, what costs least first, each of it tried, and told; at most two."""
+    """What makes training fit where it does not, what costs least first, each of it tried, and told; at most two. A
+    server that is too small wants more cards.
+    """
     found = 0
+    if plan.training <= plan.devices.bytes:
+        return
     for overrides, cost in _candidates(plan):
-        changed, devices = _changed(plan.config, overrides), _devices(plan.devices, overrides)
-        if changed is None or _hopeless(changed, devices, plan.model.spec):
+        if (changed := _changed(plan.config, overrides)) is None:
+            continue
+        devices = as_used(changed, plan.devices, plan.model.spec)
+        if _hopeless(changed, devices, plan.model.spec):
             continue
         say(f"trying {' '.join(overrides)}")
         other = make_plan(changed, devices, lengths, plan.model.spec, timed=False)
-        if other.fits:
+        if other.training <= other.devices.bytes and other.server <= max(plan.server, other.devices.bytes):
             found += 1
             yield Turn(tuple(overrides), cost, other)
         if found == 2:
@@ -224,9 +259,7 @@ def _candidates(plan: Plan) -> Iterator[tuple[list[str], str]]:
     """Settings that change no gradient first, then those that do."""
     config, rows = plan.config, plan.config.rollouts.rows
     again, micro = "optimizer.gradient_checkpointing=true", config.optimizer.rows
-    for share, rollouts in _shares(plan):
-        unset = ["vllm.kv_cache_gib=null"] if config.vllm.kv_cache_gib else []
-        yield [f"vllm.memory_share={share:g}", *unset], f"room for {rollouts} of the longest rollouts side by side"
+    yield from _of_engine(plan)
     if plan.memory.fullest == "update":
         for size in sorted({max(1, micro // 2), max(1, micro // 4), 1} - {micro}, reverse=True):
             yield [f"optimizer.micro_batch={size}"], "the same gradient, a little slower"
@@ -242,8 +275,7 @@ def _candidates(plan: Plan) -> Iterator[tuple[list[str], str]]:
             for more in [[], ["model.weights=float32"]][: 2 if config.model.tuning == "full" else 1]:
                 yield [*tight, *more, f"parallel={kind}"], "weights are gathered from the other cards as they are used"
     # An adapter leaves room for other sizes; its reference is its own model.
-    anew = ["optimizer.micro_batch=auto", "optimizer.gradient_checkpointing=auto"]
-    anew += ["rollouts.rows_at_once=auto"] * lanes
+    anew = [*_ANEW, *["rollouts.rows_at_once=auto"] * lanes]
     anew += ["model.reference=auto"] if config.model.reference != "auto" else []
     if config.model.tuning == "full":
         away, cost = [*tight, "model.reference=cpu"], "the reference passes through the card layer by layer"
@@ -259,6 +291,9 @@ def _candidates(plan: Plan) -> Iterator[tuple[list[str], str]]:
     four = "an adapter trains over weights in 4 bits (where all of them did, with ten times the learning rate)"
     if config.model.tuning != "qlora":
         yield anew, four
+        yield from (
+            (list(dict.fromkeys([*anew, *more])), f"{four}; {cost}") for more, cost in _of_engine(plan, shares=False)
+        )
     if plan.devices.parallel != "ddp":
         yield [*anew, "parallel=ddp"], f"{four}, which every card holds whole"
     yield (
@@ -267,21 +302,37 @@ def _candidates(plan: Plan) -> Iterator[tuple[list[str], str]]:
     )
 
 
-def _shares(plan: Plan) -> Iterator[tuple[float, int]]:
-    """Of a card, for an engine in the process; and for how many of the longest rollouts that is room."""
-    card = plan.devices.card
-    if card is None or not plan.devices.engine or plan.devices.serving is not None:
+_ANEW = ["optimizer.micro_batch=auto", "optimizer.gradient_checkpointing=auto"]
+
+
+def _of_engine(plan: Plan, *, shares: bool = True) -> Iterator[tuple[list[str], str]]:
+    """Where an engine is in the process: more of the card for it, unless that is left out, or none there, as it holds a
+    second copy of the weights.
+    """
+    vllm, card = plan.config.vllm, plan.devices.card
+    if not plan.devices.engine or plan.devices.serving is not None:
         return
-    tokens = plan.step.lengths.longest_row(plan.step.attempts)
+    for share, rollouts in _shares(plan, card) if card and shares else ():
+        unset = ["vllm.kv_cache_gib=null"] if vllm.kv_cache_gib else []
+        yield [f"vllm.memory_share={share:g}", *unset], f"room for {rollouts} of the longest rollouts side by side"
+    if plan.memory.fullest == "update":
+        return  # when it sleeps
+    plain = ["sampler=transformers"] + ["vllm={}"] * (vllm != VllmConfig())
+    yield [*_ANEW, "rollouts.rows_at_once=auto", *plain], "slower sampling"
+    if card:
+        usual = VllmConfig().model_dump()
+        own = {name: usual[name] for name in ("memory_share", "kv_cache_gib", "block_size", "max_model_len")}
+        unset = [f"vllm.{name}={value or 'null'}" for name, value in own.items() if getattr(vllm, name) != value]
+        more = _fewest(plan.model, card)
+        yield ["vllm.server=http://HOST:8000", *unset], f"vLLM runs on {more} further cards: docs/vllm.md"
+
+
+def _shares(plan: Plan, card: Card) -> Iterator[tuple[float, int]]:
+    """Of a card, for an engine in the process; and for how many of the longest rollouts that is room."""
     token, taken = plan.model.spec.token_bytes(plan.model.costume.compute), of_engine(plan.config, plan.model, card)
     for rollouts in (64, 16, 1):
-        needed = sum(taken.values()) - taken["KV cache"] + rollouts * token * tokens
+        needed = sum(taken.values()) - taken["KV cache"] + rollouts * token * plan.longest
         yield math.ceil(100 * needed / card.bytes) / 100, rollouts
-
-
-def _devices(devices: Devices, overrides: list[str]) -> Devices:
-    kind = next((text.removeprefix("parallel=") for text in overrides if text.startswith("parallel=")), None)
-    return replace(devices, parallel=kind) if kind else devices
 
 
 def _changed(config: TrainConfig, overrides: list[str]) -> TrainConfig | None:

@@ -304,6 +304,7 @@ def _states(lm: LanguageModel, work: Update, prompts: Any) -> States:
 
 
 _FEW = 4
+_ONE = RLock()  # rehearsal at a time
 
 
 class FewTiles(Tiles):
@@ -324,9 +325,6 @@ class FewTiles(Tiles):
                     yield rows, few
                     return
             yield rows, few
-
-
-_ONE = RLock()  # rehearsal at a time
 
 
 @contextmanager
@@ -458,9 +456,6 @@ def numbers(costume: Costume, layers: int) -> Numbers:
     return Numbers(**found, largest=lines["all"].more, outer=lines["all"].at(0))
 
 
-_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
-
-
 @lru_cache(maxsize=64)
 def _counted(key: CostumeKey) -> dict[str, Line]:
     costume = key.costume
@@ -490,9 +485,14 @@ def _counted(key: CostumeKey) -> dict[str, Line]:
 
 
 def _idle(config: Any) -> float:
-    """The share of experts that a token is not sent to; transformers has the weights of all of a layer in one table."""
-    of = next((n for name in _EXPERTS if (n := getattr(config, name, None))), 0)
-    return 1 - config.num_experts_per_tok / of if of else 0.0
+    """The share of experts that a token is not sent to, or 0; transformers has all of a layer in one table."""
+    of = _named(config, "num_experts", "num_local_experts", "n_routed_experts")
+    sent = _named(config, "num_experts_per_tok", "top_k_experts")
+    return 1 - sent / of if of and sent else 0.0
+
+
+def _named(config: Any, *names: str) -> int:
+    return next((n for name in names if isinstance(n := getattr(config, name, None), int)), 0)
 
 
 def adapters(model: Any) -> list[tuple[Any, str, _Adapted]]:

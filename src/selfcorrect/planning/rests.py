@@ -59,8 +59,9 @@ def _promised(plan: Plan, card: Card, *, linked: bool) -> Iterator[Number]:
     if plan.pace:
         yield Number("card_tflops", card.tflops, f"{card.tflops:g} TFLOPS bfloat16 dense")
         yield Number("card_gb_per_second", card.bandwidth, f"{card.bandwidth:,g} GB/s")
-        within = plan.spread.engine and not plan.spread.beside  # to whose engine weights go within a machine
-        if linked and (plan.devices.nodes == 1 or within or 1 < plan.spread.shards < plan.spread.devices):
+        ways = plan.devices.gpus * card.network  # of a machine to others, which may be wider than the links in it
+        within = plan.devices.nodes == 1 or ways > card.link or 1 < plan.spread.shards < plan.spread.devices
+        if linked and within:
             yield Number("links_gb_per_second", card.link, f"links {card.link:g} GB/s")
         if linked and plan.devices.nodes > 1:
             yield Number("network_gb_per_second", card.network, f"network {card.network:g} GB/s a card")

@@ -155,9 +155,10 @@ def update_of(
     row = math.ceil(prompt + attempts * attempt + (attempts - 1) * lengths.turn)
     fill = 1.0 if longest else filled(config, lengths, attempts)
     micro = min(int(fill * optimizer.rows), step.rows)
-    # As SharedPrompts.of decides; the prompts of a step are as long as prompts are in the mean.
+    # As SharedPrompts.of decides; the prompts of a step are as long as prompts are in the mean. Traces are of as many
+    # problems as there are, nearly.
     width = math.ceil(prompt if not longest else lengths.prompt)
-    shares = attends_to_all and group >= 2 and width > 1 and step.groups * width <= micro * row
+    shares = attends_to_all and step.samples and group >= 2 and width > 1 and step.groups * width <= micro * row
     prefix = width - 1 if shares else 0
     return Update(
         rows=micro, rest=row - 1 - prefix, trained=trained, scored=min(scored, micro * trained),

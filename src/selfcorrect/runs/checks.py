@@ -201,7 +201,7 @@ def _server_reads(config: TrainConfig) -> int:
         return 0
     from selfcorrect.samplers.vllm_server import Server
 
-    once = config.vllm.model_copy(update={"timeout": 1.0, "transfer": "folder"})
+    once = config.vllm.model_copy(update={"timeout": 1.0})
     return Server(once, Path(), torch.device("cpu"), adapter_only=False).longest
 
 

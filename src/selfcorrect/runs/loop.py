@@ -187,7 +187,8 @@ class Loop:
         if self._collected and self._collected.iteration == iteration + 1 and done:
             return
         collector = Collector(self.trainer, self.folder.path / "traces", self.observer.message)
-        self._collected = collector.collection(iteration + 1, at_start=done == 0)
+        with self._after_checkpoint():
+            self._collected = collector.collection(iteration + 1, at_start=done == 0)
         if file := stage.traces:
             told = f"the traces of stage {stage.name}"
             self.ranks.first(lambda: check_asked(self.folder.path, {told: file_digest(file)}))

@@ -30,6 +30,11 @@ def _vllm(config: TrainConfig, lm: LanguageModel, max_rows: int) -> Sampler:
 
     settings = config.vllm
     adapter_only = lm.adapters is not None and settings.adapter != "merged"
+    if settings.transfer in ("nccl", "ipc") and lm.device.type != "cuda":
+        raise ConfigError(
+            f"vllm.transfer = {settings.transfer!r} sends from a GPU, and the model is on {lm.device.type}; set "
+            "vllm.transfer=folder"
+        )
     if not settings.server:
         need_vllm()  # its absence is the first thing to say
     elif lm.part_of:

@@ -344,18 +344,25 @@ def failed_again(first: str, then: str) -> SamplerFailed:
 
 def _answers(engine: Engine, requests: Sequence[Request]) -> list[Sampled]:
     """Raises RuntimeError where one is not whole, SamplerFailed where the engine takes no longer ones."""
+    for request in requests:
+        if len(request.prompt) >= engine.longest:  # which it would refuse as if it had failed
+            raise _no_room(engine, request)
     found = engine.sample(requests)
     for request, (ids, logprobs) in zip(requests, found, strict=True):
         whole = len(ids) == request.max_new_tokens or (ids and ids[-1] in request.stop_ids)
         if not whole and ids and len(request.prompt) + len(ids) >= engine.longest:
-            raise SamplerFailed(
-                f"sampler: vllm takes {engine.longest} tokens, and a prompt of {len(request.prompt)} with "
-                f"rollouts.max_new_tokens = {request.max_new_tokens} came to more: raise vllm.max_model_len and "
-                "vllm.kv_cache_gib (of a server: --max-model-len), or lower rollouts.max_new_tokens"
-            )
+            raise _no_room(engine, request)
         if not whole or len(logprobs) != len(ids) or not all(map(math.isfinite, logprobs)):
             raise RuntimeError(f"a completion of {len(ids)} tokens came back broken off, or without its numbers")
     return found
+
+
+def _no_room(engine: Engine, request: Request) -> SamplerFailed:
+    return SamplerFailed(
+        f"sampler: vllm takes {engine.longest} tokens, and a prompt of {len(request.prompt)} with "
+        f"rollouts.max_new_tokens = {request.max_new_tokens} came to more: raise vllm.max_model_len and "
+        "vllm.kv_cache_gib (of a server: --max-model-len), or lower rollouts.max_new_tokens"
+    )
 
 
 def _line(error: BaseException) -> str:

@@ -21,7 +21,7 @@ from selfcorrect.models.plain import PlainWeights
 from selfcorrect.samplers.vllm import ADAPTER, AdapterVersion, Request, Sampled
 from selfcorrect.samplers.vllm_engine import need_vllm
 
-_SIDE_BY_SIDE = 256  # requests under way; the server batches them
+SIDE_BY_SIDE = 256  # requests of a rank that are under way; the server batches them
 _WAIT = 120.0  # seconds for a server that is still starting, or starting again
 _MORE = 5.0  # seconds: the time-out of a whole sync comes before that of a request within it
 _HERE = ("localhost", "127.0.0.1", "::1")
@@ -47,12 +47,8 @@ class Server:
         self._keeps_base, self._told, self._versions = adapter_only and not base_too, "", 0
         self._trainer: Any = None
         self._device = device
-        on_card = device.type == "cuda"
-        self._transfer = ("nccl" if on_card else "folder") if config.transfer == "auto" else config.transfer
-        if self._transfer in ("nccl", "ipc") and not on_card:
-            raise SamplerFailed(
-                f"vllm.transfer = {self._transfer!r} sends from a GPU, and the model is on {device.type}; set folder"
-            )
+        usual = "nccl" if device.type == "cuda" else "folder"
+        self._transfer = usual if config.transfer == "auto" else config.transfer
         served, *loaded = self._await()
         # Of runs whose folders are gone, as they ended or were killed: whoever sends unloads them. One that only asks
         # may be on a host that sees none of what was sent.
@@ -63,7 +59,7 @@ class Server:
 
     def sample(self, requests: Sequence[Request]) -> list[Sampled]:
         """In the order of the requests. Raises RuntimeError where the server answers with an error, late, or never."""
-        with ThreadPoolExecutor(min(len(requests), _SIDE_BY_SIDE), thread_name_prefix="vllm") as pool:
+        with ThreadPoolExecutor(min(len(requests), SIDE_BY_SIDE), thread_name_prefix="vllm") as pool:
             return list(pool.map(self._one, requests))
 
     def take_weights(self, weights: PlainWeights) -> None:

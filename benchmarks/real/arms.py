@@ -212,13 +212,15 @@ class Arm:
         complete = self.plan.steps is not None and trainer.progress.step >= self.plan.steps
         tensors = tensors_of(trainer.lm, None if complete else trainer.optimizer)
         # Two at most for a moment: the old one goes once the new one is whole.
-        save(self.folder / "checkpoints", Checkpoint(trainer.progress.step, tensors, asdict(trainer.progress)), keep=1)
+        made = Checkpoint(trainer.progress.step, tensors, asdict(trainer.progress))
+        save(self.folder / "checkpoints", made, 1, trainer.ranks)
         (self.folder / "done.json").write_text(json.dumps({"steps": trainer.progress.step}) + "\n")
 
     def _restore(self, trainer: Trainer, state: Checkpoint) -> None:
         trainer.start_stage(state.state["stage"])
         trainer.progress = Progress(**state.state)
-        model, moments = parts_of(state.tensors)
+        place = self.folder / "checkpoints" / f"step-{state.step:06d}"
+        model, moments = parts_of(trainer.ranks.read(place, trainer))
         load_weights(trainer.lm, model)
         if moments:
             load_optimizer(trainer.optimizer, moments)

@@ -13,17 +13,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from selfcorrect.config import ModelConfig, VllmConfig
+from selfcorrect.config import VllmConfig
 from selfcorrect.errors import SamplerFailed
 from selfcorrect.models.language_model import LanguageModel
-from selfcorrect.models.loading import load_model
 from selfcorrect.samplers.transformers import TransformersSampler
 from selfcorrect.samplers.vllm import AdapterVersion, VllmSampler
 from selfcorrect.samplers.vllm_engine import InProcess
 from selfcorrect.types import Completion, SamplingParams
 from tests.support.engines import learn
 from tests.support.runs import read_rows
-from tests.support.tiny import tiny_lm
+from tests.support.tiny import loaded, tiny_lm
 
 WHY = "vLLM is not installed: `make test-vllm` runs this in an environment of its own"
 pytestmark = [pytest.mark.vllm, pytest.mark.skipif(find_spec("vllm") is None, reason=WHY)]
@@ -86,18 +85,13 @@ def paired(tmp_path: Path) -> Iterator[Callable[..., Pair]]:
         own.close()
 
 
-def tuned(tuning: str) -> LanguageModel:
-    settings: Any = {"path": "lab", "device": "cpu", "precision": "float32", "tuning": tuning}
-    return load_model(ModelConfig(**settings))
-
-
 POLICIES: dict[str, tuple[Callable[[], LanguageModel], dict[str, Any]]] = {
     "qwen2": (lambda: tiny_lm("qwen2", end_ids=ENDS, hidden=128), {}),
     "llama, tied head": (lambda: tiny_lm("llama", end_ids=ENDS, hidden=128), {}),
-    "lab": (lambda: tuned("full"), {}),
-    "lora": (lambda: tuned("lora"), {}),
-    "lora merged": (lambda: tuned("lora"), {"adapter": "merged"}),
-    "qlora": (lambda: tuned("qlora"), {}),
+    "lab": (lambda: loaded("lab", "full"), {}),
+    "lora": (lambda: loaded("lab", "lora"), {}),
+    "lora merged": (lambda: loaded("lab", "lora"), {"adapter": "merged"}),
+    "qlora": (lambda: loaded("lab", "qlora"), {}),
 }
 
 
@@ -143,7 +137,7 @@ def test_attempt_2_finds_attempt_1_in_the_cache(paired: Callable[..., Pair]) -> 
 
 
 def test_stale_weights_and_a_stale_cache_are_seen(paired: Callable[..., Pair], monkeypatch: pytest.MonkeyPatch) -> None:
-    pair = paired(tuned("full"))
+    pair = paired(loaded("lab", "full"))
     pair.attempts(pair.own, 1.0, 1)
     learn(pair.lm, 0.003)
     monkeypatch.setattr(pair.engine, "take_weights", lambda weights: None)
@@ -164,7 +158,7 @@ def test_a_missed_sync_of_one_small_update_is_seen_in_bfloat16(
     paired: Callable[..., Pair], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Far below what the two engines differ by; the same update that is taken, or nothing learned, stops nothing."""
-    pair = paired(load_model(ModelConfig(path="lab", device="cpu", precision="bfloat16")))
+    pair = paired(loaded("lab", precision="bfloat16"))
     for size in (0.0, 0.0, 1e-6, 1e-6):
         learn(pair.lm, size)
         pair.own.load_weights(pair.lm.model)
@@ -177,7 +171,7 @@ def test_a_missed_sync_of_one_small_update_is_seen_in_bfloat16(
 
 
 def test_another_version_of_the_adapter_is_seen(paired: Callable[..., Pair], monkeypatch: pytest.MonkeyPatch) -> None:
-    pair = paired(tuned("lora"))
+    pair = paired(loaded("lab", "lora"))
     pair.attempts(pair.own, 1.0, 1)
     first = AdapterVersion(77, pair.own._folder / "adapter-1", "another")
     learn(pair.lm, 0.003)
@@ -194,7 +188,7 @@ def test_another_version_of_the_adapter_is_seen(paired: Callable[..., Pair], mon
 def test_an_engine_that_fails_is_started_again_in_the_same_process(
     paired: Callable[..., Pair], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pair = paired(tuned("lora"))
+    pair = paired(loaded("lab", "lora"))
     learn(pair.lm, 0.03)
 
     def broken(*_: Any, **__: Any) -> Any:

@@ -12,14 +12,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from selfcorrect.config import LoraConfig, TrainConfig
-from selfcorrect.config.recipe import validate
+from selfcorrect.config import LoraConfig
 from selfcorrect.learning.training import Trainer
 from selfcorrect.models.adapters import OFF, POLICY, Adapters, fresh_config
 from selfcorrect.models.head import HeadForm
 from selfcorrect.models.language_model import LanguageModel
 from tests.oracles.test_enumeration import PLANTED, TOLERANCE, weighted_batch
 from tests.oracles.toy import OBJECTIVES, Toy, exact_gradient, make_toy
+from tests.support.runs import valid
 
 
 def small_model(vocabulary: int) -> LanguageModel:
@@ -56,11 +56,10 @@ def table_of(lm: LanguageModel, toy: Toy) -> Tensor:
 
 
 def trainer_of(lm: LanguageModel, reference: LanguageModel, estimator: str) -> Trainer:
-    config = validate({
+    config = valid({
         "stages": [{"name": "one", "objective": "stage1", "steps": 9, "learning_rate": 1.0}],
         "algorithm": {"kl_estimator": estimator}, "optimizer": {"max_grad_norm": 1e30, "micro_batch": 10},
     })  # fmt: skip
-    assert isinstance(config, TrainConfig)
     return Trainer(config, lm, reference, cast(Any, None), cast(Any, None))
 
 

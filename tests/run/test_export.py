@@ -12,12 +12,10 @@ import torch
 from torch import Tensor
 
 from selfcorrect import api
-from selfcorrect.config import ModelConfig
 from selfcorrect.errors import CheckpointError, ConfigError, ModelError
 from selfcorrect.exporting import export
 from selfcorrect.models import adapters
 from selfcorrect.models.language_model import LanguageModel
-from selfcorrect.models.loading import load_model
 from selfcorrect.models.plain import PlainWeights
 from selfcorrect.runs.display import Observer
 from selfcorrect.runs.run import resume
@@ -29,7 +27,7 @@ from tests.run.conftest import ENDS
 from tests.support.engines import learn
 from tests.support.hub import stand_in_hub
 from tests.support.runs import brief, go, lucky_grade, read_rows, recipe, tuned
-from tests.support.tiny import tiny_lm
+from tests.support.tiny import loaded, tiny_lm
 
 QUESTION, AGAIN, TOKENS = "1 2 3 : 6", "?", 12
 
@@ -51,11 +49,6 @@ def trained(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Callable[[
         return kept[tuning]
 
     return run
-
-
-def loaded(path: Path, tuning: str = "full") -> LanguageModel:
-    config = {"path": str(path), "tuning": tuning, "device": "cpu", "precision": "float32"}
-    return load_model(ModelConfig.model_validate(config))
 
 
 def two_attempts(lm: LanguageModel) -> list[tuple[int, ...]]:
@@ -97,7 +90,9 @@ def test_sampler_and_policy_see_the_same_adapter(tuning: str, trained: Callable[
     assert rows[0]["kl"] == [0.0, 0.0]
 
 
-def test_a_sampler_without_the_adapter_is_seen(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sampler_without_the_adapter_is_seen(
+    model: Path, tmp_path: Path, lucky: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The planted bug: the figure above shows it."""
     sample = TransformersSampler.sample
 
@@ -110,7 +105,6 @@ def test_a_sampler_without_the_adapter_is_seen(model: Path, tmp_path: Path, monk
             finally:
                 monkeypatch.delattr(self._lm.adapters, "shown")
 
-    monkeypatch.setattr(Countdown, "grade", lucky_grade)
     monkeypatch.setattr(TransformersSampler, "sample", without)
     run = go(tuned(brief(tmp_path, model), "lora"))
     assert read_rows(run / "metrics.jsonl")[-1]["sampler_gap"] > 1e-3
@@ -168,8 +162,7 @@ def test_what_is_exported_gives_the_same_two_attempts(
 def test_layers_in_four_bits_that_no_adapter_is_on_become_ordinary_ones_too(model: Path) -> None:
     """As an engine is sent them, and merged; by the names and in the values of the plain model, up to 4 bits."""
     plain = dict(loaded(model).model.state_dict())
-    told = {"path": str(model), "tuning": "qlora", "lora": {"targets": ("q_proj",)}, "precision": "float32"}
-    lm = load_model(ModelConfig.model_validate({**told, "device": "cpu"}))
+    lm = loaded(model, "qlora", lora={"targets": ("q_proj",)})
     assert lm.adapters
     learn(lm, 0.02)
     before, listed = logits_of(lm), list(PlainWeights(lm, torch.float32, merged=True))
@@ -345,11 +338,8 @@ def test_training_goes_on_from_an_adapter(trained: Callable[[str], Path], model:
     assert json.loads((run / "final" / "adapter_config.json").read_text())["base_model_name_or_path"] == str(model)
 
 
-def test_the_commands_take_an_adapters_folder(
-    trained: Callable[[str], Path], command: Command, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_commands_take_an_adapters_folder(trained: Callable[[str], Path], command: Command, lucky: None) -> None:
     final = trained("qlora") / "final"
-    monkeypatch.setattr(Countdown, "grade", lucky_grade)
     assert len(api.play("1 2 3 = 6", final).attempts) == 2
     evaluation = api.evaluate(str(final), "evaluation.problems=4", "output=" + str(final.parent.parent))
     assert evaluation.summary.n == 4

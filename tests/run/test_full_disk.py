@@ -5,14 +5,14 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import yaml
 
 from selfcorrect.errors import CheckpointError, MemoryExhausted
-from selfcorrect.learning.record import StepResult
 from selfcorrect.learning.training import Trainer
 from selfcorrect.runs import checkpoint
 from selfcorrect.runs.checkpoint import load_newest
@@ -20,21 +20,10 @@ from selfcorrect.runs.display import Observer
 from selfcorrect.runs.run import resume
 from tests.conftest import Called
 from tests.run.conftest import Whole
-from tests.support.runs import brief, check_same, go, recipe
+from tests.support.runs import After, brief, check_same, go, recipe
 
 pytestmark = pytest.mark.usefixtures("lucky")
 MESSAGE = r"^the disk is full \(No space left on device: .*\); {saved}\. Free some space, then {go_on}$"
-
-
-class After(Observer):
-    """Does something when a step has ended."""
-
-    def __init__(self, step: int, deed: Callable[[], object]) -> None:
-        self._step, self._deed = step, deed
-
-    def step_done(self, result: StepResult) -> None:
-        if result.step == self._step:
-            self._deed()
 
 
 @pytest.fixture
@@ -153,11 +142,7 @@ def test_memory_that_gives_out_ends_the_run_in_a_line(
     error: Exception, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of torch's allocator, or of Python's own."""
-
-    def full(trainer: Trainer) -> None:
-        raise error
-
-    monkeypatch.setattr(Trainer, "train_step", full)
+    monkeypatch.setattr(Trainer, "train_step", Mock(side_effect=error))
     told = rf"^the memory does not suffice \({re.escape(str(error) or 'MemoryError')}\); .*lower optimizer\.micro_batch"
     with pytest.raises(MemoryExhausted, match=told):
         go(brief(tmp_path, model))

@@ -4,10 +4,11 @@ import re
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -154,32 +155,17 @@ def test_a_network_that_is_cut_ends_both_hosts_in_words(model: Path, tmp_path: P
         assert newest(run_of(one)).step == 3
 
 
-def no_recipe(two: Host) -> None:
-    (two.disk / "recipe.yaml").unlink()
-
-
-def other_recipe(two: Host) -> None:
-    file = two.disk / "recipe.yaml"
-    file.write_text(file.read_text().replace("learning_rate: 0.003", "learning_rate: 0.004"))
-
-
-def no_model(two: Host) -> None:
-    shutil.rmtree(two.disk / "model")
-
-
-def other_model(two: Host) -> None:
-    tiny_lm("llama", "eager", ENDS, seed=1).save(two.disk / "model", torch.float32)
-
-
-def no_data(two: Host) -> None:
-    (two.disk / "more.jsonl").unlink()
-
-
-def other_data(two: Host) -> None:
-    (two.disk / "more.jsonl").write_text('{"nums": [2, 5], "target": 7}\n')
-
-
-def nothing(two: Host) -> None: ...
+DEEDS: dict[str, Callable[[Host], object]] = {  # on the second host
+    "no recipe": lambda two: (two.disk / "recipe.yaml").unlink(),
+    "other recipe": lambda two: (two.disk / "recipe.yaml").write_text(
+        (two.disk / "recipe.yaml").read_text().replace("learning_rate: 0.003", "learning_rate: 0.004")
+    ),
+    "no model": lambda two: shutil.rmtree(two.disk / "model"),
+    "other model": lambda two: tiny_lm("llama", "eager", ENDS, seed=1).save(two.disk / "model", torch.float32),
+    "no data": lambda two: (two.disk / "more.jsonl").unlink(),
+    "other data": lambda two: (two.disk / "more.jsonl").write_text('{"nums": [2, 5], "target": 7}\n'),
+    "nothing": lambda two: None,
+}
 
 
 def other_code(rank: int) -> None:
@@ -189,11 +175,8 @@ def other_code(rank: int) -> None:
 
 
 def graderless(rank: int) -> None:
-    def grade(self: Any, answers: Any) -> Any:
-        raise SandboxError("programs cannot be confined here")
-
     if rank == 1:
-        COUNTDOWN.grade = grade
+        COUNTDOWN.grade = Mock(side_effect=SandboxError("programs cannot be confined here"))
 
 
 def uncompiled(rank: int) -> None:
@@ -205,24 +188,24 @@ def uncompiled(rank: int) -> None:
 @pytest.mark.parametrize(
     ("deed", "hook", "told"),
     [
-        (no_recipe, None, rf"rank 1 \(pid \d+ on node2\) ended: recipe {RECIPE}: no such file; .*; nothing was done yet"),
-        (other_recipe, None, r"rank 1 on node2 has other things than rank 0 on node1: stages = .*'learning_rate': 0.004.*; give all the same recipe and settings, .*"),
-        (no_model, None, r"rank 1 on node2: model.path = '/tmp/model'.*"),
-        (other_model, None, r"rank 1 on node2 has other things than rank 0 on node1: the model '/tmp/model' = \w+ \(not \w+\); put the same model on all hosts"),
-        (no_data, None, r"rank 1 on node2: .*/tmp/more.jsonl.*"),
-        (other_data, None, r"rank 1 on node2 has other things than rank 0 on node1: the more.jsonl problems = .*; put the same data on all hosts"),
-        (nothing, other_code, r"rank 1 on node2 has other things than rank 0 on node1: torch = 2.9.0 \(not .*\); install the same on all hosts"),
-        (nothing, graderless, r"rank 1 on node2: programs cannot be confined here"),
-        (nothing, uncompiled, r"rank 1 on node2: optimizer.compile = true: torch.compile fails here \(.*none_such.*\); set false"),
+        ("no recipe", None, rf"rank 1 \(pid \d+ on node2\) ended: recipe {RECIPE}: no such file; .*; nothing was done yet"),
+        ("other recipe", None, r"rank 1 on node2 has other things than rank 0 on node1: stages = .*'learning_rate': 0.004.*; give all the same recipe and settings, .*"),
+        ("no model", None, r"rank 1 on node2: model.path = '/tmp/model'.*"),
+        ("other model", None, r"rank 1 on node2 has other things than rank 0 on node1: the model '/tmp/model' = \w+ \(not \w+\); put the same model on all hosts"),
+        ("no data", None, r"rank 1 on node2: .*/tmp/more.jsonl.*"),
+        ("other data", None, r"rank 1 on node2 has other things than rank 0 on node1: the more.jsonl problems = .*; put the same data on all hosts"),
+        ("nothing", other_code, r"rank 1 on node2 has other things than rank 0 on node1: torch = 2.9.0 \(not .*\); install the same on all hosts"),
+        ("nothing", graderless, r"rank 1 on node2: programs cannot be confined here"),
+        ("nothing", uncompiled, r"rank 1 on node2: optimizer.compile = true: torch.compile fails here \(.*none_such.*\); set false"),
     ],
 )  # fmt: skip
-def test_what_a_host_lacks_is_told_with_its_name(deed: Any, hook: Any, told: str, model: Path, tmp_path: Path) -> None:
+def test_what_a_host_lacks_is_told_with_its_name(deed: str, hook: Any, told: str, model: Path, tmp_path: Path) -> None:
     """Before anything is kept, and with nobody left waiting."""
     recipe = settings("ddp", evaluation={"problems": 3, "controls": False, "external": ["/tmp/more.jsonl"]})
     with ready(tmp_path / "hosts", model, recipe) as both:
         for host in both:
             (host.disk / "more.jsonl").write_text('{"nums": [2, 3], "target": 5}\n')
-        deed(both[1])
+        DEEDS[deed](both[1])
         since = time.monotonic()
         ended = started(both, tmp_path / "log", "train", RECIPE, hook=hook).ended(90)
         stays_behind(ended, f"error: {told}", time.monotonic() - since)

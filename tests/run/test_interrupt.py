@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import yaml
@@ -93,10 +94,7 @@ def test_ctrl_c_while_a_run_starts(model: Path, tmp_path: Path) -> None:
 
 
 def test_ctrl_c_in_any_command(monkeypatch: pytest.MonkeyPatch, called: Called) -> None:
-    def interrupted(*args: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("selfcorrect.config.recipe.load_recipe", interrupted)
+    monkeypatch.setattr("selfcorrect.config.recipe.load_recipe", Mock(side_effect=KeyboardInterrupt))
     assert called("check", "recipe.yaml") == (130, "", "stopped\n")
 
 

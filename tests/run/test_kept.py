@@ -401,6 +401,8 @@ def test_the_panel_is_told_when_an_evaluation_ends(tmp_path: Path) -> None:
     assert "evaluating base" in panel()
     observer.work("evaluating base", 40, 120)
     assert "40 of 120 completions" in panel()
+    observer.work("evaluating base", 120, 120)  # all at once, as what was kept
+    assert "120 of 120 completions" in panel()
     ended = Evaluation("base", 0, "countdown", 1.0, falling(0.5, 0.5), ())
     observer.evaluated(ended)
     assert "evaluated base" in panel()

@@ -8,9 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from selfcorrect.config import ModelConfig
 from selfcorrect.errors import SamplerFailed
-from selfcorrect.models.loading import load_model
 from selfcorrect.parallel.served import Own
 from selfcorrect.samplers import vllm_engine
 from tests.run.test_ranks import check_equal, gap, uneven, well
@@ -18,6 +16,7 @@ from tests.run.test_ranks_ending import last_lines
 from tests.support.engines import FakeEngine
 from tests.support.ranks import launch
 from tests.support.runs import go, read_rows, tuned
+from tests.support.tiny import loaded
 
 pytestmark = pytest.mark.usefixtures("lucky")
 ENGINE: Any = vllm_engine  # to plant things in
@@ -36,8 +35,7 @@ def stands_in(rank: int, faults: Faults | None = None) -> None:
         if torch.distributed.is_initialized():  # as engines begin groups of processes, which all take part in
             torch.distributed.barrier()
         if not all(parameter.is_floating_point() for parameter in lm.model.parameters()):  # it has plain weights
-            plain: Any = {"path": lm.model.config._name_or_path, "device": "cpu", "precision": "float32"}
-            lm = load_model(ModelConfig(**plain, tuning="lora" if adapter_only else "full"))
+            lm = loaded(lm.model.config._name_or_path, "lora" if adapter_only else "full")
             return FakeEngine(lm, fault, other=True)
         return FakeEngine(lm, fault, other=not adapter_only)
 

@@ -4,6 +4,7 @@ import signal
 import sys
 import time
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import yaml
@@ -48,7 +49,7 @@ def test_other_problems_or_another_grader_are_refused(
     settings = brief(tmp_path, model, task={"name": "custom", "file": str(file)})
     with monkeypatch.context() as patch:
         if stopped_at is None:
-            patch.setattr(Loop, "_stages", raises_interrupt)
+            patch.setattr(Loop, "_stages", Mock(side_effect=KeyboardInterrupt))
         with pytest.raises(TrainingInterrupted):
             go(settings, StopAt(stopped_at or 1))
     run = tmp_path / "run"
@@ -91,10 +92,6 @@ def test_a_run_keeps_its_task(change: str, model: Path, tmp_path: Path) -> None:
     evaluated = whole if change == "gone" else run
     assert api.evaluate(evaluated / "final", "evaluation.problems=2", output=tmp_path / "e").summary.n == 2
     assert (tmp_path / "e/own/task/own.py").read_text() == (run / "own/task/own.py").read_text()
-
-
-def raises_interrupt(*_: object) -> None:
-    raise KeyboardInterrupt
 
 
 def test_a_machine_s_folders_are_not_published(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """Two processes over gloo do what one does: DDP and FSDP2, uneven groups, micro-batches that do not divide."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from selfcorrect import rollout
 from selfcorrect.learning.training import Trainer
 from selfcorrect.parallel.ranks import Several
 from selfcorrect.parallel.sharding import Sharded
+from selfcorrect.parallel.shards import tensors_in
 from selfcorrect.runs.checkpoint import Checkpoint, load_newest
 from tests.run.conftest import ENDS
 from tests.support.ranks import Ended, launch
@@ -43,7 +45,7 @@ def newest(run: Path) -> Checkpoint:
     found, warnings = load_newest(run / "checkpoints")
     assert found
     assert not warnings
-    return found
+    return replace(found, tensors=tensors_in(run / "checkpoints" / f"step-{found.step:06d}"))
 
 
 def gap(one: Path, other: Path) -> float:
@@ -76,6 +78,7 @@ STD: dict[str, Any] = {"algorithm": {"normalize_std": True}, "evaluation": {"pro
 BRIEF: dict[str, Any] = {"stages": [{**STAGE, "steps": 2}]}
 ONE_STEP: dict[str, Any] = {"stages": [{**STAGE, "steps": 1}], "evaluation": {"problems": 1, "controls": False}}
 HELD = {"reference": "base", "kl_estimator": "k1"}
+STARS = {"name": "a", "objective": "star", "iterations": 3, "collect": 9, "batch": 5, "steps": 3, "learning_rate": 3e-3}
 
 
 @pytest.mark.parametrize(
@@ -92,7 +95,7 @@ HELD = {"reference": "base", "kl_estimator": "k1"}
                 ("fsdp2", "lora", {"stages": [{**STAGE, "objective": "stage1", "offline_first": 0.5}]}),
                 ("fsdp2", "full", {"optimizer": {"warmup_steps": 0, "micro_batch": 3, "epsilon": EPSILON, "padding_free": True, "gradient_checkpointing": True}}),
                 ("ddp", "full", {"stages": [{"name": "a", "objective": "pair_sft", "steps": 3, "learning_rate": 0.003, "collect": 9, "batch": 5}]}),
-                ("fsdp2", "full", {"stages": [{"name": "a", "objective": "star", "iterations": 3, "steps": 3, "learning_rate": 0.003, "collect": 9, "batch": 5}]}),
+                ("fsdp2", "full", {"stages": [STARS]}),
                 ("ddp", "full", {"rollouts": {**SIZES, "problems_per_step": 1}}),
                 ("fsdp2", "full", {"rollouts": {**SIZES, "problems_per_step": 1}}),
                 ("ddp", "full", {"evaluation": {"problems": 5, "every": 1, "samples": 2, "temperature": 0.7}}),
@@ -169,13 +172,10 @@ def test_two_machines_of_two_processes_learn_what_one_does(
     assert (one / "rollouts.jsonl").read_text() == (tmp_path / "four" / "rollouts.jsonl").read_text()
 
 
-def unsummed(rank: int) -> None:
-    SHARDED.sum_gradients = lambda *_: None
-
-
 @pytest.mark.nightly
 def test_machines_that_come_to_other_weights_are_told_of(model: Path, tmp_path: Path) -> None:
-    ended = launch(tmp_path / "log", uneven(tmp_path, model, "four", "hsdp"), size=4, machines=2, hook=unsummed).ended()
+    settings = uneven(tmp_path, model, "four", "hsdp")
+    ended = launch(tmp_path / "log", settings, size=4, machines=2, hook=forgotten_sum).ended()
     assert {rank.status for rank in ended} == {2}
     assert "rank 2 has come to other weights than rank 0" in ended[0].err
     assert not list((tmp_path / "four" / "checkpoints").glob("step-*"))
@@ -225,7 +225,7 @@ def wrong_seed(rank: int) -> None:
 
 
 def forgotten_sum(rank: int) -> None:
-    SEVERAL.sum_gradients = lambda *_: None
+    SEVERAL.sum_gradients = SHARDED.sum_gradients = lambda *_: None
 
 
 def own_denominator(rank: int) -> None:

@@ -8,8 +8,11 @@ import signal
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -19,9 +22,6 @@ from selfcorrect.learning import training
 from selfcorrect.learning.record import StepResult
 from selfcorrect.learning.training import Trainer
 from selfcorrect.parallel import lifeline as lifelines
-from selfcorrect.parallel import ranks as ranked
-from selfcorrect.parallel import shards
-from selfcorrect.parallel.sharding import Sharded
 from selfcorrect.runs import checkpoint
 from selfcorrect.runs.loop import Loop
 from selfcorrect.tasks.countdown import Countdown
@@ -32,7 +32,6 @@ from tests.support.runs import read_rows
 TRAINER: Any = Trainer  # to plant things in
 LOOP: Any = Loop
 COUNTDOWN: Any = Countdown
-RANKS: Any = ranked
 TRAINING: Any = training
 pytestmark = pytest.mark.usefixtures("lucky")
 
@@ -53,9 +52,9 @@ def first_killed(rank: int) -> None:
     killed(1 - rank)
 
 
-def dies_in_step_3(rank: int, dead: int, owner: Any, name: str, *, after: bool = False) -> None:
+def dies_in_step_3(dead: int, at: str, rank: int, *, after: bool = False) -> None:
     """The rank that is to die does so in this function, or at its end."""
-    deed = getattr(owner, name)
+    deed, begun = resolve_name(at), list[bool]()
 
     def dies(*args: Any, **kwargs: Any) -> Any:
         found = deed(*args, **kwargs) if after or not begun else None
@@ -63,66 +62,45 @@ def dies_in_step_3(rank: int, dead: int, owner: Any, name: str, *, after: bool =
             os.kill(os.getpid(), signal.SIGKILL)
         return found
 
-    begun = list[bool]()
     if rank == dead:
-        setattr(owner, name, dies)
+        pytest.MonkeyPatch().setattr(at, dies)
         _at_step_3(lambda trainer: begun.append(True))
-
-
-def killed_sampling(rank: int) -> None:
-    dies_in_step_3(rank, 1, RANKS, "play", after=True)
-
-
-def killed_updating(rank: int) -> None:
-    dies_in_step_3(rank, 1, Sharded, "clip")
-
-
-def killed_saving(rank: int) -> None:
-    dies_in_step_3(rank, 1, shards, "write")
-
-
-def first_killed_sampling(rank: int) -> None:
-    dies_in_step_3(rank, 0, RANKS, "play")
-
-
-def first_killed_updating(rank: int) -> None:
-    dies_in_step_3(rank, 0, RANKS, "sum_gradients")
-
-
-def first_killed_saving(rank: int) -> None:
-    """All but the folder's last name is there."""
-    dies_in_step_3(rank, 0, checkpoint, "write_manifest", after=True)
 
 
 def last_lines(ended: Ended) -> list[str]:
     return [line for line in ended.err.splitlines() if line.startswith("error:")]
 
 
+DEATHS = [  # kind, the rank that dies, in which function, and whether at its end
+    ("ddp", 1, "parallel.ranks.play", True), ("fsdp2", 1, "parallel.sharding.Sharded.clip", False),
+    ("fsdp2", 1, "parallel.shards.write", False), ("fsdp2", 0, "parallel.ranks.play", False),
+    ("ddp", 0, "parallel.ranks.sum_gradients", False),
+    ("fsdp2", 0, "runs.checkpoint.write_manifest", True),  # all but the folder's last name is there
+]  # fmt: skip
+
+
 @pytest.mark.nightly
 @pytest.mark.parametrize(
-    ("parallel", "hook", "told"),
+    ("parallel", "dead", "hook"),
     [
-        ("ddp", killed, r"error: rank 1 \(pid \d+ on .*\) died without a word: killed, or out of memory; checkpoint step-000002 is whole. To go on, resume with: selfcorrect train --resume .*two \(by the same launcher\)"),
-        ("fsdp2", killed, r"error: rank 1 \(pid .*died without a word.* checkpoint step-000002 is whole.*"),
+        ("ddp", 1, killed), ("fsdp2", 1, killed), ("ddp", 0, first_killed),
         *(
-            (parallel, hook, rf"error: rank {int('first' not in hook.__name__)} \(.* died without a word.* checkpoint step-000002 is whole.*")
-            for parallel, hook in [
-                ("ddp", first_killed), ("ddp", killed_sampling), ("fsdp2", killed_updating), ("fsdp2", killed_saving),
-                ("fsdp2", first_killed_sampling), ("ddp", first_killed_updating), ("fsdp2", first_killed_saving),
-            ]
+            (kind, dead, partial(dies_in_step_3, dead, f"selfcorrect.{at}", after=after))
+            for kind, dead, at, after in DEATHS
         ),
     ],
 )  # fmt: skip
 def test_a_rank_that_is_killed_is_named_and_the_run_goes_on(
-    parallel: str, hook: Any, told: str, model: Path, tmp_path: Path
+    parallel: str, dead: int, hook: Any, model: Path, tmp_path: Path
 ) -> None:
     """In under a minute; what is made in the end is that of a run that nothing happened to, to the bit."""
     settings = uneven(tmp_path, model, "two", parallel)
     ended = launch(tmp_path / "log", settings, hook=hook).ended()
-    dead = int("first" not in hook.__name__)
     assert [rank.status for rank in ended] == ([2, -9] if dead else [-9, 2])
     (line,) = last_lines(ended[1 - dead])
-    assert re.fullmatch(told, line)
+    died = rf"error: rank {dead} \((pid \d+ )?on .*\) died without a word: killed, or out of memory; "
+    kept = r"checkpoint step-000002 is whole\. To go on, resume with: selfcorrect train --resume .*two \(by the same launcher\)"
+    assert re.fullmatch(died + kept, line)
     well(launch(tmp_path / "again", settings).ended())
     assert not list((tmp_path / "two").rglob(".partial*"))
     well(launch(tmp_path / "unbroken", {**settings, "output": str(tmp_path / "other")}).ended())
@@ -153,12 +131,8 @@ def crashing(rank: int) -> None:
 
 def exhausted(rank: int) -> None:
     """Rank 1's device has no memory left."""
-
-    def fail(trainer: Trainer) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory")
-
     if rank == 1:
-        _at_step_3(fail)
+        _at_step_3(Mock(side_effect=torch.OutOfMemoryError("CUDA out of memory")))
 
 
 def stuck(rank: int) -> None:
@@ -174,9 +148,7 @@ def full_disk(rank: int) -> None:
     """Rank 1's disk is full when the second checkpoint is written; under DDP it is rank 0 that writes."""
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
 
-    def full(*_: Any) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "the file")
-
+    full = Mock(side_effect=OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "the file"))
     _at_step_3(lambda trainer: setattr(HuggingFaceStorageWriter, "write_data", full) if rank == 1 else None)
     _at_step_3(
         lambda trainer: setattr(checkpoint, "write_manifest", full) if rank == 0 and not trainer.ranks.sharded else None

@@ -15,12 +15,12 @@ from selfcorrect.errors import ConfigError, TrainingInterrupted
 from selfcorrect.models.chat import Chat
 from selfcorrect.models.loading import load_model
 from selfcorrect.rollout import play
-from selfcorrect.runs.display import Observer
 from selfcorrect.runs.recipes import train_config
 from selfcorrect.samplers.scripted import ScriptedSampler
 from selfcorrect.tasks import make_task
 from selfcorrect.types import SamplingParams
 from tests.conftest import Called, Command
+from tests.run.test_kept import Heard
 from tests.support.data import code_folder, math_folder, write
 from tests.support.graders import put_in_place
 from tests.support.hf_model import save_qwen2
@@ -186,17 +186,11 @@ def test_a_custom_task_is_trained_on(qwen2: Path, tmp_path: Path, command: Comma
 
 def test_a_repair_set_that_is_stopped_goes_on(qwen2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     put_in_place(monkeypatch)
-
-    class Stop(Observer):
-        def work(self, title: str, done: int, total: int, now: str = "", share: float = 0.0) -> None:
-            if done > 2:  # in the second chunk
-                raise KeyboardInterrupt
-
     source = recipe(tmp_path, qwen2, {**BRIEF, "data": str(code_folder(tmp_path / "data"))})
     whole, parts, few = tmp_path / "whole.jsonl", tmp_path / "parts.jsonl", "rollouts.rows_at_once=2"
     rows = make_repair_set(qwen2, whole, few, recipe=source)
     with pytest.raises(TrainingInterrupted, match=r"stopped; 2 of 4 problems are kept in .*: the same command"):
-        make_repair_set(qwen2, parts, few, recipe=source, observer=Stop())
+        make_repair_set(qwen2, parts, few, recipe=source, observer=Heard(3))  # in the second chunk
     assert not parts.exists()
     with pytest.raises(
         ConfigError, match=r"temperature is 0.5, but was 1.0; give the command those settings, or remove"

@@ -9,8 +9,6 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from selfcorrect.api import read_config
-from selfcorrect.config import TrainConfig
 from selfcorrect.config.shipped import shipped_recipe
 from selfcorrect.learning.batching import make_batch
 from selfcorrect.learning.training import Trainer
@@ -18,6 +16,7 @@ from selfcorrect.models.loading import load_model
 from selfcorrect.models.weights import weights
 from selfcorrect.rollout import play
 from selfcorrect.runs.checks import fitted
+from selfcorrect.runs.recipes import train_config
 from selfcorrect.samplers.transformers import TransformersSampler
 from selfcorrect.tasks import make_task
 from selfcorrect.types import SamplingParams
@@ -43,8 +42,7 @@ def busy_cores() -> Iterator[None]:
 
 
 def demo_trainer(*overrides: str) -> Trainer:
-    config = read_config(shipped_recipe("demo"), *overrides)
-    assert isinstance(config, TrainConfig)
+    config = train_config(shipped_recipe("demo"), *overrides)
     assert config.model.precision == "float32"
     assert config.threads == 2
     lm, task = load_model(config.model), make_task(config.task)

@@ -5,27 +5,28 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from selfcorrect.config import ModelConfig
 from selfcorrect.errors import ConfigError
 from selfcorrect.models import weights as weighing
 from selfcorrect.models.loading import load_model
 from selfcorrect.parallel import sharding as shardings
-from selfcorrect.parallel.refused import refuse_unserved
+from selfcorrect.parallel.launch import refuse_unserved
 from selfcorrect.parallel.served import Served
 from selfcorrect.parallel.sharding import Sharded
 from selfcorrect.samplers.vllm_server import Server
-from tests.run.test_ranks import HELD, SIZES, STAGE, check_equal, gap, uneven, well
+from tests.run.test_ranks import HELD, SIZES, STAGE, STARS, check_equal, gap, uneven, well
 from tests.run.test_ranks_ending import dies_in_step_3, last_lines
 from tests.support.ranks import launch
 from tests.support.runs import config as validated
 from tests.support.runs import go, read_rows, tuned
 from tests.support.server import Fake, serving
+from tests.support.tiny import loaded
 
 SERVED: Any = Served  # to plant things in
 SERVER: Any = Server
@@ -42,8 +43,7 @@ def served(
 ) -> Iterator[tuple[Fake, dict[str, Any]]]:  # fmt: skip
     """A server of its own, and the recipe that samples from it."""
     alone = tuning != "full" and adapter == "auto"  # the adapter is what is sent
-    about: Any = {"path": str(model), "device": "cpu", "precision": "float32", "tuning": "lora" if alone else "full"}
-    lm = load_model(ModelConfig(**about))
+    lm = loaded(model, "lora" if alone else "full")
     folder = output / f"sync-{name}"
     folder.mkdir(parents=True)
     with serving(lm, other=not alone or tuning == "qlora") as fake:
@@ -55,15 +55,6 @@ def served(
 
 ONE: dict[str, Any] = {"rollouts": {**SIZES, "problems_per_step": 1}}
 OFFLINE: dict[str, Any] = {"stages": [{**STAGE, "offline_first": 0.5}], "algorithm": HELD}
-TRACES = {
-    "name": "a",
-    "objective": "star",
-    "iterations": 3,
-    "steps": 3,
-    "learning_rate": 0.003,
-    "collect": 9,
-    "batch": 5,
-}
 BETWEEN: dict[str, Any] = {"evaluation": {"problems": 5, "every": 1}}
 
 
@@ -79,7 +70,7 @@ BETWEEN: dict[str, Any] = {"evaluation": {"problems": 5, "every": 1}}
                 ("ddp", "qlora", "auto", {}), ("fsdp2", "qlora", "auto", {}),
                 ("fsdp2", "full", "auto", ONE), ("fsdp2", "full", "auto", OFFLINE),
                 ("fsdp2", "lora", "auto", {"stages": OFFLINE["stages"]}), ("fsdp2", "lora", "auto", BETWEEN),
-                ("fsdp2", "full", "auto", {"stages": [TRACES]}),
+                ("fsdp2", "full", "auto", {"stages": [STARS]}),
             ]
         ),
     ],
@@ -98,7 +89,7 @@ def test_two_processes_sample_and_learn_what_one_does(
         if (one / name).exists():
             assert (one / name).read_text() == (two / name).read_text()
     gaps = [row["sampler_gap"] for row in read_rows(two / "metrics.jsonl")]
-    assert changes == {"stages": [TRACES]} or all(0 < gap < 1e-5 for gap in gaps)  # of traces there is none
+    assert changes == {"stages": [STARS]} or all(0 < gap < 1e-5 for gap in gaps)  # of traces there is none
     for path in ("/collective_rpc", "/reset_prefix_cache", "/v1/load_lora_adapter"):
         assert asked.count(path) == alone.asked.count(path)
     syncs = asked.count("/v1/load_lora_adapter") or asked.count("/resume")
@@ -302,22 +293,16 @@ def test_a_server_that_fails_ends_all_ranks_with_its_own_words(
     check_equal(tmp_path / "two", tmp_path / "unbroken" / "two")
 
 
-def killed_sending(rank: int) -> None:
-    dies_in_step_3(rank, 0, Server, "take_weights", after=True)
-
-
-def killed_asking(rank: int) -> None:
-    dies_in_step_3(rank, 1, Server, "sample")
-
-
 @pytest.mark.nightly
-@pytest.mark.parametrize(("parallel", "hook"), [("fsdp2", killed_sending), ("ddp", killed_asking)])
+@pytest.mark.parametrize(
+    ("parallel", "dead", "at", "after"), [("fsdp2", 0, "take_weights", True), ("ddp", 1, "sample", False)]
+)
 def test_a_rank_that_is_killed_with_a_server_is_named_and_the_run_goes_on(
-    parallel: str, hook: Any, model: Path, tmp_path: Path
+    parallel: str, dead: int, at: str, after: bool, model: Path, tmp_path: Path
 ) -> None:
+    hook = partial(dies_in_step_3, dead, f"selfcorrect.samplers.vllm_server.Server.{at}", after=after)
     with served(tmp_path, model, "two", parallel) as (_, settings):
         ended = launch(tmp_path / "log", settings, hook=hook).ended()
-        dead = 0 if hook is killed_sending else 1
         assert [rank.status for rank in ended] == ([2, -9] if dead else [-9, 2])
         (line,) = last_lines(ended[1 - dead])
         assert re.fullmatch(rf"error: rank {dead} \(.* died without a word.* checkpoint step-000002 is whole.*", line)

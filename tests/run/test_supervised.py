@@ -17,11 +17,10 @@ from selfcorrect.learning.record import Progress
 from selfcorrect.learning.supervised import Collection, Collector, supervised_step
 from selfcorrect.learning.training import Trainer
 from selfcorrect.models.weights import weights
-from selfcorrect.runs.display import Observer
 from selfcorrect.samplers.transformers import TransformersSampler
 from selfcorrect.tasks import make_task
 from selfcorrect.types import Rollout
-from tests.run.conftest import ENDS
+from tests.run.conftest import ENDS, Listener
 from tests.support.rollouts import rollout_of_ids
 from tests.support.runs import Process, StopAt, check_same, config, end_state, go, read_rows, recipe
 from tests.support.tiny import tiny_lm
@@ -226,15 +225,11 @@ def test_the_annealed_credit_goes_from_stage_one_to_stage_two() -> None:
 def test_the_checkpoint_with_the_best_held_out_accuracy_is_taken(model: Path, tmp_path: Path) -> None:
     file = tmp_path / "held_out.jsonl"
     file.write_text("".join(f'{{"nums": [{a}, 3], "target": {a + 3}}}\n' for a in range(1, 9)))
-    said: list[str] = []
-
-    class Listener(Observer):
-        def message(self, text: str) -> None:
-            said.append(text)
-
+    listener = Listener()
     settings = recipe(tmp_path, model, checkpoint={"every": 1, "keep": 9, "select": "held_out", "held_out": str(file)})
-    run = go(settings, Listener())
-    scores = [float(text.split(": ")[1].split("%")[0]) for text in said if "of the held-out file right" in text]
+    run = go(settings, listener)
+    told = [text for text in listener.messages if text.endswith("of the held-out file right")]
+    scores = [float(text.split(": ")[1].split("%")[0]) for text in told]
     assert len(scores) == 8
     assert len(set(scores[:4])) > 1
     state = json.loads((run / "checkpoints" / "step-000008" / "state.json").read_text())

@@ -15,7 +15,6 @@ import pytest
 import torch
 
 from selfcorrect.config import ModelConfig, TrainConfig
-from selfcorrect.config.recipe import validate
 from selfcorrect.errors import ConfigError, ModelError, TrainingInterrupted
 from selfcorrect.learning.policy import check_optimizer, make_optimizer, make_reference
 from selfcorrect.models import loading, sizing
@@ -30,7 +29,7 @@ from selfcorrect.runs.folder import arithmetic
 from selfcorrect.tasks.countdown import Countdown
 from selfcorrect.types import Problem
 from tests.run.conftest import ENDS, Listener
-from tests.support.runs import StopAt, brief, check_same, end_state, go, read_rows, recipe
+from tests.support.runs import StopAt, brief, check_same, end_state, go, read_rows, recipe, valid
 from tests.support.tiny import tiny_lm
 
 RATE = {"steps": 2, "learning_rate": 0.003}
@@ -117,9 +116,7 @@ def lm_of(path: Path, **settings: Any) -> LanguageModel:
 
 
 def config_of(**settings: Any) -> TrainConfig:
-    config = validate({"stages": [ONE], **settings})
-    assert isinstance(config, TrainConfig)
-    return config
+    return valid({"stages": [ONE], **settings})
 
 
 def test_bfloat16_weights_keep_what_a_step_adds(model: Path) -> None:
@@ -305,16 +302,15 @@ def test_contradictions_are_refused(changed: dict[str, Any], told: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("targets", "told"),
+    ("tuning", "targets", "told"),
     [
-        (["q_pro"], "'q_pro' is no linear layer of the model; it has down_proj, gate_proj, k_proj"),
-        (["q_proj", "lm_head"], "'lm_head' is the head"),
-        (["embed_tokens"], "'embed_tokens' is no linear layer"),
-        (["all-linear"], "'all-linear' is no linear layer"),
-        (["self_attn"], "'self_attn' is no linear layer"),
+        ("qlora", ["q_pro"], "'q_pro' is no linear layer of the model; it has down_proj, gate_proj, k_proj"),
+        ("lora", ["q_proj", "lm_head"], "'lm_head' is the head"),
+        ("lora", ["embed_tokens"], "'embed_tokens' is no linear layer"),
+        ("lora", ["all-linear"], "'all-linear' is no linear layer"),
+        ("lora", ["self_attn"], "'self_attn' is no linear layer"),
     ],
 )
-@pytest.mark.parametrize("tuning", ["lora", "qlora"])
 def test_targets_that_are_none(tuning: str, targets: list[str], told: str, model: Path) -> None:
     with pytest.raises(ModelError, match=f"model.lora.targets: {told}"):
         lm_of(model, tuning=tuning, lora={"targets": tuple(targets)})

@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -74,12 +75,8 @@ def test_the_same_command_goes_on(
     model: Path, tmp_path: Path, whole_brief: Whole, lucky: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its evaluation of the base model is kept."""
-
-    def failing(trainer: Trainer) -> Any:
-        raise NothingGraded("the judge is gone")
-
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "train_step", failing)
+        patch.setattr(Trainer, "train_step", Mock(side_effect=NothingGraded("the judge is gone")))
         with pytest.raises(NothingGraded):
             start(asked(tmp_path, model), Listener())
     base = tmp_path / "run" / "evaluations" / "base.json"
@@ -118,10 +115,7 @@ def test_what_was_evaluated_by_then_is_not_lost(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     """Another learning rate leaves the base model's evaluation as it was; with another seed it begins anew."""
-
-    def dies(*_: Any) -> Any:
-        raise RuntimeError("killed before the evaluation is written")
-
+    dies = Mock(side_effect=RuntimeError("killed before the evaluation is written"))
     stages = brief(tmp_path, model)["stages"]
     stages[0]["learning_rate"] = 0.5
     with monkeypatch.context() as patch:

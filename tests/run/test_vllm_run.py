@@ -10,11 +10,9 @@ from typing import Any
 import pytest
 
 from selfcorrect import api
-from selfcorrect.config import ModelConfig, TrainConfig, VllmConfig
-from selfcorrect.config.recipe import validate
+from selfcorrect.config import VllmConfig
 from selfcorrect.errors import ConfigError, SamplerFailed
 from selfcorrect.models.language_model import LanguageModel
-from selfcorrect.models.loading import load_model
 from selfcorrect.runs.checks import tried
 from selfcorrect.samplers import vllm_engine, vllm_server
 from selfcorrect.samplers.sync_folder import SyncFolder
@@ -23,8 +21,9 @@ from selfcorrect.samplers.vllm import VllmSampler
 from selfcorrect.samplers.vllm_server import Server
 from selfcorrect.types import SamplingParams
 from tests.support.engines import Engines, learn
-from tests.support.runs import brief, check_same, end_state, go, read_rows, recipe
+from tests.support.runs import brief, check_same, end_state, go, read_rows, recipe, valid
 from tests.support.server import Fake, serving
+from tests.support.tiny import loaded
 
 ROWS_A_STEP = 3  # calls of `sample`: the comparison, and two attempts
 
@@ -32,7 +31,7 @@ ROWS_A_STEP = 3  # calls of `sample`: the comparison, and two attempts
 @pytest.fixture
 def engine_of(model: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """engine_of(faults...) -> the engines that runs then start."""
-    lm = load_model(ModelConfig(path=str(model), device="cpu", precision="float32"))
+    lm = loaded(model)
 
     def put(*faults: dict[str, int]) -> Engines:
         engines = Engines(lm, *faults)
@@ -102,7 +101,7 @@ def over_http(lm: LanguageModel, fake: Fake, folder: Path, timeout: float = 60.0
 
 @pytest.fixture
 def lm(model: Path) -> LanguageModel:
-    return load_model(ModelConfig(path=str(model), device="cpu", precision="float32"))
+    return loaded(model)
 
 
 PARAMS = SamplingParams(0.0, 8, 1)
@@ -112,8 +111,7 @@ def test_check_asks_the_server(lm: LanguageModel, model: Path, tmp_path: Path, m
     monkeypatch.setattr(vllm_server, "_WAIT", 0.0)
     with serving(lm) as fake:
         settings = brief(tmp_path, model, sampler="vllm", vllm={"server": f"http://127.0.0.1:{fake.server_port}"})
-        config = validate(settings)
-        assert isinstance(config, TrainConfig)
+        config = valid(settings)
         (told,) = [line for line in tried(config) if line.startswith("server: ")]
         assert "answers, and reads up to " in told
         assert fake.asked == ["/v1/models"]
@@ -143,7 +141,7 @@ def test_a_server_is_sent_each_version_and_pauses_meanwhile(lm: LanguageModel, t
 
 def test_a_server_outlives_the_runs_it_is_sent_adapters_by(model: Path, tmp_path: Path) -> None:
     """Another run, or the same resumed, has names of its own, and what one whose folder is gone has left is unloaded."""
-    adapted = load_model(ModelConfig(path=str(model), device="cpu", precision="float32", tuning="lora"))
+    adapted = loaded(model, "lora")
     prompts = [adapted.chat.first_prompt("5 2 1 : 8")]
     with serving(adapted, other=False) as fake:
         runs = list[VllmSampler]()

@@ -60,11 +60,6 @@ class Job:
     def err(self) -> str:
         return self._files[1].read_text()
 
-    @property
-    def errors(self) -> list[str]:
-        """The lines by which selfcorrect says why it ended."""
-        return [line for line in self.err.splitlines() if line.startswith("error:")]
-
     def wait_for(self, text: str, seconds: float = 90) -> None:
         """Until the command has written this to stdout."""
         until = time.monotonic() + seconds

@@ -89,16 +89,22 @@ def go(settings: Mapping[str, Any], observer: Observer | None = None) -> Path:
     return start(valid(settings), observer or Observer())
 
 
-class StopAt(Observer):
-    """Ctrl-C while step `step` is under way."""
+class After(Observer):
+    """Does something as step `step` ends."""
 
-    def __init__(self, step: int, times: int = 1) -> None:
-        self._step, self._times = step, times
+    def __init__(self, step: int, deed: Callable[[], object]) -> None:
+        self._step, self._deed = step, deed
 
     def step_done(self, result: StepResult) -> None:
         if result.step == self._step:
-            for _ in range(self._times):
-                signal.raise_signal(signal.SIGINT)
+            self._deed()
+
+
+class StopAt(After):
+    """Ctrl-C while step `step` is under way."""
+
+    def __init__(self, step: int, times: int = 1) -> None:
+        super().__init__(step, lambda: list(map(signal.raise_signal, [signal.SIGINT] * times)))
 
 
 class KillPoint:

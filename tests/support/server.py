@@ -128,12 +128,10 @@ def serving(lm: LanguageModel, *, other: bool = True) -> Iterator[Fake]:
 
 def main() -> None:
     """`python -m tests.support.server MODEL PORT full|lora`, for other hosts too."""
-    from selfcorrect.config import ModelConfig
-    from selfcorrect.models.loading import load_model
+    from tests.support.tiny import loaded
 
     path, port, tuning = sys.argv[1:]
-    about: Any = {"path": path, "device": "cpu", "precision": "float32", "tuning": tuning}
-    fake = Fake(FakeEngine(load_model(ModelConfig(**about)), other=tuning == "full"), ("", int(port)))
+    fake = Fake(FakeEngine(loaded(path, tuning), other=tuning == "full"), ("", int(port)))
     print("serving", flush=True)
     fake.serve_forever()
 

@@ -1,12 +1,14 @@
 """Tiny models of several architectures, with the lab's tokenizer and chat template."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from selfcorrect.config import ModelConfig
 from selfcorrect.lab.base import build_tokenizer
 from selfcorrect.models.language_model import LanguageModel
-from selfcorrect.models.loading import wrap
+from selfcorrect.models.loading import load_model, wrap
 
 ARCHITECTURES = ("llama", "qwen2", "gpt2", "gemma3")
 LIMIT = 12  # the tokenizer knows the numbers 0..LIMIT
@@ -27,6 +29,12 @@ def tiny_lm(
     model.generation_config.eos_token_id = [tokenizer.eos_token_id, *end_ids]
     language_model: LanguageModel = wrap(model, tokenizer)
     return language_model
+
+
+def loaded(path: str | Path, tuning: str = "full", **settings: Any) -> LanguageModel:
+    """A model folder, as a recipe would have it: on the processor, in float32 but where `settings` say otherwise."""
+    plain = {"path": str(path), "tuning": tuning, "device": "cpu", "precision": "float32"}
+    return load_model(ModelConfig.model_validate({**plain, **settings}))
 
 
 def _model(architecture: str, vocabulary: int, attention: str, hidden: int, layers: int) -> Any:

@@ -17,6 +17,7 @@ import selfcorrect
 from selfcorrect.config import CustomConfig
 from selfcorrect.errors import DataError, GraderFailed
 from selfcorrect.evaluation.evaluate import evaluated_problems
+from selfcorrect.evaluation.flat import rollout_row
 from selfcorrect.runs.checks import shortages
 from selfcorrect.runs.folder import _lines
 from selfcorrect.runs.recipes import train_config
@@ -190,7 +191,7 @@ def test_what_json_cannot_hold_is_told_before_the_work(value: str, why: str, tmp
 def test_a_number_that_is_not_finite_is_kept_as_null(tmp_path: Path) -> None:
     problem = task_of(tmp_path / "mine.py", GOOD.replace('"n": n', '"n": float("nan")')).test[0]
     attempt = Attempt((), Completion((), (), "1", "stop"), Grade(Outcome.WRONG, 0.0))
-    assert json.loads(_lines([Rollout(problem, (attempt,))]))["reference"] == {"n": None}
+    assert json.loads(_lines([rollout_row(Rollout(problem, (attempt,)))]))["reference"] == {"n": None}
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import psutil
 import pytest
@@ -15,13 +16,13 @@ import yaml
 
 import selfcorrect
 from selfcorrect.config import TrainConfig
-from selfcorrect.config.recipe import validate
 from selfcorrect.errors import ConfigError
 from selfcorrect.parallel import joining, lifeline
 from selfcorrect.parallel.launch import Launch, is_first, kind_of, launched, refuse_several
 from selfcorrect.parallel.lifeline import Lifeline
 from selfcorrect.parallel.ranks import Alone, Several
 from selfcorrect.parallel.sharding import Sharded
+from tests.support.runs import valid
 
 TWO = {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
 VARIABLES = (*TWO, "LOCAL_WORLD_SIZE", "ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED", "FSDP_VERSION")
@@ -35,9 +36,7 @@ def _plain(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def config(**changes: Any) -> TrainConfig:
-    made = validate({"stages": [], **changes})
-    assert isinstance(made, TrainConfig)
-    return made
+    return valid({"stages": [], **changes})
 
 
 @pytest.mark.parametrize(
@@ -209,12 +208,9 @@ def test_what_is_raised_on_all_ranks_is_no_ones_own_end(
     def gathered(told: list[Any], mine: Any, group: Any) -> None:
         told[:] = [mine] * 2
 
-    def broken() -> None:
-        raise ConfigError("no")
-
     monkeypatch.setattr(torch.distributed, "all_gather_object", gathered)
     with pytest.raises(ConfigError, match=r"^no$"), joining.joined() as ranks:
-        ranks.settled(config(parallel=parallel)).every(broken)
+        ranks.settled(config(parallel=parallel)).every(Mock(side_effect=ConfigError("no")))
     assert line.told == [None]
 
 

@@ -1,11 +1,10 @@
 """Weights as the sampler lays them out: cast, copied for decoding, given back; no logit changes."""
 
 from dataclasses import replace
-from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
-from torch import Tensor
 
 from selfcorrect.config import LoraConfig
 from selfcorrect.models import products
@@ -45,13 +44,8 @@ def test_weights_laid_out_for_decoding(view: str | None, precise: torch.dtype, m
         lm.adapters = Adapters(lm.model, fresh_config(LoraConfig(), lm.model), "a base", 0)
         lm.adapters.load(lm.adapters.tensors(), FROZEN)
         lm = replace(lm, view=view)
-    product, read = prepacked._forward, list[Tensor]()
-
-    def noted(*given: Any) -> Tensor:
-        read.append(product(*given))
-        return read[-1]
-
-    monkeypatch.setattr(prepacked, "_forward", noted)
+    read = Mock(wraps=prepacked._forward)
+    monkeypatch.setattr(prepacked, "_forward", read)
     draws = torch.Generator().manual_seed(1)
     ids, weights = torch.arange(1, 13).view(2, 6), InferenceWeights(lm)
     for _ in range(2):
@@ -65,7 +59,7 @@ def test_weights_laid_out_for_decoding(view: str | None, precise: torch.dtype, m
         within = 1e-5 if precise == torch.float32 else 0.05
         torch.testing.assert_close(after, before, rtol=within, atol=within)
     # On a processor without AVX-512 oneDNN has no product in bfloat16, and all stays as it is.
-    assert len(read) >= 2 * len(lm.model.model.layers) if products.works(precise) else not read
+    assert read.call_count >= 2 * len(lm.model.model.layers) if products.works(precise) else not read.called
     with pytest.raises(KeyboardInterrupt), weights.lent(lm):
         raise KeyboardInterrupt
     monkeypatch.setattr(prepacked, "free_memory_of_machine", lambda: 1000)

@@ -13,7 +13,6 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from selfcorrect.comparing.plan import merge
 from selfcorrect.config import TrainConfig
-from selfcorrect.config.recipe import validate
 from selfcorrect.errors import ConfigError
 from selfcorrect.models import packed, products, sizing
 from selfcorrect.models.head import HeadForm
@@ -23,6 +22,7 @@ from selfcorrect.planning.settled import dressed
 from selfcorrect.planning.settled import settled as planned_sizes
 from selfcorrect.planning.spec import described
 from tests.support.plans import recipe
+from tests.support.runs import valid
 
 STAGE = {"name": "a", "objective": "stage1", "steps": 1, "learning_rate": 1.0}
 SHAPES: dict[str, dict[str, int]] = {  # layers, widths and vocabularies of real models
@@ -55,8 +55,7 @@ def settle(
         model=Model(shape, able), device=torch.device("cpu"), compute_dtype=torch.float32,
         head_form=HeadForm() if known else None,
     )  # fmt: skip
-    config = validate({"stages": [STAGE], "rollouts": {"max_new_tokens": max(1, tokens // 3)}, **settings})
-    assert isinstance(config, TrainConfig)
+    config = valid({"stages": [STAGE], "rollouts": {"max_new_tokens": max(1, tokens // 3)}, **settings})
     return sized(config, lm, tokens)
 
 
@@ -117,8 +116,7 @@ def on_a_card(
     lm: Any = SimpleNamespace(
         model=model, device=torch.device("cuda"), compute_dtype=torch.bfloat16, head_form=HeadForm(), adapters=None
     )
-    config = validate(merge({"stages": [{**STAGE, "beta1": 0.01}], "rollouts": {"max_new_tokens": 800}}, settings))
-    assert isinstance(config, TrainConfig)
+    config = valid(merge({"stages": [{**STAGE, "beta1": 0.01}], "rollouts": {"max_new_tokens": 800}}, settings))
     settled, notes = sized(config, lm, 2400, trains, shards=shards)
     assert len(notes) >= 1 if trains else not notes
     return settled

@@ -6,14 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from selfcorrect.config import ModelConfig, TrainConfig, VllmConfig
-from selfcorrect.config.recipe import validate
+from selfcorrect.config import VllmConfig
 from selfcorrect.errors import ConfigError
 from selfcorrect.exporting import export
-from selfcorrect.models.loading import load_model
 from selfcorrect.models.sizing import sized
 from selfcorrect.samplers.choose import make_sampler
-from tests.support.tiny import tiny_lm
+from tests.support.runs import valid
+from tests.support.tiny import loaded, tiny_lm
 
 
 @pytest.mark.parametrize(("tuning", "tied"), [("full", True), ("full", False), ("lora", False), ("qlora", True)])
@@ -33,7 +32,7 @@ def test_of_a_model_that_reads_pictures_the_text_model_is_loaded(tuning: str, ti
     whole.save_pretrained(tmp_path / "whole")
     lm.tokenizer.save_pretrained(tmp_path / "whole")
     told = {"path": str(tmp_path / "whole"), "tuning": tuning, "device": "cpu", "precision": "float32"}
-    found = load_model(ModelConfig.model_validate(told))
+    found = loaded(tmp_path / "whole", tuning)
     assert any("the text model alone is loaded, trained and saved, as Gemma3ForCausalLM" in n for n in found.chat.notes)
     assert found.windows == lm.windows == {"sliding_attention": 6, "full_attention": None}
     assert found.head_form is not None
@@ -42,10 +41,7 @@ def test_of_a_model_that_reads_pictures_the_text_model_is_loaded(tuning: str, ti
         logits, expected = found.logits(ids, None, use_cache=False), whole(ids, use_cache=False).logits.flatten(0, 1)
     if tuning != "qlora":
         torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-5)
-    config = validate(
-        {"model": told, "stages": [{"name": "a", "objective": "stage2", "steps": 1, "learning_rate": 1.0}]}
-    )
-    assert isinstance(config, TrainConfig)
+    config = valid({"model": told, "stages": [{"name": "a", "objective": "stage2", "steps": 1, "learning_rate": 1.0}]})
     assert isinstance(sized(config, found, 64)[0].rollouts.rows_at_once, int)
     served = config.model_copy(update={"sampler": "vllm", "vllm": VllmConfig(server="http://localhost:1")})
     with pytest.raises(ConfigError, match="a Gemma3ForConditionalGeneration, whose weights have other names"):
@@ -53,7 +49,7 @@ def test_of_a_model_that_reads_pictures_the_text_model_is_loaded(tuning: str, ti
     if found.adapters:
         (tmp_path / "adapter").mkdir()
         found.save(tmp_path / "adapter", torch.float32)
-        again = load_model(ModelConfig.model_validate({**told, "path": str(tmp_path / "adapter")}))
+        again = loaded(tmp_path / "adapter", tuning)
         with torch.no_grad():
             torch.testing.assert_close(again.logits(ids, None, use_cache=False), logits)
         with pytest.raises(ConfigError, match="other tools would load nothing of it; --merge writes"):
@@ -61,7 +57,7 @@ def test_of_a_model_that_reads_pictures_the_text_model_is_loaded(tuning: str, ti
         found.adapters.merge()
         found = replace(found, adapters=None)
     found.save(tmp_path / "saved", torch.float32)
-    again = load_model(ModelConfig(path=str(tmp_path / "saved"), device="cpu", precision="float32"))
+    again = loaded(tmp_path / "saved")
     assert type(again.model) is type(lm.model)
     assert not any("text model" in note for note in again.chat.notes)
     with torch.no_grad():

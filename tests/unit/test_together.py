@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
+from unittest.mock import Mock
 
 import pytest
 
@@ -52,9 +53,6 @@ def test_a_shared_disk_is_seen_where_its_folder_may_not_be_listed(
 ) -> None:
     """By what rank 0 writes into a file; one of that name may be there from an earlier run."""
 
-    def refused(_: Any) -> list[str]:
-        raise PermissionError
-
     def looks(ranks: Several) -> bool:
         file = tmp_path / ("a" if shared else HOSTS[ranks.rank]) / ".lock"
         ranks.look_for(file)
@@ -63,7 +61,7 @@ def test_a_shared_disk_is_seen_where_its_folder_may_not_be_listed(
     for host in HOSTS:
         (tmp_path / host).mkdir(exist_ok=True)
         (tmp_path / host / ".lock").touch()
-    monkeypatch.setattr(os, "listdir", refused)
+    monkeypatch.setattr(os, "listdir", Mock(side_effect=PermissionError))
     monkeypatch.setattr(ranked, "_LOOKS", 1)
     monkeypatch.setattr(time, "sleep", lambda _: None)
     assert on_all(looks) == [shared] * len(HOSTS)

@@ -9,14 +9,14 @@ import time
 from dataclasses import replace
 from pathlib import Path
 from threading import Timer, current_thread
-from types import SimpleNamespace
 from typing import Any
+from unittest.mock import ANY, Mock, call
 
 import pytest
 import torch
 from safetensors import SafetensorError
 
-from selfcorrect.config import LoraConfig, TrainConfig, VllmConfig
+from selfcorrect.config import LoraConfig, VllmConfig
 from selfcorrect.config.recipe import validate
 from selfcorrect.errors import ConfigError, ModelError, SamplerFailed
 from selfcorrect.models.adapters import Adapters, fresh_config
@@ -31,6 +31,7 @@ from selfcorrect.samplers.vllm_engine import InProcess, need_vllm
 from selfcorrect.samplers.vllm_server import Server
 from selfcorrect.types import SamplingParams
 from tests.support.engines import Engines, FakeEngine, adapter_folders, learn
+from tests.support.runs import valid
 from tests.support.server import serving
 from tests.support.tiny import tiny_lm
 
@@ -183,12 +184,19 @@ def test_a_failure_is_mended_once(
     assert capsys.readouterr().err.count("started once more with the current weights") == 1
 
 
-@pytest.mark.parametrize("fault", [{"dies": 1}, {"breaks_off": 2}, {"sync_dies": 1}])
-def test_a_second_failure_is_the_end(fault: dict[str, int], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("faults", "calls"),
+    [([{"dies": 1}], 0), ([{"breaks_off": 2}], 0), ([{"sync_dies": 1}], 0), ([{"dies": 2}, {"dies": 5}], 3)],
+)
+def test_a_second_failure_is_the_end(faults: list[dict[str, int]], calls: int, tmp_path: Path) -> None:
+    """However much later: an engine that dies again and again would be started for ever. calls: that go well before."""
     lm = model()
-    engines = Engines(lm, fault)
+    engines = Engines(lm, *faults)
+    own = sampler(lm, engines, tmp_path)
+    for _ in range(calls):
+        own.sample(prompts(lm), GREEDY)
     with pytest.raises(SamplerFailed, match="was started once more, and failed again") as told:
-        sampler(lm, engines, tmp_path).sample(prompts(lm), GREEDY)
+        own.sample(prompts(lm), GREEDY)
     assert len(engines.made) == 2
     assert "\n" not in str(told.value)
 
@@ -212,18 +220,6 @@ def test_an_engine_that_cannot_be_started_anew_hides_no_failure(
         SamplerFailed, match=r"vllm failed \(.*\), was started once more, and failed again \(.*sleep mode"
     ):
         own.sample(prompts(lm), GREEDY)
-
-
-def test_a_second_failure_much_later_is_the_end_too(tmp_path: Path) -> None:
-    """An engine that dies again and again would be started for ever."""
-    lm = model()
-    engines = Engines(lm, {"dies": 2}, {"dies": 5})
-    own = sampler(lm, engines, tmp_path)
-    for _ in range(3):
-        own.sample(prompts(lm), GREEDY)
-    with pytest.raises(SamplerFailed, match="was started once more, and failed again"):
-        own.sample(prompts(lm), GREEDY)
-    assert len(engines.made) == 2
 
 
 def test_an_engine_that_fails_at_rest_is_given_up_once(tmp_path: Path) -> None:
@@ -324,22 +320,20 @@ def test_a_folder_is_locked_though_another_process_tries_the_lock(
         fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-def full(*_: Any) -> None:
-    raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
-
-
-def broken(*_: Any) -> None:
-    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-
-@pytest.mark.parametrize("deed", [full, broken])
+@pytest.mark.parametrize(
+    "error",
+    [
+        SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+        OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)),
+    ],
+)
 def test_a_full_disk_is_told_and_nothing_is_started_anew(
-    deed: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lm = model(adapted=True)
     engines = Engines(lm)
     own = sampler(lm, engines, tmp_path)
-    monkeypatch.setattr(Adapters, "save", deed)
+    monkeypatch.setattr(Adapters, "save", Mock(side_effect=error))
     with pytest.raises(SamplerFailed, match=r"selfcorrect-sync-.* has no room .*No space left on device.*sync_folder$"):
         own.load_weights(lm.model)
     assert len(engines.made) == 1
@@ -412,28 +406,20 @@ def test_settings_that_do_not_fit_are_refused(changes: dict[str, Any], told: str
     [({}, None), ({"sampler": "vllm"}, 2.0), ({"sampler": "vllm", "algorithm": {"importance_cap": "none"}}, None), ({"algorithm": {"importance_cap": 3.0}}, 3.0)],
 )  # fmt: skip
 def test_importance_weights_are_on_where_another_engine_samples(changes: dict[str, Any], cap: float | None) -> None:
-    config = validate({"stages": [STAGE], **changes})
-    assert isinstance(config, TrainConfig)
-    assert config.importance_cap == cap
+    assert valid({"stages": [STAGE], **changes}).importance_cap == cap
 
 
 def test_an_engine_that_sleeps_is_woken_before_it_takes_anything() -> None:
     """Weights written into memory that is given back would be lost; the cache's memory comes after them."""
-    calls: list[str] = []
-
-    def empty() -> bool:
-        calls.append("empty")
-        return True
-
     engine: Any = object.__new__(InProcess)
     engine._cuda, engine._adapter, engine._asleep, engine._request = True, False, False, None
-    engine._llm = SimpleNamespace(
-        sleep=lambda level: calls.append(f"sleep {level}"), wake_up=lambda tags: calls.append(f"wake {' '.join(tags)}"),
-        collective_rpc=lambda name, kwargs: calls.append(name), reset_prefix_cache=empty,
-    )  # fmt: skip
+    engine._llm = Mock()
     engine.rest()
     engine.take_weights([])
-    assert calls == ["sleep 2", "wake weights", "reload_weights", "wake kv_cache", "empty"]
+    assert engine._llm.mock_calls == [
+        call.sleep(level=2), call.wake_up(tags=["weights"]), call.collective_rpc("reload_weights", kwargs=ANY),
+        call.wake_up(tags=["kv_cache"]), call.reset_prefix_cache(),
+    ]  # fmt: skip
 
 
 def test_a_sync_has_one_time_for_all_its_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -57,7 +57,7 @@ class Chat:
         if system is not None:
             self._render([("user", _MARKER)])  # a template that fails on this too has another fault
             templates.refuse_unread_system(system, self._text)
-            if tokenizer.unk_token_id is not None and tokenizer.unk_token_id in self._encode(system.text):
+            if tokenizer.unk_token_id in self._encode(system.text):
                 raise ModelError(
                     f"model.system_prompt = {system.text[:60]!r}: the tokenizer has no token for part of it; reword it"
                 )
@@ -86,7 +86,7 @@ class Chat:
             content = message["content"]
             if message["role"] != "assistant" and content.strip() not in text:
                 raise ModelError(f"messages[{number}]: the chat template leaves out this {message['role']} turn")
-            if self._tokenizer.unk_token_id is not None and self._tokenizer.unk_token_id in self._encode(content):
+            if self._tokenizer.unk_token_id in self._encode(content):
                 raise ModelError(f"messages[{number}]: the model's tokenizer has no token for part of the content")
         if not any(self._control.intersection(self._encode(message["content"])) for message in shown):
             return self._encode(text)
@@ -112,12 +112,7 @@ class Chat:
                 "messages: a content spells out control tokens of the model, and the chat template changes it in a way "
                 "that leaves no telling them apart from its own; leave them out"
             )
-        read = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        ids: list[int] = []
-        for token, (begin, end) in zip(read["input_ids"], read["offset_mapping"], strict=True):
-            spelled = token in self._control and any(low <= begin and end <= high for low, high in inside)
-            ids += self._encode_plainly(text[begin:end]) if spelled else [token]
-        return tuple(ids)
+        return self._apart(text, inside)
 
     def readable(self, user: str) -> bool:
         """False where the tokenizer has no token for part of the user's text.
@@ -224,12 +219,16 @@ class Chat:
         readable = not self._control.intersection(plain)
         if not (readable and marker and self._tokenizer.is_fast and text.startswith(head) and text.endswith(tail)):
             return self._encode(text), False
+        return self._apart(text, [(len(head), len(text) - len(tail))]), True
+
+    def _apart(self, text: str, inside: Sequence[tuple[int, int]]) -> tuple[int, ...]:
+        """A rendered text as ids, in which no control token comes from these spans of it."""
         read = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         ids: list[int] = []
         for token, (begin, end) in zip(read["input_ids"], read["offset_mapping"], strict=True):
-            spelled = token in self._control and begin >= len(head) and end <= len(text) - len(tail)
+            spelled = token in self._control and any(low <= begin and end <= high for low, high in inside)
             ids += self._encode_plainly(text[begin:end]) if spelled else [token]
-        return tuple(ids), True
+        return tuple(ids)
 
     def _look_for_surprises(self) -> list[str]:
         """Things a template does that change no id of ours, or that are taken care of, in one line each."""

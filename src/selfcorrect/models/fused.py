@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from selfcorrect.errors import first_line
 from selfcorrect.models.language_model import LanguageModel
-from selfcorrect.models.recompute import layers_of
+from selfcorrect.models.recompute import layers_of, standing_in
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 _now: ContextVar[bool] = ContextVar("fused", default=False)
@@ -33,16 +33,13 @@ def fused(on: bool, *models: Any) -> Iterator[None]:
     """
     parts = [part for model in dict.fromkeys(models) for part in parts_of(model)] if on else []
     token = _now.set(on)
+    # Runs one after another in a process may differ in more than lengths, each of which compiles anew.
+    limit = torch._dynamo.config.patch(recompile_limit=_VARIANTS) if on else nullcontext()
     try:
-        for part in parts:
-            part.forward = partial(_compiled(type(part).forward, whole=False), part)
-        # Runs one after another in a process may differ in more than lengths, each of which compiles anew.
-        with torch._dynamo.config.patch(recompile_limit=_VARIANTS) if on else nullcontext():
+        with standing_in((part, partial(_compiled(type(part).forward, whole=False), part)) for part in parts), limit:
             yield
     finally:
         _now.reset(token)
-        for part in parts:
-            vars(part).pop("forward", None)
 
 
 def fusible(function: _F) -> _F:

@@ -1,11 +1,13 @@
 """Loading a causal language model of Hugging Face layout: a folder, or a name on the hub."""
 
+import mmap
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from selfcorrect.config import ModelConfig
 from selfcorrect.errors import ModelError, first_line
@@ -16,7 +18,6 @@ from selfcorrect.models.chat import Chat
 from selfcorrect.models.files import resolve_path
 from selfcorrect.models.freed import keep_freed_memory
 from selfcorrect.models.head import head_form
-from selfcorrect.models.hollow import fill_with_nothing
 from selfcorrect.models.language_model import LanguageModel
 from selfcorrect.models.text_part import text_part
 
@@ -25,8 +26,8 @@ def load_model(config: ModelConfig, seed: int = 0, *, in_memory: bool = False, h
     """Load model, tokenizer and chat template; with an adapter, where the path or the tuning names one.
 
     seed: a fresh adapter's. in_memory: the weights stay in the machine's memory, from where shards go to the device.
-    hollow: they are not read, as another process has them (hollow.py); but for 4-bit ones, and where accelerate is not
-    there to leave them out.
+    hollow: they are not read, as another process has them; but for 4-bit ones, and where accelerate is not there to
+    leave them out.
 
     Raises ModelError, naming what is missing.
     """
@@ -97,7 +98,7 @@ def _load(
         )  # fmt: skip
     model, part_of = text_part(model)
     if hollow:
-        fill_with_nothing(model)
+        _fill_with_nothing(model)
     elif config.tuning == "qlora":
         adapters.keep_plain(model)
     else:
@@ -115,6 +116,29 @@ def _load(
         f"of {part_of} the text model alone is loaded, trained and saved, as {type(model).__name__}" if part_of else ""
     )
     return lm, [note for note in (of_text, told, _emulated(config, device, compute_dtype)) if note]
+
+
+def _fill_with_nothing(model: Any) -> None:
+    """Of a model whose weights another process has: zeros in the place of its meta tensors.
+
+    The system gives them memory once something is written there. Tied weights stay tied. Weights and buffers are all
+    the tensors that a model has: transformers loads no others.
+    """
+    made: dict[int, Tensor] = {}
+    for module in model.modules():
+        for held in (module._parameters, module._buffers):
+            for key, tensor in held.items():
+                if tensor is not None and tensor.is_meta:
+                    held[key] = made.setdefault(id(tensor), _nothing(tensor))
+
+
+def _nothing(like: Tensor) -> Tensor:
+    size = like.numel() * like.element_size()
+    pages = mmap.mmap(-1, max(1, size), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    tensor = torch.frombuffer(pages, dtype=torch.uint8)[:size].view(like.dtype).view(like.shape)
+    if isinstance(like, torch.nn.Parameter):
+        return torch.nn.Parameter(tensor, requires_grad=like.requires_grad)
+    return tensor
 
 
 def _in_four_bits(config: ModelConfig, device: torch.device, compute_dtype: torch.dtype) -> dict[str, Any]:

@@ -4,6 +4,7 @@ A step of 1e-6 on a bfloat16 weight of 0.1 would be rounded away. The masters ke
 """
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -30,27 +31,14 @@ class Masters:
             name: w.detach().to(torch.float32, copy=True).requires_grad_() for name, w in self._weights.items()
         }
         for name, weight in self._weights.items():
-            collector = self._collector(name)
-            self._hooks.append(weight.register_post_accumulate_grad_hook(collector))  # type: ignore[no-untyped-call]
+            collect = partial(_collect, self.by_name[name])
+            self._hooks.append(weight.register_post_accumulate_grad_hook(collect))  # type: ignore[no-untyped-call]
 
     def let_go(self) -> None:
         """The weights train no more here: no gradient is collected, and nothing is held beside them."""
         for hook in self._hooks:
             hook.remove()
         self._hooks, self._weights, self.by_name = [], {}, {}
-
-    def _collector(self, name: str) -> Any:
-        master = self.by_name[name]
-
-        def collect(weight: Tensor) -> None:
-            assert weight.grad is not None
-            if master.grad is None:
-                master.grad = weight.grad.float()
-            else:
-                master.grad += weight.grad
-            weight.grad = None
-
-        return collect
 
     @torch.no_grad()
     def hand_out(self) -> None:
@@ -70,3 +58,12 @@ class Masters:
             if weight.data_ptr() == tensor.data_ptr():
                 return self.by_name[name]
         return None
+
+
+def _collect(master: Tensor, weight: Tensor) -> None:
+    assert weight.grad is not None
+    if master.grad is None:
+        master.grad = weight.grad.float()
+    else:
+        master.grad += weight.grad
+    weight.grad = None

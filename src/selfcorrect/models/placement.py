@@ -1,5 +1,6 @@
 """A frozen model whose layers lie in the machine's memory, and pass through an accelerator one at a time."""
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,8 +19,8 @@ def stream(lm: LanguageModel) -> None:
             resident = parameter.data.to("cpu")
             kept[name] = resident.pin_memory() if lm.device.type == "cuda" else resident
             parameter.data = kept[name]
-        layer.register_forward_pre_hook(_bring(kept, lm.device))
-        layer.register_forward_hook(_leave(kept))
+        layer.register_forward_pre_hook(partial(_bring, kept, lm.device))
+        layer.register_forward_hook(partial(_leave, kept))
 
 
 def stack_of(model: Any) -> list[Any]:
@@ -28,17 +29,11 @@ def stack_of(model: Any) -> list[Any]:
     return list(max(lists, key=len, default=()))
 
 
-def _bring(kept: dict[str, torch.Tensor], device: torch.device) -> Any:
-    def bring(layer: torch.nn.Module, _: Any) -> None:
-        for name, parameter in layer.named_parameters():
-            parameter.data = kept[name].to(device, non_blocking=True)
-
-    return bring
+def _bring(kept: dict[str, torch.Tensor], device: torch.device, layer: torch.nn.Module, *_: Any) -> None:
+    for name, parameter in layer.named_parameters():
+        parameter.data = kept[name].to(device, non_blocking=True)
 
 
-def _leave(kept: dict[str, torch.Tensor]) -> Any:
-    def leave(layer: torch.nn.Module, *_: Any) -> None:
-        for name, parameter in layer.named_parameters():
-            parameter.data = kept[name]
-
-    return leave
+def _leave(kept: dict[str, torch.Tensor], layer: torch.nn.Module, *_: Any) -> None:
+    for name, parameter in layer.named_parameters():
+        parameter.data = kept[name]

@@ -5,7 +5,7 @@ in eval mode, and shared prompts (learning/prompts.py) stay shared. Nothing is r
 run is the first one again.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any
@@ -22,23 +22,33 @@ def layers_of(model: Any) -> list[torch.nn.Module]:
 
 
 @contextmanager
+def standing_in(forwards: Iterable[tuple[Any, Any]]) -> Iterator[None]:
+    """Modules with what stands in for their forward passes meanwhile; each is asked for as its turn comes."""
+    taken: list[tuple[Any, Any]] = []
+    try:
+        for module, forward in forwards:
+            taken.append((module, vars(module).get("forward")))
+            module.forward = forward
+        yield
+    finally:
+        for module, own in reversed(taken):
+            vars(module).pop("forward", None)
+            if own is not None:
+                module.forward = own
+
+
+@contextmanager
 def recomputed(model: Any, on: bool, around: Callable[[], AbstractContextManager[None]]) -> Iterator[None]:
     """Forward passes inside keep what their layers read, and nothing else, for the backward pass (anywhere).
 
     around: what a forward pass stands in that torch does not bring back by itself (autocast it does).
     """
-    layers = layers_of(model) if on else []
-    before = [layer.__dict__.get("forward") for layer in layers]
-    for layer in layers:
-        layer.forward = partial(
+
+    def again(layer: Any) -> Any:
+        return partial(
             checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False,
             context_fn=lambda: (nullcontext(), around()),
         )  # fmt: skip
-    try:
+
+    with standing_in((layer, again(layer)) for layer in (layers_of(model) if on else ())):
         yield
-    finally:
-        for layer, forward in zip(layers, before, strict=True):
-            if forward is None:
-                del layer.forward
-            else:
-                layer.forward = forward

@@ -1,7 +1,5 @@
 """In which dtype a model's weights lie on disk: what is trained in float32 is kept as it came."""
 
-import json
-import struct
 from collections import Counter
 from collections.abc import Mapping
 from math import prod
@@ -9,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 
 from selfcorrect.models import files
 from selfcorrect.models.files import ADAPTER, resolve_path
@@ -36,13 +35,11 @@ def stored_dtype(path: str) -> torch.dtype:
 
 def _counts(weights: Path) -> Counter[str]:
     """Numbers by dtype, from the head of a safetensors file."""
-    with weights.open("rb") as stream:
-        (length,) = struct.unpack("<Q", stream.read(8))
-        head = json.loads(stream.read(length))
-    counts: Counter[str] = Counter()
-    for tensor, about in head.items():
-        if tensor != "__metadata__":
-            counts[about["dtype"]] += prod(about["shape"])
+    counts = Counter[str]()
+    with safe_open(weights, "pt") as opened:
+        for name in opened.keys():  # noqa: SIM118
+            tensor = opened.get_slice(name)
+            counts[tensor.get_dtype()] += prod(tensor.get_shape())
     return counts
 
 

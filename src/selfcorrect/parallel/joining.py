@@ -22,7 +22,7 @@ from selfcorrect.parallel.ranks import Alone, Several
 
 _JOINING = timedelta(minutes=10)
 _TELLING = timedelta(seconds=30)  # after which rank 0 says for whom it waits
-# Between ranks that sample longer than others, or wait for a checkpoint or a server (parallel/refused.py). Dead ones
+# Between ranks that sample longer than others, or wait for a checkpoint or a server (parallel/launch.py). Dead ones
 # are known of at once all the same.
 _LONGEST_WAIT = timedelta(hours=3)
 

@@ -3,10 +3,13 @@
 import os
 from dataclasses import dataclass
 
+from selfcorrect.config import TrainConfig
 from selfcorrect.config.parallel import Parallel
 from selfcorrect.errors import ConfigError
 
 _NEEDED = ("WORLD_SIZE", "RANK", "MASTER_ADDR", "MASTER_PORT")
+# A sync and its comparison take twice this at the most, and others wait three hours for rank 0.
+_LONGEST = 1800.0  # seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +68,15 @@ def refuse_several(what: str) -> None:
     if (launch := launched()) is not None:
         raise ConfigError(
             f"{what} is done by one process, and {launch.size} were started; start it without torchrun or accelerate"
+        )
+
+
+def refuse_unserved(config: TrainConfig) -> None:
+    """Raises ConfigError where ranks would not wait as long as the recipe's engine may take."""
+    if config.sampler == "vllm" and config.vllm.timeout > _LONGEST:
+        raise ConfigError(
+            f"vllm.timeout = {config.vllm.timeout:g} with several processes: the others would give rank 0 up before "
+            f"it could tell what the engine said; set at most {_LONGEST:g}"
         )
 
 

@@ -18,16 +18,14 @@ from torch import Tensor
 
 from selfcorrect.config import TrainConfig
 from selfcorrect.errors import ConfigError, NumericalError, UserError
-from selfcorrect.evaluation.kept import Kept
 from selfcorrect.models.language_model import LanguageModel
 from selfcorrect.models.loading import load_model
 from selfcorrect.models.sharded import fill, from_first
 from selfcorrect.models.weights import fingerprint
 from selfcorrect.parallel import shards
 from selfcorrect.parallel.gradients import sum_gradients
-from selfcorrect.parallel.launch import kind_of
+from selfcorrect.parallel.launch import kind_of, refuse_unserved
 from selfcorrect.parallel.lifeline import Lifeline
-from selfcorrect.parallel.refused import refuse_unserved
 from selfcorrect.rollout import play
 from selfcorrect.samplers.base import Sampler
 from selfcorrect.types import Completion, Problem, Rollout, SamplingParams
@@ -72,7 +70,7 @@ class Alone:
 
     def load(self, config: TrainConfig) -> LanguageModel:
         """The model to train, as this rank needs it before `spread`. Raises ModelError."""
-        return load_model(config.model, config.seed)
+        return self.each(lambda: load_model(config.model, config.seed))
 
     def named(self, rank: int) -> str:
         """A rank in words, with its host where there are several."""
@@ -105,16 +103,12 @@ class Alone:
     def same(self, mine: Mapping[str, Any], todo: str) -> None:
         """Raises ConfigError, on all ranks, where one has something else than rank 0. mine: by what it is, in words."""
 
-    def held(self, context: AbstractContextManager[Any]) -> AbstractContextManager[Any]:
-        """A context that rank 0 enters alone; what it raises there is raised on every rank."""
+    def held(self, context: AbstractContextManager[T]) -> AbstractContextManager[T]:
+        """A context that rank 0 enters alone; what it raises is raised on all ranks, which all ask what it gives."""
         return context
 
     def look_for(self, file: Path) -> None:
         """Settles `shares_disk`: whether all ranks see what rank 0 writes into a file of the run's folder."""
-
-    def kept(self, context: AbstractContextManager[Kept]) -> AbstractContextManager[Kept]:
-        """`held`, of work that every rank asks for and adds to."""
-        return context
 
     def play(self, problems: Sequence[Problem], *args: Any, group: int = 1, **kwargs: Any) -> list[Rollout]:
         """`rollout.play` of all problems, each rank its own; group: how many of them stay together."""
@@ -162,7 +156,7 @@ class Alone:
 
     def read(self, folder: Path, trainer: Any) -> dict[str, Tensor]:
         """A checkpoint's tensors, laid out as the trainer's are."""
-        return shards.tensors_in(folder)
+        return self.handed(lambda: shards.tensors_in(folder), None)
 
     def handed(self, read: Callable[[], Mapping[str, Tensor]], model: Any) -> dict[str, Tensor]:
         """Tensors of the run's folder, as `load_weights` takes them for this model."""
@@ -220,9 +214,6 @@ class Several(Alone):
 
     def named(self, rank: int) -> str:
         return f"rank {rank} on {self.hosts[rank]}" if len(set(self.hosts)) > 1 else f"rank {rank}"
-
-    def load(self, config: TrainConfig) -> LanguageModel:
-        return self.each(lambda: load_model(config.model, config.seed))
 
     def settled(self, config: TrainConfig) -> Alone:
         refuse_unserved(config)
@@ -289,10 +280,11 @@ class Several(Alone):
                 raise ConfigError(f"{self.named(rank)} has other things than {self.named(0)}: {told}{more}; {todo}")
 
     @contextmanager
-    def held(self, context: AbstractContextManager[Any]) -> Iterator[None]:
+    def held(self, context: AbstractContextManager[T]) -> Iterator[T]:
         with ExitStack() as stack:
-            self.first(lambda: stack.enter_context(context) and None)
-            yield
+            mine = list[T]()
+            self.first(lambda: mine.append(stack.enter_context(context)))
+            yield cast(T, OnFirst(self, mine[0] if mine else None))
 
     def look_for(self, file: Path) -> None:
         word = f"{os.getpid()} {time.time_ns()}"  # a host may have a file of that name from an earlier run
@@ -311,13 +303,6 @@ class Several(Alone):
 
         self.shares_disk = all(self.every(sees))
         self.first(lambda: file.write_text("", encoding="utf-8"))
-
-    @contextmanager
-    def kept(self, context: AbstractContextManager[Kept]) -> Iterator[Kept]:
-        with ExitStack() as stack:
-            mine = list[Kept]()
-            self.first(lambda: mine.append(stack.enter_context(context)))
-            yield cast(Kept, OnFirst(self, mine[0] if mine else None))
 
     def folder(self, opened: Any, path: Path) -> Any:
         return OnFirst(self, opened, path=path, checkpoints=path / "checkpoints")
@@ -353,9 +338,6 @@ class Several(Alone):
                 f"{self.named(other)} has come to other weights than rank 0 ({found[other]}, not {found[0]}), so one "
                 "of them computed wrongly, or in another way; see that all have the same hardware and libraries"
             )
-
-    def read(self, folder: Path, trainer: Any) -> dict[str, Tensor]:
-        return self.handed(lambda: shards.tensors_in(folder), None)
 
     def handed(self, read: Callable[[], Mapping[str, Tensor]], model: Any) -> dict[str, Tensor]:
         return dict(read()) if self.shares_disk else self.sent(read, {})

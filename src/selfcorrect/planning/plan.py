@@ -9,7 +9,7 @@ from selfcorrect.config import TrainConfig, VllmConfig
 from selfcorrect.config.recipe import validate
 from selfcorrect.errors import ConfigError
 from selfcorrect.models.sizing import memory_of
-from selfcorrect.parallel.refused import refuse_unserved
+from selfcorrect.parallel.launch import refuse_unserved
 from selfcorrect.planning.hardware import CARDS, CPU, Card
 from selfcorrect.planning.memory import Memory, Spread, in_engines_cache, memory, of_engine, of_server
 from selfcorrect.planning.pace import Pace, pace

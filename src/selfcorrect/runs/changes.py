@@ -89,13 +89,10 @@ def settings_changed(old: TrainConfig, new: TrainConfig) -> list[Change]:
     return [*_outside_stages(old, new), *_to_come(old.stages, new.stages)]
 
 
-def _outside_stages(old: TrainConfig, new: TrainConfig) -> Iterator[Change]:
-    before, after = (dict(flat(_without_stages(config))) for config in (old, new))
-    other_task = before["task.name"] != after["task.name"]
-    for field in dict.fromkeys([*before, *after]):
-        if before.get(field) == after.get(field) or (field.startswith("task.") and field != "task.name" and other_task):
-            continue
-        yield Change(field, before.get(field), after.get(field))
+def _outside_stages(old: TrainConfig, new: TrainConfig) -> list[Change]:
+    found = _differences(old, new)
+    other_task = any(change.field == "task.name" for change in found)
+    return [each for each in found if not other_task or each.field == "task.name" or not each.field.startswith("task.")]
 
 
 def _begun(old: TrainConfig, new: TrainConfig, index: int, done: Progress) -> Iterator[tuple[Change, str]]:
@@ -105,7 +102,7 @@ def _begun(old: TrainConfig, new: TrainConfig, index: int, done: Progress) -> It
         there = new.stages[index].name if index < len(new.stages) else None
         yield Change(f"stages.{index}.name", stage.name, there), "the stage is begun; it keeps its name and its place"
         return
-    for change in _differences(stage, new.stages[index]):
+    for change in _differences(stage, new.stages[index], f"stages.{stage.name}."):
         if isinstance(stage, OwnObjective) and change.field == f"stages.{stage.name}.file":
             yield replace(change, note=_SAME), ""
         elif index < done.stage:
@@ -141,7 +138,7 @@ def _to_come(old: Sequence[Stage], new: Sequence[Stage]) -> list[Change]:
     found = []
     for name in dict.fromkeys([*before, *after]):
         if name in before and name in after:
-            found += _differences(before[name], after[name])
+            found += _differences(before[name], after[name], f"stages.{name}.")
         else:
             was, now = (_about(stages.get(name)) for stages in (before, after))
             found.append(Change(f"stages.{name}", was, now, "not begun" if was else ""))
@@ -151,11 +148,11 @@ def _to_come(old: Sequence[Stage], new: Sequence[Stage]) -> list[Change]:
     return found
 
 
-def _differences(old: Stage, new: Stage) -> list[Change]:
-    """Of one stage."""
-    was, now = (dict(flat(stage.model_dump(mode="json"))) for stage in (old, new))
+def _differences(old: TrainConfig | Stage, new: TrainConfig | Stage, within: str = "") -> list[Change]:
+    """Of recipes but for their stages, or of one stage. within: what its settings' paths begin with."""
+    was, now = (dict(flat(each.model_dump(mode="json", exclude={"stages"}))) for each in (old, new))
     fields = [field for field in dict.fromkeys([*was, *now]) if was.get(field) != now.get(field)]
-    return [Change(f"stages.{old.name}.{field}", was.get(field), now.get(field)) for field in fields]
+    return [Change(f"{within}{field}", was.get(field), now.get(field)) for field in fields]
 
 
 def set_aside(path: Path, old: TrainConfig, new: TrainConfig, step: int, say: Callable[[str], None]) -> None:
@@ -179,10 +176,6 @@ def set_aside(path: Path, old: TrainConfig, new: TrainConfig, step: int, say: Ca
         os.replace(source, place)
     if moved:
         say(f"kept: {', '.join(str(source.relative_to(path)) for source in moved)} as of step {step} in {target}")
-
-
-def _without_stages(config: TrainConfig) -> dict[str, Any]:
-    return {key: value for key, value in config.model_dump(mode="json").items() if key != "stages"}
 
 
 def _prefixes(field: str) -> list[str]:

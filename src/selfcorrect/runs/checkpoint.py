@@ -28,7 +28,6 @@ from selfcorrect.learning.record import Progress
 from selfcorrect.models.language_model import LanguageModel
 from selfcorrect.models.sharded import laid_out
 from selfcorrect.models.weights import weights
-from selfcorrect.parallel import shards
 from selfcorrect.parallel.ranks import Alone
 from selfcorrect.waiting import cores
 
@@ -39,8 +38,9 @@ PARTIAL = ".partial-"  # begins the names of folders that are being written, or 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """tensors: weights and optimiser moments by name; state: plain JSON values, those of Progress, `due`: whether
-    the step was one at which the best weights are looked for, and `base`: the fingerprint of what training began with.
+    """tensors: weights and optimiser moments by name, none of one that was read; state: plain JSON values, those of
+    Progress, `due`: whether the step was one at which the best weights are looked for, and `base`: the fingerprint of
+    what training began with.
     """
 
     step: int
@@ -85,9 +85,8 @@ def sweep(folder: Path) -> None:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def save(folder: Path, checkpoint: Checkpoint, keep: int, ranks: Alone | None = None) -> None:
+def save(folder: Path, checkpoint: Checkpoint, keep: int, ranks: Alone) -> None:
     """Write folder/step-NNNNNN and remove all but the newest `keep`. Raises OSError as the disk does."""
-    ranks = ranks or Alone()
     if not ranks.sharded:
         ranks.first(lambda: _save(folder, checkpoint, keep))
         return
@@ -154,18 +153,16 @@ def saved(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("step-*") if path.is_dir())
 
 
-def load_newest(folder: Path, *, tensors: bool = True) -> tuple[Checkpoint | None, list[str]]:
+def load_newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     """The newest checkpoint whose bytes are as they were written, and a warning for each damaged one passed over.
 
-    tensors: False leaves them on disk.
-
-    Those take the name damaged-step-NNNNNN, so that they do not count among the ones to keep.
-    Raises CheckpointError where there are checkpoints and none is whole.
+    Its tensors stay on disk. Damaged ones take the name damaged-step-NNNNNN, so that they do not count among those to
+    keep. Raises CheckpointError where there are checkpoints and none is whole.
     """
     damaged: dict[Path, str] = {}
     for path in reversed(saved(folder)):
         try:
-            checkpoint = _load(path, tensors)
+            checkpoint = _load(path)
         except DAMAGE as error:
             damaged[path] = f"checkpoint {path.name} is damaged ({error})"
         else:
@@ -266,18 +263,12 @@ def _load_8bit(optimizer: Any, state: Mapping[int, dict[str, Any]]) -> None:
                 into[key] = tensor.item()
 
 
-def _load(path: Path, with_tensors: bool) -> Checkpoint:
+def _load(path: Path) -> Checkpoint:
     check_manifest(path)
     state = json.loads((path / "state.json").read_text())
     if path.name != f"step-{state['step']:06d}":
         raise ValueError(f"it holds step {state['step']}")
-    if not with_tensors:
-        return Checkpoint(state["step"], {}, state)
-    try:
-        tensors = shards.tensors_in(path)
-    except SafetensorError as error:
-        raise ValueError(str(error)) from error
-    return Checkpoint(state["step"], tensors, state)
+    return Checkpoint(state["step"], {}, state)
 
 
 def _digest(file: Path) -> str:

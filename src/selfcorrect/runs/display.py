@@ -91,6 +91,9 @@ class PlainObserver(Observer):
         self._pace.step(result.stage_step)
         if result.skipped:
             self.message(f"step {result.step} skipped: {result.skip_reason}")
+        self._show_step(result)
+
+    def _show_step(self, result: StepResult) -> None:
         if time.monotonic() - self._last >= self._between or result.stage_step == self._pace.steps:
             self._last = time.monotonic()
             self._print(step_line(result, self._pace))
@@ -118,26 +121,19 @@ class LiveObserver(PlainObserver):
     def __init__(self, console: Console) -> None:
         super().__init__(console)
         self._live = Live(console=console, refresh_per_second=4, transient=False)
-        self._stage = ""
 
     def __enter__(self) -> Self:
         self._live.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._live.stop()
 
     def stage_started(self, name: str, steps: int, done: int) -> None:
         self._pace = _Pace(steps, done)
-        self._stage = name
         self._wait(f"{name}: step {min(done + 1, steps)}/{steps} is under way ...")
 
-    def step_done(self, result: StepResult) -> None:
-        self._pace.step(result.stage_step)
-        if result.skipped:
-            self.message(f"step {result.step} skipped: {result.skip_reason}")
+    def _show_step(self, result: StepResult) -> None:
         self._live.update(self._panel(result))
 
     def evaluating(self, name: str) -> None:
@@ -233,7 +229,7 @@ class Work:
     def left(self) -> float | None:
         """Seconds; None where nothing tells yet: a first few tokens, behind the reading of prompts, do not."""
         spent, fresh = time.monotonic() - self._began, self.done + self._share - self._first
-        if self.done == self._first and fresh < _TELLING * (self.total - self._first):
+        if self.done == self._first and fresh <= _TELLING * (self.total - self._first):
             return None
         return spent / fresh * (self.total - self._first - fresh)
 
@@ -267,15 +263,12 @@ def step_line(result: StepResult, pace: _Pace) -> str:
     """One training step as a line of text."""
     cut = "/".join(f"{share:.0%}" for share in result.truncated)
     nothing = "  nothing learned: the gradient is zero" if learned_nothing(result) else ""
+    begins = f"{result.stage} {result.stage_step}/{pace.steps}  {clock(pace.left())} left "
     if not result.rewards:
-        return (
-            f"{result.stage} {result.stage_step}/{pace.steps}  {clock(pace.left())} left  loss={result.loss:.4f} "
-            f"grad_norm={result.grad_norm:.3f}{nothing}"
-        )
+        return f"{begins} loss={result.loss:.4f} grad_norm={result.grad_norm:.3f}{nothing}"
     rewards = " ".join(f"r{number}={reward:.3f}" for number, reward in enumerate(result.rewards, 1))
     return (
-        f"{result.stage} {result.stage_step}/{pace.steps}  {clock(pace.left())} left  {rewards} "
-        f"delta={result.delta:+.3f} kl1={result.kl[0]:.3f} unchanged={result.unchanged:.0%} "
+        f"{begins} {rewards} delta={result.delta:+.3f} kl1={result.kl[0]:.3f} unchanged={result.unchanged:.0%} "
         f"cut_off={cut} equal_rewards={result.equal_groups or 0.0:.0%} "
         f"{result.tokens_per_second:,.0f} tokens/s grader_wait={grader_share(result):.0%}{nothing}"
     )

@@ -202,12 +202,10 @@ def unused(overrides: Sequence[str]) -> list[str]:
 
 def check_free(folder: Path, name: str) -> None:
     """Raises ConfigError, before the work and not after it, where `folder` is or holds anything but this evaluation."""
-    if not (folder / "config.yaml").exists():
+    written = (folder / "config.yaml").exists()
+    if not written:
         check_not_others(folder, name)
-        other = has_begun_training(folder)
-    else:
-        other = has_begun_training(folder) or not kept_file(folder, name).with_suffix(".json").exists()
-    if other:
+    if has_begun_training(folder) or (written and not kept_file(folder, name).with_suffix(".json").exists()):
         raise ConfigError(f"{folder} already holds a run; choose another name=..., or another output")
 
 

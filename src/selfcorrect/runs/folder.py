@@ -110,22 +110,19 @@ class RunFolder:
         self._trackers.log({"between": {"own": row["own"], "fixed": row["fixed"]}}, int(row["step"]))
 
     def has_between(self, step: int) -> bool:
-        file = self.path / "between.jsonl"
-        rows = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
-        return any(json.loads(row)["step"] == step for row in rows)
+        return any(row["step"] == step for row in _rows(self.path / "between.jsonl"))
 
     def log_alarm(self, row: Mapping[str, Any]) -> None:
         """One line of alarms.jsonl, each alarm once."""
-        file = self.path / "alarms.jsonl"
-        if not file.exists() or json_line(plain(row)) not in file.read_text(encoding="utf-8").splitlines():
-            _append(file, [row])
+        if row not in self.alarms():
+            _append(self.path / "alarms.jsonl", [row])
 
     def log_evaluation_alarms(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
         """What an evaluation gave alarm of, in place of what one of that name did before."""
         others = [row for row in self.alarms() if not (row.get("evaluation") and row["where"] == name)]
         file, kept = self.path / "alarms.jsonl", [*others, *rows]
         if kept:
-            write_durably(file, "".join(json_line(row) + "\n" for row in kept))
+            write_durably(file, _lines(kept))
         else:
             file.unlink(missing_ok=True)
 
@@ -146,9 +143,9 @@ class RunFolder:
         folder, name = self.path / "evaluations", evaluation.name
         folder.mkdir(exist_ok=True)
         told = evaluation.to_dict()
-        write_durably(folder / f"{name}.rollouts.jsonl", _lines(evaluation.rollouts))
+        write_durably(folder / f"{name}.rollouts.jsonl", _lines(rollout_rows(evaluation.rollouts)))
         for wording in evaluation.wordings[1:]:  # the first is the evaluation itself
-            write_durably(folder / f"{name}@{wording.name}.rollouts.jsonl", _lines(wording.rollouts))
+            write_durably(folder / f"{name}@{wording.name}.rollouts.jsonl", _lines(rollout_rows(wording.rollouts)))
         write_durably(folder / f"{name}.json", json.dumps(told, indent=1) + "\n")
         self._trackers.log({"evaluation": told["summary"]}, evaluation.step)
         self._trackers.show("evaluation/rollouts", evaluation.rollouts, evaluation.step)
@@ -178,18 +175,22 @@ def _keep_own(path: Path, config: TrainConfig) -> None:
             own.keep(each.file, path / each.kept)
 
 
-def _lines(rollouts: Iterable[Rollout]) -> str:
-    return "".join(json_line(plain(row)) + "\n" for row in rollout_rows(rollouts))
+def _lines(rows: Iterable[Mapping[str, Any]]) -> str:
+    return "".join(json_line(plain(row)) + "\n" for row in rows)
 
 
 @cache
-def _version_of(package: str) -> str:
-    return importlib.metadata.version(package)  # which reads and parses a file of thousands of lines
+def version_of(package: str) -> str | None:
+    """None of one that is not installed."""
+    try:
+        return importlib.metadata.version(package)  # which reads and parses a file of thousands of lines
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def environment(seed: int) -> dict[str, Any]:
     """What a reader needs to repeat a measurement: command, seed, versions, machine."""
-    versions = {name: _version_of(name) for name in _VERSIONS}
+    versions = {name: version_of(name) for name in _VERSIONS}
     return {
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "seed": seed,
@@ -230,7 +231,7 @@ def _rows(file: Path) -> list[dict[str, Any]]:
 
 
 def _append(file: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    text = "".join(json_line(plain(row)) + "\n" for row in rows)
+    text = _lines(rows)
     with file.open("a", encoding="utf-8") as stream:
         stream.write(text)
 

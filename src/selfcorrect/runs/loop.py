@@ -272,7 +272,7 @@ class Loop:
         made_with = settings(self.config, evaluator, lm.chat, model_settings(lm))
         with self._after_checkpoint():
             trainer.sampler.load_weights(lm.model)
-            with self.ranks.kept(kept_in(self.folder.path, name, made_with, self.observer, afresh=True)) as kept:
+            with self.ranks.held(kept_in(self.folder.path, name, made_with, self.observer, afresh=True)) as kept:
                 found = run_kept(evaluator, name, trainer.progress.step, trainer.sampler, lm.chat, kept, self.observer)
             trainer.rest()
         return found

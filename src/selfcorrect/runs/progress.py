@@ -1,6 +1,5 @@
 """A bar with time left, for the commands that sample for long without training."""
 
-from types import TracebackType
 from typing import Self
 
 from rich.console import Console
@@ -25,9 +24,7 @@ class BarObserver(PlainObserver):
         self._bar.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._bar.stop()
 
     def work(self, title: str, done: int, total: int, now: str = "", share: float = 0.0) -> None:

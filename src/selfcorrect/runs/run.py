@@ -273,42 +273,32 @@ def _open(
     path: Path, config: TrainConfig, observer: Observer, base: str, notes: Sequence[str], used: TrainConfig | None,
     sizes: Mapping[str, Any], ranks: Alone,
 ) -> tuple[Checkpoint | None, RunFolder]:  # fmt: skip
-    """The newest whole checkpoint, if any, and the run folder with its logs cut back to it, and its new settings.
-
-    The checkpoint's tensors stay on disk for now.
-    """
-    found: list[tuple[Checkpoint | None, RunFolder]] = []
+    """The newest whole checkpoint, if any, and the run folder with its logs cut back to it, and its new settings."""
+    mine = list[RunFolder]()
 
     def open_() -> Checkpoint | None:
-        found.append(_opened(path, config, observer, base, notes, used, sizes))
-        return found[0][0]
+        for folder in (path, path / "checkpoints", path / "models"):
+            sweep(folder)
+        checkpoint, warnings = load_newest(path / "checkpoints")
+        for warning in warnings:
+            observer.message(f"warning: {warning}")
+        prune(path / "checkpoints", config.checkpoint.keep)  # one may be half removed
+        if used is None:
+            mine.append(RunFolder.create(path, config, base, notes, say=observer.message, sizes=sizes))
+            return checkpoint
+        changes = judge(used, config, progress_of(checkpoint), path)
+        step = checkpoint.step if checkpoint else 0
+        mine.append(RunFolder.reopen(path, config, step, base, observer.message))
+        set_aside(path, used, config, step, observer.message)
+        for change in changes:
+            observer.message(f"changed: {change}")
+        rows = [{"step": step, "field": change.field, "old": change.old, "new": change.new} for change in changes]
+        if rows or not (path / USED).exists():
+            mine[0].log_changes(config, rows)
+        return checkpoint
 
     checkpoint = ranks.first(open_)
-    return checkpoint, ranks.folder(found[0][1] if found else None, path)
-
-
-def _opened(
-    path: Path, config: TrainConfig, observer: Observer, base: str, notes: Sequence[str], used: TrainConfig | None,
-    sizes: Mapping[str, Any],
-) -> tuple[Checkpoint | None, RunFolder]:  # fmt: skip
-    for folder in (path, path / "checkpoints", path / "models"):
-        sweep(folder)
-    checkpoint, warnings = load_newest(path / "checkpoints", tensors=False)
-    for warning in warnings:
-        observer.message(f"warning: {warning}")
-    prune(path / "checkpoints", config.checkpoint.keep)  # one may be half removed
-    if used is None:
-        return checkpoint, RunFolder.create(path, config, base, notes, say=observer.message, sizes=sizes)
-    changes = judge(used, config, progress_of(checkpoint), path)
-    step = checkpoint.step if checkpoint else 0
-    opened = RunFolder.reopen(path, config, step, base, observer.message)
-    set_aside(path, used, config, step, observer.message)
-    for change in changes:
-        observer.message(f"changed: {change}")
-    rows = [{"step": step, "field": change.field, "old": change.old, "new": change.new} for change in changes]
-    if rows or not (path / USED).exists():
-        opened.log_changes(config, rows)
-    return checkpoint, opened
+    return checkpoint, ranks.folder(mine[0] if mine else None, path)
 
 
 def _kept(path: Path, ranks: Alone) -> str:

@@ -1,7 +1,6 @@
 """What several processes must agree on before a run begins: each host has its own code, recipe, model and disk."""
 
 import hashlib
-import importlib.metadata
 import platform
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -17,6 +16,7 @@ from selfcorrect.errors import ConfigError
 from selfcorrect.evaluation.kept import flat
 from selfcorrect.parallel.ranks import Alone
 from selfcorrect.runs.checkpoint import newest_state
+from selfcorrect.runs.folder import version_of
 from selfcorrect.tasks.own import files_of
 
 _COMPUTE = ("torch", "transformers", "tokenizers", "numpy", "peft", "bitsandbytes")
@@ -114,9 +114,4 @@ def versions() -> dict[str, Any]:
     for name in files:
         digest.update(f"{name};".encode() + (folder / name).read_bytes())
     found["selfcorrect"] = f"{selfcorrect.__version__} (files {digest.hexdigest()[:8]})"
-    for name in _COMPUTE:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            found[name] = None
-    return found
+    return found | {name: version_of(name) for name in _COMPUTE}

@@ -6,7 +6,7 @@ autocast, so that log-probabilities are those of the policy's own forward pass. 
 """
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -48,7 +48,8 @@ class InferenceWeights:
         try:
             for module, name, cast in self._casts:
                 module._parameters[name] = cast  # type: ignore[assignment]  # no Parameter: nothing trains meanwhile
-            with grouped_attention(self._lm.model.config), _laid_out(lm):
+            laid_out = prepacked(lm) if lm.device.type == "cpu" else nullcontext()
+            with grouped_attention(self._lm.model.config), laid_out:
                 yield
         finally:
             for (module, name, _), parameter in zip(self._casts, own, strict=True):
@@ -64,7 +65,3 @@ class InferenceWeights:
         for module, name, cast in self._casts:
             cast.copy_(module._parameters[name].detach())  # type: ignore[union-attr]
         self._stale = False
-
-
-def _laid_out(lm: LanguageModel) -> AbstractContextManager[None]:
-    return prepacked(lm) if lm.device.type == "cpu" else nullcontext()

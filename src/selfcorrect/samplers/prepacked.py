@@ -19,6 +19,7 @@ from torch.nn.functional import linear
 from selfcorrect.models import products
 from selfcorrect.models.adapters import OFF
 from selfcorrect.models.language_model import LanguageModel
+from selfcorrect.models.recompute import standing_in
 from selfcorrect.models.sizing import free_memory_of_machine
 
 LEAST = 1 << 20  # numbers of a weight: smaller ones gained nothing when measured, where MKL is fast (docs/log.md)
@@ -37,18 +38,8 @@ def prepacked(lm: LanguageModel) -> Iterator[None]:
     layers = _layers(lm) if lm.copies and products.works(lm.compute_dtype) else []
     if sum(layer.base.weight.numel() for layer in layers) * lm.compute_dtype.itemsize > free_memory_of_machine() / 2:
         layers = []
-    taken: list[tuple[Any, Any]] = []
-    try:
-        for layer in layers:
-            own = vars(layer.module).get("forward")
-            taken.append((layer.module, own))
-            layer.module.forward = layer.forward(lm.compute_dtype)
+    with standing_in((layer.module, layer.forward(lm.compute_dtype)) for layer in layers):
         yield
-    finally:
-        for module, own in taken:
-            vars(module).pop("forward", None)
-            if own is not None:
-                module.forward = own
 
 
 def least(dtype: torch.dtype) -> int:

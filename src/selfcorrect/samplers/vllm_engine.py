@@ -70,10 +70,9 @@ class InProcess:
                 enforce_eager=not self._cuda, **_launcher(), **_lora(lm, adapter_only=adapter_only),
             )  # fmt: skip
         except Exception as error:
-            lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
             raise SamplerFailed(
-                f"sampler: vllm could not be started: {lines[0][:400]}; mend that setting (vllm.*), or set sampler: "
-                "transformers"
+                f"sampler: vllm could not be started: {first_line(error)[:400]}; mend that setting (vllm.*), or set "
+                "sampler: transformers"
             ) from error
         finally:
             torch.set_num_threads(threads)

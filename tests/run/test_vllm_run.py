@@ -193,6 +193,8 @@ def test_what_a_killed_process_has_left_is_removed(tmp_path: Path) -> None:
         ("/reset_prefix_cache", (200, '{"success": false}'), r"http://127.0.0.1:\d+ could not empty its prefix cache"),
         ("/inference/v1/generate", (400, '{"error": "max_model_len"}'), r"answered 400: .*max_model_len"),
         ("/v1/models", (503, "starting"), r"vllm.server = .* does not answer \(starting\); start it"),
+        ("/v1/models", (200, '[{"id": "x"}]'), r"vllm.server = .* does not answer \(/v1/models names no model\); start it"),
+        ("/inference/v1/generate", (200, '{"choices": [1]}'), r"answered no completion: \{'choices': \[1\]\}"),
     ],
 )  # fmt: skip
 def test_a_servers_own_text_is_told(

@@ -119,10 +119,14 @@ class Server:
             "top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0,
         }  # fmt: skip
         body = {"model": self._model, "token_ids": list(request.prompt), "sampling_params": params, "stream": False}
-        choice = self._post("/inference/v1/generate", body)["choices"][0]
-        ids = tuple(int(token) for token in choice["token_ids"])
-        told = (choice.get("logprobs") or {}).get("content") or []
-        return Sampled(ids, tuple(float(each["logprob"]) for each in told))
+        answer = self._post("/inference/v1/generate", body)
+        try:
+            choice = answer["choices"][0]
+            ids = tuple(int(token) for token in choice["token_ids"])
+            told = (choice.get("logprobs") or {}).get("content") or []
+            return Sampled(ids, tuple(float(each["logprob"]) for each in told))
+        except (LookupError, TypeError, ValueError, AttributeError):
+            raise RuntimeError(f"/inference/v1/generate answered no completion: {str(answer)[:200]}") from None
 
     def _by_folder(self, weights: PlainWeights) -> None:
         """A new folder for each version; the one before is removed, as nothing is read from it any more."""
@@ -210,10 +214,11 @@ class Server:
         until, why = time.monotonic() + min(_WAIT, self._timeout), ""
         while True:
             try:
-                models: list[dict[str, Any]] = self._get("/v1/models")["data"]
-                assert models[0]["id"]
-                return models
-            except (OSError, ValueError, KeyError, IndexError, RuntimeError) as error:
+                models = self._get("/v1/models").get("data")
+                if isinstance(models, list) and models and all(isinstance(m, dict) and m.get("id") for m in models):
+                    return models
+                why = "/v1/models names no model"
+            except (OSError, ValueError, RuntimeError) as error:
                 why = self._told or str(error)
             if time.monotonic() > until:
                 raise SamplerFailed(
@@ -221,16 +226,16 @@ class Server:
                 )
             time.sleep(1.0)
 
-    def _get(self, path: str) -> Any:
+    def _get(self, path: str) -> dict[str, Any]:
         return self._ask(urllib.request.Request(f"{self._url}{path}"))
 
-    def _post(self, path: str, body: Any = None) -> Any:
+    def _post(self, path: str, body: Any = None) -> dict[str, Any]:
         data = None if body is None else json.dumps(body).encode()
         head = {"Content-Type": "application/json"}
         return self._ask(urllib.request.Request(f"{self._url}{quote(path, '/?=&')}", data, head, method="POST"))
 
-    def _ask(self, request: urllib.request.Request) -> Any:
-        """Its answer from JSON; {} where it says nothing. Raises RuntimeError with the server's own text."""
+    def _ask(self, request: urllib.request.Request) -> dict[str, Any]:
+        """Its answer from JSON; {} where that is no object. Raises RuntimeError with the server's own text."""
         try:
             with urllib.request.urlopen(request, timeout=self._timeout + _MORE) as answer:
                 text = answer.read().decode("utf-8", "replace")
@@ -246,15 +251,17 @@ class Server:
             self._told = str(error.reason)
             raise RuntimeError(f"{self._url} does not answer: {error.reason}") from None
         try:
-            return json.loads(text) if text.strip() else {}
-        except ValueError:
+            found = json.loads(text)
+        except (ValueError, RecursionError):
             return {}
+        return found if isinstance(found, dict) else {}
 
 
 def _own_address(url: str) -> tuple[str, int]:
     """The address by which the server's machine can reach this one, and a port that is free now."""
     parts = urlsplit(url)
-    with socket.create_connection((parts.hostname or "", parts.port or 80), timeout=30) as line:
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    with socket.create_connection((parts.hostname or "", port), timeout=30) as line:
         address = line.getsockname()[0]
     with socket.socket() as free:
         free.bind(("", 0))

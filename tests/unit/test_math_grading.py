@@ -10,12 +10,13 @@ import time
 from collections.abc import Iterator
 from multiprocessing import connection
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from selfcorrect.grading import math_pool
+from selfcorrect.grading import math_fast, math_latex, math_pool
 from selfcorrect.grading.math import MathGrader
 from selfcorrect.types import Outcome
 
@@ -477,6 +478,14 @@ def test_any_text_in_a_worker(slow: MathGrader, given: str, gold: str) -> None:
     """No text of random pieces is one of these answers; sympy has taken `\\infty!!` for one."""
     grade = slow.grade([(rf"\boxed{{{given}}}", gold)])[0]
     assert grade.outcome in {WRONG, NONE, Outcome.TIMEOUT}
+
+
+def test_a_factor_that_cannot_be_read_ends_the_reading(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else what stands in it is read anew at every depth: an answer of nested fractions took a hundred times as long."""
+    calls = Mock(side_effect=math_latex.closing_brace)
+    monkeypatch.setattr(math_fast, "closing_brace", calls)
+    assert math_fast.terms_of(r"\frac{" * 28 + "x" + "}{3}" * 28) is None
+    assert calls.call_count < 10
 
 
 def test_workers_are_no_more_than_the_cores_that_are_ours(monkeypatch: pytest.MonkeyPatch) -> None:

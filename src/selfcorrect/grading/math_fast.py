@@ -143,6 +143,8 @@ def _product(term: str, depth: int) -> Terms | None:
         else:
             factor, before = _symbol(match), "symbol"
         result = _times(result, factor)
+        if result is None:  # what follows would be read in vain, and nested fractions at every depth anew
+            return None
     return None if before in ("", "dot") else result
 
 

@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 
-from selfcorrect.config import MathConfig
+from selfcorrect.config import MathConfig, RepairConfig
 from selfcorrect.errors import DataError
 from selfcorrect.grading.math import FINAL_FORM
 from selfcorrect.tasks import math as module
 from selfcorrect.tasks.math import MathTask, words_digest
+from selfcorrect.tasks.repair import RepairTask
 from tests.support import graders
 from tests.support.data import GSM8K, MATH, PUBLIC, math_folder, write
 
@@ -105,6 +106,16 @@ def test_prompts_and_grades(tmp_path: Path) -> None:
         task.parse("hello")
     task.close()
     task.close()
+
+
+def test_a_recorded_attempt_goes_by_its_problem_s_name(tmp_path: Path) -> None:
+    """Whatever is in it: such a problem cannot be typed."""
+    rows = [{"problem": f"{n}?", "answer": str(n), "unique_id": f"of mine {n}"} for n in range(3)]
+    of = MathConfig(name="math", data=str(write(tmp_path / "rows.jsonl", rows)), split="original")
+    recorded = write(tmp_path / "set.jsonl", [{"task_id": row["unique_id"], "first_attempt": "7"} for row in rows])
+    task = RepairTask(RepairConfig(name="repair", data=str(recorded), of=of))
+    held = task.held_out(1)[0]
+    assert task.parse(held.id) is held
 
 
 def test_gsm8k(tmp_path: Path) -> None:

@@ -56,12 +56,12 @@ class DataTask:
     def parse(self, text: str) -> Problem:
         """A problem by its id; or one that is typed, where the task can ask it.
 
-        No id has white space in it, and a mistyped one should not be asked; but not every script parts words by spaces.
+        Words are typed, and a mistyped id should not be asked; but not every script parts words by spaces.
         """
         asked = text.strip()
-        words = len(asked.split()) > 1
-        found = None if words else self.by_id.get(asked)
-        if found is None and (words or any(category(character) == "Lo" for character in asked)):  # letters without case
+        found = self._typed(asked) if len(asked.split()) > 1 else None
+        found = found or self.by_id.get(asked)
+        if found is None and any(category(character) == "Lo" for character in asked):  # letters without case
             found = self._typed(asked)
         if found is None:
             raise DataError(

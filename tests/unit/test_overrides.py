@@ -82,6 +82,8 @@ def refused(recipe: str | Path, *overrides: str) -> list[str]:
         (["stages.stage1.name=a/b"], [r"^override 'stages.stage1.name=a/b': stages.stage1.name = 'a/b': must be"]),
         (["stages.stage2={name: two}"], [r"^override 'stages.stage2=\{name: two\}': stages.stage2: objective is missing"]),
         (["stages.0.objective=pair_sft", "stages.0.beta1=1"], ["beta2 are of", "unknown key 'stages.0.beta1'"]),
+        (["stages.stage2={name: two, objective: x}"], [r"^override .stages.stage2=\{name: two, objective: x\}.: stages.stage2: objective = .x. must be"]),
+        (["task.max_number=x", "task={max_number: y}"], [r"^override .task=\{max_number: y\}.: task.max_number = .y.: input"]),
         (["stages={name: x}"], [r"^override 'stages=\{name: x\}': stages: "]),
         (["stages.stage2.objective=multi_turn", "stages.stage2.rewarded=9"], ["is now multi_turn, and .*alpha", "stages.stage2.rewarded = '9'"]),
         (["vllm.timeout=9"], [r"^override 'vllm.timeout=9': the recipe: vllm is for sampler: vllm, not .* set sampler=vllm, or"]),

@@ -96,6 +96,9 @@ def validate(
     _name_the_tasks(before)
     for override in overrides:
         path = apply_override(changed, override)
+        for known in (where, typed):  # but for what stood inside of a section that is replaced
+            for key in [key for key in known if key.startswith(f"{path}.")]:
+                del known[key]
         where[path], typed[path] = f"override {override!r}", override.partition("=")[0]
     _name_the_tasks(changed)
     try:

@@ -431,6 +431,7 @@ def test_what_the_file_s_code_does_is_its_own(tmp_path: Path) -> None:
 def test_a_prompt_that_is_typed(tmp_path: Path) -> None:
     task = task_of(tmp_path / "mine.py", GOOD)
     assert task.parse("test1") is task.test[1]
+    assert "train" not in task.__dict__  # nothing is read for it
     typed = task.parse(" What is 3? ")
     assert (typed.prompt, task.correction_prompt(typed)) == ("What is 3?", CORRECTION)
     assert task.parse("三加四是多少").prompt == "三加四是多少"  # no spaces, and no id

@@ -114,7 +114,7 @@ class CustomTask(DataTask):
 
     def parse(self, text: str) -> Problem:
         """A problem by its id; other words are a prompt of the user's own, which has no fields but id and prompt."""
-        return self.by_id.get(text.strip()) or super().parse(text)
+        return self.find(text.strip()) or super().parse(text)
 
     def _typed(self, text: str) -> Problem:
         return Problem(TYPED, self.name, text, {})

@@ -1,6 +1,5 @@
 """What tasks over a finite data set share: epochs, the fixed share held out, problems by id."""
 
-from collections.abc import Mapping
 from contextlib import suppress
 from functools import cached_property
 from unicodedata import category
@@ -60,7 +59,7 @@ class DataTask:
         """
         asked = text.strip()
         found = self._typed(asked) if len(asked.split()) > 1 else None
-        found = found or self.by_id.get(asked)
+        found = found or self.find(asked)
         if found is None and any(category(character) == "Lo" for character in asked):  # letters without case
             found = self._typed(asked)
         if found is None:
@@ -69,13 +68,21 @@ class DataTask:
             )
         return found
 
+    def find(self, name: str) -> Problem | None:
+        """The problem with this id. What there is to train on is read only where it is none of those held out."""
+        return self.held.get(name) or self.by_id.get(name)
+
     @cached_property
-    def by_id(self) -> Mapping[str, Problem]:
+    def held(self) -> dict[str, Problem]:
+        """The problems to evaluate on, by id."""
+        return {problem.id: problem for problem in self.test}
+
+    @cached_property
+    def by_id(self) -> dict[str, Problem]:
         """All problems by id, those to train on included where there are some; of one id the held-out one."""
-        problems = list(self.test)
         with suppress(DataError):  # a set that is for evaluation only
-            problems += self.train
-        return {problem.id: problem for problem in reversed(problems)}
+            return {problem.id: problem for problem in self.train} | self.held
+        return self.held
 
     def _typed(self, text: str) -> Problem | None:
         """A problem of the user's own words, without a reference; None where such a one cannot be asked."""

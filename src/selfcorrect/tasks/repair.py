@@ -8,7 +8,6 @@ import ast
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -97,17 +96,13 @@ class RepairTask(DataTask):
             self._notes.append(f"{path}: {left_out:,} rows of split prompt are left out, which MBPP shows as examples")
         return found
 
-    @cached_property
-    def _held(self) -> frozenset[str]:
-        return frozenset(problem.id for problem in self._of.test)
-
     def _named(self, row: Row) -> tuple[str, Problem]:
         """A row of make-repair-set: its problem is the other task's."""
         name, text = row.text("task_id"), row.text("first_attempt", empty=True)
-        problem = self._of.by_id.get(name)
+        problem = self._of.find(name)
         if problem is None:
             raise row.wrong("task_id", f"= {name!r} is no problem of task.of; is it the set the first attempts are at?")
-        return "test" if name in self._held else "train", replace(problem, first_attempt=text)
+        return "test" if name in self._of.held else "train", replace(problem, first_attempt=text)
 
     def _mbpp_r(self, row: Row, file: str) -> tuple[str | None, Problem]:
         """A row of MBPP-R's shape: task_id, split, text, tests, buggy_program, reference."""

@@ -362,9 +362,9 @@ def test_killed_and_recycled_workers_are_replaced(monkeypatch: pytest.MonkeyPatc
 def test_workers_that_wait_cost_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of two that the kernel has taken each would be a try of the same answer; nor do they end with a thread that grades."""
     stub(monkeypatch)
-    answers = [(rf"\boxed{{\sqrt{{x+\sqrt{{3}}}}+{n}}}", NEEDS_WORKER) for n in range(4)]
+    answers = [(rf"\boxed{{\sqrt{{x+\sqrt{{3}}}}+{n}}}", NEEDS_WORKER) for n in range(5)]
     with MathGrader(workers=2) as grader:
-        thread = threading.Thread(target=grader.grade, args=(answers[2:],))
+        thread = threading.Thread(target=grader.grade, args=(answers[2:4],))
         thread.start()
         thread.join()
         time.sleep(0.05)
@@ -374,6 +374,9 @@ def test_workers_that_wait_cost_no_answer(monkeypatch: pytest.MonkeyPatch) -> No
             process.kill()
             process.wait()
         assert [grade.outcome for grade in grader.grade(answers[:2])] == [RIGHT, WRONG]
+        grader.close()
+        grader._pool._starter.shutdown()  # as where the interpreter ends, and waits for a thread that grades
+        assert grader.grade(answers[4:])[0].outcome is WRONG
 
 
 def test_a_forked_process_has_workers_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -132,13 +132,20 @@ class WorkerPool:
 
     def _hand_out(self, batch: _Run) -> None:
         while len(self.workers) < min(self.size, len(batch.waiting) + sum(w.job is not None for w in self.workers)):
-            self.workers.append(self._starter.submit(_start).result())
+            self.workers.append(self._started())
         for worker in list(self.workers):
             if worker.ready and worker.job is None and batch.waiting:
                 try:
                     worker.give(batch.waiting.popleft())
                 except OSError:
                     self._died(worker, batch)
+
+    def _started(self) -> Worker:
+        try:
+            starting = self._starter.submit(_start)
+        except RuntimeError:  # the interpreter ends, and waits for the thread that grades: it has no other thread left
+            return _start()
+        return starting.result()
 
     def _listen(self, batch: _Run) -> None:
         ready = connection.wait([worker.output for worker in self.workers], self._until_next_check())

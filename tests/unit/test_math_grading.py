@@ -386,11 +386,12 @@ def test_a_forked_process_has_workers_of_its_own(monkeypatch: pytest.MonkeyPatch
     with MathGrader(workers=1) as grader:
         assert grader.grade([right])[0].outcome is RIGHT
         shared = {worker.process.pid for worker in grader._pool.workers}
-        pid = os.fork()
-        if pid == 0:
-            outcome, own = grader.grade([wrong])[0].outcome, {worker.process.pid for worker in grader._pool.workers}
-            grader.close()
-            os._exit(0 if outcome is WRONG and own and not own & shared else 1)
+        with grader._pool.lock:  # as where another thread grades
+            if not (pid := os.fork()):
+                signal.alarm(9)
+                outcome, own = grader.grade([wrong])[0].outcome, {worker.process.pid for worker in grader._pool.workers}
+                grader.close()
+                os._exit(0 if outcome is WRONG and own and not own & shared else 1)
         assert os.waitpid(pid, 0)[1] == 0
         assert {worker.process.pid for worker in grader._pool.workers} == shared
 
@@ -485,8 +486,7 @@ def test_any_text_in_a_worker(slow: MathGrader, given: str, gold: str) -> None:
 
 def test_a_factor_that_cannot_be_read_ends_the_reading(monkeypatch: pytest.MonkeyPatch) -> None:
     """Else what stands in it is read anew at every depth: an answer of nested fractions took a hundred times as long."""
-    calls = Mock(side_effect=math_latex.closing_brace)
-    monkeypatch.setattr(math_fast, "closing_brace", calls)
+    monkeypatch.setattr(math_fast, "closing_brace", calls := Mock(side_effect=math_latex.closing_brace))
     assert math_fast.terms_of(r"\frac{" * 28 + "x" + "}{3}" * 28) is None
     assert calls.call_count < 10
 

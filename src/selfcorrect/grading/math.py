@@ -9,7 +9,6 @@ processes that can be killed (math_pool.py, math_worker.py).
 """
 
 import re
-import threading
 import weakref
 from collections.abc import Sequence
 from functools import lru_cache
@@ -64,7 +63,6 @@ class MathGrader:
         self.fast = fast
         self._pool = WorkerPool(workers or min(MAX_WORKERS, cores()), seconds)
         self._cache: dict[_Key, _Kept] = {}
-        self._lock = threading.Lock()
         self._finalizer = weakref.finalize(self, WorkerPool.close, self._pool)
 
     def grade(self, answers: Sequence[tuple[str, str] | tuple[str, str, str]]) -> list[Grade]:
@@ -75,7 +73,7 @@ class MathGrader:
         Outcomes: correct, wrong, no_answer; timeout where the comparison used up its time or memory, or ended its
         worker twice; grader_failed where the gold answer cannot be read, or workers end under any answer to it.
         """
-        with self._lock:
+        with self._pool.lock:
             grades: dict[int, Grade] = {}
             undecided: dict[_Key, list[tuple[int, Found]]] = {}
             for index, (text, gold, *problem) in enumerate(answers):
@@ -97,7 +95,7 @@ class MathGrader:
 
     def close(self) -> None:
         """End the workers; a later call of grade starts new ones."""
-        with self._lock:
+        with self._pool.lock:
             self._pool.close()
 
     def __enter__(self) -> Self:

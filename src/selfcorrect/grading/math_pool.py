@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 import weakref
 from collections import deque
@@ -121,7 +122,8 @@ class WorkerPool:
         return [reply if reply is not None else {"failed": batch.stop} for reply in batch.replies]
 
     def forget(self) -> None:
-        """In a forked process: the workers are the parent's, and so is the thread that starts them."""
+        """In a forked process: the workers are the parent's, and so are the threads that start them and that grade."""
+        self.lock = threading.Lock()  # held by whoever grades
         self.workers: list[Worker] = []
         self._starter = ThreadPoolExecutor(1, "math workers")  # a worker is killed as the thread that started it ends
 

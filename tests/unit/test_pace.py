@@ -33,6 +33,9 @@ def test_what_a_folder_tells(job: Job, tmp_path: Path) -> None:
     forked = Job("run-0", job.config, job.path, shared=tmp_path / "shared")  # stage one and base are another's
     write(job.path / "metrics.jsonl", {"stage": "one", "completions": 16}, {"stage": "two", "completions": 16})
     assert (sampled_by(forked), sampled_so_far(forked)) == (64 + 16, 16)
+    (job.path / "metrics.jsonl").unlink()
+    (job.path / "metrics.jsonl").mkdir()  # what cannot be read ends no comparison
+    assert Pace(1000).ended(job, [job]) > 0
 
 
 def test_the_first_estimate_comes_before_a_run_ends(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,11 +2,13 @@
 
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 
 from selfcorrect.analysis.read import json_lines
 from selfcorrect.comparing.budget import account, evaluated
 from selfcorrect.comparing.plan import Job
 from selfcorrect.config import TrainConfig
+from selfcorrect.errors import DataError
 
 LOOK = 5.0  # seconds between looks for the first completions
 FIRST, AGAIN = 60.0, 600.0  # from then to the first estimate, and between those while no run ends
@@ -67,7 +69,11 @@ class Pace:
         return left
 
     def _sampled(self, running: Sequence[Job]) -> int:
-        return self._ended + sum(min(sampled_so_far(job), sampled_by(job)) for job in running)
+        sampled = self._ended
+        for job in running:
+            with suppress(DataError):  # a disk that fails for a moment: an estimate ends no comparison
+                sampled += min(sampled_so_far(job), sampled_by(job))
+        return sampled
 
     def _left(self, sampled: int) -> float | None:
         began, before = self._first

@@ -81,7 +81,7 @@ def text_of(file: Path) -> str:
     """Empty where it is not there. Raises DataError where it cannot be read."""
     try:
         return file.read_text(encoding="utf-8", errors="replace")
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return ""
     except OSError as error:
         raise DataError(f"{file}: cannot be read: {error.strerror}") from None

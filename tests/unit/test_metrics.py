@@ -110,6 +110,12 @@ def test_three_attempts_compare_the_first_with_the_last() -> None:
     assert found.unchanged.value == 1 / 5
 
 
+def test_two_attempts_that_say_nothing_repeat_nothing() -> None:
+    pairs = [graded(WRONG, WRONG, texts=[text, text]) for text in ("?", " ", "")]
+    assert [summarize([pair]).unchanged.value for pair in pairs] == [1, 0, 0]
+    assert summary_over(pairs[:2], 2).unchanged.value == 1 / 2  # two samples of a problem
+
+
 @pytest.mark.parametrize(
     ("outcomes", "lives"),
     [

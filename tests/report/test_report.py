@@ -392,7 +392,9 @@ def test_what_changed_on_the_way_is_told(tmp_path: Path) -> None:
         {"step": 8, "field": "task.data", "old": None, "new": "/home/someone/rows.jsonl"},
     ]
     write_lines(run / "changes.jsonl", changes)
-    (run / "changes.jsonl").write_text((run / "changes.jsonl").read_text() + '{"step": 9, "fie')
+    damaged = '{}\n{"step": null, "field": "x", "old": 1, "new": 2}\n{"step": 9, "fie'
+    (run / "changes.jsonl").write_text((run / "changes.jsonl").read_text() + damaged)
+    (run / "alarms.jsonl").write_text('{"step": 3}\n')
     write_evaluation(run / "earlier" / "step-000008", "stage2", summary(0.5, 0.58), step=8)
     page = Page(write_report(run))
     assert ["stages.stage2.steps", "4", "4", "6"] in page.rows

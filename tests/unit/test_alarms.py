@@ -114,6 +114,7 @@ def test_a_run_tells_of_a_policy_that_holds_back(tmp_path: Path, task: dict[str,
     sentry.prepare()
     # what the base model could not be graded on is no sign of how good it was: 80 of 80, not of 100
     assert len(folder.means("base")) == 80
+    assert folder.means("none") == {}  # removed, to save room
     for name, right in (("honest", 80), ("lazy", 40)):
         found = evaluation(name, played(right))
         sentry.evaluated(replace(found, against_base=sentry.against_base(found)))

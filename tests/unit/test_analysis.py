@@ -15,7 +15,7 @@ import pytest
 from selfcorrect.analysis import _training, analyse
 from selfcorrect.analysis.edits import edit_figure, edit_ratio
 from selfcorrect.analysis.flow import flow_figure
-from selfcorrect.analysis.read import logged
+from selfcorrect.analysis.read import evaluations, logged
 from selfcorrect.analysis.scaling import check_votes, sample_pools
 from selfcorrect.analysis.training import attempts_figure, fixed_figure, progress_figures
 from selfcorrect.analysis.votes import Pool, budgets_up_to, read_pools, scale_figure, scaling, vote_key
@@ -126,7 +126,9 @@ def test_a_file_of_graded_attempts(tmp_path: Path) -> None:
 
 def test_a_file_of_graded_attempts_that_another_tool_wrote(tmp_path: Path) -> None:
     """Some leave what Unicode calls a line's end raw inside a text, write a BOM, or compress."""
-    attempts = [{"text": "a\u2028b\u2029c\x85d", "outcome": "wrong"}, {"text": "e", "outcome": "correct"}]
+    attempts: list[dict[str, Any]] = [
+        {"text": "a\u2028b\u2029c\x85d", "outcome": "wrong"}, {"text": "e", "outcome": "correct", "reward": None},
+    ]  # fmt: skip
     line = json.dumps({"attempts": attempts}, ensure_ascii=False) + "\n"
     for name, content in (("a.jsonl", line.encode()), ("b.jsonl", b"\xef\xbb\xbf" + line.encode()),
                           ("c.jsonl.gz", gzip.compress(line.encode()))):  # fmt: skip
@@ -136,6 +138,16 @@ def test_a_file_of_graded_attempts_that_another_tool_wrote(tmp_path: Path) -> No
         assert folder == tmp_path / f"{name[0]}.analysis"
     [(found, _)] = logged(tmp_path / "a.jsonl")
     assert found.attempts[0].completion.text == attempts[0]["text"]
+    (tmp_path / "a.jsonl").write_text(line.replace("wrong", "incorrect"))
+    with pytest.raises(DataError, match=r"a\.jsonl:1: .*\(correct, wrong, .*'incorrect' is not"):
+        analyse(tmp_path / "a.jsonl")
+
+
+def test_evaluations_come_in_order_though_one_has_no_step(tmp_path: Path) -> None:
+    (tmp_path / "evaluations").mkdir()
+    for name, step in (("b", 2), ("a", 10), ("odd", None), ("base", 0)):
+        (tmp_path / f"evaluations/{name}.json").write_text(json.dumps({"step": step}))
+    assert list(evaluations(tmp_path)) == ["base", "odd", "b", "a"]
 
 
 def pool(first: str, corrected: str, right: str) -> Pool:
@@ -199,8 +211,8 @@ def test_the_interval_covers_the_truth() -> None:
 
 def test_samples_that_can_be_voted_on(tmp_path: Path) -> None:
     file = tmp_path / "samples.jsonl"
-    file.write_text(json.dumps(["p", [["a", True]] * 4, [["a", True]] * 2]) + "\n" + '["q", [["a"')
-    assert [pool.id for pool in read_pools(file)] == ["p"]  # the other is torn
+    file.write_text(json.dumps(["p", [["a", True]] * 4, [["a", True]] * 2]) + "\n" + '["r"]\n5\n["q", [["a"')
+    assert [pool.id for pool in read_pools(file)] == ["p"]  # the others are damaged, or torn
     task: Any = Countdown()
     config = TrainConfig(stages=())
     check_votes(config, task)

@@ -167,10 +167,12 @@ def test_refused_with_the_place(value: Any, told: str, chat: Chat, tmp_path: Pat
 
 def test_what_cannot_be_written_is_refused(tmp_path: Path) -> None:
     (tmp_path / "t.jsonl").write_text(json.dumps(own("5", "4")) + "\n")
+    (tmp_path / "nan.jsonl").write_text(json.dumps({**own("5", "4"), "id": float("nan")}) + "\n")
     for source, target, told in (
         (tmp_path, "out", "holds no traces/"),
         (tmp_path / "t.jsonl", "t.jsonl", "is there already"),
         (tmp_path / "gone.jsonl", "out", "cannot be read"),
+        (tmp_path / "nan.jsonl", "out", "holds what JSON has not"),
     ):
         with pytest.raises((DataError, OSError), match=told):
             convert(source, tmp_path / target, "messages")

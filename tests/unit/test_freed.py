@@ -120,6 +120,7 @@ def test_where_large_blocks_are_given_back_small_ones_stay() -> None:
     assert kept == "False"
     assert int(again) < int(trimmed) / 10
     assert int(said("keep", **given_back)[1]) > 20 * 16
+    assert said("keep", MALLOC_TRIM_THRESHOLD_="1000000")[0] == "False"  # what the user has set is left alone
 
 
 def begun(folder: Path, script: str = "__file__", **environment: str) -> list[list[str]]:

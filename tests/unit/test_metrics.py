@@ -7,6 +7,7 @@ import pytest
 
 from selfcorrect.evaluation.averages import summary_over
 from selfcorrect.evaluation.metrics import Estimate, difference_of, grader_lives, share, summarize
+from selfcorrect.evaluation.told import estimate_text
 from selfcorrect.report.tables import summary_cells
 from selfcorrect.runs.display import summary_lines
 from selfcorrect.types import Outcome, Rollout
@@ -109,6 +110,12 @@ def test_three_attempts_compare_the_first_with_the_last() -> None:
     assert found.unchanged.value == 1 / 5
 
 
+def test_two_attempts_that_say_nothing_repeat_nothing() -> None:
+    pairs = [graded(WRONG, WRONG, texts=[text, text]) for text in ("?", " ", "")]
+    assert [summarize([pair]).unchanged.value for pair in pairs] == [1, 0, 0]
+    assert summary_over(pairs[:2], 2).unchanged.value == 1 / 2  # two samples of a problem
+
+
 @pytest.mark.parametrize(
     ("outcomes", "lives"),
     [
@@ -124,6 +131,10 @@ def test_three_attempts_compare_the_first_with_the_last() -> None:
 def test_whether_the_grader_lives(outcomes: list[str], lives: bool) -> None:
     """Whatever else ended the attempts beside; a rollout's attempts are each graded together with those of the others."""
     assert grader_lives([graded(*map(Outcome, each.split())) for each in outcomes]) is lives
+
+
+def test_nothing_has_no_minus_sign() -> None:
+    assert estimate_text(Estimate(-0.0004, -0.0006, 0.0), signed=True) == "+0.0% [-0.1, +0.0]"
 
 
 @pytest.mark.parametrize("rollouts", [[], [graded(Outcome.GRADER_FAILED, CORRECT)]])

@@ -91,13 +91,18 @@ def test_an_interrupted_grade_goes_on_where_it_was(pairs: Path, tmp_path: Path) 
 def test_a_grader_that_never_answers_leaves_no_verdicts(
     pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Though one text holds no answer, which needs no grader."""
+    """Though one text holds no answer, which needs no grader; one that answered once is there."""
     dead, silent = Grade(Outcome.GRADER_FAILED, 0.0, "", "gone"), Grade(Outcome.NO_ANSWER, 0.0)
     output = tmp_path / "out.jsonl"
     with monkeypatch.context() as patch:
         patch.setattr(MathTask, "grade", lambda self, answers: [silent if a == "?" else dead for _, a in answers])
         with pytest.raises(NothingGraded, match=r"grader_failed \(gone\)"):
             selfcorrect.grade(pairs, "math", output=output)
+        assert not output.read_text()
+        second = [Grade(Outcome.WRONG, 0.0, "x"), silent]  # of attempt 1
+        patch.setattr(MathTask, "grade", lambda self, answers: [*second * (len(answers) // 2 - 1), second[0], dead])
+        selfcorrect.grade(pairs, "math", output=tmp_path / "other.jsonl")
+        assert len((tmp_path / "other.jsonl").read_text().splitlines()) == len(read_rows(pairs))
     summary, _ = selfcorrect.grade(pairs, "math", output=output)
     assert summary.n == len(read_rows(pairs)) == len(output.read_text().splitlines())
 

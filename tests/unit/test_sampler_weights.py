@@ -1,6 +1,7 @@
 """Weights as the sampler lays them out: cast, copied for decoding, given back; no logit changes."""
 
 from dataclasses import replace
+from typing import Any
 from unittest.mock import Mock
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from selfcorrect.config import LoraConfig
 from selfcorrect.models import products
 from selfcorrect.models.adapters import FROZEN, OFF, POLICY, Adapters, fresh_config
+from selfcorrect.models.recompute import standing_in
 from selfcorrect.samplers import prepacked
 from selfcorrect.samplers.inference import InferenceWeights
 from tests.support.tiny import ARCHITECTURES, tiny_lm
@@ -89,3 +91,12 @@ def test_a_new_version_of_the_weights_is_cast_into_the_same_memory() -> None:
     linear.weight = torch.nn.Parameter(linear.weight.detach().clone())
     weights.new_version()
     assert weights.moves == 2  # what was recorded reads the old one
+
+
+def test_what_stands_in_for_a_forward_pass_goes_as_it_came() -> None:
+    module: Any = torch.nn.Identity()
+    with standing_in([(module, "outer")]):
+        with standing_in([(module, "inner")]):
+            assert module.forward == "inner"
+        assert module.forward == "outer"
+    assert "forward" not in vars(module)

@@ -12,7 +12,7 @@ from selfcorrect.evaluation.flat import flat, flat_rollout
 from selfcorrect.evaluation.metrics import is_graded
 from selfcorrect.evaluation.stored import attempt_of
 from selfcorrect.tasks import files
-from selfcorrect.types import Problem, Rollout
+from selfcorrect.types import Outcome, Problem, Rollout
 
 _LOGS = {"steps": "metrics.jsonl", "alarms": "alarms.jsonl"}
 _NO_ROLLOUT = (ValueError, KeyError, TypeError, AttributeError)
@@ -32,7 +32,8 @@ def read_graded(file: Path) -> list[Rollout]:
                 raise ValueError(f"{len(read.attempts)} attempts, where the first line has {len(found[0].attempts)}")
         except _NO_ROLLOUT as error:
             raise DataError(
-                f"{row.where}: expected a rollout with attempts, each with text and outcome: {error!r}; "
+                f"{row.where}: expected a rollout with attempts, each with text and outcome "
+                f"({', '.join(Outcome)}): {error!r}; "
                 "`selfcorrect evaluate RECIPE sampler=recorded recorded=FILE` makes a run folder of recorded attempts"
             ) from None
         found.append(read)
@@ -62,7 +63,8 @@ def _read(row: Mapping[str, Any]) -> Rollout:
 def evaluations(run: Path) -> dict[str, dict[str, Any]]:
     """What the files of evaluations/ hold, base first, then in the order of training; none that is half written."""
     found = {file.stem: told for file in (run / "evaluations").glob("*.json") if (told := json_object(file))}
-    return dict(sorted(found.items(), key=lambda each: (each[0] != "base", each[1].get("step", 0), each[0])))
+    steps = {name: step if isinstance(step := told.get("step"), int) else 0 for name, told in found.items()}
+    return {name: found[name] for name in sorted(found, key=lambda name: (name != "base", steps[name], name))}
 
 
 def evaluated(run: Path) -> dict[str, list[Rollout]]:
@@ -79,7 +81,7 @@ def text_of(file: Path) -> str:
     """Empty where it is not there. Raises DataError where it cannot be read."""
     try:
         return file.read_text(encoding="utf-8", errors="replace")
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return ""
     except OSError as error:
         raise DataError(f"{file}: cannot be read: {error.strerror}") from None

@@ -45,7 +45,7 @@ def read_pools(file: Path) -> list[Pool]:
     """The pools of a file, each problem once; a line that a crash left torn is left out."""
     found: dict[str, Pool] = {}
     for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else ():
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(ValueError, TypeError):
             pool = pool_of(json.loads(line))
             found[pool.id] = pool
     return list(found.values())

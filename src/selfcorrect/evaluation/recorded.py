@@ -321,14 +321,19 @@ def grade_recorded(
             for row in rows:
                 rollouts.append(_rollout(recorded[row], known[row], islice(fresh, len(recorded[row].texts))))
                 waiting += json.dumps(marks[row] | {"attempts": rollout_row(rollouts[row])["attempts"]}) + "\n"
-            if grader_lives(rollouts[start:]):
+            if _answered(rollouts[start:]):
                 file.write(waiting)
                 file.flush()
                 waiting = ""
             told(len(texts))
-        if grader_lives(rollouts):
+        if _answered(rollouts):
             file.write(waiting)
     return rollouts
+
+
+def _answered(rollouts: Sequence[Rollout]) -> bool:
+    """Whether the grader gave a verdict where it was asked: all attempts are graded together here, not each alone."""
+    return grader_lives([replace(rollout, attempts=(each,)) for rollout in rollouts for each in rollout.attempts])
 
 
 def _rollout(row: Recorded, problem: Problem, grades: Iterable[Grade]) -> Rollout:

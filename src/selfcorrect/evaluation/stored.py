@@ -57,10 +57,11 @@ def read_rollouts(file: Path, task: str) -> list[Rollout]:
 
 
 def attempt_of(data: Any) -> Attempt:
-    """Text and grade of one attempt; without the rest of a grade, where another program gave the outcome."""
-    outcome = Outcome(data["outcome"])
-    reward = float(data.get("reward", outcome is Outcome.CORRECT))
-    answer, detail, feedback = (str(data.get(key, "")) for key in ("answer", "detail", "feedback"))
+    """Text and grade of one attempt; without the rest of a grade (or null), where another program gave the outcome."""
+    told = {key: value for key, value in dict(data).items() if value is not None}
+    outcome = Outcome(told["outcome"])
+    reward = float(told.get("reward", outcome is Outcome.CORRECT))
+    answer, detail, feedback = (str(told.get(key, "")) for key in ("answer", "detail", "feedback"))
     end: FinishReason = "length" if outcome is Outcome.TRUNCATED else "stop"
-    completion = Completion((), (), str(data["text"]), end)
+    completion = Completion((), (), str(told["text"]), end)
     return Attempt((), completion, Grade(outcome, reward, answer, detail), feedback=feedback)

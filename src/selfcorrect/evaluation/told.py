@@ -15,8 +15,8 @@ CONTROLS = {"independent": "an independent attempt", "swapped": "an attempt at a
 
 def estimate_text(estimate: Estimate, signed: bool = False, unit: str = "%") -> str:
     """Percent with the 95 % interval in brackets, and no minus sign before nothing."""
-    ends = (100 * round(each, 6) + 0.0 for each in (estimate.value, estimate.low, estimate.high))
-    value, low, high = (f"{each:{'+' if signed else ''}.1f}" for each in ends)
+    ends = (estimate.value, estimate.low, estimate.high)
+    value, low, high = (f"{100 * each:{'+' if signed else ''}z.1f}" for each in ends)
     return f"{value}{unit} [{low}, {high}]"
 
 

@@ -77,7 +77,10 @@ def convert(source: str | Path, target: str | Path, form: str, *, everything: bo
     asked = fixing or set()
     rows = [row for file in found for _, row in found[file] if file.stem.rpartition("-")[0] not in asked or fixes(row)]
     made = [_conversation(row) if form == "conversation" else _messages(row) for row in rows]
-    lines = list(map(json_line, made))
+    try:
+        lines = list(map(json_line, made))
+    except ValueError as error:
+        raise DataError(f"{source}: holds what JSON has not ({error}); see to ids and outcomes") from None
     text = "[\n" + ",\n".join(lines) + "\n]\n" if form == "conversation" else "".join(f"{line}\n" for line in lines)
     out.parent.mkdir(parents=True, exist_ok=True)
     write_durably(out, text)

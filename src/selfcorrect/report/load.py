@@ -104,10 +104,11 @@ def load_run(folder: Path) -> Run:
         evaluations=evaluations,
         sources=_read_sources(folder, evaluations, notes),
         alarms=tuple(
-            f"{row['where']}, step {row['step']}: {row['alarm']}" for row in json_lines(folder / "alarms.jsonl")
+            f"{row['where']}, step {row['step']}: {row['alarm']}"
+            for row in _read_rows(folder / "alarms.jsonl", "where", "alarm")
         ),
         notes=tuple(notes),
-        changes=tuple(json_lines(folder / "changes.jsonl")),
+        changes=tuple(_read_rows(folder / "changes.jsonl", "field", "old", "new")),
         earlier=tuple(
             (f"earlier/{before.name}", evaluation)
             for before in sorted((folder / "earlier").glob("step-*"))
@@ -132,6 +133,11 @@ def _read_object(path: Path, notes: list[str]) -> Mapping[str, Any]:
     if not found and text_of(path):
         notes.append(f"{path.name} holds no JSON object and was left out.")
     return found
+
+
+def _read_rows(path: Path, *fields: str) -> list[dict[str, Any]]:
+    """The lines of a log with a step that have these fields; a damaged one is left out."""
+    return [row for row in json_lines(path) if isinstance(row.get("step"), int) and row.keys() >= {*fields}]
 
 
 def _read_steps(path: Path, notes: list[str]) -> tuple[Step, ...]:

@@ -136,7 +136,8 @@ class RunFolder:
 
     def means(self, evaluation: str) -> dict[str, tuple[float, float]]:
         """By problem, how often the first and the last attempt of an evaluation were right; only what was graded."""
-        return means(read_rollouts(self.path / "evaluations" / f"{evaluation}.rollouts.jsonl", ""))
+        file = self.path / "evaluations" / f"{evaluation}.rollouts.jsonl"
+        return means(read_rollouts(file, "")) if file.exists() else {}  # large files may have been removed
 
     def write_evaluation(self, evaluation: Evaluation) -> None:
         """The evaluation's JSON last, so that its presence says that all of it is there."""

@@ -66,7 +66,7 @@ class Stop:
     def handle(self, signum: int, frame: types.FrameType | None) -> None:
         """The first signal lets the step end, and says so; a second Ctrl-C does not wait. SIGTERM loses no step."""
         goes_on = self.waits or not self.now
-        same = time.monotonic() - self._since < SAME_PRESS and not self._again
+        same = time.monotonic() - self._since < SAME_PRESS and (self.raised or not self._again)
         if self.asked and (same or (signum == signal.SIGTERM and goes_on)):
             return
         again, self.asked, self.signal, self._since = self.asked or self._again, True, signum, time.monotonic()

@@ -129,7 +129,7 @@ def _spec(config: TrainConfig, lm: LanguageModel) -> Spec:
 
 
 def _devices(config: TrainConfig, lm: LanguageModel) -> Devices:
-    """What the launcher started, and what the run does with it. Of a server's cards nothing is known."""
+    """What the launcher started, and what the run does with it; of a server as few cards as hold the model."""
     launch = launched()
     many = launch.size if launch else 1
     here = min(many, launch.beside or many) if launch else 1

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from selfcorrect.planning.work import Lengths
 
 _USUAL = "h100"
-_TIMING = ", and timing some of its layers on this processor (half a minute where it is idle, two for wide models)"
+_TIMING = ", and timing some of its layers on this processor (half a minute for small models, minutes for wide ones)"
 
 
 def plan(

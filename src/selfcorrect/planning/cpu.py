@@ -1,7 +1,7 @@
 """Seconds of a step by phase on this machine's processor: two models of some of the layers are run and timed.
 
 Random weights, the recipe's rows and lengths, fewer of both; a model of L layers lies on the line through the two, and
-the work of a step is so many times that which was timed. Takes half a minute, and two for wide models.
+the work of a step is so many times that which was timed. Takes half a minute, and minutes for wide models.
 """
 
 import gc

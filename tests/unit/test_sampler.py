@@ -22,6 +22,7 @@ from selfcorrect.learning.policy import trained_states
 from selfcorrect.models.adapters import Adapters, fresh_config
 from selfcorrect.models.language_model import LanguageModel
 from selfcorrect.samplers import prepacked
+from selfcorrect.samplers.ahead import ONE_BY_ONE
 from selfcorrect.samplers.base import Far
 from selfcorrect.samplers.graphs import AS_THEY_ARE, Graphs, Shapes
 from selfcorrect.samplers.transformers import TransformersSampler
@@ -31,6 +32,7 @@ from tests.support.tiny import ARCHITECTURES, tiny_lm
 ENDS = (3, 5, 7, 9)  # these numbers end a turn beside the tokenizer's own end token: attempts of every length
 PROMPTS = ("5 2 1 : 8", "5 2 1 : 8", "12 11 10 9 8 7 : 2", "4 : 4", "4 : 4", "4 : 4", "9 6 : 3", "1 1 1 : 1")
 ATTEMPTS, LIMIT = 3, 12
+PLAIN = replace(AS_THEY_ARE, cost=ONE_BY_ONE)  # what is fed can be counted
 FIXED = Shapes(fixed=True, every=5)  # as on a card: 5 does not divide LIMIT, so rows end between two looks
 Played = list[tuple[tuple[int, ...], Completion]]  # context and completion, one a row
 
@@ -165,7 +167,7 @@ def test_greedy_is_what_generate_writes(architecture: str) -> None:
 @pytest.mark.parametrize("architecture", ["llama", "gemma3"])
 def test_the_cache_is_kept_from_attempt_to_attempt(architecture: str) -> None:
     lm = tiny_lm(architecture, "eager", ENDS)
-    sampler = TransformersSampler(lm)
+    sampler = TransformersSampler(lm, shapes=PLAIN)
     with fed(lm) as shapes:
         first = play(lm, sampler, 1.0, attempts=1)[0]
     prompts = [context for context, _ in first]
@@ -190,7 +192,7 @@ def test_the_cache_is_kept_from_attempt_to_attempt(architecture: str) -> None:
 def test_waiting_rows_keep_their_cache_and_their_groups_prompt(max_rows: int) -> None:
     """Of rows that begin later, too, each prompt is fed once, and attempt 2 feeds the correction turn alone."""
     lm = tiny_lm("llama", "eager", ENDS)
-    sampler = TransformersSampler(lm, max_rows)
+    sampler = TransformersSampler(lm, max_rows, PLAIN)
     with fed(lm) as shapes:
         first = play(lm, sampler, 1.0, attempts=1)[0]
     longest = max(len(context) for context, _ in first)
@@ -236,7 +238,7 @@ def test_rows_that_have_ended_make_room(max_rows: int) -> None:
     lm = tiny_lm("llama", "eager", ENDS)
     prompts = [lm.chat.first_prompt(prompt) for prompt in PROMPTS] * 4
     with fed(lm) as shapes:
-        completions = TransformersSampler(lm, max_rows).sample(prompts, SamplingParams(1.0, LIMIT, 1))
+        completions = TransformersSampler(lm, max_rows, PLAIN).sample(prompts, SamplingParams(1.0, LIMIT, 1))
     needed = sum(len(completion.token_ids) - 1 for completion in completions)
     steps = [rows for rows, width in shapes if width == 1]
     prefilled_alone = len(prompts) if max_rows == 8 else 0  # a prompt's last token, where its group has begun before

@@ -48,6 +48,9 @@ class States:
     def vocabulary(self) -> int:
         return (self.hidden_ND if self.head is None else self.head.weight_VD.T).shape[1]
 
+    def part(self, of: slice) -> "States":
+        return States(self.hidden_ND[of], self.head)
+
 
 @torch.no_grad()
 def head_form(model: Any) -> HeadForm | None:

@@ -80,7 +80,10 @@ class LanguageModel:
         select: [B, T], or what broadcasts to it; None: every position. The vocabulary projection runs on those
         positions alone, where what the head does is known.
         """
-        states = self.states(token_ids, select, **kwargs)
+        return self.logits_of(self.states(token_ids, select, **kwargs))
+
+    def logits_of(self, states: States) -> Tensor:
+        """Next-token logits [N, V], float32 or better, of what `states` gave."""
         if states.head is None:
             return _precise(states.hidden_ND)
         with self.autocast():

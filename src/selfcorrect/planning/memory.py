@@ -14,6 +14,7 @@ from selfcorrect.planning.hardware import CONTEXT_BYTES, SLACK, Card
 from selfcorrect.planning.rehearsal import CostumeKey, Line, by_layers, highest, sampling, update
 from selfcorrect.planning.settled import Dressed, static
 from selfcorrect.planning.work import Sampling, Step, Update, fullest_of, sampling_of, update_of
+from selfcorrect.samplers.ahead import Pace
 from selfcorrect.samplers.graphs import AS_THEY_ARE, FIXED
 from selfcorrect.samplers.lanes import KEPT
 
@@ -202,7 +203,8 @@ def _cache(config: TrainConfig, model: Dressed, step: Step) -> _Cache:
     slots, lanes = shapes.width(work.slots), shapes.lanes(work.lanes)
     token = model.spec.token_bytes(model.costume.compute)
     kept = min(step.rows, lanes) if model.on_card else step.rows
-    rehearsed = Sampling(lanes, slots, min(lanes, work.prefilled), work.turn)
+    ahead = Pace(shapes.cost, model.spec.layers, model.numbers.all).most(lanes)
+    rehearsed = Sampling(lanes, slots, min(lanes, work.prefilled), work.turn, ahead)
     return _Cache(rehearsed, token * lanes * slots, token * kept * step.lengths.mean_row(step.attempts))
 
 

@@ -42,6 +42,7 @@ from selfcorrect.planning.live import Live
 from selfcorrect.planning.work import Sampling, Update
 from selfcorrect.samplers.attention import grouped_attention
 from selfcorrect.samplers.draws import draw
+from selfcorrect.samplers.lanes import DRAWN
 from selfcorrect.samplers.prepacked import LEAST_ADAPTED, least
 from selfcorrect.samplers.slots import SlotCache
 
@@ -400,7 +401,7 @@ def sampling(costume: Costume, work: Sampling) -> Callable[[LanguageModel], dict
         with torch.no_grad(), grouped_attention(lm.model.config), _as_on_device(costume.on_card), Live() as live:
             live.known([*lm.model.parameters(), *lm.model.buffers()])
             _feed(lm, cache, work.lanes, 1, work.slots)  # makes the cache's tables
-            for name, rows, tokens in (("prefill", work.prefilled, work.turn), ("step", work.lanes, 1)):
+            for name, rows, tokens in (("prefill", work.prefilled, work.turn), ("step", work.lanes, work.ahead)):
                 live.restart()
                 states = _feed(lm, cache, rows, tokens, work.slots)
                 _drawn(lm, states, work, words)
@@ -420,8 +421,8 @@ def _feed(lm: LanguageModel, cache: SlotCache, rows: int, tokens: int, width: in
 
 
 def _drawn(lm: LanguageModel, states: States, work: Sampling, words: int) -> None:
-    """One token a row, from logits that are made and widened to float32."""
-    rows = work.lanes
+    """As many as are drawn at once, from logits that are made and widened to float32."""
+    rows = min(work.lanes * work.ahead, max(DRAWN, work.lanes))
     last = States(states.hidden_ND[torch.arange(rows) % len(states.hidden_ND)], states.head)
     with lm.autocast():
         logits_RV = lm.model.get_output_embeddings()(last.hidden_ND).float() if last.head else last.hidden_ND.float()

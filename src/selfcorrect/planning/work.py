@@ -106,14 +106,15 @@ class Update:
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """lanes: rows at work; slots: tokens of the longest; prefilled: rows that are fed a turn of `turn` tokens; greedy:
-    whether the likeliest token is taken, and none drawn.
+    """lanes: rows at work; slots: tokens of the longest; prefilled: rows that are fed a turn of `turn` tokens; ahead:
+    the most tokens of a row in a step; greedy: whether the likeliest token is taken, and none drawn.
     """
 
     lanes: int
     slots: int
     prefilled: int
     turn: int
+    ahead: int = 1
     greedy: bool = False
 
 

@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 
+from selfcorrect.samplers.ahead import CARD, PROCESSOR, Cost
+
 
 @dataclass(frozen=True, slots=True)
 class Shapes:
@@ -14,11 +16,13 @@ class Shapes:
     A processor takes the shapes as they are and looks every time. A graph is recorded for each shape, so on a card
     they are few: widths in steps of 256 slots, and two numbers of lanes to each power of two.
     refill: lanes are filled again, or closed up, when this share of them has ended: copying must pay for itself.
+    cost: by which a step takes several tokens of a row.
     """
 
     fixed: bool
     every: int
     refill: float = 0.25
+    cost: Cost = PROCESSOR
 
     def lanes(self, count: int) -> int:
         if not self.fixed:
@@ -30,7 +34,7 @@ class Shapes:
         return -(-slots // 256) * 256 if self.fixed else slots
 
 
-AS_THEY_ARE, FIXED = Shapes(fixed=False, every=1, refill=0.125), Shapes(fixed=True, every=16)
+AS_THEY_ARE, FIXED = Shapes(fixed=False, every=1, refill=0.125), Shapes(fixed=True, every=16, cost=CARD)
 
 
 def record(step: Callable[[], None], pool: Any) -> Callable[[], None]:

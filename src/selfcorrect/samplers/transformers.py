@@ -1,10 +1,11 @@
 """Sampling with a transformers model, for groups of rollouts over several attempts.
 
-Four things keep the work down, all inside one call or between two:
+Five things keep the work down, all inside one call or between two:
 - a prompt shared by a group is prefilled once, and its keys and values are handed to every row;
 - the cache is kept from attempt to attempt, so attempt 2 prefills the correction turn only (on CUDA of as many rows as
   run side by side: the memory of a card does not grow with a step's rows, and the others are soon prefilled anew);
 - rows that have ended make room for waiting ones, so that the longest does not hold up the rest;
+- where a row repeats what it said before, as second attempts do, a step takes several of its tokens (ahead.py);
 - on CUDA a step is a recorded graph over shapes that recur (graphs.py), with weights cast beforehand (inference.py).
 
     prompts -> waiting -> lane: prefill what is new, step, step, ... -> kept for the next attempt -> completions
@@ -24,6 +25,7 @@ from torch import Tensor
 from selfcorrect.errors import ModelError, SamplerFailed
 from selfcorrect.models.language_model import LanguageModel
 from selfcorrect.models.windows import layer_windows
+from selfcorrect.samplers.ahead import Pace
 from selfcorrect.samplers.base import Far, note
 from selfcorrect.samplers.draws import draw, uniforms
 from selfcorrect.samplers.graphs import AS_THEY_ARE, FIXED, Graphs, Shapes
@@ -192,13 +194,17 @@ class _Call:
         self._seats: list[int | None] = [None] * at_once  # the row that each lane has
         self._room = at_once if shapes.fixed else len(prompts)  # rows whose keys and values may be kept
         self._width = 0  # slots in use
+        model = lanes.lm.model
+        layers = model.config.get_text_config().num_hidden_layers
+        self._pace = Pace(shapes.cost, layers, sum(weight.numel() for weight in model.parameters()))
         self._left: dict[int, tuple[Tables, int]] = {}
 
     def run(self, watch: Callable[[Far], None] | None = None) -> dict[int, tuple[Tables, int]]:
         """Decode every row to its end. Returns where the keys and values of each are."""
         self._fill()
         while self._seats:
-            alive, counts, places = self._lanes.look(len(self._seats))
+            alive, counts, places, right, guesses = self._lanes.look(len(self._seats))
+            self._pace.hear(right, guesses)
             if watch:
                 rows = sum(alive)
                 tokens = sum(count for count, goes_on in zip(counts, alive, strict=True) if goes_on)
@@ -208,20 +214,22 @@ class _Call:
                 self._leave(ended, places)
                 self._fill()
                 continue
-            steps = min(self._shapes.every, self._params.max_new_tokens - min(counts))
-            self._width = max(places) + steps
-            self._steps(steps)
+            self._steps(min(self._shapes.every, self._params.max_new_tokens - min(counts)), max(places))
         return self._left
 
-    def _steps(self, steps: int) -> None:
+    def _steps(self, tokens: int, place: int) -> None:
+        """About so many tokens of each row, of which none is further than `place`."""
         rows = self._shapes.lanes(len(self._seats))
+        ahead = self._pace.tokens(rows)
+        steps = -(-tokens // max(1, ahead))
+        self._width = min(place + steps * max(1, ahead), self._lanes.cache.slots)
         width = min(self._shapes.width(self._width), self._lanes.cache.slots)
         for _ in range(steps):
             if self._graphs:
-                key = (id(self._lanes.lm), rows, width, self._params.temperature)
-                self._graphs.run(key, lambda: self._lanes.step(rows, width))
+                key = (id(self._lanes.lm), rows, width, self._params.temperature, ahead)
+                self._graphs.run(key, lambda: self._lanes.step(rows, width, ahead))
             else:
-                self._lanes.step(rows, width)
+                self._lanes.step(rows, width, ahead)
 
     def _leave(self, ended: list[int], places: list[int]) -> None:
         """Rows that have ended leave their lanes; what the cache holds of them goes with them, while there is room."""
@@ -282,7 +290,9 @@ class _Call:
         self._share([(prompt, lane_of[row]) for prompt, row in leader.items()])
         places = self._index([len(self._prompts[row]) for row in rows])
         logits_RV = logits_FV[self._index([number[lead] for lead in leads])] if follow else logits_FV
-        self._lanes.start(self._index([lane_of[row] for row in rows]), self._index(rows), places, logits_RV)
+        begun = self._index([lane_of[row] for row in rows])
+        self._lanes.know(begun, [self._prompts[row] for row in rows])
+        self._lanes.start(begun, self._index(rows), places, logits_RV)
 
     def _put(self, known: dict[int, Kept]) -> None:
         """Lane -> what it begins with; one copy for all that share tables."""

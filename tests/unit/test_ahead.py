@@ -1,0 +1,98 @@
+"""Several tokens of a row in one step: what is said is what one token a step says, with fewer steps."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from selfcorrect.samplers.ahead import CARD, ONE_BY_ONE, PROCESSOR, Cost, Pace, drafts
+from selfcorrect.samplers.graphs import AS_THEY_ARE, Shapes
+from selfcorrect.samplers.transformers import TransformersSampler
+from selfcorrect.types import Completion, SamplingParams
+from tests.support.tiny import ARCHITECTURES, tiny_lm
+
+LIMIT, TEMPERATURE = 40, 0.4  # the tiny models repeat themselves at it, though not always
+PROMPTS = ("5 2 1 : 8", "5 2 1 : 8", "12 11 10 9 8 7 : 2", "4 : 4", "9 6 : 3")
+BOLD = Cost(reading=1e6, launching=0.0, choices=(1, 3, 7))  # takes what it can get
+BOLD_WAYS = {
+    "llama": (5, replace(AS_THEY_ARE, cost=BOLD)), "qwen2": (2, Shapes(True, 5, cost=BOLD)),
+    "gpt2": (3, replace(AS_THEY_ARE, cost=BOLD)), "gemma3": (3, Shapes(True, 5, cost=BOLD)),
+}  # fmt: skip
+
+
+def play(lm: Any, sampler: TransformersSampler, attempts: int = 3) -> list[Completion]:
+    contexts, said = [lm.chat.first_prompt(prompt) for prompt in PROMPTS], list[Completion]()
+    for attempt in range(attempts):
+        now = sampler.sample(contexts, SamplingParams(TEMPERATURE, LIMIT, 1 + attempt))
+        contexts = [lm.chat.next_prompt(c, done.token_ids, "? 1") for c, done in zip(contexts, now, strict=True)]
+        said += now
+    return said
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_several_tokens_a_step_say_what_one_a_step_does(architecture: str) -> None:
+    lm = tiny_lm(
+        architecture, "sdpa" if architecture == "qwen2" else "eager", (3,) if architecture in ("llama", "gpt2") else ()
+    )
+    max_rows, shapes = BOLD_WAYS[architecture]
+    played, looks = [], list[list[Any]]()
+    for each in (shapes, replace(shapes, cost=ONE_BY_ONE)):
+        sampler = TransformersSampler(lm, max_rows, replace(each, every=1))
+        looks.append([])
+        sampler.watch = looks[-1].append
+        played.append(play(lm, sampler))
+    for mine, theirs in zip(*played, strict=True):
+        assert mine.token_ids == theirs.token_ids
+        assert mine.logprobs == pytest.approx(theirs.logprobs, abs=2e-5)
+        assert mine.finish_reason == theirs.finish_reason
+    assert {each.finish_reason for each in played[0]} == {"stop", "length"}
+    assert len(looks[0]) < 0.9 * len(looks[1])
+    longer = TransformersSampler(lm, max_rows, shapes)
+    assert [each.token_ids for each in play(lm, longer)] == [each.token_ids for each in played[0]]
+
+
+def test_no_position_is_fed_that_the_model_does_not_have() -> None:
+    """A learned one would be looked up outside of its table."""
+    lm = replace(tiny_lm("gpt2"), eos_ids=frozenset({-1}))
+    prompt = (*[4, 5, 6, 7] * 54,)[: 256 - LIMIT]
+    params = SamplingParams(0.0, LIMIT, 1)
+    bold, one = (
+        TransformersSampler(lm, 4, replace(AS_THEY_ARE, cost=cost)).sample([prompt, prompt[:9]], params)
+        for cost in (BOLD, ONE_BY_ONE)
+    )
+    assert [each.token_ids for each in bold] == [each.token_ids for each in one]
+
+
+def test_a_draft_is_what_followed_the_longest_equal_stretch() -> None:
+    known = [
+        ([1, 2, 3, 4, 9, 2, 3, 5, 2, 3], [5, 2]),  # the latest of two
+        ([7, 2, 3, 4, 9, 2, 3, 5, 7, 2, 3], [4, 9]),  # the longer
+        ([6, 6, 6, 6], [6, 0]),  # up to what is known
+    ]
+    slots, stale = 16, [2, 3, 8, 8]  # what an earlier sequence left behind
+    ids = torch.tensor([(row + [0] + stale + [0] * slots)[:slots] for row, _ in known])
+    places = torch.tensor([len(row) - 1 for row, _ in known])
+    assert drafts(ids, places, 2).tolist() == [follows for _, follows in known]
+    assert drafts(ids, torch.zeros_like(places), 2).shape == (3, 2)  # nothing is known: any will do
+
+
+def test_how_many_tokens_pay() -> None:
+    def pace(cost: Cost, right: int = 0, guesses: int = 0) -> Pace:
+        found = Pace(cost, layers=24, parameters=494e6)
+        if guesses:
+            found.hear(right, guesses)
+        return found
+
+    assert [pace(PROCESSOR, 99, 100).tokens(rows) for rows in (1, 4, 16, 128)] == [16, 16, 8, 0]
+    assert [pace(CARD, 99, 100).tokens(rows) for rows in (1, 128, 512, 1 << 20)] == [8, 8, 8, 0]
+    assert pace(PROCESSOR, 50, 100).tokens(16) < 8
+    told = pace(PROCESSOR)
+    assert told.tokens(16) == 1  # nothing is known yet
+    for step in range(1, 40):
+        told.hear(16 * step, 16 * step)
+    assert told.tokens(16) == 8
+    for step in range(1, 40):
+        told.hear(16 * 39 + step, 16 * 39 + 16 * step)
+    assert told.tokens(16) == 1
+    assert pace(ONE_BY_ONE, 100, 100).tokens(1) == 0

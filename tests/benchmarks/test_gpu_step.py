@@ -114,9 +114,9 @@ def test_long_attempts_are_made_up(script: Script, monkeypatch: pytest.MonkeyPat
     gpu, steps, lengths = script("benchmarks/gpu_step.py"), list[int](), list[int]()
     step, update = Lanes.step, gpu.Trainer.update
 
-    def counted(self: Any, rows: int, width: int) -> None:
+    def counted(self: Any, rows: int, width: int, tokens: int) -> None:
         steps.append(width)
-        step(self, rows, width)
+        step(self, rows, width, tokens)
 
     def noted(self: Any, batch: Any, *rest: Any) -> Any:
         lengths.extend((batch.attempt_BT > 0).sum(1).tolist())

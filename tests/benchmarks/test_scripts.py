@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from tests.benchmarks.conftest import ROOT, Script
-from tests.support.data import HUMANEVAL
+from tests.support.data import HUMANEVAL, code_folder
+from tests.support.hf_model import save_qwen2
 
 TRIED_ELSEWHERE = {
     "examples/custom_objective.py": "tests/run/test_own_objective.py",
@@ -374,6 +375,25 @@ def test_plans_on_a_card_have_cases_of_their_own(
     ] * 3
     with pytest.raises(SystemExit):
         plan.main(["--device", "cuda", "--only", "card: qwen2.5-0.5b full"])
+
+
+def test_several_tokens_a_step_against_one(script: Script, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output, model, data = tmp_path / "found.json", save_qwen2(tmp_path / "model"), code_folder(tmp_path)
+    changes = [f"model.path={model}", f"task.data={data}", "rollouts.max_new_tokens=6", "model.precision=float32"]
+    script("benchmarks/second_attempts.py").main(
+        [
+            "code_qwen2.5-coder-0.5b-instruct",
+            *changes,
+            "--problems=3",
+            "--rollouts=2",
+            "--pairs=2",
+            f"--output={output}",
+        ]
+    )
+    found = json.loads(output.read_text())["model"]
+    assert [pair["attempt 2"]["the same"] for pair in found["pairs"]] == [6, 6]
+    assert found["problems"] == 6
+    assert capsys.readouterr().out.count("times as fast, 6 attempts say the same") == 4
 
 
 @pytest.mark.nightly

@@ -33,7 +33,7 @@ def drafts(ids_RS: Tensor, place_R: Tensor, count: int) -> Tensor:
     equal_RS = (before_RSN == tail_R1N).flip(-1).cumprod(-1, dtype=torch.int32).sum(-1)
     slot_S = torch.arange(slots, device=device)
     best_R = torch.where(slot_S < place_R[:, None], equal_RS * slots + slot_S, -1).argmax(1)
-    return ids_RS.gather(1, (best_R[:, None] + 1 + slot_S[:count]).clamp(max=slots - 1))
+    return ids_RS.gather(1, (best_R[:, None] + 1 + torch.arange(count, device=device)).clamp(max=slots - 1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ class Cost:
 # Measured on an AMD EPYC with AVX2: Qwen2.5-Coder-0.5B's step takes 180 ms and 9.2 ms a token (docs/log.md).
 PROCESSOR = Cost(reading=20.0, launching=25e6, choices=(1, 2, 4, 8, 16))
 # By the data sheets of H100 and 4090 alike, some 200 times as many multiplications as bytes; not measured on a card.
-CARD = Cost(reading=200.0, launching=9e9, choices=(1, 4, 8))
+CARD = Cost(reading=200.0, launching=9e9, choices=(1, 4, 16))
 ONE_BY_ONE = Cost(reading=0.0, launching=0.0, choices=(1,))
 
 
@@ -74,16 +74,27 @@ class Pace:
 
     def tokens(self, rows: int) -> int:
         """Of a row in the next step; 0: a single one, and no guess can pay however good it is."""
-        return self._best(rows, min(_SURE, self._right / self._made)) if self.most(rows) > 1 else 0
+        return self._best(rows, self._share) if self.most(rows) > 1 else 0
+
+    def yields(self, tokens: int) -> float:
+        """Tokens of a row that a step of so many gains, if guesses are right as often as they were."""
+        return _yields(max(1, tokens), self._share)
 
     def most(self, rows: int) -> int:
         """Tokens of each of so many rows in any step."""
         return self._best(rows, _SURE)
 
-    def _best(self, rows: int, share: float) -> int:
-        def yields(tokens: int) -> float:
-            """Tokens of a row in a token's time, if each guess is right with this share."""
-            return (1 - share**tokens) / (1 - share) / (self._fixed + rows * tokens)
+    @property
+    def _share(self) -> float:
+        return min(_SURE, self._right / self._made)
 
-        best = max(self._choices, key=yields)
-        return best if yields(best) > _PAYS * yields(1) else 1
+    def _best(self, rows: int, share: float) -> int:
+        def a_second(tokens: int) -> float:
+            return _yields(tokens, share) / (self._fixed + rows * tokens)
+
+        best = max(self._choices, key=a_second)
+        return best if a_second(best) > _PAYS * a_second(1) else 1
+
+
+def _yields(tokens: int, share: float) -> float:
+    return (1 - share**tokens) / (1 - share)

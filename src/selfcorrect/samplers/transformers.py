@@ -221,7 +221,7 @@ class _Call:
         """About so many tokens of each row, of which none is further than `place`."""
         rows = self._shapes.lanes(len(self._seats))
         ahead = self._pace.tokens(rows)
-        steps = -(-tokens // max(1, ahead))
+        steps = math.ceil(tokens / self._pace.yields(ahead))
         self._width = min(place + steps * max(1, ahead), self._lanes.cache.slots)
         width = min(self._shapes.width(self._width), self._lanes.cache.slots)
         for _ in range(steps):

@@ -12,6 +12,7 @@ Axes: R lanes, S slots, T tokens of a lane in one step.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -55,7 +56,7 @@ ONE_BY_ONE = Cost(reading=0.0, launching=0.0, choices=(1,))
 
 
 class Pace:
-    """How many tokens of a row each step of a call takes.
+    """How many tokens of a row each step takes.
 
     It hangs on what was drawn and on nothing else, no clock: the same call takes the same steps again.
     """
@@ -67,7 +68,7 @@ class Pace:
         self._known = (0, 0)
 
     def hear(self, right: int, made: int) -> None:
-        """Guesses of this call so far, and how many of them were right."""
+        """Guesses so far, and how many of them were right."""
         self._right = _FADES * self._right + right - self._known[0]
         self._made = _FADES * self._made + made - self._known[1]
         self._known = (right, made)
@@ -94,6 +95,12 @@ class Pace:
 
         best = max(self._choices, key=a_second)
         return best if a_second(best) > _PAYS * a_second(1) else 1
+
+
+def pace_of(model: Any, cost: Cost) -> Pace:
+    """Of a transformers model."""
+    layers = model.config.get_text_config().num_hidden_layers
+    return Pace(cost, layers, sum(weight.numel() for weight in model.parameters()))
 
 
 def _yields(tokens: int, share: float) -> float:

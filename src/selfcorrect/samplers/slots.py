@@ -45,9 +45,12 @@ class SlotCache(Cache):  # type: ignore[misc]
         self._flat: dict[int, Tensor] = {}
 
     def feed(
-        self, lm: LanguageModel, lanes: Sequence[int], known: Sequence[int], added: Sequence[Sequence[int]]
-    ) -> Tensor:
-        """Feed lanes that hold `known` tokens what is added; logits [R, V] after the last of it."""
+        self, lm: LanguageModel, lanes: Sequence[int], known: Sequence[int], added: Sequence[Sequence[int]],
+        everywhere: bool = False,
+    ) -> Tensor:  # fmt: skip
+        """Feed lanes that hold `known` tokens what is added; logits [R, V] after the last of it, or after each token,
+        one lane's after the other's.
+        """
         device, most = self._device, max(map(len, added))
         width = max(map(add, known, map(len, added))) + 1  # more than any row fills: padding goes there
         ids_RT = torch.tensor([[*ids, *[0] * (most - len(ids))] for ids in added], device=device)
@@ -55,8 +58,9 @@ class SlotCache(Cache):  # type: ignore[misc]
         place_RT = (torch.tensor(known, device=device)[:, None] + step_T).clamp(max=width - 1)
         leading = list(lanes) == list(range(len(lanes)))
         self.open(slice(len(lanes)) if leading else torch.tensor(lanes, device=device), place_RT, width)
-        last_RT = step_T == torch.tensor([len(ids) - 1 for ids in added], device=device)[:, None]
-        return lm.logits(ids_RT, last_RT, position_ids=place_RT, attention_mask=self.mask(), **lm.given(self))
+        last_R1 = torch.tensor([len(ids) - 1 for ids in added], device=device)[:, None]
+        wanted_RT = step_T <= last_R1 if everywhere else step_T == last_R1
+        return lm.logits(ids_RT, wanted_RT, position_ids=place_RT, attention_mask=self.mask(), **lm.given(self))
 
     def mask(self) -> Tensor | dict[str, Tensor]:
         """What each token fed sees, additive [R, 1, T, S]; by kind of layer where the model has several."""

@@ -25,7 +25,7 @@ from torch import Tensor
 from selfcorrect.errors import ModelError, SamplerFailed
 from selfcorrect.models.language_model import LanguageModel
 from selfcorrect.models.windows import layer_windows
-from selfcorrect.samplers.ahead import Pace
+from selfcorrect.samplers.ahead import pace_of
 from selfcorrect.samplers.base import Far, note
 from selfcorrect.samplers.draws import draw, uniforms
 from selfcorrect.samplers.graphs import AS_THEY_ARE, FIXED, Graphs, Shapes
@@ -194,9 +194,7 @@ class _Call:
         self._seats: list[int | None] = [None] * at_once  # the row that each lane has
         self._room = at_once if shapes.fixed else len(prompts)  # rows whose keys and values may be kept
         self._width = 0  # slots in use
-        model = lanes.lm.model
-        layers = model.config.get_text_config().num_hidden_layers
-        self._pace = Pace(shapes.cost, layers, sum(weight.numel() for weight in model.parameters()))
+        self._pace = pace_of(lanes.lm.model, shapes.cost)
         self._left: dict[int, tuple[Tables, int]] = {}
 
     def run(self, watch: Callable[[Far], None] | None = None) -> dict[int, tuple[Tables, int]]:

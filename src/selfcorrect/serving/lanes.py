@@ -12,6 +12,7 @@ from torch import Tensor
 
 from selfcorrect.errors import ModelError
 from selfcorrect.models.language_model import LanguageModel
+from selfcorrect.samplers.ahead import drafts
 from selfcorrect.samplers.draws import draw, precision
 from selfcorrect.samplers.slots import SlotCache
 
@@ -27,6 +28,8 @@ def shared(one: Sequence[int], other: Sequence[int]) -> int:
 class SlotLanes:
     """All lanes in one table that grows. held: by lane, the ids whose keys and values it has."""
 
+    takes_back = True  # what was fed last: `keep`
+
     def __init__(self, lm: LanguageModel, count: int) -> None:
         self._lm = lm
         self.held: list[list[int]] = [[] for _ in range(count)]
@@ -38,11 +41,21 @@ class SlotLanes:
         del self.held[lane][known:]
         return known
 
-    def feed(self, lanes: list[int], added: list[list[int]]) -> Tensor:
-        """Each lane gets further tokens; logits [R, V] after the last of them."""
+    def guess(self, lane: int, token: int, count: int) -> list[int]:
+        """What may follow this token, which comes next in the lane."""
+        ids = torch.tensor([[*self.held[lane], token]])
+        follows: list[int] = drafts(ids, torch.tensor([ids.shape[1] - 1]), count)[0].tolist()
+        return follows
+
+    def keep(self, lane: int, tokens: int) -> None:
+        """What comes after so many is no longer the lane's."""
+        del self.held[lane][tokens:]
+
+    def feed(self, lanes: list[int], added: list[list[int]], everywhere: bool = False) -> Tensor:
+        """Each lane gets further tokens; logits [R, V] after the last of them, or [N, V] after each of all."""
         known = [len(self.held[lane]) for lane in lanes]
         self._make_room(max(have + len(new) for have, new in zip(known, added, strict=True)) + 1)
-        logits_RV = self._cache.feed(self._lm, lanes, known, added)
+        logits_RV = self._cache.feed(self._lm, lanes, known, added, everywhere)
         for lane, new in zip(lanes, added, strict=True):
             self.held[lane] += new
         return logits_RV
@@ -65,6 +78,8 @@ class SlotLanes:
 class OwnCaches:
     """The same with a cache of the model's own kind for each lane: for layers that attend otherwise."""
 
+    takes_back = False
+
     def __init__(self, lm: LanguageModel, count: int) -> None:
         self._lm = lm
         self.held: list[list[int]] = [[] for _ in range(count)]
@@ -80,7 +95,14 @@ class OwnCaches:
     def reset(self) -> None:
         self.held, self._caches = [[] for _ in self.held], [None] * len(self._caches)
 
-    def feed(self, lanes: list[int], added: list[list[int]]) -> Tensor:
+    def guess(self, lane: int, token: int, count: int) -> list[int]:
+        return []
+
+    def keep(self, lane: int, tokens: int) -> None:
+        """Always all."""
+
+    def feed(self, lanes: list[int], added: list[list[int]], everywhere: bool = False) -> Tensor:
+        """everywhere: of one token a lane alone."""
         return torch.cat([self._feed(lane, new) for lane, new in zip(lanes, added, strict=True)])
 
     def _feed(self, lane: int, new: list[int]) -> Tensor:

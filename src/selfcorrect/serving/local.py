@@ -3,7 +3,8 @@
     queue -> lane: attempt 1, correction turn, attempt 2, ... -> free for the next, first come first served
 
 A lane keeps its cache, so a correction turn and a further request of the same conversation compute only what is new.
-Long prompts are fed in parts, between which the others go on.
+Long prompts are fed in parts, between which the others go on. Where a row repeats what was said before, a step takes
+several of its tokens (samplers/ahead.py).
 """
 
 import asyncio
@@ -18,10 +19,12 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 import torch
+from torch import Tensor
 
 from selfcorrect.errors import ModelError, first_line
 from selfcorrect.models.language_model import LanguageModel
 from selfcorrect.models.sizing import is_out_of_memory
+from selfcorrect.samplers.ahead import CARD, PROCESSOR, pace_of
 from selfcorrect.samplers.inference import InferenceWeights
 from selfcorrect.seeds import derive_seed
 from selfcorrect.serving.engine import Ended, Events, Piece, Post, Spoken
@@ -76,6 +79,8 @@ class Station:
         self._lanes: Lanes = make_lanes(lm, count)
         self.waiting: deque[Row] = deque()
         self._seats: dict[int, Row] = {}
+        self._pace = pace_of(lm.model, CARD if lm.device.type == "cuda" else PROCESSOR)
+        self._guesses = [0, 0]  # right ones, all
         self.window = lm.reads or sys.maxsize
 
     @property
@@ -83,15 +88,16 @@ class Station:
         return bool(self.waiting or self._seats)
 
     def step(self) -> None:
-        """Every lane goes on by one token, or by one part of its prompt."""
+        """Every lane goes on by a token or some, or by one part of its prompt."""
         for lane in [lane for lane, row in self._seats.items() if row.job.gone]:
             del self._seats[lane]
         self._seat()
         beginning = {lane: row for lane, row in sorted(self._seats.items()) if len(row.todo) > 1}
         going_on = {lane: row for lane, row in sorted(self._seats.items()) if len(row.todo) == 1}
-        for part in (beginning, going_on):
-            if part:
-                self._feed(part)
+        if beginning:
+            self._begin(beginning)
+        if going_on:
+            self._go_on(going_on)
 
     def fail(self, error: ApiError) -> None:
         """All requests end with this error; the lanes begin anew."""
@@ -113,31 +119,58 @@ class Station:
             row.todo = list(row.prompt[row.cached :])
             self._seats[lane] = row
 
-    def _feed(self, rows: dict[int, Row]) -> None:
+    def _begin(self, rows: dict[int, Row]) -> None:
         added = [row.todo[:_FED_AT_ONCE] for row in rows.values()]
         logits_RV = self._lanes.feed(list(rows), added)
         ready = []
-        for number, row in enumerate(rows.values()):
+        for number, (lane, row) in enumerate(rows.items()):
             del row.todo[: len(added[number])]
             if not row.todo:
-                ready.append((number, row))
-        if not ready:
-            return
-        logits_RV = logits_RV[[number for number, _ in ready]]
+                ready.append((number, lane, row))
+        if ready:
+            tokens = self._draw(logits_RV[[number for number, _, _ in ready]], [row for _, _, row in ready])
+            for (_, lane, row), token in zip(ready, tokens, strict=True):
+                self._take(lane, row, token)
+
+    def _go_on(self, rows: dict[int, Row]) -> None:
+        """Each row's last token and guesses of its next ones are fed; what comes after a wrong guess does not count."""
+        most = self._pace.tokens(len(rows)) if self._lanes.takes_back else 0
+        guesses, added, held, first = {}, {}, {}, {}
+        for lane, row in rows.items():
+            count = min(max(1, most), row.limit - len(row.drawn))
+            guesses[lane] = self._lanes.guess(lane, row.todo[0], count) if most else []
+            added[lane] = [*row.todo, *guesses[lane][: count - 1]]
+            first[lane], held[lane] = sum(map(len, added.values())) - len(added[lane]), len(self._lanes.held[lane])
+        logits_NV = self._lanes.feed(list(rows), list(added.values()), everywhere=True)
+        going, number = list(rows), 0
+        while going:
+            tokens = self._draw(logits_NV[[first[lane] + number for lane in going]], [rows[lane] for lane in going])
+            going, drawn = [], zip(going, tokens, strict=True)
+            for lane, token in drawn:
+                if not self._take(lane, rows[lane], token):
+                    continue
+                right = guesses[lane][number : number + 1] == [token]
+                self._guesses = [self._guesses[0] + right, self._guesses[1] + bool(guesses[lane])]
+                if right and number + 1 < len(added[lane]):
+                    going.append(lane)
+                else:
+                    self._lanes.keep(lane, held[lane] + number + 1)
+            number += 1
+        self._pace.hear(*self._guesses)
+
+    def _draw(self, logits_RV: Tensor, rows: list[Row]) -> list[int]:
         if not bool(torch.isfinite(logits_RV).all()):
             raise ArithmeticError("the model's logits are not finite")
-        asks = [row.plan.ask for _, row in ready]
-        tokens = pick(
+        asks = [row.plan.ask for row in rows]
+        return pick(
             logits_RV,
             [1.0 if ask.temperature is None else ask.temperature for ask in asks],
             [ask.top_p or 1.0 for ask in asks],
-            [row.draws.random() for _, row in ready],
+            [row.draws.random() for row in rows],
         )
-        lane_of = {id(row): lane for lane, row in rows.items()}
-        for (_, row), token in zip(ready, tokens, strict=True):
-            self._take(lane_of[id(row)], row, token)
 
-    def _take(self, lane: int, row: Row, token: int) -> None:
+    def _take(self, lane: int, row: Row, token: int) -> bool:
+        """Whether the attempt goes on after it."""
         row.drawn.append(token)
         ends = token in self.lm.eos_ids
         with self._reading:
@@ -148,7 +181,7 @@ class Station:
             row.job.post(Piece(row.choice, row.attempt, text))
         if not ended:
             row.todo = [token]
-            return
+            return True
         finish = "stop" if ends or row.spoken.stopped else "length"
         row.job.post(Ended(row.choice, row.attempt, finish, len(row.prompt), len(row.drawn), row.cached))
         if row.attempt < row.plan.attempts:
@@ -156,6 +189,7 @@ class Station:
         else:
             del self._seats[lane]
             row.job.post(None)
+        return False
 
     def _ask_again(self, lane: int, row: Row) -> None:
         with self._reading:

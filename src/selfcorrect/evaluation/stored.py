@@ -19,7 +19,7 @@ def record_of(kind: type[_Record], data: Any, path: Path, where: str) -> _Record
 
     Raises DataError where a field is missing, of another kind ("0.5" and true are no numbers), or no finite number.
     """
-    # As JSON: its lists are tuples, and its objects dataclasses, to a strict reader too. Names may hold half a character.
+    # As JSON: its lists are tuples, its objects dataclasses, to a strict reader too. Names may hold half a character.
     text = json.dumps([data], ensure_ascii=False).encode("utf-8", "replace")
     try:
         found: _Record = _reader(kind).validate_json(text, strict=True)[0]  # type: ignore[arg-type]

@@ -151,7 +151,9 @@ def test_a_server_that_does_not_say_how_many_processes_it_has(lm: LanguageModel,
         server = Server(config, tmp_path, lm.device, adapter_only=False)
         for answer in ("{}", '{"world_size": "2"}', '{"world_size": 0}'):
             fake.answers["/get_world_size"] = (200, answer)
-            with pytest.raises(RuntimeError, match=r"^/get_world_size answered no number of processes \(world_size\): \{"):
+            with pytest.raises(
+                RuntimeError, match=r"^/get_world_size answered no number of processes \(world_size\): \{"
+            ):
                 server._world_size()
 
 

@@ -57,9 +57,11 @@ class Server:
         policies = [each for each in loaded if adapter_only and str(each["id"]).startswith(ADAPTER)]
         self._left = [str(each["id"]) for each in policies if not Path(str(each.get("root"))).exists()]
         self._model = str(served["id"])
-        self.block, self.longest = _BLOCK, served.get("max_model_len")
-        if type(self.longest) is not int or self.longest < 1:
-            self.longest = UNTOLD
+        length = served.get("max_model_len")
+        self.block, self.longest = _BLOCK, UNTOLD
+        if isinstance(length, int) and length > 1:  # true is no number
+            self.longest = length
+        else:
             note(
                 f"vllm.server = {self._url!r} does not say in /v1/models how many tokens it takes (max_model_len): a "
                 "rollout that is too long for it ends the run with the server's own words"

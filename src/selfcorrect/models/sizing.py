@@ -59,7 +59,7 @@ def sized(
         room = budget / (tokens * shape.token_bytes(lm.compute_dtype.itemsize) + _DRAW_BYTES * shape.vocabulary)
         rows = _power_of_two(room / 1.5 if lm.device.type == "cuda" else max(room - kept, room / 2), _MOST_SAMPLED)
         # vLLM has a cache of its own, and queues what has no room there; the base model is sampled by transformers.
-        elsewhere = config.sampler == "vllm" and not (trains and config.samples_reference)
+        elsewhere = config.has_engine and not (trains and config.samples_reference)
         if elsewhere and (config.vllm.server or lm.device.type == "cuda"):
             rows = _MOST_SAMPLED
         rollouts = rollouts.model_copy(update={"rows_at_once": rows})
@@ -212,7 +212,7 @@ def static(config: TrainConfig, of: Counted, available: float, *, on_card: bool,
         weights, masters = weights + 2 * of.rounded, 0
     gradients, moments = 4 * of.trained, (8 if config.optimizer.name == "adamw" else 2) * of.trained
     place, copied = _reference(config, of, weights + masters + gradients + moments, available, on_card, shards)
-    sampled = int(config.sampler != "vllm")
+    sampled = int(not config.has_engine)
     if config.samples_reference:  # with an adapter it is the same weights
         sampled = sampled + 1 if place == "device" else max(sampled, int(place == "same model"))
     elsewhere = shards > 1 and on_card and config.samples_elsewhere
@@ -307,7 +307,7 @@ def _bytes(tensors: Iterable[Tensor]) -> int:
 def _budget(config: TrainConfig, lm: LanguageModel, trains: bool, shards: int) -> float:
     if lm.device.type != "cuda":
         return _CPU_BUDGET
-    sampled = _cast_bytes(lm) if config.sampler != "vllm" else 0
+    sampled = 0 if config.has_engine else _cast_bytes(lm)
     free: float = torch.cuda.mem_get_info(lm.device)[0]
     return half_of(free, static_of(config, lm, shards).to_come if trains else sampled)
 

@@ -199,7 +199,7 @@ def tried(config: TrainConfig) -> Iterator[str]:
 
 def _server_reads(config: TrainConfig) -> int:
     """Tokens that a vLLM server takes, asked once; 0 without one. Raises SamplerFailed where it does not answer."""
-    if config.sampler != "vllm" or not config.vllm.server:
+    if not config.vllm.server:
         return 0
     once = config.vllm.model_copy(update={"timeout": 1.0})
     return Server(once, Path(), torch.device("cpu"), adapter_only=False).longest

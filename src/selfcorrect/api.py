@@ -274,13 +274,19 @@ def grade(
 
 @public
 def play(
-    problem: str, model: str | Path = "lab", recipe: Recipe | None = None, *, temperature: float = 0.0, seed: int = 0
-) -> Rollout:
-    """One problem, all attempts. problem: "30 7 2 = 39" or an id like "countdown-30-7-2-to-39"; model: or a run's."""
-    config = config_for(model, recipe, None, "play")
+    problem: str, *overrides: str, model: str | Path = "lab", recipe: Recipe | None = None, temperature: float = 0.0,
+    seed: int | None = None,
+) -> Rollout:  # fmt: skip
+    """One problem, all attempts. problem: "30 7 2 = 39" or an id like "countdown-30-7-2-to-39"; model: or a run's.
+
+    seed: of the draws, by default the recipe's.
+    """
+    config = config_for(model, recipe, overrides, "play")
     lm, rollouts = loaded(config, model_of(model)), config.rollouts
     task = make_task(config.task)
-    params = SamplingParams(temperature, rollouts.max_new_tokens, derive_seed(seed, "play"))
+    params = SamplingParams(
+        temperature, rollouts.max_new_tokens, derive_seed(config.seed if seed is None else seed, "play")
+    )
     sampler = make_sampler(config, lm)
     with closing(task):
         posed = [task.parse(problem)]

@@ -166,19 +166,21 @@ def play(
     problem: Annotated[
         str, typer.Argument(help="Countdown: '30 7 2 = 39'; math, custom: an id or a question; else an id.")
     ],
+    overrides: Overrides = None,
     model: Annotated[str, typer.Option(help="A model folder, a run, a hub name, or lab.")] = "lab",
     recipe: Annotated[Path | None, typer.Option(help="Where the task and its prompts come from.")] = None,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 0.0,
-    seed: int = 0,
+    seed: Annotated[int | None, typer.Option(help="Of the draws; by default the recipe's.")] = None,
 ) -> None:
     """One problem, all attempts, coloured by their grades."""
     from selfcorrect.runs.recipes import config_for
 
-    config_for(model, recipe, None, "play")  # before torch is loaded
+    config_for(model, recipe, overrides or [], "play")  # before torch is loaded
     loading()
     from selfcorrect import api
 
-    _print_rollout(api.play(problem, model, recipe, temperature=temperature, seed=seed))
+    played = api.play(problem, *(overrides or []), model=model, recipe=recipe, temperature=temperature, seed=seed)
+    _print_rollout(played)
 
 
 @app.command(

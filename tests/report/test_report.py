@@ -395,12 +395,14 @@ def test_what_changed_on_the_way_is_told(tmp_path: Path) -> None:
     damaged = '{}\n{"step": null, "field": "x", "old": 1, "new": 2}\n{"step": 9, "fie'
     (run / "changes.jsonl").write_text((run / "changes.jsonl").read_text() + damaged)
     (run / "alarms.jsonl").write_text('{"step": 3}\n')
+    (run / "metrics.jsonl").write_text('{"step": "3"}\n{"step": true}\n' + (run / "metrics.jsonl").read_text())
     write_evaluation(run / "earlier" / "step-000008", "stage2", summary(0.5, 0.58), step=8)
     page = Page(write_report(run))
     assert ["stages.stage2.steps", "4", "4", "6"] in page.rows
     assert ["task.data", "8", "\N{EM DASH}", "…/rows.jsonl"] in page.rows
     assert [row[:3] for row in page.rows].count(["After stage2", "50.0", "58.0"]) == 1
     assert "step 8, earlier/step-000008" in page.words
+    assert "2 damaged lines of metrics.jsonl left out" in page.words
 
 
 def test_the_papers_tables_agree_with_themselves() -> None:

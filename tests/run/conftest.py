@@ -67,7 +67,10 @@ def lucky(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def stopped(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Callable[[int, Path], Path]:
-    """stopped(step, target): a copy at `target` of the run as Ctrl-C during that step leaves it."""
+    """stopped(step, target): a copy at `target` of the run as Ctrl-C during that step leaves it.
+
+    The run is made by the first test that asks, and kept for others: ask before anything is patched.
+    """
     kept: dict[int, Path] = {}
 
     def copy(step: int, target: Path) -> Path:

@@ -44,7 +44,7 @@ def test_threads_are_the_recipe_s_until_the_call_returns(
     monkeypatch.setattr(choose, "TransformersSampler", Noted)
     settings = recipe(tmp_path, model, threads=2)
     calls: dict[str, Callable[[], Any]] = {
-        "play": lambda: api.play("5 2 1 = 8", model, settings),
+        "play": lambda: api.play("5 2 1 = 8", model=model, recipe=settings),
         "scale": lambda: api.scale(model, recipe=settings, output=tmp_path / "s", most=2, problems=1),
         "make_repair_set": lambda: api.make_repair_set(
             model, tmp_path / "set.jsonl", problems=1,
@@ -101,7 +101,7 @@ def test_a_session_hears_of_a_run_in_lines_unless_it_is_silenced(
 def test_feedback_is_written_where_the_recipe_asks_for_it(model: Path, tmp_path: Path) -> None:
     refine = {"feedback_prompt": "7", "refine_prompt": "8"}
     settings = recipe(tmp_path, model, stages=[], rollouts={"max_new_tokens": 5, "self_refine": refine})
-    first, second = api.play("5 2 1 = 8", model, settings, temperature=1.0).attempts
+    first, second = api.play("5 2 1 = 8", model=model, recipe=settings, temperature=1.0).attempts
     assert (first.feedback, bool(second.feedback)) == ("", True)
     with pytest.raises(ConfigError, match=r"^rollouts.self_refine: .*rollouts.self_refine=null"):
         api.scale(model, recipe=settings, output=tmp_path / "s", most=2, problems=1)

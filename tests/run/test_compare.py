@@ -358,7 +358,7 @@ def write(tmp_path: Path) -> Write:
         folder = tmp_path / name / "evaluations"
         folder.mkdir(parents=True)
         lines = [
-            {"id": f"p{i}", "sample": number, "attempts": [
+            {"id": f"p{i}", "sample": number, "prompt": "", "reference": {}, "attempts": [
                 {"text": "", "answer": str(k), "outcome": "correct" if right else "wrong"}
                 for k, right in enumerate(pair)
             ]}
@@ -371,7 +371,7 @@ def write(tmp_path: Path) -> Write:
     return run
 
 
-def test_a_line_of_the_table_by_hand(write: Write) -> None:
+def test_a_line_of_the_table_by_hand(write: Write, tmp_path: Path) -> None:
     """Two seeds of 100 problems: t1 = (50 + 60) / 200, i->c = (10 + 20) / 200, c->i = (5 + 0) / 200."""
     seeds: dict[int | None, Path] = {
         0: write("a", [(True, True)] * 45 + [(True, False)] * 5 + [(False, True)] * 10 + [(False, False)] * 40),
@@ -393,6 +393,10 @@ def test_a_line_of_the_table_by_hand(write: Write) -> None:
     assert worse.verdict == -1
     with pytest.raises(DataError, match="was evaluated on other problems"):
         read_answers({0: write("d", [(True, True)] * 99)}, ids=answers.ids)
+    file = write("torn", [(True, True)] * 2) / "evaluations" / "end.rollouts.jsonl"
+    file.write_text(file.read_text().replace("correct", "right", 1))
+    with pytest.raises(DataError, match=r"torn/evaluations/end\.rollouts\.jsonl:1: expected a rollout"):
+        read_answers({0: tmp_path / "torn"})
     assert result.gain is not None
     assert result.gain.value == pytest.approx(0.675 - 0.7)
     assert result.mcnemar == pytest.approx(0.3017578125)  # seed a: 10 against 5, the larger of the two

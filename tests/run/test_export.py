@@ -340,7 +340,7 @@ def test_training_goes_on_from_an_adapter(trained: Callable[[str], Path], model:
 
 def test_the_commands_take_an_adapters_folder(trained: Callable[[str], Path], command: Command, lucky: None) -> None:
     final = trained("qlora") / "final"
-    assert len(api.play("1 2 3 = 6", final).attempts) == 2
+    assert len(api.play("1 2 3 = 6", model=final).attempts) == 2
     evaluation = api.evaluate(str(final), "evaluation.problems=4", "output=" + str(final.parent.parent))
     assert evaluation.summary.n == 4
     told = command("check", str(final.parent / "config.yaml"), "--load")

@@ -230,9 +230,9 @@ def test_a_damaged_model_folder_is_not_loaded(
     name: str, whole: Whole, stopped: Callable[[int, Path], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Stopped at the end of stage one, whose weights would come from `models/one`, else `best`, else the checkpoint."""
+    run, listener = stopped(4, tmp_path / "run"), Listener()  # before the patch: others get copies of this run
     if name == "best":  # what follows the checkpoint finds no better ones, so that `best` stays as it is
         monkeypatch.setattr(Loop, "_score", lambda loop: -1.0)
-    run, listener = stopped(4, tmp_path / "run"), Listener()
     if name != "best":
         shutil.copytree(run / "best", run / name)
     flip_a_bit(run / name / "model.safetensors")

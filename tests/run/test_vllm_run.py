@@ -107,7 +107,9 @@ def lm(model: Path) -> LanguageModel:
 PARAMS = SamplingParams(0.0, 8, 1)
 
 
-def test_check_asks_the_server(lm: LanguageModel, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_check_asks_the_server(
+    lm: LanguageModel, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(vllm_server, "_WAIT", 0.0)
     with serving(lm) as fake:
         settings = brief(tmp_path, model, sampler="vllm", vllm={"server": f"http://127.0.0.1:{fake.server_port}"})
@@ -115,6 +117,10 @@ def test_check_asks_the_server(lm: LanguageModel, model: Path, tmp_path: Path, m
         (told,) = [line for line in tried(config) if line.startswith("server: ")]
         assert "answers, and reads up to " in told
         assert fake.asked == ["/v1/models"]
+        fake.answers["/v1/models"] = (200, '{"data": [{"id": "base"}]}')
+        (told,) = [line for line in tried(config) if line.startswith("server: ")]
+        assert told.endswith(" answers")
+        assert " does not say in /v1/models how many tokens it takes (max_model_len)" in capsys.readouterr().err
         other: Any = config.model_copy(update={"vllm": config.vllm.model_copy(update={"transfer": "nccl"})})
         with pytest.raises(
             ConfigError, match=r"^vllm.transfer = 'nccl' sends from a GPU, and the model is on cpu; set"
@@ -137,6 +143,18 @@ def test_a_server_is_sent_each_version_and_pauses_meanwhile(lm: LanguageModel, t
         assert synced == ["/pause", "/collective_rpc", "/reset_prefix_cache", "/resume"] * 4
         assert len(list(tmp_path.rglob("*.safetensors"))) == 1
         own.close()
+
+
+def test_a_server_that_does_not_say_how_many_processes_it_has(lm: LanguageModel, tmp_path: Path) -> None:
+    with serving(lm) as fake:
+        config = VllmConfig(server=f"http://127.0.0.1:{fake.server_port}/")
+        server = Server(config, tmp_path, lm.device, adapter_only=False)
+        for answer in ("{}", '{"world_size": "2"}', '{"world_size": 0}'):
+            fake.answers["/get_world_size"] = (200, answer)
+            with pytest.raises(
+                RuntimeError, match=r"^/get_world_size answered no number of processes \(world_size\): \{"
+            ):
+                server._world_size()
 
 
 def test_a_server_outlives_the_runs_it_is_sent_adapters_by(model: Path, tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """A policy that holds back at attempt 1, or only copies, is told of; an honest one is not."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +96,14 @@ def test_a_base_evaluation_that_holds_no_summary_is_told_of_in_a_line(tmp_path: 
     file.write_text('{"summary": {"accuracy": []}, "sampled": null}')
     with pytest.raises(UserError, match=r"base\.json: summary\.n is missing$"):
         Sentry(config, folder, Heard()).prepare()
+    share = asdict(summarize(played(50)))
+    for field, bad in (("value", "0.5"), ("value", True), ("n", 3.0)):
+        broken = share | ({"n": bad} if field == "n" else {"delta": share["delta"] | {field: bad}})
+        file.write_text(json.dumps({"summary": broken}))
+        with pytest.raises(
+            UserError, match=rf"base\.json: summary\.(delta\.)?{field} = {bad!r}: input should be a valid"
+        ):
+            Sentry(config, folder, Heard()).prepare()
 
 
 @pytest.mark.parametrize("task", [{}, {"task": {"name": "code", "evaluate_on": "humaneval"}}], ids=["one set", "two"])

@@ -138,6 +138,10 @@ def test_a_file_of_graded_attempts_that_another_tool_wrote(tmp_path: Path) -> No
         assert folder == tmp_path / f"{name[0]}.analysis"
     [(found, _)] = logged(tmp_path / "a.jsonl")
     assert found.attempts[0].completion.text == attempts[0]["text"]
+    for bad in ('"0.5"', "true", "NaN", "2"):
+        (tmp_path / "a.jsonl").write_text(line.replace("null", bad))
+        with pytest.raises(DataError, match=r"a\.jsonl:1: .*reward = .* is no number from 0 to 1"):
+            analyse(tmp_path / "a.jsonl")
     (tmp_path / "a.jsonl").write_text(line.replace("wrong", "incorrect"))
     with pytest.raises(DataError, match=r"a\.jsonl:1: .*\(correct, wrong, .*'incorrect' is not"):
         analyse(tmp_path / "a.jsonl")

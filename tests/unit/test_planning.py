@@ -196,7 +196,7 @@ SERVED = {"sampler": "vllm", "vllm": {"server": "http://localhost:8000"}, "paral
 @pytest.mark.parametrize(
     ("shards", "rows", "settings"),
     [
-        (4, (512, 16), SERVED),
+        (4, (512, 8), SERVED),
         (8, (128, 16), {"model": {"weights": "bfloat16"}, "parallel": "fsdp2"}),
         (4, (32, 8), {"model": {"weights": "bfloat16"}, "parallel": "fsdp2", "evaluation": {"every": 10}}),
         (1, (1, 1), {"model": {"weights": "bfloat16"}}),

@@ -1,6 +1,7 @@
 """What the server reads and writes, without a model: requests, stop sequences, host names, correction prompts."""
 
 import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +136,22 @@ def test_text_comes_in_pieces_that_nothing_takes_back(text: str, stop: tuple[str
 def test_a_text_that_ends_in_half_a_character_keeps_its_beginning() -> None:
     spoken = Spoken(_decode, ("z",))
     assert [*map(spoken.add, "bñ".encode()[:2]), spoken.end()] == ["b", "", "\ufffd"]
+
+
+def test_bytes_that_are_no_text_are_told_and_read_a_few_times_each() -> None:
+    """Pieces of any bytes add up to what all of them say, however long a run of invalid ones is."""
+    rng, read = random.Random(0), 0
+
+    def counted(ids: list[int]) -> str:
+        nonlocal read
+        read += len(ids)
+        return _decode(ids)
+
+    parts = ["añ\ufffd😀".encode(), b"\xff", b"\xf0\x90", b"\xe4\xbd", b"\x80"]
+    for raw in (b"\xff" * 2000, b"\xf0\x9f" * 1000, *(b"".join(rng.choices(parts, k=40)) for _ in range(50))):
+        spoken = Spoken(counted, ())
+        assert "".join([*map(spoken.add, raw), spoken.end()]) == raw.decode("utf-8", "replace")
+    assert read < 30 * 9000
 
 
 @pytest.mark.parametrize(

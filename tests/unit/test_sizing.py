@@ -14,13 +14,16 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from selfcorrect.comparing.plan import merge
 from selfcorrect.config import TrainConfig
 from selfcorrect.errors import ConfigError
+from selfcorrect.learning.vocabulary import Tiles
 from selfcorrect.models import packed, products, sizing
 from selfcorrect.models.head import HeadForm
 from selfcorrect.models.sizing import sized
 from selfcorrect.planning.hardware import CARDS
+from selfcorrect.planning.rehearsal import Costume, by_layers, stand_in, update
 from selfcorrect.planning.settled import dressed
 from selfcorrect.planning.settled import settled as planned_sizes
 from selfcorrect.planning.spec import described
+from selfcorrect.planning.work import Update
 from tests.support.plans import recipe
 from tests.support.runs import valid
 
@@ -217,3 +220,21 @@ def test_rows_are_packed_on_a_card_where_its_kernel_takes_them(
     asked = config.model_copy(update={"optimizer": config.optimizer.model_copy(update={"padding_free": True})})
     with nullcontext() if packs else pytest.raises(ConfigError, match="variable-length attention takes"):
         planned_sizes(asked, model, CARDS["h100"], 500)
+
+
+def test_what_adapters_keep_under_checkpointing_is_what_a_plan_counts() -> None:
+    """A plan counts the input of each layer, and no more; a token's share of it all is what sizes reckon with. In bytes,
+    of so many tokens that nothing else counts.
+    """
+    shape = Qwen2Config(
+        hidden_size=256, intermediate_size=1408, num_hidden_layers=24, num_attention_heads=4, num_key_value_heads=2,
+        vocab_size=64,
+    )  # fmt: skip
+    half, tokens = torch.bfloat16, 1 << 20
+    costume = Costume(shape, half, half, "sdpa", Tiles(1, 1, 1), rank=8, reference=False, on_card=True)
+    work = Update(1, tokens, tokens, 1, 0, 0, 1, packed=True, again=True, in_place=True)
+    line = by_layers(costume, update(costume, work))["peak 2"]
+    assert line.more == pytest.approx(tokens * shape.hidden_size * half.itemsize, rel=0.02)
+    with torch.device("meta"):
+        reckoned = sizing._activation_bytes(stand_in(costume, 24), tokens, again=True, packs=True)
+    assert reckoned == pytest.approx(line.at(24) / tokens + 12 * shape.hidden_size, rel=0.1)

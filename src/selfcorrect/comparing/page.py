@@ -20,10 +20,9 @@ from selfcorrect.report.page import fill, tidy
 from selfcorrect.report.paper import PAPER, SETTING, PaperRow
 from selfcorrect.report.pictures import accuracy_picture
 from selfcorrect.report.tables import NONE, Cell, Row, Table, paper_cells, share_cell
-from selfcorrect.report.wording import capital, interval, percent, points, sign, together, with_minus
+from selfcorrect.report.wording import TONE, capital, interval, percent, points, sign, together, with_minus
 
 _COLUMNS = ("Accuracy@t1", "Accuracy@t2", "Δ(t1,t2)", "Δ by seed", "i→c", "c→i", "fix rate", "unchanged", "McNemar p")
-_TONE = {1: "good", 0: "even", -1: "bad"}
 
 
 def write_pages(folder: Path, config: CompareConfig, told: Mapping[str, Any], results: Sequence[Result]) -> None:
@@ -126,7 +125,7 @@ def _cells(result: Result) -> tuple[Cell, ...]:
     low, high = result.spread["delta"]
     spread = f"{points(low)} to {points(high)}" if result.seeds > 1 else NONE
     shares = (result.fixed, result.broken, result.fix_rate, result.unchanged)
-    tone = "" if caution(_summary(result)) else _TONE[result.moved]
+    tone = "" if caution(_summary(result)) else TONE[result.moved]
     return (
         share_cell(result.t1), share_cell(result.t2),
         Cell(points(result.delta.value), interval(result.delta), tone), Cell(spread),
@@ -142,7 +141,7 @@ def _gain_cell(result: Result) -> Cell:
         return Cell(NONE)
     low, high = result.spread["gain"]
     seeds = f"; seeds {points(low)} to {points(high)}" if result.seeds > 1 else ""
-    return Cell(points(result.gain.value), interval(result.gain) + seeds, _TONE[result.verdict])
+    return Cell(points(result.gain.value), interval(result.gain) + seeds, TONE[result.verdict])
 
 
 def _paper_cells(row: PaperRow, repair: object) -> tuple[Cell, ...]:

@@ -4,22 +4,21 @@ Axes: S seeds, P problems. Every run evaluated the same problems; those that a r
 more than one sample of a problem, its values are means over those.
 """
 
-import json
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
-from statistics import fmean
-from typing import Any
 
 import numpy as np
 
+from selfcorrect.analysis.read import evaluations
 from selfcorrect.errors import DataError
-from selfcorrect.evaluation.averages import Change, difference_over, pass_at, rate_over, share_over
-from selfcorrect.evaluation.metrics import LEFT_OUT, RESOLVED, Estimate, repeats, standard_error
+from selfcorrect.evaluation.averages import Change, difference_over, pass_table, rate_over, share_over, tally
+from selfcorrect.evaluation.metrics import RESOLVED, Estimate, is_graded, standard_error
 from selfcorrect.evaluation.resampling import Table, draws, mcnemar, mean_over_seeds
+from selfcorrect.evaluation.stored import read_rollouts
+from selfcorrect.types import Rollout
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,71 +103,52 @@ def read_answers(
 
     Raises DataError where one is missing, or answers other problems.
     """
-    lines = [_read(run, evaluation) for run in runs.values()]
-    tables = [_by_problem(rows) for rows in lines]
-    ids = list(ids or tables[0])
-    for run, table in zip(runs.values(), tables, strict=True):
-        if set(table) != set(ids):
+    rollouts = [_read(run, evaluation) for run in runs.values()]
+    asked = [Counter(rollout.problem.id for rollout in each) for each in rollouts]
+    ids = list(ids or asked[0])
+    for run, names in zip(runs.values(), asked, strict=True):
+        if set(names) != set(ids):
             raise DataError(f"{run}: was evaluated on other problems than the others, so they cannot be compared")
-    samples = {max(len(rows) for rows in table.values()) for table in tables}
+    samples = {max(names.values()) for names in asked}
     if len(samples) > 1:
         named = ", ".join(map(str, sorted(samples)))
         raise DataError(f"{next(iter(runs.values()))}: and others were evaluated with {named} samples of each problem")
-    cube = np.array([[_means(table[name]) for name in ids] for table in tables])
-    first, second, fixed, broken, same, later = (cube[..., place] for place in range(6))
     k = samples.pop()
-    passes = (_passes(tables, ids, 0, k), _passes(tables, ids, 1, k)) if k > 1 else None
-    known = not np.isnan(later).all()
-    ends = [Counter(row["attempts"][a]["outcome"] for row in chain(*lines) if len(row["attempts"]) > a) for a in (0, 1)]
+    first, second, fixed, broken, same, later, *passes = np.stack([_values(each, ids, k) for each in rollouts], axis=1)
+    ends = [
+        Counter(str(rollout.attempts[a].grade.outcome) for rollout in chain(*rollouts) if len(rollout.attempts) > a)
+        for a in (0, 1)
+    ]
     return Answers(
-        tuple(runs), tuple(ids), first, second, fixed, broken, same, later if known else None, tuple(map(dict, ends)),
-        k, passes,
+        tuple(runs), tuple(ids), first, second, fixed, broken, same, None if np.isnan(later).all() else later,
+        tuple(map(dict, ends)), k, (passes[0], passes[1]) if k > 1 else None,
     )  # fmt: skip
 
 
-def _read(run: Path, evaluation: str | None) -> list[dict[str, Any]]:
+def _read(run: Path, evaluation: str | None) -> list[Rollout]:
     """The rollouts as they were kept."""
-    found = sorted((run / "evaluations").glob("*.json"), key=lambda file: json.loads(file.read_text())["step"])
-    named = run / "evaluations" / f"{evaluation}.json" if evaluation else (found[-1] if found else None)
-    if named is None or not named.exists():
+    name = evaluation or next(reversed(evaluations(run)), None)
+    file = run / "evaluations" / f"{name}.rollouts.jsonl"
+    if not file.exists():
         raise DataError(f"{run}: holds no evaluation {evaluation or ''}".rstrip())
-    lines = named.with_name(f"{named.stem}.rollouts.jsonl").read_text(encoding="utf-8").splitlines()
-    return list(map(json.loads, lines))
+    return read_rollouts(file, "")
 
 
-def _by_problem(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[list[float]]]:
-    """By problem, the flags of each of its samples."""
-    table: dict[str, list[list[float]]] = {}
-    for row in rows:
-        table.setdefault(row["id"], []).append(_flags(row["attempts"]))
-    return table
-
-
-def _flags(attempts: Sequence[dict[str, Any]]) -> list[float]:
-    """Right at 1 and at 2, fixed, broken, second the same as the first, right at the last of more than two."""
-    if any(attempt["outcome"] in LEFT_OUT for attempt in attempts) or len(attempts) < 2:
-        return [math.nan] * 6
-    first, second, last = attempts[0], attempts[1], attempts[-1]
-    same = repeats((first["answer"], second["answer"]), (first["text"], second["text"]))
-    one, two, end = (attempt["outcome"] == "correct" for attempt in (first, second, last))
-    flags = (one, two, two and not one, one and not two, same)
-    return [*map(float, flags), float(end) if len(attempts) > 2 else math.nan]
-
-
-def _means(flags: Sequence[Sequence[float]]) -> list[float]:
-    """Over a problem's graded samples."""
-    graded = [row for row in flags if not math.isnan(row[0])]
-    return [fmean(column) for column in zip(*graded, strict=True)] if graded else [math.nan] * 6
-
-
-def _passes(tables: Sequence[Mapping[str, Sequence[Sequence[float]]]], ids: Sequence[str], place: int, k: int) -> Table:
-    """pass@k [S, P] of one attempt; NaN where fewer than k samples were graded."""
-    return np.array([[_pass(table[name], place, k) for name in ids] for table in tables])
-
-
-def _pass(flags: Sequence[Sequence[float]], place: int, k: int) -> float:
-    graded = [row[place] for row in flags if not math.isnan(row[0])]
-    return pass_at(len(graded), round(sum(graded)), k)
+def _values(rollouts: Sequence[Rollout], ids: Sequence[str], k: int) -> Table:
+    """Means over a problem's graded samples [8, P]: right at 1 and at 2, fixed, broken, second the same as the first,
+    right at the last of more than two, and pass@k of attempt 1 and 2. NaN where nothing was graded.
+    """
+    graded = [rollout for rollout in rollouts if is_graded(rollout) and len(rollout.attempts) > 1]
+    values_VP = np.full((8, len(ids)), np.nan)
+    if graded:
+        whole = tally(graded)
+        two = tally(replace(rollout, attempts=rollout.attempts[:2]) for rollout in graded)
+        last_P = whole.right_AP[-1] if len(whole.right_AP) > 2 else np.full(len(two.n_P), np.nan)
+        counts_VP = np.stack([*two.right_AP, two.fixed_P, two.broken_P, two.same_P, last_P])
+        passes_VP = [pass_table(two.n_P, right_P, k) for right_P in two.right_AP]
+        place = {name: number for number, name in enumerate(ids)}
+        values_VP[:, [place[name] for name in two.ids]] = [*(counts_VP / two.n_P), *passes_VP]
+    return values_VP
 
 
 def summarize(

@@ -356,9 +356,7 @@ class TrainConfig(Strict):
         for stage in self.stages:
             self._check_stage(stage)
         if self.evaluation.every and self.algorithm.reference != "base":
-            raise ValueError(
-                "algorithm.reference must be base for evaluation.every: the base model's attempts are replayed"
-            )
+            raise ValueError("algorithm.reference must be base for evaluation.every: the base's attempts are replayed")
         if self.rollouts.self_refine and self.stages:
             raise ValueError("rollouts.self_refine is prompting only; leave stages empty: []")
         return self
@@ -427,13 +425,17 @@ class TrainConfig(Strict):
     @property
     def samples_reference(self) -> bool:
         """Whether that model writes attempts too."""
-        given = any(isinstance(stage, RLStage) and stage.offline_first for stage in self.stages)
-        return given or self.evaluation.every is not None
+        return self.evaluation.every is not None or any(isinstance(s, RLStage) and s.offline_first for s in self.stages)
+
+    @property
+    def has_engine(self) -> bool:
+        """Whether an engine samples the policy, here or behind `vllm.server`; transformers at most the base model."""
+        return self.sampler == "vllm"
 
     @property
     def samples_elsewhere(self) -> bool:
         """Whether a server alone samples, so that processes that train need no whole model for it."""
-        return self.sampler == "vllm" and bool(self.vllm.server) and not self.samples_reference
+        return bool(self.vllm.server) and not self.samples_reference
 
     @property
     def total_steps(self) -> int:

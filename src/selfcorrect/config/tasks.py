@@ -3,7 +3,7 @@
 Every prompt is a template that a recipe may replace. What it fills in is checked when the recipe is read.
 """
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, assert_never
 
 from pydantic import Field, model_validator
 
@@ -241,4 +241,7 @@ def correction_fields(task: TaskConfig) -> set[str]:
             return {"numbers", "target"}
         case RepairConfig():
             return correction_fields(task.of)
-    return set()
+        case CodeConfig() | CustomConfig():
+            return set()
+        case other:
+            assert_never(other)

@@ -1,5 +1,6 @@
 """What the files of evaluations/ hold, read back: records of numbers from their plain values, and graded rollouts."""
 
+import json
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,12 +15,14 @@ _Record = TypeVar("_Record")
 
 
 def record_of(kind: type[_Record], data: Any, path: Path, where: str) -> _Record:
-    """A Summary, an Estimate, a Change or a number. where: its place in the file.
+    """A Summary, an Estimate, a Change or a number, from JSON's values. where: its place in the file.
 
-    Raises DataError where a field is missing, of another kind, or no finite number.
+    Raises DataError where a field is missing, of another kind ("0.5" and true are no numbers), or no finite number.
     """
+    # As JSON: its lists are tuples, its objects dataclasses, to a strict reader too. Names may hold half a character.
+    text = json.dumps([data], ensure_ascii=False).encode("utf-8", "replace")
     try:
-        found: _Record = _reader(kind).validate_python((data,))[0]  # type: ignore[arg-type]
+        found: _Record = _reader(kind).validate_json(text, strict=True)[0]  # type: ignore[arg-type]
     except ValidationError as error:
         wrong = error.errors()[0]
         place = ".".join(map(str, (where, *wrong["loc"][1:])))
@@ -57,11 +60,16 @@ def read_rollouts(file: Path, task: str) -> list[Rollout]:
 
 
 def attempt_of(data: Any) -> Attempt:
-    """Text and grade of one attempt; without the rest of a grade (or null), where another program gave the outcome."""
+    """Text and grade of one attempt; without the rest of a grade (or null), where another program gave the outcome.
+
+    Raises ValueError, KeyError or TypeError where it is none.
+    """
     told = {key: value for key, value in dict(data).items() if value is not None}
     outcome = Outcome(told["outcome"])
-    reward = float(told.get("reward", outcome is Outcome.CORRECT))
+    reward = told.get("reward", float(outcome is Outcome.CORRECT))
+    if type(reward) not in (int, float) or not 0 <= reward <= 1:
+        raise ValueError(f"reward = {reward!r:.60} is no number from 0 to 1")
     answer, detail, feedback = (str(told.get(key, "")) for key in ("answer", "detail", "feedback"))
     end: FinishReason = "length" if outcome is Outcome.TRUNCATED else "stop"
     completion = Completion((), (), str(told["text"]), end)
-    return Attempt((), completion, Grade(outcome, reward, answer, detail), feedback=feedback)
+    return Attempt((), completion, Grade(outcome, float(reward), answer, detail), feedback=feedback)

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from selfcorrect.evaluation.caution import outcome_shares
-from selfcorrect.evaluation.metrics import Estimate, Summary
+from selfcorrect.evaluation.metrics import Estimate, Flow, Passes, Summary
 from selfcorrect.types import Outcome
 
 if TYPE_CHECKING:
@@ -20,6 +20,11 @@ def estimate_text(estimate: Estimate, signed: bool = False, unit: str = "%") -> 
     return f"{value}{unit} [{low}, {high}]"
 
 
+def change_text(of: Summary | Passes | Flow) -> str:
+    """Delta with its interval, i->c and c->i."""
+    return f"delta {estimate_text(of.delta, signed=True)}  i->c {of.fixed.value:.1%}  c->i {of.broken.value:.1%}"
+
+
 def summary_line(summary: Summary) -> str:
     """Accuracy at each attempt, delta, i->c and c->i in percent of all problems, mean rewards where some are partial,
     and what was cut off.
@@ -30,10 +35,7 @@ def summary_line(summary: Summary) -> str:
     rewards = " ".join(f"t{number} {value.value:.3f}" for number, value in enumerate(summary.rewards, 1))
     earned = f"  reward {rewards}" if rewards else ""
     many = f"Avg@{summary.samples} " if summary.samples > 1 else ""
-    return (
-        f"{many}{accuracy}  delta {estimate_text(summary.delta, signed=True)}  i->c {summary.fixed.value:.1%}  "
-        f"c->i {summary.broken.value:.1%}{earned}  n={summary.n}{told}"
-    )
+    return f"{many}{accuracy}  {change_text(summary)}{earned}  n={summary.n}{told}"
 
 
 def shown(evaluation: "Evaluation") -> str:

@@ -50,7 +50,8 @@ def sized(
     if rollouts.rows_at_once == "auto":
         # Keys and values stay for the next attempt, and those of the rows at work come on top: on a CPU a step's, on a
         # card as many as are at work, while no activations are there, whose half of the budget takes them, and what a
-        # forward pass of all rows takes; in the update the lanes leave a third of theirs, as adapters keep more.
+        # forward pass of all rows takes; in the update the lanes leave a third of theirs to what is not counted with a
+        # micro-batch: shared prompts, and casts of weights.
         kept = rollouts.problems_per_step * rollouts.rollouts_per_problem
         if trains and config.evaluation.every:
             kept = max(kept, config.evaluation.problems_between)
@@ -59,7 +60,7 @@ def sized(
         room = budget / (tokens * shape.token_bytes(lm.compute_dtype.itemsize) + _DRAW_BYTES * shape.vocabulary)
         rows = _power_of_two(room / 1.5 if lm.device.type == "cuda" else max(room - kept, room / 2), _MOST_SAMPLED)
         # vLLM has a cache of its own, and queues what has no room there; the base model is sampled by transformers.
-        elsewhere = config.sampler == "vllm" and not (trains and config.samples_reference)
+        elsewhere = config.has_engine and not (trains and config.samples_reference)
         if elsewhere and (config.vllm.server or lm.device.type == "cuda"):
             rows = _MOST_SAMPLED
         rollouts = rollouts.model_copy(update={"rows_at_once": rows})
@@ -212,7 +213,7 @@ def static(config: TrainConfig, of: Counted, available: float, *, on_card: bool,
         weights, masters = weights + 2 * of.rounded, 0
     gradients, moments = 4 * of.trained, (8 if config.optimizer.name == "adamw" else 2) * of.trained
     place, copied = _reference(config, of, weights + masters + gradients + moments, available, on_card, shards)
-    sampled = int(config.sampler != "vllm")
+    sampled = int(not config.has_engine)
     if config.samples_reference:  # with an adapter it is the same weights
         sampled = sampled + 1 if place == "device" else max(sampled, int(place == "same model"))
     elsewhere = shards > 1 and on_card and config.samples_elsewhere
@@ -307,7 +308,7 @@ def _bytes(tensors: Iterable[Tensor]) -> int:
 def _budget(config: TrainConfig, lm: LanguageModel, trains: bool, shards: int) -> float:
     if lm.device.type != "cuda":
         return _CPU_BUDGET
-    sampled = _cast_bytes(lm) if config.sampler != "vllm" else 0
+    sampled = 0 if config.has_engine else _cast_bytes(lm)
     free: float = torch.cuda.mem_get_info(lm.device)[0]
     return half_of(free, static_of(config, lm, shards).to_come if trains else sampled)
 
@@ -324,8 +325,9 @@ def half_of(free: float, to_come: float) -> float:
 def _activation_bytes(lm: LanguageModel, tokens: int, again: bool, packs: bool) -> float:
     """What a token's forward pass keeps for the backward pass; of padded rows in eager attention its weights too.
 
-    again: each layer keeps its input alone, and one at a time all the rest. Logits are not kept (vocabulary.py), but
-    by models whose head is not known: in float32 the policy's, the reference's, and a gradient.
+    again: each layer keeps its input alone, as wide as weights are stored, and one at a time all the rest, with the
+    gradients that its backward pass has at its fullest. Logits are not kept (vocabulary.py), but by models whose head
+    is not known: in float32 the policy's, the reference's, and a gradient.
     """
     shape, width = shape_of(lm.model.config), lm.compute_dtype.itemsize
     layer = (14 * shape.hidden + 4 * shape.intermediate) * width + 8 * shape.hidden
@@ -333,7 +335,12 @@ def _activation_bytes(lm: LanguageModel, tokens: int, again: bool, packs: bool) 
         layer += 2 * shape.heads * tokens * 4
     # before the head, in float32: the policy's, the reference's and the gradient
     states = 12 * (shape.hidden if lm.head_form else shape.vocabulary)
-    return states + (layer + shape.layers * shape.hidden * width if again else layer * shape.layers)
+    if not again:
+        return states + layer * shape.layers
+    stored = next((weight.dtype.itemsize for weight in lm.model.parameters()), width)
+    # two gradients as wide as its widest part, and in half precision the float32 copy of it that an adapter reads
+    fullest = (2 * width + (2 if width < 4 else 0)) * shape.intermediate
+    return states + layer + fullest + shape.layers * shape.hidden * max(width, stored)
 
 
 def _power_of_two(rows: float, most: int) -> int:

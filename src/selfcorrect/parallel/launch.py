@@ -73,7 +73,7 @@ def refuse_several(what: str) -> None:
 
 def refuse_unserved(config: TrainConfig) -> None:
     """Raises ConfigError where ranks would not wait as long as the recipe's engine may take."""
-    if config.sampler == "vllm" and config.vllm.timeout > _LONGEST:
+    if config.has_engine and config.vllm.timeout > _LONGEST:
         raise ConfigError(
             f"vllm.timeout = {config.vllm.timeout:g} with several processes: the others would give rank 0 up before "
             f"it could tell what the engine said; set at most {_LONGEST:g}"

@@ -227,7 +227,7 @@ class Several(Alone):
         self.stop, stop.waits, self.lifeline.saved = stop, True, saved
 
     def spread(self, trainer: Trainer) -> Trainer:
-        if trainer.config.sampler == "vllm":
+        if trainer.config.has_engine:
             from selfcorrect.parallel.served import served
 
             lm = trainer.lm

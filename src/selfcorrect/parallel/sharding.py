@@ -130,7 +130,7 @@ class Sharded(Several):
         if self.keeps_one:
             _keep_in_memory(plain, mine=self.rank == 0)
         sampler: Any = Gathering(trainer.sampler, lambda: self.whole(lm).model)
-        if trainer.config.sampler == "vllm":
+        if trainer.config.has_engine:
             sampler = self.served = served(self, trainer, lm, lambda: self.whole(lm).model)
         made: Trainer = type(trainer)(trainer.config, lm, reference, sampler, trainer.task, base, self)
         return made

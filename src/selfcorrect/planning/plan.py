@@ -158,12 +158,12 @@ def as_used(config: TrainConfig, devices: Devices, spec: Spec | None = None) -> 
     and on how many further cards its server runs: as told, else as few as leave half of a card to the cache.
     """
     kind = devices.parallel if config.parallel == "auto" else config.parallel
-    engine, serving = config.sampler == "vllm", None
-    if engine and config.vllm.server:
+    serving = None
+    if config.vllm.server:
         serving = devices.serving or 1
         if devices.card and not devices.serving:
             serving = _fewest(dressed(config, spec or described(config.model), devices.card), devices.card)
-    return replace(devices, parallel=kind, engine=engine, serving=serving)
+    return replace(devices, parallel=kind, engine=config.has_engine, serving=serving)
 
 
 def _fewest(model: Dressed, card: Card) -> int:

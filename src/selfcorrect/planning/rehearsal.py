@@ -1,7 +1,7 @@
 """The update and the sampling of a recipe, run on fake tensors: what of them is alive at once, in bytes.
 
 The project's own code (shared prompts, packed rows, the pass over the vocabulary, the cache of lanes) runs twice over
-transformers' model, with one layer and with two. Tensors are fake: they have shapes and no numbers, so it takes a
+transformers' model, with few layers and with one more. Tensors are fake: they have shapes and no numbers, so it takes a
 second or two and hardly any memory. The difference is what a layer adds, and the bytes of L layers follow in a line. As
 the code itself runs, this stays true when the code changes.
 
@@ -96,7 +96,7 @@ class Line:
 
 
 def by_layers(costume: Costume, measure: Callable[[LanguageModel], dict[str, float]]) -> dict[str, Line]:
-    """What `measure` finds for a model of one layer of each kind, and of one more, as lines."""
+    """What `measure` finds for a model of a layer of each kind, and of one more, as lines."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     def faked(makers: Sequence[Callable[[], LanguageModel]]) -> list[dict[str, float]]:
@@ -114,11 +114,13 @@ def through(
     layers: tuple[int, int] | None = None,
 ) -> dict[str, Line]:  # fmt: skip
     """The lines through what `measure` finds of two models, which it is given to make. layers: of each; else one of
-    each kind, and one more.
+    each kind (of an adapted model two at least), and one more.
 
     Raises ModelError where the architecture's own code fails at that.
     """
-    few, many = layers or (kinds(costume.config), kinds(costume.config) + 1)
+    # Beneath adapters no gradient goes on to the embeddings, so that the first layer takes less than any other.
+    least = max(kinds(costume.config), 2 if costume.rank else 1)
+    few, many = layers or (least, least + 1)
     try:
         fewer, more = measure([partial(stand_in, costume, count) for count in (few, many)])
     except Exception as error:  # models fail here in their own ways
@@ -164,15 +166,9 @@ def stand_in(costume: Costume, layers: int) -> LanguageModel:
     form = HeadForm() if type(model.get_output_embeddings()) is nn.Linear else None
     none: Any = None
     return LanguageModel(
-        model,
-        none,
-        none,
-        frozenset({0}),
-        torch.device("cpu"),
-        costume.compute,
-        form,
+        model, none, none, frozenset({0}), torch.device("cpu"), costume.compute, form,
         copies=costume.copies and not costume.four_bits,
-    )
+    )  # fmt: skip
 
 
 class _Adapted(nn.Module):

@@ -137,7 +137,7 @@ def _read_object(path: Path, notes: list[str]) -> Mapping[str, Any]:
 
 def _read_rows(path: Path, *fields: str) -> list[dict[str, Any]]:
     """The lines of a log with a step that have these fields; a damaged one is left out."""
-    return [row for row in json_lines(path) if isinstance(row.get("step"), int) and row.keys() >= {*fields}]
+    return [row for row in json_lines(path) if type(row.get("step")) is int and row.keys() >= {*fields}]
 
 
 def _read_steps(path: Path, notes: list[str]) -> tuple[Step, ...]:
@@ -148,7 +148,9 @@ def _read_steps(path: Path, notes: list[str]) -> tuple[Step, ...]:
     for position, line in enumerate(lines):
         try:
             row = json.loads(line)
-            step = int(row["step"])
+            step = row["step"]
+            if type(step) is not int:
+                raise TypeError(step)
         except (ValueError, KeyError, TypeError, RecursionError):
             damaged += position < len(lines) - 1  # the last one may still be in the writing
             continue

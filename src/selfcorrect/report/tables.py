@@ -10,7 +10,7 @@ from selfcorrect.evaluation.evaluate import Evaluation
 from selfcorrect.evaluation.metrics import Estimate, Summary
 from selfcorrect.evaluation.told import CONTROLS
 from selfcorrect.report.paper import PAPER, SETTING, PaperRow, fix_rate, setting_of
-from selfcorrect.report.wording import capital, interval, percent, points, sign
+from selfcorrect.report.wording import TONE, capital, interval, percent, points, sign
 
 NONE = "\N{EM DASH}"
 
@@ -49,7 +49,7 @@ def share_cell(estimate: Estimate) -> Cell:
 
 def delta_cell(estimate: Estimate, *, tells: bool = True) -> Cell:
     """tells: whether the figure allows a verdict."""
-    tone = {1: "good", 0: "even", -1: "bad"}[sign(estimate)] if tells else ""
+    tone = TONE[sign(estimate)] if tells else ""
     return Cell(points(estimate.value), interval(estimate), tone)
 
 

@@ -66,6 +66,9 @@ def capital(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
+TONE = {1: "good", 0: "even", -1: "bad"}  # of a sign: how the pages colour it
+
+
 def sign(estimate: Estimate) -> int:
     """+1 or -1 where the interval excludes zero, else 0."""
     return (estimate.low > 0) - (estimate.high < 0)
@@ -84,7 +87,7 @@ def headline(run: Run) -> Headline:
         return Headline(f"The evaluation {final.label} could grade no problem.", "none", tuple(_progress(run)))
     summary = final.summary
     sentence = _result(capital(final.label), summary)
-    tone = "none" if caution(summary) else {1: "good", 0: "even", -1: "bad"}[sign(summary.delta)]
+    tone = "none" if caution(summary) else TONE[sign(summary.delta)]
     base = run.base if run.base and run.base is not final and run.base.summary.n else None
     paired = final.against_base if base else None
     if base and base.summary.accuracy and (_first_change(summary, base.summary, paired) or 0) < 0:

@@ -25,6 +25,7 @@ from selfcorrect.runs.disk import check_room, need_of, try_save, used
 from selfcorrect.runs.evaluating import rows_of
 from selfcorrect.runs.trackers import tracker_names
 from selfcorrect.samplers.choose import make_sampler
+from selfcorrect.samplers.vllm_server import UNTOLD, Server
 from selfcorrect.tasks import make_task
 from selfcorrect.tasks.base import Task
 from selfcorrect.tasks.dataset import DataTask
@@ -183,7 +184,8 @@ def tried(config: TrainConfig) -> Iterator[str]:
         yield f"longest rollout: {need} tokens of the {lm.reads or 'unknown number'} that the model reads"
         if reads:
             told = "" if reads >= need else "; a longer one ends the run: start it with a larger --max-model-len"
-            yield f"server: {config.vllm.server} answers, and reads up to {reads} tokens{told}"
+            limit = f", and reads up to {reads} tokens{told}" if reads < UNTOLD else ""
+            yield f"server: {config.vllm.server} answers{limit}"
         settled, sizes = fitted(config, lm, task, trains=bool(config.stages))
         make_sampler(settled, lm)  # an engine that is not installed is told of
         short = [*shortages(config, task, len(held_out), trains=bool(config.stages)), *unread(task, lm.chat)]
@@ -197,10 +199,8 @@ def tried(config: TrainConfig) -> Iterator[str]:
 
 def _server_reads(config: TrainConfig) -> int:
     """Tokens that a vLLM server takes, asked once; 0 without one. Raises SamplerFailed where it does not answer."""
-    if config.sampler != "vllm" or not config.vllm.server:
+    if not config.vllm.server:
         return 0
-    from selfcorrect.samplers.vllm_server import Server
-
     once = config.vllm.model_copy(update={"timeout": 1.0})
     return Server(once, Path(), torch.device("cpu"), adapter_only=False).longest
 

@@ -19,7 +19,7 @@ from selfcorrect.evaluation.caution import caution, ungraded
 from selfcorrect.evaluation.evaluate import Evaluation
 from selfcorrect.evaluation.metrics import LEFT_OUT, Summary
 from selfcorrect.evaluation.resolution import after
-from selfcorrect.evaluation.told import estimate_text, summary_line
+from selfcorrect.evaluation.told import change_text, estimate_text, summary_line
 from selfcorrect.learning.record import StepResult
 
 _TELLING = 0.02  # the share of a piece of work from which its pace can be told
@@ -315,8 +315,7 @@ def passes_lines(summary: Summary) -> list[str]:
     return [
         f"  pass@{each.k}: "
         + "  ".join(f"t{number} {estimate_text(value)}" for number, value in enumerate(each.accuracy, 1))
-        + f"  delta {estimate_text(each.delta, signed=True)}  i->c {each.fixed.value:.1%}  c->i {each.broken.value:.1%}"
-        f"  n={each.n}"
+        + f"  {change_text(each)}  n={each.n}"
         for each in summary.passes
     ]
 
@@ -324,8 +323,7 @@ def passes_lines(summary: Summary) -> list[str]:
 def flow_lines(summary: Summary) -> list[str]:
     """What each attempt does to the one before, a line each, where there are more than two."""
     return [
-        f"  t{place} -> t{place + 1}: delta {estimate_text(flow.delta, signed=True)}  i->c {flow.fixed.value:.1%}  "
-        f"c->i {flow.broken.value:.1%}  unchanged {flow.unchanged.value:.1%}"
+        f"  t{place} -> t{place + 1}: {change_text(flow)}  unchanged {flow.unchanged.value:.1%}"
         for place, flow in enumerate(summary.flows, 1)
     ]
 
@@ -337,9 +335,8 @@ def wording_lines(evaluation: Evaluation) -> list[str]:
         summary = each.summary
         less = [f"{estimate_text(value, signed=True)} against {name}" for name, value in each.less.items()]
         lines.append(
-            f"  asked as {each.name}: t{len(summary.accuracy)} {estimate_text(summary.accuracy[-1])}  delta "
-            f"{estimate_text(summary.delta, signed=True)}  i->c {summary.fixed.value:.1%}  "
-            f"c->i {summary.broken.value:.1%}  unchanged {summary.unchanged.value:.1%}  ({', '.join(less)})"
+            f"  asked as {each.name}: t{len(summary.accuracy)} {estimate_text(summary.accuracy[-1])}  "
+            f"{change_text(summary)}  unchanged {summary.unchanged.value:.1%}  ({', '.join(less)})"
         )
     return lines
 

@@ -151,7 +151,7 @@ def settings(config: TrainConfig, evaluator: Evaluator, chat: Chat, of: dict[str
         },
         "model.system_prompt": config.model.system_prompt,
         "decoding": "recorded" if evaluator.recorded else evaluator.main,
-        **({"sampler": config.sampler} if config.sampler == "vllm" else {}),
+        **({"sampler": config.sampler} if config.has_engine else {}),
         "what the problems say": evaluator.digest(chat),
     }
 

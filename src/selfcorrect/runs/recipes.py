@@ -33,13 +33,15 @@ def train_config(recipe: Recipe, *overrides: str) -> TrainConfig:
 
 
 def config_for(
-    model: str | Path, recipe: Recipe | None, overrides: Sequence[str] | None, purpose: str, *, here: bool = True
+    model: str | Path, recipe: Recipe | None, overrides: Sequence[str], purpose: str, *, here: bool = True
 ) -> TrainConfig:
     """The recipe that was named, or that goes with a model, or a task's defaults where an override names the task.
 
-    overrides: None where the command takes none. here: whether the model is to be loaded. Raises ConfigError where
-    nothing names the task, or what the task reads is not there.
+    here: whether the model is to be loaded. Raises ConfigError where nothing names the task, what the task reads is not
+    there, or an override names another model.
     """
+    if other := next((each for each in overrides if each.startswith("model.path=")), None):
+        raise ConfigError(f"override {other!r}: the model is named beside the settings, and is {model}; leave one out")
     config = _going_with(model_of(model) if here else model, recipe, overrides, purpose, here)
     if config.sampler != "recorded":  # whose rows may hold all that the task would be read for
         check_asked_paths(config, loaded=here)
@@ -68,29 +70,29 @@ def to_grade(task: str, overrides: Sequence[str]) -> TrainConfig:
 
 
 def _going_with(
-    model: str | Path, recipe: Recipe | None, overrides: Sequence[str] | None, purpose: str, here: bool
+    model: str | Path, recipe: Recipe | None, overrides: Sequence[str], purpose: str, here: bool
 ) -> TrainConfig:  # fmt: skip
     if recipe is not None:
-        return train_config(recipe, *(overrides or ()))
+        return train_config(recipe, *overrides)
     if here:
         resolve_path(str(model))  # a folder that is not there, or holds no model, is the first thing to say
     beside = recipe_beside(model)
     if beside is not None:
-        config = train_config(beside, *(overrides or ()))
-        if any(override.startswith("model.chat_template=") for override in overrides or ()):
+        config = train_config(beside, *overrides)
+        if any(override.startswith("model.chat_template=") for override in overrides):
             return config
         # the recipe's template was saved with the model, and its file may be gone
         return config.model_copy(update={"model": config.model.model_copy(update={"chat_template": None})})
-    tasks = [value for key, _, value in (o.partition("=") for o in overrides or ()) if key == "task.name"]
+    tasks = [value for key, _, value in (o.partition("=") for o in overrides) if key == "task.name"]
     if not tasks:
         kinds = ", ".join(f"task.name={name}" for name in TASK_KINDS)
-        also = "" if overrides is None else f", or a task ({kinds}; `selfcorrect tasks` says what they are)"
         known = "" if not here or Path(str(model)).expanduser().exists() else "is no folder here and "
         raise ConfigError(
-            f"{model} {known}lies in no run, so nothing says what to {purpose}; name a recipe with --recipe FILE{also}"
+            f"{model} {known}lies in no run, so nothing says what to {purpose}; name a recipe with --recipe FILE, or a "
+            f"task ({kinds}; `selfcorrect tasks` says what they are)"
         )
     limits = {"max_new_tokens": ATTEMPT_TOKENS[tasks[-1]]} if tasks[-1] in ATTEMPT_TOKENS else {}
-    return train_config({"stages": [], "rollouts": limits}, *(overrides or ()))
+    return train_config({"stages": [], "rollouts": limits}, *overrides)
 
 
 def recipe_beside(model: str | Path) -> Path | None:

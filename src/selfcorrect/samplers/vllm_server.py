@@ -18,10 +18,12 @@ import torch
 from selfcorrect.config import VllmConfig
 from selfcorrect.errors import SamplerFailed
 from selfcorrect.models.plain import PlainWeights
+from selfcorrect.samplers.base import note
 from selfcorrect.samplers.vllm import ADAPTER, AdapterVersion, Request, Sampled
 from selfcorrect.samplers.vllm_engine import need_vllm
 
 SIDE_BY_SIDE = 256  # requests of a rank that are under way; the server batches them
+UNTOLD = 1 << 40  # tokens: the length of a server that does not say how many it takes
 _WAIT = 120.0  # seconds for a server that is still starting, or starting again
 _MORE = 5.0  # seconds: the time-out of a whole sync comes before that of a request within it
 _HERE = ("localhost", "127.0.0.1", "::1")
@@ -55,7 +57,15 @@ class Server:
         policies = [each for each in loaded if adapter_only and str(each["id"]).startswith(ADAPTER)]
         self._left = [str(each["id"]) for each in policies if not Path(str(each.get("root"))).exists()]
         self._model = str(served["id"])
-        self.block, self.longest = _BLOCK, int(served.get("max_model_len") or 2**20)
+        length = served.get("max_model_len")
+        self.block, self.longest = _BLOCK, UNTOLD
+        if isinstance(length, int) and length > 1:  # true is no number
+            self.longest = length
+        else:
+            note(
+                f"vllm.server = {self._url!r} does not say in /v1/models how many tokens it takes (max_model_len): a "
+                "rollout that is too long for it ends the run with the server's own words"
+            )
 
     def sample(self, requests: Sequence[Request]) -> list[Sampled]:
         """In the order of the requests. Raises RuntimeError where the server answers with an error, late, or never."""
@@ -185,7 +195,7 @@ class Server:
         else:
             from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
 
-            world = int(self._get("/get_world_size")["world_size"])
+            world = self._world_size()
             address, port = _own_address(self._url)
             info = NCCLTrainerInitInfo(rank=0, master_address=address, master_port=port, world_size=world + 1)
         post = self._post
@@ -196,6 +206,13 @@ class Server:
                 post(f"/{path}", json)
 
         return WeightTransferTrainerFactory.trainer_init(info, client=Client(self._url), source=source)
+
+    def _world_size(self) -> int:
+        """Processes of the server. Raises RuntimeError where it does not say."""
+        answer = self._get("/get_world_size")
+        if type(size := answer.get("world_size")) is not int or size < 1:
+            raise RuntimeError(f"/get_world_size answered no number of processes (world_size): {str(answer)[:200]}")
+        return size
 
     @contextmanager
     def _paused(self) -> Iterator[None]:

@@ -101,10 +101,15 @@ class Spoken:
         if self.stopped or self._read == len(self._ids):
             return ""
         before, now = self._decode(self._ids[self._begin : self._read]), self._decode(self._ids[self._begin :])
+        upto = len(self._ids)
         if not whole and now.endswith("\ufffd"):
-            return ""
+            # What may still become a character lies in the last three tokens: it has at most three of its bytes.
+            # What stands before is told, so that of a long run of bytes that are none not all is read again each time.
+            upto = max(self._read, upto - 3)
+            told = self._decode(self._ids[self._begin : upto])
+            now = told if now.startswith(told) else before
         if len(now) > len(before):
-            self._begin, self._read = self._read, len(self._ids)
+            self._begin, self._read = self._read, upto
         return now[len(before) :]
 
     def _passed(self, new: str) -> str:

@@ -22,6 +22,7 @@ _AT_FIRST = (2.4, 8.0)  # guesses that count as right, and as made, before any w
 _FADES = 0.9  # from look to look, so that a preamble of an attempt's own is forgotten once it copies
 _SURE = 0.97  # no better than this is ever counted on
 _PAYS = 1.1  # times as many tokens a second, by the estimate, or a step takes one
+_PAYS_AT_BEST = 1.3  # if all guesses are right, or none is made: where rows are many, looking for them costs, too
 
 
 def drafts(ids_RS: Tensor, place_R: Tensor, count: int) -> Tensor:
@@ -75,7 +76,7 @@ class Pace:
 
     def tokens(self, rows: int) -> int:
         """Of a row in the next step; 0: a single one, and no guess can pay however good it is."""
-        return self._best(rows, self._share) if self.most(rows) > 1 else 0
+        return self._best(rows, self._share, _PAYS) if self.most(rows) > 1 else 0
 
     def yields(self, tokens: int) -> float:
         """Tokens of a row that a step of so many gains, if guesses are right as often as they were."""
@@ -83,18 +84,18 @@ class Pace:
 
     def most(self, rows: int) -> int:
         """Tokens of each of so many rows in any step."""
-        return self._best(rows, _SURE)
+        return self._best(rows, _SURE, _PAYS_AT_BEST)
 
     @property
     def _share(self) -> float:
         return min(_SURE, self._right / self._made)
 
-    def _best(self, rows: int, share: float) -> int:
+    def _best(self, rows: int, share: float, pays: float) -> int:
         def a_second(tokens: int) -> float:
             return _yields(tokens, share) / (self._fixed + rows * tokens)
 
         best = max(self._choices, key=a_second)
-        return best if a_second(best) > _PAYS * a_second(1) else 1
+        return best if a_second(best) > pays * a_second(1) else 1
 
 
 def pace_of(model: Any, cost: Cost) -> Pace:

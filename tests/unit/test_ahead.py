@@ -1,12 +1,13 @@
 """Several tokens of a row in one step: what is said is what one token a step says, with fewer steps."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-from selfcorrect.samplers.ahead import CARD, ONE_BY_ONE, PROCESSOR, Cost, Pace, drafts
+from selfcorrect.samplers.ahead import CARD, ONE_BY_ONE, PROCESSOR, Cost, Pace, drafts, pace_of
 from selfcorrect.samplers.attention import _eager, _sdpa
 from selfcorrect.samplers.graphs import AS_THEY_ARE, Shapes
 from selfcorrect.samplers.transformers import TransformersSampler
@@ -104,6 +105,9 @@ def test_how_many_tokens_pay() -> None:
         told.hear(16 * 39 + step, 16 * 39 + 16 * step)
     assert told.tokens(16) == 1
     assert pace(ONE_BY_ONE, 100, 100).tokens(1) == 0
+    config = SimpleNamespace(get_text_config=SimpleNamespace)  # tells no number of layers
+    other = SimpleNamespace(config=config, parameters=lambda: [torch.zeros(9)])
+    assert pace_of(other, PROCESSOR).most(1) == 16
     assert (told.most(128), told.fullest(128), told.most(16), told.fullest(16)) == (1, 4, 8, 9)
 
 

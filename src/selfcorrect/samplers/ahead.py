@@ -105,7 +105,8 @@ class Pace:
 
 def pace_of(model: Any, cost: Cost) -> Pace:
     """Of a transformers model."""
-    layers = model.config.get_text_config().num_hidden_layers
+    # A model with code of its own may name the number otherwise.
+    layers = getattr(model.config.get_text_config(), "num_hidden_layers", 0)
     return Pace(cost, layers, sum(weight.numel() for weight in model.parameters()))
 
 

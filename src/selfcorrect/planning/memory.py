@@ -203,7 +203,7 @@ def _cache(config: TrainConfig, model: Dressed, step: Step) -> _Cache:
     slots, lanes = shapes.width(work.slots), shapes.lanes(work.lanes)
     token = model.spec.token_bytes(model.costume.compute)
     kept = min(step.rows, lanes) if model.on_card else step.rows
-    ahead = Pace(shapes.cost, model.spec.layers, model.numbers.all).most(lanes)
+    ahead = Pace(shapes.cost, model.spec.layers, model.numbers.all).fullest(lanes)
     rehearsed = Sampling(lanes, slots, min(lanes, work.prefilled), work.turn, ahead)
     return _Cache(rehearsed, token * lanes * slots, token * kept * step.lengths.mean_row(step.attempts))
 

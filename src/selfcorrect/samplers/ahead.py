@@ -11,6 +11,7 @@ worth their while follows from how many rows there are and how often guesses hav
 Axes: R lanes, S slots, T tokens of a lane in one step.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +28,7 @@ _PAYS_AT_BEST = 1.3  # if all guesses are right, or none is made: where rows are
 
 def drafts(ids_RS: Tensor, place_R: Tensor, count: int) -> Tensor:
     """What may follow the token at `place` of each row [R, count]: what followed the longest equal stretch before it,
-    the latest of several. Beyond what is known, and where nothing is equal, any token of the table.
+    the latest of several. Behind what is known that begins anew, as in a loop. Where nothing is equal, any token.
     """
     slots, device = ids_RS.shape[1], ids_RS.device
     before_RSN = torch.nn.functional.pad(ids_RS, (_REACH - 1, 0), value=-1).unfold(1, _REACH, 1)
@@ -35,7 +36,8 @@ def drafts(ids_RS: Tensor, place_R: Tensor, count: int) -> Tensor:
     equal_RS = (before_RSN == tail_R1N).flip(-1).cumprod(-1, dtype=torch.int32).sum(-1)
     slot_S = torch.arange(slots, device=device)
     best_R = torch.where(slot_S < place_R[:, None], equal_RS * slots + slot_S, -1).argmax(1)
-    return ids_RS.gather(1, (best_R[:, None] + 1 + torch.arange(count, device=device)).clamp(max=slots - 1))
+    step_RT = torch.arange(count, device=device) % (place_R - best_R).clamp(min=1)[:, None]
+    return ids_RS.gather(1, (best_R[:, None] + 1 + step_RT).clamp(max=slots - 1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +88,10 @@ class Pace:
         """Tokens of each of so many rows in any step."""
         return self._best(rows, _SURE, _PAYS_AT_BEST)
 
+    def fullest(self, rows: int) -> int:
+        """Tokens of each of so many rows, so that no step of fewer rows has more in all."""
+        return max(math.ceil(few * self.most(few) / rows) for few in range(1, rows + 1))
+
     @property
     def _share(self) -> float:
         return min(_SURE, self._right / self._made)
@@ -100,7 +106,8 @@ class Pace:
 
 def pace_of(model: Any, cost: Cost) -> Pace:
     """Of a transformers model."""
-    layers = model.config.get_text_config().num_hidden_layers
+    # A model with code of its own may name the number otherwise.
+    layers = getattr(model.config.get_text_config(), "num_hidden_layers", 0)
     return Pace(cost, layers, sum(weight.numel() for weight in model.parameters()))
 
 

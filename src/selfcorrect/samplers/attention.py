@@ -72,4 +72,5 @@ def _for_groups(mask_R1TS: Tensor, query: Tensor, key: Tensor) -> Tensor:
 
 
 def _by_head(attended_RKMD: Tensor, query_RHTD: Tensor) -> Tensor:
-    return attended_RKMD.reshape(query_RHTD.shape).transpose(1, 2)  # [R, T, H, D], as the models' code expects
+    # [R, T, H, D], as the models' code expects; D is that of values, which some models have narrower than queries
+    return attended_RKMD.reshape(*query_RHTD.shape[:3], -1).transpose(1, 2)

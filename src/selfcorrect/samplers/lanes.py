@@ -87,11 +87,12 @@ class Lanes:
         it is one, and no guess is made.
         """
         lanes, place_R1 = slice(rows), self._place_R[:rows, None].clone()
-        # The last slot is no token's that is ever seen, so what goes too far may lie there.
-        place_RT = (place_R1 + torch.arange(max(1, tokens), device=place_R1.device)).clamp(max=width - 1)
+        # What goes too far lies in the slot of the attempt's last token: that is never fed, so nothing sees the slot.
+        left_R1 = (self._limit - self._count_R[lanes, None]).clamp(min=0)
+        place_RT = place_R1 + torch.arange(max(1, tokens), device=place_R1.device).minimum(left_R1)
         fed_RT, guess_RT = self._token_R[lanes, None], None
         if tokens:
-            guess_RT = drafts(self._ids_RS[lanes, :width], place_RT[:, 0], tokens)
+            guess_RT = drafts(self._ids_RS[lanes, :width], place_R1[:, 0], tokens)
             fed_RT = torch.cat([fed_RT, guess_RT[:, :-1]], 1)
         self.cache.open(lanes, place_RT, width)
         states = self.lm.states(

@@ -32,6 +32,7 @@ from selfcorrect.serving.lanes import Lanes, make_lanes, pick, shared
 from selfcorrect.serving.protocol import ApiError, Plan, invalid
 
 _FED_AT_ONCE = 512  # tokens of a prompt
+_DRAWN = 256  # tokens of all rows in a step, or one of each: their logits are its memory
 _MOST_WAITING = 128  # answers in the queue
 _STOPPED = ApiError(503, "the server is shutting down", code="shutting_down")
 
@@ -134,7 +135,7 @@ class Station:
 
     def _go_on(self, rows: dict[int, Row]) -> None:
         """Each row's last token and guesses of its next ones are fed; what comes after a wrong guess does not count."""
-        most = self._pace.tokens(len(rows)) if self._lanes.takes_back else 0
+        most = min(self._pace.tokens(len(rows)), _DRAWN // len(rows)) if self._lanes.takes_back else 0
         guesses, added, held, first = {}, {}, {}, {}
         for lane, row in rows.items():
             count = min(max(1, most), row.limit - len(row.drawn))

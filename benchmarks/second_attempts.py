@@ -73,10 +73,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
             pair[f"attempt {attempt}"] = compared(sides, prompts, replace(params, seed=params.seed + attempt))
         print(*(f"{name}: {told(found)}" for name, found in pair.items()), sep="\n", flush=True)
         pairs.append(pair)
+    ratios = {name: [pair[name]["ratio"] for pair in pairs] for name in pairs[0]}
     found = {
         **environment(config.seed), "problems": len(problems), "temperature": params.temperature,
         "precision": str(lm.compute_dtype).removeprefix("torch."),
-        "ratio": {name: median(pair[name]["ratio"] for pair in pairs) for name in pairs[0]}, "pairs": pairs,
+        "ratio": {name: median(each) for name, each in ratios.items()},
+        "range": {name: [min(each), max(each)] for name, each in ratios.items()}, "pairs": pairs,
     }  # fmt: skip
     kept = json.loads(options.output.read_text()) if options.output.is_file() else {}
     kept[options.label or Path(config.model.path).name] = found

@@ -309,6 +309,12 @@ QUOTES: list[tuple[str, str, str, Given]] = [
     ("README.md", "real_step_xeon.json", "real_step_xeon.json`) | {r[tunings][full][summary][ratio_median]:.2f} "
      "({r[tunings][full][summary][ratio_range][0]:.2f} to {r[tunings][full][summary][ratio_range][1]:.2f}) | "
      "{r[tunings][full][summary][memory_median]:.2f} |", None),
+    ("README.md", "second_attempts.json", "are sampled {r[greedy, 4 rows][ratio][attempt 2]:.2f} times as fast by it with four rows side "
+     "by side, greedy, and {r[temperature 1, 4 rows][ratio][attempt 2]:.2f} times at temperature 1, token for token the same", None),
+    *[("docs/speed.md", "second_attempts.json", f"| {label} | " + " | ".join(
+        f"{{r[{label}][ratio][{a}]:.2f}} ({{r[{label}][range][{a}][0]:.2f}} to {{r[{label}][range][{a}][1]:.2f}})"
+        for a in ("attempt 1", "attempt 2")) + " |", None)
+      for label in ("greedy, 1 row", "greedy, 4 rows", "greedy, 16 rows", "temperature 1, 4 rows")],
     ("docs/speed.md", "loss_memory.json", "over 16,384 tokens take {m[tiles262144]:.2f} GiB besides the gradients themselves, with 262,144 words "
      "and 151,936 as with 32,000 ({m[tiles32000]:.2f} GiB). Whole logits take {m[whole logits32000]:.2f} GiB with 32,000 words and would "
      "take {m[whole logits262144]:.1f} with 262,144; TRL's log-probability and divergence kernels take {r[memory][2][beyond_gib]:.2f} GiB "

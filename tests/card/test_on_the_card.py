@@ -139,4 +139,5 @@ def test_how_often_the_host_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     assert sampler._graphs
     assert sampler._graphs._recorded
     assert [max(len(one.token_ids) for one in done) for done in alone] == [17, 33]
-    assert waited[1] - waited[0] < 16 / 3, waited  # a wait a token would be 16
+    # A wait a token would be 16; rows whose guesses are right end before others.
+    assert waited[1] - waited[0] < 16 / 2, waited

@@ -28,8 +28,6 @@ def shared(one: Sequence[int], other: Sequence[int]) -> int:
 class SlotLanes:
     """All lanes in one table that grows. held: by lane, the ids whose keys and values it has."""
 
-    takes_back = True  # what was fed last: `keep`
-
     def __init__(self, lm: LanguageModel, count: int) -> None:
         self._lm = lm
         self.held: list[list[int]] = [[] for _ in range(count)]
@@ -78,8 +76,6 @@ class SlotLanes:
 class OwnCaches:
     """The same with a cache of the model's own kind for each lane: for layers that attend otherwise."""
 
-    takes_back = False
-
     def __init__(self, lm: LanguageModel, count: int) -> None:
         self._lm = lm
         self.held: list[list[int]] = [[] for _ in range(count)]
@@ -96,6 +92,7 @@ class OwnCaches:
         self.held, self._caches = [[] for _ in self.held], [None] * len(self._caches)
 
     def guess(self, lane: int, token: int, count: int) -> list[int]:
+        """None: a wrong one could not be taken out of such a cache."""
         return []
 
     def keep(self, lane: int, tokens: int) -> None:

@@ -135,7 +135,7 @@ class Station:
 
     def _go_on(self, rows: dict[int, Row]) -> None:
         """Each row's last token and guesses of its next ones are fed; what comes after a wrong guess does not count."""
-        most = min(self._pace.tokens(len(rows)), _DRAWN // len(rows)) if self._lanes.takes_back else 0
+        most = min(self._pace.tokens(len(rows)), _DRAWN // len(rows))
         guesses, added, held, first = {}, {}, {}, {}
         for lane, row in rows.items():
             count = min(max(1, most), row.limit - len(row.drawn))
